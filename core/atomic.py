@@ -81,7 +81,7 @@ def overwrite(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Overwrite a file in place, for a disk without room for a second file next to it.
 
     The rest of a longer old content is filled with blanks, so the format must ignore blanks at the end. The file keeps
-    its old content if the new one does not fit.
+    its old content if the new one does not fit. A file with a second name is refused, as that one would change too.
 
     Args:
         path: The file, which must exist.
@@ -93,6 +93,9 @@ def overwrite(path: Path, data: bytes, *, durable: bool = True) -> None:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise OSError(errno.EPERM, "it is no plain file with one name", str(path))
         before = os.pread(descriptor, 1 << 20, 0)
         # In one write, so that a reader finds the one or the other.
         written = os.pwrite(descriptor, data.ljust(len(before)), 0)

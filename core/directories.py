@@ -43,23 +43,34 @@ def whole_directory(target: Path) -> Iterator[Path]:
     """
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.*"):
         if leftover.suffix in _UNFINISHED:
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove_tree(leftover)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(mode=paths.DIRECTORY_MODE)
         yield temporary
         _settle(temporary)
-        if target.exists():
+        if os.path.lexists(target):
             former = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
             os.replace(target, former)
             os.replace(temporary, target)
-            shutil.rmtree(former, ignore_errors=True)
+            remove_tree(former)
         else:
             os.replace(temporary, target)
         fsync_dir(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with everything in it, as far as possible. A link, or whatever else has that name, is removed
+    itself; its target stays.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from core import paths
 from core.atomic import write_atomic
 from core.paths import working_directory
 from core.runs.process import is_same_process, own_identity
-from core.small_files import read_small
+from core.small_files import read_json
 
 #: Most drafts of one kind; the oldest that no process is writing are removed first.
 KEPT = 50
@@ -144,8 +144,8 @@ def _identity() -> tuple[int, str | None]:
 
 def _read(path: Path) -> Draft | None:
     try:
-        content = json.loads(read_small(path, LIMIT))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path, LIMIT, finite=False)
+    except (OSError, ValueError):
         return None
     if not isinstance(content, dict):
         return None

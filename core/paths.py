@@ -85,6 +85,11 @@ def trash_dir() -> Path:
     return home() / "trash"
 
 
+def moved_dir() -> Path:
+    """Records of runs whose checkpoints the user has moved to another disk, a file each."""
+    return home() / "moved"
+
+
 def calibration_dir() -> Path:
     """The memory plan's constants as measured on this machine's devices, a file each."""
     return home() / "calibration"

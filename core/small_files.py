@@ -1,13 +1,21 @@
-"""Safe reading of foreign files: regular files only, and small ones, such as templates and settings, up to a size."""
+"""Safe reading of foreign files: regular files only, and small ones, such as templates and settings, up to a size; JSON
+with numbers that can be computed with.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import stat
 from io import FileIO
 from pathlib import Path
+from typing import Any
+
+#: The largest integer in JSON, and with a minus the smallest: what 64 bits hold.
+INTEGER_LIMIT = 1 << 63
 
 _SPECIAL = (
     (stat.S_ISFIFO, "it is a named pipe"),
@@ -68,6 +76,55 @@ def read_small(path: Path | str, limit: int) -> bytes:
             if size > limit:
                 raise OSError(None, f"it is larger than {_size(limit)}", str(path))
     return b"".join(pieces)
+
+
+def read_json(path: Path | str, limit: int, *, finite: bool = True) -> Any:
+    """Read a small file of JSON (:func:`read_small`, :func:`parse_json`).
+
+    Args:
+        path: The file.
+        limit: The most bytes allowed.
+        finite: Whether NaN and infinities are refused.
+
+    Raises:
+        OSError: If it is not a regular file, too large or cannot be read.
+        ValueError: If it is no such JSON.
+    """
+    return parse_json(read_small(path, limit), finite=finite)
+
+
+def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
+    """Parse JSON. Python's own parser takes integers of any length, which no float, file or clock has room for, and
+    NaN, which is no JSON and equals not even itself.
+
+    Args:
+        text: The JSON; bytes are UTF-8, with or without a byte order mark.
+        finite: Whether NaN and infinities are refused.
+
+    Raises:
+        ValueError: If it is no JSON, is nested too deeply, or has an integer beyond ±2^63; the message says which.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
+    try:
+        if finite:
+            return json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
+        return json.loads(text, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _integer(text: str) -> int:
+    # Digits are counted first, as reading many of them takes long.
+    if len(text) > 20 or abs(value := int(text)) > INTEGER_LIMIT:
+        raise ValueError("it has an integer of more than 64 bits")
+    return value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError("it has a number that is not finite")
+    return value
 
 
 def _size(limit: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from core import paths
 from core.atomic import write_atomic
 from core.errors import UserError
-from core.small_files import read_small
+from core.small_files import read_json
 
 #: Most bytes of the file.
 LIMIT = 64 << 10
@@ -73,8 +73,8 @@ def session_path() -> Path:
 def read_session() -> Session | None:
     """The last session; None where there is none, or the file is not one."""
     try:
-        content = json.loads(read_small(session_path(), LIMIT))
-    except (OSError, ValueError, RecursionError, UserError):
+        content = read_json(session_path(), LIMIT)
+    except (OSError, ValueError, UserError):
         return None
     return parse_session(content)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from core.errors import UserError
 from core.runs.chain import CHAIN_NAME, DamagedLinkError, Link, canonical, read_links
 from core.runs.store import EVENTS_NAME, Run, complete_checkpoints
 from core.runs.trained import result_step
-from core.small_files import hash_file, read_small
+from core.small_files import hash_file, read_json
 from core.text import one_line
 
 _MANIFEST_LIMIT = 16 << 20
@@ -217,8 +216,8 @@ def _damaged_checkpoints(run: Run, known: Mapping[int, Mapping[str, Any]]) -> It
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """The manifest of a checkpoint, unchecked; empty where it is none."""
     try:
-        found = json.loads(read_small(checkpoint / "manifest.json", _MANIFEST_LIMIT))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(checkpoint / "manifest.json", _MANIFEST_LIMIT, finite=False)
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from core.audit.result import MOST, Difference
 from core.runs.chain import SHORT, Link, digits_of_lines
+from core.runs.lines import read_lines
 from core.runs.store import EVENTS_NAME, Run
-from core.small_files import open_regular
+from core.small_files import open_regular, parse_json
 from core.text import one_line
 
 #: Lines around a change in which it is looked for; more of them are told as a stretch.
@@ -149,27 +148,19 @@ def _events_at(path: Path, places: Iterable[int]) -> dict[int, Mapping[str, Any]
     """The events at some places of the record, which is read once; what is none is left out."""
     wanted, found = set(places), dict[int, Mapping[str, Any]]()
     try:
-        with BufferedReader(open_regular(path)) as file:
-            for place, line in zip(range(max(wanted, default=-1) + 1), _lines(file), strict=False):
-                if place in wanted and (event := _event(line)) is not None:
+        with open_regular(path) as file:
+            lines = read_lines(file, _LINE_LIMIT)
+            for place, line in zip(range(max(wanted, default=-1) + 1), lines, strict=False):
+                if place in wanted and (event := _event(line.data)) is not None:
                     found[place] = event
     except OSError:
         pass  # a change is told without its event
     return found
 
 
-def _lines(file: BufferedReader[Any]) -> Iterator[bytes]:
-    """The lines of a file, each up to :data:`_LINE_LIMIT`."""
-    while line := file.readline(_LINE_LIMIT):
-        rest = line
-        while not rest.endswith(b"\n") and (rest := file.readline(_LINE_LIMIT)):
-            pass
-        yield line
-
-
 def _event(line: bytes) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        found = parse_json(line, finite=False)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None

@@ -16,7 +16,7 @@ from core.atomic import fsync_dir, write_atomic
 from core.errors import UserError
 from core.path_kind import JSON_LINES_SUFFIXES
 from core.paths import working_directory
-from core.small_files import read_small
+from core.small_files import read_json
 from core.text import is_unicode
 
 #: Most bytes of a first row that is looked at.
@@ -98,8 +98,8 @@ def _check_first(path: Path, beginning: bytes) -> None:
 
 def remembered_file() -> Path | None:
     """The file that answers were appended to last; None before the first one."""
-    with suppress(OSError, ValueError, RecursionError, UserError):
-        content = json.loads(read_small(_memory(), _SETTINGS_LIMIT))
+    with suppress(OSError, ValueError, UserError):
+        content = read_json(_memory(), _SETTINGS_LIMIT)
         if isinstance(content, dict) and isinstance(name := content.get("file"), str) and name and "\0" not in name:
             return Path(name)
     return None

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import paths
-from core.atomic import write_atomic
+from core.beneath import directory_beneath, write_beneath
 from core.chat.dialogue import Dialogue
 from core.errors import UserError
 from core.runs.store import Run
-from core.small_files import read_small
+from core.small_files import read_json
 from core.text import one_line
 
 #: Most bytes of a transcript.
@@ -72,8 +71,8 @@ def keep_transcript(run: Run, dialogue: Dialogue, system: str = "") -> Path:
         system: The system prompt.
 
     Raises:
-        UserError: If the directory cannot be made.
-        OSError: If it cannot be written, is too large, or the run has been deleted; an earlier state is untouched.
+        OSError: If it cannot be written, is too large, its directory is a link, or the run has been deleted; an earlier
+            state is untouched.
     """
     if not run.config_path.is_file():
         raise FileNotFoundError(None, "the run has been deleted", str(run.path))
@@ -90,11 +89,10 @@ def keep_transcript(run: Run, dialogue: Dialogue, system: str = "") -> Path:
     if len(raw) > LIMIT:
         raise OSError(None, f"it is larger than {LIMIT >> 20} MiB", dialogue.id)
     directory = chats_dir(run)
-    if not directory.is_dir():
-        paths.make_private_dir(directory)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(dialogue.started))
     path = directory / f"{stamp}-{dialogue.id}.json"
-    write_atomic(path, raw, durable=False)
+    with directory_beneath(run.path, directory.name, make=True):
+        write_beneath(run.path, f"{directory.name}/{path.name}", raw, durable=False)
     return path
 
 
@@ -105,7 +103,9 @@ def remove_transcript(transcript: Transcript) -> None:
         UserError: If it cannot be removed.
     """
     try:
-        transcript.path.unlink(missing_ok=True)
+        directory = transcript.path.parent
+        with suppress(FileNotFoundError), directory_beneath(directory.parent, directory.name) as opened:
+            (opened / transcript.path.name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"The conversation {transcript.path} cannot be removed: {error.strerror or error}.",
@@ -129,8 +129,8 @@ def list_transcripts(run: Run) -> list[Transcript]:
 
 def _read(path: Path) -> Transcript | None:
     content: Any = None
-    with suppress(OSError, ValueError, RecursionError, UserError):
-        content = json.loads(read_small(path, LIMIT))
+    with suppress(OSError, ValueError, UserError):
+        content = read_json(path, LIMIT)
     if not isinstance(content, dict):
         return None
     identity, started, exchanges = content.get("id"), content.get("started"), content.get("exchanges")

@@ -31,6 +31,7 @@ _BY_ARGUMENT = {
     ("compare", "markdown"): "any_file",
     ("compare", "csv"): "any_file",
     ("compare", "curves"): "any_file",
+    ("continue", "checkpoints"): "any_file",
     ("data", "template"): "template_file",
     ("export", "out"): "any_file",
     ("eval", "prompts"): "any_file",

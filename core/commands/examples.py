@@ -71,7 +71,11 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("stop latest --now", "without one"),
         ("stop latest --force", "kill a process that hangs"),
     ),
-    "continue": (("continue latest", ""), ("continue faq --detach", "any part of an id will do")),
+    "continue": (
+        ("continue latest", ""),
+        ("continue faq --detach", "any part of an id will do"),
+        ("continue faq --checkpoints /mnt/large/faq", "its checkpoints were moved there, and linked to"),
+    ),
     "queue": (
         ("queue add faq.toml --set method.rank=32", "put a run to the end"),
         ("queue start", "start what waits, one after the other"),

@@ -11,7 +11,7 @@ from core import paths
 from core.atomic import write_atomic
 from core.errors import UserError
 from core.paths import working_directory
-from core.small_files import read_small
+from core.small_files import read_json
 
 #: The most paths that are remembered.
 KEPT = 30
@@ -26,8 +26,8 @@ def recent_path() -> Path:
 def recent_configs() -> list[Path]:
     """The recently opened configurations, the last one first; deleted files are left out."""
     try:
-        names = json.loads(read_small(recent_path(), _LARGEST_FILE))
-    except (OSError, ValueError, RecursionError):
+        names = read_json(recent_path(), _LARGEST_FILE)
+    except (OSError, ValueError):
         return []
     texts = [name for name in names if isinstance(name, str) and "\0" not in name] if isinstance(names, list) else []
     found = [Path(text) for text in dict.fromkeys(texts)][:KEPT]

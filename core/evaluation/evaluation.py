@@ -14,7 +14,7 @@ from core.chat.session import Answer, ChatSession
 from core.errors import UserError
 from core.evaluation.check import Check
 from core.evaluation.prompt_set import PromptSet
-from core.evaluation.record import Answered, EvaluationRecord, RecordFile, folder_of, unfinished
+from core.evaluation.record import Answered, EvaluationRecord, RecordFile, folder_of, make_folder, unfinished
 from core.evaluation.score import Scorer
 from core.evaluation.targets import Target
 
@@ -82,6 +82,7 @@ class Evaluation:
             EvaluationCancelledError: If :meth:`cancel` was called; what there is so far is kept.
             UserError: If a model cannot answer, or the check or the disk fails; likewise.
         """
+        make_folder(self.folder)
         found = unfinished(self.folder, self.record)
         if found is not None:
             path, self.record = found

@@ -22,7 +22,7 @@ from core.evaluation.prompt_set import PromptItem, PromptSet
 from core.evaluation.targets import Target
 from core.runs.events import as_json
 from core.runs.store import Run
-from core.small_files import read_small
+from core.small_files import read_json
 from core.text import one_line
 
 VERSION = 1
@@ -209,12 +209,12 @@ def read_record(path: Path) -> EvaluationRecord:
         UserError: If it cannot be read or is none.
     """
     try:
-        return EvaluationRecord.from_dict(json.loads(read_small(path, FILE_LIMIT)))
+        return EvaluationRecord.from_dict(read_json(path, FILE_LIMIT))
     except OSError as error:
         raise UserError(
             f"{one_line(str(path))} cannot be read: {error.strerror or error}.", "Check the path."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{one_line(str(path))} is no record of an evaluation.", "Evaluate again.") from error
 
 

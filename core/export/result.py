@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +10,7 @@ from typing import Any, cast
 from core import paths
 from core.export.agreement import Agreement
 from core.export.kinds import KINDS, QUANTS, Kind, Quant
-from core.small_files import read_small
+from core.small_files import read_json
 
 #: The record of an export, in its directory.
 RECORD = "export.json"
@@ -117,9 +116,9 @@ def _text(value: object) -> str | None:
 def read_result(directory: Path) -> ExportResult | None:
     """The record of the export in a directory; None if there is none, or it makes no sense."""
     try:
-        data = json.loads(read_small(directory / RECORD, _RECORD_LIMIT))
+        data = read_json(directory / RECORD, _RECORD_LIMIT, finite=False)
         return ExportResult.from_dict(data, directory)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from core import paths
 from core.atomic import write_atomic
 from core.hardware.cpu import cpu_name, has_bf16
-from core.small_files import read_small
+from core.small_files import read_json
 
 #: Variables that limit the instructions of torch's libraries.
 _LIMITING = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
@@ -64,7 +64,7 @@ def _path() -> Path:
 
 def _measurements() -> dict[str, object]:
     try:
-        found = json.loads(read_small(_path(), _LIMIT))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(_path(), _LIMIT)
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -22,7 +22,7 @@ from core.errors import UserError
 from core.hardware import amd
 from core.hardware.nvml import Nvml, NvmlUnavailableError
 from core.hardware.visible import find_gpu
-from core.small_files import read_small
+from core.small_files import read_json
 
 T = TypeVar("T")
 
@@ -198,8 +198,8 @@ def _record(uuid: str) -> Path:
 
 def _kept(record: Path) -> float | None:
     try:
-        found = json.loads(read_small(record, _RECORD_LIMIT))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(record, _RECORD_LIMIT)
+    except (OSError, ValueError):
         return None
     watts = found.get("watts") if isinstance(found, dict) else None
     return float(watts) if isinstance(watts, (int, float)) and 0 < watts < 10_000 else None

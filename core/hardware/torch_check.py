@@ -20,7 +20,7 @@ from core.hardware.obstacle import CardUnusableError, Sight, find_obstacle, look
 from core.hardware.visible import ORDER, VISIBLE, find_gpu, visible_cards
 from core.helper import finding_core
 from core.redact import is_secret_name
-from core.small_files import read_small
+from core.small_files import read_json
 
 #: Seconds allowed for importing torch and a product on the card.
 _PROBE_SECONDS = 90.0
@@ -84,7 +84,7 @@ def _remembered(key: str) -> str | None:
     if time.monotonic() - failed < _FAILED_SECONDS:
         return error
     with contextlib.suppress(OSError, ValueError):
-        if json.loads(read_small(_record(), 1 << 12)) == {"computes": key}:
+        if read_json(_record(), 1 << 12) == {"computes": key}:
             return ""
     return None
 

@@ -23,7 +23,7 @@ from core.hub.selection import Selection, Subset, data_names, select
 from core.hub_uri import DEFAULT_REVISION, HubEntry, is_commit, is_hub_entry, is_safe_name, parse_dataset
 from core.models.files import RECORD_NAME
 from core.paths import datasets_dir
-from core.small_files import read_small
+from core.small_files import read_json
 from core.text import one_line
 
 REFS_NAME = "refs.json"
@@ -84,11 +84,11 @@ class Record:
     def read(cls, directory: Path) -> Record | None:
         """The record in a commit's directory; None if there is none, or if it is of another commit."""
         try:
-            data: dict[str, Any] = json.loads(read_small(directory / RECORD_NAME, _RECORD_LIMIT))
+            data: dict[str, Any] = read_json(directory / RECORD_NAME, _RECORD_LIMIT)
             files, have = _files(data["files"]), _texts(data["have"])
             subsets = [_subset(item) for item in data["subsets"]]
             repository, commit = _texts([data["repository"], data["commit"]])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         if commit != directory.name:
             return None
@@ -204,8 +204,8 @@ def known_commit(entry: HubEntry) -> str:
 def read_refs(entry: HubEntry) -> dict[str, str]:
     """Revisions to commits, as last fetched."""
     try:
-        refs = json.loads(read_small(repository_dir(entry) / REFS_NAME, _REFS_LIMIT))
-    except (OSError, ValueError, RecursionError):
+        refs = read_json(repository_dir(entry) / REFS_NAME, _REFS_LIMIT)
+    except (OSError, ValueError):
         return {}
     found = refs.items() if isinstance(refs, dict) else ()
     return {name: commit for name, commit in found if isinstance(commit, str) and is_commit(commit)}

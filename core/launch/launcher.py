@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from core import paths
+from core.beneath import open_beneath
 from core.config.schema import Config
 from core.errors import UserError
 from core.helper import describe_end, finding_core, start_detached
@@ -23,6 +23,7 @@ from core.runs.after_end import start_again
 from core.runs.device_lock import ALONE_VARIABLE
 from core.runs.lock import LOCK_VARIABLE, try_lock
 from core.runs.process import hostname, is_same_process
+from core.runs.run_files import refuse_unsafe_files
 from core.runs.state import RunState, in_words
 from core.runs.store import Run, complete_checkpoints, create_run
 from core.small_files import open_regular
@@ -69,10 +70,12 @@ def launch(run: Run, *, resume: bool = False, alone: bool = False) -> int:
         The worker's pid.
 
     Raises:
-        UserError: If the run has a worker already or none can be started; the run then reads ``failed``.
+        UserError: If the run has a worker already, its directory has a file that is not written to, or no process can
+            be started; then the run reads ``failed``.
     """
     lock = _lock_or_refuse(run)
     try:
+        refuse_unsafe_files(run)
         return _spawn(run, resume=resume, lock=lock, alone=alone)
     finally:
         os.close(lock)
@@ -86,12 +89,14 @@ def continue_run(run: Run, *, alone: bool = False) -> None:
         alone: Whether it waits until it has its device to itself.
 
     Raises:
-        UserError: If the run is live or finished, or has no checkpoint; nothing is changed then.
+        UserError: If the run is live or finished, has no checkpoint, or its directory has a file that is not written
+            to; nothing is changed then.
     """
     lock = _lock_or_refuse(run)
     try:
         state = run.state()
         refuse_continuation(run, state)
+        refuse_unsafe_files(run)
         queued = dataclasses.replace(
             state,
             state="queued",
@@ -330,8 +335,7 @@ def start_trackers(run: Run) -> None:
 
 @contextmanager
 def _open_log(run: Run, resume: bool) -> Iterator[int]:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(run.log_path, flags, paths.FILE_MODE)
+    descriptor = open_beneath(run.path, run.log_path.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         moment = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         os.write(descriptor, f"{_LOG_HEADER}{moment}{' to resume' if resume else ''}\n".encode())

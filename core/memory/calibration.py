@@ -15,7 +15,7 @@ from pathlib import Path
 
 from core import paths
 from core.atomic import write_atomic
-from core.small_files import read_small
+from core.small_files import read_json
 
 #: Most bytes of a file.
 _LIMIT = 64 << 10
@@ -64,8 +64,8 @@ def read_calibration(device: str) -> Calibration | None:
         device: Name of the device.
     """
     try:
-        data = json.loads(read_small(_path(device), _LIMIT))
-    except (OSError, ValueError, RecursionError):
+        data = read_json(_path(device), _LIMIT)
+    except (OSError, ValueError):
         return None
     found = _from_json(data) if isinstance(data, dict) else None
     # Different names may have the same file.

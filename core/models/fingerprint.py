@@ -22,7 +22,7 @@ from core.models.description import unreadable
 from core.models.files import TOKENIZERS, WEIGHTS_INDEX
 from core.models.tensors import weight_files
 from core.paths import home, make_private_dir
-from core.small_files import hash_file, read_small
+from core.small_files import hash_file, read_json
 
 #: Prefix of a fingerprint. Those of earlier versions, of the ends of the weights alone, have none.
 PREFIX = "sha256:"
@@ -215,8 +215,8 @@ def _cache_path() -> Path:
 def _read_cache() -> dict[str, list[Any]]:
     """Cached hashes by path; empty if the file is missing, damaged or foreign."""
     try:
-        content = json.loads(read_small(_cache_path(), _CACHE_LIMIT))
-    except (OSError, ValueError, RecursionError, UserError):
+        content = read_json(_cache_path(), _CACHE_LIMIT)
+    except (OSError, ValueError, UserError):
         return {}
     if not isinstance(content, dict):
         return {}

@@ -23,7 +23,7 @@ from core.models.architecture.sandboxed import load_architecture
 from core.quantization.choose import is_enough, most_costly
 from core.quantization.result import FINE, ROWS, QuantizationCost, kept_sentence, sentence
 from core.runs.forecast import machine_for
-from core.small_files import read_small
+from core.small_files import read_json
 
 MODULE = "core.worker.quantization"
 #: Raised when a result of an earlier version would be another.
@@ -89,7 +89,7 @@ def known(config: Config, *, rows: int = ROWS) -> QuantizationCost | None:
     if key is None:
         return None
     with contextlib.suppress(OSError, UserError, ValueError, KeyError, TypeError):
-        return QuantizationCost.from_dict(json.loads(read_small(_path(key), _LIMIT)))
+        return QuantizationCost.from_dict(read_json(_path(key), _LIMIT, finite=False))
     return None
 
 

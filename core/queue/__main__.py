@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from datetime import datetime
@@ -46,8 +47,10 @@ def _tell_end(entry: QueueEntry) -> None:
 
 def _log(text: str) -> None:
     moment = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    sys.stdout.write(f"{moment} {one_line(text, 1000)}\n")
-    sys.stdout.flush()
+    # A full disk is no reason to give up the night.
+    with contextlib.suppress(OSError):
+        sys.stdout.write(f"{moment} {one_line(text, 1000)}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

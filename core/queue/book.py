@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from core.errors import UserError
-from core.queue.entry import ACTIVE, ENDED, PENDING, EntryState, QueueEntry
+from core.queue.entry import ACTIVE, COUNTS, ENDED, PENDING, EntryState, QueueEntry
+from core.small_files import parse_json
 from core.text import one_line
 
 #: Version of ``queue.json``.
@@ -82,9 +82,31 @@ class Queue:
     # What may be done with it. Each returns the queue as it is then.
 
     def with_added(self, entries: Sequence[QueueEntry]) -> Queue:
-        """Entries put to the end; they get the next ids."""
+        """Entries put to the end; they get the next ids.
+
+        Raises:
+            UserError: If no ids are left.
+        """
+        self._refuse_beyond(self.next_id + len(entries))
         added = [dataclasses.replace(entry, id=self.next_id + number) for number, entry in enumerate(entries)]
         return dataclasses.replace(self, entries=(*self.entries, *added), next_id=self.next_id + len(added))
+
+    def with_sweep(self) -> tuple[Queue, str]:
+        """The queue once another sweep has an id, and that id.
+
+        Raises:
+            UserError: If none is left.
+        """
+        self._refuse_beyond(self.next_sweep + 1)
+        return dataclasses.replace(self, next_sweep=self.next_sweep + 1), f"s{self.next_sweep}"
+
+    @staticmethod
+    def _refuse_beyond(following: int) -> None:
+        if following > COUNTS.stop:
+            raise UserError(
+                "The queue has no number left for another entry.",
+                "When it has done its work, move queue.json away: a new one begins with 1.",
+            )
 
     def with_entry(self, changed: QueueEntry) -> Queue:
         """An entry replaced by what it has become."""
@@ -153,27 +175,36 @@ class Queue:
 
     # As a text.
 
-    def dumps(self) -> str:
-        """The text of ``queue.json``."""
+    def dumps(self, indent: int | None = 1) -> str:
+        """The text of ``queue.json``; on one line, without an indent, for programs alone."""
         data = {
             "format": FORMAT,
             "next_id": self.next_id,
             "next_sweep": self.next_sweep,
             "entries": [entry.to_dict() for entry in self.entries],
         }
-        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def loads(cls, text: str) -> Queue:
         """Read ``queue.json``.
 
         Raises:
-            ValueError: If it is none, or one of a later version; the message says what is wrong.
+            ValueError: If it is none, one of a later version, or one that could not be written and read again; the
+                message says what is wrong.
         """
+        queue = cls._parsed(text)
         try:
-            data: Any = json.loads(text)
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
+            is_itself = cls._parsed(queue.dumps(None).encode("utf-8").decode("utf-8")) == queue
+        except (ValueError, RecursionError) as error:
+            raise ValueError("it has what cannot be written again") from error
+        if not is_itself:
+            raise ValueError("it would be another one when it is written again")
+        return queue
+
+    @classmethod
+    def _parsed(cls, text: str) -> Queue:
+        data: Any = parse_json(text)
         if not isinstance(data, dict) or not isinstance(data.get("entries"), list):
             raise ValueError("it has no entries")
         if data.get("format") != FORMAT:
@@ -190,6 +221,6 @@ class Queue:
 
 def _number(data: Mapping[str, Any], name: str) -> int:
     value = data.get(name)
-    if type(value) is not int or not 1 <= value < math.inf:
-        raise ValueError(f"{name} is no number")
+    if type(value) is not int or not 1 <= value <= COUNTS.stop:
+        raise ValueError(f"{name} is no number from 1 to {COUNTS.stop}")
     return value

@@ -33,7 +33,7 @@ FOLLOWS: Mapping[str, frozenset[str]] = {
 }
 
 #: Ids, counts, and the longest text of an entry.
-_COUNTS, _TEXT = range(1, 1 << 31), 2000
+COUNTS, _TEXT = range(1, 1 << 31), 2000
 #: Fields that are only shown.
 _SHOWN = ("name", "reason", "source", "outcome")
 
@@ -133,9 +133,9 @@ class QueueEntry:
 
 def _is_sound(name: str, value: Any) -> bool:
     if name == "id":
-        return type(value) is int and value in _COUNTS
+        return type(value) is int and value in COUNTS
     if name == "starts":
-        return type(value) is int and 0 <= value < _COUNTS.stop
+        return type(value) is int and 0 <= value < COUNTS.stop
     if name == "state":
         return isinstance(value, str) and value in STATES
     if name in ("begun", "ended", "added"):

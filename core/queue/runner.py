@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -66,7 +67,7 @@ class QueueRunner:
         self._told, self._ended, self._room, self._release = told, ended, room, release
         self._pace = pace or Pace()
         self._wait = self._pace.soonest
-        self._said = ""
+        self._said, self._has_failed = "", False
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -109,6 +110,12 @@ class QueueRunner:
         except (UserError, OSError) as error:
             # A full disk, or a file that cannot be read: neither is a reason to give up the night.
             return self._await(f"waits: {error}", None)
+        except Exception as error:
+            # A mistake of the program in one pass must not leave the device idle for the night.
+            if not self._has_failed:
+                traceback.print_exc()
+            self._has_failed = True
+            return self._await(f"waits: a mistake of the program itself: {type(error).__name__}: {error}", None)
 
     # An entry that has the device.
 

@@ -22,7 +22,7 @@ from core.launch.launcher import worker_environment
 from core.lock_file import try_lock_file
 from core.queue.store import read_queue
 from core.runs.process import is_same_process, own_identity
-from core.small_files import read_small
+from core.small_files import read_json
 from core.text import one_line
 
 _LIMIT = 1 << 16
@@ -83,10 +83,10 @@ def release_runner_lock(descriptor: int) -> None:
 def read_status() -> RunnerStatus | None:
     """The status of the runner that is on; None where none is."""
     try:
-        data: Any = json.loads(read_small(_status_path(), _LIMIT))
+        data: Any = read_json(_status_path(), _LIMIT)
         pid, identity, entry = data["pid"], data["pid_started"], data["entry"]
         doing, updated = one_line(str(data["doing"]), 400), float(data["updated"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if type(pid) is not int or not isinstance(identity, str) or not is_same_process(pid, identity):
         return None

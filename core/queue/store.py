@@ -114,9 +114,8 @@ def add(entries: Sequence[tuple[QueueEntry, Config]], *, is_sweep: bool = False)
         queue = read_queue()
         made = [entry for entry, _ in entries]
         if is_sweep:
-            sweep = f"s{queue.next_sweep}"
+            queue, sweep = queue.with_sweep()
             made = [replace(entry, sweep=sweep) for entry in made]
-            queue = replace(queue, next_sweep=queue.next_sweep + 1)
         after = queue.with_added(made)
         added = list(after.entries[len(queue.entries) :])
         # Configurations first: an entry without one could not be started.

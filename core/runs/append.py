@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterator
 from typing import IO
 
+from core.beneath import open_beneath
 from core.errors import UserError
-from core.paths import FILE_MODE
 from core.runs.events import Event, encode_event
 from core.runs.state import END_STATES, RunState
-from core.runs.store import Run
+from core.runs.store import EVENTS_NAME, Run
 
 
 def append_events(run: Run, *events: Event) -> None:
@@ -78,8 +78,7 @@ def closing_record(descriptor: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _opened(run: Run) -> Iterator[IO[bytes]]:
     try:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with os.fdopen(os.open(run.events_path, flags, FILE_MODE), "ab+") as file:
+        with os.fdopen(open_beneath(run.path, EVENTS_NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+") as file:
             yield file
     except OSError as error:
         raise UserError(f"{run.events_path} cannot be written: {error.strerror}.", "Fix its permissions.") from error

@@ -24,12 +24,13 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedReader
+from io import FileIO, StringIO
 from pathlib import Path
 from typing import Any
 
-from core.paths import FILE_MODE
-from core.small_files import open_regular
+from core.beneath import open_beneath
+from core.runs.lines import read_lines
+from core.small_files import open_regular, parse_json
 
 CHAIN_NAME = "chain.jsonl"
 #: What stands for the link before the first.
@@ -38,7 +39,12 @@ NOTHING = "0" * 64
 SHORT = 6
 #: Most bytes of a link; a manifest has 16 MiB at most, and is the largest part of one.
 LINK_LIMIT = 32 << 20
+#: Most lines of ``events.jsonl`` that a link seals, so that their digits leave room for a manifest; the next link seals
+#: those after them.
+SEALED_LINES = 2_500_000
 _BLOCK = 1 << 20
+#: Above every count of links and every offset in a file.
+_MOST = 1 << 62
 
 
 class DamagedLinkError(ValueError):
@@ -79,7 +85,7 @@ class Chain:
     """
 
     def __init__(self, directory: Path, events: Path) -> None:
-        self._path, self._events = directory / CHAIN_NAME, events
+        self._directory, self._events = directory, events
         self._n, self._prev, self._sealed = 0, NOTHING, 0
         self._waiting: list[bytes] = []
         self._size: int | None = None
@@ -111,7 +117,7 @@ class Chain:
 
     def _size_now(self) -> int | None:
         try:
-            return os.stat(self._path).st_size
+            return os.stat(self._directory / CHAIN_NAME, follow_symlinks=False).st_size
         except FileNotFoundError:
             return None
 
@@ -119,28 +125,30 @@ class Chain:
         """Go on from the last whole link; a line that a killed worker left unfinished is cut off."""
         end, self._n, self._prev, self._sealed = 0, 0, NOTHING, 0
         try:
-            with BufferedReader(open_regular(self._path)) as file:
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    end += len(line)
-                    self._follow(line)
+            descriptor = open_beneath(self._directory, CHAIN_NAME, os.O_RDWR)
         except FileNotFoundError:
             pass  # a chain that begins
         else:
-            os.truncate(self._path, end)
+            with FileIO(descriptor, "r+") as file:
+                for line in read_lines(file, LINK_LIMIT):
+                    if not line.is_ended:
+                        break
+                    end = line.end
+                    self._follow(line.data)
+                os.ftruncate(descriptor, end)
         self._size = end
 
     def _follow(self, line: bytes) -> None:
         try:
-            link = json.loads(line)
-            self._n, self._prev, self._sealed = int(link["n"]) + 1, str(link["link"]), int(link["events"]["to"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+            link = parse_json(line, finite=False)
+            number, digest, sealed = _count(link["n"]), str(link["link"]), _count(link["events"]["to"])
+        except (ValueError, KeyError, TypeError):
             self._n += 1  # whoever verifies the chain is told of this line
+        else:
+            self._n, self._prev, self._sealed = number + 1, digest, sealed
 
     def _write(self) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        file = os.open(self._path, flags, FILE_MODE)
+        file = open_beneath(self._directory, CHAIN_NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             before = os.fstat(file).st_size
             data = b"".join(self._waiting)
@@ -173,21 +181,23 @@ def short(data: bytes) -> str:
 
 
 def seal_events(path: Path, begin: int) -> dict[str, Any]:
-    """The whole lines of an event record from an offset on, as a link has them.
+    """The whole lines of an event record from an offset on, :data:`SEALED_LINES` at most, as a link has them.
 
     Raises:
         OSError: If they cannot be read.
     """
-    digest, line, lines = hashlib.sha256(), hashlib.sha256(), list[str]()
+    digest, line, lines, count = hashlib.sha256(), hashlib.sha256(), StringIO(), 0
     sealed, at, end = digest.copy(), begin, begin
     for piece, is_end in _pieces(path, begin):
         line.update(piece)
         digest.update(piece + b"\n" if is_end else piece)
         at += len(piece) + is_end
         if is_end:
-            lines.append(line.hexdigest()[:SHORT])
-            line, sealed, end = hashlib.sha256(), digest.copy(), at
-    return {"from": begin, "to": end, "sha256": sealed.hexdigest(), "lines": "".join(lines)}
+            lines.write(line.hexdigest()[:SHORT])
+            line, sealed, end, count = hashlib.sha256(), digest.copy(), at, count + 1
+            if count == SEALED_LINES:
+                break
+    return {"from": begin, "to": end, "sha256": sealed.hexdigest(), "lines": lines.getvalue()}
 
 
 def digits_of_lines(path: Path) -> Iterator[str]:
@@ -222,18 +232,15 @@ def read_links(path: Path) -> Iterator[Link | DamagedLinkError]:
         OSError: If it cannot be read.
     """
     prev, sealed = NOTHING, 0
-    with BufferedReader(open_regular(path)) as file:
-        number = 0
-        while line := file.readline(LINK_LIMIT):
-            number += 1
-            is_whole = line.endswith(b"\n")
-            if not is_whole and len(line) < LINK_LIMIT:
+    with open_regular(path) as file:
+        for number, line in enumerate(read_lines(file, LINK_LIMIT), 1):
+            if not line.is_ended and not line.is_cut:
                 # A link is written at once: a torn one was never sealed, and the next worker cuts it off.
                 return
             try:
-                if not is_whole:
+                if line.is_cut:
                     raise DamagedLinkError("it is too long for a link")
-                link = parse_link(line)
+                link = parse_link(line.data)
                 if link.n != number - 1:
                     raise DamagedLinkError(f"it is link {link.n}: links were removed, added or moved")
                 if link.prev != prev:
@@ -254,7 +261,7 @@ def parse_link(line: bytes) -> Link:
         DamagedLinkError: If it is no link, or its digest is not that of its content.
     """
     try:
-        found = json.loads(line)
+        found = parse_json(line, finite=False)
         events = found["events"]
         sealed = Sealed(_count(events["from"]), _count(events["to"]), str(events["sha256"]), str(events["lines"]))
         link = Link(
@@ -275,7 +282,7 @@ def parse_link(line: bytes) -> Link:
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < _MOST:
         raise ValueError("no count")
     return value
 

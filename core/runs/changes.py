@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from core.small_files import parse_json
 from core.units import exact_number
 
 #: Sender of changes that a run was continued with.
@@ -50,7 +50,7 @@ def recall(result: str) -> dict[str, Any]:
             found[name] = text
             continue
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError:
             continue
         if type(value) in (int, float) and abs(value) <= _GREATEST:

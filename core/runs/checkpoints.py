@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from core.runs.history import RunHistory
 from core.runs.removal import directory_size
 from core.runs.store import Run, complete_checkpoints
-from core.small_files import read_small
+from core.small_files import read_json
 
 #: Most bytes of a manifest.
 _MANIFEST_LIMIT = 16 << 20
@@ -34,8 +33,8 @@ class KeptCheckpoint:
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of itself; empty if it cannot be read. The worker verifies its hashes."""
     try:
-        found = json.loads(read_small(checkpoint / "manifest.json", _MANIFEST_LIMIT))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(checkpoint / "manifest.json", _MANIFEST_LIMIT, finite=False)
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -15,6 +15,7 @@ from typing import Any
 from core import paths
 from core.runs.process import is_same_process, own_identity
 from core.runs.store import Run
+from core.small_files import parse_json
 from core.text import one_line
 
 #: Longest id of a run in a lock file, and how much of the file is read, from its end, in bytes.
@@ -58,9 +59,9 @@ def live_holders(descriptor: int, besides: str = "") -> tuple[str, ...]:
 def _live_run(line: bytes) -> str | None:
     """The run of a line; None where that is no holder, or one whose process is gone or has given the device back."""
     try:
-        said: Any = json.loads(line)
+        said: Any = parse_json(line)
         name, pid, identity = said["run"], said["pid"], said["pid_started"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
     if type(pid) is not int or not isinstance(identity, str) or not is_same_process(pid, identity):
         return None

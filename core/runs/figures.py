@@ -6,7 +6,6 @@ They are read in one pass in which little is decoded, and those of ended runs ar
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import os
 import re
@@ -25,6 +24,7 @@ from core.runs.events import (
     decode_event,
     decode_step,
 )
+from core.runs.lines import read_lines
 from core.runs.removal import directory_size
 from core.runs.store import Run
 from core.runs.summary_cache import SummaryCache
@@ -156,10 +156,10 @@ def read_record_figures(events: Path) -> RecordFigures:
     """The figures of an event record, read once from its beginning to its end; unknown ones if it cannot be read."""
     found = _Record()
     try:
-        with io.BufferedReader(open_regular(events), 1 << 16) as file:
-            for line in file:
-                if line.endswith(b"\n") and len(line) <= LINE_LIMIT:
-                    found.apply_line(line)
+        with open_regular(events) as file:
+            for line in read_lines(file, LINE_LIMIT):
+                if line.is_ended and not line.is_cut:
+                    found.apply_line(line.data)
     except OSError:
         return RecordFigures()
     return found.figures()

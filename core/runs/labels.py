@@ -16,7 +16,7 @@ from typing import Any
 
 from core.atomic import write_atomic
 from core.errors import UserError
-from core.small_files import read_small
+from core.small_files import read_json
 from core.text import one_line
 
 FILE_NAME = "labels.json"
@@ -56,8 +56,8 @@ def labels_path(directory: Path) -> Path:
 def read_labels(directory: Path) -> Labels:
     """The labels of a run directory; empty ones where there is no file, or it cannot be read."""
     try:
-        data: Any = json.loads(read_small(labels_path(directory), FILE_LIMIT))
-    except (OSError, ValueError, RecursionError):
+        data: Any = read_json(labels_path(directory), FILE_LIMIT)
+    except (OSError, ValueError):
         return NO_LABELS
     if not isinstance(data, dict):
         return NO_LABELS

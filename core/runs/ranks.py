@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.atomic import write_atomic
 from core.runs.events import TIME_LIMIT
-from core.small_files import read_small
+from core.small_files import read_json
 from core.text import one_line
 from core.units import format_duration
 
@@ -102,8 +102,8 @@ def write_ranks(run: Run, ranks: Sequence[Rank]) -> None:
 def read_ranks(run: Run) -> tuple[Rank, ...]:
     """The processes of a run as last recorded; empty for a run of one."""
     try:
-        data: Any = json.loads(read_small(ranks_path(run), FILE_LIMIT))
-    except (OSError, ValueError, RecursionError):
+        data: Any = read_json(ranks_path(run), FILE_LIMIT)
+    except (OSError, ValueError):
         return ()
     values = data.get("ranks") if isinstance(data, dict) else None
     return Rank.all_from(values) if isinstance(values, list) else ()

@@ -13,7 +13,7 @@ from core.atomic import NO_ROOM, overwrite, write_atomic
 from core.runs.events import TIME_LIMIT
 from core.runs.process import hostname, is_same_process
 from core.runs.protocol import PENDING
-from core.small_files import read_small
+from core.small_files import read_json
 from core.text import one_line
 from core.units import format_duration
 
@@ -158,8 +158,8 @@ def _progress(value: Any) -> StepProgress | None:
 
 def _load(path: Path) -> dict[str, Any] | None:
     try:
-        data: Any = json.loads(read_small(path, FILE_LIMIT))
-    except (OSError, ValueError, RecursionError):
+        data: Any = read_json(path, FILE_LIMIT)
+    except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) else None
 

@@ -13,7 +13,7 @@ from typing import Any
 from core import paths
 from core.atomic import write_atomic
 from core.errors import UserError
-from core.small_files import read_small
+from core.small_files import read_json
 
 #: Format of the file; one of another version is not read.
 VERSION = 1
@@ -64,8 +64,8 @@ class SummaryCache:
     def _read(self) -> dict[str, Any]:
         if self._entries is None:
             self._entries = {}
-            with suppress(OSError, UserError, ValueError, RecursionError):
-                data = json.loads(read_small(paths.cache_dir() / self._name, FILE_LIMIT))
+            with suppress(OSError, UserError, ValueError):
+                data = read_json(paths.cache_dir() / self._name, FILE_LIMIT, finite=False)
                 is_known = isinstance(data, dict) and data.get("version") == VERSION
                 if is_known and isinstance(data.get("runs"), dict):
                     self._entries = data["runs"]

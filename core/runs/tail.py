@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core.runs.events import LINE_LIMIT, Event, MalformedEventError, decode_event
+from core.runs.lines import skip_hole
 from core.small_files import open_regular
 
 #: Bytes per read, so that a long history does not block the reader's event loop.
@@ -44,6 +45,9 @@ class EventTail:
                     self._inode = status.st_ino
                 if status.st_ino != self._inode or status.st_size < self._offset:
                     self._inode, self._offset, self._rest, self._overlong = status.st_ino, 0, b"", False
+                if self._overlong:
+                    # The rest of a line that is skipped; a hole in it need not be read.
+                    self._offset = skip_hole(file, self._offset)
                 file.seek(self._offset)
                 data = file.read(limit) or b""
         except OSError:

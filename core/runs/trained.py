@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from core.runs.events import FinishedEvent
 from core.runs.state import in_words
 from core.runs.store import Run, complete_checkpoints, find_run
 from core.runs.tail import last_events
-from core.small_files import open_regular, read_small
+from core.small_files import open_regular, read_json
 
 #: What is said behind the name of a run whose result ``eval.gate`` refuses.
 REFUSED = " (result refused by eval.gate)"
@@ -299,7 +298,7 @@ def matches_manifest(checkpoint: Path, part: str) -> bool:
 
 
 def _manifest(checkpoint: Path) -> Any:
-    return json.loads(read_small(checkpoint / "manifest.json", _MANIFEST_LIMIT))
+    return read_json(checkpoint / "manifest.json", _MANIFEST_LIMIT, finite=False)
 
 
 def _is_file(path: Path, facts: dict[str, Any]) -> bool:

@@ -18,14 +18,14 @@ from pathlib import Path
 
 from core.config.choices import TRACKERS
 from core.errors import UserError
-from core.paths import FILE_MODE
 from core.redact import redact, redact_streams
+from core.runs.run_files import refuse_unsafe_files
 from core.runs.store import Run
 from core.text import one_line
 from core.tracking.destinations import DESTINATIONS, refuse_missing
 from core.tracking.figures import told_configuration
 from core.tracking.forward import Forwarder
-from core.tracking.position import Position, TrackerFiles
+from core.tracking.position import FOLDER, Position, TrackerFiles
 from core.tracking.start import EXIT_BUSY, EXIT_FAILED, PATIENCE
 
 
@@ -64,6 +64,8 @@ def _forward(place: TrackerFiles, patience: float) -> int:
 
     reason = ""
     try:
+        # What the library writes is not opened by this program.
+        refuse_unsafe_files(place.run, FOLDER)
         refuse_missing(place.tool)
         config = place.run.config()
         tracking = config.tracking
@@ -82,7 +84,7 @@ def _forward(place: TrackerFiles, patience: float) -> int:
         reason = one_line(redact(reason), 300)
         print(f"error: {reason}", file=sys.stderr)
         failed = dataclasses.replace(Position.read(place.position_path), state="failed", reason=reason)
-        failed.write(place.position_path)
+        failed.write(place)
     # The libraries' work at the exit of the interpreter is watched too.
     faulthandler.dump_traceback_later(min(patience, 30.0), exit=True, file=2)
     return EXIT_FAILED if reason else 0
@@ -90,7 +92,7 @@ def _forward(place: TrackerFiles, patience: float) -> int:
 
 def _lock(place: TrackerFiles, patience: float) -> int | None:
     """The lock of the tracker; waits for a holder that is about to end. None when it is not acquired."""
-    descriptor = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+    descriptor = place.open(place.lock, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + patience
     while True:
         try:

@@ -5,18 +5,20 @@ A library is imported only when its destination is opened, in the tracker's own 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from core.beneath import directory_beneath
 from core.config.choices import Tracker
+from core.directories import remove_tree
 from core.errors import UserError
-from core.tracking.position import TrackerFiles
+from core.tracking.position import FOLDER, TrackerFiles
 
 #: The package of each tracker, which is an extra of this project too.
 _TITLES: Mapping[Tracker, str] = {"wandb": "Weights & Biases", "tensorboard": "TensorBoard", "trackio": "trackio"}
@@ -108,18 +110,23 @@ class TensorBoard(Destination):
     def restore(self, memory: Mapping[str, Any], *, clean: bool) -> bool:
         """Truncate the file to its confirmed size."""
         size = memory.get("size")
-        if type(size) is int and self.path.is_file() and 0 <= size <= self.path.stat().st_size:
-            os.truncate(self.path, size)
-            return True
-        self.path.unlink(missing_ok=True)
-        return False
+        try:
+            descriptor = self.place.open(self.path, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            kept = size if isinstance(size, int) and 0 <= size <= os.fstat(descriptor).st_size else None
+            os.ftruncate(descriptor, kept or 0)
+            return kept is not None
+        finally:
+            os.close(descriptor)
 
     def open(self) -> None:
         """Open the file; a new one gets the record of the format version."""
         self._protos = importlib.import_module("tensorboard.compat.proto.event_pb2")
         self._summaries = importlib.import_module("tensorboard.compat.proto.summary_pb2")
         records = importlib.import_module("tensorboard.summary.writer.record_writer")
-        self._file = self.path.open("ab")
+        self._file = os.fdopen(self.place.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
         self._writer = records.RecordWriter(self._file)
         if self._file.tell() == 0:
             begun = self.place.run.created
@@ -157,19 +164,22 @@ class Wandb(Destination):
 
     _run: Any
 
-    @property
-    def _root(self) -> Path:
-        return self.place.data / "wandb"
+    @contextlib.contextmanager
+    def _root(self) -> Iterator[Path]:
+        with directory_beneath(self.place.run.path, f"{FOLDER}/{self.place.name}/wandb", make=True) as root:
+            yield root
 
     def _directories(self) -> list[str]:
-        return sorted(path.name for path in self._root.glob("offline-run-*"))
+        with self._root() as root:
+            return sorted(path.name for path in root.glob("offline-run-*"))
 
     def restore(self, memory: Mapping[str, Any], *, clean: bool) -> bool:
         """Remove directories that were not closed."""
         kept = memory.get("directories")
-        for name in self._directories():
-            if not isinstance(kept, list) or name not in kept:
-                shutil.rmtree(self._root / name)
+        with self._root() as root:
+            for path in root.glob("offline-run-*"):
+                if not isinstance(kept, list) or path.name not in kept:
+                    remove_tree(path)
         return isinstance(kept, list) or self.place.online
 
     def open(self) -> None:
@@ -221,7 +231,8 @@ class Trackio(Destination):
         """Keep the database if it was closed, else remove it."""
         if clean:
             return True
-        shutil.rmtree(self.place.data, ignore_errors=True)
+        with directory_beneath(self.place.run.path, FOLDER) as root:
+            remove_tree(root / self.place.name)
         self.place.make()
         return False
 

@@ -93,4 +93,4 @@ class Forwarder:
 
     def _save(self, **changes: Any) -> None:
         self._position = dataclasses.replace(self._position, **changes)
-        self._position.write(self._place.position_path)
+        self._position.write(self._place)

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.atomic import write_atomic
+from core.beneath import directory_beneath, open_beneath, write_beneath
 from core.config.choices import Tracker
-from core.paths import make_private_dir
+from core.errors import UserError
 from core.runs.events import INTEGER_LIMIT
 from core.runs.process import is_same_process
 from core.runs.store import Run
-from core.small_files import read_small
+from core.small_files import read_json
 from core.text import one_line
 
+#: The directory of all trackers in that of a run.
+FOLDER = "tracking"
 _FILE_LIMIT = 1 << 20
 #: States in which a process is running.
 WORKING = frozenset({"waiting", "sending"})
@@ -51,21 +53,22 @@ class Position:
         """Whether its process is running."""
         return self.state in WORKING and is_same_process(self.pid, self.pid_started)
 
-    def write(self, path: Path) -> None:
-        """Replace the file, durably.
+    def write(self, place: TrackerFiles) -> None:
+        """Replace the file of a tracker, durably.
 
         Raises:
-            OSError: If it cannot be written.
+            OSError: If it cannot be written, or its directory is a link.
         """
-        write_atomic(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        text = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        write_beneath(place.run.path, f"{FOLDER}/{place.position_path.name}", text)
 
     @classmethod
     def read(cls, path: Path) -> Position:
         """The position in the file; the beginning where there is none or it is damaged."""
         try:
-            data: Any = json.loads(read_small(path, _FILE_LIMIT))
+            data: Any = read_json(path, _FILE_LIMIT)
             found = cls(**{item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data})
-        except (OSError, ValueError, TypeError, RecursionError):
+        except (OSError, ValueError, TypeError):
             return cls()
         counts = (found.offset, found.rows, found.step, found.pid or 0)
         texts = (found.state, found.reason, found.pid_started or "")
@@ -97,7 +100,7 @@ class TrackerFiles:
     @property
     def root(self) -> Path:
         """The directory of all trackers of the run."""
-        return self.run.path / "tracking"
+        return self.run.path / FOLDER
 
     @property
     def data(self) -> Path:
@@ -131,6 +134,28 @@ class TrackerFiles:
         """Make the directories, readable by the user alone.
 
         Raises:
-            UserError: If they cannot be made.
+            UserError: If they cannot be made, or one of them is a link.
         """
-        make_private_dir(self.data)
+        try:
+            with directory_beneath(self.run.path, f"{FOLDER}/{self.name}", make=True):
+                pass
+        except OSError as error:
+            raise self.refusal(error) from error
+
+    def open(self, path: Path, flags: int) -> int:
+        """Open a file in the directory of all trackers (:func:`core.beneath.open_beneath`).
+
+        Raises:
+            UserError: If it cannot be opened, or a part of its name is a link.
+        """
+        try:
+            return open_beneath(self.run.path, str(path.relative_to(self.run.path)), flags)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise self.refusal(error) from error
+
+    def refusal(self, error: OSError) -> UserError:
+        """The error for a file or directory of the tracker that cannot be used."""
+        where = one_line(str(error.filename or self.data), 200)
+        return UserError(f"{where} cannot be written: {error.strerror}.", "Remove it, or fix its permissions.")

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from core.config.choices import TRACKERS
 from core.config.schema import Config
 from core.helper import start_detached
-from core.paths import FILE_MODE
 from core.runs.store import Run
 from core.tracking.position import TrackerFiles
 
@@ -75,12 +74,11 @@ def start_tracker(place: TrackerFiles, base: Mapping[str, str]) -> subprocess.Po
         base: The environment of a worker.
 
     Raises:
-        UserError: If the directory cannot be made.
+        UserError: If the directory cannot be made, or a part of its name is a link.
         OSError: If no process can be started.
     """
     place.make()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    log = os.open(place.log, flags, FILE_MODE)
+    log = place.open(place.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         environment = tracker_environment(base, place)
         return start_detached(tracker_command(place), log=log, cwd=place.data, environment=environment)
@@ -94,4 +92,4 @@ def record_failure(place: TrackerFiles, reason: str) -> None:
     Raises:
         OSError: If the record cannot be written either.
     """
-    dataclasses.replace(place.position(), state="failed", reason=reason).write(place.position_path)
+    dataclasses.replace(place.position(), state="failed", reason=reason).write(place)

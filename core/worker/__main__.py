@@ -12,7 +12,9 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from core.config.schema import Config
@@ -23,8 +25,9 @@ from core.runs.device_lock import Hold
 from core.runs.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
 from core.runs.lock import hold_worker_lock
 from core.runs.ranks import ranks_path
+from core.runs.run_files import refuse_unsafe_files
 from core.runs.sentences import sender
-from core.runs.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND
+from core.runs.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND, RunState
 from core.runs.store import Run, complete_checkpoints
 from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.rendezvous import Meeting, read_meeting
@@ -64,6 +67,14 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         log(f"error: {error}")
         return EXIT_CODES["failed"]
+    try:
+        # Libraries write by name, wherever that leads.
+        refuse_unsafe_files(run)
+    except UserError as error:
+        log(f"error: {error}")
+        if lock >= 0 and reports.supervisor is None:
+            _record_refusal(run, error)
+        return EXIT_CODES["failed"]
     if meeting is None:
         # Those of an earlier start, which may have had several.
         with contextlib.suppress(OSError):
@@ -94,6 +105,13 @@ def main(argv: list[str] | None = None) -> int:
         become([str(run.path), *following], lock, started_with)
     finally:
         os.close(lock)
+
+
+def _record_refusal(run: Run, error: UserError) -> None:
+    """Write the end of a run that is not begun; the file's name is replaced, and nothing else touched."""
+    recorded = RunState.read(run.state_path) or RunState(state="queued")
+    with contextlib.suppress(OSError):
+        replace(recorded, state="failed", reason=error.message, updated=time.time()).write(run.state_path)
 
 
 def _worker(

@@ -41,6 +41,24 @@ def test_what_killed_processes_left_is_removed_and_the_former_content_replaced(t
     assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["b"]
 
 
+@pytest.mark.parametrize("left", [".adapter.999.tmp", ".adapter.999.old.tmp", "adapter"])
+def test_a_link_in_the_way_is_removed_and_what_it_leads_to_stays(tmp_path: Path, left: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").write_text("keep")
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / left).symlink_to(outside)
+    write(directory / "adapter", "a", "one")
+    assert [path.name for path in directory.iterdir()] == ["adapter"]
+    assert not (directory / "adapter").is_symlink()
+    assert (outside / "mine").read_text() == "keep"
+    (directory / ".adapter.1.tmp").symlink_to("/nowhere")
+    (directory / ".adapter.2.tmp").write_text("a file")
+    write(directory / "adapter", "a", "two")
+    assert [path.name for path in directory.iterdir()] == ["adapter"]
+
+
 def test_it_is_private(tmp_path: Path) -> None:
     write(tmp_path / "model", "a", "one")
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o700

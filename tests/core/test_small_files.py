@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.small_files import read_small
+from core.small_files import INTEGER_LIMIT, parse_json, read_json, read_small
 from core.template.builtin import template_source
 from core.template.tokenizer import load_tokenizer
 from tests.cases import cases
@@ -68,3 +68,36 @@ def test_a_model_whose_files_are_none_is_refused_at_once(tmp_path: Path, name: s
         special(tmp_path, kind).rename(path)
     with pytest.raises(UserError, match=name):
         load_tokenizer(place)
+
+
+@cases(
+    ("text", "said"),
+    [
+        ('{"a": [9223372036854775809]}', "more than 64 bits"),
+        ("[-9223372036854775809]", "more than 64 bits"),
+        ("1" * 4000, "more than 64 bits"),
+        ("-" + "1" * 100_000, "more than 64 bits"),
+        ("[NaN]", "not finite"),
+        ("[-Infinity]", "not finite"),
+        ("[1e999]", "not finite"),
+        ("[" * 100_000, "nested too deeply"),
+        (b"\xff\xfe", "decode"),
+        ("{", "Expecting"),
+        ("", "Expecting"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_json_that_cannot_be_computed_with_is_refused(tmp_path: Path, text: str | bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse_json(text)
+    (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=said):
+        read_json(tmp_path / "a.json", 1 << 20)
+
+
+def test_json_within_the_limits_is_read_as_it_is() -> None:
+    assert parse_json(f"[{INTEGER_LIMIT}, {-INTEGER_LIMIT}, 1e308, 1e-999, -0.0, true]") == [
+        INTEGER_LIMIT, -INTEGER_LIMIT, 1e308, 0.0, 0.0, True,
+    ]  # fmt: skip
+    assert parse_json(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+    assert parse_json(b'{"loss": Infinity}', finite=False) == {"loss": float("inf")}

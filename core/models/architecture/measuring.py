@@ -30,7 +30,7 @@ from core.models.architecture.measured import FORMAT, Passes, passes_from_dict
 from core.paths import home, make_private_dir
 from core.redact import is_secret_name
 from core.sandbox.limits import is_confined
-from core.small_files import read_small
+from core.small_files import read_json
 from core.text import one_line
 
 #: Limits of the process: bytes of memory, and seconds of processor time. The largest models take a fifth of either.
@@ -153,9 +153,9 @@ def _version(package: str) -> str:
 def _read(path: Path, key: str, read: Callable[[Any], Any]) -> Any:
     """A result from the cache; None if there is none, or it is torn or foreign."""
     try:
-        content = json.loads(read_small(path, _CACHE_LIMIT))
+        content = read_json(path, _CACHE_LIMIT, finite=False)
         return read(content["value"]) if content["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,13 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from core.directories import whole_directory
+from core.directories import remove_tree, whole_directory
 from core.errors import UserError
 from core.memory.sizes import optimizer_bytes
 from core.models.text_part import split_names
 from core.paths import DIRECTORY_MODE
 from core.runs.held import is_held
-from core.small_files import hash_file, read_small
+from core.small_files import hash_file, read_json
 from core.text import one_line
 from core.worker.model.adapters import adapter_state, initial_parameters, load_state
 from core.worker.model.full_weights import trained_tensors
@@ -246,7 +245,7 @@ def _verified(path: Path) -> Checkpoint:
     if path.is_symlink():
         raise UserError(f"{path.name} is a link, not a checkpoint.", _EARLIER)
     try:
-        manifest = json.loads(read_small(path / MANIFEST, MANIFEST_LIMIT))
+        manifest = read_json(path / MANIFEST, MANIFEST_LIMIT, finite=False)
         sound = manifest["manifest_sha256"] == hash_manifest(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path.name} has no valid manifest.", _EARLIER) from error
@@ -419,5 +418,5 @@ def rotate(checkpoints: Path, keep: int, *, newest: Path, protected: Collection[
         hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.tmp")
         if hidden != path:
             os.replace(path, hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        remove_tree(hidden)
     return gone

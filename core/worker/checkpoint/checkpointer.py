@@ -20,8 +20,10 @@ from core.directories import require_space, whole_directory
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
 from core.notify import Notice, notify
+from core.paths import existing_parent
 from core.runs.changes import KEPT, record
 from core.runs.events import CheckpointEvent, ControlEvent
+from core.runs.run_files import refuse_moved_checkpoints
 from core.small_files import hash_file
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
@@ -105,7 +107,9 @@ class Checkpointer:
         """
         size = checkpoints.size_estimate(self.loaded.model, self.config.train.optimizer)
         hint = "Make room, lower checkpoint.keep, or set LOCALTUNE_HOME to a larger disk."
-        require_space(self.recorder.run.path, size + checkpoints.DISK_RESERVE_BYTES, "a checkpoint", hint)
+        # They may be on another disk than the run.
+        disk = existing_parent(self.recorder.run.checkpoints_path)
+        require_space(disk, size + checkpoints.DISK_RESERVE_BYTES, "a checkpoint", hint)
 
     # Writing.
 
@@ -121,6 +125,7 @@ class Checkpointer:
         began = time.monotonic()
         self.recorder.progress("checkpoint")
         try:
+            refuse_moved_checkpoints(self.recorder.run)
             self.check_room()
             # Whoever goes on from a checkpoint has the events of the steps before it.
             self.recorder.sync()
@@ -210,6 +215,7 @@ class Checkpointer:
     def drop_after(self, good: int | None) -> None:
         """Delete the checkpoints after the last good one, so that whoever goes on begins there."""
         if good is not None and (path := self._path(good)).is_dir():
+            refuse_moved_checkpoints(self.recorder.run)
             self._rotate(path)
             self.recorder.seal("rollback", {"step": good})
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from core.atomic import fsync_dir
+from core.beneath import open_beneath
 from core.hardware.cpu import memory as cpu_memory
 from core.hardware.cpu import process_rss
 from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device
-from core.paths import FILE_MODE
 from core.redact import redact
 from core.runs.append import closing_record
 from core.runs.chain import CHAIN_NAME, Chain
@@ -35,7 +35,7 @@ from core.runs.events import (
 from core.runs.oom import own_counter
 from core.runs.process import hostname, own_identity, start_identity
 from core.runs.state import END_STATES, RunState, StepProgress
-from core.runs.store import Run
+from core.runs.store import EVENTS_NAME, Run
 from core.worker.process.hardware_log import HardwareLog
 from core.worker.process.log import log
 from core.worker.process.stage import stage_of
@@ -117,8 +117,10 @@ class Recorder:
         self._step_began: float | None = None
         self._torn = False
         self._closed = threading.Event()
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        self._file = os.open(run.events_path if keeps else os.devnull, flags, FILE_MODE)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        self._file = (
+            open_beneath(run.path, EVENTS_NAME, flags) if keeps else os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        )
         self._mend_last_line()
         self._sampler = Sampler(HEARTBEAT_SECONDS)
         # What the meters of a parked run's device say is of those who have it now.

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.paths import FILE_MODE
+from core.beneath import open_beneath
 from core.runs.events import NoticeEvent
 from core.runs.lock import LOCK_VARIABLE
+from core.small_files import open_regular
 from core.text import one_line
 from core.worker.process.pulse import Unchanged
 from core.worker.process.reports import REPORTS, SUPERVISOR
@@ -74,9 +75,9 @@ class RankProcess:
     def __post_init__(self) -> None:
         self.reading, writing = os.pipe()
         os.set_blocking(self.reading, False)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        path = self.start.log
         try:
-            log = os.open(self.start.log, flags, FILE_MODE)
+            log = open_beneath(path.parent, path.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             # What stands there already are the words of others.
             self._log_began = os.fstat(log).st_size
             try:
@@ -211,9 +212,9 @@ class RankProcess:
         if said := str(self._signs.get("error", "")):
             return one_line(said)
         try:
-            with self.start.log.open("rb") as file:
+            with open_regular(self.start.log) as file:
                 file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, self._log_began))
-                lines = file.read(_TAIL_BYTES).decode("utf-8", errors="replace").splitlines()
+                lines = (file.read(_TAIL_BYTES) or b"").decode("utf-8", errors="replace").splitlines()
         except OSError:
             return ""
         # What the launcher and the supervisor write is none of its words.

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from core.chat.dialogue import Dialogue
-from core.chat.transcripts import chats_dir, keep_transcript, list_transcripts
+from core.chat.transcripts import chats_dir, keep_transcript, list_transcripts, remove_transcript
+from core.errors import UserError
 from core.runs.store import Run
 
 
@@ -55,6 +56,19 @@ def test_the_newest_is_first_and_what_is_none_is_left_out(run: Run) -> None:
     ):
         (chats_dir(run) / name).write_text(text)
     assert [one.title for one in list_transcripts(run)] == ["late⏎with a line\ufffd[2J", "early"]
+
+
+def test_nothing_is_kept_or_removed_through_a_link(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    kept = keep_transcript(run, talk("mine")).rename(tmp_path / "outside" / "20261126-101010-a.json")
+    chats_dir(run).rmdir()
+    chats_dir(run).symlink_to(tmp_path / "outside")
+    with pytest.raises(OSError, match="it is a link"):
+        keep_transcript(run, talk("another"))
+    (listed,) = list_transcripts(run)
+    with pytest.raises(UserError, match="cannot be removed: it is a link"):
+        remove_transcript(listed)
+    assert list((tmp_path / "outside").iterdir()) == [kept]
 
 
 def test_a_run_that_was_deleted_gets_none(run: Run) -> None:

@@ -161,6 +161,24 @@ def test_continue_goes_on_from_the_checkpoint(cli: CommandLine) -> None:
     assert "finished" in again.err
 
 
+def test_continue_follows_a_link_to_another_disk_once_it_was_confirmed(cli: CommandLine, tmp_path: Path) -> None:
+    run = cli.start(steps=200, pace=0.05)
+    wait_for(lambda: run.state().step >= 2, "two steps")
+    assert cli("stop", run.id).code == 0
+    target = tmp_path / "large disk" / "moved"
+    target.parent.mkdir()
+    run.checkpoints_path.rename(target)
+    run.checkpoints_path.symlink_to(target)
+    cli.script(steps=run.state().step + 3)
+    refused = cli("continue", run.id)
+    assert refused.code == 1
+    assert "is a link to" in refused.err
+    assert f"continue {run.id} --checkpoints '{target}'" in refused.err
+    assert cli("continue", run.id, "--checkpoints", str(tmp_path)).code == 1
+    assert run.state().state == "stopped"
+    assert cli("continue", run.id, "--checkpoints", str(target), "--json").json["state"] == "finished"
+
+
 def _interrupt(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGINT)
 

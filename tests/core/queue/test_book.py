@@ -137,6 +137,60 @@ def test_a_value_that_makes_no_sense_is_named(change: dict[str, object], said: s
         Queue.loads(json.dumps(data))
 
 
+@cases(
+    ("before", "after", "said"),
+    [
+        ('"added": 0.0', f'"added": 1{"0" * 400}', "more than 64 bits"),
+        ('"begun": null', '"begun": -1e400', "not finite"),
+        ('"values": {}', '"values": {"x": [1, NaN]}', "not finite"),
+        ('"values": {}', '"values": {"x": {"y": 18446744073709551616}}', "more than 64 bits"),
+        ('"values": {}', '"values": {"x\\udc00": 1}', "cannot be written again"),
+        ('"overrides": []', '"overrides": ["\\ud800"]', "cannot be written again"),
+        ('"continued": null', '"continued": "\\udfff"', "cannot be written again"),
+        ('"next_id": 2', '"next_id": 2147483649', "next_id is no number"),
+        ('"next_id": 2', '"next_id": true', "next_id is no number"),
+        ('"next_sweep": 1', '"next_sweep": 9223372036854775807', "next_sweep is no number"),
+    ],
+)
+def test_what_could_not_be_written_and_read_again_is_refused(before: str, after: str, said: str) -> None:
+    text = queue_of("a").dumps()
+    assert before in text
+    with pytest.raises(ValueError, match=said):
+        Queue.loads(text.replace(before, after))
+
+
+def test_the_last_numbers_are_given_and_then_no_more() -> None:
+    last = 2**31 - 1
+    queue = Queue(next_id=last, next_sweep=last).with_added([QueueEntry(id=1, name="a")])
+    assert queue.entries[0].id == last
+    assert Queue.loads(queue.dumps()) == queue
+    for more in ([QueueEntry(id=1, name="b")], [QueueEntry(id=1, name="b")] * 3):
+        with pytest.raises(UserError, match="no number left"):
+            queue.with_added(more)
+    queue, sweep = queue.with_sweep()
+    assert sweep == f"s{last}"
+    assert Queue.loads(queue.dumps()) == queue
+    with pytest.raises(UserError, match="no number left"):
+        queue.with_sweep()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=examples(100))
+@given(st.sampled_from(["added", "begun", "values", "overrides", "reason", "name", "sweep", "run", "starts"]), JSON)
+def test_whatever_is_read_is_itself_when_it_is_written(field: str, value: object) -> None:
+    data = json.loads(queue_of("a").dumps())
+    data["entries"][0][field] = value
+    with contextlib.suppress(ValueError):
+        queue = Queue.loads(json.dumps(data))
+        assert Queue.loads(queue.dumps().encode("utf-8").decode("utf-8")) == queue
+
+
 def test_a_file_of_a_later_version_is_refused() -> None:
     with pytest.raises(ValueError, match="another version"):
         Queue.loads('{"format": 2, "entries": []}')

@@ -14,6 +14,7 @@ from core.runs.device_lock import take_beside
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run, list_runs
+from tests.cases import cases
 from tests.core.queue.helpers import FakeWorkers, add, config_for, fill, make_runner, states
 from tests.small_disk import small_disk
 
@@ -340,3 +341,38 @@ def test_a_device_that_a_process_still_holds_is_waited_for(fakes: FakeWorkers) -
     held.release()
     begin_next(fakes)
     assert states() == {1: "running"}
+
+
+def test_a_mistake_in_a_pass_is_said_and_the_next_pass_goes_on(
+    fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    add("a")
+    said: list[str] = []
+    runner = QueueRunner(said.append, room=lambda _: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read_queue", lambda: 1 // 0)
+        waits = [runner.tick(), runner.tick(), runner.tick()]
+    assert waits == [2.0, 4.0, 8.0]
+    assert said == ["waits: a mistake of the program itself: ZeroDivisionError: integer division or modulo by zero"]
+    assert capfd.readouterr().err.count("Traceback") == 1
+    for _ in range(3):
+        runner.tick()
+    assert states() == {1: "running"}
+
+
+@cases("text", ['{"format": 1, "next_id": 2, "entries": [{"id": 1, "name": "a", "state": "waiting", "added": 1e400}]}',
+                '{"format": 1, "next_id": 1' + "0" * 400 + ', "next_sweep": 1, "entries": []}'])  # fmt: skip
+def test_a_queue_with_numbers_that_make_no_sense_is_said_by_everyone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
+    add("a")
+    store.queue_path().write_text(text)
+    said: list[str] = []
+    runner = QueueRunner(said.append, room=lambda _: None)
+    assert runner.tick() == Pace().soonest
+    assert "The queue cannot be read from" in said[0]
+    for action in (lambda: add("b"), store.clear, lambda: store.change(lambda queue: queue.held(1))):
+        with pytest.raises(UserError, match="cannot be read from"):
+            action()
+    assert store.queue_path().read_text() == text

@@ -138,13 +138,29 @@ def test_a_gigabyte_without_a_newline_is_looked_at_in_little_memory(tmp_path: Pa
     tail = EventTail(path)
     tracemalloc.start()
     try:
-        for _ in range(20):
-            tail.poll()
+        assert tail.read_all() == [notice("before")]
         assert list(last_events(path, limit=16 << 20)) == []
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
-    assert (tail.skipped, tail.is_behind) == (1, True)
+    assert (tail.skipped, tail.is_behind) == (1, False)
+
+
+def test_a_hole_of_a_terabyte_is_passed_over_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(encode_event(notice("before")).encode())
+    os.truncate(path, 1 << 40)
+    tail = EventTail(path)
+    polls = 0
+    while tail.is_behind or not polls:
+        tail.poll()
+        polls += 1
+        assert polls < 20
+    with path.open("ab") as file:
+        file.write(b"its end\n" + encode_event(notice("after")).encode())
+    assert tail.read_all() == [notice("after")]
+    assert tail.skipped == 1
+    assert EventTail(path).read_all() == [notice("before"), notice("after")]
 
 
 def test_it_tells_whether_there_is_more(tmp_path: Path) -> None:

@@ -6,15 +6,23 @@ import json
 import os
 from pathlib import Path
 
-from core.tracking.position import Position
+from core.runs.store import Run
+from core.tracking.position import Position, TrackerFiles
 from tests.cases import cases
 
 SOUND = Position(offset=10, rows=2, step=1, memory={"size": 3}, state="sending", pid=5, pid_started="x")
 
 
+def written(directory: Path) -> Path:
+    """The file of a sound position."""
+    place = TrackerFiles(Run(directory), "wandb")
+    place.make()
+    SOUND.write(place)
+    return place.position_path
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    SOUND.write(tmp_path / "p.json")
-    assert Position.read(tmp_path / "p.json") == SOUND
+    assert Position.read(written(tmp_path)) == SOUND
 
 
 @cases(
@@ -23,10 +31,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
      {"pid": [1]}, {"pid_started": 5}, {"state": []}, {"reason": 5}],
 )  # fmt: skip
 def test_a_position_that_makes_no_sense_is_the_beginning(tmp_path: Path, change: dict[str, object]) -> None:
-    SOUND.write(tmp_path / "p.json")
-    found = json.loads((tmp_path / "p.json").read_text())
-    (tmp_path / "p.json").write_text(json.dumps({**found, **change}))
-    assert Position.read(tmp_path / "p.json") == Position()
+    path = written(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert Position.read(path) == Position()
 
 
 def test_whatever_lies_under_its_name(tmp_path: Path) -> None:

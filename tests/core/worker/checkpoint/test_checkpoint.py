@@ -423,6 +423,19 @@ def test_old_checkpoints_and_leftovers_are_deleted(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-00000020", "step-00000030"]
 
 
+def test_links_are_rotated_out_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+    outside, directory = tmp_path / "outside", tmp_path / "checkpoints"
+    outside.mkdir()
+    directory.mkdir()
+    _touch(outside, "mine")
+    _touch(directory, "step-00000003")
+    for name in ("step-00000001", "step-00000009", ".step-00000002.7.tmp"):
+        (directory / name).symlink_to(outside)
+    checkpoints.rotate(directory, 1, newest=directory / "step-00000003")
+    assert [path.name for path in directory.iterdir()] == ["step-00000003"]
+    assert [path.name for path in outside.iterdir()] == ["mine"]
+
+
 def test_damaged_checkpoints_of_a_higher_number_never_displace_the_one_just_written(tmp_path: Path) -> None:
     # 20 and 30 were damaged, the run went on from 10, and 15 is new.
     _touch(tmp_path, "step-00000010", "step-00000015", "step-00000020", "step-00000030")

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from core.config.schema import Config, DataSection
-from core.runs.events import CheckpointEvent, FailedEvent, StepEvent, StoppedEvent
+from core.config.schema import CheckpointSection, Config, DataSection
+from core.errors import UserError
+from core.runs.events import CheckpointEvent, FailedEvent, NoticeEvent, StepEvent, StoppedEvent
+from core.runs.run_files import confirm_checkpoints
 from core.runs.store import create_run
 from core.runs.tail import EventTail
 from core.worker.checkpoint.checkpoint import Checkpoint
@@ -61,6 +63,32 @@ def test_events_up_to_a_checkpoint_are_durable_before_it_is(
         checkpointer_of(recorder, config).save()
         assert done == ["events to step 3", "step-00000003"]
         assert any(isinstance(event, CheckpointEvent) for event in EventTail(run.events_path).read_all())
+    finally:
+        recorder.close("stopped", "", StoppedEvent(reason="", step=3))
+
+
+def test_checkpoints_go_through_a_link_only_where_the_user_has_confirmed_it(private_home: Path, tmp_path: Path) -> None:
+    config = Config(data=DataSection(train="rows.jsonl"), checkpoint=CheckpointSection(keep=1))
+    run = create_run(config, "test")
+    outside = tmp_path / "outside"
+    (outside / "step-00000001" / "mine").mkdir(parents=True)
+    run.checkpoints_path.symlink_to(outside)
+    recorder = Recorder(run)
+    try:
+        checkpointer = checkpointer_of(recorder, config)
+        checkpointer.save()
+        assert checkpointer.state.paused
+        (notice,) = [event for event in EventTail(run.events_path).read_all() if isinstance(event, NoticeEvent)]
+        assert "was not written: " in notice.message
+        assert "checkpoints is a link to" in notice.message
+        with pytest.raises(UserError, match="is a link to"):
+            checkpointer.drop_after(1)
+        assert [path.name for path in outside.iterdir()] == ["step-00000001"]
+        confirm_checkpoints(run, outside)
+        checkpointer.save()
+        assert [path.name for path in outside.iterdir()] == ["step-00000003"]
+        (saved,) = [event for event in EventTail(run.events_path).read_all() if isinstance(event, CheckpointEvent)]
+        assert saved.path == "checkpoints/step-00000003"
     finally:
         recorder.close("stopped", "", StoppedEvent(reason="", step=3))
 

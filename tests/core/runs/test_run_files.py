@@ -1,0 +1,268 @@
+"""A run directory from elsewhere, before anything is written in it; checkpoints on another disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from core import paths
+from core.errors import UserError
+from core.helper import finding_core
+from core.launch import launcher
+from core.runs import chain as chain_module
+from core.runs.append import append_events
+from core.runs.chain import CHAIN_NAME, Chain, chain_head, seal_events
+from core.runs.events import NoticeEvent
+from core.runs.run_files import confirm_checkpoints, refuse_moved_checkpoints, refuse_unsafe_files
+from core.runs.state import RunState
+from core.runs.store import Run
+from tests.cases import cases
+
+MINE = '{"editor": "mine"}\n{"keep": "this"}'
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A file of the user's outside of the run."""
+    path = tmp_path / "settings.json"
+    path.write_text(MINE)
+    return path
+
+
+def end(run: Run) -> None:
+    """A run that was killed after its first checkpoint."""
+    directory = run.checkpoints_path / "step-00000003"
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").write_text("{}")
+    RunState(state="stopped", step=3, total_steps=9).write(run.state_path)
+
+
+ODD: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "link": (lambda path, mine: path.symlink_to(mine), "it is a link"),
+    "hard link": (lambda path, mine: os.link(mine, path), "it is a hard link"),
+    "pipe": (lambda path, _: os.mkfifo(path), "it is a named pipe"),
+    "link to a directory": (lambda path, mine: path.symlink_to(mine.parent), "it is a link"),
+}
+PLACES = [
+    "chain.jsonl", "events.jsonl", "ranks.json", "worker-rank1.log", ".adapter.77.old.tmp", "tracking",
+    "tracking/tensorboard", "tracking/tensorboard/events.out.tfevents.0000000000.localtune", "tracking/wandb/wandb/x",
+    "chats", "adapter/adapter_model.safetensors", "checkpoints/step-00000003/optimizer.pt", "checkpoints/step-00000004",
+]  # fmt: skip
+
+
+@cases("kind", ODD)
+@cases("place", PLACES)
+def test_it_is_refused_with_its_place_before_anything_is_written(
+    tmp_path: Path, run: Run, mine: Path, kind: str, place: str
+) -> None:
+    # Each case has a run of its own.
+    own = Run(tmp_path / "run")
+    own.path.mkdir()
+    for path in (run.config_path, run.state_path):
+        (own.path / path.name).write_bytes(path.read_bytes())
+    end(own)
+    refuse_unsafe_files(own)
+    path = own.path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make, reason = ODD[kind]
+    make(path, mine)
+    before = RunState.read(own.state_path)
+    for action in (refuse_unsafe_files, launcher.continue_run, launcher.launch):
+        with pytest.raises(UserError, match=reason) as caught:
+            action(own)
+        assert str(path) in caught.value.message
+        assert caught.value.hint
+    assert RunState.read(own.state_path) == before
+    assert mine.read_text() == MINE
+
+
+def test_one_directory_of_a_run_may_be_looked_at_alone(run: Run, mine: Path) -> None:
+    refuse_unsafe_files(run, "tracking")
+    (run.path / "elsewhere").symlink_to(mine)
+    refuse_unsafe_files(run, "tracking")
+    (run.path / "tracking").symlink_to(mine.parent)
+    with pytest.raises(UserError, match="tracking is not written to: it is a link"):
+        refuse_unsafe_files(run, "tracking")
+
+
+@cases("make", [os.mkfifo, lambda path: path.symlink_to("/nowhere")])
+def test_checkpoints_that_are_no_directory_are_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    own = Run(tmp_path / "run")
+    own.path.mkdir()
+    make(own.checkpoints_path)
+    with pytest.raises(UserError, match=r"checkpoints is (not written to: it is a named pipe|a link to /nowhere)"):
+        refuse_unsafe_files(own)
+
+
+def test_a_run_that_was_made_here_is_taken(run: Run) -> None:
+    end(run)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(run.path / "control.sock"))
+        data = run.path / "tracking" / "wandb" / "wandb"
+        (data / "offline-run-1" / "logs").mkdir(parents=True)
+        (data / "offline-run-1" / "logs" / "debug.log").touch()
+        (data / "latest-run").symlink_to("offline-run-1")
+        (data / "debug.log").symlink_to("offline-run-1/logs/debug.log")
+        refuse_unsafe_files(run)
+        refuse_unsafe_files(run, "tracking")
+        (data / "out").symlink_to("../../../run.toml")
+        for below in ("", "tracking"):
+            with pytest.raises(UserError, match="out is not written to: it is a link"):
+                refuse_unsafe_files(run, below)
+
+
+def test_a_worker_that_is_started_by_hand_refuses_it_too(run: Run, mine: Path) -> None:
+    end(run)
+    (run.path / CHAIN_NAME).symlink_to(mine)
+    ended = subprocess.run(
+        [sys.executable, "-m", "core.worker", str(run.path), "--resume"],
+        env=finding_core(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 4
+    assert "chain.jsonl is not written to: it is a link" in ended.stdout + ended.stderr
+    assert mine.read_text() == MINE
+    state = RunState.read(run.state_path)
+    assert state is not None
+    assert state.state == "failed"
+    assert "chain.jsonl is not written to: it is a link" in state.reason
+
+
+@cases("kind", ODD)
+def test_the_chain_cuts_and_appends_to_its_own_file_alone(tmp_path: Path, run: Run, mine: Path, kind: str) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    run.events_path.touch()
+    ODD[kind][0](directory / CHAIN_NAME, mine)
+    with pytest.raises(OSError, match=ODD[kind][1]):
+        Chain(directory, run.events_path).append("start", {})
+    assert mine.read_text() == MINE
+    assert not (mine.parent / CHAIN_NAME).exists()
+
+
+@cases("kind", ODD)
+def test_events_are_appended_to_no_other_file(tmp_path: Path, run: Run, mine: Path, kind: str) -> None:
+    own = Run(tmp_path / "run")
+    own.path.mkdir()
+    ODD[kind][0](own.events_path, mine)
+    with pytest.raises(UserError, match=ODD[kind][1]):
+        append_events(own, NoticeEvent(level="info", code="x", message="y"))
+    assert mine.read_text() == MINE
+
+
+def test_a_state_is_not_written_over_another_name_of_a_file(
+    tmp_path: Path, run: Run, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.state_path.unlink()
+    os.link(mine, run.state_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("core.runs.state.write_atomic", full)
+    with pytest.raises(OSError, match="No space left"):
+        RunState(state="stopped").write(run.state_path)
+    assert mine.read_text() == MINE
+
+
+@cases("line", [b'{"n": 1e999, "link": "", "events": {"to": 0}}', b'{"n": 0, "link": "", "events": {"to": -7}}',
+                b'{"n": 9223372036854775807, "link": "", "events": {"to": 9223372036854775807}}', b"[" * 100_000,
+                b'{"n": ' + b"9" * 4000 + b"}"])  # fmt: skip
+def test_a_chain_goes_on_after_any_line(tmp_path: Path, run: Run, line: bytes) -> None:
+    (tmp_path / CHAIN_NAME).write_bytes(line + b"\n")
+    (tmp_path / "events.jsonl").write_text("{}\n")
+    Chain(tmp_path, tmp_path / "events.jsonl").append("start", {})
+    assert (tmp_path / CHAIN_NAME).read_bytes().startswith(line + b"\n")
+    added = json.loads((tmp_path / CHAIN_NAME).read_bytes().splitlines()[1])
+    assert (added["n"], added["events"]["from"]) == (1, 0)
+
+
+def test_a_record_of_nothing_but_line_breaks_is_sealed_in_parts(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain_module, "SEALED_LINES", 100)
+    run.events_path.write_bytes(b"\n" * 250)
+    assert seal_events(run.events_path, 0)["to"] == 100
+    chain = Chain(run.path, run.events_path)
+    for kind in ("start", "checkpoint", "end"):
+        chain.append(kind, {})
+    links = list(chain_module.read_links(run.path / CHAIN_NAME))
+    assert [link.events.end for link in links if isinstance(link, chain_module.Link)] == [100, 200, 250]
+    assert chain_head(run.path) is not None
+
+
+# Checkpoints on another disk.
+
+
+def move(run: Run, disk: Path) -> Path:
+    """Checkpoints moved to another disk, and a link to them."""
+    target = disk / "moved"
+    disk.mkdir(exist_ok=True)
+    run.checkpoints_path.rename(target)
+    run.checkpoints_path.symlink_to(target)
+    return target
+
+
+def test_checkpoints_that_were_moved_are_used_once_the_user_has_said_so(tmp_path: Path, run: Run) -> None:
+    end(run)
+    target = move(run, tmp_path / "disk")
+    with pytest.raises(UserError, match=r"is a link to .*moved, and old checkpoints are deleted there") as caught:
+        launcher.continue_run(run)
+    assert caught.value.hint == f"If you have moved them there: localtune-tui continue {run.id} --checkpoints {target}"
+    with pytest.raises(UserError, match="not to /tmp"):
+        confirm_checkpoints(run, Path("/tmp"))
+    (tmp_path / "other-name").symlink_to(target)
+    confirm_checkpoints(run, tmp_path / "other-name")
+    refuse_unsafe_files(run)
+    assert (paths.moved_dir() / f"{run.id}.json").stat().st_mode & 0o777 == 0o600
+    # What lies there is a part of the run.
+    (target / "step-00000009").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="step-00000009 is not written to: it is a link"):
+        refuse_unsafe_files(run)
+
+
+def test_what_was_confirmed_is_one_directory_for_one_run(tmp_path: Path, run: Run) -> None:
+    end(run)
+    target = move(run, tmp_path / "disk")
+    confirm_checkpoints(run, target)
+    # A run from elsewhere with the same id and link, in another place.
+    other = Run(tmp_path / run.id)
+    other.path.mkdir()
+    other.checkpoints_path.symlink_to(target)
+    with pytest.raises(UserError, match="is a link to"):
+        refuse_moved_checkpoints(other)
+    # The link leads elsewhere now; or what it leads to does.
+    (tmp_path / "elsewhere").mkdir()
+    target.rename(tmp_path / "disk" / "real")
+    target.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is a link to .*elsewhere"):
+        refuse_moved_checkpoints(run)
+
+
+@cases("content", ["", "[]", "{}", '{"run": 5}', "[" * 100_000, '{"run": "x", "checkpoints": "/"}', "\ud800"])
+def test_a_damaged_record_confirms_nothing(tmp_path: Path, run: Run, content: str) -> None:
+    own = Run(tmp_path / "run")
+    own.path.mkdir()
+    own.checkpoints_path.symlink_to("/")
+    record = paths.make_private_dir(paths.moved_dir()) / f"{own.id}.json"
+    record.write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match="is a link to /, "):
+        refuse_moved_checkpoints(own)
+
+
+def test_checkpoints_that_are_no_link_or_lead_nowhere_are_not_confirmed(tmp_path: Path, run: Run) -> None:
+    with pytest.raises(UserError, match="is no link"):
+        confirm_checkpoints(run, tmp_path)
+    run.checkpoints_path.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match=r"There is no directory .*unmounted"):
+        confirm_checkpoints(run, tmp_path / "unmounted")
