@@ -13,7 +13,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 #: Memory limit in bytes of a reader of files and templates. The largest tokenizer in use takes about half a gigabyte.
 MEMORY = 2 << 30
@@ -23,6 +23,8 @@ SECONDS = 10
 _GRACE = 3
 #: Seconds after which work that goes on nevertheless is interrupted again.
 _AGAIN = 0.5
+#: Seconds by which the kernel's timer and the clock may differ.
+_TICK = 0.02
 
 _is_confined = False
 
@@ -57,7 +59,9 @@ class TimeLimitError(BaseException):
 
 
 @contextlib.contextmanager
-def cpu_limit(seconds: float = SECONDS, *, kills: bool = True) -> Iterator[None]:
+def cpu_limit(
+    seconds: float = SECONDS, *, kills: bool = True, check: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Limit the processor time of a piece of work, of all threads together; other processes do not count.
 
     Args:
@@ -65,6 +69,8 @@ def cpu_limit(seconds: float = SECONDS, *, kills: bool = True) -> Iterator[None]
             thread; other threads are only limited by ``kills``.
         kills: Have the kernel end the process (SIGXCPU) some seconds later, as a native library may not return to
             Python.
+        check: Called in the main thread twice in each second of processor time, between two bytecode instructions.
+            What it raises ends the work, past all handlers of the work itself, and is raised here.
 
     Raises:
         TimeLimitError: If the limit is exceeded.
@@ -75,23 +81,38 @@ def cpu_limit(seconds: float = SECONDS, *, kills: bool = True) -> Iterator[None]
         resource.setrlimit(resource.RLIMIT_CPU, (last if most == resource.RLIM_INFINITY else min(last, most), most))
     try:
         if threading.current_thread() is threading.main_thread():
-            with _timer(seconds):
+            with _timer(seconds, check):
                 yield
         else:
             yield
+    except TimeLimitError as error:
+        if check is not None and error.__cause__ is not None:
+            raise error.__cause__ from None
+        raise
     finally:
         if kills:
             resource.setrlimit(resource.RLIMIT_CPU, (before, most))
 
 
 @contextlib.contextmanager
-def _timer(seconds: float) -> Iterator[None]:
+def _timer(seconds: float, check: Callable[[], None] | None) -> Iterator[None]:
     # Limits may be nested; afterwards the rest of the outer one applies again.
     left, _ = signal.getitimer(signal.ITIMER_PROF)
-    handler = signal.signal(signal.SIGPROF, _interrupt)
+    ends = time.process_time() + seconds
+
+    def interrupt(_: int, __: object) -> None:
+        if check is not None and time.process_time() < ends - _TICK:
+            try:
+                check()
+            except BaseException as error:
+                raise TimeLimitError from error
+            return
+        raise TimeLimitError
+
+    handler = signal.signal(signal.SIGPROF, interrupt)
     try:
         # Repeatedly: the interpreter drops exceptions raised in finalizers.
-        signal.setitimer(signal.ITIMER_PROF, seconds, _AGAIN)
+        signal.setitimer(signal.ITIMER_PROF, seconds if check is None else min(seconds, _AGAIN), _AGAIN)
         yield
     finally:
         while True:
@@ -125,10 +146,6 @@ def limit_growth(memory: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit = _data_bytes() + min(memory, _half_of_memory())
     resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
-
-
-def _interrupt(_: int, __: object) -> None:
-    raise TimeLimitError
 
 
 def _data_bytes() -> int:
