@@ -28,6 +28,9 @@ SLOW = (
     "{% for i in range(49000) %}{% set q = t.rfind(n) %}{% endfor %}"
 )
 
+#: A loop whose body is long, though nothing in it costs a step: it takes a minute.
+LONG_BODY = "{% for i in range(99000) %}" + "{% set q = messages[0].role %}" * 1500 + "{% endfor %}"
+
 #: Operations that each look at a whole value, which the kernel would have to end if they began.
 ENDLESS_OPERATIONS = {
     "==": LISTS + "{{ ns.x == ns.y }}",
@@ -81,6 +84,7 @@ REPEATED_OPERATIONS = {
         *("b | select('eq', 2) | list", "b | reject | list", "b | map('abs') | first", "b | min(attribute='real')"),
         *("b | sum", "b | reverse | first", "b | batch(3) | first", "b | tojson | length", "d | dictsort | first"),
         *("b | join | length", "t | wordcount", "t | title | length", "t | int", "lipsum(n=640)", "'{}' * 9000 == t"),
+        *("7 ** 1300 // 3 ** 900 * 5 ** 90", "('{0' + '.real' * 200 + '}').format(1)"),
         *("('{}' * 9000).format(*b[:9000]) | length", "strftime_now('%c' * 100000) | length", "d | items | list"),
     )
 }

@@ -51,8 +51,8 @@ _LISTS_TAKE = 3
 _SHORT = 1024
 #: Most digits to round a number to.
 _MOST_DIGITS = 1000
-#: Most bits of a whole number: multiplication and division of longer ones take long.
-_MOST_BITS = 1 << 14
+#: Most bits of a whole number that is computed: multiplication and division of longer ones take long.
+_MOST_BITS = 1 << 12
 _SIZED = (list, tuple, dict, str, range)
 _SCALARS = frozenset((int, bool, float, type(None)))
 _TOO_LARGE = "it makes something far larger than a conversation"
@@ -257,10 +257,25 @@ class _Meter:
 @pass_context
 def _counted(context: _Context, values: Any) -> Any:
     """The values of a loop; each iteration spends a step."""
-    if isinstance(values, _SIZED):
-        context.spend(len(values))
-        return values
-    return _one_by_one(context, values)
+    return _Steps(context, values) if isinstance(values, _SIZED) else _one_by_one(context, values)
+
+
+class _Steps:
+    """The values of a loop that has a length.
+
+    Each of them spends its step as it is taken: the clock is read then, however long the body of the loop is.
+    """
+
+    __slots__ = ("_context", "_values")
+
+    def __init__(self, context: _Context, values: Any) -> None:
+        self._context, self._values = context, values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return _one_by_one(self._context, self._values)
 
 
 def _one_by_one(context: _Context, values: Iterable[Any], each: int = 1) -> Iterator[Any]:
@@ -385,8 +400,8 @@ def _bounded_test(name: str, function: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _fields(text: Any) -> int:
-    """Number of fields of a format, each of which takes as long as a call."""
-    return len(text) - len(text.replace("{", "").replace("%", "")) if isinstance(text, str) else 0
+    """Number of fields of a format, and of the attributes that they name: each takes as long as a call."""
+    return sum(map(text.count, "%{.[")) if isinstance(text, str) else 0
 
 
 @pass_context
@@ -514,11 +529,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 context.take(len(left) + len(right))
             elif isinstance(left, (str, list, tuple, bytes)) and isinstance(right, (str, list, tuple, bytes)):
                 context.take(own_size(left) + own_size(right))
+            else:
+                _check_bits(left, right)
             return left + right
-        are_numbers = type(left) in _SCALARS and type(right) in _SCALARS
-        if are_numbers and operator == "-":
-            return left - right
-        if not are_numbers:
+        if type(left) in _SCALARS and type(right) in _SCALARS:
+            context.spend()
+        else:
             context.look(left, *((right,) if type(right) not in _SCALARS else ()))
         if operator == "%" and isinstance(left, (str, bytes)):
             context.check(lambda room: method_size(left, "%", (right,), {}, room))

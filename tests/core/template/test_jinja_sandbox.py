@@ -21,7 +21,7 @@ from core.template.render import ChatTemplate
 from core.template.trace import TracedTemplate, placeholder
 from tests.cases import cases
 from tests.conftest import CHATML
-from tests.hostile_templates import ENDLESS_OPERATIONS, LISTS, REPEATED_OPERATIONS, SLOW
+from tests.hostile_templates import ENDLESS_OPERATIONS, LISTS, LONG_BODY, REPEATED_OPERATIONS, SLOW
 
 MESSAGES = [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello!"}]
 
@@ -235,6 +235,16 @@ def test_time_refuses_the_template_and_not_the_row(monkeypatch: pytest.MonkeyPat
         assert time.thread_time() - began < 1
         assert isinstance(caught.value, UserError)
         assert not isinstance(caught.value, RowError)
+
+
+def test_time_ends_a_loop_in_which_nothing_costs_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.05)
+    template = ChatTemplate(LONG_BODY)
+    template.check()
+    began = time.thread_time()
+    with pytest.raises(TemplateTimeError):
+        template.render(MESSAGES)
+    assert time.thread_time() - began < 3
 
 
 def test_the_question_whether_content_is_a_list_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
