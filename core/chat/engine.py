@@ -97,6 +97,7 @@ class ChatEngine:
         self._command: str | list[str] = command or "core.worker.generate.chat_engine"
         self._ids = map(str, itertools.count(1))
         self._guard = threading.Lock()
+        self._calmed = threading.Condition(self._guard)
         self._pending: dict[str, queue.Queue[dict[str, Any] | None]] = {}
         self._generating: str | None = None
         self._unfinished: set[str] = set()
@@ -234,8 +235,14 @@ class ChatEngine:
         with self._guard:
             self._unfinished.discard(target)
             timer = self._patience.pop(target, None)
+            self._calmed.notify_all()
         if timer is not None:
             timer.cancel()
+
+    def calm(self) -> None:
+        """Wait until the answers that were cancelled have ended, or the process has been ended for them."""
+        with self._calmed:
+            self._calmed.wait_for(lambda: not self._patience, CANCEL_SECONDS + CLOSE_SECONDS)
 
     @property
     def is_hung(self) -> bool:

@@ -255,6 +255,8 @@ class EngineSession:
     def prepare(self, progress: Progress) -> None:
         """Start the engine and load the model; returns at once if that has been done."""
         with self._loading:
+            # Another question would wait behind a cancelled one, and be lost with its process.
+            self._engine.calm()
             if self._engine.is_hung:
                 self._engine = self._engine.anew()
                 self._loaded = False
