@@ -19,7 +19,15 @@ ResultT = TypeVar("ResultT")
 
 
 class ForkedProcessError(Exception):
-    """A forked process is gone before it has given its result; the kernel may have ended it for want of memory."""
+    """A forked process is gone before it has given its result; the kernel may have ended it for want of memory.
+
+    Args:
+        status: Its exit status, negative for a signal; None where it is not known.
+    """
+
+    def __init__(self, status: int | None = None) -> None:
+        super().__init__()
+        self.status = status
 
 
 def forked_map(
@@ -38,7 +46,7 @@ def forked_map(
         Exception: Whatever ``work`` raises.
     """
     context = get_context("fork")
-    team: list[tuple[Connection, ForkProcess]] = []
+    team: dict[Connection, ForkProcess] = {}
     try:
         for _ in range(processes):
             ours, theirs = context.Pipe()
@@ -46,44 +54,50 @@ def forked_map(
             process.start()
             # A process that is gone must leave an end of file.
             theirs.close()
-            team.append((ours, process))
-        idle, busy, found = [connection for connection, _ in team], dict[Connection, int](), dict[int, ResultT]()
+            team[ours] = process
+        idle, busy, found = list(team), dict[Connection, int](), dict[int, ResultT]()
         begun = 0
         for number in range(len(items)):
             while number not in found:
                 # A few ahead: a slow item must not make the results behind it pile up.
                 while idle and begun < min(len(items), number + 2 * processes + 1):
                     connection = idle.pop()
-                    _send(connection, items[begun])
+                    _send(connection, items[begun], team[connection])
                     busy[connection] = begun
                     begun += 1
                 for ready in wait(list(busy)):
                     if isinstance(ready, Connection):
-                        found[busy.pop(ready)] = _receive(ready)
+                        found[busy.pop(ready)] = _receive(ready, team[ready])
                         idle.append(ready)
             yield found.pop(number)
     finally:
-        for connection, process in team:
+        for connection, process in team.items():
             process.kill()
             process.join()
             connection.close()
 
 
-def _send(connection: Connection, item: object) -> None:
+def _send(connection: Connection, item: object, process: ForkProcess) -> None:
     try:
         connection.send(item)
     except OSError as error:
-        raise ForkedProcessError from error
+        raise _death(process) from error
 
 
-def _receive(connection: Connection) -> Any:
+def _receive(connection: Connection, process: ForkProcess) -> Any:
     try:
         result, error = connection.recv()
     except (EOFError, OSError) as gone:
-        raise ForkedProcessError from gone
+        raise _death(process) from gone
     if error is not None:
         raise error
     return result
+
+
+def _death(process: ForkProcess) -> ForkedProcessError:
+    # Its end of the pipe closes a moment before it has ended.
+    process.join(1)
+    return ForkedProcessError(process.exitcode)
 
 
 def _serve(connection: Connection, work: Callable[[ItemT], object], prepare: Callable[[], None]) -> None:

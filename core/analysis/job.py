@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import threading
 from collections.abc import Callable
 
@@ -56,6 +57,11 @@ class AnalysisJob:
             return found
         if was_closed:
             raise AnalysisCancelledError
+        if helper.end() == -signal.SIGXCPU:
+            raise UserError(
+                "The chat template or the tokenizer takes more time than any should, and does not stop.",
+                "Take another template (template.file), or get the model again.",
+            )
         raise AnalysisLostError(
             f"The analysis has no result: its process {describe_end(helper.end())}.",
             "Do it again; if memory is short, close something or look at a part of the rows.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -43,11 +44,12 @@ def main() -> int:
         answer: dict[str, Any] = {"analysis": survey(request, reporter).to_dict()}
     except UserError as error:
         answer = {"error": error.message, "hint": error.hint}
-    except (ForkedProcessError, MemoryError):
-        answer = {"error": "The analysis ran out of memory.", "hint": "Close something, or look at a part of the rows."}
     except TimeLimitError:
-        text = f"The chat template or the tokenizer takes more than {BATCH_SECONDS} s for a few rows."
-        answer = {"error": text, "hint": "Take another template (template.file), or get the model again."}
+        answer = _too_slow()
+    except ForkedProcessError as error:
+        answer = _too_slow() if error.status == -signal.SIGXCPU else _out_of_memory()
+    except MemoryError:
+        answer = _out_of_memory()
     except BrokenPipeError:
         return _leave()
     except BaseException as error:  # any exception of the libraries, Rust panics included
@@ -60,6 +62,15 @@ def main() -> int:
     except BrokenPipeError:
         return _leave()
     return 0
+
+
+def _too_slow() -> dict[str, Any]:
+    text = f"The chat template or the tokenizer takes more than {BATCH_SECONDS} s for a few rows."
+    return {"error": text, "hint": "Take another template (template.file), or get the model again."}
+
+
+def _out_of_memory() -> dict[str, Any]:
+    return {"error": "The analysis ran out of memory.", "hint": "Close something, or look at a part of the rows."}
 
 
 class _Reporter:

@@ -74,12 +74,13 @@ class Progress:
     """Progress of an analysis.
 
     Args:
-        stage: ``indexing`` (bytes), ``reading`` (rows) or ``comparing`` (rows).
+        stage: ``loading`` (the tokenizer, nothing is counted), ``indexing`` (bytes), ``reading`` (rows) or
+            ``comparing`` (rows).
         done: Units done, as counted by the stage.
         total: Units in all; None while unknown.
     """
 
-    stage: Literal["indexing", "reading", "comparing"]
+    stage: Literal["loading", "indexing", "reading", "comparing"]
     done: int
     total: int | None = None
 

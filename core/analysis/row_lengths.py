@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from core.analysis.result import AnalysisRequest, request_for
@@ -15,11 +16,15 @@ from core.text import one_line
 
 if TYPE_CHECKING:
     from core.config.schema import Config
+    from core.data.conversation import Example
+    from core.data.registries.source import DataSource
 
 #: Rows sampled of each source.
 ROWS = 300
 #: Processor time for all of them.
 _SECONDS = 30
+#: Rows and sources that :func:`try_first_rows` renders, and the characters of a row beyond which it is left out.
+_TRIED_ROWS, _TRIED_SOURCES, _TRIED_CHARACTERS = 8, 8, 1 << 16
 
 
 def sample_lengths(config: Config) -> list[int]:
@@ -41,27 +46,70 @@ def sample_lengths(config: Config) -> list[int]:
         rights = rights_for(request)
     except UserError:
         return []
-    about = "chat template" if template is not None else f"tokenizer or chat template of {model}"
-    return sandboxed(_lengths, f"The {one_line(about)}", rights=rights, seconds=_SECONDS)(request)
+    return sandboxed(_lengths, _about(request), rights=rights, seconds=_SECONDS)(request)
+
+
+def try_first_rows(request: AnalysisRequest) -> None:
+    """Render and tokenize a few rows of each source in the sandbox, before a process does it that must not be ended.
+
+    Args:
+        request: Names the model. Errors of files and rows are passed over: whoever reads all of them reports these.
+
+    Raises:
+        UserError: If tokenizer or template exceed the limits of a rendering or of the sandbox.
+    """
+    sandboxed(_try, _about(request), rights=rights_for(request))(request)
+
+
+def _about(request: AnalysisRequest) -> str:
+    settings = request.masks
+    if settings is not None and settings.template is None:
+        return f"The {one_line(f'tokenizer or chat template of {settings.model}')}"
+    return "The chat template"
 
 
 def _lengths(request: AnalysisRequest) -> list[int]:
     settings = request.masks
     if settings is None:
         return []
+    from core.template.jinja_sandbox import TemplateTimeError
+
     try:
         masker = settings.masker()
+    except TemplateTimeError:
+        raise
     except UserError:
         return []
     lengths: list[int] = []
     for source in flat_sources(list(request.train), request.format, request.columns):
-        with source.open() as file:
-            detection = source.recognize(file)
-            examples = []
-            for row in file.rows(0, ROWS):
-                try:
-                    examples.append(detection.example(row))
-                except RowError:
-                    continue
-            lengths += [masked.longest for masked in masker.mask(examples) if not isinstance(masked, RowError)]
+        masked = masker.mask(_first_examples(source, ROWS))
+        lengths += [row.longest for row in masked if not isinstance(row, RowError)]
     return lengths
+
+
+def _try(request: AnalysisRequest) -> None:
+    from core.template.jinja_sandbox import TemplateTimeError
+
+    if request.masks is None:
+        return
+    try:
+        masker = request.masks.masker()
+        sources = flat_sources([*request.train, *request.eval], request.format, request.columns)
+        for source in sources[:_TRIED_SOURCES]:
+            examples = _first_examples(source, _TRIED_ROWS)
+            masker.mask([example for example in examples if example.characters <= _TRIED_CHARACTERS])
+    except (TemplateTimeError, MemoryError):
+        raise
+    except Exception:  # whatever a library makes of a damaged file
+        return
+
+
+def _first_examples(source: DataSource, count: int) -> list[Example]:
+    """The usable ones of the first rows."""
+    with source.open() as file:
+        detection = source.recognize(file)
+        examples = []
+        for row in file.rows(0, count):
+            with contextlib.suppress(RowError):
+                examples.append(detection.example(row))
+        return examples

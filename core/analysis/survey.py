@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from core.analysis import row_facts
 from core.analysis.division import HELD_OUT, NOT_SAMPLED, divide_rows
 from core.analysis.duplicates import Fingerprints, find_near, find_same, find_shared
 from core.analysis.forked import forked_map
@@ -24,7 +25,7 @@ from core.data.formats.detect import SAMPLE, Detection
 from core.data.formats.unread import count_names, describe_columns
 from core.data.registries.resolve import refuse_two_evals, resolve_sources, weights_of
 from core.data.registries.source import DataSource
-from core.sandbox.limits import limit_growth
+from core.sandbox.limits import cpu_limit, limit_growth
 from core.template.mask import Masker
 from core.text import one_line
 
@@ -81,7 +82,12 @@ def survey(request: AnalysisRequest, report: Report = lambda _: None) -> Analysi
     """
     began = time.monotonic()
     settings = request.masks
-    masker = settings.masker() if settings is not None else None
+    masker = None
+    if settings is not None:
+        report(Progress("loading", 0))
+        # The template is tried on some conversations already here.
+        with cpu_limit(row_facts.BATCH_SECONDS):
+            masker = settings.masker()
     opened: list[OpenSource] = []
     try:
         refuse_two_evals(request.eval_share, bool(request.eval))

@@ -30,6 +30,8 @@ Progress = Callable[[str, "int | None", "int | None"], None]
 LOAD_SECONDS = 1800.0
 #: Seconds without a token before an answer counts as hung; a long prompt is processed before the first one.
 TOKEN_SECONDS = 600.0
+#: Seconds for a cancelled answer to end; a step of a large model on a CPU takes less.
+CANCEL_SECONDS = 10.0
 #: Seconds allowed for the engine to end by itself.
 CLOSE_SECONDS = 2.0
 #: Engine logs kept.
@@ -97,8 +99,14 @@ class ChatEngine:
         self._files = tuple(files)
         self._ids = map(str, itertools.count(1))
         self._guard = threading.Lock()
+        self._calmed = threading.Condition(self._guard)
         self._pending: dict[str, queue.Queue[dict[str, Any] | None]] = {}
         self._generating: str | None = None
+        self._unfinished: set[str] = set()
+        """The answers that the process has not ended yet, whether or not anybody waits for them."""
+        self._patience: dict[str, threading.Timer] = {}
+        """By cancelled answer, the timer that ends the process."""
+        self._is_hung = False
         self._helper: Helper | None = None
         self._closed = False
         self.log_path: Path | None = None
@@ -184,6 +192,7 @@ class ChatEngine:
         asked = self._request("generate", request.to_args())
         with self._guard:
             self._generating = asked.id
+            self._unfinished.add(asked.id)
         finished = False
         try:
             for message in self._exchange(asked, TOKEN_SECONDS):
@@ -197,20 +206,62 @@ class ChatEngine:
                     self._generating = None
 
     def cancel(self) -> None:
-        """Cancel the current answer, within about one token; it then says ``cancelled``."""
+        """Cancel the current answer, within about one token; it then says ``cancelled``.
+
+        An engine that goes on for :data:`CANCEL_SECONDS` does not hear it, and is ended.
+        """
         with self._guard:
             target = self._generating
         if target is not None:
             self._cancel(target)
 
     def _cancel(self, target: str) -> None:
+        with self._guard:
+            if target not in self._unfinished or target in self._patience:
+                return
+            timer = self._patience[target] = threading.Timer(CANCEL_SECONDS, self._give_up, [target])
+            timer.daemon = True
+            timer.start()
         with contextlib.suppress(UserError):  # an engine that has ended writes nothing any more
             self._write(self._request("cancel", {"id": target}))
+
+    def _give_up(self, target: str) -> None:
+        """End the process if an answer has not ended yet."""
+        with self._guard:
+            if target not in self._unfinished or self._helper is None:
+                return
+            self._is_hung = True
+            helper = self._helper
+        helper.end()
+
+    def _ended(self, target: str) -> None:
+        """An answer has ended, or the process."""
+        with self._guard:
+            self._unfinished.discard(target)
+            timer = self._patience.pop(target, None)
+            self._calmed.notify_all()
+        if timer is not None:
+            timer.cancel()
+
+    def calm(self) -> None:
+        """Wait until the answers that were cancelled have ended, or the process has been ended for them."""
+        with self._calmed:
+            self._calmed.wait_for(lambda: not self._patience, CANCEL_SECONDS + CLOSE_SECONDS)
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether it was ended as it did not hear that an answer was cancelled."""
+        return self._is_hung
+
+    def anew(self) -> ChatEngine:
+        """Another engine of the same kind, in a process of its own, with no model."""
+        return ChatEngine(self._command)
 
     @property
     def is_open(self) -> bool:
         """Whether it can be asked: it has not been closed, and its process has not ended by itself."""
-        return not self._closed and (self._helper is None or self._helper.process.poll() is None)
+        is_gone = self._helper is not None and self._helper.process.poll() is not None
+        return not self._closed and not self._is_hung and not is_gone
 
     def ping(self, timeout: float = 5.0) -> bool:
         """Whether the engine answers."""
@@ -300,6 +351,8 @@ class ChatEngine:
                 message = decode_message(line)
             except ProtocolError:
                 continue  # only the engine writes here
+            if "ok" in message:
+                self._ended(str(message.get("id")))
             with self._guard:
                 waiting = self._pending.get(str(message.get("id")))
             if waiting is not None:
@@ -309,7 +362,9 @@ class ChatEngine:
     def _release(self) -> None:
         """Wake all threads that are still waiting."""
         with self._guard:
-            waiting = list(self._pending.values())
+            waiting, unfinished = list(self._pending.values()), list(self._unfinished)
+        for target in unfinished:
+            self._ended(target)
         for messages in waiting:
             messages.put(None)
 
@@ -320,6 +375,11 @@ class ChatEngine:
         """The error for an engine that has ended."""
         if self._closed:
             return UserError("The chat has been closed.")
+        if self._is_hung:
+            return UserError(
+                f"The answer did not end within {CANCEL_SECONDS:g} s of being cancelled, so its process was ended.",
+                "Ask again, which loads the model anew; if it happens again, take another chat template.",
+            )
         code = None
         if self._helper is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):  # its output closes a moment before it ends

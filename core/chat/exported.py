@@ -101,7 +101,7 @@ class ExportReaders:
         if not os.path.isabs(source) or (exported := find_exported(Path(source))) is None:
             return None
         with self._guard:
-            if (known := self._engines.get(source)) is not None:
+            if (known := self._engines.get(source)) is not None and not known.is_hung:
                 return known
             engine = self._engines[source] = exported.engine()
             if self._is_closed:

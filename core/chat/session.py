@@ -237,6 +237,7 @@ class EngineSession:
         self._engine = engine or ChatEngine()
         self._loading = threading.Lock()
         self._loaded = False
+        self._is_closed = False
         self._added: dict[Source, None] = {}
         """The adapters beside the session's own, the one asked longest ago first."""
         self._exports = ExportReaders()
@@ -254,6 +255,14 @@ class EngineSession:
     def prepare(self, progress: Progress) -> None:
         """Start the engine and load the model; returns at once if that has been done."""
         with self._loading:
+            # Another question would wait behind a cancelled one, and be lost with its process.
+            self._engine.calm()
+            if self._engine.is_hung:
+                self._engine = self._engine.anew()
+                self._loaded = False
+                self._added.clear()
+                if self._is_closed:
+                    self._engine.close()
             if not self._loaded:
                 self._engine.load(self.spec, progress)
                 self._loaded = True
@@ -303,6 +312,7 @@ class EngineSession:
 
     def close(self) -> None:
         """End the engine."""
+        self._is_closed = True
         self._exports.close()
         self._engine.close()
 

@@ -181,6 +181,7 @@ class Conversation:
         """
         from core.chat.dialogue import speaker_name
         from core.chat.session import Answer
+        from core.commands.live_line import busy
         from core.text import one_line
 
         last = self._dialogue.exchanges[-1] if again else None
@@ -190,8 +191,11 @@ class Conversation:
             exchange = self._dialogue.ask(prompt, (self._source,))
         messages = self._dialogue.messages(self._source, self._system)
         answer: Answer | None = None
+        waiting = contextlib.ExitStack()
+        waiting.enter_context(busy("the model reads the conversation"))
         try:
             for piece in self._session.generate(messages, self._source, self._settings):
+                waiting.close()
                 if isinstance(piece, Answer):
                     answer = piece
                 elif not quiet:
@@ -203,6 +207,8 @@ class Conversation:
             self._session.cancel()
             self._dialogue.remove(exchange)
             raise
+        finally:
+            waiting.close()
         reply = exchange.replies[0]
         reply.take_answer(answer)
         reply.speaker = speaker_name(answer.source)

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Analyze every row and print the findings; the exit code is 0 whatever they are."""
     from core.analysis.job import analyze
     from core.analysis.row_tokens import sample_row
+    from core.commands.live_line import busy
 
     request = make_request(args)
     if args.template is not None and args.model is None and args.config is None:
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(CLEAR_LINE)
     sample = None
     if request.masks is not None and (args.row is not None or not args.json):
-        sample = sample_row(request, analysis, args.row)
+        with busy("reading the row as tokens"):
+            sample = sample_row(request, analysis, args.row)
     if args.json:
         emit(as_json(analysis, sample))
         return 0

@@ -100,6 +100,7 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
         UserError: If model or rows cannot be used.
     """
     from core.commands.configuration import choose, find_card_of, gather_facts
+    from core.commands.live_line import busy
     from core.commands.train import check_data, check_model
     from core.config.document import ConfigDocument
     from core.presets.advised import taken_values
@@ -111,9 +112,10 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
     check_model(config)
     check_data(config)
     memory = card_memory(args.gpu_memory)
-    choice = choose(args.preset, config, args.aim, memory)
-    held_out = held_out_of(config)
-    advised = advice_on(config.model.base, choice, find_card_of(config, memory))
+    with busy("reading the model and the first rows"):
+        choice = choose(args.preset, config, args.aim, memory)
+        held_out = held_out_of(config)
+        advised = advice_on(config.model.base, choice, find_card_of(config, memory))
     given = held_out.values if held_out is not None else {}
     values = {**choice.preset.values, **given, **taken_values(advised), **asked}
     if values.get("eval.every_steps") is not None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 from core.commands.common import CLEAR_LINE, note
 from core.text import one_line
 
 #: Seconds between two plain lines where standard error is no terminal.
 PLAIN_SECONDS = 5.0
+#: Seconds after which a command without progress says what keeps it.
+BUSY_SECONDS = 2.0
 _DEFAULT_COLUMNS = 80
 
 
@@ -89,3 +93,25 @@ class ProgressLine:
     def clear(self) -> None:
         """Clear the line."""
         self._line.clear()
+
+
+@contextlib.contextmanager
+def busy(activity: str) -> Iterator[None]:
+    """Inside, say on a terminal what goes on, once it has taken :data:`BUSY_SECONDS`.
+
+    Args:
+        activity: In a few words: ``reading the first rows``.
+    """
+    line = LiveLine()
+    if not line.is_live:
+        yield
+        return
+    timer = threading.Timer(BUSY_SECONDS, line.draw, [f"{activity} …"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        line.clear()

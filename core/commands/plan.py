@@ -220,6 +220,7 @@ def _rows(config: Config, wanted: str) -> Rows | None:
     from core.analysis.job import analyze
     from core.analysis.result import request_for
     from core.analysis.row_tokens import tokenizer_directory
+    from core.commands.live_line import busy
     from core.memory.rows import rows_of_lengths
     from core.template.builtin import template_source
     from core.text import one_line
@@ -234,7 +235,8 @@ def _rows(config: Config, wanted: str) -> Rows | None:
         if not (directory / "tokenizer.json").is_file():
             raise UserError(f"{directory} has no tokenizer.json.", "Copy it from where the model is from.")
         template = template_source(config.template.file, config.template.name)
-        analysis = analyze(request_for(config, model=str(directory), template=template))
+        with busy("measuring the rows (--lengths never leaves it out)"):
+            analysis = analyze(request_for(config, model=str(directory), template=template))
     except UserError as error:
         if wanted == "always":
             raise

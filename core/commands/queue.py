@@ -106,14 +106,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add(args: argparse.Namespace) -> int:
+    from core.commands.live_line import busy
     from core.commands.train import read_run_config
     from core.queue import store
     from core.queue.entry import QueueEntry
     from core.queue.estimate import Estimator, total_of
 
     path, config = Path(args.config), read_run_config(args)
-    estimator = Estimator()
-    if not starts_all_the_same(unmet_in_queue(config, estimator, held=args.hold), yes=args.yes):
+    with busy("estimating how long the run takes"):
+        estimator = Estimator()
+        wishes = unmet_in_queue(config, estimator, held=args.hold)
+    if not starts_all_the_same(wishes, yes=args.yes):
         return EXIT_USAGE
     entry = QueueEntry(
         id=1,
@@ -124,7 +127,8 @@ def _add(args: argparse.Namespace) -> int:
         overrides=tuple(args.set),
     )
     (added,) = store.add([(entry, config)])
-    total = total_of([estimator.estimate(config)])
+    with busy("estimating how long the run takes"):
+        total = total_of([estimator.estimate(config)])
     note(tell_total(1, total))
     runner = tell_runner(start=args.start)
     if args.json:

@@ -82,11 +82,14 @@ def run(args: argparse.Namespace) -> int:
     """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``; 2 where its
     wishes cannot be met, and nobody agrees to that."""
     from core.commands.follow import Interrupts
+    from core.commands.live_line import busy
     from core.commands.machines import check_machines
 
     several = [] if args.processes is None else [f"distributed.processes={args.processes}"]
     path, config = Path(args.config), read_run_config(args, several)
-    if not starts_all_the_same(unmet_now(config), yes=args.yes):
+    with busy("estimating how long the run takes"):
+        wishes = unmet_now(config)
+    if not starts_all_the_same(wishes, yes=args.yes):
         return EXIT_USAGE
     if args.no_start:
         report_prepared(config, args.name or path.stem, as_json=args.json)

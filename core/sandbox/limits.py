@@ -32,6 +32,8 @@ SECONDS = 10
 _GRACE = 3
 #: Seconds after which work that goes on nevertheless is interrupted again.
 _AGAIN = 0.5
+#: Seconds by which the kernel's timer and the clock may differ.
+_TICK = 0.02
 
 #: Of ``prctl``: this process and its children gain no rights by running a program (setuid, file capabilities).
 _SET_NO_NEW_PRIVS = 38
@@ -145,7 +147,9 @@ class TimeLimitError(BaseException):
 
 
 @contextlib.contextmanager
-def cpu_limit(seconds: float = SECONDS, *, kills: bool = True) -> Iterator[None]:
+def cpu_limit(
+    seconds: float = SECONDS, *, kills: bool = True, check: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Limit the processor time of a piece of work, of all threads together; other processes do not count.
 
     Args:
@@ -153,6 +157,8 @@ def cpu_limit(seconds: float = SECONDS, *, kills: bool = True) -> Iterator[None]
             thread; other threads are only limited by ``kills``.
         kills: Have the kernel end the process (SIGXCPU) some seconds later, as a native library may not return to
             Python.
+        check: Called in the main thread twice in each second of processor time, between two bytecode instructions.
+            What it raises ends the work, past all handlers of the work itself, and is raised here.
 
     Raises:
         TimeLimitError: If the limit is exceeded.
@@ -163,23 +169,38 @@ def cpu_limit(seconds: float = SECONDS, *, kills: bool = True) -> Iterator[None]
         resource.setrlimit(resource.RLIMIT_CPU, (last if most == resource.RLIM_INFINITY else min(last, most), most))
     try:
         if threading.current_thread() is threading.main_thread():
-            with _timer(seconds):
+            with _timer(seconds, check):
                 yield
         else:
             yield
+    except TimeLimitError as error:
+        if check is not None and error.__cause__ is not None:
+            raise error.__cause__ from None
+        raise
     finally:
         if kills:
             resource.setrlimit(resource.RLIMIT_CPU, (before, most))
 
 
 @contextlib.contextmanager
-def _timer(seconds: float) -> Iterator[None]:
+def _timer(seconds: float, check: Callable[[], None] | None) -> Iterator[None]:
     # Limits may be nested; afterwards the rest of the outer one applies again.
     left, _ = signal.getitimer(signal.ITIMER_PROF)
-    handler = signal.signal(signal.SIGPROF, _interrupt)
+    ends = time.process_time() + seconds
+
+    def interrupt(_: int, __: object) -> None:
+        if check is not None and time.process_time() < ends - _TICK:
+            try:
+                check()
+            except BaseException as error:
+                raise TimeLimitError from error
+            return
+        raise TimeLimitError
+
+    handler = signal.signal(signal.SIGPROF, interrupt)
     try:
         # Repeatedly: the interpreter drops exceptions raised in finalizers.
-        signal.setitimer(signal.ITIMER_PROF, seconds, _AGAIN)
+        signal.setitimer(signal.ITIMER_PROF, seconds if check is None else min(seconds, _AGAIN), _AGAIN)
         yield
     finally:
         while True:
@@ -213,13 +234,9 @@ def limit_growth(memory: int, *, most: int | None = None) -> None:
         memory: Bytes on top of present use.
         most: The most of them in any case; by default half of the machine's memory.
     """
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = _data_bytes() + min(memory, machine_memory() // 2 if most is None else most)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
-
-
-def _interrupt(_: int, __: object) -> None:
-    raise TimeLimitError
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _data_bytes() -> int:

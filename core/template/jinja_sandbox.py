@@ -1,37 +1,99 @@
 """Bounded Jinja sandbox: every rendering ends, within bounded time and memory.
 
-A template is an untrusted program, and Jinja lets it run nested loops for years, or double a text until memory is full.
-Here each rendering has a budget of steps, one for every loop iteration and every call, and of characters, spent by
-every text and list that it makes or writes. Both grow with the conversation, so that a template that reads all messages
-for each message, or every character, has enough.
+A template is an untrusted program, and Jinja lets it run nested loops for years, double a text until memory is full, or
+compare two lists that double themselves sixty times. Each rendering here has a budget:
+
+- of steps. A loop iteration and a call cost one. An operation that looks at whole values (``in``, ``==``, ``sort``,
+  a method of a text) costs one for every 256 characters of them, counted as if they were written out, so that a list
+  that holds another one twice counts it twice.
+- of characters, spent by every text and list that it makes or writes.
+- of processor time, read as steps are spent.
+
+Steps and characters grow with the conversation, so that a template that reads all messages for each message, or every
+character, has enough. They depend on nothing else, so that they decide about a row alike on every machine. Time does
+not: a template that runs out of it is refused as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import BuiltinMethodType
 from typing import Any, cast
 
 import jinja2
 import jinja2.nodes
 import jinja2.runtime
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import generate_lorem_ipsum, pass_context
 from jinja2.visitor import NodeTransformer
 
+from core.errors import UserError
 from core.template.size_bounds import FILTER_SIZES, TooLargeError, deep_size, filter_size, method_size, own_size
 
 #: Step budget of a rendering, whatever the conversation.
 STEPS = 100_000
 #: Character budget of a rendering, whatever the conversation; an entry of a list costs eight.
 ROOM = 16 << 20
+#: Processor time of a rendering, in seconds; a thousandth of one is usual.
+SECONDS = 5.0
 #: Largest number passed to a function, width of a text and length of a repeated sequence.
 LARGEST = 1 << 20
 
-_COUNTED, _JOINED, _MADE = "_counted", "_joined", "_made"
+#: Steps after which the clock is read again.
+_STEPS_PER_LOOK = 256
+#: Characters of a text that an operation looks at for a step, and those of its arguments beyond which it costs as much
+#: again; both as a power of two.
+_CHARACTERS_PER_STEP, _CHARACTERS_OF_ARGUMENTS = 8, 4
+#: How much longer it takes to look at a character of a list or a table, where most belong to small parts; the same.
+_LISTS_TAKE = 3
+#: Characters of a text and the arguments of its method that are not counted.
+_SHORT = 1024
 #: Most digits to round a number to.
 _MOST_DIGITS = 1000
+#: Most bits of a whole number that is computed: multiplication and division of longer ones take long.
+_MOST_BITS = 1 << 12
 _SIZED = (list, tuple, dict, str, range)
+_SCALARS = frozenset((int, bool, float, type(None)))
 _TOO_LARGE = "it makes something far larger than a conversation"
+_TOO_MANY_STEPS = "it takes far more steps than a conversation needs"
+
+_COUNTED, _JOINED, _MADE, _WEIGHED, _SEARCHED, _KEYED = (
+    "_counted",
+    "_joined",
+    "_made",
+    "_weighed",
+    "_searched",
+    "_keyed",
+)
+#: Filters that look at no more than one part of a value.
+_INSTANT = frozenset(("attr", "count", "d", "default", "first", "items", "last", "length", "random"))
+#: Filters that take values one by one, as their result is read.
+_LAZY = frozenset(("map", "reject", "rejectattr", "select", "selectattr"))
+#: Filters that read an iterator to its end.
+_WHOLE = frozenset(
+    ("batch", "groupby", "join", "list", "max", "min", "reverse", "slice", "sort", "sum", "unique"),
+)
+#: Filters and methods whose time grows with the square of a text.
+_SQUARE = frozenset(("pprint", "striptags", "unescape", "urlize", "wordwrap", "xmlattr"))
+#: Tests that look at the type of a value alone.
+_TYPE_TESTS = frozenset(
+    (
+        *("boolean", "callable", "defined", "escaped", "false", "float", "integer", "iterable", "mapping", "none"),
+        *("number", "sameas", "sequence", "string", "true", "undefined"),
+    )
+)
+#: Tests that divide, and would format a text.
+_DIVIDING_TESTS = frozenset(("divisibleby", "even", "odd"))
+#: Methods that look at as much of a text as their arguments have.
+_PREFIX_METHODS = frozenset(("endswith", "removeprefix", "removesuffix", "startswith"))
+_FORMATS = frozenset(("format", "format_map"))
+#: What compiled templates pass to every call beside its own arguments.
+_SCOPES = frozenset(("_block_vars", "_loop_vars"))
+
+
+class TemplateTimeError(UserError):
+    """A rendering exceeded its processor time."""
 
 
 def _refuse_size() -> None:
@@ -40,7 +102,13 @@ def _refuse_size() -> None:
 
 def _check_numbers(values: Iterable[Any], largest: int = LARGEST) -> None:
     for value in values:
-        if type(value) is int and value > largest:
+        if type(value) is int and abs(value) > largest:
+            _refuse_size()
+
+
+def _check_bits(*values: Any) -> None:
+    for value in values:
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
             _refuse_size()
 
 
@@ -62,10 +130,48 @@ class _Context(jinja2.runtime.Context):
 
         Raises:
             SecurityError: If none are left.
+            TemplateTimeError: If no time is left.
         """
-        self._meter.steps -= steps
-        if self._meter.steps < 0:
-            raise jinja2.exceptions.SecurityError("its loops do not come to an end")
+        meter = self._meter
+        meter.steps -= steps
+        if meter.steps < meter.next_look:
+            meter.look()
+
+    def look(self, value: Any, *others: Any) -> None:
+        """Spend the steps of an operation that looks at a whole value.
+
+        Args:
+            value: The value.
+            others: Arguments of the operation; it may look at all of the value for each part of them.
+
+        Raises:
+            SecurityError: If there are not as many.
+            TemplateTimeError: If no time is left.
+        """
+        size = self._size(value)
+        if others:
+            size *= 1 + (sum(map(self._size, others)) >> _CHARACTERS_OF_ARGUMENTS)
+        self.spend(1 + (size >> _CHARACTERS_PER_STEP))
+
+    def _size(self, value: Any) -> int:
+        """Characters of a value, for :meth:`look`.
+
+        Raises:
+            SecurityError: If the remaining steps are not enough to count them.
+        """
+        if type(value) is str:
+            return len(value)
+        if type(value) in _SCALARS:
+            return 0
+        meter = self._meter
+        while True:
+            try:
+                most = max(meter.steps, 0) << (_CHARACTERS_PER_STEP - _LISTS_TAKE)
+                return deep_size(value, most) << _LISTS_TAKE
+            except TooLargeError:
+                if not meter.grow():
+                    meter.steps = -1
+                    raise jinja2.exceptions.SecurityError(_TOO_MANY_STEPS) from None
 
     def take(self, characters: int) -> None:
         """Spend characters.
@@ -73,69 +179,108 @@ class _Context(jinja2.runtime.Context):
         Raises:
             SecurityError: If none is left.
         """
-        self._meter.room -= characters
-        if self._meter.room < 0 and not self._meter.extend(0):
+        meter = self._meter
+        meter.room -= characters
+        if meter.room < 0 and not (meter.grow() and meter.room >= 0):
             _refuse_size()
 
-    def check(self, size: Callable[[int], int]) -> None:
-        """Check that there is room for a result about to be made; ``size`` receives the remaining room.
+    def check(self, size: Callable[[int], int]) -> int:
+        """Check that there is room for a result about to be made.
+
+        Args:
+            size: Computes the size of the result; receives the remaining room.
+
+        Returns:
+            The size.
 
         Raises:
             SecurityError: If there is not.
         """
         meter = self._meter
-        if not meter.holds(size) and not (meter.extend(1) and meter.holds(size)):
-            _refuse_size()
+        while True:
+            try:
+                found = size(meter.room)
+            except TooLargeError:
+                found = meter.room + 1
+            if found <= meter.room:
+                return found
+            if not meter.grow():
+                _refuse_size()
 
 
 class _Meter:
     """Remaining budget of one rendering."""
 
     def __init__(self, names: dict[str, Any]) -> None:
-        self.steps = STEPS + _allowance(names.get("messages"))
+        self.steps = STEPS
+        self.next_look = STEPS - _STEPS_PER_LOOK
+        """Remaining steps below which :meth:`look` is due."""
         self.room = ROOM
+        self._end = time.thread_time() + SECONDS
         self._names: dict[str, Any] | None = names
 
-    def holds(self, size: Callable[[int], int]) -> bool:
-        """Whether there is room for a result of a size, which is computed from the remaining room."""
-        try:
-            return size(self.room) <= self.room
-        except TooLargeError:
-            return False
+    def look(self) -> None:
+        """See that there are steps and time left.
 
-    def extend(self, wanted: int) -> bool:
-        """Extend the room to the size of the conversation, which most renderings never need; returns whether it is
-        enough then.
+        Raises:
+            SecurityError: If there are no steps.
+            TemplateTimeError: If there is no time.
         """
-        if self._names is not None:
-            messages = self._names.get("messages")
-            count = len(messages) if isinstance(messages, list) else 0
-            size = sum(deep_size(self._names.get(name), 1 << 40) for name in ("messages", "tools"))
-            # Each message may be read in all its forms, and the text so far written again for each of them.
-            self.room += 2 * (count + 16) * size
-            self._names = None
-        return self.room >= wanted
+        # Whoever catches one of these errors in a template's library meets the next one at the next step.
+        if time.thread_time() > self._end:
+            raise TemplateTimeError(
+                f"The chat template takes more than {SECONDS:g} s for one conversation, which none should.",
+                "Take another template (template.file), or get the model again from where it is from.",
+            )
+        if self.steps < 0 and not (self.grow() and self.steps >= 0):
+            raise jinja2.exceptions.SecurityError(_TOO_MANY_STEPS)
+        self.next_look = max(self.steps - _STEPS_PER_LOOK, 0)
 
+    def grow(self) -> bool:
+        """Extend the budget to the size of the conversation, once and only if needed, which is seldom.
 
-def _allowance(messages: Any) -> int:
-    if not isinstance(messages, list):
-        return 0
-    contents = (message.get("content") for message in messages if isinstance(message, Mapping))
-    return 4 * (len(messages) ** 2 + sum(len(content) for content in contents if isinstance(content, str)))
+        Returns:
+            Whether it was extended.
+        """
+        if self._names is None:
+            return False
+        messages = self._names.get("messages")
+        count = len(messages) if isinstance(messages, list) else 0
+        size = sum(deep_size(self._names.get(name), 1 << 40) for name in ("messages", "tools"))
+        # Each message may be read in all its forms, and the text so far written again for each of them.
+        self.room += 2 * (count + 16) * size
+        self.steps += 4 * (count**2 + size)
+        self._names = None
+        return True
 
 
 @pass_context
 def _counted(context: _Context, values: Any) -> Any:
     """The values of a loop; each iteration spends a step."""
-    if isinstance(values, _SIZED):
-        context.spend(len(values))
-        return values
-    return _one_by_one(context, values)
+    return _Steps(context, values) if isinstance(values, _SIZED) else _one_by_one(context, values)
 
 
-def _one_by_one(context: _Context, values: Iterable[Any]) -> Iterator[Any]:
+class _Steps:
+    """The values of a loop that has a length.
+
+    Each of them spends its step as it is taken: the clock is read then, however long the body of the loop is.
+    """
+
+    __slots__ = ("_context", "_values")
+
+    def __init__(self, context: _Context, values: Any) -> None:
+        self._context, self._values = context, values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return _one_by_one(self._context, self._values)
+
+
+def _one_by_one(context: _Context, values: Iterable[Any], each: int = 1) -> Iterator[Any]:
     for value in values:
-        context.spend()
+        context.spend(each)
         yield value
 
 
@@ -155,54 +300,126 @@ def _made(context: _Context, value: Any) -> Any:
     return value
 
 
+@pass_context
+def _weighed(context: _Context, value: Any) -> Any:
+    """A value that is compared; spends steps by its size."""
+    kind = type(value)
+    if kind not in _SCALARS and (kind is not str or len(value) >> _CHARACTERS_PER_STEP):
+        context.look(value)
+    return value
+
+
+@pass_context
+def _searched(context: _Context, value: Any) -> Any:
+    """A value in which another one is searched for; only the keys of a table are found at once."""
+    return value if type(value) is dict else _weighed(context, value)
+
+
+@pass_context
+def _keyed(context: _Context, value: Any) -> Any:
+    """A key of a table: a tuple is hashed with all that it holds."""
+    return _weighed(context, value) if isinstance(value, tuple) else value
+
+
+def _passed(function: Callable[..., Any]) -> Callable[[_Context], tuple[Any, ...]]:
+    """What a filter or a test gets before its value."""
+    kind = getattr(function, "jinja_pass_arg", None)
+    match kind.name if kind is not None else "":
+        case "context":
+            return lambda context: (context,)
+        case "eval_context":
+            return lambda context: (context.eval_ctx,)
+        case "environment":
+            return lambda context: (context.environment,)
+    return lambda _: ()
+
+
 def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a filter so that it is called only if there is room for its result.
+    """Wrap a filter so that it is called only if there are steps for it and room for its result.
 
     Args:
         name: Its name in templates.
         function: The filter.
     """
-    kind = getattr(function, "jinja_pass_arg", None)
-    passed = kind.name if kind is not None else ""
+    before = _passed(function)
+    factor, is_square = FILTER_SIZES.get(name, 0), name in _SQUARE
+    most = _MOST_DIGITS if name == "round" else LARGEST
+    most_named = _MOST_DIGITS if name in ("round", "tojson") else LARGEST
 
     @pass_context
     def bounded(context: _Context, *args: Any, **kwargs: Any) -> Any:
-        if name in ("join", "list", "sum") and args and not isinstance(args[0], _SIZED):
+        if name in _WHOLE and args and not isinstance(args[0], _SIZED):
             # An iterator can be consumed only once.
             args = (list(_one_by_one(context, args[0])), *args[1:])
-        _check_numbers(args)
-        _check_numbers(kwargs.values(), _MOST_DIGITS if name == "tojson" else LARGEST)
-        context.check(lambda room: filter_size(name, args, kwargs, room))
-        first: tuple[Any, ...] = ()
-        if passed == "context":
-            first = (context,)
-        elif passed == "eval_context":
-            first = (context.eval_ctx,)
-        elif passed == "environment":
-            first = (context.environment,)
-        made = function(*first, *args, **kwargs)
+        given = args[1:]
+        if kwargs:
+            _check_numbers(kwargs.values(), most_named)
+            given += tuple(kwargs.values())
+        _check_numbers(args[1:], most)
+        # Where the size is computed anyway, a list is not counted twice.
+        is_counted = factor and not given and not is_square and args and type(args[0]) is not str
+        if args and not is_counted:
+            context.look(args[0], *given, *(args[:1] if is_square else ()))
+        if factor:
+            size = context.check(lambda room: filter_size(name, args, kwargs, room))
+            if is_counted:
+                context.spend(1 + (size // factor >> (_CHARACTERS_PER_STEP - _LISTS_TAKE)))
+            if name == "format":
+                context.spend(_fields(args[0]))
+        made = function(*before(context), *args, **kwargs)
+        if type(made) is int:
+            _check_bits(made)
         context.take(own_size(made))
         return made
 
+    @pass_context
+    def lazy(context: _Context, values: Any, *args: Any, **kwargs: Any) -> Any:
+        # What is no list and empty stays as it is: an undefined value has no parts.
+        each = 1 + (sum(map(context._size, (*args, *kwargs.values()))) >> _CHARACTERS_OF_ARGUMENTS)
+        if isinstance(values, _SIZED):
+            context.spend(each * len(values))
+        elif values:
+            values = _one_by_one(context, values, each)
+        return function(*before(context), values, *args, **kwargs)
+
+    return lazy if name in _LAZY else bounded
+
+
+def _bounded_test(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    before = _passed(function)
+
+    @pass_context
+    def bounded(context: _Context, *args: Any, **kwargs: Any) -> Any:
+        if name in _DIVIDING_TESTS and args and isinstance(args[0], (str, bytes)):
+            raise jinja2.exceptions.SecurityError(f"a text is not {name}")
+        for value in (*args, *kwargs.values()):
+            _weighed(context, value)
+        return function(*before(context), *args, **kwargs)
+
     return bounded
 
 
-def _bounded_round(function: Callable[..., Any]) -> Callable[..., Any]:
-    def bounded(*args: Any, **kwargs: Any) -> Any:
-        _check_numbers((*args[1:], *kwargs.values()), _MOST_DIGITS)
-        return function(*args, **kwargs)
-
-    return bounded
+def _fields(text: Any) -> int:
+    """Number of fields of a format, and of the attributes that they name: each takes as long as a call."""
+    return sum(map(text.count, "%{.[")) if isinstance(text, str) else 0
 
 
-def _bounded_lipsum(n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:  # noqa: A002
+@pass_context
+def _bounded_lipsum(
+    context: _Context,
+    n: int = 5,
+    html: bool = True,
+    min: int = 20,  # noqa: A002 - as jinja2 has it
+    max: int = 100,  # noqa: A002
+) -> str:
     if n * max > 1 << 16:
         _refuse_size()
+    context.spend(abs(n * max))
     return generate_lorem_ipsum(n, html, min, max)
 
 
 class _Watched(NodeTransformer):
-    """Compiles templates so that their texts and loops spend the budget."""
+    """Compiles templates so that their texts, loops and comparisons spend the budget."""
 
     def visit_For(self, node: jinja2.nodes.For) -> jinja2.nodes.Node:  # noqa: N802 - as jinja2 has it
         self.generic_visit(node)
@@ -213,24 +430,59 @@ class _Watched(NodeTransformer):
         self.generic_visit(node)
         return _filtered(_JOINED, jinja2.nodes.Tuple(node.nodes, "load", lineno=node.lineno))
 
+    def visit_Compare(self, node: jinja2.nodes.Compare) -> jinja2.nodes.Node:  # noqa: N802
+        searches = any(operand.op in ("in", "notin") for operand in node.ops)
+        sides = [node.expr, *(operand.expr for operand in node.ops)]
+        # A comparison with a constant takes no longer than the constant is.
+        is_short = len(sides) == 2 and (_is_constant(sides[1]) or (not searches and _is_constant(sides[0])))
+        self.generic_visit(node)
+        if not is_short:
+            node.expr = _unless_constant(_WEIGHED, node.expr)
+            for operand in node.ops:
+                operand.expr = _unless_constant(_SEARCHED if "in" in operand.op else _WEIGHED, operand.expr)
+        return node
+
     def visit_Getitem(self, node: jinja2.nodes.Getitem) -> jinja2.nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _filtered(_MADE, node) if isinstance(node.arg, jinja2.nodes.Slice) else node
+        if isinstance(node.arg, jinja2.nodes.Slice):
+            return _filtered(_MADE, node)
+        node.arg = _unless_constant(_KEYED, node.arg)
+        return node
+
+    def visit_Pair(self, node: jinja2.nodes.Pair) -> jinja2.nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.key = _unless_constant(_KEYED, node.key)
+        return node
 
     def visit_TemplateData(self, node: jinja2.nodes.TemplateData) -> jinja2.nodes.Node:  # noqa: N802
         # Output and counted like any other text.
         return jinja2.nodes.Const(node.data, lineno=node.lineno)
 
 
+def _is_constant(node: jinja2.nodes.Node) -> bool:
+    """Whether a value is written in the template, alone or as a list or a tuple of such."""
+    if isinstance(node, (jinja2.nodes.List, jinja2.nodes.Tuple)):
+        return all(isinstance(item, jinja2.nodes.Const) for item in node.items)
+    return isinstance(node, jinja2.nodes.Const)
+
+
 def _filtered(name: str, node: jinja2.nodes.Node) -> jinja2.nodes.Filter:
     return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
+def _unless_constant(name: str, node: jinja2.nodes.Expr) -> jinja2.nodes.Expr:
+    return node if isinstance(node, jinja2.nodes.Const) else _filtered(name, node)
+
+
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """jinja2's sandbox with a budget for every rendering; one that exceeds it raises ``SecurityError``."""
+    """jinja2's sandbox with a budget for every rendering.
+
+    One that exceeds its steps or characters raises ``SecurityError``, one that exceeds its time
+    :class:`TemplateTimeError`.
+    """
 
     context_class = _Context
-    intercepted_binops = frozenset(["*", "**", "+", "%"])
+    intercepted_binops = frozenset(["*", "**", "+", "-", "/", "//", "%"])
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -238,11 +490,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.convert: Callable[[Any], Any] = lambda value: value
         """Converts values other than text before they are written."""
         self.globals["lipsum"] = _bounded_lipsum
-        for name in FILTER_SIZES:
-            if name in self.filters:
-                self.filters[name] = bounded_filter(name, self.filters[name])
-        self.filters["round"] = _bounded_round(self.filters["round"])
-        self.filters |= {_COUNTED: _counted, _JOINED: _joined, _MADE: _made}
+        self.filters |= {
+            name: bounded_filter(name, function) for name, function in self.filters.items() if name not in _INSTANT
+        }
+        tests = cast("dict[str, Callable[..., Any]]", self.tests)
+        tests |= {name: _bounded_test(name, function) for name, function in tests.items() if name not in _TYPE_TESTS}
+        ours = (_counted, _joined, _made, _weighed, _searched, _keyed)
+        self.filters |= {function.__name__: function for function in ours}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
         tree: jinja2.nodes.Template = _Watched().visit(super()._parse(source, name, filename))
@@ -251,44 +505,99 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as jinja2 has it
         """Call an object from a template; macros and recursive loops are called here too."""
-        __context.spend()
-        _check_numbers(args)
-        _check_numbers(kwargs.values())
-        method = getattr(__obj, "__wrapped__", __obj)
-        text = getattr(method, "__self__", None)
-        if isinstance(text, (str, bytes)):
-            if method.__name__ == "join" and args and not isinstance(args[0], _SIZED):
-                args = (list(_one_by_one(__context, args[0])), *args[1:])
-            __context.check(lambda room: method_size(text, method.__name__, args, kwargs, room))
+        named = {name: value for name, value in kwargs.items() if name not in _SCOPES} if kwargs else kwargs
+        if type(__obj) is BuiltinMethodType and not named and _are_short(__obj.__self__, args):
+            __context.spend()
+            made = __obj(*args)
+            __context.take(own_size(made))
+            return made
+        __context.spend(1 + (len(args) + len(named) >> 4))
+        if isinstance(__obj, jinja2.runtime.LoopContext):
+            args = (_counted(__context, args[0]), *args[1:]) if args else args
+        elif not isinstance(__obj, jinja2.runtime.Macro):
+            args = _looked_at(__context, __obj, args, named)
         made = super().call(__context, __obj, *args, **kwargs)
+        if type(made) is int:
+            _check_bits(made)
         __context.take(own_size(made))
         return made
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Add, multiply, format or exponentiate, unless the result would be far too large."""
+        """Apply an operator, unless the result would be far too large."""
         if operator == "+":
-            if isinstance(left, (str, list, tuple, bytes)) and isinstance(right, (str, list, tuple, bytes)):
+            if type(left) is str and type(right) is str:
+                context.take(len(left) + len(right))
+            elif isinstance(left, (str, list, tuple, bytes)) and isinstance(right, (str, list, tuple, bytes)):
                 context.take(own_size(left) + own_size(right))
+            else:
+                _check_bits(left, right)
             return left + right
-        if operator == "%":
-            if isinstance(left, (str, bytes)):
-                context.check(lambda room: method_size(left, "%", (right,), {}, room))
-                made = left % right
-                context.take(len(made))
-                return made
-            return left % right
+        if type(left) in _SCALARS and type(right) in _SCALARS:
+            context.spend()
+        else:
+            context.look(left, *((right,) if type(right) not in _SCALARS else ()))
+        if operator == "%" and isinstance(left, (str, bytes)):
+            context.check(lambda room: method_size(left, "%", (right,), {}, room))
+            made = left % right
+            context.take(len(made))
+            return made
+        _check_bits(left, right)
         if operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, (str, list, tuple, bytes)) and isinstance(times, int):
                     if len(value) * times > LARGEST:
                         _refuse_size()
                     context.take(max(own_size(value) * times, 0))
-            if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > LARGEST:
+        if operator == "**" and isinstance(right, int):
+            bits = left.bit_length() if isinstance(left, int) else 1
+            if abs(right) * bits > _MOST_BITS:
                 _refuse_size()
-            return left * right
-        if isinstance(right, int) and right * (left.bit_length() if isinstance(left, int) else 1) > LARGEST:
-            _refuse_size()
-        return left**right
+        return self.binop_table[operator](left, right)
+
+
+def _are_short(text: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a method of a text has so little to look at that a step is enough, and its result is small."""
+    if type(text) is not str:
+        return False
+    total = len(text)
+    for value in args:
+        if type(value) is not str:
+            return False
+        total += len(value)
+    return total <= _SHORT
+
+
+def _looked_at(context: _Context, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Arguments of a function that is about to be called, once the steps for it are spent.
+
+    Raises:
+        SecurityError: If there are no steps for it, or no room for its result.
+    """
+    method = getattr(function, "__wrapped__", function)
+    owner = getattr(method, "__self__", None)
+    if not isinstance(owner, (str, bytes)):
+        if function is safe_range or isinstance(owner, int):
+            _check_numbers(args)
+        for value in (
+            (owner, *args, *kwargs.values()) if isinstance(owner, (list, tuple)) else (*args, *kwargs.values())
+        ):
+            _weighed(context, value)
+        return args
+    name = method.__name__
+    if name == "join" and args and not isinstance(args[0], _SIZED):
+        args = (list(_one_by_one(context, args[0])), *args[1:])
+    given = (*args, *kwargs.values())
+    if name in _PREFIX_METHODS:
+        for value in given:
+            _weighed(context, value)
+        return args
+    if name in _FORMATS:
+        context.spend(_fields(owner))
+    else:
+        _check_numbers(given)
+    context.look(owner, *given, *((owner,) if name in _SQUARE else ()))
+    context.check(lambda room: method_size(owner, name, args, kwargs, room))
+    return args
 
 
 @pass_context

@@ -18,7 +18,7 @@ from jinja2.utils import Namespace
 from core.data.conversation import RowError
 from core.errors import UserError
 from core.template.builtin import TEMPLATE_LIMIT
-from core.template.jinja_sandbox import BoundedEnvironment, bounded_filter
+from core.template.jinja_sandbox import BoundedEnvironment, TemplateTimeError, bounded_filter
 from core.text import one_line
 
 #: Field names for the reasoning of a message; most templates read the first, some another.
@@ -153,11 +153,14 @@ class ChatTemplate:
 
         Raises:
             RowError: ``template_error`` if the template is not valid Jinja or refuses the conversation.
+            TemplateTimeError: If it takes more time than any should.
         """
         if tools and self.with_tools is not None:
             return self.with_tools.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
         try:
             return self._compiled.render(self.context(messages, tools, add_generation_prompt))
+        except TemplateTimeError:
+            raise
         except jinja2.TemplateSyntaxError as error:
             raise RowError("template_error", f"{self._syntax(error)}.") from error
         except MemoryError as error:
@@ -229,6 +232,8 @@ class ChatTemplate:
         values = {**self._names, "messages": [question], "add_generation_prompt": False}
         try:
             return _PROBE in self._compiled.render(values)
+        except TemplateTimeError:
+            raise
         except Exception:  # as in render
             return False
 

@@ -11,6 +11,7 @@ from core.config.choices import Supervise
 from core.config.schema import VariableValue
 from core.data.conversation import Example, RowError
 from core.errors import UserError
+from core.template.jinja_sandbox import TemplateTimeError
 from core.template.mask import Masker
 from core.template.preview import MOST_SHOWN, PAIR, Preview, PreviewRow, PreviewToken
 from core.template.render import ChatTemplate, template_line
@@ -57,16 +58,29 @@ def preview_template(
         template.check()
     except UserError as error:
         return Preview(problem=error.message, line=template_line(error))
+    try:
+        return _rendered(
+            template,
+            example,
+            tokenizer,
+            supervise=supervise,
+            allow_special=allow_special,
+            end_answers=end_answers,
+            max_length=max_length,
+        )
+    except TemplateTimeError as error:
+        return Preview(problem=error.message)
+
+
+def _rendered(template: ChatTemplate, example: Example, tokenizer: ModelTokenizer | None, **settings: Any) -> Preview:
+    """The preview with a valid template; ``settings`` are those of the masker."""
     prompt = generation_prompt(template, [turn.fields() for turn in example.prompt], example.tools)
     if tokenizer is None:
         return replace(_as_text(template, example), generation_prompt=prompt)
     masker = Masker(
         tokenizer,
         template,
-        supervise,
-        allow_special=allow_special,
-        end_answers=end_answers,
-        max_length=max_length,
+        **settings,
     )
     result = masker.mask([example])[0]
     if isinstance(result, MaskedRow):

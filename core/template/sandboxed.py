@@ -98,7 +98,7 @@ class RowMasks:
         which = "chat template" if settings.template is not None else f"tokenizer or chat template of {settings.model}"
         self._about = f"The {one_line(which)}"
         self._bounds = 0
-        self._failure: SandboxError | None = None
+        self._failure: UserError | None = None
 
     def check(self) -> None:
         """Load tokenizer and template, so that rows can be masked at once.
@@ -118,8 +118,8 @@ class RowMasks:
         try:
             call = sandboxed(_mask_row, _ROW, rights=self._rights, keep=_KEEP, hint=_ROW_HINT)
             found = call(self.settings, example)
-        except SandboxError:
-            self._count()
+        except UserError as error:
+            self._count(error)
             raise
         self._bounds = 0
         return found
@@ -141,8 +141,11 @@ class RowMasks:
             if len(examples) > 1:
                 # Together they may take long without any single one being at fault.
                 return [length for example in examples for length in self._lengths([example])]
-            self._count()
+            self._count(error)
             return [error]
+        except UserError as error:
+            self._count(error)
+            raise
         self._bounds = 0
         return [*found]
 
@@ -150,9 +153,11 @@ class RowMasks:
         if self._failure is not None:
             raise self._failure
 
-    def _count(self) -> None:
+    def _count(self, error: UserError) -> None:
         self._bounds += 1
-        if self._bounds >= _MOST_BOUNDS:
+        if self._bounds >= _MOST_BOUNDS and not isinstance(error, SandboxError):
+            self._failure = error
+        elif self._bounds >= _MOST_BOUNDS:
             self._failure = SandboxError(
                 f"{self._about} takes more time or memory than any should, row after row, so no more rows are tried.",
                 "Get it again from where it is from, or take another one.",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 #: Most output characters of a filter per input character.
@@ -23,6 +24,8 @@ _GIVEN_WIDTH = re.compile(r"\*|\{[^{}]*\{")
 _NESTED = {"pprint": 2, "tojson": 0}
 _ENTRY = 8
 _OBJECT = 64
+#: Types that hold a list of parts, nearly always one of the first two; the others are views of a table.
+_LISTS = frozenset((list, tuple, type({}.keys()), type({}.values()), type({}.items())))
 #: Least size of an entry in the list of parts that a text is split into.
 _PART = 56
 
@@ -51,26 +54,33 @@ def deep_size(value: Any, most: int, level: int = 0) -> int:
     """
     if type(value) is str:
         return len(value)
-    total, waiting = 0, [(value, 1)]
-    while waiting:
-        item, depth = waiting.pop()
-        total += level * depth
-        if isinstance(item, (str, bytes)):
-            total += len(item) * (1 if isinstance(item, str) else 4)
-        elif isinstance(item, Mapping):
-            total += _ENTRY * len(item) + _ENTRY
-            if total <= most:
-                waiting += [(part, depth + 1) for pair in item.items() for part in pair]
-        elif isinstance(item, (list, tuple, set, frozenset)):
-            total += _ENTRY * len(item) + _ENTRY
-            if total <= most:
-                waiting += [(part, depth + 1) for part in item]
-        elif isinstance(item, int):
-            total += _ENTRY + item.bit_length() // 3
+    total = 0
+    stack: list[Iterator[Any]] = [iter((value,))]
+    while stack:
+        for item in stack[-1]:
+            total += level * len(stack)
+            parts, kind = None, type(item)
+            if kind is str:
+                total += len(item)
+            elif kind in _LISTS or isinstance(item, (list, tuple, set, frozenset)):
+                total += _ENTRY * len(item) + _ENTRY
+                parts = iter(item)
+            elif kind is dict or isinstance(item, Mapping):
+                total += _ENTRY * len(item) + _ENTRY
+                parts = itertools.chain.from_iterable(item.items())
+            elif isinstance(item, int):
+                total += _ENTRY + item.bit_length() // 3
+            elif isinstance(item, (str, bytes)):
+                total += len(item) * (1 if isinstance(item, str) else 4)
+            else:
+                total += _ENTRY * len(item) if kind is range else _OBJECT
+            if total > most:
+                raise TooLargeError
+            if parts is not None:
+                stack.append(parts)
+                break
         else:
-            total += _OBJECT
-        if total > most:
-            raise TooLargeError
+            stack.pop()
     return total
 
 

@@ -19,6 +19,7 @@ import jinja2.nodes
 from jinja2.filters import do_trim
 from jinja2.parser import Parser
 
+from core.template.jinja_sandbox import TemplateTimeError, bounded_filter
 from core.template.render import ChatTemplate, make_environment
 
 #: Placeholders in traced output: one private-use character for the content of each message.
@@ -220,6 +221,7 @@ class TracedTemplate:
 
         Raises:
             InspectedError: If the output depends on the contents in another way, or the template refuses the messages.
+            TemplateTimeError: As :meth:`ChatTemplate.render`.
         """
         compiled = self._compiled
         if compiled is None:
@@ -228,6 +230,8 @@ class TracedTemplate:
         shown = [{**message, "content": _opaque(message["content"], watch)} for message in messages]
         try:
             text = compiled.render(self._template.context(shown, None, add_generation_prompt))
+        except TemplateTimeError:
+            raise
         except Exception as error:  # the real rendering reports the error better
             raise InspectedError from error
         if watch.looked_at:
@@ -243,7 +247,7 @@ class TracedTemplate:
         environment = make_environment()
         environment.convert = _write
         environment.add_extension(_InlineGeneration)
-        environment.filters["trim"] = _trim
+        environment.filters["trim"] = bounded_filter("trim", _trim)
         environment.tests["string"] = _is_string
         try:
             tree = environment.parse(source)

@@ -14,6 +14,7 @@ import pytest
 from core.sandbox import pool
 from tests.cases import cases
 from tests.conftest import CHATML
+from tests.hostile_templates import SLOW
 from tests.tui.harness import pane_of, wait_for, words
 from tui.app import LocaltuneApp
 from tui.screens.help import HelpScreen
@@ -135,9 +136,8 @@ TEMPLATES = {
     "size.jinja": ("x" * (300 << 10), "larger than 256 KiB"),
     "depth.jinja": ("{{ 1" + "|string" * 3000 + " }}", "nested too deep"),
     "time.jinja": (
-        CHATML + "{% if messages[0].content == 'q 0' %}{% set l = range(90000) | list %}"
-        "{% for i in range(2000) %}{% set x = l | map('string') | sort %}{% endfor %}{% endif %}",
-        "takes more than 2 s",
+        CHATML + "{% if messages[0].content == 'q 0' %}" + SLOW + "{% endif %}",
+        "takes more than 1 s",
     ),
 }
 
@@ -146,7 +146,7 @@ TEMPLATES = {
 async def test_a_hostile_template_is_a_sentence_in_the_pane(
     directory: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "SECONDS", 2)
+    monkeypatch.setattr(pool, "SECONDS", 1)
     for name, (template, _) in TEMPLATES.items():
         (directory / name).write_text(template)
     app = LocaltuneApp(configuration(directory, tiny_model_dir, "rows.jsonl", 'template.file = "size.jinja"'))

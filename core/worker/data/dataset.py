@@ -252,6 +252,8 @@ class Loader:
         prints = Fingerprints()
         for number, example in enumerate(dataset.examples):
             prints.add(number, example)
+            if number % CHUNK_ROWS == CHUNK_ROWS - 1:
+                self._progress(dataset.read)
         division = divide_rows(prints, bounds, weights, share, seed)
         kept_out, counts = division.held_out, division.counts
         if division.crosses and self._preflight is not None:

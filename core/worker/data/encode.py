@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -22,7 +23,7 @@ from core.template.stops import stop_token_ids as stops_of
 from core.template.tokenizer import SPECIAL_NAMES, ModelTokenizer
 from core.text import one_line
 
-#: Processor time for the rows that are made into tokens at once; a hundredth of a second is usual.
+#: Processor time for the rows that are made into tokens at once, or for a prompt; a hundredth of a second is usual.
 _SECONDS = 60
 #: Characters of these rows, beyond which fewer are made at once.
 _CHARACTERS = 4 << 20
@@ -42,6 +43,10 @@ class Encoder:
         template: A Jinja chat template instead of the tokenizer's own.
         settings: What of a conversation is learned, and which rows are used.
         now: The moment of the date that a template writes; None for the present one.
+        check: Called while rows are encoded, however long a template takes; may raise to stop.
+
+    Raises:
+        UserError: As all of its methods, if template or tokenizer take more memory or time than any should.
     """
 
     def __init__(
@@ -52,38 +57,29 @@ class Encoder:
         *,
         settings: MaskSettings = _PLAIN,
         now: datetime | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self._check = check
         ours = as_model_tokenizer(tokenizer, stop_ids)
-        self._masker = Masker(
-            ours,
-            _chat_template(ours, template, now),
-            settings.supervise,
-            allow_special=settings.allow_special,
-            end_answers=settings.end_answers,
-        )
+        with _bounded("a conversation", check):
+            self._masker = Masker(
+                ours,
+                _chat_template(ours, template, now),
+                settings.supervise,
+                allow_special=settings.allow_special,
+                end_answers=settings.end_answers,
+            )
         self._stops = frozenset(self._masker.stop_ids)
 
     def encode(self, examples: Sequence[Example]) -> list[TokenizedRow | RowError]:
-        """Tokenize examples, in order; an example that cannot be used yields the reason.
-
-        Raises:
-            UserError: If template or tokenizer take more memory or time than any should.
-        """
+        """Tokenize examples, in order; an example that cannot be used yields the reason."""
         masked = itertools.chain.from_iterable(map(self._mask, portions(examples, _CHARACTERS)))
         return [row if isinstance(row, RowError) else _tokenized(row) for row in masked]
 
     def _mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
-        hint = "Take another template (template.file), or get the model again from where it is from."
-        try:
-            with growth_limit(), cpu_limit(_SECONDS, kills=False):
-                return self._masker.mask(examples)
-        except TimeLimitError as error:
-            text = f"The chat template or the tokenizer takes more than {_SECONDS} s for {len(examples)} rows."
-            raise UserError(text, hint) from error
-        except MemoryError as error:
-            text = f"The chat template or the tokenizer needs more memory than it may have for {len(examples)} rows."
-            raise UserError(text, hint) from error
+        with _bounded(f"{len(examples)} rows", self._check):
+            return self._masker.mask(examples)
 
     @property
     def ended(self) -> int:
@@ -96,7 +92,8 @@ class Encoder:
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation as text, ready for the model to answer."""
-        return self._masker.prompt(messages)
+        with _bounded("a conversation", self._check):
+            return self._masker.prompt(messages)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The same as tokens: those that a row of training has before the answer.
@@ -105,11 +102,35 @@ class Encoder:
             messages: ``role``, ``content`` and the other fields of each.
             tools: Tools that may be called, in OpenAI's schema.
         """
-        return self._masker.prompt_ids(messages, tools)
+        with _bounded("a conversation", self._check):
+            return self._masker.prompt_ids(messages, tools)
 
     def text_ids(self, text: str) -> list[int]:
         """A text that the model is to go on with, as tokens: those that it has in training, without their end."""
-        return self._masker.text_ids(text)
+        with _bounded("a text", self._check):
+            return self._masker.text_ids(text)
+
+
+@contextlib.contextmanager
+def _bounded(work: str, check: Callable[[], None] | None) -> Iterator[None]:
+    """Limit the time and the memory of template and tokenizer.
+
+    Args:
+        work: What they are used on, for the error.
+        check: Called meanwhile; may raise to stop.
+
+    Raises:
+        UserError: If a limit is exceeded.
+    """
+    hint = "Take another template (template.file), or get the model again from where it is from."
+    try:
+        with growth_limit(), cpu_limit(_SECONDS, kills=False, check=check):
+            yield
+    except TimeLimitError as error:
+        raise UserError(f"The chat template or the tokenizer takes more than {_SECONDS} s for {work}.", hint) from error
+    except MemoryError as error:
+        text = f"The chat template or the tokenizer needs more memory than it may have for {work}."
+        raise UserError(text, hint) from error
 
 
 def _tokenized(row: MaskedRow) -> TokenizedRow:
@@ -167,7 +188,9 @@ def _converted(tokenizer: Any) -> Tokenizer:
     return converted
 
 
-def stop_token_ids(generation_config: Any, tokenizer: Any, template: str | None = None) -> list[int]:
+def stop_token_ids(
+    generation_config: Any, tokenizer: Any, template: str | None = None, check: Callable[[], None] | None = None
+) -> list[int]:
     """The tokens that end an answer, without duplicates.
 
     They are the generation configuration's, the tokenizer's, those that a template of ours brings, and where none of
@@ -177,6 +200,10 @@ def stop_token_ids(generation_config: Any, tokenizer: Any, template: str | None 
         generation_config: The model's, of transformers; None where it has none.
         tokenizer: The model's.
         template: A chat template instead of the tokenizer's own.
+        check: As for :class:`Encoder`.
+
+    Raises:
+        UserError: As :class:`Encoder`.
     """
     found: list[int] = []
     configured = getattr(generation_config, "eos_token_id", None)
@@ -185,7 +212,8 @@ def stop_token_ids(generation_config: Any, tokenizer: Any, template: str | None 
             if token is not None and token not in found:
                 found.append(int(token))
     ours = as_model_tokenizer(tokenizer, found)
-    return stops_of(ours, _chat_template(ours, template))
+    with _bounded("a conversation", check):
+        return stops_of(ours, _chat_template(ours, template))
 
 
 def _chat_template(tokenizer: ModelTokenizer, source: str | None, now: datetime | None = None) -> ChatTemplate | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 
 from core.analysis.preflight import Preflight
 from core.analysis.problems import COLUMNS_NOT_READ, kind_of
+from core.analysis.result import request_for
+from core.analysis.row_lengths import try_first_rows
 from core.atomic import write_atomic
 from core.config.choices import allowed_codes
 from core.config.schema import Config, VariableValue
 from core.data.formats.unread import describe_columns
 from core.data.registries.resolve import flat_sources
 from core.errors import UserError
+from core.sandbox.pool import POOL
 from core.template.builtin import template_source
 from core.template.settings import mask_settings
 from core.template.variables import one_template, with_variables
@@ -33,6 +37,8 @@ from core.worker.process.recorder import Recorder
 
 #: Formats whose rows are not rendered.
 UNRENDERED = ("text", "tokens")
+#: Seconds between two looks whether to stop, while rows are tried in the sandbox.
+_SECONDS_PER_CHECK = 0.2
 #: The template that is taken where none is there and that is allowed: it suits every tokenizer.
 FALLBACK_TEMPLATE = "alpaca"
 
@@ -87,9 +93,10 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
         template = _with_variables(tokenizer, template, config.template.variables)
         # For the chat with a checkpoint; a finished run has the template beside its result.
         write_atomic(recorder.run.template_path, template)
-    stops = stop_token_ids(load_generation_config(base), tokenizer, template)
+    _try_template(config, base, template, check_stop)
+    stops = stop_token_ids(load_generation_config(base), tokenizer, template, check_stop)
     settings = mask_settings(config, str(base))
-    encoder = Encoder(tokenizer, stops, template, settings=settings, now=now)
+    encoder = Encoder(tokenizer, stops, template, settings=settings, now=now, check=check_stop)
 
     def progress(rows: int) -> None:
         check_stop()
@@ -107,8 +114,27 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     if config.eval.probe and held_out is not None:
         # Its answers alone count, whatever is learned of the rows, so that it says the same in all runs.
         answers = dataclasses.replace(settings, supervise="assistant")
-        probe = encode_probe(Encoder(tokenizer, stops, template, settings=answers, now=now))
+        probe = encode_probe(Encoder(tokenizer, stops, template, settings=answers, now=now, check=check_stop))
     return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows), measured, probe)
+
+
+def _try_template(config: Config, base: Path, template: str | None, check_stop: Callable[[], None]) -> None:
+    """Render a few rows in the sandbox: the kernel ends a template that does not return to Python there, and cannot
+    here, where a run would hang.
+
+    Raises:
+        UserError: If it takes more time or memory than any should.
+    """
+    request = request_for(config, model=str(base), template=template)
+    with ThreadPoolExecutor(1, "sandbox") as thread:
+        trial = thread.submit(try_first_rows, request)
+        try:
+            while not wait([trial], _SECONDS_PER_CHECK).done:
+                check_stop()
+        finally:
+            # It is needed no more, and its end is that of an unfinished trial.
+            POOL.close()
+    trial.result()
 
 
 def _with_variables(tokenizer: Any, template: str | None, variables: Mapping[str, VariableValue]) -> str:

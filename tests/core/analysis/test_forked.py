@@ -56,8 +56,9 @@ def test_a_process_that_is_killed_is_noticed(work: Callable[[int], bytes]) -> No
     def mixed(item: int) -> bytes:
         return work(item) if item == 5 else bytes(LARGE)
 
-    with pytest.raises(ForkedProcessError):
+    with pytest.raises(ForkedProcessError) as caught:
         list(forked_map(mixed, range(20), 2, nothing))
+    assert caught.value.status == -signal.SIGKILL
 
 
 def test_those_who_stop_listening_leave_no_process() -> None:

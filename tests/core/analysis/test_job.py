@@ -15,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from core.analysis import job
 from core.analysis.job import AnalysisCancelledError, AnalysisJob, analyze
 from core.analysis.result import AnalysisRequest, Progress
 from core.errors import UserError
+from core.helper import Helper
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write
 from tests.waiting import wait_for
@@ -95,6 +97,16 @@ def test_an_analysis_that_is_killed_is_a_sentence(many: Path) -> None:
     with pytest.raises(UserError, match="was ended by SIGKILL") as caught:
         Watched(many, lambda found: found.leader.kill()).end()
     assert caught.value.hint
+
+
+def test_one_that_the_kernel_ends_for_its_time_is_about_the_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = "import os, signal; os.kill(os.getpid(), signal.SIGXCPU)"
+    monkeypatch.setattr(job, "Helper", lambda _: Helper([sys.executable, "-c", late]))
+    with pytest.raises(UserError, match="takes more time than any should") as caught:
+        analyze(AnalysisRequest((str(tmp_path),)))
+    assert "template.file" in caught.value.hint
 
 
 @needs_two_cores

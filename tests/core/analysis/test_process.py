@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from core.analysis.result import AnalysisRequest
 from core.template.settings import MaskSettings
 from tests.core.data.sample_files import json_lines, pairs, write
+from tests.hostile_templates import SLOW
 from tests.tiny_model import CHATML
 
 #: The process with a second for a batch of rows, and less memory.
@@ -23,16 +25,26 @@ SCRIPT = (
 )
 
 
-def analyze(request: AnalysisRequest) -> dict[str, Any]:
-    """The last line of the process for a request."""
-    ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+def run(request: AnalysisRequest, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the process for a request.
+
+    Args:
+        request: The request.
+        before: Lines of Python that it runs first.
+    """
+    return subprocess.run(
+        [sys.executable, "-c", f"import core.sandbox.limits\n{before}{SCRIPT}"],
         input=json.dumps(request.to_dict()) + "\n",
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+
+
+def analyze(request: AnalysisRequest) -> dict[str, Any]:
+    """The last line of the process for a request."""
+    ended = run(request)
     answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return answer
 
@@ -43,13 +55,19 @@ def rows(tmp_path: Path) -> Path:
 
 
 def test_a_template_that_takes_for_ever_is_a_sentence(rows: Path, tiny_model_dir: Path) -> None:
-    bomb = (
-        CHATML + "{% if messages[0].content == 'q5' %}{% set l = range(90000) | list %}"
-        "{% for i in range(2000) %}{% set x = l | map('string') | sort %}{% endfor %}{% endif %}"
-    )
+    bomb = CHATML + "{% if messages[0].content == 'q5' %}" + SLOW + "{% endif %}"
     answer = analyze(AnalysisRequest((str(rows),), masks=MaskSettings(str(tiny_model_dir), bomb)))
     assert answer["error"] == "The chat template or the tokenizer takes more than 1 s for a few rows."
     assert answer["hint"]
+
+
+def test_so_is_one_that_takes_for_ever_before_the_first_row(rows: Path, tiny_model_dir: Path) -> None:
+    masks = MaskSettings(str(tiny_model_dir), SLOW)
+    answer = analyze(AnalysisRequest((str(rows),), masks=masks))
+    assert answer["error"] == "The chat template or the tokenizer takes more than 1 s for a few rows."
+    endless = "from core.template.settings import MaskSettings\nMaskSettings.masker = lambda self: sum(range(10**14))\n"
+    ended = run(AnalysisRequest((str(rows),), masks=masks), "core.sandbox.limits._GRACE = 0\n" + endless)
+    assert ended.returncode == -signal.SIGXCPU, "only the kernel ends what does not return to Python"
 
 
 def test_rows_on_which_a_template_fills_the_memory_are_dropped(rows: Path, tiny_model_dir: Path) -> None:

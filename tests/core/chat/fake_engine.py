@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 cancelled = threading.Event()
@@ -30,6 +31,10 @@ def generate(identity: str, mode: str) -> None:
     send({"id": "999", "token": "of another answer"})
     for piece in ("One", " two\x1b[2J"):
         send({"id": identity, "token": piece})
+    if mode.startswith("hung "):
+        # It hears nothing while a file is there, which is gone for the process after this one.
+        Path(mode.removeprefix("hung ")).unlink(missing_ok=True)
+        threading.Event().wait()
     if mode == "endless" and not cancelled.wait(30):
         sys.exit("nobody cancelled")
     finish = "cancelled" if mode == "endless" else "stop"
@@ -39,6 +44,8 @@ def generate(identity: str, mode: str) -> None:
 
 def main() -> None:
     mode = sys.argv[1]
+    if mode.startswith("hung ") and not Path(mode.removeprefix("hung ")).exists():
+        mode = "answer"
     for line in sys.stdin:
         request = json.loads(line)
         identity, command = request["id"], request["command"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -109,6 +110,56 @@ def test_an_engine_that_says_nothing_is_given_up(
     engine = make_engine("endless")
     with pytest.raises(UserError, match="has not answered"):
         list(engine.generate(ASK))
+    assert engine.ping()
+
+
+def hung(tmp_path: Path) -> str:
+    """The mode of an engine that hears no cancel, and is answered by the next process."""
+    (tmp_path / "first").touch()
+    return f"hung {tmp_path / 'first'}"
+
+
+def test_an_engine_that_does_not_hear_a_cancel_is_ended(
+    make_engine: Callable[[str], ChatEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "CANCEL_SECONDS", 0.05)
+    engine = make_engine(hung(tmp_path))
+    answers = engine.generate(ASK)
+    next(answers)
+    assert not engine.is_hung
+    engine.cancel()
+    with pytest.raises(UserError, match=r"did not end within 0.05 s of being cancelled") as caught:
+        list(answers)
+    assert "Ask again" in caught.value.hint
+    assert (engine.is_hung, engine.is_open) == (True, False)
+    with engine.anew() as other:
+        other.start()
+        assert list(other.generate(ASK))[-1]["finish"] == "stop"
+
+
+def test_so_is_one_whose_answer_was_left(
+    make_engine: Callable[[str], ChatEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "CANCEL_SECONDS", 0.05)
+    engine = make_engine(hung(tmp_path))
+    answers = engine.generate(ASK)
+    next(answers)
+    answers.close()
+    wait_for(lambda: engine.is_hung and not is_alive(engine.pid), 10, "the engine to end")
+
+
+@pytest.mark.parametrize("mode", ["endless", "refuse"])
+def test_one_that_has_answered_is_left_alone(
+    make_engine: Callable[[str], ChatEngine], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "CANCEL_SECONDS", 0.2)
+    engine = make_engine(mode)
+    answers = engine.generate(ASK)
+    with contextlib.suppress(UserError):
+        next(answers)
+        engine.cancel()
+        list(answers)
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
     assert engine.ping()
 
 

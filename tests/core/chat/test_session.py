@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from core import paths
+from core.chat import engine as engine_module
 from core.chat.engine import ADAPTER_LIMIT, AdapterSpec, ChatEngine, ModelSpec
 from core.chat.request import ChatRequest
 from core.chat.session import (
@@ -195,6 +196,28 @@ def test_an_engine_session_can_be_cancelled() -> None:
         *_, answer = answers
         assert isinstance(answer, Answer)
         assert answer.finish == "cancelled"
+    finally:
+        session.close()
+
+
+def test_an_engine_session_goes_on_in_another_process_after_a_hung_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "CANCEL_SECONDS", 0.05)
+    (tmp_path / "first").touch()
+    session = engine_session(f"hung {tmp_path / 'first'}")
+    told: list[str] = []
+    try:
+        answers = session.generate(ASK, "tuned", GenerationSettings())
+        next(answers)
+        session.cancel()
+        with pytest.raises(UserError, match="of being cancelled"):
+            list(answers)
+        session.prepare(lambda detail, _done, _total: told.append(detail))
+        assert told, "the model is loaded anew"
+        *_, answer = session.generate(ASK, "tuned", GenerationSettings())
+        assert isinstance(answer, Answer)
+        assert answer.finish == "stop"
     finally:
         session.close()
 

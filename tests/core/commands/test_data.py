@@ -144,7 +144,7 @@ def test_a_template_without_an_end_is_a_reason(call: Call, tiny_model_dir: Path,
     assert ended.code == 0, ended.err
     told = json.loads(ended.out)
     assert told["dropped"] == {"template_error": 1}
-    assert "do not come to an end" in told["problems"][0]["detail"]
+    assert "far more steps than a conversation needs" in told["problems"][0]["detail"]
 
 
 def test_rows_of_an_array_are_named_by_their_numbers_where_lines_do_not_tell_them_apart(

@@ -92,9 +92,37 @@ def test_growth_is_bounded_and_put_back() -> None:
         "import resource\n"
         "before = resource.getrlimit(resource.RLIMIT_DATA)\n"
         "try:\n"
-        "    with growth_limit(64 << 20): bytearray(128 << 20)\n"
+        "    with growth_limit(64 << 20):\n"
+        "        bytearray(40 << 20)\n"
+        "        print('grown')\n"
+        "        bytearray(128 << 20)\n"
         "except MemoryError: print('no room')\n"
         "assert resource.getrlimit(resource.RLIMIT_DATA) == before\n"
         "assert len(bytearray(128 << 20)) == 128 << 20"
     )
-    assert (ended.returncode, ended.stdout) == (0, "no room\n"), ended.stderr
+    assert (ended.returncode, ended.stdout) == (0, "grown\nno room\n"), ended.stderr
+
+
+class Stopped(Exception):  # noqa: N818 - a request, as the worker's own
+    pass
+
+
+def test_work_is_left_where_the_check_says_so() -> None:
+    checks: list[int] = []
+
+    def check() -> None:
+        checks.append(1)
+        if len(checks) == 2:
+            raise Stopped
+
+    began = time.process_time()
+    with pytest.raises(Stopped), cpu_limit(30, check=check):
+        spin()
+    assert time.process_time() - began < 5
+
+
+def test_a_check_that_has_nothing_against_it_leaves_the_limit() -> None:
+    checks: list[int] = []
+    with pytest.raises(TimeLimitError), cpu_limit(0.7, check=lambda: checks.append(1)):
+        spin()
+    assert checks

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from core.data.conversation import RowError
+from core.errors import UserError
+from core.template import jinja_sandbox
+from core.template.jinja_sandbox import TemplateTimeError
 from core.template.render import ChatTemplate
+from core.template.trace import TracedTemplate, placeholder
 from tests.cases import cases
 from tests.conftest import CHATML
+from tests.hostile_templates import ENDLESS_OPERATIONS, LISTS, LONG_BODY, REPEATED_OPERATIONS, SLOW
 
 MESSAGES = [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello!"}]
 
@@ -110,6 +120,7 @@ from core.template.render import ChatTemplate
 from core.template.trace import InspectedError, TracedTemplate
 
 resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+WHYS = ("far larger than a conversation", "far more steps than a conversation", "Range too big")
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for number, source in enumerate(json.load(sys.stdin)):
     template = ChatTemplate(source)
@@ -118,7 +129,7 @@ for number, source in enumerate(json.load(sys.stdin)):
         try:
             trial()
         except RowError as error:
-            assert "far larger than a conversation" in error.message or "Range too big" in error.message, number
+            assert any(why in error.message for why in WHYS), (number, error.message)
         except InspectedError:
             pass
         else:
@@ -188,3 +199,133 @@ def test_long_conversations_have_enough_steps() -> None:
 def test_each_rendering_has_its_own_steps() -> None:
     template = ChatTemplate("{% for a in range(60000) %}{% endfor %}done")
     assert [template.render(MESSAGES) for _ in range(3)] == ["done"] * 3
+
+
+@cases("source", ENDLESS_OPERATIONS.values(), ids=list(ENDLESS_OPERATIONS))
+def test_an_operation_that_would_never_end_is_not_begun(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja_sandbox, "STEPS", 20_000)
+    see_refused_soon(source)
+
+
+@cases("source", REPEATED_OPERATIONS.values(), ids=list(REPEATED_OPERATIONS))
+def test_an_operation_costs_what_it_looks_at(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja_sandbox, "STEPS", 20_000)
+    see_refused_soon(source)
+
+
+def see_refused_soon(source: str) -> None:
+    began = time.thread_time()
+    with pytest.raises(RowError) as caught:
+        ChatTemplate(source).render(MESSAGES)
+    assert caught.value.code == "template_error"
+    assert len(caught.value.message) < 300
+    assert time.thread_time() - began < jinja_sandbox.SECONDS, "the clock did not end it"
+
+
+def test_time_refuses_the_template_and_not_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
+    template = ChatTemplate(SLOW)
+    traced = TracedTemplate(template)
+    marked = [{"role": "user", "content": placeholder(0)}]
+    renders: list[Callable[[], str]] = [lambda: template.render(MESSAGES), lambda: traced.render(marked, False, set())]
+    for render in renders:
+        began = time.thread_time()
+        with pytest.raises(TemplateTimeError, match=r"takes more than 0\.02 s for one conversation") as caught:
+            render()
+        assert time.thread_time() - began < 1
+        assert isinstance(caught.value, UserError)
+        assert not isinstance(caught.value, RowError)
+
+
+def test_time_ends_a_loop_in_which_nothing_costs_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.05)
+    template = ChatTemplate(LONG_BODY)
+    template.check()
+    began = time.thread_time()
+    with pytest.raises(TemplateTimeError):
+        template.render(MESSAGES)
+    assert time.thread_time() - began < 3
+
+
+def test_the_question_whether_content_is_a_list_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
+    by_content = "{% if messages[0].content is string and messages | length == 1 %}" + SLOW + "{% endif %}"
+    with pytest.raises(TemplateTimeError):
+        ChatTemplate(by_content).render(MESSAGES)
+
+
+def test_time_ends_a_rendering_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
+    found: list[BaseException] = []
+
+    def render() -> None:
+        try:
+            ChatTemplate(SLOW).render(MESSAGES)
+        except UserError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=render)
+    thread.start()
+    thread.join()
+    assert [type(error) for error in found] == [TemplateTimeError]
+
+
+def test_the_time_of_others_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.2)
+    ended = threading.Event()
+
+    def spin() -> None:
+        while not ended.is_set():
+            sum(range(1000))
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        assert ChatTemplate("{% for i in range(9000) %}{{ i }}{% endfor %}").render(MESSAGES)
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_refusal_that_a_test_of_jinja_swallows_comes_again() -> None:
+    swallowed = "{{ (range(99999) | map('string') | select) is sequence }}" + LISTS + "{{ [ns.x == 1] is sequence }}"
+    with pytest.raises(RowError, match="far more steps"):
+        ChatTemplate(swallowed + "{{ ns.x == ns.y }}").render(MESSAGES)
+
+
+#: Expressions that have to mean what they mean without a budget.
+EXPRESSIONS = """
+1 < 2 < 3; 1 < 3 < 2; 1 in [1] in [[1]]; 'a' in 'abc'; 'x' not in 'abc'; 'a' in {'a': 1}; 2 in [1, 2]
+[1, [2]] == [1, [2]]; (1, 2) < (1, 3); none == false; 1 == true; missing == missing; missing in [1]
+{'a': {'b': [1]}} != {'a': {'b': [1]}}; {(1, 2): 3}[(1, 2)]; {'a': 1}.get('b', [1]); 'abc'[1]; [1, 2][-1]
+[3, 1, 2] | sort | join; ['b', 'A'] | unique | list; [1, 1.0, true] | unique | list; [3, 1] | max; [] | min
+[{'a': 2}, {'a': 1}] | groupby('a') | map(attribute='grouper') | list; {'b': 1, 'a': 2} | dictsort
+[1, 2, 3] | select('odd') | list; ['a', none] | reject('none') | list; missing | map('upper') | list
+none | default('x', true); [1, 2, 3] | reverse | list; 'abc' | reverse; (1, 2) | last; 'a' is eq 'a'
+3 is divisibleby 3; 4 is even; 'A' is upper; 2 is in [1, 2]; 7 // 2; 7 % 4; -7 / 2; 2 ** 10; 3 - 5
+1700000000 | string; [12345678901] | sum; '%d' % 1700000000; '{}'.format(1700000000); 2.567 | round(2)
+dict(created=1700000000).created; namespace(n=2000000).n; 'a,b' | replace(',', '-'); '%s-%s' % ('a', 'b')
+'a b' | title | trim | wordcount; '<b>x</b>' | striptags; [1, 2] | batch(1) | list; 'x'.join(['a', 'b'])
+'abcabc'.rfind('abc'); ' a '.strip(); 'a-b'.split('-', 1); '1' | int + 1; 5 | float; [[1], [2]] | sum(start=[])
+"""
+
+
+@cases("expression", re.split(r";|\n", EXPRESSIONS.strip()))
+def test_expressions_mean_what_they_mean_without_a_budget(expression: str) -> None:
+    source = "{{ " + expression + " }}"
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    assert ChatTemplate(source).render(MESSAGES) == plain.from_string(source).render(messages=MESSAGES)
+
+
+def test_ordinary_large_numbers_are_used() -> None:
+    source = "{% macro of(n) %}<{{ n }}>{% endmacro %}{{ of(1700000000) }}{{ {'maximum': 99999999} | tojson }}"
+    assert ChatTemplate(source).render(MESSAGES) == '<1700000000>{"maximum": 99999999}'
+
+
+def test_long_conversations_may_be_searched_and_compared() -> None:
+    messages = [{"role": "user", "content": "word " * 20_000 + "</think>"}] * 50
+    source = (
+        "{% for m in messages %}{% if '</think>' in m.content and m.content != messages[0].content ~ 'x' %}"
+        "{{ m.content.split('</think>')[0].strip('\n').rfind('word') }} {% endif %}{% endfor %}"
+    )
+    assert ChatTemplate(source).render(messages) == "99995 " * 50

@@ -27,6 +27,7 @@ from core.template.settings import MaskSettings
 from tests.cases import cases
 from tests.conftest import CHATML
 from tests.examples import examples
+from tests.hostile_templates import SLOW
 
 #: Processor time that a call gets here, in seconds, and one that would never end.
 SECONDS, FEW_SECONDS = 2, 1
@@ -162,7 +163,7 @@ def test_a_tokenizer_that_swells_refuses_only_the_row_that_it_swells_on(
 
 def test_rows_that_keep_taking_too_much_end_the_trying(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "SECONDS", FEW_SECONDS)
-    source = CHATML + "{% if 'France' in messages[0].content %}" + BOMBS["sorting again and again"] + "{% endif %}"
+    source = CHATML + "{% if 'France' in messages[0].content %}" + SLOW + "{% endif %}"
     masks = RowMasks(MaskSettings(str(tiny_model_dir), source))
     masks.check()
     for _ in range(3):

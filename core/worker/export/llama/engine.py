@@ -13,7 +13,7 @@ from core.data.conversation import RowError
 from core.errors import UserError
 from core.hardware.cpu import free_memory
 from core.runs.beside import refuse_crowding, runs_on_cpu
-from core.sandbox.limits import limit_growth, machine_memory
+from core.sandbox.limits import growth_limit, limit_growth, machine_memory
 from core.template.builtin import named_or_file
 from core.template.render import ChatTemplate
 from core.worker.export.llama.model import LEAST_CONTEXT, GgufModel, context_bytes
@@ -97,7 +97,8 @@ class GgufEngine:
         other = ChatTemplate(trained, self._model.specials)
         for messages in (_PROBE, _PROBE[1:]):
             try:
-                wanted = other.render(messages, add_generation_prompt=True)
+                with growth_limit():
+                    wanted = other.render(messages, add_generation_prompt=True)
                 found = self._template.render(messages)
             except RowError:
                 continue  # some templates take no system prompt

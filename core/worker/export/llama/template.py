@@ -9,12 +9,9 @@ from typing import Any
 from core.chat.request import QuestionError
 from core.data.conversation import RowError
 from core.errors import UserError
-from core.sandbox.limits import TimeLimitError, cpu_limit, growth_limit
+from core.sandbox.limits import growth_limit
 from core.template.render import ChatTemplate
 from core.worker.export.llama.model import GgufModel
-
-#: Processor time of a rendering; a thousandth of a second is usual.
-_SECONDS = 20
 
 
 class GgufTemplate:
@@ -40,16 +37,10 @@ class GgufTemplate:
 
         Raises:
             RowError: If the template refuses it.
-            UserError: If it takes more time or memory than any should.
+            UserError: If it takes more time than any should.
         """
-        hint = "Take another template (template.file), and export again."
-        try:
-            with growth_limit(), cpu_limit(_SECONDS, kills=False):
-                return self._template.render(messages, tools=tools, add_generation_prompt=True)
-        except TimeLimitError as error:
-            raise UserError(f"The chat template takes more than {_SECONDS} s for a conversation.", hint) from error
-        except MemoryError as error:
-            raise UserError("The chat template needs more memory than it may have.", hint) from error
+        with growth_limit():
+            return self._template.render(messages, tools=tools, add_generation_prompt=True)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The same, for a conversation of a user.

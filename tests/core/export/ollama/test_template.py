@@ -158,7 +158,7 @@ def test_templates_are_rendered_in_the_sandbox() -> None:
     found = carry_template(NAMED_TEMPLATES["chatml"].source, _SPECIAL, adds_bos=False)
     assert found == carried("built-in chatml")
     endless = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
-    with pytest.raises(UserError, match="do not come to an end"):
+    with pytest.raises(UserError, match="far more steps than a conversation needs"):
         carry_template(endless, {}, adds_bos=False)
 
 

@@ -1,4 +1,5 @@
 import json
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 import sample_data
 from core.data.conversation import Example, Message, RowError
 from core.errors import UserError
+from core.template import jinja_sandbox
 from core.template.builtin import template_source
 from core.template.mask import Masker
 from core.template.rows import MaskedRow
@@ -17,6 +19,7 @@ from core.template.settings import MaskSettings
 from core.template.tokenizer import load_tokenizer
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
 from tests.cases import cases
+from tests.hostile_templates import SLOW
 from tests.tiny_model import CHATML
 
 LLAMA3 = (
@@ -31,6 +34,7 @@ DROPS_REASONING = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 OTHER_PROMPT = DROPS_REASONING.replace("<|im_start|>assistant\n", "<|im_start|>model\n")
+SLOW_ON_BAD = CHATML + "{% if messages[0].content == 'bad' %}" + SLOW + "{% endif %}"
 NO_STOP = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -231,14 +235,45 @@ def test_a_missing_template_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_template_that_takes_for_ever_is_a_sentence(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.worker.data.encode._SECONDS", 1)
-    slow = CHATML + (
-        "{% if messages[0].content == 'bad' %}{% set l = range(90000) | list %}"
-        "{% for i in range(2000) %}{% set x = l | map('string') | sort %}{% endfor %}{% endif %}"
-    )
-    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], slow)
+    monkeypatch.setattr("core.worker.data.encode._SECONDS", 0.3)
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], SLOW_ON_BAD)
     good, bad = talk("good", "yes"), talk("bad", "yes")
     assert not isinstance(encoder.encode([good])[0], RowError)
-    with pytest.raises(UserError, match="takes more than 1 s for 2 rows"):
+    with pytest.raises(UserError, match=r"takes more than 0\.3 s for 2 rows"):
         encoder.encode([good, bad])
     assert not isinstance(encoder.encode([good])[0], RowError)
+
+
+class Stopped(Exception):  # noqa: N818 - a request, as the worker's own
+    pass
+
+
+def test_a_stop_is_heard_in_the_middle_of_a_slow_row(tokenizer: Any) -> None:
+    asked: list[bool] = []
+
+    def check() -> None:
+        if asked:
+            raise Stopped
+        asked.append(True)
+
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], SLOW_ON_BAD, check=check)
+    began = time.process_time()
+    with pytest.raises(Stopped):
+        encoder.encode([talk("bad", "yes")] * 9)
+    assert time.process_time() - began < 3, "it did not wait for the row"
+
+
+def test_a_template_that_takes_its_time_everywhere_is_a_sentence(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
+    encoder = Encoder(tokenizer, [tokenizer.eos_token_id], SLOW_ON_BAD)
+    for work in (
+        lambda: stop_token_ids(None, tokenizer, SLOW),
+        lambda: Encoder(tokenizer, [tokenizer.eos_token_id], SLOW),
+        lambda: encoder.prompt_ids([{"role": "user", "content": "bad"}]),
+        lambda: encoder.encode([talk("bad", "yes")]),
+    ):
+        with pytest.raises(UserError, match=r"The chat template takes more than 0\.02 s") as caught:
+            work()
+        assert caught.value.hint

@@ -10,11 +10,13 @@ from peft import LoraConfig, get_peft_model
 
 from core.chat.request import GenerationSettings
 from core.errors import UserError
+from core.template import jinja_sandbox
 from core.worker.generate import generate as generate_module
 from core.worker.generate.generate import answering_as, generate, generate_batch
 from core.worker.model.model import LoadedModel, load_model, set_gradient_checkpointing
 from core.worker.oom.retry import MemoryShortageError
 from tests.cases import cases
+from tests.hostile_templates import SLOW
 
 ASK = [{"role": "user", "content": "the ticket"}]
 
@@ -259,6 +261,15 @@ def test_a_template_that_refuses_the_conversation_is_said(tiny: LoadedModel) -> 
     template = "{{ raise_exception('no system prompts here') }}"
     with pytest.raises(UserError, match="no system prompts here"):
         generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(5), ignore, never, template)
+
+
+@cases("template", [SLOW, "{% if add_generation_prompt %}" + SLOW + "{% endif %}"])
+def test_a_template_that_takes_its_time_is_said(
+    tiny: LoadedModel, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
+    with pytest.raises(UserError, match=r"^The chat template takes more than 0\.02 s for one conversation"):
+        generate(tiny.model, tiny.tokenizer, ASK, GenerationSettings(4), ignore, never, template)
 
 
 def test_an_answer_ends_where_the_model_ends(tiny: LoadedModel) -> None:

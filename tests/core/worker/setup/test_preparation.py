@@ -5,20 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.analysis.result import AnalysisRequest
+from core.analysis.row_lengths import try_first_rows
 from core.config.schema import Config
 from core.errors import UserError
 from core.runs.events import NoticeEvent, StoppedEvent
 from core.runs.store import Run, create_run
 from core.runs.tail import EventTail
 from core.runs.trained import find_trained
+from core.sandbox import pool
+from core.sandbox.pool import POOL
 from core.worker.process.recorder import Recorder
+from core.worker.setup import preparation
 from core.worker.setup.preparation import Prepared, prepare
+from tests.hostile_templates import SLOW
 
 THINKS = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -40,7 +47,11 @@ TALK = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "
 
 
 def prepared(
-    model: Path, tmp_path: Path, data: Sequence[dict[str, Any]] = ({"messages": TALK},), **template: Any
+    model: Path,
+    tmp_path: Path,
+    data: Sequence[dict[str, Any]] = ({"messages": TALK},),
+    check_stop: Callable[[], None] = lambda: None,
+    **template: Any,
 ) -> tuple[Run, Prepared]:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in data))
@@ -49,7 +60,7 @@ def prepared(
     run = create_run(config, "test")
     recorder = Recorder(run)
     try:
-        return run, prepare(config, recorder, lambda: None, None)
+        return run, prepare(config, recorder, check_stop, None)
     finally:
         recorder.close("stopped", "", StoppedEvent(reason="", step=0))
 
@@ -109,3 +120,42 @@ def test_a_run_tells_of_rows_with_pictures_and_of_columns_that_are_not_read(mode
     assert "Only text is read" in dropped.hint
     assert unread.message.endswith("rows.jsonl: columns not read: id, topic.")
     assert "data.columns" in unread.hint
+
+
+def test_a_template_that_never_ends_is_refused_before_this_process_renders_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "SECONDS", 0.5)
+    monkeypatch.setattr(preparation, "stop_token_ids", lambda *_: pytest.fail("it was rendered here"))
+    (model / "chat_template.jinja").write_text(SLOW)
+    with pytest.raises(UserError, match=r"^The tokenizer or chat template of .* takes more than 0\.5 s, which none"):
+        prepared(model, tmp_path)
+    written = tmp_path / "slow.jinja"
+    written.write_text(THINKS + "{% if messages[0].content == 'hello' %}" + SLOW + "{% endif %}")
+    (model / "chat_template.jinja").write_text(THINKS)
+    with pytest.raises(UserError, match=r"^The chat template takes more than 0\.5 s, which none should"):
+        prepared(model, tmp_path, file=str(written))
+
+
+class Stopped(Exception):  # noqa: N818 - a request, as the worker's own
+    pass
+
+
+def test_a_stop_is_heard_while_rows_are_tried(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "_SECONDS_PER_CHECK", 0.01)
+    begun = threading.Event()
+
+    def tried(request: AnalysisRequest) -> None:
+        begun.set()
+        try_first_rows(request)
+
+    monkeypatch.setattr(preparation, "try_first_rows", tried)
+    (model / "chat_template.jinja").write_text(SLOW)
+
+    def check_stop() -> None:
+        if begun.is_set():
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        prepared(model, tmp_path, check_stop=check_stop)
+    assert not POOL._busy
