@@ -164,7 +164,7 @@ def test_what_was_dropped_long_ago_takes_no_later_keys_with_it() -> None:
 
 @cases(
     ("scope", "text", "expected"),
-    [("config", "open /etc/passwd\n", "op"), ("data", "sudo reboot\n", "s"), ("train", "pcb", "pc")],
+    [("config", "open /etc/passwd\n", "op"), ("data", "sx reboot\n", "s"), ("train", "pcb", "pc")],
 )
 def test_of_a_text_that_comes_key_by_key_little_is_handled(scope: str, text: str, expected: str) -> None:
     ahead = TypedAhead(KeyTable(), lambda: None)

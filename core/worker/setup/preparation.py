@@ -132,8 +132,10 @@ def _try_template(config: Config, base: Path, template: str | None, check_stop: 
             while not wait([trial], _SECONDS_PER_CHECK).done:
                 check_stop()
         finally:
-            # It is needed no more, and its end is that of an unfinished trial.
+            # It is needed no more, and its end is that of an unfinished trial; one that has just begun has none yet.
             POOL.close()
+            while not wait([trial], _SECONDS_PER_CHECK).done:
+                POOL.close()
     trial.result()
 
 

@@ -61,6 +61,7 @@ def test_a_template_that_takes_for_ever_is_a_sentence(rows: Path, tiny_model_dir
     assert answer["hint"]
 
 
+@pytest.mark.long
 def test_so_is_one_that_takes_for_ever_before_the_first_row(rows: Path, tiny_model_dir: Path) -> None:
     masks = MaskSettings(str(tiny_model_dir), SLOW)
     answer = analyze(AnalysisRequest((str(rows),), masks=masks))

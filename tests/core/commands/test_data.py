@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 import sample_data
 from tests.core.commands.conftest import Call
 
@@ -134,6 +136,7 @@ def test_a_template_without_a_tokenizer_is_said_to_be_of_no_use(call: Call, tmp_
     assert not ended.out
 
 
+@pytest.mark.long
 def test_a_template_without_an_end_is_a_reason(call: Call, tiny_model_dir: Path, tmp_path: Path) -> None:
     template = tmp_path / "endless.jinja"
     loop = "{% for _ in range(99999) %}"

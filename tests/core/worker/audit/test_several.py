@@ -138,6 +138,7 @@ def test_weights_shared_out_come_out_equal_and_a_flipped_bit_is_named(tmp_path: 
     assert difference.recorded != difference.found
 
 
+@pytest.mark.long
 def test_what_differs_may_be_of_a_machine_that_is_not_recorded(spread: Run, tmp_path: Path) -> None:
     run = copy(spread, tmp_path)
     name = flip(run, "adapter/adapter_model.safetensors")
@@ -162,6 +163,7 @@ def test_another_number_of_processes_is_not_what_trained(spread: Run, tmp_path: 
     assert found.spans[0].differences[0].tensor == "grad_norm"
 
 
+@pytest.mark.long
 def test_a_changed_row_and_another_base_are_named(spread: Run, home: Path, tiny_model_dir: Path) -> None:
     rows, base = home / "rows.jsonl", tiny_model_dir / "model.safetensors"
     kept, before = (rows.read_text(), base.read_bytes()), os.stat(base)

@@ -23,6 +23,8 @@ from .trainings import Trained, Trainings, largest_difference, result, write_row
 
 pytestmark = pytest.mark.slow
 
+pytestmark = pytest.mark.long
+
 #: Adam makes steps of the same length of gradients that are next to nothing.
 CLOSE = 1e-4
 FULL: dict[str, Any] = {"method": {"name": "full"}, "memory": {"optimizer_in_backward": "off"}}
@@ -97,7 +99,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
 BOTH = cases("name", ["adapters", "full"])
 
 
-@pytest.mark.long
 @BOTH
 def test_two_learn_what_one_learns(trained: Trained, name: str) -> None:
     one, two = (trained.events(run, StepEvent) for run in (f"{name}-alone", name))
@@ -109,13 +110,11 @@ def test_two_learn_what_one_learns(trained: Trained, name: str) -> None:
     assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-alone"))) < CLOSE
 
 
-@pytest.mark.long
 @BOTH
 def test_a_run_goes_on_exactly_where_it_was(trained: Trained, name: str) -> None:
     assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-again"))) == 0.0
 
 
-@pytest.mark.long
 def test_what_was_taken_out_of_the_base_is_saved_with_the_adapters(trained: Trained) -> None:
     assert largest_difference(result(trained.run("pissa")), result(trained.run("pissa-alone"))) < CLOSE
 

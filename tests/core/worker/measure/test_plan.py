@@ -251,6 +251,7 @@ def test_experts_are_kept_in_16_bit_by_their_own_name(family: str, name: str, tm
     assert "experts_16bit" not in parts["mlp.nothing"]
 
 
+@pytest.mark.long
 @cases(("family", "keep"), [("lfm2", "*.out_proj"), ("olmo3", "model.layers.1.*"), ("glm4_moe_lite", "*.[kq]?*_proj")])
 def test_a_measured_family_is_planned_with_patterns_of_layers_in_16_bit(family: str, keep: str, tmp_path: Path) -> None:
     architecture, config = measured(family), config_of(tmp_path)

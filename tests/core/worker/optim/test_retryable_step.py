@@ -152,6 +152,7 @@ def test_other_errors_are_passed_on(kind: str, monkeypatch: pytest.MonkeyPatch) 
         RetryableStep(optimizer, Retry())()
 
 
+@pytest.mark.long
 @cases("kind", ["adamw_8bit", "lion_8bit"])
 @cases("fail_at", [{1}, {2, 3}, {4}, {6, 8}])
 def test_an_update_that_takes_no_memory_needs_no_copies(

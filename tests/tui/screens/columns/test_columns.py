@@ -112,6 +112,7 @@ async def test_columns_are_chosen_seen_and_saved(directory: Path) -> None:
         assert source.detect(rows).example(rows[0]).answer == "So geht das."
 
 
+@pytest.mark.long
 async def test_picking_from_the_list_by_typing(directory: Path) -> None:
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
@@ -243,6 +244,7 @@ async def test_a_part_that_does_not_exist_is_told_and_left_out(directory: Path) 
         await wait_for(pilot, lambda: value(pilot, "data.columns") == {"user": "a", "assistant": "b"})
 
 
+@pytest.mark.long
 async def test_formats_that_are_only_shown_are_told(directory: Path) -> None:
     write(directory, [{"prompt": "q", "chosen": "good", "rejected": "bad"}])
     async with make_app(directory).run_test(size=(100, 30)) as pilot:
@@ -342,6 +344,7 @@ async def test_ten_thousand_columns(directory: Path) -> None:
         assert spoken(screen)[0] == ("user", "value 9876")
 
 
+@pytest.mark.long
 async def test_unreadable_rows_and_a_file_that_has_changed(directory: Path) -> None:
     write(directory, [{"a": "q", "b": "r"}])
     path = directory / "rows.jsonl"
@@ -361,6 +364,7 @@ async def test_unreadable_rows_and_a_file_that_has_changed(directory: Path) -> N
         await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ColumnsScreen))
 
 
+@pytest.mark.long
 async def test_it_reads_without_color_and_tab_scrolls_the_rows(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

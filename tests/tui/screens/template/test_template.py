@@ -171,6 +171,7 @@ async def test_help_lists_the_keys_and_esc_changes_nothing(directory: Path) -> N
         assert pane_of(pilot.app, "data").body.rows.has_focus
 
 
+@pytest.mark.long
 async def test_a_template_that_does_not_suit_the_model_is_marked(directory: Path) -> None:
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)
@@ -187,6 +188,7 @@ async def test_a_template_that_does_not_suit_the_model_is_marked(directory: Path
         assert "<|eot_" in text, "the row is shown all the same"
 
 
+@pytest.mark.long
 async def test_other_rows_and_rows_that_cannot_be_used(directory: Path) -> None:
     async with make_app(directory).run_test(size=(100, 30)) as pilot:
         screen = await opened(pilot)
@@ -200,6 +202,7 @@ async def test_other_rows_and_rows_that_cannot_be_used(directory: Path) -> None:
         await wait_for(pilot, lambda: lit(screen) == "a reply<|im_end|>")
 
 
+@pytest.mark.long
 async def test_tab_scrolls_the_row_and_the_source(directory: Path) -> None:
     async with make_app(directory).run_test(size=(60, 20)) as pilot:
         screen = await opened(pilot)
@@ -371,6 +374,7 @@ async def test_both_options_at_once_are_an_error_that_a_choice_mends(directory: 
         assert value(pilot, "template.name") == "chatml"
 
 
+@pytest.mark.long
 async def test_without_a_model_the_templates_are_shown_as_text(directory: Path) -> None:
     path = directory / "tickets.toml"
     path.write_text('[model]\nbase = "no/model"\n[data]\ntrain = "rows.jsonl"\n')
@@ -425,6 +429,7 @@ async def test_hostile_text_never_reaches_a_strip(directory: Path) -> None:
         assert not FORBIDDEN & set(screen_text(pilot.app))
 
 
+@pytest.mark.long
 async def test_it_reads_without_color(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
@@ -480,6 +485,7 @@ async def test_the_cursor_stays_on_its_template_at_every_size(directory: Path) -
             assert ("generation prompt" if size[0] > 60 else "special  prompt") in screen_text(pilot.app)
 
 
+@pytest.mark.long
 async def test_a_click_looks_and_the_second_one_chooses(directory: Path) -> None:
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot)

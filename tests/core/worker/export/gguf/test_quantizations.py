@@ -49,6 +49,7 @@ def test_fewer_bits_cost_more(results: Results) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("quant", ["Q4_K_M", "Q4_0"])
 def test_an_importance_matrix_makes_the_error_smaller(results: Results, quant: str) -> None:
     """On rows that it was not computed from; its weights take as much room as without."""
