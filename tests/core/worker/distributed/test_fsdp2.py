@@ -21,8 +21,6 @@ from tests.cases import cases
 from .pairs import run_pair
 from .trainings import Trained, Trainings, largest_difference, result, write_rows
 
-pytestmark = pytest.mark.slow
-
 pytestmark = pytest.mark.long
 
 #: Adam makes steps of the same length of gradients that are next to nothing.
