@@ -107,6 +107,7 @@ def train_at(workers: Workers, duty: float) -> tuple[Run, float]:
     return run, float(rested.read_text())
 
 
+@pytest.mark.long
 def test_rests_change_no_bit_of_what_is_trained(workers: Workers) -> None:
     (full, none), (half, rested) = train_at(workers, 1.0), train_at(workers, 0.5)
     assert none == 0.0

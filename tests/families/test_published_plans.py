@@ -186,6 +186,7 @@ def assert_near(figure: Figure, tmp_path: Path) -> None:
     assert least <= planned / figure.gib <= most
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_mixture_of_30_billion_trains_on_24_and_on_12_gb() -> None:
     """22 GB are what the preset for 30B on a card of 24 GB may take; experts4bit-qlora claims 10.5 GB on one of 12."""

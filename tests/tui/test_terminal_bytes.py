@@ -63,6 +63,7 @@ def test_a_cursor_that_moves_costs_two_kilobytes_at_most(terminal: Terminal, the
     assert 0 < sum(costs) <= MOVE * len(costs), costs
 
 
+@pytest.mark.long
 def test_another_pane_costs_what_differs(terminal: Terminal) -> None:
     cost(terminal, "5")
     costs = [cost(terminal, key) for key in "12345"]

@@ -238,6 +238,7 @@ DEPTH = 6
 SHALLOW = {**published.QWEN_3_30B_A3B, "num_hidden_layers": DEPTH}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_experts_are_quantized_and_their_routers_are_not() -> None:
     parts = plan_of(SHALLOW, method={"target_modules": ATTENTION}).by_name()

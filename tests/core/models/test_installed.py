@@ -16,6 +16,7 @@ from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_known_architectures_are_those_of_transformers() -> None:
     """As transformers itself says, in another process: it must not be imported here."""

@@ -63,6 +63,7 @@ def test_the_sentence_names_them() -> None:
     assert tell_missing(()) == ""
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("none_installed")
 def test_the_plan_for_a_card_names_them(tmp_path: Path) -> None:
     """The shapes are Llama's: what counts is the family."""

@@ -254,6 +254,7 @@ def check_shipped(name: str) -> None:
     assert not any(note.startswith(("White space", "An empty message")) for note in found.notes)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not DIRECTORY.is_dir(), reason="the installed trl has no chat templates")
 @cases("name", ["gemma4", "llama3_2", "qwen3_5_think"])
 def test_templates_as_models_ship_them_are_carried(name: str) -> None:

@@ -378,6 +378,7 @@ def _saved_and_loaded(path: Path) -> tuple[int, int]:
     return saving, _kilobytes("RssAnon") - before
 
 
+@pytest.mark.long
 def test_states_are_not_copied_whole_to_be_written_or_to_be_read(tmp_path: Path) -> None:
     saving, loading = forked.call(_saved_and_loaded, tmp_path / "optimizer.pt", log=tmp_path / "log")
     assert saving < 40 << 10, "of 128 MiB"

@@ -150,6 +150,7 @@ def compare_with_one(
         )
 
 
+@pytest.mark.long
 @cases(
     ("kind", "method", "options"),
     [
@@ -177,6 +178,7 @@ def test_two_train_as_one_does_by_other_objectives(
     compare_with_one(tmp_path, tiny_model_dir, kind, method, options)
 
 
+@pytest.mark.long
 def test_a_process_that_runs_out_of_memory_runs_its_share_again_alone(tmp_path: Path, tiny_model_dir: Path) -> None:
     config = Config.model_validate(
         {

@@ -87,6 +87,7 @@ def check_mixture(tmp_path: Path, name: str, method: str) -> None:
     assert not any(torch.equal(before[key], after[key]) for key in of_experts)
 
 
+@pytest.mark.long
 @cases("name, method", FIRST)
 def test_adapters_on_experts_are_merged_into_the_form_of_the_files(tmp_path: Path, name: str, method: str) -> None:
     check_mixture(tmp_path, name, method)

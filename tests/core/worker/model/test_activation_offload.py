@@ -178,6 +178,7 @@ def test_a_window_that_ran_out_of_memory_is_run_again_with_its_activations_moved
     assert torch.equal(gradient, wanted)
 
 
+@pytest.mark.long
 def test_one_row_that_does_not_fit_is_recomputed_then_moved_and_then_named(tiny_model_dir: Path) -> None:
     bench = Moving(tiny_model_dir, fail_at=0)
     bench.windows.state.token_budget = 1

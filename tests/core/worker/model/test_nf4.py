@@ -67,6 +67,7 @@ def test_other_storage_holds_the_same_bytes() -> None:
     assert torch.equal(stored.view(torch.uint8).flatten(), packed.flatten())
 
 
+@pytest.mark.long
 @cases("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @cases(
     "shape", [(70, 32), (64, 16), (5, 48), (3, 80), (96, 96), (64, 160), (7, 33), (9, 100), (96, 64), (2, 3, 96), (96,)]

@@ -104,6 +104,7 @@ def test_a_parameter_whose_step_failed_after_it_was_changed_is_stepped_once(
     assert len(tried.param_groups[0]["params"]) == 3
 
 
+@pytest.mark.long
 @cases("fail_at", [{1}, {2}, {3, 4}, {6}])
 def test_of_fused_adamw_a_group_is_stepped_once(fail_at: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The counters have gone up by then; a second group, as LoRA+ has it, does not undo the first."""

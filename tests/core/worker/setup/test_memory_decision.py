@@ -254,7 +254,7 @@ SETTINGS: list[tuple[str, dict[str, Any], float]] = [
     *(("llama", {"init": "pissa", "rank": 64, **settings}, 0.02) for settings in ({}, {"checkpointing": True})),
     ("llama", {"init": "pissa", "rank": 64, "name": "lora"}, 0.02),
 ]
-#: Each family once, each setting once, and what is fused, recomputed and learned in all pairs.
+#: Most families once, each setting once, and what is fused, recomputed and learned in all pairs.
 FEW_SETTINGS: list[tuple[str, dict[str, Any], float, bool]] = [
     ("llama", {"checkpointing": False}, 0.02, True),
     ("llama", {"checkpointing": True}, 0.02, False),
@@ -264,10 +264,8 @@ FEW_SETTINGS: list[tuple[str, dict[str, Any], float, bool]] = [
     ("qwen3", {"checkpointing": True}, 0.02, True),
     ("mistral", {"checkpointing": True}, 0.02, False),
     ("gemma", {"checkpointing": False}, 0.02, True),
-    ("gemma3", {"checkpointing": True}, 0.02, False),
     ("phi3", {"checkpointing": False}, 0.02, True),
     ("starcoder2", {"checkpointing": False}, 0.02, False),
-    ("olmo2", {"checkpointing": True}, 0.02, True),
     ("granite", {"checkpointing": False}, 0.02, False),
     ("llama", {"precision": "fp32"}, 1.0, True),
     ("gemma2", {"precision": "fp32"}, 0.02, False),
@@ -447,7 +445,7 @@ def test_adapters_are_those_that_peft_puts_there(name: str, targets: Any) -> Non
 @pytest.mark.parametrize(
     "family",
     long_but(
-        ["llama", "qwen3-moe"],
+        ["llama"],
         ["llama", "gpt2", "gemma3, images", "mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss"],
     ),
 )

@@ -58,6 +58,7 @@ def test_an_importance_matrix_makes_the_error_smaller(results: Results, quant: s
     assert 0 < weighed["bytes"] - plain["bytes"] < 1024, "that there was one is said in the metadata"
 
 
+@pytest.mark.long
 def test_the_importance_matrix_is_the_mean_square_of_what_meets_each_weight(results: Results) -> None:
     """As hooks of torch see it, in every layer."""
     result = results["importance", True]

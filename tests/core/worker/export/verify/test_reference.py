@@ -39,6 +39,7 @@ def rewrite(run: Run, **data: Any) -> None:
     run.config_path.write_text(tomlkit.dumps(document))
 
 
+@pytest.mark.long
 def test_held_out_rows_come_before_those_of_the_training(tmp_path: Path, tiny_model_dir: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", 40)
     run = make_trained_run(tiny_model_dir, data, eval_data=write_rows(tmp_path / "eval.jsonl", 3))
