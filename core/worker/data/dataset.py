@@ -146,8 +146,15 @@ class Loader:
                 held_out = divided
         dataset.unfold()
         if self._preflight is not None and held_out is not None:
-            self._preflight.check_leak(dataset.examples, held_out.examples)
+            self._preflight.check_leak(self._each_of(dataset), held_out.examples)
         return dataset, held_out
+
+    def _each_of(self, dataset: Dataset) -> Iterator[Example]:
+        """The examples of a dataset, for work on which a stop is heard."""
+        for number, example in enumerate(dataset.examples):
+            if number % CHUNK_ROWS == CHUNK_ROWS - 1:
+                self._progress(dataset.read)
+            yield example
 
     def _check_rows(self, dataset: Dataset) -> None:
         if self._preflight is None:
@@ -250,10 +257,8 @@ class Loader:
         """Hold rows out and repeat the others by weight; ``bounds`` are where each entry's rows begin and end."""
         share, seed = self._config.data.eval_share, self._config.train.seed
         prints = Fingerprints()
-        for number, example in enumerate(dataset.examples):
+        for number, example in enumerate(self._each_of(dataset)):
             prints.add(number, example)
-            if number % CHUNK_ROWS == CHUNK_ROWS - 1:
-                self._progress(dataset.read)
         division = divide_rows(prints, bounds, weights, share, seed)
         kept_out, counts = division.held_out, division.counts
         if division.crosses and self._preflight is not None:

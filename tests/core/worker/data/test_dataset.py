@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from core.analysis.preflight import Preflight
 from core.config.schema import Config
 from core.errors import UserError
 from core.worker.data.batches import fingerprint
@@ -209,6 +210,22 @@ def test_progress_is_told_and_can_end_it(encoder: Encoder, tmp_path: Path) -> No
 
     with pytest.raises(StopRequested):
         load_dataset(path, config(), encoder, progress=stop)
+
+
+def test_a_stop_is_heard_while_held_out_rows_are_looked_for_among_the_others(encoder: Encoder, tmp_path: Path) -> None:
+    train = write(tmp_path / "a.jsonl", *(chat(f"question {number}") for number in range(CHUNK_ROWS)))
+    held_out = write(tmp_path / "b.jsonl", chat("another"))
+    told: list[int] = []
+
+    def progress(rows: int) -> None:
+        told.append(rows)
+        if told.count(CHUNK_ROWS) == 2:
+            raise StopRequested("SIGTERM")
+
+    settings = config(data={"train": train, "eval": held_out})
+    with pytest.raises(StopRequested):
+        Loader(settings, encoder, progress=progress, preflight=Preflight(frozenset(), lambda *_: None)).training()
+    assert told == [CHUNK_ROWS, 1, CHUNK_ROWS]
 
 
 # Sources, splits and weights.
