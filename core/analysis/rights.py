@@ -14,7 +14,7 @@ from core.sandbox.rights import Rights, reading
 
 
 def rights_for(request: AnalysisRequest) -> Rights:
-    """What reading the rows of a request takes: its files, and the cache, where indexes and unpacked text are kept.
+    """Rights to read the rows of a request: its files, and the cache, where indexes and unpacked text are kept.
 
     Packed files are unpacked by helpers, which have the same rights.
 

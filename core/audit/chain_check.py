@@ -13,12 +13,11 @@ from core.config.changed import changed_options
 from core.config.schema import Config
 from core.errors import UserError
 from core.runs.chain import CHAIN_NAME, DamagedLinkError, Link, canonical, read_links
+from core.runs.checkpoints import read_manifest
 from core.runs.store import EVENTS_NAME, Run, complete_checkpoints
 from core.runs.trained import result_step
-from core.small_files import hash_file, read_json
+from core.small_files import hash_file
 from core.text import one_line
-
-_MANIFEST_LIMIT = 16 << 20
 
 
 @dataclass
@@ -211,15 +210,6 @@ def _damaged_checkpoints(run: Run, known: Mapping[int, Mapping[str, Any]]) -> It
                     file=f"{name}/{one_line(str(file), 120)}",
                     step=step,
                 )
-
-
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, unchecked; empty where it is none."""
-    try:
-        found = read_json(checkpoint / "manifest.json", _MANIFEST_LIMIT, finite=False)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _wrong_file(path: Path, facts: Any) -> str | None:

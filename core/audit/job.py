@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from core import paths
-from core.audit.chain_check import Sealed, check_chain, compare_head, read_manifest, read_sealed, sealed_config
+from core.audit.chain_check import Sealed, check_chain, compare_head, read_sealed, sealed_config
 from core.audit.request import recorded_threads, span_to
 from core.audit.result import Audit, ChainResult, Difference, SpanResult
 from core.audit.spans import Span, choose, join, spans_of
@@ -25,6 +25,7 @@ from core.directories import disk_error
 from core.errors import UserError
 from core.helper import Helper, HelperProgress, describe_end, finding_core
 from core.launch.launcher import worker_environment
+from core.runs.checkpoints import read_manifest
 from core.runs.state import in_words
 from core.runs.store import Run, complete_checkpoints
 from core.runs.tail import EventTail

@@ -61,7 +61,7 @@ class Provenance:
 def find_provenance(
     config: Config, document: ConfigDocument, *, origin: Origin | None = None, saved_text: str = ""
 ) -> Provenance:
-    """Where the values of a configuration come from; data and base model are left out.
+    """Sources of the values of a configuration; data and base model are left out.
 
     Args:
         config: The configuration as a run would take it.

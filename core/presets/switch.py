@@ -26,7 +26,7 @@ _IMPORTED = re.compile(r"# Imported from (.+), a configuration of [^,]+\.")
 
 @dataclass(frozen=True)
 class Chosen:
-    """What was chosen for a new configuration, as the comment at its top says; the user may have changed it since.
+    """Choice for a new configuration, as the comment at its top says; the user may have changed it since.
 
     Args:
         preset: The name of the preset.
@@ -93,7 +93,7 @@ def note_preset(text: str, name: str) -> str:
 
 
 def chosen_in(document: ConfigDocument) -> Chosen | None:
-    """What was chosen for a new configuration, by the comment at its top; None where there is no such comment."""
+    """Choice for a new configuration, by the comment at its top; None where there is no such comment."""
     place = _find_note(document.dumps().split("\n"), _CHOSEN)
     if place is None:
         return None

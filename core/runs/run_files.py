@@ -1,4 +1,4 @@
-"""What a run directory may hold before anything is written in it: directories, and plain files with one name.
+"""Files of a run directory, looked at before anything is written in it: directories and plain files with one name pass.
 
 A run directory may come from elsewhere, and a link in it leads wherever whoever packed it wanted. The one link that is
 followed is ``checkpoints`` to another disk, once the user has confirmed where it leads; the home remembers that.
@@ -143,7 +143,7 @@ def confirm_checkpoints(run: Run, directory: Path) -> None:
 
 
 def _recorded(run: Run) -> str | None:
-    """Where the user has said that the checkpoints of a run are; None where nothing is known."""
+    """Directory that the user has confirmed for the checkpoints of a run; None where none was."""
     try:
         data = read_json(_record_path(run), _RECORD_LIMIT)
         is_of_run = data["run"] == os.path.realpath(run.path)

@@ -77,7 +77,7 @@ def restrict(rights: Rights) -> None:
 
 
 def _name_servers() -> tuple[str, ...]:
-    """Where the resolver's configuration really is: another program writes it in ``/run``, or in Windows' disk."""
+    """Real directory of the resolver's configuration, which another program writes in ``/run``, or on Windows' disk."""
     return (os.path.dirname(os.path.realpath("/etc/resolv.conf")),)
 
 

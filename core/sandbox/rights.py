@@ -24,7 +24,7 @@ _SYSTEM = (
 
 @dataclass(frozen=True)
 class Rights:
-    """What a confined process may use. Every process may read the program's own files and the system's.
+    """Files, helpers and network of a confined process. Every one may read the program's own files and the system's.
 
     Args:
         reads: Files and directories that it reads. A link, also one that lies in such a directory, stands for its
@@ -94,7 +94,7 @@ def program_files() -> list[str]:
 
 
 def _archives() -> Iterator[str]:
-    """Where packages really are that the installer has linked file by file, as uv does with ``--link-mode symlink``."""
+    """Directory of packages that the installer has linked file by file, as uv does with ``--link-mode symlink``."""
     spec = importlib.util.find_spec("pydantic")  # one of the packages that are always there
     place = Path(spec.origin or "" if spec is not None else "")
     real = Path(os.path.realpath(place))

@@ -85,7 +85,7 @@ def serve_models(models: Models, options: ServeOptions, ready: Callable[[ServerA
 
 
 def _room_for_connections() -> int:
-    """How many connections there is room for; the system is asked for more first.
+    """Number of connections that there is room for; the system is asked for more first.
 
     Each is an open file. As many again are left for all other files, and for connections that have been accepted and
     not been looked at, or closed and not been given back.

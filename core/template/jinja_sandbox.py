@@ -322,7 +322,7 @@ def _keyed(context: _Context, value: Any) -> Any:
 
 
 def _passed(function: Callable[..., Any]) -> Callable[[_Context], tuple[Any, ...]]:
-    """What a filter or a test gets before its value."""
+    """Arguments that a filter or a test gets before its value."""
     kind = getattr(function, "jinja_pass_arg", None)
     match kind.name if kind is not None else "":
         case "context":
@@ -460,7 +460,7 @@ class _Watched(NodeTransformer):
 
 
 def _is_constant(node: jinja2.nodes.Node) -> bool:
-    """Whether a value is written in the template, alone or as a list or a tuple of such."""
+    """Whether a value is written in the template as a constant, or as a list or tuple of constants."""
     if isinstance(node, (jinja2.nodes.List, jinja2.nodes.Tuple)):
         return all(isinstance(item, jinja2.nodes.Const) for item in node.items)
     return isinstance(node, jinja2.nodes.Const)

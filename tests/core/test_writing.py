@@ -1,4 +1,4 @@
-"""How code that handles the files of a run opens, cuts and reads them, by its sources: a run may come from elsewhere.
+"""Opening, cutting and reading of the files of a run, by the sources of what does it: a run may come from elsewhere.
 
 A file of a run is opened by :mod:`core.beneath`, read in lines by :mod:`core.runs.lines`, and parsed by
 :func:`core.small_files.parse_json`. What does otherwise is in a list here, with its reason.

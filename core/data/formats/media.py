@@ -166,7 +166,7 @@ def _known_kind(name: str) -> tuple[str, bool] | None:
 
 
 def _kind(name: str) -> tuple[str, bool] | None:
-    """What a column with a name may hold, and whether its name alone says so; None for another column."""
+    """Kind of media that a column of this name may hold, and whether the name alone says so; None for others."""
     return _known_kind(name) if len(name) <= _NAME_LENGTH else None
 
 

@@ -199,7 +199,7 @@ def calibration_rows(rows: Iterable[Sequence[int]]) -> tuple[tuple[int, ...], ..
 
 
 def _limits(checked: Checked, work: Path, *reads: Path) -> dict[str, Any]:
-    """What a process may take and use: memory, the files that it reads, and the directory for its own."""
+    """Limits and rights of a process: memory, the files that it reads, and the directory for its own."""
     return {
         "memory": _LIBRARIES + _BYTES_AT_WORK * checked.largest,
         "reads": list(reading(*reads).reads),

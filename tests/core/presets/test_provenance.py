@@ -1,4 +1,4 @@
-"""Where values come from: every value that is no default has one source, and the groups hold what the run gets."""
+"""Provenance of values: every value that is no default has one source, and the groups hold what the run gets."""
 
 from __future__ import annotations
 

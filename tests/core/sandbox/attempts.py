@@ -1,4 +1,4 @@
-"""What a reader might try that has been taken over by the file that it reads. Each attempt is called in the sandbox."""
+"""Attempts of a reader that the file it reads has taken over. Each is called in the sandbox."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def read(path: Path) -> str:
 
 
 def late_needs() -> list[str]:
-    """What fails of the things that libraries do late: import, load code, read about time, the machine, themselves."""
+    """Failures of what libraries do late: import, load code, read about time, the machine, themselves."""
     import importlib
     import locale
     import time

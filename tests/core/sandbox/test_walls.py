@@ -232,7 +232,7 @@ ALLOW, REFUSE, ABSENT = 0x7FFF0000, 0x50001, 0x50026
 
 
 def verdict(rights: Rights, column: int, number: int, *arguments: int, architecture: int | None = None) -> int:
-    """What the kernel makes of a system call by the filter."""
+    """Result of the filter for a system call, as the kernel computes it."""
     _, own = list(seccomp._ARCHITECTURES.values())[column]
     words = [*arguments, *[0] * (6 - len(arguments))]
     data = struct.pack("=iIQ6Q", number, own if architecture is None else architecture, 0, *words)

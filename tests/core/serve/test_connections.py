@@ -178,7 +178,7 @@ def has_arrived(writer: asyncio.StreamWriter, connection: Any) -> bool:
 
 
 def count(sock: Any, question: int) -> int:
-    """How many bytes a socket has to read, or to be acknowledged."""
+    """Number of bytes that a socket has to read, or that wait to be acknowledged."""
     return int.from_bytes(fcntl.ioctl(sock.fileno(), question, bytes(4)), sys.byteorder)
 
 

@@ -334,7 +334,7 @@ def _fitting(texts: Sequence[str], room: int) -> str:
 
 
 def _values(start: Start, values: Provenance, keys: KeyTable, room: int) -> str:
-    """Where the values come from, in as many words as there is room for."""
+    """Sources of the values, in as many words as there is room for."""
     if start.is_choosing:
         return "a preset is being chosen for model, card and rows …"
     if not values.groups:
