@@ -255,7 +255,7 @@ class ChatEngine:
 
     def anew(self) -> ChatEngine:
         """Another engine of the same kind, in a process of its own, with no model."""
-        return ChatEngine(self._command)
+        return ChatEngine(self._command, self._files)
 
     @property
     def is_open(self) -> bool:

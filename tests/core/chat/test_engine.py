@@ -137,6 +137,13 @@ def test_an_engine_that_does_not_hear_a_cancel_is_ended(
         assert list(other.generate(ASK))[-1]["finish"] == "stop"
 
 
+def test_one_in_its_place_is_started_with_the_same_files(tmp_path: Path) -> None:
+    model = str(tmp_path / "model.gguf")
+    with ChatEngine([sys.executable, FAKE, "answer"], [model]) as engine, engine.anew() as other:
+        other.start()
+        assert Path(f"/proc/{other.pid}/cmdline").read_bytes().endswith(f"{model}\0".encode())
+
+
 def test_so_is_one_whose_answer_was_left(
     make_engine: Callable[[str], ChatEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
