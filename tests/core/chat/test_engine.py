@@ -141,7 +141,9 @@ def test_one_in_its_place_is_started_with_the_same_files(tmp_path: Path) -> None
     model = str(tmp_path / "model.gguf")
     with ChatEngine([sys.executable, FAKE, "answer"], [model]) as engine, engine.anew() as other:
         other.start()
-        assert Path(f"/proc/{other.pid}/cmdline").read_bytes().endswith(f"{model}\0".encode())
+        command_line = Path(f"/proc/{other.pid}/cmdline")
+        # It is empty for a moment, while the process becomes another program.
+        wait_for(lambda: command_line.read_bytes().endswith(f"{model}\0".encode()), 10, "its command line")
 
 
 def test_so_is_one_whose_answer_was_left(

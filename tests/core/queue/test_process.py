@@ -48,9 +48,7 @@ def test_three_runs_come_in_order_and_the_runner_ends(home: Path) -> None:
     assert is_new
     assert start_runner()[1] is False
     wait_for_states({1: "running", 2: "waiting", 3: "waiting"})
-    found = read_status()
-    assert found is not None
-    assert "follows" in found.doing
+    wait_for(lambda: (found := read_status()) is not None and "follows" in found.doing, 20, "the runner to follow it")
     (home / "go").touch()
     wait_for_states({1: "done", 2: "done", 3: "done"})
     wait_for(lambda: read_status() is None, 20, "the end of the runner")
