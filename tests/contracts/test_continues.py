@@ -202,6 +202,7 @@ def test_answers_of_the_worker_are_as_ever(continued: Continued) -> None:
     assert_contract("fields of a run's summary", keys_of(continued.summary))
 
 
+@pytest.mark.long
 def test_a_run_that_was_only_started_begins(tmp_path: Path) -> None:
     run = copy_home(tmp_path)
     made = [event for event in read_events(run) if event["type"] == "step"]

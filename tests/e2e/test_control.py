@@ -115,6 +115,7 @@ def disturb_with_garbage(run: Run) -> None:
     assert ControlClient(run).request("ping")["state"] == "paused"
 
 
+@pytest.mark.long
 def test_nothing_that_is_asked_of_a_run_changes_its_result(workers: Workers, reference: Run) -> None:
     run = workers.start("disturbed", held_at(0, 3))
     pause_at_start(run)

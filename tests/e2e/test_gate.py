@@ -34,6 +34,7 @@ PROBED = {"every_steps": 4, "exact_match": False, "probe": True}
 SHORT: dict[str, dict[str, Any]] = {"train": {"max_steps": 8}, "eval": PROBED}
 
 
+@pytest.mark.long
 def test_the_probe_is_told_and_changes_nothing_of_what_is_trained(workers: Workers) -> None:
     told = workers.start("probed", **SHORT)
     finish(told)

@@ -239,6 +239,7 @@ def _fits(model: Architecture, card: int) -> str:
     return "inputs" if plan.offload else "yes"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @cases("name", PUBLISHED)
 def test_the_model_of_a_configuration_has_the_published_number_of_parameters(name: str) -> None:

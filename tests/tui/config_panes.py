@@ -10,7 +10,7 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.config.schema import options
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import paste, screen_text, wait_for
 from tui.messages import ConfigEdited
 from tui.panes.config.pane import ConfigPane
 from tui.widgets.forms.option_field import OptionField
@@ -62,9 +62,12 @@ async def go_to(pilot: Pilot[Any], pane: ConfigPane, name: str) -> OptionField:
 
 
 async def type_value(pilot: Pilot[Any], pane: ConfigPane, name: str, text: str) -> None:
-    """Type a value of an option."""
+    """Enter a value of an option."""
     await go_to(pilot, pane, name)
-    await pilot.press("enter", "ctrl+u", *text, "enter")
+    await pilot.press("enter", "ctrl+u")
+    # Each key of its own would draw all problems and figures anew.
+    await paste(pilot, text)
+    await pilot.press("enter")
     await wait_for(pilot, lambda: pane.form.has_focus)
     await pilot.pause()
 

@@ -495,6 +495,7 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
         await wait_for(pilot, lambda: not isinstance(app.screen, HelpScreen))
 
 
+@pytest.mark.long
 async def test_the_palette_reaches_actions_of_other_panes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     sent = record_commands(monkeypatch)
@@ -539,6 +540,7 @@ async def test_a_theme_of_the_environment_is_applied(private_home: Path, monkeyp
         assert app.main.styles.background.hex == "#000000"
 
 
+@pytest.mark.long
 async def test_a_theme_is_previewed_and_taken_back(private_home: Path) -> None:
     app = LocaltuneApp()
     async with app.run_test(size=(120, 34)) as pilot:

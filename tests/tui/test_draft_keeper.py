@@ -112,6 +112,7 @@ async def test_a_conversation_of_another_run_stays_away(home: Path) -> None:
     assert len(list_drafts("chat")) == 1
 
 
+@pytest.mark.long
 async def test_leaving_by_choice_keeps_the_conversation_and_says_nothing(home: Path) -> None:
     ScriptedRun(home).end("finished")
     app = LocaltuneApp()

@@ -111,6 +111,7 @@ REGISTRIES = {
 }
 
 
+@pytest.mark.long
 async def test_a_hostile_registry_is_a_sentence_and_the_app_goes_on(directory: Path, tiny_model_dir: Path) -> None:
     for name, text in REGISTRIES.items():
         (directory / name).write_text(text)

@@ -176,6 +176,7 @@ async def test_a_real_change_is_written_once(monkeypatch: pytest.MonkeyPatch) ->
         assert "55 °C" in screen_lines(app)[0]
 
 
+@pytest.mark.long
 async def test_a_terminal_without_the_focus_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [CPU])
     app = WrittenApp()

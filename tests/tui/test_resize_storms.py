@@ -107,6 +107,7 @@ TINY = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("terminal", ["256 colors"], indirect=True)
 def test_screens_say_at_any_size_what_they_ask_and_what_enter_does(terminal: Terminal) -> None:
     for keys, (title, enter) in TINY.items():

@@ -103,6 +103,7 @@ def test_the_end_of_a_text_that_comes_a_little_later_goes_with_it(terminal: Term
     assert "leave it running" not in terminal.text
 
 
+@pytest.mark.long
 async def test_the_model_is_asked_from_every_pane(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     record_commands(monkeypatch)

@@ -220,6 +220,7 @@ def test_unknown_run(cli: CommandLine) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_pause_that_takes_too_long_says_so(cli: CommandLine) -> None:
     run = cli.start(steps=5, pace=60)
     wait_for((run.path / LONG_STEP).exists, "the worker to be in its step")

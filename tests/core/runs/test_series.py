@@ -315,6 +315,7 @@ def test_the_least_positive_value_of_a_range(points: list[tuple[int, float]], fi
     assert series.least_positive(first, first + length) == min(positive, default=None)
 
 
+@pytest.mark.long
 def test_a_curve_of_a_million_steps_takes_some_megabytes() -> None:
     series = Series()
     for step in range(1_000_000):

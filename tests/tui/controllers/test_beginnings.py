@@ -45,6 +45,8 @@ async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, h
         assert value(app, "eval.every_epochs") == 0.25
         await pilot.press("2")
         await wait_for(pilot, lambda: "every 0.25 epochs" in screen_text(app))
+        # The notice lies on the line below.
+        app.clear_notifications()
         told = "✓ preset cpu-small · 4 values · 20 of 200 rows held out · P shows why · u undoes"
         await wait_for(pilot, lambda: told in " ".join(screen_text(app).replace("│", " ").split()))
         await pilot.press("u")

@@ -131,6 +131,7 @@ async def test_a_configuration_that_cannot_be_kept_is_asked_about(home: Path, tm
     assert len(list_drafts("config")) == 1
 
 
+@pytest.mark.long
 async def test_a_later_save_does_not_leave_after_a_leave_was_given_up(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
     app = LocaltuneApp(config_path=path)

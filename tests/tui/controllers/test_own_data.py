@@ -287,6 +287,7 @@ async def test_named_data_begins_where_nothing_is_remembered_and_not_before_it_i
         assert reopen(None, data).data == (data if is_there else None)
 
 
+@pytest.mark.long
 async def test_edits_of_a_file_survive_a_new_configuration_and_a_restart(here: Path) -> None:
     path = write_startable(here)
     saved = path.read_text()
@@ -330,6 +331,7 @@ async def test_only_the_file_s_own_key_changes_the_data_of_a_configuration(here:
         assert value(app, "train.learning_rate") == 3e-4
 
 
+@pytest.mark.long
 async def test_the_configuration_of_a_run_says_so_and_its_edits_are_the_user_s(here: Path, started: Started) -> None:
     demo = finished_demo()
     async with opened(LocaltuneApp(write_startable(here)), (80, 24)) as pilot:

@@ -173,6 +173,7 @@ async def test_what_is_gone_is_told_and_nothing_else_is_lost(here: Path) -> None
         assert app.state.origin is not None
 
 
+@pytest.mark.long
 async def test_an_explicit_configuration_wins(here: Path) -> None:
     first = write_config(here)
     second = here / "second.toml"
@@ -303,6 +304,7 @@ async def test_r_starts_the_shown_run_again_and_not_the_configuration(
         assert started == [(5e-4, "faq")]
 
 
+@pytest.mark.long
 async def test_the_card_says_where_the_configuration_has_other_values_by_now(
     here: Path, started: list[tuple[float, str]]
 ) -> None:
@@ -384,6 +386,7 @@ async def test_edits_of_a_file_are_asked_about_before_a_run_s_configuration_is_o
 # What was never saved, in the list.
 
 
+@pytest.mark.long
 async def test_what_was_never_saved_is_listed_opened_and_discarded(here: Path) -> None:
     rows_file(here)
     app = LocaltuneApp()
@@ -418,6 +421,7 @@ async def test_what_was_never_saved_is_listed_opened_and_discarded(here: Path) -
 # The header.
 
 
+@pytest.mark.long
 async def test_the_header_does_not_lend_another_run_s_state_to_the_configuration(here: Path) -> None:
     run = made_run(rows_file(here), "alpaca", "failed")
     app = LocaltuneApp(config_path=write_config(here))
@@ -442,6 +446,7 @@ async def test_an_early_internal_error_forgets_what_was_shown_again(here: Path) 
     assert read_session() is None
 
 
+@pytest.mark.long
 async def test_data_that_is_named_is_shown_and_not_what_was_open(here: Path) -> None:
     rows_file(here)
     (here / "other.csv").write_text("question,answer\na,b\nc,d\n")

@@ -152,6 +152,7 @@ async def test_a_dialog_says_what_it_waits_for(home: Path, monkeypatch: pytest.M
         assert commands == []
 
 
+@pytest.mark.long
 @cases(
     ("state", "steps", "told", "keys"),
     [
@@ -238,6 +239,7 @@ async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_said(
         await wait_for(pilot, lambda: told in [note.message for note in app._notifications])
 
 
+@pytest.mark.long
 async def test_settings_left_alone_send_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     commands = record_commands(monkeypatch)

@@ -173,6 +173,7 @@ async def test_names_tags_notes_and_the_archive(home: Path) -> None:
         assert read_labels(first.run.path) == Labels()
 
 
+@pytest.mark.long
 async def test_a_label_keeps_what_another_one_has_written_meanwhile(home: Path) -> None:
     _, second = two_runs(home)
     app = LocaltuneApp()
@@ -243,6 +244,8 @@ async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch:
         await pilot.resize_terminal(80, 24)
         await pilot.press("z")
         await wait_for(pilot, lambda: "best eval loss" not in screen_text(app) and "A 09" in screen_text(app))
+        # The notices name how many were marked.
+        app.clear_notifications()
         await pilot.press("escape", "escape")
         await wait_for(pilot, lambda: "marked" not in screen_text(app))
 
@@ -260,6 +263,7 @@ async def test_without_a_second_run_there_is_nothing_to_compare(home: Path) -> N
         await wait_for(pilot, lambda: "Mark two runs with space to compare them." in screen_text(app))
 
 
+@pytest.mark.long
 async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
     first, _ = two_runs(home)
     checkpoint = first.run.checkpoints_path / "step-00000060"
@@ -295,6 +299,7 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
         await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app) and "[Samples]" not in screen_text(app))
 
 
+@pytest.mark.long
 async def test_samples_of_a_run_stand_beside_their_former_selves(home: Path) -> None:
     script_run(home).end("finished")
     app = LocaltuneApp()
@@ -322,6 +327,7 @@ def is_shown(app: LocaltuneApp, text: str) -> bool:
     return text in screen_text(app)
 
 
+@pytest.mark.long
 async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(glimpse, "LONG_BYTES", 4096)
     first, _ = two_runs(home)

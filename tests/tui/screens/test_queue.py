@@ -105,6 +105,7 @@ async def test_entries_are_moved_held_and_removed_with_the_cursor_on_them(home: 
         await wait_for(pilot, lambda: not isinstance(app.screen, QueueScreen))
 
 
+@pytest.mark.long
 async def test_times_by_the_plan_are_marked_and_the_mark_is_told(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +216,7 @@ async def test_the_end_of_a_run_rings_and_is_shown_by_the_terminal_where_that_is
     assert "\x1b" not in rung[1][1:]
 
 
+@pytest.mark.long
 async def test_a_run_that_does_not_go_on_by_itself_calls_once(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ async def test_a_refusal_is_told(scripted: pytest.MonkeyPatch) -> None:
         await wait_for(pilot, lambda: "The self-test was not made." in screen_text(app))
 
 
+@pytest.mark.long
 async def test_the_table_is_shown_where_the_report_cannot_be_written(scripted: pytest.MonkeyPatch) -> None:
     (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir()
     scripted.setattr("tui.screens.selftest.SelfTest", make)

@@ -46,6 +46,7 @@ def carried(name: str) -> OllamaTemplate:
     return _CARRIED[name]
 
 
+@pytest.mark.long
 @cases("name", _FIRST)
 def test_every_family_is_carried(name: str) -> None:
     assert carried(name).conversations > 700

@@ -165,6 +165,7 @@ def test_a_pulse_that_is_held_back_is_no_hang() -> None:
     assert after(1.0) == after(99.0) == 0.0
 
 
+@pytest.mark.long
 def test_who_waits_leaves_when_the_one_that_has_the_store_is_suspended(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -93,6 +93,7 @@ def test_the_export_agrees_with_the_trained_model(
         assert not hasattr(read.model.config, "quantization_config")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("converter")
 def test_an_adapter_of_a_quantized_base_becomes_a_gguf_file(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp_py_sync")

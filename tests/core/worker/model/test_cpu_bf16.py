@@ -32,6 +32,7 @@ def test_the_random_state_is_left_as_it_is() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="flags of a processor are read on Linux")
 def test_emulated_bf16_is_not_taken_whatever_the_flags_say(tmp_path: Path) -> None:
     code = "from core.worker.model.cpu_bf16 import prefers_bf16; print(prefers_bf16())"

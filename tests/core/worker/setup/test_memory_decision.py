@@ -265,7 +265,6 @@ FEW_SETTINGS: list[tuple[str, dict[str, Any], float, bool]] = [
     ("mistral", {"checkpointing": True}, 0.02, False),
     ("gemma", {"checkpointing": False}, 0.02, True),
     ("phi3", {"checkpointing": False}, 0.02, True),
-    ("starcoder2", {"checkpointing": False}, 0.02, False),
     ("granite", {"checkpointing": False}, 0.02, False),
     ("llama", {"precision": "fp32"}, 1.0, True),
     ("gemma2", {"precision": "fp32"}, 0.02, False),

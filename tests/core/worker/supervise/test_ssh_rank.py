@@ -190,6 +190,7 @@ def test_a_rank_that_is_killed_there_is_killed_here(
     assert process.sign().status == -signal.SIGKILL
 
 
+@pytest.mark.long
 def test_a_machine_that_is_lost_takes_its_rank_along_and_is_named(
     pids: Path, begin: Callable[..., RankProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:

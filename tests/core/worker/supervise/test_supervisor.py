@@ -262,6 +262,7 @@ def test_a_run_that_looks_for_a_machine_lives_and_can_be_stopped(
     assert len(scene.started(0)) == 1
 
 
+@pytest.mark.long
 def test_a_machine_that_refuses_a_new_start_is_tried_again(tmp_path: Path) -> None:
     said = {"error": "tower has no way to 10.0.0.1: Network is unreachable.", "hint": "Look."}
     scene = Scene(tmp_path, [WAITS, WAITS, {"exit": 0}], [{"kill": True}, {"exit": 4, "say": said}, {"exit": 0}])
@@ -328,6 +329,7 @@ def ends_as(scene: Scene, state: RunState) -> dict[str, object]:
     return {"write": dataclasses.asdict(state), "to": str(scene.run.state_path)}
 
 
+@pytest.mark.long
 @cases(
     ("state", "code", "who"),
     [

@@ -517,6 +517,7 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
         assert not FORBIDDEN & set(screen_text(app))
 
 
+@pytest.mark.long
 async def test_long_conversations_scroll_and_resize(tmp_path: Path) -> None:
     session = FakeSession({"tuned": [f"word{number} " for number in range(300)], "base": [""]})
     pane = ChatPane(factory(session))

@@ -67,6 +67,7 @@ async def test_it_is_counted_beside_other_problems(tmp_path: Path) -> None:
         await wait_for(pilot, lambda: "2 problems" in screen_text(pilot.app))
 
 
+@pytest.mark.long
 async def test_a_model_that_a_run_would_refuse_is_a_problem_too(tmp_path: Path, tiny_model_dir: Path) -> None:
     model = copy_model(tiny_model_dir, tmp_path / "model")
     edit_json(model / "config.json", model_type="bert", architectures=["BertModel"])

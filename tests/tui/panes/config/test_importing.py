@@ -68,6 +68,7 @@ async def test_a_file_becomes_a_new_configuration_with_its_report(theirs: Path) 
         await wait_for(pilot, lambda: "not saved yet" in screen_text(pilot.app))
 
 
+@pytest.mark.long
 async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs: Path) -> None:
     with theirs.open("a") as file:
         file.write("lora_target_modules: [q_proj, v_proj]\n")

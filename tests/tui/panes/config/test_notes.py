@@ -120,6 +120,7 @@ async def test_what_differs_from_the_last_run_is_marked(tmp_path: Path, home: Pa
         assert pane.form.field("train.learning_rate").notes == ()  # type: ignore[union-attr]
 
 
+@pytest.mark.long
 async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path) -> None:
     pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(60, 20)) as pilot:

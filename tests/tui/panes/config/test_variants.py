@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from core.config.document import ConfigDocument
 from core.config.recent import recent_configs, remember_config
 from core.runs.store import create_run
@@ -156,6 +158,7 @@ async def test_compare_with_the_last_run_and_another_file(tmp_path: Path, home: 
         assert not FORBIDDEN & set(text)
 
 
+@pytest.mark.long
 async def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
     pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:

@@ -87,6 +87,7 @@ async def test_format_and_columns_reach_rows_tokens_and_analysis(
         ]
 
 
+@pytest.mark.long
 async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, requests: list[AnalysisRequest]) -> None:
     path = messy(tmp_path / "rows.jsonl")
     write_lines(tmp_path / "eval.jsonl", [row("question 1 of many", "the answer is 1")])
@@ -211,6 +212,7 @@ async def test_problems_come_from_one_reading_by_the_analysis(tmp_path: Path, re
         assert len(requests) == 1
 
 
+@pytest.mark.long
 async def test_entries_of_registries_are_read_by_their_own_mapping(tmp_path: Path) -> None:
     write_parquet(tmp_path / "rows.parquet", SWAPPED)
     entry = {"file_name": "rows.parquet", "num_samples": 5, "columns": {"prompt": "frage", "response": "antwort"}}

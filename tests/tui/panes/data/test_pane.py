@@ -337,6 +337,7 @@ async def test_resizing_live_keeps_the_cursor_in_view(tmp_path: Path) -> None:
         assert not pane.body.has_class("-beside")
 
 
+@pytest.mark.long
 async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
     path = tmp_path / "million.jsonl"
     row = '{"text": "%07d is the number of this row"}\n'

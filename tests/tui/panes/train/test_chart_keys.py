@@ -110,6 +110,7 @@ async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(hom
         assert chart_of(app).zoom.span is None
 
 
+@pytest.mark.long
 async def test_a_log_axis_is_kept_for_each_curve(home: Path) -> None:
     live_run(home)
     app = open_app()
@@ -142,6 +143,7 @@ async def test_where_answers_are_shown_the_arrows_turn_those(home: Path) -> None
         assert chart_of(app).cursor == 60
 
 
+@pytest.mark.long
 async def test_beside_answers_the_cursor_has_keys_of_its_own(home: Path) -> None:
     script_run(home).end("finished")
     app = open_app()

@@ -155,6 +155,7 @@ async def test_what_is_recognized_is_filled_in_and_not_written_unless_changed(di
         assert value(pilot, "data.columns") == {"user": "question", "assistant": "answer", "system": "persona"}
 
 
+@pytest.mark.long
 async def test_clear_takes_the_columns_out_again(directory: Path) -> None:
     write(directory, [{"question": "q", "answer": "a", "b": "c"}], 'columns = {user = "b", assistant = "answer"}\n')
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
@@ -173,6 +174,7 @@ async def test_clear_takes_the_columns_out_again(directory: Path) -> None:
         await wait_for(pilot, lambda: value(pilot, "data.columns") is None)
 
 
+@pytest.mark.long
 async def test_the_format_can_be_overridden(directory: Path) -> None:
     write(directory, [{"instruction": "i", "output": "o", "text": "the text"}])
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
@@ -208,6 +210,7 @@ async def test_a_format_that_contradicts_the_columns_is_not_saved(directory: Pat
         assert isinstance(pilot.app.screen, ColumnsScreen)
 
 
+@pytest.mark.long
 async def test_messages_with_keys_and_speakers_of_their_own(directory: Path) -> None:
     turns = [{"wer": "Kunde", "was": "q"}, {"wer": "Agent", "was": "a"}]
     write(directory, [{"verlauf": turns}])
@@ -253,6 +256,7 @@ async def test_formats_that_are_only_shown_are_told(directory: Path) -> None:
         assert "train.objective is sft" in words(pilot)
 
 
+@pytest.mark.long
 async def test_another_file_than_the_configuration_names(directory: Path) -> None:
     (directory / "other.jsonl").write_text('{"a": "q", "b": "r"}\n')
     async with make_app(directory).run_test(size=(120, 30)) as pilot:
@@ -402,6 +406,7 @@ async def test_the_config_pane_opens_it_from_its_fields(directory: Path) -> None
             await wait_for(pilot, lambda: not isinstance(app.screen, ColumnsScreen))
 
 
+@pytest.mark.long
 async def test_typing_a_column_that_the_first_rows_do_not_have(directory: Path) -> None:
     async with make_app(directory).run_test(size=(100, 30)) as pilot:
         screen = await opened(pilot)

@@ -149,6 +149,7 @@ async def test_escape_cancels_it_and_what_was_answered_is_kept(session: Scripted
     assert len(list_records(paths.home() / "evaluations")) == 1
 
 
+@pytest.mark.long
 async def test_what_cannot_be_meant_is_said_in_the_form(session: ScriptedSession) -> None:
     app = LocaltuneApp()
     async with app.run_test(size=(120, 40)) as pilot:
@@ -168,6 +169,7 @@ async def test_what_cannot_be_meant_is_said_in_the_form(session: ScriptedSession
     assert session.asked == []
 
 
+@pytest.mark.long
 async def test_what_is_not_there_is_one_sentence(session: ScriptedSession) -> None:
     app = LocaltuneApp()
     async with app.run_test(size=(120, 40)) as pilot:

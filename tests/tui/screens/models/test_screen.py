@@ -274,6 +274,7 @@ async def test_a_model_of_a_hub_is_fetched_after_its_size_was_shown(
     assert set(hub.files_asked()) == set(files_of(tiny_model_dir))
 
 
+@pytest.mark.long
 async def test_a_download_that_is_given_up_leads_back_and_goes_on_later(
     work: Path, hub: FakeHub, tiny_model_dir: Path
 ) -> None:
@@ -319,6 +320,7 @@ async def test_what_the_configuration_names_is_offered_first(work: Path, hub: Fa
     assert app.answers == ["org/tiny"]
 
 
+@pytest.mark.long
 async def test_an_incomplete_copy_is_fetched_whole(work: Path, hub: FakeHub, tiny_model_dir: Path) -> None:
     hub.models["org/tiny"] = Repository(files_of(tiny_model_dir))
     snapshot = cached("org/tiny", tiny_model_dir)

@@ -112,6 +112,7 @@ async def test_the_template_in_force_its_source_and_the_row(directory: Path) -> 
         assert all(len(line) == 80 for line in screen_lines(pilot.app))
 
 
+@pytest.mark.long
 async def test_moving_through_the_list_previews_live(directory: Path) -> None:
     async with make_app(directory).run_test(size=(120, 40)) as pilot:
         screen = await opened(pilot)
@@ -155,6 +156,7 @@ async def test_enter_chooses_and_the_first_entry_removes_again(directory: Path) 
         assert "template" not in pilot.app.state.document.dumps()  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 async def test_help_lists_the_keys_and_esc_changes_nothing(directory: Path) -> None:
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         await opened(pilot)
@@ -320,6 +322,7 @@ async def test_a_file_that_is_there_is_not_replaced_unasked(directory: Path, mon
         assert path.read_text() == CHATML
 
 
+@pytest.mark.long
 async def test_what_cannot_be_written_is_kept_for_another_path(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +358,7 @@ async def test_an_edited_template_reaches_the_data_pane(directory: Path, monkeyp
         assert "im_start|>X" in pane_of(app, "data").session.masks.settings.template
 
 
+@pytest.mark.long
 async def test_both_options_at_once_are_an_error_that_a_choice_mends(directory: Path) -> None:
     path = directory / "tickets.toml"
     path.write_text(path.read_text() + '\n[template]\nfile = "mine.jinja"\nname = "qwen"\n')
@@ -442,6 +446,7 @@ async def test_it_reads_without_color(directory: Path, monkeypatch: pytest.Monke
         assert "<|im_start|>assistant⏎" in prompt
 
 
+@pytest.mark.long
 async def test_the_fields_of_the_config_pane_and_the_palette_open_it(directory: Path) -> None:
     async with make_app(directory).run_test(size=(80, 24)) as pilot:
         app = pilot.app
