@@ -32,7 +32,7 @@ from bench.train_rows import ROOT, SEED, Case, full_rows, tickets, write_jsonl
 from core import paths
 from core.worker.optim.schedule import warmup_steps
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "triton", "liger-kernel")
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "triton")
 WARMUP = 0.05
 #: Steps at the beginning that are not counted: caches fill, and memory is allocated.
 SKIPPED = 2

@@ -1,4 +1,4 @@
-"""Check of compilation, and of Liger's loss."""
+"""Check of compilation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from bench.gpu_checks.models import WIDE
 from bench.gpu_checks.subjects import Found
 from bench.gpu_checks.trainer import Stand, tokens_per_second, trainer
-from core.liger import installed_version
 
 
 def check_15(stand: Stand) -> Found:
@@ -24,7 +23,6 @@ def check_15(stand: Stand) -> Found:
         "after an evaluation": {**compiled, **held_out},
         "packed": {**compiled, "train.packing": True},
         "recomputed": {**compiled, "memory.gradient_checkpointing": "on"},
-        "without Liger's loss": {"memory.liger": "off"},
     }
     figures = {name: _case(stand, options) for name, options in cases.items()}
     base = figures["not compiled"]["tokens_per_second"]
@@ -57,7 +55,6 @@ def _case(stand: Stand, options: dict[str, Any]) -> dict[str, Any]:
         first = time.monotonic() - began
         made.steps(5)
         speed = tokens_per_second(made.steps(6))
-        liger = made.parts.state.liger
     frames = {name: int(count) for name, count in counters["frames"].items()}
     breaks = sum(counters["graph_break"].values())
     return {
@@ -66,8 +63,6 @@ def _case(stand: Stand, options: dict[str, Any]) -> dict[str, Any]:
         "frames": frames,
         "graph_breaks": breaks,
         "limit_hit": bool(limits),
-        "liger": liger,
-        "liger_version": installed_version(),
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 #: Class of kernels to what its names have in them, the first that matches: by the names of CUDA kernels of torch,
-#: cuBLAS, bitsandbytes, Liger and this program, and of torch's operations on a CPU.
+#: cuBLAS, bitsandbytes and this program, and of torch's operations on a CPU.
 _NAMES = (
     ("optimizer", r"multi_tensor_apply|fused_?adam|koptimizer|kprecondition|adafactor|_foreach|clip_grad"),
     ("dequantize", r"dequant"),

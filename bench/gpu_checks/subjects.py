@@ -118,7 +118,7 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject(
         15,
         "compilation",
-        "seconds until it is compiled, what it wins, and what keeps it compiled; Liger's loss",
+        "seconds until it is compiled, what it wins, and what keeps it compiled",
         180,
         "compiling",
         cuda="Compiling for a CPU takes minutes, and settles nothing about a card.",

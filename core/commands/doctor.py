@@ -45,7 +45,6 @@ def examine(*, quick: bool = False) -> list[Finding]:
     return [
         software.check_python(),
         software.check_libraries(),
-        software.check_liger(driver),
         security.check_holes(),
         security.check_walls(),
         security.check_hub(),

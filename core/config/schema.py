@@ -279,7 +279,7 @@ class MemorySection(Section):
         "auto", "Dequantize 4-bit weights once and keep them so, for speed; auto: where there is plenty of memory."
     )
     liger: Literal["auto", "off"] = _option(
-        "auto", "Sum the loss with Liger's fused kernel; auto: on a GPU with liger-kernel installed, where it can."
+        "auto", "No effect on a new run; off: continue a run whose loss Liger's kernel summed in an earlier version."
     )
 
 

@@ -26,7 +26,7 @@ from core.text import one_line
 from core.units import format_bytes, format_duration
 
 #: Libraries whose versions are told.
-LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "triton", "liger-kernel", "nvidia-ml-py")
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "triton", "nvidia-ml-py")
 #: Variables that change what torch does; their values are told.
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",

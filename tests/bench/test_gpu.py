@@ -168,7 +168,6 @@ def test_models_have_the_sizes_that_they_are_called_by() -> None:
         ("_rotary", "elementwise"),
         ("void at::native::elementwise_kernel<128, 4>(int)", "elementwise"),
         ("Memcpy HtoD (Pinned -> Device)", "elementwise"),
-        ("liger_cross_entropy_kernel", "CE"),
         ("void (anonymous namespace)::softmax_warp_forward<float>", "CE"),
         ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "optimizer"),
         ("void kOptimizerStatic8bit2StateBlockwise<float, 0, 256, 1>", "optimizer"),

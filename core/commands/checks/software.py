@@ -16,7 +16,6 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 import core
-from core import liger
 from core.commands.checks.finding import Finding
 from core.commands.checks.gpu import DriverReport
 from core.hardware.drivers import OLDEST_DRIVERS, install_command
@@ -55,23 +54,6 @@ def check_libraries() -> Finding:
     if problems:
         return Finding("libraries", "fail", f"{'; '.join(problems)}.", reinstall())
     return Finding("libraries", "ok", f"all {len(requirements)} are present, each in a version that is supported")
-
-
-def check_liger(driver: DriverReport | None = None) -> Finding:
-    """Check the optional kernels of Liger for the loss on a GPU.
-
-    Args:
-        driver: The driver's report; without a card the kernels are of no use.
-    """
-    version = liger.installed_version()
-    if version is None:
-        card = driver is not None and bool(driver.cards)
-        hint = f"They are optional: {liger.INSTALL}" if card else ""
-        return Finding("liger", "ok", f"{liger.PACKAGE} is not installed; the loss is the engine's own", hint)
-    if liger.is_too_old(version):
-        what = f"{liger.PACKAGE} {version} is older than {liger.OLDEST}, and is not used."
-        return Finding("liger", "warn", what, f"{liger.INSTALL} --upgrade")
-    return Finding("liger", "ok", f"{liger.PACKAGE} {version} sums the loss on a GPU (memory.liger)")
 
 
 def check_torch(driver: DriverReport | None = None, timeout: float = PROBE_SECONDS) -> list[Finding]:

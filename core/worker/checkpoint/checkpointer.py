@@ -360,7 +360,7 @@ def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:
     """The checkpoint that a run goes on from; asked before minutes are spent on the rows and the model.
 
     Raises:
-        UserError: If there is none, or the configuration has changed since.
+        UserError: If there is none, the configuration has changed since, or Liger's kernel summed the loss.
     """
     run, found = recorder.run, newest_checkpoint(recorder)
     if found is None:
@@ -369,6 +369,11 @@ def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:
         changed = _changes(found.manifest.get("config"), fixed_options(config))
         message = f"{run.config_path} has changed since {found.path.name}{changed}."
         raise UserError(message, "Put it back, or start a new run.")
+    if found.manifest.get("liger") and config.memory.liger != "off":
+        raise UserError(
+            f"An earlier version summed the loss of run {run.id} with Liger's kernel, which this version does not use.",
+            f"Set memory.liger = off in {run.config_path} to continue; the loss may differ in its last digits.",
+        )
     return found
 
 

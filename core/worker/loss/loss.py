@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -59,10 +59,6 @@ class Head(torch.nn.Module):
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
-
-
-#: Sums the cross-entropy of a head's logits, as :func:`chunked_cross_entropy` does.
-SummedLoss = Callable[[Head, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 def chunked_cross_entropy(
@@ -194,12 +190,10 @@ class SupervisedLoss:
     Args:
         model: A causal language model or a ``PeftModel`` around one.
         packing: How batches are packed; see :mod:`core.worker.data.packing`.
-        sum_losses: Sums the losses of a batch; ours, unless :mod:`core.worker.loss.fused_loss` has another.
     """
 
-    def __init__(self, model: Any, packing: Packing = UNPACKED, sum_losses: SummedLoss = chunked_cross_entropy) -> None:
+    def __init__(self, model: Any, packing: Packing = UNPACKED) -> None:
         self.packing = packing
-        self._sum_losses = sum_losses
         self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
         self._decoder = decoder_of(self._causal)
         self.head = Head(self._causal)
@@ -236,7 +230,7 @@ class SupervisedLoss:
             host: As in :meth:`hidden`.
         """
         chunk = chunk_positions(self.head.vocabulary)
-        return self._sum_losses(self.head, hidden, _learned(input_ids, supervised, host), chunk)
+        return chunked_cross_entropy(self.head, hidden, _learned(input_ids, supervised, host), chunk)
 
     def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
         """The log-probability of what is supervised in each row, as the sum over its tokens.

@@ -17,7 +17,7 @@ from core.hardware.cpu import cpu_name
 #: Packages whose code has a part in the numbers.
 PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers", "numpy"),
-    *("triton", "liger-kernel", "mamba-ssm", "causal-conv1d"),
+    *("triton", "mamba-ssm", "causal-conv1d"),
 )
 
 

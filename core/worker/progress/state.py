@@ -35,8 +35,6 @@ class TrainState:
     """Whether what recomputing starts from is kept in host memory meanwhile."""
     deterministic: Determinism = "strict"
     """Whether a run that goes on is equal bit for bit, or to rounding."""
-    liger: str | None = None
-    """The version of Liger's package, where its kernel sums the loss."""
     file: dict[str, str] | None = None
     """The type of the file whose weights are trained now (``type``), and the dtype that they are merged in
     (``dtype``); None where they are not."""
@@ -78,7 +76,8 @@ class TrainState:
             "reference_budget": self.reference_budget,
             "gradient_checkpointing": self.checkpointing,
             "activation_offload": self.offloading,
-            "liger": self.liger,
+            # Earlier versions could sum the loss with Liger's kernel, and wrote its version here.
+            "liger": None,
             "overrides": self.overrides,
             "selection": self.best.facts(),
             "health": self.finite.facts(),
@@ -91,8 +90,7 @@ class TrainState:
 
     def restore(self, manifest: Mapping[str, Any]) -> None:
         """Go back to where a checkpoint was written. What was set while running (``overrides``) stays in force, and
-        what a run settles before its first step (``liger``, ``reference_budget``, ``deterministic``) is
-        settled.
+        what a run settles before its first step (``reference_budget``, ``deterministic``) is settled.
 
         Args:
             manifest: The checkpoint's: its ``step``, and :meth:`facts`.

@@ -27,7 +27,6 @@ from core.worker.distributed.strategy import Strategy
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.evaluate.probe import Probe
 from core.worker.evaluate.samples import Questions, SampleWriter, choose_questions
-from core.worker.loss.fused_loss import LossChoice, choose_for_run
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, make_objectives
 from core.worker.loss.reference import PrecomputedReference
@@ -307,7 +306,6 @@ def _make_state(run: _Settled, order: DataOrder, placed: _Placed, goal: _Goal) -
         checkpointing=memory.checkpointing,
         kept_layers=memory.kept_layers,
         offloading=memory.offload,
-        liger=goal.liger,
         deterministic=run.deterministic,
         spikes=_make_spikes(train, total_steps, dataset, warn),
         limits=Limits(train.max_hours, train.max_energy_wh, lambda: run.recorder.energy_wh),
@@ -467,8 +465,6 @@ class _Goal:
 
     loss: SupervisedLoss
     """Sums the loss of a batch."""
-    liger: str | None
-    """The version of Liger's package, where it sums the loss."""
     objective: Objective
     """On the rows trained on."""
     held_out: Objective | None
@@ -482,7 +478,7 @@ def _make_goal(run: _Settled, model: ReadyModel) -> _Goal:
     config, recorder, prepared, found = run.config, run.recorder, run.prepared, run.found
     loaded, held_out = model.loaded, prepared.held_out
     with shortage_explained("in the check of the model", SMALLER):
-        loss, choice = _make_loss(config, model, prepared.dataset, found)
+        loss = _make_loss(config, model, prepared.dataset)
     report = recorder.reporter("loading_model", run.controls.check_stop)
     reference = None
     if config.method.name in WEIGHT_METHODS:
@@ -498,24 +494,19 @@ def _make_goal(run: _Settled, model: ReadyModel) -> _Goal:
         lambda done, total: report("answers by the reference", done, total),
         reference,
     )
-    if choice.notice is not None:
-        recorder.notice(*choice.notice)
     reference_budget = reference.token_budget if reference is not None else None
-    return _Goal(loss, choice.liger, objective, held_out_objective, reference_budget)
+    return _Goal(loss, objective, held_out_objective, reference_budget)
 
 
-def _make_loss(
-    config: Config, model: ReadyModel, dataset: Dataset, found: Checkpoint | None
-) -> tuple[SupervisedLoss, LossChoice]:
-    """The loss, its packing and its way to sum, once the model has passed the self-check."""
+def _make_loss(config: Config, model: ReadyModel, dataset: Dataset) -> SupervisedLoss:
+    """The loss and its packing, once the model has passed the self-check."""
     loaded, fused = model.loaded, model.fused
     plain = SupervisedLoss(loaded.model)
     packed = wants_packing(config, fused)
     check = check_model(loaded, plain, dataset.rows, model.accelerator.autocast, laid_out=packed)
     check_head(check, loaded.dtype, config.model.base)
     packing = choose_packing(config, loaded, dataset.rows, fused, check)
-    choice = choose_for_run(config, plain.head, loaded.device, None if found is None else found.manifest)
-    return SupervisedLoss(loaded.model, packing, choice.function), choice
+    return SupervisedLoss(loaded.model, packing)
 
 
 def _make_evaluator(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -293,24 +292,6 @@ def test_versions_are_compared_as_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     versions["torch"] = "2.16.1+cu130"
     assert software.check_libraries().what == "torch is 2.16.1+cu130, needed is <2.16,>=2.9."
     assert not software.satisfies("built by hand", ">=1")
-
-
-def test_liger_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    card = gpu.DriverReport([], cards=1)
-    without = software.check_liger()
-    assert (without.status, without.hint) == ("ok", "")
-    assert "is not installed" in without.what
-    assert "localtune-tui[liger]" in software.check_liger(card).hint
-    for version, status, words in (("0.8.5", "ok", "sums the loss on a GPU"), ("0.5.10", "warn", "older than 0.8.5")):
-        facts = tmp_path / f"liger_kernel-{version}.dist-info"
-        facts.mkdir()
-        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: liger-kernel\nVersion: {version}\n")
-        importlib.invalidate_caches()
-        found = software.check_liger(card)
-        assert found.status == status
-        assert words in found.what
-        shutil.rmtree(facts)
 
 
 def test_the_floors_of_a_checkout_come_from_its_project_file(monkeypatch: pytest.MonkeyPatch) -> None:
