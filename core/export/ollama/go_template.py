@@ -1,290 +1,282 @@
-"""Go templates carried out as ``text/template`` does, for the part of the language in :mod:`.go_syntax`.
+"""Go templates of shapes, in the style of Ollama's own: a loop over the messages.
 
-Texts are bytes, as in Go: their lengths and slices count bytes. The data are those that Ollama hands to a template.
+:func:`go_template` and :func:`render` say the same: the text of the template, and the text that it writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
-from core.export.ollama import go_nodes as go
-from core.export.ollama.go_syntax import GoSyntaxError, parse
+from core.export.ollama.shape import Part, Reasoning, Shape, SystemText, Trim, UserPlace
 
-_Value = Any
-_Scope = list[tuple[str, _Value]]
-
-
-class GoError(ValueError):
-    """A Go template ends with an error."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """A message as Ollama hands it to a template, with the fields that are used."""
-
-    Role: bytes
-    Content: bytes
-    Thinking: bytes = b""
+#: What Python takes for white space, and Jinja's ``trim`` with it.
+WHITE_SPACE = tuple(character for character in map(chr, range(0x3001)) if character.isspace())
+#: White space left out, by the name of the Go template that does it.
+_TRIMS: dict[Trim, Callable[[str], str]] = {"keep": str, "trim": str.strip, "ltrim": str.lstrip, "rtrim": str.rstrip}
+_FLAGS = ("$system", "$first", "$last")
+_LATER_SYSTEM = "a system message is only read at the beginning"
+_NO_SYSTEM = "the chat template refuses a system message"
+_OTHER_ROLE = "only messages of system, user and assistant are read"
 
 
-class GoTemplate:
-    """A Go template, with the variables that Ollama gives it.
+def go_template(shape: Shape) -> str:
+    """The Go template of a shape."""
+    body = "\n".join([*_beginning(shape), *_loop(shape)])
+    lines = [*_definitions(shape)]
+    if "$system" in body:
+        test = 'eq (index .Messages 0).Role "system"'
+        if shape.empty_system_is_none:
+            test = f'and ({test}) (ne (index .Messages 0).Content "")'
+        lines.append(f"{{{{- $system := {test} }}}}")
+    return "\n".join([*lines, body])
+
+
+def render(shape: Shape, messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """Text that the Go template of a shape writes for a conversation in Ollama; None where it ends with an error.
 
     Args:
-        source: The template.
-
-    Raises:
-        GoSyntaxError: If it is not valid.
+        shape: The shape.
+        messages: ``role`` and ``content`` each, and ``reasoning_content`` where there is some.
     """
-
-    def __init__(self, source: str) -> None:
-        self._tree = parse(source)
-        _check_names(self._tree)
-
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Render a conversation as Ollama does: messages of one role that follow each other are joined to one.
-
-        Args:
-            messages: ``role`` and ``content`` each, and ``reasoning_content`` where there is some.
-
-        Raises:
-            GoError: If the template ends with an error.
-        """
-        joined = _joined(messages)
-        system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
-        data = {"System": system.encode(), "Messages": joined, "Response": b""}
-        out: list[bytes] = []
-        _Rendering(self._tree, out).run(self._tree.nodes, data, [("$", data)])
-        return b"".join(out).decode("utf-8", "replace")
-
-
-def _joined(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    found: list[Message] = []
-    for message in messages:
-        role, content = message["role"].encode(), message["content"].encode()
-        if found and found[-1].Role == role and role != b"tool":
-            found[-1] = Message(role, found[-1].Content + b"\n\n" + content, found[-1].Thinking)
+    turns = _joined(messages)
+    first = turns[0]
+    has_system = first["role"] == "system" and not (shape.empty_system_is_none and not first["content"])
+    is_first_question = True
+    out = [] if has_system and shape.system in ("turn", "inside") else [shape.head]
+    for at, turn in enumerate(turns):
+        role, content, is_last = turn["role"], turn["content"], at == len(turns) - 1
+        if role == "system":
+            text = _rendered_system(shape, content, at, has_system)
+            if text is None:
+                return None
+            out.append(text)
+        elif role == "user":
+            place = UserPlace(has_system, is_first_question, is_last)
+            for part in shape.user_before[place]:
+                out.append(part if isinstance(part, str) else _TRIMS[part.trim](first["content"]))
+            out += [_TRIMS[shape.user_trims[place]](content), shape.user_after]
+            is_first_question = False
+        elif role == "assistant":
+            out.append(shape.assistant_before)
+            reasoning, thinking = shape.reasoning, turn.get("reasoning_content", "")
+            if reasoning is not None and is_kept(reasoning) and thinking and (reasoning.in_history or is_last):
+                out.append(reasoning.opening + thinking + reasoning.closing)
+            out += [_TRIMS[shape.assistant_trim](content), "" if is_last else shape.assistant_after]
         else:
-            found.append(Message(role, content, message.get("reasoning_content", "").encode()))
+            return None
+    if turns[-1]["role"] != "assistant":
+        out.append(shape.opening)
+    return "".join(out)
+
+
+def _joined(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Messages as Ollama hands them to a template: neighbors of one role are one message."""
+    found: list[Mapping[str, Any]] = []
+    for message in messages:
+        if found and found[-1]["role"] == message["role"] != "tool":
+            found[-1] = {**found[-1], "content": f"{found[-1]['content']}\n\n{message['content']}"}
+        else:
+            found.append(message)
     return found
 
 
-class _Rendering:
-    def __init__(self, tree: go.Tree, out: list[bytes]) -> None:
-        self._tree = tree
-        self._out = out
+def _rendered_system(shape: Shape, content: str, at: int, has_system: bool) -> str | None:
+    """Text of a system message; None where the Go template refuses it."""
+    if shape.system == "refused":
+        return None
+    turn = _TRIMS[shape.system_trim](content) + shape.system_after
+    if shape.system == "turn" and shape.later_system is not None:
+        is_empty = shape.empty_system_is_none and not content
+        return "" if is_empty else (shape.later_system if at else shape.system_before) + turn
+    if at:
+        return None
+    return shape.system_before + turn if shape.system == "turn" and has_system else ""
 
-    def run(self, nodes: Sequence[go.Node], dot: _Value, scope: _Scope) -> None:
-        """Carry out the nodes of a block; variables that it declares end with it."""
-        outer = len(scope)
-        for node in nodes:
-            self._run(node, dot, scope)
-        del scope[outer:]
 
-    def _run(self, node: go.Node, dot: _Value, scope: _Scope) -> None:
-        if isinstance(node, go.Text):
-            self._out.append(node.text)
-        elif isinstance(node, go.Output):
-            self._out.append(_written(_evaluate(node.value, dot, scope)))
-        elif isinstance(node, go.Assign):
-            value = _evaluate(node.value, dot, scope)
-            if node.declares:
-                scope.append((node.name, value))
-            else:
-                scope[_place(node.name, scope)] = (node.name, value)
-        elif isinstance(node, go.If):
-            self.run(node.then if _truth(_evaluate(node.condition, dot, scope)) else node.otherwise, dot, scope)
-        elif isinstance(node, go.Range):
-            self._loop(node, dot, scope)
+def quoted(text: str) -> str:
+    """A text as a literal of Go, in one line, of characters that a Modelfile keeps."""
+    return '"' + "".join(map(_escaped, text)) + '"'
+
+
+def lost_character(text: str) -> str | None:
+    """The first character of a text that is lost in a Modelfile, such as a control or format character."""
+    return next((character for character in text if character not in "\n\t" and not character.isprintable()), None)
+
+
+def is_kept(reasoning: Reasoning) -> bool:
+    """Whether the marks around reasoning can stand in a Go template, and in a Modelfile, as they are."""
+    marks = reasoning.opening + reasoning.closing
+    return '"""' not in marks and "{" not in marks and lost_character(marks) is None
+
+
+def _is_plain(character: str) -> bool:
+    """Whether a character is printable in every version of Unicode in use."""
+    return character == " " or (unicodedata.ucd_3_2_0.category(character)[0] not in "CZ" and character.isprintable())
+
+
+def _escaped(character: str) -> str:
+    simple = {"\n": "\\n", "\t": "\\t", "\r": "\\r", '"': '\\"', "\\": "\\\\"}.get(character)
+    if simple is not None:
+        return simple
+    if _is_plain(character):
+        return character
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _write(text: str) -> list[str]:
+    return [_written(text)] if text else []
+
+
+def _written(text: str) -> str:
+    return f"{{{{- {quoted(text)} }}}}"
+
+
+def _refuse(reason: str) -> str:
+    # A slice beyond the end of a text ends the rendering, with the text in the message.
+    return f"{{{{- slice {quoted(reason)} 99 }}}}"
+
+
+def _content(value: str, trim: Trim) -> str:
+    return f"{{{{- {value} }}}}" if trim == "keep" else f'{{{{- template "{trim}" {value} }}}}'
+
+
+def _indent(lines: Sequence[str]) -> list[str]:
+    return ["  " + line for line in lines]
+
+
+def _beginning(shape: Shape) -> Iterator[str]:
+    if not shape.head:
+        return
+    lines = _write(shape.head)
+    if shape.system in ("turn", "inside"):
+        yield "{{- if not $system }}"
+        yield from _indent(lines)
+        yield "{{- end }}"
+    else:
+        yield from lines
+
+
+def _loop(shape: Shape) -> Iterator[str]:
+    user = list(_user(shape))
+    has_first = any("$first" in line for line in user)
+    if has_first:
+        yield "{{- $first := true }}"
+    yield "{{- range $i, $_ := .Messages }}"
+    yield "{{- $last := eq (len (slice $.Messages $i)) 1 }}"
+    yield '{{- if eq .Role "system" }}'
+    yield from _indent(list(_system(shape)))
+    yield '{{- else if eq .Role "user" }}'
+    yield from _indent(user)
+    if has_first:
+        yield "  {{- $first = false }}"
+    yield '{{- else if eq .Role "assistant" }}'
+    yield from _indent(list(_assistant(shape)))
+    yield "{{- else }}"
+    yield "  " + _refuse(_OTHER_ROLE)
+    yield "{{- end }}"
+    if shape.opening:
+        yield '{{- if and $last (ne .Role "assistant") }}'
+        yield from _indent(_write(shape.opening))
+        yield "{{- end }}"
+    yield "{{- end }}"
+
+
+def _system(shape: Shape) -> Iterator[str]:
+    if shape.system == "refused":
+        yield _refuse(_NO_SYSTEM)
+        return
+    turn = [_content(".Content", shape.system_trim), *_write(shape.system_after)]
+    if shape.system == "turn" and shape.later_system is not None:
+        if shape.later_system == shape.system_before:
+            lines = [*_write(shape.system_before), *turn]
         else:
-            value = _evaluate(node.value, dot, scope)
-            self.run(self._tree.named[node.name], value, [("$", value)])
-
-    def _loop(self, node: go.Range, dot: _Value, scope: _Scope) -> None:
-        values = _evaluate(node.over, dot, scope)
-        if not isinstance(values, list):
-            raise GoError(f"range can't iterate over {values!r}")
-        for index, value in enumerate(values):
-            named = [(name, each) for name, each in ((node.index, index), (node.element, value)) if name]
-            scope.extend(named)
-            self.run(node.body, value, scope)
-            del scope[len(scope) - len(named) :]
-        if not values:
-            self.run(node.otherwise, dot, scope)
+            lines = ["{{- if eq $i 0 }}", *_indent(_write(shape.system_before)), "{{- else }}"]
+            lines += [*_indent(_write(shape.later_system)), "{{- end }}", *turn]
+        if shape.empty_system_is_none:
+            lines = ["{{- if .Content }}", *_indent(lines), "{{- end }}"]
+        yield from lines
+        return
+    yield "{{- if $i }}"
+    yield "  " + _refuse(_LATER_SYSTEM)
+    if shape.system == "turn":
+        yield "{{- else if $system }}"
+        yield from _indent([*_write(shape.system_before), *turn])
+    yield "{{- end }}"
 
 
-def _place(name: str, scope: _Scope) -> int:
-    for place in range(len(scope) - 1, -1, -1):
-        if scope[place][0] == name:
-            return place
-    raise GoError(f"undefined variable {name}")
+def _user(shape: Shape) -> Iterator[str]:
+    # Where the system prompt is refused, no place with one was seen.
+    yield from _choose({place: tuple(map(_part, parts)) for place, parts in shape.user_before.items()})
+    yield from _choose({place: (_content(".Content", trim),) for place, trim in shape.user_trims.items()})
+    yield from _write(shape.user_after)
 
 
-def _evaluate(operand: go.Operand, dot: _Value, scope: _Scope) -> _Value:
-    if isinstance(operand, go.Literal):
-        return operand.value
-    if isinstance(operand, go.Dot):
-        return dot
-    if isinstance(operand, go.Variable):
-        return scope[_place(operand.name, scope)][1]
-    if isinstance(operand, go.Fields):
-        value = _evaluate(operand.of, dot, scope)
-        for name in operand.names:
-            value = _field(value, name)
-        return value
-    return _call(operand, dot, scope)
+def _assistant(shape: Shape) -> Iterator[str]:
+    yield from _write(shape.assistant_before)
+    found = shape.reasoning
+    if found is not None and is_kept(found):
+        # As texts, not literals: Ollama finds by them where reasoning begins and ends in an answer.
+        test = ".Thinking" if found.in_history else "and $last .Thinking"
+        yield f"{{{{- if {test} }}}}{found.opening}{{{{ .Thinking }}}}{found.closing}{{{{ end }}}}"
+    yield _content(".Content", shape.assistant_trim)
+    if shape.assistant_after:
+        yield "{{- if not $last }}"
+        yield from _indent(_write(shape.assistant_after))
+        yield "{{- end }}"
 
 
-def _field(value: _Value, name: str) -> _Value:
-    if isinstance(value, dict) and name in value:
-        return value[name]
-    if isinstance(value, Message) and name in ("Role", "Content", "Thinking"):
-        return getattr(value, name)
-    raise GoError(f"can't evaluate field {name}")
+def _choose(table: Mapping[UserPlace, tuple[str, ...]]) -> list[str]:
+    """The lines of a place, chosen by as few conditions as it takes."""
+    entries = set(table.values())
+    if len(entries) == 1:
+        return list(next(iter(entries)))
+    best: list[str] | None = None
+    for number, flag in enumerate(_FLAGS):
+        yes = {place: lines for place, lines in table.items() if astuple(place)[number]}
+        no = {place: lines for place, lines in table.items() if not astuple(place)[number]}
+        if not yes or not no:
+            continue
+        then, otherwise = _choose(yes), _choose(no)
+        if not then:
+            lines = [f"{{{{- if not {flag} }}}}", *_indent(otherwise), "{{- end }}"]
+        else:
+            lines = [f"{{{{- if {flag} }}}}", *_indent(then)]
+            lines += ["{{- else }}", *_indent(otherwise), "{{- end }}"] if otherwise else ["{{- end }}"]
+        if best is None or len(lines) < len(best):
+            best = lines
+    return best or []
 
 
-def _call(call: go.Call, dot: _Value, scope: _Scope) -> _Value:
-    if call.function in ("and", "or"):
-        # The first that decides is the value, and what follows it is not looked at.
-        value: _Value = None
-        for argument in call.arguments:
-            value = _evaluate(argument, dot, scope)
-            if _truth(value) == (call.function == "or"):
-                break
-        return value
-    values = [
-        argument.value if type(argument) is go.Literal else _evaluate(argument, dot, scope)
-        for argument in call.arguments
-    ]
-    return FUNCTIONS[call.function](*values)
+def _part(part: Part) -> str:
+    return _written(part) if isinstance(part, str) else _content("(index $.Messages 0).Content", part.trim)
 
 
-def _truth(value: _Value) -> bool:
-    return True if isinstance(value, Message) else bool(value)
+def _definitions(shape: Shape) -> Iterator[str]:
+    """Templates that leave out white space: Go templates have no function for it."""
+    used = {shape.system_trim, shape.assistant_trim, *shape.user_trims.values(), *_system_trims(shape)}
+    if "trim" in used or "rtrim" in used:
+        yield from _strip("rtrim", "(slice . (len (slice . {n})))", "(slice . 0 (len (slice . {n})))", "{{ . }}")
+    for name, then in (("trim", '{{ template "rtrim" . }}'), ("ltrim", "{{ . }}")):
+        if name in used:
+            yield from _strip(name, "(slice . 0 {n})", "(slice . {n})", then)
 
 
-def _written(value: _Value) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, bool):
-        return b"true" if value else b"false"
-    if isinstance(value, int):
-        return str(value).encode()
-    raise GoError("only texts, numbers and truth values are written")
+def _system_trims(shape: Shape) -> Iterator[Trim]:
+    for parts in shape.user_before.values():
+        yield from (part.trim for part in parts if isinstance(part, SystemText))
 
 
-def _equal(first: _Value, *others: _Value) -> bool:
-    if not others:
-        raise GoError("missing argument for comparison")
-    for other in others:
-        if type(first) is not type(other) or not isinstance(first, (bytes, int)):
-            raise GoError("incompatible types for comparison")
-        if first == other:
-            return True
-    return False
-
-
-def _unequal(first: _Value, other: _Value) -> bool:
-    return not _equal(first, other)
-
-
-def _less(first: _Value, other: _Value) -> bool:
-    if type(first) is not type(other) or not isinstance(first, (bytes, int)) or isinstance(first, bool):
-        raise GoError("incompatible types for comparison")
-    return bool(first < other)
-
-
-def _length(value: _Value) -> int:
-    if not isinstance(value, (bytes, list, dict)):
-        raise GoError("len of a value without a length")
-    return len(value)
-
-
-def _index(value: _Value, *places: _Value) -> _Value:
-    for place in places:
-        if not isinstance(value, list) or type(place) is not int:
-            raise GoError("can't index it")
-        if not 0 <= place < len(value):
-            raise GoError(f"index out of range: {place}")
-        value = value[place]
-    return value
-
-
-def _slice(value: _Value, *places: _Value) -> _Value:
-    if not isinstance(value, (bytes, list)) or len(places) > 2 or any(type(place) is not int for place in places):
-        raise GoError("can't slice it")
-    begin = places[0] if places else 0
-    end = places[1] if len(places) > 1 else len(value)
-    for place in (begin, end):
-        if not 0 <= place <= len(value):
-            raise GoError(f"index out of range: {place}")
-    if begin > end:
-        raise GoError(f"invalid slice index: {begin} > {end}")
-    return value[begin:end]
-
-
-FUNCTIONS: dict[str, Callable[..., _Value]] = {
-    "eq": _equal,
-    "ne": _unequal,
-    "lt": _less,
-    "le": lambda first, other: not _less(other, first),
-    "gt": lambda first, other: _less(other, first),
-    "ge": lambda first, other: not _less(first, other),
-    "not": lambda value: not _truth(value),
-    "len": _length,
-    "index": _index,
-    "slice": _slice,
-}
-_COUNTS = {"not": (1, 1), "len": (1, 1), "index": (1, 9), "slice": (1, 3), "eq": (1, 99)}
-
-
-def _check_names(tree: go.Tree) -> None:
-    """Refuse functions, templates and variables that are not there, as Go does when it parses a template.
-
-    Raises:
-        GoSyntaxError: If there are any.
-    """
-    _check_nodes(tree.nodes, tree, ["$"])
-    for nodes in tree.named.values():
-        _check_nodes(nodes, tree, ["$"])
-
-
-def _check_nodes(nodes: Sequence[go.Node], tree: go.Tree, names: list[str]) -> None:
-    outer = len(names)
-    for node in nodes:
-        if isinstance(node, (go.Output, go.Invoke)):
-            _check_operand(node.value, names)
-            if isinstance(node, go.Invoke) and node.name not in tree.named:
-                raise GoSyntaxError(f"template {node.name!r} not defined")
-        elif isinstance(node, go.Assign):
-            _check_operand(node.value, names)
-            if node.declares:
-                names.append(node.name)
-            else:
-                _check_operand(go.Variable(node.name), names)
-        elif isinstance(node, go.If):
-            _check_operand(node.condition, names)
-            _check_nodes(node.then, tree, names)
-            _check_nodes(node.otherwise, tree, names)
-        elif isinstance(node, go.Range):
-            _check_operand(node.over, names)
-            _check_nodes(node.body, tree, [*names, *filter(None, (node.index, node.element))])
-            _check_nodes(node.otherwise, tree, names)
-    del names[outer:]
-
-
-def _check_operand(operand: go.Operand, names: Sequence[str]) -> None:
-    if isinstance(operand, go.Variable) and operand.name not in names:
-        raise GoSyntaxError(f"undefined variable {operand.name}")
-    if isinstance(operand, go.Fields):
-        _check_operand(operand.of, names)
-    if isinstance(operand, go.Call):
-        if operand.function not in FUNCTIONS and operand.function not in ("and", "or"):
-            raise GoSyntaxError(f"function {operand.function!r} not defined")
-        least, most = _COUNTS.get(operand.function, (1, 99) if operand.function in ("and", "or") else (2, 2))
-        if not least <= len(operand.arguments) <= most:
-            raise GoSyntaxError(f"wrong number of arguments for {operand.function}")
-        for argument in operand.arguments:
-            _check_operand(argument, names)
+def _strip(name: str, end: str, rest: str, then: str) -> Iterator[str]:
+    """A template that writes its text without white space at one end, one character a call."""
+    yield f'{{{{- define "{name}" }}}}'
+    for number, size in enumerate((1, 2, 3)):
+        characters = " ".join(quoted(space) for space in WHITE_SPACE if len(space.encode()) == size)
+        test = f"and (ge (len .) {size}) (eq {end.format(n=size)} {characters})"
+        yield f'{{{{- {"else if" if number else "if"} {test} }}}}{{{{ template "{name}" {rest.format(n=size)} }}}}'
+    yield f"{{{{- else }}}}{then}"
+    yield "{{- end }}"
+    yield "{{- end }}"

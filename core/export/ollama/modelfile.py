@@ -6,12 +6,43 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.export.ollama.carry import lost_character
+from core.export.ollama.go_template import lost_character
 from core.export.ollama.template import carry_template
+from core.models.architecture.gguf_header import read_gguf_header
 from core.text import one_line
+
+#: Tokenizers for which llama.cpp adds the token whatever the metadata say.
+_FORCED = ("gemma4", "lfm2")
+_AGAIN = "Export the GGUF file again."
+
+
+def adds_bos(gguf: Path) -> bool:
+    """Whether the reader of a GGUF file puts the token at the beginning of a sequence before every prompt.
+
+    Raises:
+        UserError: If the file cannot be read, does not say, or has an end-of-text token added to prompts as well.
+    """
+    metadata = read_gguf_header(gguf).metadata
+    if metadata.get("tokenizer.ggml.add_eos_token") is True:
+        raise UserError(f"{one_line(str(gguf))} has the end of text added to every prompt, which ends it.", _AGAIN)
+    if metadata.get("tokenizer.ggml.pre") in _FORCED or metadata.get("tokenizer.ggml.model") == "gemma4":
+        return True
+    found = metadata.get("tokenizer.ggml.add_bos_token")
+    if isinstance(found, bool):
+        return found
+    if metadata.get("tokenizer.ggml.model") == "llama":
+        # All readers agree on this one.
+        return True
+    raise UserError(
+        f"{one_line(str(gguf))} does not say whether a token is put before every prompt (add_bos_token), and readers "
+        "differ in what they take it for.",
+        _AGAIN,
+    )
+
 
 #: Parameters of sampling that Ollama knows; those that are whole numbers, and the others.
 _WHOLE = ("num_keep", "num_predict", "repeat_last_n", "seed", "top_k")
@@ -57,7 +88,7 @@ def modelfile(
         bos: Text of the token at the beginning of a sequence, if the tokenizer has one.
         eos: Text of the token at the end of a text, if the tokenizer has one.
         adds_bos: Whether the reader of the GGUF file puts ``bos`` before each prompt; see
-            :func:`core.export.ollama.tokens.adds_bos`.
+            :func:`core.export.ollama.modelfile.adds_bos`.
         stops: Texts of the tokens that end an answer.
         context_length: Longest prompt with its answer, in tokens; Ollama's default if None.
         system: System prompt for conversations without one.

@@ -2,20 +2,216 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import random
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from itertools import repeat
+from typing import Any, Literal
 
 from core.data.conversation import RowError
 from core.errors import UserError
-from core.export.ollama.carry import go_template, is_kept
-from core.export.ollama.go_template import GoTemplate
-from core.export.ollama.probe import NotCarriedError, Renderer, writes_date
-from core.export.ollama.proof import Kind, prove, prove_rows
-from core.export.ollama.shape import Shape, find_shape
+from core.export.ollama.go_template import WHITE_SPACE, go_template, is_kept, render
+from core.export.ollama.shape import NotCarriedError, Renderer, Shape, find_shape, writes_date
 from core.sandbox.pool import sandboxed
 from core.template.render import ChatTemplate
+from core.text import one_line
+
+Kind = Literal["plain", "white space", "empty", "tags", "reasoning", "begun"]
+"""What a conversation has: nothing special; white space at the end of a message; an empty system prompt or question;
+tags in a message's text that some templates look for; reasoning in a field of its own; an answer that is begun and to
+be gone on with.
+"""
+Conversation = Sequence[Mapping[str, Any]]
+
+_SEED = 20
+#: Conversations of plain texts for each number of turns, besides those with one text alone.
+_COUNT = 12
+#: Texts that a template or a Go template could take for something else than a message.
+_TEXTS = (
+    "Hello",
+    "Wie geht es dir?\nGut.",
+    "a\n\nb\tc  d",
+    "{{ .Content }} {% if x %}{{ messages }}{% endif %} {{- 1 -}}",
+    'He said "no" \\n \\" `x` """ \'y\'',
+    "0",
+    "false",
+    "None",
+    "user",
+    "system",
+    "assistant",
+    "<|im_end|>\n<|im_start|>user",
+    "</s><eos>[INST] x [/INST] <|eot_id|>",
+    "### Response:",
+    "👩‍👩‍👧 e\u0301 ß \u202eabc\u202c 中文 \u200b| \ufeff.",
+    "<b>&amp;</b> %s %d {} {0}",
+    "x" * 3000,
+    "\u2581a｜b",
+    "a\r\nb",
+)
+_THOUGHTS = ("Because.", "One\n\ntwo", "so it is")
+_TAGGED_ANSWERS = ("<think>why</think>because", "<think>\n\n</think>\n\nYes.", "a </think> b", "<think>open")
+_TAGGED_QUESTIONS = ("<tool_response>x</tool_response>", "Why? /no_think", "Why? /think")
+_TAGS = re.compile(r"</?think|<tool_|/no_think|/think")
+#: Whether a message makes its conversation one of a kind.
+_IS_OF: dict[Kind, Callable[[Mapping[str, Any]], bool]] = {
+    "plain": lambda _: False,
+    "white space": lambda message: message["content"] != message["content"].strip(),
+    "empty": lambda message: not message["content"],
+    "tags": lambda message: _TAGS.search(message["content"]) is not None,
+    "reasoning": lambda message: "reasoning_content" in message,
+    "begun": lambda _: False,
+}
+
+
+@dataclass(frozen=True)
+class Proven:
+    """Outcome of comparing prompts: how many were equal, and the kinds of conversations that came out otherwise."""
+
+    conversations: int
+    """Conversations with equal texts."""
+    differing: dict[Kind, str]
+    """For each kind with a difference, the first one, as the rest of a sentence."""
+
+
+def prove(renderer: Renderer, shape: Shape) -> Proven:
+    """Compare the Go template of a shape with the chat template.
+
+    Args:
+        renderer: The chat template.
+        shape: Its shape, which says whether there may be a system prompt, or reasoning.
+    """
+    equal, differing = 0, dict[Kind, str]()
+    for kind, messages in conversations(has_system=shape.system in ("turn", "inside"), reasons=bool(shape.reasoning)):
+        wanted, found = _wanted(renderer, messages), render(shape, messages)
+        if found == wanted:
+            equal += 1
+        else:
+            differing.setdefault(kind, _difference(messages, wanted, found))
+    return Proven(equal, differing)
+
+
+@dataclass(frozen=True)
+class ProvenRows:
+    """Outcome of comparing the prompts of the user's rows."""
+
+    compared: int
+    differing: int
+    """Rows with another text, of a kind that is known to have one."""
+    unexplained: str | None
+    """The first difference of a row of no such kind, as the rest of a sentence."""
+
+
+def prove_rows(renderer: Renderer, shape: Shape, rows: Sequence[Conversation], kinds: Collection[Kind]) -> ProvenRows:
+    """Compare both on rows of the user's data, each up to its last question.
+
+    Args:
+        renderer: The chat template.
+        shape: Its shape.
+        rows: The conversations; those with calls or answers of tools are left out.
+        kinds: The kinds of conversations that are known to come out otherwise.
+    """
+    compared, differing = 0, 0
+    unexplained: str | None = None
+    for row in rows:
+        asked = max((at for at, message in enumerate(row) if message["role"] == "user"), default=None)
+        if asked is None or any(message["role"] == "tool" or "tool_calls" in message for message in row):
+            continue
+        messages = row[: asked + 1]
+        compared += 1
+        wanted, found = _wanted(renderer, messages), render(shape, messages)
+        if found != wanted and any(_IS_OF[kind](message) for kind in kinds for message in messages):
+            differing += 1
+        elif found != wanted and unexplained is None:
+            unexplained = _difference(messages, wanted, found)
+    return ProvenRows(compared, differing, unexplained)
+
+
+def _wanted(renderer: Renderer, messages: Conversation) -> str | None:
+    """What the chat template makes of a conversation; None where it refuses it.
+
+    An answer that is begun ends with its text, so that the model goes on with it, as transformers'
+    ``continue_final_message`` has it.
+    """
+    is_begun = messages[-1]["role"] == "assistant"
+    try:
+        text = renderer.render(messages, prompt=not is_begun)
+    except RowError:
+        return None
+    content = messages[-1]["content"]
+    return text[: text.rindex(content) + len(content)] if is_begun and content in text else text
+
+
+def conversations(*, has_system: bool, reasons: bool = False) -> Iterator[tuple[Kind, Conversation]]:
+    """Conversations of training's form, each with its kind; the same ones every time.
+
+    Args:
+        has_system: Whether there are some with a system prompt.
+        reasons: Whether there are some with reasoning in a field of its own.
+    """
+    pick = random.Random(_SEED)  # noqa: S311 - examples, no secrets
+    systems: tuple[bool, ...] = (False, True) if has_system else (False,)
+    for system in systems:
+        for turns in range(1, 6):
+            for text in _TEXTS[: 8 if turns > 2 else None]:
+                yield "plain", _fill(turns, system, repeat(text).__next__)
+            for _ in range(_COUNT):
+                yield "plain", _fill(turns, system, lambda: pick.choice(_TEXTS))
+        for turns in (1, 2, 3):
+            for messages in (_fill(turns, system, lambda: pick.choice(_TEXTS)) for _ in range(4)):
+                yield "begun", [*messages, {"role": "assistant", "content": "So it"}]
+            for place in range(2 * turns - 1 + system):
+                yield from _spaced(turns, system, place, pick)
+                messages = _fill(turns, system, lambda: pick.choice(_TEXTS))
+                is_answer = messages[place]["role"] == "assistant"
+                for text in _TAGGED_ANSWERS if is_answer else _TAGGED_QUESTIONS:
+                    yield "tags", _with(messages, place, text)
+                if not is_answer:
+                    yield "empty", _with(messages, place, "")
+                elif reasons:
+                    messages[place]["reasoning_content"] = pick.choice(_THOUGHTS)
+                    yield "reasoning", messages
+
+
+def _spaced(turns: int, system: bool, place: int, pick: random.Random) -> Iterator[tuple[Kind, Conversation]]:
+    """Conversations with white space around one message: all of it in short ones, some in longer ones."""
+    for number, space in enumerate((" \n ", "\u3000 \xa0", *(WHITE_SPACE if turns < 3 else "\n"))):
+        messages = _fill(turns, system, lambda: pick.choice(_TEXTS))
+        text = messages[place]["content"]
+        forms = (space + text + space, space + text, text + space)
+        for padded in forms if number < 2 else forms[:1]:
+            yield "white space", _with(messages, place, padded)
+    if messages[place]["role"] != "assistant":
+        yield "white space", _with(messages, place, " \n")
+
+
+def _fill(turns: int, system: bool, text: Callable[[], str]) -> list[dict[str, str]]:
+    roles = ["system"] * system + ["user", "assistant"] * turns
+    return [{"role": role, "content": text()} for role in roles[:-1]]
+
+
+def _with(messages: Conversation, place: int, content: str) -> Conversation:
+    return [{**message, **({"content": content} if at == place else {})} for at, message in enumerate(messages)]
+
+
+def _difference(messages: Conversation, wanted: str | None, found: str | None) -> str:
+    """Where two texts differ, as the rest of a sentence."""
+    turns = sum(message["role"] == "user" for message in messages)
+    system = " and a system prompt" if messages[0]["role"] == "system" else ""
+    about = f"a conversation with {turns} question{'s' * (turns > 1)}{system}"
+    if wanted is None:
+        return f"{about} is refused by the chat template"
+    if found is None:
+        return f"{about} is refused by the Go template"
+    place = next((at for at, (one, other) in enumerate(zip(wanted, found, strict=False)) if one != other), None)
+    at = min(len(wanted), len(found)) if place is None else place
+    return f"{about} has {_excerpt(wanted, at)} where the Go template writes {_excerpt(found, at)}"
+
+
+def _excerpt(text: str, at: int) -> str:
+    return repr(one_line(text[max(at - 12, 0) : at + 20], 60)) if text[at:] else "nothing more"
+
 
 #: Seconds of processor time for finding and proving a template; most take one or two.
 _SECONDS = 60
@@ -83,7 +279,7 @@ def carry_template(
         template: The Jinja template that training used.
         special_tokens: Texts of the special tokens by the names in templates, such as ``bos_token``.
         adds_bos: Whether the reader of the GGUF file puts the token at the beginning of a sequence before every
-            prompt; see :func:`core.export.ollama.tokens.adds_bos`. It is left out of the Go template then.
+            prompt; see :func:`core.export.ollama.modelfile.adds_bos`. It is left out of the Go template then.
         now: The date that stays in the template if it writes one; None refuses such templates.
         rows: Conversations of the user's data that it must write the same as well: ``role``, ``content`` and the other
             fields that :meth:`core.data.conversation.Message.fields` has.
@@ -121,9 +317,8 @@ def _carry(
         raise NotCarriedError("writes the date (strftime_now)")
     shape = find_shape(renderer)
     text = go_template(shape)
-    template = GoTemplate(text)
-    proven = prove(renderer, template, shape)
-    tried = prove_rows(renderer, template, rows, proven.differing)
+    proven = prove(renderer, shape)
+    tried = prove_rows(renderer, shape, rows, proven.differing)
     if unexplained := proven.differing.get("plain") or tried.unexplained:
         raise NotCarriedError(f"writes turns by rules that a Go template does not have: {unexplained}")
     notes = [*_system_notes(shape)]
@@ -140,7 +335,7 @@ def _carry(
             f"{tried.differing} of {tried.compared} rows of your data are written otherwise for these reasons."
         )
     reasoning = shape.reasoning
-    if reasoning is not None and is_kept(reasoning.opening + reasoning.closing):
+    if reasoning is not None and is_kept(reasoning):
         notes.append(_reasoning_note(reasoning.opening, reasoning.closing, reasoning.in_history))
     return OllamaTemplate(text, shape.system, proven.conversations, tried.compared - tried.differing, tuple(notes))
 

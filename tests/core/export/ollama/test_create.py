@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.export.ollama.api import CancelledError
-from core.export.ollama.create import ask, create
+from core.export.ollama.create import CancelledError, ask, create
 from core.runs.process import start_identity
 from tests.cases import cases
 from tests.core.export.ollama.fake_ollama import FakeOllama, install, serving

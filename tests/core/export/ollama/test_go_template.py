@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from core.export.ollama.go_syntax import GoSyntaxError
-from core.export.ollama.go_template import GoError, GoTemplate
 from tests.cases import cases
+from tests.core.export.ollama.go_interpreter import GoError, GoSyntaxError, GoTemplate
 
 _RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("go_cases.json").read_text(encoding="utf-8"))
 _CASES: list[dict[str, Any]] = _RECORDED["cases"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.export.ollama.names import check_name, model_name
+from core.export.ollama.create import check_name, model_name
 from tests.cases import cases
 
 

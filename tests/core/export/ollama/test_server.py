@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.export.ollama.server import find_ollama, program_environment, server_address
+from core.export.ollama.create import find_ollama, program_environment, server_address
 from tests.cases import cases
 
 

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from core.data.conversation import RowError
 from core.errors import UserError
-from core.export.ollama.go_template import GoError, GoTemplate
-from core.export.ollama.template import OllamaTemplate, carry_here, carry_template
+from core.export.ollama.go_template import go_template, render
+from core.export.ollama.shape import Renderer, find_shape
+from core.export.ollama.template import OllamaTemplate, carry_here, carry_template, conversations
 from core.template.builtin import NAMED_TEMPLATES
 from core.template.render import ChatTemplate
 from tests.cases import cases
+from tests.core.export.ollama.go_interpreter import GoError, GoTemplate
 from tests.core.template.families import DEEPSEEK_R1, FAMILIES, GPT_OSS, LLAMA3, MISTRAL_NEMO, QWEN3
 from tests.core.template.reasoning_families import PARTS, REASONING_MARKED
 from tests.core.template.test_real_templates import DIRECTORY
@@ -97,6 +99,63 @@ def test_conversations_of_any_text_are_written_the_same_for_other_families(
     name: str, system: str | None, turns: list[str]
 ) -> None:
     check_conversation(name, system, turns)
+
+
+def check_generator(name: str) -> None:
+    """The Go template of a family writes what the product says, for all conversations of a proof."""
+    source, special = _SOURCES[name]
+    renderer = Renderer(ChatTemplate(source, special, now=datetime.fromisoformat(_NOW)), special["bos_token"], False)
+    shape = find_shape(renderer)
+    template = GoTemplate(go_template(shape))
+    systems = shape.system in ("turn", "inside")
+    differing = []
+    for _, messages in (*conversations(has_system=systems, reasons=True), *_UNUSUAL):
+        try:
+            written = template.render(messages)
+        except GoError:
+            written = None
+        if written != render(shape, messages):
+            differing.append(messages)
+    assert differing == []
+
+
+_SAID, _ANSWERED = {"role": "user", "content": " a "}, {"role": "assistant", "content": "b\n", "reasoning_content": "c"}
+#: Conversations of other forms than training's: neighbors of one role, a later system prompt, a tool's answer.
+_UNUSUAL = [
+    ("unusual", messages)
+    for messages in (
+        [_SAID, _SAID],
+        [_SAID, _ANSWERED, _ANSWERED, _SAID],
+        [{"role": "system", "content": ""}, _SAID, _ANSWERED],
+        [{"role": "system", "content": "s"}, {"role": "system", "content": "t"}, _SAID],
+        [_SAID, _ANSWERED, {"role": "system", "content": "s\u3000"}, _SAID],
+        [_ANSWERED, _SAID],
+        [_SAID, {"role": "tool", "content": "d"}],
+    )
+]
+
+
+@cases("name", _FIRST)
+def test_a_go_template_writes_the_text_of_its_shape(name: str) -> None:
+    check_generator(name)
+
+
+@pytest.mark.long
+@cases("name", _OTHERS)
+def test_a_go_template_writes_the_text_of_its_shape_for_other_families(name: str) -> None:
+    check_generator(name)
+
+
+@cases("marks", ['"""', "{{", "think {", "\u200b"])
+def test_marks_of_reasoning_that_no_modelfile_keeps_are_left_out(marks: str) -> None:
+    source = (
+        "{% for m in messages %}<{{ m.role }}>"
+        "{% if m.reasoning_content %}{{ opening }}{{ m.reasoning_content }}</r>{% endif %}"
+        "{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    ).replace("{{ opening }}", "{{ " + repr(marks) + " }}")
+    found = carry_here(source, _SPECIAL, False, None)
+    assert ".Thinking" not in found.text
+    assert any("Reasoning that the client sends" in note for note in found.notes)
 
 
 def test_the_token_that_the_reader_adds_is_left_out_and_only_once() -> None:

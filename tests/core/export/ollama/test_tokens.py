@@ -9,7 +9,7 @@ import pytest
 from gguf import GGUFWriter
 
 from core.errors import UserError
-from core.export.ollama.tokens import adds_bos
+from core.export.ollama.modelfile import adds_bos
 
 
 def write(path: Path, *, model: str = "gpt2", pre: str = "", bos: bool | None = None, eos: bool | None = None) -> Path:
