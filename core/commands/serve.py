@@ -55,7 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
-    from core.serve.requirements import check_installed
+    from core.serve.options import check_installed
 
     check_installed()
     from core.commands.live_line import LiveLine

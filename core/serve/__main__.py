@@ -26,11 +26,9 @@ def main() -> None:
         answers.flush()
 
     try:
-        from core.serve.requirements import check_installed
+        from core.serve.options import KEY_VARIABLE, ServeOptions, ServerAddress, check_installed, open_listener
 
         check_installed()
-        from core.serve.listen import open_listener
-        from core.serve.options import KEY_VARIABLE, ServeOptions, ServerAddress
         from core.serve.server import serve
 
         given = json.loads(sys.stdin.buffer.readline())

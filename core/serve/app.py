@@ -1,8 +1,11 @@
-"""The routes: models, chat completions, completions, health."""
+"""Routes of the server, and the checks before them: host, origin, key, size."""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
+import ipaddress
+import re
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -14,17 +17,143 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from core.config.schema import ChatSection
-from core.serve.asgi import App
-from core.serve.body import Bodies, read_object
-from core.serve.errors import ApiError, unexpected
-from core.serve.middleware import HEALTH, AccessMiddleware
+from core.serve.asgi import (
+    BODY_LIMIT,
+    KEY_SHOWN,
+    ApiError,
+    App,
+    Bodies,
+    Receive,
+    Scope,
+    Send,
+    closing,
+    read_object,
+    send_json,
+    too_large,
+    unexpected,
+)
 from core.serve.models import Models
-from core.serve.objects import model_list, model_object
 from core.serve.options import ServeOptions
 from core.serve.queue import Job, RequestQueue
 from core.serve.requests import CompletionRequest, model_name, read_chat, read_completion
-from core.serve.response import CompletionResponse
+from core.serve.response import CompletionResponse, model_list, model_object
 from core.text import one_line
+
+#: Most bytes of the head of a request: its target, and the names and values of its headers.
+HEAD_BYTES = 16 << 10
+_HOST = re.compile(r"(?:\[(?P<address>[^\[\]/@\s]*:[^\[\]/@\s]*)\]|(?P<name>[^\[\]:/?#@\\\s]+))(?::[0-9]*)?")
+#: The path that needs no key: it says that the server is there, and nothing else.
+HEALTH = "/health"
+
+
+class AccessMiddleware:
+    """ASGI middleware that refuses requests before they reach the application.
+
+    A page in a browser cannot get through: by a name of its own (DNS rebinding) it fails at ``Host``, and without the
+    headers of CORS it may send neither the key nor JSON.
+
+    An answer that is given without the key is the last one on its connection.
+
+    Args:
+        app: The application.
+        names: What clients may call this machine.
+        key: The key that they send.
+        any_address: Whether an address in numbers is allowed as well, whichever it is: where all addresses of the
+            machine are listened on. Rebinding needs a name.
+    """
+
+    def __init__(self, app: App, *, names: frozenset[str], key: str, any_address: bool = False) -> None:
+        self._app = app
+        self._names = names
+        self._key = f"Bearer {key}".encode()
+        self._any_address = any_address
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            has_key = self._check(scope)
+            if has_key and not scope["state"][KEY_SHOWN]():
+                raise ApiError(503, "There are too many connections. Close some.", code="too_many_connections")
+        except ApiError as error:
+            await send_json(closing(send), error.status, error.body, error.headers)
+            return
+        await self._app(scope, receive, send if has_key else closing(send))
+
+    def _check(self, scope: Scope) -> bool:
+        """Whether a request that may be answered has the key; only the path of :data:`HEALTH` needs none.
+
+        Raises:
+            ApiError: If it may not be answered.
+        """
+        headers = scope["headers"]
+        if _head_bytes(scope) > HEAD_BYTES:
+            raise ApiError(431, f"The head of the request is larger than {HEAD_BYTES >> 10} KiB.")
+        if not self._knows([value for name, value in headers if name == b"host"]):
+            raise ApiError(
+                421,
+                "This server is not known by the name in the Host header. Use its address, or start it with "
+                "--allow-host NAME.",
+                code="unknown_host",
+            )
+        given = [value for name, value in headers if name == b"authorization"]
+        has_key = len(given) == 1 and hmac.compare_digest(given[0], self._key)
+        if scope["path"] == HEALTH:
+            return has_key
+        if not has_key:
+            raise ApiError(
+                401,
+                "The key is missing or wrong. Send the one that was printed when the server started, as "
+                "'Authorization: Bearer KEY'.",
+                code="invalid_api_key",
+            )
+        if scope["method"] == "POST":
+            self._check_body(headers)
+        return True
+
+    def _knows(self, hosts: list[bytes]) -> bool:
+        if len(hosts) != 1:
+            return False
+        name = host_name(hosts[0].decode("latin-1"))
+        return name in self._names or (self._any_address and _is_address(name))
+
+    @staticmethod
+    def _check_body(headers: list[tuple[bytes, bytes]]) -> None:
+        values = dict(headers)
+        kind = values.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind != b"application/json":
+            raise ApiError(415, "Send the request as JSON, with 'Content-Type: application/json'.")
+        if values.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise ApiError(415, "Send the request without compression.")
+        length = values.get(b"content-length", b"")
+        if length.isdigit() and (len(length) > 18 or int(length) > BODY_LIMIT):
+            raise too_large()
+
+
+def host_name(host: str) -> str:
+    """The name in a ``Host`` header, in lower case, without its port; empty where the header is not just these.
+
+    An address of IPv6 stands in brackets (RFC 9110, section 7.2; RFC 3986, section 3.2.2).
+    """
+    found = _HOST.fullmatch(host.strip().lower())
+    return "" if found is None else found["address"] or found["name"]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _head_bytes(scope: Scope) -> int:
+    """The bytes of a head; h11 bounds those only that come in pieces."""
+    target = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+    return target + sum(len(name) + len(value) for name, value in scope["headers"])
+
 
 Reader: TypeAlias = Callable[[Mapping[str, Any], ChatSection], CompletionRequest]
 

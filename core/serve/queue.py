@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from core.chat.request import ChatRequest, QuestionError
 from core.errors import UserError
-from core.serve.errors import ApiError, refusal_of, unexpected
+from core.serve.asgi import ApiError, refusal_of, unexpected
 from core.serve.models import ServedModel
 
 

@@ -1,11 +1,18 @@
-"""Requests for answers: the bodies of ``/v1/chat/completions`` and ``/v1/completions``, as questions to a model."""
+"""Requests for answers: the bodies of ``/v1/chat/completions`` and ``/v1/completions``, as questions to a model.
+
+The fields are OpenAI's, https://platform.openai.com/docs/api-reference, and ``top_k``, ``min_p`` and
+``repetition_penalty`` of vLLM and llama.cpp.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic_core import PydanticCustomError
 
 from core.chat.json_schema import grammar_of
 from core.chat.request import MAX_NEW_TOKENS_LIMIT, ChatRequest, GenerationSettings, SettingError
@@ -13,13 +20,119 @@ from core.config.schema import ChatSection
 from core.data.conversation import RowError
 from core.data.formats.turns import read_messages, read_tools
 from core.errors import UserError
-from core.serve.errors import ApiError
-from core.serve.fields import Fields
+from core.serve.asgi import ApiError
 
-#: Longest answer where the request names no limit; the model's context cuts it as well.
+#: Tokens of the longest answer where the request names no limit; the model's context cuts it as well.
 LONGEST_ANSWER = 4096
-#: The same where a text is gone on with, as in OpenAI's API.
+#: The same where a text is continued, as in OpenAI's API.
 LONGEST_COMPLETION = 16
+#: The valid value by pydantic's type of error, for the sentence "NAME must be …".
+_WANTED = {
+    **dict.fromkeys(("missing", "string_type", "string_unicode"), "a text"),
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "greater_than_equal": "at least 1",
+    **dict.fromkeys(("float_type", "finite_number"), "a number"),
+    "model_type": "an object",
+    "list_type": "a list",
+}
+
+
+def _unless(is_asked_for: Callable[[Any], bool], why: str) -> AfterValidator:
+    """Validator that refuses values which ask for something that is not offered; ``why`` ends the sentence."""
+
+    def check(value: Any) -> Any:
+        if is_asked_for(value):
+            raise PydanticCustomError("not_offered", "{why}", {"why": why})
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None
+
+
+def _is_several(value: Any) -> bool:
+    return value not in (None, 1)
+
+
+_Number: TypeAlias = Annotated[float, Strict(), Field(allow_inf_nan=False)] | None
+_Limit: TypeAlias = Annotated[StrictInt, Field(ge=1)] | None
+_OneAnswer: TypeAlias = Annotated[Any, _unless(_is_several, "there is one answer to a request.")]
+_Penalty: TypeAlias = Annotated[_Number, _unless(bool, "use repetition_penalty.")]
+_TextOnly: TypeAlias = Annotated[Any, _unless(_is_given, "only text is read and written.")]
+_Functions: TypeAlias = Annotated[Any, _unless(_is_given, "pass tools instead.")]
+_NO_PROBABILITIES = "probabilities are not returned."
+
+
+class _StreamOptions(BaseModel):
+    include_usage: StrictBool | None = None
+
+
+class _JsonSchema(BaseModel):
+    schema_: Any = Field(None, alias="schema")
+
+
+class _ResponseFormat(BaseModel):
+    type: Any = None
+    json_schema: _JsonSchema | None = None
+
+
+class _Body(BaseModel):
+    """Fields of both kinds of requests. Fields that would change no answer are left alone."""
+
+    model: StrictStr
+    n: _OneAnswer = None
+    frequency_penalty: _Penalty = None
+    presence_penalty: _Penalty = None
+    logit_bias: Annotated[Any, _unless(bool, "the likelihood of tokens is the model's own.")] = None
+    max_tokens: _Limit = None
+    temperature: _Number = None
+    top_p: _Number = None
+    min_p: _Number = None
+    repetition_penalty: _Number = None
+    top_k: StrictInt | None = None
+    seed: StrictInt | None = None
+    stop: Any = None
+    stream: StrictBool | None = None
+    stream_options: _StreamOptions | None = None
+    response_format: _ResponseFormat | None = None
+
+
+class _ChatBody(_Body):
+    """Body of ``/v1/chat/completions``."""
+
+    messages: list[Any] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Annotated[
+        Any,
+        _unless(
+            lambda choice: choice not in (None, "auto", "none"),
+            "the model chooses, so only 'auto' and 'none' can be asked for.",
+        ),
+    ] = None
+    max_completion_tokens: _Limit = None
+    functions: _Functions = None
+    function_call: _Functions = None
+    logprobs: Annotated[StrictBool | None, _unless(bool, _NO_PROBABILITIES)] = None
+    top_logprobs: Annotated[Any, _unless(bool, _NO_PROBABILITIES)] = None
+    audio: _TextOnly = None
+    web_search_options: _TextOnly = None
+
+
+class _TextBody(_Body):
+    """Body of ``/v1/completions``."""
+
+    prompt: Any = None
+    logprobs: Annotated[Any, _unless(bool, _NO_PROBABILITIES)] = None
+    echo: Annotated[StrictBool | None, _unless(bool, "the answer has only the model's own text.")] = None
+    suffix: Annotated[Any, _unless(bool, "a text is only continued at its end.")] = None
+    best_of: _OneAnswer = None
+
+
+class _Named(BaseModel):
+    model: StrictStr
 
 
 @dataclass(frozen=True)
@@ -38,75 +151,84 @@ class CompletionRequest:
 
 def model_name(body: Mapping[str, Any]) -> str:
     """The model that a request names."""
-    return Fields(body).text("model")
+    return _read(_Named, body).model
 
 
 def read_chat(body: Mapping[str, Any], defaults: ChatSection) -> CompletionRequest:
     """Read a request for the next turn of a conversation.
 
-    Messages and tools are read as those of a dataset are, so that they become the same tokens.
+    Messages and tools are read as in a dataset, so that they become the same tokens.
 
     Args:
         body: The body.
         defaults: The settings that the request leaves out.
 
     Raises:
-        ApiError: If it makes no sense, or asks for what is not offered.
+        ApiError: If it is invalid, or asks for something that is not offered.
     """
-    fields = Fields(body)
-    _refuse_common(fields)
-    for name in ("functions", "function_call"):
-        if fields.has(name):
-            raise fields.refuse(name, "pass tools instead.")
-    if fields.flag("logprobs") or fields.raw("top_logprobs"):
-        raise fields.refuse("logprobs", "probabilities are not told.")
-    for name in ("audio", "web_search_options"):
-        if fields.has(name):
-            raise fields.refuse(name, "only text is read and written.")
-    turns = fields.items("messages")
-    if not turns:
-        raise fields.wrong("messages", "a list of at least one message")
+    asked = _read(_ChatBody, body)
+    if not asked.messages:
+        raise _invalid("messages", "a list of at least one message")
     tools: tuple[Mapping[str, Any], ...] = ()
     try:
-        messages = [message.fields() for message in read_messages(turns, ("role", "content"))]
-        if _wants_tools(fields):
-            tools = read_tools({"tools": fields.items("tools")})
+        messages = [message.fields() for message in read_messages(asked.messages, ("role", "content"))]
+        if asked.tools is not None and asked.tool_choice != "none":
+            tools = read_tools({"tools": asked.tools})
     except RowError as error:
         raise ApiError(400, error.message, param="messages") from error
-    schema = _schema(fields)
+    schema = _schema(asked.response_format)
     if schema is not None and tools:
-        raise fields.refuse("response_format", "with tools, the model chooses between a call and an answer.")
-    limit = "max_completion_tokens" if fields.has("max_completion_tokens") else "max_tokens"
-    settings = _settings(fields, defaults, limit, LONGEST_ANSWER)
+        raise _not_offered("response_format", "with tools, the model chooses between a call and an answer.")
+    longest = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    settings = _settings(asked, defaults, LONGEST_ANSWER if longest is None else longest)
     question = _question(messages=messages, settings=settings, tools=list(tools), json_schema=schema)
     names = frozenset(str(tool["function"]["name"]) for tool in tools)
-    return CompletionRequest("chat", fields.text("model"), question, *_stream(fields), tools=names)
+    return CompletionRequest("chat", asked.model, question, *_stream(asked), tools=names)
 
 
 def read_completion(body: Mapping[str, Any], defaults: ChatSection) -> CompletionRequest:
-    """Read a request to go on with a text.
+    """Read a request to continue a text.
 
     Raises:
-        ApiError: If it makes no sense, or asks for what is not offered.
+        ApiError: If it is invalid, or asks for something that is not offered.
     """
-    fields = Fields(body)
-    _refuse_common(fields)
-    if fields.raw("logprobs") not in (None, False, 0):
-        raise fields.refuse("logprobs", "probabilities are not told.")
-    if fields.flag("echo"):
-        raise fields.refuse("echo", "the answer has only what the model adds.")
-    if fields.raw("suffix"):
-        raise fields.refuse("suffix", "a text is only gone on with at its end.")
-    if fields.raw("best_of") not in (None, 1):
-        raise fields.refuse("best_of", "there is one answer to a request.")
-    prompt = fields.raw("prompt")
+    asked = _read(_TextBody, body)
+    prompt = asked.prompt
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str) or not prompt:
-        raise fields.wrong("prompt", "one text that is not empty; tokens and lists of several texts are not read")
-    settings = _settings(fields, defaults, "max_tokens", LONGEST_COMPLETION)
-    question = _question(messages=[], prompt=prompt, settings=settings, json_schema=_schema(fields))
-    return CompletionRequest("text", fields.text("model"), question, *_stream(fields))
+        raise _invalid("prompt", "one text that is not empty; tokens and lists of several texts are not read")
+    settings = _settings(asked, defaults, LONGEST_COMPLETION if asked.max_tokens is None else asked.max_tokens)
+    schema = _schema(asked.response_format)
+    question = _question(messages=[], prompt=prompt, settings=settings, json_schema=schema)
+    return CompletionRequest("text", asked.model, question, *_stream(asked))
+
+
+_AnyBody = TypeVar("_AnyBody", bound=BaseModel)
+
+
+def _read(kind: type[_AnyBody], body: Mapping[str, Any]) -> _AnyBody:
+    """A body's fields; the first invalid field becomes an error of OpenAI's form.
+
+    Raises:
+        ApiError: If a field is invalid, or asks for something that is not offered.
+    """
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "not_offered":
+            raise _not_offered(name, first["msg"]) from None
+        raise _invalid(name, _WANTED.get(first["type"], first["msg"])) from None
+
+
+def _invalid(name: str, wanted: str) -> ApiError:
+    return ApiError(400, f"{name} must be {wanted}.", param=name)
+
+
+def _not_offered(name: str, why: str) -> ApiError:
+    return ApiError(400, f"{name} is not offered: {why}", param=name, code="unsupported_parameter")
 
 
 def _question(**parts: Any) -> ChatRequest:
@@ -116,89 +238,59 @@ def _question(**parts: Any) -> ChatRequest:
         raise ApiError(400, str(error), param="prompt" if "prompt" in parts else "messages") from error
 
 
-def _refuse_common(fields: Fields) -> None:
-    """Refuse what would change the answer and is not offered; fields that would not are left alone."""
-    if fields.raw("n") not in (None, 1):
-        raise fields.refuse("n", "there is one answer to a request.")
-    for name in ("frequency_penalty", "presence_penalty"):
-        if fields.number(name):
-            raise fields.refuse(name, "use repetition_penalty.")
-    if fields.raw("logit_bias"):
-        raise fields.refuse("logit_bias", "the likelihood of tokens is the model's own.")
-
-
-def _settings(fields: Fields, defaults: ChatSection, limit: str, longest: int) -> GenerationSettings:
+def _settings(asked: _Body, defaults: ChatSection, longest: int) -> GenerationSettings:
     """The settings of an answer.
 
     Args:
-        fields: The request.
-        defaults: What it leaves out.
-        limit: The field with the longest answer.
-        longest: The longest answer where it is absent.
+        asked: The request.
+        defaults: The settings that it leaves out.
+        longest: Most tokens of the answer.
     """
-    given = fields.whole(limit)
-    if given is not None and given < 1:
-        raise fields.wrong(limit, "at least 1")
-    seed = fields.whole("seed")
-    top_k = fields.whole("top_k")
     try:
         return GenerationSettings.of(
             defaults,
-            max_new_tokens=min(longest if given is None else given, MAX_NEW_TOKENS_LIMIT),
-            temperature=fields.number("temperature"),
-            top_p=fields.number("top_p"),
+            max_new_tokens=min(longest, MAX_NEW_TOKENS_LIMIT),
+            temperature=asked.temperature,
+            top_p=asked.top_p,
             # Other servers write -1 for none.
-            top_k=None if top_k is None else max(top_k, 0),
-            min_p=fields.number("min_p"),
-            repetition_penalty=fields.number("repetition_penalty"),
-            seed=None if seed is None else seed % (1 << 32),
-            stop=_stops(fields),
+            top_k=None if asked.top_k is None else max(asked.top_k, 0),
+            min_p=asked.min_p,
+            repetition_penalty=asked.repetition_penalty,
+            seed=None if asked.seed is None else asked.seed % (1 << 32),
+            stop=_stops(asked.stop),
         )
     except SettingError as error:
         # Its hint is about the configuration.
         raise ApiError(400, error.message, param=error.name) from error
 
 
-def _stops(fields: Fields) -> Any:
-    value = fields.raw("stop")
+def _stops(value: Any) -> Any:
     if isinstance(value, list):
         # Some clients send empty texts for none.
         return tuple(text for text in value if text != "") or None
     return value or None
 
 
-def _stream(fields: Fields) -> tuple[bool, bool]:
-    stream = fields.flag("stream")
-    return stream, stream and fields.group("stream_options").flag("include_usage")
+def _stream(asked: _Body) -> tuple[bool, bool]:
+    stream = bool(asked.stream)
+    return stream, stream and asked.stream_options is not None and bool(asked.stream_options.include_usage)
 
 
-def _wants_tools(fields: Fields) -> bool:
-    choice = fields.raw("tool_choice")
-    if choice in (None, "auto"):
-        return fields.has("tools")
-    if choice == "none":
-        return False
-    raise fields.refuse("tool_choice", "the model chooses, so only 'auto' and 'none' can be asked for.")
-
-
-def _schema(fields: Fields) -> str | None:
+def _schema(asked: _ResponseFormat | None) -> str | None:
     """The JSON Schema that the answer has to follow, as JSON; None for any text."""
-    group = fields.group("response_format")
-    kind = group.raw("type")
-    if kind in (None, "text"):
+    if asked is None or asked.type in (None, "text"):
         return None
-    if kind == "json_object":
+    if asked.type == "json_object":
         return '{"type":"object"}'
-    if kind != "json_schema":
-        raise group.wrong("type", "text, json_object or json_schema")
-    schema = group.group("json_schema").raw("schema")
+    if asked.type != "json_schema":
+        raise _invalid("response_format.type", "text, json_object or json_schema")
+    place = "response_format.json_schema.schema"
+    schema = None if asked.json_schema is None else asked.json_schema.schema_
     if not isinstance(schema, (dict, bool)):
-        raise group.group("json_schema").wrong("schema", "a JSON Schema")
+        raise _invalid(place, "a JSON Schema")
     text = json.dumps(schema, ensure_ascii=False)
     try:
         grammar_of(text)
     except UserError as error:
-        raise ApiError(
-            400, str(error), param="response_format.json_schema.schema", code="invalid_json_schema"
-        ) from error
+        raise ApiError(400, str(error), param=place, code="invalid_json_schema") from error
     return text

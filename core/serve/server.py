@@ -1,4 +1,7 @@
-"""The server: listens, answers, and gives everything back at its end."""
+"""The server: its connections, its answers, and its end.
+
+Room is kept for connections that have shown the key; a connection that owes something for too long is closed.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,233 @@ import asyncio
 import resource
 import signal
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from core.chat.engine import Progress
-from core.serve.app import make_app
-from core.serve.connections import IDLE_SECONDS, Connection, Strangers, Watch
-from core.serve.listen import BACKLOG, address_of, open_listener, remove_socket
-from core.serve.middleware import HEAD_BYTES
+from core.serve.app import HEAD_BYTES, make_app
+from core.serve.asgi import BODY_SECONDS, KEY_SHOWN, MEANS_NOTHING
 from core.serve.models import Models, open_models
-from core.serve.options import ServeOptions, ServerAddress
+from core.serve.options import BACKLOG, ServeOptions, ServerAddress, address_of, open_listener, remove_socket
 from core.serve.queue import RequestQueue
+
+#: Seconds for a head to arrive on a connection that has not shown the key.
+HEAD_SECONDS = 15.0
+#: Seconds for the next head on one that has. Clients keep connections open for half as long, most of them.
+IDLE_SECONDS = 30
+#: Seconds that a client may take to read what has been sent to it.
+READ_SECONDS = 60.0
+#: Seconds between two looks.
+LOOK_SECONDS = 1.0
+#: Seconds between two lines to a client that sends no more, to learn whether it is still there.
+PROBE_SECONDS = 5.0
+#: The share of all connections that those without the key may have.
+_STRANGERS = 3 / 4
+
+
+class Connection(H11Protocol):
+    """A connection of uvicorn, which is known to :class:`Strangers`, and whose client may have sent all it wants to.
+
+    uvicorn takes the end of what a client sends for the client's own. It may have shut its writing side alone, as
+    ``nc`` does, and wait for its answer; a program that has ended looks the same. What tells them apart is the answer
+    of the system to something that is sent: a reset. So an informational response (100, which clients skip: RFC 9110,
+    section 15.2) or, within a stream, a comment is sent at the end of the input and now and then, until the answer is
+    complete.
+
+    Args:
+        strangers: The connections that have not shown the key.
+        args: As uvicorn gives them.
+        options: The same.
+    """
+
+    def __init__(self, *args: Any, strangers: Strangers, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._strangers = strangers
+        self._probed: float | None = None
+        # Each request gets a copy of it.
+        self.app_state = {**self.app_state, KEY_SHOWN: partial(strangers.admit, self)}
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Count it among the strangers."""
+        super().connection_made(transport)
+        self._strangers.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count it no more."""
+        self._strangers.discard(self)
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's gives None, which closes
+        """Keep the connection open where a request has come whole and is not answered."""
+        if self._probed is None and self._owes_answer:
+            self._probed = time.monotonic()
+            return self._probe()
+        return self._probed is not None
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request; close after the last one of a client that sends no more."""
+        super().on_response_complete()
+        if self._probed is not None and not self._owes_answer:
+            self.transport.close()
+
+    @property
+    def owed(self) -> tuple[object, object] | None:
+        """The part of a request that the client owes, by which request; None where it has sent one whole."""
+        state = self.conn.their_state
+        return (state, self.cycle) if state in (h11.IDLE, h11.SEND_BODY) else None
+
+    def has_gone(self, now: float) -> bool:
+        """Whether a client that sends no more has gone; it is asked now and then.
+
+        Args:
+            now: The present, by a clock that nobody sets.
+        """
+        if self._probed is None or self.transport.is_closing():
+            return False
+        sock = self.transport.get_extra_info("socket")
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return True
+        if now - self._probed >= PROBE_SECONDS:
+            self._probed = now
+            self._probe()
+        return False
+
+    @property
+    def _owes_answer(self) -> bool:
+        return self.owed is None and self.cycle is not None and not self.cycle.response_complete
+
+    def _probe(self) -> bool:
+        """Send something that means nothing; False where there is no such thing, as in HTTP/1.0."""
+        if self.cycle.response_started:
+            nothing = self.scope["state"].get(MEANS_NOTHING, b"")
+            self.transport.write(self.conn.send(h11.Data(data=nothing)) or b"")
+            return True
+        if self.scope["http_version"] != "1.1":
+            return False
+        response = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+        self.transport.write(self.conn.send(response) or b"")
+        return True
+
+
+class Strangers:
+    """The connections that have not shown the key, beside the number of those that have.
+
+    They may have a share of the room. Where more come, or all of the room is taken, the oldest of them is closed: a
+    client that sends its key at once is let in, however many connections others open and leave.
+
+    Args:
+        room: How many connections there may be.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        #: In the order in which they came.
+        self._waiting: dict[Connection, None] = {}
+        self._known: set[Connection] = set()
+
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._waiting
+
+    def add(self, connection: Connection) -> None:
+        """Add a connection that was just made."""
+        self._waiting[connection] = None
+        most = max(1, min(int(self._room * _STRANGERS), self._room - len(self._known)))
+        while len(self._waiting) > most:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.transport.abort()
+
+    def admit(self, connection: Connection) -> bool:
+        """Take out a connection that has shown the key; whether there is room for it."""
+        if connection in self._waiting and len(self._known) < self._room:
+            del self._waiting[connection]
+            self._known.add(connection)
+        return connection in self._known
+
+    def discard(self, connection: Connection) -> None:
+        """Forget a connection that is no more."""
+        self._waiting.pop(connection, None)
+        self._known.discard(connection)
+
+
+class Watch:
+    """Closes connections whose client owes a request, or part of one, for too long, does not read, or has gone.
+
+    A connection is judged by what it owes, not by what came before. uvicorn has a limit for neither. A stream that is
+    not read costs nobody else any time, but its answer stays in memory.
+
+    Args:
+        strangers: The connections that have not shown the key.
+        head_seconds: Time for a head on one of these.
+        idle_seconds: Time for a head on the others.
+        body_seconds: Time for a body, whether or not anything reads it; more than what reads it allows, and answers.
+        read_seconds: Time for a client to read.
+    """
+
+    def __init__(
+        self,
+        strangers: Strangers,
+        *,
+        head_seconds: float = HEAD_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
+        body_seconds: float = BODY_SECONDS + 2,
+        read_seconds: float = READ_SECONDS,
+    ) -> None:
+        self._strangers = strangers
+        self._head_seconds = head_seconds
+        self._idle_seconds = idle_seconds
+        self._body_seconds = body_seconds
+        self._read_seconds = read_seconds
+        self._owing: dict[Connection, tuple[object, float]] = {}
+        self._stuck: dict[Connection, tuple[int, float]] = {}
+
+    async def watch(self, connections: Collection[Any]) -> None:
+        """Look at the connections until cancelled.
+
+        Args:
+            connections: The server's, which change.
+        """
+        while True:
+            self.look(list(connections), time.monotonic())
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def look(self, connections: Collection[Connection], now: float) -> None:
+        """Close what has taken too long.
+
+        Args:
+            connections: Those that are open.
+            now: The present, by a clock that nobody sets.
+        """
+        self._owing = {each: self._owed_since(each, now) for each in connections if each.owed is not None}
+        late = [each for each, (_, since) in self._owing.items() if now - since > self._limit(each)]
+        stuck: dict[Connection, tuple[int, float]] = {}
+        for connection in connections:
+            unsent = connection.transport.get_write_buffer_size()
+            if unsent:
+                before, since = self._stuck.get(connection, (unsent, now))
+                stuck[connection] = (unsent, since if unsent >= before else now)
+        self._stuck = stuck
+        late += [connection for connection, (_, since) in stuck.items() if now - since > self._read_seconds]
+        late += [connection for connection in connections if connection.has_gone(now)]
+        for connection in late:
+            connection.transport.abort()
+
+    def _owed_since(self, connection: Connection, now: float) -> tuple[object, float]:
+        owed = connection.owed
+        before, since = self._owing.get(connection, (owed, now))
+        return owed, since if before == owed else now
+
+    def _limit(self, connection: Connection) -> float:
+        if connection.conn.their_state is h11.SEND_BODY:
+            return self._body_seconds
+        return self._head_seconds if connection in self._strangers else self._idle_seconds
+
 
 #: Most connections at a time, if the system allows as many files.
 CONNECTIONS = 2048

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from core.serve import requirements
+from core.serve import options
 from core.serve.options import KEY_VARIABLE
 from tests.core.chat.test_session import add_adapter, add_checkpoint, make_run
 from tests.core.commands.conftest import ROOT, CommandLine
@@ -95,7 +95,7 @@ def test_what_cannot_be_served_is_refused_before_it_listens(cli: CommandLine) ->
 
 
 def test_a_missing_extra_is_told_with_what_installs_it(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requirements, "_PACKAGES", ("starlette", "no_such_package"))
+    monkeypatch.setattr(options, "_PACKAGES", ("starlette", "no_such_package"))
     result = cli("serve", "latest")
     assert (result.code, result.err.count("\n")) == (1, 1)
     assert "needs no_such_package, which is not installed" in result.err

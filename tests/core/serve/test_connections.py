@@ -21,12 +21,11 @@ import uvicorn
 
 from core.config.schema import ChatSection
 from core.serve.app import make_app
-from core.serve.body import BODY_LIMIT, Bodies
-from core.serve.connections import Connection, Strangers, Watch
-from core.serve.errors import ApiError
+from core.serve.asgi import BODY_LIMIT, ApiError, Bodies
 from core.serve.models import Models, ServedModel, SessionHolder
 from core.serve.options import ServeOptions
 from core.serve.queue import RequestQueue
+from core.serve.server import Connection, Strangers, Watch
 from tests.cases import cases
 from tests.core.serve.conftest import RunningServer
 from tests.core.serve.fake_server import PlayedSession

@@ -18,7 +18,7 @@ import openai
 import pytest
 import uvicorn
 
-from core.serve.connections import Connection, Strangers, Watch
+from core.serve.server import Connection, Strangers, Watch
 from tests.cases import cases
 from tests.core.serve.conftest import RunningServer
 from tests.core.serve.raw import connect, head, post, question

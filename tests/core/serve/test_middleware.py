@@ -14,10 +14,9 @@ import psutil
 import pytest
 
 from core.errors import UserError
-from core.serve.body import BODY_LIMIT
-from core.serve.listen import open_listener
-from core.serve.middleware import HEAD_BYTES, host_name
-from core.serve.options import ServeOptions
+from core.serve.app import HEAD_BYTES, host_name
+from core.serve.asgi import BODY_LIMIT
+from core.serve.options import ServeOptions, open_listener
 from tests.cases import cases
 from tests.core.serve.conftest import RunningServer
 from tests.core.serve.raw import connect, exchange, head, post, question
