@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from core.config.schema import Config
-from core.governor.control import FLOOR
 from core.governor.holds import TemperatureHold
+from core.governor.limits import FLOOR
 from core.hardware.sampler import Sampler
 from core.worker.process.control import Controls
 from core.worker.process.governor import Governor

@@ -20,7 +20,7 @@ from core.data.formats.unread import UnreadColumns, count_names
 from core.sandbox.limits import cpu_limit
 from core.secrets import find_email, find_secret
 from core.template.mask import Masker
-from core.template.rows import MaskedRow
+from core.template.row_tokenizer import MaskedRow
 from core.text import one_line
 
 #: Rows rendered and tokenized in one call, and the characters that limit such a portion.

@@ -19,7 +19,7 @@ from core.text import one_line
 
 if TYPE_CHECKING:
     from core.template.mask import Masker
-    from core.template.rows import MaskedRow
+    from core.template.row_tokenizer import MaskedRow
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from core.config.choices import Aim
 from core.config.document import ConfigDocument
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.config.schema import Config
-from core.governor.kept import unkept_here
+from core.governor.check import unkept_here
 from core.hardware.card import Card, find_card
 from core.memory.disk import disk_need
 from core.presets.begin import suitable_preset

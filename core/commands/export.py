@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from core.commands.common import EXIT_INTERRUPTED, add_json_flag, emit, note, say
 from core.commands.live_line import ProgressLine
-from core.export.kinds import KINDS, QUANTS
-from core.export.request import MERGE_FROM, ROWS
+from core.export.request import KINDS, MERGE_FROM, QUANTS, ROWS
 
 if TYPE_CHECKING:
     from core.export.plan import ExportPlan

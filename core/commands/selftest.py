@@ -71,8 +71,7 @@ class _Shown:
 
     def show(self, progress: Progress) -> None:
         """Show progress."""
-        from core.selftest.checks import subject
-        from core.selftest.report import LABELS
+        from core.selftest.report import LABELS, subject
 
         for check in progress.checks[self._done :]:
             self._clear()

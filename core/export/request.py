@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from core.errors import UserError
-from core.export.kinds import KINDS, QUANTS, Kind, Quant
+
+Kind = Literal["adapter", "merged", "gguf", "ollama", "card"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Quant = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]
+"""The types of weights in a GGUF file, as llama.cpp names them."""
+QUANTS: tuple[Quant, ...] = get_args(Quant)
+#: The quantizations that llama.cpp's converter writes without its quantizer.
+CONVERTED: tuple[Quant, ...] = ("F32", "F16", "BF16", "Q8_0")
+
 
 MergeFrom = Literal["auto", "base", "quantized"]
 #: The base's weights that an adapter is merged into: its own in 16 bit, those rounded to 4 bit as in training, or

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from core import paths
 from core.export.agreement import Agreement
-from core.export.kinds import KINDS, QUANTS, Kind, Quant
+from core.export.request import KINDS, QUANTS, Kind, Quant
 from core.small_files import read_json
 
 #: The record of an export, in its directory.

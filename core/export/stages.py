@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from core.directories import Progress
 from core.export.gguf.sizes import MEAN_BITS
-from core.export.kinds import CONVERTED, Quant
 from core.export.plan import ExportPlan, merged_quant
+from core.export.request import CONVERTED, Quant
 
 COMPARING_BASE = "comparing the base model with that of the training"
 MERGING = "merging the weights"

@@ -19,9 +19,8 @@ from core.directories import Progress, disk_error
 from core.errors import UserError
 from core.export.agreement import Agreement, Figures
 from core.export.gguf.checks import INSTALL, has_library
-from core.export.kinds import Kind, Quant
 from core.export.process import run_process
-from core.export.request import ROWS
+from core.export.request import ROWS, Kind, Quant
 from core.hardware.cpu import has_avx2
 from core.models.architecture.gguf_header import read_gguf_header
 from core.runs.trained import TrainedModel

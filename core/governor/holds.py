@@ -2,9 +2,121 @@
 
 from __future__ import annotations
 
-from core.governor.control import DutyController
-from core.governor.heating import HeatingRate
-from core.governor.smoothing import AveragePower, WarmMean
+import math
+from collections import deque
+
+from core.governor.limits import DutyController
+
+#: Readings that a slope is taken over.
+SLOPE_READINGS = 8
+#: Slopes that are compared: the newest ones.
+COMPARED = 60
+#: The difference of two duty cycles from which on the difference of their slopes tells something.
+LEAST_CONTRAST = 0.3
+#: The rate before anything is known, °C a second.
+FIRST_RATE = 0.5
+
+
+class HeatingRate:
+    """Degrees a second that full duty warms the card by, compared with none; the greatest that was seen.
+
+    From the beginning, when a card at rest is put to work, and from then on by what slower work changes. A rate that is
+    too low would make the controller swing; swinging shows the rate.
+    """
+
+    def __init__(self) -> None:
+        self.rate = FIRST_RATE
+        """Degrees a second."""
+        self._readings: deque[tuple[float, float]] = deque(maxlen=SLOPE_READINGS)
+        self._slopes: deque[tuple[float, float]] = deque(maxlen=COMPARED)
+
+    def add(self, moment: float, temperature: float, duty: float) -> float:
+        """Take a reading in.
+
+        Args:
+            moment: Seconds, of any clock that only goes up.
+            temperature: Degrees Celsius.
+            duty: The duty cycle at that moment.
+
+        Returns:
+            The rate.
+        """
+        self._readings.append((moment, temperature))
+        slope = self._slope()
+        if slope is None:
+            return self.rate
+        self._slopes.append((slope, duty))
+        slopes, duties = zip(*self._slopes, strict=True)
+        contrast = max(duties) - min(duties)
+        changed = (max(slopes) - min(slopes)) / contrast if contrast > LEAST_CONTRAST else 0.0
+        self.rate = max(self.rate, slope, changed)
+        return self.rate
+
+    def _slope(self) -> float | None:
+        """The least-squares slope of the newest readings, °C a second; None while there are too few."""
+        count = len(self._readings)
+        if count < SLOPE_READINGS:
+            return None
+        middle = sum(moment for moment, _ in self._readings) / count
+        mean = sum(value for _, value in self._readings) / count
+        spread = sum((moment - middle) ** 2 for moment, _ in self._readings)
+        if spread <= 0:
+            return None
+        return sum((moment - middle) * (value - mean) for moment, value in self._readings) / spread
+
+
+class WarmMean:
+    """The mean of the warmer half of the newest readings.
+
+    A chip cools by several degrees in the rest between two micro-batches, and readings fall on work and on rest: what
+    is to be held is how warm it gets in work.
+
+    Args:
+        count: Readings that count.
+    """
+
+    def __init__(self, count: int = 6) -> None:
+        self._readings: deque[float] = deque(maxlen=count)
+
+    def add(self, value: float) -> float:
+        """Take a reading in; returns the mean."""
+        self._readings.append(value)
+        warm = sorted(self._readings)[len(self._readings) // 2 :]
+        return sum(warm) / len(warm)
+
+
+class AveragePower:
+    """Average power by a meter of energy, with an exponential window.
+
+    Args:
+        window: Its time constant in seconds.
+    """
+
+    def __init__(self, window: float) -> None:
+        self.window = window
+        self.watts: float | None = None
+        """The average; None before two readings."""
+        self._before: tuple[float, float] | None = None
+
+    def add(self, moment: float, joules: float) -> float | None:
+        """Take a reading in.
+
+        Args:
+            moment: Seconds, of any clock that only goes up.
+            joules: Energy used so far.
+
+        Returns:
+            The average power in watts; None before the second reading.
+        """
+        before, self._before = self._before, (moment, joules)
+        if before is None or moment <= before[0]:
+            return self.watts
+        seconds = moment - before[0]
+        now = max(joules - before[1], 0.0) / seconds
+        weight = 1.0 - math.exp(-seconds / self.window)
+        self.watts = now if self.watts is None else self.watts + weight * (now - self.watts)
+        return self.watts
+
 
 #: Readings may be so old, and so long is their smoothing: seconds in which a change of duty is not seen yet. Twice that
 #: is the time that the controller is made for.

@@ -2,16 +2,241 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from core.config.clock import next_time
 from core.config.facts import Unkept
-from core.governor.course import Course
-from core.governor.curve import Curve
 from core.governor.limits import Limits
-from core.governor.nearest import late, nearest_deadline, nearest_energy, too_much
-from core.governor.plan import HORIZON, Plan, Span, Wishes, least_energy, plan, soonest
+from core.governor.plan import HORIZON, Curve, Plan, Point, Span, Wishes, day_time, energy, least_energy, plan, soonest
+from core.units import format_moment
+
+#: Room that a wish has to what is expected, as a share of what is left, so that it is not refused in its turn; and the
+#: least of it for a time, in seconds.
+ROOM_SHARE, ROOM_SECONDS = 0.02, 60.0
+#: A nearest time is a multiple of this many seconds.
+ROUND_SECONDS = 300.0
+_DAY = 86_400.0
+
+
+def nearest_deadline(finish: float, now: float) -> float:
+    """The next round time that a run can be done by, in Unix seconds.
+
+    Args:
+        finish: Its expected end; infinite where it never ends.
+        now: Unix seconds.
+    """
+    if not math.isfinite(finish):
+        return finish
+    with_room = finish + max(ROOM_SHARE * (finish - now), ROOM_SECONDS)
+    # Time zones are whole quarters of an hour, so the local clock is as round.
+    return math.ceil(with_room / ROUND_SECONDS) * ROUND_SECONDS
+
+
+def nearest_energy(kwh: float) -> float:
+    """The next round energy that a run can do with, in kWh: with two digits after the point, from 10 kWh on none."""
+    with_room = (1.0 + ROOM_SHARE) * kwh
+    return float(math.ceil(with_room) if with_room >= 10 else math.ceil(with_room * 100) / 100)
+
+
+def late(deadline: float, finish: float, now: float, how: str, fewer: str = "") -> Unkept:
+    """A deadline that cannot be met.
+
+    Args:
+        deadline: Unix seconds.
+        finish: The soonest end, in Unix seconds.
+        now: When the run starts, or the present of one that is on; the nearest deadline is the next after it.
+        how: At which speed that is, as a clause: ``at full speed``.
+        fewer: What else would do, as the end of a list: ``or fewer steps``.
+    """
+    sentence = f"{day_time(deadline)} cannot be met: {how} it ends at {day_time(finish)}."
+    nearest = nearest_deadline(finish, now)
+    other = f", {fewer}" if fewer else ""
+    if nearest - now > _DAY or nearest > next_time(_minute(nearest), now):
+        # A deadline is a time of day, and means the next one.
+        return Unkept("night.deadline", sentence, f"No time within a day can be met: take the deadline away{other}.")
+    return Unkept("night.deadline", sentence, f"Set {format_moment(nearest, '%H:%M')} or later{other}.")
+
+
+def too_much(limit: float, kwh: float, how: str, fewer: str = "") -> Unkept:
+    """An energy that does not do.
+
+    Args:
+        limit: What was wished for, in kWh.
+        kwh: The least that it takes.
+        how: What that holds for, as a clause: ``at the least``.
+        fewer: As for :func:`late`.
+    """
+    sentence = f"{energy(limit)} cannot be met: it takes {energy(kwh)} {how}."
+    other = f", {fewer}" if fewer else ""
+    return Unkept("night.energy_kwh", sentence, f"Set {energy(nearest_energy(kwh))} or more{other}.")
+
+
+def _minute(moment: float) -> int:
+    local = time.localtime(moment)
+    return local.tm_hour * 60 + local.tm_min
+
+
+#: Duty cycles that are tried, and the least time and steps of each.
+TRIED = (1.0, 0.7, 0.45)
+TRIAL_SECONDS, TRIAL_STEPS = 30.0, 2
+#: Points whose duty cycles are nearer than this are one.
+SAME_DUTY = 0.1
+#: Seconds of steps whose weight in a point is as large as that of all before.
+MEMORY_SECONDS = 300.0
+
+
+class Pace:
+    """Measurements of steps by their duty cycle; from the first step on, whether anybody plans by them or not."""
+
+    def __init__(self) -> None:
+        self._tried: list[float] | None = None
+        self._points: list[_Sum] = []
+        self._seconds = 0.0
+        self._steps = 0
+
+    def begin_trials(self, *, has_power: bool) -> None:
+        """Try a few duty cycles from now on; full work only where it was not measured long enough before.
+
+        Args:
+            has_power: Whether the device tells its energy; else one duty cycle says all, as speed goes with it.
+        """
+        if self._tried is None:
+            self._tried = list(TRIED if has_power else TRIED[:1])
+            self._end_trial()
+
+    @property
+    def trial(self) -> float | None:
+        """The duty cycle that is to be tried now; None when enough is known, or nothing is tried."""
+        return self._tried[0] if self._tried else None
+
+    @property
+    def curve(self) -> Curve | None:
+        """What is known; None before the trials are over."""
+        if self._tried is None or self._tried or not self._points:
+            return None
+        return Curve([item.point for item in self._points])
+
+    @property
+    def full_work(self) -> Curve | None:
+        """Speed alone, as it was at full work, or as it would be without the rests; None before that is known."""
+        is_known = self._is_enough if self._tried is None else self.trial != TRIED[0]
+        worked = sum(item.worked for item in self._points)
+        if not is_known or worked <= 0:
+            return None
+        return Curve([Point(1.0, sum(item.tokens for item in self._points) / worked, None)])
+
+    def add(self, duty: float, tokens: int, seconds: float, joules: float | None) -> None:
+        """Take a step in.
+
+        Args:
+            duty: The share of it that was worked.
+            tokens: Trained in it.
+            seconds: Rests included.
+            joules: Used in it; None where the device does not tell.
+        """
+        if seconds <= 0:
+            return
+        near = min(self._points, key=lambda item: abs(item.duty - duty), default=None)
+        if near is None or abs(near.duty - duty) >= SAME_DUTY:
+            near = _Sum()
+            self._points.append(near)
+        near.add(duty, tokens, seconds, joules)
+        self._seconds += seconds
+        self._steps += 1
+        self._end_trial()
+
+    @property
+    def _is_enough(self) -> bool:
+        return self._seconds >= TRIAL_SECONDS and self._steps >= TRIAL_STEPS
+
+    def _end_trial(self) -> None:
+        if self._tried and self._is_enough:
+            del self._tried[0]
+            self._seconds, self._steps = 0.0, 0
+
+
+class _Sum:
+    """Sums over steps of about one duty cycle; old ones fade."""
+
+    def __init__(self) -> None:
+        self.worked = self.tokens = self.seconds = 0.0
+        self.joules: float | None = 0.0
+
+    @property
+    def duty(self) -> float:
+        return self.worked / self.seconds
+
+    @property
+    def point(self) -> Point:
+        watts = None if self.joules is None else self.joules / self.seconds
+        return Point(self.duty, self.tokens / self.seconds, watts)
+
+    def add(self, duty: float, tokens: int, seconds: float, joules: float | None) -> None:
+        kept = max(1.0 - seconds / MEMORY_SECONDS, 0.0)
+        self.worked = kept * self.worked + duty * seconds
+        self.tokens = kept * self.tokens + tokens
+        self.seconds = kept * self.seconds + seconds
+        self.joules = None if joules is None or self.joules is None else kept * self.joules + joules
+
+
+class Course:
+    """Course of one run, measured from its second step on, as the first one warms up."""
+
+    def __init__(self) -> None:
+        self.pace = Pace()
+        self.steps_left = 0
+        """Optimizer steps to come; 0 before the first one is done."""
+        self._tokens = self._steps = 0
+        self._step_seconds = self._between_seconds = 0.0
+
+    def step_done(
+        self, *, tokens: int, seconds: float, duty: float, joules: float | None, between: float, steps_left: int
+    ) -> None:
+        """Take an optimizer step in.
+
+        Args:
+            tokens: Trained in it.
+            seconds: It took, rests included.
+            duty: The share of them that was worked.
+            joules: Used in it; None where the device does not tell.
+            between: Seconds between it and the step before, pauses left out.
+            steps_left: Optimizer steps to come.
+        """
+        self._steps += 1
+        self.steps_left = steps_left
+        if self._steps == 1:
+            return
+        self._tokens += tokens
+        self._step_seconds += seconds
+        self._between_seconds += between
+        self.pace.add(duty, tokens, seconds, joules)
+
+    @property
+    def tokens_left(self) -> float:
+        """What is left to train, in tokens; evaluations and checkpoints go on as they did so far, and count as such."""
+        left = self.steps_left * self._tokens / max(self._steps - 1, 1)
+        return left * (1.0 + self._between_seconds / max(self._step_seconds, 1e-9))
+
+    @property
+    def trial(self) -> float | None:
+        """The duty cycle that is to be tried now; None for none."""
+        return self.pace.trial if self.steps_left else None
+
+    @property
+    def curve(self) -> Curve | None:
+        """Speed and power of what is left; None before they are measured, and where nothing is left to plan for."""
+        return self.pace.curve if self.steps_left else None
+
+    @property
+    def known(self) -> Curve | None:
+        """The best that is known of what is left: the curve, else the speed of full work; None before that."""
+        if not self.steps_left:
+            return None
+        return self.pace.curve or self.pace.full_work
+
 
 #: Share of the time to a deadline that is planned for; what is left is for what nobody foresees.
 USED_SHARE = 0.98

@@ -6,11 +6,82 @@ there are few, and nothing is assumed of the curve.
 
 from __future__ import annotations
 
+import math
+import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from core.governor.control import FLOOR
-from core.governor.curve import Curve
+from core.governor.limits import FLOOR
+from core.units import format_fixed, format_moment
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured at one duty cycle."""
+
+    duty: float
+    tokens_per_second: float
+    watts: float | None
+    """None where the device does not tell its power."""
+
+
+class Curve:
+    """Speed and power by the duty cycle, straight between what was measured.
+
+    Args:
+        points: At least one.
+    """
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        self.points = tuple(sorted(points, key=lambda point: point.duty))
+        self.has_power = all(point.watts is not None for point in self.points)
+
+    def tokens_per_second(self, duty: float) -> float:
+        """Speed at a duty cycle; none without work."""
+        places = [(0.0, 0.0), *((point.duty, point.tokens_per_second) for point in self.points)]
+        return max(_straight(places, duty), 0.0)
+
+    def watts(self, duty: float) -> float:
+        """Power at a duty cycle; 0 where it is not known."""
+        if not self.has_power:
+            return 0.0
+        places = [(point.duty, point.watts or 0.0) for point in self.points]
+        # A single point says nothing of the power at rest.
+        return max(_straight(places if len(places) > 1 else [(0.0, 0.0), *places], duty), 0.0)
+
+    def most_duty(self, watts: float, floor: float) -> float:
+        """The largest duty cycle whose power is within a limit, by hundredths; 0 where none from the floor on is."""
+        if not self.has_power:
+            return 1.0
+        within = [step / 100 for step in range(math.ceil(floor * 100), 101) if self.watts(step / 100) <= watts]
+        return max(within, default=0.0)
+
+
+def _straight(places: Sequence[tuple[float, float]], at: float) -> float:
+    """Linear interpolation; beyond the ends, the line of the two next places goes on."""
+    above = min(max(bisect_left([x for x, _ in places], at), 1), len(places) - 1)
+    (x0, y0), (x1, y1) = places[above - 1], places[above]
+    return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
+
+
+#: Unix seconds beyond which no time is told: the year 9999.
+_FAR = 253_370_764_800.0
+
+
+def day_time(moment: float) -> str:
+    """A time in the hours to come: ``06:40``, on another day than the next one ``Sat 06:40``; a begun minute counts
+    whole, as an end that is told must not lie before the true one."""
+    if not -_FAR < moment < _FAR:
+        return "a day that is far off"
+    moment = -(-moment // 60) * 60
+    return format_moment(moment, "%H:%M" if moment - time.time() < 20 * 3600 else "%a %H:%M", "--:--")
+
+
+def energy(kwh: float) -> str:
+    """An energy: ``0.82 kWh``."""
+    return f"{format_fixed(kwh, 2 if kwh < 10 else 0)} kWh"
+
 
 #: Steps of the two grids of duty cycles.
 STEP, FINE_STEP = 0.04, 0.004

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from core.governor.control import FLOOR
 from core.governor.holds import PowerHold, TemperatureHold
-from core.governor.limits import Limits
+from core.governor.limits import FLOOR, Limits
 from core.hardware.snapshot import Device
 
 #: Causes, as events name them.

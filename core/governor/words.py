@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from core.governor.figures import day_time, energy
+from core.governor.plan import day_time, energy
 from core.governor.policy import (
     DISK,
     HOST_MEMORY,

@@ -11,7 +11,7 @@ import re
 import struct
 from pathlib import Path
 
-from core.hardware.nvml_card import MOST_PROCESSES, named, plausible_limit
+from core.hardware.nvml import MOST_PROCESSES, named, plausible_limit
 from core.hardware.snapshot import Device, GpuProcess
 from core.text import one_line
 

@@ -2,15 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from core.hardware.rapl import Rapl
+from core import paths
+from core.atomic import write_atomic
 from core.hardware.snapshot import Device
+from core.small_files import read_json
 from core.text import one_line
+
+#: The directory of the counters.
+POWERCAP = Path("/sys/class/powercap")
+#: Seconds between two readings below which power is not computed: the counter is renewed every millisecond.
+_SHORTEST_ENERGY_SPAN = 0.05
+
+
+class Rapl:
+    """Energy of the processor packages by RAPL; None where there are no counters, or they
+    may not be read.
+
+    Args:
+        root: The directory of the counters.
+    """
+
+    def __init__(self, root: Path = POWERCAP) -> None:
+        self._packages = [
+            path for path in sorted(root.glob("intel-rapl:*")) if _read(path / "name").startswith("package")
+        ]
+        self._ranges = {path: _whole(path / "max_energy_range_uj") for path in self._packages}
+        self._before: dict[Path, int] = {}
+        self._moment = 0.0
+        self.energy_j: float | None = None
+        """Joules since the first reading; None where the counters cannot be read."""
+        self.power_w: float | None = None
+        """Mean power since the reading before; None at the first."""
+
+    def read(self, moment: float | None = None) -> None:
+        """Read the counters.
+
+        Args:
+            moment: Seconds on a clock that is not set; None: now.
+        """
+        now = time.monotonic() if moment is None else moment
+        counts = {path: count for path in self._packages if (count := _whole(path / "energy_uj")) is not None}
+        if not counts or (self._before and now - self._moment < _SHORTEST_ENERGY_SPAN):
+            self.energy_j = self.energy_j if counts else None
+            self.power_w = self.power_w if counts else None
+            return
+        if self._before:
+            used = sum(self._used(path, count) for path, count in counts.items()) / 1e6
+            self.energy_j = (self.energy_j or 0.0) + used
+            self.power_w = round(used / (now - self._moment), 1)
+        else:
+            self.energy_j = 0.0
+        self._before, self._moment = counts, now
+
+    def _used(self, path: Path, count: int) -> int:
+        before = self._before.get(path, count)
+        # The counter starts again at its end, every few minutes under load.
+        return count - before if count >= before else count - before + (self._ranges[path] or before - count)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _whole(path: Path) -> int | None:
+    text = _read(path)
+    return int(text) if text.isdecimal() else None
+
 
 #: Sensor chips that measure the processor itself, best first.
 _CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal", "acpitz")
@@ -165,3 +235,56 @@ def _clock() -> float | None:
     except (OSError, NotImplementedError, ValueError):
         return None
     return float(frequency.current) if frequency is not None and frequency.current else None
+
+
+#: Variables that limit the instructions of torch's libraries.
+_LIMITING = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+_LIMIT = 64 << 10
+#: How much faster than fp32 bf16 must be where the flags say so, and where they do not: a noisy measurement does not
+#: speak against the flags, an emulation is far from both.
+_NATIVE_RATIO, _OTHER_RATIO = 0.8, 1.5
+
+
+def prefers_bf16() -> bool:
+    """Whether this CPU computes faster in bf16 than in fp32: as it was measured, else by the processor's flags."""
+    measured = _measurements().get(_key())
+    return measured if isinstance(measured, bool) else has_bf16()
+
+
+def is_bf16_measured() -> bool:
+    """Whether it was measured on this CPU."""
+    return isinstance(_measurements().get(_key()), bool)
+
+
+def keep_bf16_measurement(ratio: float) -> bool:
+    """Keep a measurement in the home.
+
+    Args:
+        ratio: Speed of a matrix product in bf16 as a multiple of the same in fp32.
+
+    Returns:
+        Whether bf16 is to be preferred.
+    """
+    faster = ratio >= (_NATIVE_RATIO if has_bf16() else _OTHER_RATIO)
+    path = _path()
+    with contextlib.suppress(OSError):  # a full disk or a home that cannot be written: measured again next time
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({**_measurements(), _key(): faster}, indent=1) + "\n", durable=False)
+    return faster
+
+
+def _key() -> str:
+    limits = [f"{name}={os.environ[name]}" for name in _LIMITING if os.environ.get(name)]
+    return " ".join([cpu_name(), *limits])
+
+
+def _path() -> Path:
+    return paths.home() / "calibration" / "bf16.json"
+
+
+def _measurements() -> dict[str, object]:
+    try:
+        found = read_json(_path(), _LIMIT)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -2,17 +2,135 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol, TypeVar
 
+import psutil
+
+from core import paths
 from core.hardware.amd import AmdSource
 from core.hardware.card import find_card
-from core.hardware.host import HostReader
-from core.hardware.nvml_source import NvmlSource
+from core.hardware.cpu import Cpu, Rapl
+from core.hardware.nvml import NvmlSource
 from core.hardware.snapshot import Device, Host
-from core.hardware.source import DeviceSource, Watched
+
+T = TypeVar("T")
+
+
+class DeviceSource(Protocol):
+    """A source of devices: a driver's library, or files of the system. Its calls may hang, so they belong in a
+    :class:`Watched`."""
+
+    @property
+    def reason(self) -> str:
+        """The reason why it has no devices, as a sentence; empty while it has some, or where none are missed."""
+
+    def read(self, only: str | None = None) -> list[Device]:
+        """Its devices in their current state; one that cannot be read has the reason in ``problem``.
+
+        Args:
+            only: The UUID of the one device to read; None: all.
+        """
+
+
+class Watched(Generic[T]):
+    """The newest answer of something that may hang, asked in a daemon thread of its own: a call into a wedged driver
+    never returns and cannot be interrupted.
+
+    Args:
+        make: Makes what is asked; called once, in the thread.
+        name: Name of the thread.
+        answered: Called after each answer.
+    """
+
+    def __init__(self, make: Callable[[], Callable[[], T]], name: str, answered: Callable[[], None]) -> None:
+        self._make, self._name, self._answered = make, name, answered
+        self._asked = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self.answer: T | None = None
+        """The newest answer; None before the first."""
+        self.moment: float | None = None
+        """When that was asked for (``time.monotonic``); None before the first."""
+        self.failure = ""
+        """Why the newest question has had no answer, in words; empty where it has had one."""
+        self.is_pending = False
+        """Whether a question is not answered yet."""
+
+    def ask(self) -> None:
+        """Ask, unless a question is not answered yet."""
+        if self.is_pending or self._closed:
+            return
+        self.is_pending = True
+        self._asked.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; it is not waited for, since it may hang."""
+        self._closed = True
+        self._asked.set()
+
+    def _run(self) -> None:
+        ask: Callable[[], T] | None = None
+        while True:
+            self._asked.wait()
+            self._asked.clear()
+            if self._closed:
+                return
+            moment = time.monotonic()
+            try:
+                ask = ask or self._make()
+                self.answer, self.moment, self.failure = ask(), moment, ""
+            except (OSError, ValueError, RuntimeError, psutil.Error) as error:
+                # A sensor that fails now may answer next time; until then the last answer stands, with its age.
+                self.failure = str(error)
+            self.is_pending = False
+            self._answered()
+
+
+class HostReader:
+    """A reader of the CPU as a device, and of the machine. Its disk may hang, so it belongs in a
+    :class:`core.hardware.sampler.Watched`.
+
+    Args:
+        rapl: The counters of the processor's energy; None: those of this machine.
+    """
+
+    def __init__(self, rapl: Rapl | None = None) -> None:
+        self._cpu = Cpu(rapl)
+        self._is_first = True
+
+    def read(self) -> tuple[Device, Host]:
+        """Both in their current state."""
+        cpu, swap, cores = self._cpu.device(), psutil.swap_memory(), psutil.cpu_percent(percpu=True)
+        # The first answer of psutil is meaningless.
+        shares, self._is_first = [] if self._is_first else cores, False
+        return cpu, Host(
+            load=round(os.getloadavg()[0], 2),
+            cores=[float(round(share)) for share in shares],
+            ram_used=cpu.memory_used,
+            ram_total=cpu.memory_total,
+            swap_used=int(swap.used),
+            swap_total=int(swap.total),
+            disk_free=_disk_free(),
+            cpu_temperature_c=cpu.temperature_c,
+            cpu_power_w=cpu.power_w,
+        )
+
+
+def _disk_free() -> int | None:
+    try:
+        return shutil.disk_usage(paths.existing_parent(paths.home())).free
+    except OSError:
+        return None
+
 
 #: In the place of a UUID: no GPU is read.
 CPU_ONLY = "cpu"

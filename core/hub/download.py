@@ -23,13 +23,11 @@ from core.atomic import fsync_dir, write_atomic
 from core.directories import disk_error, exclusive_lock, require_space
 from core.errors import UserError
 from core.helper import tie_to_parent
-from core.hub.safe_path import safe_path
-from core.hub.selection import data_names, read_subsets
-from core.hub.shard_names import MOST_SHARDS
-from core.hub.store import PARTIAL_NAME, Record, note_ref, repository_dir, select_files
+from core.hub.selection import MOST_SHARDS, data_names, read_subsets
+from core.hub.store import PARTIAL_NAME, Record, note_ref, repository_dir, safe_path, select_files
 from core.hub_uri import DEFAULT_REVISION, HubEntry, is_commit, parse_entry
 from core.models.check import check_model_config, check_model_directory
-from core.models.files import PICKLES, RECORD_NAME, TOKENIZERS, WEIGHTS, WEIGHTS_INDEX, read_record
+from core.models.description import PICKLES, RECORD_NAME, TOKENIZERS, WEIGHTS, WEIGHTS_INDEX, read_record
 from core.models.find import fetched_models, revisions_of
 from core.sandbox.limits import confine
 from core.sandbox.rights import Rights, reading

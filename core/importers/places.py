@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.hub.shard_names import is_data_name
+from core.hub.selection import is_data_name
 
 #: The most parent directories of the file that are tried as the tool's working directory.
 _UPWARD = 5

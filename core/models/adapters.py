@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.description import read_description
-from core.models.files import PICKLES
-from core.models.foreign import refuse_foreign
+from core.models.description import PICKLES, read_description, refuse_foreign
 from core.models.quantization_config import read_quantization
 from core.models.quantized_weights import read_decoded
 from core.models.shapes import LAYER_NAME, by_layer, of_text_part

@@ -6,20 +6,196 @@ Nothing is loaded for it: descriptions are JSON, and so are the headers of safet
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
 from core.models.adapters import CONFIG as ADAPTER_CONFIG
 from core.models.adapters import not_a_model, wanted_base
-from core.models.architectures import check_architecture
-from core.models.description import read_description, unreadable
-from core.models.files import TOKENIZERS
-from core.models.foreign import refuse_foreign
+from core.models.description import TOKENIZER_LIMIT, TOKENIZERS, read_description, refuse_foreign, text_part, unreadable
 from core.models.installed import check_known
 from core.models.quantized_weights import read_decoded
 from core.models.shapes import check_shapes, embedding_rows, of_text_part
-from core.models.tokens import check_tokens
+from core.text import one_line
+
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_HINT = "Take the tokenizer that belongs to the model."
+
+
+def check_tokens(config: dict[str, Any], rows: int | None, directory: Path) -> None:
+    """Check that no token in use is outside the embedding.
+
+    Unused added tokens may be: models are published so (the image token of a model without its vision part). Tokens of
+    the data are checked with the data.
+
+    Args:
+        config: The content of ``config.json``.
+        rows: Rows of the input embedding; None for the configuration's.
+        directory: Directory of the model.
+
+    Raises:
+        UserError: If one is, or a file of the tokenizer is damaged.
+    """
+    rows = rows or text_part(config).get("vocab_size")
+    settings = read_description(directory / "tokenizer_config.json") or {}
+    specials = read_description(directory / "special_tokens_map.json") or {}
+    generation = read_description(directory / "generation_config.json") or {}
+    backend = read_description(directory / "tokenizer.json", TOKENIZER_LIMIT)
+    if not isinstance(rows, int) or rows < 1:
+        return
+    for source, values in (
+        ("config.json", config),
+        ("config.json", text_part(config)),
+        ("generation_config.json", generation),
+    ):
+        for name, token in _special_ids(values):
+            # -1 has long been written for "none".
+            if token >= rows or token < -1:
+                raise UserError(
+                    f"{directory / source}: {name} is {token}, and the model knows the tokens 0 to {rows - 1}.",
+                    "Copy the model's own file, or put the right number there.",
+                )
+    if backend is not None:
+        _check_backend(backend, _used(settings, specials, directory), rows, directory)
+
+
+def _special_ids(values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = values.get(name)
+        for token in value if isinstance(value, list) else [value]:
+            if isinstance(token, int) and not isinstance(token, bool):
+                yield name, token
+
+
+def _check_backend(backend: Mapping[str, Any], used: Mapping[str, str], rows: int, directory: Path) -> None:
+    path = directory / "tokenizer.json"
+    model = backend.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        highest = max((token for token in vocabulary.values() if type(token) is int), default=-1)
+    elif isinstance(vocabulary, list):
+        highest = len(vocabulary) - 1
+    else:
+        raise UserError(f"{path} is damaged: it has no vocabulary.", "Copy it again from where the model is from.")
+    added = backend.get("added_tokens")
+    numbers = {
+        token["content"]: token["id"]
+        for token in (added if isinstance(added, list) else [])
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
+    }
+    # A vocabulary may repeat the added tokens at its end, so they are separated before it is checked.
+    if isinstance(vocabulary, dict) and highest >= rows:
+        highest = max((i for text, i in vocabulary.items() if type(i) is int and text not in numbers), default=-1)
+    if highest >= rows:
+        raise UserError(f"{path} has tokens up to {highest}, and the model knows those below {rows}.", _HINT)
+    for text, number in numbers.items():
+        if number >= rows and (place := _place(text, used)) is not None:
+            raise UserError(
+                f"{path}: {one_line(text, 60)}, {place}, is token {number}, and the model knows those below {rows}.",
+                f"{_HINT[:-1]}; tokens cannot be added to a model here.",
+            )
+
+
+def _used(settings: Mapping[str, Any], specials: Mapping[str, Any], directory: Path) -> dict[str, str]:
+    """Tokens in use: role to token, and the chat template under an empty name."""
+    used = {}
+    for source in (specials, settings):
+        for role in _ROLES:
+            value = source.get(role)
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                used[role] = text
+    template = settings.get("chat_template")
+    if (file := directory / "chat_template.jinja").is_file() and file.stat().st_size < 1 << 20:
+        template = file.read_text(encoding="utf-8", errors="replace")
+    used[""] = template if isinstance(template, str) else str(template or "")
+    return used
+
+
+def _place(text: str, used: Mapping[str, str]) -> str | None:
+    role = next((role for role, token in used.items() if role and token == text), None)
+    if role is not None:
+        return f"the {role}"
+    return "which the chat template writes" if text and text in used[""] else None
+
+
+_ENCODERS = frozenset(
+    [
+        *("albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2"),
+        *("distilbert", "electra", "ernie", "esm", "eurobert", "flaubert", "funnel", "ibert", "layoutlm"),
+        *("layoutlmv2", "layoutlmv3", "longformer", "luke", "megatron-bert", "mobilebert", "modernbert"),
+        *("mpnet", "nystromformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
+        *("squeezebert", "xlm-roberta", "xlm-roberta-xl", "xmod", "nomic_bert"),
+    ]
+)
+_ENCODER_DECODERS = frozenset(
+    [
+        *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "encoder-decoder", "fsmt", "led"),
+        *("longt5", "m2m_100", "marian", "mbart", "mt5", "nllb-moe", "pegasus", "pegasus_x", "plbart"),
+        *("prophetnet", "seamless_m4t", "seamless_m4t_v2", "speech_to_text", "switch_transformers", "t5"),
+        *("t5gemma", "udop", "umt5", "whisper"),
+    ]
+)
+_VISION = (
+    *("beit", "convnext", "convnextv2", "deit", "detr", "dinov2", "efficientnet", "mobilevit", "resnet", "sam"),
+    *("segformer", "swin", "swinv2", "vit", "vit_mae", "yolos"),
+)
+_CAPTIONS = ("align", "blip", "chinese_clip", "clip", "clipseg", "siglip", "siglip2")
+_AUDIO = ("audio-spectrogram-transformer", "hubert", "unispeech", "wav2vec2", "wav2vec2-bert", "wavlm")
+_OTHERS = {
+    **dict.fromkeys(_VISION, "a vision model"),
+    **dict.fromkeys(_CAPTIONS, "a model of images and their captions"),
+    **dict.fromkeys(_AUDIO, "an audio model"),
+}
+#: Suffixes of class names, to the task of such a model instead of generating text.
+_HEADS = {
+    "ForMaskedLM": "it fills in masked words",
+    "ForPreTraining": "it fills in masked words",
+    "ForSequenceClassification": "it classifies texts",
+    "ForTokenClassification": "it labels tokens",
+    "ForQuestionAnswering": "it marks answers in texts",
+    "ForMultipleChoice": "it chooses among answers",
+    "ForImageClassification": "it classifies images",
+    "ForObjectDetection": "it finds objects in images",
+    "ForSemanticSegmentation": "it segments images",
+    "ForAudioClassification": "it classifies sound",
+    "ForCTC": "it transcribes sound",
+    "ForMaskedImageModeling": "it fills in images",
+}
+_CHOOSE = "Choose a causal language model: one whose config.json names an architecture that ends with ForCausalLM."
+
+
+def check_architecture(config: Mapping[str, Any], directory: Path) -> None:
+    """Check that a ``config.json`` describes a causal language model, as far as it says so itself.
+
+    Args:
+        config: Its content.
+        directory: Name of the model in messages.
+
+    Raises:
+        UserError: If not.
+    """
+    family = config.get("model_type")
+    if not isinstance(family, str) or not family:
+        raise UserError(
+            f"{directory / 'config.json'} has no model_type, so its architecture is not known.",
+            "Copy the model's own config.json; those of other formats (Mistral's params.json, GGML) do not do.",
+        )
+    named = config.get("architectures")
+    names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    writes = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    shown = f"{directory} is {{}} ({one_line(names[0] if names else family, 60)}), not a causal language model{{}}."
+    if config.get("is_encoder_decoder") is True or (family in _ENCODER_DECODERS and not writes):
+        raise UserError(shown.format("an encoder-decoder", ""), _CHOOSE)
+    if family in _OTHERS:
+        raise UserError(shown.format(_OTHERS[family], ""), _CHOOSE)
+    if family in _ENCODERS and not (writes and config.get("is_decoder") is True):
+        raise UserError(shown.format("an encoder", ""), _CHOOSE)
+    does = next((does for name in names for end, does in _HEADS.items() if name.endswith(end)), None)
+    # GPT-2's class for pretraining is the one that generates text.
+    if does is not None and not writes and not (family.startswith("gpt") and names[0].endswith("ForPreTraining")):
+        raise UserError(shown.format(f"a {one_line(family, 40)} with another head", f": {does}"), _CHOOSE)
 
 
 def check_model_directory(directory: Path) -> Path:

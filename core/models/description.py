@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.small_files import read_small
+from core.small_files import read_json, read_small
+from core.text import one_line
 
 #: Largest ``config.json`` and similar files; those of real models have kilobytes, with all tokens in them up to 4 MB.
 DESCRIPTION_LIMIT = 8 << 20
@@ -119,3 +120,84 @@ def _hint(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "Check its permissions."
     return "Copy it again from where the model is from."
+
+
+#: Record written last into a directory made by this program: the model's origin, and the sizes of its files.
+RECORD_NAME = "localtune.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+#: Pickled weights: unpickling runs code.
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+#: Largest ``localtune.json``, in bytes: it has a line for each file.
+_RECORD_LIMIT = 4 << 20
+
+
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """Content of ``localtune.json``, or None if the directory is not one of ours or a file of it has another size."""
+    try:
+        record = read_json(directory / RECORD_NAME, _RECORD_LIMIT)
+        sizes = record["files"]
+        whole = all((directory / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if whole and sizes else None
+
+
+#: Keys that name classes in Python files next to the weights, or in a repository.
+_CODE = ("auto_map", "custom_generate")
+#: Keys that replace layers by kernels from repositories.
+_KERNELS = ("use_kernels", "use_hub_kernels", "kernel_config")
+#: A key that replaces the usual name of the weight file.
+_OTHER_WEIGHTS = "transformers_weights"
+_HINT = "Remove the key from the file if the model works without it; else choose another model."
+
+
+def refuse_foreign(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse a description that needs anything beyond transformers and the weight files.
+
+    Args:
+        content: Content of the file, from :func:`core.models.description.read_description`.
+        path: The file.
+
+    Raises:
+        UserError: If it asks for more; the key is named.
+    """
+    for place, key, value in walk(content):
+        shown = one_line(place, 120)
+        if key in _CODE and _is_said(value):
+            raise UserError(
+                f"{path.parent} brings Python code of its own ({path.name} has {shown}), which is never run.",
+                f"If transformers knows the architecture without it, remove {key}; else choose another model.",
+            )
+        if key in _KERNELS and value and not _is_number(value):
+            raise UserError(f"{path}: {shown} asks for native code of others, which is never fetched.", _HINT)
+        if key == _OTHER_WEIGHTS and value:
+            raise UserError(
+                f"{path}: {shown} names {one_line(str(value), 60)} in place of the model's own weights.", _HINT
+            )
+        if "implementation" in key.lower() or "kernel" in key.lower():
+            name = next((text for text in _texts(value) if "/" in text), None)
+            if name is not None:
+                raise UserError(
+                    f"{path}: {shown} names {one_line(name, 60)}, a repository with native code, which is never "
+                    "fetched.",
+                    _HINT,
+                )
+
+
+def _is_said(value: Any) -> bool:
+    return isinstance(value, (str, list, dict)) and bool(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a key is a token id: some configurations contain their vocabulary."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)

@@ -14,7 +14,7 @@ from typing import Any
 from core import paths
 from core.errors import UserError
 from core.hub_uri import DEFAULT_REVISION, HubEntry, is_hub_entry, is_hub_id, parse_entry
-from core.models.files import read_record
+from core.models.description import read_record
 from core.paths import user_path, working_directory
 from core.small_files import read_small
 from core.text import one_line

@@ -18,8 +18,7 @@ from typing import Any
 
 from core.atomic import write_atomic
 from core.errors import UserError
-from core.models.description import unreadable
-from core.models.files import TOKENIZERS, WEIGHTS_INDEX
+from core.models.description import TOKENIZERS, WEIGHTS_INDEX, unreadable
 from core.models.tensors import weight_files
 from core.paths import home, make_private_dir
 from core.small_files import hash_file, read_json

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from core.hub_uri import HubEntry, is_hub_id
-from core.models.files import PICKLES, TOKENIZERS
+from core.models.description import PICKLES, TOKENIZERS
 from core.models.find import (
     STARTER_NAME,
     cached_directory,

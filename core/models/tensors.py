@@ -16,8 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.description import is_lfs_pointer, lfs_pointer, read_description, unreadable
-from core.models.files import PICKLES, WEIGHTS, WEIGHTS_INDEX
+from core.models.description import (
+    PICKLES,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    is_lfs_pointer,
+    lfs_pointer,
+    read_description,
+    unreadable,
+)
 from core.small_files import open_regular
 from core.text import one_line
 

@@ -1,7 +1,6 @@
 """Notices to the user outside the app: a command of their own, the desktop, the terminal's bell."""
 
-from core.notify.notice import Notice
-from core.notify.send import notify
+from core.notify.send import Notice, notify
 from core.notify.settings import NotifySettings, load_notify_settings
 
 __all__ = ["Notice", "NotifySettings", "load_notify_settings", "notify"]

@@ -6,8 +6,7 @@ import json
 import sys
 
 from core.errors import UserError
-from core.notify.notice import Notice
-from core.notify.send import send
+from core.notify.send import Notice, send
 from core.notify.settings import load_notify_settings
 
 

@@ -170,9 +170,8 @@ def this_machine(config: Config, gpu_memory: int | None = None, *, empty: bool =
     Raises:
         UserError: If the requested GPU does not exist, or torch cannot use it.
     """
-    from core.hardware.cpu import cpu_name
+    from core.hardware.cpu import cpu_name, prefers_bf16
     from core.hardware.cpu import memory as cpu_memory
-    from core.hardware.cpu_bf16 import prefers_bf16
     from core.hardware.drivers import installed_build
     from core.hardware.sampler import snapshot
     from core.hardware.torch_check import obstacle_here

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from core.config.clock import next_time
 from core.config.schema import Config
 from core.errors import UserError
-from core.governor.curve import Curve, Point
 from core.governor.limits import Limits
-from core.governor.nearest import late, too_much
-from core.governor.night import spans
-from core.governor.plan import Wishes, soonest
+from core.governor.night import late, spans, too_much
+from core.governor.plan import Curve, Point, Wishes, soonest
 from core.runs.estimate import Estimate, Unknown, tell_assumed
 
 #: Share of the energy of an earlier run that another duty cycle may need at the least: a card that works less leaks

@@ -20,13 +20,12 @@ from core.directories import disk_error
 from core.errors import UserError
 from core.helper import Helper, describe_end
 from core.launch.launcher import worker_environment
-from core.models.files import read_record
+from core.models.description import read_record
 from core.models.find import STARTER_NAME
 from core.runs.process import hostname
 from core.runs.state import in_words
 from core.runs.store import list_runs
-from core.selftest.checks import RESULTS, SUBJECTS, Check, Result, Subject
-from core.selftest.report import Report, without_names
+from core.selftest.report import RESULTS, SUBJECTS, Check, Report, Result, Subject, without_names
 from core.selftest.sizes import Sizes
 from core.text import one_line
 from core.units import format_duration

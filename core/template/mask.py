@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import json
 import re
+import string
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,16 +17,167 @@ from core.config.choices import Supervise
 from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.errors import UserError
 from core.template.answer_turns import RowText, Turn, group_turns, read_turn
-from core.template.calls import readable_calls
-from core.template.prompt_check import PromptCheck
 from core.template.reasoning import Render, has_reasoning, place_reasoning
 from core.template.render import ChatTemplate
 from core.template.render_cache import Shapes
-from core.template.row_tokenizer import RowTokenizer, any_of, stop_text
-from core.template.rows import MaskedRow
+from core.template.row_tokenizer import MaskedRow, RowTokenizer, any_of, stop_text
 from core.template.stops import stop_token_ids
 from core.template.thinking import with_switch
 from core.template.tokenizer import ModelTokenizer
+
+Messages = list[dict[str, Any]]
+#: Characters of the ids that Mistral's templates take, which refuse any other length.
+_ID_LENGTH = 9
+_ID_CHARACTERS = string.digits + string.ascii_letters
+
+
+def readable_calls(render: Render, messages: Messages) -> Messages:
+    """Messages with their tool calls in the form that the template reads: arguments as an object, else as JSON text;
+    ids as they are, else of the length that Mistral's templates take.
+    """
+    forms: list[Callable[[Messages], Messages]] = [
+        lambda given: given,
+        _with_json_arguments,
+        _with_short_ids,
+        lambda given: _with_short_ids(_with_json_arguments(given)),
+    ]
+    try:
+        text = render(messages, False)
+    except RowError as error:
+        for form in forms[1:]:
+            with contextlib.suppress(RowError):
+                changed = form(messages)
+                render(changed, False)
+                return changed
+        raise error from None
+    # A template that outputs an object directly would write Python's repr instead of JSON.
+    arguments = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls", ())]
+    if any(isinstance(value, dict) and value and str(value) in text for value in arguments):
+        with contextlib.suppress(RowError):
+            changed = _with_json_arguments(messages)
+            render(changed, False)
+            return changed
+    return messages
+
+
+def _with_json_arguments(messages: Messages) -> Messages:
+    return [_json_arguments(message) if "tool_calls" in message else message for message in messages]
+
+
+def _json_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    calls = []
+    for call in message["tool_calls"]:
+        function = dict(call["function"])
+        if not isinstance(function["arguments"], str):
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls}
+
+
+def _with_short_ids(messages: Messages) -> Messages:
+    """Calls, and the answers to them, with other ids: from a call's own, else from what is called where.
+
+    An answer that names no call is of the first that has none yet.
+    """
+    changed: Messages = []
+    ids: dict[str, str] = {}
+    open_calls: list[str] = []
+    for place, message in enumerate(messages):
+        if message.get("tool_calls"):
+            calls = []
+            for number, call in enumerate(message["tool_calls"]):
+                given = str(call.get("id") or f"{place} {number} {call['function']['name']}")
+                ids[given] = _short(given)
+                open_calls.append(ids[given])
+                calls.append({**call, "id": ids[given]})
+            message = {**message, "tool_calls": calls}
+        elif message["role"] == "tool":
+            answered = ids.get(str(message.get("tool_call_id"))) or next(iter(open_calls), "")
+            if answered in open_calls:
+                open_calls.remove(answered)
+            message = {**message, "tool_call_id": answered}
+        changed.append(message)
+    return changed
+
+
+def _short(given: str) -> str:
+    """An id of the right length, always the same for the same text; one that has that length stays."""
+    if len(given) == _ID_LENGTH and given.isascii() and given.isalnum():
+        return given
+    value = int.from_bytes(hashlib.sha256(given.encode("utf-8", "replace")).digest()[:8], "big")
+    base = len(_ID_CHARACTERS)
+    return "".join(_ID_CHARACTERS[value // base**place % base] for place in range(_ID_LENGTH))
+
+
+#: Replaces a text, to test whether it is rendered; letters alone, so that no escaping changes it.
+_PROBE = "qzlocaltuneprobe"
+#: Cached situations, and the messages of each that are compared.
+_REMEMBERED, _LONGEST = 1024, 64
+
+_Situation = tuple[tuple[str, ...], tuple[bool, ...], bool]
+
+
+class PromptCheck:
+    """Reports parts of prompts that a template leaves out, checked once for all rows of the same roles.
+
+    Args:
+        template: The chat template.
+    """
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+        self._known: dict[_Situation, str] = {}
+
+    def left_out(self, example: Example) -> str:
+        """Part of a conversation's prompt that is not rendered, in a sentence; empty if all is."""
+        turns = (*example.messages, *example.chosen)
+        looked_at = turns[:_LONGEST]
+        situation = (
+            tuple([turn.role for turn in looked_at]),
+            tuple([bool(turn.tool_calls) or not turn.content.strip() for turn in looked_at]),
+            bool(example.tools),
+        )
+        if situation not in self._known:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[situation] = self._look(looked_at, example.tools)
+        return self._known[situation]
+
+    def _look(self, turns: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+        last = max((index for index, turn in enumerate(turns) if turn.role == "assistant"), default=len(turns))
+        asked = turns[:last]
+        messages = [turn.fields() for turn in asked]
+        parts = []
+        if tools and not self._shows(messages, [_with_probe(tool) for tool in tools]):
+            parts.append("the list of tools")
+        for index, turn in enumerate(asked):
+            if turn.role == "assistant" or not turn.content.strip():
+                continue
+            probed = [*messages[:index], {**messages[index], "content": _PROBE}, *messages[index + 1 :]]
+            if not self._shows(probed, tools):
+                parts.append(
+                    "the system message" if turn.role == "system" else f"message {index + 1}, the {turn.role}'s"
+                )
+        return f"The chat template leaves out {' and '.join(parts)}." if parts else ""
+
+    def _shows(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> bool:
+        try:
+            return _PROBE in self._template.render(messages, tools=tools, add_generation_prompt=True).casefold()
+        except RowError:
+            # The template refuses the message, for the probe or for its real text, rather than leaving it out.
+            return True
+
+
+def _with_probe(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool whose name and description are the probe."""
+    changed = dict(tool)
+    for key, value in tool.items():
+        if key in ("name", "description"):
+            changed[key] = _PROBE
+        elif key == "function" and isinstance(value, Mapping):
+            changed[key] = _with_probe(value)
+    return changed
+
 
 #: Reasons to refuse a row that are defects of the chat template, not of the row.
 TEMPLATE_CODES = frozenset({"template_error", "template_rewrites", "template_drops", "no_reasoning", "no_stop_token"})

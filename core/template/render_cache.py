@@ -2,16 +2,282 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+from jinja2.filters import do_trim
+from jinja2.parser import Parser
 
 from core.data.conversation import Message, RowError
 from core.template.answer_turns import RowText, group_turns, read_turn
+from core.template.jinja_sandbox import TemplateTimeError, bounded_filter
 from core.template.reasoning import REASONING_END
-from core.template.render import ChatTemplate
-from core.template.trace import FIRST_MARK, Assumption, InspectedError, TracedTemplate, holds, placeholder
+from core.template.render import ChatTemplate, make_environment
+
+#: Placeholders in traced output: one private-use character for the content of each message.
+FIRST_MARK, LAST_MARK = 0x100000, 0x10FFF0
+#: Constructs that return rendered text to the program, which could then inspect it unnoticed.
+_CAPTURES: tuple[type[jinja2.nodes.Node], ...] = (
+    jinja2.nodes.Macro,
+    jinja2.nodes.CallBlock,
+    jinja2.nodes.FilterBlock,
+    jinja2.nodes.AssignBlock,
+    jinja2.nodes.Block,
+)
+
+#: A text that the template tested, the test and its argument.
+Assumption = tuple[tuple["str | int", ...], str, "str | None"]
+
+#: Check of each test on real text: whether the traced result holds.
+_CHECKS: dict[str, Callable[[str, Any], bool]] = {
+    "not_empty": lambda text, _: bool(text),
+    "lacks": lambda text, argument: argument not in text,
+    "starts_otherwise": lambda text, argument: not text.startswith(argument),
+    "ends_otherwise": lambda text, argument: not text.endswith(argument),
+    "differs": lambda text, argument: text != argument,
+    "strip": lambda text, argument: text.strip(argument) == text,
+    "lstrip": lambda text, argument: text.lstrip(argument) == text,
+    "rstrip": lambda text, argument: text.rstrip(argument) == text,
+}
+
+
+class InspectedError(Exception):
+    """The template inspects a content in a way that cannot be traced."""
+
+
+class _Watch:
+    def __init__(self) -> None:
+        self.assumptions: set[Assumption] = set()
+        self.looked_at = False
+
+    def refuse(self) -> NoReturn:
+        # Remembered as well as raised: jinja2's own tests swallow exceptions.
+        self.looked_at = True
+        raise InspectedError
+
+
+class Opaque:
+    """A text that cannot be inspected: a sequence of literal texts and numbers of message contents."""
+
+    __slots__ = ("_parts", "_watch")
+
+    def __init__(self, parts: tuple[str | int, ...], watch: _Watch) -> None:
+        self._parts = parts
+        self._watch = watch
+
+    def _assume(self, check: str, argument: str | None = None) -> None:
+        if argument is not None and type(argument) is not str:
+            self._watch.refuse()
+        self._watch.assumptions.add((self._parts, check, argument))
+
+    def __add__(self, other: object) -> Opaque:
+        if isinstance(other, Opaque):
+            return Opaque(self._parts + other._parts, self._watch)
+        if type(other) is not str:
+            self._watch.refuse()
+        return Opaque((*self._parts, other), self._watch) if other else self
+
+    def __radd__(self, other: object) -> Opaque:
+        if type(other) is not str:
+            self._watch.refuse()
+        return Opaque((other, *self._parts), self._watch) if other else self
+
+    def __bool__(self) -> bool:
+        self._assume("not_empty")
+        return True
+
+    def __contains__(self, other: object) -> bool:
+        if type(other) is not str or not other:
+            self._watch.refuse()
+        self._assume("lacks", other)
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is str:
+            self._assume("differs", other)
+            return False
+        if isinstance(other, Opaque):
+            self._watch.refuse()
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return not self.__eq__(other)
+
+    def startswith(self, prefix: str) -> bool:
+        self._assume("starts_otherwise", prefix)
+        return False
+
+    def endswith(self, suffix: str) -> bool:
+        self._assume("ends_otherwise", suffix)
+        return False
+
+    def strip(self, characters: str | None = None) -> Opaque:
+        return self._trimmed("lstrip", characters)._trimmed("rstrip", characters)
+
+    def lstrip(self, characters: str | None = None) -> Opaque:
+        return self._trimmed("lstrip", characters)
+
+    def rstrip(self, characters: str | None = None) -> Opaque:
+        return self._trimmed("rstrip", characters)
+
+    def split(self, separator: str | None = None) -> list[Opaque]:
+        if not separator:
+            self._watch.refuse()
+        self._assume("lacks", separator)
+        return [self]
+
+    def replace(self, old: str, new: str) -> Opaque:
+        if not old or type(new) is not str:
+            self._watch.refuse()
+        self._assume("lacks", old)
+        return self
+
+    def _trimmed(self, side: str, characters: str | None) -> Opaque:
+        """Trimmed on one side: literal text is trimmed, contents are assumed to have nothing to trim there."""
+        if characters is not None and type(characters) is not str:
+            self._watch.refuse()
+        parts = list(self._parts)
+        place = 0 if side == "lstrip" else -1
+        while parts:
+            edge = parts[place]
+            if isinstance(edge, int):
+                one = Opaque((edge,), self._watch)
+                one._assume(side, characters)
+                one._assume("not_empty")
+                break
+            trimmed = edge.lstrip(characters) if side == "lstrip" else edge.rstrip(characters)
+            if trimmed:
+                parts[place] = trimmed
+                break
+            del parts[place]
+        return Opaque(tuple(parts), self._watch)
+
+    def _written(self) -> str:
+        """The text as in traced output."""
+        return "".join(part if isinstance(part, str) else chr(FIRST_MARK + part) for part in self._parts)
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        self._watch.refuse()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        self._watch.looked_at = True
+        raise AttributeError(name)
+
+    __hash__ = __str__ = __repr__ = __format__ = __len__ = __iter__ = __getitem__ = _refuse
+    __mod__ = __rmod__ = __mul__ = __rmul__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __int__ = __float__ = __index__ = __reversed__ = __call__ = _refuse
+
+
+class _InlineGeneration(jinja2.ext.Extension):
+    """Jinja extension for ``{% generation %}`` that does not capture the text, which it only passes on."""
+
+    tags = {"generation"}  # noqa: RUF012 - declared so by jinja2
+
+    def parse(self, parser: Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body).set_lineno(line)
+
+
+def _write(value: Any) -> Any:
+    return value._written() if isinstance(value, Opaque) else value
+
+
+def _trim(value: Any, chars: str | None = None) -> Any:
+    return value.strip(chars) if isinstance(value, Opaque) else do_trim(value, chars)
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, (str, Opaque))
+
+
+class TracedTemplate:
+    """A template compiled to run on placeholders.
+
+    Args:
+        template: The template to trace.
+    """
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, assumptions: set[Assumption]
+    ) -> str:
+        """Render messages whose contents are placeholders, as made by :func:`placeholder`.
+
+        Args:
+            messages: ``role`` and ``content`` each; contents other than placeholders are ordinary text.
+            add_generation_prompt: As for :meth:`ChatTemplate.render`.
+            assumptions: Receives the assumptions on the contents under which the output is that of a real rendering.
+
+        Raises:
+            InspectedError: If the output depends on the contents in another way, or the template refuses the messages.
+            TemplateTimeError: As :meth:`ChatTemplate.render`.
+        """
+        compiled = self._compiled
+        if compiled is None:
+            raise InspectedError
+        watch = _Watch()
+        shown = [{**message, "content": _opaque(message["content"], watch)} for message in messages]
+        try:
+            text = compiled.render(self._template.context(shown, None, add_generation_prompt))
+        except TemplateTimeError:
+            raise
+        except Exception as error:  # the real rendering reports the error better
+            raise InspectedError from error
+        if watch.looked_at:
+            raise InspectedError
+        assumptions |= watch.assumptions
+        return text
+
+    @functools.cached_property
+    def _compiled(self) -> jinja2.Template | None:
+        source = self._template.source
+        if any(ord(character) >= FIRST_MARK for character in source):
+            return None
+        environment = make_environment()
+        environment.convert = _write
+        environment.add_extension(_InlineGeneration)
+        environment.filters["trim"] = bounded_filter("trim", _trim)
+        environment.tests["string"] = _is_string
+        try:
+            tree = environment.parse(source)
+        except (jinja2.TemplateSyntaxError, RecursionError):
+            return None
+        recursive = any(loop.recursive for loop in tree.find_all(jinja2.nodes.For))
+        if recursive or any(True for _ in tree.find_all(_CAPTURES)):
+            return None
+        return environment.from_string(source)
+
+
+def placeholder(number: int) -> str:
+    """The placeholder for the content of a message while a template is traced."""
+    return chr(FIRST_MARK + number)
+
+
+def _opaque(content: str, watch: _Watch) -> Opaque | str:
+    if len(content) == 1 and FIRST_MARK <= ord(content) <= LAST_MARK:
+        return Opaque((ord(content) - FIRST_MARK,), watch)
+    return content
+
+
+def holds(assumption: Assumption, contents: Sequence[str]) -> bool:
+    """Whether an assumption holds for the contents of a row's messages."""
+    parts, check, argument = assumption
+    text = (
+        contents[parts[0]]
+        if len(parts) == 1 and isinstance(parts[0], int)
+        else "".join(part if isinstance(part, str) else contents[part] for part in parts)
+    )
+    return _CHECKS[check](text, argument)
+
 
 _SHAPES = 1024
 #: Longer conversations are rendered individually; few have the same shape.

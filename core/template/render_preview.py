@@ -15,9 +15,9 @@ from core.template.jinja_sandbox import TemplateTimeError
 from core.template.mask import Masker
 from core.template.preview import MOST_SHOWN, PAIR, Preview, PreviewRow, PreviewToken
 from core.template.render import ChatTemplate, template_line
-from core.template.rows import MaskedRow
+from core.template.row_tokenizer import MaskedRow
+from core.template.settings import reads_variable, with_variables
 from core.template.tokenizer import ModelTokenizer
-from core.template.variables import reads_variable, with_variables
 from core.units import format_count
 
 #: A piece of text, for previews without a tokenizer.

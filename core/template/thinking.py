@@ -6,7 +6,7 @@ from core.config.schema import VariableValue
 from core.data.conversation import RowError
 from core.template.reasoning import closed_error, prompt_block
 from core.template.render import ChatTemplate
-from core.template.variables import reads_variable, with_variables
+from core.template.settings import reads_variable, with_variables
 
 #: Names and values in the templates of published models: Qwen 3 and most others; DeepSeek, Kimi and Granite; Cohere;
 #: MiniMax; Hunyuan; those that take OpenAI's names; Seed.

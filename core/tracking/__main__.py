@@ -23,8 +23,7 @@ from core.runs.run_files import refuse_unsafe_files
 from core.runs.store import Run
 from core.text import one_line
 from core.tracking.destinations import DESTINATIONS, refuse_missing
-from core.tracking.figures import told_configuration
-from core.tracking.forward import Forwarder
+from core.tracking.forward import Forwarder, told_configuration
 from core.tracking.position import FOLDER, Position, TrackerFiles
 from core.tracking.start import EXIT_BUSY, EXIT_FAILED, PATIENCE
 

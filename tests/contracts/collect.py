@@ -50,7 +50,7 @@ from core.hardware.snapshot import Device
 from core.hub.job import FetchPlan
 from core.hub.store import REFS_NAME, Record
 from core.hub_uri import parse_entry
-from core.models.files import RECORD_NAME
+from core.models.description import RECORD_NAME
 from core.notify import NotifySettings
 from core.presets.library import presets
 from core.queue.entry import STATES, QueueEntry
@@ -67,8 +67,7 @@ from core.runs.lock import LOCK_VARIABLE
 from core.runs.ranks import Rank
 from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, EXIT_REFUSED, INFERRED_STATES, RunState
 from core.runs.store import Run, create_run
-from core.selftest.checks import Check
-from core.selftest.report import Report
+from core.selftest.report import Check, Report
 from core.tracking.position import Position
 from core.worker.checkpoint.checkpoint import FORMAT_VERSION, MANIFEST, STATE_FILES, WEIGHTS, checkpoint_name
 from core.worker.checkpoint.checkpointer import FIXED_SECTIONS, config_hash

@@ -63,12 +63,12 @@ governor.Governor.__init__ = fast
 
 #: A worker whose meters are those of the driver's card, and which measures its pace, and plans, in no time.
 QUICK_HOOKS = """
-from core.governor import night, pace
+from core.governor import night
 from core.worker.process import governor, recorder
 watch, begin = recorder.Recorder.watch, governor.Governor.__init__
 recorder.Recorder.watch = lambda self, device: watch(self, "GPU-00000010-1111-2222-3333-444455556666")
 governor.Governor.__init__ = lambda self, *args, **options: begin(self, *args, **options, interval=0.02)
-pace.TRIAL_SECONDS, night.PLAN_SECONDS = 0.05, 0.1
+night.TRIAL_SECONDS, night.PLAN_SECONDS = 0.05, 0.1
 """
 
 

@@ -14,8 +14,7 @@ from textual.message import Message
 from textual.worker import get_current_worker
 
 from core.errors import UserError
-from core.export.kinds import Kind, Quant
-from core.export.request import ExportRequest
+from core.export.request import ExportRequest, Kind, Quant
 from core.paths import shown_path, user_path, working_directory
 from core.text import one_line, sanitize
 from core.units import format_bytes, format_duration

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from core.errors import UserError
-from core.selftest.checks import SUBJECTS, Check, Result, Subject
 from core.selftest.job import Progress, SelfTest, SelfTestCancelledError
-from core.selftest.report import LABELS, Report, device_line, write_report
+from core.selftest.report import LABELS, SUBJECTS, Check, Report, Result, Subject, device_line, write_report
 from core.text import one_line
 from tui.glyphs import GlyphSet
 from tui.screens.job import JobLeftError, JobScreen, JobState

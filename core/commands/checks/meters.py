@@ -7,9 +7,8 @@ from pathlib import Path
 
 from core.commands.checks.finding import Finding
 from core.hardware.amd import AmdSource
-from core.hardware.cpu import Cpu
+from core.hardware.cpu import POWERCAP, Cpu, Rapl
 from core.hardware.power import changed_limits, may_set_power, set_command
-from core.hardware.rapl import POWERCAP, Rapl
 from core.hardware.snapshot import Device
 from core.units import format_bytes
 

@@ -14,7 +14,7 @@ from core.data.files.layout import Kind
 from core.data.files.rows import NoRowsError, Progress, Row, RowFile
 from core.data.files.source import cannot_open
 from core.errors import UserError
-from core.hub.shard_names import MOST_SHARDS, SPLIT_NAMES, ending, holds_rows, natural, split_of
+from core.hub.selection import MOST_SHARDS, SPLIT_NAMES, ending, holds_rows, natural, split_of
 from core.small_files import read_small
 from core.text import one_line
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from core.export.kinds import Quant
+from core.export.request import Quant
 from core.models.architecture.architecture import Architecture, Layer
 from core.models.architecture.gguf_header import BLOCKS
 

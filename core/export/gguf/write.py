@@ -7,24 +7,201 @@ which nobody else writes to, and which is removed where the process is killed.
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from core import paths
 from core.directories import Progress, disk_error, refuse_existing, require_space
 from core.export.gguf.checks import Checked, check_model, require_quantizer
-from core.export.gguf.metadata import entries
-from core.export.gguf.options import GgufOptions
 from core.export.gguf.sizes import gguf_bytes
-from core.export.gguf.staging import own_templates, stage
 from core.export.gguf.tools import fetch_converter
-from core.export.kinds import CONVERTED, Quant
 from core.export.process import run_process
+from core.export.request import CONVERTED, Quant
+from core.models.description import TOKENIZER_LIMIT, WEIGHTS_INDEX, read_description
 from core.models.sandboxed import check_gguf
+from core.models.tensors import weight_files
 from core.sandbox.rights import reading
+
+
+@dataclass(frozen=True)
+class GgufOptions:
+    """Options of a GGUF file; what is not given is as the model's directory has it.
+
+    Args:
+        template: The chat template, as Jinja; tags that mark what is learned are replaced.
+        tool_template: A separate template for conversations with tools, if there is one.
+        stops: The tokens that end an answer, the most usual first; beside the tokenizer's own there is room for two.
+        name: The model's name, for people.
+        license: Of the model, as SPDX has it: ``apache-2.0``.
+        base_name: The model that it was made from, for people.
+        base: The directory of that model, where files of its tokenizer are taken from that the model's own directory
+            lacks.
+        base_gguf: The GGUF file that the base was, if it was one: its tokenizer is copied.
+        calibration: Rows as token ids, whose activations tell which weights matter most (an importance matrix), as of
+            :func:`core.export.gguf.write.calibration_rows`; used for the quantizations of less than eight bits.
+        is_exact: Whether the model was trained with the weights of a file of this type: embeddings and head are Q8_0,
+            as they were then.
+    """
+
+    template: str | None = None
+    tool_template: str | None = None
+    stops: tuple[int, ...] = ()
+    name: str = ""
+    license: str = ""
+    base_name: str = ""
+    base: Path | None = None
+    base_gguf: Path | None = None
+    calibration: tuple[tuple[int, ...], ...] = ()
+    is_exact: bool = False
+
+
+EntryKind = Literal["string", "uint32", "bool"]
+_GENERATION_TAG = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of the metadata.
+
+    Args:
+        key: Its key.
+        kind: The type of its value.
+        value: The value.
+    """
+
+    key: str
+    kind: EntryKind
+    value: Any
+
+    def to_list(self) -> list[Any]:
+        """As JSON has it."""
+        return [self.key, self.kind, self.value]
+
+
+def without_training_tags(template: str) -> str:
+    """A chat template whose ``{% generation %}`` tags, which mark what is learned, are replaced by ``{% if true %}``.
+
+    Readers other than transformers know no such tag, and some refuse the whole template. A tag in its place keeps the
+    blanks around it as they are, which removing it would not: a line that ends with a tag ends without a newline.
+    """
+    return _GENERATION_TAG.sub(lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", template)
+
+
+def entries(options: GgufOptions) -> list[Entry]:
+    """The entries that options ask for, in no particular order."""
+    return list(_entries(options))
+
+
+def _entries(options: GgufOptions) -> Iterator[Entry]:
+    if options.name:
+        yield Entry("general.name", "string", options.name)
+    if options.license:
+        yield Entry("general.license", "string", options.license)
+    if options.base_name:
+        yield Entry("general.base_model.count", "uint32", 1)
+        yield Entry("general.base_model.0.name", "string", options.base_name)
+    if options.template is not None:
+        yield Entry("tokenizer.chat_template", "string", without_training_tags(options.template))
+    if options.tool_template is not None:
+        yield Entry("tokenizer.chat_template.tool_use", "string", without_training_tags(options.tool_template))
+
+
+#: Files that are taken as they are. A chat template is not among them: the export sets it.
+_LINKED = ("generation_config.json", "tokenizer.json", "added_tokens.json", "special_tokens_map.json")
+#: Model types whose experts are chosen by a sigmoid, which the converter reads from ``scoring_func``. transformers does
+#: not ask for that key; without it llama.cpp takes a softmax, or ends.
+_SIGMOID = ("deepseek_v3", "dots1", "exaone_moe", "glm4_moe_lite")
+#: Forms of a tokenizer that are taken where there is no ``tokenizer.json``.
+_OTHER_FORMS = ("vocab.json", "merges.txt", "tekken.json")
+_SENTENCEPIECE = "tokenizer.model"
+#: Token types of ``tokenizer.json`` that the converter reads from ``tokenizer_config.json``.
+_FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
+
+
+def stage(model: Path, options: GgufOptions, directory: Path) -> None:
+    """Fill a directory with what the converter takes of a model.
+
+    A ``tokenizer.model`` that transformers has not saved comes from the base; the types of added tokens, which it
+    keeps in ``tokenizer.json`` alone, are written where the converter looks for them. So is how experts are scored,
+    where the model's class alone knows it.
+
+    Args:
+        model: The model's directory.
+        options: What the file is to be.
+        directory: An empty directory.
+
+    Raises:
+        UserError: If a file of the model is damaged.
+        OSError: If the directory cannot be written.
+    """
+    for path in weight_files(model):
+        _link(path, directory)
+    if not (model / "model.safetensors").is_file():
+        _link(model / WEIGHTS_INDEX, directory)
+    for name in _LINKED:
+        _link(model / name, directory)
+    config = read_description(model / "config.json") or {}
+    if config.get("model_type") in _SIGMOID and "scoring_func" not in config:
+        (directory / "config.json").write_text(json.dumps({**config, "scoring_func": "sigmoid"}), encoding="utf-8")
+    else:
+        _link(model / "config.json", directory)
+    if not (model / "tokenizer.json").is_file():
+        for name in _OTHER_FORMS:
+            _link(model / name, directory)
+    sources = [model, *([options.base] if options.base is not None else [])]
+    found = next((place / _SENTENCEPIECE for place in sources if (place / _SENTENCEPIECE).is_file()), None)
+    if found is not None:
+        _link(found, directory)
+    settings = _tokenizer_settings(model)
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def own_templates(model: Path) -> tuple[str | None, str | None]:
+    """A model's own chat template, and its separate one for conversations with tools.
+
+    Raises:
+        UserError: If a file is damaged.
+    """
+    settings = read_description(model / "tokenizer_config.json") or {}
+    value = settings.get("chat_template")
+    named: dict[str, Any] = {"default": value}
+    if isinstance(value, list):
+        named = {str(item.get("name")): item.get("template") for item in value if isinstance(item, dict)}
+    elif isinstance(value, dict):
+        named = value
+    files = {
+        "default": model / "chat_template.jinja",
+        "tool_use": model / "additional_chat_templates" / "tool_use.jinja",
+    }
+    named |= {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
+    default, tools = named.get("default"), named.get("tool_use")
+    return (default if isinstance(default, str) else None, tools if isinstance(tools, str) else None)
+
+
+def _link(path: Path, directory: Path) -> None:
+    if path.is_file():
+        (directory / path.name).symlink_to(path.absolute())
+
+
+def _tokenizer_settings(model: Path) -> dict[str, Any]:
+    settings = read_description(model / "tokenizer_config.json") or {}
+    settings.pop("chat_template", None)
+    settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    if not settings.get("added_tokens_decoder"):
+        content = read_description(model / "tokenizer.json", TOKENIZER_LIMIT) or {}
+        added = content.get("added_tokens")
+        settings["added_tokens_decoder"] = {
+            str(token["id"]): {"content": token["content"], **{name: bool(token.get(name)) for name in _FLAGS}}
+            for token in (added if isinstance(added, list) else [])
+            if isinstance(token, dict) and type(token.get("id")) is int and isinstance(token.get("content"), str)
+        }
+    return settings
+
 
 _WORKER = "core.worker.export.gguf"
 #: Bytes that a process may take: what its libraries take, and for each number of the largest tensor.

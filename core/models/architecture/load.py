@@ -19,9 +19,8 @@ from core.models.architecture.families import UnknownFamilyError, read_architect
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.models.architecture.towers import read_towers
-from core.models.description import read_description
+from core.models.description import read_description, refuse_foreign
 from core.models.find import find_model, missing_model, model_path
-from core.models.foreign import refuse_foreign
 from core.models.installed import check_known
 from core.models.kernels import missing_kernels
 from core.models.quantization_config import read_quantization

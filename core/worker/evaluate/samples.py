@@ -11,7 +11,7 @@ from typing import Any
 from core.chat.prompts import read_prompts
 from core.config.schema import Config
 from core.errors import UserError
-from core.evaluation.answers import Expected
+from core.evaluation.score import Expected
 from core.runs.events import SampleEvent
 from core.worker.data.batches import supervised_count
 from core.worker.data.dataset import Dataset

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from core.errors import UserError
-from core.export.base import describe_base
+from core.export.card import describe_base
 from core.models.description import read_description
 from core.runs.trained import TrainedModel
 from core.worker.export.beside import Conversation, copy_tokenizer

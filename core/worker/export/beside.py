@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.export.gguf.metadata import without_training_tags
-from core.export.kinds import Quant
-from core.models.description import read_description
-from core.models.files import TOKENIZERS
+from core.export.gguf.write import without_training_tags
+from core.export.request import Quant
+from core.models.description import TOKENIZERS, read_description
 from core.runs.trained import TrainedModel
 from core.template.builtin import named_or_file
 from core.worker.data.encode import stop_token_ids

@@ -16,9 +16,9 @@ import torch
 
 from core.directories import Progress
 from core.errors import UserError
-from core.export.kinds import Quant
+from core.export.request import Quant
 from core.export.stages import MERGING
-from core.models.files import WEIGHTS_INDEX
+from core.models.description import WEIGHTS_INDEX
 from core.runs.trained import TrainedFile, TrainedModel
 from core.text import one_line
 from core.worker.export.changes import Change, ExpertsChange, adapter_changes, embedding_changes, weight_changes

@@ -11,8 +11,7 @@ from typing import Literal
 from core import paths
 from core.directories import Progress
 from core.export.agreement import Agreement
-from core.export.kinds import Quant
-from core.export.request import MergeFrom
+from core.export.request import MergeFrom, Quant
 from core.models.quantization_config import read_quantization
 from core.runs.trained import TrainedModel
 from core.units import format_number

@@ -11,10 +11,10 @@ from core.chat.request import GenerationSettings
 from core.config.schema import Config
 from core.directories import Progress
 from core.errors import UserError
-from core.export.kinds import Quant
 from core.export.ollama.create import ask, create, find_ollama, model_name
 from core.export.ollama.modelfile import adds_bos, modelfile
 from core.export.ollama.template import carry_template
+from core.export.request import Quant
 from core.models.description import read_description, text_part
 from core.runs.trained import TrainedModel
 from core.small_files import read_small

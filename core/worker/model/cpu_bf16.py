@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from core.hardware import cpu_bf16
+from core.hardware import cpu
 
 #: Rows, inputs and outputs of the product: a micro-batch in a layer of the smallest models.
 SHAPE = (256, 576, 1536)
@@ -16,9 +16,9 @@ TRIALS = 7
 
 def prefers_bf16() -> bool:
     """Whether this CPU computes faster in bf16 than in fp32; measured in a tenth of a second where it is not known."""
-    if cpu_bf16.is_measured():
-        return cpu_bf16.prefers_bf16()
-    return cpu_bf16.keep_measurement(speed_ratio())
+    if cpu.is_bf16_measured():
+        return cpu.prefers_bf16()
+    return cpu.keep_bf16_measurement(speed_ratio())
 
 
 def speed_ratio() -> float:

@@ -22,7 +22,7 @@ from core.directories import Progress, disk_error, require_space, whole_director
 from core.errors import UserError, is_panic
 from core.hardware import cpu
 from core.models.architecture.gguf_header import GgufHeader
-from core.models.files import RECORD_NAME, read_record
+from core.models.description import RECORD_NAME, read_record
 from core.models.gguf import check_gguf
 from core.text import one_line
 from core.units import format_bytes

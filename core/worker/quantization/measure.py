@@ -19,8 +19,7 @@ from core.errors import UserError
 from core.hardware.cpu import memory
 from core.memory.batching import TOKEN_BUDGETS, chunk_positions
 from core.models.quantization_config import read_quantization
-from core.quantization.choose import choose_layers, layer_pattern
-from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost
+from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost, choose_layers, layer_pattern
 from core.text import one_line
 from core.worker.data.batches import collate, supervised_count
 from core.worker.data.encode import TokenizedRow

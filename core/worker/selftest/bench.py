@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.selftest.checks import Result
+from core.selftest.report import Result
 from core.selftest.sizes import Sizes
 
 #: File of a run that was short of memory: what was taken, and where.

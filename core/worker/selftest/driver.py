@@ -9,7 +9,7 @@ from typing import Any
 
 from core.hardware import cpu
 from core.hardware.card import Card, find_card
-from core.hardware.cpu_bf16 import prefers_bf16
+from core.hardware.cpu import prefers_bf16
 from core.hardware.nvml import Nvml, NvmlUnavailableError
 from core.hardware.power import may_set_power
 from core.hardware.snapshot import Device

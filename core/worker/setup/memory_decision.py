@@ -12,7 +12,7 @@ from core.config.derived import sequences_per_row
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware import cpu
-from core.hardware.cpu_bf16 import prefers_bf16
+from core.hardware.cpu import prefers_bf16
 from core.hardware.wsl import NO_PINNED_MEMORY, is_wsl
 from core.memory.calibration import read_calibration
 from core.memory.cards import Cards

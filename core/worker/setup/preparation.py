@@ -22,8 +22,7 @@ from core.data.registries.resolve import flat_sources
 from core.errors import UserError
 from core.sandbox.pool import POOL
 from core.template.builtin import template_source
-from core.template.settings import mask_settings
-from core.template.variables import one_template, with_variables
+from core.template.settings import mask_settings, one_template, with_variables
 from core.text import one_line
 from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader

@@ -454,7 +454,7 @@ def test_lines_are_wrapped_beside_what_leads_them(
 
 def test_what_a_run_s_device_cannot_keep_is_told(cli: CommandLine, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = Device(index=0, kind="cpu", name="Some CPU")
-    monkeypatch.setattr("core.governor.kept.read_device", lambda *_: cpu)
+    monkeypatch.setattr("core.governor.check.read_device", lambda *_: cpu)
     path = config_file(cli, base)
     sentence = "Some CPU does not tell its power, so night.energy_kwh cannot be kept. Remove the option."
     words = ("--set", "night.energy_kwh=1", "--lengths", "never")

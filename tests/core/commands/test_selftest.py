@@ -10,7 +10,7 @@ from core import paths
 from core.commands.command_line import command_parser
 from core.errors import UserError
 from core.selftest import job
-from core.selftest.checks import SUBJECTS
+from core.selftest.report import SUBJECTS
 from tests.cases import cases
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.evaluation.answers import Expected, answers_match, parse_json
+from core.evaluation.score import Expected, answers_match, parse_json
 from tests.cases import cases
 
 JSON = st.recursive(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.evaluation.bootstrap import LEAST_PAIRS, paired_bootstrap
+from core.evaluation.table import LEAST_PAIRS, paired_bootstrap
 from tests.examples import examples
 
 SCORES = st.lists(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.evaluation.metrics import SchemaCheck, is_json, token_f1
+from core.evaluation.score import SchemaCheck, is_json, token_f1
 from tests.cases import cases
 
 WORDS = st.lists(st.text("bcdefghij", min_size=2, max_size=5), min_size=1, max_size=8)

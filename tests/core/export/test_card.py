@@ -10,9 +10,8 @@ from typing import Any
 
 from core.config.schema import MethodSection
 from core.export.agreement import Agreement
-from core.export.base import BaseModel
-from core.export.card import CardFacts, write_card
-from core.export.kinds import Quant
+from core.export.card import BaseModel, CardFacts, write_card
+from core.export.request import Quant
 from core.runs.store import Run
 from core.runs.trained import find_trained
 from tests.cases import cases

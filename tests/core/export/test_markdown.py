@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from core.export.markdown import block, code, filled, heading, page, prose, shell_word, table
+from core.export.card import block, code, filled, heading, page, prose, shell_word, table
 from core.text import one_line
 from tests.cases import cases
 

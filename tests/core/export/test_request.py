@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.export.kinds import QUANTS
-from core.export.request import ExportRequest
+from core.export.request import QUANTS, ExportRequest
 from tests.cases import cases
 
 RUN = Path("/runs/20261126-120000-tickets")

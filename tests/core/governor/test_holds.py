@@ -4,8 +4,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from core.governor.control import FLOOR
 from core.governor.holds import PowerHold, TemperatureHold
+from core.governor.limits import FLOOR
 from tests.core.governor.card_model import CardModel
 
 LIMIT = 75.0

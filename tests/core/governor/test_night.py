@@ -11,9 +11,8 @@ import pytest
 
 from core.config.clock import next_time, parse_span, parse_time
 from core.errors import UserError
-from core.governor.course import Course
 from core.governor.limits import Limits
-from core.governor.night import Night, Promise, impossible, unmet
+from core.governor.night import Course, Night, Promise, impossible, unmet
 from core.governor.words import news, promised
 from tests.cases import cases
 

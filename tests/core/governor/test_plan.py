@@ -7,9 +7,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from core.governor.control import FLOOR
-from core.governor.curve import Curve, Point
-from core.governor.plan import Plan, Span, Wishes, least_energy, plan, soonest
+from core.governor.limits import FLOOR
+from core.governor.plan import Curve, Plan, Point, Span, Wishes, least_energy, plan, soonest
 from tests.examples import examples
 
 HOUR = 3600.0

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from core.config.clock import parse_span
-from core.governor.control import FLOOR
-from core.governor.limits import Limits
+from core.governor.limits import FLOOR, Limits
 from core.governor.policy import HOPELESS_SECONDS, Action, Decision, Observation, Policy
 from core.hardware.snapshot import Device
 from tests.core.governor.card_model import CardModel

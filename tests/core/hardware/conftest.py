@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[3]
 #: A sampler that prints what it has read when a line is written to it.
 _SAMPLER = """
 import json, sys
-from core.hardware import nvml_source, nvml_card
-nvml_source.REOPEN_SECONDS = nvml_card.SLOW_SECONDS = 0.0
+from core.hardware import nvml
+nvml.REOPEN_SECONDS = nvml.SLOW_SECONDS = 0.0
 from core.hardware import sampler as module
 module.DEADLINE_SECONDS = 0.2
 sampler = module.Sampler(1000.0)

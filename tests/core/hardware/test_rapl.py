@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from core.hardware.cpu import Cpu
-from core.hardware.host import HostReader
-from core.hardware.rapl import Rapl
+from core.hardware.cpu import Cpu, Rapl
+from core.hardware.sampler import HostReader
 
 
 def package(root: Path, number: int, energy: int, name: str = "package-0", most: int = 1_000_000_000) -> None:

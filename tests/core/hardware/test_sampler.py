@@ -91,8 +91,8 @@ def test_a_sensor_that_fails_leaves_the_last_reading(monkeypatch: pytest.MonkeyP
 
 def test_a_machine_that_cannot_be_read_makes_no_cards_values_old(ask_driver: Ask) -> None:
     program = (
-        "import json\nfrom core.hardware import host, sampler as module\n"
-        "def fail(self): raise OSError(5, 'broken')\nhost.HostReader.read = fail\n"
+        "import json\nfrom core.hardware import sampler as module\n"
+        "def fail(self): raise OSError(5, 'broken')\nmodule.HostReader.read = fail\n"
         "sampler = module.Sampler(1000.0)\ndevices = sampler.refresh(20.0)\n"
         "print(json.dumps([[device.age_s for device in devices], sampler.age() < 20, sampler.host(), sampler.reason]))"
     )

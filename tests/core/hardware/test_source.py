@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
-from core.hardware.source import Watched
+from core.hardware.sampler import Watched
 from tests.waiting import wait_for
 
 

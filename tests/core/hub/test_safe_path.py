@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.hub.safe_path import safe_path
+from core.hub.store import safe_path
 from tests.cases import cases
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from core.models.counterpart import find_counterpart
+from core.models.quantization_config import find_counterpart
 from tests.cases import cases
 
 

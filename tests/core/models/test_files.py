@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.models.files import read_record
+from core.models.description import read_record
 from tests.cases import cases
 
 

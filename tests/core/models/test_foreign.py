@@ -10,7 +10,7 @@ import pytest
 
 from core.errors import UserError
 from core.models.check import check_model_config
-from core.models.foreign import refuse_foreign
+from core.models.description import refuse_foreign
 from tests.cases import cases
 
 from .spoiling import copy_model, edit_json

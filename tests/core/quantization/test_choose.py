@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from core.quantization.choose import choose_layers, layer_pattern, most_costly
-from core.quantization.result import FINE, LayerCost
+from core.quantization.result import FINE, LayerCost, choose_layers, layer_pattern, most_costly
 
 
 def layers(*costs: float, size: int = 100) -> list[LayerCost]:

@@ -27,7 +27,7 @@ from core.runs.history import RunHistory, last_step, read_history
 from core.runs.state import RunState
 from core.runs.store import Run, complete_checkpoints, find_run, list_runs
 from core.runs.tail import EventTail
-from core.tracking.figures import figures, step_of
+from core.tracking.forward import figures, step_of
 from tests.cases import cases
 from tests.core.runs.event_strategies import HOSTILE_LINES
 from tests.core.runs.helpers import config_for

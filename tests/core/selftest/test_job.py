@@ -16,8 +16,8 @@ from core.helper import Helper
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.selftest import job
-from core.selftest.checks import SUBJECTS, Check, Subject
 from core.selftest.job import Progress, SelfTest, SelfTestCancelledError
+from core.selftest.report import SUBJECTS, Check, Subject
 from core.selftest.sizes import Sizes
 from tests.cases import cases
 

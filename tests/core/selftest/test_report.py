@@ -8,8 +8,19 @@ import pytest
 
 from core.errors import UserError
 from core.selftest import report as module
-from core.selftest.checks import RESULTS, SUBJECTS, Check, passed
-from core.selftest.report import Report, device_line, report_text, system_line, table, without_names, write_report
+from core.selftest.report import (
+    RESULTS,
+    SUBJECTS,
+    Check,
+    Report,
+    device_line,
+    passed,
+    report_text,
+    system_line,
+    table,
+    without_names,
+    write_report,
+)
 from tests.cases import cases
 
 DEVICE = {

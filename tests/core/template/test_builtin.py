@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES, NamedTemplate, stop_texts, template_source
 from core.template.mask import Masker
 from core.template.render import ChatTemplate
-from core.template.rows import MaskedRow
+from core.template.row_tokenizer import MaskedRow
 from core.template.tokenizer import ModelTokenizer
 from tests.cases import cases
 from tests.core.template.toy_tokenizers import id_of, make_backend

@@ -16,7 +16,7 @@ from core.data.conversation import Example, Message, RowError
 from core.errors import UserError
 from core.template.mask import Masker
 from core.template.render import ChatTemplate
-from core.template.rows import MaskedRow
+from core.template.row_tokenizer import MaskedRow
 from core.template.tokenizer import ModelTokenizer
 from tests.cases import cases
 from tests.core.template.families import (

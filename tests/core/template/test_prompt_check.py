@@ -6,7 +6,7 @@ from typing import Any
 
 from core.data.conversation import Message, make_conversation
 from core.template.builtin import NAMED_TEMPLATES
-from core.template.prompt_check import PromptCheck
+from core.template.mask import PromptCheck
 from core.template.render import ChatTemplate
 from tests.cases import cases
 from tests.conftest import CHATML

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from core.data.conversation import Example, Message
 from core.template.mask import Masker
 from core.template.reasoning import prompt_block
-from core.template.rows import MaskedRow
+from core.template.row_tokenizer import MaskedRow
 from tests.cases import cases
 from tests.core.template.families import DEEPSEEK_R1, NO_THINKING, QWEN25, SMOLLM2, Family
 from tests.core.template.model_families import OLMO3_THINK

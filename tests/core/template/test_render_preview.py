@@ -11,7 +11,7 @@ from core.template.builtin import NAMED_TEMPLATES
 from core.template.mask import Masker
 from core.template.preview import SAMPLE, Preview
 from core.template.render_preview import preview_template
-from core.template.rows import MaskedRow
+from core.template.row_tokenizer import MaskedRow
 from tests.cases import cases
 from tests.core.template.families import FAMILIES, GEMMA3, LLAMA3, MISTRAL, SMOLLM2, Family
 from tests.examples import examples

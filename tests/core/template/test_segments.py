@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from core.data.conversation import Example, RowError, Segment, make_segments
 from core.template.mask import Masker
-from core.template.rows import MaskedRow
+from core.template.row_tokenizer import MaskedRow
 from core.template.tokenizer import load_tokenizer
 
 _PARTS = st.lists(st.tuples(st.text(alphabet="the ticket<|im_end|>\n", max_size=12), st.booleans()), max_size=5)

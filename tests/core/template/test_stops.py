@@ -7,7 +7,7 @@ import dataclasses
 from core.data.conversation import Message, RowError
 from core.template.mask import Masker
 from core.template.render import ChatTemplate
-from core.template.rows import MaskedRow
+from core.template.row_tokenizer import MaskedRow
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
 from tests.cases import cases

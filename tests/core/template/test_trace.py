@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from core.data.conversation import Example, Message
 from core.template.mask import Masker
 from core.template.render import ChatTemplate
-from core.template.rows import MaskedRow
+from core.template.render_cache import InspectedError, TracedTemplate, placeholder
+from core.template.row_tokenizer import MaskedRow
 from core.template.tokenizer import ModelTokenizer
-from core.template.trace import InspectedError, TracedTemplate, placeholder
 from tests.cases import cases
 from tests.core.template.families import FAMILIES, GEMMA3, LLAMA3, MARKED, QWEN3, SMOLLM2, Family
 from tests.examples import examples

@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from core.template import word_cache as words
+from core.template import row_tokenizer as words
+from core.template.row_tokenizer import WordTokenizer, cuts_at_spaces
 from core.template.tokenizer import ModelTokenizer
-from core.template.word_cache import WordTokenizer, cuts_at_spaces
 from tests.cases import cases
 from tests.core.template.toy_tokenizers import CORPUS, make_backend
 

@@ -9,8 +9,8 @@ import pytest
 
 from core import paths
 from core.selftest import job
-from core.selftest.checks import SUBJECTS
 from core.selftest.job import SelfTest
+from core.selftest.report import SUBJECTS
 from tests.tui.harness import screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.job import JobScreen

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from core import deepspeed
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
-from core.governor.kept import unkept_on
+from core.governor.check import unkept_on
 from core.memory.disk import disk_need
 from tui.data_paths import follow_links
 from tui.panes.config.base_model import BaseFinding, NamedBase, check_base, find_missing

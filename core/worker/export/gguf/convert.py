@@ -1,7 +1,7 @@
 """Process that writes a model as GGUF with llama.cpp's converter: ``python -m core.worker.export.gguf.convert``.
 
 The converter is imported from its own directory, whose package ``gguf`` is newer than the installed one. What it takes
-from a model's directory is prepared by :mod:`core.export.gguf.staging`. A tensor at a time is in memory.
+from a model's directory is prepared by :mod:`core.export.gguf.write`. A tensor at a time is in memory.
 """
 
 from __future__ import annotations

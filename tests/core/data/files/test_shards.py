@@ -10,7 +10,7 @@ from core.data.files.reader import open_rows, read_rows
 from core.data.files.shards import list_shards
 from core.data.files.source import FileChangedError
 from core.errors import UserError
-from core.hub.shard_names import MOST_SHARDS
+from core.hub.selection import MOST_SHARDS
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, values, write, write_arrow, write_parquet
 from tests.unprivileged import unprivileged

@@ -3,8 +3,7 @@ from __future__ import annotations
 import jinja2
 import jinja2.ext
 
-from core.export.gguf.metadata import entries, without_training_tags
-from core.export.gguf.options import GgufOptions
+from core.export.gguf.write import GgufOptions, entries, without_training_tags
 from core.template.render import ChatTemplate
 from tests.cases import cases
 

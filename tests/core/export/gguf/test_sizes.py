@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from core.export.gguf.sizes import MEAN_BITS, gguf_bytes
-from core.export.kinds import QUANTS
+from core.export.request import QUANTS
 from core.models.architecture.families import read_architecture
 from core.models.inspection import STARTER_FACTS
 

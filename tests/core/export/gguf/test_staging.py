@@ -4,8 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from core.export.gguf.options import GgufOptions
-from core.export.gguf.staging import own_templates, stage
+from core.export.gguf.write import GgufOptions, own_templates, stage
 from tests.cases import cases
 from tests.tiny_model import CHATML
 

@@ -14,8 +14,7 @@ import pytest
 from core.errors import UserError
 from core.export.gguf import write
 from core.export.gguf.checks import has_library
-from core.export.gguf.options import GgufOptions
-from core.export.gguf.write import write_adapter_gguf, write_gguf
+from core.export.gguf.write import GgufOptions, write_adapter_gguf, write_gguf
 from core.models.architecture.gguf_header import read_gguf_header
 from tests.cases import cases
 from tests.progress import quiet

@@ -11,7 +11,7 @@ import pytest
 from core.config.schema import Config
 from core.data.conversation import Example, Message
 from core.errors import UserError
-from core.evaluation.answers import Expected
+from core.evaluation.score import Expected
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import Encoder
 from core.worker.evaluate import samples

@@ -17,8 +17,7 @@ from core import paths
 from core.commands.export import plan_line
 from core.errors import UserError
 from core.export.agreement import Agreement
-from core.export.base import describe_base
-from core.export.card import CardFacts, write_card
+from core.export.card import CardFacts, describe_base, write_card
 from core.export.plan import merged_quant, plan_export
 from core.export.request import ExportRequest
 from core.export.result import read_result

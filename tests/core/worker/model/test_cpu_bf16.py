@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.hardware.cpu_bf16 import is_measured
+from core.hardware.cpu import is_bf16_measured
 from core.worker.model import cpu_bf16
 from core.worker.model.model import choose_dtype
 
@@ -21,7 +21,7 @@ def test_auto_takes_what_was_measured_once(
 ) -> None:
     monkeypatch.setattr(cpu_bf16, "speed_ratio", lambda: ratio)
     assert choose_dtype("auto", torch.device("cpu")) == dtype
-    assert is_measured()
+    assert is_bf16_measured()
     monkeypatch.setattr(cpu_bf16, "speed_ratio", lambda: pytest.fail("measured again"))
     assert choose_dtype("auto", torch.device("cpu")) == dtype
 

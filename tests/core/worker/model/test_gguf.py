@@ -12,7 +12,7 @@ import pytest
 
 from core import paths
 from core.errors import UserError
-from core.models.files import RECORD_NAME, read_record
+from core.models.description import RECORD_NAME, read_record
 from core.models.find import gguf_identity
 from core.worker.model import gguf
 from core.worker.model.starter import resolve_base

@@ -13,7 +13,7 @@ import pytest
 
 from core import paths
 from core.errors import UserError
-from core.models.files import read_record
+from core.models.description import read_record
 from core.models.find import STARTER_NAME
 from core.worker.model import starter
 from core.worker.model.starter import cache_dir, prepare_starter, resolve_base

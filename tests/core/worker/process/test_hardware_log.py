@@ -187,11 +187,11 @@ WORKER = """
 import json, os, time
 from pathlib import Path
 from core.config.schema import Config, DataSection
-from core.hardware import nvml_source, sampler
+from core.hardware import nvml, sampler
 from core.runs.events import StoppedEvent
 from core.runs.store import create_run
 from core.worker.process import recorder as module
-nvml_source.REOPEN_SECONDS = 0.0
+nvml.REOPEN_SECONDS = 0.0
 sampler.DEADLINE_SECONDS = module.HEARTBEAT_SECONDS = 0.05
 run = create_run(Config(data=DataSection(train="rows.jsonl")), "test")
 recorder = module.Recorder(run)

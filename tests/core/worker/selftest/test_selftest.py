@@ -13,9 +13,8 @@ from core import paths
 from core.errors import UserError
 from core.hardware.cpu import cpu_name
 from core.memory.calibration import read_calibration
-from core.selftest.checks import SUBJECTS, Check
 from core.selftest.job import SelfTest
-from core.selftest.report import Report, report_text
+from core.selftest.report import SUBJECTS, Check, Report, report_text
 from core.selftest.sizes import Shape, Sizes
 from core.worker.process.answers import Answers
 from core.worker.selftest import __main__ as check_process

@@ -16,11 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from core.export.gguf.options import GgufOptions
 from core.export.gguf.sizes import gguf_bytes
-from core.export.gguf.staging import stage
-from core.export.gguf.write import conversion_job
-from core.export.kinds import CONVERTED, QUANTS
+from core.export.gguf.write import GgufOptions, conversion_job, stage
+from core.export.request import CONVERTED, QUANTS
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.architecture.load import load_architecture
 from core.worker.export.gguf.convert import convert

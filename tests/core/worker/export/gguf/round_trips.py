@@ -18,9 +18,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.export.gguf.checks import check_model
-from core.export.gguf.options import GgufOptions
-from core.export.gguf.staging import own_templates, stage
-from core.export.gguf.write import conversion_job
+from core.export.gguf.write import GgufOptions, conversion_job, own_templates, stage
 from core.worker.export.gguf.adapter import convert_adapter
 from core.worker.export.gguf.convert import convert
 from core.worker.export.llama.model import GgufModel

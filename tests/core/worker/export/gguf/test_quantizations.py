@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from core.export.gguf.checks import has_library
-from core.export.kinds import QUANTS
+from core.export.request import QUANTS
 from tests.forking import Forks
 
 from .apart import converter_in, lines_of

@@ -11,8 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from core.data.conversation import RowError
-from core.export.gguf.options import GgufOptions
-from core.export.gguf.write import write_gguf
+from core.export.gguf.write import GgufOptions, write_gguf
 from core.helper import Helper
 from core.template.mask import Masker
 from tests.cases import cases

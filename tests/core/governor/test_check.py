@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from core.config.schema import Config
-from core.governor import kept
-from core.governor.kept import unkept, unkept_here, unkept_on
+from core.governor import check
+from core.governor.check import unkept, unkept_here, unkept_on
 from core.governor.limits import Limits
 from core.hardware.snapshot import Device
 from tests.cases import cases
@@ -63,7 +63,7 @@ def test_meters_are_read_only_where_a_limit_needs_them(monkeypatch: pytest.Monke
         asked.append((device, gpu))
         return BLIND
 
-    monkeypatch.setattr(kept, "read_device", read)
+    monkeypatch.setattr(check, "read_device", read)
     assert not unkept_here(config(night={"deadline": "07:00"}, hardware={"disk_free_min_gb": 1.0}))
     assert not asked
     (found,) = unkept_here(config(night={"energy_kwh": 1.0}, hardware={"device": "cpu"}))
