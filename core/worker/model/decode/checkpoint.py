@@ -19,10 +19,16 @@ from core.models.quantization_config import read_quantization
 from core.models.quantized_weights import Encoded, read_decoded
 from core.models.tensors import Tensor, read_header, weight_files
 from core.text import one_line
-from core.worker.model.decode.bitsandbytes import decode_4bit, decode_8bit
-from core.worker.model.decode.fp4 import decode_fp4, decode_mxfp4_experts
-from core.worker.model.decode.integers import decode_awq, decode_gptq, decode_packed
-from core.worker.model.decode.scaled import decode_scaled
+from core.worker.model.decode.formats import (
+    decode_4bit,
+    decode_8bit,
+    decode_awq,
+    decode_fp4,
+    decode_gptq,
+    decode_mxfp4_experts,
+    decode_packed,
+    decode_scaled,
+)
 from core.worker.model.safetensors_io import DTYPES
 
 

@@ -13,9 +13,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from core.errors import UserError
 from core.worker.model.decode.checkpoint import Checkpoint
-from core.worker.model.decode.elements import scale_values, unpack_e2m1
-from core.worker.model.decode.fp4 import decode_mxfp4_experts
-from core.worker.model.decode.scaled import decode_scaled
+from core.worker.model.decode.formats import decode_mxfp4_experts, decode_scaled, scale_values, unpack_e2m1
 from tests.cases import cases
 from tests.packers import FORMATS, Twins, fp8_blocks, mxfp4, quantize_checkpoint
 

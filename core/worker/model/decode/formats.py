@@ -1,0 +1,324 @@
+"""Decoding of quantized weights to 16 bit, a function a format.
+
+MXFP4, NVFP4 and the experts of gpt-oss; a number an element times a scale, as FP8; packed integers of
+compressed-tensors, GPTQ and AWQ, each ``(q - zero) * scale``; NF4, FP4 and LLM.int8() of bitsandbytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes.functional import QuantState
+
+from core.worker.model.nf4 import dequantize_rightly
+
+#: The numbers of E2M1, by their four bits: sign, two of the exponent, one of the fraction (OCP Microscaling Formats
+#: (MX) Specification 1.0, 5.3.3).
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+#: The exponent of E8M0 that stands for 1, and the one that stands for no number (the same, 5.4.1).
+_ONE, _NAN = 127, 255
+
+
+def unpack_words(words: torch.Tensor, bits: int, places: Sequence[int] | None = None) -> torch.Tensor:
+    """Elements of 32-bit words.
+
+    Args:
+        words: ``int32`` of ``(…, n)``.
+        bits: Of an element: 2, 4 or 8.
+        places: The places of a word's elements in it, counted from the lowest bits; None: they are in order.
+
+    Returns:
+        ``uint8`` of ``(…, n * 32 / bits)``.
+    """
+    stored = words.contiguous().view(torch.uint8)  # little endian, as safetensors are
+    if bits < 8:
+        parts = [(stored >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+        stored = torch.stack(parts, dim=-1).flatten(-2)
+    if places is None:
+        return stored
+    by_word = stored.view(*words.shape, len(places))
+    return torch.stack([by_word[..., place] for place in places], dim=-1).flatten(-2)
+
+
+def unpack_e2m1(codes: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Numbers of E2M1 that lie two in a byte, the lower four bits first.
+
+    Args:
+        codes: ``uint8`` of ``(…, n)``.
+        dtype: Of the result: 16 or 32 bit, all of which have these numbers.
+
+    Returns:
+        ``(…, 2 n)``.
+    """
+    table = torch.tensor([*_E2M1, *(-number for number in _E2M1)], dtype=dtype)
+    every = torch.arange(256)
+    pairs = torch.stack([table[every & 15], table[every >> 4]], dim=-1)
+    # Two numbers are looked up as one, by their bits.
+    looked_up = pairs.view(torch.int64 if dtype.itemsize == 4 else torch.int32).flatten().to(codes.device)
+    found = torch.index_select(looked_up, 0, codes.flatten().to(torch.int32))
+    return found.view(dtype).view(*codes.shape[:-1], -1)
+
+
+def scale_values(scales: torch.Tensor) -> torch.Tensor:
+    """Scales as numbers: powers of two where they are E8M0.
+
+    Args:
+        scales: Any floating type; ``uint8`` and ``float8_e8m0fnu`` are exponents.
+
+    Returns:
+        ``float32`` of the same shape.
+    """
+    if scales.dtype not in (torch.uint8, torch.float8_e8m0fnu):
+        return scales.to(torch.float32)
+    exponents = scales.view(torch.uint8).to(torch.int32)
+    values = torch.ldexp(torch.ones_like(exponents, dtype=torch.float32), exponents - _ONE)
+    return torch.where(exponents == _NAN, torch.nan, values)
+
+
+#: Rows that are computed in fp32 at once.
+_ROWS = 1024
+
+
+def decode_fp4(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    factor: torch.Tensor | None = None,
+    divisor: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Decode a weight of E2M1 numbers, exactly where the scales are powers of two, else computed in fp32 and rounded
+    once.
+
+    Args:
+        codes: ``uint8`` of ``(…, columns / 2)``, the lower four bits first.
+        scales: ``(…, columns / block)``: exponents (MXFP4, blocks of 32) or E4M3 (NVFP4, blocks of 16).
+        dtype: Of the result.
+        factor: What all scales are multiplied with, one number; None for none.
+        divisor: What all scales are divided by, one number; None for none.
+
+    Returns:
+        ``(…, columns)``.
+    """
+    *before, packed = codes.shape
+    out = torch.empty((*before, 2 * packed), dtype=dtype, device=codes.device)
+    flat, result = codes.reshape(-1, packed), out.view(-1, 2 * packed)
+    of_rows = scales.reshape(flat.shape[0], -1)
+    width = 2 * packed // of_rows.shape[1]
+    # bf16 has all powers of two that E8M0 has, so that nothing is rounded.
+    is_exact = dtype == torch.bfloat16 and scales.dtype in (torch.uint8, torch.float8_e8m0fnu)
+    is_exact = is_exact and factor is None and divisor is None
+    computed = torch.bfloat16 if is_exact else torch.float32
+    for top in range(0, len(flat), _ROWS):
+        values = scale_values(of_rows[top : top + _ROWS])
+        if factor is not None:
+            values = values * factor.to(torch.float32).reshape(())
+        if divisor is not None:
+            values = values / divisor.to(torch.float32).reshape(())
+        numbers = unpack_e2m1(flat[top : top + _ROWS], computed).view(len(values), -1, width)
+        result[top : top + _ROWS] = numbers.mul_(values.unsqueeze(-1).to(computed)).flatten(1)
+    return out
+
+
+def decode_mxfp4_experts(
+    read: Callable[[int], tuple[torch.Tensor, torch.Tensor]], shape: tuple[int, ...], dtype: torch.dtype
+) -> torch.Tensor:
+    """Decode the experts of gpt-oss, one after the other.
+
+    The files have them as outputs by inputs, in blocks of 32 inputs; transformers computes with inputs by outputs.
+
+    Args:
+        read: Gives an expert's blocks, ``uint8`` of ``(outputs, blocks, 16)``, and their exponents, ``uint8`` of
+            ``(outputs, blocks)``.
+        shape: ``(experts, inputs, outputs)``.
+        dtype: Of the result.
+
+    Returns:
+        All experts.
+    """
+    out: torch.Tensor | None = None
+    for number in range(shape[0]):
+        blocks, scales = read(number)
+        if out is None:
+            out = torch.empty(shape, dtype=dtype, device=blocks.device)
+        out[number] = decode_fp4(blocks.flatten(1), scales, dtype).T
+    return torch.empty(shape, dtype=dtype) if out is None else out
+
+
+def decode_scaled(
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    block: tuple[int, int],
+    dtype: torch.dtype,
+    *,
+    zero_points: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Decode a weight: ``(weight - zero point) * scale``, computed in fp32 and rounded once.
+
+    Args:
+        weight: FP8 (E4M3, E5M2) or integers of 8 bits, ``(…, rows, columns)``.
+        scales: One for each block, those at the end cut off where the shape is no multiple of them; or one for all.
+            ``uint8`` and E8M0 are exponents.
+        block: Rows and columns of a block.
+        dtype: Of the result.
+        zero_points: As the scales; None for none.
+        groups: ``(columns,)``: the column of scales that each column of the weight takes; None where they are in order.
+
+    Returns:
+        The weight in its shape.
+    """
+    *before, rows, columns = weight.shape
+    height, width = block
+    grid = (*before, -(-rows // height), -(-columns // width))
+    values = scale_values(scales).reshape(grid if scales.numel() != 1 else (1,) * len(grid))
+    zeros = None
+    if zero_points is not None:
+        zeros = zero_points.to(torch.float32).reshape(grid if zero_points.numel() != 1 else (1,) * len(grid))
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    # A row of blocks at a time, so that fp32 is never there for all of it.
+    flat, result = weight.reshape(-1, rows, columns), out.view(-1, rows, columns)
+    shape = (flat.shape[0], *grid[-2:])
+    values = values.expand(grid).reshape(shape)
+    zeros = None if zeros is None else zeros.expand(grid).reshape(shape)
+    step = max(height, _ROWS // height * height)
+    for number in range(flat.shape[0]):
+        for top in range(0, rows, step):
+            part = flat[number, top : top + step].to(torch.float32)
+            bands = slice(top // height, -(-(top + len(part)) // height))
+            if zeros is not None:
+                part -= _spread(zeros[number, bands], block, part.shape, groups)
+            part *= _spread(values[number, bands], block, part.shape, groups)
+            result[number, top : top + step] = part
+    return out
+
+
+def _spread(
+    values: torch.Tensor, block: tuple[int, int], shape: torch.Size, groups: torch.Tensor | None
+) -> torch.Tensor:
+    """Values of blocks for each of their elements, without what the last ones have too many."""
+    if groups is not None:
+        across = values[:, groups.long()]
+    elif values.shape[1] == 1:
+        across = values
+    else:
+        across = values.repeat_interleave(block[1], dim=1)[:, : shape[1]]
+    return across if block[0] == 1 else across.repeat_interleave(block[0], dim=0)[: shape[0]]
+
+
+#: The places at which AWQ's kernels expect eight neighbors in a word: the first one in the lowest four bits, the second
+#: in the fifth four.
+_AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+def decode_packed(
+    words: torch.Tensor,
+    scales: torch.Tensor,
+    group: int,
+    bits: int,
+    columns: int,
+    dtype: torch.dtype,
+    *,
+    zero_points: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Decode a weight of compressed-tensors' format ``pack-quantized``.
+
+    Args:
+        words: ``int32`` of ``(…, rows, columns * bits / 32)``; elements are stored with half their range added.
+        scales: ``(…, rows, groups)``.
+        group: Columns of a group.
+        bits: 2, 4 or 8.
+        columns: Number of columns; words may have more.
+        dtype: Of the result.
+        zero_points: ``int32`` of ``(…, rows * bits / 32, groups)``, packed along the rows, or ``int8`` as the scales;
+            None for symmetric weights.
+        groups: ``(columns,)``: the group of each column; None, or with a -1 in it, where they are in order.
+    """
+    half = 1 << (bits - 1)
+    numbers = (unpack_words(words, bits)[..., :columns].to(torch.int16) - half).to(torch.int8)
+    if zero_points is not None and zero_points.dtype == torch.int32:
+        rows = words.shape[-2]
+        unpacked = unpack_words(zero_points.transpose(-1, -2), bits)[..., :rows].transpose(-1, -2)
+        zero_points = unpacked.to(torch.int16) - half
+    if groups is not None and bool((groups < 0).any()):
+        groups = None
+    return decode_scaled(numbers, scales, (1, group), dtype, zero_points=zero_points, groups=groups)
+
+
+def decode_gptq(
+    words: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    group: int,
+    bits: int,
+    dtype: torch.dtype,
+    *,
+    zero_offset: int,
+    groups: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Decode a weight of GPTQ.
+
+    Args:
+        words: ``int32`` of ``(inputs * bits / 32, outputs)``, packed along the inputs.
+        scales: ``(groups, outputs)``.
+        zeros: ``int32`` of ``(groups, outputs * bits / 32)``, packed along the outputs.
+        group: Inputs of a group.
+        bits: 2, 4 or 8.
+        dtype: Of the result.
+        zero_offset: What is added to stored zero points.
+        groups: ``(inputs,)``: the group of each input; None where they are in order.
+
+    Returns:
+        ``(outputs, inputs)``.
+    """
+    numbers = unpack_words(words.T, bits)
+    zero_points = unpack_words(zeros, bits)[:, : words.shape[1]].to(torch.int16) + zero_offset
+    return decode_scaled(numbers, scales.T, (1, group), dtype, zero_points=zero_points.T, groups=groups)
+
+
+def decode_awq(
+    words: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, group: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Decode a weight of AWQ, version GEMM, in 4 bits.
+
+    Args:
+        words: ``int32`` of ``(inputs, outputs / 8)``, eight neighbors in the order of the kernels.
+        scales: ``(groups, outputs)``.
+        zeros: ``int32`` of ``(groups, outputs / 8)``, in the same order.
+        group: Inputs of a group.
+        dtype: Of the result.
+
+    Returns:
+        ``(outputs, inputs)``.
+    """
+    numbers, zero_points = (unpack_words(packed, 4, _AWQ_PLACES) for packed in (words, zeros))
+    return decode_scaled(numbers.T, scales.T, (1, group), dtype, zero_points=zero_points.T)
+
+
+def decode_4bit(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Decode a weight of NF4 or FP4, in the dtype and shape that its state says.
+
+    Args:
+        parts: ``weight`` with two elements a byte, and the others by the names that bitsandbytes gives them behind the
+            weight's: ``absmax``, ``quant_map``, ``quant_state.bitsandbytes__nf4``, …
+    """
+    others = {f"weight.{role}": part for role, part in parts.items() if role != "weight"}
+    state = QuantState.from_dict(others, device=parts["weight"].device)
+    if parts["weight"].device.type == "cpu":
+        dequantize_rightly()
+    restored: torch.Tensor = bnb.functional.dequantize_4bit(parts["weight"], state)
+    return restored
+
+
+def decode_8bit(weight: torch.Tensor, statistics: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Decode a weight of LLM.int8().
+
+    Args:
+        weight: ``int8`` of ``(outputs, inputs)``.
+        statistics: ``(outputs,)``: the largest absolute value of each row, which is stored as 127.
+        dtype: Of the result.
+    """
+    return decode_scaled(weight, statistics.to(torch.float32) / 127, (1, weight.shape[1]), dtype)
