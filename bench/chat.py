@@ -161,7 +161,7 @@ class Bench:
         return self._timed(answer)
 
     def _folded(self) -> Timing | None:
-        from core.worker.generate.folding import fold
+        from core.worker.generate.sources import fold
 
         folded = fold(self._adapted.model, "default")
         self.folds = folded is not None
@@ -218,7 +218,7 @@ class Bench:
 
     def _later_turn(self) -> dict[str, float]:
         """Seconds to the first token of a second question, the conversation read anew and its keys and values kept."""
-        from core.worker.generate.prefix_cache import PrefixCache
+        from core.worker.generate.generate import PrefixCache
 
         later = [
             *self._messages,

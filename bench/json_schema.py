@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from core.worker.generate.grammar import Grammar
+from core.worker.generate.generate import Grammar
 from core.worker.model.starter import prepare_starter
 
 SCHEMA = {

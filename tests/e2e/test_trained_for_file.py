@@ -73,7 +73,7 @@ def trained_values(run: Run, base: Path) -> dict[str, Any]:
 def held_out_loss(forks: Forks, run: Run, base: Path, file: Path) -> float:
     """The loss of the file on what the run has held out, by llama.cpp."""
     from core.worker.data.dataset import Loader
-    from core.worker.export.verify.rows import make_encoder
+    from core.worker.export.verify.reference import make_encoder
     from core.worker.model.model import load_tokenizer
 
     config, tokenizer = run.config(), load_tokenizer(base)

@@ -2,20 +2,187 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
+import io
+import json
+import struct
 import threading
+import time
+from array import array
+from pathlib import Path
 
+from core.atomic import write_atomic
 from core.data.files.bytes import ByteSource, PlainBytes
-from core.data.files.index_cache import load_index, save_index
 from core.data.files.layout import Kind, Layout
-from core.data.files.parsers import RAW_LIMIT, parse_csv, parse_json, parse_text, preview, split_csv
 from core.data.files.rows import NoRowsError, Progress, Row, RowFile
 from core.data.files.scanners import ArrayScanner, CsvScanner, LineScanner, Scanner, Spans
-from core.data.files.source import TABLES, Source
+from core.data.files.source import TABLES, Identity, Source
 from core.data.files.spool import SpooledBytes
 from core.errors import UserError
+from core.paths import home, make_private_dir
 from core.text import one_line
 from core.units import format_bytes
+
+#: Characters of an unparsable row that are kept for display.
+RAW_LIMIT = 4000
+
+_csv_limit = threading.Lock()
+
+
+def parse_json(index: int, line: int, raw: bytes) -> Row:
+    """Parse a row of JSON; never raises."""
+    try:
+        data = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return _not_utf8(index, line, raw, error)
+    except json.JSONDecodeError as error:
+        reason = f"The row is not JSON: {error.msg} at character {error.pos + 1}."
+        if not raw:
+            reason = "The file ends before the array does: its closing ] is missing."
+        return Row(index, line, None, reason, "not_json", preview(raw))
+    except (ValueError, RecursionError):
+        # A number of thousands of digits, or thousands of brackets.
+        return Row(index, line, None, "The row is JSON that goes beyond all bounds.", "not_json", preview(raw))
+    if not isinstance(data, dict):
+        return Row(index, line, None, "The row is JSON but no object with keys.", "not_an_object", preview(raw))
+    return Row(index, line, data)
+
+
+def parse_csv(index: int, line: int, raw: bytes, header: list[str], delimiter: str) -> Row:
+    """Parse a record of a CSV file; never raises."""
+    try:
+        cells = split_csv(raw.decode("utf-8"), delimiter)
+    except UnicodeDecodeError as error:
+        return _not_utf8(index, line, raw, error)
+    except csv.Error as error:
+        return Row(index, line, None, f"The row is not CSV: {error}.", "bad_csv", preview(raw))
+    if len(cells) != len(header):
+        reason = f"The row has {len(cells)} cells, the header has {len(header)}."
+        return Row(index, line, None, reason, "bad_csv", preview(raw))
+    return Row(index, line, dict(zip(header, cells, strict=True)))
+
+
+def parse_text(index: int, line: int, raw: bytes) -> Row:
+    """Parse a line of plain text into a row with the column ``text``; never raises."""
+    try:
+        return Row(index, line, {"text": raw.decode("utf-8").rstrip("\r")})
+    except UnicodeDecodeError as error:
+        return _not_utf8(index, line, raw, error)
+
+
+def split_csv(text: str, delimiter: str) -> list[str]:
+    """The cells of one record.
+
+    Raises:
+        csv.Error: If the text is not exactly one record.
+    """
+    # The module's own limit of 128 kB a cell is global to the process; rows are bounded before they come here.
+    with _csv_limit:
+        if csv.field_size_limit() < len(text):
+            csv.field_size_limit(len(text))
+    records = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    if len(records) != 1:
+        raise csv.Error("a carriage return stands in the middle")
+    return records[0]
+
+
+def preview(raw: bytes) -> str:
+    """The beginning of a row as text, undecodable bytes replaced."""
+    return raw[: RAW_LIMIT * 4].decode("utf-8", "replace")[:RAW_LIMIT]
+
+
+def _not_utf8(index: int, line: int, raw: bytes, error: UnicodeDecodeError) -> Row:
+    return Row(index, line, None, f"The row is not UTF-8 at byte {error.start}.", "not_utf8", preview(raw))
+
+
+#: Smallest file whose index is kept, in bytes; smaller ones are indexed at once.
+SMALLEST = 16 << 20
+#: Number of indexes kept, the newest ones.
+KEPT = 64
+
+_MAGIC = b"LTROWS1\n"
+# Device, inode, size, modified, first offset, rows, kind, delimiter, nested.
+_HEADER = struct.Struct("<8sQQQQQQ8s1s?")
+_DIGEST = hashlib.blake2b().digest_size
+# A file changed twice within a tick of its clock looks the same; an index of one so young is not kept.
+_SETTLED_SECONDS = 2.0
+
+
+def load_index(source: Source, layout: Layout) -> Spans | None:
+    """The kept index of a file; None if there is none that is valid."""
+    if source.size < SMALLEST:
+        return None
+    path = _path_of(source)
+    try:
+        with path.open("rb") as file:
+            found = file.read(_HEADER.size)
+            if len(found) != _HEADER.size:
+                return None
+            count = _HEADER.unpack(found)[6]
+            if found != _header(source.identity, layout, count) or path.stat().st_size != _size(count):
+                return None
+            spans, digest = Spans(), hashlib.blake2b(found)
+            for column in (spans.starts, spans.ends, spans.lines):
+                column.fromfile(file, count)
+                digest.update(memoryview(column))
+            if file.read(_DIGEST) != digest.digest() or not count or spans.ends[-1] > source.size:
+                return None
+    except (OSError, EOFError, struct.error):
+        return None
+    return spans
+
+
+def save_index(source: Source, layout: Layout, spans: Spans) -> None:
+    """Keep the index of a large file; a failure to write it only costs another indexing."""
+    age = time.time() - source.identity.modified_ns / 1e9
+    if source.size < SMALLEST or age < _SETTLED_SECONDS:
+        return
+    header = _header(source.identity, layout, len(spans))
+    digest = hashlib.blake2b(header)
+    parts = [header]
+    for column in (spans.starts, spans.ends, spans.lines):
+        digest.update(memoryview(column))
+        parts.append(column.tobytes())
+    # A full or read-only home costs the time of another index, nothing else.
+    with contextlib.suppress(OSError, UserError):
+        path = _path_of(source)
+        make_private_dir(path.parent)
+        write_atomic(path, b"".join([*parts, digest.digest()]), durable=False)
+        _forget_old(path.parent)
+
+
+def _path_of(source: Source) -> Path:
+    name = hashlib.sha256(str(source.path.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return home() / "cache" / "index" / f"{name}.rows"
+
+
+def _header(identity: Identity, layout: Layout, count: int) -> bytes:
+    return _HEADER.pack(
+        _MAGIC,
+        identity.device & (2**64 - 1),
+        identity.inode,
+        identity.size,
+        identity.modified_ns & (2**64 - 1),
+        layout.start,
+        count,
+        layout.kind.encode(),
+        layout.delimiter.encode(),
+        layout.nested,
+    )
+
+
+def _size(count: int) -> int:
+    columns = (array("Q"), array("Q"), array("I"))
+    return _HEADER.size + count * sum(column.itemsize for column in columns) + _DIGEST
+
+
+def _forget_old(directory: Path) -> None:
+    aged = sorted(directory.glob("*.rows"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in aged[KEPT:]:
+        path.unlink(missing_ok=True)
+
 
 _CHUNK = 1 << 20
 # Indexed before the first page is shown, whichever limit is reached first.

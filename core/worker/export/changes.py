@@ -21,9 +21,8 @@ from core.worker.export.layout import ExpertPart, Layout
 from core.worker.fused.file_weights import EMBEDDINGS
 from core.worker.fused.frozen_weight import merge_exactly
 from core.worker.fused.ggml_quant import GgmlType, fake_quantize
-from core.worker.model.adapter_names import PREFIX as _PREFIX
-from core.worker.model.adapter_names import names_in_memory
-from core.worker.model.adapters import TRAINED
+from core.worker.model.adapters import PREFIX as _PREFIX
+from core.worker.model.adapters import TRAINED, names_in_memory
 from core.worker.model.completeness import tell
 from core.worker.model.expert_adapters import adapted_matrices
 from core.worker.model.experts import expert_count, experts_of

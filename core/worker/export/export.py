@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from core import paths
 from core.directories import Progress, disk_error, new_directory
@@ -34,15 +35,74 @@ from core.runs.names import slug_of
 from core.runs.store import make_slug
 from core.runs.trained import TrainedModel
 from core.small_files import hash_file
-from core.worker.data.dataset import Dataset
-from core.worker.export.adapter import write_adapter
-from core.worker.export.beside import Conversation, read_conversation
+from core.template.settings import mask_settings
+from core.worker.data.dataset import Dataset, Loader
+from core.worker.data.encode import Encoder
+from core.worker.export.beside import Conversation, copy_tokenizer, read_conversation
 from core.worker.export.merge import BeyondRangeError
 from core.worker.export.merged import Merge, write_merged
 from core.worker.export.ollama import check_carried, create_and_ask, write_modelfile
-from core.worker.export.training_rows import conversations, read_rows
+from core.worker.model.model import load_tokenizer
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def write_adapter(base: Path, trained: TrainedModel, directory: Path, conversation: Conversation) -> None:
+    """Write an adapter into a directory: its weights byte for byte, its configuration with the base's name on the hub.
+
+    Args:
+        base: The directory of the base.
+        trained: What was trained, with an adapter.
+        directory: Where it goes.
+        conversation: How the model is talked to.
+
+    Raises:
+        UserError: If its configuration cannot be read.
+        OSError: If it cannot be written.
+    """
+    if trained.adapter is None:
+        raise ValueError(f"{trained.label} has no adapter")
+    config = read_description(trained.adapter / _CONFIG)
+    if config is None:
+        raise UserError(f"{trained.adapter} has no {_CONFIG}.", "Export another step.")
+    # On another machine only the hub's name leads to the base; a base from elsewhere is found where it was here.
+    config["base_model_name_or_path"] = describe_base(trained.base, base).hub_id or str(base)
+    shutil.copyfile(trained.adapter / _WEIGHTS, directory / _WEIGHTS)
+    text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
+    (directory / _CONFIG).write_text(text + "\n", encoding="utf-8")
+    copy_tokenizer(base, directory, conversation)
+
+
+#: Most rows that are read; with more of them than tokens are asked for, further ones add nothing.
+_MOST_ROWS = 1000
+
+
+def read_rows(base: Path, trained: TrainedModel, conversation: Conversation, progress: Progress) -> Dataset:
+    """Training rows; none where the files cannot be read any more.
+
+    Args:
+        base: The directory with the tokenizer.
+        trained: What was trained.
+        conversation: How the model is talked to.
+        progress: Told how many rows have been read.
+    """
+    config = trained.config
+    template = None if conversation.is_own else conversation.template
+    settings = mask_settings(config, str(base), template)
+    encoder = Encoder(load_tokenizer(base), conversation.stop_ids, template, settings=settings)
+    loader = Loader(config, encoder, progress=lambda count: progress("reading training rows", count, None))
+    try:
+        return loader.load(config.data.train, limit=_MOST_ROWS)
+    except UserError:
+        return Dataset()
+
+
+def conversations(dataset: Dataset) -> list[list[dict[str, Any]]]:
+    """The conversations among the rows, as a chat template has them."""
+    return [[message.fields() for message in example.messages] for example in dataset.examples if example.messages]
+
 
 #: Where an export is made, in the hidden directory that becomes its own: other files are beside it meanwhile.
 _MADE, _MERGED, _PROOF, _BASE, _DECODED = "made", "merged", "proof", "base.gguf", "decoded"

@@ -10,22 +10,132 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
+from core.chat.json_schema import grammar_of, reason_of
 from core.chat.request import BASE, GenerationSettings, QuestionError
 from core.data.conversation import RowError
-from core.worker.data.encode import Encoder, stop_token_ids
+from core.worker.data.encode import Encoder, backend_of, stop_token_ids
 from core.worker.generate.cache_trial import cache_use
-from core.worker.generate.decoding import BatchDecoder, KeyValues, Sampler, TextStream
-from core.worker.generate.grammar import Grammar
-from core.worker.generate.prefix_cache import PrefixCache
+from core.worker.generate.decoding import BatchDecoder, KeyValues, Sampler, TextStream, common_prefix
 from core.worker.generate.stops import StopTexts
 from core.worker.model.adapters import switched_off
 from core.worker.oom.retry import Attempt, MemoryShortageError, attempt, ignore, is_out_of_memory, release
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+
+class Grammar:
+    """Holds one answer to a JSON Schema, token by token.
+
+    Args:
+        tokenizer: The model's tokenizer, of transformers.
+        stop_ids: Tokens that end an answer; they are allowed once the JSON is complete.
+        schema: The schema, as JSON.
+
+    Raises:
+        QuestionError: If no answer can be held to the schema.
+    """
+
+    def __init__(self, tokenizer: Any, stop_ids: Iterable[int], schema: str) -> None:
+        from llguidance import LLMatcher
+
+        grammar = grammar_of(schema)
+        self._matcher = LLMatcher(_tokens(tokenizer, tuple(sorted(stop_ids))), grammar, log_level=0)
+        self._check()
+
+    def allow(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits with those of tokens that do not fit at minus infinity.
+
+        Args:
+            logits: ``(vocabulary,)``.
+
+        Raises:
+            QuestionError: If the schema is too complex to be followed further.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        fits = np.unpackbits(bits, bitorder="little")[: len(logits)].astype(bool)
+        allowed = torch.zeros(len(logits), dtype=torch.bool)
+        allowed[: len(fits)] = torch.from_numpy(fits)
+        return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+
+    def take(self, token: int) -> None:
+        """Go on after a token that was chosen.
+
+        Raises:
+            QuestionError: As :meth:`allow`.
+        """
+        self._matcher.consume_token(token)
+        self._check()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the JSON has come to its end, and nothing can follow."""
+        return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = reason_of(self._matcher.get_error())
+            raise QuestionError(f"The JSON Schema cannot be followed: {reason}.", "Ask with a simpler one.")
+
+
+@functools.lru_cache(maxsize=2)
+def _tokens(tokenizer: Any, stop_ids: tuple[int, ...]) -> LLTokenizer:
+    """The tokenizer as llguidance reads it; that takes about half a second."""
+    from llguidance import LLTokenizer
+
+    return LLTokenizer(backend_of(tokenizer).to_str(), eos_token=list(stop_ids))
+
+
+#: Conversations kept: one for each column of the chat.
+KEPT = 3
+
+
+class PrefixCache:
+    """The keys and values of the newest conversation of each source.
+
+    They hold for the weights that computed them: whoever changes the weights of a source forgets it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[list[int], KeyValues, float]] = {}
+
+    def take(self, source: str, prompt: Sequence[int], network: Any) -> tuple[KeyValues, int]:
+        """Keys and values for a prompt, and the number of its tokens that they have already; at least one is left to
+        read. They are no longer kept here, so that nothing is left of an answer that fails."""
+        tokens, state, _ = self._kept.pop(source, ([], None, 0.0))
+        if state is not None:
+            shared = common_prefix([tokens, prompt[:-1]])
+            if shared and state.cut(shared):
+                return state, shared
+        return KeyValues(network), 0
+
+    def keep(self, source: str, tokens: Sequence[int], state: KeyValues) -> None:
+        """Keep the keys and values of these tokens for the next turn; those that were used longest ago go."""
+        if not state.may_be_kept:
+            return
+        self._kept[source] = (list(tokens[: state.length]), state, time.monotonic())
+        while len(self._kept) > KEPT:
+            del self._kept[min(self._kept, key=lambda name: self._kept[name][2])]
+
+    def forget(self, source: str | None = None) -> None:
+        """Forget a source, or all of them."""
+        if source is None:
+            self._kept.clear()
+        else:
+            self._kept.pop(source, None)
+
+    def tokens_of(self, source: str) -> int:
+        """Number of tokens kept of a source."""
+        return len(self._kept[source][0]) if source in self._kept else 0
+
 
 __all__ = ["Generation", "GenerationSettings", "answering_as", "generate", "generate_batch"]
 

@@ -8,19 +8,84 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
 from core.config.schema import Config
 from core.worker.data.batches import MicroBatch, collate, split_window, supervised_count, upload
 from core.worker.data.encode import TokenizedRow
 from core.worker.fused.mode import comparable
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.preference import DpoLoss, dpo_losses, kto_losses, odds_ratio_losses
 from core.worker.loss.reference import AdapterOffReference, Autocast, PrecomputedReference, Reference
 from core.worker.model.model import LoadedModel, evaluation_mode
+
+DpoLoss = Literal["sigmoid", "ipo", "hinge"]
+
+
+def dpo_losses(chosen: torch.Tensor, rejected: torch.Tensor, beta: float, kind: DpoLoss) -> torch.Tensor:
+    """The loss of each pair.
+
+    Args:
+        chosen: ``(pairs,)``: by how much the better answer's log-probability is above that of the reference; for
+            ``ipo`` divided by the answer's tokens, as its authors do so that long answers do not decide alone.
+        rejected: ``(pairs,)``: the same of the worse answer.
+        beta: How strongly the reference binds; for ``ipo`` the paper's tau.
+        kind: Which loss of the difference.
+
+    Returns:
+        ``(pairs,)``.
+    """
+    difference = chosen - rejected
+    if kind == "ipo":
+        return (difference - 1 / (2 * beta)) ** 2
+    if kind == "hinge":
+        return torch.relu(1 - beta * difference)
+    return -F.logsigmoid(beta * difference)
+
+
+def odds_ratio_losses(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """ORPO's second term for each pair, its factor left out: how far the odds of the better answer are not above those
+    of the worse one.
+
+    Args:
+        chosen: ``(pairs,)``: the better answer's log-probability, as the mean over its tokens.
+        rejected: ``(pairs,)``: the same of the worse answer.
+
+    Returns:
+        ``(pairs,)``.
+    """
+    log_odds = (chosen - rejected) - (_log_complement(chosen) - _log_complement(rejected))
+    return -F.logsigmoid(log_odds)
+
+
+def _log_complement(log_probability: torch.Tensor) -> torch.Tensor:
+    """``log(1 - exp(x))`` for ``x`` below 0; finite where an answer is all but certain."""
+    return torch.log(-torch.expm1(log_probability.clamp(max=-1e-6)))
+
+
+def kto_losses(
+    ratios: torch.Tensor, good: torch.Tensor, divergence: torch.Tensor, beta: float, weights: tuple[float, float]
+) -> torch.Tensor:
+    """The loss of each answer.
+
+    Args:
+        ratios: ``(rows,)``: by how much the answer's log-probability is above that of the reference.
+        good: ``(rows,)``, bool: whether it was called good.
+        divergence: A scalar without gradient: how far the model is from the reference, not below 0; the point from
+            which gains and losses count.
+        beta: How strongly the reference binds.
+        weights: Of good answers, and of bad ones.
+
+    Returns:
+        ``(rows,)``.
+    """
+    gain = torch.where(good, ratios - divergence, divergence - ratios)
+    desirable, undesirable = weights
+    weight = torch.where(good, torch.full_like(gain, desirable), torch.full_like(gain, undesirable))
+    return weight * (1 - torch.sigmoid(beta * gain))
 
 
 @dataclass(frozen=True)
@@ -180,7 +245,7 @@ class DpoObjective(_Pairs):
         loss: Gives log-probabilities.
         rows: All rows, each a pair.
         reference: Of the same rows.
-        beta: See :func:`~core.worker.loss.preference.dpo_losses`.
+        beta: See :func:`~core.worker.loss.objectives.dpo_losses`.
         kind: The same.
     """
 
@@ -256,7 +321,7 @@ class KtoObjective:
         reference: Of the same rows.
         loaded: The model, to run the prompts with other answers.
         autocast: The arithmetic of training.
-        beta: See :func:`~core.worker.loss.preference.kto_losses`.
+        beta: See :func:`~core.worker.loss.objectives.kto_losses`.
         weights: The same.
         max_length: Prompts with other answers are cut at so many tokens.
     """

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import bitsandbytes as bnb
 import torch
@@ -35,16 +37,10 @@ from core.config.sixteen_bit import MAMBA_FUSED, is_read_by_kernels
 from core.config.targets import has_patterns, is_target
 from core.errors import UserError
 from core.models.adapters import WEIGHTS
-from core.models.text_part import KEY_MAPPING, split_names
+from core.models.text_part import KEY_MAPPING, split_names, text_name
 from core.text import one_line
-from core.worker.model.adapter_names import (
-    PREFIX,
-    names_in_files,
-    names_in_memory,
-    targets_in_files,
-    targets_in_memory,
-)
 from core.worker.model.completeness import tell
+from core.worker.model.decode.checkpoint import Checkpoint
 from core.worker.model.expert_adapters import (
     ParamWrapper,
     as_it_is,
@@ -55,9 +51,190 @@ from core.worker.model.expert_adapters import (
     target_parameters,
 )
 from core.worker.model.experts import bare_experts, experts_of
-from core.worker.model.lora_init import Factors, loftq_factors, pissa_factors
-from core.worker.model.text_part import is_text_part
-from core.worker.model.weight_files import WeightFiles
+from core.worker.model.text_part import is_text_part, whole_name
+
+#: Columns beyond the rank, and power iterations, of the randomized decomposition (Halko et al., arXiv 0909.4061).
+OVERSAMPLING, ITERATIONS = 16, 4
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Two factors of a matrix; ``scale * up @ down`` is what the adapter adds to it.
+
+    Args:
+        down: ``(rank, inputs)``, fp32.
+        up: ``(outputs, rank)``, fp32.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+
+
+def pissa_factors(weight: torch.Tensor, rank: int, scale: float) -> Factors:
+    """The principal singular directions of a matrix (PiSSA, arXiv 2404.02948).
+
+    Args:
+        weight: ``(outputs, inputs)``, fp32.
+        rank: Of the adapter; at most the smaller side.
+        scale: What the adapter's output is multiplied by.
+    """
+    return _balanced(weight, rank, scale)
+
+
+def loftq_factors(full: torch.Tensor, quantized: torch.Tensor, rank: int, scale: float) -> Factors:
+    """Low-rank factors that best make up for a matrix's rounding (LoftQ, arXiv 2310.08659; one step, rounding kept).
+
+    Args:
+        full: The matrix before it was quantized, ``(outputs, inputs)``, fp32.
+        quantized: The same after.
+        rank: As above.
+        scale: As above; the factors are divided by it, so that the sum is the nearest whatever it is.
+    """
+    return _balanced(full - quantized, rank, scale)
+
+
+def _balanced(matrix: torch.Tensor, rank: int, scale: float) -> Factors:
+    """The best approximation of a rank, its singular values shared equally by both factors."""
+    left, values, right = _decompose(matrix, rank)
+    roots = (values / scale).sqrt()
+    return Factors((roots[:, None] * right.T).contiguous(), (left * roots).contiguous())
+
+
+def _decompose(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Singular vectors and values: all of a small matrix, the greatest of a large one by random projection."""
+    wanted = rank + OVERSAMPLING
+    if 4 * wanted >= min(matrix.shape):
+        left, values, transposed = torch.linalg.svd(matrix, full_matrices=False)
+        right = transposed.T
+    else:
+        left, values, right = torch.svd_lowrank(matrix, wanted, niter=ITERATIONS)
+    return left[:, :rank], values[:rank], right[:, :rank]
+
+
+_T = TypeVar("_T")
+#: What PEFT puts before the names of modules.
+PREFIX = "base_model.model."
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def names_in_files(model: Any, state: dict[str, _T]) -> dict[str, _T]:
+    """An adapter's tensors by the names that they have in files.
+
+    Args:
+        model: The base in memory.
+        state: Tensors by PEFT's names.
+    """
+    if not is_text_part(model):
+        return state
+    return {PREFIX + whole_name(model, name.removeprefix(PREFIX)): value for name, value in state.items()}
+
+
+def names_in_memory(model: Any, state: dict[str, _T]) -> dict[str, _T]:
+    """An adapter's tensors by the names that they have in memory; those on towers are left out.
+
+    Args:
+        model: The base in memory.
+        state: Tensors by their names in files, of this version or an earlier one.
+    """
+    if not is_text_part(model):
+        return state
+    inner = {name.removeprefix(PREFIX): value for name, value in state.items()}
+    return {PREFIX + own: inner[name] for name, own in split_names(inner).text.items()}
+
+
+def targets_in_files(model: Any, adapted: Iterable[str], targets: Any) -> Any:
+    """``target_modules`` as they are saved: an expression for the full names in the whole model and in its text part,
+    so that no layer of a tower is one.
+
+    Args:
+        model: The base in memory.
+        adapted: Names of the layers that have adapters.
+        targets: What PEFT would save.
+    """
+    if not is_text_part(model):
+        return targets
+    names = set(adapted)
+    expression = _expression(model, {_NUMBER.sub("#", name) for name in names})
+    everything = {name.replace(".base_layer", "") for name, _ in model.named_modules()}
+    if {name for name in everything if re.fullmatch(expression, name)} != names:
+        expression = _expression(model, names)
+    return expression
+
+
+def _expression(model: Any, names: Iterable[str]) -> str:
+    """An expression for names, in which ``#`` is any number, by both their names."""
+    body = {name.removeprefix("model.") for name in names if name.startswith("model.")}
+    others = {name for name in names if not name.startswith("model.")}
+    place = whole_name(model, "model")
+    parts = [rf"(?:{re.escape(place)}|model)\.(?:{_any(body)})"] if body else []
+    return "|".join([*parts, *(_any({name, whole_name(model, name)}) for name in sorted(others))])
+
+
+def _any(names: Iterable[str]) -> str:
+    return "|".join(re.escape(name).replace(r"\#", r"\d+").replace("#", r"\d+") for name in sorted(names))
+
+
+def targets_in_memory(model: Any, targets: Any) -> Any:
+    """``target_modules`` of a saved adapter for the base in memory: full names of the whole model by those here, and
+    an expression as the modules that it matches by either name."""
+    if not is_text_part(model) or not targets or targets == "all-linear":
+        return targets
+    if isinstance(targets, str):
+        expression = re.compile(targets)
+        found = [
+            name
+            for name, _ in model.named_modules()
+            if expression.fullmatch(name) or expression.fullmatch(whole_name(model, name))
+        ]
+        return found or targets
+    own = split_names(targets).text
+    return sorted({own.get(name, name) for name in targets})
+
+
+class WeightFiles:
+    """The 16-bit weights in the files of a model's directory; quantized ones are decoded. Those of a composite model go
+    by the names of its text part.
+
+    Args:
+        directory: The directory.
+        prefix: What the model puts before the names of its body: ``model``. Files may have them without it.
+
+    Raises:
+        UserError: If they cannot be read, or the weights are saved as QLoRA uses them, so that there are no others.
+    """
+
+    def __init__(self, directory: Path, prefix: str) -> None:
+        self._directory = directory
+        self._prefix = f"{prefix}."
+        self._checkpoint = Checkpoint(directory)
+        quantization = self._checkpoint.quantization
+        if quantization is not None and quantization.is_used_as_saved("qlora"):
+            raise UserError(
+                f"{directory} was saved quantized ({quantization.name}), and LoftQ needs its weights in 16 bit.",
+                "Set method.init = default or pissa, or use the model as it was before it was quantized.",
+            )
+        self._stored = {text_name(name): name for name in self._checkpoint}
+
+    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """A tensor by the name of its parameter, as it lies in the file or as it is decoded.
+
+        Args:
+            name: ``model.layers.0.self_attn.q_proj.weight``.
+            shape: What it must have.
+
+        Raises:
+            UserError: If the files have none of this name and shape, as families do that store their layers fused.
+        """
+        for known in (name, name.removeprefix(self._prefix)):
+            stored = self._stored.get(known)
+            if stored is not None and self._checkpoint.tensor(stored).shape == shape:
+                return self._checkpoint.read(stored)
+        raise UserError(
+            f"The weight files in {self._directory} have no {name} of {' x '.join(map(str, shape))}, which LoftQ needs "
+            "in 16 bit: this model stores its layers in another way.",
+            "Set method.init = default or pissa.",
+        )
+
 
 #: PEFT's names of the adapter that is trained, and of the one that takes its beginning out again.
 TRAINED, INITIAL = "default", "initial"

@@ -17,10 +17,18 @@ import torch
 from accelerate import Accelerator
 
 from core.worker.oom.retry import Retry
-from core.worker.optim.blockwise import allocates, forget_state, is_blockwise, step_parameter
 from core.worker.optim.optim import set_learning_rate
 from core.worker.optim.paged import load_states, settle
-from core.worker.optim.retryable_step import HINT, WHAT, RetryableStep, keep_state
+from core.worker.optim.retryable_step import (
+    HINT,
+    WHAT,
+    RetryableStep,
+    allocates,
+    forget_state,
+    is_blockwise,
+    keep_state,
+    step_parameter,
+)
 from core.worker.optim.rounding import add_slices
 from core.worker.optim.rounding_trial import Kernels
 

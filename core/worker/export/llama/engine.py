@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,49 @@ from core.sandbox.limits import growth_limit, limit_growth, machine_memory
 from core.template.builtin import named_or_file
 from core.template.render import ChatTemplate
 from core.worker.export.llama.model import LEAST_CONTEXT, GgufModel, context_bytes
-from core.worker.export.llama.template import GgufTemplate
 from core.worker.process.command_server import Call, Handler
+
+
+class GgufTemplate:
+    """The chat template of a file with the special tokens of its vocabulary.
+
+    Args:
+        model: The loaded file.
+        now: Time for templates that write the date; None for the present.
+
+    Raises:
+        UserError: If the file has none, or it is not valid.
+    """
+
+    def __init__(self, model: GgufModel, now: datetime | None = None) -> None:
+        source = model.templates.get("default")
+        if not source:
+            raise UserError(f"{model.path} has no chat template.", "Export it again, with the template of the run.")
+        self._template = ChatTemplate(source, model.specials, with_tools=model.templates.get("tool_use"), now=now)
+        self._template.check()
+
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """A conversation as text, ready for the model to answer.
+
+        Raises:
+            RowError: If the template refuses it.
+            UserError: If it takes more time than any should.
+        """
+        with growth_limit():
+            return self._template.render(messages, tools=tools, add_generation_prompt=True)
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The same, for a conversation of a user.
+
+        Raises:
+            QuestionError: If the template refuses it.
+            UserError: As :meth:`render`.
+        """
+        try:
+            return self.render(messages, tools)
+        except RowError as error:
+            raise QuestionError(error.message, "Change the conversation.") from error
+
 
 #: A conversation that shows whether two templates write the same.
 _PROBE = (

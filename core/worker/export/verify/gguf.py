@@ -11,8 +11,8 @@ import numpy as np
 
 from core.directories import Progress
 from core.export.stages import LOADING_FILE
+from core.worker.export.llama.engine import GgufTemplate
 from core.worker.export.llama.model import GgufModel
-from core.worker.export.llama.template import GgufTemplate
 from core.worker.export.verify.compare import compare
 from core.worker.export.verify.store import Proof, ProofRow
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 
 from core.config.schema import Config
 from core.config.sixteen_bit import kept_patterns
+from core.data.conversation import Example, RowError
 from core.directories import Progress
 from core.errors import UserError
 from core.export.stages import (
@@ -35,9 +36,10 @@ from core.models.quantized_weights import read_decoded
 from core.runs.beside import runs_on_card
 from core.runs.trained import TrainedModel
 from core.template.builtin import named_or_file
-from core.worker.data.encode import stop_token_ids
-from core.worker.export.verify.rows import choose_rows, make_encoder
-from core.worker.export.verify.store import LogitsFile, Proof, ProofRow, require_room
+from core.template.settings import mask_settings
+from core.worker.data.dataset import Dataset, Loader
+from core.worker.data.encode import Encoder, TokenizedRow, as_model_tokenizer, stop_token_ids
+from core.worker.export.verify.store import LogitsFile, Proof, ProofRow, places_kept, require_room
 from core.worker.generate.decoding import KeyValues
 from core.worker.generate.generate import answering_as
 from core.worker.model.configs import load_generation_config, vocabulary_size
@@ -47,6 +49,75 @@ from core.worker.model.model import DTYPES, LoadedModel, load_model, load_tokeni
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base
 from core.worker.model.trained_file import answer_with_file
+
+#: Characters of a plain text whose tokens are compared.
+_TEXT_CHARACTERS = 4000
+
+
+def make_encoder(
+    config: Config, base: Path, tokenizer: Any, stop_ids: list[int], template: str | None, now: Any
+) -> Encoder:
+    """The encoder of the training."""
+    return Encoder(tokenizer, stop_ids, template, settings=mask_settings(config, str(base)), now=now)
+
+
+def choose_rows(
+    config: Config, encoder: Encoder, vocabulary: int, count: int, progress: Callable[[int], None]
+) -> tuple[list[ProofRow], str]:
+    """Rows that were not trained on, as far as there are any: of ``data.eval``, else of the share held out.
+
+    Args:
+        config: The configuration of the run.
+        encoder: That of its training.
+        vocabulary: Tokens that the model knows.
+        count: How many rows.
+        progress: Told how many rows have been read; may raise to give up.
+
+    Returns:
+        The rows, and where they are from: ``eval``, ``held_out`` or ``training``.
+
+    Raises:
+        UserError: If the files cannot be read any more.
+    """
+    loader = Loader(config, encoder, vocabulary=vocabulary, progress=progress)
+    data, dataset = "training", None
+    if config.data.eval is not None:
+        data, dataset = "eval", loader.load(config.data.eval, limit=count)
+    elif config.data.eval_share:
+        _, dataset = loader.training()
+        data = "held_out"
+    if dataset is None or not dataset.rows:
+        data, dataset = "training", loader.load(config.data.train, limit=count)
+    chosen = _spread(dataset, count)
+    most = places_kept(len(chosen), vocabulary)
+    return [_proof_row(example, row, encoder, most) for example, row in chosen], data
+
+
+def _spread(dataset: Dataset, count: int) -> list[tuple[Example, TokenizedRow]]:
+    """Rows at even distances; of an example that has several rows, one."""
+    single = {id(example): (example, row) for example, row in zip(dataset.examples, dataset.rows, strict=True)}
+    pairs = list(single.values())
+    if len(pairs) <= count:
+        return pairs
+    return [pairs[place * len(pairs) // count] for place in range(count)]
+
+
+def _proof_row(example: Example, row: TokenizedRow, encoder: Encoder, most: int) -> ProofRow:
+    learned = [int(place) - 1 for place in row.supervised.nonzero()[0] if place > 0][:most]
+    messages = [message.fields() for message in example.prompt] if example.messages else []
+    tools = [dict(tool) for tool in example.tools]
+    text = example.text[:_TEXT_CHARACTERS] if not messages else ""
+    prompt: list[int] = []
+    if messages:
+        try:
+            prompt = encoder.prompt_ids(messages, tools)
+        except RowError:
+            messages = []  # a history that the template takes only as a whole row
+    elif text:
+        prompt = as_model_tokenizer(encoder.tokenizer, ()).encode([text])[0]
+    ids = row.input_ids[: learned[-1] + 1].tolist() if learned else row.input_ids[:1].tolist()
+    return ProofRow(messages, tools, text, prompt, ids, learned)
+
 
 #: Longest greedy answer, in tokens, and room beyond the longest expected one.
 GREEDY_TOKENS, GREEDY_MARGIN = 64, 16

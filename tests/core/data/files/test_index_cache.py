@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.data.files import index_cache
+from core.data.files import text_rows
 from core.data.files.reader import open_rows
 from tests.cases import cases
 from tests.core.data.sample_files import values
@@ -17,7 +17,7 @@ from tests.core.data.sample_files import values
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A settled file whose index has been kept."""
-    monkeypatch.setattr(index_cache, "SMALLEST", 1000)
+    monkeypatch.setattr(text_rows, "SMALLEST", 1000)
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"n": n, "s": "x" * 100}) + "\n" for n in range(100_000)))
     settle(path)
@@ -91,7 +91,7 @@ def test_a_file_that_was_just_written_is_not_remembered(kept: Path, private_home
 
 
 def test_old_indexes_are_forgotten(kept: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_cache, "KEPT", 2)
+    monkeypatch.setattr(text_rows, "KEPT", 2)
     for number in range(3):
         path = kept.with_name(f"{number}.jsonl")
         path.write_bytes(kept.read_bytes())

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.files import text_rows
-from core.data.files.parsers import RAW_LIMIT, parse_csv, parse_json, parse_text
 from core.data.files.reader import Row, open_rows, read_rows
 from core.data.files.source import FileChangedError
+from core.data.files.text_rows import RAW_LIMIT, parse_csv, parse_json, parse_text
 from core.errors import UserError
 from tests.cases import cases
 from tests.core.data.sample_files import descriptors

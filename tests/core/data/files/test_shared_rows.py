@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.data.files import index_cache, text_rows
+from core.data.files import text_rows
 from core.data.files.shared_rows import open_shared
 from core.data.files.spool import SpooledBytes
 from core.errors import UserError
@@ -184,7 +184,7 @@ def test_what_cannot_be_opened_is_said_to_everyone(tmp_path: Path) -> None:
 def test_the_index_is_kept_for_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private_home: Path
 ) -> None:
-    monkeypatch.setattr(index_cache, "SMALLEST", 100)
+    monkeypatch.setattr(text_rows, "SMALLEST", 100)
     path = large(tmp_path / "a.jsonl")
     os.utime(path, (1_000_000_000, 1_000_000_000))
     with open_shared(path) as one, open_shared(path) as other:

@@ -15,8 +15,8 @@ from core.export.request import ExportRequest
 from core.models.tensors import read_weights
 from core.worker.export.export import Export
 from core.worker.export.merged import ways_to_merge
+from core.worker.model.adapters import WeightFiles
 from core.worker.model.model import load_model
-from core.worker.model.weight_files import WeightFiles
 from tests.cases import cases
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.core.worker.export.bench import logits, train_adapter

@@ -8,8 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from core.config.schema import MethodSection
-from core.worker.generate.folding import fold
-from core.worker.generate.sources import Sources
+from core.worker.generate.sources import Sources, fold
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model
 from tests.cases import cases
@@ -90,7 +89,7 @@ def test_where_the_copies_have_no_room_it_stays_apart(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     model = adapted(tiny_model_dir, method=method)
-    monkeypatch.setattr("core.worker.generate.folding.memory", lambda: (100, 200))
+    monkeypatch.setattr("core.worker.generate.sources.memory", lambda: (100, 200))
     assert fold(model, "default") is None
 
 

@@ -12,7 +12,7 @@ import torch
 
 from core.chat.json_schema import SCHEMA_LIMIT, grammar_of, reason_of
 from core.chat.request import QuestionError
-from core.worker.generate.grammar import Grammar
+from core.worker.generate.generate import Grammar
 from tests.cases import cases
 
 SCHEMAS: list[dict[str, Any]] = [

@@ -10,8 +10,7 @@ import torch
 from core.worker.generate import decoding
 from core.worker.generate.cache_trial import CacheUse, cache_use
 from core.worker.generate.decoding import BatchDecoder, KeyValues
-from core.worker.generate.generate import _batches
-from core.worker.generate.prefix_cache import PrefixCache
+from core.worker.generate.generate import PrefixCache, _batches
 from tests.core.worker.hybrids import HYBRIDS, make_hybrid
 from tests.tiny_model import write_tiny_model
 

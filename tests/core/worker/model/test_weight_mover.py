@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from core.worker.model.weight_mover import HostStore, HostWeights, WeightMover
+from core.worker.model.expert_offload import HostStore, HostWeights, WeightMover
 from tests.cases import cases
 from tests.core.worker.model.lanes import Device, PromptDevice
 from tests.short_list import long_but
