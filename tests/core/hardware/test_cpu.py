@@ -1,3 +1,5 @@
+""" """
+
 from __future__ import annotations
 
 import os
@@ -8,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from core.hardware import cpu
 from core.hardware import cpu as module
-from core.hardware.cpu import Cpu, cpu_name, memory, process_rss
+from core.hardware.cpu import Cpu, Rapl, cpu_name, memory, process_rss
+from core.hardware.sampler import HostReader
 from tests.cases import cases
 
 Sensor = namedtuple("Sensor", "label current high critical")
@@ -106,3 +110,125 @@ def test_flags_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_flags", lambda: "flags : avx avx2_not amx_bf16")
     assert not module.has_avx2()
     assert module.has_bf16()
+
+
+def package(root: Path, number: int, energy: int, name: str = "package-0", most: int = 1_000_000_000) -> None:
+    directory = root / f"intel-rapl:{number}"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "name").write_text(f"{name}\n")
+    (directory / "energy_uj").write_text(f"{energy}\n")
+    (directory / "max_energy_range_uj").write_text(f"{most}\n")
+
+
+def test_power_is_the_energy_between_two_readings(tmp_path: Path) -> None:
+    package(tmp_path, 0, 5_000_000)
+    package(tmp_path, 1, 1_000_000, "package-1")
+    # A part of the first package, and the whole machine: neither is counted twice.
+    package(tmp_path, 2, 9_000_000, "psys")
+    rapl = Rapl(tmp_path)
+    rapl.read(100.0)
+    assert (rapl.energy_j, rapl.power_w) == (0.0, None)
+    package(tmp_path, 0, 125_000_000)
+    package(tmp_path, 1, 11_000_000, "package-1")
+    rapl.read(102.0)
+    assert (rapl.energy_j, rapl.power_w) == (130.0, 65.0)
+    # Too soon to mean anything.
+    rapl.read(102.01)
+    assert rapl.power_w == 65.0
+    # The counter has begun again.
+    package(tmp_path, 0, 25_000_000)
+    rapl.read(103.0)
+    assert rapl.energy_j == pytest.approx(130 + 900)
+
+
+def test_counters_that_may_not_be_read_report_nothing(tmp_path: Path) -> None:
+    package(tmp_path, 0, 5)
+    rapl = Rapl(tmp_path)
+    (tmp_path / "intel-rapl:0/energy_uj").unlink()
+    rapl.read(1.0)
+    assert (rapl.energy_j, rapl.power_w) == (None, None)
+    nothing = Rapl(tmp_path / "nothing")
+    nothing.read(1.0)
+    assert nothing.power_w is None
+
+
+def test_the_cpu_and_the_machine_report_it(tmp_path: Path, private_home: Path) -> None:
+    package(tmp_path, 0, 5)
+    rapl = Rapl(tmp_path)
+    assert Cpu(rapl).device().energy_j == 0.0
+    rapl.power_w = 42.0
+    (tmp_path / "intel-rapl:0/energy_uj").write_text("6\n")
+    reader = HostReader(rapl)
+    cpu, host = reader.read()
+    assert cpu.energy_j is not None
+    assert host.cpu_power_w == cpu.power_w
+    assert (host.ram_used, host.ram_total) == (cpu.memory_used, cpu.memory_total)
+    assert host.load is not None
+    assert host.load >= 0
+    assert host.disk_free
+    assert host.swap_total is not None
+    # The home is not there yet: its disk is that of what is.
+    assert not (private_home / "nothing").exists()
+    assert host.cores == []
+    assert all(0 <= share <= 100 for share in reader.read()[1].cores)
+
+
+@pytest.fixture(autouse=True)
+def _here(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "cpu_name", lambda: "A CPU")
+    for name in cpu._LIMITING:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_flags_tell_while_nothing_was_measured(flag: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_bf16", lambda: flag)
+    assert cpu.prefers_bf16() is flag
+    assert not cpu.is_bf16_measured()
+
+
+@cases(
+    ("flag", "ratio", "faster"),
+    [
+        (True, 2.1, True),
+        (True, 0.9, True),
+        (True, 0.2, False),
+        (False, 0.2, False),
+        (False, 1.2, False),
+        (False, 2.0, True),
+    ],
+)
+def test_a_clear_measurement_decides_and_is_kept(
+    flag: bool, ratio: float, faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "has_bf16", lambda: flag)
+    assert cpu.keep_bf16_measurement(ratio) is faster
+    assert cpu.is_bf16_measured()
+    assert cpu.prefers_bf16() is faster
+
+
+def test_it_is_kept_for_one_cpu_with_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_bf16", lambda: True)
+    cpu.keep_bf16_measurement(2.0)
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert not cpu.is_bf16_measured()
+    cpu.keep_bf16_measurement(0.2)
+    assert not cpu.prefers_bf16()
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY")
+    assert cpu.prefers_bf16()
+
+
+@cases("content", ["", "[1]", '{"A CPU": "yes"}', "{" * 10_000])
+def test_a_torn_or_foreign_file_counts_as_none(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_bf16", lambda: True)
+    cpu.keep_bf16_measurement(0.1)
+    cpu._path().write_text(content, encoding="utf-8")
+    assert cpu.prefers_bf16()
+    cpu.keep_bf16_measurement(0.1)
+    assert not cpu.prefers_bf16()
+
+
+def test_a_home_that_cannot_be_written_is_no_obstacle(private_home: Path) -> None:
+    private_home.mkdir(parents=True, exist_ok=True)
+    (private_home / "calibration").write_text("in the way")
+    assert cpu.keep_bf16_measurement(2.0)

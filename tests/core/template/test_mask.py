@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from array import array
 from typing import Any
 
@@ -12,13 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.data.conversation import Example, Message, RowError
+from core.data.conversation import Example, Message, RowError, make_conversation
 from core.errors import UserError
-from core.template.mask import Masker
+from core.template.builtin import NAMED_TEMPLATES
+from core.template.mask import Masker, PromptCheck
 from core.template.render import ChatTemplate
 from core.template.row_tokenizer import MaskedRow
 from core.template.tokenizer import ModelTokenizer
 from tests.cases import cases
+from tests.conftest import CHATML
 from tests.core.template.families import (
     DEEPSEEK,
     DEEPSEEK_R1,
@@ -35,6 +38,7 @@ from tests.core.template.families import (
     SMOLLM2,
     Family,
 )
+from tests.core.template.model_families import MISTRAL_SMALL
 from tests.core.template.oracle import answer_ids, prompt_ids, reference
 from tests.core.template.toy_tokenizers import id_of
 from tests.examples import examples
@@ -431,3 +435,125 @@ def test_contents_are_never_read_as_template_code() -> None:
     text = "{{ bos_token }}{% if x %}"
     row = mask(SMOLLM2, talk(text, json.dumps({"a": "{{ 7 * 7 }}"})))
     assert SMOLLM2.tokenizer().decode(spans(row)[0][1]) == '{"a": "{{ 7 * 7 }}"}<|im_end|>'
+
+
+def test_arguments_of_tool_calls_are_given_as_text_to_templates_that_want_text() -> None:
+    template = QWEN25.template.replace("call.function.arguments | tojson", "'```' + call.function.arguments + '```'")
+    row = mask(dataclasses.replace(QWEN25, marked=template), with_tools())
+    assert '```{"a": 1, "b": 2}```' in QWEN25.tokenizer().decode(learned_turns(row)[0][1])
+
+
+def test_arguments_that_a_template_writes_out_as_they_are_are_json() -> None:
+    template = QWEN25.template.replace("{{- call.function.arguments | tojson }}", "{{- call.function.arguments }}")
+    assert template != QWEN25.template
+    answer = learned_turns(mask(dataclasses.replace(QWEN25, marked=template), with_tools()))[0][1]
+    assert '"arguments": {"a": 1, "b": 2}}' in QWEN25.tokenizer().decode(answer)
+
+
+def test_a_template_that_leaves_out_one_of_two_calls_of_a_tool_is_refused() -> None:
+    first, second = ({"function": {"name": "add", "arguments": {"a": value}}} for value in (14, 15))
+    example = Example(messages=(Message("user", "add"), Message("assistant", "", tool_calls=(first, second))))
+    error = refusal(GPT_OSS, example)
+    assert (error.code, "an argument of a tool call" in error.message) == ("template_drops", True)
+    assert "14" in QWEN25.tokenizer().decode(learned_turns(mask(QWEN25, example))[0][1])
+
+
+@cases("value", ['é "q" \\', "a\nb", True, None, 1.5, [1, {"x": ["<&>"]}], {"deep": {"er": "ü"}}, "", " padded "])
+def test_arguments_of_every_kind_are_found_in_what_templates_write(value: Any) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": value}}}
+    example = Example(messages=(Message("user", "add"), Message("assistant", "", tool_calls=(call,))))
+    for family in (QWEN25, LLAMA3, GPT_OSS, GLM):
+        assert learned_turns(mask(family, example)) == expected_turns(family, example)
+
+
+def _asked_twice(ids: tuple[str | None, str | None], named: bool) -> Example:
+    turns = [Message("user", "add")]
+    for value, call_id in zip((1, 2), ids, strict=True):
+        call: dict[str, Any] = {"type": "function", "function": {"name": "add", "arguments": {"a": value}}}
+        turns.append(Message("assistant", "", tool_calls=({**call, "id": call_id} if call_id else call,)))
+        turns.append(Message("tool", f"got {value}", name="add", tool_call_id=call_id if named and call_id else ""))
+    return Example(messages=(*turns, Message("assistant", "Done.")))
+
+
+@cases("ids", [(None, None), ("call_0a1b2c3d4e5f", "call_ffff00001111"), ("toolu_1", None)])
+@cases("named", [True, False])
+def test_calls_get_ids_of_the_length_that_a_template_takes(ids: tuple[str | None, str | None], named: bool) -> None:
+    example = _asked_twice(ids, named)
+    text = MISTRAL_SMALL.tokenizer().decode(learned_turns(mask(MISTRAL_SMALL, example))[-1][0])
+    called = re.findall(r"\[CALL_ID\](\w{9})\[ARGS\]", text)
+    assert len(set(called)) == 2
+    assert re.findall(r"\[TOOL_RESULTS\](\w+)\[TOOL_CONTENT\]got \d", text) == called
+    # The same every time, so that the rows of a continued run are those of before.
+    again = learned_turns(mask(MISTRAL_SMALL, _asked_twice(ids, named)))
+    assert again == learned_turns(mask(MISTRAL_SMALL, example))
+
+
+def test_ids_that_a_template_takes_stay() -> None:
+    text = MISTRAL_SMALL.tokenizer().decode(
+        learned_turns(mask(MISTRAL_SMALL, _asked_twice(("abcdefghi", "123456789"), True)))[-1][0]
+    )
+    assert "[CALL_ID]abcdefghi[ARGS]" in text
+    assert "[TOOL_RESULTS]123456789[TOOL_CONTENT]got 2" in text
+
+
+def test_a_template_that_refuses_calls_for_another_reason_says_that() -> None:
+    template = MISTRAL_SMALL.template.replace("9 in ids!", "no calls!").replace("!= 9", "!= 10")
+    error = refusal(dataclasses.replace(MISTRAL_SMALL, marked=template), with_tools())
+    assert error.message == "The chat template refuses the conversation: no calls."
+
+
+LOOP = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+NO_SYSTEM = "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+LAST_QUESTION = "{{ (messages | selectattr('role', 'equalto', 'user') | list)[-1].content }}"
+WITH_TOOLS = "{% if tools %}{{ tools | tojson }}{% endif %}" + LOOP
+TOOL = {"type": "function", "function": {"name": "look", "description": "Look it up.", "parameters": {}}}
+SYSTEM, USER = Message("system", "Be brief."), Message("user", "A question?")
+ANSWER = Message("assistant", "An answer.")
+
+
+def left_out(source: str, *turns: Message, tools: Any = ()) -> str:
+    return PromptCheck(ChatTemplate(source, {"eos_token": "</s>", "bos_token": "<s>"})).left_out(
+        make_conversation(turns, tools)
+    )
+
+
+@cases(
+    ("source", "turns", "tools", "missing"),
+    [
+        (LOOP, (SYSTEM, USER, ANSWER), (), ""),
+        (LOOP, (USER, ANSWER), (TOOL,), "The chat template leaves out the list of tools."),
+        (WITH_TOOLS, (SYSTEM, USER, ANSWER), (TOOL,), ""),
+        (NO_SYSTEM, (SYSTEM, USER, ANSWER), (), "The chat template leaves out the system message."),
+        (NO_SYSTEM, (USER, ANSWER), (), ""),
+        (NO_SYSTEM, (Message("system", " "), USER, ANSWER), (), ""),
+        (NO_SYSTEM, (SYSTEM, USER, ANSWER), (TOOL,), "leaves out the list of tools and the system message."),
+        (LAST_QUESTION, (USER, ANSWER, USER, ANSWER), (), "leaves out message 1, the user's."),
+        ("{{ messages[0].content | upper }}{{ messages[-1].content | e }}", (SYSTEM, USER, ANSWER), (), ""),
+        ("{{ raise_exception('no system') if messages[0].role == 'system' }}", (SYSTEM, USER, ANSWER), (), ""),
+    ],
+)
+def test_what_is_rendered_nowhere(source: str, turns: tuple[Message, ...], tools: Any, missing: str) -> None:
+    found = left_out(source, *turns, tools=tools)
+    assert found.endswith(missing) if missing else not found
+
+
+@cases("name", [*NAMED_TEMPLATES, "chatml of the tests"])
+def test_named_templates_show_all(name: str) -> None:
+    source = CHATML if name not in NAMED_TEMPLATES else NAMED_TEMPLATES[name].source
+    assert left_out(source, SYSTEM, USER, ANSWER, USER, ANSWER) == ""
+
+
+def test_rows_of_the_same_roles_are_looked_at_once() -> None:
+    renderings = []
+
+    class Counted(ChatTemplate):
+        def render(self, *args: Any, **kwargs: Any) -> str:
+            renderings.append(args)
+            return super().render(*args, **kwargs)
+
+    check = PromptCheck(Counted(NO_SYSTEM))
+    for number in range(50):
+        row = make_conversation([SYSTEM, Message("user", f"Question {number}?"), ANSWER])
+        assert "system message" in check.left_out(row)
+    assert len(renderings) == 2
+    assert check.left_out(make_conversation([USER, ANSWER])) == ""

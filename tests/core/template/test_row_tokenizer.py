@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
+from collections.abc import Callable, Iterable, Sequence
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from core.data.conversation import RowError
+from core.template import row_tokenizer as words
 from core.template.answer_turns import RowText
-from core.template.row_tokenizer import RowTokenizer, any_of
+from core.template.row_tokenizer import RowTokenizer, WordTokenizer, any_of, cuts_at_spaces
 from core.template.tokenizer import ModelTokenizer
 from tests.cases import cases
-from tests.core.template.toy_tokenizers import KINDS, make_backend
+from tests.core.template.toy_tokenizers import CORPUS, KINDS, make_backend
 from tests.examples import examples
 
 SPECIALS = ("<s>", "</s>", "<|end|>")
@@ -88,3 +93,183 @@ def test_any_of_finds_the_longest_of_many_texts(texts: list[str], text: str) -> 
 def test_any_of_thousands_is_fast_to_make_and_splits_with_what_it_finds() -> None:
     pattern = any_of(f"<unused{number}>" for number in range(6000))
     assert pattern.split("a<unused17>b<unused5999><unused>") == ["a", "<unused17>", "b", "<unused5999>", "<unused>"]
+
+
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+_TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*"
+)
+_MARKED = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+)
+
+
+def _split(*expressions: str) -> pre_tokenizers.PreTokenizer:
+    steps = [pre_tokenizers.Split(Regex(expression), behavior="isolated") for expression in expressions]
+    return pre_tokenizers.Sequence([*steps, _BYTES])
+
+
+_CUTTING: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
+    # The last one of gpt-oss, then DeepSeek's.
+    "cased": lambda: _split(_CASED + _TAIL),
+    "marked": lambda: _split(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _MARKED + _TAIL),
+    "digits": lambda: pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+}
+_KINDS = ("bytes", "words", "composed", *_CUTTING)
+
+
+@functools.cache
+def _tokenizer(kind: str) -> ModelTokenizer:
+    if kind in _CUTTING:
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = _CUTTING[kind]()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
+        backend.train_from_iterator(CORPUS, trainer)
+    else:
+        backend = make_backend("words" if kind == "composed" else kind, ("<|end|>",))
+    if kind == "composed":
+        backend = Tokenizer.from_str(backend.to_str())
+        backend.normalizer = normalizers.NFC()
+        backend.add_tokens([AddedToken("<think>", normalized=True), AddedToken("   ", normalized=False)])
+    return ModelTokenizer(backend, special_tokens={})
+
+
+_PARTS = st.sampled_from(
+    [
+        *("the", " ticket", "What", "'s", "DON'T", "12345", "7", ".", "...", '("', ")", "<think>", "<|end|>", "\u0301"),
+        *("é", "e\u0301", "日本", "Привет", "ᄀ", "ᅡ", "👍🏽", "\u200b", "\ufeff", "_", "/", "#"),
+        *(" ", " ", " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "\x0b", "\x1c", "\x85", "\xa0", "\u2028", "\u3000"),
+    ]
+)
+_TEXTS = st.lists(st.lists(st.one_of(_PARTS, st.text(max_size=4)), max_size=14).map("".join), min_size=1, max_size=6)
+
+
+@cases("kind", _KINDS)
+@given(batches=st.lists(_TEXTS, min_size=1, max_size=3))
+@example(batches=[["a ticket\n"], ["a ticket\n b"], [" a  b", "", " ", "  ", "a ", "\n a", "\n"]])
+def test_words_have_the_tokens_of_their_text(kind: str, batches: list[list[str]]) -> None:
+    tokenizer = _tokenizer(kind)
+    by_words = WordTokenizer(tokenizer)
+    assert by_words.by_words
+    for texts in batches:
+        assert [ids.tolist() for ids in by_words.encode(texts)] == tokenizer.encode(texts)
+
+
+#: Latin and what is near it, conjoining letters, and all spaces and punctuation beyond.
+_COMMON = (*range(0x400), *range(0x1100, 0x1180), 0x1680, 0x180E, *range(0x1FF0, 0x2070), *range(0x3000, 0x3010))
+
+
+@cases("kind", _KINDS)
+def test_characters_beside_a_space(kind: str) -> None:
+    see_beside_spaces(kind, _COMMON)
+
+
+@pytest.mark.long
+@cases("kind", _KINDS)
+def test_every_character_beside_a_space(kind: str) -> None:
+    see_beside_spaces(kind, range(0x3100))
+
+
+def see_beside_spaces(kind: str, codes: Iterable[int]) -> None:
+    """See that characters have the tokens of their text wherever spaces stand."""
+    tokenizer = _tokenizer(kind)
+    by_words = WordTokenizer(tokenizer)
+    characters = [chr(code) for code in codes]
+    for form in ("a{} b", "a {}b", "a{0} {0}", "7 {}7", ".{} ."):
+        texts = [form.format(character) for character in characters]
+        assert [ids.tolist() for ids in by_words.encode(texts)] == tokenizer.encode(texts)
+
+
+def test_words_are_tokenized_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = _tokenizer("words")
+    asked: list[str] = []
+    encode = tokenizer.encode
+
+    def noted(texts: Sequence[str]) -> list[list[int]]:
+        asked.extend(texts)
+        return encode(texts)
+
+    monkeypatch.setattr(tokenizer, "encode", noted)
+    by_words = WordTokenizer(tokenizer)
+    by_words.encode(["the ticket is the ticket", "high ticket"])
+    assert sorted(asked) == [" is", " the", " ticket", "high", "the"]
+    asked.clear()
+    by_words.encode(["high is the ticket"])
+    assert not asked
+
+
+@pytest.mark.parametrize("bound", ["KEPT_WORDS", "KEPT_CHARACTERS"])
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    monkeypatch.setattr(words, bound, 40)
+    tokenizer = _tokenizer("bytes")
+    by_words = WordTokenizer(tokenizer)
+    for number in range(60):
+        text = f"ticket {number} is new\n"
+        assert by_words.encode([text])[0].tolist() == tokenizer.encode([text])[0]
+        assert len(by_words._later) <= 44
+
+
+def _with(change: dict[str, object]) -> ModelTokenizer:
+    state = json.loads(make_backend("words", ("<|end|>",)).to_str())
+    for name, value in change.items():
+        part, _, key = name.partition(".")
+        if key:
+            state[part][key] = value
+        else:
+            state[part] = value
+    return ModelTokenizer(Tokenizer.from_str(json.dumps(state)), special_tokens={})
+
+
+def _step(expression: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, object]:
+    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": behavior, "invert": invert}
+
+
+def _token(content: str, **flags: bool) -> list[dict[str, object]]:
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return [{"id": 5, "content": content, **plain, **flags}]
+
+
+@cases(
+    "change",
+    [
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
+        # Spaces that nothing matches stay with what precedes them.
+        {"pre_tokenizer": _step(r"\p{L}+|\p{N}")},
+        {"pre_tokenizer": _step(r" ?\p{L}+|\p{N}")},
+        # A space goes to the word before it; a whole line is one piece; one expression looks back.
+        {"pre_tokenizer": _step(r"\p{L}+ ?|\s+")},
+        {"pre_tokenizer": _step(r"[^\n]+|\s+")},
+        {"pre_tokenizer": _step(r"(?<=a)\s+|\s+")},
+        {"pre_tokenizer": _step(r" ?\p{L}+|\s+", behavior="MergedWithPrevious")},
+        {"pre_tokenizer": _step(r" ?\p{L}+|\s+", behavior="Isolated", invert=True)},
+        {"normalizer": {"type": "NFKC"}},
+        {"normalizer": {"type": "Lowercase"}},
+        {"model.dropout": 0.1},
+        {"added_tokens": _token("<|end|>", rstrip=True)},
+        {"added_tokens": _token("<|end|>", lstrip=True)},
+        {"added_tokens": _token("<|end|>", single_word=True)},
+        {"added_tokens": _token("New York")},
+        {"added_tokens": _token("mask ")},
+        {"added_tokens": _token(" ")},
+    ],
+)
+def test_tokenizers_with_other_rules_get_whole_texts(change: dict[str, object]) -> None:
+    assert cuts_at_spaces(_with({}))
+    tokenizer = _with(change)
+    assert not cuts_at_spaces(tokenizer)
+    if "model.dropout" not in change:  # which makes tokens differ from one time to the next
+        texts = ["the New York ticket a b  c", "mask a <|end|> b"]
+        assert [ids.tolist() for ids in WordTokenizer(tokenizer).encode(texts)] == tokenizer.encode(texts)
+
+
+@cases("kind", ["first", "always", "legacy"])
+def test_tokenizers_that_mark_spaces_get_whole_texts(kind: str) -> None:
+    assert not cuts_at_spaces(ModelTokenizer(make_backend(kind, ("<|end|>",)), special_tokens={}))

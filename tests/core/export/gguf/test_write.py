@@ -1,3 +1,5 @@
+""" """
+
 from __future__ import annotations
 
 import json
@@ -8,14 +10,25 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import jinja2.ext
 import psutil
 import pytest
 
 from core.errors import UserError
 from core.export.gguf import write
 from core.export.gguf.checks import has_library
-from core.export.gguf.write import GgufOptions, write_adapter_gguf, write_gguf
+from core.export.gguf.write import (
+    GgufOptions,
+    entries,
+    own_templates,
+    stage,
+    without_training_tags,
+    write_adapter_gguf,
+    write_gguf,
+)
 from core.models.architecture.gguf_header import read_gguf_header
+from core.template.render import ChatTemplate
 from tests.cases import cases
 from tests.progress import quiet
 from tests.tiny_model import CHATML
@@ -191,3 +204,121 @@ def test_an_adapter_that_is_more_than_lora_is_refused_with_a_way_out(
         write_adapter_gguf(adapter, tiny_model_dir, target, quiet)
     assert "merged" in refused.value.hint
     assert os.listdir(tmp_path) == ["adapter"]
+
+
+def test_a_tokenizer_model_that_is_missing_comes_from_the_base(tiny_model_dir: Path, tmp_path: Path) -> None:
+    base, staged = tmp_path / "base", tmp_path / "staged"
+    for directory in (base, staged):
+        directory.mkdir()
+    (base / "tokenizer.model").write_bytes(b"pieces")
+    stage(tiny_model_dir, GgufOptions(base=base), staged)
+    assert (staged / "tokenizer.model").read_bytes() == b"pieces"
+    assert (staged / "model.safetensors").samefile(tiny_model_dir / "model.safetensors")
+    assert not (tiny_model_dir / "tokenizer.model").exists()
+
+
+def test_added_tokens_are_written_where_the_converter_looks(tiny_model_dir: Path, tmp_path: Path) -> None:
+    stage(tiny_model_dir, GgufOptions(), tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    added = {int(number): token for number, token in settings["added_tokens_decoder"].items()}
+    assert added[1]["content"] == "<|im_start|>"
+    assert added[1]["special"] is True
+    assert settings["bos_token"] == "<|im_start|>"
+    assert not (tmp_path / "chat_template.jinja").exists()
+
+
+def test_templates_are_found_in_files_and_in_the_configuration(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    assert own_templates(model) == (CHATML, None)
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    assert own_templates(model) == (CHATML, "tools")
+    (model / "chat_template.jinja").unlink()
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert own_templates(model) == ("a", "tools")
+
+
+@cases(
+    ("values", "scored"),
+    [
+        ({"model_type": "deepseek_v3"}, "sigmoid"),
+        ({"model_type": "glm4_moe_lite"}, "sigmoid"),
+        ({"model_type": "deepseek_v3", "scoring_func": "softmax"}, "softmax"),
+        ({"model_type": "qwen3_moe"}, None),
+    ],
+)
+def test_how_experts_are_scored_is_written_where_only_the_class_knows(
+    tiny_model_dir: Path, tmp_path: Path, values: dict[str, str], scored: str | None
+) -> None:
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text()) | values
+    (model / "config.json").write_text(json.dumps(config))
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    stage(model, GgufOptions(), staged)
+    assert json.loads((staged / "config.json").read_text()).get("scoring_func") == scored
+    assert json.loads((model / "config.json").read_text()) == config
+
+
+TAGGED = (
+    "{%- for message in messages %}\n"
+    "    {%- if message.role == 'assistant' %}\n"
+    "<|start|>assistant\n"
+    "        {% generation %}\n"
+    "{{ message.content }}<|end|>{% endgeneration %}\n"
+    "    {%- else %}\n"
+    "{{ '<|start|>' + message.role + '\\n' + message.content + '<|end|>' }}\n"
+    "    {%- endif %}\n"
+    "{%- endfor %}\n"
+)
+TALK = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "  Good day \n"},
+    {"role": "user", "content": "{% generation %}"},
+    {"role": "assistant", "content": "no"},
+]
+
+
+@cases(
+    "template",
+    [
+        TAGGED,
+        TAGGED.replace("{% generation %}", "{%- generation -%}").replace(
+            "{% endgeneration %}", "{%- endgeneration -%}"
+        ),
+        TAGGED.replace("{% generation %}", "{%+ generation %}").replace("{% endgeneration %}", "{%endgeneration%}"),
+        "{% for m in messages %}{% generation %}{{ loop.index }}{{ m.content }}{% endgeneration %}{% endfor %}",
+    ],
+)
+def test_training_tags_go_and_what_is_rendered_stays(template: str) -> None:
+    stripped = without_training_tags(template)
+    assert "generation" not in stripped
+    assert ChatTemplate(stripped).render(TALK) == ChatTemplate(template).render(TALK)
+    # Readers other than transformers have no such tag.
+    jinja2.Environment(autoescape=True).parse(stripped)
+
+
+def test_what_is_no_training_tag_stays_as_it_is() -> None:
+    template = "{% if add_generation_prompt %}{{ generation }}{% endif %}{# {% #}"
+    assert without_training_tags(template) == template
+
+
+def test_entries_are_those_that_are_asked_for() -> None:
+    assert entries(GgufOptions()) == []
+    options = GgufOptions(
+        template="{% generation %}a{% endgeneration %}",
+        tool_template="b",
+        name="Tickets",
+        license="apache-2.0",
+        base_name="SmolLM2",
+    )
+    assert {entry.key: entry.value for entry in entries(options)} == {
+        "general.name": "Tickets",
+        "general.license": "apache-2.0",
+        "general.base_model.count": 1,
+        "general.base_model.0.name": "SmolLM2",
+        "tokenizer.chat_template": "{% if true %}a{% endif %}",
+        "tokenizer.chat_template.tool_use": "b",
+    }

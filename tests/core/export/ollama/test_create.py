@@ -7,9 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.export.ollama.create import CancelledError, ask, create
+from core.export.ollama.create import (
+    CancelledError,
+    ask,
+    check_name,
+    create,
+    find_ollama,
+    model_name,
+    program_environment,
+    server_address,
+)
 from core.runs.process import start_identity
 from tests.cases import cases
 from tests.core.export.ollama.fake_ollama import FakeOllama, install, serving
@@ -204,3 +215,88 @@ def test_an_error_of_the_one_who_listens_is_not_ollamas(ollama: FakeOllama) -> N
 
     with pytest.raises(BrokenPipeError):
         ask(_NAME, "a", token=broken)
+
+
+def test_a_name_is_the_runs_id_with_step_and_weights_as_tag() -> None:
+    assert model_name("20260314-101502-faq") == "20260314-101502-faq"
+    assert model_name("20260314-101502-faq", step=120, quant="Q4_K_M") == "20260314-101502-faq:step-120-q4_k_m"
+    assert model_name("20260314-101502-faq", quant="Q8_0") == "20260314-101502-faq:q8_0"
+
+
+@given(run=st.text(max_size=200), step=st.none() | st.integers(0, 10**12))
+def test_every_run_has_a_name_that_ollama_takes(run: str, step: int | None) -> None:
+    check_name(model_name(run, step=step, quant="Q4_0"))
+
+
+@cases("name", ["", "a/b", "a b", "-a", "a:", "a:b:c", "a..b", "ä", "a" * 81, "x\n", "registry.io/a/b"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="no name of a model"):
+        check_name(name)
+
+
+@cases(
+    ("value", "address"),
+    [
+        ("", "127.0.0.1:11434"),
+        ("localhost", "127.0.0.1:11434"),
+        ("127.0.0.1:5000", "127.0.0.1:5000"),
+        ("127.1.2.3", "127.1.2.3:11434"),
+        (":5000", "127.0.0.1:5000"),
+        ("0.0.0.0:5000", "127.0.0.1:5000"),
+        ("::1", "[::1]:11434"),
+        ("[::1]:5000", "[::1]:5000"),
+        ("[::]", "[::1]:11434"),
+        ("http://localhost:5000/", "127.0.0.1:5000"),
+        ("http://127.0.0.1", "127.0.0.1:80"),
+        (' "127.0.0.1:1" ', "127.0.0.1:1"),
+    ],
+)
+def test_addresses_of_this_machine(value: str, address: str) -> None:
+    assert str(server_address({"OLLAMA_HOST": value})) == address
+
+
+@cases(
+    "value",
+    [
+        *("10.0.0.5", "192.168.1.2:11434", "ollama.com", "https://ollama.com", "https://127.0.0.1", "gpu.lan:11434"),
+        *(
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "http://10.0.0.5",
+            "[fe80::1]:1",
+            "2001:db8::1",
+            "0x7f.1",
+        ),
+        *("user@127.0.0.1", "127.0.0.1@evil.example", "\x1b[2J"),
+    ],
+)
+def test_other_machines_are_refused_without_asking_the_network(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: pytest.fail("a name was looked up"))
+    with pytest.raises(UserError, match="which is not this machine") as error:
+        server_address({"OLLAMA_HOST": value})
+    assert "\x1b" not in error.value.message
+
+
+@cases("value", ["127.0.0.1:0", "127.0.0.1:70000", "127.0.0.1:x", "127.0.0.1:99999999999999999999"])
+def test_a_port_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(UserError, match="no port"):
+        server_address({"OLLAMA_HOST": value})
+
+
+def test_the_program_is_found_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_ollama() is None
+    (tmp_path / "ollama").write_text("#!/bin/sh\n")
+    assert find_ollama() is None
+    (tmp_path / "ollama").chmod(0o755)
+    assert find_ollama() == tmp_path / "ollama"
+
+
+def test_the_program_gets_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("OLLAMA_MODELS", "/models")
+    monkeypatch.setenv("OLLAMA_HOST", "localhost")
+    found = program_environment(server_address())
+    assert found["OLLAMA_HOST"] == "http://127.0.0.1:11434"
+    assert found["OLLAMA_MODELS"] == "/models"
+    assert "HF_TOKEN" not in found
