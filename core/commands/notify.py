@@ -15,8 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Send it and wait for it; the exit code is 1 where something went wrong."""
     from core.notify import Notice, load_notify_settings
-    from core.notify.send import send
-    from core.notify.settings import notify_path
+    from core.notify.send import notify_path, send
 
     settings = load_notify_settings()
     problems = send(Notice("test", "This is a test of localtune-tui's notices."), settings) if settings.sends else []

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.config.schema import MethodSection
-from core.config.sixteen_bit import stays_16bit
-from core.config.targets import is_target
+from core.config.targets import is_target, stays_16bit
 from core.units import short_count
 
 #: Adapters on experts are taken by themselves where they have at most this share of the experts' own parameters.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -64,3 +66,71 @@ def is_target(name: str, entry: str) -> bool:
     if _WILDCARDS.search(entry):
         return fnmatchcase(name, entry) or fnmatchcase(name, f"*.{entry}")
     return name == entry or name.endswith(f".{entry}")
+
+
+#: Small linear layers whose rounding changes a choice (which expert, how much of a state is kept) rather than a value;
+#: quantizing them saves nothing. Names by family: ``router.proj`` Gemma 4, ``router.layer`` Granite, ``router.gate``
+#: AFMoE, ``router.classifier`` LongCat, ``gate.wg`` Hunyuan, ``feed_forward.gate`` LFM2, ``mlp.gate`` and
+#: ``shared_expert_gate`` Qwen, ``in_proj_a`` and ``in_proj_b`` the gated delta net.
+ALWAYS = (
+    "router",
+    "router.proj",
+    "router.layer",
+    "router.gate",
+    "router.classifier",
+    "gate.wg",
+    "mlp.gate",
+    "feed_forward.gate",
+    "shared_expert_gate",
+    "linear_attn.in_proj_a",
+    "linear_attn.in_proj_b",
+)
+
+#: Layers of Mamba, in both its versions, whose weights its fused kernels take as arguments.
+MAMBA_FUSED = tuple(f"{mixer}.{name}" for mixer in ("mamba", "mixer") for name in ("out_proj", "x_proj", "dt_proj"))
+
+
+def kept_patterns(keep: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names and patterns of ``model.keep_16bit``; none where it is absent, or ``auto`` and not decided yet."""
+    return () if keep is None or isinstance(keep, str) else tuple(keep)
+
+
+def stays_16bit(name: str, keep: str | Sequence[str] | None = (), always: Sequence[str] = ALWAYS) -> bool:
+    """Whether a linear layer of the decoder stays in 16 bit; the output head does so in any case and is not asked for.
+
+    Args:
+        name: The module's name in the model: ``model.layers.0.mlp.gate``.
+        keep: ``model.keep_16bit``, whose names and patterns are matched as those of ``method.target_modules``.
+        always: Names that stay in 16 bit besides; another list than :data:`ALWAYS` for a base as it was in a run.
+    """
+    return is_read_by_kernels(name) or any(is_target(name, entry) for entry in (*always, *kept_patterns(keep)))
+
+
+def experts_stay_16bit(
+    module: str, matrix: str, keep: str | Sequence[str] | None = (), always: Sequence[str] = ALWAYS
+) -> bool:
+    """Whether a matrix of the experts of a layer stays in 16 bit: where it is named, or all of them are.
+
+    Args:
+        module: Name of the module of the experts: ``model.layers.0.mlp.experts``.
+        matrix: Name of the matrix: ``gate_up_proj``.
+        keep: ``model.keep_16bit``.
+        always: As for :func:`stays_16bit`.
+    """
+    return stays_16bit(module, keep, always) or stays_16bit(f"{module}.{matrix}", keep, always)
+
+
+@functools.cache
+def has_mamba_kernels() -> bool:
+    """Whether mamba-ssm is installed, whose kernels transformers then uses for the layers of Mamba."""
+    return importlib.util.find_spec("mamba_ssm") is not None
+
+
+def is_read_by_kernels(name: str) -> bool:
+    """Whether a linear layer's weight is read by a kernel of mamba-ssm, past the layer: what is packed in 4 bits there
+    would be taken for numbers, and an adapter on it would never be asked.
+
+    Args:
+        name: The module's name in the model.
+    """
+    return has_mamba_kernels() and any(is_target(name, entry) for entry in MAMBA_FUSED)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core import paths
-from core.config.sixteen_bit import kept_patterns
+from core.config.targets import kept_patterns
 from core.directories import Progress, disk_error
 from core.errors import UserError
 from core.export.agreement import Agreement, Figures

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from core.config.schema import Config
-from core.config.sixteen_bit import experts_stay_16bit, kept_patterns
+from core.config.targets import experts_stay_16bit, kept_patterns
 from core.memory.plan import Machine, Plan
 from core.memory.sizes import EXPERT_LAYERS, HOST_SLAB, quantized_experts_bytes
 from core.memory.step_time import Rates, StepTime

@@ -14,7 +14,7 @@ from typing import Any
 from core.config.derived import sequences_per_row, updates_in_backward
 from core.config.experts import without_adapters
 from core.config.schema import WEIGHT_METHODS, Config
-from core.config.sixteen_bit import kept_patterns
+from core.config.targets import kept_patterns
 from core.errors import UserError
 from core.memory.activations import LayerSteps
 from core.memory.batching import (

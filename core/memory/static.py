@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from core.config.sixteen_bit import experts_stay_16bit, stays_16bit
+from core.config.targets import experts_stay_16bit, stays_16bit
 from core.memory.host_experts import HostExperts
 from core.memory.plan import Part
 from core.memory.sizes import quantized_bytes, quantized_experts_bytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from core.config.rules.check import check_rules
 from core.config.schema import Config
-from core.config.sixteen_bit import kept_patterns
+from core.config.targets import kept_patterns
 from core.errors import UserError
 from core.memory.cards import Cards, Sharing, Strategy, sharing_of
 from core.memory.host_experts import experts_on_host

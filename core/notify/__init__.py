@@ -1,6 +1,5 @@
 """Notices to the user outside the app: a command of their own, the desktop, the terminal's bell."""
 
-from core.notify.send import Notice, notify
-from core.notify.settings import NotifySettings, load_notify_settings
+from core.notify.send import Notice, NotifySettings, load_notify_settings, notify
 
 __all__ = ["Notice", "NotifySettings", "load_notify_settings", "notify"]

@@ -6,8 +6,7 @@ import json
 import sys
 
 from core.errors import UserError
-from core.notify.send import Notice, send
-from core.notify.settings import load_notify_settings
+from core.notify.send import Notice, load_notify_settings, send
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from core import paths
 from core.atomic import write_atomic
 from core.config.schema import Config
-from core.config.sixteen_bit import kept_patterns
+from core.config.targets import kept_patterns
 from core.data.registries.resolve import flat_sources
 from core.directories import Progress
 from core.errors import UserError

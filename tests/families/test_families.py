@@ -9,7 +9,7 @@ import pytest
 
 from core.chat.engine import ChatEngine, ModelSpec
 from core.chat.request import ChatRequest, GenerationSettings
-from core.config.sixteen_bit import stays_16bit
+from core.config.targets import stays_16bit
 from core.memory.plan import Machine
 from core.memory.planner import arithmetic
 from core.memory.static import weight_parts

@@ -7,8 +7,7 @@ import math
 from core.config.facts import Facts
 from core.config.rules.rule import Findings, rule
 from core.config.schema import WEIGHT_METHODS, Config
-from core.config.sixteen_bit import kept_patterns
-from core.config.targets import expression_problem, is_target
+from core.config.targets import expression_problem, is_target, kept_patterns
 from core.text import one_line
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from core.config.schema import Config
-from core.config.sixteen_bit import kept_patterns
+from core.config.targets import kept_patterns
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
 from core.runs.events import RollbackEvent

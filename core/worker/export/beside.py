@@ -14,8 +14,8 @@ from core.models.description import TOKENIZERS, read_description
 from core.runs.trained import TrainedModel
 from core.template.builtin import named_or_file
 from core.worker.data.encode import stop_token_ids
-from core.worker.model.configs import load_generation_config
 from core.worker.model.model import load_tokenizer
+from core.worker.model.support import load_generation_config
 
 TEMPLATE = "chat_template.jinja"
 #: Files of the tokenizer and of its template, which go along byte for byte.

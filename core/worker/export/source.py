@@ -9,7 +9,7 @@ import bitsandbytes as bnb
 import torch
 
 from core.config.schema import Config
-from core.config.sixteen_bit import kept_patterns
+from core.config.targets import kept_patterns
 from core.errors import UserError
 from core.models.tensors import Tensor
 from core.worker.export.layout import ExpertPart, Layout, rounded_layers

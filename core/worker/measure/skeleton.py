@@ -19,7 +19,7 @@ from transformers import masking_utils
 from transformers.initialization import no_init_weights
 
 from core.config.schema import WEIGHT_METHODS, Config
-from core.config.sixteen_bit import kept_patterns
+from core.config.targets import kept_patterns
 from core.memory.sizes import NF4_BLOCK, NF4_OUTER_BLOCK
 from core.memory.steps import Arithmetic
 from core.worker.fused.ggml_quant import ggml_type

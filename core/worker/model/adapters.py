@@ -33,8 +33,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from core.config.schema import MethodSection
-from core.config.sixteen_bit import MAMBA_FUSED, is_read_by_kernels
-from core.config.targets import has_patterns, is_target
+from core.config.targets import MAMBA_FUSED, has_patterns, is_read_by_kernels, is_target
 from core.errors import UserError
 from core.models.adapters import WEIGHTS
 from core.models.text_part import KEY_MAPPING, split_names, text_name

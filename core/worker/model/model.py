@@ -21,7 +21,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from core.config.schema import WEIGHT_METHODS
-from core.config.sixteen_bit import ALWAYS
+from core.config.targets import ALWAYS
 from core.errors import UserError, is_panic
 from core.models.description import read_description
 from core.models.quantized_weights import read_decoded
@@ -34,7 +34,7 @@ from core.worker.model.device import choose_device
 from core.worker.model.expert_offload import ExpertOffload, cuda_offload, needs_host_experts
 from core.worker.model.nf4 import dequantize_rightly, quantize_quickly
 from core.worker.model.quantizer import four_bit_config, install, offloading_experts, staging_on_host
-from core.worker.model.refusal import first_line, why_not
+from core.worker.model.support import first_line, why_not
 from core.worker.model.text_part import causal_lm
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
 

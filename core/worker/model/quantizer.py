@@ -26,7 +26,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from core.config.sixteen_bit import ALWAYS, experts_stay_16bit, stays_16bit
+from core.config.targets import ALWAYS, experts_stay_16bit, stays_16bit
 from core.worker.model.expert_offload import ExpertOffload
 from core.worker.model.expert_weights import ExpertsParams4bit, quantize_experts
 from core.worker.model.experts import experts_of, matrix_names, stored_shape

@@ -5,18 +5,85 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from transformers import GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from core.errors import UserError
 from core.models.check import check_model_config
-from core.models.installed import unknown_architecture
+from core.models.description import read_description
+from core.models.installed import newer_version, transformers_version, unknown_architecture
 from core.models.quantization_config import check_quantization
 from core.models.quantized_weights import read_decoded
 from core.models.shapes import shapes_are_known
 from core.models.text_part import split_names, text_model_type
+from core.text import one_line
 from core.worker.model.completeness import check_size
-from core.worker.model.refusal import first_line, why_not
 from core.worker.model.text_part import CausalLM, causal_lm
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without a period at its end; its kind where it has none."""
+    return one_line(str(error).strip().partition("\n")[0], 300).rstrip(".") or type(error).__name__
+
+
+def why_not(error: BaseException, base: Path) -> str:
+    """What to do about a model that a library fails to load, as a hint.
+
+    Args:
+        error: What it raised.
+        base: The model's directory.
+    """
+    if isinstance(error, ImportError):
+        return "Install what it names, or choose another model."
+    try:
+        config = read_description(base / "config.json") or {}
+    except UserError as unreadable:
+        return unreadable.message
+    if (newer := newer_version(config)) is not None:
+        return (
+            f"It was saved with transformers {newer}, and {transformers_version()} is installed: "
+            f"pip install --upgrade 'transformers>={newer}'."
+        )
+    if isinstance(error, (OSError, SafetensorError, EOFError)):
+        return "Copy or fetch the model's files again."
+    return "Take config.json, tokenizer and weights from the same version of the model, or choose another one."
+
+
+def load_config(base: Path) -> Any:
+    """The ``config`` of a model; of a composite one that of its text part.
+
+    Raises:
+        UserError: If it cannot be read, or is not that of a model which writes text.
+    """
+    try:
+        return causal_lm(base).config
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"The model in {base} cannot be loaded: {first_line(error)}.", why_not(error, base)) from error
+
+
+def load_generation_config(base: Path) -> Any:
+    """The ``generation_config`` that a model has, or would have.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        return GenerationConfig.from_pretrained(base, local_files_only=True)
+    except OSError:
+        return GenerationConfig.from_model_config(load_config(base))
+    except (ValueError, TypeError) as error:
+        path = base / "generation_config.json"
+        raise UserError(f"{path} cannot be read: {first_line(error)}.", "Copy it again.") from error
+
+
+def vocabulary_size(base: Path) -> int:
+    """Rows of a model's embeddings, by its ``config``.
+
+    Raises:
+        UserError: As :func:`load_config`.
+    """
+    return int(load_config(base).get_text_config().vocab_size)
 
 
 def check_base(base: Path) -> None:

@@ -29,8 +29,7 @@ from core.worker.optim.retryable_step import (
     keep_state,
     step_parameter,
 )
-from core.worker.optim.rounding import add_slices
-from core.worker.optim.rounding_trial import Kernels
+from core.worker.optim.rounding import Kernels, add_slices
 
 #: Name of the fp32 copy of a 16-bit weight among its states, which other optimizers have made; there is none here.
 MASTER = "master"

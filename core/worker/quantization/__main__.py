@@ -24,16 +24,15 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         environment.choose_gpu(config.hardware.gpu)
     answers.progress("importing the libraries")
     # Once the environment is prepared.
-    from core.config.sixteen_bit import kept_patterns
+    from core.config.targets import kept_patterns
     from core.worker.model.device import choose_device
     from core.worker.model.model import choose_dtype, load_tokenizer
     from core.worker.model.starter import resolve_base
     from core.worker.model.support import check_base
     from core.worker.oom.retry import is_out_of_memory, shortage_reason
     from core.worker.process.openmp import SpinControl
-    from core.worker.quantization.beside import refuse_beside_run
     from core.worker.quantization.measure import Settings, measure_cost, token_budget
-    from core.worker.quantization.sample import read_sample
+    from core.worker.quantization.sample import read_sample, refuse_beside_run
 
     SpinControl().start()
     base = resolve_base(config.model.base, answers.progress)

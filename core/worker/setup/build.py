@@ -35,10 +35,9 @@ from core.worker.model.adapters import parameter_groups
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import LoadedModel, trainable_parameters
 from core.worker.oom.retry import Retry, shortage_explained
-from core.worker.optim.optim import make_optimizer
+from core.worker.optim.optim import LearningRate, make_optimizer, warmup_steps
 from core.worker.optim.paged import PagedBuffers, unpaged_where_needed
-from core.worker.optim.rounding_trial import choose_kernels
-from core.worker.optim.schedule import LearningRate, warmup_steps
+from core.worker.optim.rounding import choose_kernels
 from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
 from core.worker.process.control import Controls
 from core.worker.process.determinism import (

@@ -28,10 +28,9 @@ from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
 from core.worker.evaluate.probe import encode_probe
-from core.worker.model.configs import load_generation_config, vocabulary_size
 from core.worker.model.model import load_tokenizer
 from core.worker.model.starter import resolve_base
-from core.worker.model.support import check_base
+from core.worker.model.support import check_base, load_generation_config, vocabulary_size
 from core.worker.process.recorder import Recorder
 
 #: Formats whose rows are not rendered.

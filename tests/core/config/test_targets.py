@@ -5,7 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config.targets import EXPRESSION, expression_problem, has_patterns, is_pattern, is_target
+from core.config.targets import (
+    EXPRESSION,
+    expression_problem,
+    has_patterns,
+    is_pattern,
+    is_target,
+    kept_patterns,
+    stays_16bit,
+)
 from tests.cases import cases
 
 NAME = "model.layers.12.self_attn.q_proj"
@@ -70,3 +78,22 @@ def test_usual_expressions_can_be_used(expression: str) -> None:
 def test_no_entry_fails_or_takes_long(text: str) -> None:
     for entry in (text, EXPRESSION + text):
         assert is_target("a.a_a.aaaa_aaaaaaaaaa.aaaaaaaaaaaaaa1", entry) in (True, False)
+
+
+@cases("name", ["model.layers.0.mlp.gate", "model.layers.3.linear_attn.in_proj_a", "layers.1.router"])
+def test_routers_and_small_gates_always_stay(name: str) -> None:
+    assert stays_16bit(name)
+
+
+def test_layers_stay_that_are_named() -> None:
+    keep = ["layers.0.*", "re:.*down_proj"]
+    assert stays_16bit("model.layers.0.self_attn.q_proj", keep)
+    assert stays_16bit("model.layers.7.mlp.down_proj", keep)
+    assert not stays_16bit("model.layers.10.self_attn.q_proj", keep)
+    assert not stays_16bit("model.layers.0.mlp.gate_proj")
+
+
+@cases("keep", [None, "auto", []])
+def test_none_are_named_before_auto_has_decided(keep: str | list[str] | None) -> None:
+    assert kept_patterns(keep) == ()
+    assert not stays_16bit("model.layers.0.mlp.up_proj", keep)

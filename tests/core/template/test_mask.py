@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from core.data.conversation import Example, Message, RowError, make_conversation
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES
-from core.template.mask import Masker, PromptCheck
+from core.template.mask import Masker, PromptCheck, thinking_switch
 from core.template.render import ChatTemplate
 from core.template.row_tokenizer import MaskedRow
 from core.template.tokenizer import ModelTokenizer
@@ -38,7 +38,7 @@ from tests.core.template.families import (
     SMOLLM2,
     Family,
 )
-from tests.core.template.model_families import MISTRAL_SMALL
+from tests.core.template.model_families import GLM47, MISTRAL_SMALL, OLMO3_THINK, QWEN35
 from tests.core.template.oracle import answer_ids, prompt_ids, reference
 from tests.core.template.toy_tokenizers import id_of
 from tests.examples import examples
@@ -557,3 +557,62 @@ def test_rows_of_the_same_roles_are_looked_at_once() -> None:
         assert "system message" in check.left_out(row)
     assert len(renderings) == 2
     assert check.left_out(make_conversation([USER, ANSWER])) == ""
+
+
+_OPENS = "'<|im_start|>assistant\\n<think>\\n'"
+_CLOSES = "'<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n'"
+
+
+def template(condition: str) -> str:
+    """A template that has its models reason where a condition holds."""
+    return f"""\
+{{%- for message in messages %}}{{{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}}}
+{{%- endfor %}}
+{{%- if add_generation_prompt %}}{{{{ {_OPENS} if {condition} else {_CLOSES} }}}}{{% endif %}}"""
+
+
+@cases(
+    ("condition", "on", "switch"),
+    [
+        ("enable_thinking is not defined or enable_thinking", False, ("enable_thinking", False)),
+        ("enable_thinking", True, ("enable_thinking", True)),
+        ("thinking", True, ("thinking", True)),
+        ("reasoning | default(true)", False, ("reasoning", False)),
+        ("thinking_mode != 'disabled'", False, ("thinking_mode", "disabled")),
+        ("thinking_mode == 'enabled'", True, ("thinking_mode", "enabled")),
+        ("reasoning_effort | default('') != 'none'", False, ("reasoning_effort", "none")),
+        ("reasoning_effort | default('none') != 'none'", True, ("reasoning_effort", "high")),
+        ("thinking_budget is not defined or thinking_budget > 0", False, ("thinking_budget", 0)),
+        # Told so already, by nothing, or by what nobody else has.
+        ("enable_thinking", False, None),
+        ("true", False, None),
+        ("my_own_thinking | default(true)", False, None),
+    ],
+)
+def test_a_switch_is_the_variable_that_changes_how_the_prompt_ends(condition: str, on: bool, switch: object) -> None:
+    assert thinking_switch(ChatTemplate(template(condition)), on=on) == switch
+
+
+def test_a_refusal_names_the_switch() -> None:
+    example = talk("q", "yes", reasoning="hm")
+    for model in (QWEN35, GLM47):
+        off = dataclasses.replace(model, marked="{%- set enable_thinking = false %}\n" + model.marked)
+        # Set by the template itself, it cannot be told otherwise.
+        assert refusal(off, example).message.endswith("that the answer begins with.")
+        off = dataclasses.replace(model, marked=model.marked.replace("is defined else true", "is defined else false"))
+        error = refusal(off, example)
+        assert error.code == "template_rewrites"
+        assert error.message.endswith(
+            "With template.variables = {enable_thinking = true} it begins with the reasoning."
+        )
+    needs = dataclasses.replace(SMOLLM2, marked=template("thinking_mode != 'disabled'"))
+    error = refusal(needs, talk("q", "yes"))
+    assert error.code == "no_reasoning"
+    assert error.message.endswith('With template.variables = {thinking_mode = "disabled"} it begins with the answer.')
+
+
+def test_a_refusal_without_a_switch_says_no_more() -> None:
+    error = refusal(OLMO3_THINK, talk("q", "yes"))
+    assert (error.code, "template.variables" in error.message) == ("no_reasoning", False)
+    assert thinking_switch(ChatTemplate("{{ raise_exception('no') }}{{ thinking }}"), on=False) is None
+    assert thinking_switch(ChatTemplate(QWEN3.template), on=False) is None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from core.config.schema import Config
-from core.config.sixteen_bit import kept_patterns
+from core.config.targets import kept_patterns
 from core.data.conversation import Example, RowError
 from core.directories import Progress
 from core.errors import UserError
@@ -42,12 +42,11 @@ from core.worker.data.encode import Encoder, TokenizedRow, as_model_tokenizer, s
 from core.worker.export.verify.store import LogitsFile, Proof, ProofRow, places_kept, require_room
 from core.worker.generate.decoding import KeyValues
 from core.worker.generate.generate import answering_as
-from core.worker.model.configs import load_generation_config, vocabulary_size
 from core.worker.model.device import choose_device
 from core.worker.model.full_weights import put_weights
 from core.worker.model.model import DTYPES, LoadedModel, load_model, load_tokenizer
 from core.worker.model.starter import resolve_base
-from core.worker.model.support import check_base
+from core.worker.model.support import check_base, load_generation_config, vocabulary_size
 from core.worker.model.trained_file import answer_with_file
 
 #: Characters of a plain text whose tokens are compared.

@@ -18,8 +18,8 @@ import torch
 
 from core.models.quantization_config import read_quantization
 from core.models.tensors import Tensor
-from core.worker.model.configs import load_generation_config
 from core.worker.model.decode.checkpoint import Checkpoint
+from core.worker.model.support import load_generation_config
 
 #: Without it transformers' threads read, and so decode, far ahead of what is put into the model.
 _IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"

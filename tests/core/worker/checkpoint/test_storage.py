@@ -15,10 +15,17 @@ from core.runs.events import FailedEvent, NoticeEvent
 from core.runs.store import Run
 from core.runs.tail import EventTail
 from core.worker.checkpoint.checkpoint import Checkpoint, hash_manifest
-from core.worker.checkpoint.storage import KEY, Storage, check_storage, storage_facts, storage_of
+from core.worker.checkpoint.storage import (
+    KEY,
+    Storage,
+    check_storage,
+    layers_4bit,
+    layers_16bit,
+    storage_facts,
+    storage_of,
+)
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model
-from core.worker.model.storage import layers_4bit, layers_16bit
 from tests.e2e.workers import adapter_bytes, steps
 from tests.families import forked
 from tests.families.conftest import Trained

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Phi3Config
 
-from core.worker.fused import attention, attention_kernels, trials
+from core.worker.fused import attention, attention_kernels
 from core.worker.fused.attention import (
     Group,
     Layout,
@@ -28,6 +28,7 @@ from core.worker.fused.attention_kernels import (
     kernels_for,
     varlen_arguments,
 )
+from core.worker.selftest import fast_paths
 from tests.cases import cases
 from tests.core.worker.fused.varlen import varlen_attn
 
@@ -328,8 +329,8 @@ def test_what_a_torch_does_not_know_is_not_tried(monkeypatch: pytest.MonkeyPatch
         raise NotImplementedError(query, key, value, ends, is_causal)
 
     monkeypatch.setattr(attention_kernels, "find_varlen", lambda: without_windows)
-    monkeypatch.setattr(trials, "capability_of", lambda _device: (8, 6))
-    made = [trial.name for trial in trials._attention(CPU, BF16)]
+    monkeypatch.setattr(fast_paths, "capability_of", lambda _device: (8, 6))
+    made = [trial.name for trial in fast_paths._attention(CPU, BF16)]
     assert VARLEN.value in made
     assert f"{VARLEN.value} of windows" not in made
 

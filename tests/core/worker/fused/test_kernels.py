@@ -14,7 +14,7 @@ from core.worker.fused.gated import ACTIVATIONS, Gating
 from core.worker.fused.kernels import can_use, gating_of, kernel_trials, norm_function, rotation_of
 from core.worker.fused.rms_norm import RmsNormFunction
 from core.worker.fused.rotary import rotate
-from core.worker.fused.trials import trials
+from core.worker.selftest.fast_paths import trials
 from tests.cases import cases
 
 CPU = torch.device("cpu")
@@ -118,7 +118,7 @@ def test_without_triton_all_trials_pass_on_a_cpu(monkeypatch: pytest.MonkeyPatch
 def test_the_kernels_are_not_imported_on_a_cpu() -> None:
     """In a process of its own, whose imports take a while. Nor does anything go wrong where there is no Triton."""
     code = (
-        "import sys; sys.modules['triton'] = None; import torch; from core.worker.fused.trials import trials;"
+        "import sys; sys.modules['triton'] = None; import torch; from core.worker.selftest.fast_paths import trials;"
         "assert all(trial.passed for trial in trials(torch.device('cpu'), torch.float32));"
         "assert 'core.worker.fused.triton' not in sys.modules"
     )

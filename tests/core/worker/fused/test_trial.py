@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from core.worker.fused.trial import Way, compare
-from core.worker.fused.trials import trials
+from core.worker.selftest.fast_paths import trials
 from tests.cases import cases
 
 CPU = torch.device("cpu")

@@ -19,9 +19,8 @@ from core.errors import UserError
 from core.models.check import check_model_directory
 from core.models.text_part import split_names
 from core.worker.export.layout import read_layout
-from core.worker.model.configs import load_config, vocabulary_size
 from core.worker.model.model import load_model
-from core.worker.model.support import check_base
+from core.worker.model.support import check_base, load_config, vocabulary_size
 from core.worker.model.text_part import whole_name
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model, edit_json

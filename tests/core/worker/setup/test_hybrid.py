@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.config import sixteen_bit
+from core.config import targets
 from core.config.schema import MethodSection
 from core.errors import UserError
 from core.worker.data.batches import collate
@@ -138,7 +138,7 @@ def test_recomputed_activations_give_the_same(name: str) -> None:
 def test_layers_that_kernels_read_past_stay_out_of_adapters_and_4_bits(
     installed: bool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sixteen_bit, "has_mamba_kernels", lambda: installed)
+    monkeypatch.setattr(targets, "has_mamba_kernels", lambda: installed)
     model = make_hybrid(name)
     kept = FourBitQuantizer(four_bit_config(torch.float32), pre_quantized=False).get_modules_to_not_convert(model)
     is_read = installed and name == "granitemoehybrid"
