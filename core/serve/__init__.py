@@ -1,1 +1,1 @@
-"""An OpenAI-compatible server for what a run has trained: a process of its own, beside the chat engine."""
+"""OpenAI-compatible server for trained models: a process of its own, beside the chat engine."""

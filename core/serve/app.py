@@ -56,9 +56,9 @@ class AccessMiddleware:
 
     Args:
         app: The application.
-        names: What clients may call this machine.
+        names: Host names that clients may use for this machine.
         key: The key that they send.
-        any_address: Whether an address in numbers is allowed as well, whichever it is: where all addresses of the
+        any_address: Allow any numeric address as well: where all addresses of the
             machine are listened on. Rebinding needs a name.
     """
 
@@ -83,7 +83,7 @@ class AccessMiddleware:
         await self._app(scope, receive, send if has_key else closing(send))
 
     def _check(self, scope: Scope) -> bool:
-        """Whether a request that may be answered has the key; only the path of :data:`HEALTH` needs none.
+        """True if a request has the key; only the path of :data:`HEALTH` needs none.
 
         Raises:
             ApiError: If it may not be answered.
@@ -150,7 +150,7 @@ def _is_address(name: str) -> bool:
 
 
 def _head_bytes(scope: Scope) -> int:
-    """The bytes of a head; h11 bounds those only that come in pieces."""
+    """Bytes of a head; h11 bounds only a head that arrives in pieces."""
     target = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
     return target + sum(len(name) + len(value) for name, value in scope["headers"])
 
@@ -180,7 +180,7 @@ def make_app(models: Models, queue: RequestQueue, options: ServeOptions) -> App:
 
     def answers(read: Reader) -> Callable[[Request], Any]:
         async def answer(request: Request) -> CompletionResponse:
-            # A request that is still arriving takes no place from one that is there.
+            # A request that is still arriving takes no place in the queue.
             received = await bodies.collect(request.receive)
             give_back = queue.take_place()
             try:

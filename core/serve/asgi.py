@@ -1,4 +1,7 @@
-"""The types of ASGI, as far as they are used here, what a request's state holds, and responses in JSON."""
+"""ASGI types, the keys of a request's state, bodies within bounds, and errors in OpenAI's form.
+
+An error is ``{"error": {"message", "type", "param", "code"}}`` with a status.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: In a request's state: the function that is called once it has shown the key, and says whether there is room for its
-#: connection.
+#: In a request's state: the function that is called once it has shown the key; it returns True if there is room for
+#: its connection.
 KEY_SHOWN = "localtune_key_shown"
 #: In a request's state: bytes that may be sent between two parts of the response, and mean nothing to a client.
 MEANS_NOTHING = "localtune_means_nothing"
@@ -89,12 +92,12 @@ class ApiError(Exception):
 
 
 def unexpected(error: Exception) -> ApiError:
-    """A bug as an error of the API: it is named, and no more is told of it."""
+    """A bug as an error of the API: its type, and no more."""
     return ApiError(500, f"An error that should not happen: {type(error).__name__}. Please report it.")
 
 
 def refusal_of(error: UserError) -> ApiError:
-    """An error of the model as one of the API: of the client if the question is at fault, else of the server."""
+    """An error of the model as an error of the API: the client's if the question is at fault, else the server's."""
     if isinstance(error, QuestionError):
         return ApiError(400, str(error), code=error.code or None)
     return ApiError(503, str(error), code="model_unavailable")

@@ -1,4 +1,4 @@
-"""The models that are served: what runs have trained, and their bases, each with the session that holds it."""
+"""The models that are served: trained models and their bases, each with the session that holds it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SessionHolder:
 
     Args:
         make: Opens a session.
-        progress: Told what is being loaded.
+        progress: Receives the name of the file that is being loaded.
     """
 
     def __init__(self, make: Callable[[], StreamingSession], progress: Progress) -> None:
@@ -93,7 +93,7 @@ class ServedModel:
     id: str
     holder: SessionHolder
     source: Source
-    """What the session calls it."""
+    """Its name in the session."""
     defaults: ChatSection
     """Settings of answers that a request leaves out."""
     created: int
@@ -150,11 +150,11 @@ def open_models(targets: Sequence[str], progress: Progress) -> Models:
     Of a run that trains an adapter, the base is served as well.
 
     Args:
-        targets: What the user names.
-        progress: Told what is being loaded.
+        targets: Names from the command line.
+        progress: Receives the name of the file that is being loaded.
 
     Raises:
-        UserError: If one of them cannot be found, or has nothing to serve.
+        UserError: If a target cannot be found, or has nothing to serve.
     """
     opening = _Opening(progress)
     for target in targets:
@@ -196,12 +196,12 @@ class _Opening:
         self._add(ServedModel(_name_of(target), holder, BASE, ChatSection(), int(time.time())))
 
     def add_run(self, run: Run, step: int | None) -> None:
-        """Add what a run has trained, and its base."""
+        """Add the trained model of a run, and its base."""
         config = run.config()
         created = int(run.created.timestamp()) if run.created is not None else 0
         name = run.id if step is None else f"{run.id}@{step}"
         is_live = step is None and not run.state().is_over
-        # Refuses what cannot be served before anybody asks for it.
+        # Refused at the start, not at the first request.
         trained = None if is_live else find_trained(run, step)
         if trained is not None and trained.warning:
             self._progress(trained.warning, None, None)
@@ -229,7 +229,7 @@ class _Opening:
 
 
 def _loading_of(trained: TrainedModel) -> tuple[Any, ...]:
-    """What adapters have in common that share a loaded base."""
+    """Key of adapters that can share a loaded base."""
     spec = spec_of(trained)
     alone = None if trained.file is None else trained.label
     bits = (spec.method == "qlora", spec.keep_16bit)

@@ -28,7 +28,7 @@ _SHORTEST_KEY = 8
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Options of the server: where it listens, for whom, and with what."""
+    """Options of the server: address, key, names and models."""
 
     targets: tuple[str, ...]
     """Runs, ``RUN`` or ``RUN@STEP``, and models."""
@@ -60,17 +60,17 @@ class ServeOptions:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only programs on this machine can connect."""
+        """True if only programs on this machine can connect."""
         return self.uds is not None or is_loopback(self.host)
 
     @property
     def listens_everywhere(self) -> bool:
-        """Whether all addresses of this machine are listened on."""
+        """True if the server listens on all addresses of this machine."""
         return self.uds is None and self.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
     @property
     def allowed_names(self) -> frozenset[str]:
-        """What a client may call this machine (``Host``), in lower case."""
+        """Host names that a client may use for this machine (``Host``), in lower case."""
         return frozenset(name.lower().strip("[]") for name in (*LOCAL_NAMES, self.host, *self.names))
 
 
@@ -86,7 +86,7 @@ class ServerAddress:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or a name is that of this machine alone."""
+    """True if an address or a name is on the loopback interface."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -114,7 +114,7 @@ def open_listener(options: ServeOptions) -> socket.socket:
 
 
 def address_of(listener: socket.socket, options: ServeOptions) -> str:
-    """The base URL for clients: ``http://127.0.0.1:8765/v1``; of a Unix socket, one that clients ask through it."""
+    """The base URL for clients: ``http://127.0.0.1:8765/v1``; of a Unix socket, the address in requests to it."""
     if options.uds is not None:
         return "http://localhost/v1"
     host, port = listener.getsockname()[:2]

@@ -48,7 +48,7 @@ Event: TypeAlias = "Piece | End | Failure"
 class Job:
     """An answer that waits for its turn or is being generated; its events arrive in :attr:`events`.
 
-    What the reader has not taken yet stays there: a reader that is slow holds up nobody else.
+    Events wait there for their reader: a slow reader holds up nobody else.
     """
 
     def __init__(self, model: ServedModel, question: ChatRequest, loop: asyncio.AbstractEventLoop) -> None:
@@ -124,7 +124,7 @@ class RequestQueue:
         give_back()
 
     def cancel(self, job: Job) -> None:
-        """Cancel an answer, or take it from the queue; of one that is done, nothing is left to cancel."""
+        """Cancel an answer, or take it from the queue; for a finished answer, nothing happens."""
         job.is_cancelled.set()
         future = self._futures.get(job)
         if future is None or future.cancel():
@@ -135,7 +135,7 @@ class RequestQueue:
                 job.model.holder.cancel()
 
     def cancel_all(self) -> None:
-        """Break off all answers, as the server ends; their clients are told."""
+        """Break off all answers at the end of the server, with an error to their clients."""
         for job in list(self._futures):
             job.tell(Failure(ApiError(503, "The server is ending.", code="server_ending")))
             self.cancel(job)

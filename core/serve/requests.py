@@ -144,7 +144,7 @@ class CompletionRequest:
     question: ChatRequest
     stream: bool
     include_usage: bool
-    """Whether a stream ends with the number of tokens."""
+    """A stream ends with the number of tokens."""
     tools: frozenset[str] = frozenset()
     """Names of the tools that may be called."""
 

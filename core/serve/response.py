@@ -15,7 +15,7 @@ from core.serve.queue import End, Event, Failure, Job, Piece, RequestQueue
 from core.serve.requests import CompletionRequest
 from core.template.tool_call_parser import ToolCall, parse_tool_calls, tool_call_start
 
-#: The last line of a stream that has come to its end.
+#: The last line of a complete stream.
 DONE = b"data: [DONE]\n\n"
 
 
@@ -47,7 +47,7 @@ class Completion:
         return {**self._head(kind, end.source or None), "choices": [choice], "usage": _usage(end)}
 
     def opening(self) -> list[bytes]:
-        """What a stream begins with."""
+        """First chunks of a stream."""
         return [self._chunk({"role": "assistant", "content": "", "refusal": None})] if self._is_chat else []
 
     def piece(self, text: str) -> bytes:
@@ -59,7 +59,7 @@ class Completion:
         return self._chunk({"tool_calls": [{"index": place, **_call(call)} for place, call in enumerate(calls)]})
 
     def ending(self, end: End, *, called: bool, with_usage: bool) -> list[bytes]:
-        """What a stream ends with."""
+        """Last chunks of a stream."""
         finish, source = _finish(end, called), end.source or None
         chunks = [self._chunk({}, finish, source) if self._is_chat else self._text_chunk("", finish, source)]
         if with_usage:
@@ -138,7 +138,7 @@ class Writer(Protocol):
     """Writes lines of a stream."""
 
     def __call__(self, *lines: bytes) -> Awaitable[None]:
-        """Write them, as soon as the client has read what was before."""
+        """Write them, as soon as the client has read the lines before."""
 
 
 class ClientGone(Exception):  # noqa: N818 - nothing is wrong with that

@@ -29,21 +29,21 @@ from core.serve.queue import RequestQueue
 HEAD_SECONDS = 15.0
 #: Seconds for the next head on one that has. Clients keep connections open for half as long, most of them.
 IDLE_SECONDS = 30
-#: Seconds that a client may take to read what has been sent to it.
+#: Seconds that a client may take to read the bytes sent to it.
 READ_SECONDS = 60.0
 #: Seconds between two looks.
 LOOK_SECONDS = 1.0
-#: Seconds between two lines to a client that sends no more, to learn whether it is still there.
+#: Seconds between two lines to a client that sends no more, to find out if it is still connected.
 PROBE_SECONDS = 5.0
-#: The share of all connections that those without the key may have.
+#: Largest share of all connections for clients without the key.
 _STRANGERS = 3 / 4
 
 
 class Connection(H11Protocol):
     """A connection of uvicorn, which is known to :class:`Strangers`, and whose client may have sent all it wants to.
 
-    uvicorn takes the end of what a client sends for the client's own. It may have shut its writing side alone, as
-    ``nc`` does, and wait for its answer; a program that has ended looks the same. What tells them apart is the answer
+    uvicorn takes the end of a client's input for the end of the client. It may have shut its writing side alone, as
+    ``nc`` does, and wait for its answer; a program that has ended looks the same. They differ by the answer
     of the system to something that is sent: a reset. So an informational response (100, which clients skip: RFC 9110,
     section 15.2) or, within a stream, a comment is sent at the end of the input and now and then, until the answer is
     complete.
@@ -79,7 +79,7 @@ class Connection(H11Protocol):
         return self._probed is not None
 
     def on_response_complete(self) -> None:
-        """Go on with the next request; close after the last one of a client that sends no more."""
+        """Continue with the next request; close after the last request of a client that sends no more."""
         super().on_response_complete()
         if self._probed is not None and not self._owes_answer:
             self.transport.close()
@@ -91,7 +91,7 @@ class Connection(H11Protocol):
         return (state, self.cycle) if state in (h11.IDLE, h11.SEND_BODY) else None
 
     def has_gone(self, now: float) -> bool:
-        """Whether a client that sends no more has gone; it is asked now and then.
+        """True if a client that sends no more has gone; it is probed now and then.
 
         Args:
             now: The present, by a clock that nobody sets.
@@ -124,7 +124,7 @@ class Connection(H11Protocol):
 
 
 class Strangers:
-    """The connections that have not shown the key, beside the number of those that have.
+    """Connections that have not shown the key, and the number of connections that have.
 
     They may have a share of the room. Where more come, or all of the room is taken, the oldest of them is closed: a
     client that sends its key at once is let in, however many connections others open and leave.
@@ -152,7 +152,7 @@ class Strangers:
             oldest.transport.abort()
 
     def admit(self, connection: Connection) -> bool:
-        """Take out a connection that has shown the key; whether there is room for it."""
+        """Take out a connection that has shown the key; False if there is no room for it."""
         if connection in self._waiting and len(self._known) < self._room:
             del self._waiting[connection]
             self._known.add(connection)
@@ -167,14 +167,14 @@ class Strangers:
 class Watch:
     """Closes connections whose client owes a request, or part of one, for too long, does not read, or has gone.
 
-    A connection is judged by what it owes, not by what came before. uvicorn has a limit for neither. A stream that is
+    A connection is judged by its pending duty, not by its past. uvicorn has a limit for neither. A stream that is
     not read costs nobody else any time, but its answer stays in memory.
 
     Args:
         strangers: The connections that have not shown the key.
-        head_seconds: Time for a head on one of these.
+        head_seconds: Time for a head on such a connection.
         idle_seconds: Time for a head on the others.
-        body_seconds: Time for a body, whether or not anything reads it; more than what reads it allows, and answers.
+        body_seconds: Time for a body, read or not; more than its reader allows, which answers first.
         read_seconds: Time for a client to read.
     """
 
@@ -206,10 +206,10 @@ class Watch:
             await asyncio.sleep(LOOK_SECONDS)
 
     def look(self, connections: Collection[Connection], now: float) -> None:
-        """Close what has taken too long.
+        """Close connections that have taken too long.
 
         Args:
-            connections: Those that are open.
+            connections: The open connections.
             now: The present, by a clock that nobody sets.
         """
         self._owing = {each: self._owed_since(each, now) for each in connections if each.owed is not None}
@@ -250,9 +250,9 @@ def serve(options: ServeOptions, ready: Callable[[ServerAddress], None], progres
     Models are loaded with the first question to them.
 
     Args:
-        options: Where, what and for whom.
+        options: Address, models and key.
         ready: Called once clients can connect.
-        progress: Told what is being loaded; a sentence is a warning.
+        progress: Receives the name of the file that is being loaded; a sentence is a warning.
 
     Raises:
         UserError: If a target cannot be found, or the address cannot be listened on.
@@ -341,7 +341,7 @@ async def _run(
 
 
 async def _tell(server: uvicorn.Server, ready: Callable[[], None], queue: RequestQueue) -> None:
-    """Tell when clients can connect, and break answers off when the end has been asked for."""
+    """Report that clients can connect, and break answers off at the end."""
     while not server.started:
         await asyncio.sleep(_POLL_SECONDS)
     ready()

@@ -19,10 +19,9 @@ from core.data.conversation import IGNORED_LABEL, Example, Message, RowError
 from core.errors import UserError
 from core.template.answer_turns import RowText, Turn, group_turns, read_turn
 from core.template.reasoning import Render, closed_error, has_reasoning, place_reasoning, prompt_block
-from core.template.render import ChatTemplate
+from core.template.render import ChatTemplate, reads_variable, with_variables
 from core.template.render_cache import Shapes
 from core.template.row_tokenizer import MaskedRow, RowTokenizer, any_of, stop_text
-from core.template.settings import reads_variable, with_variables
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
 

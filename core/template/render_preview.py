@@ -14,9 +14,8 @@ from core.errors import UserError
 from core.template.jinja_sandbox import TemplateTimeError
 from core.template.mask import Masker
 from core.template.preview import MOST_SHOWN, PAIR, Preview, PreviewRow, PreviewToken
-from core.template.render import ChatTemplate, template_line
+from core.template.render import ChatTemplate, reads_variable, template_line, with_variables
 from core.template.row_tokenizer import MaskedRow
-from core.template.settings import reads_variable, with_variables
 from core.template.tokenizer import ModelTokenizer
 from core.units import format_count
 

@@ -266,7 +266,7 @@ def _cut(sock: socket.socket, cancel: threading.Event, is_done: threading.Event)
 
 
 def has_model(address: Address, name: str) -> bool:
-    """Whether the server has a model of this name.
+    """True if the server has a model of this name.
 
     Raises:
         UserError: If it does not answer.
@@ -327,7 +327,7 @@ _SILENCE = 900.0
 #: Seconds without a token; a large model takes as long to load.
 _PATIENCE = 300.0
 _TICK = 0.1
-#: Bytes kept of what the program prints.
+#: Bytes kept of the program's output.
 _KEPT_BYTES = 16 << 10
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[@-_]")
 _MISSING = UserError(
@@ -344,13 +344,13 @@ def create(
     cancel: threading.Event | None = None,
     silence: float = _SILENCE,
 ) -> None:
-    """Create a model in Ollama; one of that name is never replaced.
+    """Create a model in Ollama; a model of that name is never replaced.
 
     Args:
         name: The model's name; see :func:`core.export.ollama.create.model_name`.
         directory: Where the Modelfile and the GGUF file are.
-        progress: Gets what the program says.
-        cancel: Ends the program when it is set; Ollama removes what it has of the model at its next start.
+        progress: Receives the program's output.
+        cancel: Ends the program when it is set; Ollama removes the incomplete model at its next start.
         silence: Seconds without a word after which the program is ended.
 
     Raises:
@@ -414,7 +414,7 @@ def _run(
     cancel: threading.Event | None,
     silence: float,
 ) -> str:
-    """Run the program; returns what it has printed last.
+    """Run the program; returns the last line of its output.
 
     Raises:
         UserError: If it cannot be started, fails, or is silent for too long.
@@ -477,7 +477,7 @@ def _follow(output: int, progress: Progress, cancel: threading.Event | None, sil
 
 
 def _last_line(said: str) -> str:
-    """The last line of what a program has printed, without the codes that move the cursor."""
+    """The last line of a program's output, without escape sequences."""
     plain = _CONTROL.sub("\n", said).replace("\r", "\n")
     lines = [line.strip() for line in plain.split("\n") if line.strip()]
     return one_line(lines[-1], 200).rstrip(".") if lines else ""

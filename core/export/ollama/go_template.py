@@ -12,7 +12,7 @@ from typing import Any
 
 from core.export.ollama.shape import Part, Reasoning, Shape, SystemText, Trim, UserPlace
 
-#: What Python takes for white space, and Jinja's ``trim`` with it.
+#: White space in Python, which Jinja's ``trim`` removes.
 WHITE_SPACE = tuple(character for character in map(chr, range(0x3001)) if character.isspace())
 #: White space left out, by the name of the Go template that does it.
 _TRIMS: dict[Trim, Callable[[str], str]] = {"keep": str, "trim": str.strip, "ltrim": str.lstrip, "rtrim": str.rstrip}
@@ -107,13 +107,13 @@ def lost_character(text: str) -> str | None:
 
 
 def is_kept(reasoning: Reasoning) -> bool:
-    """Whether the marks around reasoning can stand in a Go template, and in a Modelfile, as they are."""
+    """True if the marks around reasoning can stand in a Go template, and in a Modelfile, as they are."""
     marks = reasoning.opening + reasoning.closing
     return '"""' not in marks and "{" not in marks and lost_character(marks) is None
 
 
 def _is_plain(character: str) -> bool:
-    """Whether a character is printable in every version of Unicode in use."""
+    """True if a character is printable in every version of Unicode in use."""
     return character == " " or (unicodedata.ucd_3_2_0.category(character)[0] not in "CZ" and character.isprintable())
 
 

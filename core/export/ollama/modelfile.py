@@ -21,7 +21,7 @@ _AGAIN = "Export the GGUF file again."
 
 
 def adds_bos(gguf: Path) -> bool:
-    """Whether the reader of a GGUF file puts the token at the beginning of a sequence before every prompt.
+    """True if the reader of a GGUF file puts the BOS token before every prompt.
 
     Raises:
         UserError: If the file cannot be read, does not say, or has an end-of-text token added to prompts as well.
@@ -44,7 +44,7 @@ def adds_bos(gguf: Path) -> bool:
     )
 
 
-#: Parameters of sampling that Ollama knows; those that are whole numbers, and the others.
+#: Ollama's sampling parameters: integers, and real numbers.
 _WHOLE = ("num_keep", "num_predict", "repeat_last_n", "seed", "top_k")
 _REAL = (
     *("frequency_penalty", "min_p", "presence_penalty", "repeat_penalty", "temperature", "top_p", "typical_p"),
@@ -54,11 +54,11 @@ _REAL = (
 
 @dataclass(frozen=True)
 class Modelfile:
-    """A Modelfile, and what it does not carry."""
+    """A Modelfile, and its differences from training."""
 
     text: str
     notes: tuple[str, ...]
-    """What Ollama does otherwise than training, a sentence each; empty if nothing."""
+    """Differences from training in Ollama, a sentence each."""
     conversations: int
     """Conversations on which its template wrote the same texts as the chat template."""
     rows: int
@@ -87,7 +87,7 @@ def modelfile(
         template: The Jinja template.
         bos: Text of the token at the beginning of a sequence, if the tokenizer has one.
         eos: Text of the token at the end of a text, if the tokenizer has one.
-        adds_bos: Whether the reader of the GGUF file puts ``bos`` before each prompt; see
+        adds_bos: True if the reader of the GGUF file puts ``bos`` before each prompt; see
             :func:`core.export.ollama.modelfile.adds_bos`.
         stops: Texts of the tokens that end an answer.
         context_length: Longest prompt with its answer, in tokens; Ollama's default if None.
@@ -132,7 +132,7 @@ def _file_name(name: str) -> str:
     return f"./{name}"
 
 
-def _quoted(text: str, what: str) -> str:
+def _quoted(text: str, name: str) -> str:
     """A text in quotes that Ollama reads back as it is.
 
     Raises:
@@ -141,11 +141,11 @@ def _quoted(text: str, what: str) -> str:
     lost = lost_character(text)
     if lost is not None:
         raise UserError(
-            f"{what} has the character U+{ord(lost):04X}, which Ollama leaves out of what it reads from a Modelfile.",
+            f"{name} has the character U+{ord(lost):04X}, which Ollama leaves out of a Modelfile.",
             "Use a text without it.",
         )
     if '"""' in text:
-        raise UserError(f'{what} has """ in it, which ends a text in a Modelfile.', "Use a text without it.")
+        raise UserError(f'{name} has """ in it, which ends a text in a Modelfile.', "Use a text without it.")
     return f'"""{text}"""' if "\n" in text or '"' in text else f'"{text}"'
 
 

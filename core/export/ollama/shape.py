@@ -18,9 +18,9 @@ from core.template.render import ChatTemplate
 from core.text import one_line
 
 Trim = Literal["keep", "trim", "ltrim", "rtrim"]
-"""What a template does to the white space around a message."""
+"""Treatment of the white space around a message."""
 
-#: The probe messages: the system's, then those of user and assistant in turns.
+#: The probe messages: the system's, then user and assistant in turns.
 MARKS = tuple(chr(0x10FFE0 + number) for number in range(8))
 SYSTEM = MARKS[0]
 MARK = re.compile(f"([{MARKS[0]}-{MARKS[-1]}])")
@@ -32,7 +32,7 @@ class NotCarriedError(Exception):
     """A construct of a chat template that has no equal in a Go template.
 
     Args:
-        construct: What it does, as the rest of a sentence that begins with "The chat template".
+        construct: Its effect, as the rest of a sentence that begins with "The chat template".
     """
 
     def __init__(self, construct: str) -> None:
@@ -46,7 +46,7 @@ class Renderer:
     Args:
         template: The chat template.
         bos: The text of the token at the beginning of a sequence; empty if there is none.
-        adds_bos: Whether the reader of the GGUF file adds that token.
+        adds_bos: True if the reader of the GGUF file adds that token.
     """
 
     def __init__(self, template: ChatTemplate, bos: str, adds_bos: bool) -> None:
@@ -91,7 +91,7 @@ Pieces = list["str | Content"]
 
 
 class Probe:
-    """Reads what is around the messages of a conversation."""
+    """Reads the texts around the messages of a conversation."""
 
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
@@ -123,7 +123,7 @@ class Probe:
         ]
 
     def _trim(self, messages: Sequence[dict[str, str]], mark: str, text: str) -> Trim:
-        """What the template does to white space around a message; ``keep`` where that is none of the four."""
+        """Treatment of white space around a message; ``keep`` if it is none of the four."""
         padded = [
             {**message, "content": _PAD + mark + _PAD} if message["content"] == mark else message
             for message in messages
@@ -143,7 +143,7 @@ class Probe:
 
 
 def writes_date(template: ChatTemplate) -> bool:
-    """Whether a template writes the date or the time of day."""
+    """True if a template writes the date or the time of day."""
     texts = set()
     for now in (datetime(2001, 2, 3, 4, 5, 6), datetime(2019, 11, 28, 17, 48, 39)):
         other = ChatTemplate(template.source, template.special_tokens, now=now)
@@ -161,7 +161,7 @@ def _reason(error: RowError) -> str:
 
 @dataclass(frozen=True)
 class SystemText:
-    """The place of the system prompt in what is written before another message."""
+    """Place of the system prompt in the text before another message."""
 
     trim: Trim
 
@@ -175,11 +175,11 @@ class UserPlace:
     """Place of a user's message in a conversation; the texts before it may depend on that."""
 
     has_system: bool
-    """Whether the conversation begins with a system prompt."""
+    """The conversation begins with a system prompt."""
     is_first: bool
-    """Whether it is the first of the user's."""
+    """It is the first message of the user."""
     is_last: bool
-    """Whether it is the last message."""
+    """It is the last message of the conversation."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Reasoning:
     opening: str
     closing: str
     in_history: bool
-    """Whether earlier answers have it as well."""
+    """Earlier answers keep their reasoning."""
 
 
 @dataclass(frozen=True)
@@ -197,15 +197,15 @@ class Shape:
     """The texts that a chat template writes."""
 
     system: Literal["turn", "inside", "ignored", "refused"]
-    """What becomes of a system prompt: a turn of its own before the rest, a part of what is before a user's message,
-    nothing, or an error.
+    """Effect of a system prompt: a turn before the rest, a part of the text before a user's message, nothing, or an
+    error.
     """
     empty_system_is_none: bool = False
-    """Whether an empty system prompt is as good as none."""
+    """An empty system prompt has the same effect as none."""
     later_system: str | None = None
     """The text before a system prompt after the first answer; None where that is no turn like the first."""
     head: str = ""
-    """What a conversation without a system prompt begins with."""
+    """Beginning of a conversation without a system prompt."""
     system_before: str = ""
     system_after: str = ""
     user_before: Mapping[UserPlace, Parts] = field(default_factory=dict)
@@ -213,9 +213,9 @@ class Shape:
     assistant_before: str = ""
     assistant_after: str = ""
     opening: str = ""
-    """What follows the last message, so that the assistant answers."""
+    """Text after the last message, so that the assistant answers."""
     system_trim: Trim = "keep"
-    """What becomes of white space around a message."""
+    """White space around a message."""
     user_trims: Mapping[UserPlace, Trim] = field(default_factory=dict)
     assistant_trim: Trim = "keep"
     reasoning: Reasoning | None = None
@@ -248,7 +248,7 @@ def find_shape(renderer: Renderer) -> Shape:
                     openings.add(before)
             for piece in pieces:
                 if isinstance(piece, Content):
-                    # White space that is kept in one place and not in another is told by the proof.
+                    # The proof finds white space that is kept in one place and not in another.
                     trims.setdefault(piece.role, piece.trim)
     assistant_before, opening = _only(answers, "an answer"), _only(openings, "the last message")
     shape = Shape(
@@ -266,7 +266,7 @@ def find_shape(renderer: Renderer) -> Shape:
 
 
 def _read_system(probe: Probe) -> tuple[Literal["turn", "inside", "ignored", "refused"], list[Pieces]]:
-    """What becomes of a system prompt, and the conversations with one."""
+    """Effect of a system prompt, and the conversations that have it."""
     try:
         probe.renderer.render(conversation(1, system=SYSTEM))
     except RowError:
@@ -282,9 +282,7 @@ def _read_system(probe: Probe) -> tuple[Literal["turn", "inside", "ignored", "re
 
 
 def _turns(pieces: Pieces, has_system: bool) -> Iterator[tuple[Parts, str, UserPlace, Trim]]:
-    """What is before each message, with its role and place and what becomes of its white space; last of all what ends
-    the prompt, with an empty role.
-    """
+    """Text before each message, with its role, place and white space; the last one, without a role, ends the prompt."""
     before: list[Part] = []
     last = [piece for piece in pieces if isinstance(piece, Content)][-1]
     is_first = True
@@ -299,12 +297,12 @@ def _turns(pieces: Pieces, has_system: bool) -> Iterator[tuple[Parts, str, UserP
     yield tuple(filter(None, before)), "", UserPlace(has_system, is_first, False), "keep"
 
 
-def _only(found: set[Parts], what: str) -> str:
+def _only(found: set[Parts], place: str) -> str:
     if len(found) > 1:
-        raise NotCarriedError(f"writes other texts around {what}, depending on where it is in the conversation")
+        raise NotCarriedError(f"writes other texts around {place}, depending on where it is in the conversation")
     parts = next(iter(found))
     if any(isinstance(part, SystemText) for part in parts):
-        raise NotCarriedError(f"writes the system prompt around {what}")
+        raise NotCarriedError(f"writes the system prompt around {place}")
     return "".join(part for part in parts if isinstance(part, str))
 
 
@@ -332,7 +330,7 @@ def _with_ends(shape: Shape, renderer: Renderer) -> Shape:
 
 
 def _tail(renderer: Renderer, messages: Sequence[Mapping[str, str]]) -> str:
-    """What follows the last message of a conversation that is no prompt; empty where that cannot be told."""
+    """Text after the last message of a conversation that is no prompt; empty if it cannot be rendered."""
     try:
         return renderer.render(messages, prompt=False).rpartition(messages[-1]["content"])[2]
     except RowError:
@@ -350,7 +348,7 @@ def _without_start(parts: Parts, text: str) -> Parts:
 
 
 def _with_head(shape: Shape, probe: Probe) -> Shape:
-    """A shape with what begins a conversation apart from the first turn, and the system prompt as a turn."""
+    """A shape with the beginning of a conversation apart from the first turn, and the system prompt as a turn."""
     befores = dict(shape.user_before)
     base = befores[UserPlace(False, False, True)]
     usual = base[0] if len(base) == 1 and isinstance(base[0], str) else ""
@@ -384,7 +382,7 @@ def _with_head(shape: Shape, probe: Probe) -> Shape:
 
 
 def _before(parts: Parts, usual: str) -> str:
-    """What a first turn has before what every turn has."""
+    """Text of a first turn before the text of every turn."""
     text = parts[0] if len(parts) == 1 and isinstance(parts[0], str) else ""
     return text[: len(text) - len(usual)] if text.endswith(usual) else ""
 
@@ -413,7 +411,7 @@ def _find_later(probe: Probe, shape: Shape, usual: str) -> str | None:
 
 
 def _find_reasoning(renderer: Renderer, shape: Shape) -> Reasoning | None:
-    """How reasoning is written before the last answer, and whether earlier ones keep theirs."""
+    """Marks of reasoning before the last answer, and their place in earlier answers."""
     thought = MARKS[7]
     answered = [*conversation(1), {"role": "assistant", "content": MARKS[2], "reasoning_content": thought}]
     try:

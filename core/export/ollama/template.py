@@ -1,4 +1,4 @@
-"""Chat templates as Go templates: exact, or refused with what cannot be carried."""
+"""Chat templates as Go templates: exact, or refused with the construct that cannot be carried."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from core.template.render import ChatTemplate
 from core.text import one_line
 
 Kind = Literal["plain", "white space", "empty", "tags", "reasoning", "begun"]
-"""What a conversation has: nothing special; white space at the end of a message; an empty system prompt or question;
-tags in a message's text that some templates look for; reasoning in a field of its own; an answer that is begun and to
-be gone on with.
+"""Property of a conversation: nothing special; white space at the end of a message; an empty system prompt or question;
+tags in a message's text that some templates look for; reasoning in a field of its own; a begun answer to continue.
 """
 Conversation = Sequence[Mapping[str, Any]]
 
 _SEED = 20
-#: Conversations of plain texts for each number of turns, besides those with one text alone.
+#: Conversations of plain texts for each number of turns, besides the conversations that repeat one text.
 _COUNT = 12
 #: Texts that a template or a Go template could take for something else than a message.
 _TEXTS = (
@@ -54,7 +53,7 @@ _THOUGHTS = ("Because.", "One\n\ntwo", "so it is")
 _TAGGED_ANSWERS = ("<think>why</think>because", "<think>\n\n</think>\n\nYes.", "a </think> b", "<think>open")
 _TAGGED_QUESTIONS = ("<tool_response>x</tool_response>", "Why? /no_think", "Why? /think")
 _TAGS = re.compile(r"</?think|<tool_|/no_think|/think")
-#: Whether a message makes its conversation one of a kind.
+#: Tests for messages that make their conversation one of a kind.
 _IS_OF: dict[Kind, Callable[[Mapping[str, Any]], bool]] = {
     "plain": lambda _: False,
     "white space": lambda message: message["content"] != message["content"].strip(),
@@ -80,7 +79,7 @@ def prove(renderer: Renderer, shape: Shape) -> Proven:
 
     Args:
         renderer: The chat template.
-        shape: Its shape, which says whether there may be a system prompt, or reasoning.
+        shape: Its shape, which decides about system prompts and reasoning.
     """
     equal, differing = 0, dict[Kind, str]()
     for kind, messages in conversations(has_system=shape.system in ("turn", "inside"), reasons=bool(shape.reasoning)):
@@ -109,7 +108,7 @@ def prove_rows(renderer: Renderer, shape: Shape, rows: Sequence[Conversation], k
     Args:
         renderer: The chat template.
         shape: Its shape.
-        rows: The conversations; those with calls or answers of tools are left out.
+        rows: The conversations; rows with calls or answers of tools are left out.
         kinds: The kinds of conversations that are known to come out otherwise.
     """
     compared, differing = 0, 0
@@ -129,7 +128,7 @@ def prove_rows(renderer: Renderer, shape: Shape, rows: Sequence[Conversation], k
 
 
 def _wanted(renderer: Renderer, messages: Conversation) -> str | None:
-    """What the chat template makes of a conversation; None where it refuses it.
+    """Text of a conversation by the chat template; None if it refuses it.
 
     An answer that is begun ends with its text, so that the model goes on with it, as transformers'
     ``continue_final_message`` has it.
@@ -147,8 +146,8 @@ def conversations(*, has_system: bool, reasons: bool = False) -> Iterator[tuple[
     """Conversations of training's form, each with its kind; the same ones every time.
 
     Args:
-        has_system: Whether there are some with a system prompt.
-        reasons: Whether there are some with reasoning in a field of its own.
+        has_system: Include conversations with a system prompt.
+        reasons: Include conversations with reasoning in a field of its own.
     """
     pick = random.Random(_SEED)  # noqa: S311 - examples, no secrets
     systems: tuple[bool, ...] = (False, True) if has_system else (False,)
@@ -229,7 +228,7 @@ _TOOLS: list[dict[str, Any]] = [
     }
 ]
 _ASKED = [{"role": "user", "content": "a"}]
-#: What a difference means, for the kinds of conversations that may have one.
+#: Meaning of a difference, for the kinds of conversations that may have one.
 _NOTES: tuple[tuple[Kind, str], ...] = (
     ("white space", "White space at the ends of a message is not left out, or kept, in the way of the chat template."),
     ("empty", "An empty message is not written in the way of the chat template."),
@@ -256,13 +255,13 @@ class OllamaTemplate:
     text: str
     """The Go template."""
     system: str
-    """What becomes of a system prompt: ``turn``, ``inside`` a user's message, ``ignored`` or ``refused``."""
+    """Effect of a system prompt: ``turn``, ``inside`` a user's message, ``ignored`` or ``refused``."""
     conversations: int
     """Conversations that it was compared with the chat template on, with equal texts."""
     rows: int
     """Rows of the user's data with equal texts."""
     notes: tuple[str, ...]
-    """What is not carried, a sentence each; empty if everything is."""
+    """Differences from the chat template, a sentence each."""
 
 
 def carry_template(
@@ -278,7 +277,7 @@ def carry_template(
     Args:
         template: The Jinja template that training used.
         special_tokens: Texts of the special tokens by the names in templates, such as ``bos_token``.
-        adds_bos: Whether the reader of the GGUF file puts the token at the beginning of a sequence before every
+        adds_bos: True if the reader of the GGUF file puts the token at the beginning of a sequence before every
             prompt; see :func:`core.export.ollama.modelfile.adds_bos`. It is left out of the Go template then.
         now: The date that stays in the template if it writes one; None refuses such templates.
         rows: Conversations of the user's data that it must write the same as well: ``role``, ``content`` and the other
@@ -354,7 +353,7 @@ def _reasoning_note(opening: str, closing: str, in_history: bool) -> str:
 
 
 def _reads_tools(chat: ChatTemplate) -> bool:
-    """Whether a template writes anything else for a conversation with tools."""
+    """True if a template writes another text for a conversation with tools."""
 
     def render(tools: Sequence[Mapping[str, Any]]) -> str | None:
         try:

@@ -34,11 +34,11 @@ def check_carried(conversation: Conversation) -> None:
     """Refuse a chat template that no Modelfile can have, before minutes are spent on the file beside it.
 
     Raises:
-        UserError: If it is one; it says what of it cannot be carried.
+        UserError: If it cannot be carried; the message has the construct.
     """
     special = {"bos_token": conversation.bos, "eos_token": conversation.eos}
     refused = None
-    # Whether the reader of the file puts a token before prompts is known when the file is there.
+    # Only the finished file decides about the BOS token before prompts.
     for adds in (True, False):
         try:
             carry_template(_template(conversation), special, adds_bos=adds, now=datetime.now())
@@ -63,13 +63,13 @@ def write_modelfile(
     Args:
         gguf: The file.
         base: The directory of the base.
-        trained: What was trained.
+        trained: The trained model.
         conversation: How the model is talked to.
         license_name: The license of the base; empty where it is not known.
         rows: Conversations of the training, which the template must write as training did.
 
     Returns:
-        What Ollama does otherwise than training, a sentence each.
+        Differences from training in Ollama, a sentence each.
 
     Raises:
         UserError: If the chat template cannot be carried, or the file does not say how prompts begin.
@@ -96,11 +96,10 @@ def write_modelfile(
 
 
 def create_and_ask(directory: Path, trained: TrainedModel, quant: Quant, progress: Progress) -> tuple[str, ...]:
-    """Create the model in Ollama, where that is installed, and ask it once; what comes of it is told, and is no reason
-    to give the files up.
+    """Create the model in Ollama, if that is installed, and ask it once. A failure is reported, and the files stay.
 
     Returns:
-        What came of it, in sentences.
+        The result, in sentences.
     """
     if find_ollama() is None:
         return ()

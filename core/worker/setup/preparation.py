@@ -22,7 +22,8 @@ from core.data.registries.resolve import flat_sources
 from core.errors import UserError
 from core.sandbox.pool import POOL
 from core.template.builtin import template_source
-from core.template.settings import mask_settings, one_template, with_variables
+from core.template.render import one_template, with_variables
+from core.template.settings import mask_settings
 from core.text import one_line
 from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from core.config.schema import Config
 from core.data.conversation import Example, Message
 from core.errors import UserError
-from core.template.render import ChatTemplate
+from core.template.render import ChatTemplate, one_template, with_variables
 from core.template.render_preview import preview_template
-from core.template.settings import mask_settings, one_template, with_variables
+from core.template.settings import mask_settings
 from tests.cases import cases
 from tests.core.template.families import FAMILIES
 
