@@ -14,8 +14,8 @@ from typing import Any, NewType
 
 from core.config.schema import WEIGHT_METHODS, options
 from core.errors import UserError
-from core.export.agreement import Agreement
 from core.export.request import Kind, Quant
+from core.export.result import Agreement
 from core.hub_uri import is_hub_entry, is_hub_id
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.description import read_description, read_record

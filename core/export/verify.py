@@ -17,10 +17,10 @@ from core import paths
 from core.config.targets import kept_patterns
 from core.directories import Progress, disk_error
 from core.errors import UserError
-from core.export.agreement import Agreement, Figures
 from core.export.gguf.checks import INSTALL, has_library
 from core.export.process import run_process
 from core.export.request import ROWS, Kind, Quant
+from core.export.result import Agreement, Figures
 from core.hardware.cpu import has_avx2
 from core.models.architecture.gguf_header import read_gguf_header
 from core.runs.trained import TrainedModel
@@ -77,7 +77,7 @@ def verify(
     """Measure how an exported file agrees with the model that was trained.
 
     Rows come from ``data.eval``, else from the share that was held out, else from the training rows. Whether the
-    agreement is enough is :meth:`core.export.agreement.Agreement.failures`.
+    agreement is enough is :meth:`core.export.result.Agreement.failures`.
 
     Args:
         exported: The file, or the directory that has it.

@@ -14,14 +14,13 @@ from typing import Any
 from core import paths
 from core.directories import Progress, disk_error, new_directory
 from core.errors import UserError
-from core.export.agreement import Agreement
 from core.export.card import CARD, BaseModel, CardFacts, base_license, describe_base, write_card
 from core.export.gguf.checks import check_arithmetic, require_quantizer
 from core.export.gguf.tools import fetch_converter
 from core.export.gguf.write import GgufOptions, calibration_rows, write_adapter_gguf, write_gguf
 from core.export.plan import ExportPlan, merged_quant, plan_export
 from core.export.request import CONVERTED, MERGED_QUANTS, ExportRequest, Kind, Quant
-from core.export.result import RECORD, ExportedFile, ExportResult
+from core.export.result import RECORD, Agreement, ExportedFile, ExportResult
 from core.export.stages import COMPARING_BASE, HASHING, WholeProgress, stages_of
 from core.export.verify import NotVerifiedError, compare, measure_trained, refuse_unreadable
 from core.models.adapters import check_adapter

@@ -10,8 +10,8 @@ from typing import Literal
 
 from core import paths
 from core.directories import Progress
-from core.export.agreement import Agreement
 from core.export.request import MergeFrom, Quant
+from core.export.result import Agreement
 from core.models.quantization_config import read_quantization
 from core.runs.trained import TrainedModel
 from core.units import format_number

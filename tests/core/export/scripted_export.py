@@ -8,10 +8,9 @@ import os
 import sys
 import time
 
-from core.export.agreement import Agreement
 from core.export.plan import plan_export
 from core.export.request import ExportRequest
-from core.export.result import ExportedFile, ExportResult
+from core.export.result import Agreement, ExportedFile, ExportResult
 from core.helper import tie_to_parent
 
 

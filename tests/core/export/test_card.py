@@ -16,7 +16,6 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from core.config.schema import MethodSection
-from core.export.agreement import Agreement
 from core.export.card import (
     BaseModel,
     CardFacts,
@@ -31,6 +30,7 @@ from core.export.card import (
     write_card,
 )
 from core.export.request import Quant
+from core.export.result import Agreement
 from core.runs.store import Run
 from core.runs.trained import find_trained
 from core.text import one_line

@@ -1,13 +1,15 @@
+""" """
+
 from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from core import paths
-from core.export.agreement import Agreement
-from core.export.result import RECORD, ExportedFile, ExportResult, list_exports, read_result
+from core.export.result import RECORD, Agreement, ExportedFile, ExportResult, Figures, list_exports, read_result
 from tests.cases import cases
 
 GOOD = Agreement(20, True, 1e-5, 0.999, 0.02, 20, "llama.cpp b1")
@@ -67,3 +69,78 @@ def test_the_exports_of_the_home_are_listed_newest_first() -> None:
     write_result(make_result(paths.exports_dir() / ".half.7.tmp"))
     assert [export.path.name for export in list_exports()] == ["one-2", "two-1", "one-0"]
     assert [export.path.name for export in list_exports("one")] == ["one-2", "one-0"]
+
+
+SAME = Agreement(
+    rows=20, prompts_equal=True, mean_kl=0.0, top1=1.0, max_delta=0.0, greedy_equal=20, reader="llama.cpp b1"
+)
+
+
+def test_what_is_equal_passes_every_bar() -> None:
+    assert SAME.failures("F32") == []
+    assert SAME.failures("F16") == []
+
+
+def test_each_bar_is_told_with_its_figure() -> None:
+    assert (
+        SAME.failures("Q4_0") == replace(SAME, mean_kl=0.7, top1=0.6, max_delta=21.0, error=0.2).failures("Q4_0") == []
+    )
+    assert replace(SAME, max_delta=0.02).failures("F32") == ["Its logits differ by up to 0.02; F32 allows 0.01."]
+    assert replace(SAME, mean_kl=0.01, top1=0.9).failures("F16") == [
+        "Its mean divergence is 0.01 nats; F16 allows 0.0001.",
+        "The likeliest token is the same at 90.0% of positions; F16 wants 99.0%.",
+    ]
+    assert replace(SAME, max_delta=float("nan")).failures("F32"), "what is no number is no agreement"
+    assert "other tokens" in replace(SAME, prompts_equal=False).failures("Q4_0")[0]
+
+
+def test_the_bar_is_the_same_however_much_was_learned() -> None:
+    rounded = replace(SAME, mean_kl=0.003, learned_kl=2.4, base_kl=2.4)
+    assert rounded.failures("BF16") == ["Its mean divergence is 0.003 nats; BF16 allows 0.002."]
+    assert replace(rounded, mean_kl=0.001).failures("BF16") == []
+
+
+def test_what_was_not_measured_fails_no_bar() -> None:
+    assert replace(SAME, mean_kl=None, top1=None, max_delta=None).failures("F32") == []
+
+
+def test_a_broken_file_is_told_whatever_its_type() -> None:
+    broken = replace(SAME, mean_kl=0.5, error=1.2)
+    for quant in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"):
+        assert "little to do with" in broken.failures(quant)[0]
+
+
+def test_the_base_without_what_was_learned_is_told() -> None:
+    learned = replace(SAME, mean_kl=0.3, base_kl=0.002, learned_kl=0.3, error=0.05)
+    assert learned.failures("Q4_0") == ["It answers as the base does: what was learned is not in it."]
+    assert replace(learned, base_kl=0.4).failures("Q4_0") == [], "rounded, and still nearer to the trained model"
+    assert replace(learned, mean_kl=1e-5, base_kl=1e-6).failures("Q4_0") == [], "training has changed nothing"
+
+
+def test_on_a_base_in_4_bits_the_bars_are_for_what_was_merged() -> None:
+    apart = Figures(mean_kl=0.05, top1=0.9, max_delta=1.5, error=0.01)
+    equal = Figures(mean_kl=0.0, top1=1.0, max_delta=0.001, error=0.0)
+    trained = replace(SAME, mean_kl=0.05, top1=0.9, max_delta=1.5, error=0.01, quantized_base=True)
+    assert replace(trained, plain=equal).failures("F32") == []
+    assert replace(trained, plain=replace(apart, max_delta=2.0)).failures("F32") != []
+    dequantized = replace(SAME, error=0.0, quantized_base=True, plain=apart)
+    assert dequantized.failures("F32") == [], "merged into the very weights of the training"
+    assert trained.failures("F32") == [], "the base in 16 bits did not fit: nothing can be said"
+    assert "no bars" in replace(SAME, arithmetic="bf16").notes[0]
+    assert "without bars" in trained.notes[0]
+
+
+def test_what_rounding_costs_is_held_against_what_was_learned() -> None:
+    assert SAME.notes == []
+    rounded = replace(SAME, mean_kl=0.5, learned_kl=0.02, error=0.2)
+    assert "changes more than training did (0.02 nats)" in rounded.notes[0]
+    assert replace(rounded, learned_kl=3.0).notes == []
+    assert "rows that were trained on" in replace(SAME, data="training").notes[0]
+
+
+def test_it_is_kept_as_json_by_any_version() -> None:
+    full = replace(SAME, plain=Figures(0.1, 0.9, 1.0, 0.01), base_kl=1.0, data="eval")
+    data = json.loads(json.dumps(full.to_dict()))
+    assert Agreement.from_dict(data | {"of a later version": 1}) == full
+    old = {name: data[name] for name in ("rows", "prompts_equal", "mean_kl", "top1", "max_delta", "greedy_equal")}
+    assert Agreement.from_dict({**old, "reader": "x"}).plain is None

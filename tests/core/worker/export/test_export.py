@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 from core import paths
 from core.commands.export import plan_line
 from core.errors import UserError
-from core.export.agreement import Agreement
 from core.export.card import CardFacts, describe_base, write_card
 from core.export.plan import merged_quant, plan_export
 from core.export.request import ExportRequest
-from core.export.result import read_result
+from core.export.result import Agreement, read_result
 from core.models.fingerprint import BaseFingerprint
 from core.runs.held import is_held
 from core.runs.store import Run
