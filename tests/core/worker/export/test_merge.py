@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from core.errors import UserError
 from core.models.tensors import read_weights, weight_files
 from core.worker.export.beside import Conversation, write_configs
-from core.worker.export.merge import BeyondRangeError, merge_weights
+from core.worker.export.merge import BeyondRangeError, Source, merge_weights
 from core.worker.export.merged import ways_to_merge
 from core.worker.model.full_weights import choose_weights, trained_tensors
 from core.worker.model.model import load_model
@@ -245,20 +245,18 @@ def test_a_layer_that_was_saved_as_a_whole_is_put_in(tmp_path: Path) -> None:
 def test_one_tensor_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import weakref
 
-    from core.worker.export import merge
-
     base = write_base(tmp_path / "base", shard="60KB")
     trained, _ = train_adapter(base, tmp_path / "adapter")
-    read, alive, most = merge.Source.read, weakref.WeakSet[Any](), 0
+    read, alive, most = Source.read, weakref.WeakSet[Any](), 0
 
-    def counted(self: merge.Source, key: str) -> torch.Tensor:
+    def counted(self: Source, key: str) -> torch.Tensor:
         nonlocal most
         tensor = read(self, key)
         alive.add(tensor)
         most = max(most, len(alive))
         return tensor
 
-    monkeypatch.setattr(merge.Source, "read", counted)
+    monkeypatch.setattr(Source, "read", counted)
     (tmp_path / "merged").mkdir()
     merge_weights(base, trained, tmp_path / "merged", "F16", rounded=False, progress=quiet)
     assert most <= 2
