@@ -1,5 +1,3 @@
-""" """
-
 from __future__ import annotations
 
 import os
@@ -11,7 +9,6 @@ import psutil
 import pytest
 
 from core.hardware import cpu
-from core.hardware import cpu as module
 from core.hardware.cpu import Cpu, Rapl, cpu_name, memory, process_rss
 from core.hardware.sampler import HostReader
 from tests.cases import cases
@@ -87,10 +84,10 @@ def test_bf16_is_read_from_the_processors_flags(
     flags: str, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
-    monkeypatch.setattr(module, "Path", lambda _: tmp_path / "cpuinfo")
-    assert module.has_bf16() is has
+    monkeypatch.setattr(cpu, "Path", lambda _: tmp_path / "cpuinfo")
+    assert cpu.has_bf16() is has
     (tmp_path / "cpuinfo").unlink()
-    assert module.has_bf16() is False
+    assert cpu.has_bf16() is False
 
 
 def test_resident_memory_of_a_process() -> None:
@@ -100,16 +97,16 @@ def test_resident_memory_of_a_process() -> None:
     with subprocess.Popen(["true"]) as child:
         child.wait()
     assert process_rss(child.pid) is None
-    assert module.process_rss(2**22 + 1) is None
+    assert cpu.process_rss(2**22 + 1) is None
 
 
 def test_flags_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_flags", lambda: "flags : fpu avx2 sse\n")
-    assert module.has_avx2()
-    assert not module.has_bf16()
-    monkeypatch.setattr(module, "_flags", lambda: "flags : avx avx2_not amx_bf16")
-    assert not module.has_avx2()
-    assert module.has_bf16()
+    monkeypatch.setattr(cpu, "_flags", lambda: "flags : fpu avx2 sse\n")
+    assert cpu.has_avx2()
+    assert not cpu.has_bf16()
+    monkeypatch.setattr(cpu, "_flags", lambda: "flags : avx avx2_not amx_bf16")
+    assert not cpu.has_avx2()
+    assert cpu.has_bf16()
 
 
 def package(root: Path, number: int, energy: int, name: str = "package-0", most: int = 1_000_000_000) -> None:
@@ -173,13 +170,14 @@ def test_the_cpu_and_the_machine_report_it(tmp_path: Path, private_home: Path) -
     assert all(0 <= share <= 100 for share in reader.read()[1].cores)
 
 
-@pytest.fixture(autouse=True)
-def _here(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def here(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "cpu_name", lambda: "A CPU")
     for name in cpu._LIMITING:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("flag", [True, False])
 def test_flags_tell_while_nothing_was_measured(flag: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "has_bf16", lambda: flag)
@@ -187,6 +185,7 @@ def test_flags_tell_while_nothing_was_measured(flag: bool, monkeypatch: pytest.M
     assert not cpu.is_bf16_measured()
 
 
+@pytest.mark.usefixtures("here")
 @cases(
     ("flag", "ratio", "faster"),
     [
@@ -207,6 +206,7 @@ def test_a_clear_measurement_decides_and_is_kept(
     assert cpu.prefers_bf16() is faster
 
 
+@pytest.mark.usefixtures("here")
 def test_it_is_kept_for_one_cpu_with_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "has_bf16", lambda: True)
     cpu.keep_bf16_measurement(2.0)
@@ -218,6 +218,7 @@ def test_it_is_kept_for_one_cpu_with_its_limits(monkeypatch: pytest.MonkeyPatch)
     assert cpu.prefers_bf16()
 
 
+@pytest.mark.usefixtures("here")
 @cases("content", ["", "[1]", '{"A CPU": "yes"}', "{" * 10_000])
 def test_a_torn_or_foreign_file_counts_as_none(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "has_bf16", lambda: True)
@@ -228,6 +229,7 @@ def test_a_torn_or_foreign_file_counts_as_none(content: str, monkeypatch: pytest
     assert not cpu.prefers_bf16()
 
 
+@pytest.mark.usefixtures("here")
 def test_a_home_that_cannot_be_written_is_no_obstacle(private_home: Path) -> None:
     private_home.mkdir(parents=True, exist_ok=True)
     (private_home / "calibration").write_text("in the way")

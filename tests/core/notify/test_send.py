@@ -1,5 +1,3 @@
-""" """
-
 from __future__ import annotations
 
 import json
@@ -127,13 +125,14 @@ def test_the_desktop_is_told_by_notify_send_where_there_is_one(tmp_path: Path, m
     assert not out.exists()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "localtune").mkdir()
     return tmp_path / "localtune" / "notify.toml"
 
 
+@pytest.mark.usefixtures("file")
 def test_all_is_off_without_a_file() -> None:
     assert load_notify_settings() == NotifySettings()
     assert not load_notify_settings().sends
