@@ -17,8 +17,9 @@ from core.runs.events import CheckpointEvent, FailedEvent, NoticeEvent, StepEven
 from core.runs.run_files import confirm_checkpoints
 from core.runs.store import create_run
 from core.runs.tail import EventTail
+from core.worker.checkpoint import checkpointer
 from core.worker.checkpoint.checkpoint import Checkpoint
-from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints
+from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, config_hash, find_checkpoint
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.recorder import Recorder
 from tests.core.worker.process.test_recorder import step
@@ -65,6 +66,24 @@ def test_events_up_to_a_checkpoint_are_durable_before_it_is(
         assert any(isinstance(event, CheckpointEvent) for event in EventTail(run.events_path).read_all())
     finally:
         recorder.close("stopped", "", StoppedEvent(reason="", step=3))
+
+
+def test_a_run_whose_loss_another_kernel_summed_goes_on_only_where_the_user_says_so(
+    private_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, off = (
+        Config.model_validate({"data": {"train": "rows.jsonl"}, "memory": {"liger": value}})
+        for value in ("auto", "off")
+    )
+    recorder: Any = SimpleNamespace(run=create_run(asked, "test"))
+    for kernel, config in (("0.8.5", off), (None, asked), (None, off)):
+        found = SimpleNamespace(manifest={"config_sha256": config_hash(asked), "liger": kernel})
+        monkeypatch.setattr(checkpointer, "newest_checkpoint", lambda _, found=found: found)
+        assert find_checkpoint(config, recorder) is found
+    found.manifest["liger"] = "0.8.5"
+    with pytest.raises(UserError, match=r"summed the loss .* with Liger's kernel") as refused:
+        find_checkpoint(asked, recorder)
+    assert "memory.liger = off" in refused.value.hint
 
 
 def test_checkpoints_go_through_a_link_only_where_the_user_has_confirmed_it(private_home: Path, tmp_path: Path) -> None:
