@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from core.analysis.lengths import Lengths
     from core.analysis.problems import Problem
-    from core.analysis.result import Analysis, AnalysisRequest, Progress
+    from core.analysis.result import Analysis, AnalysisRequest
     from core.analysis.row_tokens import Token, TokenSample
     from core.config.schema import Config
+    from core.jobs.job import JobProgress
 
 _BAR = 40
 
@@ -314,7 +315,7 @@ def _has_color() -> bool:
 class _Progress:
     """A progress line on standard error that is redrawn."""
 
-    def __call__(self, progress: Progress) -> None:
-        share = f" {progress.done / progress.total:4.0%}" if progress.total else ""
-        sys.stderr.write(f"{CLEAR_LINE}{progress.stage}{share}")
+    def __call__(self, progress: JobProgress) -> None:
+        share = f" {progress.share:4.0%}" if progress.share is not None else ""
+        sys.stderr.write(f"{CLEAR_LINE}{progress.activity}{share}")
         sys.stderr.flush()

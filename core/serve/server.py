@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from core.chat.engine import Progress
+from core.directories import Progress
 from core.serve.app import make_app
 from core.serve.connections import IDLE_SECONDS, Connection, Strangers, Watch
 from core.serve.listen import BACKLOG, address_of, open_listener, remove_socket

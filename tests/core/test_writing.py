@@ -23,13 +23,11 @@ _METHODS = frozenset({"write_text", "write_bytes", "touch"})
 
 #: Writing elsewhere than in a run that may be foreign, or safe by what is said. ``file`` or ``file: function``.
 WRITERS = {
-    "audit/janitor.py": "removes the private copy of an audit",
     "audit/job.py: _work_directory": "removes the private copy of an audit",
     "chat/answer_rows.py: _append": "a file of the user's, which may be a link",
     "chat/answer_rows.py: remember_file": "a file of the home",
     "chat/engine.py": "a log of the home",
-    "evaluation/lm_eval.py: HarnessJob._work": "a temporary directory, in a folder that make_folder has looked at",
-    "evaluation/lm_eval.py: HarnessJob._keep": "a new file in a folder that make_folder has looked at",
+    "evaluation/lm_eval.py: HarnessRun._keep": "a new file in a folder that make_folder has looked at",
     "evaluation/record.py: RecordFile.write": "replaces a name in a folder that make_folder has looked at",
     "evaluation/report.py": "a file that the user names",
     "queue/status.py": "files of the home's queue",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from core.export.job import ExportJob
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
-    from core.helper import HelperProgress
+    from core.jobs.job import JobProgress
     from core.runs.store import Run
 
 #: The kinds in the order of the screen, each with what it is for.
@@ -93,7 +93,7 @@ class ExportScreen(Overlay[None]):
         self._field = 0
         self._planned: Planned | None = None
         self._job: ExportJob | None = None
-        self._progress: HelperProgress | None = None
+        self._progress: JobProgress | None = None
         self._ended: Ended | None = None
         self._is_leaving = False
 
@@ -243,19 +243,19 @@ class ExportScreen(Overlay[None]):
     def _begin(self) -> None:
         if self._planned is None or not self._planned.can_begin:
             return
-        from core.export.job import ExportJob
+        from core.export.job import export_job
 
-        self._job = ExportJob(self._request)
+        self._job = export_job(self._request)
         self._show()
         self._make(self._job)
 
     @work(thread=True, group="export")
     def _make(self, job: ExportJob) -> None:
-        from core.export.job import ExportCancelledError
+        from core.jobs.job import JobCancelledError
 
         try:
             result = job.run(lambda progress: self.post_from_thread(Progressed(progress)))
-        except ExportCancelledError:
+        except JobCancelledError:
             return
         except UserError as error:
             self.post_from_thread(Ended(error=error))
@@ -263,7 +263,7 @@ class ExportScreen(Overlay[None]):
         self.post_from_thread(Ended(result))
 
     @on(Progressed)
-    def _progressed(self, message: Progressed[HelperProgress]) -> None:
+    def _progressed(self, message: Progressed[JobProgress]) -> None:
         self._progress = message.progress
         self._show()
 
@@ -336,11 +336,9 @@ class ExportScreen(Overlay[None]):
         return Content(one_line(f"{what}.{proof}", 400))
 
     def _working(self) -> Content:
-        progress, share, percent = self._progress, 0.0, ""
-        if progress is not None and progress.done is not None and progress.total:
-            share = progress.done / progress.total
-            percent = f" {share:4.0%}"
-        lines = [progress_bar(share, shell_of(self).glyphs) + percent]
+        progress = self._progress
+        share = progress.share if progress is not None else None
+        lines = [progress_bar(share or 0.0, shell_of(self).glyphs) + (f" {share:4.0%}" if share is not None else "")]
         lines.append(Content(f"{progress.activity if progress is not None else 'starting the export'} …"))
         if self._is_leaving:
             lines.append(Content.styled("esc again breaks it off; nothing of it is left then.", "$near"))

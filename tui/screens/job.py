@@ -13,6 +13,7 @@ from textual.content import Content
 from textual.message import Message
 
 from core.errors import UserError
+from core.jobs.job import JobCancelledError
 from tui.glyphs import GlyphSet
 from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay
@@ -24,10 +25,6 @@ ProgressType = TypeVar("ProgressType")
 ResultType = TypeVar("ResultType")
 AnswerType = TypeVar("AnswerType")
 AnswerType_co = TypeVar("AnswerType_co", covariant=True)
-
-
-class JobLeftError(Exception):
-    """The screen of the job has been left: nobody wants its result."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +58,11 @@ class JobPage(Protocol[ProgressType, ResultType, AnswerType_co]):
         """Do the job; in a thread.
 
         Args:
-            tell: Told the progress; it raises :class:`JobLeftError` once the screen has been left.
+            tell: Called with the progress; it raises :class:`JobCancelledError` once the screen has been left.
 
         Raises:
             UserError: If there is no result.
-            JobLeftError: If it was given up.
+            JobCancelledError: If it was closed meanwhile.
         """
 
     def close(self) -> None:
@@ -151,12 +148,12 @@ class JobScreen(Overlay[AnswerType | None], Generic[ProgressType, ResultType, An
     def _run(self) -> None:
         def tell(progress: ProgressType) -> None:
             if self._has_left:
-                raise JobLeftError
+                raise JobCancelledError
             self.post_from_thread(Progressed(progress))
 
         try:
             self.post_from_thread(_Ended(self._page.run(tell)))
-        except JobLeftError:
+        except JobCancelledError:
             return
         except UserError as error:
             self.post_from_thread(_Ended(error=error))

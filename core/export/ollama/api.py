@@ -12,16 +12,13 @@ from typing import Any
 
 from core.errors import UserError
 from core.export.ollama.server import Address
+from core.jobs.job import JobCancelledError
 from core.text import one_line
 
 #: Longest line and longest whole of an answer, in bytes.
 _LONGEST_LINE, _LONGEST = 1 << 20, 16 << 20
 _CONNECT_SECONDS, _SHOW_SECONDS = 5.0, 30.0
 _LOG = "Look at the server's log: 'journalctl -u ollama'."
-
-
-class CancelledError(Exception):
-    """The user does not want it any more."""
 
 
 class _Request:
@@ -36,7 +33,7 @@ class _Request:
 
     Raises:
         UserError: If there is no response; as all methods.
-        CancelledError: If it was cancelled; as all methods.
+        JobCancelledError: If it was cancelled; as all methods.
     """
 
     def __init__(
@@ -84,7 +81,7 @@ class _Request:
             with self._errors():
                 line = self._response.readline(_LONGEST_LINE)
             if self._cancel is not None and self._cancel.is_set():
-                raise CancelledError
+                raise JobCancelledError
             if not line:
                 return
             read += len(line)
@@ -123,7 +120,7 @@ class _Request:
             raise UserError(f"Ollama on {self._address} did not answer for {self._seconds:g} s.", _LOG) from error
         except (OSError, http.client.HTTPException) as error:
             if self._cancel is not None and self._cancel.is_set():
-                raise CancelledError from error
+                raise JobCancelledError from error
             reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
             raise UserError(f"Ollama on {self._address} gave no answer: {reason}.", _LOG) from error
 
@@ -171,7 +168,7 @@ def chat(
 
     Raises:
         UserError: If the server does not answer, or with an error.
-        CancelledError: If it was cancelled.
+        JobCancelledError: If it was cancelled.
     """
     options = {"temperature": 0, "seed": 0, "num_predict": most_tokens}
     body = {"model": name, "messages": [{"role": "user", "content": prompt}], "stream": True, "options": options}

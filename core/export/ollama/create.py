@@ -14,10 +14,11 @@ from pathlib import Path
 
 from core.directories import Progress
 from core.errors import UserError
-from core.export.ollama.api import CancelledError, chat, has_model
+from core.export.ollama.api import chat, has_model
 from core.export.ollama.names import check_name
 from core.export.ollama.server import Address, find_ollama, program_environment, server_address
 from core.helper import describe_end
+from core.jobs.job import JobCancelledError
 from core.text import one_line
 
 #: Seconds without a word from the program before it is ended; it copies and hashes many gigabytes without one.
@@ -53,7 +54,7 @@ def create(
 
     Raises:
         UserError: If there is no Ollama, it is on another machine or does not run, has a model of that name, or fails.
-        CancelledError: If it was cancelled.
+        JobCancelledError: If it was cancelled.
     """
     check_name(name)
     program, address = _program(), server_address()
@@ -91,7 +92,7 @@ def ask(
 
     Raises:
         UserError: If Ollama is on another machine, does not run, or does not answer.
-        CancelledError: If it was cancelled.
+        JobCancelledError: If it was cancelled.
     """
     check_name(name)
     return chat(server_address(), name, prompt, most_tokens=most_tokens, seconds=seconds, cancel=cancel, token=token)
@@ -116,7 +117,7 @@ def _run(
 
     Raises:
         UserError: If it cannot be started, fails, or is silent for too long.
-        CancelledError: If it was cancelled.
+        JobCancelledError: If it was cancelled.
     """
     try:
         process = subprocess.Popen(
@@ -156,7 +157,7 @@ def _follow(output: int, progress: Progress, cancel: threading.Event | None, sil
         selector.register(output, selectors.EVENT_READ)
         while True:
             if cancel is not None and cancel.is_set():
-                raise CancelledError
+                raise JobCancelledError
             if not selector.select(_TICK):
                 if time.monotonic() - heard > silence:
                     raise UserError(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.directories import Progress
 from core.selftest.checks import Result
 from core.selftest.sizes import Sizes
 
 #: File of a run that was short of memory: what was taken, and where.
 RECORD = "shortage.json"
-#: Takes progress: the activity, how much of it is done, and of how much.
-Tell = Callable[[str, "int | None", "int | None"], None]
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Bench:
     work: Path
     sizes: Sizes
     device: dict[str, Any]
-    tell: Tell
+    tell: Progress
 
     @property
     def is_cuda(self) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from core.analysis.job import AnalysisCancelledError, AnalysisJob, analyze
+from core.analysis.job import analysis_job, analyze
 from core.analysis.result import AnalysisRequest
 from core.errors import UserError
+from core.jobs.job import JobCancelledError
 from core.template.settings import MaskSettings
 from tests.cases import cases
 from tests.core.analysis.rows import row, rows_of
@@ -106,6 +107,6 @@ def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
 
 def test_an_analysis_can_be_ended_from_another_thread(tmp_path: Path) -> None:
     data = write(tmp_path / "many.jsonl", CLEAN * 20_000)
-    job = AnalysisJob(AnalysisRequest((str(data),)))
-    with pytest.raises(AnalysisCancelledError):
+    job = analysis_job(AnalysisRequest((str(data),)))
+    with pytest.raises(JobCancelledError):
         job.run(lambda _: job.close())

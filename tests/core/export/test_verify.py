@@ -150,10 +150,10 @@ def test_a_reader_that_is_killed_is_a_sentence_and_leaves_nothing(
 ) -> None:
     path = measured.gguf(tmp_path / "model.gguf")
     dying = (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    monkeypatch.setattr(proof, "MODULE", dying)
-    with pytest.raises(UserError, match="The reader of the exported file was ended by SIGKILL without a result"):
+    monkeypatch.setattr(proof, "PROGRAM", dying)
+    with pytest.raises(UserError, match="The reader of the exported file failed: its process was ended by SIGKILL"):
         measured.compare(path)
-    with pytest.raises(UserError, match="The measurement of the trained model was ended by SIGKILL"):
+    with pytest.raises(UserError, match="The measurement of the trained model failed: its process was"):
         proof.verify(path, "gguf", "F32", measured.trained, quiet)
     assert os.listdir(tmp_path) == ["model.gguf"]
 
@@ -162,7 +162,7 @@ def test_giving_up_ends_the_process(measured: Measured, tmp_path: Path, monkeypa
     path = measured.gguf(tmp_path / "model.gguf")
     note = tmp_path / "pid"
     hanging = f"import os, signal; open({str(note)!r}, 'w').write(str(os.getpid())); signal.pause()"
-    monkeypatch.setattr(proof, "MODULE", (sys.executable, "-c", hanging))
+    monkeypatch.setattr(proof, "PROGRAM", (sys.executable, "-c", hanging))
 
     class GivenUpError(Exception):
         pass

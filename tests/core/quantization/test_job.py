@@ -61,7 +61,7 @@ def test_it_is_measured_once_and_again_when_rows_or_settings_change(
     ):
         assert known(other, rows=3) is None
     assert known(changed(config, "train", learning_rate=1e-5), rows=3) == cost, "what has no part in it may change"
-    monkeypatch.setattr(job, "MODULE", "no.such.module")
+    monkeypatch.setattr(job, "PROGRAM", "no.such.module")
     assert measure(config, quiet, rows=3) == cost
     # Less memory than its layers take: what to keep has to be found anew.
     monkeypatch.setattr(job, "free_bytes", lambda _: cost.kept.bytes - 1 if cost.kept else 0)

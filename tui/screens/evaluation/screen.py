@@ -15,11 +15,12 @@ from textual.message import Message
 from textual.widget import Widget
 
 from core.errors import UserError
-from core.evaluation.evaluation import Evaluation, EvaluationCancelledError, EvaluationProgress
+from core.evaluation.evaluation import Evaluation
 from core.evaluation.record import EvaluationRecord
 from core.evaluation.report import summary_lines, to_jsonl, to_markdown
 from core.evaluation.request import EvaluationRequest
 from core.evaluation.table import EvaluationTable
+from core.jobs.job import JobCancelledError, JobProgress
 from core.text import one_line
 from tui.keys import bindings
 from tui.saving import save_text
@@ -81,7 +82,7 @@ class EvaluationScreen(Overlay[None]):
         super().__init__()
         self._asked = asked
         self._evaluation: Evaluation | None = None
-        self._progress: EvaluationProgress | None = None
+        self._progress: JobProgress | None = None
         self._ended: Ended | None = None
         self._rows: EvaluationRows | None = None
 
@@ -131,7 +132,7 @@ class EvaluationScreen(Overlay[None]):
             self.post_from_thread(Prepared())
             record = evaluation.run(lambda progress: self.post_from_thread(Progressed(progress)))
             self.post_from_thread(Ended(record, EvaluationTable.of(record)))
-        except EvaluationCancelledError:
+        except JobCancelledError:
             return
         except UserError as error:
             self.post_from_thread(Ended(error=error, is_kept=evaluation is not None and evaluation.record.done > 0))
@@ -141,7 +142,7 @@ class EvaluationScreen(Overlay[None]):
         self._show()
 
     @on(Progressed)
-    def _progressed(self, message: Progressed[EvaluationProgress]) -> None:
+    def _progressed(self, message: Progressed[JobProgress]) -> None:
         self._progress = message.progress
         self._show()
 
@@ -194,12 +195,11 @@ class EvaluationScreen(Overlay[None]):
         text = f"{len(evaluation.prompts.items)} prompts of {one_line(evaluation.prompts.name, 100)}\nto {names}\n\n"
         if progress is None:
             return Content(text)
-        share = progress.done / progress.total if progress.total else 0.0
         kept = "  (goes on with what was kept)" if evaluation.is_continued else ""
         return Content.assemble(
             text,
-            progress_bar(share, shell_of(self).glyphs),
-            f"  {progress.done} of {progress.total}{kept}\n{one_line(progress.target, 60)}: {progress.activity}",
+            progress_bar(progress.share or 0.0, shell_of(self).glyphs),
+            f"  {progress.done} of {progress.total}{kept}\n{one_line(progress.activity, 120)}",
         )
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.export.ollama.api import CancelledError
 from core.export.ollama.create import ask, create
+from core.jobs.job import JobCancelledError
 from core.runs.process import start_identity
 from tests.cases import cases
 from tests.core.export.ollama.fake_ollama import FakeOllama, install, serving
@@ -128,7 +128,7 @@ def test_creating_is_cancelled_and_the_program_gone(ollama: FakeOllama, place: P
     cancel, ended = threading.Event(), threading.Event()
 
     def run() -> None:
-        with pytest.raises(CancelledError):
+        with pytest.raises(JobCancelledError):
             create(_NAME, exported, ignore, cancel=cancel)
         ended.set()
 
@@ -185,7 +185,7 @@ def test_a_question_is_cancelled_while_it_waits(ollama: FakeOllama) -> None:
     cancel, ended = threading.Event(), threading.Event()
 
     def run() -> None:
-        with pytest.raises(CancelledError):
+        with pytest.raises(JobCancelledError):
             ask(_NAME, "a", cancel=cancel)
         ended.set()
 

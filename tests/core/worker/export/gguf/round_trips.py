@@ -21,10 +21,10 @@ from core.export.gguf.checks import check_model
 from core.export.gguf.options import GgufOptions
 from core.export.gguf.staging import own_templates, stage
 from core.export.gguf.write import conversion_job
+from core.jobs.process import Answers
 from core.worker.export.gguf.adapter import convert_adapter
 from core.worker.export.gguf.convert import convert
 from core.worker.export.llama.model import GgufModel
-from core.worker.process.answers import Answers
 from tests.core.worker.export.gguf import random_models
 from tests.core.worker.export.gguf.logits import centered, read_logits
 

@@ -1,28 +1,28 @@
-"""The process of a measurement: ``python -m core.worker.quantization``.
-
-Its job (:mod:`core.worker.process.job`) has the ``config``, how many ``rows`` are measured, and the ``free_bytes`` that
-layers in 16 bit may take (null where that is not known). It answers with a
-:class:`core.quantization.result.QuantizationCost`.
-"""
+"""The cost of four bits, measured as a job."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.jobs.process import Answers
 from core.worker.process import environment
-from core.worker.process.answers import Answers
-from core.worker.process.job import run_job
 
 
 def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
-    """Measure what four bits cost."""
+    """Measure the cost of four bits.
+
+    Args:
+        job: ``config``; ``rows``, the most that are measured; ``free_bytes`` for layers in 16 bit, null where unknown.
+        answers: Receives the progress.
+
+    Returns:
+        A :class:`~core.quantization.result.QuantizationCost`.
+    """
     config = Config.model_validate(job["config"])
     if config.hardware.device != "cpu":
         environment.choose_gpu(config.hardware.gpu)
-    answers.progress("importing the libraries")
     # Once the environment is prepared.
     from core.config.sixteen_bit import kept_patterns
     from core.worker.model.device import choose_device
@@ -53,7 +53,3 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
             "Close what else holds its memory, or lower --rows.",
         ) from error
     return cost.to_dict()
-
-
-if __name__ == "__main__":
-    sys.exit(run_job(measure))
