@@ -12,8 +12,7 @@ from core.quantization.job import measure
 from core.quantization.result import HEAD, TABLE, QuantizationCost, facts, layer_lines, sentence
 from core.text import one_line
 from tui.glyphs import GlyphSet
-from tui.screens.job import JobScreen, JobState
-from tui.screens.progress import progress_bar
+from tui.screens.job import JobScreen, JobState, progress_bar
 from tui.widgets.charts.meter import bar
 
 _ABOUT = (

@@ -20,8 +20,8 @@ from core.paths import shown_path, user_path, working_directory
 from core.text import one_line, sanitize
 from core.units import format_bytes, format_duration
 from tui.screens.box import OverlayBox
+from tui.screens.job import Ended, Progressed, follow, progress_bar
 from tui.screens.overlay import Overlay
-from tui.screens.progress import Progressed, progress_bar
 from tui.shell import shell_of
 from tui.widgets.forms.path_input import PathInput
 from tui.widgets.text_block import HangingBlock, TextBlock
@@ -61,14 +61,6 @@ class Planned(Message):
         return self.plan is not None and self.error is None
 
 
-@dataclass
-class Ended(Message):
-    """The export has ended, with a result or an error."""
-
-    result: ExportResult | None = None
-    error: UserError | None = None
-
-
 class ExportScreen(Overlay[None]):
     """An export of a run: what is to be written, then its progress, then what was written and proven.
 
@@ -94,7 +86,7 @@ class ExportScreen(Overlay[None]):
         self._planned: Planned | None = None
         self._job: ExportJob | None = None
         self._progress: JobProgress | None = None
-        self._ended: Ended | None = None
+        self._ended: Ended[ExportResult] | None = None
         self._is_leaving = False
 
     @property
@@ -251,16 +243,7 @@ class ExportScreen(Overlay[None]):
 
     @work(thread=True, group="export")
     def _make(self, job: ExportJob) -> None:
-        from core.jobs.job import JobCancelledError
-
-        try:
-            result = job.run(lambda progress: self.post_from_thread(Progressed(progress)))
-        except JobCancelledError:
-            return
-        except UserError as error:
-            self.post_from_thread(Ended(error=error))
-            return
-        self.post_from_thread(Ended(result))
+        follow(self, job.run)
 
     @on(Progressed)
     def _progressed(self, message: Progressed[JobProgress]) -> None:
@@ -268,7 +251,7 @@ class ExportScreen(Overlay[None]):
         self._show()
 
     @on(Ended)
-    def _has_ended(self, message: Ended) -> None:
+    def _has_ended(self, message: Ended[ExportResult]) -> None:
         self._ended = message
         self.set_class(message.error is not None, "-alarm")
         self._show()

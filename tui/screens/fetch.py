@@ -12,16 +12,15 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 
-from core.errors import UserError
 from core.hub.job import FetchPlan, fetch_job, hub_host
 from core.hub_uri import HubEntry
-from core.jobs.job import JobCancelledError, JobProgress
+from core.jobs.job import JobProgress
 from core.text import one_line, sanitize
 from core.units import format_bytes
 from tui.keys import display_key
 from tui.screens.dialogs import error_text
+from tui.screens.job import Ended, Progressed, follow, progress_bar
 from tui.screens.overlay import Overlay
-from tui.screens.progress import Progressed, progress_bar
 from tui.shell import shell_of
 from tui.widgets.text_block import TextBlock
 
@@ -34,13 +33,6 @@ class Proposed(Message):
     """The hub has reported the size."""
 
     plan: FetchPlan
-
-
-@dataclass
-class Ended(Message):
-    """The download has ended; without an error, it is complete."""
-
-    error: UserError | None = None
 
 
 class FetchDialog(Overlay[bool]):
@@ -126,14 +118,7 @@ class FetchDialog(Overlay[bool]):
 
     @work(thread=True)
     def _fetch(self) -> None:
-        try:
-            self._job.run(lambda progress: self.post_from_thread(Progressed(progress)))
-        except JobCancelledError:
-            return
-        except UserError as error:
-            self.post_from_thread(Ended(error))
-            return
-        self.post_from_thread(Ended())
+        follow(self, self._job.run)
 
     def _confirm(self, plan: FetchPlan) -> bool:
         """Ask about a large download; in its thread."""
@@ -168,7 +153,7 @@ class FetchDialog(Overlay[bool]):
         self._show(text, [("escape", "leave", "cancel; what has come is kept")])
 
     @on(Ended)
-    def _ended(self, message: Ended) -> None:
+    def _ended(self, message: Ended[FetchPlan]) -> None:
         if message.error is None:
             self.dismiss(True)
             return

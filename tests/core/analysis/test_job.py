@@ -83,15 +83,6 @@ def test_closing_in_the_middle_leaves_no_process(many: Path) -> None:
 
 
 @needs_two_cores
-def test_what_the_listener_raises_ends_it(many: Path) -> None:
-    def fail(_: Watched) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Watched(many, fail).end()
-
-
-@needs_two_cores
 def test_an_analysis_that_is_killed_is_a_sentence(many: Path) -> None:
     with pytest.raises(UserError, match="was ended by SIGKILL") as caught:
         Watched(many, lambda found: found.leader.kill()).end()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -156,26 +155,6 @@ def test_a_reader_that_is_killed_is_a_sentence_and_leaves_nothing(
     with pytest.raises(UserError, match="The measurement of the trained model failed: its process was"):
         proof.verify(path, "gguf", "F32", measured.trained, quiet)
     assert os.listdir(tmp_path) == ["model.gguf"]
-
-
-def test_giving_up_ends_the_process(measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = measured.gguf(tmp_path / "model.gguf")
-    note = tmp_path / "pid"
-    hanging = f"import os, signal; open({str(note)!r}, 'w').write(str(os.getpid())); signal.pause()"
-    monkeypatch.setattr(proof, "PROGRAM", (sys.executable, "-c", hanging))
-
-    class GivenUpError(Exception):
-        pass
-
-    def give_up(*_: Any) -> None:
-        if note.exists() and note.read_text():
-            raise GivenUpError
-
-    with pytest.raises(GivenUpError):
-        proof.verify(path, "gguf", "F32", measured.trained, give_up)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(note.read_text()), signal.SIGCONT)
-    assert sorted(os.listdir(tmp_path)) == ["model.gguf", "pid"]
 
 
 def test_without_the_reader_nothing_is_claimed(

@@ -456,14 +456,6 @@ def test_disk_errors_have_their_sentence() -> None:
     assert "full" in disk_error(Path("/x"), OSError(errno.ENOSPC, "No space left")).message
 
 
-def test_a_download_that_dies_in_the_middle_of_a_word_is_a_sentence(
-    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("core.hub.job.PROGRAM", "tests.core.hub.dying")
-    with pytest.raises(UserError, match=r"^The download failed: its process was ended by SIGKILL"):
-        fetch("hf://datasets/me/set")
-
-
 def test_an_entry_keeps_its_commit(hub: FakeHub, fetcher: Fetcher) -> None:
     hub.datasets["me/set"] = Repository({"train.jsonl": rows(1)})
     plan = fetcher.plan("hf://datasets/me/set")

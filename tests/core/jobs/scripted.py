@@ -24,7 +24,6 @@ def work(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
                 os.write(2, b"Fatal Python error: Segmentation fault\n\nThread 0x1:\n  File x, line 1\n")
                 os.kill(os.getpid(), signal.SIGSEGV)
             case "garbage":
-                os.write(1, b"")
                 answers.send({"progress": {"activity": ["odd"], "done": "many", "total": True}})
                 answers.send({"done": "no object"})
             case "hang":
@@ -34,6 +33,8 @@ def work(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
                 sys.stderr.flush()
                 os._exit(3)
             case "kill":
+                answers._stream.write(b'{"done": {"vari')
+                answers._stream.flush()
                 os.kill(os.getpid(), signal.SIGKILL)
     return {"variable": os.environ.get("OF_THE_JOB"), "umask": oct(os.umask(0))}
 

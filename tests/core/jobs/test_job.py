@@ -51,10 +51,10 @@ def quantization(tmp_path: Path, **values: Any) -> dict[str, Any]:
 def test_a_job_has_progress_and_a_result() -> None:
     seen: list[JobProgress] = []
     job = scripted(environment=os.environ | {"OF_THE_JOB": "set"})
-    assert job.progress is None
     assert job.run(seen.append) == {"variable": "set", "umask": "0o77"}
     assert seen == [JobProgress(AT_WORK, 1, 4)]
-    assert (job.progress, seen[0].share, JobProgress("", None, 4).share) == (seen[0], 0.25, None)
+    assert job.progress == seen[0]
+    assert (seen[0].share, JobProgress("", None, 4).share) == (0.25, None)
     assert job.pid is not None
     assert has_ended(job.pid)
 

@@ -17,7 +17,6 @@ def check(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
     plan = json.loads(os.environ.get("SCRIPTED_PLAN") or request["sizes"]["model"])
     what = plan.get(name, "pass")
     answers.progress("working", 1, 2)
-    os.write(1, b"not a message\n[1]\n")
     if what == "code":
         os._exit(1)
     if what == "signal":

@@ -13,7 +13,7 @@ import pytest
 
 from core import paths
 from core.errors import UserError
-from core.jobs.job import JobCancelledError
+from core.jobs.job import Job, JobCancelledError
 from core.runs.process import hostname, own_identity
 from core.runs.state import RunState
 from core.selftest import job
@@ -127,7 +127,7 @@ def test_a_missing_model_fails_the_checks_that_need_it_alone(monkeypatch: pytest
             return {"result": "fail", "detail": "no network."}
         return {"result": "pass", "detail": "fine."}
 
-    monkeypatch.setattr(job.Job, "call", call)
+    monkeypatch.setattr(Job, "call", call)
     report = selftest_job(shape=lambda sizes: replace(sizes, resume_steps=6)).run()
     found = {check.name: check for check in report.checks}
     assert found["driver"].result == "pass"
@@ -181,14 +181,14 @@ def test_without_locks_nothing_of_another_one_is_removed(monkeypatch: pytest.Mon
 def test_a_check_that_cannot_be_begun_has_failed_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    call = job.Job.call
+    call = Job.call
 
     def failing(self: SelfTestJob, program: str, request: dict[str, Any], *rest: Any, **options: Any) -> dict[str, Any]:
         if request["name"] == "fast_paths":
             raise error
         return call(self, program, request, *rest, **options)
 
-    monkeypatch.setattr(job.Job, "call", failing)
+    monkeypatch.setattr(Job, "call", failing)
     report = planned((DRIVER, FAST, SUBJECTS[2])).run()
     assert results(report.checks) == {"driver": "pass", "fast_paths": "fail", "training": "pass"}
     assert "is full" in report.checks[1].detail or "No process" in report.checks[1].detail

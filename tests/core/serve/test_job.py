@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import sys
 import threading
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from core.jobs.job import JobCancelledError
 from core.serve.job import serve_job
 from core.serve.options import KEY_VARIABLE, ServerAddress
 from tests.core.chat.test_session import add_adapter, make_run
-from tests.waiting import has_ended, wait_for
+from tests.waiting import wait_for
 
 
 class Started:
@@ -76,44 +73,3 @@ def test_what_cannot_be_served_is_a_sentence(tmp_path: Path) -> None:
     started = Started("no-such-run")
     started.thread.join(30)
     assert "no-such-run" in str(started.errors[0])
-
-
-def test_a_server_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
-    started = Started(str(run.path))
-    started.address()
-    assert started.job.pid is not None
-    os.kill(started.job.pid, signal.SIGKILL)
-    started.thread.join(10)
-    (error,) = started.errors
-    assert error.message == "The server failed: its process was ended by SIGKILL."
-    assert error.hint.endswith("Start it again.")
-
-
-def test_a_mistake_in_the_app_is_not_told_as_the_end_of_the_server() -> None:
-    program = """print('{"progress": {"activity": "loading the model"}}', flush=True); input(); input()"""
-
-    def mistaken(_: object) -> None:
-        raise ValueError("not of the server")
-
-    job = serve_job("a-run", mistaken, program=[sys.executable, "-c", program])
-    with pytest.raises(ValueError, match="not of the server"):
-        job.run(mistaken)
-
-
-def test_it_ends_with_the_process_that_started_it() -> None:
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
-    program = (
-        "import os, sys\n"
-        "from core.serve.job import serve_job\n"
-        "ready = lambda address: (print(job.pid, flush=True), os.kill(os.getpid(), 9))\n"
-        "job = serve_job(sys.argv[1], ready, port=0)\n"
-        "job.run()\n"
-    )
-    import subprocess
-
-    done = subprocess.run([sys.executable, "-c", program, str(run.path)], capture_output=True, text=True, timeout=60)
-    pid = int(done.stdout)
-    wait_for(lambda: has_ended(pid), 10, "the server to end")

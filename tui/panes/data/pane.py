@@ -14,13 +14,13 @@ from textual.containers import Container
 from textual.content import Content
 from textual.widgets import DirectoryTree, OptionList
 
-from core.analysis.job import AnalysisJob, AnalysisLostError
+from core.analysis.job import AnalysisJob
 from core.analysis.lengths import Lengths
 from core.config.document import ConfigDocument
 from core.data.formats.mapping import UnknownColumnsError
 from core.errors import UserError
 from core.hub.store import NotFetchedError
-from core.jobs.job import JobProgress
+from core.jobs.job import JobDiedError, JobProgress
 from core.paths import working_directory
 from core.text import one_line
 from core.units import format_count
@@ -173,7 +173,7 @@ class DataPane(Pane):
             return None
         count = view.count if session.indexed >= 1 else None
         if (problem := view.failure or view.unknown or view.analysis_error) is not None:
-            refusal = "" if isinstance(problem, AnalysisLostError) else self._explain_problem(problem)
+            refusal = "" if isinstance(problem, JobDiedError) else self._explain_problem(problem)
             return SeenRows(count, None, f"✗ {problem}", is_over=True, refusal=refusal)
         if view.analysis is not None:
             return SeenRows(count, view.analysis, is_over=True)

@@ -25,8 +25,8 @@ from core.text import one_line
 from tui.keys import bindings
 from tui.saving import save_text
 from tui.screens.evaluation.rows import EvaluationRows
+from tui.screens.job import Ended, Progressed, follow, progress_bar
 from tui.screens.overlay import Overlay
-from tui.screens.progress import Progressed, progress_bar
 from tui.shell import shell_of
 from tui.widgets.text_block import TextBlock
 
@@ -36,15 +36,8 @@ class Prepared(Message):
     """Models are found and prompts read."""
 
 
-@dataclass
-class Ended(Message):
-    """The evaluation has ended: with its record and table, or with the reason for which there is none."""
-
-    record: EvaluationRecord | None = None
-    table: EvaluationTable | None = None
-    error: UserError | None = None
-    is_kept: bool = False
-    """Whether some answers are kept, so that the same request goes on."""
+#: An evaluation that has ended.
+Compared = tuple[EvaluationRecord, EvaluationTable]
 
 
 class RowWindow(Widget):
@@ -83,7 +76,7 @@ class EvaluationScreen(Overlay[None]):
         self._asked = asked
         self._evaluation: Evaluation | None = None
         self._progress: JobProgress | None = None
-        self._ended: Ended | None = None
+        self._ended: Ended[Compared] | None = None
         self._rows: EvaluationRows | None = None
 
     def compose(self) -> ComposeResult:
@@ -120,22 +113,19 @@ class EvaluationScreen(Overlay[None]):
     @work(thread=True, group="evaluation")
     def _compare(self, record: EvaluationRecord) -> None:
         # Millions of draws, of many prompts.
-        self.post_from_thread(Ended(record, EvaluationTable.of(record)))
+        self.post_from_thread(Ended((record, EvaluationTable.of(record))))
 
     @work(thread=True, group="evaluation")
     def _run(self, request: EvaluationRequest) -> None:
-        evaluation: Evaluation | None = None
-        try:
+        def run(progress: Callable[[JobProgress], None]) -> Compared:
             evaluation = self._evaluation = request.prepare()
             if not self.is_attached:  # it was left before there was anything to cancel
-                return
+                raise JobCancelledError
             self.post_from_thread(Prepared())
-            record = evaluation.run(lambda progress: self.post_from_thread(Progressed(progress)))
-            self.post_from_thread(Ended(record, EvaluationTable.of(record)))
-        except JobCancelledError:
-            return
-        except UserError as error:
-            self.post_from_thread(Ended(error=error, is_kept=evaluation is not None and evaluation.record.done > 0))
+            record = evaluation.run(progress)
+            return record, EvaluationTable.of(record)
+
+        follow(self, run)
 
     @on(Prepared)
     def _prepared(self) -> None:
@@ -147,10 +137,10 @@ class EvaluationScreen(Overlay[None]):
         self._show()
 
     @on(Ended)
-    def _has_ended(self, message: Ended) -> None:
+    def _has_ended(self, message: Ended[Compared]) -> None:
         self._ended = message
-        if message.record is not None and message.table is not None:
-            self._rows = EvaluationRows(message.record, message.table)
+        if message.result is not None:
+            self._rows = EvaluationRows(*message.result)
         self._show()
 
     def _show(self) -> None:
@@ -181,7 +171,8 @@ class EvaluationScreen(Overlay[None]):
         """What is said before there is a table."""
         ended = self._ended
         if ended is not None and ended.error is not None:
-            kept = "\n\nWhat was answered is kept: the same request goes on with it." if ended.is_kept else ""
+            is_kept = self._evaluation is not None and self._evaluation.record.done > 0
+            kept = "\n\nWhat was answered is kept: the same request goes on with it." if is_kept else ""
             head = Content.styled("It was not carried through.", "bold")
             return Content.assemble(
                 head, f" {one_line(ended.error.message, 600)}\n{one_line(ended.error.hint, 400)}{kept}"
