@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.directories import Progress
-from core.jobs.job import Job, JobProgress
+from core.jobs.job import JobProgress, call
 from core.launch.launcher import worker_environment
 
 
@@ -30,7 +30,7 @@ def run_process(
         # Each thread of OpenBLAS takes some of that memory as numpy is imported.
         environment["OPENBLAS_NUM_THREADS"] = "1"
 
-    def work(job: Job[JobProgress, dict[str, Any]]) -> dict[str, Any]:
-        return job.call(program, request, job.report, beats=True, environment=environment)
+    def followed(at: JobProgress) -> None:
+        progress(at.activity, at.done, at.total)
 
-    return Job(title, work, hint).run(lambda at: progress(at.activity, at.done, at.total))
+    return call(title, program, request, followed, hint=hint, beats=True, environment=environment)

@@ -248,6 +248,25 @@ def _last_words(log: IO[bytes]) -> str:
     return one_line((fatal or lines or [""])[-1], 300).rstrip(".")
 
 
+def call(
+    title: str,
+    program: str | Sequence[str],
+    request: Mapping[str, Any],
+    progress: Callable[[JobProgress], None] | None = None,
+    *,
+    hint: str = "",
+    seconds: float | None = None,
+    beats: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Do a job of one process that nobody else closes; see :class:`Job` and :meth:`Job.call`."""
+
+    def work(job: Job[JobProgress, dict[str, Any]]) -> dict[str, Any]:
+        return job.call(program, request, job.report, seconds=seconds, beats=beats, environment=environment)
+
+    return Job(title, work, hint).run(progress)
+
+
 def subject(title: str) -> str:
     """The title of a job at the beginning of a sentence; the name of a program stays as it is."""
     return f"The{title[3:]}" if title.startswith("the ") else title

@@ -21,6 +21,7 @@ JOBS = {
     "importance": "core.worker.export.gguf.importance:compute_importance",
     "measure-4-bits": "core.worker.quantization.job:measure",
     "measure-model": "core.worker.measure.job:measure",
+    "probe": "core.worker.process.probe:probe",
     "quantize": "core.worker.export.gguf.quantize:quantize",
     "self-test": "core.worker.selftest.check:check",
     "verify": "core.worker.export.verify.job:measure",

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from core.atomic import write_atomic
 from core.errors import UserError
-from core.jobs.job import Job, JobProgress
+from core.jobs.job import JobProgress, call
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.measured import FORMAT, Passes, passes_from_dict
 from core.paths import home, make_private_dir
@@ -177,15 +177,19 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     environment["CUDA_VISIBLE_DEVICES"] = ""
     told, started = _told.get(), time.monotonic()
 
-    def work(measurement: Job[JobProgress, dict[str, Any]]) -> dict[str, Any]:
-        return measurement.call(PROGRAM, job, measurement.report, beats=True, environment=environment)
-
     def progress(at: JobProgress) -> None:
         if told is not None:
             told(at.activity, time.monotonic() - started)
 
-    title = f"the measurement of {job['where']}"
-    return Job(title, work, "If memory ran out, close other programs; or choose another model.").run(progress)
+    return call(
+        "the measurement of the model",
+        PROGRAM,
+        job,
+        progress,
+        hint="If memory ran out, close other programs; or choose another model.",
+        beats=True,
+        environment=environment,
+    )
 
 
 _ARCHITECTURE = TypeAdapter(Architecture)
