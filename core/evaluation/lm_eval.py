@@ -21,7 +21,7 @@ from core.atomic import write_atomic
 from core.directories import disk_error
 from core.errors import UserError
 from core.evaluation.record import HARNESS_SUFFIX, folder_of, free_path, make_folder
-from core.hub.offline import OFFLINE
+from core.hub.job import OFFLINE
 from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
 from core.models.find import find_model

@@ -29,6 +29,16 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_EXPERIMENTAL_WARNING": "1",
 }
+#: Variables of processes that have all that they need on this machine: Hugging Face's libraries ask no hub then, and
+#: report to nobody.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
 # The first logs requests with their headers, the others add a user agent or provide credentials.
 _REMOVED = ("HF_DEBUG", "HF_HUB_USER_AGENT_ORIGIN", "HF_OIDC_RESOURCE")
 

@@ -9,7 +9,7 @@ import torch
 from core.text import one_line
 from core.worker.fused.trial import Trial
 from core.worker.fused.trials import trials
-from core.worker.selftest.bench import Bench, Outcome
+from core.worker.selftest.check import Bench, Outcome
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 #: Failed trials that are told of one by one.

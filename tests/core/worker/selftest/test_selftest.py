@@ -18,8 +18,7 @@ from core.selftest.job import selftest_job
 from core.selftest.report import Report, report_text
 from core.selftest.sizes import Shape, Sizes
 from core.worker.selftest import check as checking
-from core.worker.selftest import prepare
-from core.worker.selftest.bench import Bench, Outcome
+from core.worker.selftest.check import Bench, Outcome
 
 
 def made(model: Path, *names: str, **changes: object) -> Report:
@@ -90,7 +89,7 @@ def test_what_a_check_fails_by_is_told_with_its_remedy(monkeypatch: pytest.Monke
     def failing(bench: Bench) -> Outcome:
         raise UserError("The disk is full.", "Make room.")
 
-    monkeypatch.setattr(prepare, "check", failing)
+    monkeypatch.setattr(checking, "_prepare", failing)
     request = {"name": "prepare", "work": "", "sizes": Sizes().to_dict(), "device": {}}
     outcome = checking.check(request, Answers(io.BytesIO()))
     assert outcome == {"result": "fail", "detail": "The disk is full. Make room.", "device": None}

@@ -7,8 +7,8 @@ import torch
 
 from core.errors import UserError
 from core.models.tensors import read_weights
-from core.worker.quantization import beside
-from core.worker.quantization.beside import needed_bytes, refuse_beside_run
+from core.worker.quantization import job
+from core.worker.quantization.job import needed_bytes, refuse_beside_run
 from tests.core.worker.crowded import end_run, run_on_cpu
 from tests.families.tiny import write_family
 
@@ -21,9 +21,9 @@ def test_what_would_take_the_memory_of_a_run_is_refused(tmp_path: Path, monkeypa
     # Two of the two layers, and what is outside of them: the whole model.
     assert needed - needed_bytes({}, 4) == 4 * sum(tensor.elements for tensor in read_weights(base).values())
     run = run_on_cpu()
-    monkeypatch.setattr(beside, "free_bytes", lambda _: needed)
+    monkeypatch.setattr(job, "free_bytes", lambda _: needed)
     refuse_beside_run(base, CPU, torch.float32)
-    monkeypatch.setattr(beside, "free_bytes", lambda _: needed - 1)
+    monkeypatch.setattr(job, "free_bytes", lambda _: needed - 1)
     with pytest.raises(UserError, match=f"Run {run.id} trains on the same device"):
         refuse_beside_run(base, CPU, torch.float32)
     end_run(run)
