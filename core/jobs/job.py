@@ -31,7 +31,7 @@ from core.units import format_duration
 #: Seconds between two reports of progress while a process is silent.
 _BEAT = 0.5
 #: Seconds for a process to end by itself once it has closed its output.
-_ENDING = 5.0
+_ENDING = 30.0
 #: Bytes at the end of a log that are searched for the last words of a process.
 _LOG_LIMIT = 64 << 10
 _NO_MEMORY = "The machine may be out of memory; close other programs."
