@@ -32,6 +32,8 @@ from core.units import format_duration
 _BEAT = 0.5
 #: Seconds for a process to end by itself once it has closed its output.
 _ENDING = 30.0
+#: Largest message, in bytes.
+_LARGEST = 256 << 20
 #: Bytes at the end of a log that are searched for the last words of a process.
 _LOG_LIMIT = 64 << 10
 _NO_MEMORY = "The machine may be out of memory; close other programs."
@@ -296,7 +298,7 @@ def _lines(helper: Helper, title: str, seconds: float | None = None, beat: float
     """Lines of a process until it closes its output; None after ``beat`` seconds without one.
 
     Raises:
-        UserError: If it takes longer than ``seconds``.
+        UserError: If it takes longer than ``seconds``, or a line is larger than :data:`_LARGEST`.
     """
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     output = helper.stdout.fileno()
@@ -315,6 +317,8 @@ def _lines(helper: Helper, title: str, seconds: float | None = None, beat: float
         if not piece:
             return  # half a line of a process that was killed is left out
         held += piece
+        if len(held) > _LARGEST:
+            raise UserError(f"{subject(title)} was ended: its answer has more than {_LARGEST >> 20} MiB.")
         if b"\n" in piece:
             *lines, held = held.split(b"\n")
             yield from map(bytes, lines)
