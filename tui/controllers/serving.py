@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from textual.app import App
 
 from core.errors import UserError
-from core.jobs.job import JobCancelledError
 from tui.controllers.desktop import Desktop
 from tui.messages import ServeChanged
 from tui.state import AppState, ServingView
@@ -68,6 +67,7 @@ class Serving:
 
     def _serve(self, job: ServeJob) -> None:
         """In a thread, until the server ends."""
+        from core.jobs.job import JobCancelledError
 
         try:
             job.run(lambda at: self._post(job, ServeChanged(progress=at.activity)))
