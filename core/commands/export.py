@@ -14,7 +14,6 @@ from core.export.request import MERGE_FROM, ROWS
 if TYPE_CHECKING:
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
-    from core.jobs.job import JobProgress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         note(f"{reason.message} {reason.hint}")
     line = ProgressLine()
     try:
-        result = export_job(request).run(lambda progress: line.show(progress_line(progress)))
+        result = export_job(request).run(line.follow)
     except KeyboardInterrupt:
         line.clear()
         note("The export was broken off; nothing of it is left.")
@@ -133,10 +132,3 @@ def result_lines(result: ExportResult) -> list[str]:
         rows.append((state, f"in {format_duration(result.seconds)}"))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
-
-
-def progress_line(progress: JobProgress) -> str:
-    """Progress in a line: what is done, and how far it is."""
-    if progress.share is None:
-        return f"{progress.activity} …"
-    return f"{progress.share:4.0%}  {progress.activity}"

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from core.audit.result import Audit, Difference, SpanResult
-    from core.jobs.job import JobProgress
 
 #: Exit code of a run that is not what was recorded.
 EXIT_DIFFERS = 6
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     seed = random.SystemRandom().randrange(1 << 31) if args.seed is None else args.seed
     job, line = audit_job(found, spans=args.spans, seed=seed, whole=args.whole, head=args.head), ProgressLine()
     try:
-        audit = job.run(lambda progress: line.show(progress_words(progress)))
+        audit = job.run(line.follow)
     except KeyboardInterrupt:
         line.clear()
         note("The audit was broken off; nothing of it is left.")
@@ -133,10 +132,3 @@ def _tell(difference: Difference) -> str:
     if difference.recorded is not None and difference.found is not None and len(difference.recorded) < 60:
         values = f" Recorded {difference.recorded}, found {difference.found}."
     return f"{difference.what}{values}"
-
-
-def progress_words(progress: JobProgress) -> str:
-    """Progress in words: what is being done, and how far it is."""
-    if progress.done is None:
-        return f"{progress.activity} …"
-    return f"{progress.activity} ({progress.done}{f' of {progress.total}' if progress.total else ''})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,12 @@ from core.evaluation.lm_eval import (
     read_tasks,
 )
 from core.evaluation.record import folder_of, list_records
-from core.jobs.job import JobCancelledError
 from core.runs.store import Run
 from tests.cases import cases
-from tests.waiting import wait_for
 
 #: Writes what lm-eval 0.4.13 writes, and how it was called.
 STAND_IN = """#!{python}
-import argparse, json, os, pathlib, sys, time
+import argparse, json, os, pathlib, sys
 parser = argparse.ArgumentParser(allow_abbrev=False)
 for name in ("model", "model_args", "tasks", "output_path", "limit", "include_path", "device"):
     parser.add_argument(f"--{{name}}")
@@ -41,9 +38,6 @@ print("loading the model \\x1b[2J", flush=True)
 if mode == "fail":
     print("Traceback (most recent call last):", file=sys.stderr)
     sys.exit("ConnectionError: Couldn't reach the Hub \\x1b[2J")
-if mode == "hang":
-    pathlib.Path(os.environ["STAND_IN_PID"]).write_text(str(os.getpid()))
-    time.sleep(600)
 out = pathlib.Path(args.output_path) / "model"
 out.mkdir(parents=True)
 if mode == "nothing":
@@ -139,27 +133,6 @@ def test_a_failure_is_a_sentence(
     assert said in refused.value.message
     assert "\x1b" not in refused.value.message
     assert "\n" not in refused.value.message
-
-
-def test_it_is_cancelled_from_another_thread(call: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STAND_IN", "hang")
-    monkeypatch.setenv("STAND_IN_PID", str(tmp_path / "pid"))
-    job = HarnessRun(model(tmp_path), ["arc_easy"]).job()
-    ended: list[JobCancelledError] = []
-
-    def work() -> None:
-        try:
-            job.run()
-        except JobCancelledError as error:
-            ended.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    pid = wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 30, "the stand-in to begin")
-    job.close()
-    thread.join(30)
-    assert ended
-    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_without_it_the_way_to_have_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

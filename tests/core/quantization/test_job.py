@@ -140,19 +140,6 @@ def test_without_held_out_rows_it_says_that_training_rows_were_taken(config: Con
     assert measure(shared, quiet, rows=2).data == "held_out"
 
 
-def test_whoever_gives_up_ends_the_process(config: Config) -> None:
-    class LeftError(Exception):
-        pass
-
-    def leave(activity: str, done: int | None, total: int | None) -> None:
-        if activity == "layer by layer":
-            raise LeftError
-
-    with pytest.raises(LeftError):
-        measure(config, leave, rows=2)
-    assert known(config, rows=2) is None
-
-
 def test_what_cannot_be_measured_is_said_in_a_sentence(config: Config, tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"messages": []}\n')

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from typing import Any
@@ -19,8 +18,6 @@ def check(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
     answers.progress("working", 1, 2)
     if what == "code":
         os._exit(1)
-    if what == "signal":
-        os.kill(os.getpid(), signal.SIGBUS)
     if what == "word":
         sys.stderr.write(f"\nbroken in {os.path.expanduser('~')}/models/x.py\n")
         sys.exit(3)
