@@ -23,7 +23,7 @@ def serve(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     check_installed()
     from core.serve.listen import open_listener
     from core.serve.options import KEY_VARIABLE, ServeOptions
-    from core.serve.server import serve as serve_models
+    from core.serve.server import serve as run_server
 
     options = ServeOptions(tuple(job["targets"]), port=job["port"], key=os.environ.get(KEY_VARIABLE, ""))
     try:
@@ -31,7 +31,7 @@ def serve(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     except UserError:
         # Another program has it, perhaps another app: any port will do, as it is shown.
         options = replace(options, port=0)
-    serve_models(options, lambda address: answers.send({"ready": asdict(address)}), answers.progress)
+    run_server(options, lambda address: answers.send({"ready": asdict(address)}), answers.progress)
     return {}
 
 
