@@ -57,7 +57,8 @@ def follow(screen: Overlay[Any], run: Callable[[Callable[[ProgressType], None]],
     """
 
     def progressed(progress: ProgressType) -> None:
-        if not screen.is_attached:
+        # A screen that was popped keeps its parent, and one of an app that ends keeps running for a moment.
+        if not (screen.is_running and screen.is_attached):
             raise JobCancelledError
         screen.post_message(Progressed(progress))
 
