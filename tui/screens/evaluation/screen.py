@@ -119,7 +119,7 @@ class EvaluationScreen(Overlay[None]):
     def _run(self, request: EvaluationRequest) -> None:
         def run(progress: Callable[[JobProgress], None]) -> Compared:
             evaluation = self._evaluation = request.prepare()
-            if not self.is_attached:  # it was left before there was anything to cancel
+            if not self.is_running:  # it was left before there was anything to cancel
                 raise JobCancelledError
             self.post_from_thread(Prepared())
             record = evaluation.run(progress)
