@@ -223,7 +223,12 @@ class Job(Generic[ProgressType, ResultType]):
     ) -> Iterator[tuple[Helper, IO[bytes]]]:
         """A process, ended with the block, and its log."""
         command = [sys.executable, "-m", *program.split()] if isinstance(program, str) else program
-        with tempfile.TemporaryFile() as log:
+        try:
+            log = tempfile.TemporaryFile()  # noqa: SIM115
+        except OSError as error:
+            hint = "Free some space in the directory for temporary files, or set TMPDIR."
+            raise UserError(f"{subject(self.title)} has no place for its log: {error.strerror}.", hint) from error
+        with log:
             with self._guard:
                 self._refuse_closed()
                 helper = self._helper = Helper(command, environment=environment, cwd=cwd, log=log.fileno())
