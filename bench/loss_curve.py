@@ -20,7 +20,7 @@ from core.hardware.cpu import cpu_name
 from core.models.find import STARTER_NAME
 from core.selftest.curve import FILE, LossCurve, curve_config
 from core.selftest.sizes import Sizes
-from core.worker.selftest.bench import Bench
+from core.worker.selftest.check import Bench
 from core.worker.selftest.worker_run import WorkerRun
 
 #: Decimals of a loss: more than another CPU's rounding leaves alike.

@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from core.audit.job import AuditJob
+from core.audit.job import audit_job
 from core.audit.result import Audit
 from core.config.rules.check import check_rules
 from core.errors import UserError
@@ -274,7 +274,7 @@ def verify(workers: Workers, run: Run, *, seed: int, whole: bool) -> Audit | Non
     if exit_code(run) != 0:
         return None
     with workers.environment():
-        return AuditJob(run, spans=2, seed=seed, whole=whole).run()
+        return audit_job(run, spans=2, seed=seed, whole=whole).run()
 
 
 def written(found: Found, seconds: float) -> dict[str, Any]:

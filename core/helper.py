@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -25,21 +24,6 @@ _LIFELINE = "LOCALTUNE_LIFELINE"
 _ENDING = (signal.SIGIO, signal.SIGXCPU, signal.SIGPROF)
 # A helper imports this package from its own location, whatever directory it is started in.
 _ROOT = str(Path(__file__).resolve().parents[1])
-
-
-@dataclass(frozen=True)
-class HelperProgress:
-    """Progress of a job in a helper process.
-
-    Args:
-        activity: What is being done, in a few words.
-        done: How much of it, where that is counted; else None.
-        total: Of how much.
-    """
-
-    activity: str
-    done: int | None = None
-    total: int | None = None
 
 
 class Helper:

@@ -19,8 +19,8 @@ from core.paths import make_private_dir
 def run_here(job: dict[str, Any]) -> dict[str, Any]:
     """Measure in this process."""
     # Tests that measure nothing do without torch.
-    from core.worker.measure.__main__ import measure
-    from core.worker.process.answers import Answers
+    from core.jobs.process import Answers
+    from core.worker.measure.job import measure
 
     # Nobody reads them.
     return measure(job, Answers(io.BytesIO()))

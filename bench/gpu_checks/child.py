@@ -30,7 +30,7 @@ DEPRIORITIZED = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
 def device_facts(stand: Stand) -> dict[str, Any]:
     """Facts about the device, as the self-test finds them."""
     from core.selftest.sizes import Sizes
-    from core.worker.selftest.bench import Bench
+    from core.worker.selftest.check import Bench
     from core.worker.selftest.driver import check
 
     outcome = check(Bench(stand.work, Sizes(), {}, lambda *_: None))

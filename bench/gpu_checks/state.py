@@ -26,7 +26,7 @@ from core.worker.optim.optim import make_optimizer
 from core.worker.optim.retryable_step import RetryableStep
 from core.worker.selftest import shortage
 from core.worker.selftest.ballast import MARGIN, CudaBallast
-from core.worker.selftest.bench import Bench
+from core.worker.selftest.check import Bench
 from core.worker.selftest.worker_run import WorkerRun
 
 #: How far losses of a resumed run may be from those of an uninterrupted one where it need not be equal.

@@ -23,7 +23,7 @@ from core.runs.state import RunState
 from core.runs.store import Run
 from core.runs.tail import EventTail
 from core.selftest.sizes import Shape, Sizes
-from core.worker.selftest.bench import Bench
+from core.worker.selftest.check import Bench
 from core.worker.selftest.worker_run import WorkerRun
 
 #: Tokens of rows, which every model has.

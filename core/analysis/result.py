@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from core.analysis.lengths import Lengths
 from core.analysis.problems import Problem
@@ -67,22 +67,6 @@ class AnalysisRequest:
         masks = None if data["masks"] is None else MaskSettings(**data["masks"])
         tuples = {"train": tuple(data["train"]), "eval": tuple(data["eval"]), "weights": weights}
         return cls(**{**data, **tuples, "masks": masks})
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Progress of an analysis.
-
-    Args:
-        stage: ``loading`` (the tokenizer, nothing is counted), ``indexing`` (bytes), ``reading`` (rows) or
-            ``comparing`` (rows).
-        done: Units done, as counted by the stage.
-        total: Units in all; None while unknown.
-    """
-
-    stage: Literal["loading", "indexing", "reading", "comparing"]
-    done: int
-    total: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import threading
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from core.analysis import row_facts
@@ -17,7 +17,7 @@ from core.analysis.duplicates import Fingerprints, find_near, find_same, find_sh
 from core.analysis.forked import forked_map
 from core.analysis.lengths import measure_lengths
 from core.analysis.problems import COLUMNS_NOT_READ, Problem, ProblemTally, RowPlace
-from core.analysis.result import Analysis, AnalysisRequest, Progress, SourceFormat
+from core.analysis.result import Analysis, AnalysisRequest, SourceFormat
 from core.analysis.row_facts import Examiner, RowFacts
 from core.data.files.rows import Row, RowFile
 from core.data.formats.ambiguity import find_ambiguity
@@ -25,11 +25,10 @@ from core.data.formats.detect import SAMPLE, Detection
 from core.data.formats.unread import count_names, describe_columns
 from core.data.registries.resolve import refuse_two_evals, resolve_sources, weights_of
 from core.data.registries.source import DataSource
+from core.directories import Progress
 from core.sandbox.limits import cpu_limit, limit_growth
 from core.template.mask import Masker
 from core.text import one_line
-
-Report = Callable[[Progress], None]
 
 #: Rows that a process examines between two reports.
 PORTION = 512
@@ -70,7 +69,7 @@ class OpenSource:
 _open_sources: list[OpenSource] = []
 
 
-def survey(request: AnalysisRequest, report: Report = lambda _: None) -> Analysis:
+def survey(request: AnalysisRequest, report: Progress = lambda *_: None) -> Analysis:
     """Examine every row; blocks, and forks processes, so it belongs in a process of its own.
 
     Args:
@@ -84,7 +83,7 @@ def survey(request: AnalysisRequest, report: Report = lambda _: None) -> Analysi
     settings = request.masks
     masker = None
     if settings is not None:
-        report(Progress("loading", 0))
+        report("loading", None, None)
         # The template is tried on some conversations already here.
         with cpu_limit(row_facts.BATCH_SECONDS):
             masker = settings.masker()
@@ -112,11 +111,11 @@ def _open(
     first: int,
     held_out: bool,
     entry: int,
-    report: Report,
+    report: Progress,
 ) -> OpenSource:
     file = source.open()
     try:
-        file.index(lambda done, total: report(Progress("indexing", done, total)))
+        file.index(lambda done, total: report("indexing", done, total))
         rows = file.count_known if source.limit is None else min(file.count_known, source.limit)
         detection = source.recognize(file)
     except BaseException:
@@ -143,16 +142,16 @@ class _Findings:
         self._eval_read = 0
         self._dropped: dict[str, int] = {}
 
-    def gather(self, report: Report, began: float) -> Analysis:
+    def gather(self, report: Progress, began: float) -> Analysis:
         """Examine all rows."""
         total = sum(item.rows for item in self._opened)
         done = 0
-        report(Progress("reading", done, total))
+        report("reading", done, total)
         for item, facts in _examine_all(self._opened):
             done += facts.read
             self._add(item, facts)
-            report(Progress("reading", done, total))
-        report(Progress("comparing", 0, total))
+            report("reading", done, total)
+        report("comparing", 0, total)
         self._compare()
         self._divide()
         return self._sum_up(began)

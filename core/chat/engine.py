@@ -9,22 +9,20 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from core import paths
 from core.chat.request import ChatRequest
+from core.directories import Progress
 from core.errors import UserError
 from core.helper import Helper
 from core.launch.launcher import worker_environment
 from core.runs.protocol import ProtocolError, Request, decode_message, encode_request, refused
 from core.runs.trained import TrainedFile
 from core.text import one_line
-
-#: A progress report: the activity, the amount done, and the total.
-Progress = Callable[[str, "int | None", "int | None"], None]
 
 #: Seconds without progress of a load before it counts as hung; weights of 30 GB come from a slow disk in less.
 LOAD_SECONDS = 1800.0

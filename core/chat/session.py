@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from core.chat.engine import ADAPTER_LIMIT, AdapterSpec, ChatEngine, ModelSpec, Progress
+from core.chat.engine import ADAPTER_LIMIT, AdapterSpec, ChatEngine, ModelSpec
 from core.chat.exported import ExportReaders, find_exported
 from core.chat.request import BASE, TUNED, ChatRequest, GenerationSettings, Source
 from core.config.schema import ModelSection
 from core.config.targets import kept_patterns
+from core.directories import Progress
 from core.errors import UserError
 from core.models.find import find_model
 from core.paths import user_path

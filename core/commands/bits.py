@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 from core.commands.common import EXIT_INTERRUPTED, add_config, add_json_flag, emit, note, say
@@ -33,25 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, and print the result in a sentence with the layers below; the exit code is 0 whatever it is."""
     from core.commands.configuration import read_config
-    from core.commands.live_line import PLAIN_SECONDS, LiveLine
+    from core.commands.live_line import ProgressLine
+    from core.jobs.job import JobProgress
     from core.quantization.job import measure
     from core.quantization.result import HEAD, TABLE, advice, facts, layer_lines, sentence
 
     if not 1 <= args.rows <= MOST_ROWS:
         raise UserError(f"--rows {args.rows} is no number of rows from 1 to {MOST_ROWS}.", "Write it as 16.")
     config = read_config(Path(args.config), args.set, is_for_here=False)
-    line = LiveLine()
-    printed, told = time.monotonic(), ""
-
-    def show(activity: str, done: int | None, total: int | None) -> None:
-        nonlocal printed, told
-        line.loading(activity, done, total)
-        if not line.is_live and activity != told and time.monotonic() - printed >= PLAIN_SECONDS:
-            printed, told = time.monotonic(), activity
-            note(f"{activity} …")
-
+    line = ProgressLine()
     try:
-        cost = measure(config, show, rows=args.rows)
+        cost = measure(config, lambda *at: line.follow(JobProgress(*at)), rows=args.rows)
     except KeyboardInterrupt:
         line.clear()
         note("The measurement was broken off.")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import CLEAR_LINE, add_json_flag, emit, note, say
+from core.commands.common import add_json_flag, emit, note, say
 from core.commands.parser import column_parts, whole_number
 from core.errors import UserError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from core.analysis.lengths import Lengths
     from core.analysis.problems import Problem
-    from core.analysis.result import Analysis, AnalysisRequest, Progress
+    from core.analysis.result import Analysis, AnalysisRequest
     from core.analysis.row_tokens import Token, TokenSample
     from core.config.schema import Config
 
@@ -50,16 +50,18 @@ def run(args: argparse.Namespace) -> int:
     """Analyze every row and print the findings; the exit code is 0 whatever they are."""
     from core.analysis.job import analyze
     from core.analysis.row_tokens import sample_row
-    from core.commands.live_line import busy
+    from core.commands.live_line import LiveLine, busy, progress_words
 
     request = make_request(args)
     if args.template is not None and args.model is None and args.config is None:
         raise UserError("--template needs a tokenizer.", "Name a model's directory with --model.")
     if args.row is not None and request.masks is None:
         raise UserError("--row needs a tokenizer.", "Name a model's directory with --model.")
-    analysis = analyze(request, _Progress() if sys.stderr.isatty() else None)
-    if sys.stderr.isatty():
-        sys.stderr.write(CLEAR_LINE)
+    line = LiveLine()
+    try:
+        analysis = analyze(request, lambda at: line.draw(progress_words(at)))
+    finally:
+        line.clear()
     sample = None
     if request.masks is not None and (args.row is not None or not args.json):
         with busy("reading the row as tokens"):
@@ -309,12 +311,3 @@ def _end(supervised: bool | None, color: bool) -> str:
 
 def _has_color() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "", None)
-
-
-class _Progress:
-    """A progress line on standard error that is redrawn."""
-
-    def __call__(self, progress: Progress) -> None:
-        share = f" {progress.done / progress.total:4.0%}" if progress.total else ""
-        sys.stderr.write(f"{CLEAR_LINE}{progress.stage}{share}")
-        sys.stderr.flush()

@@ -12,10 +12,11 @@ from core.commands.common import EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, add_json
 from core.commands.parser import ArgumentParser
 
 if TYPE_CHECKING:
-    from core.evaluation.evaluation import Evaluation, EvaluationProgress
+    from core.evaluation.evaluation import Evaluation
     from core.evaluation.lm_eval import Figure, HarnessModel, HarnessResult
     from core.evaluation.record import EvaluationRecord
     from core.evaluation.table import EvaluationTable
+    from core.jobs.job import JobProgress
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -127,15 +128,15 @@ def _evaluate(evaluation: Evaluation) -> bool:
     return True
 
 
-def _teller(evaluation: Evaluation, draw: Callable[[str], None]) -> Callable[[EvaluationProgress], None]:
+def _teller(evaluation: Evaluation, draw: Callable[[str], None]) -> Callable[[JobProgress], None]:
     told = False
 
-    def tell(progress: EvaluationProgress) -> None:
+    def tell(progress: JobProgress) -> None:
         nonlocal told
         if evaluation.is_continued and not told:
             told = True
             note(f"Goes on with {progress.done} of {progress.total} answers of an earlier attempt.")
-        draw(f"{progress.target}: {progress.activity}  {progress.done}/{progress.total}")
+        draw(f"{progress.activity}  {progress.done}/{progress.total}")
 
     return tell
 
@@ -171,7 +172,7 @@ def summary(record: EvaluationRecord, table: EvaluationTable, path: str | None) 
 
 
 def _run_harness(args: argparse.Namespace) -> int:
-    from core.evaluation.lm_eval import HarnessJob, read_tasks
+    from core.evaluation.lm_eval import HarnessRun, read_tasks
 
     refused = {
         "--limit must be at least 1": args.limit is not None and args.limit < 1,
@@ -186,13 +187,8 @@ def _run_harness(args: argparse.Namespace) -> int:
         return EXIT_USAGE
     include = Path(args.include).absolute() if args.include is not None else None
     model, device = _harness_model(args.targets[0])
-    job = HarnessJob(model, read_tasks(args.tasks), args.limit, include, device)
-    live = sys.stderr.isatty()
-    try:
-        result = job.run(note if live else lambda _: None)
-    except KeyboardInterrupt:
-        job.cancel()
-        raise
+    job = HarnessRun(model, read_tasks(args.tasks), args.limit, include, device).job()
+    result = job.run((lambda at: note(at.activity)) if sys.stderr.isatty() else None)
     if args.json:
         emit(harness_summary(model, result))
     else:

@@ -13,7 +13,6 @@ from core.export.request import KINDS, MERGE_FROM, QUANTS, ROWS
 if TYPE_CHECKING:
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
-    from core.helper import HelperProgress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +64,7 @@ def _quant(text: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Make the export, and print what was written and how it agrees with the trained model."""
-    from core.export.job import ExportJob
+    from core.export.job import export_job
     from core.export.plan import plan_export
     from core.export.request import ExportRequest
     from core.paths import user_path, working_directory
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         note(f"{reason.message} {reason.hint}")
     line = ProgressLine()
     try:
-        result = ExportJob(request).run(lambda progress: line.show(progress_line(progress)))
+        result = export_job(request).run(line.follow)
     except KeyboardInterrupt:
         line.clear()
         note("The export was broken off; nothing of it is left.")
@@ -132,10 +131,3 @@ def result_lines(result: ExportResult) -> list[str]:
         rows.append((state, f"in {format_duration(result.seconds)}"))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
-
-
-def progress_line(progress: HelperProgress) -> str:
-    """Progress in a line: what is done, and how far it is."""
-    if progress.done is None or not progress.total:
-        return f"{progress.activity} …"
-    return f"{progress.done / progress.total:4.0%}  {progress.activity}"

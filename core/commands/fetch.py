@@ -10,8 +10,9 @@ from core.commands.common import add_json_flag, emit, note, say
 from core.commands.live_line import ProgressLine
 
 if TYPE_CHECKING:
-    from core.hub.job import FetchPlan, FetchProgress
+    from core.hub.job import FetchPlan
     from core.hub_uri import HubEntry
+    from core.jobs.job import JobProgress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,12 +31,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If the entry or the address of the hub is invalid, or it cannot be fetched.
     """
-    from core.hub.job import FetchCancelledError, FetchJob, hub_endpoint, hub_host
+    from core.hub.job import fetch_job, hub_endpoint, hub_host
     from core.hub_uri import parse_entry
+    from core.jobs.job import JobCancelledError
 
     entry = parse_entry(args.entry)
     hub_endpoint()
-    job = FetchJob(entry)
     shown = ProgressLine()
     note(f"asking {hub_host()} for {entry}")
     proposed: list[FetchPlan] = []
@@ -46,14 +47,15 @@ def run(args: argparse.Namespace) -> int:
         proposed.append(plan)
         return True
 
+    job = fetch_job(entry, confirm)
     try:
-        plan = job.run(lambda progress: shown.show(_progress_words(progress)), confirm)
+        plan = job.run(lambda progress: shown.show(_progress_words(progress)))
     except KeyboardInterrupt:
         shown.clear()
         if proposed:
             note("What has come is kept; the same command goes on.")
         raise
-    except FetchCancelledError:
+    except JobCancelledError:
         return 1
     finally:
         shown.clear()
@@ -93,11 +95,11 @@ def _render(entry: HubEntry, plan: FetchPlan, proposed: list[FetchPlan]) -> list
     return [*lines, f'{"use it as":<10} model.base = "{entry.repository}"']
 
 
-def _progress_words(progress: FetchProgress) -> str:
+def _progress_words(progress: JobProgress) -> str:
     from core.text import one_line
     from core.units import format_bytes
 
-    text = one_line(progress.stage, 60)
+    text = one_line(progress.activity, 60)
     if progress.done is not None and progress.total:
         size = f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"
         text = f"{progress.done / progress.total:4.0%}  {size}  {text}"

@@ -8,9 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from core.commands.common import CLEAR_LINE, note
 from core.text import one_line
+
+if TYPE_CHECKING:
+    from core.jobs.job import JobProgress
 
 #: Seconds between two plain lines where standard error is no terminal.
 PLAIN_SECONDS = 5.0
@@ -90,9 +94,20 @@ class ProgressLine:
             self._told, self._printed = text, time.monotonic()
             note(text)
 
+    def follow(self, progress: JobProgress) -> None:
+        """Show the progress of a job."""
+        self.show(progress_words(progress))
+
     def clear(self) -> None:
         """Clear the line."""
         self._line.clear()
+
+
+def progress_words(progress: JobProgress) -> str:
+    """The progress of a job in a line: `` 25%  merging the weights``."""
+    if progress.share is not None:
+        return f"{progress.share:4.0%}  {progress.activity}"
+    return f"{progress.activity} …" if progress.done is None else f"{progress.activity} ({progress.done})"
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from core.commands.common import CLEAR_LINE, EXIT_ERROR, add_json_flag, emit, no
 from core.errors import UserError
 
 if TYPE_CHECKING:
-    from core.selftest.job import Progress
+    from core.selftest.job import SelfTestProgress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,14 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make all checks and print their table; the exit code is 0 unless one fails."""
-    from core.selftest.job import SelfTest
+    from core.selftest.job import selftest_job
     from core.selftest.report import device_line, refuse_place, table, write_report
 
     place = None if args.report is None else Path(args.report).expanduser().absolute()
     if place is not None:
         # Minutes before it is written.
         refuse_place(place)
-    test = SelfTest()
+    test = selftest_job()
     shown = _Shown()
     try:
         report = test.run(shown.show)
@@ -69,7 +69,7 @@ class _Shown:
         self._done = 0
         self._current = ""
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: SelfTestProgress) -> None:
         """Show progress."""
         from core.selftest.report import LABELS, subject
 
@@ -103,7 +103,7 @@ class _Shown:
         sys.stderr.flush()
 
 
-def activity_line(progress: Progress) -> str:
+def activity_line(progress: SelfTestProgress) -> str:
     """The check at work and how far it is, in a line; empty where none is."""
     if progress.current is None and not progress.activity:
         return ""

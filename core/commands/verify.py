@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from core.audit.result import Audit, Difference, SpanResult
-    from core.helper import HelperProgress
 
 #: Exit code of a run that is not what was recorded.
 EXIT_DIFFERS = 6
@@ -49,14 +48,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the audit, and print what it comes to; the exit code is 6 where something is not what was recorded."""
-    from core.audit.job import AuditJob
+    from core.audit.job import audit_job
     from core.runs.store import find_run
 
     found = find_run(args.run)
     seed = random.SystemRandom().randrange(1 << 31) if args.seed is None else args.seed
-    job, line = AuditJob(found, spans=args.spans, seed=seed, whole=args.whole, head=args.head), ProgressLine()
+    job, line = audit_job(found, spans=args.spans, seed=seed, whole=args.whole, head=args.head), ProgressLine()
     try:
-        audit = job.run(lambda progress: line.show(progress_words(progress)))
+        audit = job.run(line.follow)
     except KeyboardInterrupt:
         line.clear()
         note("The audit was broken off; nothing of it is left.")
@@ -133,10 +132,3 @@ def _tell(difference: Difference) -> str:
     if difference.recorded is not None and difference.found is not None and len(difference.recorded) < 60:
         values = f" Recorded {difference.recorded}, found {difference.found}."
     return f"{difference.what}{values}"
-
-
-def progress_words(progress: HelperProgress) -> str:
-    """Progress in words: what is being done, and how far it is."""
-    if progress.done is None:
-        return f"{progress.activity} …"
-    return f"{progress.activity} ({progress.done}{f' of {progress.total}' if progress.total else ''})"

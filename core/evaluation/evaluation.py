@@ -17,22 +17,7 @@ from core.evaluation.prompt_set import PromptSet
 from core.evaluation.record import Answered, EvaluationRecord, RecordFile, folder_of, make_folder, unfinished
 from core.evaluation.score import Scorer
 from core.evaluation.targets import Target
-
-
-@dataclass(frozen=True)
-class EvaluationProgress:
-    """Progress of an evaluation."""
-
-    target: str
-    """The model that answers."""
-    activity: str
-    """What is done: ``loading the model``, or ``answering``."""
-    done: int
-    total: int
-
-
-class EvaluationCancelledError(Exception):
-    """The evaluation was cancelled; what it has so far is kept."""
+from core.jobs.job import JobCancelledError, JobProgress
 
 
 @dataclass
@@ -72,14 +57,14 @@ class Evaluation:
         """The directory of its record: that of the first run, or the home's."""
         return folder_of(next((target.run for target in self.targets if target.run is not None), None))
 
-    def run(self, progress: Callable[[EvaluationProgress], None] = lambda _: None) -> EvaluationRecord:
+    def run(self, progress: Callable[[JobProgress], None] = lambda _: None) -> EvaluationRecord:
         """Ask and score; blocks. A cut one that asks the same is gone on with.
 
         Args:
             progress: Told before each answer and while a model is loaded.
 
         Raises:
-            EvaluationCancelledError: If :meth:`cancel` was called; what there is so far is kept.
+            JobCancelledError: If :meth:`cancel` was called; what there is so far is kept.
             UserError: If a model cannot answer, or the check or the disk fails; likewise.
         """
         make_folder(self.folder)
@@ -102,7 +87,7 @@ class Evaluation:
     def _first_of(self, loads: str) -> int:
         return next(place for place, target in enumerate(self.targets) if target.loads == loads)
 
-    def _ask_group(self, group: Sequence[Target], progress: Callable[[EvaluationProgress], None]) -> None:
+    def _ask_group(self, group: Sequence[Target], progress: Callable[[JobProgress], None]) -> None:
         record = self.record
         open_places = {
             target.name: [place for place, answer in enumerate(record.answers[target.name]) if answer is None]
@@ -116,7 +101,7 @@ class Evaluation:
             self._session = session
 
         def tell(target: Target, activity: str) -> None:
-            progress(EvaluationProgress(target.name, activity, record.done, record.total))
+            progress(JobProgress(f"{target.name}: {activity}", record.done, record.total))
 
         try:
             tell(group[0], "loading the model")
@@ -153,7 +138,7 @@ class Evaluation:
 
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
-            raise EvaluationCancelledError
+            raise JobCancelledError
 
     def cancel(self) -> None:
         """End it soon; safe from any thread, and to call again."""

@@ -6,26 +6,23 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import re
 import shutil
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from core import paths
 from core.atomic import write_atomic
 from core.directories import disk_error
 from core.errors import UserError
 from core.evaluation.record import HARNESS_SUFFIX, folder_of, free_path, make_folder
-from core.helper import Helper, describe_end
-from core.hub.offline import OFFLINE
+from core.hub.job import OFFLINE
+from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
 from core.models.find import find_model
 from core.runs.events import as_json
@@ -40,6 +37,7 @@ _RESULTS_LIMIT = 64 << 20
 _TASK = re.compile(r"[\w.+/-]{1,200}", re.ASCII)
 #: What the harness acts on in the value of a model argument.
 _ACTED_ON = frozenset(",=\"'[](){}")
+_OFFLINE_HINT = "It works offline here: fetch the data of its tasks first, or name tasks of your own (--include)."
 _INSTALL = "Install it in an environment of its own: uv tool install 'lm-eval[hf]', or pipx install 'lm-eval[hf]'."
 
 
@@ -149,8 +147,8 @@ def read_tasks(text: str) -> list[str]:
     return names
 
 
-@dataclass
-class HarnessJob:
+@dataclass(frozen=True)
+class HarnessRun:
     """One run of the harness.
 
     Args:
@@ -166,11 +164,6 @@ class HarnessJob:
     limit: int | None = None
     include: Path | None = None
     device: str = "auto"
-
-    def __post_init__(self) -> None:
-        self._guard = threading.Lock()
-        self._helper: Helper | None = None
-        self._is_cancelled = False
 
     def command(self) -> list[str]:
         """Its command line, without the place of its results.
@@ -195,67 +188,26 @@ class HarnessJob:
         words += ["--include_path", str(self.include)] if self.include is not None else []
         return words + (["--device", "cpu"] if self.device == "cpu" else [])
 
-    def run(self, progress: Callable[[str], None] = lambda _: None) -> HarnessResult:
-        """Start it, wait, and keep its figures; blocks.
+    def job(self) -> Job[JobProgress, HarnessResult]:
+        """The run as a job, whose progress is each line that the harness writes."""
+        return Job("lm-eval", self._run, _OFFLINE_HINT)
 
-        Args:
-            progress: Told each line that it writes.
-
-        Raises:
-            UserError: If it is not installed, fails, is cancelled, or gives no figures.
-        """
+    def _run(self, job: Job[JobProgress, HarnessResult]) -> HarnessResult:
         # Nothing is made in the run before it is known that the program is there.
         command, folder = self.command(), folder_of(self.model.run)
         make_folder(folder)
         try:
             with tempfile.TemporaryDirectory(prefix=".lm-eval-", dir=folder) as directory:
                 output = Path(directory)
-                self._work(command, output, progress)
+                # It may be of another environment: the place of this program's packages, which a helper has, would put
+                # them before its own.
+                words = ["env", "-u", "PYTHONPATH", "-u", "PYTHONSAFEPATH", *command, "--output_path", str(output)]
+                environment = worker_environment() | OFFLINE
+                job.watch(words, lambda line: job.report(JobProgress(line)), environment=environment, cwd=output)
                 figures, version = read_results(output)
                 return HarnessResult(figures, version, self._keep(folder, figures, version))
         except OSError as error:
             raise disk_error(folder, error) from error
-
-    def _work(self, command: list[str], output: Path, progress: Callable[[str], None]) -> None:
-        # It may be of another environment: the place of this program's packages, which a helper is told, would put
-        # them before its own.
-        words = ["env", "-u", "PYTHONPATH", "-u", "PYTHONSAFEPATH", *command, "--output_path", str(output)]
-        environment = worker_environment() | OFFLINE
-        log = output / "output.log"
-        descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, paths.FILE_MODE)
-        last = ""
-        try:
-            with self._guard:
-                if self._is_cancelled:
-                    raise UserError("lm-eval was cancelled.")
-                self._helper = Helper(words, environment=environment, cwd=output, log=descriptor)
-            with self._helper as helper:
-                helper.stdin.close()
-                for line in helper.lines():
-                    if text := one_line(line.decode("utf-8", errors="replace").strip(), 200):
-                        progress(text)
-                        last = text
-                status = helper.process.wait()
-            said = os.pread(descriptor, 1 << 16, max(0, os.fstat(descriptor).st_size - (1 << 16)))
-        finally:
-            os.close(descriptor)
-        if self._is_cancelled:
-            raise UserError("lm-eval was cancelled.")
-        if status:
-            lines = [line.strip() for line in said.decode("utf-8", errors="replace").split("\n") if line.strip()]
-            reason = one_line(lines[-1] if lines else last, 300).rstrip(".")
-            raise UserError(
-                f"lm-eval {describe_end(status)}{f': {reason}' if reason else ''}.",
-                "It works offline here: fetch the data of its tasks first, or name tasks of your own (--include).",
-            )
-
-    def cancel(self) -> None:
-        """End it; safe from any thread."""
-        with self._guard:
-            self._is_cancelled = True
-            helper = self._helper
-        if helper is not None:
-            helper.end()
 
     def _keep(self, folder: Path, figures: Sequence[Figure], version: str) -> Path:
         path = free_path(folder, f"{datetime.now():%Y%m%d-%H%M%S}", HARNESS_SUFFIX)

@@ -37,7 +37,7 @@ FILE_TYPES: dict[Quant, int] = {
     "Q6_K": 18,
     "BF16": 32,
 }
-MODULE = "core.worker.export.verify"
+PROGRAM = "core.worker.job verify"
 _HINT = "Export it again."
 
 
@@ -125,8 +125,6 @@ def measure_trained(
         UserError: As :func:`verify`.
     """
     request = {
-        "title": "measure the trained model",
-        "hint": _HINT,
         "task": "reference",
         "run": str(trained.run.path),
         "step": trained.step,
@@ -135,7 +133,7 @@ def measure_trained(
         "as_file": as_file,
         "directory": str(directory),
     }
-    run_process(MODULE, request, "the measurement of the trained model", progress)
+    run_process(PROGRAM, request, "the measurement of the trained model", progress, _HINT)
 
 
 def compare(
@@ -158,8 +156,8 @@ def compare(
 
 
 def _compare(request: dict[str, Any], directory: Path, trained: TrainedModel, progress: Progress) -> Agreement:
-    job = {**request, "title": "read the exported file", "hint": _HINT, "directory": str(directory)}
-    found = run_process(MODULE, job, "the reader of the exported file", progress)
+    job = {**request, "directory": str(directory)}
+    found = run_process(PROGRAM, job, "the reader of the exported file", progress, _HINT)
     in_4_bits = trained.config.method.name == "qlora" and request["task"] != "adapter"
     # What was trained for a file was merged in training already, so that its weights are what the file has to hold.
     is_merged = trained.file is not None and "base" not in request

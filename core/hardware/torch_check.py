@@ -6,19 +6,19 @@ import contextlib
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from core import paths
 from core.atomic import write_atomic
+from core.errors import UserError
 from core.hardware.drivers import Build, installed_build
 from core.hardware.obstacle import CardUnusableError, Sight, find_obstacle, look
 from core.hardware.visible import ORDER, VISIBLE, find_gpu, visible_cards
-from core.helper import finding_core
+from core.jobs.job import call
 from core.redact import is_secret_name
 from core.small_files import read_json
 
@@ -26,6 +26,8 @@ from core.small_files import read_json
 _PROBE_SECONDS = 90.0
 #: Seconds for which an answer of the driver, or a failure of torch, is not asked for again.
 _FRESH_SECONDS, _FAILED_SECONDS = 5.0, 60.0
+#: Program of :func:`core.worker.process.probe.probe`.
+PROBE = "core.worker.job probe"
 _RECORD = "torch-on-the-card.json"
 
 _guard = threading.Lock()
@@ -104,28 +106,15 @@ def _record() -> Path:
 
 
 def _ask_torch(card: str | None) -> str:
-    """Have a process import torch and compute on a card; what kept it from that, ``""`` where nothing did or the
-    process said nothing."""
-    environment = _without_secrets(os.environ)
+    """Have a process import torch and compute on a card; returns the error, ``""`` where there is none or the process
+    gave no answer."""
+    environment = {name: value for name, value in os.environ.items() if not is_secret_name(name)}
     if card is not None:
         environment[VISIBLE] = card
+    asked = {"device_only": True}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "core.worker.process.probe", "--device"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_SECONDS,
-            check=False,
-        )
-        facts = json.loads(done.stdout.splitlines()[-1])
+        facts = call("the import of torch", PROBE, asked, seconds=_PROBE_SECONDS, environment=environment)
         return str(facts.get("cuda_error") or "")
-    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError, AttributeError):
+    except UserError:
         # The run itself will tell; a plan is no place to report a broken installation.
         return ""
-
-
-def _without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
-    return finding_core({name: value for name, value in variables.items() if not is_secret_name(name)})

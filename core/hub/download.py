@@ -1,9 +1,4 @@
-"""Download process: ``python -m core.hub.download``.
-
-It reads one request as a line of JSON from standard input, ``{"entry"}``, and writes lines of JSON: ``{"progress"}``
-several times a second, ``{"plan"}`` when the size of the download is known, then waits for a line, and ends with
-``{"result"}`` or ``{"error", "hint"}``. It ends by itself when its output is no longer read.
-"""
+"""Download process: ``python -m core.hub.download``; see :mod:`core.jobs.process`."""
 
 from __future__ import annotations
 
@@ -13,7 +8,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +16,10 @@ from core import paths
 from core.atomic import fsync_dir, write_atomic
 from core.directories import disk_error, exclusive_lock, require_space
 from core.errors import UserError
-from core.helper import tie_to_parent
 from core.hub.selection import MOST_SHARDS, data_names, read_subsets
 from core.hub.store import PARTIAL_NAME, Record, note_ref, repository_dir, safe_path, select_files
 from core.hub_uri import DEFAULT_REVISION, HubEntry, is_commit, parse_entry
+from core.jobs.process import Answers, run_job
 from core.models.check import check_model_config, check_model_directory
 from core.models.description import PICKLES, RECORD_NAME, TOKENIZERS, WEIGHTS, WEIGHTS_INDEX, read_record
 from core.models.find import fetched_models, revisions_of
@@ -40,7 +34,6 @@ if TYPE_CHECKING:
 #: Bytes left free on the disk.
 RESERVE = 512 << 20
 
-_SECONDS_BETWEEN = 0.1
 # Memory limit of this process, in bytes: listings and model descriptions are read whole.
 _MEMORY_LIMIT = 4 << 30
 #: Variables that name the user's certificates.
@@ -54,37 +47,6 @@ _ABOUT_MODEL = {
 }
 
 
-class _LeftError(Exception):
-    """The result is no longer wanted."""
-
-
-class Reporter:
-    """Writes progress, at a limited rate."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._stage = ""
-
-    def progress(self, stage: str, done: int | None, total: int | None) -> None:
-        """Report progress."""
-        now = time.monotonic()
-        if now >= self._next or stage != self._stage or done == total:
-            self._next, self._stage = now + _SECONDS_BETWEEN, stage
-            self.send({"progress": {"stage": stage, "done": done, "total": total}})
-
-    def propose(self, plan: dict[str, Any]) -> None:
-        """Report the planned download, and wait for confirmation."""
-        self.send({"plan": plan})
-        if not sys.stdin.readline():
-            raise _LeftError
-
-    @staticmethod
-    def send(value: dict[str, Any]) -> None:
-        """Write a message as one line."""
-        sys.stdout.write(json.dumps(value) + "\n")
-        sys.stdout.flush()
-
-
 class Transfer:
     """Downloads the files of one repository, one after the other.
 
@@ -93,15 +55,15 @@ class Transfer:
         entry: The repository.
         listing: Files of the repository.
         scratch: Directory for partial files; not reachable by a link.
-        reporter: Receives the progress.
+        answers: Receives the progress.
     """
 
-    def __init__(self, client: HubClient, entry: HubEntry, listing: Listing, scratch: Path, reporter: Reporter) -> None:
+    def __init__(self, client: HubClient, entry: HubEntry, listing: Listing, scratch: Path, answers: Answers) -> None:
         self._client = client
         self._entry = entry
         self._listing = listing
         self._scratch = scratch
-        self._reporter = reporter
+        self._answers = answers
         self._before = 0
         self._total = 0
 
@@ -125,7 +87,7 @@ class Transfer:
 
         def report(done: int) -> None:
             stage = f"downloading {one_line(name, 60)}"
-            self._reporter.progress(stage, self._before + done, self._total)
+            self._answers.progress(stage, self._before + done, self._total)
 
         self._client.download(self._entry, self._listing.commit, file, partial, report)
         paths.make_private_dir(target.parent)
@@ -140,7 +102,7 @@ class Transfer:
         return safe_path(self._scratch, f"{digest[:32]}.part")
 
 
-def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[str, Any]:
+def fetch_dataset(client: HubClient, entry: HubEntry, answers: Answers) -> dict[str, Any]:
     """Fetch the data files that an entry takes.
 
     Returns:
@@ -157,7 +119,7 @@ def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dic
     record = Record(entry.repository, listing.commit, files, read_subsets(listing.card))
     selection = select_files(entry, record)
     places = {name: safe_path(repository, listing.commit, name) for name in selection.names}
-    transfer = Transfer(client, entry, listing, safe_path(repository, listing.commit, PARTIAL_NAME), reporter)
+    transfer = Transfer(client, entry, listing, safe_path(repository, listing.commit, PARTIAL_NAME), answers)
 
     def missing() -> list[str]:
         # Only complete files are moved into the directory, so those not in the record yet can be trusted.
@@ -175,8 +137,8 @@ def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dic
         "reason": selection.reason,
     }
     if before:
-        reporter.propose(plan)
-    with exclusive_lock(repository, reporter.progress):
+        answers.ask({"plan": plan})
+    with exclusive_lock(repository, answers.progress):
         wanted = missing()
         transfer.begin(total - sum(files[name] for name in wanted), total)
         paths.make_private_dir(directory)
@@ -193,7 +155,7 @@ def fetch_dataset(client: HubClient, entry: HubEntry, reporter: Reporter) -> dic
     return plan
 
 
-def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[str, Any]:
+def fetch_model(client: HubClient, entry: HubEntry, answers: Answers) -> dict[str, Any]:
     """Fetch a model in the format of transformers: configuration, tokenizer and safetensors only.
 
     Returns:
@@ -223,14 +185,14 @@ def fetch_model(client: HubClient, entry: HubEntry, reporter: Reporter) -> dict[
         return plan
     scratch = safe_path(models, f".{target.name}.{listing.commit}.fetched")
     places = {name: safe_path(scratch, name) for name in names}
-    transfer = Transfer(client, entry, listing, safe_path(scratch, PARTIAL_NAME), reporter)
+    transfer = Transfer(client, entry, listing, safe_path(scratch, PARTIAL_NAME), answers)
 
     def missing() -> list[str]:
         return [name for name in names if not _is_whole(places[name], listing.files[name].size)]
 
     plan["remaining"] = _checked_room(models, transfer.remaining(missing()))
-    reporter.propose(plan)
-    with exclusive_lock(target, reporter.progress):
+    answers.ask({"plan": plan})
+    with exclusive_lock(target, answers.progress):
         if not _is_this_model(target, listing.commit):
             wanted = missing()
             transfer.begin(total - sum(listing.files[name].size for name in wanted), total)
@@ -371,63 +333,51 @@ def _size(path: Path) -> int:
         return 0
 
 
-def main() -> int:
-    """Serve one request; returns the exit code."""
-    tie_to_parent()
-    reporter = Reporter()
+def fetch(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
+    """Download an entry.
+
+    Args:
+        job: ``entry``.
+        answers: Receives the progress, and the ``plan`` once the size of the download is known; waits for a reply then.
+
+    Returns:
+        The files on this machine now: a :class:`~core.hub.job.FetchPlan`.
+    """
+    entry = parse_entry(str(job["entry"]))
     try:
-        request = json.loads(sys.stdin.readline())
-        _confine(request)
-        reporter.send(_carry_out(request, reporter))
-    except (_LeftError, BrokenPipeError):
-        # Buffered output would raise again when the interpreter closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+        from core.hub.client import HubClient
+
+        client = HubClient()
+        answers.progress(f"asking {client.host}")
+        return (fetch_dataset if entry.kind == "dataset" else fetch_model)(client, entry, answers)
+    except MemoryError:
+        raise UserError(
+            f"What {entry.repository} holds takes more memory than a download may.", "Use another."
+        ) from None
+    except OSError as error:
+        raise disk_error(paths.home(), error) from error
 
 
-def _confine(request: Mapping[str, Any]) -> None:
+def _fetch_confined(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
+    _confine(parse_entry(str(job["entry"])))
+    return fetch(job, answers)
+
+
+def _confine(entry: HubEntry) -> None:
     """Confine this process to the network, the directory of what is fetched, and the user's token and certificates."""
     try:
         from core.hub.client import TOKEN_PATH
     except ImportError:
         return  # nothing can be fetched without the library, which the download reports
-    is_dataset = parse_entry(str(request["entry"])).kind == "dataset"
-    place = paths.datasets_dir() if is_dataset else paths.models_dir()
+    place = paths.datasets_dir() if entry.kind == "dataset" else paths.models_dir()
     moved: list[str] = []
     with contextlib.suppress(UserError, OSError):  # the download meets it again, and reports it
         paths.make_private_dir(place)
         # What the user keeps on another disk.
-        moved = [entry.path for entry in os.scandir(place) if entry.is_symlink()]
+        moved = [path.path for path in os.scandir(place) if path.is_symlink()]
     read = (str(TOKEN_PATH), *filter(None, map(os.environ.get, _CERTIFICATES)))
     confine(_MEMORY_LIMIT, Rights(reading(*read).reads, writes=(str(place), *moved), uses_network=True))
 
 
-def _carry_out(request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    entry = parse_entry(str(request["entry"]))
-    try:
-        from core.hub.client import HubClient
-
-        client = HubClient()
-        reporter.progress(f"asking {client.host}", None, None)
-        fetch = fetch_dataset if entry.kind == "dataset" else fetch_model
-        return {"result": fetch(client, entry, reporter)}
-    except UserError as error:
-        return {"error": error.message, "hint": error.hint}
-    except BrokenPipeError:
-        raise
-    except MemoryError:
-        return {
-            "error": f"What {entry.repository} holds takes more memory than a download may.",
-            "hint": "Use another.",
-        }
-    except OSError as error:
-        explained = disk_error(paths.home(), error)
-        return {"error": explained.message, "hint": explained.hint}
-    except Exception as error:
-        detail = one_line(f"{type(error).__name__}: {error}", 300)
-        return {"error": f"The download ended with a mistake of the program: {detail}.", "hint": "Please report it."}
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job(_fetch_confined))

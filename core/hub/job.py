@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import urlsplit
 
 from core.errors import UserError
-from core.helper import Helper, describe_end
 from core.hub_uri import HubEntry
+from core.jobs.job import Job, JobCancelledError, JobProgress
 from core.text import one_line
 
+PROGRAM = "core.hub.download"
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
 #: In the order in which huggingface_hub reads them.
@@ -31,21 +29,18 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_EXPERIMENTAL_WARNING": "1",
 }
+#: Variables of processes that have all that they need on this machine: Hugging Face's libraries ask no hub then, and
+#: report to nobody.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
 # The first logs requests with their headers, the others add a user agent or provide credentials.
 _REMOVED = ("HF_DEBUG", "HF_HUB_USER_AGENT_ORIGIN", "HF_OIDC_RESOURCE")
-
-
-class FetchCancelledError(Exception):
-    """The download was closed, or not confirmed, before it was done; partial files are kept."""
-
-
-@dataclass(frozen=True)
-class FetchProgress:
-    """Progress of a download; ``done`` and ``total`` are bytes, None if unknown."""
-
-    stage: str
-    done: int | None = None
-    total: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,73 +74,32 @@ class FetchPlan:
         return cls(**values)
 
 
-class FetchJob:
-    """One download. ``run`` blocks, so call it from a thread; ``close`` ends it from any other.
+FetchJob = Job[JobProgress, FetchPlan]
+
+
+def fetch_job(entry: HubEntry, confirm: Callable[[FetchPlan], bool]) -> FetchJob:
+    """A download, whose progress counts bytes. Partial files are kept if it is closed, or not confirmed.
 
     Args:
         entry: What to fetch.
+        confirm: Called once the size is known, unless everything is on this machine already.
     """
 
-    def __init__(self, entry: HubEntry) -> None:
-        self.entry = entry
-        self._lock = threading.Lock()
-        self._helper: Helper | None = None
-        self._closed = False
+    def hear(message: dict[str, Any]) -> bool | None:
+        if "plan" not in message:
+            return None
+        if not confirm(FetchPlan.from_dict(message["plan"])):
+            raise JobCancelledError
+        return True
 
-    def run(self, progress: Callable[[FetchProgress], None], confirm: Callable[[FetchPlan], bool]) -> FetchPlan:
-        """Connect, and download.
-
-        Args:
-            progress: Called several times a second.
-            confirm: Called once the size is known, unless everything is on this machine already.
-
-        Returns:
-            The files on this machine now.
-
-        Raises:
-            FetchCancelledError: If it is closed meanwhile, or not confirmed.
-            UserError: If it cannot be fetched.
-        """
+    def work(job: FetchJob) -> FetchPlan:
         refuse_offline()
         hub_endpoint()
-        with self._lock:
-            if self._closed:
-                raise FetchCancelledError
-            helper = self._helper = _start()
-        with helper:
-            return self._follow(helper, progress, confirm)
+        environment = {name: value for name, value in os.environ.items() if name not in _REMOVED} | _QUIET
+        values = job.call(PROGRAM, {"entry": str(entry)}, job.report, hear=hear, environment=environment)
+        return FetchPlan.from_dict(values)
 
-    def close(self) -> None:
-        """End it; may be called twice, and after it has ended."""
-        with self._lock:
-            self._closed = True
-            if self._helper is not None:
-                self._helper.end()
-
-    def _follow(
-        self,
-        helper: Helper,
-        progress: Callable[[FetchProgress], None],
-        confirm: Callable[[FetchPlan], bool],
-    ) -> FetchPlan:
-        _tell(helper, json.dumps({"entry": str(self.entry)}))
-        for answer in helper.answers():
-            if "result" in answer:
-                return FetchPlan.from_dict(answer["result"])
-            if "error" in answer:
-                raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
-            if "plan" in answer:
-                if not confirm(FetchPlan.from_dict(answer["plan"])) or self._closed:
-                    raise FetchCancelledError
-                _tell(helper, "go")
-            else:
-                progress(FetchProgress(**answer["progress"]))
-        if self._closed:
-            raise FetchCancelledError
-        raise UserError(
-            f"The download has no result: its process {describe_end(helper.end())}.",
-            "Fetch again; what has come is kept.",
-        )
+    return Job("the download", work, "Fetch again; what has come is kept.")
 
 
 def hub_endpoint() -> str:
@@ -187,13 +141,3 @@ def refuse_offline() -> None:
     name = next((name for name in _OFFLINE if os.environ.get(name)), _OFFLINE[0])
     if os.environ.get(name, "").strip().lower() in _TRUE:
         raise UserError(f"{name} is set, so nothing is fetched.", "Unset it to allow the connection.")
-
-
-def _tell(helper: Helper, line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # it died or was closed: its missing answer tells
-        helper.send(line.encode() + b"\n")
-
-
-def _start() -> Helper:
-    environment = {name: value for name, value in os.environ.items() if name not in _REMOVED} | _QUIET
-    return Helper("core.hub.download", environment=environment)

@@ -24,7 +24,7 @@ from core.quantization.result import FINE, ROWS, QuantizationCost, is_enough, ke
 from core.runs.forecast import machine_for
 from core.small_files import read_json
 
-MODULE = "core.worker.quantization"
+PROGRAM = "core.worker.job measure-4-bits"
 #: Raised when a result of an earlier version would be another.
 VERSION = 1
 #: Results kept, the newest ones.
@@ -51,14 +51,12 @@ def measure(config: Config, progress: Progress, *, rows: int = ROWS) -> Quantiza
         return found
     key = _key(config, rows)
     job = {
-        "title": "measure what 4 bits cost",
-        "hint": "Close other programs, or lower --rows.",
         "directory": str(paths.home()),
         "config": config.model_dump(mode="json"),
         "rows": rows,
         "free_bytes": free,
     }
-    answer = run_process(MODULE, job, "the measurement of 4 bits", progress)
+    answer = run_process(PROGRAM, job, "the measurement of 4 bits", progress, "Close other programs, or lower --rows.")
     cost = QuantizationCost.from_dict(answer)
     _keep(key, answer)
     return cost

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from core import paths
 from core.directories import disk_error
 from core.errors import UserError
-from core.helper import Helper, describe_end
+from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
 from core.models.description import read_record
 from core.models.find import STARTER_NAME
@@ -28,9 +27,8 @@ from core.runs.store import list_runs
 from core.selftest.report import RESULTS, SUBJECTS, Check, Report, Result, Subject, without_names
 from core.selftest.sizes import Sizes
 from core.text import one_line
-from core.units import format_duration
 
-MODULE = "core.worker.selftest"
+PROGRAM = "core.worker.job self-test"
 #: Seconds allowed for fetching and converting the starter model.
 PREPARE_SECONDS = 900.0
 #: The most characters of what a check says.
@@ -38,42 +36,31 @@ _DETAIL_LENGTH = 600
 _WORK = "work-"
 
 
-class SelfTestCancelledError(Exception):
-    """The self-test was closed before it was done."""
-
-
 @dataclass(frozen=True)
-class Progress:
+class SelfTestProgress(JobProgress):
     """Progress of the self-test.
 
     Args:
         device: The device in words; empty until it is known.
         checks: Results so far.
         current: The check at work; None before the first and after the last.
-        activity: Its activity in a few words.
-        done: How much of it, and of how much, where that is counted.
-        total: The same.
     """
 
+    activity: str = ""
     device: str = ""
     checks: tuple[Check, ...] = ()
     current: Subject | None = None
-    activity: str = ""
-    done: int | None = None
-    total: int | None = None
 
 
-@dataclass
-class _Answers:
-    """The last messages of a helper process."""
-
-    result: Result | None = None
-    detail: str = ""
-    device: dict[str, Any] = field(default_factory=dict)
+SelfTestJob = Job[SelfTestProgress, Report]
 
 
-class SelfTest:
-    """The self-test. ``run`` blocks, so call it from a thread; ``close`` ends it from any other.
+def selftest_job(
+    subjects: Sequence[Subject] = SUBJECTS,
+    shape: Callable[[Sizes], Sizes] = lambda sizes: sizes,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> SelfTestJob:
+    """The self-test. It is refused beside a run or another self-test.
 
     Args:
         subjects: The checks that are made.
@@ -81,190 +68,95 @@ class SelfTest:
         environment: Variables of the checks' processes besides those of every worker.
     """
 
-    def __init__(
-        self,
-        subjects: Sequence[Subject] = SUBJECTS,
-        shape: Callable[[Sizes], Sizes] = lambda sizes: sizes,
-        environment: dict[str, str] | None = None,
-    ) -> None:
-        self._subjects, self._shape = tuple(subjects), shape
-        self._environment = environment or {}
-        self._guard = threading.Lock()
-        self._helper: Helper | None = None
-        self._is_closed = False
-        self._is_late = False
-
-    def run(self, progress: Callable[[Progress], None] = lambda _: None) -> Report:
-        """Make all checks.
-
-        Args:
-            progress: Called several times a second while something changes.
-
-        Raises:
-            SelfTestCancelledError: If it is closed meanwhile.
-            UserError: If a run is on, another self-test is, or the home cannot be written.
-        """
+    def work(job: SelfTestJob) -> Report:
         refuse_beside_run()
-        with _work_directory() as work:
-            return self._run(work, progress)
+        with _work_directory() as directory:
+            return _SelfTest(job, subjects, shape, environment, directory).run()
 
-    def close(self) -> None:
-        """End it; may be called twice, and after it has ended."""
-        with self._guard:
-            self._is_closed = True
-            if self._helper is not None:
-                self._helper.end()
+    return Job("the self-test", work)
 
-    def _run(self, work: Path, progress: Callable[[Progress], None]) -> Report:
-        device: dict[str, Any] = {}
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The outcome of a check, and the facts about the device from the check that finds them."""
+
+    result: Result
+    detail: str
+    device: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _SelfTest:
+    """One self-test at work; the arguments are those of :func:`selftest_job`."""
+
+    job: SelfTestJob
+    subjects: Sequence[Subject]
+    shape: Callable[[Sizes], Sizes]
+    environment: Mapping[str, str]
+    directory: Path
+
+    def __post_init__(self) -> None:
+        self._device: dict[str, Any] = {}
+        self._shown = SelfTestProgress()
+
+    def run(self) -> Report:
+        """Make all checks."""
         missing: str | None = None
         prepared = False
-        shown = Progress()
-        for subject in self._subjects:
+        for subject in self.subjects:
             if subject.needs_model and not prepared:
-                prepared, missing = True, self._prepare(work, device, shown, progress)
+                prepared, missing = True, self._prepare()
             began = time.monotonic()
-            shown = replace(shown, current=subject, activity="", done=None, total=None)
-            progress(shown)
-            if subject.needs_model and missing is not None:
-                answers = _Answers("fail", f"Not tried: {missing}")
+            self._show(replace(self._shown, current=subject))
+            if missing is not None and subject.needs_model:
+                outcome = _Outcome("fail", f"Not tried: {missing}")
             else:
-                answers = self._ask(subject.name, subject.deadline, work, device, shown, progress)
-            device = answers.device or device
-            result, detail = answers.result or "fail", one_line(without_names(answers.detail), _DETAIL_LENGTH)
-            check = Check(subject.name, result, detail, time.monotonic() - began)
-            shown = Progress(_in_words(device), (*shown.checks, check))
-            progress(shown)
-        return Report.of(device, shown.checks)
+                outcome = self._make(subject.name, subject.deadline)
+            self._device = outcome.device or self._device
+            detail = one_line(without_names(outcome.detail), _DETAIL_LENGTH)
+            check = Check(subject.name, outcome.result, detail, time.monotonic() - began)
+            device = one_line(str(self._device.get("name") or ""), 80)
+            self._show(SelfTestProgress(device=device, checks=(*self._shown.checks, check)))
+        return Report.of(self._device, self._shown.checks)
 
-    def _prepare(
-        self, work: Path, device: dict[str, Any], shown: Progress, progress: Callable[[Progress], None]
-    ) -> str | None:
+    def _show(self, progress: SelfTestProgress) -> None:
+        self._shown = progress
+        self.job.report(progress)
+
+    def _prepare(self) -> str | None:
         """Make the starter model ready where it is not; returns why that cannot be."""
-        if self._sizes(device).model != STARTER_NAME or read_record(paths.models_dir() / STARTER_NAME) is not None:
+        if self._sizes().model != STARTER_NAME or read_record(paths.models_dir() / STARTER_NAME) is not None:
             return None
-        answers = self._ask("prepare", PREPARE_SECONDS, work, device, replace(shown, current=None), progress)
-        return None if answers.result == "pass" else answers.detail
+        outcome = self._make("prepare", PREPARE_SECONDS)
+        return None if outcome.result == "pass" else outcome.detail
 
-    def _sizes(self, device: dict[str, Any]) -> Sizes:
-        return self._shape(Sizes.of(str(device.get("kind") or "cpu")))
+    def _sizes(self) -> Sizes:
+        return self.shape(Sizes.of(str(self._device.get("kind") or "cpu")))
 
-    def _ask(
-        self,
-        name: str,
-        deadline: float,
-        work: Path,
-        device: dict[str, Any],
-        shown: Progress,
-        progress: Callable[[Progress], None],
-    ) -> _Answers:
-        """Have a helper process make a check; however it ends, there is a result."""
-        place = work / name
-        request = {"work": str(place), "sizes": self._sizes(device).to_dict(), "device": device}
+    def _make(self, name: str, deadline: float) -> _Outcome:
+        """Have a process make a check in a directory of its own; however it ends, there is an outcome."""
+        place = self.directory / name
+        request = {"name": name, "work": str(place), "sizes": self._sizes().to_dict(), "device": self._device}
+
+        def progress(at: JobProgress) -> None:
+            self.job.report(replace(self._shown, activity=at.activity, done=at.done, total=at.total))
+
         try:
-            return self._ask_in(place, name, deadline, request, shown, progress)
+            place.mkdir(mode=paths.DIRECTORY_MODE)
+            environment = worker_environment() | dict(self.environment)
+            values = self.job.call(
+                PROGRAM, request, progress, title="the check", seconds=deadline, environment=environment
+            )
         except OSError as error:
-            # What the checks before it have found is not lost.
-            return _Answers("fail", str(disk_error(work, error)))
+            # The results of the checks before it are not lost.
+            return _Outcome("fail", str(disk_error(self.directory, error)))
         except UserError as error:
-            return _Answers("fail", str(error))
+            return _Outcome("fail", str(error))
         finally:
             shutil.rmtree(place, ignore_errors=True)
-
-    def _ask_in(
-        self,
-        place: Path,
-        name: str,
-        deadline: float,
-        request: dict[str, Any],
-        shown: Progress,
-        progress: Callable[[Progress], None],
-    ) -> _Answers:
-        """Have a helper process make a check in a directory that is made for it.
-
-        Raises:
-            OSError: If that directory cannot be written.
-            UserError: If no process can be started.
-        """
-        place.mkdir(mode=paths.DIRECTORY_MODE)
-        log = os.open(place / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, paths.FILE_MODE)
-        try:
-            helper = self._start(name, log)
-            timer = threading.Timer(deadline, self._end_late)
-            timer.daemon = True
-            timer.start()
-            try:
-                with helper:
-                    answers = _follow(helper, request, shown, progress)
-                    status = helper.end() if answers.result is None else 0
-            finally:
-                timer.cancel()
-                timer.join()
-                with self._guard:
-                    self._helper = None
-        finally:
-            os.close(log)
-        if self._is_closed:
-            raise SelfTestCancelledError
-        if answers.result is None:
-            answers.result = "fail"
-            answers.detail = self._why(status, deadline, place / "log")
-        return answers
-
-    def _start(self, name: str, log: int) -> Helper:
-        with self._guard:
-            if self._is_closed:
-                raise SelfTestCancelledError
-            self._is_late = False
-            environment = worker_environment() | self._environment
-            self._helper = Helper(MODULE, name, environment=environment, log=log)
-            return self._helper
-
-    def _end_late(self) -> None:
-        with self._guard:
-            if self._helper is not None:
-                self._is_late = True
-                self._helper.end()
-
-    def _why(self, status: int, deadline: float, log: Path) -> str:
-        """Why a check has no result, as sentences."""
-        if self._is_late:
-            return f"It was not done after {format_duration(deadline)}, and was ended."
-        with contextlib.suppress(OSError):
-            lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-            if lines:
-                # After a crash Python prints its stack behind that.
-                fatal = [line for line in lines if line.startswith("Fatal Python error")]
-                told = one_line((fatal or lines)[-1], 200)
-                return f"Its process {describe_end(status)}; the last it said: {told}"
-        return f"Its process {describe_end(status)}, without a word."
-
-
-def _follow(helper: Helper, request: dict[str, Any], shown: Progress, progress: Callable[[Progress], None]) -> _Answers:
-    """Read a helper's messages to the end: progress, the device, and the outcome."""
-    answers = _Answers()
-    with contextlib.suppress(OSError, ValueError):  # it died or was closed: its missing outcome tells
-        helper.send(json.dumps(request).encode() + b"\n")
-    for line in helper.lines():
-        try:
-            message = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(message, dict):
-            continue
-        if isinstance(device := message.get("device"), dict):
-            answers.device = device
-        if isinstance(told := message.get("progress"), dict):
-            activity = one_line(str(told.get("activity", "")), 100)
-            progress(replace(shown, activity=activity, done=told.get("done"), total=told.get("total")))
-        if message.get("result") in RESULTS:
-            answers.result, answers.detail = message["result"], str(message.get("detail", ""))
-            break
-    return answers
-
-
-def _in_words(device: dict[str, Any]) -> str:
-    return one_line(str(device.get("name") or ""), 80)
+        if values.get("result") not in RESULTS:
+            return _Outcome("fail", "The check has no result.")
+        return _Outcome(values["result"], str(values.get("detail", "")), dict(values.get("device") or {}))
 
 
 def refuse_beside_run() -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from core.chat.engine import Progress
 from core.chat.request import BASE, TUNED, ChatRequest, Source
 from core.chat.session import StreamingSession, names_model, open_session, spec_of
 from core.config.schema import ChatSection
+from core.directories import Progress
 from core.errors import UserError
 from core.models.find import is_model_here, missing_model
 from core.paths import user_path

@@ -18,7 +18,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from core.chat.engine import Progress
+from core.directories import Progress
 from core.serve.app import HEAD_BYTES, make_app
 from core.serve.asgi import BODY_SECONDS, KEY_SHOWN, MEANS_NOTHING
 from core.serve.models import Models, open_models

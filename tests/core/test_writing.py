@@ -23,13 +23,11 @@ _METHODS = frozenset({"write_text", "write_bytes", "touch"})
 
 #: Writing elsewhere than in a run that may be foreign, or safe by what is said. ``file`` or ``file: function``.
 WRITERS = {
-    "audit/janitor.py": "removes the private copy of an audit",
     "audit/job.py: _work_directory": "removes the private copy of an audit",
     "chat/answer_rows.py: _append": "a file of the user's, which may be a link",
     "chat/answer_rows.py: remember_file": "a file of the home",
     "chat/engine.py": "a log of the home",
-    "evaluation/lm_eval.py: HarnessJob._work": "a temporary directory, in a folder that make_folder has looked at",
-    "evaluation/lm_eval.py: HarnessJob._keep": "a new file in a folder that make_folder has looked at",
+    "evaluation/lm_eval.py: HarnessRun._keep": "a new file in a folder that make_folder has looked at",
     "evaluation/record.py: RecordFile.write": "replaces a name in a folder that make_folder has looked at",
     "evaluation/report.py": "a file that the user names",
     "queue/status.py": "files of the home's queue",
@@ -61,8 +59,6 @@ WRITERS = {
 
 #: Reading without a limit of what no foreign run brings.
 READERS = {
-    "audit/janitor.py: main": "standard input, of its parent",
-    "audit/job.py: _death": "an answer of its own process, already read",
     "chat/engine.py: _last_line": "a log of the home, from near its end",
     "evaluation/probe": "a file of this program",
     "launch/nodes/facts.py: _code": "sources of this program",
@@ -72,7 +68,6 @@ READERS = {
     "worker/export": "files of an export or a tokenizer that this program has made or checked",
     "worker/generate": "no file",
     "worker/model/expert_offload.py": "no file",
-    "worker/process/job.py": "a request of its parent",
     "worker/process/machine.py": "a file of the kernel",
     "worker/process/openmp.py": "files of the kernel",
     "worker/process/recorder.py: peak_rss_bytes": "a file of the kernel",
@@ -94,7 +89,6 @@ PARSERS = {
     "worker/distributed/ranks.py": "messages of the run's own processes",
     "worker/export": "files of an export or a tokenizer that this program has made or checked",
     "worker/measure": "a request of its parent",
-    "worker/process/job.py": "a request of its parent",
     "worker/selftest": "requests of its parent, and runs that it makes",
     "worker/supervise": "reports of the run's own processes, each field checked",
 }

@@ -14,7 +14,7 @@ from core.chat.session import Answer, open_session
 from core.commands import runs, watch
 from core.commands.common import exit_code as code_of
 from core.evaluation.targets import resolve_targets
-from core.export.job import ExportJob
+from core.export.job import export_job
 from core.export.request import ExportRequest
 from core.runs.client import ControlClient
 from core.runs.events import EvalEvent, ProbeEvent, StepEvent
@@ -131,7 +131,7 @@ def test_the_best_step_that_is_refused_is_the_one_that_is_named_asked_exported_a
             session.close()
         assert isinstance(answer, Answer)
         assert answer.source == f"step-{judged}"
-        exported = ExportJob(ExportRequest(run.path, "adapter", rows=1)).run()
+        exported = export_job(ExportRequest(run.path, "adapter", rows=1)).run()
         assert exported.step == judged
         written = (exported.path / "adapter_model.safetensors").read_bytes()
         assert written == (checkpoint / "adapter" / "adapter_model.safetensors").read_bytes()

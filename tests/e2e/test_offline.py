@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from core.config.document import dump_config
-from core.hub.job import FetchJob
+from core.hub.job import fetch_job
 from core.hub_uri import parse_entry
 from core.launch.launcher import worker_environment
 from core.runs.store import Run
@@ -174,7 +174,7 @@ def test_what_has_been_fetched_from_a_hub_is_used_without_asking_it(
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("LOCALTUNE_HOME", str(workers.home))
         for entry in ("hf://org/tiny", "hf://datasets/me/set"):
-            FetchJob(parse_entry(entry)).run(lambda _: None, lambda _: True)
+            fetch_job(parse_entry(entry), lambda _: True).run()
         asked = len(hub.asked)
         sections: dict[str, dict[str, Any]] = {
             "model": {"base": "org/tiny"},

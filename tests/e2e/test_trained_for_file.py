@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from core.chat.session import Answer, ChatSession, GenerationSettings, open_session, session_of
-from core.export.job import ExportJob
+from core.export.job import export_job
 from core.export.request import ExportRequest
 from core.runs.events import EvalEvent
 from core.runs.store import Run
@@ -121,7 +121,7 @@ def test_the_file_has_the_very_weights_that_were_trained(
         finish(run)
     finally:
         workers.close()
-    result = ExportJob(ExportRequest(run.path, "gguf", out=tmp_path / "export")).run()
+    result = export_job(ExportRequest(run.path, "gguf", out=tmp_path / "export")).run()
     assert (result.quant, result.verified, result.notes) == (kind.upper(), True, ())
     assert result.agreement is not None
     assert result.agreement.mean_kl is not None

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from core.audit.job import AuditJob
+from core.audit.job import audit_job
 from core.audit.result import Audit
 from core.helper import finding_core
 from core.runs.chain import CHAIN_NAME, NOTHING, canonical, digest_of, short
@@ -59,7 +59,7 @@ def start(workers: Workers, name: str, variables: dict[str, str] | None = None, 
 
 def audit(workers: Workers, run: Run, *, spans: int = 99, whole: bool = False) -> Audit:
     with workers.environment():
-        return AuditJob(run, spans=spans, seed=1, whole=whole).run()
+        return audit_job(run, spans=spans, seed=1, whole=whole).run()
 
 
 def assert_verified(found: Audit, spans: int) -> None:

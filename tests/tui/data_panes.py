@@ -9,8 +9,7 @@ from typing import Any
 
 from textual.pilot import Pilot
 
-from core.analysis.job import AnalysisJob
-from core.analysis.result import Analysis, AnalysisRequest
+from core.analysis.result import Analysis
 from core.config.document import ConfigDocument
 from tests.conftest import CHATML
 from tests.core.template.toy_tokenizers import make_backend, save
@@ -62,16 +61,6 @@ def messy(path: Path) -> Path:
         lines[number - 1] = row(f"question {number} " + "word " * (200 + number), f"the answer is {number}")
     lines[29] = row("who is it for?", "for jane.doe@posteo.de alone, as was agreed upon")
     return write_lines(path, lines)
-
-
-class CountingJob(AnalysisJob):
-    """A real analysis that keeps its requests in ``requests``."""
-
-    requests: list[AnalysisRequest]
-
-    def __init__(self, request: AnalysisRequest) -> None:
-        super().__init__(request)
-        self.requests.append(request)
 
 
 def configuration(directory: Path, **values: Any) -> ConfigDocument:

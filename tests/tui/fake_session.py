@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from core.chat.engine import Progress
 from core.chat.request import GenerationSettings, Source
 from core.chat.session import Answer, ChatSession, Token
+from core.directories import Progress
 from core.errors import UserError
 from core.runs.store import Run
 

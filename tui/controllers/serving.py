@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from core.serve.options import ServerAddress
     from tui.screens.serving import ServeScreen
 
+    MakeServeJob = Callable[[str, Callable[[ServerAddress], None]], ServeJob]
+
 
 class Serving:
     """Controller of the API server: at most one at a time, in a helper process that ends with the app.
@@ -34,7 +36,11 @@ class Serving:
     """
 
     def __init__(
-        self, app: App[str], desktop: Desktop, state: AppState, make_job: Callable[[str], ServeJob] | None = None
+        self,
+        app: App[str],
+        desktop: Desktop,
+        state: AppState,
+        make_job: MakeServeJob | None = None,
     ) -> None:
         self._app, self._desktop, self._state = app, desktop, state
         self.make_job = make_job
@@ -52,27 +58,23 @@ class Serving:
         self._state.serving = ServingView(name)
         self._desktop.show_header()
         if self.make_job is None:
-            from core.serve.job import ServeJob
+            from core.serve.job import serve_job
 
-            self.make_job = ServeJob
-        job = self._job = self.make_job(path)
+            self.make_job = serve_job
+        job: ServeJob = self.make_job(path, lambda address: self._post(job, ServeChanged(address)))
+        self._job = job
         self._app.run_worker(partial(self._serve, job), thread=True, group="serve")
 
     def _serve(self, job: ServeJob) -> None:
         """In a thread, until the server ends."""
-
-        def ready(address: ServerAddress) -> None:
-            self._post(job, ServeChanged(address))
-
-        def progress(detail: str) -> None:
-            self._post(job, ServeChanged(progress=detail))
+        from core.jobs.job import JobCancelledError
 
         try:
-            job.run(ready, progress)
+            job.run(lambda at: self._post(job, ServeChanged(progress=at.activity)))
+        except JobCancelledError:
+            self._post(job, ServeChanged(is_over=True))
         except UserError as error:
             self._post(job, ServeChanged(error=error))
-        else:
-            self._post(job, ServeChanged(is_over=True))
 
     def _post(self, job: ServeJob, message: ServeChanged) -> None:
         # What a server says that has been ended is about none that is on.

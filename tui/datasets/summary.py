@@ -8,7 +8,8 @@ from textual.content import Content
 
 from core.analysis.division import HELD_OUT
 from core.analysis.problems import COLUMNS_NOT_READ, KINDS
-from core.analysis.result import Analysis, Progress
+from core.analysis.result import Analysis
+from core.jobs.job import JobProgress
 from core.text import one_line
 from core.units import format_count
 from tui.datasets.marks import OF_THE_WHOLE, RowFilter
@@ -26,7 +27,7 @@ _Parts = list[tuple[str, str]]
 
 
 def summarize(
-    view: DatasetView, indexed: float, keys: KeyTable, progress_of: Progress | None = None, width: int | None = None
+    view: DatasetView, indexed: float, keys: KeyTable, progress_of: JobProgress | None = None, width: int | None = None
 ) -> Content:
     """The use of the rows once that is known; until then problems seen, progress and the reason of the format.
 
@@ -46,7 +47,7 @@ def summarize(
     return _fitted([(found, "$near"), (progress, ""), (reason, "")], width, keys)
 
 
-def describe_progress(indexed: float, progress: Progress | None) -> str:
+def describe_progress(indexed: float, progress: JobProgress | None) -> str:
     """The progress of an analysis in a few words.
 
     Args:
@@ -57,7 +58,7 @@ def describe_progress(indexed: float, progress: Progress | None) -> str:
         return f"indexing {indexed:.0%}"
     if progress is None:
         return "looking at every row"
-    return f"{progress.stage} {progress.done / progress.total:.0%}" if progress.total else progress.stage
+    return f"{progress.activity} {progress.share:.0%}" if progress.share is not None else progress.activity
 
 
 def describe_filter(chosen: RowFilter, keys: KeyTable, width: int | None = None) -> Content:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from textual.content import Content
 
 from core.config.schema import Config
+from core.jobs.job import JobProgress
 from core.quantization.job import measure
 from core.quantization.result import HEAD, TABLE, QuantizationCost, facts, layer_lines, sentence
 from core.text import one_line
 from tui.glyphs import GlyphSet
-from tui.screens.job import JobScreen, JobState
-from tui.screens.progress import progress_bar
+from tui.screens.job import JobScreen, JobState, progress_bar
 from tui.widgets.charts.meter import bar
 
 _ABOUT = (
@@ -23,15 +22,6 @@ _ABOUT = (
 )
 #: Most cells of the longest bar.
 _BAR = 30
-
-
-@dataclass(frozen=True)
-class Activity:
-    """Progress of a measurement: what goes on, how much of it is done, and of how much."""
-
-    name: str
-    done: int | None = None
-    total: int | None = None
 
 
 class BitsPage:
@@ -48,9 +38,9 @@ class BitsPage:
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def run(self, tell: Callable[[Activity], None]) -> QuantizationCost:
+    def run(self, tell: Callable[[JobProgress], None]) -> QuantizationCost:
         """Measure."""
-        return measure(self._config, lambda name, done, total: tell(Activity(name, done, total)))
+        return measure(self._config, lambda name, done, total: tell(JobProgress(name, done, total)))
 
     def close(self) -> None:
         """Nothing: the measurement ends where it next tells how far it is, which is several times a second."""
@@ -59,18 +49,18 @@ class BitsPage:
         """The layers that are worth 16 bit, with those that the configuration keeps already."""
         return None if result.kept is None else (*result.keep_16bit, *result.kept.patterns)
 
-    def text(self, state: JobState[Activity, QuantizationCost], room: int, glyphs: GlyphSet) -> Content:
+    def text(self, state: JobState[JobProgress, QuantizationCost], room: int, glyphs: GlyphSet) -> Content:
         """What it takes, how far it is, or what was measured."""
         if state.stage == "asked":
             return Content(_ABOUT)
         if state.stage == "on":
-            return _working(state.progress or Activity("starting"), glyphs)
+            return _working(state.progress or JobProgress("starting"), glyphs)
         if state.result is None:
             return Content.assemble(("It was not measured. ", "bold"), one_line(str(state.error), 600))
         return _measured(state.result, room, glyphs)
 
 
-def bits_screen(config: Config) -> JobScreen[Activity, QuantizationCost, tuple[str, ...]]:
+def bits_screen(config: Config) -> JobScreen[JobProgress, QuantizationCost, tuple[str, ...]]:
     """The screen of the measurement.
 
     Args:
@@ -79,11 +69,11 @@ def bits_screen(config: Config) -> JobScreen[Activity, QuantizationCost, tuple[s
     return JobScreen(BitsPage(config))
 
 
-def _working(activity: Activity, glyphs: GlyphSet) -> Content:
-    if activity.done is None or not activity.total:
-        return Content(f"{activity.name} …")
-    text = f"{activity.name}: {activity.done} of {activity.total}\n"
-    return Content(text) + progress_bar(activity.done / activity.total, glyphs)
+def _working(progress: JobProgress, glyphs: GlyphSet) -> Content:
+    if progress.share is None:
+        return Content(f"{progress.activity} …")
+    text = f"{progress.activity}: {progress.done} of {progress.total}\n"
+    return Content(text) + progress_bar(progress.share, glyphs)
 
 
 def _measured(cost: QuantizationCost, room: int, glyphs: GlyphSet) -> Content:

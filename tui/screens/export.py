@@ -19,8 +19,8 @@ from core.paths import shown_path, user_path, working_directory
 from core.text import one_line, sanitize
 from core.units import format_bytes, format_duration
 from tui.screens.box import OverlayBox
+from tui.screens.job import Ended, Progressed, follow, progress_bar
 from tui.screens.overlay import Overlay
-from tui.screens.progress import Progressed, progress_bar
 from tui.shell import shell_of
 from tui.widgets.forms.path_input import PathInput
 from tui.widgets.text_block import HangingBlock, TextBlock
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from core.export.job import ExportJob
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
-    from core.helper import HelperProgress
+    from core.jobs.job import JobProgress
     from core.runs.store import Run
 
 #: The kinds in the order of the screen, each with what it is for.
@@ -60,14 +60,6 @@ class Planned(Message):
         return self.plan is not None and self.error is None
 
 
-@dataclass
-class Ended(Message):
-    """The export has ended, with a result or an error."""
-
-    result: ExportResult | None = None
-    error: UserError | None = None
-
-
 class ExportScreen(Overlay[None]):
     """An export of a run: what is to be written, then its progress, then what was written and proven.
 
@@ -92,8 +84,8 @@ class ExportScreen(Overlay[None]):
         self._field = 0
         self._planned: Planned | None = None
         self._job: ExportJob | None = None
-        self._progress: HelperProgress | None = None
-        self._ended: Ended | None = None
+        self._progress: JobProgress | None = None
+        self._ended: Ended[ExportResult] | None = None
         self._is_leaving = False
 
     @property
@@ -242,32 +234,23 @@ class ExportScreen(Overlay[None]):
     def _begin(self) -> None:
         if self._planned is None or not self._planned.can_begin:
             return
-        from core.export.job import ExportJob
+        from core.export.job import export_job
 
-        self._job = ExportJob(self._request)
+        self._job = export_job(self._request)
         self._show()
         self._make(self._job)
 
     @work(thread=True, group="export")
     def _make(self, job: ExportJob) -> None:
-        from core.export.job import ExportCancelledError
-
-        try:
-            result = job.run(lambda progress: self.post_from_thread(Progressed(progress)))
-        except ExportCancelledError:
-            return
-        except UserError as error:
-            self.post_from_thread(Ended(error=error))
-            return
-        self.post_from_thread(Ended(result))
+        follow(self, job.run)
 
     @on(Progressed)
-    def _progressed(self, message: Progressed[HelperProgress]) -> None:
+    def _progressed(self, message: Progressed[JobProgress]) -> None:
         self._progress = message.progress
         self._show()
 
     @on(Ended)
-    def _has_ended(self, message: Ended) -> None:
+    def _has_ended(self, message: Ended[ExportResult]) -> None:
         self._ended = message
         self.set_class(message.error is not None, "-alarm")
         self._show()
@@ -335,11 +318,9 @@ class ExportScreen(Overlay[None]):
         return Content(one_line(f"{what}.{proof}", 400))
 
     def _working(self) -> Content:
-        progress, share, percent = self._progress, 0.0, ""
-        if progress is not None and progress.done is not None and progress.total:
-            share = progress.done / progress.total
-            percent = f" {share:4.0%}"
-        lines = [progress_bar(share, shell_of(self).glyphs) + percent]
+        progress = self._progress
+        share = progress.share if progress is not None else None
+        lines = [progress_bar(share or 0.0, shell_of(self).glyphs) + (f" {share:4.0%}" if share is not None else "")]
         lines.append(Content(f"{progress.activity if progress is not None else 'starting the export'} …"))
         if self._is_leaving:
             lines.append(Content.styled("esc again breaks it off; nothing of it is left then.", "$near"))

@@ -12,15 +12,15 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
 
-from core.errors import UserError
-from core.hub.job import FetchCancelledError, FetchJob, FetchPlan, FetchProgress, hub_host
+from core.hub.job import FetchPlan, fetch_job, hub_host
 from core.hub_uri import HubEntry
+from core.jobs.job import JobProgress
 from core.text import one_line, sanitize
 from core.units import format_bytes
 from tui.keys import display_key
 from tui.screens.dialogs import error_text
+from tui.screens.job import Ended, Progressed, follow, progress_bar
 from tui.screens.overlay import Overlay
-from tui.screens.progress import Progressed, progress_bar
 from tui.shell import shell_of
 from tui.widgets.text_block import TextBlock
 
@@ -33,13 +33,6 @@ class Proposed(Message):
     """The hub has reported the size."""
 
     plan: FetchPlan
-
-
-@dataclass
-class Ended(Message):
-    """The download has ended; without an error, it is complete."""
-
-    error: UserError | None = None
 
 
 class FetchDialog(Overlay[bool]):
@@ -63,7 +56,7 @@ class FetchDialog(Overlay[bool]):
     def __init__(self, entry: HubEntry, why: str, *, asks_size: bool = False) -> None:
         super().__init__()
         self._least_asked = 0 if asks_size else LARGE
-        self._job = FetchJob(entry)
+        self._job = fetch_job(entry, self._confirm)
         self._entry = entry
         self._why = why
         self._answers: dict[str, str] = {}
@@ -89,8 +82,8 @@ class FetchDialog(Overlay[bool]):
 
     def on_unmount(self) -> None:
         """Cancel a running download; its part so far is kept."""
-        self._answered.set()
         self._job.close()
+        self._answered.set()
 
     def _show(self, text: Content, keys: Sequence[tuple[str, str, str]], *, alarm: bool = False) -> None:
         self.set_class(alarm, "-alarm")
@@ -125,24 +118,14 @@ class FetchDialog(Overlay[bool]):
 
     @work(thread=True)
     def _fetch(self) -> None:
-        def report(progress: FetchProgress) -> None:
-            self.post_from_thread(Progressed(progress))
+        follow(self, self._job.run)
 
-        def confirm(plan: FetchPlan) -> bool:
-            if plan.remaining < self._least_asked:
-                return True
+    def _confirm(self, plan: FetchPlan) -> bool:
+        """Ask about a large download; in its thread."""
+        if plan.remaining >= self._least_asked:
             self.post_from_thread(Proposed(plan))
             self._answered.wait()
-            return True
-
-        try:
-            self._job.run(report, confirm)
-        except FetchCancelledError:
-            return
-        except UserError as error:
-            self.post_from_thread(Ended(error))
-            return
-        self.post_from_thread(Ended())
+        return True
 
     @on(Proposed)
     def _proposed(self, message: Proposed) -> None:
@@ -153,25 +136,24 @@ class FetchDialog(Overlay[bool]):
         self._show(Content(sanitize(text)), [("y", "go", "download it"), ("escape", "leave", "leave it")])
 
     @on(Progressed)
-    def _progressed(self, message: Progressed[FetchProgress]) -> None:
+    def _progressed(self, message: Progressed[JobProgress]) -> None:
         progress = message.progress
         if "y" in self._answers:
             return  # a question is open
-        stage = one_line(progress.stage, 64)
-        if progress.done is None or not progress.total:
+        stage = one_line(progress.activity, 64)
+        if progress.done is None or progress.total is None or progress.share is None:
             self._show(Content(f"{stage} …"), [("escape", "leave", "cancel")])
             return
-        share = progress.done / progress.total
         text = Content.assemble(
-            progress_bar(share, shell_of(self).glyphs),
-            f" {share:4.0%}\n",
+            progress_bar(progress.share, shell_of(self).glyphs),
+            f" {progress.share:4.0%}\n",
             f"{format_bytes(progress.done)} of {format_bytes(progress.total)}\n",
             (stage, "$muted"),
         )
         self._show(text, [("escape", "leave", "cancel; what has come is kept")])
 
     @on(Ended)
-    def _ended(self, message: Ended) -> None:
+    def _ended(self, message: Ended[FetchPlan]) -> None:
         if message.error is None:
             self.dismiss(True)
             return

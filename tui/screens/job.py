@@ -1,10 +1,10 @@
-"""The screen that follows a job: what it takes, its progress, and its result, each as a text."""
+"""Jobs on screens: their progress and end as messages, and the screen that follows one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -13,11 +13,12 @@ from textual.content import Content
 from textual.message import Message
 
 from core.errors import UserError
+from core.jobs.job import JobCancelledError
 from tui.glyphs import GlyphSet
 from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay
-from tui.screens.progress import Progressed
 from tui.shell import shell_of
+from tui.widgets.charts.meter import bar
 from tui.widgets.text_block import TextBlock
 
 ProgressType = TypeVar("ProgressType")
@@ -25,9 +26,61 @@ ResultType = TypeVar("ResultType")
 AnswerType = TypeVar("AnswerType")
 AnswerType_co = TypeVar("AnswerType_co", covariant=True)
 
+_BAR_CELLS = 40
 
-class JobLeftError(Exception):
-    """The screen of the job has been left: nobody wants its result."""
+
+@dataclass
+class Progressed(Message, Generic[ProgressType]):
+    """The job of a screen has made progress."""
+
+    progress: ProgressType
+
+    def can_replace(self, message: Message) -> bool:
+        """Newer progress replaces older."""
+        return isinstance(message, Progressed)
+
+
+@dataclass
+class Ended(Message, Generic[ResultType]):
+    """The job of a screen has ended: with a result, or with the reason for which there is none."""
+
+    result: ResultType | None = None
+    error: UserError | None = None
+
+
+def follow(screen: Overlay[Any], run: Callable[[Callable[[ProgressType], None]], ResultType]) -> None:
+    """Do a job, and post its progress and its end to a screen; in a thread. A job that was closed has no end.
+
+    Args:
+        screen: The screen. When it has been left, the next progress gives the job up.
+        run: Does the job: called with a function for its progress.
+    """
+
+    def progressed(progress: ProgressType) -> None:
+        # A screen that was popped keeps its parent, and one of an app that ends keeps running for a moment.
+        if not (screen.is_running and screen.is_attached):
+            raise JobCancelledError
+        screen.post_message(Progressed(progress))
+
+    try:
+        result = run(progressed)
+    except JobCancelledError:
+        return
+    except UserError as error:
+        screen.post_from_thread(Ended(error=error))
+    else:
+        screen.post_from_thread(Ended(result))
+
+
+def progress_bar(share: float, glyphs: GlyphSet) -> Content:
+    """A bar of 40 cells.
+
+    Args:
+        share: Share that is done, from 0 to 1.
+        glyphs: Glyphs to draw it with.
+    """
+    full, empty = bar(share, _BAR_CELLS, glyphs)
+    return Content.assemble((full, "$primary"), (empty, "$muted"))
 
 
 @dataclass(frozen=True)
@@ -61,11 +114,11 @@ class JobPage(Protocol[ProgressType, ResultType, AnswerType_co]):
         """Do the job; in a thread.
 
         Args:
-            tell: Told the progress; it raises :class:`JobLeftError` once the screen has been left.
+            tell: Called with the progress; it raises :class:`JobCancelledError` once the screen has been left.
 
         Raises:
             UserError: If there is no result.
-            JobLeftError: If it was given up.
+            JobCancelledError: If it was closed meanwhile.
         """
 
     def close(self) -> None:
@@ -82,14 +135,6 @@ class JobPage(Protocol[ProgressType, ResultType, AnswerType_co]):
 
     def answer(self, result: ResultType) -> AnswerType_co | None:
         """What the screen returns of a result; None where there is nothing to be taken from it."""
-
-
-@dataclass
-class _Ended(Message, Generic[ResultType]):
-    """The job has ended: with a result, or with the reason for which there is none."""
-
-    result: ResultType | None = None
-    error: UserError | None = None
 
 
 class JobScreen(Overlay[AnswerType | None], Generic[ProgressType, ResultType, AnswerType]):
@@ -109,7 +154,6 @@ class JobScreen(Overlay[AnswerType | None], Generic[ProgressType, ResultType, An
         super().__init__()
         self._page = page
         self._state: JobState[ProgressType, ResultType] = JobState()
-        self._has_left = False
 
     def compose(self) -> ComposeResult:
         """A text, which scrolls; the keys are in the border, where they are always seen."""
@@ -125,7 +169,6 @@ class JobScreen(Overlay[AnswerType | None], Generic[ProgressType, ResultType, An
 
     def on_unmount(self) -> None:
         """End a job that is on."""
-        self._has_left = True
         self._page.close()
 
     @property
@@ -149,25 +192,15 @@ class JobScreen(Overlay[AnswerType | None], Generic[ProgressType, ResultType, An
 
     @work(thread=True, group="job")
     def _run(self) -> None:
-        def tell(progress: ProgressType) -> None:
-            if self._has_left:
-                raise JobLeftError
-            self.post_from_thread(Progressed(progress))
-
-        try:
-            self.post_from_thread(_Ended(self._page.run(tell)))
-        except JobLeftError:
-            return
-        except UserError as error:
-            self.post_from_thread(_Ended(error=error))
+        follow(self, self._page.run)
 
     @on(Progressed)
     def _progressed(self, message: Progressed[ProgressType]) -> None:
         self._state = replace(self._state, progress=message.progress)
         self._show()
 
-    @on(_Ended)
-    def _has_ended(self, message: _Ended[ResultType]) -> None:
+    @on(Ended)
+    def _has_ended(self, message: Ended[ResultType]) -> None:
         self._state = replace(self._state, stage="ended", result=message.result, error=message.error)
         self._show()
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from core.errors import UserError
-from core.selftest.job import Progress, SelfTest, SelfTestCancelledError
+from core.selftest.job import SelfTestProgress, selftest_job
 from core.selftest.report import LABELS, SUBJECTS, Check, Report, Result, Subject, device_line, write_report
 from core.text import one_line
 from tui.glyphs import GlyphSet
-from tui.screens.job import JobLeftError, JobScreen, JobState
+from tui.screens.job import JobScreen, JobState
 
 #: Styles of the results.
 _STYLES: dict[Result, str] = {"pass": "$success", "fail": "$error bold", "not applicable": "$muted"}
@@ -42,14 +42,11 @@ class SelfTestPage:
     takes = ""
 
     def __init__(self) -> None:
-        self._job = SelfTest()
+        self._job = selftest_job()
 
-    def run(self, tell: Callable[[Progress], None]) -> Made:
+    def run(self, tell: Callable[[SelfTestProgress], None]) -> Made:
         """Make the checks, and write the report."""
-        try:
-            report = self._job.run(tell)
-        except SelfTestCancelledError as error:
-            raise JobLeftError from error
+        report = self._job.run(tell)
         try:
             return Made(report, str(write_report(report)))
         except UserError as error:
@@ -62,16 +59,16 @@ class SelfTestPage:
     def answer(self, result: Made) -> None:
         """Nothing."""
 
-    def text(self, state: JobState[Progress, Made], room: int, glyphs: GlyphSet) -> Content:  # noqa: ARG002
+    def text(self, state: JobState[SelfTestProgress, Made], room: int, glyphs: GlyphSet) -> Content:  # noqa: ARG002
         """What it takes, or the checks with what is known of each."""
         if state.stage == "asked":
             return _about(room)
         if state.error is not None:
             return Content.assemble(("The self-test was not made. ", "bold"), one_line(str(state.error), 600))
-        return _checks(state.progress or Progress(), state.result, room)
+        return _checks(state.progress or SelfTestProgress(), state.result, room)
 
 
-def selftest_screen() -> JobScreen[Progress, Made, None]:
+def selftest_screen() -> JobScreen[SelfTestProgress, Made, None]:
     """The screen of the self-test."""
     return JobScreen(SelfTestPage())
 
@@ -86,7 +83,7 @@ def _about(room: int) -> Content:
     return Content("\n").join(lines)
 
 
-def _checks(progress: Progress, made: Made | None, room: int) -> Content:
+def _checks(progress: SelfTestProgress, made: Made | None, room: int) -> Content:
     """A line for each check; behind the last one, the result and where the report is."""
     done = {check.name: check for check in progress.checks}
     device = device_line(made.report.device) if made is not None else one_line(progress.device, 100) or "…"
@@ -103,7 +100,7 @@ def _checks(progress: Progress, made: Made | None, room: int) -> Content:
     return Content("\n").join(lines)
 
 
-def _waiting(item: Subject, progress: Progress) -> Content:
+def _waiting(item: Subject, progress: SelfTestProgress) -> Content:
     """The line of a check that is at work or to come."""
     if progress.current is None or progress.current.name != item.name:
         return Content.styled(f"      {item.title}", "$muted")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +16,10 @@ from packaging.version import InvalidVersion, Version
 import core
 from core.commands.checks.finding import Finding
 from core.commands.checks.gpu import DriverReport
+from core.errors import UserError
 from core.hardware.drivers import OLDEST_DRIVERS, install_command
+from core.hardware.torch_check import PROBE
+from core.jobs.job import call
 from core.launch.launcher import worker_environment
 from core.text import one_line
 from core.units import format_bytes
@@ -63,28 +64,12 @@ def check_torch(driver: DriverReport | None = None, timeout: float = PROBE_SECON
         driver: The driver's report, to explain a card that torch does not use.
         timeout: Seconds allowed.
     """
-    command = [sys.executable, "-m", "core.worker.process.probe"]
+    environment, asked = worker_environment(), {"device_only": False}
     try:
-        done = subprocess.run(
-            command,
-            env=worker_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        what = f"Importing torch did not end within {timeout:g} s."
-        return [Finding("torch", "fail", what, "Look at the load of the machine and of its disk, and try again.")]
-    except OSError as error:
-        return [Finding("torch", "fail", f"No process can be started: {error.strerror}.", "Free memory or processes.")]
-    facts = _last_object(done.stdout)
-    if facts is None:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = one_line(lines[-1], 300) if lines else "it printed nothing"
-        return [Finding("torch", "fail", f"Importing torch ended with code {done.returncode}: {reason}", reinstall())]
+        facts = call("the import of torch", PROBE, asked, hint=reinstall(), seconds=timeout, environment=environment)
+    except UserError as error:
+        hint = error.hint or "Look at the load of the machine and of its disk, and try again."
+        return [Finding("torch", "fail", error.message, hint)]
     return describe_probe(facts, driver)
 
 
@@ -228,18 +213,6 @@ def satisfies(found: str, wanted: SpecifierSet | str) -> bool:
         return SpecifierSet(str(wanted)).contains(Version(found).public, prereleases=True)
     except InvalidVersion:
         return False
-
-
-def _last_object(text: str) -> dict[str, Any] | None:
-    """The last line that is a JSON object: a library may print before it."""
-    for line in reversed(text.splitlines()):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            return value
-    return None
 
 
 def reinstall() -> str:

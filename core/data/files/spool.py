@@ -6,14 +6,14 @@ import json
 import os
 import tempfile
 import threading
-from typing import Any
 
 from core.data.files.bytes import Descriptor, read_exactly
 from core.data.files.layout import HEAD_BYTES, Layout, recognize
 from core.data.files.rows import NoRowsError
 from core.data.files.source import Source
 from core.errors import UserError
-from core.helper import Helper, describe_end
+from core.helper import Helper
+from core.jobs.job import JobDiedError
 from core.paths import home, make_private_dir
 from core.text import one_line
 
@@ -88,7 +88,11 @@ class SpooledBytes:
         line = self._helper.stdout.readline()
         if not line and self._descriptor.is_closed():
             return
-        answer = json.loads(line) if line else self._death()
+        if not line:
+            hint = "It is damaged, or too large for the memory that is free."
+            self._failure = JobDiedError(f"the reader of {self.source.shown}", self._helper.end(), hint=hint)
+            raise self._failure
+        answer = json.loads(line)
         if "error" in answer:
             self._available = max(int(answer["bytes"]), self._available)
             self._failure = UserError(
@@ -124,8 +128,3 @@ class SpooledBytes:
         with self._closing:
             self._helper.end()
             self._helper.stdin.close()
-
-    def _death(self) -> dict[str, Any]:
-        hint = "It is damaged, or too large for the memory that is free."
-        how = describe_end(self._helper.end())
-        return {"bytes": 0, "error": f"cannot be unpacked: its reader {how}", "hint": hint}

@@ -203,7 +203,7 @@ def _tokenizer_settings(model: Path) -> dict[str, Any]:
     return settings
 
 
-_WORKER = "core.worker.export.gguf"
+_WORKER = "core.worker.job"
 #: Bytes that a process may take: what its libraries take, and for each number of the largest tensor.
 _LIBRARIES, _BYTES_AT_WORK = 4 << 30, 16
 #: Most tokens of the rows that an importance matrix is computed from, and of one of them. Each takes a forward pass on
@@ -273,15 +273,13 @@ def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progre
         staged.mkdir(mode=paths.DIRECTORY_MODE)
         stage(base, GgufOptions(), staged)
         job = {
-            "title": "convert the adapter",
             "converter": str(converter),
             "adapter": str(adapter.absolute()),
             "base": str(staged),
             "target": str(result),
-            "hint": _HINT,
             **_limits(checked, work, converter, adapter, staged),
         }
-        run_process(f"{_WORKER}.adapter", job, "the conversion of the adapter", progress)
+        run_process(f"{_WORKER} convert-adapter", job, "the conversion of the adapter", progress, _HINT)
         result.rename(target)
 
 
@@ -309,7 +307,7 @@ def _convert(
     job = conversion_job(staged, target, quant, options, converter)
     based = () if options.base_gguf is None else (options.base_gguf,)
     job |= _limits(checked, work, converter, staged, *based)
-    return tuple(run_process(f"{_WORKER}.convert", job, "llama.cpp's converter", progress)["notes"])
+    return tuple(run_process(f"{_WORKER} convert", job, "llama.cpp's converter", progress, _HINT)["notes"])
 
 
 def conversion_job(staged: Path, target: Path, quant: Quant, options: GgufOptions, converter: Path) -> dict[str, Any]:
@@ -323,7 +321,6 @@ def conversion_job(staged: Path, target: Path, quant: Quant, options: GgufOption
         converter: The directory of the converter.
     """
     return {
-        "title": "convert the model",
         "converter": str(converter),
         "model": str(staged),
         "target": str(target),
@@ -332,22 +329,20 @@ def conversion_job(staged: Path, target: Path, quant: Quant, options: GgufOption
         "stops": list(options.stops),
         "template": options.template,
         "base_gguf": None if options.base_gguf is None else str(options.base_gguf),
-        "hint": _HINT,
     }
 
 
 def _quantize(
     source: Path, target: Path, quant: Quant, options: GgufOptions, checked: Checked, work: Path, progress: Progress
 ) -> None:
-    common = {"source": str(source), "hint": _HINT, **_limits(checked, work)}
+    common = {"source": str(source), **_limits(checked, work)}
     importance = None
     if rows := options.calibration:
         importance = work / "importance.npz"
-        job = {**common, "title": "compute an importance matrix", "target": str(importance), "rows": rows}
-        run_process(f"{_WORKER}.importance", job, "the importance matrix", progress)
+        job = {**common, "target": str(importance), "rows": rows}
+        run_process(f"{_WORKER} importance", job, "the importance matrix", progress, _HINT)
     job = {
         **common,
-        "title": f"quantize the model to {quant}",
         "target": str(target),
         "quant": quant,
         "importance": None if importance is None else str(importance),
@@ -355,7 +350,7 @@ def _quantize(
         "embeddings": "Q8_0" if options.is_exact else None,
         "expected": _bytes(checked, quant, options),
     }
-    run_process(f"{_WORKER}.quantize", job, "llama.cpp's quantizer", progress)
+    run_process(f"{_WORKER} quantize", job, "llama.cpp's quantizer", progress, _HINT)
 
 
 def calibration_rows(rows: Iterable[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

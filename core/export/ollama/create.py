@@ -25,6 +25,7 @@ from typing import Any
 from core.directories import Progress
 from core.errors import UserError
 from core.helper import describe_end
+from core.jobs.job import JobCancelledError
 from core.text import one_line
 
 #: Characters of the longest name and tag.
@@ -149,10 +150,6 @@ _CONNECT_SECONDS, _SHOW_SECONDS = 5.0, 30.0
 _LOG = "Look at the server's log: 'journalctl -u ollama'."
 
 
-class CancelledError(Exception):
-    """The user does not want it any more."""
-
-
 class _Request:
     """One request, whose connection is cut when the user cancels.
 
@@ -165,7 +162,7 @@ class _Request:
 
     Raises:
         UserError: If there is no response; as all methods.
-        CancelledError: If it was cancelled; as all methods.
+        JobCancelledError: If it was cancelled; as all methods.
     """
 
     def __init__(
@@ -213,7 +210,7 @@ class _Request:
             with self._errors():
                 line = self._response.readline(_LONGEST_LINE)
             if self._cancel is not None and self._cancel.is_set():
-                raise CancelledError
+                raise JobCancelledError
             if not line:
                 return
             read += len(line)
@@ -252,7 +249,7 @@ class _Request:
             raise UserError(f"Ollama on {self._address} did not answer for {self._seconds:g} s.", _LOG) from error
         except (OSError, http.client.HTTPException) as error:
             if self._cancel is not None and self._cancel.is_set():
-                raise CancelledError from error
+                raise JobCancelledError from error
             reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
             raise UserError(f"Ollama on {self._address} gave no answer: {reason}.", _LOG) from error
 
@@ -300,7 +297,7 @@ def chat(
 
     Raises:
         UserError: If the server does not answer, or with an error.
-        CancelledError: If it was cancelled.
+        JobCancelledError: If it was cancelled.
     """
     options = {"temperature": 0, "seed": 0, "num_predict": most_tokens}
     body = {"model": name, "messages": [{"role": "user", "content": prompt}], "stream": True, "options": options}
@@ -355,7 +352,7 @@ def create(
 
     Raises:
         UserError: If there is no Ollama, it is on another machine or does not run, has a model of that name, or fails.
-        CancelledError: If it was cancelled.
+        JobCancelledError: If it was cancelled.
     """
     check_name(name)
     program, address = _program(), server_address()
@@ -393,7 +390,7 @@ def ask(
 
     Raises:
         UserError: If Ollama is on another machine, does not run, or does not answer.
-        CancelledError: If it was cancelled.
+        JobCancelledError: If it was cancelled.
     """
     check_name(name)
     return chat(server_address(), name, prompt, most_tokens=most_tokens, seconds=seconds, cancel=cancel, token=token)
@@ -418,7 +415,7 @@ def _run(
 
     Raises:
         UserError: If it cannot be started, fails, or is silent for too long.
-        CancelledError: If it was cancelled.
+        JobCancelledError: If it was cancelled.
     """
     try:
         process = subprocess.Popen(
@@ -458,7 +455,7 @@ def _follow(output: int, progress: Progress, cancel: threading.Event | None, sil
         selector.register(output, selectors.EVENT_READ)
         while True:
             if cancel is not None and cancel.is_set():
-                raise CancelledError
+                raise JobCancelledError
             if not selector.select(_TICK):
                 if time.monotonic() - heard > silence:
                     raise UserError(

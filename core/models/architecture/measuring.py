@@ -1,6 +1,6 @@
 """Measurements of models whose families the tables do not know: by a helper process, cached in the home.
 
-The process (``python -m core.worker.measure``) builds the model from its ``config.json`` without weights. It has
+The process (:mod:`core.worker.measure.job`) builds the model from its ``config.json`` without weights. It has
 limits of memory and time, and ends with this process. Results are cached by everything that they depend on.
 """
 
@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,15 +23,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from core.atomic import write_atomic
 from core.errors import UserError
-from core.helper import Helper, describe_end
+from core.jobs.job import JobProgress, call
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.measured import FORMAT, Passes, passes_from_dict
 from core.paths import home, make_private_dir
 from core.redact import is_secret_name
 from core.sandbox.limits import is_confined
 from core.small_files import read_json
-from core.text import one_line
 
+PROGRAM = "core.worker.job measure-model"
 #: Limits of the process: bytes of memory, and seconds of processor time. The largest models take a fifth of either.
 MEMORY, SECONDS = 6 << 30, 300
 #: Largest file of the cache.
@@ -176,68 +175,21 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{job['where']} has to be measured, which this process may not do.")
     environment = {name: value for name, value in os.environ.items() if not is_secret_name(name)}
     environment["CUDA_VISIBLE_DEVICES"] = ""
-    job |= {"title": "measure the model", "hint": "Choose another model."}
     told, started = _told.get(), time.monotonic()
-    activity = "starting"
-    with tempfile.TemporaryFile() as log:
-        with Helper("core.worker.measure", environment=environment, log=log.fileno()) as helper:
-            beat = _Beat(helper, lambda: told(activity, time.monotonic() - started) if told is not None else None)
-            with contextlib.suppress(OSError):  # it has ended already, which its missing answer tells
-                helper.send(json.dumps(job).encode() + b"\n")
-            for answer in beat.answers():
-                if "done" in answer:
-                    return dict(answer["done"])
-                if "error" in answer:
-                    raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
-                activity = one_line(answer["progress"]["activity"])
-            status = helper.process.wait()
-        raise UserError(
-            f"{job['where']} cannot be measured: its process {describe_end(status)}.",
-            "If memory ran out, close other programs and try again.",
-        )
 
+    def progress(at: JobProgress) -> None:
+        if told is not None:
+            told(at.activity, time.monotonic() - started)
 
-class _Beat:
-    """Answers of a process, with a call twice a second while it says nothing."""
-
-    _SECONDS = 0.5
-
-    def __init__(self, helper: Helper, call: Callable[[], None]) -> None:
-        self._helper = helper
-        self._call = call
-
-    def answers(self) -> Iterator[Any]:
-        """The answers; whatever the call raises ends the process."""
-        found: list[Any] = []
-        ready = threading.Condition()
-        ended = threading.Event()
-
-        def read() -> None:
-            with contextlib.suppress(ValueError, OSError):  # a closed pipe, or half a line
-                for answer in self._helper.answers():
-                    with ready:
-                        found.append(answer)
-                        ready.notify()
-            with ready:
-                ended.set()
-                ready.notify()
-
-        reader = threading.Thread(target=read, name="measuring", daemon=True)
-        reader.start()
-        try:
-            while True:
-                with ready:
-                    if not found and not ended.is_set():
-                        ready.wait(self._SECONDS)
-                    answers, is_last = found[:], ended.is_set()
-                    found.clear()
-                yield from answers
-                if is_last:
-                    return
-                self._call()
-        finally:
-            self._helper.end()
-            reader.join()
+    return call(
+        "the measurement of the model",
+        PROGRAM,
+        job,
+        progress,
+        hint="If memory ran out, close other programs; or choose another model.",
+        beats=True,
+        environment=environment,
+    )
 
 
 _ARCHITECTURE = TypeAdapter(Architecture)

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from core.helper import describe_end
+from core.jobs.process import Answers
 from core.worker.distributed.errors import RankLostError
-from core.worker.process.answers import Answers
 
 Message = dict[str, Any]
 #: What a process does: told its number and how it tells. It tells at last its result, or ``error`` with a sentence.

@@ -1,4 +1,4 @@
-"""An export, from the run to the directory that is put into place."""
+"""An export, from the run to the directory that is put into place; a job."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from core.export.request import CONVERTED, MERGED_QUANTS, ExportRequest, Kind, Q
 from core.export.result import RECORD, Agreement, ExportedFile, ExportResult
 from core.export.stages import COMPARING_BASE, HASHING, WholeProgress, stages_of
 from core.export.verify import NotVerifiedError, compare, measure_trained, refuse_unreadable
+from core.jobs.process import Answers
 from core.models.adapters import check_adapter
 from core.models.description import read_description
 from core.models.find import find_model, model_path
@@ -452,3 +453,16 @@ def _files(directory: Path) -> Iterator[ExportedFile]:
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             yield ExportedFile(str(path.relative_to(directory)), path.stat().st_size, hash_file(path))
+
+
+def export(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
+    """Make an export.
+
+    Args:
+        job: ``request``, an :class:`~core.export.request.ExportRequest`.
+        answers: Receives the progress.
+
+    Returns:
+        An :class:`~core.export.result.ExportResult`.
+    """
+    return Export(ExportRequest.from_dict(job["request"]), answers.progress).make().to_dict()

@@ -14,7 +14,7 @@ from core.hardware.obstacle import find_obstacle, look
 from core.hardware.run_cards import process_cards
 from core.hardware.visible import ORDER, VISIBLE, find_gpu
 from core.hardware.wsl import is_wsl
-from core.hub.offline import OFFLINE
+from core.hub.job import OFFLINE
 
 #: Offline and silent: no hub look-ups, no telemetry, no tracker that phones home.
 _PRIVATE = {**OFFLINE, "WANDB_MODE": "offline"}

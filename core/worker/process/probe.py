@@ -1,42 +1,33 @@
-"""Probe of torch and its family: what they can do here, as one JSON object on standard output.
-
-A process of its own, because an import of these libraries takes seconds and a broken installation of one may end the
-process that tries it. With ``--device`` it asks torch alone what it can do on the card.
-"""
+"""Probe of torch and its family on this machine, as a job: an import of these libraries takes seconds, and a broken
+installation of one may end the process that tries it."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from collections.abc import Callable
 from typing import Any
 
-from core.worker.process import environment
+from core.jobs.process import Answers
 
 
-def probe() -> dict[str, Any]:
-    """The facts; what fails is told under ``errors``, by library."""
-    environment.prepare()
+def probe(job: dict[str, Any], answers: Answers) -> dict[str, Any]:  # noqa: ARG001
+    """Gather the facts.
+
+    Args:
+        job: ``device_only``: leave out all but torch and its cards, which take a third of the time.
+        answers: Not used.
+
+    Returns:
+        The facts, and ``errors`` by library.
+    """
     facts: dict[str, Any] = {"errors": {}}
     for name, ask in (("torch", _torch), ("bitsandbytes", _bitsandbytes), ("transformers", _versions)):
-        _gather(facts, name, ask)
+        try:
+            facts.update(ask())
+        except Exception as error:  # of any kind: a failure of a library is a finding
+            facts["errors"][name] = f"{type(error).__name__}: {error}"
+        if job["device_only"]:
+            break
     return facts
-
-
-def probe_device() -> dict[str, Any]:
-    """The facts on torch and its cards alone, which take a third of the time."""
-    environment.prepare()
-    facts: dict[str, Any] = {"errors": {}}
-    _gather(facts, "torch", _torch)
-    return facts
-
-
-def _gather(facts: dict[str, Any], name: str, ask: Callable[[], dict[str, Any]]) -> None:
-    try:
-        facts.update(ask())
-    except Exception as error:  # any failure of a library is a finding here, whatever its kind
-        facts["errors"][name] = f"{type(error).__name__}: {error}"
 
 
 def _torch() -> dict[str, Any]:
@@ -91,7 +82,3 @@ def _versions() -> dict[str, Any]:
     import transformers
 
     return {"transformers": transformers.__version__, "peft": peft.__version__}
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(probe_device() if "--device" in sys.argv[1:] else probe()) + "\n")

@@ -7,7 +7,7 @@ pass: a stream of hidden states leaves the one in 16 bit at its layer and goes o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.directories import Progress
 from core.errors import UserError
 from core.hardware.cpu import memory
 from core.memory.batching import TOKEN_BUDGETS, chunk_positions
@@ -29,8 +30,6 @@ from core.worker.quantization.layers import LayeredModel
 from core.worker.quantization.sample import Sample
 from core.worker.quantization.streams import EntangledError, Stream, StreamedForward
 
-#: Told of the activity, how much of it is done, and of how much; may raise to give up.
-Progress = Callable[[str, int | None, int | None], None]
 #: Bytes of the hidden states of all streams that wait in the machine's memory at one time, and at most what part of the
 #: free memory they are.
 STREAM_BYTES, STREAM_SHARE = 4 << 30, 0.25

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from core.config.schema import Config
 from core.directories import Progress
 from core.errors import UserError
 from core.memory.batching import padded_length
-from core.models.quantized_weights import read_decoded
-from core.models.shapes import by_layer
-from core.models.tensors import Tensor
 from core.quantization.result import Data
-from core.runs.beside import runs_on_card, runs_on_cpu
 from core.template.builtin import template_source
 from core.template.settings import mask_settings
-from core.units import format_bytes
 from core.worker.data.batches import supervised_count
 from core.worker.data.dataset import Loader
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
-from core.worker.generate.room import free_bytes
 from core.worker.model.support import load_generation_config, vocabulary_size
 
 #: Training rows that are read where nothing is held out.
@@ -101,41 +93,3 @@ def choose_sample(rows: Sequence[TokenizedRow], count: int, budget: int, data: D
             "Take shorter rows for data.eval.",
         )
     return Sample(chosen, data)
-
-
-#: Bytes for activations, logits and the code on the device, whatever the model.
-_AROUND = 2 << 30
-
-
-def needed_bytes(tensors: Mapping[str, Tensor], width: int) -> int:
-    """Bytes that a measurement takes at most: what is outside the layers, and the largest layer twice, as its parts
-    are there beside what they are merged into.
-
-    Args:
-        tensors: Of the model's files.
-        width: Bytes of an element in 16 or 32 bit.
-    """
-    layers = [sum(tensor.elements for tensor in layer.values()) for layer in by_layer(tensors).values()]
-    outside = sum(tensor.elements for tensor in tensors.values()) - sum(layers)
-    return width * (outside + 2 * max(layers, default=0)) + _AROUND
-
-
-def refuse_beside_run(base: Path, device: torch.device, dtype: torch.dtype) -> None:
-    """Check that a measurement fits beside the runs on its device.
-
-    Raises:
-        UserError: If a run trains there, and it does not fit.
-    """
-    needed, free = needed_bytes(read_decoded(base).tensors, dtype.itemsize), free_bytes(device)
-    if needed <= free:
-        return
-    if device.type == "cuda":
-        runs = runs_on_card(f"GPU-{getattr(torch.cuda.get_device_properties(device), 'uuid', '')}")
-    else:
-        runs = runs_on_cpu()
-    if runs:
-        raise UserError(
-            f"Run {runs[0]} trains on the same device, where {format_bytes(free)} are free, and the measurement takes "
-            f"up to {format_bytes(needed)}.",
-            "Wait until the run is over.",
-        )

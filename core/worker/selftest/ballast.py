@@ -18,7 +18,7 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from core.atomic import write_atomic
-from core.worker.selftest.bench import RECORD
+from core.worker.selftest.check import RECORD
 
 #: Memory of a card left to other programs.
 MARGIN = 256 << 20

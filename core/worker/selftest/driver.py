@@ -14,7 +14,7 @@ from core.hardware.nvml import Nvml, NvmlUnavailableError
 from core.hardware.power import may_set_power
 from core.hardware.snapshot import Device
 from core.units import format_bytes
-from core.worker.selftest.bench import Bench, Outcome
+from core.worker.selftest.check import Bench, Outcome
 
 #: How far NVML's memory may be from torch's: of the total, of which torch leaves out what the driver keeps for itself,
 #: and of what is free, which other programs change between two readings. As a share of the card.

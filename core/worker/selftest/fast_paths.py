@@ -16,7 +16,7 @@ from core.worker.fused.kernels import gating_of, kernel_trials
 from core.worker.fused.rms_norm import RmsNormFunction
 from core.worker.fused.rotary import rotate
 from core.worker.fused.trial import Trial
-from core.worker.selftest.bench import Bench, Outcome
+from core.worker.selftest.check import Bench, Outcome
 
 #: A kind of fast paths: its trials for a device and a dtype.
 Source = Callable[[torch.device, torch.dtype], Iterator[Trial]]

@@ -13,7 +13,7 @@ from core.memory.calibration import Calibration, read_calibration, write_calibra
 from core.runs.events import MemoryEvent
 from core.selftest.sizes import Shape
 from core.units import format_bytes
-from core.worker.selftest.bench import Bench, Outcome
+from core.worker.selftest.check import Bench, Outcome
 from core.worker.selftest.worker_run import WorkerRun, shape_config
 from core.worker.selftest.wrapped import CARD_VARIABLE, Footprint
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from core.config.schema import Config
 from core.errors import UserError
 from core.selftest.curve import curve_config
-from core.worker.selftest.bench import Bench, Outcome
+from core.worker.selftest.check import Bench, Outcome
 from core.worker.selftest.worker_run import WorkerRun, strict
 
 #: Share of adapter inputs dropped, so that random numbers must go on where they were.

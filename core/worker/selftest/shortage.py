@@ -10,7 +10,7 @@ from typing import Any
 
 from core.runs.events import NoticeEvent
 from core.units import format_bytes
-from core.worker.selftest.bench import RECORD, Bench, Outcome
+from core.worker.selftest.check import RECORD, Bench, Outcome
 from core.worker.selftest.worker_run import WorkerRun, shape_config
 
 #: Steps of the run: both shortages, and some after.

@@ -13,7 +13,7 @@ from core.memory.calibration import read_calibration
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import load_architecture, locate_model
 from core.units import format_rate
-from core.worker.selftest.bench import Bench, Outcome
+from core.worker.selftest.check import Bench, Outcome
 from core.worker.selftest.memory import keep
 from core.worker.selftest.worker_run import WorkerRun, shape_config
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.selftest.curve import FIRST_SHARE, MEAN_SHARE, STEP_SHARE, LossCurve, curve_config
-from core.worker.selftest.bench import Bench, Outcome
+from core.worker.selftest.check import Bench, Outcome
 from core.worker.selftest.worker_run import WorkerRun
 
 

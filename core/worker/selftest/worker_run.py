@@ -23,7 +23,7 @@ from core.runs.store import Run
 from core.runs.tail import EventTail
 from core.selftest.sizes import Shape
 from core.text import one_line
-from core.worker.selftest.bench import Bench
+from core.worker.selftest.check import Bench
 
 #: Seconds between two looks at a worker.
 _INTERVAL = 0.02

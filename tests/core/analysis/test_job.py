@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from core.analysis import job
-from core.analysis.job import AnalysisCancelledError, AnalysisJob, analyze
-from core.analysis.result import AnalysisRequest, Progress
+from core.analysis.job import analysis_job, analyze
+from core.analysis.result import AnalysisRequest
 from core.errors import UserError
-from core.helper import Helper
+from core.jobs.job import JobCancelledError, JobProgress
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write
 from tests.waiting import wait_for
@@ -45,7 +45,7 @@ class Watched:
     """A job with something to be done to it once its processes are at work."""
 
     def __init__(self, path: Path, act: Callable[[Watched], object]) -> None:
-        self.job = AnalysisJob(AnalysisRequest((str(path),)))
+        self.job = analysis_job(AnalysisRequest((str(path),)))
         self.family: list[psutil.Process] = []
         self._act = act
 
@@ -53,11 +53,10 @@ class Watched:
     def leader(self) -> psutil.Process:
         return self.family[0]
 
-    def progress(self, told: Progress) -> None:
-        helper = self.job._helper
-        if self.family or told.stage != "reading" or told.done == 0 or helper is None:
+    def progress(self, told: JobProgress) -> None:
+        if self.family or told.activity != "reading" or not told.done:
             return
-        leader = psutil.Process(helper.process.pid)
+        leader = psutil.Process(self.job.pid)
         self.family = [leader, *leader.children(recursive=True)]
         self._act(self)
 
@@ -76,20 +75,11 @@ needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="o
 @needs_two_cores
 def test_closing_in_the_middle_leaves_no_process(many: Path) -> None:
     watched = Watched(many, lambda found: found.job.close())
-    with pytest.raises(AnalysisCancelledError):
+    with pytest.raises(JobCancelledError):
         watched.end()
     watched.job.close()
-    with pytest.raises(AnalysisCancelledError):
+    with pytest.raises(JobCancelledError):
         watched.job.run()
-
-
-@needs_two_cores
-def test_what_the_listener_raises_ends_it(many: Path) -> None:
-    def fail(_: Watched) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Watched(many, fail).end()
 
 
 @needs_two_cores
@@ -103,7 +93,7 @@ def test_one_that_the_kernel_ends_for_its_time_is_about_the_template(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = "import os, signal; os.kill(os.getpid(), signal.SIGXCPU)"
-    monkeypatch.setattr(job, "Helper", lambda _: Helper([sys.executable, "-c", late]))
+    monkeypatch.setattr(job, "PROGRAM", [sys.executable, "-c", late])
     with pytest.raises(UserError, match="takes more time than any should") as caught:
         analyze(AnalysisRequest((str(tmp_path),)))
     assert "template.file" in caught.value.hint
@@ -119,10 +109,10 @@ def test_one_of_its_processes_that_is_killed_is_a_sentence(many: Path) -> None:
 @needs_two_cores
 def test_the_end_of_the_one_who_asked_ends_it(many: Path) -> None:
     script = (
-        "import sys; from core.analysis.result import AnalysisRequest; from core.analysis.job import AnalysisJob\n"
-        "job = AnalysisJob(AnalysisRequest((sys.argv[1],)))\n"
+        "import sys; from core.analysis.result import AnalysisRequest; from core.analysis.job import analysis_job\n"
+        "job = analysis_job(AnalysisRequest((sys.argv[1],)))\n"
         "def told(progress):\n"
-        "    if progress.stage == 'reading' and progress.done: print(job._helper.process.pid, flush=True)\n"
+        "    if progress.activity == 'reading' and progress.done: print(job.pid, flush=True)\n"
         "job.run(told)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(many)], stdout=subprocess.PIPE, text=True) as asker:
@@ -157,16 +147,16 @@ def test_a_file_that_changes_meanwhile_is_a_sentence(
 def test_closing_while_a_packed_file_is_unpacked_leaves_nothing(tmp_path: Path, private_home: Path) -> None:
     text = json_lines({"prompt": os.urandom(40).hex(), "completion": "a"} for _ in range(200_000)).encode()
     path = write(tmp_path / "a.jsonl.gz", gzip.compress(text, 1))
-    job = AnalysisJob(AnalysisRequest((str(path),)))
+    job = analysis_job(AnalysisRequest((str(path),)))
     family: list[psutil.Process] = []
 
-    def told(progress: Progress) -> None:
-        if progress.stage == "indexing" and not family and job._helper is not None:
-            leader = psutil.Process(job._helper.process.pid)
+    def told(progress: JobProgress) -> None:
+        if progress.activity == "indexing" and not family:
+            leader = psutil.Process(job.pid)
             family.extend([leader, *leader.children(recursive=True)])
             job.close()
 
-    with pytest.raises(AnalysisCancelledError):
+    with pytest.raises(JobCancelledError):
         job.run(told)
     # The helper that unpacks is one of them.
     assert len(family) >= 2

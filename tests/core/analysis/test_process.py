@@ -21,7 +21,7 @@ from tests.tiny_model import CHATML
 SCRIPT = (
     "import core.analysis.row_facts as facts; facts.BATCH_SECONDS = 1\n"
     "import core.analysis.process as process; process._MEMORY = 600 << 20\n"
-    "process.main()\n"
+    "process.run_job(process.analyze)\n"
 )
 
 
@@ -34,7 +34,7 @@ def run(request: AnalysisRequest, before: str = "") -> subprocess.CompletedProce
     """
     return subprocess.run(
         [sys.executable, "-c", f"import core.sandbox.limits\n{before}{SCRIPT}"],
-        input=json.dumps(request.to_dict()) + "\n",
+        input=json.dumps({"title": "it", "hint": "", "analysis": request.to_dict()}) + "\n",
         capture_output=True,
         text=True,
         timeout=120,
@@ -81,5 +81,5 @@ def test_rows_on_which_a_template_fills_the_memory_are_dropped(rows: Path, tiny_
         # On a busy machine it takes its time before it takes the memory.
         assert "takes more than 1 s" in answer["error"]
     else:
-        assert answer["analysis"]["dropped"] == {"template_error": 1}
-        assert answer["analysis"]["used"] == 19
+        assert answer["done"]["dropped"] == {"template_error": 1}
+        assert answer["done"]["used"] == 19

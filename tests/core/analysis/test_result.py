@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from core.analysis.job import AnalysisCancelledError, AnalysisJob, analyze
+from core.analysis.job import analyze
 from core.analysis.result import AnalysisRequest
 from core.errors import UserError
 from core.template.settings import MaskSettings
@@ -102,10 +102,3 @@ def test_tokens_are_counted_as_training_counts_them(tmp_path: Path, tiny_model_d
 def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         analyze(AnalysisRequest((str(tmp_path / "nowhere.jsonl"),)))
-
-
-def test_an_analysis_can_be_ended_from_another_thread(tmp_path: Path) -> None:
-    data = write(tmp_path / "many.jsonl", CLEAN * 20_000)
-    job = AnalysisJob(AnalysisRequest((str(data),)))
-    with pytest.raises(AnalysisCancelledError):
-        job.run(lambda _: job.close())

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from core.analysis.duplicates import Fingerprints, digest, find_near, find_same, find_shared, normalized, signature
-from core.analysis.result import Analysis, AnalysisRequest, Progress
+from core.analysis.result import Analysis, AnalysisRequest
 from core.analysis.survey import survey
 from core.data.conversation import Example, make_tokens
 from core.errors import UserError
+from core.jobs.job import JobProgress
 from core.template.settings import MaskSettings
 from tests.cases import cases
 from tests.core.analysis.rows import row, rows_of
@@ -135,14 +136,14 @@ def test_leaks_from_rows_that_cannot_be_used_are_not_counted(tmp_path: Path) -> 
 def test_leaks_among_many_rows_and_processes(tmp_path: Path) -> None:
     train = write(tmp_path / "t.jsonl", json_lines(row(f"question {n} {prose(n, 5)}") for n in range(2500)))
     held_out = write(tmp_path / "e.jsonl", json_lines(row(f"question {n} {prose(n, 5)}") for n in range(2400, 3000)))
-    told: list[Progress] = []
-    found = survey(AnalysisRequest((str(train),), (str(held_out),)), told.append)
+    told: list[JobProgress] = []
+    found = survey(AnalysisRequest((str(train),), (str(held_out),)), lambda *at: told.append(JobProgress(*at)))
     assert rows_of(found, "leaked") == list(range(2400, 2500))
     assert found.eval_rows == 600
-    reading = [progress.done for progress in told if progress.stage == "reading"]
+    reading = [progress.done or 0 for progress in told if progress.activity == "reading"]
     assert reading == sorted(reading)
     assert reading[-1] == 3100 == told[-1].total
-    assert told[-1].stage == "comparing"
+    assert told[-1].activity == "comparing"
 
 
 # Files of every kind.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from core.audit.job import AuditJob
+from core.audit.job import audit_job
 from core.config.schema import Config
 from core.errors import UserError
 from core.runs.chain import Chain
@@ -20,7 +20,7 @@ def test_a_live_run_is_refused(tmp_path: Path) -> None:
     pid, identity = own_identity()
     RunState(state="training", pid=pid, pid_started=identity, host=hostname()).write(run.state_path)
     with pytest.raises(UserError, match="only a run that is over can be verified"):
-        AuditJob(run, spans=1, seed=1).run()
+        audit_job(run, spans=1, seed=1).run()
 
 
 @pytest.mark.slow
@@ -44,7 +44,7 @@ def test_processes_that_are_not_started_here_are_told(tmp_path: Path, count: int
     events = [PhaseEvent(name="importing"), RanksEvent(ranks=ranks), step, saved, FinishedEvent(reason="", step=1)]
     run.events_path.write_text("".join(map(encode_event, events)))
     seal_checkpoint(run)
-    found = AuditJob(run, spans=1, seed=1).run()
+    found = audit_job(run, spans=1, seed=1).run()
     assert found.spans == ()
     assert any(note.startswith(sentence) and note.endswith("only the chain is checked.") for note in found.notes)
 

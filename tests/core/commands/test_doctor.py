@@ -257,9 +257,9 @@ def test_tmux(features: str, delay: str, colors: str, words: list[str]) -> None:
 def test_a_probe_that_dies_is_reported_with_its_last_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = tmp_path / "python"
     for script, words in (
-        ("echo noise; echo 'Illegal instruction' >&2; exit 132", "code 132: Illegal instruction"),
-        ("exit 1", "it printed nothing"),
-        ("sleep 60", "did not end within 0.3 s"),
+        ("echo noise; echo 'Illegal instruction' >&2; exit 132", "code 132; its log ends with: Illegal instruction"),
+        ("exit 1", "The import of torch failed: its process ended with code 1."),
+        ("sleep 60", "The import of torch was not done after 0.3s, and was ended."),
     ):
         fake.write_text(f"#!/bin/sh\n{script}\n")
         fake.chmod(0o755)

@@ -17,7 +17,7 @@ from tests.core.commands.conftest import CommandLine
 @pytest.fixture
 def run(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A finished run with a result, and exports that do as a variable says."""
-    monkeypatch.setattr(job, "MODULE", "tests.core.export.scripted_export")
+    monkeypatch.setattr(job, "PROGRAM", "tests.core.export.scripted_export")
     monkeypatch.setenv("SCRIPTED_EXPORT", "result")
     made = create_run(Config(model=ModelSection(base="/models/base"), data=DataSection(train="/rows.jsonl")), "tickets")
     RunState(state="finished", step=30, total_steps=30, updated=time.time()).write(made.state_path)

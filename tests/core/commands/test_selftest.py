@@ -17,7 +17,7 @@ from tests.cases import cases
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A self-test that passes, with a starter model that is there."""
-    monkeypatch.setattr(job, "MODULE", "tests.core.selftest.scripted_check")
+    monkeypatch.setattr(job, "PROGRAM", "tests.core.selftest.scripted_check")
     monkeypatch.setattr(job, "read_record", lambda _: {})
     monkeypatch.setenv("SCRIPTED_PLAN", "{}")
     return monkeypatch

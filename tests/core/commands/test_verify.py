@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from core.audit import job as audit_job
 from core.audit.result import Audit, ChainResult, Difference, Outcome, SpanResult
 from core.commands.command_line import command_parser
 from core.commands.verify import EXIT_DIFFERS, result_lines
 from core.config.schema import Config
+from core.jobs.job import Job
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from tests.cases import cases
@@ -59,7 +59,7 @@ def test_exit_codes_and_sentences(
 ) -> None:
     difference = Difference(what="loss of step 3 came out otherwise.", step=3, recorded="0.1", found="0.2")
     audit = found(outcome, *([difference] if outcome in ("differs", "inexact") else []))
-    monkeypatch.setattr(audit_job.AuditJob, "run", lambda *_: audit)
+    monkeypatch.setattr(Job, "run", lambda *_: audit)
     assert verify(run.id) == code
     out = capsys.readouterr().out
     assert said in out
@@ -91,7 +91,7 @@ def test_the_chain_alone_is_enough_where_it_was_asked_for(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     audit = Audit(run="r", chain=ChainResult(head="f00d", links=3), inputs=(), spans=(), notes=(), seed=7, seconds=3.0)
-    monkeypatch.setattr(audit_job.AuditJob, "run", lambda *_: audit)
+    monkeypatch.setattr(Job, "run", lambda *_: audit)
     assert verify(run.id, "--spans", "0") == 0
     assert "The chain is whole; nothing was executed again." in capsys.readouterr().out
     assert verify(run.id) == 1

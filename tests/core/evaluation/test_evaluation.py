@@ -16,11 +16,12 @@ import pytest
 from core.chat.request import Source
 from core.errors import UserError
 from core.evaluation.check import Check
-from core.evaluation.evaluation import Evaluation, EvaluationCancelledError, EvaluationProgress
+from core.evaluation.evaluation import Evaluation
 from core.evaluation.prompt_set import PromptItem, PromptSet
 from core.evaluation.record import EvaluationRecord, list_records, read_record
 from core.evaluation.report import summary_lines, to_jsonl, to_markdown, write_report
 from core.evaluation.table import EvaluationTable
+from core.jobs.job import JobCancelledError, JobProgress
 from tests.cases import cases
 from tests.core.evaluation.scripted import ScriptedSession, targets
 from tests.waiting import wait_for
@@ -48,7 +49,7 @@ def answer(question: str, source: Source) -> str:
 
 def test_models_are_compared_on_the_same_questions() -> None:
     session = ScriptedSession(answer)
-    told: list[EvaluationProgress] = []
+    told: list[JobProgress] = []
     evaluation = Evaluation(prompts(), targets(session))
     record = evaluation.run(told.append)
     assert session.loads == 1, "base and adapter are answered by one loaded model"
@@ -77,11 +78,11 @@ def test_one_that_was_cut_short_goes_on_with_what_it_had() -> None:
     first = ScriptedSession(answer)
     begun = Evaluation(prompts(), targets(first))
 
-    def stop(progress: EvaluationProgress) -> None:
+    def stop(progress: JobProgress) -> None:
         if progress.done == 5:
             begun.cancel()
 
-    with pytest.raises(EvaluationCancelledError):
+    with pytest.raises(JobCancelledError):
         begun.run(stop)
     assert begun.record.done == 5
     second = ScriptedSession(answer)
@@ -99,7 +100,7 @@ def test_one_that_was_cut_short_goes_on_with_what_it_had() -> None:
 @cases("change", ["prompts", "model", "length", "check"])
 def test_answers_of_something_else_are_not_taken_over(change: str) -> None:
     begun = Evaluation(prompts(), targets(ScriptedSession(answer)))
-    with pytest.raises(EvaluationCancelledError):
+    with pytest.raises(JobCancelledError):
         begun.run(lambda progress: begun.cancel() if progress.done == 5 else None)
     session = ScriptedSession(answer)
     other = Evaluation(
@@ -154,7 +155,7 @@ def test_a_full_disk_is_said_and_what_was_written_stays() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-    def fill(progress: EvaluationProgress) -> None:
+    def fill(progress: JobProgress) -> None:
         if progress.done == 5 and begun.file is not None:
             begun.file.write()
             resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
@@ -266,7 +267,7 @@ def test_it_can_be_cancelled_while_a_model_answers() -> None:
     def work() -> None:
         try:
             evaluation.run()
-        except EvaluationCancelledError as error:
+        except JobCancelledError as error:
             ended.append(error)
 
     thread = threading.Thread(target=work)

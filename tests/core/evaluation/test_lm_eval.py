@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import pytest
 from core.errors import UserError
 from core.evaluation.lm_eval import (
     Figure,
-    HarnessJob,
     HarnessModel,
+    HarnessRun,
     find_program,
     plain_model,
     read_results,
@@ -25,11 +24,10 @@ from core.evaluation.lm_eval import (
 from core.evaluation.record import folder_of, list_records
 from core.runs.store import Run
 from tests.cases import cases
-from tests.waiting import wait_for
 
 #: Writes what lm-eval 0.4.13 writes, and how it was called.
 STAND_IN = """#!{python}
-import argparse, json, os, pathlib, sys, time
+import argparse, json, os, pathlib, sys
 parser = argparse.ArgumentParser(allow_abbrev=False)
 for name in ("model", "model_args", "tasks", "output_path", "limit", "include_path", "device"):
     parser.add_argument(f"--{{name}}")
@@ -40,9 +38,6 @@ print("loading the model \\x1b[2J", flush=True)
 if mode == "fail":
     print("Traceback (most recent call last):", file=sys.stderr)
     sys.exit("ConnectionError: Couldn't reach the Hub \\x1b[2J")
-if mode == "hang":
-    pathlib.Path(os.environ["STAND_IN_PID"]).write_text(str(os.getpid()))
-    time.sleep(600)
 out = pathlib.Path(args.output_path) / "model"
 out.mkdir(parents=True)
 if mode == "nothing":
@@ -86,15 +81,15 @@ def test_nothing_is_written_through_a_link(call: Path, tmp_path: Path) -> None:
     folder_of(None).parent.mkdir(parents=True, exist_ok=True)
     folder_of(None).symlink_to(elsewhere)
     with pytest.raises(UserError, match="is a link"):
-        HarnessJob(model(tmp_path), ["mine"]).run()
+        HarnessRun(model(tmp_path), ["mine"]).job().run()
     assert not call.exists()
     assert list(elsewhere.iterdir()) == []
 
 
 def test_it_is_started_offline_and_its_figures_are_kept(call: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    job = HarnessJob(model(tmp_path), ["arc_easy", "mine"], 10, tmp_path, "cpu")
-    result = job.run(lines.append)
+    job = HarnessRun(model(tmp_path), ["arc_easy", "mine"], 10, tmp_path, "cpu").job()
+    result = job.run(lambda at: lines.append(at.activity))
     told: Any = json.loads(call.read_text())
     adapter = tmp_path / "adapter"
     assert told["args"] | {"output_path": ""} == {
@@ -124,38 +119,20 @@ def test_it_is_started_offline_and_its_figures_are_kept(call: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("mode", "said"),
-    [("fail", "lm-eval ended with code 1: ConnectionError"), ("nothing", "no results that can be read")],
+    [
+        ("fail", "lm-eval failed: its process ended with code 1; its log ends with: ConnectionError"),
+        ("nothing", "no results that can be read"),
+    ],
 )
 def test_a_failure_is_a_sentence(
     call: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, said: str
 ) -> None:
     monkeypatch.setenv("STAND_IN", mode)
     with pytest.raises(UserError) as refused:
-        HarnessJob(model(tmp_path), ["arc_easy"]).run()
+        HarnessRun(model(tmp_path), ["arc_easy"]).job().run()
     assert said in refused.value.message
     assert "\x1b" not in refused.value.message
     assert "\n" not in refused.value.message
-
-
-def test_it_is_cancelled_from_another_thread(call: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STAND_IN", "hang")
-    monkeypatch.setenv("STAND_IN_PID", str(tmp_path / "pid"))
-    job = HarnessJob(model(tmp_path), ["arc_easy"])
-    said: list[str] = []
-
-    def work() -> None:
-        try:
-            job.run()
-        except UserError as error:
-            said.append(error.message)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    pid = wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 30, "the stand-in to begin")
-    job.cancel()
-    thread.join(30)
-    assert said == ["lm-eval was cancelled."]
-    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_without_it_the_way_to_have_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -169,7 +146,7 @@ def test_without_it_nothing_is_made_in_the_run(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("PATH", str(tmp_path))
     run = Run(tmp_path / "run")
     run.path.mkdir()
-    job = HarnessJob(replace(model(tmp_path), run=run), ["arc_easy"])
+    job = HarnessRun(replace(model(tmp_path), run=run), ["arc_easy"]).job()
     with pytest.raises(UserError, match="lm-eval is not installed"):
         job.run()
     assert os.listdir(run.path) == []
@@ -180,7 +157,7 @@ def test_a_path_that_it_would_read_otherwise_is_refused(call: Path, tmp_path: Pa
     run.path.mkdir()
     odd = HarnessModel("odd", tmp_path / "a,b=c", run=run)
     with pytest.raises(UserError, match="cannot be told the path"):
-        HarnessJob(odd, ["arc_easy"]).run()
+        HarnessRun(odd, ["arc_easy"]).job().run()
     assert os.listdir(run.path) == []
 
 

@@ -7,16 +7,16 @@ import signal
 import sys
 from pathlib import Path
 
-from core.export.job import ExportJob
+from core.export.job import export_job
 from core.export.request import ExportRequest
-from core.helper import HelperProgress
+from core.jobs.job import JobProgress
 
 
-def look(progress: HelperProgress) -> None:
+def look(progress: JobProgress) -> None:
     """Kill this process when the weights are merged."""
     if progress.activity == "merging the weights":
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    ExportJob(ExportRequest(Path(sys.argv[1]), "merged", rows=1)).run(look)
+    export_job(ExportRequest(Path(sys.argv[1]), "merged", rows=1)).run(look)

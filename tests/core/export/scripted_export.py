@@ -3,37 +3,29 @@ or ``hang``."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
+from typing import Any
 
+from core.errors import UserError
 from core.export.plan import plan_export
 from core.export.request import ExportRequest
 from core.export.result import Agreement, ExportedFile, ExportResult
-from core.helper import tie_to_parent
+from core.jobs.process import Answers, run_job
 
 
-def send(**message: object) -> None:
-    """Write a message."""
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
-
-
-def main() -> None:
+def export(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     """Answer one request."""
-    tie_to_parent()
-    request = ExportRequest.from_dict(json.loads(sys.stdin.readline())["request"])
+    request = ExportRequest.from_dict(job["request"])
     how = os.environ["SCRIPTED_EXPORT"]
-    send(progress={"activity": "merging the\x1b[31m weights", "done": 1, "total": 4})
+    answers.progress("merging the\x1b[31m weights", 1, 4)
     if how == "hang":
-        sys.stdin.read()
         time.sleep(600)
     if how == "error":
-        send(error="The export has failed: Its mean divergence is 0.3 nats.", hint="Choose a type with more bits.")
-        return
+        raise UserError("The export has failed: Its mean divergence is 0.3 nats.", "Choose a type with more bits.")
     plan = plan_export(request)
-    result = ExportResult(
+    return ExportResult(
         path=plan.target,
         kind=request.kind,
         quant=request.weights,
@@ -47,9 +39,8 @@ def main() -> None:
         notes=("One thing to know.",),
         seconds=61,
         created=1.0,
-    )
-    send(done=result.to_dict())
+    ).to_dict()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_job(export))

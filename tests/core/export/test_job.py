@@ -6,17 +6,20 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core import paths
 from core.errors import UserError
-from core.export.job import ExportCancelledError, ExportJob
+from core.export.job import export_job
 from core.export.plan import plan_export
 from core.export.request import ExportRequest
 from core.export.result import list_exports
 from core.export.stages import stages_of
-from core.helper import HelperProgress
+from core.helper import Helper
+from core.jobs import job as jobs
+from core.jobs.job import JobCancelledError, JobProgress
 from core.runs.store import Run
 from tests.core.export import killed_export
 from tests.core.export.trained_run import make_trained_run, write_rows
@@ -34,11 +37,11 @@ def left() -> list[str]:
     return sorted(os.listdir(paths.exports_dir())) if paths.exports_dir().exists() else []
 
 
-def at(activity: str, act: Callable[[], object]) -> Callable[[HelperProgress], None]:
+def at(activity: str, act: Callable[[], object]) -> Callable[[JobProgress], None]:
     """Progress that acts once, when an activity is told."""
     done = False
 
-    def look(progress: HelperProgress) -> None:
+    def look(progress: JobProgress) -> None:
         nonlocal done
         if not done and progress.activity == activity:
             done = True
@@ -48,9 +51,9 @@ def at(activity: str, act: Callable[[], object]) -> Callable[[HelperProgress], N
 
 
 def test_a_merged_model_is_made_and_proven_in_processes_of_their_own(run: Run) -> None:
-    seen: list[HelperProgress] = []
+    seen: list[JobProgress] = []
     plan = plan_export(ExportRequest(run.path, "merged", rows=2))
-    result = ExportJob(ExportRequest(run.path, "merged", rows=2)).run(seen.append)
+    result = export_job(ExportRequest(run.path, "merged", rows=2)).run(seen.append)
     assert result.verified
     assert result.agreement is not None
     assert (result.agreement.rows, result.agreement.greedy_equal) == (2, 2)
@@ -64,29 +67,29 @@ def test_a_merged_model_is_made_and_proven_in_processes_of_their_own(run: Run) -
     assert list_exports(run.id) == [result]
     assert left() == [f"{run.id}-merged"]
     with pytest.raises(UserError, match="is there already"):
-        ExportJob(ExportRequest(run.path, "merged")).run()
+        export_job(ExportRequest(run.path, "merged")).run()
 
 
 def test_a_process_that_is_killed_leaves_nothing(run: Run) -> None:
-    job = ExportJob(ExportRequest(run.path, "merged", rows=1))
+    job = export_job(ExportRequest(run.path, "merged", rows=1))
 
     def kill() -> None:
-        assert job._helper is not None
+        assert job.pid is not None
         assert left()[0].startswith(f".{run.id}-merged.")
-        os.kill(job._helper.process.pid, signal.SIGKILL)
+        os.kill(job.pid, signal.SIGKILL)
 
-    with pytest.raises(UserError, match=r"was not made: its process was ended by SIGKILL") as caught:
+    with pytest.raises(UserError, match=r"^The export failed: its process was ended by SIGKILL") as caught:
         job.run(at("merging the weights", kill))
     assert "out of memory" in caught.value.hint
     assert left() == []
 
 
 def test_closing_it_ends_it_and_leaves_nothing(run: Run) -> None:
-    job = ExportJob(ExportRequest(run.path, "merged", rows=1))
-    with pytest.raises(ExportCancelledError):
+    job = export_job(ExportRequest(run.path, "merged", rows=1))
+    with pytest.raises(JobCancelledError):
         job.run(at("merging the weights", job.close))
     assert left() == []
-    with pytest.raises(ExportCancelledError):
+    with pytest.raises(JobCancelledError):
         job.run()
 
 
@@ -97,30 +100,29 @@ def test_what_is_left_by_a_killed_program_is_removed_by_the_next_export(run: Run
     (leftover,) = left()
     number = int(leftover.split(".")[-2])
     wait_for(lambda: not Path(f"/proc/{number}").exists(), 30, f"the end of process {number}")
-    ExportJob(ExportRequest(run.path, "card")).run()
+    export_job(ExportRequest(run.path, "card")).run()
     assert left() == [f"{run.id}-card"]
 
 
 def test_a_file_that_cannot_be_written_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    start = ExportJob._start
 
-    def limited(job: ExportJob, log: object) -> object:
+    def limited(*arguments: Any, **options: Any) -> Helper:
         """Files of the process may have 64 KB."""
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
         try:
-            return start(job, log)  # type: ignore[arg-type]
+            return Helper(*arguments, **options)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr(ExportJob, "_start", limited)
+    monkeypatch.setattr(jobs, "Helper", limited)
     with pytest.raises(UserError, match=r"exports cannot be written: File too large"):
-        ExportJob(ExportRequest(run.path, "merged", quant="F32")).run()
+        export_job(ExportRequest(run.path, "merged", quant="F32")).run()
     assert left() == []
 
 
 def test_a_place_that_is_none_is_refused_before_anything_starts(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no directory"):
-        ExportJob(ExportRequest(run.path, "card", out=tmp_path / "missing" / "card")).run()
+        export_job(ExportRequest(run.path, "card", out=tmp_path / "missing" / "card")).run()
     with pytest.raises(UserError, match="no checkpoint of step 3"):
-        ExportJob(ExportRequest(run.path, "card", step=3)).run()
+        export_job(ExportRequest(run.path, "card", step=3)).run()

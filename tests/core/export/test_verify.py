@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -150,32 +149,12 @@ def test_a_reader_that_is_killed_is_a_sentence_and_leaves_nothing(
 ) -> None:
     path = measured.gguf(tmp_path / "model.gguf")
     dying = (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    monkeypatch.setattr(proof, "MODULE", dying)
-    with pytest.raises(UserError, match="The reader of the exported file was ended by SIGKILL without a result"):
+    monkeypatch.setattr(proof, "PROGRAM", dying)
+    with pytest.raises(UserError, match="The reader of the exported file failed: its process was ended by SIGKILL"):
         measured.compare(path)
-    with pytest.raises(UserError, match="The measurement of the trained model was ended by SIGKILL"):
+    with pytest.raises(UserError, match="The measurement of the trained model failed: its process was"):
         proof.verify(path, "gguf", "F32", measured.trained, quiet)
     assert os.listdir(tmp_path) == ["model.gguf"]
-
-
-def test_giving_up_ends_the_process(measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = measured.gguf(tmp_path / "model.gguf")
-    note = tmp_path / "pid"
-    hanging = f"import os, signal; open({str(note)!r}, 'w').write(str(os.getpid())); signal.pause()"
-    monkeypatch.setattr(proof, "MODULE", (sys.executable, "-c", hanging))
-
-    class GivenUpError(Exception):
-        pass
-
-    def give_up(*_: Any) -> None:
-        if note.exists() and note.read_text():
-            raise GivenUpError
-
-    with pytest.raises(GivenUpError):
-        proof.verify(path, "gguf", "F32", measured.trained, give_up)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(note.read_text()), signal.SIGCONT)
-    assert sorted(os.listdir(tmp_path)) == ["model.gguf", "pid"]
 
 
 def test_without_the_reader_nothing_is_claimed(

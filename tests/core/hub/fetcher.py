@@ -18,15 +18,17 @@ from core.text import one_line
 _PROGRAM = """
 import json, os, sys
 from core.hub import download
+from core.jobs.process import Answers, answer_to
 
-class Silent(download.Reporter):
-    def progress(self, stage, done, total): pass
-    def propose(self, plan): pass
+class Silent(Answers):
+    def __init__(self): pass
+    def progress(self, *_): pass
+    def ask(self, _): pass
 
 for line in sys.stdin:
     request = json.loads(line)
     os.environ.update(request["environment"])
-    sys.stdout.write(json.dumps(download._carry_out(request, Silent())) + "\\n")
+    sys.stdout.write(json.dumps(answer_to(download.fetch, request, Silent())) + "\\n")
     sys.stdout.flush()
 """
 
@@ -42,17 +44,19 @@ class Fetcher:
         self._process = process
 
     def fetch(self, entry: str) -> dict[str, Any]:
-        """Download, and what the process that downloads would answer: ``result``, or ``error`` and ``hint``."""
+        """Download, and what the process that downloads would answer: ``done``, or ``error`` and ``hint``."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         environment = {name: os.environ[name] for name in ("LOCALTUNE_HOME", "HF_ENDPOINT")}
-        self._process.stdin.write(json.dumps({"entry": entry, "environment": environment}) + "\n")
+        self._process.stdin.write(
+            json.dumps({"title": "the download", "hint": "", "entry": entry, "environment": environment}) + "\n"
+        )
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
 
     def plan(self, entry: str) -> FetchPlan:
-        """Download, and what :class:`~core.hub.job.FetchJob` would return.
+        """Download, and what :func:`~core.hub.job.fetch_job` would return.
 
         Raises:
             UserError: If it cannot be fetched.
@@ -60,7 +64,7 @@ class Fetcher:
         answer = self.fetch(entry)
         if "error" in answer:
             raise UserError(one_line(answer["error"]), one_line(answer["hint"]))
-        return FetchPlan.from_dict(answer["result"])
+        return FetchPlan.from_dict(answer["done"])
 
 
 @contextmanager

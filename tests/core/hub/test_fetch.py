@@ -16,10 +16,10 @@ import pytest
 from core import paths
 from core.data.registries.resolve import resolve_source
 from core.errors import UserError
-from core.helper import Helper
-from core.hub.job import FetchCancelledError, FetchJob, FetchPlan, FetchProgress
+from core.hub.job import FetchJob, FetchPlan, fetch_job
 from core.hub.store import NotFetchedError, find_fetched
 from core.hub_uri import HubEntry, parse_entry
+from core.jobs.job import JobCancelledError, JobProgress
 from core.models.check import check_model_directory
 from core.models.find import find_model
 from tests.cases import cases
@@ -30,8 +30,13 @@ from .fake_hub import TOKEN, FakeHub, Repository
 from .fetcher import Fetcher
 
 
-def fetch(text: str, progress: list[FetchProgress] | None = None) -> FetchPlan:
-    return FetchJob(parse_entry(text)).run((progress if progress is not None else []).append, lambda _: True)
+def agreed(text: str) -> FetchJob:
+    """A download that is agreed to whatever its size."""
+    return fetch_job(parse_entry(text), lambda _: True)
+
+
+def fetch(text: str, progress: list[JobProgress] | None = None) -> FetchPlan:
+    return agreed(text).run((progress if progress is not None else []).append)
 
 
 def questions(text: str) -> list[str]:
@@ -62,7 +67,7 @@ def test_a_dataset_is_fetched_once_and_read_without_the_network(hub: FakeHub) ->
     assert missing.value.hint == "'localtune-tui fetch hf://datasets/me/set' downloads it."
     assert hub.asked == []
 
-    seen: list[FetchProgress] = []
+    seen: list[JobProgress] = []
     plan = fetch(entry, seen)
     assert (plan.commit, plan.files) == (repository.commit, 2)
     assert plan.bytes == plan.remaining == len(rows(1, 2)) + len(rows(3))
@@ -136,7 +141,7 @@ def test_a_download_that_was_killed_is_gone_on_with(hub: FakeHub) -> None:
     content = rows(*range(30_000))
     hub.datasets["me/set"] = Repository({"a.jsonl": rows(1), "b.jsonl": content}, large={"b.jsonl"})
     hub.stalls["b.jsonl"] = 1 << 20
-    job = FetchJob(parse_entry("hf://datasets/me/set"))
+    job = agreed("hf://datasets/me/set")
     partial = paths.datasets_dir() / "me--set" / hub.datasets["me/set"].commit / ".partial"
 
     def close_when_stalled() -> None:
@@ -146,8 +151,8 @@ def test_a_download_that_was_killed_is_gone_on_with(hub: FakeHub) -> None:
 
     closer = threading.Thread(target=close_when_stalled)
     closer.start()
-    with pytest.raises(FetchCancelledError):
-        job.run(lambda _: None, lambda _: True)
+    with pytest.raises(JobCancelledError):
+        job.run()
     closer.join()
     with pytest.raises(NotFetchedError):
         resolve_source("hf://datasets/me/set")
@@ -182,8 +187,8 @@ def test_it_is_refused_while_the_plan_stands(hub: FakeHub) -> None:
         plans.append(plan)
         return False
 
-    with pytest.raises(FetchCancelledError):
-        FetchJob(parse_entry("hf://datasets/me/set")).run(lambda _: None, refuse)
+    with pytest.raises(JobCancelledError):
+        fetch_job(parse_entry("hf://datasets/me/set"), refuse).run()
     assert plans[0].remaining == plans[0].bytes > 0
     assert hub.files_asked() == []
 
@@ -401,14 +406,14 @@ def test_revisions_of_a_model_lie_side_by_side_and_each_is_found(
 
 def test_a_model_in_the_making_is_none(hub: FakeHub, tiny_model_dir: Path) -> None:
     hub.models["org/tiny"] = Repository(model_files(tiny_model_dir), large={"model.safetensors"})
-    job = FetchJob(parse_entry("hf://org/tiny"))
+    job = agreed("hf://org/tiny")
 
-    def stop(progress: FetchProgress) -> None:
-        if progress.stage == "downloading model.safetensors":
+    def stop(progress: JobProgress) -> None:
+        if progress.activity == "downloading model.safetensors":
             job.close()
 
-    with pytest.raises(FetchCancelledError):
-        job.run(stop, lambda _: True)
+    with pytest.raises(JobCancelledError):
+        job.run(stop)
     assert find_model("org/tiny") is None
     fetch("hf://org/tiny")
     assert find_model("org/tiny") is not None
@@ -449,14 +454,6 @@ def test_disk_errors_have_their_sentence() -> None:
     from core.directories import disk_error
 
     assert "full" in disk_error(Path("/x"), OSError(errno.ENOSPC, "No space left")).message
-
-
-def test_a_download_that_dies_in_the_middle_of_a_word_is_a_sentence(
-    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("core.hub.job._start", lambda: Helper("tests.core.hub.dying"))
-    with pytest.raises(UserError, match="has no result: its process was ended by SIGKILL"):
-        fetch("hf://datasets/me/set")
 
 
 def test_an_entry_keeps_its_commit(hub: FakeHub, fetcher: Fetcher) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from core import paths
 from core.errors import UserError
-from core.hub.job import FetchJob, hub_host
+from core.hub.job import fetch_job, hub_host
 from core.hub.store import find_fetched
 from core.hub_uri import HubEntry, parse_entry
 from tests.cases import cases
@@ -24,7 +24,7 @@ from .fake_hub import FakeHub, Reply, Repository
 from .fetcher import Fetcher, running_fetcher, snapshot
 
 COMMIT = "c" * 40
-MISTAKES = ("mistake of the program", "Error:", "Traceback", "report it")
+MISTAKES = ("The download failed", "Error:", "Traceback", "report it")
 
 
 @pytest.fixture
@@ -159,10 +159,10 @@ def check_fields(hub: FakeHub, fetcher: Fetcher, victim: Path, kind: str, every:
     for told in tried:
         hub.about = Reply(json.dumps(told).encode())
         answer = fetcher.fetch(entry)
-        if "result" in answer:
+        if "done" in answer:
             results += 1
-            assert Path(answer["result"]["directory"]) == own / COMMIT
-            assert answer["result"]["reason"].isprintable()
+            assert Path(answer["done"]["directory"]) == own / COMMIT
+            assert answer["done"]["reason"].isprintable()
         else:
             said(answer)
         assert snapshot(victim.parent, *apart) == before, told
@@ -257,13 +257,13 @@ def test_a_file_that_does_not_come_is_a_sentence(
     hub.first = [reply] * 3
     assert says in said(fetcher.fetch("hf://datasets/me/set"))
     hub.first = []
-    assert fetcher.fetch("hf://datasets/me/set")["result"]["files"] == 1
+    assert fetcher.fetch("hf://datasets/me/set")["done"]["files"] == 1
 
 
 def test_a_hub_that_asks_to_wait_is_asked_again(hub: FakeHub, fetcher: Fetcher) -> None:
     hub.datasets["me/set"] = Repository({"train.jsonl": rows(1)})
     hub.first = [Reply(status=429, headers={"Retry-After": "0"})] * 3
-    assert fetcher.fetch("hf://datasets/me/set")["result"]["files"] == 1
+    assert fetcher.fetch("hf://datasets/me/set")["done"]["files"] == 1
     assert len(hub.files_asked()) == 4
 
 
@@ -312,7 +312,7 @@ def test_a_file_half_come_that_is_another_one_is_not_written_through(
     (half.symlink_to if kind == "soft" else half.hardlink_to)(victim / "settings.json")
     before = snapshot(victim)
     answer = fetcher.fetch("hf://datasets/me/set")
-    assert "result" in answer if kind == "hard" else "is a link, which" in said(answer)
+    assert "done" in answer if kind == "hard" else "is a link, which" in said(answer)
     assert snapshot(victim) == before
 
 
@@ -320,7 +320,7 @@ def test_the_repository_may_lie_on_another_disk(hub: FakeHub, fetcher: Fetcher, 
     hub.datasets["me/set"] = Repository({"train.jsonl": rows(1)})
     paths.datasets_dir().mkdir(parents=True)
     (paths.datasets_dir() / "me--set").symlink_to(tmp_path)
-    assert "result" in fetcher.fetch("hf://datasets/me/set")
+    assert "done" in fetcher.fetch("hf://datasets/me/set")
     assert len(find_fetched(HubEntry("dataset", "me/set")).files) == 1
 
 
@@ -333,7 +333,7 @@ def test_names_that_are_one_file_on_this_disk_are_refused(hub: FakeHub, fetcher:
     (directory / "A.jsonl").hardlink_to(directory / "a.jsonl")
     assert "are one file on this disk" in said(fetcher.fetch("hf://datasets/me/set"))
     (directory / "A.jsonl").unlink()
-    assert fetcher.fetch("hf://datasets/me/set")["result"]["files"] == 2
+    assert fetcher.fetch("hf://datasets/me/set")["done"]["files"] == 2
 
 
 @cases(
@@ -342,7 +342,7 @@ def test_names_that_are_one_file_on_this_disk_are_refused(hub: FakeHub, fetcher:
 def test_an_address_that_is_none_is_a_sentence(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     with pytest.raises(UserError, match=r"HF_ENDPOINT is .*, which is no address of a hub") as caught:
-        FetchJob(parse_entry("hf://datasets/me/set")).run(lambda _: None, lambda _: True)
+        fetch_job(parse_entry("hf://datasets/me/set"), lambda _: True).run()
     assert caught.value.message.isprintable()
     assert hub_host() == "HF_ENDPOINT"
 

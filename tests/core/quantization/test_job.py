@@ -61,7 +61,7 @@ def test_it_is_measured_once_and_again_when_rows_or_settings_change(
     ):
         assert known(other, rows=3) is None
     assert known(changed(config, "train", learning_rate=1e-5), rows=3) == cost, "what has no part in it may change"
-    monkeypatch.setattr(job, "MODULE", "no.such.module")
+    monkeypatch.setattr(job, "PROGRAM", "no.such.module")
     assert measure(config, quiet, rows=3) == cost
     # Less memory than its layers take: what to keep has to be found anew.
     monkeypatch.setattr(job, "free_bytes", lambda _: cost.kept.bytes - 1 if cost.kept else 0)
@@ -138,19 +138,6 @@ def test_without_held_out_rows_it_says_that_training_rows_were_taken(config: Con
     assert cost.data == "training"
     shared = changed(changed(config, "data", eval=None), "data", eval_share=0.2)
     assert measure(shared, quiet, rows=2).data == "held_out"
-
-
-def test_whoever_gives_up_ends_the_process(config: Config) -> None:
-    class LeftError(Exception):
-        pass
-
-    def leave(activity: str, done: int | None, total: int | None) -> None:
-        if activity == "layer by layer":
-            raise LeftError
-
-    with pytest.raises(LeftError):
-        measure(config, leave, rows=2)
-    assert known(config, rows=2) is None
 
 
 def test_what_cannot_be_measured_is_said_in_a_sentence(config: Config, tmp_path: Path) -> None:

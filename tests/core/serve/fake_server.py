@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.chat.engine import Progress
 from core.chat.request import ChatRequest, QuestionError
 from core.commands.common import say
 from core.config.schema import ChatSection
+from core.directories import Progress
 from core.errors import UserError
 from core.serve.models import Models, ServedModel, SessionHolder
 from core.serve.options import ServeOptions, ServerAddress

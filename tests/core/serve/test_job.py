@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import sys
 import threading
 from pathlib import Path
 
@@ -13,25 +10,28 @@ import httpx2
 import pytest
 
 from core.errors import UserError
-from core.serve.job import ServeJob
+from core.jobs.job import JobCancelledError
+from core.serve.job import serve_job
 from core.serve.options import KEY_VARIABLE, ServerAddress
 from tests.core.chat.test_session import add_adapter, make_run
-from tests.waiting import has_ended, wait_for
+from tests.waiting import wait_for
 
 
 class Started:
     """A job in a thread."""
 
-    def __init__(self, job: ServeJob) -> None:
-        self.job = job
+    def __init__(self, target: str, port: int = 0) -> None:
         self.addresses: list[ServerAddress] = []
+        self.job = serve_job(target, self.addresses.append, port)
         self.errors: list[UserError] = []
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
 
     def _run(self) -> None:
         try:
-            self.job.run(self.addresses.append, lambda _: None)
+            self.job.run()
+        except JobCancelledError:
+            return
         except UserError as error:
             self.errors.append(error)
 
@@ -55,7 +55,7 @@ def test_it_serves_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     add_adapter(run.adapter_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setenv(KEY_VARIABLE, "the-same-key-each-time")
-        started = Started(ServeJob(str(run.path), port=taken.getsockname()[1]))
+        started = Started(str(run.path), port=taken.getsockname()[1])
         address = started.address()
         assert not address.url.endswith(f":{taken.getsockname()[1]}/v1"), "that port is another program's"
     assert (address.models, address.key) == ((run.id, "base"), "the-same-key-each-time")
@@ -67,48 +67,9 @@ def test_it_serves_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_be_served_is_a_sentence(tmp_path: Path) -> None:
-    started = Started(ServeJob(str(make_run("failed").path), port=0))
+    started = Started(str(make_run("failed").path))
     started.thread.join(30)
     assert "has neither an adapter nor a whole checkpoint" in str(started.errors[0])
-    started = Started(ServeJob("no-such-run", port=0))
+    started = Started("no-such-run")
     started.thread.join(30)
     assert "no-such-run" in str(started.errors[0])
-
-
-def test_a_server_that_is_killed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
-    started = Started(ServeJob(str(run.path), port=0))
-    started.address()
-    helper = started.job._helper
-    assert helper is not None
-    os.kill(helper.process.pid, signal.SIGKILL)
-    started.thread.join(10)
-    assert [str(error) for error in started.errors] == ["The server was ended by SIGKILL. Start it again."]
-
-
-def test_a_mistake_in_the_app_is_not_told_as_the_end_of_the_server() -> None:
-    program = """print('{"progress": "loading the model"}', flush=True); input(); input()"""
-    job = ServeJob("a-run", command=[sys.executable, "-c", program])
-
-    def mistaken(_: str) -> None:
-        raise ValueError("not of the server")
-
-    with pytest.raises(ValueError, match="not of the server"):
-        job.run(lambda _: None, mistaken)
-
-
-def test_it_ends_with_the_process_that_started_it() -> None:
-    run = make_run("finished")
-    add_adapter(run.adapter_path)
-    program = (
-        "import os, sys\n"
-        "from core.serve.job import ServeJob\n"
-        "job = ServeJob(sys.argv[1], port=0)\n"
-        "job.run(lambda address: (print(job._helper.process.pid, flush=True), os.kill(os.getpid(), 9)), print)\n"
-    )
-    import subprocess
-
-    done = subprocess.run([sys.executable, "-c", program, str(run.path)], capture_output=True, text=True, timeout=60)
-    pid = int(done.stdout)
-    wait_for(lambda: has_ended(pid), 10, "the server to end")

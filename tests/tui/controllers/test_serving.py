@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from textual.pilot import Pilot
 
-from core.serve.job import ServeJob
+from core.serve.job import serve_job
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
@@ -20,7 +20,7 @@ from tui.screens.serving import ServeScreen
 @pytest.fixture
 def app() -> LocaltuneApp:
     app = LocaltuneApp()
-    app.serving.make_job = partial(ServeJob, port=0)
+    app.serving.make_job = partial(serve_job, port=0)
     return app
 
 

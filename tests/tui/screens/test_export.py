@@ -13,6 +13,7 @@ from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from tests.core.export.test_result import make_result, write_result
 from tests.tui.harness import FORBIDDEN, screen_lines, screen_text, wait_for
+from tests.waiting import has_ended
 from tui.app import LocaltuneApp
 from tui.screens.export import ExportScreen
 from tui.widgets.lists.run_list import RunList
@@ -38,7 +39,7 @@ def make_run(method: Literal["lora", "full"] = "lora") -> Run:
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Exports that do as the variable says."""
-    monkeypatch.setattr(job, "MODULE", "tests.core.export.scripted_export")
+    monkeypatch.setattr(job, "PROGRAM", "tests.core.export.scripted_export")
     monkeypatch.setenv("SCRIPTED_EXPORT", "result")
     return monkeypatch
 
@@ -152,8 +153,8 @@ async def test_the_second_escape_breaks_it_off(scripted: pytest.MonkeyPatch) -> 
         await pilot.press("enter", "escape")
         await wait_for(pilot, lambda: "esc again breaks it off" in screen_text(app))
         assert screen._job is not None
-        helper = screen._job._helper
-        assert helper is not None
+        pid = screen._job.pid
+        assert pid is not None
         await pilot.press("escape")
         await wait_for(pilot, lambda: app.screen is not screen)
-        await wait_for(pilot, lambda: helper.process.poll() is not None)
+        await wait_for(pilot, lambda: has_ended(pid))

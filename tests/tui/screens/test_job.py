@@ -9,11 +9,12 @@ from collections.abc import Callable
 from textual.content import Content
 
 from core.errors import UserError
+from core.jobs.job import JobCancelledError
 from tests.cases import cases
 from tests.tui.harness import ShellApp, screen_lines, screen_text, wait_for
 from themes.loader import variable_defaults
 from tui.glyphs import GlyphSet
-from tui.screens.job import JobLeftError, JobScreen, JobState
+from tui.screens.job import JobScreen, JobState
 
 
 class Counting:
@@ -39,7 +40,7 @@ class Counting:
             count += 1
             try:
                 tell(count)
-            except JobLeftError:
+            except JobCancelledError:
                 self.given_up.set()
                 raise
         if isinstance(self.result, UserError):

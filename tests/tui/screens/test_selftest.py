@@ -9,9 +9,10 @@ import pytest
 
 from core import paths
 from core.selftest import job
-from core.selftest.job import SelfTest
+from core.selftest.job import SelfTestJob, selftest_job
 from core.selftest.report import SUBJECTS
 from tests.tui.harness import screen_lines, screen_text, wait_for
+from tests.waiting import has_ended
 from tui.app import LocaltuneApp
 from tui.screens.job import JobScreen
 
@@ -19,19 +20,19 @@ from tui.screens.job import JobScreen
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A self-test that does as the variable says."""
-    monkeypatch.setattr(job, "MODULE", "tests.core.selftest.scripted_check")
+    monkeypatch.setattr(job, "PROGRAM", "tests.core.selftest.scripted_check")
     monkeypatch.setenv("SCRIPTED_PLAN", "{}")
     return monkeypatch
 
 
-def make() -> SelfTest:
+def make() -> SelfTestJob:
     # Any model but the starter, which would have to be there.
-    return SelfTest(shape=lambda sizes: replace(sizes, model="another"))
+    return selftest_job(shape=lambda sizes: replace(sizes, model="another"))
 
 
 async def test_the_key_opens_it_and_the_table_is_there_at_the_end(scripted: pytest.MonkeyPatch) -> None:
     scripted.setenv("SCRIPTED_PLAN", json.dumps({"training": "code", "speed": "not applicable"}))
-    scripted.setattr("tui.screens.selftest.SelfTest", make)
+    scripted.setattr("tui.screens.selftest.selftest_job", make)
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("f8")
@@ -54,37 +55,37 @@ async def test_the_key_opens_it_and_the_table_is_there_at_the_end(scripted: pyte
 
 async def test_escape_cancels_it_and_ends_its_processes(scripted: pytest.MonkeyPatch) -> None:
     scripted.setenv("SCRIPTED_PLAN", json.dumps({"fast_paths": "hang"}))
-    made: list[SelfTest] = []
+    made: list[SelfTestJob] = []
 
-    def remembered() -> SelfTest:
+    def remembered() -> SelfTestJob:
         made.append(make())
         return made[0]
 
-    scripted.setattr("tui.screens.selftest.SelfTest", remembered)
+    scripted.setattr("tui.screens.selftest.selftest_job", remembered)
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("f8")
         await wait_for(pilot, lambda: "enter begin" in screen_text(app))
         await pilot.press("enter")
         await wait_for(pilot, lambda: "working 1 of 2" in screen_text(app) and "pass  driver" in screen_text(app))
-        helper = made[0]._helper
-        assert helper is not None
+        pid = made[0].pid
+        assert pid is not None
         assert "esc cancel" in screen_text(app)
         await pilot.press("enter")
         assert isinstance(app.screen, JobScreen)
         await pilot.press("escape")
         await wait_for(pilot, lambda: not isinstance(app.screen, JobScreen))
-        await wait_for(pilot, lambda: helper.process.poll() is not None)
+        await wait_for(pilot, lambda: has_ended(pid))
         await wait_for(pilot, lambda: os.listdir(paths.selftest_dir()) == [".lock"])
 
 
 async def test_a_refusal_is_told(scripted: pytest.MonkeyPatch) -> None:
-    def refused() -> SelfTest:
+    def refused() -> SelfTestJob:
         paths.make_private_dir(paths.home())
         paths.selftest_dir().write_text("in the way", encoding="utf-8")
         return make()
 
-    scripted.setattr("tui.screens.selftest.SelfTest", refused)
+    scripted.setattr("tui.screens.selftest.selftest_job", refused)
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("f8")
@@ -96,7 +97,7 @@ async def test_a_refusal_is_told(scripted: pytest.MonkeyPatch) -> None:
 @pytest.mark.long
 async def test_the_table_is_shown_where_the_report_cannot_be_written(scripted: pytest.MonkeyPatch) -> None:
     (paths.make_private_dir(paths.selftest_dir()) / "report.txt").mkdir()
-    scripted.setattr("tui.screens.selftest.SelfTest", make)
+    scripted.setattr("tui.screens.selftest.selftest_job", make)
     app = LocaltuneApp()
     async with app.run_test(size=(120, 50)) as pilot:
         await pilot.press("f8")

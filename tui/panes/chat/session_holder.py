@@ -11,9 +11,9 @@ from core.errors import UserError
 from core.runs.ways import Ways, by_command
 
 if TYPE_CHECKING:
-    from core.chat.engine import Progress
     from core.chat.request import GenerationSettings, Source
     from core.chat.session import Answer, ChatSession, Token
+    from core.directories import Progress
     from core.runs.store import Run
 
     Target: TypeAlias = Run | Path | str

@@ -14,13 +14,13 @@ from textual.containers import Container
 from textual.content import Content
 from textual.widgets import DirectoryTree, OptionList
 
-from core.analysis.job import AnalysisJob, AnalysisLostError
+from core.analysis.job import AnalysisJob
 from core.analysis.lengths import Lengths
-from core.analysis.result import Progress
 from core.config.document import ConfigDocument
 from core.data.formats.mapping import UnknownColumnsError
 from core.errors import UserError
 from core.hub.store import NotFetchedError
+from core.jobs.job import JobDiedError, JobProgress
 from core.paths import working_directory
 from core.text import one_line
 from core.units import format_count
@@ -173,7 +173,7 @@ class DataPane(Pane):
             return None
         count = view.count if session.indexed >= 1 else None
         if (problem := view.failure or view.unknown or view.analysis_error) is not None:
-            refusal = "" if isinstance(problem, AnalysisLostError) else self._explain_problem(problem)
+            refusal = "" if isinstance(problem, JobDiedError) else self._explain_problem(problem)
             return SeenRows(count, None, f"✗ {problem}", is_over=True, refusal=refusal)
         if view.analysis is not None:
             return SeenRows(count, view.analysis, is_over=True)
@@ -370,7 +370,7 @@ class DataPane(Pane):
 
     @work(exclusive=True, group="data-analysis")
     async def _analyze(self, job: AnalysisJob) -> None:
-        def report(progress: Progress) -> None:
+        def report(progress: JobProgress) -> None:
             self.call_later(self._analyzed, job, progress)
 
         if not await self.session.analyze(job, report):
@@ -381,7 +381,7 @@ class DataPane(Pane):
         self._go_back()
         self._refresh_known()
 
-    def _analyzed(self, job: AnalysisJob, progress: Progress) -> None:
+    def _analyzed(self, job: AnalysisJob, progress: JobProgress) -> None:
         """Take a progress report or the result of an analysis."""
         if job is self.session.job:
             self.session.progress = progress

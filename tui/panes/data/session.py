@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from core.analysis.job import AnalysisCancelledError, AnalysisJob
-from core.analysis.result import Analysis, AnalysisRequest, Progress
+from core.analysis.job import AnalysisJob, analysis_job
+from core.analysis.result import Analysis, AnalysisRequest
 from core.config.document import ConfigDocument
 from core.errors import UserError
+from core.jobs.job import JobCancelledError, JobProgress
 from core.template.sandboxed import RowMasks
 from tui.datasets.marks import RowFilter, RowMarks
 from tui.datasets.plan import TokenPlan, plan_data
@@ -52,7 +53,7 @@ class DatasetSession:
         """Whether they are being loaded."""
         self.job: AnalysisJob | None = None
         """The running analysis."""
-        self.progress: Progress | None = None
+        self.progress: JobProgress | None = None
         """The progress of the analysis."""
         self._request: AnalysisRequest | None = None
 
@@ -136,10 +137,10 @@ class DatasetSession:
         if not is_read or not view.file.complete or view.failure or self.is_loading or request == self._request:
             return None
         self.forget_analysis()
-        self._request, self.job = request, AnalysisJob(request)
+        self._request, self.job = request, analysis_job(request)
         return self.job
 
-    async def analyze(self, job: AnalysisJob, report: Callable[[Progress], None]) -> bool:
+    async def analyze(self, job: AnalysisJob, report: Callable[[JobProgress], None]) -> bool:
         """Analyze every row; returns whether there is a result, or a reason why there is none.
 
         Args:
@@ -149,7 +150,7 @@ class DatasetSession:
         view, analysis, marks, error = self.view, None, RowMarks(), None
         try:
             analysis, marks = await asyncio.to_thread(_analyze, job, report)
-        except AnalysisCancelledError:
+        except JobCancelledError:
             return False
         except UserError as failed:
             error = failed
@@ -182,8 +183,8 @@ class DatasetSession:
         if error is not None:
             return f"✗ {error}"
         share = ""
-        if (progress := self.progress) is not None and progress.stage == "reading" and progress.total:
-            share = f" ({progress.done / progress.total:.0%} so far)"
+        if (progress := self.progress) is not None and progress.activity == "reading" and progress.total:
+            share = f" ({progress.share:.0%} so far)"
         return f"Every row must be looked at first{share}."
 
 
@@ -193,6 +194,6 @@ def _load_masks(plan: TokenPlan) -> RowMasks:
     return masks
 
 
-def _analyze(job: AnalysisJob, report: Callable[[Progress], None]) -> tuple[Analysis, RowMarks]:
+def _analyze(job: AnalysisJob, report: Callable[[JobProgress], None]) -> tuple[Analysis, RowMarks]:
     analysis = job.run(report)
     return analysis, RowMarks.of(analysis)

@@ -15,17 +15,18 @@ from textual.message import Message
 from textual.widget import Widget
 
 from core.errors import UserError
-from core.evaluation.evaluation import Evaluation, EvaluationCancelledError, EvaluationProgress
+from core.evaluation.evaluation import Evaluation
 from core.evaluation.record import EvaluationRecord
 from core.evaluation.report import summary_lines, to_jsonl, to_markdown
 from core.evaluation.request import EvaluationRequest
 from core.evaluation.table import EvaluationTable
+from core.jobs.job import JobCancelledError, JobProgress
 from core.text import one_line
 from tui.keys import bindings
 from tui.saving import save_text
 from tui.screens.evaluation.rows import EvaluationRows
+from tui.screens.job import Ended, Progressed, follow, progress_bar
 from tui.screens.overlay import Overlay
-from tui.screens.progress import Progressed, progress_bar
 from tui.shell import shell_of
 from tui.widgets.text_block import TextBlock
 
@@ -35,15 +36,8 @@ class Prepared(Message):
     """Models are found and prompts read."""
 
 
-@dataclass
-class Ended(Message):
-    """The evaluation has ended: with its record and table, or with the reason for which there is none."""
-
-    record: EvaluationRecord | None = None
-    table: EvaluationTable | None = None
-    error: UserError | None = None
-    is_kept: bool = False
-    """Whether some answers are kept, so that the same request goes on."""
+#: An evaluation that has ended.
+Compared = tuple[EvaluationRecord, EvaluationTable]
 
 
 class RowWindow(Widget):
@@ -81,8 +75,8 @@ class EvaluationScreen(Overlay[None]):
         super().__init__()
         self._asked = asked
         self._evaluation: Evaluation | None = None
-        self._progress: EvaluationProgress | None = None
-        self._ended: Ended | None = None
+        self._progress: JobProgress | None = None
+        self._ended: Ended[Compared] | None = None
         self._rows: EvaluationRows | None = None
 
     def compose(self) -> ComposeResult:
@@ -119,37 +113,34 @@ class EvaluationScreen(Overlay[None]):
     @work(thread=True, group="evaluation")
     def _compare(self, record: EvaluationRecord) -> None:
         # Millions of draws, of many prompts.
-        self.post_from_thread(Ended(record, EvaluationTable.of(record)))
+        self.post_from_thread(Ended((record, EvaluationTable.of(record))))
 
     @work(thread=True, group="evaluation")
     def _run(self, request: EvaluationRequest) -> None:
-        evaluation: Evaluation | None = None
-        try:
+        def run(progress: Callable[[JobProgress], None]) -> Compared:
             evaluation = self._evaluation = request.prepare()
-            if not self.is_attached:  # it was left before there was anything to cancel
-                return
+            if not self.is_running:  # it was left before there was anything to cancel
+                raise JobCancelledError
             self.post_from_thread(Prepared())
-            record = evaluation.run(lambda progress: self.post_from_thread(Progressed(progress)))
-            self.post_from_thread(Ended(record, EvaluationTable.of(record)))
-        except EvaluationCancelledError:
-            return
-        except UserError as error:
-            self.post_from_thread(Ended(error=error, is_kept=evaluation is not None and evaluation.record.done > 0))
+            record = evaluation.run(progress)
+            return record, EvaluationTable.of(record)
+
+        follow(self, run)
 
     @on(Prepared)
     def _prepared(self) -> None:
         self._show()
 
     @on(Progressed)
-    def _progressed(self, message: Progressed[EvaluationProgress]) -> None:
+    def _progressed(self, message: Progressed[JobProgress]) -> None:
         self._progress = message.progress
         self._show()
 
     @on(Ended)
-    def _has_ended(self, message: Ended) -> None:
+    def _has_ended(self, message: Ended[Compared]) -> None:
         self._ended = message
-        if message.record is not None and message.table is not None:
-            self._rows = EvaluationRows(message.record, message.table)
+        if message.result is not None:
+            self._rows = EvaluationRows(*message.result)
         self._show()
 
     def _show(self) -> None:
@@ -180,7 +171,8 @@ class EvaluationScreen(Overlay[None]):
         """What is said before there is a table."""
         ended = self._ended
         if ended is not None and ended.error is not None:
-            kept = "\n\nWhat was answered is kept: the same request goes on with it." if ended.is_kept else ""
+            is_kept = self._evaluation is not None and self._evaluation.record.done > 0
+            kept = "\n\nWhat was answered is kept: the same request goes on with it." if is_kept else ""
             head = Content.styled("It was not carried through.", "bold")
             return Content.assemble(
                 head, f" {one_line(ended.error.message, 600)}\n{one_line(ended.error.hint, 400)}{kept}"
@@ -194,12 +186,11 @@ class EvaluationScreen(Overlay[None]):
         text = f"{len(evaluation.prompts.items)} prompts of {one_line(evaluation.prompts.name, 100)}\nto {names}\n\n"
         if progress is None:
             return Content(text)
-        share = progress.done / progress.total if progress.total else 0.0
         kept = "  (goes on with what was kept)" if evaluation.is_continued else ""
         return Content.assemble(
             text,
-            progress_bar(share, shell_of(self).glyphs),
-            f"  {progress.done} of {progress.total}{kept}\n{one_line(progress.target, 60)}: {progress.activity}",
+            progress_bar(progress.share or 0.0, shell_of(self).glyphs),
+            f"  {progress.done} of {progress.total}{kept}\n{one_line(progress.activity, 120)}",
         )
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

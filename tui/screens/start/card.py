@@ -14,9 +14,10 @@ from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
 
-from core.analysis.job import AnalysisCancelledError, AnalysisJob, AnalysisLostError
-from core.analysis.result import Analysis, Progress
+from core.analysis.job import AnalysisJob
+from core.analysis.result import Analysis
 from core.errors import UserError
+from core.jobs.job import JobCancelledError, JobDiedError, JobProgress
 from core.text import one_line
 from tui.keys import bindings
 from tui.screens.overlay import Overlay
@@ -170,14 +171,14 @@ class StartCard(Overlay[Answer]):
         start = self.start
         self._job = job = await asyncio.to_thread(analysis_job, start.config)
 
-        def report(progress: Progress) -> None:
+        def report(progress: JobProgress) -> None:
             self.call_later(self._progressed, job, progress)
 
         try:
             analysis = await asyncio.to_thread(job.run, report)
-        except AnalysisCancelledError:
+        except JobCancelledError:
             return
-        except AnalysisLostError as error:
+        except JobDiedError as error:
             # The rows may well be sound.
             self._failed(job, StartRows(progress=f"✗ {error}"))
             return
@@ -194,13 +195,13 @@ class StartCard(Overlay[Answer]):
             self.found = replace(self.found, rows=rows)
             self._show()
 
-    def _progressed(self, job: AnalysisJob, progress: Progress) -> None:
+    def _progressed(self, job: AnalysisJob, progress: JobProgress) -> None:
         if job is self._job and not self.found.rows.is_exact:
-            share = f" {progress.done / progress.total:.0%}" if progress.total else ""
+            share = f" {progress.share:.0%}" if progress.share is not None else ""
             known = self.found.rows
-            if progress.stage == "reading" and progress.total:
+            if progress.activity == "reading" and progress.total:
                 known = StartRows.counted(progress.total, self.start.config)
-            self.found = replace(self.found, rows=replace(known, progress=f"{progress.stage}{share} …"))
+            self.found = replace(self.found, rows=replace(known, progress=f"{progress.activity}{share} …"))
             self._show()
 
     def _end_job(self) -> None:

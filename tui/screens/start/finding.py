@@ -100,7 +100,7 @@ def find_warnings(config: Config, used: int | None) -> tuple[str, ...]:
 
 def analysis_job(config: Config) -> AnalysisJob:
     """The analysis of every row of a configuration, with tokens where its model is on this machine."""
-    from core.analysis.job import AnalysisJob
+    from core.analysis import job
     from core.analysis.result import request_for
     from core.analysis.row_tokens import tokenizer_directory
     from core.template.builtin import template_source
@@ -110,7 +110,7 @@ def analysis_job(config: Config) -> AnalysisJob:
     with suppress(UserError):
         template = template_source(config.template.file, config.template.name)
         model = str(tokenizer_directory(config.model.base))
-    return AnalysisJob(request_for(config, model=model, template=template))
+    return job.analysis_job(request_for(config, model=model, template=template))
 
 
 def check_continuable(run: Run) -> Path:

@@ -1,4 +1,4 @@
-"""Process that writes a LoRA adapter as GGUF: ``python -m core.worker.export.gguf.adapter``.
+"""Conversion of LoRA adapters to GGUF, as a job.
 
 llama.cpp adds ``alpha / rank * B A x`` to a product, with one ``alpha`` for all layers. Which rows of a weight go where
 in llama.cpp's file is asked of its converter: it is given a weight whose numbers are their own places, and what comes
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ import numpy.typing as npt
 
 from core.errors import UserError
 from core.export.stages import CONVERTING_ADAPTER
+from core.jobs.process import Answers
 from core.models.text_part import text_name
 from core.text import one_line
 from core.worker.export.gguf.converter import import_converter, open_model
-from core.worker.process.answers import Answers
-from core.worker.process.job import run_job
 
 Array = npt.NDArray[np.float32]
 _MERGED = "Export merged, where it is part of the weights."
@@ -223,7 +221,3 @@ def _not_a_move(module: str) -> UserError:
     return UserError(
         f"llama.cpp's file has the weight of {one_line(module, 120)} in another form than its rows.", _MERGED
     )
-
-
-if __name__ == "__main__":
-    sys.exit(run_job(convert_adapter))

@@ -1,4 +1,4 @@
-"""Process that writes a model as GGUF with llama.cpp's converter: ``python -m core.worker.export.gguf.convert``.
+"""Conversion of models to GGUF with llama.cpp's converter, as a job.
 
 The converter is imported from its own directory, whose package ``gguf`` is newer than the installed one. What it takes
 from a model's directory is prepared by :mod:`core.export.gguf.write`. A tensor at a time is in memory.
@@ -10,7 +10,6 @@ import functools
 import json
 import logging
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from core.data.conversation import RowError
 from core.errors import UserError
 from core.export.stages import READING_MODEL, WRITING
+from core.jobs.process import Answers, growing
 from core.template.render import ChatTemplate
 from core.text import one_line
 from core.worker.export.gguf.converter import import_converter, open_model
@@ -31,8 +31,6 @@ from core.worker.export.gguf.vocabulary import (
     read_tokenizer,
     sentencepiece_vocabulary,
 )
-from core.worker.process.answers import Answers
-from core.worker.process.job import growing, run_job
 
 _TEMPLATE = "tokenizer.chat_template"
 _NAME = "general.name"
@@ -52,7 +50,7 @@ def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     Args:
         job: ``converter``, ``model`` and ``target`` (paths); ``quant``; ``entries`` of the metadata; ``stops``;
             ``template``, the chat template if there is one; ``base_gguf`` or None.
-        answers: Told what goes on.
+        answers: Receives the progress.
 
     Returns:
         ``bytes`` of the file, and ``notes``: sentences on what llama.cpp reads otherwise than it was trained.
@@ -271,7 +269,3 @@ def _prompt(template: str, specials: dict[str, str]) -> str | None:
         return ChatTemplate(template, specials).render([{"role": "user", "content": "a"}], add_generation_prompt=True)
     except RowError:
         return None
-
-
-if __name__ == "__main__":
-    sys.exit(run_job(convert))

@@ -1,4 +1,4 @@
-"""Process that computes an importance matrix: ``python -m core.worker.export.gguf.importance``.
+"""Importance matrices, computed as a job.
 
 For each column of a weight it is the mean square of the activation that meets it, over the tokens of some rows: the
 quantizer rounds columns that are seldom driven more coarsely. llama.cpp computes the rows, and calls back at every
@@ -9,7 +9,6 @@ architecture.
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import numpy.typing as npt
 
 from core.errors import UserError
 from core.export.stages import IMPORTANCE, LOADING_MODEL
+from core.jobs.process import Answers
 from core.worker.export.llama.library import Library, as_path, load_library, threads
-from core.worker.process.answers import Answers
-from core.worker.process.job import run_job
 
 Array = npt.NDArray[Any]
 _DECLARATIONS = """
@@ -250,7 +248,3 @@ class _Counter:
         counts = self._counts.setdefault(name, np.zeros(parts))
         sums[place] += (values.astype(np.float64) ** 2).sum(axis=0)
         counts[place] += len(values)
-
-
-if __name__ == "__main__":
-    sys.exit(run_job(compute_importance))

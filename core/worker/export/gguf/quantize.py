@@ -1,16 +1,14 @@
-"""Process that quantizes a GGUF file with llama.cpp's quantizer: ``python -m core.worker.export.gguf.quantize``."""
+"""Quantization of GGUF files with llama.cpp's quantizer, as a job."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
 from core.export.stages import QUANTIZING
+from core.jobs.process import Answers, growing
 from core.worker.export.llama.library import Library, as_path, load_library, threads
-from core.worker.process.answers import Answers
-from core.worker.process.job import growing, run_job
 
 
 def quantize(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
@@ -20,7 +18,7 @@ def quantize(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         job: ``source`` and ``target`` (paths), ``quant``, ``expected`` bytes of the result;
             ``embeddings``, the type of embeddings and head, or None; ``importance`` (a file of
             :mod:`core.worker.export.gguf.importance`) or None, and of how many ``rows``.
-        answers: Told what goes on.
+        answers: Receives the progress.
 
     Returns:
         ``bytes`` of the result.
@@ -83,7 +81,3 @@ def _set_importance(library: Library, parameters: Any, path: Path, rows: int) ->
     entry.val_str = b"rows of the training"
     parameters.kv_overrides = said
     return [*kept, said]
-
-
-if __name__ == "__main__":
-    sys.exit(run_job(quantize))

@@ -201,7 +201,7 @@ def test_the_end_of_the_helper_is_told(tmp_path: Path) -> None:
         helper = file._bytes._helper  # type: ignore[attr-defined]
         helper.process.kill()
         helper.process.wait()
-        with pytest.raises(UserError, match="its reader was ended by SIGKILL"):
+        with pytest.raises(UserError, match=r"^The reader of .* failed: its process was ended by SIGKILL"):
             file.index()
 
 

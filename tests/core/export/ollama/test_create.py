@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.export.ollama.create import (
-    CancelledError,
     ask,
     check_name,
     create,
@@ -21,6 +20,7 @@ from core.export.ollama.create import (
     program_environment,
     server_address,
 )
+from core.jobs.job import JobCancelledError
 from core.runs.process import start_identity
 from tests.cases import cases
 from tests.core.export.ollama.fake_ollama import FakeOllama, install, serving
@@ -138,7 +138,7 @@ def test_creating_is_cancelled_and_the_program_gone(ollama: FakeOllama, place: P
     cancel, ended = threading.Event(), threading.Event()
 
     def run() -> None:
-        with pytest.raises(CancelledError):
+        with pytest.raises(JobCancelledError):
             create(_NAME, exported, ignore, cancel=cancel)
         ended.set()
 
@@ -195,7 +195,7 @@ def test_a_question_is_cancelled_while_it_waits(ollama: FakeOllama) -> None:
     cancel, ended = threading.Event(), threading.Event()
 
     def run() -> None:
-        with pytest.raises(CancelledError):
+        with pytest.raises(JobCancelledError):
             ask(_NAME, "a", cancel=cancel)
         ended.set()
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from core.jobs.process import Answers
 from core.worker.audit.processes import Message, work_together
 from core.worker.distributed.errors import RankLostError
-from core.worker.process.answers import Answers
 from tests.cases import cases
 from tests.waiting import wait_for
 

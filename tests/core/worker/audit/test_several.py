@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from core.audit.job import AuditJob
+from core.audit.job import audit_job
 from core.audit.result import Audit
 from core.audit.spans import Span, Team
 from core.config.schema import Config
@@ -119,7 +119,7 @@ def outcomes(found: Audit) -> list[tuple[int, int, str]]:
 
 @pytest.mark.long
 def test_a_run_on_several_machines_is_equal_on_one_from_the_base_on(spread: Run) -> None:
-    found = AuditJob(spread, spans=1, seed=1, whole=True).run()
+    found = audit_job(spread, spans=1, seed=1, whole=True).run()
     assert found.verdict == "verified", found
     assert (outcomes(found), found.notes, found.complete) == ([(0, STEPS, "equal")], (), True)
 
@@ -130,7 +130,7 @@ def test_weights_shared_out_come_out_equal_and_a_flipped_bit_is_named(tmp_path: 
     distributed = {"processes": 2, "strategy": "fsdp2"}
     run = train(tmp_path, tiny_model_dir, ["tower"] * 2, method=method, distributed=distributed)
     name = flip(run, "weights/trained.safetensors")
-    found = AuditJob(run, spans=9, seed=1).run()
+    found = audit_job(run, spans=9, seed=1).run()
     assert found.verdict == "differs", found
     assert [outcome for *_, outcome in outcomes(found)] == ["equal"] * (len(found.spans) - 1) + ["differs"]
     (difference,) = found.spans[-1].differences
@@ -142,7 +142,7 @@ def test_weights_shared_out_come_out_equal_and_a_flipped_bit_is_named(tmp_path: 
 def test_what_differs_may_be_of_a_machine_that_is_not_recorded(spread: Run, tmp_path: Path) -> None:
     run = copy(spread, tmp_path)
     name = flip(run, "adapter/adapter_model.safetensors")
-    found = AuditJob(run, spans=0, seed=1).run()
+    found = audit_job(run, spans=0, seed=1).run()
     (span,) = found.spans
     assert (span.outcome, found.verdict) == ("inexact", "differs")  # by the chain
     assert "computed on 2 machines, of which only the first one is recorded" in span.reason
@@ -158,7 +158,7 @@ def test_another_number_of_processes_is_not_what_trained(spread: Run, tmp_path: 
     lines[place] = encode_event(RanksEvent(ranks=ranks))
     run.events_path.write_text("".join(lines))
     (run.path / CHAIN_NAME).unlink()
-    found = AuditJob(run, spans=0, seed=1, whole=True).run()
+    found = audit_job(run, spans=0, seed=1, whole=True).run()
     assert [(span.outcome, found.verdict) for span in found.spans] == [("inexact", "unproven")]
     assert found.spans[0].differences[0].tensor == "grad_norm"
 
@@ -169,11 +169,11 @@ def test_a_changed_row_and_another_base_are_named(spread: Run, home: Path, tiny_
     kept, before = (rows.read_text(), base.read_bytes()), os.stat(base)
     try:
         rows.write_text(kept[0].replace("ticket", "basket", 1))
-        found = AuditJob(spread, spans=1, seed=1).run()
+        found = audit_job(spread, spans=1, seed=1).run()
         assert found.inputs[-1].what == "A row was changed since the run learned it: rows.jsonl line 1."
         assert [(span.outcome, span.reason) for span in found.spans] == [("skipped", "The rows are others.")]
         base.write_bytes(kept[1][:-1] + bytes([kept[1][-1] ^ 1]))
-        found = AuditJob(spread, spans=1, seed=1).run()
+        found = audit_job(spread, spans=1, seed=1).run()
         assert found.inputs[0].file == str(base)
         assert [(span.outcome, span.reason) for span in found.spans] == [("skipped", "The base is another.")]
     finally:

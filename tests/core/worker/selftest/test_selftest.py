@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +11,13 @@ import pytest
 from core import paths
 from core.errors import UserError
 from core.hardware.cpu import cpu_name
+from core.jobs.process import Answers
 from core.memory.calibration import read_calibration
-from core.selftest.job import SelfTest
+from core.selftest.job import selftest_job
 from core.selftest.report import SUBJECTS, Check, Report, report_text
 from core.selftest.sizes import Shape, Sizes
-from core.worker.process.answers import Answers
-from core.worker.selftest import __main__ as check_process
-from core.worker.selftest import prepare
-from core.worker.selftest.bench import Bench, Outcome
+from core.worker.selftest import check as checking
+from core.worker.selftest.check import Bench, Outcome
 
 
 def made(model: Path, *names: str, **changes: object) -> Report:
@@ -28,7 +26,7 @@ def made(model: Path, *names: str, **changes: object) -> Report:
     def shape(sizes: Sizes) -> Sizes:
         return replace(sizes.smallest(), model=str(model), device="cpu", **changes)  # type: ignore[arg-type]
 
-    return SelfTest([subject for subject in SUBJECTS if subject.name in names], shape).run()
+    return selftest_job([subject for subject in SUBJECTS if subject.name in names], shape).run()
 
 
 def by_name(report: Report) -> dict[str, Check]:
@@ -90,11 +88,10 @@ def test_what_a_check_fails_by_is_told_with_its_remedy(monkeypatch: pytest.Monke
     def failing(bench: Bench) -> Outcome:
         raise UserError("The disk is full.", "Make room.")
 
-    monkeypatch.setattr(prepare, "check", failing)
-    told = io.BytesIO()
-    request = {"work": "", "sizes": Sizes().to_dict(), "device": {}}
-    check_process.main("prepare", Answers(told), json.dumps(request))
-    assert json.loads(told.getvalue()) == {"result": "fail", "detail": "The disk is full. Make room."}
+    monkeypatch.setattr(checking, "_prepare", failing)
+    request = {"name": "prepare", "work": "", "sizes": Sizes().to_dict(), "device": {}}
+    outcome = checking.check(request, Answers(io.BytesIO()))
+    assert outcome == {"result": "fail", "detail": "The disk is full. Make room.", "device": None}
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from core.analysis.job import AnalysisCancelledError, AnalysisJob
-from core.analysis.result import Analysis, AnalysisRequest, Progress
+from core.analysis.job import AnalysisJob, analysis_job
+from core.analysis.result import Analysis, AnalysisRequest
 from core.config.document import ConfigDocument
+from core.jobs.job import Job, JobProgress
 from tests.core.data.sample_files import json_lines, write, write_parquet
 from tests.tui.data_panes import (
     PATIENCE,
-    CountingJob,
     analyzed,
     configuration,
     make_tokenizer,
@@ -40,11 +38,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[AnalysisRequest]]:
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[AnalysisRequest]:
     """The requests of real analyses."""
-    CountingJob.requests = []
-    monkeypatch.setattr("tui.panes.data.session.AnalysisJob", CountingJob)
-    return CountingJob.requests  # type: ignore[return-value]
+    made: list[AnalysisRequest] = []
+
+    def counted(request: AnalysisRequest) -> AnalysisJob:
+        made.append(request)
+        return analysis_job(request)
+
+    monkeypatch.setattr("tui.panes.data.session.analysis_job", counted)
+    return made
 
 
 async def test_format_and_columns_reach_rows_tokens_and_analysis(
@@ -145,27 +148,21 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
         assert analysis.dropped == {"not_json": 3, "nothing_supervised": 2}, "cut, the long rows have no answer left"
 
 
-class HeldJob(AnalysisJob):
+def held_job(_: AnalysisRequest) -> AnalysisJob:
     """An analysis that does not end before it is closed."""
 
-    def __init__(self, request: AnalysisRequest) -> None:
-        super().__init__(request)
-        self.ended = threading.Event()
+    def work(job: AnalysisJob) -> Analysis:
+        job.report(JobProgress("reading", 43, 100))
+        job.watch(["sleep", "600"], lambda _: None)
+        raise AssertionError("it was not closed")
 
-    def run(self, progress: Callable[[Progress], None] | None = None) -> Analysis:
-        assert progress is not None
-        progress(Progress("reading", 43, 100))
-        self.ended.wait()
-        raise AnalysisCancelledError
-
-    def close(self) -> None:
-        self.ended.set()
+    return Job("the analysis", work)
 
 
 async def test_what_is_on_the_screen_has_marks_before_the_analysis_is_done(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tui.panes.data.session.AnalysisJob", HeldJob)
+    monkeypatch.setattr("tui.panes.data.session.analysis_job", held_job)
     path = messy(tmp_path / "rows.jsonl")
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
@@ -242,19 +239,19 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await opened(pilot, pane, path)
-        await wait_for(pilot, lambda: pane.session.job is not None and pane.session.job._helper is not None, PATIENCE)
+        await wait_for(pilot, lambda: pane.session.job is not None and pane.session.job.pid is not None, PATIENCE)
         assert pane.session.job is not None
-        assert pane.session.job._helper is not None
-        os.killpg(pane.session.job._helper.process.pid, signal.SIGKILL)
-        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis has no result"), PATIENCE)
+        assert pane.session.job.pid is not None
+        os.killpg(pane.session.job.pid, signal.SIGKILL)
+        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis failed: its process"), PATIENCE)
         assert shows(pilot, "look at a part of the rows. f5 opens it again.")
         assert shows(pilot, "q 0?"), "the rows are still shown"
         for key in ("p", "f", "l"):
             await pilot.press(key)
             await pilot.pause()
-            assert shows(pilot, "✗ The analysis has no result"), key
+            assert shows(pilot, "✗ The analysis failed: its process"), key
         await pilot.press("s")
-        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis has no result"))
+        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis failed: its process"))
         await pilot.press("s")
         write_lines(path, [row(f"q {n}?", f"a {n}") for n in range(60)])
         await pilot.press("f5")

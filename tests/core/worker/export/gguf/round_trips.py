@@ -19,10 +19,10 @@ import numpy as np
 from core.errors import UserError
 from core.export.gguf.checks import check_model
 from core.export.gguf.write import GgufOptions, conversion_job, own_templates, stage
+from core.jobs.process import Answers
 from core.worker.export.gguf.adapter import convert_adapter
 from core.worker.export.gguf.convert import convert
 from core.worker.export.llama.model import GgufModel
-from core.worker.process.answers import Answers
 from tests.core.worker.export.gguf import random_models
 from tests.core.worker.export.gguf.logits import centered, read_logits
 

@@ -1,18 +1,9 @@
-"""The process of an audit: ``python -m core.worker.audit``.
-
-Its job has the run (``run``), a ``directory`` for copies, the ``spans`` that are executed again (as
-:mod:`core.audit.request` has them, each with the body of its ``start`` link), the ``manifests`` by step, the newest
-``start`` and ``manifest``, and the ``config``. It answers with ``inputs``, ``spans`` and ``notes``. Each span is
-executed by processes of its own, as many as have trained it, forked from this one when the libraries are imported, as
-the first to train would leave its settings to the next.
-"""
+"""The execution of a run again, as a job."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,23 +12,32 @@ from typing import TYPE_CHECKING, Any
 from core.audit.request import recorded_threads, span_from
 from core.audit.result import Difference
 from core.config.schema import Config
+from core.directories import Progress
 from core.errors import UserError
+from core.jobs.process import Answers
 from core.runs.store import Run
 from core.worker.audit.processes import work_together
 from core.worker.distributed.rendezvous import Meeting, file_meeting
 from core.worker.process import environment
-from core.worker.process.answers import Answers
-from core.worker.process.job import run_job
 
 if TYPE_CHECKING:
     from core.worker.distributed.ranks import Ranks
 
-Progress = Callable[[str, "int | None", "int | None"], None]
-
 
 def audit(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
-    """Compare base and files, and execute the spans."""
-    answers.progress("importing the libraries")
+    """Compare base and files, and execute the spans.
+
+    Each span is executed by processes of its own, as many as have trained it, forked from this one once the libraries
+    are imported: the first to train would leave its settings to the next.
+
+    Args:
+        job: ``run``; a ``directory`` for copies; the ``spans``, as :mod:`core.audit.request` has them, each with the
+            body of its ``start`` link; the ``manifests`` by step; the newest ``start`` and ``manifest``; ``config``.
+        answers: Receives the progress.
+
+    Returns:
+        ``inputs``, ``spans`` and ``notes``.
+    """
     config = Config.model_validate(job["config"])
     if config.hardware.device != "cpu":
         environment.choose_gpu(config.hardware.gpu)
@@ -129,12 +129,3 @@ def _meet(rank: int, count: int, work: Path) -> Ranks:
     meeting = Meeting(rank, count, rank, file_meeting(work / "meeting"))
     meeting.keep_inside(os.environ)
     return join(meeting, PATIENCE, cuda=False)
-
-
-def main() -> int:
-    """Do the job on standard input; returns the exit code."""
-    return run_job(audit)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

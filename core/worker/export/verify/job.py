@@ -1,6 +1,6 @@
-"""A measurement of the proof: ``python -m core.worker.export.verify``.
+"""Measurements that verify an export, as jobs.
 
-Jobs (:mod:`core.worker.process.job`) have a ``task``:
+A request has a ``task``:
 
 ``reference``
     ``run``, ``step``, ``directory``, ``rows``, ``plain_base``, ``as_file``: see
@@ -12,13 +12,11 @@ Jobs (:mod:`core.worker.process.job`) have a ``task``:
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
+from core.jobs.process import Answers
 from core.worker.process import environment
-from core.worker.process.answers import Answers
-from core.worker.process.job import run_job
 
 
 def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
@@ -54,7 +52,6 @@ def _reference(job: dict[str, Any], directory: Path, answers: Answers) -> dict[s
     trained = find_trained(Run(Path(job["run"])), job["step"])
     if trained.config.hardware.device != "cpu":
         environment.choose_gpu(trained.config.hardware.gpu)
-    answers.progress("importing the libraries")
     from core.worker.export.verify.reference import measure_reference
     from core.worker.process.openmp import SpinControl
 
@@ -68,7 +65,3 @@ def _reference(job: dict[str, Any], directory: Path, answers: Answers) -> dict[s
         as_file=bool(job["as_file"]),
     )
     return {"rows": len(proof.rows), "places": proof.places}
-
-
-if __name__ == "__main__":
-    sys.exit(run_job(measure))

@@ -1,26 +1,28 @@
-"""The process that measures a model: ``python -m core.worker.measure``.
-
-Its job has the ``description`` (the content of a ``config.json``), its name in messages (``where``), and for the
-passes of a run its ``config`` and ``how`` (:class:`core.memory.steps.Arithmetic`). It answers with the structure, and
-the passes if asked for.
-"""
+"""The measurement of a model without weights, as a job."""
 
 from __future__ import annotations
 
 import gc
 import json
-import sys
 from typing import Any
 
 from core.errors import UserError
+from core.jobs.process import Answers, described
 from core.sandbox.limits import TimeLimitError, cpu_limit
-from core.worker.process.answers import Answers
-from core.worker.process.job import run_job
 
 
 def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
-    """Measure a model."""
-    answers.progress("importing the libraries")
+    """Measure a model.
+
+    Args:
+        job: ``description``, the content of a ``config.json``; ``where``, the name of the model in messages;
+            ``seconds`` of processor time; for the passes of a run its ``config`` and ``how``
+            (:class:`core.memory.steps.Arithmetic`).
+        answers: Receives the progress.
+
+    Returns:
+        ``architecture``, or ``passes``.
+    """
     # Once the environment is prepared.
     import torch
 
@@ -61,15 +63,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
 
 def _unmeasured(where: str, error: Exception) -> UserError:
-    from core.text import one_line
-
-    first = one_line(str(error).strip().partition("\n")[0], 200).rstrip(".")
-    said = f"{type(error).__name__}: {first}" if first else type(error).__name__
     return UserError(
-        f"What {where} takes in training cannot be measured: {said}.",
+        f"What {where} takes in training cannot be measured: {described(error)}.",
         "Train without a plan, beginning with a small train.max_length; the run rehearses its largest batch first.",
     )
-
-
-if __name__ == "__main__":
-    sys.exit(run_job(measure))

@@ -1,6 +1,0 @@
-"""Download process that is killed in the middle of a line: ``python -m tests.core.hub.dying``."""
-
-import os
-
-os.write(1, b'{"result": {"ent')
-os.kill(os.getpid(), 9)
