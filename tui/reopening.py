@@ -11,10 +11,10 @@ from core.drafts import config_subject, find_draft
 from core.errors import UserError
 from core.hub_uri import is_hub_entry
 from core.paths import working_directory
-from core.runs.again import read_run
-from core.runs.outcome import Outcome, ended_since, read_outcome
-from core.runs.status import newest_live
-from core.runs.store import Run, find_run, list_runs
+from core.runs.catalog.earlier import read_run
+from core.runs.catalog.result import Outcome, ended_since, read_outcome
+from core.runs.catalog.rows import newest_live
+from core.runs.record.store import Run, find_run, list_runs
 from core.text import one_line
 from tui.data_paths import entry_path, entry_text, follow_links
 from tui.panes.config.editor import Opened

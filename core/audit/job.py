@@ -25,11 +25,10 @@ from core.directories import disk_error
 from core.errors import UserError
 from core.helper import Helper, HelperProgress, describe_end, finding_core
 from core.launch.launcher import worker_environment
-from core.runs.checkpoints import read_manifest
-from core.runs.state import in_words
-from core.runs.store import Run, complete_checkpoints
-from core.runs.tail import EventTail
-from core.runs.trained import result_step
+from core.runs.catalog.trained import read_manifest, result_step
+from core.runs.record.state import in_words
+from core.runs.record.store import Run, complete_checkpoints
+from core.runs.record.tail import EventTail
 from core.text import one_line
 
 MODULE = "core.worker.audit"

@@ -19,8 +19,8 @@ from core.chat.request import ChatRequest
 from core.errors import UserError
 from core.helper import Helper
 from core.launch.launcher import worker_environment
-from core.runs.protocol import ProtocolError, Request, decode_message, encode_request, refused
-from core.runs.trained import TrainedFile
+from core.runs.catalog.trained import TrainedFile
+from core.runs.control.protocol import ProtocolError, Request, decode_message, encode_request, refused
 from core.text import one_line
 
 #: A progress report: the activity, the amount done, and the total.

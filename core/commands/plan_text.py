@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from core.memory.plan import Plan
     from core.memory.strategy import Chosen
-    from core.runs.estimate import Estimate
-    from core.runs.forecast import Forecast
+    from core.runs.outlook.estimate import Estimate
+    from core.runs.outlook.forecast import Forecast
 
 #: Most characters of the stacked bar.
 BAR_WIDTH = 60
@@ -188,8 +188,7 @@ def _disk(plan: Plan) -> str:
 
 
 def _time(guess: Estimate | None) -> str:
-    from core.runs.early_end import tell_early_end
-    from core.runs.estimate import tell_basis
+    from core.runs.outlook.estimate import tell_basis, tell_early_end
     from core.units import format_duration
 
     if guess is None:

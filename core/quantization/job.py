@@ -22,7 +22,7 @@ from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
 from core.quantization.choose import is_enough, most_costly
 from core.quantization.result import FINE, ROWS, QuantizationCost, kept_sentence, sentence
-from core.runs.forecast import machine_for
+from core.runs.outlook.forecast import machine_for
 from core.small_files import read_json
 
 MODULE = "core.worker.quantization"

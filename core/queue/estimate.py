@@ -16,10 +16,8 @@ from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import chosen_strategy
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
-from core.runs.early_end import EarlyEnd
-from core.runs.estimate import Basis, Estimate, Planned, Unknown, expected, lack_of_speed
-from core.runs.forecast import cards_here, this_machine
-from core.runs.pace import PaceBook
+from core.runs.outlook.estimate import Basis, EarlyEnd, Estimate, PaceBook, Planned, Unknown, expected, lack_of_speed
+from core.runs.outlook.forecast import cards_here, this_machine
 
 
 class Estimator:

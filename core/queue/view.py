@@ -13,13 +13,11 @@ from core.queue.estimate import Estimator
 from core.queue.fate import run_of
 from core.queue.status import RunnerStatus, read_status
 from core.queue.store import read_entry_config, read_queue
-from core.runs.early_end import EarlyEnd, Spent, cut_rest
-from core.runs.estimate import Basis, Unknown
-from core.runs.eta import estimate
-from core.runs.history import RunHistory
-from core.runs.schedule import Schedule
-from core.runs.store import Run
-from core.runs.tail import EventTail
+from core.runs.outlook.estimate import Basis, EarlyEnd, Spent, Unknown, cut_rest
+from core.runs.outlook.time_left import Schedule, estimate
+from core.runs.record.history import RunHistory
+from core.runs.record.store import Run
+from core.runs.record.tail import EventTail
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ from core.helper import Helper, describe_end
 from core.launch.launcher import worker_environment
 from core.models.files import read_record
 from core.models.find import STARTER_NAME
-from core.runs.process import hostname
-from core.runs.state import in_words
-from core.runs.store import list_runs
+from core.runs.record.state import hostname, in_words
+from core.runs.record.store import list_runs
 from core.selftest.checks import RESULTS, SUBJECTS, Check, Result, Subject
 from core.selftest.report import Report, without_names
 from core.selftest.sizes import Sizes

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 from core.config.schema import Config
-from core.runs.events import INTEGER_LIMIT, EvalEvent, Event, HardwareEvent, MemoryEvent, ProbeEvent, StepEvent
+from core.runs.record.events import INTEGER_LIMIT, EvalEvent, Event, HardwareEvent, MemoryEvent, ProbeEvent, StepEvent
 
 _STEP = ("loss", "lr", "grad_norm", "epoch", "tokens", "supervised_tokens", "seconds", "tokens_per_second")
 _EVAL = ("loss", "perplexity", "seconds", "exact_match", "valid_json", "rows", "probe_loss")

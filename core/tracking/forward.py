@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from core.runs.process import own_identity
-from core.runs.tail import EventTail
+from core.runs.record.state import own_identity
+from core.runs.record.tail import EventTail
 from core.tracking.destinations import Destination
 from core.tracking.figures import figures, step_of
 from core.tracking.position import Position, TrackerFiles

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
     from core.helper import HelperProgress
-    from core.runs.store import Run
+    from core.runs.record.store import Run
 
 #: The kinds in the order of the screen, each with what it is for.
 _ABOUT: dict[Kind, str] = {

@@ -22,7 +22,7 @@ from core.audit.request import recorded_threads, span_from
 from core.audit.result import Difference
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.store import Run
+from core.runs.record.store import Run
 from core.worker.audit.processes import work_together
 from core.worker.distributed.rendezvous import Meeting, file_meeting
 from core.worker.process import environment

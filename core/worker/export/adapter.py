@@ -9,7 +9,7 @@ from pathlib import Path
 from core.errors import UserError
 from core.export.base import describe_base
 from core.models.description import read_description
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel
 from core.worker.export.beside import Conversation, copy_tokenizer
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

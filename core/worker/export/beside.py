@@ -12,7 +12,7 @@ from core.export.gguf.metadata import without_training_tags
 from core.export.kinds import Quant
 from core.models.description import read_description
 from core.models.files import TOKENIZERS
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel
 from core.template.builtin import named_or_file
 from core.worker.data.encode import stop_token_ids
 from core.worker.model.configs import load_generation_config

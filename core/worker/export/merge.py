@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.export.kinds import Quant
 from core.export.stages import MERGING
 from core.models.files import WEIGHTS_INDEX
-from core.runs.trained import TrainedFile, TrainedModel
+from core.runs.catalog.trained import TrainedFile, TrainedModel
 from core.text import one_line
 from core.worker.export.changes import Change, ExpertsChange, adapter_changes, embedding_changes, weight_changes
 from core.worker.export.layout import Layout, read_layout

@@ -14,7 +14,7 @@ from core.export.agreement import Agreement
 from core.export.kinds import Quant
 from core.export.request import MergeFrom
 from core.models.quantization_config import read_quantization
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel
 from core.units import format_number
 from core.worker.export.beside import Conversation, copy_tokenizer, write_configs
 from core.worker.export.merge import merge_weights

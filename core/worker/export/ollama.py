@@ -19,7 +19,7 @@ from core.export.ollama.server import find_ollama
 from core.export.ollama.template import carry_template
 from core.export.ollama.tokens import adds_bos
 from core.models.description import read_description, text_part
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel
 from core.small_files import read_small
 from core.text import one_line
 from core.worker.export.beside import Conversation

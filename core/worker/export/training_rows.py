@@ -7,7 +7,7 @@ from typing import Any
 
 from core.directories import Progress
 from core.errors import UserError
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel
 from core.template.settings import mask_settings
 from core.worker.data.dataset import Dataset, Loader
 from core.worker.data.encode import Encoder

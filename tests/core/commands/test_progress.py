@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from core.commands.progress import phase_words, sample_words, step_words
-from core.runs.events import EvalEvent, SampleEvent, StepEvent
-from core.runs.history import Phase
-from core.runs.sentences import evaluation
-from core.runs.state import StepProgress
+from core.runs.record.events import EvalEvent, SampleEvent, StepEvent
+from core.runs.record.history import Phase
+from core.runs.record.sentences import evaluation
+from core.runs.record.state import StepProgress
 from tests.cases import cases
 
 STEP: dict[str, Any] = {"step": 3, "epoch": 0.1, "loss": 0.5, "lr": 1e-4, "grad_norm": 0.6, "tokens": 300}

@@ -13,10 +13,9 @@ from core.hardware.snapshot import Device
 from core.queue import status, store
 from core.queue.estimate import total_of
 from core.queue.unit import unit_path
-from core.runs.early_end import EarlyEnd
-from core.runs.estimate import Estimate, Unknown
-from core.runs.events import EvalEvent, StepEvent, encode_event
-from core.runs.store import create_run
+from core.runs.outlook.estimate import EarlyEnd, Estimate, Unknown
+from core.runs.record.events import EvalEvent, StepEvent, encode_event
+from core.runs.record.store import create_run
 from core.units import format_duration
 from tests.cases import cases
 from tests.core.models.architecture import published

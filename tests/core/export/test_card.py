@@ -13,8 +13,8 @@ from core.export.agreement import Agreement
 from core.export.base import BaseModel
 from core.export.card import CardFacts, write_card
 from core.export.kinds import Quant
-from core.runs.store import Run
-from core.runs.trained import find_trained
+from core.runs.catalog.trained import find_trained
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.chat.test_session import add_adapter, make_run
 from tests.core.export.test_markdown import lines, parse

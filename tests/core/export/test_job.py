@@ -17,7 +17,7 @@ from core.export.request import ExportRequest
 from core.export.result import list_exports
 from core.export.stages import stages_of
 from core.helper import HelperProgress
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.core.export import killed_export
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.forking import Forks

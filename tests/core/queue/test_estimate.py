@@ -11,9 +11,9 @@ from core.config.schema import Config
 from core.hardware.snapshot import Device
 from core.queue import estimate
 from core.queue.estimate import Estimator, total_of
-from core.runs.estimate import Estimate, Unknown
-from core.runs.events import StepEvent, encode_event
-from core.runs.store import create_run
+from core.runs.outlook.estimate import Estimate, Unknown
+from core.runs.record.events import StepEvent, encode_event
+from core.runs.record.store import create_run
 
 CARD = Device(
     index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_used=23_000_000_000, memory_total=24_000_000_000,

@@ -11,12 +11,10 @@ from core.queue import store
 from core.queue.estimate import Estimator, total_of
 from core.queue.status import RunnerStatus
 from core.queue.view import QueueReader, next_begin
-from core.runs.estimate import Estimate, Unknown, limited
-from core.runs.events import StepEvent, encode_event
-from core.runs.pace import PaceBook
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import create_run
+from core.runs.outlook.estimate import Estimate, PaceBook, Unknown, limited
+from core.runs.record.events import StepEvent, encode_event
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import create_run
 from tests.core.queue.helpers import add, config_for
 
 RUNNER = RunnerStatus(pid=1, pid_started="x", doing="waits", entry=None, updated=0.0)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from core.runs.activity import evaluation_count
-from core.runs.state import StepProgress
+from core.runs.record.sentences import evaluation_count
+from core.runs.record.state import StepProgress
 from tests.cases import cases
 
 

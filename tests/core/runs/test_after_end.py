@@ -10,12 +10,11 @@ from core.commands.common import find_live_run
 from core.errors import UserError
 from core.launch import force
 from core.launch.launcher import continue_run
-from core.runs.after_end import way_on
-from core.runs.client import ControlClient
-from core.runs.events import StoppedEvent
-from core.runs.state import RunState
-from core.runs.store import Run, complete_checkpoints, create_run
-from core.runs.tail import EventTail
+from core.runs.control.client import ControlClient
+from core.runs.record.events import StoppedEvent
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, complete_checkpoints, create_run, way_on
+from core.runs.record.tail import EventTail
 from tests.cases import cases
 from tests.core.runs.helpers import config_for
 

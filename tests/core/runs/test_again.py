@@ -8,8 +8,8 @@ import pytest
 
 from core.config.document import ConfigDocument
 from core.errors import UserError
-from core.runs.again import Origin, begin_from, belongs, read_run, run_name
-from core.runs.store import Run, create_run
+from core.runs.catalog.earlier import Origin, begin_from, belongs, read_run, run_name
+from core.runs.record.store import Run, create_run
 from tests.cases import cases
 
 

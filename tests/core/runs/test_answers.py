@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.runs.answers import Against, questions_of, steps_of, verdict
-from core.runs.events import SampleEvent
+from core.runs.catalog.answers import Against, questions_of, steps_of, verdict
+from core.runs.record.events import SampleEvent
 from tests.cases import cases
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from core.runs.attention import needed_for
-from core.runs.events import Event, GovernorEvent, NoticeEvent
+from core.runs.record.events import Event, GovernorEvent, NoticeEvent
+from core.runs.record.sentences import needed_for
 from tests.cases import cases
 
 

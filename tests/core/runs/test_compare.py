@@ -11,9 +11,19 @@ import pytest
 
 from core.config.document import dump_config
 from core.errors import UserError
-from core.runs.compare import MOST_RUNS, Comparison, RunRecord, compare_runs, read_record
-from core.runs.compare_report import text_lines, to_csv, to_curves_csv, to_json, to_markdown
-from core.runs.events import (
+from core.runs.catalog.compare import (
+    MOST_RUNS,
+    Comparison,
+    RunRecord,
+    compare_runs,
+    read_record,
+    text_lines,
+    to_csv,
+    to_curves_csv,
+    to_json,
+    to_markdown,
+)
+from core.runs.record.events import (
     DataEvent,
     EvalEvent,
     Event,
@@ -23,10 +33,9 @@ from core.runs.events import (
     StepEvent,
     encode_event,
 )
-from core.runs.labels import Labels, write_labels
-from core.runs.metrics import METRICS
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.history import METRICS
+from core.runs.record.state import RunState
+from core.runs.record.store import Labels, Run, create_run, write_labels
 from tests.cases import cases
 from tests.core.runs.helpers import config_for
 from tests.tui.harness import FORBIDDEN, HOSTILE

@@ -13,9 +13,7 @@ from core.memory.plan import Machine
 from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import chosen_strategy
 from core.models.architecture.families import read_architecture
-from core.runs.early_end import tell_early_end
-from core.runs.estimate import Estimate, Planned, Unknown, expected, tell_basis
-from core.runs.pace import Pace
+from core.runs.outlook.estimate import Estimate, Pace, Planned, Unknown, expected, tell_basis, tell_early_end
 from tests.cases import cases
 from tests.core.models.architecture import published
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from core.config.gate import read_bars
-from core.runs.events import EvalEvent, Event, ProbeEvent
-from core.runs.gate import GateFigures, judge
+from core.runs.catalog.result import GateFigures, judge
+from core.runs.record.events import EvalEvent, Event, ProbeEvent
 
 
 def measured(step: int, loss: float, **figures: Any) -> EvalEvent:

@@ -10,21 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.runs.labels import (
-    FILE_LIMIT,
+from core.runs.record.store import (
+    LABELS_LIMIT,
     MOST_TAGS,
     NAME_LIMIT,
     NO_LABELS,
     NOTE_LIMIT,
     TAG_LIMIT,
     Labels,
+    Run,
     clean_tags,
     clean_text,
+    find_run,
     labels_path,
     read_labels,
     write_labels,
 )
-from core.runs.store import Run, find_run
 from tests.cases import cases
 from tests.examples import examples
 from tests.tui.harness import FORBIDDEN, HOSTILE
@@ -49,7 +50,7 @@ def test_labels_come_back_as_they_were_written(run: Run) -> None:
         b"[" * 100_000,
         b'{"name": 3, "tags": "keep", "note": [], "archived": "yes"}',
         b'{"tags": ["two words", "", null, "a,b", {}]}',
-        b'{"name": "' + b"x" * FILE_LIMIT + b'"}',
+        b'{"name": "' + b"x" * LABELS_LIMIT + b'"}',
     ],
 )
 def test_a_file_that_makes_no_sense_has_no_labels(run: Run, content: bytes) -> None:

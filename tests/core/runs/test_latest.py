@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.runs.latest import newest_like
-from core.runs.store import Run
+from core.runs.catalog.earlier import newest_like
+from core.runs.record.store import Run
 
 
 def make(home: Path, identity: str, model: str, epochs: float = 1.0) -> Run:

@@ -6,7 +6,7 @@ import ast
 import json
 from pathlib import Path
 
-from core.runs.loading_code import python_code
+from core.runs.catalog.trained import python_code
 from tests.cases import cases
 
 

@@ -10,9 +10,8 @@ from core.config.recent import remember_config
 from core.config.schema import Config, DataSection, ModelSection
 from core.models.inspection import ModelFacts
 from core.models.places import FoundModel
-from core.runs import model_catalog
-from core.runs.model_catalog import ModelCatalog, search_places, used_bases
-from core.runs.store import create_run
+from core.runs.catalog.earlier import ModelCatalog, search_places, used_bases
+from core.runs.record.store import create_run
 from tests.core.models.spoiling import copy_model
 
 
@@ -52,7 +51,7 @@ def test_an_unchanged_model_is_read_once(tiny_model_dir: Path, tmp_path: Path, m
         read.append(path)
         return ModelFacts(family="x")
 
-    monkeypatch.setattr(model_catalog, "inspect_model", inspect)
+    monkeypatch.setattr("core.models.sandboxed.inspect_model", inspect)
     catalog = ModelCatalog()
     found = FoundModel("model", str(model), model, "directory", "")
     assert catalog.read(found) is catalog.read(found)

@@ -15,9 +15,10 @@ from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.memory.rows import rows_of_tokens
 from core.models.architecture.families import read_architecture
-from core.runs import pace as pace_module
-from core.runs.estimate import estimate, limited
-from core.runs.events import (
+from core.runs.outlook import estimate as pace_module
+from core.runs.outlook.estimate import Pace, PaceBook, estimate, limited
+from core.runs.outlook.forecast import rough_seconds
+from core.runs.record.events import (
     CheckpointEvent,
     EvalEvent,
     Event,
@@ -27,10 +28,8 @@ from core.runs.events import (
     StepEvent,
     encode_event,
 )
-from core.runs.forecast import rough_seconds
-from core.runs.history import RunHistory, read_history
-from core.runs.pace import Pace, PaceBook
-from core.runs.store import Run, create_run, list_runs
+from core.runs.record.history import RunHistory, read_history
+from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
 from tests.core.models.architecture import published
 

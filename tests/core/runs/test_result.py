@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from core.runs import events
-from core.runs.events import EvalEvent, Event, FinishedEvent, StoppedEvent
-from core.runs.history import RunHistory
-from core.runs.result import Measure, RunResult, result_of
-from core.runs.sentences import ALL_DONE
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.catalog.result import Measure, RunResult, result_of
+from core.runs.record import events
+from core.runs.record.events import EvalEvent, Event, FinishedEvent, StoppedEvent
+from core.runs.record.history import RunHistory
+from core.runs.record.sentences import ALL_DONE
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.runs.test_history import fold, phase, step
 

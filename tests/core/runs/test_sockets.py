@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.runs import sockets
+from core.runs.record import store as sockets
 from tests.cases import cases
 
 

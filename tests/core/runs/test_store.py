@@ -11,8 +11,8 @@ import pytest
 from core.atomic import write_atomic
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs import sockets
-from core.runs.events import (
+from core.runs.record import store as sockets
+from core.runs.record.events import (
     Event,
     FailedEvent,
     FinishedEvent,
@@ -21,8 +21,8 @@ from core.runs.events import (
     StoppedEvent,
     encode_event,
 )
-from core.runs.state import RunState
-from core.runs.store import Run, create_run, find_run, list_runs, make_slug
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run, find_run, list_runs, make_slug
 from tests.cases import cases
 from tests.core.runs.helpers import config_for
 
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_no_half_run(home: Path, monkeypatch: pytest.MonkeyPa
             raise OSError(28, "No space left on device")
         write_atomic(path, data, mode=mode, durable=durable)
 
-    monkeypatch.setattr("core.runs.state.write_atomic", no_space)
+    monkeypatch.setattr("core.runs.record.state.write_atomic", no_space)
     with pytest.raises(UserError, match="No space left on device"):
         create_run(config_for(home), "x")
     assert list((home / "runs").iterdir()) == []

@@ -12,10 +12,7 @@ import pytest
 
 from core.config.schema import Config, DataSection, MethodSection, ModelSection
 from core.errors import UserError
-from core.runs.events import BEST_CHOSEN, FinishedEvent, encode_event
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
-from core.runs.trained import (
+from core.runs.catalog.trained import (
     checkpoint_steps,
     find_run_at,
     find_trained,
@@ -24,6 +21,9 @@ from core.runs.trained import (
     split_step,
     stand_in_step,
 )
+from core.runs.record.events import BEST_CHOSEN, FinishedEvent, encode_event
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run
 from tests.cases import cases
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from core.config.schema import Config
-from core.runs.estimate import Estimate, Unknown
-from core.runs.wishes import unmet, wants_plan
+from core.runs.outlook.estimate import Estimate, Unknown
+from core.runs.outlook.forecast import unmet, wants_plan
 from tests.cases import cases
 
 EVENING = datetime(2026, 11, 26, 22, 0).timestamp()

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.runs.word_diff import Span, word_diff
+from core.runs.catalog.answers import Span, word_diff
 from tests.cases import cases
 
 #: Texts of few words, so that two of them have some in common.

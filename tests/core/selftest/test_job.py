@@ -13,8 +13,7 @@ import pytest
 from core import paths
 from core.errors import UserError
 from core.helper import Helper
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
+from core.runs.record.state import RunState, hostname, own_identity
 from core.selftest import job
 from core.selftest.checks import SUBJECTS, Check, Subject
 from core.selftest.job import Progress, SelfTest, SelfTestCancelledError

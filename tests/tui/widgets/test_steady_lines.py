@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from textual.content import Content
 
-from core.runs import activity
-from core.runs.eta import Eta
-from core.runs.history import read_history
+from core.runs.outlook.time_left import Eta
+from core.runs.record import sentences as activity
+from core.runs.record.history import read_history
 from tests.cases import cases
 from tests.tui.scripted_run import GPU, HOST, ScriptedRun
 from tui.glyphs import ASCII, BRAILLE

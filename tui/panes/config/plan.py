@@ -8,10 +8,8 @@ from core.errors import UserError
 from core.memory.plan import RECLAIMABLE
 from core.models.find import find_model
 from core.quantization.job import known_sentence
-from core.runs.early_end import tell_early_end
-from core.runs.estimate import Estimate, tell_basis
-from core.runs.forecast import forecast_here
-from core.runs.pace import PaceBook
+from core.runs.outlook.estimate import Estimate, PaceBook, tell_basis, tell_early_end
+from core.runs.outlook.forecast import forecast_here
 from core.text import one_line
 from core.units import format_count, format_duration
 from tui.datasets.summary import counted

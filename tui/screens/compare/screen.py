@@ -14,12 +14,21 @@ from textual.content import Content
 from textual.message import Message
 
 from core.errors import UserError
-from core.runs.compare import AXES, LETTERS, Axis, Comparison, RunRecord, compare_runs, read_record
-from core.runs.compare_report import to_csv, to_curves_csv, to_markdown
-from core.runs.glimpse import is_long, read_glimpse
-from core.runs.metrics import METRICS
-from core.runs.series import Series
-from core.runs.store import Run
+from core.runs.catalog.compare import (
+    AXES,
+    LETTERS,
+    Axis,
+    Comparison,
+    RunRecord,
+    compare_runs,
+    read_record,
+    to_csv,
+    to_curves_csv,
+    to_markdown,
+)
+from core.runs.record.history import METRICS, is_long, read_glimpse
+from core.runs.record.series import Series
+from core.runs.record.store import Run
 from core.text import one_line, steady
 from tui.keys import bindings
 from tui.saving import save_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.cells import cell_len, set_cell_size
 from textual.content import Content
 
-from core.runs.compare import LETTERS, Answers, Comparison, Fact
+from core.runs.catalog.compare import LETTERS, Answers, Comparison, Fact
 from core.text import one_line, sanitize, steady
 
 #: Columns of the names of facts, and least columns of a value.

@@ -16,7 +16,7 @@ from core.config.derived import step_count
 from core.config.schema import Config, options
 from core.hub_uri import is_hub_entry
 from core.presets.provenance import Provenance, ValueGroup
-from core.runs.names import brief_id
+from core.runs.record.store import brief_id
 from core.text import one_line
 from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
 from tui.datasets.marks import OF_THE_WHOLE
@@ -27,7 +27,7 @@ from tui.widgets.strips import fit
 from tui.widgets.text_block import clip
 
 if TYPE_CHECKING:
-    from core.runs.wishes import Unmet
+    from core.runs.outlook.forecast import Unmet
 
 #: Columns of the labels.
 LABEL_WIDTH = 10

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from core.hardware.snapshot import Device, Host
-from core.runs.planned import PlannedMemory
+from core.runs.record.history import PlannedMemory
 from core.text import one_line
 from core.units import format_bytes, format_count
 from tui.glyphs import BRAILLE, GlyphSet

@@ -11,7 +11,7 @@ import pytest
 from core.errors import UserError
 from core.export.ollama.api import CancelledError
 from core.export.ollama.create import ask, create
-from core.runs.process import start_identity
+from core.runs.record.state import start_identity
 from tests.cases import cases
 from tests.core.export.ollama.fake_ollama import FakeOllama, install, serving
 from tests.waiting import wait_for

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device, GpuProcess, Host
-from core.runs.planned import PlannedMemory
+from core.runs.record.history import PlannedMemory
 from tests.cases import cases
 from tests.examples import examples
 from tests.tui.scripted_run import GPU
