@@ -42,7 +42,7 @@ WRITERS = {
     "runs/record/state.py: write_ranks": "replaces a name in the run's own directory",
     "runs/catalog/removal.py": "deletes runs; rmtree follows no links, and the run's parent is the home's",
     "runs/record/files.py: confirm_checkpoints": "a record of the home",
-    "runs/record/state.py: RunState.write": "replaces a name in the run's own directory; overwrite refuses links of any kind",
+    "runs/record/state.py: RunState.write": "replaces a name in the run's own directory; overwrite refuses links",
     "runs/record/store.py: write_labels": "replaces a name in the run's own directory",
     "runs/record/store.py": "a run that is being made",
     "runs/catalog/figures.py": "a file of the home's cache",

@@ -67,3 +67,15 @@ def energy_words(energy_wh: float | None, tariff: Tariff) -> list[str]:
     if energy_wh is None:
         return []
     return [text for text in (f"{format_fixed(energy_wh, 1)} Wh", tariff.words(energy_wh)) if text]
+
+
+def expected_energy(watt_hours: float | None, *, is_most: bool = False) -> str:
+    """An estimated energy: ``4.1 Wh``, ``at most 41 Wh``; empty where it is unknown.
+
+    Args:
+        watt_hours: The energy.
+        is_most: Whether the run may take less.
+    """
+    if watt_hours is None:
+        return ""
+    return f"{'at most ' if is_most else ''}{watt_hours:.{1 if watt_hours < 9.95 else 0}f} Wh"

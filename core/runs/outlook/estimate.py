@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from core.analysis.split import held_out_count
 from core.config.derived import holds_out, step_count, usual_steps
@@ -21,10 +21,11 @@ from core.memory.plan import Machine
 from core.memory.rows import Rows
 from core.memory.step_time import is_known_speed
 from core.memory.strategy import Chosen
+from core.runs.outlook.energy import expected_energy
 from core.runs.outlook.time_left import RESULT_SHARE, checkpoints_by, evaluations_by
 from core.runs.record.history import read_history
 from core.runs.record.store import Run, list_runs
-from core.units import exact_number
+from core.units import exact_number, format_duration
 
 #: Most runs examined, newest first, for a comparable one.
 LOOKED_AT = 50
@@ -448,8 +449,27 @@ def lack_of_speed(machine: Machine) -> Unknown | None:
     return None
 
 
-def tell_basis(found: Estimate) -> str:
-    """The basis of an estimate, in words that follow its figures: ``by the plan (no run of this kind yet)``."""
+class EstimateWords(NamedTuple):
+    """An estimate in words for a line, each empty where there is nothing to say."""
+
+    duration: str
+    """``about 14m 02s``."""
+    energy: str
+    """``41 Wh``, ``at most 41 Wh``."""
+    end: str
+    """``ends after 6 h by train.max_hours, at about step 1,200 of 3,000``."""
+    basis: str
+    """``at the pace of 20261124-143601-tickets``, ``by the plan (no run of this kind yet)``."""
+
+
+def estimate_words(found: Estimate) -> EstimateWords:
+    """An estimate in words."""
+    energy = expected_energy(found.watt_hours, is_most=found.by == "plan")
+    end = tell_early_end(found.early_end) if found.early_end is not None else ""
+    return EstimateWords(f"about {format_duration(found.seconds)}", energy, end, _basis(found))
+
+
+def _basis(found: Estimate) -> str:
     if found.by == "pace":
         return f"at the pace of {found.run}"
     why = "for a card that is not here" if found.elsewhere else "no run of this kind yet"
@@ -457,7 +477,7 @@ def tell_basis(found: Estimate) -> str:
 
 
 def tell_assumed(assumed: Sequence[str]) -> str:
-    """What a plan assumes, as a clause after its basis; empty where it assumes nothing."""
+    """Assumptions of a plan as a clause after its basis; empty where it has none."""
     return f"; {' and '.join(assumed)} assumed" if assumed else ""
 
 

@@ -480,13 +480,13 @@ class Rank:
     @classmethod
     def from_dict(cls, value: Any) -> Rank | None:
         """From JSON that may be of anybody; None if it is no rank."""
-        if not isinstance(value, dict) or not _is_number(value.get("rank")):
+        if not isinstance(value, dict) or not _is_count(value.get("rank")):
             return None
         pid = value.get("pid")
         return cls(
             rank=value["rank"],
             host=_short_text(value.get("host")),
-            pid=pid if _is_number(pid) else None,
+            pid=pid if _is_count(pid) else None,
             device=_short_text(value.get("device")),
             heard=_moment(value.get("heard")),
             is_waiting=value.get("is_waiting") is True,
@@ -553,7 +553,7 @@ def silent_words(ranks: Sequence[Rank], now: float) -> str:
     return f"no sign of life for {format_duration(round(longest))}: {where}"
 
 
-def _is_number(value: Any) -> bool:
+def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 31
 
 

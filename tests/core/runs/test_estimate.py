@@ -13,7 +13,7 @@ from core.memory.plan import Machine
 from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import chosen_strategy
 from core.models.architecture.families import read_architecture
-from core.runs.outlook.estimate import Estimate, Pace, Planned, Unknown, expected, tell_basis, tell_early_end
+from core.runs.outlook.estimate import Estimate, Pace, Planned, Unknown, estimate_words, expected, tell_early_end
 from tests.cases import cases
 from tests.core.models.architecture import published
 
@@ -41,7 +41,7 @@ def test_a_measured_pace_is_kept_whatever_the_number_of_rows(count: int) -> None
     assert isinstance(found, Estimate)
     assert (found.by, found.steps) == ("pace", count // 8)
     assert found.seconds == pytest.approx(2.0 * count / 8)
-    assert tell_basis(found) == "at the pace of earlier"
+    assert estimate_words(found).basis == "at the pace of earlier"
 
 
 def test_without_a_run_of_its_kind_the_plan_tells_the_time_and_the_power_limit_the_energy() -> None:
@@ -54,7 +54,7 @@ def test_without_a_run_of_its_kind_the_plan_tells_the_time_and_the_power_limit_t
     assert found.watt_hours == pytest.approx(found.seconds * 450.0 / 3600)
     # 200 steps of 8 rows at the plan's 2,240 tokens a second on this card (docs/performance.md).
     assert found.seconds == pytest.approx(200 * 8 * 500 / 2240, rel=0.8)
-    assert tell_basis(found) == "by the plan (no run of this kind yet)"
+    assert estimate_words(found).basis == "by the plan (no run of this kind yet)"
 
 
 def test_what_the_plan_assumes_is_told() -> None:
@@ -63,7 +63,7 @@ def test_what_the_plan_assumes_is_told() -> None:
     assert isinstance(found, Estimate)
     assert found.watt_hours is None, "no watts are known of this card"
     what = "rows of 1000 tokens and the speed of a common card assumed"
-    assert tell_basis(found) == f"by the plan (no run of this kind yet; {what})"
+    assert estimate_words(found).basis == f"by the plan (no run of this kind yet; {what})"
 
 
 def test_a_card_that_is_not_here_is_called_so() -> None:
@@ -73,7 +73,7 @@ def test_a_card_that_is_not_here_is_called_so() -> None:
     found = expected(config, None, lambda: planned(config, elsewhere, rows), count=8)
     assert isinstance(found, Estimate)
     said = "by the plan (for a card that is not here; the speed of a common card assumed)"
-    assert (found.elsewhere, tell_basis(found)) == (True, said)
+    assert (found.elsewhere, estimate_words(found).basis) == (True, said)
 
 
 @cases(
@@ -97,7 +97,7 @@ def test_an_estimate_goes_as_far_as_the_limits_of_the_run(
     assert found.watt_hours == pytest.approx(watt_hours)
     assert found.steps == 3000
     assert (found.early_end.step if found.early_end is not None else None) == step
-    assert tell_basis(found) == "at the pace of earlier"
+    assert estimate_words(found).basis == "at the pace of earlier"
     assert said in ("" if found.early_end is None else tell_early_end(found.early_end))
 
 

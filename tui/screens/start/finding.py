@@ -136,11 +136,11 @@ def find_continuation(run: Run, checkpoint: Path) -> Continuation:
 
 def find_pace(run: Run) -> float | None:
     """The seconds that a step of a run took at last; None where unknown. Reads its events: call it from a thread."""
+    from core.runs.catalog.figures import read_totals
     from core.runs.outlook.estimate import LONGEST_RECORD
-    from core.runs.record.history import read_history
 
     with suppress(OSError):
         if run.events_path.stat().st_size <= LONGEST_RECORD:
-            history = read_history(run)
-            return history.step_seconds / history.step_count if history.step_count else None
+            steps = read_totals(run.events_path).steps
+            return steps.seconds[-1] / steps.count if steps.seconds else None
     return None
