@@ -23,7 +23,7 @@ from core.runs.record.events import SampleEvent
 LONGEST_EXACT = 80
 
 Verdict = Literal["right", "wrong", ""]
-#: What an answer is put beside: that of the evaluation before, the first one of the run, or the wanted one.
+#: Counterpart of an answer: the answer of the evaluation before, the first answer of the run, or the expected one.
 Against = Literal["former", "first", "wanted"]
 
 
@@ -34,9 +34,9 @@ class SampleAnswer:
     step: int
     text: str
     verdict: Verdict
-    """Whether it is the expected answer; empty where that is not known, or does not matter."""
+    """Verdict by the expected answer; empty where that is unknown or does not matter."""
     is_broken_json: bool
-    """Whether it is no JSON where JSON was wanted."""
+    """True if JSON was wanted and it is none."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Question:
 
 
 def verdict(event: SampleEvent) -> Verdict:
-    """Whether an answer is right. A text of free form that differs from the expected one is not called wrong."""
+    """Verdict on an answer. Free text that differs from the expected text is not called wrong."""
     if event.exact_match is None or event.expected is None:
         return ""
     if event.exact_match:
@@ -119,9 +119,9 @@ class WordDiff:
 
     kind: Kind
     before: tuple[Span, ...] = ()
-    """What the former text alone has; empty where the text was rewritten."""
+    """Words of the former text only; empty if it was rewritten."""
     after: tuple[Span, ...] = ()
-    """What the new text alone has; empty where the text was rewritten."""
+    """Words of the new text only; empty if it was rewritten."""
 
 
 @lru_cache(maxsize=512)
@@ -177,7 +177,7 @@ def _kept(words: Sequence[str], new_words: Sequence[str]) -> list[tuple[int, int
 
 
 def _is_little(words: Sequence[str], new_words: Sequence[str], common: Iterable[str]) -> bool:
-    """Whether two texts have little in common; not where one only goes on, or stops earlier."""
+    """True if two texts have little in common, unless one is the beginning of the other."""
     kept = list(common)
     if len(kept) == min(len(words), len(new_words)):
         return not kept and bool(words) and bool(new_words)

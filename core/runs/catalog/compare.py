@@ -23,15 +23,15 @@ from core.runs.record.store import Run, brief_id
 from core.runs.record.tail import EventTail
 from core.text import one_line, sanitize
 
-#: Most runs that are compared at once: as many as there are colors and glyphs to tell their curves apart.
+#: Most runs that are compared at once: there are as many colors and glyphs for curves.
 MOST_RUNS = 6
-#: The letters by which runs are told apart.
+#: Letters of the runs in tables.
 LETTERS = "ABCDEF"
 #: Most questions whose answers are compared, and characters of each text.
 MOST_QUESTIONS, TEXT_LIMIT = 20, 4000
 
 Axis = Literal["step", "tokens", "time"]
-#: What curves can be laid over, in the order in which a key turns through them.
+#: Axes of curves, in the order in which a key turns through them.
 AXES: tuple[Axis, ...] = ("step", "tokens", "time")
 #: Values of the axis of time in a second.
 PER_SECOND = 1000
@@ -53,7 +53,7 @@ class RunRecord:
     seconds: Series
     """Seconds spent in steps, by step."""
     manifest: Mapping[str, Any]
-    """What the newest checkpoint says of itself; empty without one."""
+    """Manifest of the newest checkpoint; empty without one."""
 
     @property
     def run(self) -> Run:
@@ -62,7 +62,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """What it is called: its display name, else its id without the date."""
+        """Display name, else the id without the date."""
         return self.row.labels.name or brief_id(self.run.id)
 
     def curve(self, metric: str, axis: Axis = "step") -> Series:
@@ -104,7 +104,7 @@ class Answers:
     """The answer of each run; None where it was not asked."""
     steps: tuple[int | None, ...]
     right: tuple[bool | None, ...]
-    """Whether it is the expected one; None where that is not known."""
+    """True for the expected answer, False for a wrong one, None if unknown."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ class Comparison:
     records: tuple[RunRecord, ...]
     figures: tuple[Fact, ...]
     options: tuple[Fact, ...]
-    """Options that are not the same in all runs; those of the data are with the data."""
+    """Options that differ between runs, without the options of the data."""
     data: tuple[Fact, ...]
     """Properties of the data that are not the same in all runs."""
     answers: tuple[Answers, ...]
     verdict: str
-    """Which run was better, and what is different about it, in a sentence or two."""
+    """Verdict in a sentence or two: the better run, and its differences."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -273,7 +273,7 @@ def _answers(records: Sequence[RunRecord]) -> tuple[Answers, ...]:
 
 
 def _differ_in_held_out(places: Sequence[int], data: Sequence[Fact]) -> bool:
-    """Whether the runs at some places have other held-out rows than each other, as far as that is known."""
+    """True if the runs at some places are known to have different held-out rows."""
     held_out = {"held-out files", "SHA-256 of those held out", "rows held out"}
     for fact in data:
         values = {fact.values[place] for place in places} if fact.name in held_out else set()

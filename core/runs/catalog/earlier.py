@@ -60,7 +60,7 @@ def newest_like(name: str, model: str) -> LikeRun | None:
 
 
 def is_named(identity: str, name: str) -> bool:
-    """Whether a run's id is one that :func:`~core.runs.record.store.create_run` makes of a name."""
+    """True if :func:`~core.runs.record.store.create_run` makes the run's id from a name."""
     slug = slug_of(identity)
     return slug != identity and re.fullmatch(rf"{re.escape(make_slug(name))}(-\d+)?", slug) is not None
 
@@ -79,7 +79,7 @@ class Origin:
         return cls(run, run.values())
 
     def covers(self, document: ConfigDocument) -> bool:
-        """Whether a configuration still trains on the data of the run, so that it goes by the run's name."""
+        """True if a configuration still trains on the run's data, so that it takes the run's name."""
         return document.path is None and document.get("data.train") == self.values.get("data.train")
 
 
@@ -111,7 +111,7 @@ def run_name(document: ConfigDocument, origin: Origin | None = None) -> str:
 
 
 def belongs(run: Run, document: ConfigDocument, origin: Origin | None = None) -> bool:
-    """Whether a run is one of a configuration, by its name; every run is one of an empty configuration."""
+    """True if a run belongs to a configuration by its name; every run belongs to an empty configuration."""
     name = run_name(document, origin)
     return not name or (origin is not None and origin.run == run and origin.covers(document)) or is_named(run.id, name)
 
@@ -151,7 +151,7 @@ class ModelCatalog:
         return find_models(search_places(directory), stop)
 
     def read(self, model: FoundModel) -> ModelFacts:
-        """Read what a model is; blocks. One that cannot be read has a flaw."""
+        """Facts of a model; blocks. An unreadable model has a flaw."""
         from core.models.inspection import STARTER_FACTS, ModelFacts
         from core.models.sandboxed import inspect_model
 
@@ -168,13 +168,13 @@ class ModelCatalog:
 
 
 def search_places(directory: Path) -> list[Path]:
-    """Directories to search: the working one, the configuration's, the user's models, and those of earlier models."""
+    """Directories to search: of work, of the configuration, of the user's models, and of models used earlier."""
     found = [working_directory(), directory.absolute(), user_path(_OWN), *(base.parent for base in used_bases())]
     return list(dict.fromkeys(found))
 
 
 def used_bases() -> list[Path]:
-    """Paths of models that earlier runs and configurations name, those that are there."""
+    """Existing paths of models that earlier runs and configurations name."""
     named: list[tuple[str, Path]] = []
     for run in itertools.islice(list_runs(), LOOKED_AT):
         base = run.values().get("model.base")

@@ -1,4 +1,4 @@
-"""Figures of runs for their list, which need the whole record or every file; those of ended runs are cached.
+"""Figures of runs for their list, which need the whole record or every file; the figures of ended runs are cached.
 
 The caches are files of the home that can be deleted at any time: a stamp in each entry shows whether it still holds.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 else:
     T = TypeVar("T")
 
-#: Format of a cache file; one of another version is not read.
+#: Format of a cache file; files of other versions are ignored.
 VERSION = 2
 #: Largest cache file, in bytes: some hundred for each run.
 FILE_LIMIT = 64 << 20
@@ -75,7 +75,7 @@ class RunCache(Generic[T]):
         return self._known.get(run_id)
 
     def put(self, run_id: str, stamp: Stamp, facts: T, *, is_over: bool) -> None:
-        """Set the facts of a run; those of a run that is over are saved by the next :meth:`save`."""
+        """Set the facts of a run; :meth:`save` saves them if it is over."""
         self._known[run_id] = stamp, facts
         if is_over and self._name:
             self._read()[run_id] = {"stamp": stamp, "facts": dataclasses.asdict(facts)}
@@ -109,7 +109,7 @@ class RunCache(Generic[T]):
         return self._entries
 
     def _decoded(self, entry: Any) -> tuple[Stamp, T] | None:
-        """Entry of the file; None for none, or one that another version has written."""
+        """Stamp and facts in an entry of the file; None if it is missing, damaged or of another version."""
         fields = dataclasses.fields(self._kind)
         try:
             stamp, values = tuple(map(int, entry["stamp"])), entry["facts"]
@@ -191,7 +191,7 @@ class FigureReader:
     """Reads figures of runs, and again only where their files have changed; belongs to one thread.
 
     Args:
-        is_cached: Whether those of ended runs outlive the process.
+        is_cached: Whether figures of ended runs outlive the process.
     """
 
     def __init__(self, *, is_cached: bool = False) -> None:
@@ -222,7 +222,7 @@ class FigureReader:
         return figures
 
     def is_known(self, run: Run) -> bool:
-        """Whether the figures of a run are known without reading its record."""
+        """True if the figures of a run are known without reading its record."""
         known = self._cache.get(run.id)
         return known is not None and known[0][2:] == _record_stamp(run)
 

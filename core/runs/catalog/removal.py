@@ -26,14 +26,14 @@ from core.runs.record.state import in_words
 from core.runs.record.store import Run
 from core.text import one_line
 
-#: Beginning of the names of directories with deleted runs; one that is left was interrupted.
+#: Prefix of directories with deleted runs; a directory that is left was interrupted.
 _ASIDE = ".deleted-"
 #: Age from which such a directory counts as left by an interrupted deletion.
 _INTERRUPTED_SECONDS = 3600.0
 
 
 def directory_size(path: Path) -> int:
-    """Size of all files in a directory, in bytes; links are not followed, and what cannot be read counts as nothing."""
+    """Size of all files in a directory, in bytes; links are not followed, and unreadable files count as nothing."""
     total, linked, waiting = 0, set[tuple[int, int]](), [os.fspath(path)]
     while waiting:
         with suppress(OSError), os.scandir(waiting.pop()) as entries:
@@ -102,7 +102,7 @@ def remove_run(run: Run) -> None:
     It is moved aside first, so that no half of a run is ever listed; links in it are deleted, and never followed.
 
     Raises:
-        UserError: If it is live, or cannot be deleted; the message says what is left of it.
+        UserError: If it is live, or cannot be deleted; the message names what is left of it.
     """
     refuse_removal(run)
     try:
@@ -140,7 +140,7 @@ def delete_directory(directory: Path) -> str | None:
 
 
 def _sweep(runs: Path) -> None:
-    """Delete what interrupted deletions have left."""
+    """Delete the remains of interrupted deletions."""
     with suppress(OSError):
         for left in runs.glob(f"{_ASIDE}*"):
             # A newer one may be at work in another process.
@@ -272,7 +272,7 @@ def remove_trashed(item: TrashedRun) -> None:
 
 
 def sweep_trash() -> None:
-    """Delete what interrupted deletions have left in the trash."""
+    """Delete the remains of interrupted deletions in the trash."""
     with suppress(OSError):
         for left in paths.trash_dir().glob(f"{_ASIDE}*"):
             if not left.is_symlink():
@@ -280,7 +280,7 @@ def sweep_trash() -> None:
 
 
 def free_bytes() -> int | None:
-    """Free bytes of the disk that the home is on; None if they cannot be told."""
+    """Free bytes of the disk that the home is on; None if unknown."""
     try:
         return shutil.disk_usage(paths.existing_parent(paths.home())).free
     except OSError:

@@ -1,4 +1,4 @@
-"""Result of a run: the bars of ``eval.gate``, what was gained and spent, and the end in a sentence."""
+"""Result of a run: the bars of ``eval.gate``, gains and costs, and the end in a sentence."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class GateFigures:
 
     @classmethod
     def of(cls, events: Iterable[Event], step: int) -> GateFigures:
-        """The figures in a run's events; what a step was measured at last counts."""
+        """Figures in a run's events; of several evaluations of a step, the last counts."""
         found = cls(step)
         for event in events:
             if isinstance(event, ProbeEvent) and event.step == 0:
@@ -64,8 +64,7 @@ class GateFigures:
 
 
 def judge(bars: Sequence[Bar], figures: GateFigures) -> str:
-    """What the result misses, a clause for each bar; empty where it reaches them all. A figure that was not measured
-    reaches nothing."""
+    """Missed bars, a clause each; empty if all are reached. A figure that was not measured reaches no bar."""
     return _BETWEEN.join(filter(None, (_miss(bar, figures) for bar in bars)))
 
 
@@ -78,7 +77,7 @@ def _miss(bar: Bar, figures: GateFigures) -> str:
     if bar.is_met(after, before):
         return ""
     limit = bar.limit(before)
-    # A bar with before in it says neither what that was nor what comes of it.
+    # A bar with "before" in it shows neither that value nor the limit.
     wanted = f"{bar.comparison} {format_number(limit)}"
     if not bar.needs_before:
         return f"{bar.figure} is {format_number(after)} and should be {wanted}"
@@ -145,7 +144,7 @@ class RunResult:
     tariff: Tariff = field(default_factory=Tariff)
     """The price of the energy."""
     refused: str = ""
-    """What it misses of ``eval.gate``; empty where it passes."""
+    """Missed bars of ``eval.gate``; empty if it passes."""
 
     @property
     def lost_steps(self) -> int:
@@ -159,7 +158,7 @@ def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
     before, after = _compared(history.evals, end)
     measures = _measures(history, before, after)
     if after is not None and before is None and state.state == "finished":
-        # Evaluated only once, this alone tells what it has gained.
+        # After a single evaluation, this is the only sign of a gain.
         measures += _training_loss(history.loss)
     path = result_path(run, end)
     size = None if path is None else _size(path)
@@ -184,7 +183,7 @@ def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
 
 
 def refusal_of(state: RunState, end: FinishedEvent | None) -> str:
-    """What the result of a finished run misses of ``eval.gate``, by its state or else by its last event."""
+    """Missed bars of ``eval.gate`` of a finished run, by its state or else by its last event."""
     return state.refused or (one_line(end.refused, 600) if end is not None and end.refused else "")
 
 
@@ -334,6 +333,6 @@ def read_outcome(run: Run) -> Outcome | None:
 
 
 def ended_since(run: Run, since: float) -> bool:
-    """Whether a run has ended after a time, in Unix seconds."""
+    """True if a run has ended after a time, in Unix seconds."""
     state = run.state()
     return state.is_over and state.updated > since

@@ -23,7 +23,7 @@ from core.runs.record.tail import last_events
 from core.text import one_line
 from core.units import exact_number
 
-#: Most names of data files that are told.
+#: Most names of data files that are shown.
 MOST_FILES = 4
 #: Greatest plausible value of an option.
 _GREATEST = 1e9
@@ -69,7 +69,7 @@ class RunRow:
     pending: tuple[str, ...] = ()
     progress: StepProgress | None = None
     refused: str = ""
-    """What the result misses of ``eval.gate``."""
+    """Missed bars of ``eval.gate``."""
     word: str = ""
     """The state as it is shown."""
     method: str = ""
@@ -78,11 +78,11 @@ class RunRow:
     """Names of the files that it is trained on, without their directories."""
     labels: Labels = NO_LABELS
     tariff: Tariff = NO_TARIFF
-    """What its energy costs, by its configuration."""
+    """Price of its energy, by its configuration."""
 
     @property
     def name(self) -> str:
-        """What lists call it: its display name, else its id."""
+        """Display name, else the id."""
         return self.labels.name or one_line(self.run.id, 64)
 
     @property
@@ -151,7 +151,7 @@ class RunCatalog:
         self._started: dict[str, float] = {}
         self._seconds_left = math.inf
         self.is_whole = True
-        """Whether the last list had the facts of every run."""
+        """True if the last list had the facts of every run."""
 
     def rows(self, seconds: float = math.inf) -> list[RunRow]:
         """Rows of all runs as they are now, newest first.
@@ -281,9 +281,9 @@ class SortColumn:
     name: str
     value: Callable[[RunRow, RunFigures | None], _Value]
     descending: bool = False
-    """Whether its greatest values come first by default."""
+    """True if its greatest values come first by default."""
     needs_figures: bool = False
-    """Whether its values are known only once the records of all runs have been read."""
+    """True if its values are known only once the records of all runs have been read."""
 
 
 def _figure(name: str) -> Callable[[RunRow, RunFigures | None], _Value]:
@@ -340,7 +340,7 @@ def sort_rows(
 def select_rows(rows: Iterable[RunRow], text: str = "", *, archived: bool = False) -> list[RunRow]:
     """The rows that a text selects, in their order.
 
-    Each word of the text must be somewhere in what the row says: id, name, state, model, method, data, tags, note.
+    Each word of the text must be somewhere in the row: id, name, state, model, method, data, tags, note.
     ``#good`` is a tag; ``state:``, ``model:``, ``method:``, ``data:``, ``name:`` and ``note:`` say where to look.
 
     Args:
@@ -396,7 +396,7 @@ class RunDetail:
         loss: The loss by step.
         evals: Loss of the first and of the last evaluation; empty before one.
         exact_matches: Share of exact answers in them, likewise.
-        reason: Why it ended, and what to do about it; may be empty.
+        reason: Why it ended, and a hint; may be empty.
         data: Names of the files it was trained on.
         before: The run that it is compared with; None for the first one.
         changes: Options that differ from that run's.

@@ -1,6 +1,6 @@
 """Trained models of a run: its result or one of its checkpoints, and how to load them.
 
-A checkpoint that is read is held by a shared lock of the kernel, so that a live run keeps it.
+While a checkpoint is read, a shared lock of the kernel makes a live run keep it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def held_checkpoint(checkpoint: Path | None) -> Iterator[None]:
     """Inside, the run does not rotate a checkpoint out. A process that is killed lets it go.
 
     Args:
-        checkpoint: Its directory; None for what is no checkpoint, such as the result of a run.
+        checkpoint: Its directory; None for anything else, such as the result of a run.
     """
     with contextlib.ExitStack() as held:
         if checkpoint is not None:
-            # One that is gone already, or a file system without locks: what reads it tells.
+            # If it is gone already, its reader reports that; a file system may have no locks.
             with contextlib.suppress(OSError):
                 descriptor = os.open(checkpoint / "manifest.json", _FLAGS)
                 held.callback(os.close, descriptor)
@@ -48,7 +48,7 @@ def held_checkpoint(checkpoint: Path | None) -> Iterator[None]:
 
 
 def is_held(checkpoint: Path) -> bool:
-    """Whether any process is inside :func:`held_checkpoint`; False where that cannot be told."""
+    """True if any process is inside :func:`held_checkpoint`; False if that is unknown."""
     try:
         descriptor = os.open(checkpoint / "manifest.json", _FLAGS)
     except OSError:
@@ -78,13 +78,13 @@ class KeptCheckpoint:
     eval_loss: float | None
     """The loss of the evaluation at its step; None where there was none."""
     reasons: tuple[str, ...]
-    """Why it is kept: ``best``, ``newest``, ``result``; empty for one of the last few."""
+    """Why it is kept: ``best``, ``newest``, ``result``; empty for the other recent ones."""
     time: float
     """When it was written, in Unix seconds."""
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself; empty if it cannot be read. The worker verifies its hashes."""
+    """Manifest of a checkpoint; empty if it cannot be read. The worker verifies its hashes."""
     try:
         found = read_json(checkpoint / "manifest.json", _MANIFEST_LIMIT, finite=False)
     except (OSError, ValueError, RecursionError):
@@ -93,7 +93,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def newest_manifest(run: Run) -> dict[str, Any]:
-    """What the newest checkpoint of a run says of itself; empty without one."""
+    """Manifest of the newest checkpoint of a run; empty without one."""
     return next((found for path in reversed(complete_checkpoints(run)) if (found := read_manifest(path))), {})
 
 
@@ -140,7 +140,7 @@ def _written(path: Path) -> float:
         return 0.0
 
 
-#: What is said behind the name of a run whose result ``eval.gate`` refuses.
+#: Suffix of the name of a run whose result ``eval.gate`` refuses.
 REFUSED = " (result refused by eval.gate)"
 
 
@@ -168,13 +168,13 @@ class TrainedModel:
     adapter: Path | None
     """A directory in PEFT's format; None where weights were trained."""
     weights: Path | None
-    """A checkpoint's safetensors file, whose weights replace those of the base."""
+    """A checkpoint's safetensors file, whose weights replace weights of the base."""
     template: str | None
-    """A chat template instead of the base's own: a Jinja file, or the name of one of ours."""
+    """A chat template instead of the base's own: a Jinja file, or the name of a built-in one."""
     base_sha256: str | None
     """The fingerprint of the base in training, where it is known and ``base`` is that model."""
     refused: str = ""
-    """What the result of the run misses of ``eval.gate``: of such a run there are checkpoints only. Else empty."""
+    """Missed bars of ``eval.gate`` of a run that has checkpoints only; else empty."""
     file: TrainedFile | None = None
     """The file whose weights it was trained with; None where the adapter is used beside its base."""
     judged: int | None = None
@@ -190,7 +190,7 @@ class TrainedModel:
 
     @property
     def name(self) -> str:
-        """What its answers are called: ``adapter``, ``model`` or ``step-N``."""
+        """Name of its answers: ``adapter``, ``model`` or ``step-N``."""
         if self.step is not None:
             return f"step-{self.step}"
         return "model" if self.adapter is None else "adapter"
@@ -210,7 +210,7 @@ class TrainedModel:
 
     @property
     def _is_another(self) -> bool:
-        """Whether it is another step than the one that was refused."""
+        """True if it is another step than the refused one."""
         return self.judged is not None and self.judged != self.step
 
 
@@ -239,7 +239,7 @@ def reference_to(run: Run, step: int | None = None) -> str:
 
 
 def find_trained(run: Run, step: int | None = None) -> TrainedModel:
-    """What a run has trained. Files of a checkpoint are held against its manifest.
+    """Trained model of a run. Files of a checkpoint are compared with its manifest.
 
     Args:
         run: The run.
@@ -279,7 +279,7 @@ def find_trained(run: Run, step: int | None = None) -> TrainedModel:
 
 
 def _find_file(run: Run, wanted: FileType, step: int | None) -> TrainedFile | None:
-    """The file that a step was trained for, by its checkpoint; that of the newest one tells of the result."""
+    """File type that a step was trained for, by its checkpoint; the newest checkpoint decides for the result."""
     manifest = newest_manifest(run)
     if step is not None:
         manifest = next((read_manifest(path) for _, path in _candidates(run, step)), {})
@@ -311,7 +311,7 @@ def _find_adapter(run: Run, step: int | None) -> tuple[Path, int | None]:
 
 
 def _find_weights(run: Run, step: int | None) -> tuple[Path, int | None]:
-    """The trained weights at a step; without one the final model, else those of the newest complete checkpoint."""
+    """The trained weights at a step; else the final model, else the weights of the newest complete checkpoint."""
     if step is None and (run.model_path / "config.json").is_file():
         return run.model_path, None
     for number, checkpoint in _candidates(run, step):
@@ -327,7 +327,7 @@ def checkpoint_steps(run: Run) -> list[int]:
 
 
 def has_result(run: Run) -> bool:
-    """Whether the result of a run is there: its adapter, or its model."""
+    """True if the result of a run is there: its adapter, or its model."""
     return is_adapter(run.adapter_path) or (run.model_path / "config.json").is_file()
 
 
@@ -382,12 +382,12 @@ def _find_base_hash(run: Run) -> str | None:
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory has an adapter in PEFT's format."""
+    """True if a directory has an adapter in PEFT's format."""
     return all((directory / name).is_file() for name in ("adapter_config.json", "adapter_model.safetensors"))
 
 
 def matches_manifest(checkpoint: Path, part: str) -> bool:
-    """Whether the files of a part of a checkpoint match its manifest, by size and SHA-256.
+    """True if the files of a part of a checkpoint match its manifest, by size and SHA-256.
 
     Args:
         checkpoint: The checkpoint's directory.

@@ -20,7 +20,7 @@ from core.text import one_line
 
 #: Timeout in seconds of the connection itself; the worker's listener never waits for a training step.
 CONNECT_SECONDS = 5.0
-#: Seconds that a worker may take to become another program: one that waits without the device, or trains again.
+#: Seconds that a worker may take to become another program: the program of a parked run, or the training again.
 CHANGE_SECONDS = 20.0
 #: Timeout in seconds of an answer: a command is executed between two steps, and a step may be long.
 ANSWER_SECONDS = 60.0
@@ -60,7 +60,7 @@ class ControlClient:
         """Execute one command.
 
         Args:
-            command: One of :data:`core.runs.control.protocol.COMMANDS`.
+            command: Name in :data:`core.runs.control.protocol.COMMANDS`.
             **args: Its arguments.
 
         Returns:

@@ -1,8 +1,8 @@
 """Devices that runs share: a lock for each card of this machine and one for its CPU.
 
 Machines that share a home have a folder each. A run that was started by hand holds the lock of its device together with
-others of its kind; one of the queue waits until it can hold it alone. The kernel releases a lock when the last process
-that holds it is gone, so that it shows memory that is still taken, where a recorded state only shows intent.
+others of its kind; a run of the queue waits until it can hold it alone. The kernel releases a lock when the last of its
+processes is gone, so that it shows memory that is still taken, where a recorded state only shows intent.
 
 A line of a lock file is a holder as JSON: the run's id, and the process that holds the lock for it. Lines are only
 added, each in one write, until a run has the device alone.
@@ -117,7 +117,7 @@ class Hold:
 
 
 def is_alone(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this worker is to have its devices to itself."""
+    """True if this worker is to have its devices to itself."""
     return bool(environment.get(ALONE_VARIABLE))
 
 
@@ -126,8 +126,8 @@ def run_devices(config: Config, sight: Sight | None = None, environment: Mapping
 
     Args:
         config: Its configuration.
-        sight: What the driver shows; None: it is asked, where that matters.
-        environment: Environment variables, for those that hide cards; None for those of this process.
+        sight: Cards by the driver; None to ask the driver if that matters.
+        environment: Environment variables, which may hide cards; None for the environment of this process.
 
     Raises:
         UserError: If a card that it names is not there.
@@ -143,7 +143,7 @@ def run_devices(config: Config, sight: Sight | None = None, environment: Mapping
 
 
 def take_alone(devices: Sequence[str], run_id: str) -> Hold | None:
-    """Take all of some devices, as the only run on each; None where another one is on one of them.
+    """Take devices, as the only run on each; None if another run is on any of them.
 
     Args:
         devices: Names of devices.
@@ -164,7 +164,7 @@ def take_alone(devices: Sequence[str], run_id: str) -> Hold | None:
 
 
 def take_beside(devices: Sequence[str], run_id: str) -> Hold:
-    """Take some devices, whoever is on them; what another run has to itself is taken when that one has ended.
+    """Take devices, whoever is on them; a device that another run has to itself is taken once that run has ended.
 
     Args:
         devices: Names of devices.
@@ -188,7 +188,7 @@ def take_beside(devices: Sequence[str], run_id: str) -> Hold:
 
 
 def occupant(devices: Sequence[str], run_id: str = "") -> str | None:
-    """Who is on one of some devices, for a sentence; None where all are free.
+    """Run on any of some devices, for a sentence; None if all are free.
 
     Args:
         devices: Names of devices.
@@ -235,7 +235,7 @@ def _try_flock(descriptor: int, how: int) -> bool:
 def _wait_to_share(descriptor: int, run_id: str) -> None:
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        # Whoever came first meanwhile has taken what was signed for the past.
+        # A run that came first meanwhile has cut the signature off.
         sign(descriptor, run_id)
 
 
@@ -256,13 +256,13 @@ def model_bytes(files: int, method: str) -> int:
 def refuse_crowding(needed: int, free: int, runs: Callable[[], Sequence[str]], what: str = "the model") -> None:
     """Check that something fits beside the runs on the same device, before the memory for it is taken.
 
-    Without a run nobody is harmed: what does not fit is told when memory runs out.
+    Without a run nobody is harmed: a model that does not fit is reported when memory runs out.
 
     Args:
         needed: Bytes that it takes.
         free: Bytes that are free on the device.
         runs: Finds the runs that train there; called only where it does not fit, as that takes a while.
-        what: What it is, for the sentence.
+        what: Its name in the sentence.
 
     Raises:
         UserError: If a run trains there, and it does not fit.
@@ -303,7 +303,7 @@ def _processes(uuid: str) -> set[int]:
 
 
 def _runs_of(pids: Collection[int] | None, *, on_cpu: bool = False) -> list[str]:
-    """The runs with one of the processes; None: all that may be on the device, as Windows lists no processes."""
+    """Runs with any of the processes; None for all that may be on the device, as Windows lists no processes."""
     found = []
     for run in list_runs():
         state = run.state()

@@ -19,7 +19,7 @@ from core.errors import UserError
 
 #: Actions that a worker's refusal may name; each is a command of its own.
 ACTIONS = ("resume", "set", "stop")
-#: The words for an action, in which they are told to its reader; it gets one of :data:`ACTIONS` and the run's id.
+#: Words for an action where it is shown; called with a name of :data:`ACTIONS` and the run's id.
 Ways = Callable[[str, str], str]
 
 
@@ -29,7 +29,7 @@ class ActionError(UserError):
     Args:
         message: As for :class:`~core.errors.UserError`.
         hint: The same, without the way to the action, which is put at its end: ``Let it go on first.``
-        action: One of :data:`ACTIONS`.
+        action: Name in :data:`ACTIONS`.
     """
 
     def __init__(self, message: str, hint: str, action: str) -> None:
@@ -100,7 +100,7 @@ def refused(error: str, hint: str, answer: dict[str, Any], run: str = "", ways: 
 
 @dataclass(frozen=True)
 class Request:
-    """One command to carry out."""
+    """Command to carry out."""
 
     id: str
     command: str

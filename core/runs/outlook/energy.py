@@ -41,11 +41,11 @@ class Tariff:
         return cls(known, currency if isinstance(currency, str) else "")
 
     def cost(self, energy_wh: float | None) -> float | None:
-        """What an energy in Wh costs; None where one of the two is not known."""
+        """Cost of an energy in Wh; None if the energy or the price is unknown."""
         return None if self.per_kwh is None or energy_wh is None else energy_wh / 1000 * self.per_kwh
 
     def words(self, energy_wh: float | None) -> str:
-        """What an energy in Wh costs: ``0.42 EUR``, ``< 0.01 EUR``; empty where that is not known."""
+        """Cost of an energy in Wh, ``0.42 EUR``, ``< 0.01 EUR``; empty if unknown."""
         cost = self.cost(energy_wh)
         if cost is None or not math.isfinite(cost):
             return ""
@@ -58,7 +58,7 @@ NO_TARIFF = Tariff()
 
 
 def energy_words(energy_wh: float | None, tariff: Tariff) -> list[str]:
-    """An energy and its cost, ``1.9 Wh`` and ``0.42 EUR``; what is not known is left out.
+    """An energy and its cost, ``1.9 Wh`` and ``0.42 EUR``; unknown figures are left out.
 
     Args:
         energy_wh: The energy in Wh.

@@ -51,7 +51,7 @@ class Pace:
         work_share: Share of the seconds in steps that was work, and not a rest by the governor.
         evaluation_seconds: Duration of its newest evaluation; None if it had none.
         checkpoint_seconds: Duration of a checkpoint; None if it wrote none.
-        evaluated: What its evaluations measure, to be compared (:func:`evaluated_by`).
+        evaluated: Contents of its evaluations, to be compared (:func:`evaluated_by`).
     """
 
     run: str
@@ -67,7 +67,7 @@ class Pace:
 
 
 def evaluated_by(config: Config) -> str:
-    """What each evaluation of a run measures, as a text: two runs with the same one measure as much each time."""
+    """Contents of each evaluation of a run as a text: two runs with the same text measure as much each time."""
     rows = {"eval", "eval_share"} | ({"train"} if config.data.eval is None else set())
     measured = {"max_rows", "exact_match", "samples", "prompts", "probe"}
     return config.model_dump_json(include={"data": rows, "eval": measured, "chat": {"max_new_tokens"}})
@@ -177,7 +177,7 @@ class EarlyEnd:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a run has taken so far.
+    """Time and energy of a run so far.
 
     Args:
         seconds: Seconds of work over all its starts.
@@ -201,7 +201,7 @@ def cut(
         is_most: Whether that is the most they can take, so that a limit of energy may not be reached.
 
     Returns:
-        Seconds and watt-hours until the run ends, and by what it ends early; None where it does all its steps.
+        Seconds and watt-hours until the run ends, and its early end; None if it does all its steps.
     """
     hours, energy = config.train.max_hours, config.train.max_energy_wh
     shares = [(1.0, "", 0.0)]
@@ -228,13 +228,13 @@ def cut_rest(
 
     Args:
         values: ``section.key`` to value, unchecked, as in ``run.toml``.
-        spent: What it has taken so far.
+        spent: Its time and energy so far.
         step: Steps done.
         steps: Optimizer steps of the whole run.
         seconds: The estimated time left.
 
     Returns:
-        Seconds until it ends, and by what it ends early; None where it does all its steps.
+        Seconds until it ends, and its early end; None if it does all its steps.
     """
     found: tuple[float, EarlyEnd | None] = seconds, None
     hours, energy = (_positive(values.get(name)) for name in _UNITS)
@@ -258,7 +258,7 @@ def tell_early_end(end: EarlyEnd) -> str:
 
 
 def _positive(value: object) -> float | None:
-    """A limit of an unchecked configuration; None for none, and for what is none."""
+    """Limit of an unchecked configuration; None for a missing or invalid one."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if 0 < value < _MOST else None
@@ -282,10 +282,10 @@ class Estimate:
         seconds: Duration of the optimizer steps, and of ``between_seconds``.
         steps: Number of optimizer steps, those after an early end among them.
         watt_hours: Energy of the steps, by the plan at most; None if the earlier run had no reading, or the device
-            tells no power limit.
+            reports no power limit.
         run: The earlier run; empty for an estimate by the plan.
         by: Basis of the estimate.
-        assumed: What the plan does not know and assumes, in words: ``rows of 2048 tokens``.
+        assumed: Assumptions of the plan in words: ``rows of 2048 tokens``.
         elsewhere: Whether it is for a card that is not here.
         early_end: Where a limit of the run ends it; None where it does all its steps.
         work_share: Share of the steps' duration that is work at full speed; the rest is what the governor of the
@@ -440,9 +440,9 @@ def by_plan(config: Config, planned: Planned, rows: Rows | None, count: int | No
 
 
 def lack_of_speed(machine: Machine) -> Unknown | None:
-    """Why no duration can be told for a machine; None where it can.
+    """Reason why a machine has no known duration; None if it has.
 
-    CPUs differ too much by their cores and instructions to take the rates of another one.
+    CPUs differ too much by their cores and instructions to take the rates of another CPU.
     """
     if machine.kind == "cpu" and not is_known_speed(machine.device, machine.calibration):
         return Unknown("the speed of this CPU is not known to the plan")

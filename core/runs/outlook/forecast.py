@@ -42,7 +42,7 @@ _CORE_RATE = 5e10
 
 @dataclass(frozen=True)
 class Forecast:
-    """Memory plan and estimates before a run; with several cards, ``plan`` and ``advice`` are of one of them."""
+    """Memory plan and estimates before a run; with several cards, ``plan`` and ``advice`` are for a single card."""
 
     base: Path
     architecture: Architecture
@@ -54,11 +54,11 @@ class Forecast:
     chosen: Chosen | None = None
     """How several cards share the run; None for one card."""
     elsewhere: bool = False
-    """Whether it is for a card that is not here."""
+    """True for a card that is not here."""
 
     @property
     def fits(self) -> bool | None:
-        """Whether the run fits, on each of several cards and in their machine's memory; None if unknown."""
+        """True if the run fits, on each of several cards and in their machine's memory; None if unknown."""
         return self.plan.fits if self.chosen is None else self.chosen.fits
 
     @property
@@ -84,7 +84,7 @@ def forecast(
         rows: Lengths of the rows; None if unknown.
         paces: Earlier runs, if already read; None to read them now.
         count: Number of rows, if their lengths are unknown.
-        cards: Cards of the run; None for those of ``distributed``.
+        cards: Cards of the run; None for the section ``distributed``.
 
     Raises:
         UserError: If the model is not on this machine or its memory cannot be planned, or the rows do not suit it.
@@ -93,7 +93,7 @@ def forecast(
     architecture = load_architecture(base)
     found = cards_here(config) if cards is None else cards
     chosen = chosen_strategy(architecture, config, machine, rows, cards=found)
-    # Runs that were recorded here tell nothing of another card.
+    # Runs that were recorded here are no measure of another card.
     pace = None if machine.elsewhere else (PaceBook() if paces is None else paces).pace(config)
     part, card = part_of_card(config, chosen.sharing), part_of_machine(machine, found)
     guess = expected(config, pace, lambda: Planned(chosen, machine, rows), rows, count)
@@ -166,7 +166,7 @@ def rough_seconds(config: Config, plan: Plan, steps: int, row_tokens: float) -> 
 
 
 def this_machine(config: Config, gpu_memory: int | None = None, *, empty: bool = False) -> Machine:
-    """This machine's present resources for a run; with several cards, those of the one with the least free memory.
+    """This machine's present resources for a run; with several cards, of the card with the least free memory.
 
     Args:
         config: Configuration, for its device.
@@ -234,7 +234,7 @@ def _smallest(config: Config, gpus: Sequence[Device]) -> Device:
 
 
 def _is_called(device: Device, gpu: str) -> bool:
-    """Whether ``hardware.gpu`` means a device."""
+    """True if ``hardware.gpu`` means a device."""
     return device.index == int(gpu) if gpu.isdecimal() else device.uuid.lower().startswith(gpu.lower())
 
 
@@ -277,15 +277,15 @@ class Unmet:
 
 
 def wants_plan(config: Config) -> bool:
-    """Whether a configuration has a wish that an estimate may show to be too much."""
+    """True if a configuration has a wish that an estimate may show to be too much."""
     return config.night.deadline is not None or config.night.energy_kwh is not None
 
 
 def unmet(config: Config, found: Estimate | Unknown | None, begins: float | None) -> Iterator[Unmet]:
     """The wishes that a run cannot meet even at full speed, and with the least energy that it may take.
 
-    Loading comes on top, so that what is told here is certain by the estimate. The energy of the memory plan is the
-    most that a run may take, and tells nothing.
+    Loading comes on top, so that a wish found here is certainly unmet by the estimate. The energy of the memory plan is
+    an upper bound, and proves nothing.
 
     Args:
         config: Configuration of the run.
@@ -294,7 +294,7 @@ def unmet(config: Config, found: Estimate | Unknown | None, begins: float | None
     """
     try:
         limits = Limits.of(config)
-    except UserError:  # the rules between options tell what is no time of day
+    except UserError:  # the rules between options report an invalid time
         return
     if not isinstance(found, Estimate) or not limits.wants_plan:
         return

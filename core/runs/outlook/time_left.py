@@ -51,25 +51,25 @@ class Schedule:
     """Evaluations and checkpoints of a run, by its configuration."""
 
     measures: bool = False
-    """Whether rows are held out."""
+    """True if rows are held out."""
     answers: bool = False
-    """Whether they are answered as well (``eval.exact_match``)."""
+    """True if they are answered as well (``eval.exact_match``)."""
     samples: int = 0
     """Sample answers at each evaluation besides."""
     prompts: bool = False
-    """Whether these are to prompts of their own (``eval.prompts``), of whose answers nothing is known."""
+    """True if these answer prompts of their own (``eval.prompts``), whose expected length is unknown."""
     eval_steps: int | None = None
     eval_epochs: float | None = None
     checkpoint_steps: int | None = None
     for_file: bool = False
-    """Whether the last steps train the weights of a file (``method.train_for``), which takes longer."""
+    """True if the last steps train the weights of a file (``method.train_for``), which takes longer."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Schedule:
         """The schedule of a configuration.
 
         Args:
-            values: ``section.key`` to value, unchecked, as in ``run.toml``; what is not there has its default.
+            values: ``section.key`` to value, unchecked, as in ``run.toml``; missing options have their defaults.
         """
         from core.config.schema import EvalSection
 
@@ -90,7 +90,7 @@ class Schedule:
         )
 
     def changed(self, settings: Mapping[str, Any]) -> Schedule:
-        """The schedule with what was set while the run was on."""
+        """The schedule with changes to the live run."""
         found = self
         if "eval.every_steps" in settings:
             found = replace(found, eval_steps=_count(settings["eval.every_steps"]), eval_epochs=None)
@@ -109,7 +109,7 @@ class Schedule:
 
     @property
     def evaluates(self) -> bool:
-        """Whether there are evaluations at all."""
+        """True if there are evaluations at all."""
         return self.measures or self.samples > 0
 
     def evaluations_by(self, step: int, steps_per_epoch: float | None) -> int:
@@ -140,7 +140,7 @@ KNOWN_STEPS, KNOWN_SHARE = 5, 0.1
 CHECKPOINT_SECONDS = 0.3
 #: Saving the result takes about this share of a checkpoint, which has the optimizer's states as well.
 RESULT_SHARE = 0.25
-#: A token that is only measured takes one of the three passes of one that is trained on.
+#: Measuring a token takes a single pass, training on it three.
 FORWARD_SHARE = 1 / 3
 #: Answers are decoded so many rows at a time, and a decoding step, which reads all weights, takes as long as measuring
 #: so many tokens. The longest answer, which the others wait for, is longer than the mean one by a factor and a margin.
@@ -157,7 +157,7 @@ class Eta:
     saving: float
     """Checkpoints and the result."""
     is_rough: bool = False
-    """Whether the pace is not known yet, or an evaluation to come was never measured."""
+    """True if the pace is not known yet, or an evaluation to come was never measured."""
 
     @property
     def seconds(self) -> float:
@@ -170,9 +170,9 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
 
     Args:
         timings: Of the run, so far.
-        schedule: What comes besides its steps, with what was set while it was on.
+        schedule: Its evaluations and checkpoints, with changes to the live run.
         total_steps: Steps of the whole run.
-        now: Unix seconds; what is under way counts down with it.
+        now: Unix seconds; the present step, evaluation or checkpoint counts down with it.
 
     Returns:
         None before the first step is done, and at the end.
@@ -193,7 +193,7 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
     steps, evaluation = schedule.steps_left(step, total_steps) * pace, evaluations * each
     saving = checkpoints * checkpoint + RESULT_SHARE * checkpoint
     is_evaluation_next = current is None and _is_evaluation_due(timings, schedule, total_steps)
-    # What is under way has its elapsed time taken off, and is never less than done.
+    # The elapsed time of the present part is taken off, down to nothing.
     if current is not None:
         evaluation += _rest_of(current, timings, each, now)
     elif timings.phase == "saving" or (not left and not is_evaluation_next):
@@ -224,7 +224,7 @@ def evaluation_seconds_left(timings: Timings, schedule: Schedule, now: float) ->
 
 
 def _is_evaluation_due(timings: Timings, schedule: Schedule, total: int) -> bool:
-    """Whether an evaluation comes before the next step, or before the end."""
+    """True if an evaluation comes before the next step, or before the end."""
     step, epoch = timings.step, timings.steps_per_epoch
     if timings.evaluated_step == step:
         return False
@@ -299,7 +299,7 @@ def eta_words(eta: Eta | None, *, split: bool = False) -> str:
 
     Args:
         eta: The time left; None while it is unknown.
-        split: Whether to say what it is spent on, where that is more than steps: ``4m 10s (steps 2m 05s, evaluation
+        split: Whether to list its parts, if there is more than steps: ``4m 10s (steps 2m 05s, evaluation
             2m 05s)``.
     """
     if eta is None:

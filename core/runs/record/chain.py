@@ -1,9 +1,9 @@
-"""The hash chain of a run, ``chain.jsonl``: what went into it and what came out, each link sealing those before it.
+"""The hash chain of a run, ``chain.jsonl``: inputs and outputs, each link sealing the links before it.
 
 A link is a line of JSON: ``n`` (counted from 0), ``kind``, ``t`` (Unix seconds), ``events`` (the lines of
 ``events.jsonl`` since the link before), ``body`` (by kind), ``prev`` (the ``link`` of the line before, 64 zeros for the
 first) and ``link``, the SHA-256 of all the rest in canonical JSON. The last ``link`` is the head: whoever has written
-it down can tell whether anything before it was changed.
+it down can verify everything before it.
 
 =============  ========================================================================================================
 ``start``      a worker has rows and model ready: configuration, base, rows, files, machine, software, the checkpoint
@@ -33,9 +33,9 @@ from core.runs.record.tail import read_lines
 from core.small_files import open_regular, parse_json
 
 CHAIN_NAME = "chain.jsonl"
-#: What stands for the link before the first.
+#: Predecessor of the first link.
 NOTHING = "0" * 64
-#: Hexadecimal digits that tell one line or row from another, to say which was changed; links seal them by SHA-256.
+#: Hexadecimal digits of a line or row, to find a changed one; links seal them by SHA-256.
 SHORT = 6
 #: Most bytes of a link; a manifest has 16 MiB at most, and is the largest part of one.
 LINK_LIMIT = 32 << 20
@@ -48,7 +48,7 @@ _MOST = 1 << 62
 
 
 class DamagedLinkError(ValueError):
-    """A line of a chain that is no link, or not the one that was written; its text says why."""
+    """A line of a chain that is no link, or has been changed; its text gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class Chain:
         self._size: int | None = None
 
     def append(self, kind: str, body: dict[str, Any]) -> None:
-        """Add a link, durably. One that cannot be written is kept, and written before the next.
+        """Add a link, durably. If it cannot be written, it is kept and written before the next.
 
         Args:
-            kind: What it tells of.
+            kind: Kind of the link.
             body: As JSON.
 
         Raises:
@@ -143,7 +143,7 @@ class Chain:
             link = parse_json(line, finite=False)
             number, digest, sealed = _count(link["n"]), str(link["link"]), _count(link["events"]["to"])
         except (ValueError, KeyError, TypeError):
-            self._n += 1  # whoever verifies the chain is told of this line
+            self._n += 1  # verification reports this line
         else:
             self._n, self._prev, self._sealed = number + 1, digest, sealed
 
@@ -176,7 +176,7 @@ def digest_of(link: dict[str, Any]) -> str:
 
 
 def short(data: bytes) -> str:
-    """A few digits that tell a line or a row from others."""
+    """Short digest of a line or a row."""
     return hashlib.sha256(data).hexdigest()[:SHORT]
 
 
@@ -215,7 +215,7 @@ def digits_of_lines(path: Path) -> Iterator[str]:
 
 
 def _pieces(path: Path, begin: int) -> Iterator[tuple[bytes, bool]]:
-    """The pieces of a file's lines, and whether each ends one: a line may be longer than what is held of it."""
+    """The pieces of a file's lines, and whether each ends one: a line may be longer than a piece."""
     with open_regular(path) as file:
         file.seek(begin)
         while block := file.read(_BLOCK):
@@ -226,7 +226,7 @@ def _pieces(path: Path, begin: int) -> Iterator[tuple[bytes, bool]]:
 
 
 def read_links(path: Path) -> Iterator[Link | DamagedLinkError]:
-    """The links of a chain; in the place of one that is not sound, what is wrong with it.
+    """The links of a chain; in place of a damaged link, the error.
 
     Raises:
         OSError: If it cannot be read.

@@ -63,7 +63,7 @@ class PhaseEvent(Event):
 class DataEvent(Event):
     """Outcome of data preparation: ``rows == used + sum(dropped.values())``; lengths in tokens.
 
-    ``held_out_rows`` and ``held_out_tokens`` are those of the rows measured at each evaluation, 0 where there are none.
+    ``held_out_rows`` and ``held_out_tokens`` count the rows measured at each evaluation, 0 without any.
     """
 
     type: ClassVar[str] = "data"
@@ -91,9 +91,9 @@ class MemoryEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent(Event):
-    """One optimizer step. ``tokens`` leaves padding out; ``seconds`` leaves pauses out.
+    """An optimizer step. ``tokens`` leaves padding out; ``seconds`` leaves pauses out.
 
-    In preference training, ``reward_margin`` is the mean reward of better answers less that of worse ones, and
+    In preference training, ``reward_margin`` is the mean reward of better answers less the mean of worse ones, and
     ``reward_accuracy`` the share of pairs in the right order.
     """
 
@@ -133,8 +133,7 @@ class EvalEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeEvent(Event):
-    """The loss of the untouched model on the general probe, where no evaluation of it tells that; ``seconds`` is what
-    it took."""
+    """The loss of the untouched model on the general probe, if no evaluation measures it; it took ``seconds``."""
 
     type: ClassVar[str] = "probe"
     step: int
@@ -147,7 +146,7 @@ class SampleEvent(Event):
     """A generated answer of the model; ``source`` is ``base`` or ``step-N``.
 
     Of a held-out question, ``expected`` is its answer in the dataset, ``exact_match`` whether it was given (as
-    :class:`EvalEvent` counts it), and ``valid_json`` whether the answer is JSON where those of the dataset are.
+    :class:`EvalEvent` counts it), and ``valid_json`` whether the answer is JSON where answers of the dataset are.
     """
 
     type: ClassVar[str] = "sample"
@@ -211,7 +210,7 @@ class GovernorEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class NightEvent(Event):
-    """What the plan for the night promises, beside what it promised first (:class:`core.governor.night.Promise`);
+    """Promise of the plan for the night, beside its first promise (:class:`core.governor.night.Promise`);
     times in Unix seconds, energies in kWh of this start. Where a wish is given up, ``nearest_deadline`` or
     ``nearest_energy_kwh`` takes its place."""
 
@@ -232,13 +231,13 @@ class NightEvent(Event):
 
     @property
     def misses_deadline(self) -> bool:
-        """Whether the deadline is given up, as it will be done too late."""
+        """True if the deadline is given up, as the run will end too late."""
         late = self.deadline is not None and self.finish > self.deadline
         return self.nearest_deadline is not None or late
 
     @property
     def misses_energy(self) -> bool:
-        """Whether the wish for energy is given up, as it will use too much."""
+        """True if the wish for energy is given up, as the run will use too much."""
         limit, expected = self.energy_limit_kwh, self.energy_kwh
         too_much = limit is not None and expected is not None and expected > limit
         return self.nearest_energy_kwh is not None or too_much
@@ -282,8 +281,8 @@ class ControlEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedEvent(Event):
-    """The run reached its last step; ``adapter`` is relative to the run directory. ``refused`` is what the result
-    misses of ``eval.gate``; there is no adapter then."""
+    """The run reached its last step; ``adapter`` is relative to the run directory. ``refused`` names
+    the missed bars of ``eval.gate``; there is no adapter then."""
 
     type: ClassVar[str] = "finished"
     reason: str
@@ -552,7 +551,7 @@ def decode_event(line: str | bytes) -> Event | None:
         The event, or None for a type that this version does not know. Unknown fields are ignored.
 
     Raises:
-        MalformedEventError: If it is not JSON, has no type, lacks a field or has one of the wrong type.
+        MalformedEventError: If it is not JSON, has no type, lacks a field or has a field of the wrong type.
     """
     if isinstance(line, bytes) and (step := decode_step(line)) is not None:
         return step

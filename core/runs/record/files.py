@@ -50,7 +50,7 @@ def refuse_unsafe_files(run: Run, below: str = "") -> None:
     """
     try:
         for path in _files_of(run, run.path / below):
-            # Others of the run's processes may be at work, and remove what was there a moment ago.
+            # Others of the run's processes may be at work, and remove files meanwhile.
             with suppress(FileNotFoundError):
                 _refuse_unsafe(run, path, os.stat(path, follow_symlinks=False))
     except OSError as error:
@@ -90,7 +90,7 @@ def _refuse_unsafe(run: Run, path: Path, status: os.stat_result) -> None:
 
 
 def _is_of_tracker(run: Run, path: Path, status: os.stat_result) -> bool:
-    """Whether it is a link that a tracker's library has made, which leads to one of its own files."""
+    """True for a link that a tracker's library has made to a file of its own."""
     parts = path.relative_to(run.path).parts
     if not stat.S_ISLNK(status.st_mode) or parts[0] != _TRACKERS or len(parts) < 3:
         return False
@@ -171,7 +171,7 @@ def append_events(run: Run, *events: Event) -> None:
 
     Args:
         run: The run; its worker may be alive.
-        *events: What is told.
+        *events: The events.
 
     Raises:
         UserError: If they cannot be written.
@@ -186,7 +186,7 @@ def append_while_open(run: Run, *events: Event) -> bool:
 
     Args:
         run: The run; its worker may be alive.
-        *events: What is told.
+        *events: The events.
 
     Returns:
         Whether they were added.

@@ -59,7 +59,7 @@ class Samples:
         self._is_of_start = False
 
     def begin_start(self) -> None:
-        """A worker has started: its answers replace those that were given before for their steps."""
+        """A worker has started: its answers replace earlier answers of the same steps."""
         self._is_of_start = False
 
     def add(self, event: SampleEvent) -> None:
@@ -111,7 +111,7 @@ _RECURRING = frozenset({"training", "evaluating", "saving"})
 
 @dataclass
 class Phase:
-    """One phase of the newest start of the run; re-entering it adds to its seconds."""
+    """A phase of the newest start of the run; re-entering it adds to its seconds."""
 
     name: str
     detail: str = ""
@@ -120,12 +120,12 @@ class Phase:
     seconds: float = 0.0
     """Seconds spent in it so far, up to the last event."""
     seconds_before: float = 0.0
-    """Those before it was entered the last time."""
+    """Seconds before it was entered the last time."""
 
 
 @dataclass(frozen=True)
 class LogLine:
-    """One log line: Unix seconds, ``info``, ``warning`` or ``error``, and a sentence safe to show."""
+    """A log line: Unix seconds, ``info``, ``warning`` or ``error``, and a sentence safe to show."""
 
     time: float
     level: str
@@ -173,7 +173,7 @@ class RunHistory:
     updated: float | None = field(default=None, init=False)
     """Time of the last event that has one, in Unix seconds."""
 
-    # What it learns from, and what it gives.
+    # Data and results.
     data: DataEvent | None = field(default=None, init=False)
     last_step: StepEvent | None = field(default=None, init=False)
     checkpoints: list[CheckpointEvent] = field(default_factory=list, init=False)
@@ -214,7 +214,7 @@ class RunHistory:
     night: NightEvent | None = field(default=None, init=False)
     """The newest promise of the plan for the night."""
 
-    # What it tells.
+    # Messages.
     notices: list[NoticeEvent] = field(default_factory=list, init=False)
     marks: list[Mark] = field(default_factory=list, init=False)
     log: deque[LogLine] = field(default_factory=lambda: deque(maxlen=LOG_LINES), init=False)
@@ -226,7 +226,7 @@ class RunHistory:
     _samples: Samples = field(default_factory=Samples, init=False)
     _is_first_of_start: bool = field(default=True, init=False)
     _stepped_seconds: float = field(default=0.0, init=False)
-    """Seconds in steps, replayed ones included; and those of them that were work."""
+    """Seconds in steps, replayed ones included, and seconds of work in them."""
     _worked_seconds: float = field(default=0.0, init=False)
 
     @property
@@ -267,7 +267,7 @@ class RunHistory:
     @property
     def work_share(self) -> float:
         """Share of the seconds in steps that was work, and not a rest by the governor: 1 without rests. By the duty
-        cycles that it has told, which is at every tenth."""
+        cycles in its events, which come at every tenth."""
         return self._worked_seconds / self._stepped_seconds if self._stepped_seconds > 0 else 1.0
 
     @property
@@ -319,7 +319,7 @@ class RunHistory:
             handler(self, event)
 
     def _is_new_start(self, event: PhaseEvent) -> bool:
-        """Whether a worker has started: the first phase comes again, or the first event after an end is a phase."""
+        """True if a worker has started: the first phase comes again, or the first event after an end is a phase."""
         if self.phase is None:
             return not self.phases or self.end is not None
         return event.name not in _RECURRING and event.name == next(iter(self.phases)) and event.name != self.phase.name
@@ -420,7 +420,7 @@ class RunHistory:
         self._sample_device(self.devices[0] if self.devices else None)
 
     def _sample_device(self, device: Device | None) -> None:
-        """Add a measurement of the first device to its curves; what is not reported, or old, is a gap in them."""
+        """Add a measurement of the first device to its curves; missing or old values are gaps in them."""
         read = device if device is not None and not device.problem and device.age_s is None else None
         used = read.memory_used if read is not None else None
         for series, value in (
@@ -488,7 +488,7 @@ class RunHistory:
         self.log_count += 1
 
 
-#: What each kind of event does to the view.
+#: Handlers by kind of event.
 _HANDLERS: Mapping[type[Event], Callable[[RunHistory, Any], None]] = {
     PhaseEvent: RunHistory._apply_phase,
     DataEvent: RunHistory._apply_data,
@@ -544,7 +544,7 @@ def last_step(run: Run) -> StepEvent | None:
 
 
 def is_long(run: Run) -> bool:
-    """Whether a run's record takes long to read."""
+    """True if a run's record takes long to read."""
     try:
         return os.stat(run.events_path).st_size > LONG_BYTES
     except OSError:
@@ -587,11 +587,11 @@ def _step_near(file: FileIO, place: int) -> StepEvent | None:
 
 @dataclass(frozen=True)
 class PlannedMemory:
-    """The plan's figure.
+    """Memory of a device by the run's plan.
 
     Args:
-        bytes: What the run is predicted to take at its peak.
-        used: Where the meter stands then: with what others use of the device.
+        bytes: Predicted peak of the run.
+        used: The same with the memory of other processes on the device.
     """
 
     bytes: int
@@ -615,7 +615,7 @@ def planned_memory(memory: Mapping[str, MemoryEvent], device: Device, pid: int |
         return None
     predicted = sum(size for name, size in event.predicted_bytes.items() if name not in RECLAIMABLE)
     if device.kind == "cpu":
-        # The limit is what is free and what the process has: the rest is that of others.
+        # The limit is free memory and memory of the process: the rest belongs to others.
         others = device.memory_total - event.limit_bytes if event.limit_bytes is not None else 0
     else:
         others = sum(item.memory or 0 for item in device.processes if item.pid != pid)
@@ -630,19 +630,19 @@ class Metric:
     label: str
     read: Callable[[RunHistory], Series]
     is_sparse: bool = False
-    """Whether its few values are measured at evaluations."""
+    """True if its few values are measured at evaluations."""
     unit: str = ""
     is_noisy: bool = False
-    """Whether each value is that of one step's rows, so that only a smoothed curve tells where it goes."""
+    """True if each value is of a single step's rows, so that only a smoothed curve shows the trend."""
     has_log_axis: bool = True
-    """Whether a logarithmic axis makes sense: not for temperatures, whose zero is arbitrary."""
+    """True if a logarithmic axis makes sense: not for temperatures, whose zero is arbitrary."""
 
 
 def _by_name(*metrics: Metric) -> dict[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
 
-#: What training reports, by name, in the order in which a key turns through it.
+#: Metrics of training by name, in the order in which a key turns through them.
 METRICS = _by_name(
     Metric("loss", "training loss", lambda history: history.loss, is_noisy=True),
     Metric("eval_loss", "eval loss", lambda history: history.eval_loss, is_sparse=True),
@@ -652,7 +652,7 @@ METRICS = _by_name(
     Metric("grad_norm", "gradient norm", lambda history: history.grad_norm, is_noisy=True),
     Metric("tokens_per_second", "tokens/s", lambda history: history.throughput, unit="tok/s", is_noisy=True),
 )
-#: What its first device reports, likewise.
+#: Metrics of the first device, likewise.
 DEVICE_METRICS = _by_name(
     Metric("temperature", "temperature", lambda history: history.temperature, unit="°C", has_log_axis=False),
     Metric("power", "power", lambda history: history.power, unit="W"),

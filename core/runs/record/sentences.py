@@ -279,7 +279,7 @@ def _joined(sentence: str, hint: str) -> str:
     return f"{sentence} {hint}".strip()
 
 
-#: Requests, the one that decides first, and how a run that is about to carry them out is called.
+#: Word for a run with pending requests, by request, the most important first.
 _DOING = {
     "stop": "stopping",
     "park": "parking",
@@ -299,7 +299,7 @@ _WITHIN = {
 }
 #: Steps that take less than so many seconds are over before a line about them has been read.
 LONG_STEP_SECONDS = 3.0
-#: What an evaluation does besides measuring the loss, in short.
+#: Parts of an evaluation besides the loss, in short.
 _BESIDE_LOSS = {"answers": "answers", "samples": "samples", "probe": "probe"}
 
 
@@ -318,7 +318,7 @@ def pending_words(
         state: Of the run.
         timings: Of the run.
         now: Unix seconds.
-        is_short: Whether to leave out what goes without saying: ``pausing (≤ 20 s)``.
+        is_short: Whether to leave out the obvious: ``pausing (≤ 20 s)``.
     """
     word = doing(pending)
     if not word:
@@ -354,11 +354,11 @@ def progress_words(progress: StepProgress | None) -> str:
 
 
 def evaluation_count(progress: StepProgress | None, done: int | None, total: int | None) -> str:
-    """How far an evaluation is, behind its name: ``18/80``, ``probe 19/40``, ``samples 1/3``; empty where it is not
+    """Progress of an evaluation, behind its name: ``18/80``, ``probe 19/40``, ``samples 1/3``; empty where it is not
     counted.
 
     Args:
-        progress: Of the run. What comes after the loss has no phase of its own.
+        progress: Of the run. Parts after the loss have no phase of their own.
         done: Rows done, by the phase.
         total: Rows of the phase.
     """

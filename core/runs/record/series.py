@@ -106,7 +106,7 @@ class Bucket(NamedTuple):
     """Earliest finite value in the column, and ``last`` the latest: a line enters and leaves there."""
     last: float
     joined: bool
-    """Whether the curve is uninterrupted from the previous bucket."""
+    """True if the curve is uninterrupted from the previous bucket."""
 
 
 class Series:
@@ -168,15 +168,15 @@ class Series:
             self._halve()
 
     def gather(self, step: int, value: float) -> None:
-        """Append a value, or merge it into the newest point where that is of the same step: several measurements of
-        what goes on during one step. Its extremes stay, and its value becomes the newest finite one."""
+        """Append a value, or merge it into the newest point where that is of the same step: several measurements
+        during a step. Its extremes stay, and its value becomes the newest finite one."""
         if step != self._last_step or not self.steps:
             self.append(step, value)
             return
         self._merge(value, min(max(value, -GREATEST), GREATEST) if math.isfinite(value) else 0.0)
 
     def _merge(self, value: float, part: float) -> None:
-        """Merge a value into the newest point; ``part`` is what it adds to the sum."""
+        """Merge a value into the newest point; ``part`` is its share of the sum."""
         finite = math.isfinite(value)
         if finite or not math.isfinite(self.values[-1]):
             self.values[-1] = value
@@ -271,7 +271,7 @@ class Series:
 
     @property
     def is_smoothed(self) -> bool:
-        """Whether the curve is long enough to be smoothed."""
+        """True if the curve is long enough to be smoothed."""
         return bool(self.steps) and greatest_half_window(self._last - self.steps[0] + 1) > 0
 
     def smooth_bucket(self, width: int, first: int | None = None, last: int | None = None) -> list[Bucket]:

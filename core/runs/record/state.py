@@ -58,7 +58,7 @@ def boot_id() -> str:
 
 
 def is_same_process(pid: int | None, identity: str | None) -> bool:
-    """Whether the process that was recorded as ``pid`` with ``identity`` is still alive."""
+    """True if the process that was recorded as ``pid`` with ``identity`` is still alive."""
     return pid is not None and identity is not None and start_identity(pid) == identity
 
 
@@ -73,7 +73,7 @@ def hostname() -> str:
 
 
 def host_folder() -> str:
-    """Name of this machine as that of a folder, for what machines that share a home do not share."""
+    """Name of this machine as a folder name, for files that machines with a common home do not share."""
     name = re.sub(r"[^\w.-]", "_", hostname(), flags=re.ASCII)[:100]
     return name if name.strip(".") else f"_{name}"
 
@@ -93,7 +93,7 @@ FILE_LIMIT = 1 << 20
 #: Valid process ids of the kernel, and valid step numbers.
 _PIDS, _COUNTS = range(1 << 31), range(1 << 63)
 
-#: What ``parked`` says of a run that a person has parked, which comes back when a person asks for it.
+#: Value of ``parked`` for a run that a person has parked, and that only a person brings back.
 PARKED_BY_HAND = "on request"
 #: Commands that wait for the end of a step, or of a pass of an evaluation, and can be taken back until then.
 PENDING = ("pause", "checkpoint", "skip_evaluation", "park", "stop")
@@ -149,7 +149,7 @@ class RunState:
     progress: StepProgress | None = None
     """How far the present step or evaluation is; None between them."""
     refused: str = ""
-    """What the result of a finished run misses of ``eval.gate``; empty where it passes."""
+    """Missed bars of ``eval.gate`` of a finished run; empty if it passes."""
     parked: str = ""
     """Why a paused run has given its device back; empty while it holds it."""
 
@@ -165,7 +165,7 @@ class RunState:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run will do nothing more by itself."""
+        """True if the run will do nothing more by itself."""
         return self.state in END_STATES or self.state == "lost"
 
     def write(self, path: Path) -> None:
@@ -204,7 +204,7 @@ class RunState:
 
 
 def _pending(value: Any) -> tuple[str, ...]:
-    """The pending requests in a file; those that this version does not know are left out."""
+    """Pending requests in a file, without requests that this version does not know."""
     return tuple(name for name in PENDING if name in value) if isinstance(value, list) else ()
 
 
@@ -228,7 +228,7 @@ def _load_state(path: Path) -> dict[str, Any] | None:
 
 
 def _is_sound(name: str, value: Any) -> bool:
-    """Whether a value of ``state.json`` has the type of its field."""
+    """True if a value of ``state.json`` has the type of its field."""
     if value is None:
         return name in ("pid", "pid_started", "socket", "step_started", "memory_events", "memory_kills", "beat")
     if name in ("updated", "step_started", "beat"):
@@ -383,8 +383,8 @@ def _counter_files() -> list[Path]:
 
 
 def _killed_by_message(pid: int, since: float) -> bool | None:
-    """Whether the kernel's messages say that it killed a process for its control group (True) or the machine (False);
-    None if they say neither.
+    """True if the kernel's messages say that it killed a process for its control group, False for the machine, None for
+    neither.
     """
     texts = [_kernel_messages()]
     for path in _LOGS:
@@ -394,7 +394,7 @@ def _killed_by_message(pid: int, since: float) -> bool | None:
                     file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
                     texts.append(file.read(_TAIL_BYTES) or b"")
         except OSError:
-            continue  # most systems have one of them, readable by some
+            continue  # most systems have a single one, readable by some
     for text in texts:
         for group, victim in _VICTIM.findall(text):
             if int(victim) == pid:
@@ -410,7 +410,7 @@ def _kernel_messages() -> bytes:
         return b""
     pieces: list[bytes] = []
     try:
-        # Behind the last message, reading fails; where it fails for another reason, what has been read counts.
+        # Reading fails behind the last message; if it fails earlier, the messages so far count.
         with contextlib.suppress(OSError):
             while True:
                 # The next message was overwritten before it was read; behind it is the oldest that is left.
@@ -428,7 +428,7 @@ def _last_figures(events: Path) -> tuple[int, int] | None:
     for event in last_events(events, HardwareEvent.type):
         if isinstance(event, HardwareEvent):
             host = (event.host_memory_used, event.host_memory_total)
-            # Records of earlier versions tell it of the CPU alone.
+            # Records of earlier versions have it in the CPU's entry.
             cpus = [device for device in event.devices if device.get("kind") == "cpu"]
             for used, total in (host, *((cpu.get("memory_used"), cpu.get("memory_total")) for cpu in cpus)):
                 if type(used) is int and type(total) is int and total > 0:
@@ -451,7 +451,7 @@ class Rank:
         rank: Its number.
         host: The machine that it runs on.
         pid: Its process id there; None while it has not begun.
-        device: What it trains on: ``cuda:0``, ``cpu``.
+        device: Its device: ``cuda:0``, ``cpu``.
         heard: Its last sign of life, in Unix seconds by the clock of the machine that keeps the record; None where
             nobody hears them.
         is_waiting: Whether it said then that it waits for the others.
@@ -469,7 +469,7 @@ class Rank:
         return None if self.heard is None else max(now - self.heard, 0.0)
 
     def is_silent(self, now: float) -> bool:
-        """Whether it has given no sign of life for longer than usual."""
+        """True if it has given no sign of life for longer than usual."""
         seconds = self.silent_seconds(now)
         return seconds is not None and seconds > SILENT_SECONDS
 
@@ -494,7 +494,7 @@ class Rank:
 
     @classmethod
     def all_from(cls, values: Iterable[Any]) -> tuple[Rank, ...]:
-        """The ranks in JSON, by number; what is none is left out."""
+        """Ranks in JSON, by number; invalid ones are left out."""
         found = {rank.rank: rank for value in values if (rank := cls.from_dict(value)) is not None}
         return tuple(found[number] for number in sorted(found)[:MOST_RANKS])
 
@@ -544,7 +544,7 @@ def sign_words(rank: Rank, now: float) -> str:
 
 
 def silent_words(ranks: Sequence[Rank], now: float) -> str:
-    """Those that give no sign of life, ``no sign of life for 14s: 2 on tower``; empty where all do."""
+    """Processes without a sign of life, ``no sign of life for 14s: 2 on tower``; empty if all give one."""
     silent = [rank for rank in ranks if rank.is_silent(now)]
     if not silent:
         return ""
@@ -558,7 +558,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _moment(value: Any) -> float | None:
-    # Not a number, and what is beyond the calendar, compare as false.
+    # NaN and times beyond the calendar compare as false.
     return float(value) if type(value) in (int, float) and abs(value) <= TIME_LIMIT else None
 
 

@@ -78,7 +78,7 @@ def runtime_dir() -> Path:
 
 
 def is_private(directory: Path) -> bool:
-    """Whether a directory is this user's, is not a link, and is closed to all other users."""
+    """True if a directory is this user's, is not a link, and is closed to all other users."""
     try:
         status = os.lstat(directory)
     except OSError:
@@ -122,7 +122,7 @@ def private_socket_path(path: Path) -> Path:
 
 
 def _is_own(directory: Path) -> bool:
-    """Whether a directory is this user's and not writable by others."""
+    """True if a directory is this user's and not writable by others."""
     try:
         status = directory.stat()
     except OSError:
@@ -157,7 +157,7 @@ class Labels:
     note: str = ""
     """The note, on one line."""
     archived: bool = False
-    """Whether lists leave the run out unless they are asked for all."""
+    """True if lists leave the run out unless they are asked for all."""
 
 
 #: The labels of a run that nobody has labeled.
@@ -342,7 +342,7 @@ class Run:
 
     @property
     def trains_adapter(self) -> bool:
-        """Whether the run trains an adapter, so that the base can be chatted with too; cached, as a run's configuration
+        """True if the run trains an adapter, so that the base can be chatted with too; cached, as a run's configuration
         does not change.
         """
         return _trains_adapter(self.config_path)
@@ -537,7 +537,7 @@ def _guess(name: str, runs: Sequence[Run]) -> str:
 
 
 def has_weights(run: Run) -> bool:
-    """Whether a run has saved something that can be talked to: a final adapter or model, or a checkpoint."""
+    """True if a run has saved a model to chat with: a final adapter or model, or a checkpoint."""
     return run.adapter_path.is_dir() or run.model_path.is_dir() or bool(complete_checkpoints(run))
 
 
@@ -562,7 +562,7 @@ def way_on(run: Run) -> str:
 
 
 def after_refusal(run: Run) -> str:
-    """What can be done with a run whose result is refused."""
+    """Hint for a run whose result is refused."""
     if not complete_checkpoints(run):
         return "Train differently, or change eval.gate."
     return f"Look at what was refused: localtune-tui chat {run.id}. Train differently, or change eval.gate."

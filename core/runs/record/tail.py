@@ -23,9 +23,9 @@ class Line(NamedTuple):
     end: int
     """Offset in the file behind it and its line break, in bytes."""
     is_ended: bool
-    """Whether it has a line break; the last one of a file may have none."""
+    """True if it has a line break; the last line of a file may have none."""
     is_cut: bool
-    """Whether it is longer than the limit."""
+    """True if it is longer than the limit."""
 
 
 def read_lines(file: FileIO, limit: int, begin: int = 0) -> Iterator[Line]:
@@ -137,7 +137,7 @@ class EventTail:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the last read did not reach the end of the file."""
+        """True if the last read did not reach the end of the file."""
         return self._is_behind
 
     @property

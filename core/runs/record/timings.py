@@ -87,10 +87,10 @@ _FIRST_PHASE = "importing"
 
 
 class WorkingTime:
-    """The working time of a run; feed it every event in order.
+    """Working time of a run, without pauses and the time between workers; feed it every event in order.
 
-    A pause counts as long as it was on by what was asked for, or as the next step tells, whichever is longer: some
-    pauses nobody asks for, and the last one may be followed by no step.
+    A pause counts as long as requests make it, or as the next step reports, whichever is longer: some pauses nobody
+    asks for, and no step may follow the last one.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class WorkingTime:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there was an event with a time."""
+        """True if there was an event with a time."""
         return self._last is not None
 
     def apply(self, event: Event) -> None:
@@ -150,7 +150,7 @@ class WorkingTime:
             self._pausers.discard(who)
 
     def settle(self, paused: float) -> None:
-        """Apply the seconds of pause since the step before, as a step tells them."""
+        """Apply the seconds of pause since the step before, as a step reports them."""
         self._paused += max(sound(paused), self._pausing)
         self._pausing = 0.0
 
@@ -223,7 +223,7 @@ def truncate(items: list[Any], step: int) -> None:
         items.pop()
 
 
-#: Newest steps whose pace counts: so many at least, and those of so many seconds, but no more than are kept.
+#: Newest steps whose pace counts: at least so many, and over so many seconds, but no more than are kept.
 RECENT_STEPS, RECENT_SECONDS, MOST_STEPS = 16, 60.0, 1024
 #: Newest evaluations and checkpoints that count.
 RECENT = 4
@@ -236,7 +236,7 @@ _LONGEST = 3e7
 _FEWEST_STEPS, _MOST_STEPS = 1e-6, 1e12
 #: Phase in which the model is measured, and the parts that its progress names.
 EVALUATING, PARTS = "evaluating", ("loss", "answers", "probe", "samples")
-#: Events that may come at any time, and say nothing of what is being done.
+#: Events that may come at any time, whatever is being done.
 _BESIDE = (HardwareEvent, MemoryEvent, NoticeEvent)
 
 
@@ -252,7 +252,7 @@ class StepTiming:
 
 @dataclass
 class EvaluationTiming:
-    """One evaluation: the loss on held-out rows, answers to them, and sample answers."""
+    """An evaluation: the loss on held-out rows, answers to them, and sample answers."""
 
     step: int
     began: float
@@ -268,7 +268,7 @@ class EvaluationTiming:
     seconds: dict[str, float] = field(default_factory=dict)
     """Duration of each part that is over."""
     measured: bool = False
-    """Whether it has given a result."""
+    """True if it has given a result."""
 
     def progress(self, event: PhaseEvent) -> None:
         """Take in how far it is."""
@@ -296,7 +296,7 @@ class EvaluationTiming:
 
 
 class Timings:
-    """The timings of a run; feed it every event in order. Those of an earlier start of the run go on to count."""
+    """The timings of a run; feed it every event in order. Earlier starts of the run go on to count."""
 
     def __init__(self) -> None:
         self.data: DataEvent | None = None
@@ -327,7 +327,7 @@ class Timings:
         self._is_first = True
         self._last_step_at: float | None = None
 
-    # What is known.
+    # Durations.
 
     @property
     def evaluation_seconds(self) -> float | None:
@@ -341,7 +341,7 @@ class Timings:
 
     @property
     def is_only_base_measured(self) -> bool:
-        """Whether the newest evaluation was of the untouched model."""
+        """True if the newest evaluation was of the untouched model."""
         return bool(self._evaluations) and self._measured_step == 0
 
     @property
@@ -351,7 +351,7 @@ class Timings:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Expected seconds of a step to come, with what comes between two of them; None before the first.
+        """Expected seconds of a step to come, with the gap before it; None before the first.
 
         Where the tokens of steps vary, a pace per token is applied to the mean step of the data.
         """
@@ -403,7 +403,7 @@ class Timings:
             return fallback
         return self.data.tokens / self.steps_per_epoch
 
-    # What happens.
+    # Events.
 
     def apply(self, event: Event) -> None:
         """Take in one event."""
@@ -442,7 +442,7 @@ class Timings:
             self._pausers.clear()
         self.phase, self.detail, self.anchor = event.name, event.detail, event.t
         if event.name == "training" and event.done is not None:
-            self.step = event.done  # one that goes on may begin before the last step that was reported
+            self.step = event.done  # a continued run may begin before the last reported step
         if is_evaluating:
             self.evaluation = EvaluationTiming(self.step, event.t)
             self.evaluation.progress(event)
@@ -453,7 +453,7 @@ class Timings:
             return
         self.evaluated_step = current.step
         seconds = current.close(moment)
-        # One that was cut short says nothing of the next one.
+        # An evaluation that was cut short is no measure of the next.
         if current.measured or (current.part == "samples" and current.done == current.total):
             self._evaluations.append((seconds, current.seconds))
             self._measured_step = current.step
@@ -478,7 +478,7 @@ class Timings:
         self._last_step_at = self.anchor = event.t
 
     def _apply_eval(self, event: EvalEvent) -> None:
-        if self.evaluation is None:  # older runs, and those of other writers, tell of no phase
+        if self.evaluation is None:  # older runs, and runs of other writers, have no phase event
             self._evaluations.append((_sound(event.seconds), {}))
             self._measured_step = event.step
             self.evaluated_step, self.anchor = event.step, event.t
