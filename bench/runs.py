@@ -64,7 +64,7 @@ rows = RunCatalog(is_cached=True).rows(FACTS_SECONDS)
 print(time.perf_counter() - begun[0], time.process_time() - begun[1])
 """,
     "figures": """
-from core.runs.catalog.figures import FigureReader
+from core.runs.catalog.rows import FigureReader
 from core.runs.record.store import list_runs
 begun = time.perf_counter(), time.process_time()
 reader = FigureReader(is_cached=True)

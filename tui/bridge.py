@@ -40,7 +40,7 @@ from tui.messages import (
 
 if TYPE_CHECKING:
     from core.config.schema import Config
-    from core.runs.catalog.figures import RunFigures
+    from core.runs.catalog.rows import RunFigures
     from core.runs.control.client import ControlClient
     from core.runs.control.protocol import Ways
     from core.runs.record.state import RunState
@@ -236,8 +236,8 @@ class Bridge:
 
     def _read_figures(self, stop: threading.Event) -> None:
         """Read what the list needs of each run in view, the run under the cursor first, and again when it changes."""
-        from core.runs.catalog.figures import FigureReader, rest_after
-        from core.runs.catalog.rows import read_detail
+        from core.runs.catalog.result import read_detail
+        from core.runs.catalog.rows import FigureReader, rest_after
 
         reader = FigureReader(is_cached=True)
         shown: dict[str, RunFigures] = {}

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from core.hardware.snapshot import Device
     from core.queue.view import QueueView
     from core.runs.catalog.earlier import Origin
-    from core.runs.catalog.figures import RunFigures
-    from core.runs.catalog.rows import RunDetail, RunRow
+    from core.runs.catalog.result import RunDetail
+    from core.runs.catalog.rows import RunFigures, RunRow
     from core.runs.record.events import Event
     from core.runs.record.history import RunHistory
     from core.runs.record.state import Rank, RunState

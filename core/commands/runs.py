@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import PROGRAM, add_json_flag, emit, note, print_table
-from core.runs.catalog.rows import DEFAULT_SORT, SORT_COLUMNS
+from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS
 
 if TYPE_CHECKING:
-    from core.runs.catalog.figures import RunFigures
-    from core.runs.catalog.rows import RunRow
+    from core.runs.catalog.rows import RunFigures, RunRow
 
-#: Figures of a run in the list, as the fields of :class:`~core.runs.catalog.figures.RunFigures`.
+#: Figures of a run in the list, as the fields of :class:`~core.runs.catalog.rows.RunFigures`.
 _FIGURES = (
     "eval_loss",
     "exact_match",
@@ -52,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the list."""
     from core.export.result import list_exports
-    from core.runs.catalog.rows import RunCatalog, select_rows, sort_rows
+    from core.runs.catalog.rows import RunCatalog
+    from core.runs.catalog.table import select_rows, sort_rows
     from core.runs.record.state import KILLED
 
     known = RunCatalog(is_cached=True).rows()
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def read_figures(rows: Sequence[RunRow]) -> dict[str, RunFigures]:
     """The figures of runs, by id; those of ended ones are kept for the next time."""
-    from core.runs.catalog.figures import FigureReader
+    from core.runs.catalog.rows import FigureReader
 
     reader = FigureReader(is_cached=True)
     missing = sum(not reader.is_known(row.run) for row in rows)

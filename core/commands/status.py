@@ -189,9 +189,8 @@ def status_line(status: RunStatus, width: int) -> str:
 def _parts(status: RunStatus) -> list[tuple[int, str]]:
     """The parts of the line in their order, each with its importance; the least number is the most important one."""
     from core.runs.outlook.time_left import eta_words
-    from core.runs.record.sentences import doing
+    from core.runs.record.sentences import brief_id, doing
     from core.runs.record.state import silent_words
-    from core.runs.record.store import brief_id
     from core.text import one_line
     from core.units import format_fixed, format_number, format_rate
 

@@ -26,7 +26,8 @@ from core.runs.catalog.result import result_of
 from core.runs.catalog.trained import TrainedModel, newest_manifest
 from core.runs.record.chain import chain_head
 from core.runs.record.history import read_history
-from core.runs.record.store import make_slug, slug_of
+from core.runs.record.sentences import slug_of
+from core.runs.record.store import make_slug
 from core.small_files import hash_file, read_small
 from core.text import one_line
 from core.units import format_bytes, format_count, format_duration, format_fixed, format_number

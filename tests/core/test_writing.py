@@ -45,7 +45,7 @@ WRITERS = {
     "runs/record/state.py: RunState.write": "replaces a name in the run's own directory; overwrite refuses links",
     "runs/record/store.py: write_labels": "replaces a name in the run's own directory",
     "runs/record/store.py": "a run that is being made",
-    "runs/catalog/figures.py": "a file of the home's cache",
+    "runs/catalog/rows.py: RunCache.save": "a file of the home's cache",
     "worker/audit": "the private copy of an audit",
     "worker/checkpoint/checkpoint.py: save_checkpoint": "a new directory; refuse_moved_checkpoints comes first",
     "worker/checkpoint/checkpoint.py: save_tensors": "a file in that directory",

@@ -17,7 +17,7 @@ from core.evaluation.targets import resolve_targets
 from core.export.job import ExportJob
 from core.export.request import ExportRequest
 from core.runs.catalog.result import result_of
-from core.runs.catalog.rows import DEFAULT_SORT
+from core.runs.catalog.table import DEFAULT_SORT
 from core.runs.catalog.trained import checkpoint_steps, find_trained
 from core.runs.control.client import ControlClient
 from core.runs.record.events import EvalEvent, ProbeEvent, StepEvent

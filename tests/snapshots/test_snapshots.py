@@ -59,7 +59,7 @@ def test_no_runs(snap_compare: Compare, app: LocaltuneApp) -> None:
 
 def test_runs(snap_compare: Compare, app: LocaltuneApp, private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The real sizes have the number of the process in them.
-    monkeypatch.setattr("core.runs.catalog.figures.directory_size", lambda _: 78_000_000)
+    monkeypatch.setattr("core.runs.catalog.rows.directory_size", lambda _: 78_000_000)
     for number, state in enumerate(("finished", "stopped", "failed")):
         script = ScriptedRun(private_home, f"2026112{number}-090000-tickets-{state}", start=MOMENT)
         script.train_to(40 * (number + 1))
@@ -209,7 +209,7 @@ def test_trash(
 def test_runs_with_notes_and_costs(
     snap_compare: Compare, app: LocaltuneApp, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.runs.catalog.figures.directory_size", lambda _: 78_000_000)
+    monkeypatch.setattr("core.runs.catalog.rows.directory_size", lambda _: 78_000_000)
     for number, note in enumerate(("", "best so far, but the answers are too long", "baseline")):
         script = ScriptedRun(private_home, f"2026112{number}-090000-tickets-{number}", start=MOMENT)
         tariff = '\n[hardware]\ntariff = 32.0\ncurrency = "EUR"\n'

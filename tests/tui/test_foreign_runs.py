@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device
 from core.runs.catalog.answers import questions_of
-from core.runs.catalog.figures import FigureReader
-from core.runs.catalog.result import result_of
-from core.runs.catalog.rows import RunCatalog, read_detail
+from core.runs.catalog.result import read_detail, result_of
+from core.runs.catalog.rows import FigureReader, RunCatalog
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.cases import cases

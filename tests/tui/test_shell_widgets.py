@@ -15,8 +15,9 @@ from core.runs.catalog.rows import RunRow
 from core.runs.outlook.energy import Tariff
 from core.runs.record import events
 from core.runs.record.history import LogLine, read_history
+from core.runs.record.sentences import slug_of
 from core.runs.record.state import Rank, RunState
-from core.runs.record.store import Run, slug_of
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.tui.harness import Stage, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun

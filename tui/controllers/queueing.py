@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
-from core.runs.record.store import brief_id
+from core.runs.record.sentences import brief_id
 from core.text import one_line
 from tui.controllers.consent import starts_all_the_same
 from tui.controllers.desktop import Desktop

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
-from core.runs.record.sentences import needed_for
+from core.runs.record.sentences import brief_id, needed_for, slug_of
 from core.runs.record.state import in_words
-from core.runs.record.store import brief_id, slug_of
 from core.text import one_line
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop

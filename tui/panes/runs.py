@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from core.errors import UserError
-from core.runs.catalog.rows import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
+from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
 from tui.keys import bindings
 from tui.messages import (
     CompareRequested,
@@ -43,8 +43,8 @@ from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
     from core.queue.view import QueueView
-    from core.runs.catalog.figures import RunFigures
-    from core.runs.catalog.rows import RunDetail, RunRow
+    from core.runs.catalog.result import RunDetail
+    from core.runs.catalog.rows import RunFigures, RunRow
     from core.runs.record.store import Labels, Run
 
 #: Columns from which the account of a run stands beside the list, and rows from which it stands below.

@@ -13,8 +13,7 @@ from textual.content import Content
 
 from core.errors import UserError
 from core.runs.catalog.answers import questions_of
-from core.runs.record.history import PlannedMemory, planned_memory
-from core.runs.record.store import brief_id
+from core.runs.record.sentences import brief_id
 from core.text import one_line
 from tui.datasets.here import Here
 from tui.keys import bindings
@@ -31,7 +30,7 @@ from tui.messages import (
 from tui.panes.base import Pane
 from tui.widgets import run_end, run_lines
 from tui.widgets.answer_walk import LAYOUT_WORDS, without_answers
-from tui.widgets.charts.device_panel import Around, DevicePanel
+from tui.widgets.charts.device_panel import Around, DevicePanel, PlannedMemory, planned_memory
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.charts.run_chart import RunChart
 from tui.widgets.first_steps import FirstSteps, Way, ways_to_begin

@@ -15,8 +15,8 @@ from tui.state import STATE_GLYPHS
 from tui.widgets.charts.plot_geometry import DotGrid, Scale, draw_line
 
 if TYPE_CHECKING:
-    from core.runs.catalog.figures import RunFigures
-    from core.runs.catalog.rows import Change, RunDetail, RunRow
+    from core.runs.catalog.result import Change, RunDetail
+    from core.runs.catalog.rows import RunFigures, RunRow
     from core.runs.record.series import Series
 
 #: Cells of the curve beside the text, and rows of the one among its lines.

@@ -12,8 +12,7 @@ from textual.widget import Widget
 from core.hardware.snapshot import Device
 from core.runs.outlook.energy import energy_words
 from core.runs.outlook.time_left import eta_words
-from core.runs.record.sentences import doing, evaluation_count
-from core.runs.record.store import brief_id, slug_of
+from core.runs.record.sentences import brief_id, doing, evaluation_count, slug_of
 from core.text import one_line
 from core.units import coarse_ago, format_number
 from tui.state import STATE_GLYPHS, AppState, RunView

@@ -12,7 +12,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Literal
 
@@ -160,6 +159,8 @@ def _words(text: str) -> list[Span]:
 
 def _kept(words: Sequence[str], new_words: Sequence[str]) -> list[tuple[int, int]] | None:
     """Places of the words that stay, in both texts; None where finding them takes too long."""
+    from difflib import SequenceMatcher  # not before the first paint
+
     shorter = min(len(words), len(new_words))
     head = next((place for place in range(shorter) if words[place] != new_words[place]), shorter)
     rest = shorter - head

@@ -13,13 +13,13 @@ from typing import Any, Literal
 from core.config.compare import differing
 from core.errors import UserError
 from core.runs.catalog.answers import questions_of
-from core.runs.catalog.figures import RunFigures
-from core.runs.catalog.rows import RunCatalog, RunRow
+from core.runs.catalog.rows import RunCatalog, RunFigures, RunRow
 from core.runs.catalog.trained import newest_manifest
 from core.runs.record.events import StepEvent
-from core.runs.record.history import METRICS, RunHistory
-from core.runs.record.series import Series
-from core.runs.record.store import Run, brief_id
+from core.runs.record.history import RunHistory
+from core.runs.record.sentences import brief_id
+from core.runs.record.series import METRICS, Series
+from core.runs.record.store import Run
 from core.runs.record.tail import EventTail
 from core.text import one_line, sanitize
 
@@ -205,7 +205,7 @@ def _figures(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
 
 
 def _options(records: Sequence[RunRecord]) -> tuple[Fact, ...]:
-    from core.runs.catalog.rows import shown_value
+    from core.runs.catalog.result import shown_value
 
     found = differing([record.values for record in records])
     return tuple(

@@ -19,7 +19,8 @@ from core.config.schema import options
 from core.errors import UserError
 from core.hub_uri import short_name
 from core.paths import user_path, working_directory
-from core.runs.record.store import Run, list_runs, make_slug, slug_of
+from core.runs.record.sentences import slug_of
+from core.runs.record.store import Run, list_runs, make_slug
 
 if TYPE_CHECKING:
     from core.models.inspection import ModelFacts

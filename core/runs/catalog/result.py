@@ -1,23 +1,25 @@
-"""Result of a run: the bars of ``eval.gate``, gains and costs, and the end in a sentence."""
+"""Result of a run: the bars of ``eval.gate``, gains and costs, its end in a sentence, and its account in the list."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from core.config.gate import Bar, Figure
+from core.runs.catalog.rows import MOST_FILES, file_names
 from core.runs.outlook.energy import Tariff
 from core.runs.record.events import EvalEvent, Event, FinishedEvent, ProbeEvent
-from core.runs.record.history import RunHistory, last_evaluation, last_step
+from core.runs.record.history import RunHistory, last_evaluation, last_step, read_glimpse, read_history
+from core.runs.record.sentences import brief_id
 from core.runs.record.series import Series
 from core.runs.record.state import RunState
-from core.runs.record.store import Run, brief_id
+from core.runs.record.store import Run
 from core.text import one_line
-from core.units import format_ago, format_fixed, format_number
+from core.units import exact_number, format_ago, format_fixed, format_number
 
 #: Between the sentences of several bars that are missed.
 _BETWEEN = "; "
@@ -91,7 +93,7 @@ PROBE_LOSS = "probe loss"
 #: Least rise of it that is spoken of.
 FORGOTTEN = 0.005
 #: Most files of a result whose sizes are added up.
-MOST_FILES = 1000
+_MOST_ENTRIES = 1000
 
 Unit = Literal["share", "loss"]
 
@@ -265,7 +267,7 @@ def _size(directory: Path) -> int | None:
     """Bytes of the files in a directory; None where there is none, or it cannot be read."""
     try:
         with os.scandir(directory) as entries:
-            files = [entry for entry, _ in zip(entries, range(MOST_FILES), strict=False)]
+            files = [entry for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
             return sum(entry.stat(follow_symlinks=False).st_size for entry in files if entry.is_file()) or None
     except OSError:
         return None
@@ -336,3 +338,89 @@ def ended_since(run: Run, since: float) -> bool:
     """True if a run has ended after a time, in Unix seconds."""
     state = run.state()
     return state.is_over and state.updated > since
+
+
+@dataclass(frozen=True)
+class Change:
+    """An option whose value differs between two runs; the values as they are written, without directories."""
+
+    name: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class RunDetail:
+    """An account of one run.
+
+    Args:
+        run: The run.
+        loss: The loss by step.
+        evals: Loss of the first and of the last evaluation; empty before one.
+        exact_matches: Share of exact answers in them, likewise.
+        reason: Why it ended, and a hint; may be empty.
+        data: Names of the files it was trained on.
+        before: The run that it is compared with; None for the first one.
+        changes: Options that differ from that run's.
+    """
+
+    run: Run
+    loss: Series
+    evals: tuple[float, ...]
+    exact_matches: tuple[float, ...]
+    reason: str
+    data: str
+    before: Run | None
+    changes: tuple[Change, ...]
+
+
+def read_detail(run: Run, before: Run | None) -> RunDetail:
+    """The account of a run, compared with another one."""
+    state, values = run.state(), run.values()
+    history = read_glimpse(run) or read_history(run)
+    reason = history.end_reason(state)
+    if state.refused:
+        reason = f"{reason.rstrip('.')}. Refused by eval.gate: {state.refused}".lstrip(". ")
+    # Of a run that has done all it should, it is the command that talks to it.
+    is_wanted = state.is_over and state.state != "finished"
+    hint = history.end.hint if history.end is not None and is_wanted else ""
+    ends = [history.evals[0], history.evals[-1]] if history.evals else []
+    matches = [event.exact_match for event in ends if event.exact_match is not None]
+    return RunDetail(
+        run=run,
+        loss=history.loss,
+        evals=tuple(event.loss for event in ends),
+        exact_matches=tuple(matches),
+        reason=" ".join(f"{text.rstrip('.')}." for text in (one_line(reason, 300), one_line(hint, 300)) if text),
+        data=", ".join(file_names(values.get("data.train"))[:MOST_FILES]),
+        before=before,
+        changes=tuple(_option_changes(before.values(), values)) if before is not None else (),
+    )
+
+
+def _option_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    from core.config.compare import differences
+
+    if not before or not after:
+        return []
+    return [
+        Change(name, shown_value(name, value), shown_value(name, after.get(name)))
+        for name, value in differences(after, before).items()
+    ]
+
+
+def shown_value(name: str, value: Any) -> str:
+    """A value of an option for a narrow column: the end of a path, a float without noise, ``–`` for none."""
+    from core.config.explain import shown
+    from core.config.schema import find_option
+
+    if value is None and (option := find_option(name)) is not None:
+        value = option.default
+    if value is None:
+        return "–"
+    if name.startswith("data.") and (names := file_names(value)):
+        return ", ".join(names[:MOST_FILES])
+    if type(value) is float:
+        return exact_number(float(f"{value:.6g}"))
+    # A path in full has no room; its end says which one it is.
+    return Path(value).name or value if isinstance(value, str) and value.startswith("/") else shown(value).strip('"')

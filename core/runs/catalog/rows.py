@@ -1,32 +1,145 @@
-"""Rows of the list of runs, cheap to read repeatedly; their order and filter, and the account of one run."""
+"""List of runs: a row for each, cheap to read repeatedly; figures of whole records; and the status of a live run.
+
+Facts and figures of ended runs are cached in files of the home that can be deleted at any time: a stamp in each entry
+shows whether it still holds.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from core import paths
+from core.atomic import write_atomic
 from core.config.schema import WEIGHT_METHODS
-from core.runs.catalog.figures import RunCache, RunFigures, modified
+from core.errors import UserError
+from core.runs.catalog.removal import directory_size
 from core.runs.outlook.energy import NO_TARIFF, Tariff
 from core.runs.outlook.time_left import Eta, Schedule, estimate
-from core.runs.record.events import Event
-from core.runs.record.history import RunHistory, last_evaluation, last_step, read_glimpse, read_history
-from core.runs.record.series import Series
+from core.runs.record.events import LINE_LIMIT, Event, MalformedEventError, decode_totals
+from core.runs.record.history import RunHistory, last_evaluation, last_step
 from core.runs.record.state import Rank, RunState, StepProgress, read_ranks
 from core.runs.record.store import CONFIG_NAME, EVENTS_NAME, LABELS_NAME, NO_LABELS, Labels, Run, list_runs, read_labels
-from core.runs.record.tail import last_events
+from core.runs.record.tail import last_events, read_lines
+from core.runs.record.timings import RunTotals
+from core.small_files import open_regular, read_json
 from core.text import one_line
-from core.units import exact_number
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    T = TypeVar("T", bound=DataclassInstance)
+else:
+    T = TypeVar("T")
+
+#: Format of a cache file; files of other versions are ignored.
+VERSION = 2
+#: Largest cache file, in bytes: some hundred for each run.
+FILE_LIMIT = 64 << 20
+#: Times as long as it took to read a live run it is left alone afterwards.
+_REST = 30.0
+#: Seconds between two writes of the cache file.
+_SAVE_SECONDS = 5.0
+#: Types of JSON by annotation of a field.
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "tuple[str, ...]": (list,),
+}
+
+#: Times and sizes of the files that facts were read from.
+Stamp = tuple[int, ...]
 #: Most names of data files that are shown.
 MOST_FILES = 4
 #: Greatest plausible value of an option.
 _GREATEST = 1e9
+
+
+class RunCache(Generic[T]):
+    """Facts of runs by id, each with a stamp of its files; belongs to one thread.
+
+    Facts of ended runs outlive the process. Several processes may write the file: the last one wins.
+
+    Args:
+        kind: Dataclass of the facts, whose fields are numbers, texts or tuples of texts.
+        name: Name of the file; empty for none.
+    """
+
+    def __init__(self, kind: type[T], name: str = "") -> None:
+        self._kind, self._name = kind, f"{name}.json" if name else ""
+        self._known: dict[str, tuple[Stamp, T]] = {}
+        self._entries: dict[str, Any] | None = None if name else {}
+        self._is_changed = False
+
+    def get(self, run_id: str) -> tuple[Stamp, T] | None:
+        """Stamp and facts of a run; None if they are not known."""
+        if run_id not in self._known and (found := self._decoded(self._read().get(run_id))) is not None:
+            self._known[run_id] = found
+        return self._known.get(run_id)
+
+    def put(self, run_id: str, stamp: Stamp, facts: T, *, is_over: bool) -> None:
+        """Set the facts of a run; :meth:`save` saves them if it is over."""
+        self._known[run_id] = stamp, facts
+        if is_over and self._name:
+            self._read()[run_id] = {"stamp": stamp, "facts": dict(vars(facts))}
+            self._is_changed = True
+
+    def keep_only(self, run_ids: Collection[str]) -> None:
+        """Drop the facts of all other runs."""
+        entries = self._read()
+        for run_id in entries.keys() - set(run_ids):
+            del entries[run_id]
+            self._is_changed = True
+        self._known = {run_id: known for run_id, known in self._known.items() if run_id in run_ids}
+
+    def save(self) -> None:
+        """Write the file, if it has changed; without room for it, nothing is saved."""
+        if not self._is_changed:
+            return
+        self._is_changed = False
+        with suppress(OSError, UserError, ValueError):
+            directory = paths.make_private_dir(paths.cache_dir())
+            data = json.dumps({"version": VERSION, "runs": self._entries}, separators=(",", ":"))
+            write_atomic(directory / self._name, data, durable=False)
+
+    def _read(self) -> dict[str, Any]:
+        if self._entries is None:
+            self._entries = {}
+            with suppress(OSError, UserError, ValueError):
+                data = read_json(paths.cache_dir() / self._name, FILE_LIMIT, finite=False)
+                if isinstance(data, dict) and data.get("version") == VERSION and isinstance(data.get("runs"), dict):
+                    self._entries = data["runs"]
+        return self._entries
+
+    def _decoded(self, entry: Any) -> tuple[Stamp, T] | None:
+        """Stamp and facts in an entry of the file; None if it is missing, damaged or of another version."""
+        fields = dataclasses.fields(self._kind)
+        try:
+            stamp, values = tuple(map(int, entry["stamp"])), entry["facts"]
+            if values.keys() != {item.name for item in fields}:
+                return None
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+        if not all(_has_type(values[item.name], str(item.type)) for item in fields):
+            return None
+        return stamp, self._kind(
+            **{name: tuple(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
+        )
+
+
+def _has_type(value: Any, annotation: str) -> bool:
+    if value is None:
+        return annotation.endswith(" | None")
+    return type(value) in _JSON_TYPES[annotation.removesuffix(" | None")]
 
 
 @dataclass(frozen=True)
@@ -270,198 +383,141 @@ def _model_label(values: Mapping[str, Any]) -> str:
     return f"{name} · {one_line(str(kind), 20)} r{rank}" if is_known else name
 
 
-#: A value to sort by; None where it is unknown.
-_Value: TypeAlias = float | str | None
-
-
-@dataclass(frozen=True)
-class SortColumn:
-    """A column that the table can be sorted by."""
-
-    name: str
-    value: Callable[[RunRow, RunFigures | None], _Value]
-    descending: bool = False
-    """True if its greatest values come first by default."""
-    needs_figures: bool = False
-    """True if its values are known only once the records of all runs have been read."""
-
-
-def _figure(name: str) -> Callable[[RunRow, RunFigures | None], _Value]:
-    return lambda _row, figures: getattr(figures, name) if figures is not None else None
-
-
-#: By name, in the order in which a key turns through them; the first one is the default.
-SORT_COLUMNS: Mapping[str, SortColumn] = {
-    column.name: column
-    for column in (
-        SortColumn("started", lambda row, _: row.started, descending=True),
-        SortColumn("best", _figure("best_loss"), needs_figures=True),
-        SortColumn("loss", lambda row, _: row.loss),
-        SortColumn("speed", _figure("tokens_per_second"), descending=True, needs_figures=True),
-        SortColumn("energy", _figure("energy_wh"), descending=True, needs_figures=True),
-        SortColumn("took", _figure("working_seconds"), descending=True, needs_figures=True),
-        SortColumn("size", _figure("size"), descending=True, needs_figures=True),
-        SortColumn("step", lambda row, _: row.step, descending=True),
-        SortColumn("state", lambda row, _: row.state),
-        SortColumn("name", lambda row, _: row.name.lower()),
-        SortColumn("model", lambda row, _: row.base_name.lower() or None),
-        SortColumn("method", lambda row, _: row.method_words or None),
-        SortColumn("data", lambda row, _: ", ".join(row.data).lower() or None),
-    )
-}
-DEFAULT_SORT = next(iter(SORT_COLUMNS))
-
-
-def sort_rows(
-    rows: Iterable[RunRow], figures: Mapping[str, RunFigures], by: str = DEFAULT_SORT, *, reverse: bool = False
-) -> list[RunRow]:
-    """Rows in the order of a column; those without a value come last either way, and equal ones newest first.
+@dataclass(frozen=True, kw_only=True)
+class RunFigures:
+    """Figures of a run; None for unknown ones.
 
     Args:
-        rows: The rows.
-        figures: Figures by run id, as far as they are known.
-        by: A name of :data:`SORT_COLUMNS`.
-        reverse: Whether to turn the column's usual direction around.
+        size: Bytes on the disk.
+        working_seconds: Time that its workers have spent on it, pauses left out.
+        tokens: Tokens trained on, without padding and replayed steps.
+        tokens_per_second: These over the seconds of its steps.
+        energy_wh: Energy of its devices over all starts.
+        eval_loss: Loss of the last evaluation.
+        exact_match: Share of exact answers in it; None where the dataset defines none.
+        best_loss: Least loss of an evaluation.
+        best_step: The step of that evaluation.
     """
-    column = SORT_COLUMNS[by]
-    known: list[tuple[float | str, RunRow]] = []
-    unknown: list[RunRow] = []
-    for row in sorted(rows, key=lambda row: row.run.id, reverse=True):
-        value = column.value(row, figures.get(row.run.id))
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            unknown.append(row)
+
+    size: int
+    working_seconds: float | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    energy_wh: float | None = None
+    eval_loss: float | None = None
+    exact_match: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+
+    @classmethod
+    def of(cls, run: Run, totals: RunTotals) -> RunFigures:
+        """Figures of a run whose record adds up to some totals; reads the sizes of its files."""
+        last, best = totals.evals[-1] if totals.evals else None, totals.best
+        return cls(
+            size=directory_size(run.path),
+            working_seconds=totals.work.seconds if totals.work.has_begun else None,
+            tokens=totals.tokens,
+            tokens_per_second=totals.steps.rate,
+            energy_wh=totals.energy_wh,
+            eval_loss=last.loss if last is not None else None,
+            exact_match=last.exact_match if last is not None else None,
+            best_loss=best.loss if best is not None else None,
+            best_step=best.step if best is not None else None,
+        )
+
+
+def read_totals(events: Path) -> RunTotals:
+    """Totals of an event record, in one pass that decodes little; empty if it cannot be read."""
+    totals = RunTotals()
+    try:
+        with open_regular(events) as file:
+            for line in read_lines(file, LINE_LIMIT):
+                if not line.is_ended or line.is_cut:
+                    continue
+                try:
+                    event = decode_totals(line.data)
+                except MalformedEventError:
+                    continue
+                if event is not None:
+                    totals.apply(event)
+    except OSError:
+        return RunTotals()
+    return totals
+
+
+class FigureReader:
+    """Reads figures of runs, and again only where their files have changed; belongs to one thread.
+
+    Args:
+        is_cached: Whether figures of ended runs outlive the process.
+    """
+
+    def __init__(self, *, is_cached: bool = False) -> None:
+        self._cache = RunCache(RunFigures, "run-figures" if is_cached else "")
+        self._rests_until: dict[str, float] = {}
+        self._saved = time.monotonic()
+
+    @staticmethod
+    def stamp(run: Run) -> Stamp:
+        """Times of the last changes of a run's directories and of its record, which is behind them."""
+        return (*_directory_stamp(run), *_record_stamp(run))
+
+    def read(self, run: Run) -> RunFigures:
+        """Figures of a run as it is now; of a live run as they were a moment ago, if reading them takes long."""
+        stamp, now = self.stamp(run), time.monotonic()
+        known = self._cache.get(run.id)
+        if known is not None and (known[0] == stamp or now < self._rests_until.get(run.id, 0.0)):
+            return known[1]
+        if known is not None and known[0][2:] == stamp[2:]:
+            # The size of a record of a million steps does not change with the note on it.
+            figures = dataclasses.replace(known[1], size=directory_size(run.path))
         else:
-            known.append((value, row))
-    # Sorting is stable either way.
-    known.sort(key=lambda pair: pair[0], reverse=column.descending != reverse)
-    return [row for _, row in known] + unknown
+            figures = RunFigures.of(run, read_totals(run.events_path))
+        self._rests_until[run.id] = rest_after(now)
+        self._cache.put(run.id, stamp, figures, is_over=run.state().is_over)
+        if time.monotonic() - self._saved > _SAVE_SECONDS:
+            self.save()
+        return figures
+
+    def is_known(self, run: Run) -> bool:
+        """True if the figures of a run are known without reading its record."""
+        known = self._cache.get(run.id)
+        return known is not None and known[0][2:] == _record_stamp(run)
+
+    def save(self) -> None:
+        """Write the figures of ended runs down."""
+        self._saved = time.monotonic()
+        self._cache.save()
 
 
-def select_rows(rows: Iterable[RunRow], text: str = "", *, archived: bool = False) -> list[RunRow]:
-    """The rows that a text selects, in their order.
-
-    Each word of the text must be somewhere in the row: id, name, state, model, method, data, tags, note.
-    ``#good`` is a tag; ``state:``, ``model:``, ``method:``, ``data:``, ``name:`` and ``note:`` say where to look.
-
-    Args:
-        rows: The rows.
-        text: The words.
-        archived: Whether archived runs are selected too.
-    """
-    words = text.lower().split()
-    return [row for row in rows if (archived or not row.labels.archived) and _matches(row, words)]
-
-
-def _matches(row: RunRow, words: Sequence[str]) -> bool:
-    if not words:
-        return True
-    fields = {
-        "name": f"{row.labels.name} {row.run.id}",
-        "state": f"{row.state}{' refused' if row.refused else ''}{' archived' if row.labels.archived else ''}",
-        "model": row.base_name,
-        "method": row.method_words,
-        "data": " ".join(row.data),
-        "tag": " ".join(row.labels.tags),
-        "note": row.labels.note,
-    }
-    lowered = {name: text.lower() for name, text in fields.items()}
-    tags = {tag.lower() for tag in row.labels.tags}
-    return all(_has(lowered, tags, word) for word in words)
-
-
-def _has(fields: Mapping[str, str], tags: set[str], word: str) -> bool:
-    if word.startswith("#") and len(word) > 1:
-        return any(tag.startswith(word[1:]) for tag in tags)
-    name, separator, rest = word.partition(":")
-    if separator and name in fields:
-        return rest in fields[name]
-    return any(word in text for text in fields.values())
-
-
-@dataclass(frozen=True)
-class Change:
-    """An option whose value differs between two runs; the values as they are written, without directories."""
-
-    name: str
-    before: str
-    after: str
-
-
-@dataclass(frozen=True)
-class RunDetail:
-    """An account of one run.
+def rest_after(begun: float) -> float:
+    """Time from which a live run may be read again, by the monotonic clock: a long record is not read all the time.
 
     Args:
-        run: The run.
-        loss: The loss by step.
-        evals: Loss of the first and of the last evaluation; empty before one.
-        exact_matches: Share of exact answers in them, likewise.
-        reason: Why it ended, and a hint; may be empty.
-        data: Names of the files it was trained on.
-        before: The run that it is compared with; None for the first one.
-        changes: Options that differ from that run's.
+        begun: Time at which reading it has begun.
     """
-
-    run: Run
-    loss: Series
-    evals: tuple[float, ...]
-    exact_matches: tuple[float, ...]
-    reason: str
-    data: str
-    before: Run | None
-    changes: tuple[Change, ...]
+    now = time.monotonic()
+    return now + _REST * (now - begun)
 
 
-def read_detail(run: Run, before: Run | None) -> RunDetail:
-    """The account of a run, compared with another one."""
-    state, values = run.state(), run.values()
-    history = read_glimpse(run) or read_history(run)
-    reason = history.end_reason(state)
-    if state.refused:
-        reason = f"{reason.rstrip('.')}. Refused by eval.gate: {state.refused}".lstrip(". ")
-    # Of a run that has done all it should, it is the command that talks to it.
-    is_wanted = state.is_over and state.state != "finished"
-    hint = history.end.hint if history.end is not None and is_wanted else ""
-    ends = [history.evals[0], history.evals[-1]] if history.evals else []
-    matches = [event.exact_match for event in ends if event.exact_match is not None]
-    return RunDetail(
-        run=run,
-        loss=history.loss,
-        evals=tuple(event.loss for event in ends),
-        exact_matches=tuple(matches),
-        reason=" ".join(f"{text.rstrip('.')}." for text in (one_line(reason, 300), one_line(hint, 300)) if text),
-        data=", ".join(file_names(values.get("data.train"))[:MOST_FILES]),
-        before=before,
-        changes=tuple(_option_changes(before.values(), values)) if before is not None else (),
-    )
+def _record_stamp(run: Run) -> Stamp:
+    try:
+        status = os.stat(run.events_path)
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_size)
 
 
-def _option_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    from core.config.compare import differences
-
-    if not before or not after:
-        return []
-    return [
-        Change(name, shown_value(name, value), shown_value(name, after.get(name)))
-        for name, value in differences(after, before).items()
-    ]
+def _directory_stamp(run: Run) -> Stamp:
+    return tuple(map(modified, (run.path, run.checkpoints_path)))
 
 
-def shown_value(name: str, value: Any) -> str:
-    """A value of an option for a narrow column: the end of a path, a float without noise, ``–`` for none."""
-    from core.config.explain import shown
-    from core.config.schema import find_option
-
-    if value is None and (option := find_option(name)) is not None:
-        value = option.default
-    if value is None:
-        return "–"
-    if name.startswith("data.") and (names := file_names(value)):
-        return ", ".join(names[:MOST_FILES])
-    if type(value) is float:
-        return exact_number(float(f"{value:.6g}"))
-    # A path in full has no room; its end says which one it is.
-    return Path(value).name or value if isinstance(value, str) and value.startswith("/") else shown(value).strip('"')
+def modified(path: Path | str) -> int:
+    """Time of the last change of a file in nanoseconds; 0 if there is none."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 #: Bytes at the end of a record that are read: some hundred steps.

@@ -29,6 +29,20 @@ from core.small_files import parse_json
 from core.text import one_line
 from core.units import exact_number, format_bytes, format_duration, format_fixed, format_moment, format_number
 
+_DATE_PREFIX = "YYYYMMDD-"
+_STAMP_PREFIX = re.compile(r"\d{8}-\d{6}-(?=.)", re.ASCII)
+
+
+def slug_of(identity: str) -> str:
+    """The slug that a run's id ends with; the whole id where it does not begin with a time."""
+    return _STAMP_PREFIX.sub("", identity, count=1) if _STAMP_PREFIX.match(identity) else identity
+
+
+def brief_id(identity: str) -> str:
+    """A run's id without the date, ``203633-faq``, for a line with little room; safe to show."""
+    return one_line(identity[len(_DATE_PREFIX) :] if _STAMP_PREFIX.match(identity) else identity, 60)
+
+
 #: Sender of changes that a run was continued with.
 KEPT = "checkpoint"
 _CHANGE = re.compile(r"(\w{1,40}\.\w{1,40}) = ([^\s,]{1,40})(?=,|\s|$)")

@@ -17,7 +17,8 @@ import itertools
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from operator import mul
 from typing import NamedTuple
 
@@ -389,3 +390,51 @@ class _Extremes:
         if begin <= 0 and end >= len(self.lows) and self.lows:
             return self._low_so_far[-1], self._high_so_far[-1]
         return min(self.lows[begin:end], default=math.inf), max(self._highs[begin:end], default=-math.inf)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A curve of a run."""
+
+    name: str
+    label: str
+    attribute: str
+    """Name of the curve in a :class:`~core.runs.record.history.RunHistory`."""
+    is_sparse: bool = False
+    """True if its few values are measured at evaluations."""
+    unit: str = ""
+    is_noisy: bool = False
+    """True if each value is of a single step's rows, so that only a smoothed curve shows the trend."""
+    has_log_axis: bool = True
+    """True if a logarithmic axis makes sense: not for temperatures, whose zero is arbitrary."""
+
+    def read(self, history: object) -> Series:
+        """Curve of a run's history."""
+        curve: Series = getattr(history, self.attribute)
+        return curve
+
+
+def _by_name(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.name: metric for metric in metrics}
+
+
+#: Metrics of training by name, in the order in which a key turns through them.
+METRICS = _by_name(
+    Metric("loss", "training loss", "loss", is_noisy=True),
+    Metric("eval_loss", "eval loss", "eval_loss", is_sparse=True),
+    Metric("exact_match", "exact match", "exact_match", is_sparse=True),
+    Metric("probe_loss", "probe loss", "probe_loss", is_sparse=True),
+    Metric("learning_rate", "learning rate", "learning_rate"),
+    Metric("grad_norm", "gradient norm", "grad_norm", is_noisy=True),
+    Metric("tokens_per_second", "tokens/s", "throughput", unit="tok/s", is_noisy=True),
+)
+#: Metrics of the first device, likewise.
+DEVICE_METRICS = _by_name(
+    Metric("temperature", "temperature", "temperature", unit="°C", has_log_axis=False),
+    Metric("power", "power", "power", unit="W"),
+    Metric("memory", "VRAM", "device_memory", unit="GB"),
+)
+#: All curves with a value at each step or each measurement, in the order in which a key turns through them.
+CURVES: Mapping[str, Metric] = {
+    name: metric for name, metric in (METRICS | DEVICE_METRICS).items() if not metric.is_sparse
+}

@@ -39,24 +39,11 @@ from core.errors import UserError
 from core.paths import DIRECTORY_MODE
 from core.redact import redact
 from core.runs.record.events import FinishedEvent, HardwareEvent
+from core.runs.record.sentences import slug_of
 from core.runs.record.state import RunState, hostname, infer_state, memory_death
 from core.runs.record.tail import last_events
 from core.small_files import read_json
 from core.text import one_line
-
-_DATE_PREFIX = "YYYYMMDD-"
-_STAMP_PREFIX = re.compile(r"\d{8}-\d{6}-(?=.)", re.ASCII)
-
-
-def slug_of(identity: str) -> str:
-    """The slug that a run's id ends with; the whole id where it does not begin with a time."""
-    return _STAMP_PREFIX.sub("", identity, count=1) if _STAMP_PREFIX.match(identity) else identity
-
-
-def brief_id(identity: str) -> str:
-    """A run's id without the date, ``203633-faq``, for a line with little room; safe to show."""
-    return one_line(identity[len(_DATE_PREFIX) :] if _STAMP_PREFIX.match(identity) else identity, 60)
-
 
 #: Most bytes of a Unix socket's path, with some margin (the kernel's limit is 108).
 SOCKET_PATH_LIMIT = 100

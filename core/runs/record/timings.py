@@ -87,7 +87,7 @@ _FIRST_PHASE = "importing"
 
 
 class WorkingTime:
-    """Working time of a run, without pauses and the time between workers; feed it every event in order.
+    """Working time of a run, without pauses and the time between workers, by its events in order.
 
     A pause counts as long as requests make it, or as the next step reports, whichever is longer: some pauses nobody
     asks for, and no step may follow the last one.
@@ -115,11 +115,9 @@ class WorkingTime:
         return self._last is not None
 
     def apply(self, event: Event) -> None:
-        """Apply one event."""
+        """Apply an event that is no step; for a step, :meth:`advance` and :meth:`settle`."""
         self.advance(event.t, event.name if isinstance(event, PhaseEvent) else "")
-        if isinstance(event, StepEvent):
-            self.settle(event.paused_seconds)
-        elif isinstance(event, GovernorEvent) and event.action in ("pause", "resume"):
+        if isinstance(event, GovernorEvent) and event.action in ("pause", "resume"):
             self._pause("governor", is_on=event.action == "pause")
         elif isinstance(event, ControlEvent) and event.command in ("pause", "park", "resume"):
             if not event.result.startswith("refused"):
@@ -170,15 +168,18 @@ class RunTotals:
 
     def apply(self, event: Event) -> None:
         """Apply one event."""
+        if isinstance(event, StepEvent):
+            self.work.advance(event.t)
+            self.work.settle(event.paused_seconds)
+            if self.steps.steps and event.step <= self.steps.steps[-1]:
+                self._rewind(event.step)
+            self.steps.append(event.step, event.tokens, event.seconds, event.paused_seconds)
+            return
         self.work.apply(event)
         if self.work.starts != self._starts:
             # A worker counts its own energy.
             self._starts, self._energy_before = self.work.starts, self.energy_wh or 0.0
-        if isinstance(event, StepEvent):
-            if self.steps.steps and event.step <= self.steps.steps[-1]:
-                self._rewind(event.step)
-            self.steps.append(event.step, event.tokens, event.seconds, event.paused_seconds)
-        elif isinstance(event, HardwareEvent):
+        if isinstance(event, HardwareEvent):
             if event.energy_wh is not None and math.isfinite(event.energy_wh):
                 self.energy_wh = self._energy_before + event.energy_wh
         elif isinstance(event, EvalEvent):

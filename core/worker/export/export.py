@@ -33,7 +33,8 @@ from core.models.fingerprint import BaseFingerprint
 from core.models.quantization_config import read_quantization
 from core.models.text_part import is_composite
 from core.runs.catalog.trained import TrainedModel, held_checkpoint
-from core.runs.record.store import make_slug, slug_of
+from core.runs.record.sentences import slug_of
+from core.runs.record.store import make_slug
 from core.small_files import hash_file
 from core.worker.data.dataset import Dataset
 from core.worker.export.adapter import write_adapter

@@ -33,7 +33,7 @@ from core.runs.record.events import (
     StepEvent,
     encode_event,
 )
-from core.runs.record.history import METRICS
+from core.runs.record.series import METRICS
 from core.runs.record.state import RunState
 from core.runs.record.store import Labels, Run, create_run, write_labels
 from tests.cases import cases

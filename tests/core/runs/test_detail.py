@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from core.runs.catalog import figures
-from core.runs.catalog.figures import FigureReader
-from core.runs.catalog.rows import RunCatalog, read_detail
+from core.runs.catalog import rows as figures
+from core.runs.catalog.result import read_detail
+from core.runs.catalog.rows import FigureReader, RunCatalog
 from core.runs.record.events import (
     ControlEvent,
     EvalEvent,

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import paths
-from core.runs.catalog import figures
-from core.runs.catalog.figures import FigureReader, RunFigures
-from core.runs.catalog.rows import RunCatalog
+from core.runs.catalog import rows as figures
+from core.runs.catalog.rows import FigureReader, RunCatalog, RunFigures
 from core.runs.record.events import (
     EvalEvent,
     Event,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.runs.catalog.figures import read_totals
+from core.runs.catalog.rows import read_totals
 from core.runs.record import tail as lines_module
 from core.runs.record.tail import Line, read_lines
 from tests.core.runs.test_history import step

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.runs.catalog.result import ended_since, read_outcome
-from core.runs.record.store import brief_id, slug_of
+from core.runs.record.sentences import brief_id, slug_of
 from tests.cases import cases
 from tests.tui.scripted_run import ScriptedRun
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from core.runs.catalog.figures import RunFigures
-from core.runs.catalog.rows import DEFAULT_SORT, SORT_COLUMNS, RunRow, select_rows, sort_rows
+from core.runs.catalog.rows import RunFigures, RunRow
+from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
 from core.runs.record.store import Labels, Run
 from tests.cases import cases
 

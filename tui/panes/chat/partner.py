@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from core.chat.dialogue import speaker_name
 from core.chat.request import BASE, TUNED
 from core.runs.catalog.trained import REFUSED
-from core.runs.record.store import Run, has_weights, slug_of
+from core.runs.record.sentences import slug_of
+from core.runs.record.store import Run, has_weights
 
 if TYPE_CHECKING:
     from core.chat.request import Source

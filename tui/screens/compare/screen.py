@@ -26,8 +26,8 @@ from core.runs.catalog.compare import (
     to_curves_csv,
     to_markdown,
 )
-from core.runs.record.history import METRICS, is_long, read_glimpse
-from core.runs.record.series import Series
+from core.runs.record.history import is_long, read_glimpse
+from core.runs.record.series import METRICS, Series
 from core.runs.record.store import Run
 from core.text import one_line, steady
 from tui.keys import bindings

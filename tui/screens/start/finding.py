@@ -136,7 +136,7 @@ def find_continuation(run: Run, checkpoint: Path) -> Continuation:
 
 def find_pace(run: Run) -> float | None:
     """The seconds that a step of a run took at last; None where unknown. Reads its events: call it from a thread."""
-    from core.runs.catalog.figures import read_totals
+    from core.runs.catalog.rows import read_totals
     from core.runs.outlook.estimate import LONGEST_RECORD
 
     with suppress(OSError):

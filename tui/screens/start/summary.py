@@ -17,7 +17,7 @@ from core.config.schema import Config, options
 from core.hub_uri import is_hub_entry
 from core.presets.provenance import Provenance, ValueGroup
 from core.runs.outlook.energy import expected_energy
-from core.runs.record.store import brief_id
+from core.runs.record.sentences import brief_id
 from core.text import one_line
 from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
 from tui.datasets.marks import OF_THE_WHOLE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from core.runs.record.history import CURVES, Metric
+from core.runs.record.series import CURVES, Metric
 from tui.state import RunView
 from tui.widgets.charts.chart_data import ChartData, ChartMark, Measured
 

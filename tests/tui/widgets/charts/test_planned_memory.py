@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from core.hardware.snapshot import Device, GpuProcess
 from core.runs.record.events import MemoryEvent
-from core.runs.record.history import PlannedMemory, planned_memory
+from tui.widgets.charts.device_panel import PlannedMemory, planned_memory
 
 CARD = Device(index=0, kind="cuda", name="RTX", memory_used=9, memory_total=24_000)
 CPU = Device(index=0, kind="cpu", name="CPU", memory_used=9, memory_total=64_000)
