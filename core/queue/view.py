@@ -13,7 +13,7 @@ from core.queue.estimate import Estimator
 from core.queue.fate import run_of
 from core.queue.status import RunnerStatus, read_status
 from core.queue.store import read_entry_config, read_queue
-from core.runs.outlook.estimate import Basis, EarlyEnd, Spent, Unknown, cut_rest
+from core.runs.outlook.estimate import Basis, EarlyEnd, NoEstimate, Spent, cut_rest
 from core.runs.outlook.time_left import Schedule, estimate
 from core.runs.record.history import RunHistory
 from core.runs.record.store import Run
@@ -224,7 +224,7 @@ def _expected(entry: QueueEntry, estimator: Estimator) -> EntryView:
         found = estimator.estimate(read_entry_config(entry))
     except UserError:
         return EntryView(entry)
-    if isinstance(found, Unknown):
+    if isinstance(found, NoEstimate):
         return EntryView(entry)
     end = found.early_end
     return EntryView(entry, seconds=found.seconds, watt_hours=found.watt_hours, by=found.by, early_end=end)

@@ -95,7 +95,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ComparedAnswers:
     """The last answers to one question."""
 
     prompt: str
@@ -108,7 +108,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Runs side by side."""
 
     records: tuple[RunRecord, ...]
@@ -117,7 +117,7 @@ class Comparison:
     """Options that differ between runs, without the options of the data."""
     data: tuple[Fact, ...]
     """Properties of the data that are not the same in all runs."""
-    answers: tuple[Answers, ...]
+    answers: tuple[ComparedAnswers, ...]
     verdict: str
     """Verdict in a sentence or two: the better run, and its differences."""
 
@@ -147,7 +147,7 @@ def read_record(run: Run, row: RunRow | None = None) -> RunRecord:
     )
 
 
-def compare_runs(records: Sequence[RunRecord]) -> Comparison:
+def compare_runs(records: Sequence[RunRecord]) -> RunComparison:
     """Compare runs.
 
     Raises:
@@ -158,7 +158,7 @@ def compare_runs(records: Sequence[RunRecord]) -> Comparison:
         wrong = "too many" if len(records) > MOST_RUNS else "nothing"
         raise UserError(f"{count} {wrong} to compare.", f"Name two to {MOST_RUNS} different ones.")
     figures, options, data = _figures(records), _options(records), _data(records)
-    return Comparison(tuple(records), figures, options, data, _answers(records), _verdict(records, options, data))
+    return RunComparison(tuple(records), figures, options, data, _answers(records), _verdict(records, options, data))
 
 
 def _fact(name: str, values: Sequence[Any], words: Callable[[Any], str], better: Better = "", unit: str = "") -> Fact:
@@ -251,7 +251,7 @@ def _paths(value: object) -> str | None:
     return ", ".join(item for item in values if isinstance(item, str)) or None
 
 
-def _answers(records: Sequence[RunRecord]) -> tuple[Answers, ...]:
+def _answers(records: Sequence[RunRecord]) -> tuple[ComparedAnswers, ...]:
     """The last answers to each question, those first that most runs were asked."""
     asked: dict[tuple[str, str | None], dict[int, tuple[str, int, bool | None]]] = {}
     for place, record in enumerate(records):
@@ -261,7 +261,7 @@ def _answers(records: Sequence[RunRecord]) -> tuple[Answers, ...]:
             asked.setdefault((question.prompt, question.expected), {})[place] = (last.text, last.step, right)
     ordered = sorted(asked.items(), key=lambda item: -len(item[1]))[:MOST_QUESTIONS]
     return tuple(
-        Answers(
+        ComparedAnswers(
             prompt[:TEXT_LIMIT],
             None if expected is None else expected[:TEXT_LIMIT],
             tuple(given[place][0][:TEXT_LIMIT] if place in given else None for place in range(len(records))),
@@ -315,7 +315,7 @@ _FORMULA = re.compile(r"^[=+@\t\r]|^-(?![\d.])")
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~])")
 
 
-def to_markdown(comparison: Comparison) -> str:
+def to_markdown(comparison: RunComparison) -> str:
     """A report: the verdict, tables of figures, data and options, and the last answers."""
     names = [f"{letter} · {_escaped(record.name)}" for letter, record in _lettered(comparison)]
     lines = ["# Runs compared", "", _escaped(comparison.verdict), ""]
@@ -339,7 +339,7 @@ def to_markdown(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _groups(comparison: Comparison) -> tuple[tuple[str, Sequence[Fact]], ...]:
+def _groups(comparison: RunComparison) -> tuple[tuple[str, Sequence[Fact]], ...]:
     """The tables, each with its title."""
     return (
         ("Figures", comparison.figures),
@@ -348,7 +348,7 @@ def _groups(comparison: Comparison) -> tuple[tuple[str, Sequence[Fact]], ...]:
     )
 
 
-def _lettered(comparison: Comparison) -> list[tuple[str, Any]]:
+def _lettered(comparison: RunComparison) -> list[tuple[str, Any]]:
     return list(zip(LETTERS, comparison.records, strict=False))
 
 
@@ -365,7 +365,7 @@ def _escaped(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", sanitize(text).replace("\n", " "))
 
 
-def to_csv(comparison: Comparison) -> str:
+def to_csv(comparison: RunComparison) -> str:
     """A row a run: its figures, and the data and options that differ. Texts that a spreadsheet would take for a formula
     begin with an apostrophe."""
     facts = [*comparison.figures, *comparison.data, *comparison.options]
@@ -378,7 +378,7 @@ def to_csv(comparison: Comparison) -> str:
     return found.getvalue()
 
 
-def to_curves_csv(comparison: Comparison) -> str:
+def to_curves_csv(comparison: RunComparison) -> str:
     """A row a value of a curve: ``run``, ``metric``, ``step``, ``tokens``, ``seconds``, ``value``.
 
     A long curve is thinned out.
@@ -408,7 +408,7 @@ def _cell(value: object) -> object:
     return f"'{text}" if _FORMULA.match(text) else text
 
 
-def to_json(comparison: Comparison) -> dict[str, Any]:
+def to_json(comparison: RunComparison) -> dict[str, Any]:
     """The comparison as one object.
 
     Returns:
@@ -445,7 +445,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def text_lines(comparison: Comparison) -> list[str]:
+def text_lines(comparison: RunComparison) -> list[str]:
     """The verdict and the tables as lines; ``*`` marks the best value of a figure."""
     lines = [comparison.verdict]
     facts = [*comparison.figures, *comparison.data, *comparison.options]
@@ -462,7 +462,7 @@ def text_lines(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _widths(comparison: Comparison, facts: Sequence[Fact]) -> list[int]:
+def _widths(comparison: RunComparison, facts: Sequence[Fact]) -> list[int]:
     return [
         max(len(one_line(name, 40)), *(len(_marked(fact, place)) for fact in facts))
         for place, name in enumerate(comparison.names)

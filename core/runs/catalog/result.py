@@ -278,7 +278,7 @@ _FAILED = ("failed", "lost")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """The end of a run."""
 
     run: Run
@@ -319,14 +319,14 @@ class Outcome:
 _VERBS = {"stopped": "was stopped", "lost": "was lost"}
 
 
-def read_outcome(run: Run) -> Outcome | None:
+def read_outcome(run: Run) -> RunOutcome | None:
     """The end of a run; None while it is live, or where its state cannot be read."""
     state = run.state()
     if not state.is_over or not state.updated:
         return None
     step = last_step(run)
     measured = last_evaluation(run)
-    return Outcome(
+    return RunOutcome(
         run,
         state,
         step.loss if step is not None else None,
@@ -341,7 +341,7 @@ def ended_since(run: Run, since: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Change:
+class OptionChange:
     """An option whose value differs between two runs; the values as they are written, without directories."""
 
     name: str
@@ -371,7 +371,7 @@ class RunDetail:
     reason: str
     data: str
     before: Run | None
-    changes: tuple[Change, ...]
+    changes: tuple[OptionChange, ...]
 
 
 def read_detail(run: Run, before: Run | None) -> RunDetail:
@@ -398,13 +398,13 @@ def read_detail(run: Run, before: Run | None) -> RunDetail:
     )
 
 
-def _option_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+def _option_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[OptionChange]:
     from core.config.compare import differences
 
     if not before or not after:
         return []
     return [
-        Change(name, shown_value(name, value), shown_value(name, after.get(name)))
+        OptionChange(name, shown_value(name, value), shown_value(name, after.get(name)))
         for name, value in differences(after, before).items()
     ]
 

@@ -11,11 +11,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from core import paths
 from core.atomic import write_atomic
@@ -33,12 +33,7 @@ from core.runs.record.timings import RunTotals
 from core.small_files import open_regular, read_json
 from core.text import one_line
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    T = TypeVar("T", bound=DataclassInstance)
-else:
-    T = TypeVar("T")
+T = TypeVar("T")
 
 #: Format of a cache file; files of other versions are ignored.
 VERSION = 2
@@ -75,7 +70,9 @@ class RunCache(Generic[T]):
     """
 
     def __init__(self, kind: type[T], name: str = "") -> None:
-        self._kind, self._name = kind, f"{name}.json" if name else ""
+        self._make: Callable[..., T] = kind
+        self._fields = {item.name: str(item.type) for item in dataclasses.fields(cast(Any, kind))}
+        self._name = f"{name}.json" if name else ""
         self._known: dict[str, tuple[Stamp, T]] = {}
         self._entries: dict[str, Any] | None = None if name else {}
         self._is_changed = False
@@ -122,16 +119,15 @@ class RunCache(Generic[T]):
 
     def _decoded(self, entry: Any) -> tuple[Stamp, T] | None:
         """Stamp and facts in an entry of the file; None if it is missing, damaged or of another version."""
-        fields = dataclasses.fields(self._kind)
         try:
             stamp, values = tuple(map(int, entry["stamp"])), entry["facts"]
-            if values.keys() != {item.name for item in fields}:
+            if values.keys() != self._fields.keys():
                 return None
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return None
-        if not all(_has_type(values[item.name], str(item.type)) for item in fields):
+        if not all(_has_type(values[name], annotation) for name, annotation in self._fields.items()):
             return None
-        return stamp, self._kind(
+        return stamp, self._make(
             **{name: tuple(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
         )
 

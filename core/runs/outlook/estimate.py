@@ -38,7 +38,7 @@ _GREATEST = 1e12
 
 
 @dataclass(frozen=True)
-class Pace:
+class RunPace:
     """The pace of an earlier run.
 
     Args:
@@ -85,9 +85,9 @@ class PaceBook:
     def __init__(self, runs: Iterable[Run] | None = None) -> None:
         found = list_runs() if runs is None else runs
         self._runs = [(run, config, os.path.realpath(config.model.base)) for run, config in _readable(found)]
-        self._paces: dict[str, Pace | None] = {}
+        self._paces: dict[str, RunPace | None] = {}
 
-    def pace(self, config: Config) -> Pace | None:
+    def pace(self, config: Config) -> RunPace | None:
         """Pace of the newest run with the same base, method, device and gradient checkpointing; None if there
         is none.
         """
@@ -117,7 +117,7 @@ def _is_alike(config: Config, mine: str, other: Config, theirs: str) -> bool:
     )
 
 
-def _pace(run: Run, config: Config) -> Pace | None:
+def _pace(run: Run, config: Config) -> RunPace | None:
     try:
         if run.events_path.stat().st_size > LONGEST_RECORD:
             return None
@@ -128,7 +128,7 @@ def _pace(run: Run, config: Config) -> Pace | None:
     if rate is None or steps < FEWEST_STEPS:
         return None
     energy = history.energy_wh if history.energy_wh and history.energy_wh > 0 else None
-    pace = Pace(
+    pace = RunPace(
         run.id,
         rate,
         history.step_seconds / steps,
@@ -312,7 +312,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Unknown:
+class NoEstimate:
     """No estimate.
 
     Args:
@@ -323,7 +323,7 @@ class Unknown:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """Memory plan of a run, to estimate it by.
 
     Args:
@@ -339,11 +339,11 @@ class Planned:
 
 def expected(
     config: Config,
-    pace: Pace | None,
-    plan: Callable[[], Planned | Unknown],
+    pace: RunPace | None,
+    plan: Callable[[], PlannedRun | NoEstimate],
     rows: Rows | None = None,
     count: int | None = None,
-) -> Estimate | Unknown:
+) -> Estimate | NoEstimate:
     """The estimate of a run: at the pace of an earlier one of its kind where there is one, else by the memory plan; as
     far as its limits allow.
 
@@ -358,10 +358,10 @@ def expected(
     if found is not None:
         return limited(config, found)
     if _steps(config, _kept(config, rows), count) is None:
-        return Unknown("the number of its rows is not known")
+        return NoEstimate("the number of its rows is not known")
     planned = plan()
-    guess = planned if isinstance(planned, Unknown) else by_plan(config, planned, rows, count)
-    return guess if isinstance(guess, Unknown) else limited(config, guess)
+    guess = planned if isinstance(planned, NoEstimate) else by_plan(config, planned, rows, count)
+    return guess if isinstance(guess, NoEstimate) else limited(config, guess)
 
 
 def limited(config: Config, found: Estimate) -> Estimate:
@@ -371,7 +371,7 @@ def limited(config: Config, found: Estimate) -> Estimate:
     return replace(found, seconds=seconds, watt_hours=energy, early_end=end, between_seconds=between)
 
 
-def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = None) -> Estimate | None:
+def estimate(config: Config, rows: Rows | None, pace: RunPace, count: int | None = None) -> Estimate | None:
     """Estimated duration at an earlier run's pace; None if the number of steps is unknown.
 
     If the rows' tokens are unknown, a row is assumed to take as long as one of the earlier run.
@@ -399,7 +399,7 @@ def estimate(config: Config, rows: Rows | None, pace: Pace, count: int | None = 
     return Estimate(seconds + between, steps, energy, pace.run, work_share=pace.work_share, between_seconds=between)
 
 
-def _between(config: Config, pace: Pace, steps: int, rows: int | None) -> float:
+def _between(config: Config, pace: RunPace, steps: int, rows: int | None) -> float:
     """Seconds of the evaluations and checkpoints of a run, as the earlier one has measured them: evaluations only where
     they measure the same."""
     checkpoint, evaluation = pace.checkpoint_seconds or 0.0, 0.0
@@ -414,7 +414,7 @@ def _between(config: Config, pace: Pace, steps: int, rows: int | None) -> float:
     return evaluations * evaluation + (checkpoints + RESULT_SHARE) * checkpoint
 
 
-def by_plan(config: Config, planned: Planned, rows: Rows | None, count: int | None) -> Estimate | Unknown:
+def by_plan(config: Config, planned: PlannedRun, rows: Rows | None, count: int | None) -> Estimate | NoEstimate:
     """Estimated duration by the plan's step time; energy at the power limit of all cards, so that it is at most that.
 
     Args:
@@ -425,7 +425,7 @@ def by_plan(config: Config, planned: Planned, rows: Rows | None, count: int | No
     """
     steps, machine, chosen = _steps(config, _kept(config, rows), count), planned.machine, planned.chosen
     if steps is None:
-        return Unknown("the number of its rows is not known")
+        return NoEstimate("the number of its rows is not known")
     if (lack := lack_of_speed(machine)) is not None:
         return lack
     seconds = usual_steps(config, steps) * chosen.plan.step.seconds
@@ -439,13 +439,13 @@ def by_plan(config: Config, planned: Planned, rows: Rows | None, count: int | No
     return Estimate(seconds, steps, energy, "", "plan", tuple(assumed), machine.elsewhere)
 
 
-def lack_of_speed(machine: Machine) -> Unknown | None:
+def lack_of_speed(machine: Machine) -> NoEstimate | None:
     """Reason why a machine has no known duration; None if it has.
 
     CPUs differ too much by their cores and instructions to take the rates of another CPU.
     """
     if machine.kind == "cpu" and not is_known_speed(machine.device, machine.calibration):
-        return Unknown("the speed of this CPU is not known to the plan")
+        return NoEstimate("the speed of this CPU is not known to the plan")
     return None
 
 

@@ -30,7 +30,7 @@ from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
-from core.runs.outlook.estimate import Estimate, PaceBook, Planned, Unknown, expected, tell_assumed
+from core.runs.outlook.estimate import Estimate, NoEstimate, PaceBook, PlannedRun, expected, tell_assumed
 
 if TYPE_CHECKING:
     from core.hardware.snapshot import Device
@@ -96,7 +96,7 @@ def forecast(
     # Runs that were recorded here are no measure of another card.
     pace = None if machine.elsewhere else (PaceBook() if paces is None else paces).pace(config)
     part, card = part_of_card(config, chosen.sharing), part_of_machine(machine, found)
-    guess = expected(config, pace, lambda: Planned(chosen, machine, rows), rows, count)
+    guess = expected(config, pace, lambda: PlannedRun(chosen, machine, rows), rows, count)
     return Forecast(
         base,
         architecture,
@@ -281,7 +281,7 @@ def wants_plan(config: Config) -> bool:
     return config.night.deadline is not None or config.night.energy_kwh is not None
 
 
-def unmet(config: Config, found: Estimate | Unknown | None, begins: float | None) -> Iterator[Unmet]:
+def unmet(config: Config, found: Estimate | NoEstimate | None, begins: float | None) -> Iterator[Unmet]:
     """The wishes that a run cannot meet even at full speed, and with the least energy that it may take.
 
     Loading comes on top, so that a wish found here is certainly unmet by the estimate. The energy of the memory plan is

@@ -52,7 +52,7 @@ class DamagedLinkError(ValueError):
 
 
 @dataclass(frozen=True)
-class Sealed:
+class SealedEvents:
     """The part of ``events.jsonl`` that a link seals."""
 
     begin: int
@@ -70,7 +70,7 @@ class Link:
     n: int
     kind: str
     t: float
-    events: Sealed
+    events: SealedEvents
     body: dict[str, Any]
     prev: str
     link: str
@@ -263,7 +263,7 @@ def parse_link(line: bytes) -> Link:
     try:
         found = parse_json(line, finite=False)
         events = found["events"]
-        sealed = Sealed(_count(events["from"]), _count(events["to"]), str(events["sha256"]), str(events["lines"]))
+        sealed = SealedEvents(_count(events["from"]), _count(events["to"]), str(events["sha256"]), str(events["lines"]))
         link = Link(
             _count(found["n"]),
             str(found["kind"]),

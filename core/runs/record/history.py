@@ -110,7 +110,7 @@ _RECURRING = frozenset({"training", "evaluating", "saving"})
 
 
 @dataclass
-class Phase:
+class RunPhase:
     """A phase of the newest start of the run; re-entering it adds to its seconds."""
 
     name: str
@@ -158,9 +158,9 @@ class RunHistory:
     # Its course.
     starts: int = field(default=0, init=False)
     """Number of times a worker has started on the run."""
-    phases: dict[str, Phase] = field(default_factory=dict, init=False)
+    phases: dict[str, RunPhase] = field(default_factory=dict, init=False)
     """Phases of the newest start, in order of first entry."""
-    phase: Phase | None = field(default=None, init=False)
+    phase: RunPhase | None = field(default=None, init=False)
     """Present phase; None before the first and after the end."""
     phase_seconds: dict[str, float] = field(default_factory=dict, init=False)
     """Seconds per phase over all starts of the run."""
@@ -341,7 +341,7 @@ class RunHistory:
         if self.phase is None or self.phase is not known:
             if known is None and (line := sentences.phase(event)):
                 self._write(event.t, "info", line)
-            self.phase = self.phases.setdefault(event.name, Phase(event.name))
+            self.phase = self.phases.setdefault(event.name, RunPhase(event.name))
             self.phase.seconds_before = self.phase.seconds
             self.phase_seconds.setdefault(event.name, 0.0)
         self.phase.detail, self.phase.done, self.phase.total = sentences.safe(event.detail), event.done, event.total

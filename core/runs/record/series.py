@@ -32,7 +32,7 @@ _LADDER = 1.25
 GREATEST = 1e290
 
 
-class Point(NamedTuple):
+class _Point(NamedTuple):
     """The mean of ``weight`` values around a step."""
 
     step: float
@@ -45,7 +45,7 @@ def greatest_half_window(steps: float) -> float:
     return _LADDER ** math.floor(math.log(steps * SHARE, _LADDER)) if steps >= FEWEST else 0.0
 
 
-def smooth(points: Sequence[Point], first: float, last: float) -> list[float]:
+def smooth(points: Sequence[_Point], first: float, last: float) -> list[float]:
     """Smoothed values, one for each point.
 
     Args:
@@ -285,12 +285,12 @@ class Series:
         columns = min(width, SMOOTH_COLUMNS)
         scale = (width - 1) / (columns - 1) if columns > 1 else 1.0
         places: list[tuple[int, bool]] = []
-        points: list[Point] = []
+        points: list[_Point] = []
         joined = False
         for x, begin, end in self._split(columns, first, last):
             if count := sum(self._counts[begin:end]):
                 middle = (self.steps[begin] + self.steps[end - 1]) / 2
-                points.append(Point(middle, sum(self._sums[begin:end]) / count, count))
+                points.append(_Point(middle, sum(self._sums[begin:end]) / count, count))
                 places.append((round(x * scale), joined and math.isfinite(self.values[begin])))
             joined = bool(count) and math.isfinite(self.values[end - 1])
         smoothed = smooth(points, self.steps[0], self._last)

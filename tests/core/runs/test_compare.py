@@ -13,7 +13,7 @@ from core.config.document import dump_config
 from core.errors import UserError
 from core.runs.catalog.compare import (
     MOST_RUNS,
-    Comparison,
+    RunComparison,
     RunRecord,
     compare_runs,
     read_record,
@@ -97,11 +97,11 @@ def pair(home: Path) -> list[RunRecord]:
 
 
 @pytest.fixture
-def compared(pair: list[RunRecord]) -> Comparison:
+def compared(pair: list[RunRecord]) -> RunComparison:
     return compare_runs(pair)
 
 
-def test_it_says_which_was_better_and_what_differs(compared: Comparison) -> None:
+def test_it_says_which_was_better_and_what_differs(compared: RunComparison) -> None:
     assert compared.verdict.startswith("B was better on held-out rows: eval loss 0.400 at step 3, A 0.500.")
     assert "train.learning_rate" in compared.verdict
     figures = {fact.name: fact for fact in compared.figures}
@@ -116,7 +116,7 @@ def test_it_says_which_was_better_and_what_differs(compared: Comparison) -> None
     assert data == {"rows": (100, 200), "rows used": (90, 180)}
 
 
-def test_the_last_answers_stand_side_by_side(compared: Comparison) -> None:
+def test_the_last_answers_stand_side_by_side(compared: RunComparison) -> None:
     asked, alone = compared.answers
     assert (asked.prompt, asked.texts, asked.steps, asked.right) == ("Is it?", ("no", "yes"), (3, 3), (False, True))
     assert (alone.prompt, alone.texts) == ("Only here", ("a", None))
@@ -178,7 +178,7 @@ def test_runs_without_anything_are_compared(home: Path) -> None:
     assert text_lines(compared)
 
 
-def test_the_csv_is_read_back(compared: Comparison) -> None:
+def test_the_csv_is_read_back(compared: RunComparison) -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(compared))))
     assert [row["name"] for row in rows] == ["", "half the rate"]
     assert [float(row["best eval loss"]) for row in rows] == [0.5, 0.4]
@@ -207,7 +207,7 @@ def test_reports_are_safe_whatever_runs_are_called(pair: list[RunRecord]) -> Non
         assert not FORBIDDEN & set(text)
 
 
-def test_the_object_for_scripts_has_plain_values(compared: Comparison) -> None:
+def test_the_object_for_scripts_has_plain_values(compared: RunComparison) -> None:
     found = json.loads(json.dumps(to_json(compared)))
     figures = {fact["name"]: fact for fact in found["figures"]}
     assert figures["speed"] == {"name": "speed", "unit": "tokens/s", "values": [50.0, 300.0], "best": [1]}

@@ -13,7 +13,15 @@ from core.memory.plan import Machine
 from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import chosen_strategy
 from core.models.architecture.families import read_architecture
-from core.runs.outlook.estimate import Estimate, Pace, Planned, Unknown, estimate_words, expected, tell_early_end
+from core.runs.outlook.estimate import (
+    Estimate,
+    NoEstimate,
+    PlannedRun,
+    RunPace,
+    estimate_words,
+    expected,
+    tell_early_end,
+)
 from tests.cases import cases
 from tests.core.models.architecture import published
 
@@ -25,18 +33,18 @@ def config_of(**sections: Any) -> Config:
     return Config.model_validate({"model": {"base": "m"}, "data": {"train": "x"}, **sections})
 
 
-def planned(config: Config, machine: Machine = CARD, rows: Rows | None = None, cards: int = 1) -> Planned:
+def planned(config: Config, machine: Machine = CARD, rows: Rows | None = None, cards: int = 1) -> PlannedRun:
     architecture = read_architecture(published.LLAMA_3_8B, "m")
-    return Planned(chosen_strategy(architecture, config, machine, rows, cards=Cards(cards)), machine, rows)
+    return PlannedRun(chosen_strategy(architecture, config, machine, rows, cards=Cards(cards)), machine, rows)
 
 
-def never() -> Planned:
+def never() -> PlannedRun:
     raise AssertionError("planned where it is not needed")
 
 
 @pytest.mark.parametrize("count", [8, 80_000])
 def test_a_measured_pace_is_kept_whatever_the_number_of_rows(count: int) -> None:
-    pace = Pace("earlier", 50.0, 2.0, None, rows_per_step=8)
+    pace = RunPace("earlier", 50.0, 2.0, None, rows_per_step=8)
     found = expected(config_of(), pace, never, count=count)
     assert isinstance(found, Estimate)
     assert (found.by, found.steps) == ("pace", count // 8)
@@ -90,7 +98,7 @@ def test_a_card_that_is_not_here_is_called_so() -> None:
 def test_an_estimate_goes_as_far_as_the_limits_of_the_run(
     limits: dict[str, float], seconds: float, watt_hours: float, step: int | None, said: str
 ) -> None:
-    pace = Pace("earlier", 50.0, 18.0, None, rows_per_step=8, watt_hours_per_second=1000 / 54_000)
+    pace = RunPace("earlier", 50.0, 18.0, None, rows_per_step=8, watt_hours_per_second=1000 / 54_000)
     found = expected(config_of(train=limits), pace, never, count=24_000)
     assert isinstance(found, Estimate)
     assert found.seconds == pytest.approx(seconds)
@@ -138,17 +146,17 @@ def test_a_cpu_has_an_estimate_only_where_it_has_been_measured() -> None:
     config, rows = config_of(), rows_of_tokens([500] * 300, 150_000)
     cpu = Machine("cpu", 64_000_000_000, device="a CPU")
     found = expected(config, None, lambda: planned(config, cpu, rows), count=8)
-    assert found == Unknown("the speed of this CPU is not known to the plan")
+    assert found == NoEstimate("the speed of this CPU is not known to the plan")
     machine = Machine("cpu", 64_000_000_000, device="a CPU", calibration=MEASURED)
     measured = expected(config, None, lambda: planned(config, machine, rows), count=8)
     assert isinstance(measured, Estimate)
     assert (measured.by, measured.watt_hours, measured.assumed) == ("plan", None, ())
 
 
-@pytest.mark.parametrize("pace", [None, Pace("earlier", 50.0, 2.0, None)])
-def test_without_a_number_of_steps_nothing_is_planned(pace: Pace | None) -> None:
-    assert expected(config_of(), pace, never) == Unknown("the number of its rows is not known")
+@pytest.mark.parametrize("pace", [None, RunPace("earlier", 50.0, 2.0, None)])
+def test_without_a_number_of_steps_nothing_is_planned(pace: RunPace | None) -> None:
+    assert expected(config_of(), pace, never) == NoEstimate("the number of its rows is not known")
 
 
 def test_a_plan_that_cannot_be_made_says_why() -> None:
-    assert expected(config_of(), None, lambda: Unknown("it is too hot"), count=8) == Unknown("it is too hot")
+    assert expected(config_of(), None, lambda: NoEstimate("it is too hot"), count=8) == NoEstimate("it is too hot")

@@ -18,7 +18,7 @@ from core.runs.catalog.compare import (
     AXES,
     LETTERS,
     Axis,
-    Comparison,
+    RunComparison,
     RunRecord,
     compare_runs,
     read_record,
@@ -57,7 +57,7 @@ class Glimpsed(Message):
 class Compared(Message):
     """The runs have been read, or cannot be compared."""
 
-    comparison: Comparison | None = None
+    comparison: RunComparison | None = None
     error: UserError | None = None
 
 
@@ -84,7 +84,7 @@ class CompareScreen(Overlay[None]):
     def __init__(self, runs: Sequence[Run]) -> None:
         super().__init__()
         self._runs = tuple(runs)
-        self._comparison: Comparison | None = None
+        self._comparison: RunComparison | None = None
         self._error: UserError | None = None
         self._glimpse: Sequence[tuple[str, Series]] = ()
         self._metric, self._part = "loss", 0
@@ -267,7 +267,7 @@ class CompareScreen(Overlay[None]):
         self._save(("compare", ".csv", to_csv), ("compare-curves", ".csv", to_curves_csv))
 
     @work(thread=True, group="save")
-    def _save(self, *files: tuple[str, str, Callable[[Comparison], str]]) -> None:
+    def _save(self, *files: tuple[str, str, Callable[[RunComparison], str]]) -> None:
         if (comparison := self._comparison) is None:
             return
         try:
