@@ -13,7 +13,7 @@ from core.queue.estimate import Estimator
 from core.queue.fate import run_of
 from core.queue.status import RunnerStatus, read_status
 from core.queue.store import read_entry_config, read_queue
-from core.runs.outlook.estimate import Basis, EarlyEnd, NoEstimate, Spent, cut_rest
+from core.runs.outlook.estimate import Basis, EarlyEnd, NoEstimate, cut_rest
 from core.runs.outlook.time_left import Schedule, estimate
 from core.runs.record.history import RunHistory
 from core.runs.record.store import Run
@@ -179,8 +179,7 @@ class QueueReader:
         left = estimate(history.timings, schedule, state.total_steps, now)
         seconds, end = left.seconds if left is not None else None, None
         if seconds is not None:
-            spent = Spent(history.working_seconds, history.energy_wh)
-            seconds, end = cut_rest(values, spent, state.step, state.total_steps, seconds)
+            seconds, end = cut_rest(values, history, state.step, state.total_steps, seconds)
         # Nobody knows for how long a pause will be.
         ends = now + seconds if seconds is not None and state.state != "paused" else None
         by: Basis | None = "pace" if seconds is not None else None

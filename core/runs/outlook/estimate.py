@@ -23,7 +23,7 @@ from core.memory.step_time import is_known_speed
 from core.memory.strategy import Chosen
 from core.runs.outlook.energy import expected_energy
 from core.runs.outlook.time_left import RESULT_SHARE, checkpoints_by, evaluations_by
-from core.runs.record.history import read_history
+from core.runs.record.history import RunHistory, read_history
 from core.runs.record.store import Run, list_runs
 from core.units import exact_number, format_duration
 
@@ -175,19 +175,6 @@ class EarlyEnd:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Time and energy of a run so far.
-
-    Args:
-        seconds: Seconds of work over all its starts.
-        watt_hours: Energy over all its starts; None where no device reports its power.
-    """
-
-    seconds: float
-    watt_hours: float | None
-
-
 def cut(
     config: Config, steps: int, seconds: float, watt_hours: float | None, *, is_most: bool = False
 ) -> tuple[float, float | None, EarlyEnd | None]:
@@ -222,13 +209,13 @@ def cut(
 
 
 def cut_rest(
-    values: Mapping[str, Any], spent: Spent, step: int, steps: int, seconds: float
+    values: Mapping[str, Any], history: RunHistory, step: int, steps: int, seconds: float
 ) -> tuple[float, EarlyEnd | None]:
     """The time left of a run that is on, as far as its limits allow.
 
     Args:
         values: ``section.key`` to value, unchecked, as in ``run.toml``.
-        spent: Its time and energy so far.
+        history: Its history, for its time and energy so far.
         step: Steps done.
         steps: Optimizer steps of the whole run.
         seconds: The estimated time left.
@@ -238,12 +225,12 @@ def cut_rest(
     """
     found: tuple[float, EarlyEnd | None] = seconds, None
     hours, energy = (_positive(values.get(name)) for name in _UNITS)
-    rates = [("train.max_hours", hours, spent.seconds / _SECONDS_PER_HOUR, 1 / _SECONDS_PER_HOUR)]
-    if spent.watt_hours and spent.seconds:
-        rates.append(("train.max_energy_wh", energy, spent.watt_hours, spent.watt_hours / spent.seconds))
+    worked, used = history.working_seconds, history.energy_wh
+    rates = [("train.max_hours", hours, worked / _SECONDS_PER_HOUR, 1 / _SECONDS_PER_HOUR)]
+    if used and worked:
+        rates.append(("train.max_energy_wh", energy, used, used / worked))
     for option, limit, taken, rate in rates:
-        left = None if limit is None else max(limit - taken, 0.0) / rate
-        if limit is not None and left is not None and left < found[0]:
+        if limit is not None and (left := max(limit - taken, 0.0) / rate) < found[0]:
             at = step + (steps - step) * left / seconds
             found = left, EarlyEnd(option, limit, min(max(_about(at), step), steps), steps)
     return found

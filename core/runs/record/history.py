@@ -526,10 +526,8 @@ def last_evaluation(run: Run) -> EvalEvent | None:
 
     At most the last 4 MB are searched.
     """
-    for event in last_events(run.events_path, EvalEvent.type, _EVAL_LIMIT):
-        if isinstance(event, EvalEvent):
-            return event
-    return None
+    found = last_events(run.events_path, EvalEvent.type, _EVAL_LIMIT)
+    return next((event for event in found if isinstance(event, EvalEvent)), None)
 
 
 def last_step(run: Run) -> StepEvent | None:
@@ -537,10 +535,8 @@ def last_step(run: Run) -> StepEvent | None:
 
     At most the last 16 MB are searched.
     """
-    for event in last_events(run.events_path, StepEvent.type, _TAIL_LIMIT):
-        if isinstance(event, StepEvent):
-            return event
-    return None
+    found = last_events(run.events_path, StepEvent.type, _TAIL_LIMIT)
+    return next((event for event in found if isinstance(event, StepEvent)), None)
 
 
 def is_long(run: Run) -> bool:

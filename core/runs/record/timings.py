@@ -185,7 +185,7 @@ class RunTotals:
         elif isinstance(event, EvalEvent):
             truncate(self.evals, event.step)
             if len(self.evals) >= 2 * KEPT:
-                self._dropped_best = _least([self._dropped_best, *self.evals])
+                self._dropped_best = _least([self._dropped_best, *self.evals[: 1 - KEPT]])
             append_bounded(self.evals, event)
         elif isinstance(event, RollbackEvent):
             self._rewind(event.step + 1)

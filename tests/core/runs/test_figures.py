@@ -19,6 +19,7 @@ from core.runs.record.events import (
     FinishedEvent,
     HardwareEvent,
     PhaseEvent,
+    RollbackEvent,
     StepEvent,
     decode_event,
     decode_step,
@@ -26,6 +27,7 @@ from core.runs.record.events import (
 )
 from core.runs.record.state import RunState
 from core.runs.record.store import Labels, Run, write_labels
+from core.runs.record.timings import KEPT, RunTotals
 from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS as ANY_EVENTS
 from tests.examples import examples
@@ -79,6 +81,22 @@ def test_a_record_that_goes_back_counts_each_step_once(run: Run) -> None:
 def test_the_evaluation_that_was_replayed_is_not_the_best(run: Run) -> None:
     write(run, EVENTS[:8])
     assert FigureReader().read(run).best_loss == 0.1
+
+
+def test_steps_that_a_rollback_undoes_are_not_counted(run: Run) -> None:
+    rollback = RollbackEvent(t=17.0, step=1, first=2, last=3, loss=9.0)
+    write(run, [*EVENTS[:8], rollback])
+    found = FigureReader().read(run)
+    assert (found.tokens, found.eval_loss, found.best_loss) == (100, 0.9, 0.9)
+
+
+def test_the_best_of_very_many_evaluations_is_kept() -> None:
+    totals = RunTotals()
+    for number in range(1, 2 * KEPT + 2):
+        totals.apply(evaluation(float(number), number, 0.5 if number == 7 else 1.0))
+    assert len(totals.evals) == KEPT
+    assert totals.best is not None
+    assert totals.best.step == 7
 
 
 @settings(max_examples=examples(100))
