@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.terminal import ROOT, Terminal
 from tests.waiting import wait_for

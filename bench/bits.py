@@ -27,7 +27,7 @@ from core.models.architecture.sandboxed import load_architecture
 from core.paths import home
 from core.quantization.job import measure
 from core.quantization.result import ROWS
-from core.runs.forecast import this_machine
+from core.runs.outlook.forecast import this_machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from core.hardware.cpu import process_rss
-from core.runs.client import ControlClient
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.control.client import ControlClient
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
 from tests.e2e.workers import PATIENCE, Workers, adapter_bytes, finish, pid_of, steps, wait_until_step
 from tests.tiny_model import write_tiny_model
 from tests.waiting import wait_for

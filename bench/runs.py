@@ -31,7 +31,7 @@ from core import paths
 from core.atomic import write_atomic
 from core.config.document import dump_config
 from core.config.schema import Config
-from core.runs.events import (
+from core.runs.record.events import (
     CheckpointEvent,
     DataEvent,
     EvalEvent,
@@ -42,7 +42,7 @@ from core.runs.events import (
     StepEvent,
     encode_event,
 )
-from core.runs.state import RunState
+from core.runs.record.state import RunState
 
 #: Steps of each run of the list, and between two evaluations and reports of the devices.
 SHORT, EVERY = 200, 20
@@ -51,34 +51,31 @@ BEGAN = datetime(2026, 1, 1, 8, 0, 0)
 #: What is measured: a name, and the program of a process that prints seconds.
 PROGRAMS = {
     "list": """
-from core.runs.catalog import RunCatalog
-from core.runs.summary_cache import SummaryCache
+from core.runs.catalog.rows import RunCatalog
 begun = time.perf_counter(), time.process_time()
-rows = RunCatalog(SummaryCache("run-facts")).rows()
+rows = RunCatalog(is_cached=True).rows()
 print(time.perf_counter() - begun[0], time.process_time() - begun[1])
 """,
     "first rows": """
-from core.runs.catalog import RunCatalog
-from core.runs.summary_cache import SummaryCache
+from core.runs.catalog.rows import RunCatalog
 from tui.bridge import FACTS_SECONDS
 begun = time.perf_counter(), time.process_time()
-rows = RunCatalog(SummaryCache("run-facts")).rows(FACTS_SECONDS)
+rows = RunCatalog(is_cached=True).rows(FACTS_SECONDS)
 print(time.perf_counter() - begun[0], time.process_time() - begun[1])
 """,
     "figures": """
-from core.runs.figures import FigureReader
-from core.runs.store import list_runs
-from core.runs.summary_cache import SummaryCache
+from core.runs.catalog.rows import FigureReader
+from core.runs.record.store import list_runs
 begun = time.perf_counter(), time.process_time()
-reader = FigureReader(SummaryCache("run-figures"))
+reader = FigureReader(is_cached=True)
 for run in list_runs():
     reader.read(run)
 reader.save()
 print(time.perf_counter() - begun[0], time.process_time() - begun[1])
 """,
     "first curve": """
-from core.runs.glimpse import read_glimpse
-from core.runs.store import list_runs
+from core.runs.record.history import read_glimpse
+from core.runs.record.store import list_runs
 run = next(run for run in list_runs() if "million" in run.id)
 begun = time.perf_counter(), time.process_time()
 found = read_glimpse(run)
@@ -86,8 +83,8 @@ assert found is not None and len(found.loss) > 1000
 print(time.perf_counter() - begun[0], time.process_time() - begun[1])
 """,
     "whole curve": """
-from core.runs.history import read_history
-from core.runs.store import list_runs
+from core.runs.record.history import read_history
+from core.runs.record.store import list_runs
 run = next(run for run in list_runs() if "million" in run.id)
 begun = time.perf_counter(), time.process_time()
 assert len(read_history(run).loss) > 1000

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import sample_data
-from core.runs.events import StepEvent
-from core.runs.tail import EventTail
+from core.runs.record.events import StepEvent
+from core.runs.record.tail import EventTail
 
 #: Steps that are not counted.
 WARM_UP = 2

@@ -38,9 +38,8 @@ from safetensors.torch import load_file, save_file
 import sample_data
 from core.atomic import write_atomic
 from core.config.document import dump_config, load_config
-from core.runs.process import hostname
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.record.state import RunState, hostname
+from core.runs.record.store import Run
 from core.worker.fused.frozen_weight import merge_exactly
 from core.worker.fused.ggml_quant import GgmlType, fake_quantize
 from core.worker.fused.lora import FusedLora

@@ -31,8 +31,8 @@ from bench.app_session import Session
 from core.config.document import load_config
 from core.config.schema import Config
 from core.launch.launcher import start_run, terminate
-from core.runs.client import ControlClient
-from core.runs.store import Run
+from core.runs.control.client import ControlClient
+from core.runs.record.store import Run
 from tests.tui.terminal import Terminal
 from tests.waiting import wait_for
 

@@ -40,9 +40,9 @@ from core.audit.result import Audit
 from core.config.rules.check import check_rules
 from core.errors import UserError
 from core.launch import launcher
-from core.runs.client import ControlClient
-from core.runs.events import ControlEvent, FinishedEvent, PhaseEvent, StepEvent
-from core.runs.store import Run, complete_checkpoints
+from core.runs.control.client import ControlClient
+from core.runs.record.events import ControlEvent, FinishedEvent, PhaseEvent, StepEvent
+from core.runs.record.store import Run, complete_checkpoints
 from tests.e2e.test_preference import write_rows as write_pairs
 from tests.e2e.workers import (
     PATIENCE,

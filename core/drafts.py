@@ -20,7 +20,7 @@ from typing import Any
 from core import paths
 from core.atomic import write_atomic
 from core.paths import working_directory
-from core.runs.process import is_same_process, own_identity
+from core.runs.record.state import is_same_process, own_identity
 from core.small_files import read_json
 
 #: Most drafts of one kind; the oldest that no process is writing are removed first.
@@ -46,7 +46,7 @@ class Draft:
     pid: int | None = None
     """The process that wrote it last; None for a released draft, left by choice."""
     started: str | None = None
-    """The start identity of that process, as from :func:`core.runs.process.start_identity`."""
+    """The start identity of that process, as from :func:`core.runs.record.state.start_identity`."""
 
     @property
     def is_left(self) -> bool:

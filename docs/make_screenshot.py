@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from core.runs.store import find_run
+from core.runs.record.store import find_run
 from tui.app import LocaltuneApp
 
 SIZE = (190, 48)

@@ -24,9 +24,9 @@ from core.hub.listing import read_listing
 from core.importers.convert import import_config
 from core.models.architecture.sandboxed import read_model
 from core.models.sandboxed import check_model_config, check_model_directory
-from core.runs.history import read_history
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.record.history import read_history
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
 from core.template.preview import SAMPLE
 from core.template.sandboxed import RowMasks, preview
 from core.template.settings import MaskSettings

@@ -27,7 +27,7 @@ SUBJECTS = {
     "core/worker/steps/window.py": "tests/core/worker/steps tests/core/worker/oom tests/e2e/test_out_of_memory.py",
     "core/memory/planner.py": "tests/core/memory tests/core/commands/test_plan.py",
     "core/config/rules/*.py": "tests/core/config",
-    "core/runs/store.py": "tests/core/runs/test_store.py tests/core/runs",
+    "core/runs/record/store.py": "tests/core/runs/test_store.py tests/core/runs",
     "core/queue/book.py": "tests/core/queue",
     "core/data/formats/detect.py": "tests/core/data/formats tests/core/data",
 }

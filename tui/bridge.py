@@ -40,12 +40,11 @@ from tui.messages import (
 
 if TYPE_CHECKING:
     from core.config.schema import Config
-    from core.runs.client import ControlClient
-    from core.runs.figures import RunFigures
-    from core.runs.labels import Labels
-    from core.runs.state import RunState
-    from core.runs.store import Run
-    from core.runs.ways import Ways
+    from core.runs.catalog.rows import RunFigures
+    from core.runs.control.client import ControlClient
+    from core.runs.control.protocol import Ways
+    from core.runs.record.state import RunState
+    from core.runs.record.store import Labels, Run
     from tui.session import Session
 
 #: Seconds between two polls of a live run, and of one that has ended (it may be continued by another process).
@@ -143,7 +142,7 @@ class Bridge:
         """Find a run by the user's name for it, and follow it."""
 
         def work() -> None:
-            from core.runs.store import find_run
+            from core.runs.record.store import find_run
 
             run = find_run(name)
             self._app.call_from_thread(self.follow, run)
@@ -201,10 +200,9 @@ class Bridge:
         self._listing = stop = threading.Event()
 
         def work() -> None:
-            from core.runs.catalog import RunCatalog
-            from core.runs.summary_cache import SummaryCache
+            from core.runs.catalog.rows import RunCatalog
 
-            catalog = RunCatalog(SummaryCache("run-facts"))
+            catalog = RunCatalog(is_cached=True)
             while not stop.is_set():
                 self._post(RunsListed(catalog.rows(FACTS_SECONDS)))
                 stop.wait(LIST_SECONDS * self._pace if catalog.is_whole else CATCH_UP_SECONDS)
@@ -238,11 +236,10 @@ class Bridge:
 
     def _read_figures(self, stop: threading.Event) -> None:
         """Read what the list needs of each run in view, the run under the cursor first, and again when it changes."""
-        from core.runs.detail import read_detail
-        from core.runs.figures import FigureReader, rest_after
-        from core.runs.summary_cache import SummaryCache
+        from core.runs.catalog.result import read_detail
+        from core.runs.catalog.rows import FigureReader, rest_after
 
-        reader = FigureReader(SummaryCache("run-figures"))
+        reader = FigureReader(is_cached=True)
         shown: dict[str, RunFigures] = {}
         accounted: tuple[object, ...] = ()
         rest = 0.0
@@ -273,7 +270,7 @@ class Bridge:
         """Change the labels of a run. What another change or another program has written meanwhile stays."""
 
         def work() -> None:
-            from core.runs.labels import read_labels, write_labels
+            from core.runs.record.store import read_labels, write_labels
 
             with self._labeling:
                 labels = change(read_labels(run.path))
@@ -286,7 +283,7 @@ class Bridge:
         """Restore the run that was deleted last."""
 
         def work() -> None:
-            from core.runs.trash import list_trash, restore_run
+            from core.runs.catalog.removal import list_trash, restore_run
 
             trash = list_trash()
             if not trash:
@@ -299,8 +296,7 @@ class Bridge:
         """Move an ended run to the trash, or delete it for good."""
 
         def work() -> None:
-            from core.runs.removal import remove_run
-            from core.runs.trash import trash_run
+            from core.runs.catalog.removal import remove_run, trash_run
 
             if now:
                 remove_run(run)
@@ -348,7 +344,7 @@ class Bridge:
         """Send a command and its arguments to the worker of a run."""
 
         def work() -> None:
-            from core.runs.client import ControlClient
+            from core.runs.control.client import ControlClient
 
             client = ControlClient(run, ways=self._ways)
             with self._guard:
@@ -407,22 +403,21 @@ def follow_run(
         pace: Factor of the seconds between two polls.
     """
     from core.launch.launcher import reap
-    from core.runs.glimpse import glimpse_history, read_glimpse
-    from core.runs.history import RunHistory
-    from core.runs.ranks import read_ranks
-    from core.runs.tail import EventTail
+    from core.runs.record.history import RunHistory, read_glimpse
+    from core.runs.record.state import read_ranks
+    from core.runs.record.tail import EventTail
 
     tail, history = EventTail(run.events_path), RunHistory()
     shown = run.state()
     if (glimpse := read_glimpse(run)) is not None:
-        post(RunAttached(run, shown, glimpse_history(glimpse), found, is_partial=True))
+        post(RunAttached(run, shown, glimpse, found, is_partial=True))
     for events in tail.batches():
         for event in events:
             history.apply(event)
         if stop.is_set():
             return
     history.skipped = tail.skipped
-    signs = read_ranks(run)
+    signs = read_ranks(run.path)
     post(RunAttached(run, shown, history, found, ranks=signs))
     wait = OVER_SECONDS if shown.is_over else LIVE_SECONDS
     while not stop.wait(wait * pace):
@@ -432,7 +427,7 @@ def follow_run(
         # The end is not posted before the events that lead to it.
         state = shown if is_more and state.is_over else state
         wait = CATCH_UP_SECONDS if is_more else OVER_SECONDS if state.is_over else LIVE_SECONDS
-        before, signs = signs, signs if state.is_over else read_ranks(run)
+        before, signs = signs, signs if state.is_over else read_ranks(run.path)
         if events or signs != before or _looks_different(shown, state):
             post(RunAdvanced(run, state, events, signs))
         shown = state

@@ -151,7 +151,7 @@ class DraftKeeper:
         draft = self._config.written
         if draft is None or not draft.is_of_new_config or self._document is None:
             return ""
-        from core.runs.again import run_name
+        from core.runs.catalog.earlier import run_name
 
         return run_name(self._document) or "no data yet"
 

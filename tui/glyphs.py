@@ -39,7 +39,7 @@ class GlyphSet:
     tick_right: str
     """A tick on the vertical axis at the right."""
     marks: Mapping[str, str]
-    """Marks of the chart by kind (:class:`core.runs.history.Mark`); other kinds have ``event_mark``."""
+    """Marks of the chart by kind (:class:`core.runs.record.history.Mark`); other kinds have ``event_mark``."""
 
     @property
     def sparse(self) -> int:

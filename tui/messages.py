@@ -16,16 +16,13 @@ if TYPE_CHECKING:
     from core.errors import UserError
     from core.hardware.snapshot import Device
     from core.queue.view import QueueView
-    from core.runs.again import Origin
-    from core.runs.catalog import RunRow
-    from core.runs.detail import RunDetail
-    from core.runs.events import Event
-    from core.runs.figures import RunFigures
-    from core.runs.history import RunHistory
-    from core.runs.labels import Labels
-    from core.runs.ranks import Rank
-    from core.runs.state import RunState
-    from core.runs.store import Run
+    from core.runs.catalog.earlier import Origin
+    from core.runs.catalog.result import RunDetail
+    from core.runs.catalog.rows import RunFigures, RunRow
+    from core.runs.record.events import Event
+    from core.runs.record.history import RunHistory
+    from core.runs.record.state import Rank, RunState
+    from core.runs.record.store import Labels, Run
     from core.serve.options import ServerAddress
     from tui.datasets.here import Here
 

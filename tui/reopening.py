@@ -11,10 +11,10 @@ from core.drafts import config_subject, find_draft
 from core.errors import UserError
 from core.hub_uri import is_hub_entry
 from core.paths import working_directory
-from core.runs.again import read_run
-from core.runs.outcome import Outcome, ended_since, read_outcome
-from core.runs.status import newest_live
-from core.runs.store import Run, find_run, list_runs
+from core.runs.catalog.earlier import read_run
+from core.runs.catalog.result import RunOutcome, ended_since, read_outcome
+from core.runs.catalog.rows import newest_live
+from core.runs.record.store import Run, find_run, list_runs
 from core.text import one_line
 from tui.data_paths import entry_path, entry_text, follow_links
 from tui.panes.config.editor import Opened
@@ -36,7 +36,7 @@ class Reopened:
     """The option under the cursor; empty for the first."""
     missing: str = ""
     """A sentence about what was open and is not there any more; empty for nothing."""
-    ended: Outcome | None = None
+    ended: RunOutcome | None = None
     """The end of the run that was watched, or of the newest one, if that has come since."""
 
 
@@ -125,7 +125,7 @@ def _is_newer(run: Run, session: Session) -> bool:
     return run.created is not None and run.created.timestamp() > session.time
 
 
-def _find_ended(session: Session | None) -> Outcome | None:
+def _find_ended(session: Session | None) -> RunOutcome | None:
     if session is None:
         return None
     watched = read_run(session.run) if session.live else None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from core.runs.protocol import PENDING
+from core.runs.record.state import PENDING
 
 if TYPE_CHECKING:
-    from core.runs.state import RunState
+    from core.runs.record.state import RunState
 
 
 class Requests:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from core.runs.energy import Tariff
-from core.runs.process import hostname
+from core.runs.outlook.energy import Tariff
+from core.runs.record.state import hostname
 from tui.requests import Requests
 from tui.steady_meters import MeterReading, SteadyMeters
 
@@ -18,13 +18,11 @@ if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from core.errors import UserError
     from core.hardware.snapshot import Device
-    from core.runs.again import Origin
-    from core.runs.eta import Eta
-    from core.runs.history import RunHistory
-    from core.runs.ranks import Rank
-    from core.runs.schedule import Schedule
-    from core.runs.state import RunState
-    from core.runs.store import Run
+    from core.runs.catalog.earlier import Origin
+    from core.runs.outlook.time_left import Eta, Schedule
+    from core.runs.record.history import RunHistory
+    from core.runs.record.state import Rank, RunState
+    from core.runs.record.store import Run
     from core.serve.options import ServerAddress
 
 #: Glyphs of the states, so that a state does not depend on color alone.
@@ -119,8 +117,7 @@ class RunView:
 
     def eta(self, now: float) -> Eta | None:
         """The time left at a Unix time; None while it is unknown."""
-        from core.runs.eta import estimate
-        from core.runs.schedule import Schedule
+        from core.runs.outlook.time_left import Schedule, estimate
 
         history = self.history
         schedule = (self.schedule or Schedule()).changed(history.settings)
@@ -187,7 +184,7 @@ class AppState:
         """The configuration in a word or two: its file, or the name of its runs; empty for an empty one."""
         if self.document is None or self.file_name:
             return self.file_name
-        from core.runs.again import run_name
+        from core.runs.catalog.earlier import run_name
 
         return run_name(self.document, self.origin)
 
@@ -196,7 +193,7 @@ class AppState:
         """Whether the run that is shown is one of the configuration, as far as its name tells."""
         if self.view is None or self.document is None:
             return True
-        from core.runs.again import belongs
+        from core.runs.catalog.earlier import belongs
 
         return belongs(self.view.run, self.document, self.origin)
 

@@ -15,7 +15,7 @@ from bench.gpu_checks.models import EIGHT
 from bench.gpu_checks.subjects import Found
 from bench.gpu_checks.trainer import Stand
 from core.helper import describe_end
-from core.runs.events import MemoryEvent
+from core.runs.record.events import MemoryEvent
 from core.text import one_line
 
 ROWS, SKIPPED = 2, 3

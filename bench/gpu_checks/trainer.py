@@ -17,11 +17,10 @@ from bench.gpu_checks.models import ModelShape, make_model, tiny
 from core.atomic import write_atomic
 from core.config.document import ConfigDocument, dump_config
 from core.config.schema import Config
-from core.runs.events import StepEvent, StoppedEvent
-from core.runs.process import hostname
-from core.runs.state import RunState
-from core.runs.store import Run
-from core.runs.tail import EventTail
+from core.runs.record.events import StepEvent, StoppedEvent
+from core.runs.record.state import RunState, hostname
+from core.runs.record.store import Run
+from core.runs.record.tail import EventTail
 from core.selftest.sizes import Shape, Sizes
 from core.worker.selftest.check import Bench
 from core.worker.selftest.worker_run import WorkerRun

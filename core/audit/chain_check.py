@@ -12,10 +12,9 @@ from core.audit.result import MOST, ChainResult, Difference
 from core.config.changed import changed_options
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.chain import CHAIN_NAME, DamagedLinkError, Link, canonical, read_links
-from core.runs.checkpoints import read_manifest
-from core.runs.store import EVENTS_NAME, Run, complete_checkpoints
-from core.runs.trained import result_step
+from core.runs.catalog.trained import read_manifest, result_step
+from core.runs.record.chain import CHAIN_NAME, DamagedLinkError, Link, canonical, read_links
+from core.runs.record.store import EVENTS_NAME, Run, complete_checkpoints
 from core.small_files import hash_file
 from core.text import one_line
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from core.audit.result import MOST, Difference
-from core.runs.chain import SHORT, Link, digits_of_lines
-from core.runs.lines import read_lines
-from core.runs.store import EVENTS_NAME, Run
+from core.runs.record.chain import SHORT, Link, digits_of_lines
+from core.runs.record.store import EVENTS_NAME, Run
+from core.runs.record.tail import read_lines
 from core.small_files import open_regular, parse_json
 from core.text import one_line
 

@@ -23,11 +23,10 @@ from core.directories import disk_error
 from core.errors import UserError
 from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
-from core.runs.checkpoints import read_manifest
-from core.runs.state import in_words
-from core.runs.store import Run, complete_checkpoints
-from core.runs.tail import EventTail
-from core.runs.trained import result_step
+from core.runs.catalog.trained import read_manifest, result_step
+from core.runs.record.state import in_words
+from core.runs.record.store import Run, complete_checkpoints
+from core.runs.record.tail import EventTail
 
 PROGRAM = "core.worker.job audit"
 #: Shell script that waits for the end of its input, then removes a directory. Processes of the audit that are about to

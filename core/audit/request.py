@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from core.audit.spans import Span, Team
-from core.runs.events import Event, decode_event, encode_event
+from core.runs.record.events import Event, decode_event, encode_event
 
 
 def span_to(span: Span) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from core.config.live import TRAINING
-from core.runs.changes import KEPT, recall
-from core.runs.events import (
+from core.runs.record.events import (
     CheckpointEvent,
     ControlEvent,
     EvalEvent,
@@ -29,7 +28,8 @@ from core.runs.events import (
     SampleEvent,
     StepEvent,
 )
-from core.runs.ranks import Rank
+from core.runs.record.sentences import KEPT, decode_changes
+from core.runs.record.state import Rank
 
 #: What training itself tells, and a replay tells again.
 TOLD = (StepEvent, EvalEvent, ProbeEvent, SampleEvent, CheckpointEvent)
@@ -335,7 +335,7 @@ def changes_of(event: Event) -> dict[str, Any]:
         return {}
     if event.result.startswith("refused"):
         return {}
-    return {name: value for name, value in recall(event.result).items() if name in TRAINING}
+    return {name: value for name, value in decode_changes(event.result).items() if name in TRAINING}
 
 
 def _changes_before(segments: Sequence[_Segment], begin: int) -> dict[str, Any]:

@@ -10,9 +10,7 @@ from core.chat.exported import exports_of
 from core.chat.request import BASE, TUNED, Source
 from core.config.schema import WEIGHT_METHODS
 from core.errors import UserError
-from core.runs.history import read_history
-from core.runs.store import Run, list_runs
-from core.runs.trained import (
+from core.runs.catalog.trained import (
     REFUSED,
     checkpoint_steps,
     has_result,
@@ -21,6 +19,8 @@ from core.runs.trained import (
     result_step,
     stand_in_step,
 )
+from core.runs.record.history import read_history
+from core.runs.record.store import Run, list_runs
 
 #: Other runs that are looked at, the newest ones.
 _RUNS = 50

@@ -20,8 +20,8 @@ from core.directories import Progress
 from core.errors import UserError
 from core.helper import Helper
 from core.launch.launcher import worker_environment
-from core.runs.protocol import ProtocolError, Request, decode_message, encode_request, refused
-from core.runs.trained import TrainedFile
+from core.runs.catalog.trained import TrainedFile
+from core.runs.control.protocol import ProtocolError, Request, decode_message, encode_request, refused
 from core.text import one_line
 
 #: Seconds without progress of a load before it counts as hung; weights of 30 GB come from a slow disk in less.

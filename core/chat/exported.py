@@ -12,8 +12,8 @@ from core.chat.engine import ChatEngine, ModelSpec
 from core.chat.request import Source
 from core.errors import UserError
 from core.export.result import ExportResult, list_exports, read_result
-from core.runs.store import find_run
-from core.runs.trained import TrainedModel, find_trained
+from core.runs.catalog.trained import TrainedModel, find_trained
+from core.runs.record.store import find_run
 from core.text import one_line
 
 #: The module of the engine that reads GGUF files.

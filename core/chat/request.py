@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from core.errors import UserError
-from core.runs.protocol import QuestionError as QuestionError
+from core.runs.control.protocol import QuestionError as QuestionError
 from core.text import is_unicode
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from core.directories import Progress
 from core.errors import UserError
 from core.models.find import find_model
 from core.paths import user_path
-from core.runs.client import ControlClient
-from core.runs.store import Run
-from core.runs.trained import TrainedModel, find_run_at, find_trained, split_step
-from core.runs.ways import Ways, by_command
+from core.runs.catalog.trained import TrainedModel, find_run_at, find_trained, split_step
+from core.runs.control.client import ControlClient
+from core.runs.control.protocol import Ways, by_command
+from core.runs.record.store import Run
 from core.text import one_line, sanitize
 
 __all__ = ["Answer", "ChatSession", "GenerationSettings", "Token", "open_session"]
@@ -325,9 +325,9 @@ def open_session(
 
     Args:
         target: A run (live: its worker; ended: its base with its adapter), the directory of one, a directory or file of
-            a model, the name of a model, or ``RUN`` or ``RUN@STEP``, see :func:`core.runs.trained.find_run_at`: the
-            checkpoint of a step is loaded into an engine, whether the run is live or not. A GGUF file that was exported
-            is read by llama.cpp.
+            a model, the name of a model, or ``RUN`` or ``RUN@STEP``
+            (:func:`core.runs.catalog.trained.find_run_at`): the checkpoint of a step is loaded into an engine, whether
+            the run is live or not. A GGUF file that was exported is read by llama.cpp.
         step: The step of a checkpoint, where the target is a run.
         llama: Whether llama.cpp reads any GGUF file, rather than the engine, which converts it.
         ways: The words for an action that helps where a live run refuses.

@@ -13,7 +13,7 @@ from typing import Any
 from core.beneath import directory_beneath, write_beneath
 from core.chat.dialogue import Dialogue
 from core.errors import UserError
-from core.runs.store import Run
+from core.runs.record.store import Run
 from core.small_files import read_json
 from core.text import one_line
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from core.chat.request import GenerationSettings, Source
     from core.chat.session import Answer, ChatSession
     from core.config.schema import ChatSection
-    from core.runs.store import Run
+    from core.runs.record.store import Run
 
 #: The most characters of a prompt that is piped in.
 _PROMPT_LIMIT = 1 << 22
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_USAGE
     from core.chat.request import BASE, TUNED
     from core.chat.session import open_session
-    from core.runs.store import Run
+    from core.runs.record.store import Run
 
     target, step = find_target_at(args.target)
     defaults = _defaults(target)
@@ -95,8 +95,8 @@ def find_target_at(name: str) -> tuple[Run, int] | tuple[Run | Path | str, None]
     Raises:
         UserError: As :func:`find_target`, or if what is before the step is no run.
     """
-    from core.runs.store import Run
-    from core.runs.trained import split_step
+    from core.runs.catalog.trained import split_step
+    from core.runs.record.store import Run
 
     reference, step = split_step(name)
     target = find_target(reference)
@@ -115,7 +115,7 @@ def find_target(name: str) -> Run | Path | str:
     """
     from core.models.find import find_model
     from core.paths import user_path
-    from core.runs.store import find_run, list_runs
+    from core.runs.record.store import find_run, list_runs
 
     if not name.strip():
         raise UserError("No run and no model is named.", "Name one, or take 'latest' for the newest run.")
@@ -299,7 +299,7 @@ class Conversation:
     def _choose(self, reference: str) -> None:
         """Let a checkpoint or another run answer; a number alone is a step of the run."""
         from core.commands.common import report_error
-        from core.runs.trained import find_run_at, find_trained, reference_to
+        from core.runs.catalog.trained import find_run_at, find_trained, reference_to
 
         name = reference_to(self._run, int(reference)) if self._run and _is_step(reference) else reference
         try:
@@ -366,7 +366,7 @@ def _read_prompt(args: argparse.Namespace) -> str | None:
 
 def _defaults(target: Run | Path | str) -> ChatSection:
     from core.config.schema import ChatSection
-    from core.runs.store import Run
+    from core.runs.record.store import Run
 
     return target.config().chat if isinstance(target, Run) else ChatSection()
 

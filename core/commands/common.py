@@ -16,8 +16,8 @@ from core.errors import UserError
 from core.text import one_line, sanitize
 
 if TYPE_CHECKING:
-    from core.runs.state import RunState
-    from core.runs.store import Run
+    from core.runs.record.state import RunState
+    from core.runs.record.store import Run
 
 PROGRAM = "localtune-tui"
 
@@ -130,7 +130,7 @@ def print_table(table: Sequence[Sequence[str]], right: Container[int] = ()) -> N
 
 def emit(value: Any) -> None:
     """Print a result as one line of JSON on standard output, without the numbers that JSON lacks (``"NaN"``)."""
-    from core.runs.events import as_json
+    from core.runs.record.events import as_json
 
     say(escape_json(json.dumps(as_json(value), ensure_ascii=False, allow_nan=False)))
 
@@ -265,9 +265,8 @@ def find_live_run(name: str, purpose: str) -> Run:
     Raises:
         UserError: If there is no such run, or it has ended.
     """
-    from core.runs.after_end import way_on
-    from core.runs.state import in_words
-    from core.runs.store import find_run
+    from core.runs.record.state import in_words
+    from core.runs.record.store import find_run, way_on
 
     run = find_run(name)
     state = run.state()

@@ -30,9 +30,16 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If a run is unknown, there are too few or too many, or a file cannot be written.
     """
-    from core.runs.compare import compare_runs, read_record
-    from core.runs.compare_report import text_lines, to_csv, to_curves_csv, to_json, to_markdown
-    from core.runs.store import find_run
+    from core.runs.catalog.compare import (
+        compare_runs,
+        read_record,
+        text_lines,
+        to_csv,
+        to_curves_csv,
+        to_json,
+        to_markdown,
+    )
+    from core.runs.record.store import find_run
 
     chosen = list({found.path.resolve(): found for found in map(find_run, args.runs)}.values())
     comparison = compare_runs([read_record(target) for target in chosen])

@@ -11,8 +11,8 @@ from core.commands.parser import seconds
 from core.errors import UserError
 
 if TYPE_CHECKING:
-    from core.runs.state import RunState
-    from core.runs.store import Run
+    from core.runs.record.state import RunState
+    from core.runs.record.store import Run
 
 #: Seconds allowed for reaching the requested state; an optimizer step of a large model takes a while.
 DEFAULT_TIMEOUT = 120.0
@@ -46,7 +46,7 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Send the command, wait until it has had its effect, and print the state reached."""
     from core.launch.launcher import wait_until
-    from core.runs.client import ControlClient
+    from core.runs.control.client import ControlClient
 
     command: str = args.command
     target = find_live_run(args.run, command)
@@ -84,7 +84,7 @@ def _newest_checkpoint(target: Run) -> str:
     Raises:
         UserError: If there is none, although the worker has reported one.
     """
-    from core.runs.store import complete_checkpoints
+    from core.runs.record.store import complete_checkpoints
 
     complete = complete_checkpoints(target)
     if not complete:

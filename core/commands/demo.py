@@ -10,8 +10,8 @@ from core.commands.common import PROGRAM, add_json_flag, emit, exit_code, note, 
 if TYPE_CHECKING:
     from core.commands.follow import Followed
     from core.config.schema import Config
-    from core.runs.events import EvalEvent
-    from core.runs.store import Run
+    from core.runs.record.events import EvalEvent
+    from core.runs.record.store import Run
 
 _QUESTIONS_SHOWN = 3
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 def find_live_sample(config: Config) -> Run | None:
     """The newest live run on the sample data; None when there is none."""
     from core.errors import UserError
-    from core.runs.store import list_runs
+    from core.runs.record.store import list_runs
 
     for candidate in list_runs():
         if candidate.state().is_over:
@@ -110,7 +110,7 @@ def _report(followed: Followed, *, as_json: bool) -> int:
 
 def _lines(followed: Followed, result: dict[str, Any]) -> list[str]:
     from core.commands.summary import summarize, summary_lines
-    from core.runs.sentences import phase_name
+    from core.runs.record.sentences import phase_name
     from core.units import format_duration
 
     lines = _question_lines(followed)

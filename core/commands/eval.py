@@ -100,7 +100,7 @@ def _show(args: argparse.Namespace) -> int:
     from core.evaluation.record import newest_record
     from core.evaluation.report import write_report
     from core.evaluation.table import EvaluationTable
-    from core.runs.trained import find_run_at
+    from core.runs.catalog.trained import find_run_at
 
     name = args.targets[0]
     path, record = newest_record(None if names_model(name) else find_run_at(name)[0])

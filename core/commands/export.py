@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from core.export.plan import plan_export
     from core.export.request import ExportRequest
     from core.paths import user_path, working_directory
-    from core.runs.trained import find_run_at
+    from core.runs.catalog.trained import find_run_at
 
     found, step = find_run_at(args.run)
     out: Path | None = None if args.out is None else (working_directory() / user_path(args.out)).absolute()

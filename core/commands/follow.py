@@ -14,14 +14,13 @@ from typing import Any, Protocol
 from core.commands.common import EXIT_INTERRUPTED, PROGRAM, note
 from core.errors import UserError
 from core.launch import launcher
-from core.runs.client import ControlClient
-from core.runs.eta import Eta, estimate
-from core.runs.events import Event, MemoryEvent
-from core.runs.history import LogLine, RunHistory
-from core.runs.schedule import Schedule
-from core.runs.state import RunState
-from core.runs.store import Run
-from core.runs.tail import EventTail
+from core.runs.control.client import ControlClient
+from core.runs.outlook.time_left import Eta, Schedule, estimate
+from core.runs.record.events import Event, MemoryEvent
+from core.runs.record.history import LogLine, RunHistory
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
+from core.runs.record.tail import EventTail
 
 POLL_SECONDS = 0.2
 #: Seconds allowed for the last events after the end state.

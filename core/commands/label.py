@@ -10,8 +10,7 @@ from core.commands.common import add_json_flag, emit, say
 from core.errors import UserError
 
 if TYPE_CHECKING:
-    from core.runs.labels import Labels
-    from core.runs.store import Run
+    from core.runs.record.store import Labels, Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If there is no such run, a text is too long, or several runs would get one name.
     """
-    from core.runs.labels import read_labels, write_labels
-    from core.runs.store import find_run
+    from core.runs.record.store import find_run, read_labels, write_labels
 
     chosen = list({found.path.resolve(): found for found in map(find_run, args.runs)}.values())
     if args.name and len(chosen) > 1:
@@ -60,7 +58,7 @@ def changed(labels: Labels, args: argparse.Namespace) -> Labels:
     Raises:
         UserError: If a text is too long, there are too many tags, or one is to be added and taken away.
     """
-    from core.runs.labels import NAME_LIMIT, NOTE_LIMIT, clean_tags, clean_text
+    from core.runs.record.store import NAME_LIMIT, NOTE_LIMIT, clean_tags, clean_text
 
     gone = set(clean_tags(args.untag))
     if both := gone & set(clean_tags(args.tag)):

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from core.memory.rows import Rows
     from core.memory.strategy import Chosen
     from core.models.architecture.architecture import Architecture
-    from core.runs.forecast import Forecast
-    from core.runs.wishes import Unmet
+    from core.runs.outlook.forecast import Forecast, Unmet
 
 #: Methods that ``--method`` takes.
 METHODS = ("qlora", "lora", "full", "freeze")
@@ -76,7 +75,7 @@ def _plan(args: argparse.Namespace) -> int:
     from core.memory.planner import make_plan
     from core.models.architecture.load import locate_model
     from core.models.architecture.sandboxed import load_architecture, read_model
-    from core.runs.forecast import forecast, this_machine
+    from core.runs.outlook.forecast import forecast, this_machine
 
     document, has_rows = _document(args)
     config = document.validate()
@@ -163,7 +162,7 @@ def _tell_wishes(config: Config, found: Forecast) -> list[Unmet]:
     """The wishes for the night that a run cannot meet if it starts now; they are told."""
     import time
 
-    from core.runs.wishes import unmet
+    from core.runs.outlook.forecast import unmet
 
     wishes = list(unmet(config, found.estimate, time.time()))
     for wish in wishes:

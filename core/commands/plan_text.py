@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from core.memory.plan import Plan
     from core.memory.strategy import Chosen
-    from core.runs.estimate import Estimate
-    from core.runs.forecast import Forecast
+    from core.runs.outlook.estimate import Estimate
+    from core.runs.outlook.forecast import Forecast
 
 #: Most characters of the stacked bar.
 BAR_WIDTH = 60
@@ -187,19 +187,12 @@ def _disk(plan: Plan) -> str:
     return f"{size}{free}{verdict}; one checkpoint is {one}"
 
 
-def _time(guess: Estimate | None) -> str:
-    from core.runs.early_end import tell_early_end
-    from core.runs.estimate import tell_basis
-    from core.units import format_duration
+def _time(guess: Estimate) -> str:
+    from core.runs.outlook.estimate import estimate_words
 
-    if guess is None:
-        return ""
-    most = "at most " if guess.by == "plan" else ""
-    energy = f", {most}{guess.watt_hours:.0f} Wh" if guess.watt_hours is not None else ""
-    about, basis = f"about {format_duration(guess.seconds)}", tell_basis(guess)
-    if guess.early_end is not None:
-        return f"{about}{energy}, {basis}; {tell_early_end(guess.early_end)}"
-    return f"{about} for {guess.steps} steps{energy}, {basis}"
+    duration, energy, end, basis = estimate_words(guess)
+    about = duration if end else f"{duration} for {guess.steps} steps"
+    return ", ".join(filter(None, (about, energy, basis))) + (f"; {end}" if end else "")
 
 
 def _count(number: int) -> str:

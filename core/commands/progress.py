@@ -6,13 +6,13 @@ import time
 
 from core.commands.follow import Followed
 from core.commands.live_line import PLAIN_SECONDS, LiveLine
-from core.runs import sentences
-from core.runs.activity import eta_words, evaluation_count, pending_words, progress_words, step_progress
-from core.runs.answers import verdict
-from core.runs.eta import evaluation_seconds_left
-from core.runs.events import Event, SampleEvent, StepEvent
-from core.runs.history import LogLine, Phase
-from core.runs.state import StepProgress
+from core.runs.catalog.answers import verdict
+from core.runs.outlook.time_left import eta_words, evaluation_seconds_left
+from core.runs.record import sentences
+from core.runs.record.events import Event, SampleEvent, StepEvent
+from core.runs.record.history import LogLine, RunPhase
+from core.runs.record.sentences import evaluation_count, pending_words, progress_words, step_progress
+from core.runs.record.state import StepProgress
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_rate
 
@@ -108,7 +108,7 @@ def present(followed: Followed) -> str:
     return f"{front}{words}{eta if last is not None else ''}"
 
 
-def phase_words(phase: Phase, progress: StepProgress | None, elapsed: float) -> str:
+def phase_words(phase: RunPhase, progress: StepProgress | None, elapsed: float) -> str:
     """A phase, how far it is, and since when: ``evaluating: answers 32/80  12s``."""
     counted = evaluation_count(progress, phase.done or 0, phase.total)
     # A part of an evaluation is counted by its name, which the detail has too.

@@ -19,7 +19,7 @@ from core.commands.common import (
 from core.errors import UserError
 
 if TYPE_CHECKING:
-    from core.runs.store import Run
+    from core.runs.record.store import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show what will go, ask, and delete; the exit code is 1 where something is left, or the answer is no."""
-    from core.runs.removal import directory_size, refuse_removal, remove_run
-    from core.runs.trash import free_bytes, trash_run
+    from core.runs.catalog.removal import directory_size, free_bytes, refuse_removal, remove_run, trash_run
     from core.units import format_bytes
 
     chosen = _choose(args.runs, failed=args.failed)
@@ -84,7 +83,7 @@ def _question(what: str, size: str, *, now: bool) -> str:
 
 def _room() -> str:
     """The free bytes of the disk, and how to get more."""
-    from core.runs.trash import free_bytes, list_trash
+    from core.runs.catalog.removal import free_bytes, list_trash
     from core.units import format_bytes
 
     trash = sum(item.size for item in list_trash())
@@ -98,7 +97,7 @@ def _choose(names: list[str], *, failed: bool) -> list[Run]:
     Raises:
         UserError: If none is named, or a name is that of no run.
     """
-    from core.runs.store import find_run, list_runs
+    from core.runs.record.store import find_run, list_runs
 
     if not names and not failed:
         raise UserError("No run is named.", f"'{PROGRAM} runs' lists them; --failed means all that have failed.")

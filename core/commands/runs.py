@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import PROGRAM, add_json_flag, emit, note, print_table
-from core.runs.run_table import DEFAULT_SORT, SORT_COLUMNS
+from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS
 
 if TYPE_CHECKING:
-    from core.runs.catalog import RunRow
-    from core.runs.figures import RunFigures
+    from core.runs.catalog.rows import RunFigures, RunRow
 
-#: Figures of a run in the list, as the fields of :class:`~core.runs.figures.RunFigures`.
+#: Figures of a run in the list, as the fields of :class:`~core.runs.catalog.rows.RunFigures`.
 _FIGURES = (
     "eval_loss",
     "exact_match",
@@ -52,12 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the list."""
     from core.export.result import list_exports
-    from core.runs.catalog import RunCatalog
-    from core.runs.oom import SIGN
-    from core.runs.run_table import select_rows, sort_rows
-    from core.runs.summary_cache import SummaryCache
+    from core.runs.catalog.rows import RunCatalog
+    from core.runs.catalog.table import select_rows, sort_rows
+    from core.runs.record.state import KILLED
 
-    known = RunCatalog(SummaryCache("run-facts")).rows()
+    known = RunCatalog(is_cached=True).rows()
     rows = select_rows(known, args.filter, archived=args.all)
     figures = read_figures(rows)
     rows = sort_rows(rows, figures, args.sort, reverse=args.reverse)
@@ -69,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     elif rows:
         _print_table(rows, figures)
         for row in rows:
-            if SIGN in row.reason:
+            if KILLED in row.reason:
                 note(f"{row.run.id}: {row.reason}")
     elif known:
         archived = sum(row.labels.archived for row in known)
@@ -82,10 +80,9 @@ def run(args: argparse.Namespace) -> int:
 
 def read_figures(rows: Sequence[RunRow]) -> dict[str, RunFigures]:
     """The figures of runs, by id; those of ended ones are kept for the next time."""
-    from core.runs.figures import FigureReader
-    from core.runs.summary_cache import SummaryCache
+    from core.runs.catalog.rows import FigureReader
 
-    reader = FigureReader(SummaryCache("run-figures"))
+    reader = FigureReader(is_cached=True)
     missing = sum(not reader.is_known(row.run) for row in rows)
     if missing > _MANY:
         note(f"Reading the records of {missing} runs, which is done once …")
@@ -147,7 +144,7 @@ def describe_row(row: RunRow, exports: Sequence[str] = (), figures: RunFigures |
 
 def state_words(row: RunRow) -> str:
     """The state, and what the run is about to do or how far its step is: ``training (pausing)``, ``training (3/8)``."""
-    from core.runs.activity import doing, progress_words
+    from core.runs.record.sentences import doing, progress_words
 
     if row.refused:
         return f"{row.state} (refused)"

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Send the changes, and print the values from the next step on."""
-    from core.runs.client import ControlClient
+    from core.runs.control.client import ControlClient
 
     changes: dict[str, Any] = {}
     for text in args.changes:

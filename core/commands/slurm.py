@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from core.commands.configuration import read_config
     from core.commands.train import check_data, check_model
     from core.launch.slurm import SlurmJob
-    from core.runs.store import make_slug
+    from core.runs.record.store import make_slug
 
     path = Path(args.config).absolute()
     config = read_config(path, args.set, is_for_here=False)

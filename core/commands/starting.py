@@ -59,7 +59,7 @@ def tell_total(count: int, total: Total) -> str:
 
 def _basis(total: Total) -> str:
     """How many durations are by the plan, and what it assumes; empty where all are at a measured pace."""
-    from core.runs.estimate import tell_assumed
+    from core.runs.outlook.estimate import tell_assumed
 
     if not total.by_plan:
         return ""
@@ -71,7 +71,7 @@ def _basis(total: Total) -> str:
 
 def _early_ends(count: int, total: Total) -> str:
     """That limits end runs before their last step; empty where none does."""
-    from core.runs.early_end import tell_early_end
+    from core.runs.outlook.estimate import tell_early_end
 
     ends = total.early_ends
     if not ends:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.commands.common import EXIT_ERROR, add_json_flag, emit, put, say
@@ -11,11 +13,63 @@ from core.commands.parser import ArgumentParser, whole_number
 
 if TYPE_CHECKING:
     from core.hardware.snapshot import Device
-    from core.runs.status import RunStatus
-    from core.runs.store import Run
+    from core.runs.catalog.rows import RunStatus
+    from core.runs.record.store import Run
 
 #: Columns of the line where nothing else is asked for.
 DEFAULT_WIDTH = 80
+#: Prefix of the names of metrics.
+PREFIX = "localtune_"
+#: Joules of a watt-hour; base units are joules, seconds, bytes, ratios and degrees Celsius by Prometheus' naming rules.
+_JOULES = 3600.0
+_ESCAPED = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+
+
+def _share(percent: float | None) -> float | None:
+    return None if percent is None else percent / 100
+
+
+def _of_step(name: str) -> Callable[[RunStatus], float | None]:
+    return lambda status: getattr(status.recent.last_step, name, None)
+
+
+#: Metrics of a run: name, help and value; counters end in ``_total``.
+_METRICS: tuple[tuple[str, str, Callable[[RunStatus], float | None]], ...] = (
+    ("run_step", "Optimizer steps done.", lambda status: status.row.step),
+    ("run_steps", "Optimizer steps of the whole run.", lambda status: status.state.total_steps or None),
+    ("run_epoch", "Epochs done, with fractions.", _of_step("epoch")),
+    ("run_loss", "Training loss of the newest step.", lambda status: status.row.loss),
+    ("run_eval_loss", "Loss of the last evaluation on held-out rows.", lambda status: status.eval_loss),
+    ("run_learning_rate", "Learning rate of the newest step.", _of_step("lr")),
+    ("run_gradient_norm", "Norm of the gradient of the newest step, before clipping.", _of_step("grad_norm")),
+    ("run_tokens_per_second", "Tokens without padding per second of the newest step.", _of_step("tokens_per_second")),
+    (
+        "run_remaining_seconds",
+        "Estimated time until the run ends by itself.",
+        lambda status: status.eta.seconds if status.eta is not None else None,
+    ),
+    (
+        "run_heartbeat_timestamp_seconds",
+        "Unix time of the last sign of life of the worker.",
+        lambda status: status.state.updated or None,
+    ),
+    (
+        "run_energy_joules_total",
+        "Energy of the run's devices since its worker has started.",
+        lambda status: None if status.recent.energy_wh is None else status.recent.energy_wh * _JOULES,
+    ),
+)
+#: Metrics of a device of a run.
+_DEVICE_METRICS: tuple[tuple[str, str, Callable[[Device], float | None]], ...] = (
+    ("device_temperature_celsius", "Temperature.", lambda device: device.temperature_c),
+    ("device_temperature_limit_celsius", "Temperature to stay below.", lambda device: device.temperature_limit_c),
+    ("device_memory_used_bytes", "Memory in use.", lambda device: device.memory_used),
+    ("device_memory_bytes", "Memory of the device.", lambda device: device.memory_total),
+    ("device_utilization_ratio", "Utilization, from 0 to 1.", lambda device: _share(device.utilization)),
+    ("device_power_watts", "Power draw.", lambda device: device.power_w),
+    ("device_power_limit_watts", "Power limit.", lambda device: device.power_limit_w),
+    ("device_fan_ratio", "Fan speed, from 0 to 1.", lambda device: _share(device.fan)),
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -42,11 +96,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the line; without any run an empty one, so that a status bar stays empty."""
-    from core.runs.status import read_status
+    from core.runs.catalog.rows import read_status
 
     if args.prometheus:
-        from core.runs.prometheus import exposition
-        from core.runs.status import live_runs
+        from core.runs.catalog.rows import live_runs
 
         now = time.time()
         put(
@@ -74,8 +127,8 @@ def _find(name: str | None) -> Run | None:
     Raises:
         UserError: If there is no run of that name.
     """
-    from core.runs.status import newest_live
-    from core.runs.store import find_run, list_runs
+    from core.runs.catalog.rows import newest_live
+    from core.runs.record.store import find_run, list_runs
 
     if name is not None:
         return find_run(name)
@@ -84,7 +137,7 @@ def _find(name: str | None) -> Run | None:
 
 
 def _is(target: Run, name: str) -> bool:
-    from core.runs.store import find_run
+    from core.runs.record.store import find_run
 
     return find_run(name).path.resolve() == target.path.resolve()
 
@@ -96,7 +149,7 @@ def describe(status: RunStatus) -> dict[str, Any]:
         ``run``, ``name``, ``state``, ``reason``, ``step``, ``total_steps``, ``loss``, ``eval_loss``,
         ``tokens_per_second`` (of the newest step), ``remaining_seconds`` (None while it is unknown), ``energy_wh``
         (since its worker has started), ``updated`` (Unix seconds), ``devices`` (as in ``hardware`` events) and
-        ``ranks`` (the processes of a run of several, :class:`core.runs.ranks.Rank`).
+        ``ranks`` (the processes of a run of several, :class:`core.runs.record.state.Rank`).
     """
     last, state = status.recent.last_step, status.state
     return {
@@ -135,9 +188,9 @@ def status_line(status: RunStatus, width: int) -> str:
 
 def _parts(status: RunStatus) -> list[tuple[int, str]]:
     """The parts of the line in their order, each with its importance; the least number is the most important one."""
-    from core.runs.activity import doing, eta_words
-    from core.runs.names import brief_id
-    from core.runs.ranks import silent_words
+    from core.runs.outlook.time_left import eta_words
+    from core.runs.record.sentences import brief_id, doing
+    from core.runs.record.state import silent_words
     from core.text import one_line
     from core.units import format_fixed, format_number, format_rate
 
@@ -174,3 +227,65 @@ def _device_parts(device: Device) -> list[tuple[int, str]]:
     if device.memory_used is not None and device.memory_total:
         parts.append((7, f"{format_bytes(device.memory_used)} of {format_bytes(device.memory_total)}"))
     return parts
+
+
+def exposition(statuses: Sequence[RunStatus]) -> str:
+    """Runs in Prometheus' text exposition format (version 0.0.4).
+
+    Metrics without a value in any run are left out; the number of live runs is always there.
+    """
+    lines = [*_family("live_runs", "Runs that have not ended.", [({}, float(len(statuses)))])]
+    info = [({**_identity(status), **_facts(status)}, 1.0) for status in statuses]
+    lines += _family("run_info", "The run: its state, base model, method and display name; always 1.", info)
+    for name, text, value_of in _METRICS:
+        found = [(_identity(status), value) for status in statuses if (value := value_of(status)) is not None]
+        lines += _family(name, text, found)
+    for name, text, read in _DEVICE_METRICS:
+        found = [
+            ({**_identity(status), "device": str(device.index), "name": device.name}, value)
+            for status in statuses
+            for device in status.recent.devices
+            if (value := read(device)) is not None
+        ]
+        lines += _family(name, text, found)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _identity(status: RunStatus) -> dict[str, str]:
+    return {"run": status.run.id}
+
+
+def _facts(status: RunStatus) -> dict[str, str]:
+    row = status.row
+    return {
+        "state": status.state.state,
+        "model": row.base_name,
+        "method": row.method_words,
+        "display_name": row.labels.name,
+    }
+
+
+def _family(name: str, text: str, samples: Sequence[tuple[Mapping[str, str], float]]) -> Iterator[str]:
+    """Lines of a metric; none without samples."""
+    if not samples:
+        return
+    yield f"# HELP {PREFIX}{name} {text}"
+    yield f"# TYPE {PREFIX}{name} {'counter' if name.endswith('_total') else 'gauge'}"
+    for labels, value in samples:
+        shown = ",".join(f'{key}="{_label(text)}"' for key, text in labels.items())
+        yield f"{PREFIX}{name}{{{shown}}} {_number(value)}" if shown else f"{PREFIX}{name} {_number(value)}"
+
+
+def _label(text: str) -> str:
+    """Value of a label; a carriage return or another control character has no escape, and would end the line."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text).translate(
+        _ESCAPED
+    )
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    return f"{value:.17g}" if float(f"{value:.12g}") != value else f"{value:.12g}"

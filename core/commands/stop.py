@@ -19,8 +19,8 @@ from core.commands.control import add_timeout, describe
 from core.errors import UserError
 
 if TYPE_CHECKING:
-    from core.runs.state import RunState
-    from core.runs.store import Run
+    from core.runs.record.state import RunState
+    from core.runs.record.store import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask, or kill; wait until the run is over, and print its state."""
     from core.launch.force import kill
-    from core.runs.after_end import way_on
+    from core.runs.record.store import way_on
 
     target = find_live_run(args.run, "stop")
     if args.force:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say_what_is_lost(target: Run) -> None:
-    from core.runs.store import complete_checkpoints
+    from core.runs.record.store import complete_checkpoints
 
     state = target.state()
     saved = [int(path.name.removeprefix("step-")) for path in complete_checkpoints(target)]
@@ -82,7 +82,7 @@ def _ask(target: Run, timeout: float, *, now: bool) -> RunState:
 def _send(target: Run, timeout: float, *, now: bool) -> None:
     """Ask the worker over its socket; if it does not answer, ask it by a signal."""
     from core.launch import launcher
-    from core.runs.client import ControlClient
+    from core.runs.control.client import ControlClient
 
     try:
         with ControlClient(target, timeout=timeout) as client:

@@ -9,10 +9,9 @@ from core.commands.common import PROGRAM, describe_state, emit, exit_code, say
 from core.commands.follow import Followed
 from core.errors import UserError
 from core.launch.launcher import failure_reason
-from core.runs.after_end import after_refusal, way_on
-from core.runs.energy import energy_words
-from core.runs.result import PROBE_LOSS, RunResult, refusal_of, result_of, result_path
-from core.runs.store import Run, complete_checkpoints
+from core.runs.catalog.result import PROBE_LOSS, RunResult, refusal_of, result_of, result_path
+from core.runs.outlook.energy import energy_words
+from core.runs.record.store import Run, after_refusal, complete_checkpoints, way_on
 from core.text import one_line
 from core.tracking.start import places
 from core.units import format_bytes, format_duration, format_number, format_rate

@@ -23,7 +23,7 @@ def sweep(args: argparse.Namespace) -> int:
     from core.queue.entry import QueueEntry, words_of
     from core.queue.estimate import Estimator, total_of
     from core.queue.sweep import combinations, make_variants, name_of, parse_axis
-    from core.runs.wishes import unmet
+    from core.runs.outlook.forecast import unmet
 
     path = Path(args.config)
     axes = [parse_axis(text) for text in args.over]

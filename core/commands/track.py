@@ -11,7 +11,7 @@ from core.config.choices import TRACKERS, Tracker
 from core.errors import UserError
 
 if TYPE_CHECKING:
-    from core.runs.store import Run
+    from core.runs.record.store import Run
     from core.tracking.position import TrackerFiles
 
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         0, or 1 when one of them failed.
     """
     from core.launch.launcher import worker_environment
-    from core.runs.store import find_run
+    from core.runs.record.store import find_run
     from core.tracking.start import start_tracker
 
     target = find_run(args.run)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from core.commands.follow import Interrupts
     from core.config.choices import RefusalCode
     from core.config.schema import Config
-    from core.runs.store import Run
+    from core.runs.record.store import Run
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -166,7 +166,7 @@ def report_prepared(config: Config, name: str, *, as_json: bool) -> None:
     Raises:
         UserError: If it cannot be written.
     """
-    from core.runs.store import create_run
+    from core.runs.record.store import create_run
 
     made = create_run(config, name)
     if as_json:

@@ -9,7 +9,7 @@ from core.commands.common import EXIT_ERROR, PROGRAM, add_json_flag, agrees, emi
 from core.errors import UserError
 
 if TYPE_CHECKING:
-    from core.runs.trash import TrashedRun
+    from core.runs.catalog.removal import TrashedRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If a run is not in the trash, or none is named to be restored.
     """
-    from core.runs.trash import find_trashed, list_trash
+    from core.runs.catalog.removal import find_trashed, list_trash
 
     if args.action == "restore" and not args.runs:
         raise UserError("No run is named.", f"'{PROGRAM} trash list' lists them.")
@@ -52,7 +52,7 @@ def describe(item: TrashedRun, size: int) -> dict[str, Any]:
 
 
 def _list(chosen: list[TrashedRun], sizes: list[int], *, as_json: bool) -> int:
-    from core.runs.trash import free_bytes
+    from core.runs.catalog.removal import free_bytes
     from core.text import one_line
     from core.units import format_bytes, format_moment
 
@@ -75,7 +75,7 @@ def _list(chosen: list[TrashedRun], sizes: list[int], *, as_json: bool) -> int:
 
 
 def _restore(chosen: list[TrashedRun], *, as_json: bool) -> int:
-    from core.runs.trash import restore_run
+    from core.runs.catalog.removal import restore_run
 
     restored, left = [], []
     for item in chosen:
@@ -92,7 +92,7 @@ def _restore(chosen: list[TrashedRun], *, as_json: bool) -> int:
 
 
 def _empty(chosen: list[TrashedRun], sizes: list[int], *, is_whole: bool, yes: bool, as_json: bool) -> int:
-    from core.runs.trash import free_bytes, remove_trashed, sweep_trash
+    from core.runs.catalog.removal import free_bytes, remove_trashed, sweep_trash
     from core.units import format_bytes
 
     count = f"{len(chosen)} run{'' if len(chosen) == 1 else 's'}"

@@ -49,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the audit, and print what it comes to; the exit code is 6 where something is not what was recorded."""
     from core.audit.job import audit_job
-    from core.runs.store import find_run
+    from core.runs.record.store import find_run
 
     found = find_run(args.run)
     seed = random.SystemRandom().randrange(1 << 31) if args.seed is None else args.seed

@@ -21,8 +21,8 @@ from core.commands.common import (
 
 if TYPE_CHECKING:
     from core.commands.follow import Followed, View
-    from core.runs.events import Event
-    from core.runs.history import LogLine
+    from core.runs.record.events import Event
+    from core.runs.record.history import LogLine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from core.commands.follow import follow, leave
     from core.commands.summary import summarize, summary_lines
-    from core.runs.store import find_run
+    from core.runs.record.store import find_run
 
     target = find_run(args.run)
     view: View = JsonLines() if args.json else Log(plain=args.plain)
@@ -64,7 +64,7 @@ class JsonLines:
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:  # noqa: ARG002
         """Print the event."""
-        from core.runs.events import encode_event
+        from core.runs.record.events import encode_event
 
         put(escape_json(encode_event(event)))
 
@@ -72,7 +72,7 @@ class JsonLines:
         """Print requests that wait, and how far a long step or an evaluation is, where that has changed."""
         import dataclasses
 
-        from core.runs.activity import long_progress
+        from core.runs.record.sentences import long_progress
 
         state = followed.state
         if not state.is_over:
@@ -114,8 +114,8 @@ class Log:
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:
         """Print the event in words."""
         from core.commands.progress import log_words, sample_words, step_words
-        from core.runs.events import RanksEvent, SampleEvent, StepEvent
-        from core.runs.sentences import clock
+        from core.runs.record.events import RanksEvent, SampleEvent, StepEvent
+        from core.runs.record.sentences import clock
 
         for line in log:
             self._say(f"{line.clock} {log_words(line)}")
@@ -130,8 +130,7 @@ class Log:
     def tick(self, followed: Followed) -> None:
         """Print what no event reports: a state, and requests that wait for the end of a step."""
         from core.commands.progress import present
-        from core.runs.activity import pending_words
-        from core.runs.sentences import clock
+        from core.runs.record.sentences import clock, pending_words
 
         state, now = followed.state, time.time()
         if state.state != self._state and state.state in ("paused", "stalled", "lost"):
@@ -148,12 +147,12 @@ class Log:
 
     def _tell_silence(self, followed: Followed, now: float) -> None:
         """Print when processes stop giving signs of life, and when they do again."""
-        from core.runs.ranks import read_ranks, silent_words
-        from core.runs.sentences import clock
+        from core.runs.record.sentences import clock
+        from core.runs.record.state import read_ranks, silent_words
 
         if len(followed.history.ranks) < 2 or followed.state.is_over:
             return
-        words = silent_words(read_ranks(followed.run), now)
+        words = silent_words(read_ranks(followed.run.path), now)
         if bool(words) != self._silent:
             self._silent = bool(words)
             self._say(f"{clock(now)} {words or 'all processes give signs of life again'}")

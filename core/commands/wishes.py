@@ -12,7 +12,7 @@ from core.commands.common import agrees, note
 if TYPE_CHECKING:
     from core.config.schema import Config
     from core.queue.estimate import Estimator
-    from core.runs.wishes import Unmet
+    from core.runs.outlook.forecast import Unmet
 
 
 def add_consent(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def unmet_now(config: Config) -> list[Unmet]:
     import time
 
     from core.queue.estimate import Estimator
-    from core.runs.wishes import unmet, wants_plan
+    from core.runs.outlook.forecast import unmet, wants_plan
 
     return list(unmet(config, Estimator().estimate(config), time.time())) if wants_plan(config) else []
 
@@ -66,7 +66,7 @@ def unmet_in_queue(config: Config, estimator: Estimator, *, held: bool = False) 
         UserError: If the queue cannot be read.
     """
     from core.queue.view import next_begin
-    from core.runs.wishes import unmet, wants_plan
+    from core.runs.outlook.forecast import unmet, wants_plan
 
     if not wants_plan(config):
         return []

@@ -25,9 +25,9 @@ from core.hub.job import OFFLINE
 from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
 from core.models.find import find_model
-from core.runs.events import as_json
-from core.runs.store import Run
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel
+from core.runs.record.events import as_json
+from core.runs.record.store import Run
 from core.small_files import read_small
 from core.text import one_line
 

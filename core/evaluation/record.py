@@ -20,8 +20,8 @@ from core.directories import disk_error
 from core.errors import UserError
 from core.evaluation.prompt_set import PromptItem, PromptSet
 from core.evaluation.targets import Target
-from core.runs.events import as_json
-from core.runs.store import Run
+from core.runs.record.events import as_json
+from core.runs.record.store import Run
 from core.small_files import read_json
 from core.text import one_line
 

@@ -15,8 +15,8 @@ from core.chat.session import ChatSession, EngineSession, names_model, open_sess
 from core.errors import UserError
 from core.models.find import find_model
 from core.paths import user_path
-from core.runs.store import Run
-from core.runs.trained import TrainedModel, find_run_at, find_trained
+from core.runs.catalog.trained import TrainedModel, find_run_at, find_trained
+from core.runs.record.store import Run
 from core.text import one_line
 
 #: Most models in one table.

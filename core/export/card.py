@@ -22,12 +22,12 @@ from core.models.description import read_description, read_record
 from core.models.find import model_entry, model_path
 from core.models.text_part import auto_class
 from core.paths import user_path
-from core.runs.chain import chain_head
-from core.runs.history import read_history
-from core.runs.names import slug_of
-from core.runs.result import result_of
-from core.runs.store import make_slug
-from core.runs.trained import TrainedModel, manifest_of
+from core.runs.catalog.result import result_of
+from core.runs.catalog.trained import TrainedModel, newest_manifest
+from core.runs.record.chain import chain_head
+from core.runs.record.history import read_history
+from core.runs.record.sentences import slug_of
+from core.runs.record.store import make_slug
 from core.small_files import hash_file, read_small
 from core.text import one_line
 from core.units import format_bytes, format_count, format_duration, format_fixed, format_number
@@ -291,7 +291,7 @@ def _data(trained: TrainedModel) -> list[Markdown]:
         if event.held_out_rows:
             figures.append(("held out", format_count(event.held_out_rows)))
     rows = [(prose(name), prose(figure)) for name, figure in figures]
-    manifest = manifest_of(trained.run)
+    manifest = newest_manifest(trained.run)
     for key, name in (("data_sha256", "SHA-256 of the rows"), ("held_out_sha256", "SHA-256 of those held out")):
         if isinstance(value := manifest.get(key), str) and value:
             rows.append((prose(name), code(value)))

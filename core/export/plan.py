@@ -17,8 +17,8 @@ from core.export.verify import NotVerifiedError, refuse_unreadable
 from core.models.find import STARTER_NAME, find_model, model_path
 from core.models.inspection import STARTER_FACTS, ModelFacts
 from core.models.sandboxed import inspect_model
-from core.runs.store import Run
-from core.runs.trained import TrainedModel, find_trained
+from core.runs.catalog.trained import TrainedModel, find_trained
+from core.runs.record.store import Run
 from core.units import format_bytes
 
 #: Kinds with a GGUF file of the whole model.

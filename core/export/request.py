@@ -46,7 +46,7 @@ class ExportRequest:
     kind: Kind
     step: int | None = None
     """The step of a checkpoint; None for the result, or what stands in for it, see
-    :func:`core.runs.trained.find_trained`."""
+    :func:`core.runs.catalog.trained.find_trained`."""
     quant: Quant | None = None
     """The type of the weights; None for the kind's own: see :attr:`weights`."""
     out: Path | None = None

@@ -23,7 +23,7 @@ from core.export.request import ROWS, Kind, Quant
 from core.export.result import Agreement, Figures
 from core.hardware.cpu import has_avx2
 from core.models.architecture.gguf_header import read_gguf_header
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel
 from core.text import one_line
 
 #: The types of weights as ``general.file_type`` has them (``llama_ftype`` of llama.cpp).

@@ -8,12 +8,10 @@ import time
 
 from core.errors import UserError
 from core.launch.launcher import reap, terminate
-from core.runs.after_end import way_on
-from core.runs.append import append_events
-from core.runs.events import ControlEvent, StoppedEvent
-from core.runs.lock import try_lock
-from core.runs.state import RunState
-from core.runs.store import Run, complete_checkpoints
+from core.runs.record.events import ControlEvent, StoppedEvent
+from core.runs.record.files import append_events, try_lock
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, complete_checkpoints, way_on
 
 
 def kill(run: Run, timeout: float) -> RunState:

@@ -19,13 +19,10 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.helper import describe_end, finding_core, start_detached
 from core.redact import is_secret_name
-from core.runs.after_end import start_again
-from core.runs.device_lock import ALONE_VARIABLE
-from core.runs.lock import LOCK_VARIABLE, try_lock
-from core.runs.process import hostname, is_same_process
-from core.runs.run_files import refuse_unsafe_files
-from core.runs.state import RunState, in_words
-from core.runs.store import Run, complete_checkpoints, create_run
+from core.runs.control.devices import ALONE_VARIABLE
+from core.runs.record.files import LOCK_VARIABLE, refuse_unsafe_files, try_lock
+from core.runs.record.state import RunState, hostname, in_words, is_same_process
+from core.runs.record.store import Run, complete_checkpoints, create_run, start_again
 from core.small_files import open_regular
 from core.text import one_line
 from core.tracking.start import places, record_failure, start_tracker

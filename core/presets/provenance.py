@@ -10,7 +10,7 @@ from core.config.compare import holding_values, is_same
 from core.config.document import ConfigDocument
 from core.config.schema import Config, options
 from core.presets.switch import chosen_in, imported_from, preset_in
-from core.runs.again import Origin
+from core.runs.catalog.earlier import Origin
 
 #: Where a value comes from: a preset, the choice for the rows or the model of a new configuration, the run whose
 #: configuration was opened, the file of the configuration, or an edit in the app.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from core.runs.events import TIME_LIMIT
+from core.runs.record.events import TIME_LIMIT
 from core.text import one_line
 
 EntryState = Literal["waiting", "held", "starting", "running", "done", "failed", "skipped", "removed"]

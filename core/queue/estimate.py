@@ -16,10 +16,17 @@ from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import chosen_strategy
 from core.models.architecture.load import locate_model
 from core.models.architecture.sandboxed import load_architecture
-from core.runs.early_end import EarlyEnd
-from core.runs.estimate import Basis, Estimate, Planned, Unknown, expected, lack_of_speed
-from core.runs.forecast import cards_here, this_machine
-from core.runs.pace import PaceBook
+from core.runs.outlook.estimate import (
+    Basis,
+    EarlyEnd,
+    Estimate,
+    NoEstimate,
+    PaceBook,
+    PlannedRun,
+    expected,
+    lack_of_speed,
+)
+from core.runs.outlook.forecast import cards_here, this_machine
 
 
 class Estimator:
@@ -42,14 +49,14 @@ class Estimator:
         """Read the earlier runs again, as one more has ended."""
         self._paces = self._read_paces()
 
-    def estimate(self, config: Config) -> Estimate | Unknown:
+    def estimate(self, config: Config) -> Estimate | NoEstimate:
         """Duration and energy of a run's steps: at the pace of an earlier run with its base, method and device where
         there is one, else by its memory plan.
         """
         try:
             return expected(config, self._paces.pace(config), lambda: self._plan(config), count=self._rows(config))
         except UserError as error:
-            return Unknown(f"it cannot be planned: {error.message.rstrip('.')}")
+            return NoEstimate(f"it cannot be planned: {error.message.rstrip('.')}")
 
     def _rows(self, config: Config) -> int | None:
         """Number of rows trained on."""
@@ -65,7 +72,7 @@ class Estimator:
         count = self._counts[entries]
         return count if count is None else count - held_out_count(count, config.data.eval_share)
 
-    def _plan(self, config: Config) -> Planned | Unknown:
+    def _plan(self, config: Config) -> PlannedRun | NoEstimate:
         """The memory plan of a run on its cards, as if nothing else used them.
 
         Raises:
@@ -76,7 +83,7 @@ class Estimator:
             return lack
         architecture = load_architecture(locate_model(config.model.base))
         rows = self._sample(config)
-        return Planned(chosen_strategy(architecture, config, machine, rows, cards=cards_here(config)), machine, rows)
+        return PlannedRun(chosen_strategy(architecture, config, machine, rows, cards=cards_here(config)), machine, rows)
 
     def _machine(self, config: Config) -> Machine:
         key = config.model_dump_json(include={"hardware", "distributed"})
@@ -132,7 +139,7 @@ class Total:
         return "plan" if not self.by_pace else "mixed" if self.by_plan else "pace"
 
 
-def total_of(estimates: Iterable[Estimate | Unknown]) -> Total:
+def total_of(estimates: Iterable[Estimate | NoEstimate]) -> Total:
     """Add estimates up."""
     every = list(estimates)
     known = [found for found in every if isinstance(found, Estimate)]
@@ -146,6 +153,6 @@ def total_of(estimates: Iterable[Estimate | Unknown]) -> Total:
         len(known) - len(planned),
         len(planned),
         tuple(dict.fromkeys(text for found in planned for text in found.assumed)),
-        next((found.reason for found in every if isinstance(found, Unknown)), ""),
+        next((found.reason for found in every if isinstance(found, NoEstimate)), ""),
         tuple(found.early_end for found in known if found.early_end is not None),
     )

@@ -9,10 +9,17 @@ from typing import Literal
 from core import paths
 from core.errors import UserError
 from core.queue.entry import QueueEntry
-from core.runs.lock import try_lock
-from core.runs.process import boot_id, hostname, is_same_process
-from core.runs.state import ACTIVE_STATES, PARKED_BY_HAND, RunState, infer_state
-from core.runs.store import Run, list_runs
+from core.runs.record.files import try_lock
+from core.runs.record.state import (
+    ACTIVE_STATES,
+    PARKED_BY_HAND,
+    RunState,
+    boot_id,
+    hostname,
+    infer_state,
+    is_same_process,
+)
+from core.runs.record.store import Run, list_runs
 
 FateKind = Literal["absent", "unstarted", "live", "ended", "rebooted"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.queue.entry import QueueEntry
 from core.queue.fate import run_of
-from core.runs.history import RunHistory, read_history
+from core.runs.record.history import RunHistory, read_history
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from core.config.schema import Config
 from core.errors import UserError
 from core.memory.plan import Machine, Plan
-from core.runs.device_lock import occupant, run_devices
+from core.runs.control.devices import occupant, run_devices
 from core.units import format_bytes
 
 
@@ -40,7 +40,7 @@ def lack_of_room(config: Config) -> str | None:
     from core.memory.strategy import chosen_strategy
     from core.models.architecture.load import locate_model
     from core.models.architecture.sandboxed import load_architecture
-    from core.runs.forecast import cards_here, this_machine
+    from core.runs.outlook.forecast import cards_here, this_machine
 
     try:
         machine = this_machine(config)

@@ -24,9 +24,8 @@ from core.queue.entry import FOLLOWS, EntryState, QueueEntry
 from core.queue.fate import Fate, continuable, find_fate, live_run, run_of
 from core.queue.room import device_taken, lack_of_room
 from core.queue.status import own_status
-from core.runs.process import boot_id, hostname
-from core.runs.state import END_STATES, RunState
-from core.runs.store import Run, complete_checkpoints, free_run_id, make_run
+from core.runs.record.state import END_STATES, RunState, boot_id, hostname
+from core.runs.record.store import Run, complete_checkpoints, free_run_id, make_run
 from core.text import one_line
 
 #: Starts in a row of which no process came, before an entry is given up.

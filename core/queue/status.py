@@ -21,7 +21,7 @@ from core.helper import start_detached
 from core.launch.launcher import worker_environment
 from core.lock_file import try_lock_file
 from core.queue.store import read_queue
-from core.runs.process import is_same_process, own_identity
+from core.runs.record.state import is_same_process, own_identity
 from core.small_files import read_json
 from core.text import one_line
 

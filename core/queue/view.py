@@ -13,13 +13,11 @@ from core.queue.estimate import Estimator
 from core.queue.fate import run_of
 from core.queue.status import RunnerStatus, read_status
 from core.queue.store import read_entry_config, read_queue
-from core.runs.early_end import EarlyEnd, Spent, cut_rest
-from core.runs.estimate import Basis, Unknown
-from core.runs.eta import estimate
-from core.runs.history import RunHistory
-from core.runs.schedule import Schedule
-from core.runs.store import Run
-from core.runs.tail import EventTail
+from core.runs.outlook.estimate import Basis, EarlyEnd, NoEstimate, cut_rest
+from core.runs.outlook.time_left import Schedule, estimate
+from core.runs.record.history import RunHistory
+from core.runs.record.store import Run
+from core.runs.record.tail import EventTail
 
 
 @dataclass(frozen=True)
@@ -181,8 +179,7 @@ class QueueReader:
         left = estimate(history.timings, schedule, state.total_steps, now)
         seconds, end = left.seconds if left is not None else None, None
         if seconds is not None:
-            spent = Spent(history.working_seconds, history.energy_wh)
-            seconds, end = cut_rest(values, spent, state.step, state.total_steps, seconds)
+            seconds, end = cut_rest(values, history, state.step, state.total_steps, seconds)
         # Nobody knows for how long a pause will be.
         ends = now + seconds if seconds is not None and state.state != "paused" else None
         by: Basis | None = "pace" if seconds is not None else None
@@ -226,7 +223,7 @@ def _expected(entry: QueueEntry, estimator: Estimator) -> EntryView:
         found = estimator.estimate(read_entry_config(entry))
     except UserError:
         return EntryView(entry)
-    if isinstance(found, Unknown):
+    if isinstance(found, NoEstimate):
         return EntryView(entry)
     end = found.early_end
     return EntryView(entry, seconds=found.seconds, watt_hours=found.watt_hours, by=found.by, early_end=end)

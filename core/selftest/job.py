@@ -21,9 +21,8 @@ from core.jobs.job import Job, JobProgress
 from core.launch.launcher import worker_environment
 from core.models.description import read_record
 from core.models.find import STARTER_NAME
-from core.runs.process import hostname
-from core.runs.state import in_words
-from core.runs.store import list_runs
+from core.runs.record.state import hostname, in_words
+from core.runs.record.store import list_runs
 from core.selftest.report import RESULTS, SUBJECTS, Check, Report, Result, Subject, without_names
 from core.selftest.sizes import Sizes
 from core.text import one_line

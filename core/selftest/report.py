@@ -20,7 +20,7 @@ from core.atomic import write_atomic
 from core.directories import disk_error
 from core.errors import UserError
 from core.redact import redact
-from core.runs.process import hostname
+from core.runs.record.state import hostname
 from core.text import one_line
 from core.units import format_bytes, format_duration
 

@@ -17,8 +17,8 @@ from core.directories import Progress
 from core.errors import UserError
 from core.models.find import is_model_here, missing_model
 from core.paths import user_path
-from core.runs.store import Run
-from core.runs.trained import TrainedModel, find_run_at, find_trained, reference_to
+from core.runs.catalog.trained import TrainedModel, find_run_at, find_trained, reference_to
+from core.runs.record.store import Run
 from core.serve.asgi import ApiError
 from core.text import one_line
 

@@ -11,9 +11,9 @@ from typing import Any
 from core.beneath import directory_beneath, open_beneath, write_beneath
 from core.config.choices import Tracker
 from core.errors import UserError
-from core.runs.events import INTEGER_LIMIT
-from core.runs.process import is_same_process
-from core.runs.store import Run
+from core.runs.record.events import INTEGER_LIMIT
+from core.runs.record.state import is_same_process
+from core.runs.record.store import Run
 from core.small_files import read_json
 from core.text import one_line
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from core.config.choices import TRACKERS
 from core.config.schema import Config
 from core.helper import start_detached
-from core.runs.store import Run
+from core.runs.record.store import Run
 from core.tracking.position import TrackerFiles
 
 #: Seconds that a tracker may take for one call before its process is ended.

@@ -20,15 +20,12 @@ from pathlib import Path
 from core.config.schema import Config
 from core.errors import UserError
 from core.notify import Notice, notify
-from core.runs.after_end import after_refusal, way_on
-from core.runs.device_lock import Hold
-from core.runs.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
-from core.runs.lock import hold_worker_lock
-from core.runs.ranks import ranks_path
-from core.runs.run_files import refuse_unsafe_files
-from core.runs.sentences import sender
-from core.runs.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND, RunState
-from core.runs.store import Run, complete_checkpoints
+from core.runs.control.devices import Hold
+from core.runs.record.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
+from core.runs.record.files import hold_worker_lock, refuse_unsafe_files
+from core.runs.record.sentences import sender
+from core.runs.record.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND, RunState, ranks_path
+from core.runs.record.store import Run, after_refusal, complete_checkpoints, way_on
 from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.rendezvous import Meeting, read_meeting
 from core.worker.follower import follow_first, meet, tell_ranks
@@ -78,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     if meeting is None:
         # Those of an earlier start, which may have had several.
         with contextlib.suppress(OSError):
-            ranks_path(run).unlink(missing_ok=True)
+            ranks_path(run.path).unlink(missing_ok=True)
     if meeting is not None and meeting.rank > 0:
         return follow_first(run, meeting, reports, resume=args.resume)
     paused = ["--paused"] if args.paused else []

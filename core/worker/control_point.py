@@ -14,10 +14,9 @@ from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.governor.policy import Action
 from core.governor.words import reason
-from core.runs.changes import record
-from core.runs.events import ControlEvent
-from core.runs.protocol import refusal
-from core.runs.ways import ActionError
+from core.runs.control.protocol import ActionError, refusal
+from core.runs.record.events import ControlEvent
+from core.runs.record.sentences import encode_changes
 from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.distributed.errors import RankLostError
@@ -292,7 +291,7 @@ class ControlPoint:
             self.governor.change(self.governor.check(state.overrides | changes))
         state.overrides |= changes
         command.answer(step=state.step, **{name.replace(".", "_"): value for name, value in changes.items()})
-        return record(changes)
+        return encode_changes(changes)
 
 
 def read_generate_args(args: dict[str, Any], config: Config) -> ChatRequest:

@@ -10,12 +10,10 @@ from typing import Any
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.device_lock import Hold, take_beside
-from core.runs.events import NoticeEvent, RanksEvent
-from core.runs.process import hostname
-from core.runs.ranks import Rank, write_ranks
-from core.runs.state import EXIT_CODES
-from core.runs.store import Run
+from core.runs.control.devices import Hold, take_beside
+from core.runs.record.events import NoticeEvent, RanksEvent
+from core.runs.record.state import EXIT_CODES, Rank, hostname, write_ranks
+from core.runs.record.store import Run
 from core.worker.distributed.errors import RankLostError
 from core.worker.distributed.rendezvous import Meeting, forget
 from core.worker.process import environment
@@ -144,7 +142,7 @@ def tell_ranks(
         recorder.warn(notice.code, notice.message, notice.hint)
     if not is_supervised:
         with suppress(OSError):
-            write_ranks(run, Rank.all_from(ranks))
+            write_ranks(run.path, Rank.all_from(ranks))
 
 
 def _shared_devices(members: list[dict[str, Any]]) -> Iterator[NoticeEvent]:

@@ -14,10 +14,9 @@ from core.hardware.obstacle import look
 from core.hardware.sampler import CPU_ONLY
 from core.hardware.snapshot import Device
 from core.hardware.visible import find_gpu
-from core.runs.protocol import refusal
-from core.runs.state import PARKED_BY_HAND
-from core.runs.store import Run
-from core.runs.ways import ActionError
+from core.runs.control.protocol import ActionError, refusal
+from core.runs.record.state import PARKED_BY_HAND
+from core.runs.record.store import Run
 from core.units import format_bytes
 from core.worker.process.control import Command, Controls, ParkRequested
 from core.worker.process.devices import reason_to_wait
@@ -59,7 +58,7 @@ class ParkedRun:
         config: Of the run.
         recorder: Of the run.
         controls: The commands that wait.
-        cause: Why it was parked; :data:`~core.runs.state.PARKED_BY_HAND`, if somebody asked for it.
+        cause: Why it was parked; :data:`~core.runs.record.state.PARKED_BY_HAND`, if somebody asked for it.
         needs: Bytes of memory that it took at its peak; 0 where that is not known.
         free: Free bytes of the device's memory; None where it does not say.
         claim: Who claims the device now.

@@ -19,10 +19,10 @@ import torch
 
 from core.config.gate import read_bars
 from core.config.schema import Config
-from core.runs.events import BEST_CHOSEN, ProbeEvent, StepEvent
-from core.runs.gate import GateFigures, judge
-from core.runs.sentences import ALL_DONE
-from core.runs.tail import EventTail
+from core.runs.catalog.result import GateFigures, judge
+from core.runs.record.events import BEST_CHOSEN, ProbeEvent, StepEvent
+from core.runs.record.sentences import ALL_DONE
+from core.runs.record.tail import EventTail
 from core.worker.checkpoint.checkpointer import agreed_checkpoint
 from core.worker.control_point import EvaluationSkipped
 from core.worker.data.batches import make_micro_batch, supervised_count

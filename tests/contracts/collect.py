@@ -58,15 +58,13 @@ from core.queue.estimate import total_of
 from core.queue.results import SweepRow
 from core.queue.store import queue_path
 from core.queue.view import EntryView, QueueView
-from core.runs import events, protocol
-from core.runs.chain import CHAIN_NAME
-from core.runs.compare import compare_runs, read_record
-from core.runs.compare_report import to_json
-from core.runs.labels import labels_path
-from core.runs.lock import LOCK_VARIABLE
-from core.runs.ranks import Rank
-from core.runs.state import ACTIVE_STATES, END_STATES, EXIT_CODES, EXIT_REFUSED, INFERRED_STATES, RunState
-from core.runs.store import Run, create_run
+from core.runs.catalog.compare import compare_runs, read_record, to_json
+from core.runs.control import protocol
+from core.runs.record import events
+from core.runs.record.chain import CHAIN_NAME
+from core.runs.record.files import LOCK_VARIABLE
+from core.runs.record.state import ACTIVE_STATES, END_STATES, EXIT_CODES, EXIT_REFUSED, INFERRED_STATES, Rank, RunState
+from core.runs.record.store import Run, create_run, labels_path
 from core.selftest.report import Check, Report
 from core.tracking.position import Position
 from core.worker.checkpoint.checkpoint import FORMAT_VERSION, MANIFEST, STATE_FILES, WEIGHTS, checkpoint_name

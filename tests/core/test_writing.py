@@ -1,6 +1,6 @@
 """Opening, cutting and reading of the files of a run, by the sources of what does it: a run may come from elsewhere.
 
-A file of a run is opened by :mod:`core.beneath`, read in lines by :mod:`core.runs.lines`, and parsed by
+A file of a run is opened by :mod:`core.beneath`, read in lines by :mod:`core.runs.record.tail`, and parsed by
 :func:`core.small_files.parse_json`. What does otherwise is in a list here, with its reason.
 """
 
@@ -33,16 +33,17 @@ WRITERS = {
     "queue/status.py": "files of the home's queue",
     "queue/store.py": "files of the home's queue",
     "queue/unit.py": "a systemd unit of the user's",
-    "runs/device_lock.py: _open": "a lock of the home",
-    "runs/held.py": "opened for reading, for a shared lock",
-    "runs/labels.py: write_labels": "replaces a name in the run's own directory",
-    "runs/oom.py: _kernel_messages": "reads the kernel's messages",
-    "runs/ranks.py: write_ranks": "replaces a name in the run's own directory",
-    "runs/removal.py": "deletes runs; rmtree follows no links, and the run's parent is the home's",
-    "runs/run_files.py: confirm_checkpoints": "a record of the home",
-    "runs/state.py: RunState.write": "replaces a name in the run's own directory; overwrite refuses links of any kind",
-    "runs/store.py": "a run that is being made",
-    "runs/summary_cache.py": "a file of the home's cache",
+    "runs/control/devices.py: _open_lock": "a lock of the home",
+    "runs/catalog/trained.py: held_checkpoint": "opened for reading, for a shared lock",
+    "runs/catalog/trained.py: is_held": "opened for reading, for a shared lock",
+    "runs/record/state.py: _kernel_messages": "reads the kernel's messages",
+    "runs/record/state.py: write_ranks": "replaces a name in the run's own directory",
+    "runs/catalog/removal.py": "deletes runs; rmtree follows no links, and the run's parent is the home's",
+    "runs/record/files.py: confirm_checkpoints": "a record of the home",
+    "runs/record/state.py: RunState.write": "replaces a name in the run's own directory; overwrite refuses links",
+    "runs/record/store.py: write_labels": "replaces a name in the run's own directory",
+    "runs/record/store.py": "a run that is being made",
+    "runs/catalog/rows.py: RunCache.save": "a file of the home's cache",
     "worker/audit": "the private copy of an audit",
     "worker/checkpoint/checkpoint.py: save_checkpoint": "a new directory; refuse_moved_checkpoints comes first",
     "worker/checkpoint/checkpoint.py: save_tensors": "a file in that directory",
@@ -62,8 +63,9 @@ READERS = {
     "chat/engine.py: _last_line": "a log of the home, from near its end",
     "evaluation/probe": "a file of this program",
     "launch/nodes/facts.py: _code": "sources of this program",
-    "runs/oom.py: _counter_files": "a file of the kernel",
-    "runs/process.py": "files of the kernel",
+    "runs/record/state.py: _counter_files": "a file of the kernel",
+    "runs/record/state.py: boot_id": "a file of the kernel",
+    "runs/record/state.py: start_identity": "a file of the kernel",
     "worker/audit/compare.py": "files of a checkpoint whose sizes its manifest has, in a private copy",
     "worker/export": "files of an export or a tokenizer that this program has made or checked",
     "worker/generate": "no file",
@@ -83,8 +85,8 @@ PARSERS = {
     "chat/request.py": "a request, with limits of its own",
     "evaluation": "rows of the user's, answers of a model, and results of another program",
     "launch/nodes": "answers of other machines, with limits of their own",
-    "runs/events.py: decode_event": "events may have NaN; each field is checked for its limits",
-    "runs/protocol.py: decode_message": "messages, with limits of their own",
+    "runs/record/events.py: decode_event": "events may have NaN; each field is checked for its limits",
+    "runs/control/protocol.py: decode_message": "messages, with limits of their own",
     "worker/audit": "requests and answers of its own processes, and files of a private copy",
     "worker/distributed/ranks.py": "messages of the run's own processes",
     "worker/export": "files of an export or a tokenizer that this program has made or checked",
@@ -174,7 +176,7 @@ def test_files_of_runs_are_opened_read_and_parsed_one_way(kind: str, listed: dic
     wrong, idle = _unlisted(kind, listed)
     ways = {
         "writer": "open it by core.beneath, cut it by os.ftruncate, remove it by core.directories.remove_tree",
-        "reader": "read it by core.runs.lines.read_lines, or in pieces of a size",
+        "reader": "read it by core.runs.record.tail.read_lines, or in pieces of a size",
         "parser": "parse it by core.small_files.parse_json",
     }
     assert not wrong, f"{ways[kind]}, or list it with its reason:\n" + "\n".join(wrong)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.forking import Forks
 
 from .workers import Workers, finish

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from core.runs.client import ControlClient
-from core.runs.events import NoticeEvent
-from core.runs.history import read_history
+from core.runs.control.client import ControlClient
+from core.runs.record.events import NoticeEvent
+from core.runs.record.history import read_history
 
 from .workers import (
     Workers,

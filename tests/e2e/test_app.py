@@ -12,9 +12,9 @@ import pytest
 
 from core.config.document import dump_config
 from core.launch import launcher
-from core.runs.history import read_history
-from core.runs.state import RunState
-from core.runs.store import Run, list_runs
+from core.runs.record.history import read_history
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, list_runs
 from tests.tui.harness import HOSTILE
 from tests.tui.terminal import Terminal
 from tests.waiting import wait_for

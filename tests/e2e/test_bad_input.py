@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from core.launch import launcher
-from core.runs.events import NoticeEvent
-from core.runs.store import Run
+from core.runs.record.events import NoticeEvent
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.models.spoiling import drop_tensors, edit_json
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.runs.client import ControlClient, WithdrawnError
-from core.runs.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent
-from core.runs.history import read_history
-from core.runs.protocol import LINE_LIMIT
-from core.runs.store import Run
+from core.runs.control.client import ControlClient, WithdrawnError
+from core.runs.control.protocol import LINE_LIMIT
+from core.runs.record.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent
+from core.runs.record.history import read_history
+from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import newest_valid
 from tests.faults.injections import RELEASE_VARIABLE
 from tests.forking import FAULT_VARIABLE

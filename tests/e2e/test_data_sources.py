@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.runs.events import DataEvent, EvalEvent, StepEvent
+from core.runs.record.events import DataEvent, EvalEvent, StepEvent
 from tests.core.data.sample_files import write_parquet
 
 from .workers import Workers, exit_code, held_at, kill, log, only, wait_until_step, write_rows

@@ -8,10 +8,10 @@ import pytest
 
 from core.errors import UserError
 from core.launch import launcher
-from core.runs.client import ControlClient
-from core.runs.device_lock import occupant
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.control.client import ControlClient
+from core.runs.control.devices import occupant
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run
 from tests.waiting import wait_for
 
 from .workers import (

@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 
 from core.config.document import ConfigDocument
 from core.errors import UserError
-from core.runs.client import ControlClient
-from core.runs.events import CheckpointEvent, EvalEvent, NoticeEvent
-from core.runs.process import start_identity
-from core.runs.ranks import read_ranks
-from core.runs.store import Run
+from core.runs.control.client import ControlClient
+from core.runs.record.events import CheckpointEvent, EvalEvent, NoticeEvent
+from core.runs.record.state import read_ranks, start_identity
+from core.runs.record.store import Run
 from tests.faults.injections import RELEASE_VARIABLE
 from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
@@ -86,7 +85,7 @@ def pids_of(run: Run) -> list[int]:
     """The processes of a run, the first one first."""
 
     def told() -> list[int]:
-        pids = [rank.pid for rank in read_ranks(run) if rank.pid is not None and start_identity(rank.pid)]
+        pids = [rank.pid for rank in read_ranks(run.path) if rank.pid is not None and start_identity(rank.pid)]
         return pids if len(pids) == 2 else []
 
     found = wait_for(told, PATIENCE, "the processes to be told")

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from core.config.document import dump_config
-from core.runs.client import ControlClient
-from core.runs.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent, SampleEvent
-from core.runs.history import read_history
-from core.runs.store import Run
+from core.runs.control.client import ControlClient
+from core.runs.record.events import CheckpointEvent, ControlEvent, EvalEvent, PhaseEvent, SampleEvent
+from core.runs.record.history import read_history
+from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import checkpoint_name, verify_checkpoint
 from tests.waiting import wait_for
 

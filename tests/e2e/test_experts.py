@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from core.evaluation.record import read_record
-from core.runs.client import ControlClient
-from core.runs.events import NoticeEvent
-from core.runs.history import read_history
+from core.runs.control.client import ControlClient
+from core.runs.record.events import NoticeEvent
+from core.runs.record.history import read_history
 from tests.families.tiny import write_family
 from tests.forking import Forks
 from tests.measured_here import share

@@ -9,7 +9,7 @@ import pytest
 from core.export.job import export_job
 from core.export.request import ExportRequest
 from core.export.result import Agreement
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.core.export.llama_server import llama_server
 from tests.core.export.trained_run import make_trained_run, write_adapter, write_rows
 

@@ -16,13 +16,13 @@ from core.commands.common import exit_code as code_of
 from core.evaluation.targets import resolve_targets
 from core.export.job import export_job
 from core.export.request import ExportRequest
-from core.runs.client import ControlClient
-from core.runs.events import EvalEvent, ProbeEvent, StepEvent
-from core.runs.history import read_history
-from core.runs.result import result_of
-from core.runs.run_table import DEFAULT_SORT
-from core.runs.state import EXIT_REFUSED
-from core.runs.trained import checkpoint_steps, find_trained
+from core.runs.catalog.result import result_of
+from core.runs.catalog.table import DEFAULT_SORT
+from core.runs.catalog.trained import checkpoint_steps, find_trained
+from core.runs.control.client import ControlClient
+from core.runs.record.events import EvalEvent, ProbeEvent, StepEvent
+from core.runs.record.history import read_history
+from core.runs.record.state import EXIT_REFUSED
 from core.units import format_number
 from core.worker.checkpoint.checkpoint import checkpoint_name
 from tests.e2e.test_serving import QUESTION, serving

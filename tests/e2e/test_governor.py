@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.runs.client import ControlClient
-from core.runs.events import CheckpointEvent, GovernorEvent, NightEvent, NoticeEvent
-from core.runs.history import read_history
-from core.runs.store import Run
+from core.runs.control.client import ControlClient
+from core.runs.record.events import CheckpointEvent, GovernorEvent, NightEvent, NoticeEvent
+from core.runs.record.history import read_history
+from core.runs.record.store import Run
 from tests.core.hardware.conftest import fake_driver as fake_driver
 from tests.waiting import wait_for
 

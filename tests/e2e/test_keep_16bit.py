@@ -10,9 +10,9 @@ import pytest
 from core.chat.session import spec_of
 from core.config.document import ConfigDocument
 from core.errors import UserError
-from core.runs.events import NoticeEvent
-from core.runs.store import Run
-from core.runs.trained import find_trained
+from core.runs.catalog.trained import find_trained
+from core.runs.record.events import NoticeEvent
+from core.runs.record.store import Run
 from tests.core.worker.quantization.hurt import write_hurt
 
 from .workers import Workers, adapter_bytes, finish, held_at, kill, notice_codes, only, steps, wait_until_step

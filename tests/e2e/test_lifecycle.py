@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from core.config.document import load_config
-from core.runs.client import ControlClient
-from core.runs.events import (
+from core.runs.control.client import ControlClient
+from core.runs.record.events import (
     CheckpointEvent,
     DataEvent,
     EvalEvent,
@@ -25,10 +25,9 @@ from core.runs.events import (
     SampleEvent,
     StepEvent,
 )
-from core.runs.history import read_history
-from core.runs.process import hostname, is_same_process
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.record.history import read_history
+from core.runs.record.state import RunState, hostname, is_same_process
+from core.runs.record.store import Run
 from tests.waiting import wait_for
 
 from .workers import (

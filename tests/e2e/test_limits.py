@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from core.runs.events import EvalEvent
-from core.runs.store import complete_checkpoints
+from core.runs.record.events import EvalEvent
+from core.runs.record.store import complete_checkpoints
 from tests.e2e.workers import Workers, exit_code, only
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from core.runs.events import CheckpointEvent, NoticeEvent, RollbackEvent
-from core.runs.history import read_history
-from core.runs.store import Run
+from core.runs.record.events import CheckpointEvent, NoticeEvent, RollbackEvent
+from core.runs.record.history import read_history
+from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import checkpoint_name, list_checkpoints, newest_valid
 from core.worker.data.batches import DataOrder
 from core.worker.progress.spikes import ROLLBACK_LIMIT

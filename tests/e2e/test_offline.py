@@ -17,7 +17,7 @@ from core.config.document import dump_config
 from core.hub.job import fetch_job
 from core.hub_uri import parse_entry
 from core.launch.launcher import worker_environment
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.core.hub.fake_hub import Repository, running_hub
 from tests.forking import Forks
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from core.launch.launcher import worker_environment
-from core.runs.client import ControlClient
-from core.runs.events import EvalEvent, NoticeEvent
-from core.runs.history import read_history
+from core.runs.control.client import ControlClient
+from core.runs.record.events import EvalEvent, NoticeEvent
+from core.runs.record.history import read_history
 from tests.families.tiny import write_family
 from tests.measured_here import share
 

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from core.launch.launcher import worker_environment
-from core.runs.events import CheckpointEvent, EvalEvent, MemoryEvent, NoticeEvent
-from core.runs.history import read_history
-from core.runs.store import Run
+from core.runs.record.events import CheckpointEvent, EvalEvent, MemoryEvent, NoticeEvent
+from core.runs.record.history import read_history
+from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import verify_checkpoint
 from tests.families.tiny import write_family
 

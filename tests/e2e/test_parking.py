@@ -14,12 +14,12 @@ import pytest
 
 from core.errors import UserError
 from core.hardware.cpu import process_rss
-from core.runs.client import ControlClient
-from core.runs.events import ControlEvent, StepEvent
-from core.runs.history import read_history
-from core.runs.lock import try_lock
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.control.client import ControlClient
+from core.runs.record.events import ControlEvent, StepEvent
+from core.runs.record.files import try_lock
+from core.runs.record.history import read_history
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
 from tests.waiting import wait_for
 
 from .workers import (

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from core.runs.events import EvalEvent
-from core.runs.store import Run
+from core.runs.record.events import EvalEvent
+from core.runs.record.store import Run
 
 from .workers import Workers, adapter_bytes, failure, finish, held_at, kill, notice_codes, only, steps, wait_until_step
 

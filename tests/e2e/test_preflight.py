@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from core.launch import launcher
-from core.runs.events import DataEvent, NoticeEvent, PhaseEvent
+from core.runs.record.events import DataEvent, NoticeEvent, PhaseEvent
 
 from .workers import Workers, exit_code, failure, log, only, write_rows
 

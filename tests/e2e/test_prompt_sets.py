@@ -14,7 +14,7 @@ import pytest
 
 from core.evaluation.record import list_records, read_record
 from core.launch.launcher import worker_environment
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.forking import Forks
 from tests.waiting import wait_for

@@ -16,8 +16,8 @@ from core.helper import finding_core
 from core.queue import store
 from core.queue.entry import QueueEntry
 from core.queue.status import read_status, start_runner
-from core.runs.state import RunState
-from core.runs.store import Run, list_runs
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, list_runs
 from tests.e2e.workers import PATIENCE, Workers
 from tests.waiting import wait_for
 

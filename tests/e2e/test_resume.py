@@ -14,9 +14,9 @@ import pytest
 from core.chat.session import open_session
 from core.errors import UserError
 from core.models.fingerprint import ends_fingerprint
-from core.runs.events import CheckpointEvent, EvalEvent, NoticeEvent, StepEvent
-from core.runs.history import read_history
-from core.runs.store import Run
+from core.runs.record.events import CheckpointEvent, EvalEvent, NoticeEvent, StepEvent
+from core.runs.record.history import read_history
+from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import hash_manifest, newest_valid
 from tests.core.models.spoiling import copy_model
 from tests.waiting import wait_for

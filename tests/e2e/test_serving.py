@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from core.launch.launcher import worker_environment
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.core.serve.conftest import RunningServer, end, start
 from tests.forking import Forks
 from tests.waiting import wait_for
@@ -74,7 +74,7 @@ def test_a_model_in_training_answers_between_steps_and_as_the_result_after(forks
         )
         assert streamed[-1].choices[0].finish_reason in ("stop", "length")
         with workers.environment():
-            from core.runs.client import ControlClient
+            from core.runs.control.client import ControlClient
 
             ControlClient(run).request("stop")
         wait_for(lambda: run.state().is_over, PATIENCE, "the run to stop")

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from core.launch import launcher
-from core.runs.events import NoticeEvent
-from core.runs.ranks import read_ranks
-from core.runs.store import Run
+from core.runs.record.events import NoticeEvent
+from core.runs.record.state import read_ranks
+from core.runs.record.store import Run
 from tests.core.launch.nodes.fake_ssh import FakeSsh
 from tests.namespaces import TwoMachines, listening, two_machines
 from tests.waiting import wait_for
@@ -65,7 +65,7 @@ def test_two_machines_train_as_one_and_survive_the_loss_of_one(
     assert listening(pid_of(run)) == {machines.head.address}
     (rank,) = remote_ranks(run)
     assert listening(rank.pid) == {machines.other.address}
-    shown = wait_for(lambda: [one for one in read_ranks(run) if one.device], PATIENCE, "the processes to be recorded")
+    shown = wait_for(lambda: [one for one in read_ranks(run.path) if one.device], PATIENCE, "the processes")
     assert [(one.rank, one.device) for one in shown] == [(0, "cpu"), (1, "cpu")]
     os.kill(rank.pid, signal.SIGKILL)
 

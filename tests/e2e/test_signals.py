@@ -7,9 +7,9 @@ import signal
 import pytest
 
 from core.errors import UserError
-from core.runs.client import ControlClient
-from core.runs.events import CheckpointEvent, ControlEvent, PhaseEvent
-from core.runs.store import Run
+from core.runs.control.client import ControlClient
+from core.runs.record.events import CheckpointEvent, ControlEvent, PhaseEvent
+from core.runs.record.store import Run
 from tests.waiting import wait_for
 
 from .workers import (

@@ -9,10 +9,10 @@ import pytest
 
 from core.config.document import dump_config
 from core.launch.slurm import SlurmJob
-from core.runs.device_lock import take_beside
-from core.runs.events import CheckpointEvent, NoticeEvent, RanksEvent, StoppedEvent
-from core.runs.ranks import read_ranks
-from core.runs.store import complete_checkpoints, list_runs
+from core.runs.control.devices import take_beside
+from core.runs.record.events import CheckpointEvent, NoticeEvent, RanksEvent, StoppedEvent
+from core.runs.record.state import read_ranks
+from core.runs.record.store import complete_checkpoints, list_runs
 from tests.core.launch.fake_slurm import FakeSlurm
 from tests.waiting import wait_for
 
@@ -39,7 +39,7 @@ def test_two_tasks_train_as_one_run_that_goes_on_after_its_time_and_ends_when_it
         (run,) = wait_for(list_runs, PATIENCE, "the run to be made")
         wait_for(lambda: run.state().state == "training", PATIENCE, "the run to train")
         wait_until_step(run, 3)
-        told = [(rank.rank, rank.device, rank.heard) for rank in read_ranks(run)]
+        told = [(rank.rank, rank.device, rank.heard) for rank in read_ranks(run.path)]
         assert told == [(0, "cpu", None), (1, "cpu", None)]
         slurm.notice()
         wait_for(lambda: slurm.requeued, PATIENCE, "the job to be queued again")

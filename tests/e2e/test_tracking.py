@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from core.launch import launcher
-from core.runs.events import FinishedEvent, StepEvent
-from core.runs.store import Run
+from core.runs.record.events import FinishedEvent, StepEvent
+from core.runs.record.store import Run
 from core.tracking.position import TrackerFiles
 from tests.waiting import wait_for
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from core.runs.events import EvalEvent
-from core.runs.store import Run
-from core.runs.trained import TrainedFile, find_trained
+from core.runs.catalog.trained import TrainedFile, find_trained
+from core.runs.record.events import EvalEvent
+from core.runs.record.store import Run
 
 from .workers import Workers, adapter_bytes, ending, finish, held_at, kill, notice_codes, only, steps, wait_until_step
 

@@ -12,9 +12,9 @@ import pytest
 from core.chat.session import Answer, ChatSession, GenerationSettings, open_session, session_of
 from core.export.job import export_job
 from core.export.request import ExportRequest
-from core.runs.events import EvalEvent
-from core.runs.store import Run
-from core.runs.trained import find_trained
+from core.runs.catalog.trained import find_trained
+from core.runs.record.events import EvalEvent
+from core.runs.record.store import Run
 from tests.core.worker.export.gguf.apart import lines_of
 from tests.forking import Forks
 from tests.tiny_model import write_tiny_model

@@ -19,10 +19,10 @@ import pytest
 from core.audit.job import audit_job
 from core.audit.result import Audit
 from core.helper import finding_core
-from core.runs.chain import CHAIN_NAME, NOTHING, canonical, digest_of, short
-from core.runs.client import ControlClient
-from core.runs.events import EvalEvent, NoticeEvent, RollbackEvent, encode_event
-from core.runs.store import Run
+from core.runs.control.client import ControlClient
+from core.runs.record.chain import CHAIN_NAME, NOTHING, canonical, digest_of, short
+from core.runs.record.events import EvalEvent, NoticeEvent, RollbackEvent, encode_event
+from core.runs.record.store import Run
 from core.small_files import hash_file
 from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for

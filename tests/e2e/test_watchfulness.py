@@ -23,12 +23,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.launch import launcher
-from core.runs import oom
-from core.runs.catalog import RunCatalog
-from core.runs.client import ControlClient
-from core.runs.events import CheckpointEvent, ControlEvent, NoticeEvent
-from core.runs.state import RunState, infer_state
-from core.runs.store import Run
+from core.runs.catalog.rows import RunCatalog
+from core.runs.control.client import ControlClient
+from core.runs.record import state as oom
+from core.runs.record.events import CheckpointEvent, ControlEvent, NoticeEvent
+from core.runs.record.state import RunState, infer_state
+from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import list_checkpoints, newest_valid
 from core.worker.data.batches import DataOrder
 from core.worker.progress.finite import NONFINITE_LIMIT

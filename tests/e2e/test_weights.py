@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from core.chat.request import GenerationSettings
 from core.chat.session import Answer, open_session
-from core.runs.store import Run
+from core.runs.record.store import Run
 from core.worker.model.model import load_model
 
 from .workers import Workers, ending, exit_code, failure, finish, held_at, kill, notice_codes, wait_until_step
@@ -108,7 +108,7 @@ def test_a_stopped_one_can_be_talked_to(workers: Workers) -> None:
     run = start(workers, "freeze", {"trainable_layers": 1, "trainable_end": "first"}, variables=held_at(4))
     wait_until_step(run, 4)
     with workers.environment():
-        from core.runs.client import ControlClient
+        from core.runs.control.client import ControlClient
 
         ControlClient(run).request("stop")
     assert exit_code(run) == 3

@@ -18,10 +18,10 @@ import pytest
 
 from core.config.schema import Config
 from core.launch import launcher
-from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
-from core.runs.state import RunState
-from core.runs.store import Run
-from core.runs.tail import EventTail
+from core.runs.record.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
+from core.runs.record.tail import EventTail
 from tests.forking import FAULT_VARIABLE
 from tests.waiting import wait_for
 

@@ -14,7 +14,7 @@ import pytest
 
 from core.chat.engine import ChatEngine
 from core.config.schema import Config
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.families import forked, tiny
 from tests.families.page import read_cells
 from tests.measured_here import measured_here, share

@@ -19,7 +19,7 @@ import pytest
 
 from core.config.schema import Config
 from core.models.architecture import measuring
-from core.runs.store import Run, create_run
+from core.runs.record.store import Run, create_run
 from tests.measured_here import run_here
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from core.launch.launcher import worker_environment
-from core.runs.history import read_history
-from core.runs.store import Run
+from core.runs.record.history import read_history
+from core.runs.record.store import Run
 from tests.e2e.workers import STEPS, Workers, adapter_bytes, finish, kill, steps, wait_until_step
 
 pytestmark = pytest.mark.long

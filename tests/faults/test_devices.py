@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.runs.events import NoticeEvent
+from core.runs.record.events import NoticeEvent
 from tests.e2e.workers import (
     PATIENCE,
     Workers,

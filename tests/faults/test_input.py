@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from core.runs.client import ControlClient
-from core.runs.store import Run
+from core.runs.control.client import ControlClient
+from core.runs.record.store import Run
 from tests.e2e.workers import (
     Workers,
     adapter_bytes,

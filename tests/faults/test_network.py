@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from core.launch import launcher
-from core.runs.store import Run
+from core.runs.record.store import Run
 from core.tracking.position import TrackerFiles
 from tests.e2e.workers import PATIENCE, Workers, adapter_bytes, finish
 from tests.waiting import wait_for

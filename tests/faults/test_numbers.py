@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.runs.events import EvalEvent
+from core.runs.record.events import EvalEvent
 from tests.e2e.workers import Workers, adapter_bytes, finish, only, steps
 
 

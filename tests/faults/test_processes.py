@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from core.runs.events import ControlEvent
+from core.runs.record.events import ControlEvent
 from tests.e2e.workers import PATIENCE, Workers, exit_code, only, signal_worker, wait_until_state, wait_until_step
 from tests.tui.terminal import Terminal
 

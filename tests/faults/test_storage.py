@@ -16,10 +16,10 @@ import pytest
 
 from core.errors import UserError
 from core.launch import launcher
-from core.runs.client import ControlClient
-from core.runs.events import CheckpointEvent, NoticeEvent
-from core.runs.history import read_history
-from core.runs.store import Run
+from core.runs.control.client import ControlClient
+from core.runs.record.events import CheckpointEvent, NoticeEvent
+from core.runs.record.history import read_history
+from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import verify_checkpoint
 from tests.e2e.workers import (
     PATIENCE,

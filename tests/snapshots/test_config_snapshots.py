@@ -10,8 +10,8 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.hardware.card import Card
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run
 from tests.short_list import long_but
 from tests.snapshots.conftest import MOMENT, Compare, until
 from tests.tui.harness import pane_of, screen_text, wait_for

@@ -51,7 +51,7 @@ def fill(home: Path) -> None:
 @pytest.fixture(autouse=True)
 def _never_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A heartbeat that never looks old: on a slow machine, a snapshot would show the run stalled."""
-    monkeypatch.setattr("core.runs.state.STALE_SECONDS", math.inf)
+    monkeypatch.setattr("core.runs.record.state.STALE_SECONDS", math.inf)
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)], ids=lambda size: f"{size[0]}x{size[1]}")

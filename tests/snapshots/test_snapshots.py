@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from core.runs.labels import Labels, write_labels
+from core.runs.record.store import Labels, write_labels
 from tests.short_list import long_but
 from tests.snapshots.conftest import MOMENT, Compare, settle, until
 from tests.tui.harness import pane_of, screen_text, wait_for
@@ -30,7 +30,7 @@ def script_run(home: Path) -> ScriptedRun:
 @pytest.fixture(autouse=True)
 def _never_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A heartbeat that never looks old: on a slow machine, a snapshot would show the run stalled."""
-    monkeypatch.setattr("core.runs.state.STALE_SECONDS", math.inf)
+    monkeypatch.setattr("core.runs.record.state.STALE_SECONDS", math.inf)
 
 
 @pytest.mark.parametrize("theme", ["localtune-dark", "localtune-light"])
@@ -59,7 +59,7 @@ def test_no_runs(snap_compare: Compare, app: LocaltuneApp) -> None:
 
 def test_runs(snap_compare: Compare, app: LocaltuneApp, private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The real sizes have the number of the process in them.
-    monkeypatch.setattr("core.runs.figures.directory_size", lambda _: 78_000_000)
+    monkeypatch.setattr("core.runs.catalog.rows.directory_size", lambda _: 78_000_000)
     for number, state in enumerate(("finished", "stopped", "failed")):
         script = ScriptedRun(private_home, f"2026112{number}-090000-tickets-{state}", start=MOMENT)
         script.train_to(40 * (number + 1))
@@ -199,7 +199,7 @@ def test_trash(
         "tickets": 78_000_000,
         "faq-with-a-longer-name-than-there-is-room-for-in-a-narrow-terminal": 78_000_000,
     }
-    monkeypatch.setattr("core.runs.trash.directory_size", lambda path: sizes[path.name.split("-", 2)[2]])
+    monkeypatch.setattr("core.runs.catalog.removal.directory_size", lambda path: sizes[path.name.split("-", 2)[2]])
     monkeypatch.setattr("tui.screens.trash.free_bytes", lambda: 214_000_000_000)
     for day, name in enumerate(sizes):
         (private_home / f"trash/202611{20 + day}-0{day}3000/202611{10 + day}-090000-{name}").mkdir(parents=True)
@@ -209,7 +209,7 @@ def test_trash(
 def test_runs_with_notes_and_costs(
     snap_compare: Compare, app: LocaltuneApp, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.runs.figures.directory_size", lambda _: 78_000_000)
+    monkeypatch.setattr("core.runs.catalog.rows.directory_size", lambda _: 78_000_000)
     for number, note in enumerate(("", "best so far, but the answers are too long", "baseline")):
         script = ScriptedRun(private_home, f"2026112{number}-090000-tickets-{number}", start=MOMENT)
         tariff = '\n[hardware]\ntariff = 32.0\ncurrency = "EUR"\n'

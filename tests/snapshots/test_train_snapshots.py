@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from core.runs import events
+from core.runs.record import events
 from tests.short_list import long_but
 from tests.snapshots.conftest import MOMENT, Compare, make_app, until
 from tests.tui.panes.train.test_pane import script_run

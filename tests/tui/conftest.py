@@ -13,7 +13,7 @@ from textual.css.stylesheet import Stylesheet
 
 from core.hardware.snapshot import Device
 from core.launch.launcher import terminate
-from core.runs.store import list_runs
+from core.runs.record.store import list_runs
 from core.sandbox.pool import POOL
 from tests.tui.resting import LOOK, look_often
 from tests.tui.terminal import app_environment

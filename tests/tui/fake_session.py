@@ -10,7 +10,7 @@ from core.chat.request import GenerationSettings, Source
 from core.chat.session import Answer, ChatSession, Token
 from core.directories import Progress
 from core.errors import UserError
-from core.runs.store import Run
+from core.runs.record.store import Run
 
 
 class FakeSession:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from core.hardware.snapshot import Device, Host
-from core.runs import events
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.record import events
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import Run
 
 CONFIG = """\
 [model]

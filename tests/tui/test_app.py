@@ -13,8 +13,8 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from core.errors import UserError
-from core.runs.client import ControlClient
-from core.runs.store import Run
+from core.runs.control.client import ControlClient
+from core.runs.record.store import Run
 from tests.tui.harness import asks, screen_text, wait_for
 from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from core.runs import glimpse
-from core.runs.catalog import RunCatalog, read_model
-from core.runs.store import Run
+from core.runs.catalog.rows import RunCatalog, read_model
+from core.runs.record import history as glimpse
+from core.runs.record.store import Run
 from tests.tui.scripted_run import ScriptedRun
 from tests.waiting import wait_for
 from tui import bridge

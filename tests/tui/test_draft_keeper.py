@@ -14,7 +14,7 @@ from core import paths
 from core.chat.dialogue import Dialogue, Reply
 from core.chat.transcripts import chats_dir, list_transcripts
 from core.drafts import list_drafts
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.tui.config_panes import write_config
 from tests.tui.fake_session import FakeSession, factory
 from tests.tui.harness import HOSTILE, pane_of, paste, screen_text, wait_for

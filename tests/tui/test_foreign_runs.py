@@ -15,13 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device
-from core.runs.answers import questions_of
-from core.runs.catalog import RunCatalog
-from core.runs.detail import read_detail
-from core.runs.figures import read_figures
-from core.runs.result import result_of
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.catalog.answers import questions_of
+from core.runs.catalog.result import read_detail, result_of
+from core.runs.catalog.rows import FigureReader, RunCatalog
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.runs.event_strategies import HOSTILE_LINES
 from tests.examples import examples
@@ -221,7 +219,7 @@ def test_the_list_of_runs_has_odd_ones_too(home: Path, kind: str) -> None:
         _odd(kind)(path)
         descriptors = len(os.listdir("/proc/self/fd"))
         for row in RunCatalog().rows():
-            figures = read_figures(row.run)
+            figures = FigureReader().read(row.run)
             assert read_detail(row.run, row.run).changes == ()
             for column in run_list._COLUMNS:
                 assert len(column.cell(row, figures, 0.0)) < 100

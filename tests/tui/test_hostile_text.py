@@ -15,14 +15,14 @@ from textual.widget import Widget
 
 from core.errors import UserError
 from core.hardware.snapshot import Device
-from core.runs import events
-from core.runs.answers import questions_of
-from core.runs.catalog import RunRow
-from core.runs.history import RunHistory
-from core.runs.loading_code import python_code
-from core.runs.result import result_of
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.catalog.answers import questions_of
+from core.runs.catalog.result import result_of
+from core.runs.catalog.rows import RunRow
+from core.runs.catalog.trained import python_code
+from core.runs.record import events
+from core.runs.record.history import RunHistory
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
 from tests.tui.harness import FORBIDDEN, HOSTILE, Stage, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.glyphs import BRAILLE

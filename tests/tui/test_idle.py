@@ -14,7 +14,7 @@ from textual.events import AppBlur, AppFocus
 from textual.pilot import Pilot
 
 import tui.app
-from core.runs.events import ControlEvent
+from core.runs.record.events import ControlEvent
 from tests.tui.conftest import CPU
 from tests.tui.harness import screen_lines, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun

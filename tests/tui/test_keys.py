@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.runs.ways import ACTIONS
+from core.runs.control.protocol import ACTIONS
 from tests.cases import cases
 from tui.keys import (
     KEYS,

@@ -11,14 +11,13 @@ from textual.content import Content
 
 from core.config.document import ConfigDocument
 from core.hardware.snapshot import Device
-from core.runs import events
-from core.runs.catalog import RunRow
-from core.runs.energy import Tariff
-from core.runs.history import LogLine, read_history
-from core.runs.names import slug_of
-from core.runs.ranks import Rank
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.catalog.rows import RunRow
+from core.runs.outlook.energy import Tariff
+from core.runs.record import events
+from core.runs.record.history import LogLine, read_history
+from core.runs.record.sentences import slug_of
+from core.runs.record.state import Rank, RunState
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.tui.harness import Stage, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun
@@ -119,7 +118,7 @@ def test_numbers_and_progress_fit(home: Path) -> None:
 
 
 def test_the_trend_points_where_the_loss_goes() -> None:
-    from core.runs.series import Series
+    from core.runs.record.series import Series
 
     down, flat = Series(), Series()
     for step in range(50):

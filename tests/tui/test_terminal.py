@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.tui.harness import HOSTILE
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.terminal import ROOT, Terminal

@@ -22,8 +22,8 @@ from tui.state import AppState
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
-    from core.runs.again import Origin
-    from core.runs.store import Run
+    from core.runs.catalog.earlier import Origin
+    from core.runs.record.store import Run
     from tui.panes.config.editor import Opened
 
 

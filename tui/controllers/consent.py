@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tui.controllers.desktop import Desktop
 
 if TYPE_CHECKING:
-    from core.runs.wishes import Unmet
+    from core.runs.outlook.forecast import Unmet
 
 
 async def starts_all_the_same(desktop: Desktop, wishes: Sequence[Unmet]) -> bool:

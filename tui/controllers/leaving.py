@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from core.runs.state import in_words
+from core.runs.record.state import in_words
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
 from tui.controllers.returning import Returning
@@ -12,7 +12,7 @@ from tui.draft_keeper import DraftKeeper
 from tui.state import AppState
 
 if TYPE_CHECKING:
-    from core.runs.store import Run
+    from core.runs.record.store import Run
     from tui.screens.choice import ChoiceDialog
 
 

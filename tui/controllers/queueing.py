@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
-from core.runs.names import brief_id
+from core.runs.record.sentences import brief_id
 from core.text import one_line
 from tui.controllers.consent import starts_all_the_same
 from tui.controllers.desktop import Desktop
@@ -19,8 +19,8 @@ from tui.state import AppState, RunView
 
 if TYPE_CHECKING:
     from core.config.schema import Config
-    from core.runs.store import Run
-    from core.runs.wishes import Unmet
+    from core.runs.outlook.forecast import Unmet
+    from core.runs.record.store import Run
 
 ADD = "add"
 
@@ -102,7 +102,7 @@ def _unmet(config: Config) -> Sequence[Unmet]:
     """The wishes that a run at the end of the queue cannot meet; blocks."""
     from core.commands.wishes import unmet_in_queue
     from core.queue.estimate import Estimator
-    from core.runs.wishes import wants_plan
+    from core.runs.outlook.forecast import wants_plan
 
     return unmet_in_queue(config, Estimator()) if wants_plan(config) else ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from core.runs import changes
+from core.runs.record.sentences import change_words
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
@@ -13,7 +13,7 @@ from tui.messages import ControlAnswered, ControlFailed
 from tui.state import AppState
 
 if TYPE_CHECKING:
-    from core.runs.store import Run
+    from core.runs.record.store import Run
     from tui.screens.run_settings import RunSettings
     from tui.state import RunView
 
@@ -181,11 +181,11 @@ class RunControl:
             dialog.accept(message.args)
         step = message.answer.get("step")
         after = f" after step {step}" if isinstance(step, int) and step else ""
-        self._desktop.tell(f"Changed{after}: {changes.in_words(message.args)}")
+        self._desktop.tell(f"Changed{after}: {change_words(message.args)}")
 
     def failed(self, message: ControlFailed) -> None:
         """Show the worker's refusal; where it does not answer to a stop, ask how else to stop it."""
-        from core.runs.client import PendingError, WithdrawnError
+        from core.runs.control.client import PendingError, WithdrawnError
         from tui.screens.dialogs import unanswered_dialog
 
         error, view = message.error, self._view(message.run)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
-from core.runs.attention import needed_for
-from core.runs.names import brief_id, slug_of
-from core.runs.state import in_words
+from core.runs.record.sentences import brief_id, needed_for, slug_of
+from core.runs.record.state import in_words
 from core.text import one_line
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
 
     from core.config.schema import Config
     from core.hardware.snapshot import Device
-    from core.runs.events import Event
-    from core.runs.labels import Labels
-    from core.runs.store import Run
+    from core.runs.record.events import Event
+    from core.runs.record.store import Labels, Run
     from tui.screens.start.summary import Start
     from tui.session import Session
 
@@ -130,7 +128,7 @@ class Runs:
             return
         from core.config.document import ConfigDocument
         from core.presets.provenance import find_provenance
-        from core.runs.again import Origin
+        from core.runs.catalog.earlier import Origin
         from tui.panes.config.model import ConfigModel
         from tui.screens.start.summary import Start
 
@@ -368,9 +366,9 @@ class Runs:
 
     def attached(self, message: RunAttached) -> None:
         """Show a run that has been read from its beginning."""
-        from core.runs.catalog import read_model
-        from core.runs.energy import Tariff
-        from core.runs.schedule import Schedule
+        from core.runs.catalog.rows import read_model
+        from core.runs.outlook.energy import Tariff
+        from core.runs.outlook.time_left import Schedule
 
         before = self._state.view if self._state.view is None or not self._state.view.is_partial else None
         leftover = message.found and message.state.is_over

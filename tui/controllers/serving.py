@@ -17,7 +17,7 @@ from tui.messages import ServeChanged
 from tui.state import AppState, ServingView
 
 if TYPE_CHECKING:
-    from core.runs.store import Run
+    from core.runs.record.store import Run
     from core.serve.job import ServeJob
     from core.serve.options import ServerAddress
     from tui.screens.serving import ServeScreen

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from core.analysis.result import Analysis
     from core.config.document import ConfigDocument
     from core.config.schema import Config
-    from core.runs.store import Run
-    from core.runs.wishes import Unmet
+    from core.runs.outlook.forecast import Unmet
+    from core.runs.record.store import Run
     from tui.screens.start.card import StartCard
     from tui.screens.start.summary import SeenRows, Start, StartPlan
 
@@ -73,7 +73,7 @@ class StartCards:
 
     def _start(self, card: StartCard, go: Callable[[Config], None]) -> None:
         """Start the run of a card; where its wishes for the night cannot be met, once the user agrees to that."""
-        from core.runs.wishes import wants_plan
+        from core.runs.outlook.forecast import wants_plan
 
         config, plan = card.start.config, card.found.plan
         if card.start.continuation is not None or not wants_plan(config):
@@ -96,7 +96,7 @@ class StartCards:
             config: The same, checked.
         """
         from core.presets.provenance import find_provenance
-        from core.runs.again import run_name
+        from core.runs.catalog.earlier import run_name
         from tui.screens.start.summary import Start
 
         path, state = document.path, self._state
@@ -152,7 +152,7 @@ def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run 
     """What a run will take; blocks."""
     from dataclasses import replace
 
-    from core.runs.pace import PaceBook
+    from core.runs.outlook.estimate import PaceBook
     from tui.screens.start.finding import find_pace, find_plan
 
     plan = find_plan(config, analysis, used, PaceBook())

@@ -57,7 +57,7 @@ class Here:
 def look_around(directory: Path) -> Here:
     """Look for data files in a directory, and for runs; blocks."""
     # Imported here, as the first screen shows the result and cannot wait for it.
-    from core.runs.store import list_runs
+    from core.runs.record.store import list_runs
 
     runs = list_runs()
     if not runs:

@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from core.errors import UserError
-from core.runs.run_table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
+from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
 from tui.keys import bindings
 from tui.messages import (
     CompareRequested,
@@ -43,11 +43,9 @@ from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
     from core.queue.view import QueueView
-    from core.runs.catalog import RunRow
-    from core.runs.detail import RunDetail
-    from core.runs.figures import RunFigures
-    from core.runs.labels import Labels
-    from core.runs.store import Run
+    from core.runs.catalog.result import RunDetail
+    from core.runs.catalog.rows import RunFigures, RunRow
+    from core.runs.record.store import Labels, Run
 
 #: Columns from which the account of a run stands beside the list, and rows from which it stands below.
 BESIDE_WIDTH, BELOW_HEIGHT = 150, 17
@@ -455,18 +453,18 @@ class RunsPane(Pane):
 
 
 def _named(labels: Labels, text: str) -> Labels:
-    from core.runs.labels import NAME_LIMIT, clean_text
+    from core.runs.record.store import NAME_LIMIT, clean_text
 
     return replace(labels, name=clean_text(text, NAME_LIMIT, "name"))
 
 
 def _tagged(labels: Labels, text: str) -> Labels:
-    from core.runs.labels import clean_tags
+    from core.runs.record.store import clean_tags
 
     return replace(labels, tags=clean_tags([text]))
 
 
 def _noted(labels: Labels, text: str) -> Labels:
-    from core.runs.labels import NOTE_LIMIT, clean_text
+    from core.runs.record.store import NOTE_LIMIT, clean_text
 
     return replace(labels, note=clean_text(text, NOTE_LIMIT, "note"))

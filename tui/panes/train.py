@@ -12,9 +12,8 @@ from textual.containers import Horizontal
 from textual.content import Content
 
 from core.errors import UserError
-from core.runs.answers import questions_of
-from core.runs.names import brief_id
-from core.runs.planned import PlannedMemory, planned_memory
+from core.runs.catalog.answers import questions_of
+from core.runs.record.sentences import brief_id
 from core.text import one_line
 from tui.datasets.here import Here
 from tui.keys import bindings
@@ -31,7 +30,7 @@ from tui.messages import (
 from tui.panes.base import Pane
 from tui.widgets import run_end, run_lines
 from tui.widgets.answer_walk import LAYOUT_WORDS, without_answers
-from tui.widgets.charts.device_panel import Around, DevicePanel
+from tui.widgets.charts.device_panel import Around, DevicePanel, PlannedMemory, planned_memory
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.charts.run_chart import RunChart
 from tui.widgets.first_steps import FirstSteps, Way, ways_to_begin
@@ -41,7 +40,7 @@ from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
     from core.hardware.snapshot import Device
-    from core.runs.result import RunResult
+    from core.runs.catalog.result import RunResult
     from tui.state import RunView
 
 #: Rows from which the end of a run has lines between its parts.
@@ -173,7 +172,7 @@ class TrainPane(Pane, can_focus=True):
             self._result = None
         elif self._result is None or history.end is not self._end:
             # Imported here: it brings the checks of a configuration along, which take as long as the first paint.
-            from core.runs.result import result_of
+            from core.runs.catalog.result import result_of
 
             self._result, self._end = result_of(view.run, view.state, history), history.end
         self._show_chart(view)
@@ -542,7 +541,7 @@ class TrainPane(Pane, can_focus=True):
         view, result = self._view, self._result
         if view is None or result is None or result.path is None:
             return
-        from core.runs.loading_code import python_code
+        from core.runs.catalog.trained import python_code
         from tui.screens.dialogs import COPY_CODE, COPY_PATH, elsewhere_dialog
 
         path, code = os.fspath(result.path), python_code(result.path, is_model=result.is_model)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from core.errors import UserError
-from core.runs.state import RunState, in_words
-from core.runs.store import Run, complete_checkpoints
+from core.runs.record.state import RunState, in_words
+from core.runs.record.store import Run, complete_checkpoints
 from core.text import one_line, sanitize
 from core.units import format_bytes
 from tui.screens.choice import Choice, ChoiceDialog
 from tui.state import RunView
 
 if TYPE_CHECKING:
-    from core.runs.wishes import Unmet
+    from core.runs.outlook.forecast import Unmet
 
 LEAVE, STOP = "leave", "stop"
 SAVE, DISCARD = "save", "discard"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from core.export.plan import ExportPlan
     from core.export.result import ExportResult
     from core.jobs.job import JobProgress
-    from core.runs.store import Run
+    from core.runs.record.store import Run
 
 #: The kinds in the order of the screen, each with what it is for.
 _ABOUT: dict[Kind, str] = {

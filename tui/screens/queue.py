@@ -22,7 +22,7 @@ from core.queue.entry import PENDING
 from core.queue.estimate import Estimator
 from core.queue.fate import run_of
 from core.queue.view import EntryView, QueueReader, QueueView
-from core.runs.store import Run
+from core.runs.record.store import Run
 from core.text import one_line
 from core.units import format_duration, format_moment
 from tui.keys import bindings

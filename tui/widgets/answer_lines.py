@@ -7,8 +7,7 @@ from typing import Final
 
 from textual.content import Content
 
-from core.runs.answers import Question, SampleAnswer
-from core.runs.word_diff import Span, word_diff
+from core.runs.catalog.answers import Question, SampleAnswer, Span, word_diff
 from core.text import sanitize, steady
 from core.units import format_count
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from textual.content import Content
 
-from core.runs.answers import Question
-from core.runs.word_diff import Span, WordDiff, word_diff
+from core.runs.catalog.answers import Question, Span, WordDiff, word_diff
 from tui.widgets.answer_lines import head_lines, hung, label, label_width, mark, question_lines, safe, said
 from tui.widgets.answer_walk import AnswerWalk
 

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from core.runs.answers import Against, Question, steps_of
+from core.runs.catalog.answers import Against, Question, steps_of
 
 if TYPE_CHECKING:
     from tui.state import RunView

@@ -12,8 +12,8 @@ from textual.content import Content
 from textual.message import Message
 
 from core.errors import UserError
-from core.runs.names import slug_of
-from core.runs.state import ACTIVE_STATES, END_STATES
+from core.runs.record.sentences import slug_of
+from core.runs.record.state import ACTIVE_STATES, END_STATES
 from core.text import one_line
 from core.units import coarse_ago, format_bytes, format_count
 from tui.datasets.here import FoundFile, Here

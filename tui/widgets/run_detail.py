@@ -15,10 +15,9 @@ from tui.state import STATE_GLYPHS
 from tui.widgets.charts.plot_geometry import DotGrid, Scale, draw_line
 
 if TYPE_CHECKING:
-    from core.runs.catalog import RunRow
-    from core.runs.detail import Change, RunDetail
-    from core.runs.figures import RunFigures
-    from core.runs.series import Series
+    from core.runs.catalog.result import OptionChange, RunDetail
+    from core.runs.catalog.rows import RunFigures, RunRow
+    from core.runs.record.series import Series
 
 #: Cells of the curve beside the text, and rows of the one among its lines.
 CURVE_WIDTH, CURVE_ROWS = 28, 5
@@ -128,7 +127,7 @@ def _facts(row: RunRow, detail: RunDetail, figures: RunFigures | None) -> list[t
     return [(name, value) for name, value in facts if value]
 
 
-def _short(change: Change) -> str:
+def _short(change: OptionChange) -> str:
     """The name of an option without its section, where that says enough."""
     section, _, key = change.name.partition(".")
     return change.name if section in ("data", "eval") else key

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from core.runs.energy import energy_words
+from core.runs.outlook.energy import energy_words
 from core.text import one_line
 from core.units import format_bytes, format_duration
 from tui.glyphs import GlyphSet
@@ -16,7 +16,7 @@ from tui.state import STATE_COLORS, STATE_GLYPHS
 from tui.widgets.charts.sparkline import sparkline
 
 if TYPE_CHECKING:
-    from core.runs.result import Measure, RunResult
+    from core.runs.catalog.result import Measure, RunResult
 
 #: Cells of the first column of the table, and of a figure.
 _NAME, _FIGURE = 20, 9

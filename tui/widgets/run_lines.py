@@ -8,13 +8,11 @@ from collections.abc import Callable, Sequence
 from textual.content import Content
 
 from core.governor import words
-from core.runs.activity import doing, eta_words, evaluation_count, pending_words, progress_words, step_progress
-from core.runs.energy import energy_words
-from core.runs.eta import Eta, evaluation_seconds_left
-from core.runs.ranks import Rank, silent_words
-from core.runs.schedule import Schedule
-from core.runs.sentences import phase_name
-from core.runs.series import Series
+from core.runs.outlook.energy import energy_words
+from core.runs.outlook.time_left import Eta, Schedule, eta_words, evaluation_seconds_left
+from core.runs.record.sentences import doing, evaluation_count, pending_words, phase_name, progress_words, step_progress
+from core.runs.record.series import Series
+from core.runs.record.state import Rank, silent_words
 from core.text import one_line
 from core.units import format_duration, format_fixed, format_number, format_rate
 from tui.glyphs import GlyphSet

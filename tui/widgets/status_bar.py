@@ -10,9 +10,9 @@ from textual.content import Content
 from textual.widget import Widget
 
 from core.hardware.snapshot import Device
-from core.runs.activity import doing, eta_words, evaluation_count
-from core.runs.energy import energy_words
-from core.runs.names import brief_id, slug_of
+from core.runs.outlook.energy import energy_words
+from core.runs.outlook.time_left import eta_words
+from core.runs.record.sentences import brief_id, doing, evaluation_count, slug_of
 from core.text import one_line
 from core.units import coarse_ago, format_number
 from tui.state import STATE_GLYPHS, AppState, RunView

@@ -16,8 +16,7 @@ from pathlib import Path
 from core import paths
 from core.commands.checks.finding import Finding
 from core.hardware.cpu import cpu_name, memory
-from core.runs.sockets import private_socket_path
-from core.runs.store import Run
+from core.runs.record.store import Run, private_socket_path
 from core.units import format_bytes
 
 _GB = 10**9

@@ -21,7 +21,7 @@ from core.data.registries.resolve import flat_sources
 from core.errors import UserError
 from core.models.find import find_model, missing_model
 from core.models.fingerprint import BaseFingerprint
-from core.runs.process import hostname
+from core.runs.record.state import hostname
 from core.small_files import hash_file
 from core.text import one_line
 

@@ -15,7 +15,7 @@ from core.config.schema import Config
 from core.directories import Progress
 from core.errors import UserError
 from core.jobs.process import Answers
-from core.runs.store import Run
+from core.runs.record.store import Run
 from core.worker.audit.processes import work_together
 from core.worker.distributed.rendezvous import Meeting, file_meeting
 from core.worker.process import environment

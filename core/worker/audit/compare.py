@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from core.audit.result import MOST, Difference
 from core.config.live import TRAINING
 from core.errors import UserError
-from core.runs.chain import canonical
+from core.runs.record.chain import canonical
 from core.small_files import hash_file
 from core.text import one_line
 from core.worker.checkpoint.checkpoint import Checkpoint, load_tensors

@@ -14,7 +14,8 @@ import torch
 
 from core.audit.result import MOST, Difference
 from core.audit.spans import SHORTAGES, TOLD, Span, changes_of, ran_out_in_rehearsal
-from core.runs.events import (
+from core.runs.control.protocol import Request
+from core.runs.record.events import (
     CheckpointEvent,
     ControlEvent,
     Event,
@@ -24,7 +25,6 @@ from core.runs.events import (
     StepEvent,
     as_json,
 )
-from core.runs.protocol import Request
 from core.text import one_line
 from core.worker.loss.objectives import Objective
 from core.worker.process.control import Command, Controls

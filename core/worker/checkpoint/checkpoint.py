@@ -24,7 +24,7 @@ from core.errors import UserError
 from core.memory.sizes import optimizer_bytes
 from core.models.text_part import split_names
 from core.paths import DIRECTORY_MODE
-from core.runs.held import is_held
+from core.runs.catalog.trained import is_held
 from core.small_files import hash_file, read_json
 from core.text import one_line
 from core.worker.model.adapters import adapter_state, initial_parameters, load_state

@@ -21,9 +21,9 @@ from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
 from core.notify import Notice, notify
 from core.paths import existing_parent
-from core.runs.changes import KEPT, record
-from core.runs.events import CheckpointEvent, ControlEvent
-from core.runs.run_files import refuse_moved_checkpoints
+from core.runs.record.events import CheckpointEvent, ControlEvent
+from core.runs.record.files import refuse_moved_checkpoints
+from core.runs.record.sentences import KEPT, encode_changes
 from core.small_files import hash_file
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
@@ -255,7 +255,7 @@ class Checkpointer:
         self.state.overrides = kept
         if kept:
             # What is told before it may have been changed after the checkpoint, and holds no more.
-            self.recorder.event(ControlEvent(command="set", sender=KEPT, result=record(kept)))
+            self.recorder.event(ControlEvent(command="set", sender=KEPT, result=encode_changes(kept)))
         self.recorder.update(step=self.state.step)
         self.recorder.notice("info", "resumed", f"Going on from {found.path.name}.", stored)
 

@@ -24,7 +24,7 @@ from core.config.schema import Config
 from core.config.targets import kept_patterns
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
-from core.runs.events import RollbackEvent
+from core.runs.record.events import RollbackEvent
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, newest_checkpoint
 from core.worker.model.model import LoadedModel, load_model

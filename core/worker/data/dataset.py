@@ -25,7 +25,7 @@ from core.data.formats.unread import UnreadColumns, count_names
 from core.data.registries.resolve import flat_sources, training_sources
 from core.data.registries.source import DataSource
 from core.errors import UserError
-from core.runs.events import DataEvent
+from core.runs.record.events import DataEvent
 from core.template.mask import TEMPLATE_CODES
 from core.text import one_line
 from core.worker.data.batches import supervised_count

@@ -55,7 +55,7 @@ class Ranks:
     pulse: Pulse = field(default_factory=Pulse, init=False)
     """That of the training thread, in the first process."""
     members: list[dict[str, Any]] = field(default_factory=list, init=False)
-    """Each process as :class:`core.runs.ranks.Rank`; empty in a run of one."""
+    """Each process as :class:`core.runs.record.state.Rank`; empty in a run of one."""
 
     @classmethod
     def single(cls) -> Ranks:

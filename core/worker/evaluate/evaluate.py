@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from core.evaluation.score import Expected
-from core.runs.events import EvalEvent, SampleEvent
+from core.runs.record.events import EvalEvent, SampleEvent
 from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.data.dataset import Dataset
 from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS, samples_of

@@ -12,7 +12,7 @@ from core.chat.prompts import read_prompts
 from core.config.schema import Config
 from core.errors import UserError
 from core.evaluation.score import Expected
-from core.runs.events import SampleEvent
+from core.runs.record.events import SampleEvent
 from core.worker.data.batches import supervised_count
 from core.worker.data.dataset import Dataset
 from core.worker.generate.generate import generate_batch

@@ -11,7 +11,7 @@ from typing import Any
 from core.export.gguf.write import without_training_tags
 from core.export.request import Quant
 from core.models.description import TOKENIZERS, read_description
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel
 from core.template.builtin import named_or_file
 from core.worker.data.encode import stop_token_ids
 from core.worker.model.model import load_tokenizer

@@ -30,10 +30,9 @@ from core.models.find import find_model, model_path
 from core.models.fingerprint import BaseFingerprint
 from core.models.quantization_config import read_quantization
 from core.models.text_part import is_composite
-from core.runs.held import held_checkpoint
-from core.runs.names import slug_of
-from core.runs.store import make_slug
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel, held_checkpoint
+from core.runs.record.sentences import slug_of
+from core.runs.record.store import make_slug
 from core.small_files import hash_file
 from core.template.settings import mask_settings
 from core.worker.data.dataset import Dataset, Loader

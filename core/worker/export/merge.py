@@ -30,7 +30,7 @@ from core.export.request import Quant
 from core.export.stages import MERGING
 from core.models.description import WEIGHTS_INDEX
 from core.models.tensors import Tensor
-from core.runs.trained import TrainedFile, TrainedModel
+from core.runs.catalog.trained import TrainedFile, TrainedModel
 from core.text import one_line
 from core.worker.export.layout import ExpertPart, Layout, read_layout, rounded_layers
 from core.worker.fused.file_weights import EMBEDDINGS

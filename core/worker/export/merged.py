@@ -13,7 +13,7 @@ from core.directories import Progress
 from core.export.request import MergeFrom, Quant
 from core.export.result import Agreement
 from core.models.quantization_config import read_quantization
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel
 from core.units import format_number
 from core.worker.export.beside import Conversation, copy_tokenizer, write_configs
 from core.worker.export.merge import merge_weights

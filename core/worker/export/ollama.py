@@ -16,7 +16,7 @@ from core.export.ollama.modelfile import adds_bos, modelfile
 from core.export.ollama.template import carry_template
 from core.export.request import Quant
 from core.models.description import read_description, text_part
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel
 from core.small_files import read_small
 from core.text import one_line
 from core.worker.export.beside import Conversation

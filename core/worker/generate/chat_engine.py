@@ -1,15 +1,15 @@
 """The chat engine: a child of the app that holds one base model and answers as that or with adapters on it.
 
-``python -m core.worker.generate.chat_engine`` speaks :mod:`core.runs.protocol` on standard input and output. It ends
-when its input is closed, whatever it is doing. Commands:
+``python -m core.worker.generate.chat_engine`` speaks :mod:`core.runs.control.protocol` on standard input and output.
+It ends when its input is closed, whatever it is doing. Commands:
 
 ``load``
     ``base``, ``adapter`` (a directory or null), ``weights`` (a file of trained weights or null), ``method``,
     ``keep_16bit`` (the patterns of ``model.keep_16bit``), ``precision``, ``device``, ``gpu`` (as ``hardware.gpu``, or
     null), ``template`` (a Jinja file or null), ``source_name`` (what answers of the adapter, or of trained weights, are
     called), ``base_sha256`` (of the base that they were trained on, or null), ``file``
-    (:class:`core.runs.trained.TrainedFile` or null). Sends ``{"id", "progress", "done", "total"}`` before its answer; a
-    progress that ends with a full stop is a warning.
+    (:class:`core.runs.catalog.trained.TrainedFile` or null). Sends ``{"id", "progress", "done", "total"}`` before its
+    answer; a progress that ends with a full stop is a warning.
 ``add``
     ``name`` (the source that it answers as), ``adapter`` (a directory), ``source_name``, ``template`` and
     ``base_sha256`` as for ``load``: another adapter on the same base.
@@ -69,7 +69,7 @@ class ChatEngine:
         if args.get("device") != "cpu":
             environment.choose_gpu(args.get("gpu"))
         report("importing the libraries")
-        from core.runs.trained import TrainedFile
+        from core.runs.catalog.trained import TrainedFile
         from core.worker.generate.sources import Sources
         from core.worker.model.starter import resolve_base
         from core.worker.model.trained_file import answer_with_file
@@ -230,7 +230,7 @@ def _runs_beside(device: Any) -> list[str]:
     """The runs that train on the same device."""
     import torch
 
-    from core.runs.beside import runs_on_card, runs_on_cpu
+    from core.runs.control.devices import runs_on_card, runs_on_cpu
 
     if device.type != "cuda":
         return runs_on_cpu()
@@ -245,7 +245,7 @@ def _ask_beside_runs(base: Path, method: str, device: str) -> None:
     """
     from core.models.quantized_weights import read_decoded
     from core.models.tensors import weight_files
-    from core.runs.beside import model_bytes, refuse_crowding
+    from core.runs.control.devices import model_bytes, refuse_crowding
     from core.worker.generate.room import free_bytes
     from core.worker.model.device import choose_device
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import bitsandbytes as bnb
 
 from core.models.quantization_config import read_quantization
-from core.runs.trained import TrainedFile
+from core.runs.catalog.trained import TrainedFile
 from core.worker.fused.file_weights import FileWeights, use_file_weights
 from core.worker.model.adapters import TRAINED
 from core.worker.model.model import DTYPES, LoadedModel

@@ -1,4 +1,4 @@
-"""Commands over standard input and output, in :mod:`core.runs.protocol`: carried out one by one, heard at any time.
+"""Commands over standard input and output (:mod:`core.runs.control.protocol`): one by one, heard at any time.
 
 ``ping`` and ``cancel`` (``id`` of the command to end) are answered at once, in the middle of another command. The
 process ends when its input is closed, whatever it is doing.
@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from core.errors import UserError
 from core.helper import private_output, tie_to_parent
-from core.runs.protocol import LINE_LIMIT, ProtocolError, Request, decode_request, encode_message, refusal
+from core.runs.control.protocol import LINE_LIMIT, ProtocolError, Request, decode_request, encode_message, refusal
 
 
 @dataclass(frozen=True)

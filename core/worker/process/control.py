@@ -20,17 +20,17 @@ from types import FrameType
 from typing import Any
 
 from core.errors import UserError
-from core.runs.protocol import (
+from core.runs.control.protocol import (
     COMMANDS,
     LINE_LIMIT,
-    PENDING,
     ProtocolError,
     Request,
     decode_request,
     encode_message,
     peer_uid,
 )
-from core.runs.sockets import RUNTIME_SOCKETS, is_private, made_directories, private_socket_path, runtime_dir
+from core.runs.record.state import PENDING
+from core.runs.record.store import RUNTIME_SOCKETS, is_private, made_directories, private_socket_path, runtime_dir
 from core.text import one_line
 from core.worker.process.log import log
 

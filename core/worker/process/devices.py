@@ -1,4 +1,4 @@
-"""Devices of this machine that a worker holds while it trains (:mod:`core.runs.device_lock`)."""
+"""Devices of this machine that a worker holds while it trains (:mod:`core.runs.control.devices`)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.device_lock import Hold, is_alone, occupant, run_devices, take_alone, take_beside
-from core.runs.events import NoticeEvent
-from core.runs.store import Run
+from core.runs.control.devices import Hold, is_alone, occupant, run_devices, take_alone, take_beside
+from core.runs.record.events import NoticeEvent
+from core.runs.record.store import Run
 
 
 def hold_devices(run: Run) -> Hold | str:

@@ -21,7 +21,7 @@ from core.governor.policy import Action, Observation, Policy
 from core.governor.words import news, stopped_by
 from core.hardware.cpu import memory as host_memory
 from core.hardware.snapshot import Device
-from core.runs.events import Event, GovernorEvent, NightEvent
+from core.runs.record.events import Event, GovernorEvent, NightEvent
 from core.worker.process.control import Controls
 from core.worker.process.throttle import Throttle
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from core.runs.lock import LOCK_VARIABLE
+from core.runs.record.files import LOCK_VARIABLE
 from core.worker.process.log import log
 
 #: Descriptors of standard input, output and error, which stay.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device, Host
 from core.hardware.xid import explain_xid
-from core.runs.events import HardwareEvent
+from core.runs.record.events import HardwareEvent
 
 #: Seconds between two samples while nothing changes, and while the meters move. A card warms by a degree in seconds and
 #: its fans take minutes: 10 s show every turn of such a curve, and make half a megabyte of record in an hour.

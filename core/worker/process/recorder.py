@@ -20,9 +20,8 @@ from core.hardware.cpu import process_rss
 from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device
 from core.redact import redact
-from core.runs.append import closing_record
-from core.runs.chain import CHAIN_NAME, Chain
-from core.runs.events import (
+from core.runs.record.chain import CHAIN_NAME, Chain
+from core.runs.record.events import (
     Event,
     FinishedEvent,
     MemoryEvent,
@@ -32,10 +31,17 @@ from core.runs.events import (
     StepEvent,
     encode_event,
 )
-from core.runs.oom import own_counter
-from core.runs.process import hostname, own_identity, start_identity
-from core.runs.state import END_STATES, RunState, StepProgress
-from core.runs.store import EVENTS_NAME, Run
+from core.runs.record.files import closing_record
+from core.runs.record.state import (
+    END_STATES,
+    RunState,
+    StepProgress,
+    hostname,
+    own_counter,
+    own_identity,
+    start_identity,
+)
+from core.runs.record.store import EVENTS_NAME, Run
 from core.worker.process.hardware_log import HardwareLog
 from core.worker.process.log import log
 from core.worker.process.stage import stage_of
@@ -171,7 +177,7 @@ class Recorder:
         self._heard(event)
 
     def seal(self, kind: str, body: dict[str, Any]) -> None:
-        """Add a link to the run's hash chain, over the events so far (:mod:`core.runs.chain`).
+        """Add a link to the run's hash chain, over the events so far (:mod:`core.runs.record.chain`).
 
         Args:
             kind: What it tells of.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.config.schema import Config
-from core.runs.schedule import checkpoints_by, evaluations_by
+from core.runs.outlook.time_left import checkpoints_by, evaluations_by
 from core.worker.progress.state import TrainState
 
 

@@ -15,7 +15,7 @@ from core.jobs.process import Answers
 from core.models.quantized_weights import read_decoded
 from core.models.shapes import by_layer
 from core.models.tensors import Tensor
-from core.runs.beside import runs_on_card, runs_on_cpu
+from core.runs.control.devices import runs_on_card, runs_on_cpu
 from core.units import format_bytes
 from core.worker.generate.room import free_bytes
 from core.worker.model.device import choose_device

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from core.errors import UserError
 from core.memory.calibration import Calibration, read_calibration, write_calibration
-from core.runs.events import MemoryEvent
+from core.runs.record.events import MemoryEvent
 from core.selftest.sizes import Shape
 from core.units import format_bytes
 from core.worker.selftest.check import Bench, Outcome

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core.runs.events import NoticeEvent
+from core.runs.record.events import NoticeEvent
 from core.units import format_bytes
 from core.worker.selftest.check import RECORD, Bench, Outcome
 from core.worker.selftest.worker_run import WorkerRun, shape_config

@@ -15,12 +15,11 @@ from core.config.document import dump_config
 from core.config.schema import Config, TrainSection
 from core.errors import UserError
 from core.helper import describe_end, start_attached
-from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
-from core.runs.process import hostname
-from core.runs.sentences import phase_name
-from core.runs.state import RunState
-from core.runs.store import Run
-from core.runs.tail import EventTail
+from core.runs.record.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
+from core.runs.record.sentences import phase_name
+from core.runs.record.state import RunState, hostname
+from core.runs.record.store import Run
+from core.runs.record.tail import EventTail
 from core.selftest.sizes import Shape
 from core.text import one_line
 from core.worker.selftest.check import Bench

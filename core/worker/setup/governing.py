@@ -9,7 +9,7 @@ from core.governor.policy import DISK
 from core.governor.words import reason
 from core.hardware.power import restore, set_power_limit
 from core.notify import Notice, notify
-from core.runs.events import Event, GovernorEvent
+from core.runs.record.events import Event, GovernorEvent
 from core.worker.process.control import Controls
 from core.worker.process.governor import Governor
 from core.worker.process.recorder import Recorder

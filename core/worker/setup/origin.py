@@ -8,7 +8,7 @@ from typing import Any
 
 from core.config.schema import Config
 from core.data.registries.data_files import DataHashes
-from core.runs.chain import short
+from core.runs.record.chain import short
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.data.batches import row_bytes

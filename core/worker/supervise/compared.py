@@ -12,11 +12,10 @@ from contextlib import suppress
 from core.config.schema import Config
 from core.errors import UserError
 from core.launch.nodes.compare import compare_machines
-from core.runs.append import append_events
-from core.runs.events import PhaseEvent
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.record.events import PhaseEvent
+from core.runs.record.files import append_events
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import Run
 from core.worker.process.log import log
 
 #: Seconds between two heartbeats.

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from core.beneath import open_beneath
-from core.runs.events import NoticeEvent
-from core.runs.lock import LOCK_VARIABLE
+from core.runs.record.events import NoticeEvent
+from core.runs.record.files import LOCK_VARIABLE
 from core.small_files import open_regular
 from core.text import one_line
 from core.worker.process.pulse import Unchanged

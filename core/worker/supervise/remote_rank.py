@@ -33,9 +33,9 @@ from core.launch.launcher import worker_command, worker_environment
 from core.launch.nodes.agent import REQUEST_LIMIT, configurations
 from core.launch.nodes.network import SILENCE_SECONDS, interface_of, interface_variables, own_address_towards
 from core.paths import make_private_dir
-from core.runs.device_lock import CPU, take_beside
-from core.runs.process import host_folder
-from core.runs.store import Run
+from core.runs.control.devices import CPU, take_beside
+from core.runs.record.state import host_folder
+from core.runs.record.store import Run
 from core.text import one_line
 from core.worker.distributed.rendezvous import LOCAL_RANK, RANK
 from core.worker.process.devices import shared_device

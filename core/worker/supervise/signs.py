@@ -1,4 +1,4 @@
-"""The signs of life of the processes of a run, for those who look at it (:mod:`core.runs.ranks`)."""
+"""The signs of life of the processes of a run, for those who look at it (:mod:`core.runs.record.state`)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from core.runs.ranks import Rank, write_ranks
-from core.runs.store import Run
+from core.runs.record.state import Rank, write_ranks
+from core.runs.record.store import Run
 from core.worker.supervise.verdict import Sign
 
 #: Seconds between two records.
@@ -42,4 +42,4 @@ class RankSigns:
             for sign in signs
         ]
         with suppress(OSError):
-            write_ranks(self._run, ranks)
+            write_ranks(self._run.path, ranks)

@@ -26,8 +26,8 @@ from core.errors import UserError
 from core.launch.nodes.network import SIGN_SECONDS
 from core.launch.nodes.places import Places
 from core.launch.nodes.ssh import ssh_failure, start_ssh
-from core.runs.state import EXIT_CODES
-from core.runs.store import Run, complete_checkpoints
+from core.runs.record.state import EXIT_CODES
+from core.runs.record.store import Run, complete_checkpoints
 from core.text import one_line
 from core.worker.distributed.rendezvous import LOCAL_RANK, MEETING, RANK, WORLD_SIZE, read_meeting
 from core.worker.process.reports import Relay, relay_to_supervisor

@@ -10,7 +10,7 @@ from pathlib import Path
 from core.config.schema import Config
 from core.hardware.visible import VISIBLE
 from core.launch.nodes.network import resolve
-from core.runs.store import Run
+from core.runs.record.store import Run
 from core.worker.distributed.rendezvous import Meeting, file_meeting, tcp_meeting
 from core.worker.supervise.process import Start
 from core.worker.supervise.ssh_rank import SIBLINGS

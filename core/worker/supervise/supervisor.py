@@ -25,13 +25,12 @@ from core.errors import UserError
 from core.hardware.run_cards import process_cards
 from core.launch.launcher import AGENT_VARIABLES
 from core.notify import Notice, notify
-from core.runs.after_end import way_on
-from core.runs.append import append_events, append_while_open
-from core.runs.device_lock import Hold
-from core.runs.events import Event, FailedEvent, FinishedEvent, NoticeEvent, StoppedEvent
-from core.runs.sentences import sender
-from core.runs.state import EXIT_CODES, RunState
-from core.runs.store import Run, complete_checkpoints
+from core.runs.control.devices import Hold
+from core.runs.record.events import Event, FailedEvent, FinishedEvent, NoticeEvent, StoppedEvent
+from core.runs.record.files import append_events, append_while_open
+from core.runs.record.sentences import sender
+from core.runs.record.state import EXIT_CODES, RunState
+from core.runs.record.store import Run, complete_checkpoints, way_on
 from core.worker.process.awake import AwakeClock
 from core.worker.process.control import STOP_SIGNALS
 from core.worker.process.devices import shared_device

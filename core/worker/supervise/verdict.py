@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.helper import describe_end
-from core.runs.state import EXIT_CODES, EXIT_REFUSED
+from core.runs.record.state import EXIT_CODES, EXIT_REFUSED
 
 #: Exit code of a process that another one of the run does not answer any more. Lower than those with which an end is
 #: recorded: srun's own code is the highest of its tasks. Argparse ends with it too, before there is any sign of life.

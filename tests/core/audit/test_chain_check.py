@@ -15,10 +15,10 @@ from core.audit.chain_check import check_chain, compare_head, read_sealed, seale
 from core.audit.result import ChainResult
 from core.config.document import dump_config
 from core.config.schema import Config
-from core.runs.chain import CHAIN_NAME, NOTHING, Chain, canonical, digest_of
-from core.runs.events import Event, FinishedEvent, NoticeEvent, encode_event
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.record.chain import CHAIN_NAME, NOTHING, Chain, canonical, digest_of
+from core.runs.record.events import Event, FinishedEvent, NoticeEvent, encode_event
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
 from core.small_files import hash_file
 from tests.cases import cases
 

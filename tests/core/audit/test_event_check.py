@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from core.audit.event_check import changed_events
 from core.audit.result import MOST
-from core.runs.chain import CHAIN_NAME, Chain, Link, read_links
-from core.runs.events import encode_event
-from core.runs.store import Run
+from core.runs.record.chain import CHAIN_NAME, Chain, Link, read_links
+from core.runs.record.events import encode_event
+from core.runs.record.store import Run
 from core.small_files import open_regular
 from tests.cases import cases
 

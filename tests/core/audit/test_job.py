@@ -7,11 +7,10 @@ import pytest
 from core.audit.job import audit_job
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.chain import Chain
-from core.runs.events import CheckpointEvent, FinishedEvent, PhaseEvent, RanksEvent, StepEvent, encode_event
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.chain import Chain
+from core.runs.record.events import CheckpointEvent, FinishedEvent, PhaseEvent, RanksEvent, StepEvent, encode_event
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import Run, create_run
 
 
 def test_a_live_run_is_refused(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from core.chat.candidates import find_candidates
 from core.config.schema import MethodSection
-from core.runs.events import BEST_CHOSEN, EvalEvent, FinishedEvent, encode_event
-from core.runs.store import Run
+from core.runs.record.events import BEST_CHOSEN, EvalEvent, FinishedEvent, encode_event
+from core.runs.record.store import Run
 from tests.core.chat.test_session import add_adapter, add_checkpoint, make_run
 
 

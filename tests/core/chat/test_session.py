@@ -26,10 +26,9 @@ from core.chat.session import (
 )
 from core.config.schema import Config, DataSection, MethodSection, ModelSection, TemplateSection
 from core.errors import UserError
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
-from core.runs.trained import TrainedFile, find_trained
+from core.runs.catalog.trained import TrainedFile, find_trained
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import Run, create_run
 from core.worker.process.control import Command, Controls, ControlServer
 from tests.cases import cases
 

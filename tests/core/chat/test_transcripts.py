@@ -9,7 +9,7 @@ import pytest
 from core.chat.dialogue import Dialogue
 from core.chat.transcripts import chats_dir, keep_transcript, list_transcripts, remove_transcript
 from core.errors import UserError
-from core.runs.store import Run
+from core.runs.record.store import Run
 
 
 @pytest.fixture

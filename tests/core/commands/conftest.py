@@ -19,8 +19,8 @@ import pytest
 
 from core.config.document import load_config
 from core.launch import launcher
-from core.runs.events import StepEvent, encode_event
-from core.runs.store import Run, create_run, list_runs
+from core.runs.record.events import StepEvent, encode_event
+from core.runs.record.store import Run, create_run, list_runs
 from tests.forking import Forks
 from tui.__main__ import main
 

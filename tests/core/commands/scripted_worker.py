@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.runs.events import (
+from core.runs.record.events import (
     CheckpointEvent,
     DataEvent,
     EvalEvent,
@@ -28,7 +28,7 @@ from core.runs.events import (
     StepEvent,
     StoppedEvent,
 )
-from core.runs.store import Run
+from core.runs.record.store import Run
 from core.worker.process.control import Command, Controls, ControlServer, install_signals
 from core.worker.process.recorder import Recorder
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from core.commands import COMMANDS
 from core.commands.command_line import command_parser
 from core.errors import UserError
-from core.runs.state import RunState
+from core.runs.record.state import RunState
 from tests.cases import cases
 from tests.core.commands.conftest import ROOT, Result
 from tests.examples import examples

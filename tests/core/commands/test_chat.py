@@ -16,7 +16,7 @@ import pytest
 from core.chat.transcripts import list_transcripts
 from core.commands.chat import find_target, find_target_at
 from core.errors import UserError
-from core.runs.store import Run, find_run
+from core.runs.record.store import Run, find_run
 
 from .conftest import CommandLine
 

@@ -9,8 +9,8 @@ import pytest
 from core import paths
 from core.config.schema import Config, DataSection, ModelSection
 from core.export import job
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run
 from tests.core.commands.conftest import CommandLine
 
 

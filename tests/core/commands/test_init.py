@@ -12,7 +12,7 @@ from core.commands import configuration
 from core.config.document import ConfigDocument
 from core.hardware.card import Card
 from core.presets.library import find_preset, presets
-from core.runs.store import find_run
+from core.runs.record.store import find_run
 from tests.cases import cases
 from tests.families.published_models import published_config
 from tests.measured_here import share

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core.runs.labels import Labels, read_labels
-from core.runs.store import Run, create_run
+from core.runs.record.store import Labels, Run, create_run, read_labels
 from tests.core.runs.helpers import config_for
 from tests.tui.harness import FORBIDDEN, HOSTILE
 

@@ -12,11 +12,10 @@ from core.commands.follow import Followed
 from core.commands.progress import present
 from core.commands.runs import describe_row, state_words
 from core.commands.watch import JsonLines, Log
-from core.runs.catalog import RunCatalog
-from core.runs.events import PhaseEvent
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState, StepProgress
-from core.runs.store import Run
+from core.runs.catalog.rows import RunCatalog
+from core.runs.record.events import PhaseEvent
+from core.runs.record.state import RunState, StepProgress, hostname, own_identity
+from core.runs.record.store import Run
 from tests.core.runs.test_eta import steady
 
 PROGRESS = StepProgress("micro_batches", 3, 8)

@@ -17,8 +17,8 @@ from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.models.architecture import measuring
 from core.models.architecture.families import read_architecture
-from core.runs.events import StepEvent, encode_event
-from core.runs.store import create_run
+from core.runs.record.events import StepEvent, encode_event
+from core.runs.record.store import create_run
 from tests.cases import cases
 from tests.core.commands.conftest import CommandLine
 from tests.core.models.architecture import published

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from core.commands.progress import phase_words, sample_words, step_words
-from core.runs.events import EvalEvent, SampleEvent, StepEvent
-from core.runs.history import Phase
-from core.runs.sentences import evaluation
-from core.runs.state import StepProgress
+from core.runs.record.events import EvalEvent, SampleEvent, StepEvent
+from core.runs.record.history import RunPhase
+from core.runs.record.sentences import evaluation
+from core.runs.record.state import StepProgress
 from tests.cases import cases
 
 STEP: dict[str, Any] = {"step": 3, "epoch": 0.1, "loss": 0.5, "lr": 1e-4, "grad_norm": 0.6, "tokens": 300}
@@ -46,15 +46,15 @@ def test_an_answer_is_told_with_what_became_of_it() -> None:
 @cases(
     ("phase", "progress", "words"),
     [
-        (Phase("evaluating", "loss", 18, 80), StepProgress("evaluation", 18, 80), "evaluating: loss 18/80  12s"),
-        (Phase("evaluating", "answers", 32, 80), StepProgress("answers", 32, 80), "evaluating: answers 32/80  12s"),
-        (Phase("evaluating", "loss", 80, 80), StepProgress("samples", 1, 3), "evaluating: samples 1/3  12s"),
-        (Phase("evaluating", "", 18, 80), None, "evaluating 18/80  12s"),
-        (Phase("saving", "checkpoint"), None, "saving: checkpoint  12s"),
-        (Phase("importing"), None, "importing  12s"),
+        (RunPhase("evaluating", "loss", 18, 80), StepProgress("evaluation", 18, 80), "evaluating: loss 18/80  12s"),
+        (RunPhase("evaluating", "answers", 32, 80), StepProgress("answers", 32, 80), "evaluating: answers 32/80  12s"),
+        (RunPhase("evaluating", "loss", 80, 80), StepProgress("samples", 1, 3), "evaluating: samples 1/3  12s"),
+        (RunPhase("evaluating", "", 18, 80), None, "evaluating 18/80  12s"),
+        (RunPhase("saving", "checkpoint"), None, "saving: checkpoint  12s"),
+        (RunPhase("importing"), None, "importing  12s"),
     ],
 )
 def test_a_phase_is_told_with_the_part_that_it_is_at_once(
-    phase: Phase, progress: StepProgress | None, words: str
+    phase: RunPhase, progress: StepProgress | None, words: str
 ) -> None:
     assert phase_words(phase, progress, 12.0) == words

@@ -13,10 +13,9 @@ from core.hardware.snapshot import Device
 from core.queue import status, store
 from core.queue.estimate import total_of
 from core.queue.unit import unit_path
-from core.runs.early_end import EarlyEnd
-from core.runs.estimate import Estimate, Unknown
-from core.runs.events import EvalEvent, StepEvent, encode_event
-from core.runs.store import create_run
+from core.runs.outlook.estimate import EarlyEnd, Estimate, NoEstimate
+from core.runs.record.events import EvalEvent, StepEvent, encode_event
+from core.runs.record.store import create_run
 from core.units import format_duration
 from tests.cases import cases
 from tests.core.models.architecture import published
@@ -163,7 +162,7 @@ def test_energy_alone_is_unknown_where_the_card_tells_no_power_limit(
         ([Estimate(60.0, 5, 2.0, "r")], "about 1m 00s, about 2 Wh."),
         ([Estimate(60.0, 5, None, "r")], "about 1m 00s, energy not known, as earlier runs have no reading."),
         (
-            [Estimate(60.0, 5, 2.0, "r"), Unknown("it is lost")],
+            [Estimate(60.0, 5, 2.0, "r"), NoEstimate("it is lost")],
             "1m 00s (1 of them not known), about 2 Wh at least.",
         ),
         (
@@ -183,10 +182,13 @@ def test_energy_alone_is_unknown_where_the_card_tells_no_power_limit(
             [Estimate(60.0, 5, 2.0, "r", early_end=CUT), Estimate(60.0, 5, 2.0, "r")],
             "about 4 Wh; 1 of them ends before its last step by train.max_hours.",
         ),
-        ([Unknown("it is lost")], "is not known, as no earlier run has this model, method and device, and it is lost."),
+        (
+            [NoEstimate("it is lost")],
+            "is not known, as no earlier run has this model, method and device, and it is lost.",
+        ),
     ],
 )
-def test_what_runs_take_is_told_with_its_basis(found: list[Estimate | Unknown], said: str) -> None:
+def test_what_runs_take_is_told_with_its_basis(found: list[Estimate | NoEstimate], said: str) -> None:
     assert tell_total(len(found), total_of(found)).endswith(said)
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from core.runs.process import own_identity
-from core.runs.state import RunState
-from core.runs.store import Run, create_run, list_runs
+from core.runs.record.state import RunState, own_identity
+from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
 from tests.core.runs.helpers import config_for
 

@@ -13,15 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from core.commands.status import status_line
-from core.runs.events import EvalEvent, HardwareEvent, PhaseEvent, RanksEvent, StepEvent, encode_event
-from core.runs.labels import Labels, write_labels
-from core.runs.process import hostname, own_identity
-from core.runs.prometheus import exposition
-from core.runs.ranks import Rank, write_ranks
-from core.runs.state import RunState
-from core.runs.status import live_runs, read_status
-from core.runs.store import Run, create_run
+from core.commands.status import exposition, status_line
+from core.runs.catalog.rows import live_runs, read_status
+from core.runs.record.events import EvalEvent, HardwareEvent, PhaseEvent, RanksEvent, StepEvent, encode_event
+from core.runs.record.state import Rank, RunState, hostname, own_identity, write_ranks
+from core.runs.record.store import Labels, Run, create_run, write_labels
 from tests.cases import cases
 from tests.core.runs.helpers import config_for
 
@@ -98,7 +94,7 @@ def test_the_processes_of_a_run_and_one_that_is_silent(cli: CommandLine, live: R
     ranks = [Rank(rank=0, host="head", pid=1, device="cpu", heard=now), Rank(rank=1, host="tower", heard=now - 20)]
     with live.events_path.open("a") as file:
         file.write(encode_event(RanksEvent(ranks=[rank.to_dict() for rank in ranks])))
-    write_ranks(live, ranks)
+    write_ranks(live.path, ranks)
     shown = cli("status", live.id, "--json").json["ranks"]
     assert [(rank["rank"], rank["host"], rank["pid"], rank["heard"]) for rank in shown] == [
         (0, "head", 1, now),

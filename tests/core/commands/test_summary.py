@@ -6,9 +6,9 @@ from pathlib import Path
 
 from core.commands.follow import Followed
 from core.commands.summary import adapter_of, summarize, summary_lines
-from core.runs.events import EvalEvent, FinishedEvent, HardwareEvent, PhaseEvent, StepEvent
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.record.events import EvalEvent, FinishedEvent, HardwareEvent, PhaseEvent, StepEvent
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
 from tests.cases import cases
 
 

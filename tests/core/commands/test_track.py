@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from core.runs.process import own_identity
-from core.runs.store import create_run
+from core.runs.record.state import own_identity
+from core.runs.record.store import create_run
 from core.tracking.position import Position, TrackerFiles
 from tests.core.commands.conftest import CommandLine, wait_for
 from tests.core.tracking.conftest import FAKE, Desk, configured, steps

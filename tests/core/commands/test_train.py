@@ -15,8 +15,8 @@ import pytest
 
 from core.commands.wishes import starts_all_the_same
 from core.launch import launcher
-from core.runs.store import find_run, list_runs
-from core.runs.wishes import Unmet
+from core.runs.outlook.forecast import Unmet
+from core.runs.record.store import find_run, list_runs
 from tests.cases import cases
 
 from .conftest import CommandLine, record_slow_run, wait_for

@@ -11,8 +11,8 @@ from core.commands.command_line import command_parser
 from core.commands.verify import EXIT_DIFFERS, result_lines
 from core.config.schema import Config
 from core.jobs.job import Job
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run
 from tests.cases import cases
 
 

@@ -22,7 +22,7 @@ from core.evaluation.lm_eval import (
     read_tasks,
 )
 from core.evaluation.record import folder_of, list_records
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.cases import cases
 
 #: Writes what lm-eval 0.4.13 writes, and how it was called.

@@ -13,7 +13,7 @@ from core import paths
 from core.config.schema import Config
 from core.errors import UserError
 from core.evaluation.targets import MOST, resolve_targets
-from core.runs.store import Run, create_run
+from core.runs.record.store import Run, create_run
 from tests.cases import cases
 from tests.core.export.test_result import make_result, write_result
 

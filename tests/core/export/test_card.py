@@ -31,8 +31,8 @@ from core.export.card import (
 )
 from core.export.request import Quant
 from core.export.result import Agreement
-from core.runs.store import Run
-from core.runs.trained import find_trained
+from core.runs.catalog.trained import find_trained
+from core.runs.record.store import Run
 from core.text import one_line
 from tests.cases import cases
 from tests.core.chat.test_session import add_adapter, make_run

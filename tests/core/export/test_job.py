@@ -20,7 +20,7 @@ from core.export.stages import stages_of
 from core.helper import Helper
 from core.jobs import job as jobs
 from core.jobs.job import JobCancelledError, JobProgress
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.core.export import killed_export
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.forking import Forks

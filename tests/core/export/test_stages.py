@@ -25,7 +25,7 @@ from core.export.stages import (
     WholeProgress,
     stages_of,
 )
-from core.runs.store import Run
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.examples import examples

@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.export import verify as proof
 from core.export.request import Quant
 from core.export.result import Agreement
-from core.runs.trained import TrainedModel, find_trained
+from core.runs.catalog.trained import TrainedModel, find_trained
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import make_trained_run, merged_model, write_rows
 from tests.progress import quiet

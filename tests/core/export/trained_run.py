@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.config.schema import Config, DataSection, HardwareSection, MethodSection, ModelSection, TrainSection
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run
 from tests.tiny_model import write_tiny_adapter
 
 ANSWERS = ("high", "low", "normal", "null")

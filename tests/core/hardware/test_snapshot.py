@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device, GpuProcess, Host, Xid
-from core.runs.events import HardwareEvent, decode_event, encode_event
+from core.runs.record.events import HardwareEvent, decode_event, encode_event
 from tests.examples import examples
 
 FULL = Device(

@@ -14,10 +14,9 @@ import time
 from pathlib import Path
 
 from core.errors import UserError
-from core.runs.lock import hold_worker_lock
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.record.files import hold_worker_lock
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import Run
 
 
 def main() -> int:

@@ -12,11 +12,10 @@ import pytest
 
 from core.errors import UserError
 from core.launch.force import kill
-from core.runs.events import FinishedEvent, StoppedEvent, encode_event
-from core.runs.process import hostname, start_identity
-from core.runs.state import RunState
-from core.runs.store import Run
-from core.runs.tail import EventTail
+from core.runs.record.events import FinishedEvent, StoppedEvent, encode_event
+from core.runs.record.state import RunState, hostname, start_identity
+from core.runs.record.store import Run
+from core.runs.record.tail import EventTail
 
 
 @pytest.fixture

@@ -16,11 +16,10 @@ import pytest
 from core.config.schema import TrackingSection
 from core.errors import UserError
 from core.launch import launcher
-from core.runs import lock
-from core.runs.events import StepEvent, encode_event
-from core.runs.process import hostname, start_identity
-from core.runs.state import RunState
-from core.runs.store import Run, complete_checkpoints, create_run
+from core.runs.record import files as lock
+from core.runs.record.events import StepEvent, encode_event
+from core.runs.record.state import RunState, hostname, start_identity
+from core.runs.record.store import Run, complete_checkpoints, create_run
 from core.tracking.position import TrackerFiles
 from tests.core.runs.helpers import config_for, wait_for
 
@@ -106,7 +105,7 @@ def test_a_worker_has_its_own_session_and_nothing_of_the_starter_but_its_lock(
 def test_a_worker_outlives_the_process_that_started_it(run: Run) -> None:
     program = (
         "import sys, os, pathlib\n"
-        "from core.launch import launcher\nfrom core.runs.store import Run\n"
+        "from core.launch import launcher\nfrom core.runs.record.store import Run\n"
         f"launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]\n"
         f"launcher.launch(Run(pathlib.Path({str(run.path)!r})))\n"
         "os.kill(os.getpid(), 9)\n"
@@ -182,7 +181,7 @@ def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
 def test_of_many_launchers_at_once_one_wins(run: Run) -> None:
     program = (
         "import sys, pathlib\n"
-        "from core.errors import UserError\nfrom core.launch import launcher\nfrom core.runs.store import Run\n"
+        "from core.errors import UserError\nfrom core.launch import launcher\nfrom core.runs.record.store import Run\n"
         f"launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]\n"
         "sys.stdin.readline()\n"
         f"try: launcher.launch(Run(pathlib.Path({str(run.path)!r}))); print('started')\n"
@@ -363,7 +362,7 @@ def test_a_worker_finds_core_from_anywhere(tmp_path: Path) -> None:
     foreign.mkdir()
     (foreign / "__init__.py").write_text("raise SystemExit('the wrong core')")
     done = subprocess.run(
-        [sys.executable, "-c", "import core.runs.lock, core; print(core.__file__)"],
+        [sys.executable, "-c", "import core.runs.record.files, core; print(core.__file__)"],
         cwd=os.sep,
         env=launcher.worker_environment(),
         capture_output=True,

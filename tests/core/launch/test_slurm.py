@@ -13,7 +13,7 @@ import pytest
 
 from core.errors import UserError
 from core.launch.slurm import SlurmJob
-from core.runs.state import RunState
+from core.runs.record.state import RunState
 from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST
 from tests.cases import cases
 from tests.core.launch.fake_slurm import FakeSlurm

@@ -16,8 +16,8 @@ from core.importers.convert import import_config
 from core.presets.library import find_preset, presets
 from core.presets.provenance import Provenance, find_provenance
 from core.presets.switch import Chosen, apply_switch, note_chosen, plan_switch
-from core.runs.again import Origin, begin_from
-from core.runs.store import Run
+from core.runs.catalog.earlier import Origin, begin_from
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.config.strategies import CHANGES
 

@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.quantization import job
 from core.quantization.job import free_bytes, known, known_sentence, measure, recall, remember
 from core.quantization.result import Figures, Kept, LayerCost, QuantizationCost, kept_sentence, sentence
-from core.runs import forecast
+from core.runs.outlook import forecast
 from tests.core.worker.quantization.hurt import write_hurt
 from tests.e2e.workers import write_rows
 from tests.progress import quiet

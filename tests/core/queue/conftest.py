@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from core.queue.status import read_status
-from core.runs.process import is_same_process
-from core.runs.state import RunState
-from core.runs.store import list_runs
+from core.runs.record.state import RunState, is_same_process
+from core.runs.record.store import list_runs
 from tests.core.queue.helpers import FakeWorkers
 
 

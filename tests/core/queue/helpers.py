@@ -16,10 +16,9 @@ from core.launch import launcher
 from core.queue import store
 from core.queue.entry import QueueEntry
 from core.queue.runner import QueueRunner
-from core.runs.lock import try_lock
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.record.files import try_lock
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import Run
 
 
 def config_for(**sections: dict[str, Any]) -> Config:

@@ -8,7 +8,7 @@ import sys
 from core.launch import launcher
 from core.queue import __main__ as process
 from core.queue import runner
-from core.runs.store import Run
+from core.runs.record.store import Run
 
 
 def command(run: Run, *, resume: bool = False) -> list[str]:

@@ -11,9 +11,9 @@ from core.config.schema import Config
 from core.hardware.snapshot import Device
 from core.queue import estimate
 from core.queue.estimate import Estimator, total_of
-from core.runs.estimate import Estimate, Unknown
-from core.runs.events import StepEvent, encode_event
-from core.runs.store import create_run
+from core.runs.outlook.estimate import Estimate, NoEstimate
+from core.runs.record.events import StepEvent, encode_event
+from core.runs.record.store import create_run
 
 CARD = Device(
     index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_used=23_000_000_000, memory_total=24_000_000_000,
@@ -43,9 +43,9 @@ def test_rows_are_sampled_and_counted_and_the_card_is_planned_as_if_it_were_empt
     assert (found.by, found.steps, found.assumed) == ("plan", 10, ())
     assert found.watt_hours == pytest.approx(found.seconds * 450.0 / 3600)
     longest = estimator.estimate(config.model_copy(update={"data": config.data.model_copy(update={"train": "gone"})}))
-    assert longest == Unknown("the number of its rows is not known")
+    assert longest == NoEstimate("the number of its rows is not known")
     planned = estimator._plan(config)
-    assert not isinstance(planned, Unknown)
+    assert not isinstance(planned, NoEstimate)
     assert planned.machine.limit_bytes == CARD.memory_total
     assert planned.rows is not None
     assert planned.rows.count == 80
@@ -89,12 +89,12 @@ def test_the_pace_of_a_run_of_its_kind_is_taken_before_the_plan(
 def test_the_rows_of_a_cpu_that_is_not_known_are_not_sampled(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "sample_lengths", lambda _: pytest.fail("sampled"))
     cpu = config.model_copy(update={"hardware": config.hardware.model_copy(update={"device": "cpu"})})
-    assert Estimator().estimate(cpu) == Unknown("the speed of this CPU is not known to the plan")
+    assert Estimator().estimate(cpu) == NoEstimate("the speed of this CPU is not known to the plan")
 
 
 def test_a_model_that_is_not_here_is_said(config: Config, card: None) -> None:
     gone = config.model_copy(update={"model": config.model.model_copy(update={"base": "/nowhere/model"})})
     found = Estimator().estimate(gone)
-    assert isinstance(found, Unknown)
+    assert isinstance(found, NoEstimate)
     assert found.reason.startswith("it cannot be planned: ")
     assert not found.reason.endswith(".")

@@ -9,9 +9,8 @@ import pytest
 
 from core.config.schema import Config, DataSection
 from core.queue.fate import live_run
-from core.runs.process import hostname, own_identity
-from core.runs.state import PARKED_BY_HAND, RunState
-from core.runs.store import Run, create_run
+from core.runs.record.state import PARKED_BY_HAND, RunState, hostname, own_identity
+from core.runs.record.store import Run, create_run
 from tests.cases import cases
 
 

@@ -19,7 +19,7 @@ from core.launch import launcher
 from core.queue import runner, store
 from core.queue.entry import ACTIVE
 from core.queue.fate import run_of
-from core.runs.store import Run, make_run
+from core.runs.record.store import Run, make_run
 from tests.core.queue.helpers import FakeWorkers, add, make_runner
 from tests.examples import examples
 

@@ -44,6 +44,6 @@ def test_a_run_on_the_cpu_and_one_that_cannot_be_planned_do_not_wait(monkeypatch
     def refuse(*_: object) -> Machine:
         raise UserError("There is no such card.")
 
-    monkeypatch.setattr("core.runs.forecast.this_machine", refuse)
+    monkeypatch.setattr("core.runs.outlook.forecast.this_machine", refuse)
     assert lack_of_room(config_for()) is None
     assert lack_of_room(config_for(hardware={"device": "cuda"})) is None

@@ -10,10 +10,9 @@ from core.launch import launcher
 from core.queue import store
 from core.queue.entry import QueueEntry
 from core.queue.runner import MOST_STARTS, Pace, QueueRunner
-from core.runs.device_lock import take_beside
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import Run, create_run, list_runs
+from core.runs.control.devices import take_beside
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
 from tests.core.queue.helpers import FakeWorkers, add, config_for, fill, make_runner, states
 from tests.small_disk import small_disk

@@ -11,12 +11,10 @@ from core.queue import store
 from core.queue.estimate import Estimator, total_of
 from core.queue.status import RunnerStatus
 from core.queue.view import QueueReader, next_begin
-from core.runs.estimate import Estimate, Unknown, limited
-from core.runs.events import StepEvent, encode_event
-from core.runs.pace import PaceBook
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import create_run
+from core.runs.outlook.estimate import Estimate, NoEstimate, PaceBook, limited
+from core.runs.record.events import StepEvent, encode_event
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import create_run
 from tests.core.queue.helpers import add, config_for
 
 RUNNER = RunnerStatus(pid=1, pid_started="x", doing="waits", entry=None, updated=0.0)
@@ -29,10 +27,10 @@ class Known(Estimator):
     def __init__(self) -> None:
         super().__init__(lambda: PaceBook([]))
 
-    def estimate(self, config: Config) -> Estimate | Unknown:
+    def estimate(self, config: Config) -> Estimate | NoEstimate:
         steps = config.train.max_steps
         if steps is None:
-            return Unknown("it does not say its steps")
+            return NoEstimate("it does not say its steps")
         every = Estimate(10.0 * steps, steps, 2.0 * steps, "r", "plan" if config.method.rank == 32 else "pace")
         return limited(config, every)
 
@@ -161,14 +159,14 @@ def test_rows_are_counted_where_epochs_decide_and_the_pace_is_that_of_an_earlier
     data.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(80)))
     config = config_for(data={"train": str(data)}, train={"batch_size": 8})
     estimator = Estimator()
-    assert isinstance(estimator.estimate(config), Unknown), "no earlier run"
+    assert isinstance(estimator.estimate(config), NoEstimate), "no earlier run"
     run = create_run(config, "before")
     run.events_path.write_text("".join(encode_event(step(number, float(number))) + "\n" for number in range(1, 6)))
     found = Estimator().estimate(config)
     assert isinstance(found, Estimate)
     assert (found.steps, found.watt_hours, found.by) == (10, None, "pace")
     assert found.seconds == pytest.approx(100.0)
-    total = total_of([found, Unknown("it has no rows")])
+    total = total_of([found, NoEstimate("it has no rows")])
     assert (total.seconds, total.unknown, total.watt_hours, total.without_energy) == (found.seconds, 1, None, 2)
     assert (total.by, total.reason) == ("pace", "it has no rows")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.runs.store import Run, create_run
+from core.runs.record.store import Run, create_run
 from tests.core.runs.helpers import config_for
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from core.runs import events
-from core.runs.events import TIME_LIMIT
+from core.runs.record import events
+from core.runs.record.events import TIME_LIMIT
 
 _TEXT = st.text(st.characters(), max_size=30)
 _SCALAR = st.one_of(st.none(), st.integers(-(2**63), 2**63), _TEXT, st.floats(allow_nan=False, allow_infinity=False))

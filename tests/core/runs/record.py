@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from core.runs.store import Run
+from core.runs.record.store import Run
 
 RECORDED = Path(__file__).with_name("recorded")
 #: Events that the time left does not depend on, and texts that are not kept.

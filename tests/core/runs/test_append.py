@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from core.config.schema import Config
-from core.runs.append import append_events, append_while_open, closing_record
-from core.runs.events import NoticeEvent
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
-from core.runs.tail import EventTail
+from core.runs.record.events import NoticeEvent
+from core.runs.record.files import append_events, append_while_open, closing_record
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run
+from core.runs.record.tail import EventTail
 from tests.cases import cases
 
 NOTICE = NoticeEvent(level="warning", code="hot", message="It is hot.", hint="")

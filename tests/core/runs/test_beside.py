@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.runs import beside
-from core.runs.beside import model_bytes, refuse_crowding, runs_on_card, runs_on_cpu
+from core.runs.control import devices as beside
+from core.runs.control.devices import model_bytes, refuse_crowding, runs_on_card, runs_on_cpu
 from tests.cases import cases
 
 GB = 10**9

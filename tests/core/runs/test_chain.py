@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.runs.chain import (
+from core.runs.record.chain import (
     CHAIN_NAME,
     NOTHING,
     Chain,
@@ -131,7 +131,7 @@ def test_a_line_that_is_too_long_for_a_link_is_no_torn_one(
     Chain(tmp_path, events).append("start", {})
     with (tmp_path / CHAIN_NAME).open("ab") as file:
         file.write(b"[" * 2000 + b"\n")
-    monkeypatch.setattr("core.runs.chain.LINK_LIMIT", 1000)
+    monkeypatch.setattr("core.runs.record.chain.LINK_LIMIT", 1000)
     assert damaged(tmp_path) == "chain.jsonl, line 2: it is too long for a link"
 
 

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.runs import client as client_module
-from core.runs import protocol
-from core.runs.client import ControlClient
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.control import client as client_module
+from core.runs.control import protocol
+from core.runs.control.client import ControlClient
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.runs.helpers import wait_for
 

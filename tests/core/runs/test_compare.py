@@ -11,9 +11,19 @@ import pytest
 
 from core.config.document import dump_config
 from core.errors import UserError
-from core.runs.compare import MOST_RUNS, Comparison, RunRecord, compare_runs, read_record
-from core.runs.compare_report import text_lines, to_csv, to_curves_csv, to_json, to_markdown
-from core.runs.events import (
+from core.runs.catalog.compare import (
+    MOST_RUNS,
+    RunComparison,
+    RunRecord,
+    compare_runs,
+    read_record,
+    text_lines,
+    to_csv,
+    to_curves_csv,
+    to_json,
+    to_markdown,
+)
+from core.runs.record.events import (
     DataEvent,
     EvalEvent,
     Event,
@@ -23,10 +33,9 @@ from core.runs.events import (
     StepEvent,
     encode_event,
 )
-from core.runs.labels import Labels, write_labels
-from core.runs.metrics import METRICS
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.series import METRICS
+from core.runs.record.state import RunState
+from core.runs.record.store import Labels, Run, create_run, write_labels
 from tests.cases import cases
 from tests.core.runs.helpers import config_for
 from tests.tui.harness import FORBIDDEN, HOSTILE
@@ -88,11 +97,11 @@ def pair(home: Path) -> list[RunRecord]:
 
 
 @pytest.fixture
-def compared(pair: list[RunRecord]) -> Comparison:
+def compared(pair: list[RunRecord]) -> RunComparison:
     return compare_runs(pair)
 
 
-def test_it_says_which_was_better_and_what_differs(compared: Comparison) -> None:
+def test_it_says_which_was_better_and_what_differs(compared: RunComparison) -> None:
     assert compared.verdict.startswith("B was better on held-out rows: eval loss 0.400 at step 3, A 0.500.")
     assert "train.learning_rate" in compared.verdict
     figures = {fact.name: fact for fact in compared.figures}
@@ -107,7 +116,7 @@ def test_it_says_which_was_better_and_what_differs(compared: Comparison) -> None
     assert data == {"rows": (100, 200), "rows used": (90, 180)}
 
 
-def test_the_last_answers_stand_side_by_side(compared: Comparison) -> None:
+def test_the_last_answers_stand_side_by_side(compared: RunComparison) -> None:
     asked, alone = compared.answers
     assert (asked.prompt, asked.texts, asked.steps, asked.right) == ("Is it?", ("no", "yes"), (3, 3), (False, True))
     assert (alone.prompt, alone.texts) == ("Only here", ("a", None))
@@ -169,7 +178,7 @@ def test_runs_without_anything_are_compared(home: Path) -> None:
     assert text_lines(compared)
 
 
-def test_the_csv_is_read_back(compared: Comparison) -> None:
+def test_the_csv_is_read_back(compared: RunComparison) -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(compared))))
     assert [row["name"] for row in rows] == ["", "half the rate"]
     assert [float(row["best eval loss"]) for row in rows] == [0.5, 0.4]
@@ -198,7 +207,7 @@ def test_reports_are_safe_whatever_runs_are_called(pair: list[RunRecord]) -> Non
         assert not FORBIDDEN & set(text)
 
 
-def test_the_object_for_scripts_has_plain_values(compared: Comparison) -> None:
+def test_the_object_for_scripts_has_plain_values(compared: RunComparison) -> None:
     found = json.loads(json.dumps(to_json(compared)))
     figures = {fact["name"]: fact for fact in found["figures"]}
     assert figures["speed"] == {"name": "speed", "unit": "tokens/s", "values": [50.0, 300.0], "best": [1]}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from core.runs import figures
-from core.runs.catalog import RunCatalog
-from core.runs.detail import read_detail
-from core.runs.events import (
+from core.runs.catalog import rows as figures
+from core.runs.catalog.result import read_detail
+from core.runs.catalog.rows import FigureReader, RunCatalog
+from core.runs.record.events import (
     ControlEvent,
     EvalEvent,
     Event,
@@ -22,10 +22,10 @@ from core.runs.events import (
     StoppedEvent,
     encode_event,
 )
-from core.runs.figures import FigureReader, RecordFigures, read_figures, read_record_figures
-from core.runs.history import read_history
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.history import read_history
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run
+from core.runs.record.timings import RunTotals
 from tests.cases import cases
 from tests.core.runs.helpers import config_for
 
@@ -75,19 +75,19 @@ def run(private_home: Path) -> Run:
 
 
 def test_working_time_has_neither_pauses_nor_the_time_between_two_workers(run: Run) -> None:
-    assert read_record_figures(run.events_path).working_seconds == pytest.approx(50.0 - 30.0 + 13.0)
+    assert FigureReader().read(run).working_seconds == pytest.approx(50.0 - 30.0 + 13.0)
 
 
 @cases("content", [b"", b"\xff\xfe\n", b'{"t": "x"}\n', b'{"t": 1e99}', b"{" * 100_000])
 def test_a_damaged_record_has_no_working_time(run: Run, content: bytes) -> None:
     run.events_path.write_bytes(content)
-    assert read_record_figures(run.events_path).working_seconds in (None, 0.0)
+    assert FigureReader().read(run).working_seconds in (None, 0.0)
     run.events_path.unlink()
-    assert read_record_figures(run.events_path).working_seconds is None
+    assert FigureReader().read(run).working_seconds is None
 
 
 def test_figures(run: Run) -> None:
-    found = read_figures(run)
+    found = FigureReader().read(run)
     assert (found.eval_loss, found.exact_match) == (1.5, 0.35)
     assert found.working_seconds == pytest.approx(33.0)
     assert found.size == sum(path.stat().st_size for path in run.path.iterdir())
@@ -96,14 +96,14 @@ def test_figures(run: Run) -> None:
 def test_figures_are_read_again_only_when_a_file_has_changed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "_REST", 0.0)
     reader = FigureReader()
-    before = reader.read(run)
+    reader.read(run)
     read: list[Path] = []
 
-    def note(events: Path) -> RecordFigures:
+    def note(events: Path) -> RunTotals:
         read.append(events)
-        return before
+        return RunTotals()
 
-    monkeypatch.setattr(figures, "read_record_figures", note)
+    monkeypatch.setattr(figures, "read_totals", note)
     reader.read(run)
     assert not read
     with run.events_path.open("a", encoding="utf-8") as file:
@@ -158,9 +158,9 @@ def test_the_working_time_of_a_record_is_that_of_its_history(run: Run) -> None:
     )
     with run.events_path.open("a", encoding="utf-8") as file:
         file.write("".join(map(encode_event, more)))
-    assert read_record_figures(run.events_path).working_seconds == pytest.approx(33.0 + 12.0 - 2.0)
+    assert FigureReader().read(run).working_seconds == pytest.approx(33.0 + 12.0 - 2.0)
     assert read_history(run).working_seconds == pytest.approx(33.0 + 12.0 - 2.0)
     # As another program may have written it.
     loose = run.events_path.read_text(encoding="utf-8").replace('{"t": ', '{"t":').replace('": ', '":')
     run.events_path.write_text(loose, encoding="utf-8")
-    assert read_record_figures(run.events_path).working_seconds == pytest.approx(43.0)
+    assert FigureReader().read(run).working_seconds == pytest.approx(43.0)

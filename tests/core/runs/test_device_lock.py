@@ -16,10 +16,9 @@ import pytest
 from core.hardware.obstacle import Sight
 from core.hardware.visible import Identity
 from core.helper import finding_core
-from core.runs.device_lock import Hold, lock_path, occupant, run_devices, take_alone, take_beside
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import make_run
+from core.runs.control.devices import Hold, lock_path, occupant, run_devices, take_alone, take_beside
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import make_run
 from tests.cases import cases
 from tests.core.queue.helpers import config_for
 from tests.waiting import wait_for
@@ -27,7 +26,7 @@ from tests.waiting import wait_for
 #: Takes devices, says what it has got, and holds them until its input ends.
 HOLDER = """
 import sys
-from core.runs.device_lock import take_alone, take_beside
+from core.runs.control.devices import take_alone, take_beside
 how, run, *devices = sys.argv[1:]
 held = (take_alone if how == "alone" else take_beside)(devices, run)
 print("taken" if held is None else " ".join(["held", *held.beside]), flush=True)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from core.runs.energy import Tariff, energy_words
+from core.runs.outlook.energy import Tariff, energy_words
 from tests.cases import cases
 
 

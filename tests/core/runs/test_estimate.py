@@ -13,9 +13,15 @@ from core.memory.plan import Machine
 from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import chosen_strategy
 from core.models.architecture.families import read_architecture
-from core.runs.early_end import tell_early_end
-from core.runs.estimate import Estimate, Planned, Unknown, expected, tell_basis
-from core.runs.pace import Pace
+from core.runs.outlook.estimate import (
+    Estimate,
+    NoEstimate,
+    PlannedRun,
+    RunPace,
+    estimate_words,
+    expected,
+    tell_early_end,
+)
 from tests.cases import cases
 from tests.core.models.architecture import published
 
@@ -27,23 +33,23 @@ def config_of(**sections: Any) -> Config:
     return Config.model_validate({"model": {"base": "m"}, "data": {"train": "x"}, **sections})
 
 
-def planned(config: Config, machine: Machine = CARD, rows: Rows | None = None, cards: int = 1) -> Planned:
+def planned(config: Config, machine: Machine = CARD, rows: Rows | None = None, cards: int = 1) -> PlannedRun:
     architecture = read_architecture(published.LLAMA_3_8B, "m")
-    return Planned(chosen_strategy(architecture, config, machine, rows, cards=Cards(cards)), machine, rows)
+    return PlannedRun(chosen_strategy(architecture, config, machine, rows, cards=Cards(cards)), machine, rows)
 
 
-def never() -> Planned:
+def never() -> PlannedRun:
     raise AssertionError("planned where it is not needed")
 
 
 @pytest.mark.parametrize("count", [8, 80_000])
 def test_a_measured_pace_is_kept_whatever_the_number_of_rows(count: int) -> None:
-    pace = Pace("earlier", 50.0, 2.0, None, rows_per_step=8)
+    pace = RunPace("earlier", 50.0, 2.0, None, rows_per_step=8)
     found = expected(config_of(), pace, never, count=count)
     assert isinstance(found, Estimate)
     assert (found.by, found.steps) == ("pace", count // 8)
     assert found.seconds == pytest.approx(2.0 * count / 8)
-    assert tell_basis(found) == "at the pace of earlier"
+    assert estimate_words(found).basis == "at the pace of earlier"
 
 
 def test_without_a_run_of_its_kind_the_plan_tells_the_time_and_the_power_limit_the_energy() -> None:
@@ -56,7 +62,7 @@ def test_without_a_run_of_its_kind_the_plan_tells_the_time_and_the_power_limit_t
     assert found.watt_hours == pytest.approx(found.seconds * 450.0 / 3600)
     # 200 steps of 8 rows at the plan's 2,240 tokens a second on this card (docs/performance.md).
     assert found.seconds == pytest.approx(200 * 8 * 500 / 2240, rel=0.8)
-    assert tell_basis(found) == "by the plan (no run of this kind yet)"
+    assert estimate_words(found).basis == "by the plan (no run of this kind yet)"
 
 
 def test_what_the_plan_assumes_is_told() -> None:
@@ -65,7 +71,7 @@ def test_what_the_plan_assumes_is_told() -> None:
     assert isinstance(found, Estimate)
     assert found.watt_hours is None, "no watts are known of this card"
     what = "rows of 1000 tokens and the speed of a common card assumed"
-    assert tell_basis(found) == f"by the plan (no run of this kind yet; {what})"
+    assert estimate_words(found).basis == f"by the plan (no run of this kind yet; {what})"
 
 
 def test_a_card_that_is_not_here_is_called_so() -> None:
@@ -75,7 +81,7 @@ def test_a_card_that_is_not_here_is_called_so() -> None:
     found = expected(config, None, lambda: planned(config, elsewhere, rows), count=8)
     assert isinstance(found, Estimate)
     said = "by the plan (for a card that is not here; the speed of a common card assumed)"
-    assert (found.elsewhere, tell_basis(found)) == (True, said)
+    assert (found.elsewhere, estimate_words(found).basis) == (True, said)
 
 
 @cases(
@@ -92,14 +98,14 @@ def test_a_card_that_is_not_here_is_called_so() -> None:
 def test_an_estimate_goes_as_far_as_the_limits_of_the_run(
     limits: dict[str, float], seconds: float, watt_hours: float, step: int | None, said: str
 ) -> None:
-    pace = Pace("earlier", 50.0, 18.0, None, rows_per_step=8, watt_hours_per_second=1000 / 54_000)
+    pace = RunPace("earlier", 50.0, 18.0, None, rows_per_step=8, watt_hours_per_second=1000 / 54_000)
     found = expected(config_of(train=limits), pace, never, count=24_000)
     assert isinstance(found, Estimate)
     assert found.seconds == pytest.approx(seconds)
     assert found.watt_hours == pytest.approx(watt_hours)
     assert found.steps == 3000
     assert (found.early_end.step if found.early_end is not None else None) == step
-    assert tell_basis(found) == "at the pace of earlier"
+    assert estimate_words(found).basis == "at the pace of earlier"
     assert said in ("" if found.early_end is None else tell_early_end(found.early_end))
 
 
@@ -140,17 +146,17 @@ def test_a_cpu_has_an_estimate_only_where_it_has_been_measured() -> None:
     config, rows = config_of(), rows_of_tokens([500] * 300, 150_000)
     cpu = Machine("cpu", 64_000_000_000, device="a CPU")
     found = expected(config, None, lambda: planned(config, cpu, rows), count=8)
-    assert found == Unknown("the speed of this CPU is not known to the plan")
+    assert found == NoEstimate("the speed of this CPU is not known to the plan")
     machine = Machine("cpu", 64_000_000_000, device="a CPU", calibration=MEASURED)
     measured = expected(config, None, lambda: planned(config, machine, rows), count=8)
     assert isinstance(measured, Estimate)
     assert (measured.by, measured.watt_hours, measured.assumed) == ("plan", None, ())
 
 
-@pytest.mark.parametrize("pace", [None, Pace("earlier", 50.0, 2.0, None)])
-def test_without_a_number_of_steps_nothing_is_planned(pace: Pace | None) -> None:
-    assert expected(config_of(), pace, never) == Unknown("the number of its rows is not known")
+@pytest.mark.parametrize("pace", [None, RunPace("earlier", 50.0, 2.0, None)])
+def test_without_a_number_of_steps_nothing_is_planned(pace: RunPace | None) -> None:
+    assert expected(config_of(), pace, never) == NoEstimate("the number of its rows is not known")
 
 
 def test_a_plan_that_cannot_be_made_says_why() -> None:
-    assert expected(config_of(), None, lambda: Unknown("it is too hot"), count=8) == Unknown("it is too hot")
+    assert expected(config_of(), None, lambda: NoEstimate("it is too hot"), count=8) == NoEstimate("it is too hot")

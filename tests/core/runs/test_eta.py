@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import tomli
 
-from core.runs import events
-from core.runs.activity import eta_words, pending_words, progress_words, step_progress
-from core.runs.eta import Eta, estimate, evaluation_seconds_left
-from core.runs.events import Event, FinishedEvent, PhaseEvent, StepEvent, StoppedEvent, decode_event
-from core.runs.schedule import Schedule
-from core.runs.state import RunState, StepProgress
-from core.runs.timings import RECENT_STEPS, Timings
+from core.runs.outlook.time_left import Eta, Schedule, estimate, eta_words, evaluation_seconds_left
+from core.runs.record import events
+from core.runs.record.events import Event, FinishedEvent, PhaseEvent, StepEvent, StoppedEvent, decode_event
+from core.runs.record.sentences import pending_words, progress_words, step_progress
+from core.runs.record.state import RunState, StepProgress
+from core.runs.record.timings import RECENT_STEPS, Timings
 from tests.cases import cases
 
 from .record import RECORDED

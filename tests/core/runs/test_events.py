@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from core.runs import events
-from core.runs.events import MalformedEventError, StepEvent, decode_event, encode_event
+from core.runs.record import events
+from core.runs.record.events import MalformedEventError, StepEvent, decode_event, encode_event
 from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS, JSON
 

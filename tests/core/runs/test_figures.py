@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import paths
-from core.runs import figures
-from core.runs.catalog import RunCatalog
-from core.runs.events import (
+from core.runs.catalog import rows as figures
+from core.runs.catalog.rows import FigureReader, RunCatalog, RunFigures
+from core.runs.record.events import (
     EvalEvent,
     Event,
     FinishedEvent,
     HardwareEvent,
     PhaseEvent,
+    RollbackEvent,
     StepEvent,
     decode_event,
     decode_step,
     encode_event,
 )
-from core.runs.figures import FigureReader, read_record_figures
-from core.runs.history import RunHistory
-from core.runs.labels import Labels, write_labels
-from core.runs.state import RunState
-from core.runs.store import Run
-from core.runs.summary_cache import SummaryCache
+from core.runs.record.state import RunState
+from core.runs.record.store import Labels, Run, write_labels
+from core.runs.record.timings import KEPT, RunTotals
 from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS as ANY_EVENTS
 from tests.examples import examples
@@ -72,28 +70,33 @@ def write(run: Run, events: Sequence[Event]) -> None:
     run.events_path.write_text("".join(map(encode_event, events)), encoding="utf-8")
 
 
-def assert_as_history(events: Sequence[Event], found: figures.RecordFigures) -> None:
-    history = RunHistory()
-    for event in events:
-        history.apply(event)
-    assert found.tokens == (history.tokens if history.step_count else None)
-    assert found.tokens_per_second == history.tokens_per_second
-    assert found.energy_wh == history.energy_wh
-    assert found.eval_loss == (history.evals[-1].loss if history.evals else None)
-
-
 def test_a_record_that_goes_back_counts_each_step_once(run: Run) -> None:
     write(run, EVENTS)
-    found = read_record_figures(run.events_path)
+    found = FigureReader().read(run)
     assert (found.tokens, found.tokens_per_second) == (400, 50.0)
     assert found.energy_wh == 2.5
     assert (found.best_loss, found.best_step, found.eval_loss, found.exact_match) == (0.7, 3, 0.8, 0.5)
-    assert_as_history(EVENTS, found)
 
 
 def test_the_evaluation_that_was_replayed_is_not_the_best(run: Run) -> None:
     write(run, EVENTS[:8])
-    assert read_record_figures(run.events_path).best_loss == 0.1
+    assert FigureReader().read(run).best_loss == 0.1
+
+
+def test_steps_that_a_rollback_undoes_are_not_counted(run: Run) -> None:
+    rollback = RollbackEvent(t=17.0, step=1, first=2, last=3, loss=9.0)
+    write(run, [*EVENTS[:8], rollback])
+    found = FigureReader().read(run)
+    assert (found.tokens, found.eval_loss, found.best_loss) == (100, 0.9, 0.9)
+
+
+def test_the_best_of_very_many_evaluations_is_kept() -> None:
+    totals = RunTotals()
+    for number in range(1, 2 * KEPT + 2):
+        totals.apply(evaluation(float(number), number, 0.5 if number == 7 else 1.0))
+    assert len(totals.evals) == KEPT
+    assert totals.best is not None
+    assert totals.best.step == 7
 
 
 @settings(max_examples=examples(100))
@@ -115,16 +118,13 @@ def ended(run: Run) -> Run:
 
 
 def test_figures_of_ended_runs_are_kept_beyond_the_process(ended: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = FigureReader(SummaryCache("run-figures"))
+    reader = FigureReader(is_cached=True)
     assert not reader.is_known(ended)
     first = reader.read(ended)
     reader.save()
 
-    def refuse(_events: Path) -> figures.RecordFigures:
-        raise AssertionError("read again")
-
-    monkeypatch.setattr(figures, "read_record_figures", refuse)
-    fresh = FigureReader(SummaryCache("run-figures"))
+    monkeypatch.setattr(figures, "read_totals", lambda _: pytest.fail("read again"))
+    fresh = FigureReader(is_cached=True)
     assert fresh.is_known(ended)
     assert fresh.read(ended) == first
     # A note changes the size, and nothing of the record.
@@ -141,28 +141,31 @@ def test_figures_of_ended_runs_are_kept_beyond_the_process(ended: Run, monkeypat
         "[]",
         '{"version": 1}',
         '{"version": 99, "runs": {}}',
-        '{"version": 1, "runs": {"ID": {"record": [1], "files": "x", "figures": {}}}}',
-        '{"version": 1, "runs": {"ID": {"record": [1], "files": [], "figures": {"size": "big"}}}}',
-        '{"version": 1, "runs": {"ID": 3}}',
+        '{"version": 2, "runs": {"ID": {"stamp": "x", "facts": {}}}}',
+        '{"version": 2, "runs": {"ID": {"stamp": [1], "facts": {"size": "big"}}}}',
+        '{"version": 2, "runs": {"ID": WRONG}}',
+        '{"version": 2, "runs": {"ID": 3}}',
     ],
 )
 def test_a_file_of_figures_that_makes_no_sense_is_made_anew(ended: Run, content: str) -> None:
     path = paths.make_private_dir(paths.cache_dir()) / "run-figures.json"
-    path.write_text(content.replace("ID", ended.id), encoding="utf-8")
-    (paths.cache_dir() / "run-facts.json").write_text(content.replace("ID", ended.id), encoding="utf-8")
-    reader = FigureReader(SummaryCache("run-figures"))
+    wrong = {"stamp": list(FigureReader.stamp(ended)), "facts": asdict(RunFigures(size=1)) | {"size": "big"}}
+    content = content.replace("WRONG", json.dumps(wrong)).replace("ID", ended.id)
+    path.write_text(content, encoding="utf-8")
+    (paths.cache_dir() / "run-facts.json").write_text(content, encoding="utf-8")
+    reader = FigureReader(is_cached=True)
     assert reader.read(ended).best_loss == 0.7
     reader.save()
-    assert json.loads(path.read_text(encoding="utf-8"))["runs"][ended.id]["figures"]["best_loss"] == 0.7
+    assert json.loads(path.read_text(encoding="utf-8"))["runs"][ended.id]["facts"]["best_loss"] == 0.7
     assert path.stat().st_mode & 0o777 == 0o600
-    (row,) = RunCatalog(SummaryCache("run-facts")).rows()
+    (row,) = RunCatalog(is_cached=True).rows()
     assert (row.step, row.method_words, row.data) == (4, "qlora r16", ("train.jsonl",))
 
 
 def test_facts_of_ended_runs_are_kept_and_labels_are_not(ended: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    (first,) = RunCatalog(SummaryCache("run-facts")).rows()
+    (first,) = RunCatalog(is_cached=True).rows()
     monkeypatch.setattr(Run, "values", lambda _run: pytest.fail("read again"))
-    catalog = RunCatalog(SummaryCache("run-facts"))
+    catalog = RunCatalog(is_cached=True)
     assert catalog.rows() == [first]
     write_labels(ended.path, Labels(name="mine"))
     (row,) = catalog.rows()
@@ -171,4 +174,4 @@ def test_facts_of_ended_runs_are_kept_and_labels_are_not(ended: Run, monkeypatch
     ended.path.rename(ended.path.with_name("gone"))
     (ended.path.with_name("gone") / "run.toml").unlink()
     assert catalog.rows() == []
-    assert SummaryCache("run-facts").get(ended.id) is None
+    assert ended.id not in (paths.cache_dir() / "run-facts.json").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from core.config.schema import Config
 from core.hardware.snapshot import Device
 from core.memory.cards import Cards
 from core.memory.plan import Machine
-from core.runs.forecast import cards_here, forecast, this_machine
+from core.runs.outlook.forecast import cards_here, forecast, this_machine
 from tests.cases import cases
 from tests.core.models.architecture import published
 

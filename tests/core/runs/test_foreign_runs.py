@@ -21,12 +21,13 @@ from core.commands.follow import Followed
 from core.commands.summary import summarize, summary_lines
 from core.config.document import dump_config
 from core.launch.launcher import failure_reason, log_tail
-from core.runs import oom, pace
-from core.runs.catalog import RunCatalog
-from core.runs.history import RunHistory, last_step, read_history
-from core.runs.state import RunState
-from core.runs.store import Run, complete_checkpoints, find_run, list_runs
-from core.runs.tail import EventTail
+from core.runs.catalog.rows import RunCatalog
+from core.runs.outlook import estimate as pace
+from core.runs.record import state as oom
+from core.runs.record.history import RunHistory, last_step, read_history
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, complete_checkpoints, find_run, list_runs
+from core.runs.record.tail import EventTail
 from core.tracking.forward import figures, step_of
 from tests.cases import cases
 from tests.core.runs.event_strategies import HOSTILE_LINES
@@ -115,7 +116,7 @@ def test_every_line_is_read_or_counted(lines: list[bytes]) -> None:
 
 @pytest.mark.parametrize("events", [1, 3])
 def test_names_without_end_fill_no_memory(events: int) -> None:
-    from core.runs.events import ControlEvent, DataEvent, MemoryEvent, NoticeEvent, PhaseEvent, SampleEvent
+    from core.runs.record.events import ControlEvent, DataEvent, MemoryEvent, NoticeEvent, PhaseEvent, SampleEvent
 
     history = RunHistory()
     long = "x" * 4000

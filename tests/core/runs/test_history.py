@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device
-from core.runs import events
-from core.runs.eta import estimate
-from core.runs.events import Event, StepEvent, encode_event
-from core.runs.history import RunHistory, last_step, read_history
-from core.runs.schedule import Schedule
-from core.runs.sentences import clock
-from core.runs.store import Run
+from core.runs.outlook.time_left import Schedule, estimate
+from core.runs.record import events
+from core.runs.record.events import Event, StepEvent, encode_event
+from core.runs.record.history import RunHistory, last_step, read_history
+from core.runs.record.sentences import clock
+from core.runs.record.store import Run
 from tests.core.runs.event_strategies import EVENTS
 from tests.examples import examples
 

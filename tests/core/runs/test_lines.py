@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.runs import lines as lines_module
-from core.runs.figures import read_record_figures
-from core.runs.lines import Line, read_lines
+from core.runs.catalog.rows import read_totals
+from core.runs.record import tail as lines_module
+from core.runs.record.tail import Line, read_lines
 from tests.core.runs.test_history import step
 
 
@@ -61,7 +61,7 @@ def test_a_hole_costs_neither_memory_nor_time(tmp_path: Path) -> None:
 
 
 def test_figures_of_a_record_with_a_hole_are_those_of_the_rest(tmp_path: Path) -> None:
-    from core.runs.events import encode_event
+    from core.runs.record.events import encode_event
 
     path = tmp_path / "events.jsonl"
     path.write_text("".join(encode_event(step(number)) for number in (1, 2)))
@@ -72,7 +72,7 @@ def test_figures_of_a_record_with_a_hole_are_those_of_the_rest(tmp_path: Path) -
         file.write(b"\n" + encode_event(step(3)).encode())
     tracemalloc.start()
     try:
-        found = read_record_figures(path)
+        found = read_totals(path)
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
@@ -80,4 +80,4 @@ def test_figures_of_a_record_with_a_hole_are_those_of_the_rest(tmp_path: Path) -
         file.truncate(size)
         file.seek(size)
         file.write(encode_event(step(3)).encode())
-    assert found.tokens == read_record_figures(path).tokens != 0
+    assert found.tokens == read_totals(path).tokens != 0

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from core.runs import oom
-from core.runs.events import HardwareEvent, PhaseEvent, encode_event
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
+from core.runs.record import state as oom
+from core.runs.record.events import HardwareEvent, PhaseEvent, encode_event
+from core.runs.record.state import RunState, hostname, own_identity
 from tests.cases import cases
 
 
@@ -81,7 +80,7 @@ def test_the_kernel_names_whom_it_killed_and_why(
     log.write_text(f"Nov 24 22:00:00 host kernel: [ 1.0] {message.format(pid=dead.pid, other=dead.pid * 10)}\n")
     monkeypatch.setattr(oom, "_LOGS", (tmp_path / "none", log))
     reason = oom.memory_death(dead, tmp_path / "none")
-    expected = where and f"killed by the kernel, as {where} ran out of memory; {oom.ADVICE}"
+    expected = where and f"killed by the kernel, as {where} ran out of memory; {oom.MEMORY_ADVICE}"
     assert reason == expected
     # What was written before it was last heard is about another process.
     os.utime(log, (0, 0))
@@ -107,7 +106,7 @@ def test_messages_that_were_overwritten_hide_none_of_those_behind_them(
     with monkeypatch.context() as patch:
         patch.setattr(os, "read", read)
         reason = oom.memory_death(dead, tmp_path / "none")
-    assert reason == f"killed by the kernel, as the machine ran out of memory; {oom.ADVICE}"
+    assert reason == f"killed by the kernel, as the machine ran out of memory; {oom.MEMORY_ADVICE}"
 
 
 @cases(

@@ -15,9 +15,10 @@ from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.memory.rows import rows_of_tokens
 from core.models.architecture.families import read_architecture
-from core.runs import pace as pace_module
-from core.runs.estimate import estimate, limited
-from core.runs.events import (
+from core.runs.outlook import estimate as pace_module
+from core.runs.outlook.estimate import PaceBook, RunPace, estimate, limited
+from core.runs.outlook.forecast import rough_seconds
+from core.runs.record.events import (
     CheckpointEvent,
     EvalEvent,
     Event,
@@ -27,10 +28,8 @@ from core.runs.events import (
     StepEvent,
     encode_event,
 )
-from core.runs.forecast import rough_seconds
-from core.runs.history import RunHistory, read_history
-from core.runs.pace import Pace, PaceBook
-from core.runs.store import Run, create_run, list_runs
+from core.runs.record.history import RunHistory, read_history
+from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
 from tests.core.models.architecture import published
 
@@ -140,7 +139,7 @@ def test_a_book_looks_at_no_directory_again_and_reads_each_record_once(
 def test_rows_that_are_only_counted_last_as_long_as_those_of_the_earlier_run(
     train: dict[str, Any], count: int | None, steps: int, seconds: float, watt_hours: float
 ) -> None:
-    pace = Pace("earlier", 50.0, 2.0, None, rows_per_step=8, watt_hours_per_second=0.1)
+    pace = RunPace("earlier", 50.0, 2.0, None, rows_per_step=8, watt_hours_per_second=0.1)
     guess = estimate(config_of(train=train), None, pace, count)
     assert guess is not None
     assert (guess.run, guess.steps) == ("earlier", steps)
@@ -149,7 +148,7 @@ def test_rows_that_are_only_counted_last_as_long_as_those_of_the_earlier_run(
 
 
 def test_without_rows_epochs_tell_no_time() -> None:
-    assert estimate(config_of(), None, Pace("earlier", 50.0, 2.0, None)) is None
+    assert estimate(config_of(), None, RunPace("earlier", 50.0, 2.0, None)) is None
 
 
 def test_steps_are_known_without_rows_only_where_they_are_named() -> None:
@@ -159,7 +158,7 @@ def test_steps_are_known_without_rows_only_where_they_are_named() -> None:
 
 
 def test_rows_that_are_held_out_take_no_time() -> None:
-    pace = Pace("earlier", 100.0, 2.0, None)
+    pace = RunPace("earlier", 100.0, 2.0, None)
     rows = rows_of_tokens([10] * 100, 500)
     whole, rest = (
         estimate(config_of(data={"train": "x", "eval_share": share}, train={"batch_size": 1}), rows, pace)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.runs import protocol
-from core.runs.protocol import ProtocolError, Request
+from core.runs.control import protocol
+from core.runs.control.protocol import ProtocolError, Request
 from tests.cases import cases
 from tests.core.runs.event_strategies import JSON
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from hypothesis import given
 
-from core.runs import events
-from core.runs.history import RunHistory
-from core.runs.ranks import Rank, in_words, ranks_path, read_ranks, sign_words, silent_words, write_ranks
-from core.runs.store import Run
+from core.runs.record import events
+from core.runs.record.history import RunHistory
+from core.runs.record.state import Rank, rank_words, ranks_path, read_ranks, sign_words, silent_words, write_ranks
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.runs.event_strategies import JSON
 
@@ -21,14 +21,14 @@ RANKS = (
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    assert read_ranks(run) == ()
-    write_ranks(run, RANKS)
-    assert read_ranks(run) == RANKS
+    assert read_ranks(run.path) == ()
+    write_ranks(run.path, RANKS)
+    assert read_ranks(run.path) == RANKS
 
 
 def test_words_for_processes_and_their_signs_of_life() -> None:
-    assert in_words(RANKS) == "3 processes on 2 machines: head (cuda:0, cuda:1), tower (cuda:0)"
-    assert in_words(RANKS[:2]) == "2 processes: head (cuda:0, cuda:1)"
+    assert rank_words(RANKS) == "3 processes on 2 machines: head (cuda:0, cuda:1), tower (cuda:0)"
+    assert rank_words(RANKS[:2]) == "2 processes: head (cuda:0, cuda:1)"
     assert [sign_words(rank, 100.4) for rank in RANKS] == ["0s ago", "1s ago", "14s ago"]
     assert sign_words(Rank(rank=0), 100.0) == "–"
     assert silent_words(RANKS, 90.0) == ""
@@ -41,8 +41,8 @@ def test_words_for_processes_and_their_signs_of_life() -> None:
     [b"", b"{", b"[]", b'{"ranks": 1}', b'{"ranks": [1, null, {"rank": -1}, {"rank": true}]}', b"[" * 100_000],
 )
 def test_a_file_of_anything_else_has_no_processes(tmp_path: Path, content: bytes) -> None:
-    ranks_path(Run(tmp_path)).write_bytes(content)
-    assert read_ranks(Run(tmp_path)) == ()
+    ranks_path(tmp_path).write_bytes(content)
+    assert read_ranks(tmp_path) == ()
 
 
 @given(JSON)

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.runs import removal
-from core.runs.lock import try_lock
-from core.runs.process import own_identity
-from core.runs.removal import directory_size, refuse_removal, remove_run
-from core.runs.state import RunState
-from core.runs.store import Run, create_run, list_runs
+from core.runs.catalog import removal
+from core.runs.catalog.removal import directory_size, refuse_removal, remove_run
+from core.runs.record.files import try_lock
+from core.runs.record.state import RunState, own_identity
+from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
 from tests.core.runs.helpers import config_for
 

@@ -1,22 +1,25 @@
-"""The result of a run: its gain, its time and energy, and the files that are kept."""
+"""Result of a run: its bars, its figures and its end in a sentence."""
 
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from core.runs import events
-from core.runs.events import EvalEvent, Event, FinishedEvent, StoppedEvent
-from core.runs.history import RunHistory
-from core.runs.result import Measure, RunResult, result_of
-from core.runs.sentences import ALL_DONE
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.config.gate import read_bars
+from core.runs.catalog.result import GateFigures, Measure, RunResult, ended_since, judge, read_outcome, result_of
+from core.runs.record import events
+from core.runs.record.events import EvalEvent, Event, FinishedEvent, ProbeEvent, StoppedEvent
+from core.runs.record.history import RunHistory
+from core.runs.record.sentences import ALL_DONE, brief_id, slug_of
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.runs.test_history import fold, phase, step
+from tests.tui.scripted_run import ScriptedRun
 
 
 def evaluation(number: int, loss: float, exact: float | None = None, json: float | None = None) -> EvalEvent:
@@ -156,3 +159,129 @@ def test_a_refused_result_is_told_by_the_state_or_the_last_event(tmp_path: Path)
     assert "\x1b" not in result(fold(step(30), end), tmp_path).refused
     assert result(fold(step(30)), tmp_path, refused="by the state").refused == "by the state"
     assert result(fold(step(30)), tmp_path).refused == ""
+
+
+def measured(step: int, loss: float, **figures: Any) -> EvalEvent:
+    return EvalEvent(step=step, loss=loss, perplexity=math.exp(loss), seconds=1.0, **figures)
+
+
+EVENTS: list[Event] = [
+    ProbeEvent(step=0, loss=2.0, seconds=1.0),
+    measured(0, 1.0, exact_match=0.1),
+    measured(10, 0.3, exact_match=0.9, probe_loss=2.05),
+    measured(20, 0.5, exact_match=0.7, probe_loss=2.5),
+]
+
+
+def verdict(*bars: str, step: int = 20, events: list[Event] = EVENTS) -> str:
+    return judge(read_bars(bars), GateFigures.of(events, step))
+
+
+def test_the_result_passes_where_it_reaches_all_bars() -> None:
+    assert verdict("loss <= 0.9*before", "exact_match >= 0.7", "probe_loss <= before + 0.5") == ""
+    assert verdict() == ""
+
+
+def test_each_bar_that_is_missed_is_told_with_its_numbers() -> None:
+    found = verdict("loss <= 0.4*before", "exact_match >= 0.8", "probe_loss <= before + 0.1")
+    assert found == (
+        "loss is 0.500 and should be <= 0.400 (loss <= 0.4*before, before 1.00); "
+        "exact_match is 0.700 and should be >= 0.800; "
+        "probe_loss is 2.50 and should be <= 2.10 (probe_loss <= before + 0.1, before 2.00)"
+    )
+
+
+def test_the_step_of_the_result_counts() -> None:
+    assert verdict("exact_match >= 0.8", "probe_loss <= before + 0.1", step=10) == ""
+
+
+def test_what_was_not_measured_reaches_nothing() -> None:
+    assert verdict("loss <= 9", step=30) == "loss was not measured (loss <= 9)"
+    assert verdict("valid_json >= 0") == "valid_json was not measured (valid_json >= 0)"
+    without = EVENTS[2:]
+    assert "loss of the untouched model was not measured" in verdict("loss <= before", events=without)
+    broken: list[Event] = [measured(0, 1.0), measured(20, math.nan)]
+    assert verdict("loss >= 0", events=broken).startswith("loss is NaN")
+
+
+@pytest.mark.parametrize("again", [0.2, 0.9])
+def test_a_step_that_was_measured_again_counts_as_the_last_time(again: float) -> None:
+    found = verdict("loss <= 0.5", events=[*EVENTS, measured(20, again)])
+    assert bool(found) is (again > 0.5)
+
+
+def test_a_finished_run_tells_loss_and_exact_match(private_home: Path) -> None:
+    script = ScriptedRun(private_home, "20261124-203633-faq", total=30)
+    script.train_to(30)
+    assert read_outcome(script.run) is None
+    script.end("finished", "all steps done")
+    outcome = read_outcome(script.run)
+    assert outcome is not None
+    told = outcome.tell(outcome.ended + 12 * 60)
+    assert told.startswith("203633-faq finished 12 min ago while you were away: loss 0.")
+    assert told.endswith(", exact match 0.83.")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "expected"),
+    [
+        (
+            "failed",
+            "there is no file x.\x1b[31m",
+            "a failed at step 20 of 120 just now while you were away: there is no",
+        ),
+        (
+            "stopped",
+            "stopped on request after step 20",
+            "a was stopped at step 20 of 120 just now while you were away:",
+        ),
+    ],
+)
+def test_another_end_says_so(private_home: Path, state: str, reason: str, expected: str) -> None:
+    script = ScriptedRun(private_home, "a")
+    script.begin()
+    script.steps(1, 20)
+    script.end(state, reason)
+    outcome = read_outcome(script.run)
+    assert outcome is not None
+    told = outcome.tell(time.time())
+    assert told.startswith(expected)
+    assert "\x1b" not in told
+
+
+def test_a_lost_run_says_why(private_home: Path) -> None:
+    script = ScriptedRun(private_home, "20261124-203633-faq")
+    script.begin()
+    script.write_state(pid=1, pid_started="another boot")
+    outcome = read_outcome(script.run)
+    assert outcome is not None
+    assert outcome.tell(outcome.ended + 7200).startswith(
+        "203633-faq was lost 2 h ago while you were away: its process 1"
+    )
+    assert ended_since(script.run, outcome.ended - 1)
+    assert not ended_since(script.run, outcome.ended)
+
+
+@cases(
+    ("identity", "brief", "slug"),
+    [
+        ("20261124-203633-faq-2", "203633-faq-2", "faq-2"),
+        ("20261124-203633-", "20261124-203633-", "20261124-203633-"),
+        ("renamed", "renamed", "renamed"),
+        ("", "", ""),
+    ],
+)
+def test_names_of_runs(identity: str, brief: str, slug: str) -> None:
+    assert brief_id(identity) == brief
+    assert slug_of(identity) == slug
+
+
+def test_a_refused_result_is_told_instead_of_its_numbers(private_home: Path) -> None:
+    script = ScriptedRun(private_home, "20261124-203633-faq", total=30)
+    script.train_to(30)
+    script.end("finished", "all steps done")
+    script.write_state(state="finished", reason="all steps done", refused="loss is 1.20 and should be <= 1.00")
+    outcome = read_outcome(script.run)
+    assert outcome is not None
+    told = outcome.tell(outcome.ended)
+    assert told.endswith(": its result is refused by eval.gate: loss is 1.20 and should be <= 1.00.")

@@ -16,13 +16,12 @@ from core import paths
 from core.errors import UserError
 from core.helper import finding_core
 from core.launch import launcher
-from core.runs import chain as chain_module
-from core.runs.append import append_events
-from core.runs.chain import CHAIN_NAME, Chain, chain_head, seal_events
-from core.runs.events import NoticeEvent
-from core.runs.run_files import confirm_checkpoints, refuse_moved_checkpoints, refuse_unsafe_files
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.record import chain as chain_module
+from core.runs.record.chain import CHAIN_NAME, Chain, chain_head, seal_events
+from core.runs.record.events import NoticeEvent
+from core.runs.record.files import append_events, confirm_checkpoints, refuse_moved_checkpoints, refuse_unsafe_files
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
 from tests.cases import cases
 
 MINE = '{"editor": "mine"}\n{"keep": "this"}'
@@ -169,7 +168,7 @@ def test_a_state_is_not_written_over_another_name_of_a_file(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("core.runs.state.write_atomic", full)
+    monkeypatch.setattr("core.runs.record.state.write_atomic", full)
     with pytest.raises(OSError, match="No space left"):
         RunState(state="stopped").write(run.state_path)
     assert mine.read_text() == MINE

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from core.runs.catalog import RunRow
-from core.runs.figures import RunFigures
-from core.runs.labels import Labels
-from core.runs.run_table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
-from core.runs.store import Run
+from core.runs.catalog.rows import RunFigures, RunRow
+from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
+from core.runs.record.store import Labels, Run
 from tests.cases import cases
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from core.runs.events import SampleEvent
-from core.runs.samples import SAMPLE_CHARACTERS, SAMPLES, Samples
+from core.runs.record.events import SampleEvent
+from core.runs.record.history import SAMPLE_CHARACTERS, SAMPLES, Samples
 
 
 def answer(step: int, text: str = "a", prompt: str = "q") -> SampleEvent:

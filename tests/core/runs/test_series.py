@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.runs import series as series_module
-from core.runs.series import Series
+from core.runs.record import series as series_module
+from core.runs.record.series import Series
 from tests.cases import cases
 
 VALUES = st.one_of(

@@ -17,9 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.atomic import write_atomic
-from core.runs import state as state_module
-from core.runs.process import hostname, is_same_process, own_identity, start_identity
-from core.runs.state import ACTIVE_STATES, END_STATES, RunState, StepProgress, infer_state
+from core.runs.record import state as state_module
+from core.runs.record.state import (
+    ACTIVE_STATES,
+    END_STATES,
+    RunState,
+    StepProgress,
+    hostname,
+    infer_state,
+    is_same_process,
+    own_identity,
+    start_identity,
+)
 from core.text import one_line
 from tests.cases import cases
 from tests.core.runs.event_strategies import JSON

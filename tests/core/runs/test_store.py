@@ -1,5 +1,8 @@
+"""Run directories: files, names, labels, sockets and hints."""
+
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -7,12 +10,18 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from core.atomic import write_atomic
+from core.commands.common import find_live_run
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs import sockets
-from core.runs.events import (
+from core.launch import force
+from core.launch.launcher import continue_run
+from core.runs.control.client import ControlClient
+from core.runs.record import store as sockets
+from core.runs.record.events import (
     Event,
     FailedEvent,
     FinishedEvent,
@@ -21,10 +30,33 @@ from core.runs.events import (
     StoppedEvent,
     encode_event,
 )
-from core.runs.state import RunState
-from core.runs.store import Run, create_run, find_run, list_runs, make_slug
+from core.runs.record.state import RunState
+from core.runs.record.store import (
+    LABELS_LIMIT,
+    MOST_TAGS,
+    NAME_LIMIT,
+    NO_LABELS,
+    NOTE_LIMIT,
+    TAG_LIMIT,
+    Labels,
+    Run,
+    clean_tags,
+    clean_text,
+    complete_checkpoints,
+    create_run,
+    find_run,
+    labels_path,
+    list_runs,
+    make_slug,
+    read_labels,
+    way_on,
+    write_labels,
+)
+from core.runs.record.tail import EventTail
 from tests.cases import cases
 from tests.core.runs.helpers import config_for
+from tests.examples import examples
+from tests.tui.harness import FORBIDDEN, HOSTILE
 
 
 def test_a_new_run_is_private_queued_and_carries_its_configuration(home: Path) -> None:
@@ -123,7 +155,7 @@ def test_a_full_disk_leaves_no_half_run(home: Path, monkeypatch: pytest.MonkeyPa
             raise OSError(28, "No space left on device")
         write_atomic(path, data, mode=mode, durable=durable)
 
-    monkeypatch.setattr("core.runs.state.write_atomic", no_space)
+    monkeypatch.setattr("core.runs.record.state.write_atomic", no_space)
     with pytest.raises(UserError, match="No space left on device"):
         create_run(config_for(home), "x")
     assert list((home / "runs").iterdir()) == []
@@ -175,3 +207,176 @@ def test_an_end_that_is_told_later_is_seen(home: Path) -> None:
     with run.events_path.open("a") as file:
         file.write(encode_event(StoppedEvent(t=101.0, reason="stopped by SIGTERM", step=3)))
     assert run.state().state == "stopped"
+
+
+def test_labels_come_back_as_they_were_written(run: Run) -> None:
+    labels = Labels("more data", ("keep", "déjà-vu"), "best so far, 好", archived=True)
+    write_labels(run.path, labels)
+    assert read_labels(run.path) == labels
+    assert labels_path(run.path).stat().st_mode & 0o777 == 0o600
+    write_labels(run.path, NO_LABELS)
+    assert not labels_path(run.path).exists()
+    assert read_labels(run.path) == NO_LABELS
+
+
+@cases(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"[" * 100_000,
+        b'{"name": 3, "tags": "keep", "note": [], "archived": "yes"}',
+        b'{"tags": ["two words", "", null, "a,b", {}]}',
+        b'{"name": "' + b"x" * LABELS_LIMIT + b'"}',
+    ],
+)
+def test_a_file_that_makes_no_sense_has_no_labels(run: Run, content: bytes) -> None:
+    labels_path(run.path).write_bytes(content)
+    assert read_labels(run.path) == NO_LABELS
+
+
+def test_a_pipe_is_not_waited_for(run: Run) -> None:
+    import os
+
+    os.mkfifo(labels_path(run.path))
+    assert read_labels(run.path) == NO_LABELS
+
+
+@settings(max_examples=examples(25))
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.text() | st.lists(st.text()) | st.booleans() for name in ("name", "tags", "note", "archived")
+        },
+    )
+)
+def test_whatever_a_file_says_is_safe_to_show_and_short(values: dict[str, object]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory)
+        labels_path(path).write_text(json.dumps({**values, "extra": HOSTILE}), encoding="utf-8")
+        labels = read_labels(path)
+        assert len(labels.name) <= NAME_LIMIT
+        assert len(labels.note) <= NOTE_LIMIT
+        assert len(labels.tags) <= MOST_TAGS
+        assert all(0 < len(tag) <= TAG_LIMIT and tag.split() == [tag] for tag in labels.tags)
+        shown = labels.name + labels.note + "".join(labels.tags)
+        assert not FORBIDDEN & set(shown)
+        assert "\n" not in shown
+        # What is read can be written, and is then the same.
+        write_labels(path, labels)
+        assert read_labels(path) == labels
+
+
+def test_tags_are_words_each_once() -> None:
+    assert clean_tags(["#keep, try", "keep", " x "]) == ("keep", "try", "x")
+    with pytest.raises(UserError, match="is no tag"):
+        clean_tags(["x" * (TAG_LIMIT + 1)])
+    with pytest.raises(UserError, match="17 tags"):
+        clean_tags([f"t{number}" for number in range(MOST_TAGS + 1)])
+
+
+def test_a_long_text_is_refused() -> None:
+    assert clean_text("  a\nb ", 10, "note") == "a⏎b"
+    with pytest.raises(UserError, match="The note has 11 characters"):
+        clean_text("x" * 11, 10, "note")
+
+
+def test_a_run_is_found_by_its_display_name(run: Run) -> None:
+    write_labels(run.path, Labels(name="More data"))
+    assert find_run("more data") == run
+    # An id that is meant comes first.
+    assert find_run("tickets") == run
+
+
+@cases(("mode", "private"), [(0o700, True), (0o500, True), (0o750, False), (0o701, False), (0o777, False)])
+def test_a_directory_is_private_when_it_is_nobody_elses(tmp_path: Path, mode: int, private: bool) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    place.chmod(mode)
+    assert sockets.is_private(place) is private
+    (tmp_path / "link").symlink_to(place)
+    assert not sockets.is_private(tmp_path / "link")
+    assert not sockets.is_private(tmp_path / "none")
+    if os.getuid() == 0:
+        os.chown(place, 65534, 65534)
+        assert not sockets.is_private(place)
+
+
+def test_a_run_directory_that_others_may_write_to_holds_no_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    inside = tmp_path / "run" / "s"
+    assert sockets.private_socket_path(inside) == inside
+    inside.parent.chmod(0o777)
+    made = sockets.private_socket_path(inside)
+    assert made.parent != inside.parent
+    assert sockets.is_private(made.parent)
+    assert made.parent in sockets.made_directories()
+    made.parent.rmdir()
+
+
+def test_where_no_directory_can_be_made_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "_socket_places", lambda: [tmp_path / ("x" * 90)])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(0o777)
+    with pytest.raises(PermissionError, match="not this user's alone"):
+        sockets.private_socket_path(tmp_path / "run" / "s")
+
+
+def end(run: Run, state: str = "stopped", *, saved: bool) -> None:
+    """Let a run have ended at its third step."""
+    RunState(state=state, step=3, total_steps=9).write(run.state_path)
+    if saved:
+        checkpoint = run.checkpoints_path / "step-00000003"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").write_text("{}")
+
+
+@cases("state", ["stopped", "failed"])
+@cases("saved", [True, False])
+def test_continue_is_advised_only_where_it_does_something(
+    home: Path, state: str, saved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create_run(config_for(home), "tickets")
+    end(run, state, saved=saved)
+    said = way_on(run)
+    assert ("continue" in said) is saved
+    assert ("start it again" in said) is not saved
+    for ask in (lambda: find_live_run(run.id, "pause"), lambda: ControlClient(run).request("ping")):
+        with pytest.raises(UserError) as caught:
+            ask()
+        assert caught.value.hint == said
+    started: list[Run] = []
+    monkeypatch.setattr("core.launch.launcher._spawn", lambda run, **_: started.append(run))
+    if saved:
+        continue_run(run)
+        assert started == [run]
+    else:
+        with pytest.raises(UserError, match="has no complete checkpoint"):
+            continue_run(run)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_killed_run_says_the_same(run: Run, saved: bool) -> None:
+    end(run, "training", saved=saved)
+    force.kill(run, 5)
+    last = EventTail(run.events_path).read_all()[-1]
+    assert isinstance(last, StoppedEvent)
+    assert last.hint == way_on(run)
+
+
+def test_the_command_can_be_pasted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(home / "a b"))
+    spaced = create_run(config_for(home), "tickets")
+    assert not complete_checkpoints(spaced)
+    assert f"localtune-tui train '{spaced.config_path}'" in way_on(spaced)
+
+
+def test_a_secret_in_the_name_of_a_run_is_not_in_its_id(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "plain-horse-4711")
+    assert create_run(config_for(home), "run-plain-horse-4711").id.endswith("-run")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.runs import tail as tail_module
-from core.runs.events import Event, NoticeEvent, encode_event
-from core.runs.tail import EventTail, last_events
+from core.runs.record import tail as tail_module
+from core.runs.record.events import Event, NoticeEvent, encode_event
+from core.runs.record.tail import EventTail, last_events
 from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS
 

@@ -1,5 +1,8 @@
+"""Trained models of a run, and the code that loads them."""
+
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -12,18 +15,19 @@ import pytest
 
 from core.config.schema import Config, DataSection, MethodSection, ModelSection
 from core.errors import UserError
-from core.runs.events import BEST_CHOSEN, FinishedEvent, encode_event
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
-from core.runs.trained import (
+from core.runs.catalog.trained import (
     checkpoint_steps,
     find_run_at,
     find_trained,
     matches_manifest,
+    python_code,
     result_step,
     split_step,
     stand_in_step,
 )
+from core.runs.record.events import BEST_CHOSEN, FinishedEvent, encode_event
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run
 from tests.cases import cases
 
 
@@ -196,3 +200,50 @@ def test_a_manifest_that_names_a_pipe_or_files_elsewhere_is_no_checkpoint(name: 
     manifest["files"][name] = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     assert not matches_manifest(checkpoint, "adapter/")
+
+
+def strings(code: str) -> set[str]:
+    return {
+        node.value
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+def test_an_adapter_is_loaded_on_the_base_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/models/base"}))
+    code = python_code(tmp_path, is_model=False)
+    assert strings(code) == {"/models/base", str(tmp_path)}
+    assert "PeftModel.from_pretrained(model, adapter)" in code
+    assert "AutoTokenizer.from_pretrained(base)" in code, "a checkpoint has no tokenizer of its own"
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert "AutoTokenizer.from_pretrained(adapter)" in python_code(tmp_path, is_model=False)
+
+
+def test_a_whole_model_needs_no_base(tmp_path: Path) -> None:
+    code = python_code(tmp_path, is_model=True)
+    assert strings(code) == {str(tmp_path)}
+    assert "peft" not in code
+
+
+@cases("content", ["", "{", '{"base_model_name_or_path": 3}', "[]"])
+def test_a_damaged_adapter_is_no_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(content)
+    assert "the base model" in strings(python_code(tmp_path, is_model=False))
+
+
+@cases("name", ['a"b', "a\\b", "a\nb", "ä日", "a'b"])
+def test_any_path_is_python(name: str) -> None:
+    path = Path("/runs") / name
+    assert str(path) in strings(python_code(path, is_model=True))
+
+
+def test_the_code_loads_an_adapter(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    get_peft_model(base, LoraConfig(r=2, target_modules="all-linear")).save_pretrained(tmp_path / "adapter")
+    found: dict[str, object] = {}
+    exec(python_code(tmp_path / "adapter", is_model=False), found)  # noqa: S102
+    assert type(found["model"]).__name__.startswith("PeftModel")

@@ -10,10 +10,17 @@ import pytest
 
 from core import paths
 from core.errors import UserError
-from core.runs.process import own_identity
-from core.runs.state import RunState
-from core.runs.store import Run, create_run, list_runs
-from core.runs.trash import find_trashed, free_bytes, list_trash, remove_trashed, restore_run, sweep_trash, trash_run
+from core.runs.catalog.removal import (
+    find_trashed,
+    free_bytes,
+    list_trash,
+    remove_trashed,
+    restore_run,
+    sweep_trash,
+    trash_run,
+)
+from core.runs.record.state import RunState, own_identity
+from core.runs.record.store import Run, create_run, list_runs
 from tests.core.runs.helpers import config_for
 
 

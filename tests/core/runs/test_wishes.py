@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from core.config.schema import Config
-from core.runs.estimate import Estimate, Unknown
-from core.runs.wishes import unmet, wants_plan
+from core.runs.outlook.estimate import Estimate, NoEstimate
+from core.runs.outlook.forecast import unmet, wants_plan
 from tests.cases import cases
 
 EVENING = datetime(2026, 11, 26, 22, 0).timestamp()
@@ -67,8 +67,8 @@ def test_an_energy_that_no_duty_cycle_can_do_with(limit: float, power: float | N
         )
 
 
-@cases("found", [None, Unknown("no rows"), measured(4.0)])
-def test_what_is_not_known_refuses_nothing(found: Estimate | Unknown | None) -> None:
+@cases("found", [None, NoEstimate("no rows"), measured(4.0)])
+def test_what_is_not_known_refuses_nothing(found: Estimate | NoEstimate | None) -> None:
     assert not list(unmet(night(energy_kwh=0.1), found, EVENING))
 
 

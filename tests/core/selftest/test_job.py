@@ -14,8 +14,7 @@ import pytest
 from core import paths
 from core.errors import UserError
 from core.jobs.job import Job, JobCancelledError
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
+from core.runs.record.state import RunState, hostname, own_identity
 from core.selftest import job
 from core.selftest.job import SelfTestJob, SelfTestProgress, selftest_job
 from core.selftest.report import SUBJECTS, Check, Subject

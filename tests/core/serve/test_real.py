@@ -17,9 +17,8 @@ import psutil
 import pytest
 
 from core.config.schema import Config, DataSection, MethodSection, ModelSection, TrainSection
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import Run, create_run
 from tests.core.serve.conftest import RunningServer, end, start
 from tests.forking import Forks
 from tests.tiny_model import write_tiny_adapter

@@ -8,7 +8,7 @@ from typing import Any
 from core.chat.request import ChatRequest
 from core.config.schema import ChatSection
 from core.data.conversation import Example, Message, make_conversation
-from core.runs.protocol import Request, decode_request, encode_request
+from core.runs.control.protocol import Request, decode_request, encode_request
 from core.serve.requests import read_chat
 from core.template.mask import Masker
 from core.template.row_tokenizer import MaskedRow

@@ -17,7 +17,7 @@ import pytest
 
 from core.config.schema import Config, DataSection, TrackingSection
 from core.launch.launcher import worker_environment
-from core.runs.events import (
+from core.runs.record.events import (
     EvalEvent,
     Event,
     FinishedEvent,
@@ -27,9 +27,8 @@ from core.runs.events import (
     StepEvent,
     encode_event,
 )
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import Run, create_run
 from core.tracking.position import TrackerFiles
 from core.tracking.start import tracker_command, tracker_environment
 from tests.forking import Forks

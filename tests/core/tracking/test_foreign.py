@@ -11,7 +11,7 @@ from typing import IO
 import pytest
 
 from core.errors import UserError
-from core.runs.store import Run
+from core.runs.record.store import Run
 from core.tracking.destinations import TensorBoard, Trackio, Wandb
 from core.tracking.position import Position, TrackerFiles
 from core.tracking.start import record_failure, start_tracker

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from core.runs.store import Run
+from core.runs.record.store import Run
 from core.tracking.position import Position, TrackerFiles
 from tests.cases import cases
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from core.runs.events import StepEvent
+from core.runs.record.events import StepEvent
 from core.tracking.destinations import TensorBoard
 from core.tracking.position import Position, TrackerFiles
 from tests.core.tracking.conftest import Desk, steps

@@ -13,9 +13,8 @@ from pathlib import Path
 from core.chat.engine import ChatEngine
 from core.config.schema import Config, DataSection, HardwareSection
 from core.hardware import cpu
-from core.runs.process import hostname, own_identity
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.store import Run, create_run
 
 
 def crowded_engine(module: str, free: Path, *files: Path) -> ChatEngine:

@@ -9,10 +9,10 @@ import pytest
 
 from core.config.schema import Config, DataSection
 from core.hardware import cpu
-from core.runs.events import ControlEvent, NoticeEvent, StoppedEvent
-from core.runs.protocol import Request
-from core.runs.store import create_run
-from core.runs.tail import EventTail
+from core.runs.control.protocol import Request
+from core.runs.record.events import ControlEvent, NoticeEvent, StoppedEvent
+from core.runs.record.store import create_run
+from core.runs.record.tail import EventTail
 from core.worker.control_point import ControlPoint
 from core.worker.model.model import load_model
 from core.worker.process.control import Command, Controls

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from core.config.schema import Config
-from core.runs.events import NoticeEvent, RanksEvent
-from core.runs.ranks import read_ranks
-from core.runs.store import create_run
-from core.runs.tail import EventTail
+from core.runs.record.events import NoticeEvent, RanksEvent
+from core.runs.record.state import read_ranks
+from core.runs.record.store import create_run
+from core.runs.record.tail import EventTail
 from core.worker.follower import tell_ranks
 from core.worker.process.recorder import Recorder
 
@@ -37,4 +37,4 @@ def test_each_device_that_is_shared_is_told_once(tmp_path: Path) -> None:
     ]
     (ranks,) = (event for event in events if isinstance(event, RanksEvent))
     assert [set(rank) for rank in ranks.ranks] == 4 * [{"rank", "host", "pid", "device"}]
-    assert [rank.rank for rank in read_ranks(run)] == [0, 1, 2, 3]
+    assert [rank.rank for rank in read_ranks(run.path)] == [0, 1, 2, 3]

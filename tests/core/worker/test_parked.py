@@ -15,10 +15,10 @@ import pytest
 from core.config.schema import Config
 from core.hardware.claims import Claim
 from core.helper import finding_core
-from core.runs.events import StoppedEvent
-from core.runs.protocol import Request
-from core.runs.state import PARKED_BY_HAND
-from core.runs.store import create_run
+from core.runs.control.protocol import Request
+from core.runs.record.events import StoppedEvent
+from core.runs.record.state import PARKED_BY_HAND
+from core.runs.record.store import create_run
 from core.worker import parked
 from core.worker.parked import ClaimsWatch, ParkedRun, free_bytes, parked_run
 from core.worker.process.control import Command, Controls, ParkRequested, StopRequested

@@ -21,7 +21,7 @@ from core.drafts import list_drafts
 from core.presets import begin
 from core.presets.library import presets
 from core.presets.provenance import Provenance
-from core.runs.store import Run, create_run
+from core.runs.record.store import Run, create_run
 from core.units import exact_number
 from sample_data import path as sample
 from tests.cases import cases

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.runs.client import ControlClient, PendingError, WithdrawnError
-from core.runs.state import RunState, StepProgress
+from core.runs.control.client import ControlClient, PendingError, WithdrawnError
+from core.runs.record.state import RunState, StepProgress
 from tests.tui.controllers.test_run_control import attached, words
 from tests.tui.harness import screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun

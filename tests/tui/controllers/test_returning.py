@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 from core import paths
 from core.config.document import ConfigDocument
 from core.drafts import list_drafts
-from core.runs.store import Run, create_run
+from core.runs.record.store import Run, create_run
 from tests.cases import cases
 from tests.tui.config_panes import go_to, write_config
 from tests.tui.harness import asks, pane_of, screen_text, wait_for

@@ -16,12 +16,11 @@ from textual.containers import VerticalScroll
 from textual.pilot import Pilot
 
 from core.errors import UserError
-from core.runs import events
-from core.runs.client import ControlClient
-from core.runs.history import read_history
-from core.runs.process import start_identity
-from core.runs.protocol import refusal
-from core.runs.ways import ActionError
+from core.runs.control.client import ControlClient
+from core.runs.control.protocol import ActionError, refusal
+from core.runs.record import events
+from core.runs.record.history import read_history
+from core.runs.record.state import start_identity
 from tests.cases import cases
 from tests.tui.harness import asks, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun

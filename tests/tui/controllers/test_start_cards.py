@@ -14,9 +14,9 @@ from textual.pilot import Pilot
 from core.config.document import load_config
 from core.config.schema import Config
 from core.queue.store import read_queue
-from core.runs.events import StepEvent, encode_event
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.events import StepEvent, encode_event
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model
 from tests.tui.config_panes import write_startable

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from core.queue import store
-from core.runs import glimpse
-from core.runs.labels import Labels, read_labels, write_labels
-from core.runs.trash import list_trash
+from core.runs.catalog.removal import list_trash
+from core.runs.record import history as glimpse
+from core.runs.record.store import Labels, read_labels, write_labels
 from tests.core.queue.helpers import add
 from tests.tui.harness import asks, pane_of, screen_lines, screen_text, wait_for
 from tests.tui.panes.train.test_pane import script_run

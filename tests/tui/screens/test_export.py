@@ -9,8 +9,8 @@ import pytest
 from core import paths
 from core.config.schema import Config, DataSection, MethodSection, ModelSection
 from core.export import job
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.record.state import RunState
+from core.runs.record.store import Run, create_run
 from tests.core.export.test_result import make_result, write_result
 from tests.tui.harness import FORBIDDEN, screen_lines, screen_text, wait_for
 from tests.waiting import has_ended

@@ -15,7 +15,7 @@ from core.hardware.snapshot import Device
 from core.queue import status, store
 from core.queue.entry import QueueEntry
 from core.queue.status import RunnerStatus
-from core.runs.events import GovernorEvent, NoticeEvent
+from core.runs.record.events import GovernorEvent, NoticeEvent
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, config_for, states
 from tests.tui.config_panes import write_startable

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from core.runs.store import Run
-from core.runs.trash import list_trash, trash_run
+from core.runs.catalog.removal import list_trash, trash_run
+from core.runs.record.store import Run
 from tests.tui.harness import asks, pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.runs.answers import Question, SampleAnswer
+from core.runs.catalog.answers import Question, SampleAnswer
 from tests.cases import cases
 from tui.widgets.answer_lines import question_lines
 

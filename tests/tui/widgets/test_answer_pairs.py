@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textual.content import Content
 
-from core.runs.answers import Question, SampleAnswer
+from core.runs.catalog.answers import Question, SampleAnswer
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.widgets.answer_lines import CHANGED, MOST_CHARACTERS

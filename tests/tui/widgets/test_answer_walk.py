@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.runs.answers import Question, SampleAnswer
-from core.runs.history import RunHistory
-from core.runs.schedule import Schedule
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.catalog.answers import Question, SampleAnswer
+from core.runs.outlook.time_left import Schedule
+from core.runs.record.history import RunHistory
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
 from tests.cases import cases
 from tui.state import RunView
 from tui.widgets.answer_walk import AnswerWalk, without_answers

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from core.runs.energy import Tariff
-from core.runs.result import Measure, RunResult
+from core.runs.catalog.result import Measure, RunResult
+from core.runs.outlook.energy import Tariff
 from tests.cases import cases
 from tui.glyphs import ASCII, BRAILLE
 from tui.keys import KeyTable

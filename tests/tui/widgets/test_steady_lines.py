@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from textual.content import Content
 
-from core.runs import activity
-from core.runs.eta import Eta
-from core.runs.history import read_history
+from core.runs.outlook import time_left
+from core.runs.outlook.time_left import Eta
+from core.runs.record.history import read_history
 from tests.cases import cases
 from tests.tui.scripted_run import GPU, HOST, ScriptedRun
 from tui.glyphs import ASCII, BRAILLE
@@ -113,4 +113,4 @@ def test_the_machine_stays_in_its_columns() -> None:
 
 
 def test_a_time_left_has_room() -> None:
-    assert all(len(activity._left(seconds)) <= run_lines.ETA_WIDTH for seconds in TIMES)
+    assert all(len(time_left._left(seconds)) <= run_lines.ETA_WIDTH for seconds in TIMES)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from core.chat.request import TUNED
-from core.runs.store import has_weights
-from core.runs.trained import find_run_at
+from core.runs.catalog.trained import find_run_at
+from core.runs.record.store import has_weights
 from tui.messages import ExportRequested
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from core.chat.candidates import Candidate
     from core.chat.request import GenerationSettings, Source
     from core.chat.transcripts import Transcript as KeptConversation
-    from core.runs.store import Run
+    from core.runs.record.store import Run
     from tui.panes.chat.session_holder import SessionFactory, Target
 
 # Ten updates a second are as live as reading goes, and leave the link and the keys alone.

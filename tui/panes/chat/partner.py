@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from core.chat.dialogue import speaker_name
 from core.chat.request import BASE, TUNED
-from core.runs.names import slug_of
-from core.runs.store import Run, has_weights
-from core.runs.trained import REFUSED
+from core.runs.catalog.trained import REFUSED
+from core.runs.record.sentences import slug_of
+from core.runs.record.store import Run, has_weights
 
 if TYPE_CHECKING:
     from core.chat.request import Source

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from core.errors import UserError
-from core.runs.ways import Ways, by_command
+from core.runs.control.protocol import Ways, by_command
 
 if TYPE_CHECKING:
     from core.chat.request import GenerationSettings, Source
     from core.chat.session import Answer, ChatSession, Token
     from core.directories import Progress
-    from core.runs.store import Run
+    from core.runs.record.store import Run
 
     Target: TypeAlias = Run | Path | str
     SessionFactory: TypeAlias = Callable[[Target], ChatSession]
@@ -94,7 +94,7 @@ class SessionHolder:
         if self.chosen is not None:
             return self.chosen
         from core.chat.request import GenerationSettings
-        from core.runs.store import Run
+        from core.runs.record.store import Run
 
         if isinstance(self._target, Run):
             try:

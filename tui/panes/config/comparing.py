@@ -13,7 +13,7 @@ from tui.panes.config.files import FileQuestions
 from tui.screens.choice import Choice, ChoiceDialog
 
 if TYPE_CHECKING:
-    from core.runs.latest import LikeRun
+    from core.runs.catalog.earlier import LikeRun
 
 
 async def show_difference(

@@ -13,7 +13,7 @@ from core.hub_uri import is_hub_entry
 from core.paths import working_directory
 from core.presets.library import Preset
 from core.presets.switch import preset_in
-from core.runs.again import Origin
+from core.runs.catalog.earlier import Origin
 from tui.data_paths import entry_path
 from tui.panes.config.history import EditHistory
 from tui.panes.config.model import DATA_PATHS, ConfigModel, is_there

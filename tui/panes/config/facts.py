@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from core.hardware.snapshot import Device
     from core.models.advice import Advice
     from core.models.architecture.architecture import Architecture
-    from core.runs.latest import LikeRun
-    from core.runs.model_catalog import ModelCatalog
-    from core.runs.pace import PaceBook
+    from core.runs.catalog.earlier import LikeRun, ModelCatalog
+    from core.runs.outlook.estimate import PaceBook
     from tui.widgets.charts.plan_bar import PlanView
 
 
@@ -52,7 +51,7 @@ class FactsFinder:
     @cached_property
     def models(self) -> ModelCatalog:
         """The base models on this machine."""
-        from core.runs.model_catalog import ModelCatalog
+        from core.runs.catalog.earlier import ModelCatalog
 
         return ModelCatalog()
 
@@ -151,7 +150,7 @@ def _find_card(device: str, gpu: str | None) -> tuple[Card | None, Device | None
 
 
 def _read_paces() -> PaceBook:
-    from core.runs.pace import PaceBook
+    from core.runs.outlook.estimate import PaceBook
 
     return PaceBook()
 
@@ -162,7 +161,7 @@ def _look(
     from core import paths
     from core.hub_uri import absolute
     from core.models.advice import advice_for
-    from core.runs.latest import newest_like
+    from core.runs.catalog.earlier import newest_like
 
     free, last = None, None
     # A lookup that fails leaves the fact unknown; rules that need it stay silent.

@@ -8,9 +8,9 @@ from core.config.document import ConfigDocument
 from core.drafts import Draft, list_drafts
 from core.errors import UserError
 from core.paths import shown_path, working_directory
-from core.runs.again import Origin, begin_from, run_name
-from core.runs.names import brief_id
-from core.runs.store import Run
+from core.runs.catalog.earlier import Origin, begin_from, run_name
+from core.runs.record.sentences import brief_id
+from core.runs.record.store import Run
 from core.text import one_line
 from tui.panes.config.editor import Opened, rebase
 

@@ -18,7 +18,7 @@ from core.hub.store import is_fetched
 from core.hub_uri import is_hub_entry
 from core.paths import working_directory
 from core.presets.library import Preset
-from core.runs.again import Origin, run_name
+from core.runs.catalog.earlier import Origin, run_name
 from core.text import one_line
 from core.units import format_count
 from tui.data_paths import entry_path, entry_text

@@ -16,7 +16,7 @@ from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.models.architecture.measuring import telling
 from core.presets.switch import apply_switch
-from core.runs.names import brief_id
+from core.runs.record.sentences import brief_id
 from core.text import one_line
 from tui.data_paths import path_text
 from tui.datasets.summary import counted

@@ -8,12 +8,10 @@ from core.errors import UserError
 from core.memory.plan import RECLAIMABLE
 from core.models.find import find_model
 from core.quantization.job import known_sentence
-from core.runs.early_end import tell_early_end
-from core.runs.estimate import Estimate, tell_basis
-from core.runs.forecast import forecast_here
-from core.runs.pace import PaceBook
+from core.runs.outlook.estimate import Estimate, PaceBook, estimate_words
+from core.runs.outlook.forecast import forecast_here
 from core.text import one_line
-from core.units import format_count, format_duration
+from core.units import format_count
 from tui.datasets.summary import counted
 from tui.widgets.charts.plan_bar import PlanView
 
@@ -69,7 +67,5 @@ def _time(guess: Estimate | None, *, is_measured: bool) -> str:
     """
     if guess is None or (guess.by == "plan" and not is_measured):
         return ""
-    hours, most = guess.watt_hours, "at most " if guess.by == "plan" else ""
-    energy = f" · {most}{hours:.{1 if hours < 9.95 else 0}f} Wh" if hours is not None else ""
-    end = f" · {tell_early_end(guess.early_end)}" if guess.early_end is not None else ""
-    return f"about {format_duration(guess.seconds)}{energy}{end} · {one_line(tell_basis(guess), 120)}"
+    words = estimate_words(guess)
+    return " · ".join(filter(None, (words.duration, words.energy, words.end, one_line(words.basis, 120))))

@@ -14,12 +14,21 @@ from textual.content import Content
 from textual.message import Message
 
 from core.errors import UserError
-from core.runs.compare import AXES, LETTERS, Axis, Comparison, RunRecord, compare_runs, read_record
-from core.runs.compare_report import to_csv, to_curves_csv, to_markdown
-from core.runs.glimpse import is_long, read_glimpse
-from core.runs.metrics import METRICS
-from core.runs.series import Series
-from core.runs.store import Run
+from core.runs.catalog.compare import (
+    AXES,
+    LETTERS,
+    Axis,
+    RunComparison,
+    RunRecord,
+    compare_runs,
+    read_record,
+    to_csv,
+    to_curves_csv,
+    to_markdown,
+)
+from core.runs.record.history import is_long, read_glimpse
+from core.runs.record.series import METRICS, Series
+from core.runs.record.store import Run
 from core.text import one_line, steady
 from tui.keys import bindings
 from tui.saving import save_text
@@ -48,7 +57,7 @@ class Glimpsed(Message):
 class Compared(Message):
     """The runs have been read, or cannot be compared."""
 
-    comparison: Comparison | None = None
+    comparison: RunComparison | None = None
     error: UserError | None = None
 
 
@@ -75,7 +84,7 @@ class CompareScreen(Overlay[None]):
     def __init__(self, runs: Sequence[Run]) -> None:
         super().__init__()
         self._runs = tuple(runs)
-        self._comparison: Comparison | None = None
+        self._comparison: RunComparison | None = None
         self._error: UserError | None = None
         self._glimpse: Sequence[tuple[str, Series]] = ()
         self._metric, self._part = "loss", 0
@@ -258,7 +267,7 @@ class CompareScreen(Overlay[None]):
         self._save(("compare", ".csv", to_csv), ("compare-curves", ".csv", to_curves_csv))
 
     @work(thread=True, group="save")
-    def _save(self, *files: tuple[str, str, Callable[[Comparison], str]]) -> None:
+    def _save(self, *files: tuple[str, str, Callable[[RunComparison], str]]) -> None:
         if (comparison := self._comparison) is None:
             return
         try:

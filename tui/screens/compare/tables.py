@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.cells import cell_len, set_cell_size
 from textual.content import Content
 
-from core.runs.compare import LETTERS, Answers, Comparison, Fact
+from core.runs.catalog.compare import LETTERS, ComparedAnswers, Fact, RunComparison
 from core.text import one_line, sanitize, steady
 
 #: Columns of the names of facts, and least columns of a value.
@@ -19,7 +19,7 @@ def curve_style(place: int) -> str:
     return f"$curve-{place + 1}"
 
 
-def fact_tables(comparison: Comparison, width: int) -> Content:
+def fact_tables(comparison: RunComparison, width: int) -> Content:
     """Figures, and what differs in data and options; the best value of a figure is bold and has a star."""
     count = len(comparison.records)
     name_width = min(_NAME_WIDTH, max(width // 3, 10))
@@ -43,7 +43,7 @@ def fact_tables(comparison: Comparison, width: int) -> Content:
     return Content("\n").join(lines)
 
 
-def _head(comparison: Comparison, title: str, name_width: int, column: int) -> Content:
+def _head(comparison: RunComparison, title: str, name_width: int, column: int) -> Content:
     parts: list[Content | tuple[str, str]] = [(_fit(title, name_width), "$muted bold")]
     for place, record in enumerate(comparison.records):
         name = f"{LETTERS[place]} {steady(one_line(record.name, 40))} "
@@ -61,7 +61,7 @@ def _fact_line(fact: Fact, name_width: int, column: int) -> Content:
     return Content.assemble(*parts)
 
 
-def answer_lines(comparison: Comparison, width: int) -> Content:
+def answer_lines(comparison: RunComparison, width: int) -> Content:
     """The last answers to each question: side by side where there is room, else below each other."""
     if not comparison.answers:
         return Content.styled("None of these runs has sample answers.", "$muted")
@@ -75,7 +75,7 @@ def answer_lines(comparison: Comparison, width: int) -> Content:
     return Content("\n").join(line.rstrip() for line in lines)
 
 
-def _answer(answers: Answers, place: int, width: int) -> list[Content]:
+def _answer(answers: ComparedAnswers, place: int, width: int) -> list[Content]:
     """One answer below its letter, the step and whether it is right."""
     text = answers.texts[place]
     if text is None:
@@ -89,7 +89,7 @@ def _answer(answers: Answers, place: int, width: int) -> list[Content]:
     return [head, *body[:_ANSWER_LINES], *more]
 
 
-def _beside(answers: Answers, width: int) -> list[Content]:
+def _beside(answers: ComparedAnswers, width: int) -> list[Content]:
     count = len(answers.texts)
     column = width // count - 2
     columns = [_answer(answers, place, column) for place in range(count)]
@@ -101,7 +101,7 @@ def _beside(answers: Answers, width: int) -> list[Content]:
     return rows
 
 
-def _below(answers: Answers, width: int) -> list[Content]:
+def _below(answers: ComparedAnswers, width: int) -> list[Content]:
     return [line for place in range(len(answers.texts)) for line in _answer(answers, place, width)]
 
 

@@ -25,7 +25,7 @@ from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
-    from core.runs.store import Run
+    from core.runs.record.store import Run
 
 _KEYS = (("enter", "ask them"), ("tab", "next"), ("→", "complete"), ("^r", "last result"), ("esc", "leave"))
 _ABOUT = "Greedy answers to each prompt, scored against what is expected, and compared with the first model's."

@@ -30,8 +30,8 @@ from core.models.find import find_model, most_like
 from core.models.inspection import ModelFacts
 from core.models.places import FoundModel, UnreadPlace, fetchable, typed_model
 from core.paths import working_directory
-from core.runs.forecast import machine_for
-from core.runs.model_catalog import ModelCatalog
+from core.runs.catalog.earlier import ModelCatalog
+from core.runs.outlook.forecast import machine_for
 from core.text import one_line
 from tui.screens.fetch import FetchDialog
 from tui.screens.models.rows import ModelRow, hub_line, model_details, model_line

@@ -12,9 +12,9 @@ from textual.content import Content
 from core.config.compare import differences
 from core.config.explain import shown
 from core.config.schema import find_option, options
-from core.runs.checkpoints import KeptCheckpoint
-from core.runs.compare import RunRecord
-from core.runs.ranks import Rank, in_words, sign_words, silent_words
+from core.runs.catalog.compare import RunRecord
+from core.runs.catalog.trained import KeptCheckpoint
+from core.runs.record.state import Rank, rank_words, sign_words, silent_words
 from core.text import one_line, sanitize, steady
 from core.units import (
     format_bytes,
@@ -205,7 +205,7 @@ def processes(record: RunRecord, found: Sequence[Rank], width: int, now: float) 
         ]
         for rank in found
     ]
-    lines = [_table([*titles, ("", False)], rows, width), Content(""), Content.styled(in_words(found), "$muted")]
+    lines = [_table([*titles, ("", False)], rows, width), Content(""), Content.styled(rank_words(found), "$muted")]
     if not is_over and (silent := silent_words(found, now)):
         lines.append(Content.styled(f"! {silent}", "$near"))
     return Content("\n").join(lines)

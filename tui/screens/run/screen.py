@@ -13,12 +13,12 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.message import Message
 
-from core.runs.answers import questions_of
-from core.runs.checkpoints import KeptCheckpoint, kept_checkpoints
-from core.runs.compare import RunRecord, read_record
-from core.runs.glimpse import Glimpse, read_glimpse
-from core.runs.ranks import Rank, read_ranks
-from core.runs.store import Run
+from core.runs.catalog.answers import questions_of
+from core.runs.catalog.compare import RunRecord, read_record
+from core.runs.catalog.trained import KeptCheckpoint, kept_checkpoints
+from core.runs.record.history import RunHistory, read_glimpse
+from core.runs.record.state import Rank, read_ranks
+from core.runs.record.store import Run
 from core.small_files import open_regular
 from core.text import one_line
 from tui.keys import bindings
@@ -55,7 +55,7 @@ class RunRead(Message):
 class RunGlimpsed(Message):
     """Some steps of a long run, long before it is read."""
 
-    glimpse: Glimpse
+    glimpse: RunHistory
 
 
 def _configuration(read: RunRead, width: int) -> Content:
@@ -86,7 +86,7 @@ class RunScreen(Overlay[None]):
         super().__init__()
         self._run = run
         self._read_run: RunRead | None = None
-        self._glimpse: Glimpse | None = None
+        self._glimpse: RunHistory | None = None
         self._part = 0
         self._parts: tuple[tuple[str, Callable[[RunRead, int], Content]], ...] = (
             ("Curve", lambda read, width: parts.summary(read.record, width)),
@@ -141,7 +141,7 @@ class RunScreen(Overlay[None]):
             self.post_from_thread(RunGlimpsed(glimpse))
         record = read_record(self._run)
         kept, log = kept_checkpoints(self._run, record.history), _end_of_log(self._run)
-        self.post_from_thread(RunRead(record, kept, log, read_ranks(self._run)))
+        self.post_from_thread(RunRead(record, kept, log, read_ranks(self._run.path)))
 
     @on(RunGlimpsed)
     def _glimpsed(self, message: RunGlimpsed) -> None:
@@ -164,7 +164,7 @@ class RunScreen(Overlay[None]):
     def _look_at_signs(self) -> None:
         """Show the newest signs of life of the processes, where they are looked at."""
         if self._read_run is not None and self._parts[self._part][0] == "Processes":
-            self._read_run.ranks = read_ranks(self._run)
+            self._read_run.ranks = read_ranks(self._run.path)
             self._show()
 
     def _show(self) -> None:
@@ -207,7 +207,7 @@ class RunScreen(Overlay[None]):
         if self._part:
             return None
         if read is None:
-            return ChartData(glimpse.loss, total_steps=glimpse.last_step.step, is_over=True) if glimpse else None
+            return ChartData(glimpse.loss, total_steps=glimpse.step, is_over=True) if glimpse else None
         history = read.record.history
         total = read.record.row.total_steps
         return ChartData(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.store import Run, complete_checkpoints
+from core.runs.record.store import Run, complete_checkpoints
 from tui.screens.start.summary import Continuation, StartPlan
 
 if TYPE_CHECKING:
     from core.analysis.job import AnalysisJob
     from core.analysis.result import Analysis
-    from core.runs.pace import PaceBook
+    from core.runs.outlook.estimate import PaceBook
 
 
 def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces: PaceBook) -> StartPlan:
@@ -30,9 +30,8 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
     """
     from core.config.derived import step_count
     from core.models.find import STARTER_NAME, find_model
-    from core.runs.early_end import cut, tell_early_end
-    from core.runs.forecast import forecast_here, rough_seconds
-    from core.runs.wishes import unmet
+    from core.runs.outlook.estimate import cut, tell_early_end
+    from core.runs.outlook.forecast import forecast_here, rough_seconds, unmet
 
     if find_model(config.model.base) is None:
         first = "not known: the model is made ready first" if config.model.base == STARTER_NAME else ""
@@ -137,11 +136,11 @@ def find_continuation(run: Run, checkpoint: Path) -> Continuation:
 
 def find_pace(run: Run) -> float | None:
     """The seconds that a step of a run took at last; None where unknown. Reads its events: call it from a thread."""
-    from core.runs.history import read_history
-    from core.runs.pace import LONGEST_RECORD
+    from core.runs.catalog.rows import read_totals
+    from core.runs.outlook.estimate import LONGEST_RECORD
 
     with suppress(OSError):
         if run.events_path.stat().st_size <= LONGEST_RECORD:
-            history = read_history(run)
-            return history.step_seconds / history.step_count if history.step_count else None
+            steps = read_totals(run.events_path).steps
+            return steps.seconds[-1] / steps.count if steps.seconds else None
     return None

@@ -16,7 +16,8 @@ from core.config.derived import step_count
 from core.config.schema import Config, options
 from core.hub_uri import is_hub_entry
 from core.presets.provenance import Provenance, ValueGroup
-from core.runs.names import brief_id
+from core.runs.outlook.energy import expected_energy
+from core.runs.record.sentences import brief_id
 from core.text import one_line
 from core.units import exact_number, format_bytes, format_count, format_duration, format_moment
 from tui.datasets.marks import OF_THE_WHOLE
@@ -27,7 +28,7 @@ from tui.widgets.strips import fit
 from tui.widgets.text_block import clip
 
 if TYPE_CHECKING:
-    from core.runs.wishes import Unmet
+    from core.runs.outlook.forecast import Unmet
 
 #: Columns of the labels.
 LABEL_WIDTH = 10
@@ -433,11 +434,12 @@ def _time(plan: StartPlan | None, rows: StartRows) -> Content:
     if plan.seconds is None:
         waits = not plan.problem and not rows.is_exact
         return Content.styled("…" if waits else "not known before the first steps", "$muted")
-    most = "at most " if plan.is_planned else ""
-    energy = "" if plan.watt_hours is None else f" · {most}{plan.watt_hours:.{1 if plan.watt_hours < 9.95 else 0}f} Wh"
+    energy = expected_energy(plan.watt_hours, is_most=plan.is_planned)
     source = f"at the pace of {one_line(plan.pace_of, 60)}" if plan.pace_of else "a guess: no run like it here yet"
     source = "by the plan: no run like it here yet" if plan.is_planned else source
-    return Content.assemble(f"~{format_duration(_rounded(plan.seconds))}{energy}", (f" · {source}", "$muted"))
+    return Content.assemble(
+        f"~{format_duration(_rounded(plan.seconds))}{' · ' * bool(energy)}{energy}", (f" · {source}", "$muted")
+    )
 
 
 def _rounded(seconds: float) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from core.runs.series import Series
+from core.runs.record.series import Series
 from core.units import format_number
 from tui.widgets.charts.x_axis import STEPS, XAxis
 
@@ -56,7 +56,7 @@ class ChartMark(NamedTuple):
     step: float
     label: str
     kind: str = ""
-    """As of :class:`core.runs.history.Mark`, or ``checkpoint``: those are on the axis of steps, without labels."""
+    """As of :class:`core.runs.record.history.Mark`, or ``checkpoint``: on the axis of steps, without labels."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from textual.content import Content
 
 from core.hardware.snapshot import Device, Host
-from core.runs.planned import PlannedMemory
 from core.text import one_line
 from core.units import format_bytes, format_count
 from tui.glyphs import BRAILLE, GlyphSet
@@ -16,6 +16,9 @@ from tui.thresholds import LIMIT, NEAR, OK, WORD_COLORS, memory_word, temperatur
 from tui.widgets.charts.meter import bar, tick_place
 from tui.widgets.charts.sparkline import sparkline
 from tui.widgets.text_block import TextBlock
+
+if TYPE_CHECKING:
+    from core.runs.record.events import MemoryEvent
 
 #: Minimum columns for two lines a device, with wide bars.
 WIDE = 96
@@ -34,6 +37,43 @@ _SHORT = {OK: "ok", NEAR: "near", LIMIT: "limit", HELD: "held"}
 _DETAIL_LINES = 2
 #: The name of a device takes so many columns, and what stands below it begins there.
 _NAME_WIDTH = 6
+
+
+@dataclass(frozen=True)
+class PlannedMemory:
+    """Memory of a device by the run's plan.
+
+    Args:
+        bytes: Predicted peak of the run.
+        used: The same with the memory of other processes on the device.
+    """
+
+    bytes: int
+    used: int
+
+
+def planned_memory(memory: Mapping[str, MemoryEvent], device: Device, pid: int | None) -> PlannedMemory | None:
+    """The plan's figure for a device; None while there is none.
+
+    Args:
+        memory: Newest figures of each device's memory.
+        device: The device as it was read last.
+        pid: The process of the run; None where it is not known.
+    """
+    from core.memory.plan import RECLAIMABLE
+
+    event = next((event for event in memory.values() if event.predicted_bytes), None)
+    if event is None or not event.predicted_bytes or not device.memory_total:
+        return None
+    if (event.device == "cpu") != (device.kind == "cpu"):
+        return None
+    predicted = sum(size for name, size in event.predicted_bytes.items() if name not in RECLAIMABLE)
+    if device.kind == "cpu":
+        # The limit is free memory and memory of the process: the rest belongs to others.
+        others = device.memory_total - event.limit_bytes if event.limit_bytes is not None else 0
+    else:
+        others = sum(item.memory or 0 for item in device.processes if item.pid != pid)
+    return PlannedMemory(predicted, predicted + max(others, 0))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
-from core.runs.series import SMOOTH_COLUMNS, Series
+from core.runs.record.series import SMOOTH_COLUMNS, Series
 from tui.glyphs import BRAILLE, GlyphSet
 from tui.widgets.charts import plot_geometry as geometry
 from tui.widgets.charts.chart_data import ChartData, Measured

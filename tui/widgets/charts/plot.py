@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rich.cells import cell_len
 
-from core.runs.series import Bucket, Series
+from core.runs.record.series import Bucket, Series
 from core.text import one_line
 from tui.glyphs import GlyphSet
 from tui.widgets.charts import plot_geometry as geometry

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from core.runs.series import Bucket
+from core.runs.record.series import Bucket
 from tui.glyphs import GlyphSet
 
 #: Maximum of an axis on either side of 0, and the least positive value on a logarithmic one.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.runs.series import Series
+from core.runs.record.series import Series
 from core.text import one_line
 from core.units import format_count, format_moment, format_number
 from tui.widgets.charts.chart_data import ChartData

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from core.runs.metrics import CURVES, Metric
+from core.runs.record.series import CURVES, Metric
 from tui.state import RunView
 from tui.widgets.charts.chart_data import ChartData, ChartMark, Measured
 
 if TYPE_CHECKING:
-    from core.runs.history import RunHistory
+    from core.runs.record.history import RunHistory
 
 _LOSS = CURVES["loss"]
 

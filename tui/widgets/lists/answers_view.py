@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
 
-from core.runs.answers import Question
+from core.runs.catalog.answers import Question
 from tui.widgets.answer_pairs import walk_lines
 from tui.widgets.answer_walk import AnswerWalk
 from tui.widgets.text_block import TextBlock

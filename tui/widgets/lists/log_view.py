@@ -15,7 +15,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 if TYPE_CHECKING:
-    from core.runs.history import LogLine
+    from core.runs.record.history import LogLine
 
 #: Maximum number of lines kept, the newest ones.
 LINES = 2000

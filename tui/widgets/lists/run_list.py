@@ -15,8 +15,8 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from core.runs.names import brief_id
-from core.runs.run_table import DEFAULT_SORT
+from core.runs.catalog.table import DEFAULT_SORT
+from core.runs.record.sentences import brief_id
 from core.text import one_line, steady
 from core.units import (
     coarse_ago,
@@ -31,9 +31,8 @@ from tui.state import STATE_COLORS, STATE_GLYPHS
 from tui.steady_meters import energy_has_moved
 
 if TYPE_CHECKING:
-    from core.runs.catalog import RunRow
-    from core.runs.figures import RunFigures
-    from core.runs.labels import Labels
+    from core.runs.catalog.rows import RunFigures, RunRow
+    from core.runs.record.store import Labels
 
 _HEADER_ROWS = 1
 #: Blanks after a column.
@@ -235,7 +234,7 @@ class RunList(ScrollView, can_focus=True):
             self.refresh()
 
     def show_order(self, column: str, *, descending: bool) -> None:
-        """Show by which column the rows are sorted, a name of :data:`~core.runs.run_table.SORT_COLUMNS`."""
+        """Show by which column the rows are sorted, a name of :data:`~core.runs.catalog.table.SORT_COLUMNS`."""
         if (column, descending) != self._sorted:
             self._sorted = column, descending
             self.refresh(Region(0, 0, self.size.width, _HEADER_ROWS))

@@ -2,7 +2,7 @@
 
 It is confined, and reads no files of the user's but those that it is started with: what is loaded must be among them.
 
-It speaks :mod:`core.runs.protocol` on standard input and output as the chat engine does, with the same ``load``
+It speaks :mod:`core.runs.control.protocol` on standard input and output as the chat engine does, with the same ``load``
 and ``generate``, so that a session of the chat talks to either. Commands:
 
 ``load``

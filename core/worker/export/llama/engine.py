@@ -14,7 +14,7 @@ from core.chat.request import ChatRequest, QuestionError
 from core.data.conversation import RowError
 from core.errors import UserError
 from core.hardware.cpu import free_memory
-from core.runs.beside import refuse_crowding, runs_on_cpu
+from core.runs.control.devices import refuse_crowding, runs_on_cpu
 from core.sandbox.limits import growth_limit, limit_growth, machine_memory
 from core.template.builtin import named_or_file
 from core.template.render import ChatTemplate

@@ -46,8 +46,8 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
 
 def _reference(job: dict[str, Any], directory: Path, answers: Answers) -> dict[str, Any]:
-    from core.runs.store import Run
-    from core.runs.trained import find_trained
+    from core.runs.catalog.trained import find_trained
+    from core.runs.record.store import Run
 
     trained = find_trained(Run(Path(job["run"])), job["step"])
     if trained.config.hardware.device != "cpu":

@@ -33,8 +33,8 @@ from core.hardware.cpu import memory
 from core.models.adapters import check_adapter
 from core.models.fingerprint import BaseFingerprint
 from core.models.quantized_weights import read_decoded
-from core.runs.beside import runs_on_card
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel
+from core.runs.control.devices import runs_on_card
 from core.template.builtin import named_or_file
 from core.template.settings import mask_settings
 from core.worker.data.dataset import Dataset, Loader

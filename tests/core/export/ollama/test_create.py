@@ -21,7 +21,7 @@ from core.export.ollama.create import (
     server_address,
 )
 from core.jobs.job import JobCancelledError
-from core.runs.process import start_identity
+from core.runs.record.state import start_identity
 from tests.cases import cases
 from tests.core.export.ollama.fake_ollama import FakeOllama, install, serving
 from tests.waiting import wait_for

@@ -3,8 +3,8 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from core.runs.events import PhaseEvent, encode_event
-from core.runs.store import Run
+from core.runs.record.events import PhaseEvent, encode_event
+from core.runs.record.store import Run
 from core.worker.audit.replay import dated_name
 
 

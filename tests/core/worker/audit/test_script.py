@@ -10,7 +10,7 @@ import torch
 
 from core.audit.result import Difference
 from core.audit.spans import Span
-from core.runs.events import Event, NoticeEvent, PhaseEvent, SampleEvent
+from core.runs.record.events import Event, NoticeEvent, PhaseEvent, SampleEvent
 from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory
 from core.worker.loss.objectives import SupervisedObjective
 from core.worker.process.control import Controls

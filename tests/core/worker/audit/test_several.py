@@ -16,9 +16,9 @@ from core.audit.job import audit_job
 from core.audit.result import Audit
 from core.audit.spans import Span, Team
 from core.config.schema import Config
-from core.runs.chain import CHAIN_NAME
-from core.runs.events import FinishedEvent, RanksEvent, encode_event
-from core.runs.store import Run, create_run
+from core.runs.record.chain import CHAIN_NAME
+from core.runs.record.events import FinishedEvent, RanksEvent, encode_event
+from core.runs.record.store import Run, create_run
 from core.worker import train as recipe
 from core.worker.audit.replay import Replay
 from core.worker.distributed.ranks import Ranks

@@ -19,7 +19,7 @@ import torch
 
 from core.config.schema import MethodSection, TrainSection
 from core.errors import UserError
-from core.runs.held import held_checkpoint
+from core.runs.catalog.trained import held_checkpoint
 from core.small_files import hash_file
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.model.adapters import attach_adapters, load_adapter

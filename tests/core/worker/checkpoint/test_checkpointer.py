@@ -13,10 +13,10 @@ from torch import nn
 
 from core.config.schema import CheckpointSection, Config, DataSection
 from core.errors import UserError
-from core.runs.events import CheckpointEvent, FailedEvent, NoticeEvent, StepEvent, StoppedEvent
-from core.runs.run_files import confirm_checkpoints
-from core.runs.store import create_run
-from core.runs.tail import EventTail
+from core.runs.record.events import CheckpointEvent, FailedEvent, NoticeEvent, StepEvent, StoppedEvent
+from core.runs.record.files import confirm_checkpoints
+from core.runs.record.store import create_run
+from core.runs.record.tail import EventTail
 from core.worker.checkpoint import checkpointer
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, config_hash, find_checkpoint

@@ -11,9 +11,9 @@ import pytest
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.events import FailedEvent, NoticeEvent
-from core.runs.store import Run
-from core.runs.tail import EventTail
+from core.runs.record.events import FailedEvent, NoticeEvent
+from core.runs.record.store import Run
+from core.runs.record.tail import EventTail
 from core.worker.checkpoint.checkpoint import Checkpoint, hash_manifest
 from core.worker.checkpoint.storage import (
     KEY,

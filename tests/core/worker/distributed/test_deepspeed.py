@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from core import deepspeed
-from core.runs.client import ControlClient
-from core.runs.events import EvalEvent, StepEvent
-from core.runs.store import Run
+from core.runs.control.client import ControlClient
+from core.runs.record.events import EvalEvent, StepEvent
+from core.runs.record.store import Run
 from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.model.model import decoder_layers

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from core.runs.client import ControlClient
-from core.runs.events import EvalEvent, NoticeEvent, StepEvent
+from core.runs.control.client import ControlClient
+from core.runs.record.events import EvalEvent, NoticeEvent, StepEvent
 from core.worker.distributed.fsdp2 import Fsdp2
 from core.worker.distributed.ranks import Ranks
 from tests.cases import cases

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.config.schema import Config
-from core.runs.chain import CHAIN_NAME, Link, read_links
-from core.runs.events import FinishedEvent, NoticeEvent, StepEvent
-from core.runs.store import Run, create_run
-from core.runs.tail import EventTail
+from core.runs.record.chain import CHAIN_NAME, Link, read_links
+from core.runs.record.events import FinishedEvent, NoticeEvent, StepEvent
+from core.runs.record.store import Run, create_run
+from core.runs.record.tail import EventTail
 from core.worker import train as recipe
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.distributed import shards

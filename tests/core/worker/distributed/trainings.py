@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from core.config.document import dump_config
 from core.config.schema import Config
-from core.runs.client import ControlClient
-from core.runs.events import FinishedEvent
-from core.runs.store import Run
-from core.runs.tail import EventTail
+from core.runs.control.client import ControlClient
+from core.runs.record.events import FinishedEvent
+from core.runs.record.store import Run
+from core.runs.record.tail import EventTail
 from core.worker.distributed.ranks import Ranks
 from core.worker.process.control import Controls, ControlServer
 from core.worker.process.recorder import Recorder

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.config.schema import Config, DataSection, HardwareSection, MethodSection, ModelSection, TrainSection
-from core.runs.store import Run
-from core.runs.trained import TrainedModel
+from core.runs.catalog.trained import TrainedModel
+from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import save_adapter
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 from core.errors import UserError
 from core.models.adapters import check_adapter
 from core.models.text_part import split_names
-from core.runs.loading_code import python_code
+from core.runs.catalog.trained import python_code
 from core.worker.checkpoint.checkpoint import save_adapter
 from core.worker.export.beside import write_configs
 from core.worker.export.gguf.adapter import read_pairs

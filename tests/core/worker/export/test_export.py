@@ -21,9 +21,8 @@ from core.export.plan import merged_quant, plan_export
 from core.export.request import ExportRequest
 from core.export.result import Agreement, read_result
 from core.models.fingerprint import BaseFingerprint
-from core.runs.held import is_held
-from core.runs.store import Run
-from core.runs.trained import find_trained
+from core.runs.catalog.trained import find_trained, is_held
+from core.runs.record.store import Run
 from core.units import format_bytes
 from core.worker.export import export as module
 from core.worker.export.export import Export

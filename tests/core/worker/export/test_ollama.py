@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.config.schema import ChatSection
-from core.runs.trained import find_trained
+from core.runs.catalog.trained import find_trained
 from core.worker.export import ollama
 from core.worker.export.beside import Conversation
 from tests.core.export.trained_run import make_trained_run, write_rows

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core.errors import UserError
-from core.runs.trained import TrainedFile, TrainedModel, find_trained
+from core.runs.catalog.trained import TrainedFile, TrainedModel, find_trained
 from core.worker.export.beside import read_conversation
 from core.worker.export.merged import write_merged
 from core.worker.fused.file_weights import FileWeights

@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.runs import sockets
-from core.runs.protocol import LINE_LIMIT
+from core.runs.control.protocol import LINE_LIMIT
+from core.runs.record import store as sockets
 from core.worker.process import control
 from core.worker.process.control import (
     STOP_SIGNALS,

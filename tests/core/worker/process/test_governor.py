@@ -18,7 +18,7 @@ import pytest
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.snapshot import Device
-from core.runs.events import Event, GovernorEvent, NightEvent
+from core.runs.record.events import Event, GovernorEvent, NightEvent
 from core.worker.process.control import Controls
 from core.worker.process.governor import Governor
 from core.worker.process.throttle import Throttle

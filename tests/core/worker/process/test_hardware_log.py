@@ -7,7 +7,7 @@ import pytest
 
 from core.hardware.sampler import Sampler
 from core.hardware.snapshot import Device, Host, Xid
-from core.runs.events import HardwareEvent, encode_event
+from core.runs.record.events import HardwareEvent, encode_event
 from core.worker.process.hardware_log import MOVING_SECONDS, STEADY_SECONDS, HardwareLog
 from tests.cases import cases
 from tests.core.hardware.conftest import Ask, ask_driver, fake_driver
@@ -190,6 +190,9 @@ from core.config.schema import Config, DataSection
 from core.hardware import nvml, sampler
 from core.runs.events import StoppedEvent
 from core.runs.store import create_run
+from core.hardware import nvml_source, sampler
+from core.runs.record.events import StoppedEvent
+from core.runs.record.store import create_run
 from core.worker.process import recorder as module
 nvml.REOPEN_SECONDS = 0.0
 sampler.DEADLINE_SECONDS = module.HEARTBEAT_SECONDS = 0.05

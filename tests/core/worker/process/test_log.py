@@ -9,9 +9,9 @@ import pytest
 
 from core.config.schema import Config, DataSection
 from core.errors import UserError
-from core.runs.events import FailedEvent, NoticeEvent
-from core.runs.store import Run, create_run
-from core.runs.tail import EventTail
+from core.runs.record.events import FailedEvent, NoticeEvent
+from core.runs.record.store import Run, create_run
+from core.runs.record.tail import EventTail
 from core.worker.process.log import RedactedStream
 
 ROOT = Path(__file__).parents[4]

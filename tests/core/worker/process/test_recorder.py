@@ -19,9 +19,8 @@ from pathlib import Path
 import pytest
 
 from core.config.schema import Config, DataSection
-from core.runs.append import append_while_open
-from core.runs.chain import CHAIN_NAME, Link, read_links
-from core.runs.events import (
+from core.runs.record.chain import CHAIN_NAME, Link, read_links
+from core.runs.record.events import (
     FailedEvent,
     FinishedEvent,
     HardwareEvent,
@@ -31,9 +30,10 @@ from core.runs.events import (
     StepEvent,
     StoppedEvent,
 )
-from core.runs.state import RunState, StepProgress
-from core.runs.store import Run, create_run
-from core.runs.tail import EventTail
+from core.runs.record.files import append_while_open
+from core.runs.record.state import RunState, StepProgress
+from core.runs.record.store import Run, create_run
+from core.runs.record.tail import EventTail
 from core.worker.process import recorder as recorder_module
 from core.worker.process.recorder import Recorder, peak_rss_bytes
 from tests.small_disk import small_disk

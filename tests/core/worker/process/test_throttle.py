@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core.runs.protocol import Request
+from core.runs.control.protocol import Request
 from core.worker.process.control import Command, Controls
 from core.worker.process.throttle import MOST_OWED, Throttle
 from tests.cases import cases

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.runs.events import Event, NoticeEvent
-from core.runs.store import Run
+from core.runs.record.events import Event, NoticeEvent
+from core.runs.record.store import Run
 from core.worker.process.recorder import Recorder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from core.config.schema import CheckpointSection, Config, DataSection, EvalSection
-from core.runs.schedule import Schedule
+from core.runs.outlook.time_left import Schedule
 from core.worker.progress.intervals import Intervals
 from tests.cases import cases
 from tests.core.worker.steps.stepper import make_state

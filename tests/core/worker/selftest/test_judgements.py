@@ -13,7 +13,7 @@ from core.hardware.card import Card
 from core.hardware.snapshot import Device
 from core.memory.calibration import Calibration, read_calibration, write_calibration
 from core.models.architecture.load import load_architecture
-from core.runs.events import NoticeEvent
+from core.runs.record.events import NoticeEvent
 from core.selftest.sizes import Shape
 from core.worker.fused.trial import Trial
 from core.worker.selftest import driver, fast_paths, memory, shortage, speed

@@ -14,9 +14,9 @@ import torch
 from core.config.schema import Config
 from core.errors import UserError
 from core.quantization.result import sentence
-from core.runs.events import FailedEvent, NoticeEvent
-from core.runs.store import create_run
-from core.runs.tail import EventTail
+from core.runs.record.events import FailedEvent, NoticeEvent
+from core.runs.record.store import create_run
+from core.runs.record.tail import EventTail
 from core.worker.fused.frozen_weight import FrozenWeight
 from core.worker.model import adapters
 from core.worker.oom import handles

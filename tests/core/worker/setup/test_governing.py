@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.notify import Notice
-from core.runs.events import GovernorEvent
+from core.runs.record.events import GovernorEvent
 from core.worker.setup import governing
 from tests.core.hardware.conftest import fake_driver as fake_driver
 from tests.core.worker.process.told_recorder import ToldRecorder

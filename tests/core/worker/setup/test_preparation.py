@@ -16,10 +16,10 @@ from core.analysis.result import AnalysisRequest
 from core.analysis.row_lengths import try_first_rows
 from core.config.schema import Config
 from core.errors import UserError
-from core.runs.events import NoticeEvent, StoppedEvent
-from core.runs.store import Run, create_run
-from core.runs.tail import EventTail
-from core.runs.trained import find_trained
+from core.runs.catalog.trained import find_trained
+from core.runs.record.events import NoticeEvent, StoppedEvent
+from core.runs.record.store import Run, create_run
+from core.runs.record.tail import EventTail
 from core.sandbox import pool
 from core.sandbox.pool import POOL
 from core.worker.process.recorder import Recorder

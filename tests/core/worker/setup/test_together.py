@@ -19,8 +19,8 @@ from core.errors import UserError
 from core.memory.cards import Cards
 from core.memory.rows import Rows, rows_of_lengths
 from core.memory.strategy import Chosen
-from core.runs.forecast import forecast
-from core.runs.store import create_run
+from core.runs.outlook.forecast import forecast
+from core.runs.record.store import create_run
 from core.worker.checkpoint.checkpointer import config_hash
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from core.runs.store import Run
+from core.runs.record.store import Run
 from core.worker.supervise import remote_rank
 
 _RANK = """

@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from core.config.schema import Config
-from core.runs.device_lock import occupant, take_beside
-from core.runs.events import NoticeEvent
-from core.runs.lock import try_lock
-from core.runs.store import Run, create_run
+from core.runs.control.devices import occupant, take_beside
+from core.runs.record.events import NoticeEvent
+from core.runs.record.files import try_lock
+from core.runs.record.store import Run, create_run
 from core.worker.distributed.rendezvous import Meeting, tcp_meeting
 from core.worker.supervise.process import RankProcess
 from core.worker.supervise.remote_rank import receive
@@ -232,8 +232,8 @@ def test_a_rank_ends_when_the_supervisor_is_killed(run: Run, pids: Path) -> None
         """
         import os, sys, time
         from pathlib import Path
-        from core.runs.store import Run
-        from core.runs.lock import try_lock
+        from core.runs.record.store import Run
+        from core.runs.record.files import try_lock
         from core.worker.supervise.process import RankProcess
         from core.worker.supervise.starts import spread_starts
         run = Run(Path(sys.argv[1]))

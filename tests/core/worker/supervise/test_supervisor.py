@@ -18,12 +18,11 @@ import pytest
 from core.config.schema import Config
 from core.errors import UserError
 from core.helper import finding_core
-from core.runs.events import FailedEvent, NoticeEvent, StoppedEvent
-from core.runs.lock import try_lock
-from core.runs.process import is_same_process, own_identity, start_identity
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
-from core.runs.tail import EventTail
+from core.runs.record.events import FailedEvent, NoticeEvent, StoppedEvent
+from core.runs.record.files import try_lock
+from core.runs.record.state import RunState, is_same_process, own_identity, start_identity
+from core.runs.record.store import Run, create_run
+from core.runs.record.tail import EventTail
 from core.worker.process.awake import AwakeClock
 from core.worker.process.reports import REPORTS, SUPERVISOR
 from core.worker.supervise import supervisor
@@ -460,7 +459,7 @@ def test_all_processes_end_with_their_supervisor(tmp_path: Path) -> None:
     """Also one that is suspended; and the lock of the run is held until they have."""
     scene = Scene(tmp_path, [WAITS], [{"stop": True}], timeout=86400.0)
     code = (
-        "import sys; from pathlib import Path; from core.runs.store import Run; "
+        "import sys; from pathlib import Path; from core.runs.record.store import Run; "
         "from tests.core.worker.supervise.test_supervisor import Scene; "
         "scene = Scene.__new__(Scene); scene.directory, scene.run = Path(sys.argv[1]), Run(Path(sys.argv[2])); "
         "scene.config = scene.run.config(); scene.supervise()"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.runs.state import EXIT_CODES
+from core.runs.record.state import EXIT_CODES
 from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST, FINAL, Ended, Lost, Refused, Sign, Verdict, judge
 from tests.cases import cases
 

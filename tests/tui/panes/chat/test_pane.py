@@ -17,8 +17,8 @@ from core.chat.dialogue import Dialogue
 from core.chat.request import GenerationSettings
 from core.chat.transcripts import keep_transcript, list_transcripts
 from core.errors import UserError
-from core.runs.state import RunState
-from core.runs.store import Run
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
 from tests.tui.fake_session import FakeSession, factory
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, shown, wait_for
 from tui.messages import ExportRequested, ServeRequested

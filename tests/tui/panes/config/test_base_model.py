@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from core import paths
 from core.config.document import ConfigDocument
 from core.models.find import STARTER_NAME
-from core.runs.store import list_runs
+from core.runs.record.store import list_runs
 from tests.core.models.spoiling import copy_model, edit_json
 from tests.tui.config_panes import RecordingPane, flat, go_to, opened, write_config
 from tests.tui.harness import PaneApp, pane_of, screen_text, wait_for

@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from core.config.compare import DiffLine, diff_values
 from core.config.document import ConfigDocument
 from core.hardware.card import Card
-from core.runs.store import create_run
+from core.runs.record.store import create_run
 from tests.tui.config_panes import flat, go_to, opened, type_value, write_config
 from tests.tui.harness import PaneApp, pane_of, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp

@@ -14,11 +14,11 @@ from core.errors import UserError
 from core.hardware.snapshot import Device
 from core.quantization import job
 from core.quantization.result import ROWS, sentence
-from core.runs import pace
-from core.runs.events import HardwareEvent
-from core.runs.forecast import this_machine
-from core.runs.pace import PaceBook
-from core.runs.store import Run, list_runs
+from core.runs.outlook import estimate as pace
+from core.runs.outlook.estimate import PaceBook
+from core.runs.outlook.forecast import this_machine
+from core.runs.record.events import HardwareEvent
+from core.runs.record.store import Run, list_runs
 from tests.cases import cases
 from tests.core.quantization.test_result import COST
 from tests.core.runs.test_pace import record, step
@@ -89,7 +89,7 @@ def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(
     made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\ntrain.max_length = 2048\n')
     # What is free meanwhile depends on what else runs here.
     machine = this_machine(made.validate())
-    monkeypatch.setattr("core.runs.forecast.this_machine", lambda _: machine)
+    monkeypatch.setattr("core.runs.outlook.forecast.this_machine", lambda _: machine)
     measured = measure_lengths([100] * 60, range(60), 6000, 3000)
     analysis = Analysis((), 60, 60, {}, (), lengths=measured)
     unknown, known = plan_document(made), plan_document(made, None, 60, measured)

@@ -8,7 +8,7 @@ import pytest
 
 from core.config.document import ConfigDocument
 from core.config.recent import recent_configs, remember_config
-from core.runs.store import create_run
+from core.runs.record.store import create_run
 from tests.tui.config_panes import RecordingPane, flat, opened, type_value, write_config
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
 from tui.panes.config.editor import free_name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.runs import events
+from core.runs.record import events
 from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
 from tests.tui.panes.train.test_pane import border, open_app, script_run, shown
 from tests.tui.scripted_run import GPU, ScriptedRun

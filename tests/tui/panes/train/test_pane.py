@@ -9,8 +9,8 @@ from typing import Any
 
 from textual.pilot import Pilot
 
-from core.runs import events
-from core.runs.ranks import Rank, write_ranks
+from core.runs.record import events
+from core.runs.record.state import Rank, write_ranks
 from tests.cases import cases
 from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import CONFIG, ScriptedRun
@@ -295,7 +295,7 @@ async def test_several_processes_have_a_line_and_a_screen(home: Path) -> None:
     app = open_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await shown(pilot, "2 processes  head 0 cuda:0 · tower 1 cuda:0")
-        write_ranks(script.run, [replace(rank, heard=time.time() - 30 * rank.rank) for rank in ranks])
+        write_ranks(script.run.path, [replace(rank, heard=time.time() - 30 * rank.rank) for rank in ranks])
         await shown(pilot, "2 processes  no sign of life for 3", "1 on tower")
         await pilot.press("5", "d")
         await shown(pilot, "Curve")

@@ -16,7 +16,7 @@ from core.config.document import ConfigDocument
 from core.models.find import STARTER_NAME, find_model
 from core.models.inspection import ModelFacts
 from core.models.places import FoundModel
-from core.runs.model_catalog import ModelCatalog
+from core.runs.catalog.earlier import ModelCatalog
 from tests.core.hub.fake_hub import FakeHub, Repository, running_hub
 from tests.core.models.spoiling import copy_model, edit_json
 from tests.core.worker.model.gguf_files import write_gguf

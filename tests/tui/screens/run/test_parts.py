@@ -9,14 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from core.runs.checkpoints import kept_checkpoints
-from core.runs.compare import RunRecord, compare_runs, read_record
-from core.runs.events import CheckpointEvent, EvalEvent, FinishedEvent, NoticeEvent, SampleEvent, encode_event
-from core.runs.labels import labels_path
-from core.runs.process import hostname, start_identity
-from core.runs.ranks import Rank
-from core.runs.state import RunState
-from core.runs.store import Run, create_run
+from core.runs.catalog.compare import RunRecord, compare_runs, read_record
+from core.runs.catalog.trained import kept_checkpoints
+from core.runs.record.events import CheckpointEvent, EvalEvent, FinishedEvent, NoticeEvent, SampleEvent, encode_event
+from core.runs.record.state import Rank, RunState, hostname, start_identity
+from core.runs.record.store import Run, create_run, labels_path
 from core.text import one_line
 from tests.core.runs.helpers import config_for
 from tests.tui.harness import FORBIDDEN, HOSTILE

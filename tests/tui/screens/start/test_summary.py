@@ -10,8 +10,8 @@ from core.analysis.problems import Problem
 from core.analysis.result import Analysis
 from core.config.schema import Config
 from core.presets.provenance import Provenance, ValueGroup
-from core.runs.early_end import EarlyEnd, tell_early_end
-from core.runs.wishes import Unmet
+from core.runs.outlook.estimate import EarlyEnd, tell_early_end
+from core.runs.outlook.forecast import Unmet
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
 from tui.keys import KeyTable

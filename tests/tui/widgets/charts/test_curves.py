@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from core.runs.series import Series
+from core.runs.record.series import Series
 from tests.cases import cases
 from tests.tui.widgets.charts.test_line_chart import draw, series
 from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet

@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.hardware.snapshot import Device, GpuProcess, Host
-from core.runs.planned import PlannedMemory
 from tests.cases import cases
 from tests.examples import examples
 from tests.tui.scripted_run import GPU
 from tui.glyphs import ASCII, BRAILLE
-from tui.widgets.charts.device_panel import WIDE, Around, device_lines, host_line
+from tui.widgets.charts.device_panel import WIDE, Around, PlannedMemory, device_lines, host_line
 from tui.widgets.charts.meter import tick_place
 
 FULL = replace(

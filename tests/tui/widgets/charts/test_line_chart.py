@@ -9,7 +9,7 @@ import pytest
 from textual.app import App, ComposeResult
 from textual.geometry import Region
 
-from core.runs.series import Series
+from core.runs.record.series import Series
 from tests.cases import cases
 from tests.tui.harness import screen_lines, wait_for
 from themes.loader import variable_defaults

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from core.runs.series import Series
+from core.runs.record.series import Series
 from tests.cases import cases
 from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
 from tui.widgets.charts import plot_geometry as geometry

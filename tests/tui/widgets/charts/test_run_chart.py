@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from core.runs import events
-from core.runs.history import read_history
+from core.runs.record import events
+from core.runs.record.history import read_history
 from tests.cases import cases
 from tests.tui.scripted_run import GPU, ScriptedRun
 from tests.tui.widgets.charts.test_line_chart import draw, series

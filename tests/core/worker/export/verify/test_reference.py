@@ -9,8 +9,8 @@ import pytest
 
 from core.config.schema import DataSection
 from core.errors import UserError
-from core.runs.store import Run
-from core.runs.trained import find_trained
+from core.runs.catalog.trained import find_trained
+from core.runs.record.store import Run
 from core.worker.export.verify import reference
 from core.worker.export.verify.plain import compare_plain
 from core.worker.export.verify.reference import measure_reference

@@ -1,0 +1,1 @@
+"""Catalog of runs: their list, figures and results, comparisons, trained models, and the trash."""

@@ -1,0 +1,426 @@
+"""Result of a run: the bars of ``eval.gate``, gains and costs, its end in a sentence, and its account in the list."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from core.config.gate import Bar, Figure
+from core.runs.catalog.rows import MOST_FILES, file_names
+from core.runs.outlook.energy import Tariff
+from core.runs.record.events import EvalEvent, Event, FinishedEvent, ProbeEvent
+from core.runs.record.history import RunHistory, last_evaluation, last_step, read_glimpse, read_history
+from core.runs.record.sentences import brief_id
+from core.runs.record.series import Series
+from core.runs.record.state import RunState
+from core.runs.record.store import Run
+from core.text import one_line
+from core.units import exact_number, format_ago, format_fixed, format_number
+
+#: Between the sentences of several bars that are missed.
+_BETWEEN = "; "
+
+
+@dataclass
+class GateFigures:
+    """The figures that a gate looks at, gathered from the events of a run.
+
+    Args:
+        step: The step of the result.
+    """
+
+    step: int
+    before: EvalEvent | None = None
+    """The evaluation of the untouched model."""
+    after: EvalEvent | None = None
+    """That of the result."""
+    probe_before: float | None = None
+    """The loss on the probe of the untouched model."""
+
+    @classmethod
+    def of(cls, events: Iterable[Event], step: int) -> GateFigures:
+        """Figures in a run's events; of several evaluations of a step, the last counts."""
+        found = cls(step)
+        for event in events:
+            if isinstance(event, ProbeEvent) and event.step == 0:
+                found.probe_before = event.loss
+            elif isinstance(event, EvalEvent):
+                if event.step == 0:
+                    found.before = event
+                    found.probe_before = event.probe_loss if event.probe_loss is not None else found.probe_before
+                if event.step == step:
+                    found.after = event
+        return found
+
+    def values(self, figure: Figure) -> tuple[float | None, float | None]:
+        """A figure before training and of the result; None where it was not measured."""
+        before: float | None = getattr(self.before, figure, None)
+        if figure == "probe_loss":
+            before = self.probe_before
+        after: float | None = getattr(self.after, figure, None)
+        return before, after
+
+
+def judge(bars: Sequence[Bar], figures: GateFigures) -> str:
+    """Missed bars, a clause each; empty if all are reached. A figure that was not measured reaches no bar."""
+    return _BETWEEN.join(filter(None, (_miss(bar, figures) for bar in bars)))
+
+
+def _miss(bar: Bar, figures: GateFigures) -> str:
+    before, after = figures.values(bar.figure)
+    if after is None:
+        return f"{bar.figure} was not measured ({bar.text})"
+    if bar.needs_before and before is None:
+        return f"{bar.figure} of the untouched model was not measured ({bar.text})"
+    if bar.is_met(after, before):
+        return ""
+    limit = bar.limit(before)
+    # A bar with "before" in it shows neither that value nor the limit.
+    wanted = f"{bar.comparison} {format_number(limit)}"
+    if not bar.needs_before:
+        return f"{bar.figure} is {format_number(after)} and should be {wanted}"
+    return f"{bar.figure} is {format_number(after)} and should be {wanted} ({bar.text}, before {format_number(before)})"
+
+
+#: Most steps at the end of a run whose mean is its last training loss, and the part of the run that they are at most.
+LAST_STEPS, LAST_SHARE = 50, 10
+#: The name of the loss on the general probe.
+PROBE_LOSS = "probe loss"
+#: Least rise of it that is spoken of.
+FORGOTTEN = 0.005
+#: Most files of a result whose sizes are added up.
+_MOST_ENTRIES = 1000
+
+Unit = Literal["share", "loss"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure before and after training; ``before`` is None where it was measured only once."""
+
+    name: str
+    before: float | None
+    after: float
+    unit: Unit = "loss"
+    course: tuple[float, ...] = ()
+    """Its values over all evaluations."""
+    note: str = ""
+    """The same in another unit."""
+
+    def words(self, value: float | None) -> str:
+        """A value of it as it is shown; ``–`` where there is none."""
+        return format_fixed(value, 2) if self.unit == "share" else format_number(value)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result of a run that has ended in one way or another."""
+
+    state: str
+    """Its end state, or ``lost``."""
+    step: int
+    total_steps: int
+    seconds: float
+    """Seconds of work, without pauses and the time between a stop and its continuation."""
+    energy_wh: float | None
+    """Energy over all starts, in Wh; None where no device reported any."""
+    reason: str
+    """Why it ended; empty where all steps were done."""
+    hint: str
+    measures: tuple[Measure, ...]
+    before: str
+    """When ``before`` was measured: ``before``, or ``step 10``."""
+    after: str
+    """When ``after`` was measured: ``after``, or ``step 30``."""
+    path: Path | None
+    """Directory of the adapter, or of the model where its own weights were trained; of the newest checkpoint's where
+    the run did not finish. None where it is not there."""
+    bytes: int | None
+    is_model: bool
+    saved_step: int | None
+    """Step of the newest checkpoint."""
+    tariff: Tariff = field(default_factory=Tariff)
+    """The price of the energy."""
+    refused: str = ""
+    """Missed bars of ``eval.gate``; empty if it passes."""
+
+    @property
+    def lost_steps(self) -> int:
+        """Steps done after the newest checkpoint."""
+        return max(self.step - (self.saved_step or 0), 0) if self.state != "finished" else 0
+
+
+def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
+    """The result of an ended run. Reads the sizes of the files of its result, and nothing else."""
+    end, step = history.end, max(history.step, state.step)
+    before, after = _compared(history.evals, end)
+    measures = _measures(history, before, after)
+    if after is not None and before is None and state.state == "finished":
+        # After a single evaluation, this is the only sign of a gain.
+        measures += _training_loss(history.loss)
+    path = result_path(run, end)
+    size = None if path is None else _size(path)
+    return RunResult(
+        state=state.state,
+        step=step,
+        total_steps=state.total_steps,
+        seconds=history.working_seconds,
+        energy_wh=history.energy_wh,
+        reason=history.end_reason(state),
+        hint=end.hint if end is not None else "",
+        measures=measures,
+        before="before" if before is None or before.step == 0 else f"step {before.step}",
+        after="after" if after is None or (after.step == step and state.state == "finished") else f"step {after.step}",
+        path=path if size is not None else None,
+        bytes=size,
+        is_model=end is not None and end.adapter == "model",
+        saved_step=history.checkpoints[-1].step if history.checkpoints else None,
+        tariff=Tariff.of(run.values()),
+        refused=refusal_of(state, end),
+    )
+
+
+def refusal_of(state: RunState, end: FinishedEvent | None) -> str:
+    """Missed bars of ``eval.gate`` of a finished run, by its state or else by its last event."""
+    return state.refused or (one_line(end.refused, 600) if end is not None and end.refused else "")
+
+
+def result_path(run: Run, end: FinishedEvent | None) -> Path | None:
+    """The directory of an ended run's adapter or model; None where it has none."""
+    if end is None or not end.adapter:
+        return None
+    # It is in the run directory, whatever a record says.
+    is_inside = ".." not in Path(end.adapter).parts and not Path(end.adapter).is_absolute() and "\0" not in end.adapter
+    return run.path / end.adapter if is_inside else None
+
+
+def _compared(evals: Sequence[EvalEvent], end: FinishedEvent | None) -> tuple[EvalEvent | None, EvalEvent | None]:
+    """The first evaluation, if it is not the last one, and that of the result: the last one, or the best."""
+    if not evals:
+        return None, None
+    after = evals[-1]
+    if end is not None and end.result_step != end.step:
+        after = next((event for event in evals if event.step == end.result_step), after)
+    return (evals[0] if evals[0].step < after.step else None), after
+
+
+def _measures(history: RunHistory, before: EvalEvent | None, after: EvalEvent | None) -> tuple[Measure, ...]:
+    if after is None:
+        return _training_loss(history.loss)
+    measured: list[tuple[str, Unit, Callable[[EvalEvent], float | None]]] = [
+        ("exact match", "share", lambda event: event.exact_match),
+        ("valid JSON", "share", lambda event: event.valid_json),
+        ("reward accuracy", "share", lambda event: event.reward_accuracy),
+        ("reward margin", "loss", lambda event: event.reward_margin),
+        ("eval loss", "loss", lambda event: event.loss),
+    ]
+    found = []
+    for name, unit, read in measured:
+        value = read(after)
+        if value is None:
+            continue
+        course = tuple(figure for event in history.evals if (figure := read(event)) is not None)
+        note = _perplexity(before, after) if name == "eval loss" else ""
+        found.append(Measure(name, None if before is None else read(before), value, unit, course, note))
+    return (*found, *_probe(history, before, after))
+
+
+def _probe(history: RunHistory, before: EvalEvent | None, after: EvalEvent) -> tuple[Measure, ...]:
+    """The loss on the general probe, which is measured before the first step whether or not the rows are."""
+    probe = history.probe_loss
+    if after.probe_loss is None:
+        return ()
+    first = probe.values[0] if probe.steps and probe.steps[0] < after.step else None
+    note = "" if first is None else forgetting(after.probe_loss - first)
+    if note and before is not None and probe.steps[0] < before.step:
+        # The heading names the first evaluation, which came later.
+        note = f"since step {probe.steps[0]}: {note}"
+    return (Measure(PROBE_LOSS, first, after.probe_loss, "loss", tuple(probe.values), note),)
+
+
+def forgetting(rise: float) -> str:
+    """A rise of the loss on the probe in words: ``0.12 forgotten``."""
+    return f"{format_fixed(rise, 2)} forgotten" if rise >= FORGOTTEN else "nothing forgotten"
+
+
+def _perplexity(before: EvalEvent | None, after: EvalEvent) -> str:
+    if after.perplexity is None:
+        return ""
+    first = f"{format_number(before.perplexity)} → " if before is not None and before.perplexity is not None else ""
+    return f"perplexity {first}{format_number(after.perplexity)}"
+
+
+def _training_loss(loss: Series) -> tuple[Measure, ...]:
+    """The loss of the first step, which the untouched model has, and the mean of the last ones."""
+    first = next((value for value in loss.values if math.isfinite(value)), None)
+    if first is None or loss.last_step is None or len(loss) < 2:
+        return ()
+    last = loss.mean(loss.last_step - min((loss.last_step - loss.steps[0]) // LAST_SHARE, LAST_STEPS))
+    return () if last is None else (Measure("training loss", first, last),)
+
+
+def _size(directory: Path) -> int | None:
+    """Bytes of the files in a directory; None where there is none, or it cannot be read."""
+    try:
+        with os.scandir(directory) as entries:
+            files = [entry for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
+            return sum(entry.stat(follow_symlinks=False).st_size for entry in files if entry.is_file()) or None
+    except OSError:
+        return None
+
+
+#: States whose reason says more than their numbers.
+_FAILED = ("failed", "lost")
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """The end of a run."""
+
+    run: Run
+    state: RunState
+    loss: float | None = None
+    """Loss of the last step; None without a step."""
+    exact_match: float | None = None
+    """Share of held-out rows answered exactly, at the last evaluation; None where it was not measured."""
+
+    @property
+    def ended(self) -> float:
+        """Time of the last state update, in Unix seconds: the end, or the last sign of life of a lost run."""
+        return self.state.updated
+
+    def tell(self, now: float) -> str:
+        """The end in a sentence for somebody who was away: ``203633-faq finished 12 min ago while you were away: …``.
+
+        Args:
+            now: Unix seconds.
+        """
+        name, state = self.state.state, self.state
+        step = f" at step {state.step} of {state.total_steps}" if state.step and state.total_steps else ""
+        where = step if name != "finished" else ""
+        head = f"{brief_id(self.run.id)} {_VERBS.get(name, name)}{where} {format_ago(now - self.ended)}"
+        reason = one_line(state.reason, 200).rstrip(".")
+        told = [reason] if reason and name in _FAILED else self._numbers()
+        return f"{head} while you were away" + (f": {', '.join(told)}." if told else ".")
+
+    def _numbers(self) -> list[str]:
+        if self.state.refused:
+            return [f"its result is refused by eval.gate: {one_line(self.state.refused, 200)}"]
+        found = [f"loss {format_number(self.loss)}"] if self.loss is not None else []
+        if self.exact_match is not None:
+            found.append(f"exact match {format_fixed(self.exact_match, 2)}")
+        return found
+
+
+_VERBS = {"stopped": "was stopped", "lost": "was lost"}
+
+
+def read_outcome(run: Run) -> RunOutcome | None:
+    """The end of a run; None while it is live, or where its state cannot be read."""
+    state = run.state()
+    if not state.is_over or not state.updated:
+        return None
+    step = last_step(run)
+    measured = last_evaluation(run)
+    return RunOutcome(
+        run,
+        state,
+        step.loss if step is not None else None,
+        measured.exact_match if measured is not None else None,
+    )
+
+
+def ended_since(run: Run, since: float) -> bool:
+    """True if a run has ended after a time, in Unix seconds."""
+    state = run.state()
+    return state.is_over and state.updated > since
+
+
+@dataclass(frozen=True)
+class OptionChange:
+    """An option whose value differs between two runs; the values as they are written, without directories."""
+
+    name: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class RunDetail:
+    """An account of one run.
+
+    Args:
+        run: The run.
+        loss: The loss by step.
+        evals: Loss of the first and of the last evaluation; empty before one.
+        exact_matches: Share of exact answers in them, likewise.
+        reason: Why it ended, and a hint; may be empty.
+        data: Names of the files it was trained on.
+        before: The run that it is compared with; None for the first one.
+        changes: Options that differ from that run's.
+    """
+
+    run: Run
+    loss: Series
+    evals: tuple[float, ...]
+    exact_matches: tuple[float, ...]
+    reason: str
+    data: str
+    before: Run | None
+    changes: tuple[OptionChange, ...]
+
+
+def read_detail(run: Run, before: Run | None) -> RunDetail:
+    """The account of a run, compared with another one."""
+    state, values = run.state(), run.values()
+    history = read_glimpse(run) or read_history(run)
+    reason = history.end_reason(state)
+    if state.refused:
+        reason = f"{reason.rstrip('.')}. Refused by eval.gate: {state.refused}".lstrip(". ")
+    # Of a run that has done all it should, it is the command that talks to it.
+    is_wanted = state.is_over and state.state != "finished"
+    hint = history.end.hint if history.end is not None and is_wanted else ""
+    ends = [history.evals[0], history.evals[-1]] if history.evals else []
+    matches = [event.exact_match for event in ends if event.exact_match is not None]
+    return RunDetail(
+        run=run,
+        loss=history.loss,
+        evals=tuple(event.loss for event in ends),
+        exact_matches=tuple(matches),
+        reason=" ".join(f"{text.rstrip('.')}." for text in (one_line(reason, 300), one_line(hint, 300)) if text),
+        data=", ".join(file_names(values.get("data.train"))[:MOST_FILES]),
+        before=before,
+        changes=tuple(_option_changes(before.values(), values)) if before is not None else (),
+    )
+
+
+def _option_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[OptionChange]:
+    from core.config.compare import differences
+
+    if not before or not after:
+        return []
+    return [
+        OptionChange(name, shown_value(name, value), shown_value(name, after.get(name)))
+        for name, value in differences(after, before).items()
+    ]
+
+
+def shown_value(name: str, value: Any) -> str:
+    """A value of an option for a narrow column: the end of a path, a float without noise, ``–`` for none."""
+    from core.config.explain import shown
+    from core.config.schema import find_option
+
+    if value is None and (option := find_option(name)) is not None:
+        value = option.default
+    if value is None:
+        return "–"
+    if name.startswith("data.") and (names := file_names(value)):
+        return ", ".join(names[:MOST_FILES])
+    if type(value) is float:
+        return exact_number(float(f"{value:.6g}"))
+    # A path in full has no room; its end says which one it is.
+    return Path(value).name or value if isinstance(value, str) and value.startswith("/") else shown(value).strip('"')

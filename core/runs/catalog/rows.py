@@ -1,0 +1,576 @@
+"""List of runs: a row for each, cheap to read repeatedly; figures of whole records; and the status of a live run.
+
+Facts and figures of ended runs are cached in files of the home that can be deleted at any time: a stamp in each entry
+shows whether it still holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from core import paths
+from core.atomic import write_atomic
+from core.config.schema import WEIGHT_METHODS
+from core.errors import UserError
+from core.runs.catalog.removal import directory_size
+from core.runs.outlook.energy import NO_TARIFF, Tariff
+from core.runs.outlook.time_left import Eta, Schedule, estimate
+from core.runs.record.events import LINE_LIMIT, Event, MalformedEventError, decode_totals
+from core.runs.record.history import RunHistory, last_evaluation, last_step
+from core.runs.record.state import Rank, RunState, StepProgress, read_ranks
+from core.runs.record.store import CONFIG_NAME, EVENTS_NAME, LABELS_NAME, NO_LABELS, Labels, Run, list_runs, read_labels
+from core.runs.record.tail import last_events, read_lines
+from core.runs.record.timings import RunTotals
+from core.small_files import open_regular, read_json
+from core.text import one_line
+
+T = TypeVar("T")
+
+#: Format of a cache file; files of other versions are ignored.
+VERSION = 2
+#: Largest cache file, in bytes: some hundred for each run.
+FILE_LIMIT = 64 << 20
+#: Times as long as it took to read a live run it is left alone afterwards.
+_REST = 30.0
+#: Seconds between two writes of the cache file.
+_SAVE_SECONDS = 5.0
+#: Types of JSON by annotation of a field.
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "tuple[str, ...]": (list,),
+}
+
+#: Times and sizes of the files that facts were read from.
+Stamp = tuple[int, ...]
+#: Most names of data files that are shown.
+MOST_FILES = 4
+#: Greatest plausible value of an option.
+_GREATEST = 1e9
+
+
+class RunCache(Generic[T]):
+    """Facts of runs by id, each with a stamp of its files; belongs to one thread.
+
+    Facts of ended runs outlive the process. Several processes may write the file: the last one wins.
+
+    Args:
+        kind: Dataclass of the facts, whose fields are numbers, texts or tuples of texts.
+        name: Name of the file; empty for none.
+    """
+
+    def __init__(self, kind: type[T], name: str = "") -> None:
+        self._make: Callable[..., T] = kind
+        self._fields = {item.name: str(item.type) for item in dataclasses.fields(cast(Any, kind))}
+        self._name = f"{name}.json" if name else ""
+        self._known: dict[str, tuple[Stamp, T]] = {}
+        self._entries: dict[str, Any] | None = None if name else {}
+        self._is_changed = False
+
+    def get(self, run_id: str) -> tuple[Stamp, T] | None:
+        """Stamp and facts of a run; None if they are not known."""
+        if run_id not in self._known and (found := self._decoded(self._read().get(run_id))) is not None:
+            self._known[run_id] = found
+        return self._known.get(run_id)
+
+    def put(self, run_id: str, stamp: Stamp, facts: T, *, is_over: bool) -> None:
+        """Set the facts of a run; :meth:`save` saves them if it is over."""
+        self._known[run_id] = stamp, facts
+        if is_over and self._name:
+            self._read()[run_id] = {"stamp": stamp, "facts": dict(vars(facts))}
+            self._is_changed = True
+
+    def keep_only(self, run_ids: Collection[str]) -> None:
+        """Drop the facts of all other runs."""
+        entries = self._read()
+        for run_id in entries.keys() - set(run_ids):
+            del entries[run_id]
+            self._is_changed = True
+        self._known = {run_id: known for run_id, known in self._known.items() if run_id in run_ids}
+
+    def save(self) -> None:
+        """Write the file, if it has changed; without room for it, nothing is saved."""
+        if not self._is_changed:
+            return
+        self._is_changed = False
+        with suppress(OSError, UserError, ValueError):
+            directory = paths.make_private_dir(paths.cache_dir())
+            data = json.dumps({"version": VERSION, "runs": self._entries}, separators=(",", ":"))
+            write_atomic(directory / self._name, data, durable=False)
+
+    def _read(self) -> dict[str, Any]:
+        if self._entries is None:
+            self._entries = {}
+            with suppress(OSError, UserError, ValueError):
+                data = read_json(paths.cache_dir() / self._name, FILE_LIMIT, finite=False)
+                if isinstance(data, dict) and data.get("version") == VERSION and isinstance(data.get("runs"), dict):
+                    self._entries = data["runs"]
+        return self._entries
+
+    def _decoded(self, entry: Any) -> tuple[Stamp, T] | None:
+        """Stamp and facts in an entry of the file; None if it is missing, damaged or of another version."""
+        try:
+            stamp, values = tuple(map(int, entry["stamp"])), entry["facts"]
+            if values.keys() != self._fields.keys():
+                return None
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            return None
+        if not all(_has_type(values[name], annotation) for name, annotation in self._fields.items()):
+            return None
+        return stamp, self._make(
+            **{name: tuple(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
+        )
+
+
+def _has_type(value: Any, annotation: str) -> bool:
+    if value is None:
+        return annotation.endswith(" | None")
+    return type(value) in _JSON_TYPES[annotation.removesuffix(" | None")]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """Row of the list of runs.
+
+    Args:
+        run: The run.
+        state: Its state, inferred if its process is gone.
+        model: The base model's name and the method, for display; empty if the configuration cannot be read.
+        step: Optimizer steps done.
+        total_steps: Optimizer steps of the whole run; 0 while unknown.
+        loss: Loss of the last step; None before the first one.
+        started: Time of creation, in Unix seconds.
+        seconds: Duration from start to end, or until now while it lives.
+        reason: Reason for its state; may be empty.
+        base: ``model.base`` of the run; None if the configuration cannot be read.
+        updated: Time of the last state update, in Unix seconds; 0 if unknown.
+        learning_rate: ``train.learning_rate``; None if the configuration cannot be read, as the next two.
+        rank: ``method.rank``; None for a run that trains no adapter.
+        batch_size: ``train.batch_size``.
+        pending: Requests that wait for the end of its step.
+        progress: Progress within its present step or evaluation; None between them.
+    """
+
+    run: Run
+    state: str
+    model: str
+    step: int
+    total_steps: int
+    loss: float | None
+    started: float
+    seconds: float | None
+    reason: str = ""
+    base: str | None = None
+    updated: float = 0.0
+    learning_rate: float | None = None
+    rank: int | None = None
+    batch_size: int | None = None
+    pending: tuple[str, ...] = ()
+    progress: StepProgress | None = None
+    refused: str = ""
+    """Missed bars of ``eval.gate``."""
+    word: str = ""
+    """The state as it is shown."""
+    method: str = ""
+    """``method.name``; empty if the configuration cannot be read."""
+    data: tuple[str, ...] = ()
+    """Names of the files that it is trained on, without their directories."""
+    labels: Labels = NO_LABELS
+    tariff: Tariff = NO_TARIFF
+    """Price of its energy, by its configuration."""
+
+    @property
+    def name(self) -> str:
+        """Display name, else the id."""
+        return self.labels.name or one_line(self.run.id, 64)
+
+    @property
+    def base_name(self) -> str:
+        """The base model's name without its directory; empty if unknown."""
+        return _name_of(self.base) if self.base is not None else ""
+
+    @property
+    def method_words(self) -> str:
+        """The method, and the rank of its adapter: ``qlora r16``; empty if unknown."""
+        return f"{self.method} r{self.rank}" if self.method and self.rank is not None else self.method
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Facts of a run by its configuration and its newest step."""
+
+    base: str | None = None
+    model: str = ""
+    step: int = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    rank: int | None = None
+    batch_size: int | None = None
+    method: str = ""
+    data: tuple[str, ...] = ()
+    per_kwh: float | None = None
+    currency: str = ""
+
+    @classmethod
+    def read(cls, run: Run) -> _Facts:
+        """Facts of a run from its files."""
+        values = run.values()
+        method, tariff = values.get("method.name"), Tariff.of(values)
+        return cls(
+            _base(values),
+            _model_label(values),
+            learning_rate=_positive(values.get("train.learning_rate")),
+            rank=_count(values.get("method.rank")) if method not in WEIGHT_METHODS else None,
+            batch_size=_count(values.get("train.batch_size")),
+            method=one_line(method, 20) if isinstance(method, str) else "",
+            data=tuple(file_names(values.get("data.train"))[:MOST_FILES]),
+            per_kwh=tariff.per_kwh,
+            currency=one_line(tariff.currency, 20),
+        ).advanced(run)
+
+    def advanced(self, run: Run) -> _Facts:
+        """The same with the newest step of the run."""
+        last = last_step(run)
+        return self if last is None else replace(self, step=last.step, loss=last.loss)
+
+
+_UNKNOWN = _Facts()
+
+
+class RunCatalog:
+    """Reads all runs into rows; belongs to one thread.
+
+    Args:
+        is_cached: Whether facts of ended runs outlive the process.
+    """
+
+    def __init__(self, *, is_cached: bool = False) -> None:
+        self._cache = RunCache(_Facts, "run-facts" if is_cached else "")
+        self._labels: dict[str, tuple[int, Labels]] = {}
+        self._started: dict[str, float] = {}
+        self._seconds_left = math.inf
+        self.is_whole = True
+        """True if the last list had the facts of every run."""
+
+    def rows(self, seconds: float = math.inf) -> list[RunRow]:
+        """Rows of all runs as they are now, newest first.
+
+        Args:
+            seconds: Time for reading the facts of runs that are not known yet: model, loss and the like. Rows for
+                which there is no time are without them, until the next call.
+        """
+        runs = list_runs()
+        self.is_whole, self._seconds_left = True, seconds
+        found = [self.row(run) for run in runs]
+        self._seconds_left = math.inf
+        if self.is_whole:
+            self._cache.keep_only({run.id for run in runs})
+            self._cache.save()
+        return found
+
+    def row(self, run: Run) -> RunRow:
+        """Row of one run as it is now."""
+        state = run.state()
+        facts = self._read_facts(run, is_over=state.is_over)
+        started = self._started.get(run.id)
+        if started is None:
+            started = self._started[run.id] = started_at(run)
+        ended = time.time() if not state.is_over else max(state.updated, started)
+        return RunRow(
+            run=run,
+            state=state.state,
+            model=facts.model,
+            step=state.step or facts.step,
+            total_steps=state.total_steps,
+            loss=facts.loss,
+            started=started,
+            seconds=max(ended - started, 0.0),
+            reason=state.reason,
+            base=facts.base,
+            updated=state.updated,
+            learning_rate=facts.learning_rate,
+            rank=facts.rank,
+            batch_size=facts.batch_size,
+            pending=state.pending if not state.is_over else (),
+            progress=state.progress if not state.is_over else None,
+            refused=state.refused,
+            word=state.word,
+            method=facts.method,
+            data=facts.data,
+            tariff=Tariff(facts.per_kwh, facts.currency),
+            labels=self._read_labels(run),
+        )
+
+    def _read_facts(self, run: Run, *, is_over: bool) -> _Facts:
+        """Facts of a run, read where its files have changed and there is time for it."""
+        # As text: of a thousand runs, making paths would take longer than all else.
+        place = os.fspath(run.path)
+        stamp = (modified(f"{place}/{CONFIG_NAME}"), modified(f"{place}/{EVENTS_NAME}"))
+        before, facts = self._cache.get(run.id) or ((), _UNKNOWN)
+        if before == stamp:
+            return facts
+        if self._seconds_left <= 0:
+            self.is_whole = False
+            return facts
+        begun = time.monotonic()
+        facts = facts.advanced(run) if before[:1] == stamp[:1] else _Facts.read(run)
+        self._cache.put(run.id, stamp, facts, is_over=is_over)
+        self._seconds_left -= time.monotonic() - begun
+        return facts
+
+    def _read_labels(self, run: Run) -> Labels:
+        """Labels of a run; read again where their file has changed."""
+        stamp = modified(f"{os.fspath(run.path)}/{LABELS_NAME}")
+        before = self._labels.get(run.id)
+        if before is None or before[0] != stamp:
+            before = self._labels[run.id] = stamp, read_labels(run.path) if stamp else NO_LABELS
+        return before[1]
+
+
+def started_at(run: Run) -> float:
+    """Creation time of a run in Unix seconds: from its id, else from its directory."""
+    return run.created.timestamp() if run.created is not None else modified(run.path) / 1e9
+
+
+def read_model(run: Run) -> str:
+    """Base model's name and method of a run; empty if its configuration cannot be read."""
+    return _model_label(run.values())
+
+
+def _positive(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and 0 < value < _GREATEST else None
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 < value < 1 << 31 else None
+
+
+def _base(values: Mapping[str, Any]) -> str | None:
+    base = values.get("model.base")
+    return base if isinstance(base, str) else None
+
+
+def _name_of(base: str) -> str:
+    return one_line(Path(base).name or base, 60).removesuffix(".gguf")
+
+
+def file_names(value: object) -> list[str]:
+    """Names of the files that an option names, without their directories."""
+    values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return [one_line(os.path.basename(item.rstrip("/")), 60) for item in values if isinstance(item, str)]
+
+
+def _model_label(values: Mapping[str, Any]) -> str:
+    base, kind, rank = _base(values), values.get("method.name"), values.get("method.rank")
+    if base is None:
+        return ""
+    name = _name_of(base)
+    is_known = isinstance(kind, str) and type(rank) is int and 0 < rank < 1 << 31
+    return f"{name} · {one_line(str(kind), 20)} r{rank}" if is_known else name
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFigures:
+    """Figures of a run; None for unknown ones.
+
+    Args:
+        size: Bytes on the disk.
+        working_seconds: Time that its workers have spent on it, pauses left out.
+        tokens: Tokens trained on, without padding and replayed steps.
+        tokens_per_second: These over the seconds of its steps.
+        energy_wh: Energy of its devices over all starts.
+        eval_loss: Loss of the last evaluation.
+        exact_match: Share of exact answers in it; None where the dataset defines none.
+        best_loss: Least loss of an evaluation.
+        best_step: The step of that evaluation.
+    """
+
+    size: int
+    working_seconds: float | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    energy_wh: float | None = None
+    eval_loss: float | None = None
+    exact_match: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+
+    @classmethod
+    def of(cls, run: Run, totals: RunTotals) -> RunFigures:
+        """Figures of a run whose record adds up to some totals; reads the sizes of its files."""
+        last, best = totals.evals[-1] if totals.evals else None, totals.best
+        return cls(
+            size=directory_size(run.path),
+            working_seconds=totals.work.seconds if totals.work.has_begun else None,
+            tokens=totals.tokens,
+            tokens_per_second=totals.steps.rate,
+            energy_wh=totals.energy_wh,
+            eval_loss=last.loss if last is not None else None,
+            exact_match=last.exact_match if last is not None else None,
+            best_loss=best.loss if best is not None else None,
+            best_step=best.step if best is not None else None,
+        )
+
+
+def read_totals(events: Path) -> RunTotals:
+    """Totals of an event record, in one pass that decodes little; empty if it cannot be read."""
+    totals = RunTotals()
+    try:
+        with open_regular(events) as file:
+            for line in read_lines(file, LINE_LIMIT):
+                if not line.is_ended or line.is_cut:
+                    continue
+                try:
+                    event = decode_totals(line.data)
+                except MalformedEventError:
+                    continue
+                if event is not None:
+                    totals.apply(event)
+    except OSError:
+        return RunTotals()
+    return totals
+
+
+class FigureReader:
+    """Reads figures of runs, and again only where their files have changed; belongs to one thread.
+
+    Args:
+        is_cached: Whether figures of ended runs outlive the process.
+    """
+
+    def __init__(self, *, is_cached: bool = False) -> None:
+        self._cache = RunCache(RunFigures, "run-figures" if is_cached else "")
+        self._rests_until: dict[str, float] = {}
+        self._saved = time.monotonic()
+
+    @staticmethod
+    def stamp(run: Run) -> Stamp:
+        """Times of the last changes of a run's directories and of its record, which is behind them."""
+        return (*_directory_stamp(run), *_record_stamp(run))
+
+    def read(self, run: Run) -> RunFigures:
+        """Figures of a run as it is now; of a live run as they were a moment ago, if reading them takes long."""
+        stamp, now = self.stamp(run), time.monotonic()
+        known = self._cache.get(run.id)
+        if known is not None and (known[0] == stamp or now < self._rests_until.get(run.id, 0.0)):
+            return known[1]
+        if known is not None and known[0][2:] == stamp[2:]:
+            # The size of a record of a million steps does not change with the note on it.
+            figures = dataclasses.replace(known[1], size=directory_size(run.path))
+        else:
+            figures = RunFigures.of(run, read_totals(run.events_path))
+        self._rests_until[run.id] = rest_after(now)
+        self._cache.put(run.id, stamp, figures, is_over=run.state().is_over)
+        if time.monotonic() - self._saved > _SAVE_SECONDS:
+            self.save()
+        return figures
+
+    def is_known(self, run: Run) -> bool:
+        """True if the figures of a run are known without reading its record."""
+        known = self._cache.get(run.id)
+        return known is not None and known[0][2:] == _record_stamp(run)
+
+    def save(self) -> None:
+        """Write the figures of ended runs down."""
+        self._saved = time.monotonic()
+        self._cache.save()
+
+
+def rest_after(begun: float) -> float:
+    """Time from which a live run may be read again, by the monotonic clock: a long record is not read all the time.
+
+    Args:
+        begun: Time at which reading it has begun.
+    """
+    now = time.monotonic()
+    return now + _REST * (now - begun)
+
+
+def _record_stamp(run: Run) -> Stamp:
+    try:
+        status = os.stat(run.events_path)
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_size)
+
+
+def _directory_stamp(run: Run) -> Stamp:
+    return tuple(map(modified, (run.path, run.checkpoints_path)))
+
+
+def modified(path: Path | str) -> int:
+    """Time of the last change of a file in nanoseconds; 0 if there is none."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+#: Bytes at the end of a record that are read: some hundred steps.
+TAIL_BYTES = 256 << 10
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The present of a run."""
+
+    run: Run
+    state: RunState
+    row: RunRow
+    recent: RunHistory
+    """Its newest events only, folded: step, devices, energy since its worker has started, phase."""
+    eval_loss: float | None
+    """Loss of the last evaluation; None before one."""
+    eta: Eta | None
+    """The time left, by the pace of the newest steps; None while it is unknown."""
+    ranks: tuple[Rank, ...] = ()
+    """Its processes with their signs of life; empty for a run of one."""
+
+
+def read_status(run: Run, now: float) -> RunStatus:
+    """The present of a run.
+
+    Args:
+        run: The run.
+        now: Unix seconds.
+    """
+    events: list[Event] = list(last_events(run.events_path, limit=TAIL_BYTES))
+    recent, state = RunHistory(), run.state()
+    for event in reversed(events):
+        recent.apply(event)
+    evaluated = recent.evals[-1] if recent.evals else last_evaluation(run)
+    schedule = Schedule.of(run.values()).changed(recent.settings)
+    eta = None if state.is_over else estimate(recent.timings, schedule, state.total_steps, now)
+    loss = evaluated.loss if evaluated is not None else None
+    return RunStatus(run, state, RunCatalog().row(run), recent, loss, eta, read_ranks(run.path))
+
+
+def live_runs() -> list[Run]:
+    """The runs that have not ended, newest first."""
+    return [run for run in list_runs() if not run.state().is_over]
+
+
+def newest_live(runs: Sequence[Run]) -> Run | None:
+    """The run that is going on: the first of some that has a process, else the first that waits for one.
+
+    Args:
+        runs: The runs, newest first.
+    """
+    waiting = None
+    for run in runs:
+        state = run.state()
+        if state.pid is not None and not state.is_over:
+            return run
+        if waiting is None and not state.is_over:
+            waiting = run
+    return waiting

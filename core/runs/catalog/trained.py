@@ -1,0 +1,474 @@
+"""Trained models of a run: its result or one of its checkpoints, and how to load them.
+
+While a checkpoint is read, a shared lock of the kernel makes a live run keep it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from core import paths
+from core.config.choices import FileType
+from core.config.schema import WEIGHT_METHODS, Config
+from core.errors import UserError
+from core.paths import user_path
+from core.runs.catalog.removal import directory_size
+from core.runs.record.events import FinishedEvent
+from core.runs.record.history import RunHistory
+from core.runs.record.state import in_words
+from core.runs.record.store import Run, complete_checkpoints, find_run, start_again
+from core.runs.record.tail import last_events
+from core.small_files import open_regular, read_json
+
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def held_checkpoint(checkpoint: Path | None) -> Iterator[None]:
+    """Inside, the run does not rotate a checkpoint out. A process that is killed lets it go.
+
+    Args:
+        checkpoint: Its directory; None for anything else, such as the result of a run.
+    """
+    with contextlib.ExitStack() as held:
+        if checkpoint is not None:
+            # If it is gone already, its reader reports that; a file system may have no locks.
+            with contextlib.suppress(OSError):
+                descriptor = os.open(checkpoint / "manifest.json", _FLAGS)
+                held.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
+def is_held(checkpoint: Path) -> bool:
+    """True if any process is inside :func:`held_checkpoint`; False if that is unknown."""
+    try:
+        descriptor = os.open(checkpoint / "manifest.json", _FLAGS)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+#: Most bytes of a checkpoint's manifest, which names a few dozen files.
+_MANIFEST_LIMIT = 16 << 20
+
+
+@dataclass(frozen=True)
+class KeptCheckpoint:
+    """A checkpoint of a run."""
+
+    step: int
+    path: Path
+    bytes: int
+    eval_loss: float | None
+    """The loss of the evaluation at its step; None where there was none."""
+    reasons: tuple[str, ...]
+    """Why it is kept: ``best``, ``newest``, ``result``; empty for the other recent ones."""
+    time: float
+    """When it was written, in Unix seconds."""
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Manifest of a checkpoint; empty if it cannot be read. The worker verifies its hashes."""
+    try:
+        found = read_json(checkpoint / "manifest.json", _MANIFEST_LIMIT, finite=False)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def newest_manifest(run: Run) -> dict[str, Any]:
+    """Manifest of the newest checkpoint of a run; empty without one."""
+    return next((found for path in reversed(complete_checkpoints(run)) if (found := read_manifest(path))), {})
+
+
+def kept_checkpoints(run: Run, history: RunHistory) -> list[KeptCheckpoint]:
+    """The complete checkpoints of a run, the newest first.
+
+    Args:
+        run: The run.
+        history: Its history.
+    """
+    paths = complete_checkpoints(run)
+    losses = {event.step: event.loss for event in history.evals}
+    best = _best_step(run, history)
+    result = history.end.result_step if history.end is not None and history.end.adapter else None
+    found = []
+    for path in reversed(paths):
+        step = int(path.name.removeprefix("step-"))
+        named = (("best", step == best), ("newest", path == paths[-1]), ("result", step == result))
+        found.append(
+            KeptCheckpoint(
+                step,
+                path,
+                directory_size(path),
+                losses.get(step),
+                tuple(name for name, is_so in named if is_so),
+                _written(path),
+            )
+        )
+    return found
+
+
+def _best_step(run: Run, history: RunHistory) -> int | None:
+    """The step that the worker counts as the best, else the one with the least loss."""
+    best = newest_manifest(run).get("best")
+    if isinstance(best, dict) and type(best.get("step")) is int:
+        return int(best["step"])
+    return min(history.evals, key=lambda event: event.loss).step if history.evals else None
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+#: Suffix of the name of a run whose result ``eval.gate`` refuses.
+REFUSED = " (result refused by eval.gate)"
+
+
+@dataclass(frozen=True)
+class TrainedFile:
+    """The file whose weights a model was trained with (``method.train_for``)."""
+
+    type: Literal["Q8_0", "Q4_0"]
+    """The type of its matrices; embeddings and head are Q8_0."""
+    dtype: str | None
+    """The dtype of torch that the base's weights had in training: ``bfloat16``; None where it is not known."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model: the result of a run, or a checkpoint of it."""
+
+    run: Run
+    config: Config
+    """The configuration of the run."""
+    step: int | None
+    """The step of the checkpoint; None for the result."""
+    base: str
+    """The model to load: the base of the run, or the directory of the result where all weights are in it."""
+    adapter: Path | None
+    """A directory in PEFT's format; None where weights were trained."""
+    weights: Path | None
+    """A checkpoint's safetensors file, whose weights replace weights of the base."""
+    template: str | None
+    """A chat template instead of the base's own: a Jinja file, or the name of a built-in one."""
+    base_sha256: str | None
+    """The fingerprint of the base in training, where it is known and ``base`` is that model."""
+    refused: str = ""
+    """Missed bars of ``eval.gate`` of a run that has checkpoints only; else empty."""
+    file: TrainedFile | None = None
+    """The file whose weights it was trained with; None where the adapter is used beside its base."""
+    judged: int | None = None
+    """The step of the refused result, whose figures ``refused`` has; None where nothing was refused, or the record
+    does not say."""
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The directory of the checkpoint; None for the result."""
+        if self.step is None:
+            return None
+        return self.adapter.parent if self.adapter else self.weights.parent.parent if self.weights else None
+
+    @property
+    def name(self) -> str:
+        """Name of its answers: ``adapter``, ``model`` or ``step-N``."""
+        if self.step is not None:
+            return f"step-{self.step}"
+        return "model" if self.adapter is None else "adapter"
+
+    @property
+    def label(self) -> str:
+        """The run, the step of a checkpoint, and whether the run's result was refused."""
+        step = "" if self.step is None else f", {self.name}"
+        refused = f" (the result, step {self.judged}, is refused by eval.gate)" if self._is_another else REFUSED
+        return f"{self.run.id}{step}{refused if self.refused else ''}"
+
+    @property
+    def warning(self) -> str:
+        """That the result of the run was refused, and why, as a sentence; empty where it was not."""
+        step = f", that of step {self.judged}," if self._is_another else ""
+        return f"The result of this run{step} was refused by eval.gate: {self.refused}." if self.refused else ""
+
+    @property
+    def _is_another(self) -> bool:
+        """True if it is another step than the refused one."""
+        return self.judged is not None and self.judged != self.step
+
+
+def split_step(reference: str) -> tuple[str, int | None]:
+    """``RUN@120`` in two; the step is None where none is named. A path with an ``@`` in it is left whole."""
+    name, _, step = reference.rpartition("@")
+    if not name or not step.isdecimal() or not step.isascii() or len(step) > 18 or os.path.exists(user_path(reference)):
+        return reference, None
+    return name, int(step)
+
+
+def find_run_at(reference: str) -> tuple[Run, int | None]:
+    """The run and the step of ``RUN`` or ``RUN@STEP``; a run is named as for :func:`core.runs.record.store.find_run`.
+
+    Raises:
+        UserError: If there is no such run.
+    """
+    name, step = split_step(reference)
+    return find_run(name), step
+
+
+def reference_to(run: Run, step: int | None = None) -> str:
+    """``RUN`` or ``RUN@STEP``, by which :func:`find_run_at` finds it: the id, or the path of a run elsewhere."""
+    name = run.id if run.path.parent == paths.runs_dir() else str(run.path.absolute())
+    return name if step is None else f"{name}@{step}"
+
+
+def find_trained(run: Run, step: int | None = None) -> TrainedModel:
+    """Trained model of a run. Files of a checkpoint are compared with its manifest.
+
+    Args:
+        run: The run.
+        step: The checkpoint's; by default the result, else the checkpoint that stands in for it: of a result that
+            ``eval.gate`` has refused that of the step it has judged and no other, else the newest complete one.
+
+    Raises:
+        UserError: If the run has none, or its configuration cannot be read.
+    """
+    config = run.config()
+    trains_weights = config.method.name in WEIGHT_METHODS
+    judged = _judged_step(run)
+    step = judged if step is None else step
+    adapter, weights, base = None, None, config.model.base
+    if trains_weights:
+        found, found_step = _find_weights(run, step)
+        if found == run.model_path:
+            base = str(found)
+        else:
+            weights = found
+    else:
+        adapter, found_step = _find_adapter(run, step)
+    return TrainedModel(
+        run=run,
+        config=config,
+        step=found_step,
+        base=base,
+        adapter=adapter,
+        weights=weights,
+        template=_find_template(run, config),
+        base_sha256=_find_base_hash(run) if base == config.model.base else None,
+        # A result that is there has passed, whatever the file of the state says.
+        refused=run.state().refused if found_step is not None else "",
+        judged=judged,
+        file=None if config.method.train_for is None else _find_file(run, config.method.train_for, found_step),
+    )
+
+
+def _find_file(run: Run, wanted: FileType, step: int | None) -> TrainedFile | None:
+    """File type that a step was trained for, by its checkpoint; the newest checkpoint decides for the result."""
+    manifest = newest_manifest(run)
+    if step is not None:
+        manifest = next((read_manifest(path) for _, path in _candidates(run, step)), {})
+    kind: Literal["Q8_0", "Q4_0"] = "Q8_0" if wanted == "q8_0" else "Q4_0"
+    if "file" not in manifest:  # all checkpoints of a finished run may be gone
+        return TrainedFile(kind, None)
+    found = manifest["file"]
+    return TrainedFile(kind, str(found.get("dtype"))) if isinstance(found, dict) else None
+
+
+def _find_template(run: Run, config: Config) -> str | None:
+    """The chat template of the training: as saved with the result or with its variables, else the file or name in the
+    configuration.
+    """
+    output = run.model_path if config.method.name in WEIGHT_METHODS else run.adapter_path
+    saved = (output / "chat_template.jinja", run.template_path)
+    found = next((str(path) for path in saved if path.is_file()), None)
+    return found or config.template.file or config.template.name
+
+
+def _find_adapter(run: Run, step: int | None) -> tuple[Path, int | None]:
+    """The adapter at a step; without one the final adapter, else that of the newest complete checkpoint."""
+    if step is None and is_adapter(run.adapter_path):
+        return run.adapter_path, None
+    for number, checkpoint in _candidates(run, step):
+        if is_adapter(checkpoint / "adapter") and matches_manifest(checkpoint, "adapter/"):
+            return checkpoint / "adapter", number
+    raise _nothing_trained(run, step, "an adapter")
+
+
+def _find_weights(run: Run, step: int | None) -> tuple[Path, int | None]:
+    """The trained weights at a step; else the final model, else the weights of the newest complete checkpoint."""
+    if step is None and (run.model_path / "config.json").is_file():
+        return run.model_path, None
+    for number, checkpoint in _candidates(run, step):
+        weights = checkpoint / "weights" / "trained.safetensors"
+        if weights.is_file() and matches_manifest(checkpoint, "weights/"):
+            return weights, number
+    raise _nothing_trained(run, step, "a model")
+
+
+def checkpoint_steps(run: Run) -> list[int]:
+    """The steps of the complete checkpoints, ascending."""
+    return [_step_of(path) for path in complete_checkpoints(run)]
+
+
+def has_result(run: Run) -> bool:
+    """True if the result of a run is there: its adapter, or its model."""
+    return is_adapter(run.adapter_path) or (run.model_path / "config.json").is_file()
+
+
+def stand_in_step(run: Run) -> int | None:
+    """The step of the checkpoint that stands in for the result of a run that has none; None where there is none."""
+    return next((step for step, _ in _candidates(run, _judged_step(run))), None)
+
+
+def _judged_step(run: Run) -> int | None:
+    """The step of a result that ``eval.gate`` has refused; None where it has refused none, or the record does not say
+    which. A result that is there has passed."""
+    return result_step(run) if run.state().refused and not has_result(run) else None
+
+
+def result_step(run: Run) -> int | None:
+    """The step of a finished run's result, written or refused; None where the record does not say."""
+    end = next(last_events(run.events_path, FinishedEvent.type), None)
+    return end.result_step if isinstance(end, FinishedEvent) else None
+
+
+def _candidates(run: Run, step: int | None) -> list[tuple[int, Path]]:
+    """Complete checkpoints with their steps, newest first; that of a step alone where one is given."""
+    found = [(_step_of(path), path) for path in reversed(complete_checkpoints(run))]
+    return [(number, path) for number, path in found if step is None or number == step]
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _nothing_trained(run: Run, step: int | None, wanted: str) -> UserError:
+    if step is None:
+        return UserError(
+            f"Run {run.id} {in_words(run.state().state)} and has neither {wanted} nor a whole checkpoint.",
+            f"To have one, {start_again(run)}.",
+        )
+    steps, is_judged = checkpoint_steps(run), step == _judged_step(run)
+    if step in steps:
+        return UserError(
+            f"The checkpoint of step {step} of run {run.id} is damaged: its files are not those of its manifest.",
+            "It is what eval.gate has refused; name another one." if is_judged else "Take another one, or the result.",
+        )
+    kept = f"It has those of {', '.join(map(str, steps))}." if steps else "It has none."
+    judged = ", which eval.gate has refused" if is_judged else ""
+    return UserError(f"Run {run.id} has no checkpoint of step {step}{judged}.", kept)
+
+
+def _find_base_hash(run: Run) -> str | None:
+    """The hash of the base model in the newest checkpoint; None where none has it."""
+    found = newest_manifest(run).get("base_sha256")
+    return None if found is None else str(found)
+
+
+def is_adapter(directory: Path) -> bool:
+    """True if a directory has an adapter in PEFT's format."""
+    return all((directory / name).is_file() for name in ("adapter_config.json", "adapter_model.safetensors"))
+
+
+def matches_manifest(checkpoint: Path, part: str) -> bool:
+    """True if the files of a part of a checkpoint match its manifest, by size and SHA-256.
+
+    Args:
+        checkpoint: The checkpoint's directory.
+        part: The beginning of the files' names: ``adapter/``.
+    """
+    try:
+        files: dict[str, Any] = read_manifest(checkpoint)["files"]
+        expected = {name: facts for name, facts in files.items() if name.startswith(part)}
+        if any(".." in Path(name).parts for name in expected):
+            return False
+        return bool(expected) and all(_is_file(checkpoint / name, facts) for name, facts in expected.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _is_file(path: Path, facts: dict[str, Any]) -> bool:
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size != facts["bytes"]:
+            return False
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest() == str(facts["sha256"])
+
+
+def python_code(result: Path, *, is_model: bool) -> str:
+    """Python code that loads a result with PEFT and Transformers.
+
+    Args:
+        result: Directory of the adapter or the model.
+        is_model: Whether it is a whole model.
+    """
+    loader = _loader(result if is_model else Path(_base_of(result)))
+    if is_model:
+        return "\n".join(
+            [
+                f"from transformers import {loader}, AutoTokenizer",
+                f"model = {_quoted(result)}",
+                "tokenizer = AutoTokenizer.from_pretrained(model)",
+                f"model = {loader}.from_pretrained(model)",
+            ]
+        )
+    # Adapters of checkpoints have no tokenizer beside them; it is that of the base.
+    has_tokenizer = os.path.isfile(result / "tokenizer_config.json")
+    return "\n".join(
+        [
+            "from peft import PeftModel",
+            f"from transformers import {loader}, AutoTokenizer",
+            f"base = {_quoted(_base_of(result))}",
+            f"adapter = {_quoted(result)}",
+            f"tokenizer = AutoTokenizer.from_pretrained({'adapter' if has_tokenizer else 'base'})",
+            f"model = {loader}.from_pretrained(base)",
+            "model = PeftModel.from_pretrained(model, adapter)",
+        ]
+    )
+
+
+def _loader(model: Path) -> str:
+    """The class of transformers by which a model is loaded with all its parts."""
+    from core.models.description import read_description
+    from core.models.text_part import auto_class
+
+    try:
+        return auto_class(read_description(model / "config.json") or {})
+    except (UserError, ValueError):  # a path may have a zero byte
+        return auto_class({})
+
+
+def _base_of(adapter: Path) -> str:
+    """The base model that an adapter was trained on, as its configuration names it."""
+    from core.models.adapters import CONFIG
+    from core.models.description import read_description
+
+    try:
+        name = (read_description(adapter / CONFIG) or {}).get("base_model_name_or_path")
+    except (UserError, ValueError):  # a path may have a zero byte
+        name = None
+    return name if isinstance(name, str) and name else "the base model"
+
+
+def _quoted(path: Path | str) -> str:
+    """A path as a Python string; a repr is one whatever the path has in it."""
+    text = os.fspath(path)
+    return f'"{text}"' if text.isprintable() and '"' not in text and "\\" not in text else ascii(text)

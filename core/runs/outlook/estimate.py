@@ -1,0 +1,484 @@
+"""Estimate of a run before it starts: duration and energy, by the pace of an earlier run or by its memory plan.
+
+``train.max_hours`` and ``train.max_energy_wh`` may end it early.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from core.analysis.split import held_out_count
+from core.config.derived import holds_out, step_count, usual_steps
+from core.config.schema import Config
+from core.errors import UserError
+from core.memory.plan import Machine
+from core.memory.rows import Rows
+from core.memory.step_time import is_known_speed
+from core.memory.strategy import Chosen
+from core.runs.outlook.energy import expected_energy
+from core.runs.outlook.time_left import RESULT_SHARE, checkpoints_by, evaluations_by
+from core.runs.record.history import RunHistory, read_history
+from core.runs.record.store import Run, list_runs
+from core.units import exact_number, format_duration
+
+#: Most runs examined, newest first, for a comparable one.
+LOOKED_AT = 50
+#: Steps that a run must have done for its pace to be meaningful.
+FEWEST_STEPS = 3
+#: Largest record read for an estimate, in bytes.
+LONGEST_RECORD = 64 << 20
+#: Largest plausible figure.
+_GREATEST = 1e12
+
+
+@dataclass(frozen=True)
+class RunPace:
+    """The pace of an earlier run.
+
+    Args:
+        run: Id of the run.
+        tokens_per_second: Tokens without padding over the seconds in steps.
+        seconds_per_step: Mean of its steps.
+        watt_hours_per_token: Energy over the whole run; None if no device reports power.
+        rows_per_step: Its batch size.
+        watt_hours_per_second: Energy over the seconds in steps; None if no device reports power.
+        work_share: Share of the seconds in steps that was work, and not a rest by the governor.
+        evaluation_seconds: Duration of its newest evaluation; None if it had none.
+        checkpoint_seconds: Duration of a checkpoint; None if it wrote none.
+        evaluated: Contents of its evaluations, to be compared (:func:`evaluated_by`).
+    """
+
+    run: str
+    tokens_per_second: float
+    seconds_per_step: float
+    watt_hours_per_token: float | None
+    rows_per_step: int = 1
+    watt_hours_per_second: float | None = None
+    work_share: float = 1.0
+    evaluation_seconds: float | None = None
+    checkpoint_seconds: float | None = None
+    evaluated: str = ""
+
+
+def evaluated_by(config: Config) -> str:
+    """Contents of each evaluation of a run as a text: two runs with the same text measure as much each time."""
+    rows = {"eval", "eval_share"} | ({"train"} if config.data.eval is None else set())
+    measured = {"max_rows", "exact_match", "samples", "prompts", "probe"}
+    return config.model_dump_json(include={"data": rows, "eval": measured, "chat": {"max_new_tokens"}})
+
+
+class PaceBook:
+    """Cached list of runs with their paces, so that repeated estimates do not read directories again.
+
+    The record of a run is read when its pace is first needed, and then cached.
+
+    Args:
+        runs: The runs, newest first; None for all there are.
+    """
+
+    def __init__(self, runs: Iterable[Run] | None = None) -> None:
+        found = list_runs() if runs is None else runs
+        self._runs = [(run, config, os.path.realpath(config.model.base)) for run, config in _readable(found)]
+        self._paces: dict[str, RunPace | None] = {}
+
+    def pace(self, config: Config) -> RunPace | None:
+        """Pace of the newest run with the same base, method, device and gradient checkpointing; None if there
+        is none.
+        """
+        mine = os.path.realpath(config.model.base)
+        for run, other, theirs in self._runs:
+            if not _is_alike(config, mine, other, theirs):
+                continue
+            if run.id not in self._paces:
+                self._paces[run.id] = _pace(run, other)
+            if (pace := self._paces[run.id]) is not None:
+                return pace
+        return None
+
+
+def _readable(runs: Iterable[Run]) -> Iterator[tuple[Run, Config]]:
+    for run in itertools.islice(runs, LOOKED_AT):
+        with suppress(UserError):
+            yield run, run.config()
+
+
+def _is_alike(config: Config, mine: str, other: Config, theirs: str) -> bool:
+    return (
+        (config.model.base == other.model.base or mine == theirs)
+        and config.method.name == other.method.name
+        and (config.hardware.device, config.hardware.gpu) == (other.hardware.device, other.hardware.gpu)
+        and config.memory == other.memory
+    )
+
+
+def _pace(run: Run, config: Config) -> RunPace | None:
+    try:
+        if run.events_path.stat().st_size > LONGEST_RECORD:
+            return None
+    except OSError:
+        return None
+    history = read_history(run)
+    rate, steps = history.tokens_per_second, history.step_count
+    if rate is None or steps < FEWEST_STEPS:
+        return None
+    energy = history.energy_wh if history.energy_wh and history.energy_wh > 0 else None
+    pace = RunPace(
+        run.id,
+        rate,
+        history.step_seconds / steps,
+        energy / history.tokens if energy and history.tokens else None,
+        config.train.batch_size,
+        energy / history.step_seconds if energy else None,
+        history.work_share,
+        history.timings.evaluation_seconds,
+        history.timings.checkpoint_seconds,
+        evaluated_by(config),
+    )
+    # Implausible figures predict nothing.
+    figures = (pace.tokens_per_second, pace.seconds_per_step, pace.watt_hours_per_token, pace.watt_hours_per_second)
+    return pace if all(figure is None or 0 < figure < _GREATEST for figure in figures) else None
+
+
+_SECONDS_PER_HOUR = 3600
+#: The unit of each option that ends a run.
+_UNITS = {"train.max_hours": "h", "train.max_energy_wh": "Wh"}
+#: Beyond any limit that an option takes.
+_MOST = 1e12
+#: Digits of a step that is estimated.
+_DIGITS = 2
+
+
+@dataclass(frozen=True)
+class EarlyEnd:
+    """The expected end of a run before its last step.
+
+    Args:
+        option: The option that ends it.
+        limit: Its value, in hours or watt-hours.
+        step: The step at which that is expected, rounded; None where it need not come to that.
+        steps: Optimizer steps of the whole run.
+    """
+
+    option: str
+    limit: float
+    step: int | None
+    steps: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The end as JSON."""
+        return asdict(self)
+
+
+def cut(
+    config: Config, steps: int, seconds: float, watt_hours: float | None, *, is_most: bool = False
+) -> tuple[float, float | None, EarlyEnd | None]:
+    """An estimate as far as the limits of a run allow.
+
+    Args:
+        config: Configuration of the run.
+        steps: Optimizer steps of the whole run.
+        seconds: Their estimated duration.
+        watt_hours: Their estimated energy; None if unknown.
+        is_most: Whether that is the most they can take, so that a limit of energy may not be reached.
+
+    Returns:
+        Seconds and watt-hours until the run ends, and its early end; None if it does all its steps.
+    """
+    hours, energy = config.train.max_hours, config.train.max_energy_wh
+    shares = [(1.0, "", 0.0)]
+    if hours is not None and seconds > 0:
+        shares.append((hours * _SECONDS_PER_HOUR / seconds, "train.max_hours", hours))
+    is_short = energy is not None and watt_hours is not None and watt_hours > energy
+    if energy is not None and watt_hours and not is_most:
+        shares.append((energy / watt_hours, "train.max_energy_wh", energy))
+    share, option, limit = min(shares)
+    taken = None if watt_hours is None else share * watt_hours
+    if energy is not None and taken is not None:
+        taken = min(taken, energy)
+    if option:
+        return share * seconds, taken, EarlyEnd(option, limit, _about(share * steps), steps)
+    if is_short and energy is not None:
+        return seconds, taken, EarlyEnd("train.max_energy_wh", energy, None, steps)
+    return seconds, taken, None
+
+
+def cut_rest(
+    values: Mapping[str, Any], history: RunHistory, step: int, steps: int, seconds: float
+) -> tuple[float, EarlyEnd | None]:
+    """The time left of a run that is on, as far as its limits allow.
+
+    Args:
+        values: ``section.key`` to value, unchecked, as in ``run.toml``.
+        history: Its history, for its time and energy so far.
+        step: Steps done.
+        steps: Optimizer steps of the whole run.
+        seconds: The estimated time left.
+
+    Returns:
+        Seconds until it ends, and its early end; None if it does all its steps.
+    """
+    found: tuple[float, EarlyEnd | None] = seconds, None
+    hours, energy = (_positive(values.get(name)) for name in _UNITS)
+    worked, used = history.working_seconds, history.energy_wh
+    rates = [("train.max_hours", hours, worked / _SECONDS_PER_HOUR, 1 / _SECONDS_PER_HOUR)]
+    if used and worked:
+        rates.append(("train.max_energy_wh", energy, used, used / worked))
+    for option, limit, taken, rate in rates:
+        if limit is not None and (left := max(limit - taken, 0.0) / rate) < found[0]:
+            at = step + (steps - step) * left / seconds
+            found = left, EarlyEnd(option, limit, min(max(_about(at), step), steps), steps)
+    return found
+
+
+def tell_early_end(end: EarlyEnd) -> str:
+    """The early end of a run in words: ``ends after 6 h by train.max_hours, at about step 1,200 of 3,000``."""
+    limit = f"{exact_number(end.limit)} {_UNITS[end.option]}"
+    if end.step is None:
+        return f"may end before its last step, after {limit} by {end.option}"
+    return f"ends after {limit} by {end.option}, at about step {end.step:,} of {end.steps:,}"
+
+
+def _positive(value: object) -> float | None:
+    """Limit of an unchecked configuration; None for a missing or invalid one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if 0 < value < _MOST else None
+
+
+def _about(step: float) -> int:
+    """A step with two digits, as more would promise too much."""
+    whole = max(round(step), 1)
+    return round(whole, _DIGITS - len(str(whole)))
+
+
+#: Basis of an estimate: the pace of an earlier run, which was measured, or the step time of the memory plan.
+Basis = Literal["pace", "plan"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimated duration and energy, as far as the limits of the run allow.
+
+    Args:
+        seconds: Duration of the optimizer steps, and of ``between_seconds``.
+        steps: Number of optimizer steps, those after an early end among them.
+        watt_hours: Energy of the steps, by the plan at most; None if the earlier run had no reading, or the device
+            reports no power limit.
+        run: The earlier run; empty for an estimate by the plan.
+        by: Basis of the estimate.
+        assumed: Assumptions of the plan in words: ``rows of 2048 tokens``.
+        elsewhere: Whether it is for a card that is not here.
+        early_end: Where a limit of the run ends it; None where it does all its steps.
+        work_share: Share of the steps' duration that is work at full speed; the rest is what the governor of the
+            earlier run has let it rest.
+        between_seconds: Duration of the evaluations and checkpoints, as the earlier run has measured them; 0 by the
+            plan, which knows nothing of them.
+    """
+
+    seconds: float
+    steps: int
+    watt_hours: float | None
+    run: str
+    by: Basis = "pace"
+    assumed: tuple[str, ...] = ()
+    elsewhere: bool = False
+    early_end: EarlyEnd | None = None
+    work_share: float = 1.0
+    between_seconds: float = 0.0
+
+    @property
+    def full_speed_seconds(self) -> float:
+        """Duration without rests by the governor."""
+        return (self.seconds - self.between_seconds) * self.work_share + self.between_seconds
+
+
+@dataclass(frozen=True)
+class NoEstimate:
+    """No estimate.
+
+    Args:
+        reason: Why there is none, as a clause: ``the speed of this CPU is not known to the plan``.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """Memory plan of a run, to estimate it by.
+
+    Args:
+        chosen: The plan of each card, with their number.
+        machine: The machine that it was made for.
+        rows: Lengths of the rows that it was made for, or of a sample of them; None where they are assumed.
+    """
+
+    chosen: Chosen
+    machine: Machine
+    rows: Rows | None
+
+
+def expected(
+    config: Config,
+    pace: RunPace | None,
+    plan: Callable[[], PlannedRun | NoEstimate],
+    rows: Rows | None = None,
+    count: int | None = None,
+) -> Estimate | NoEstimate:
+    """The estimate of a run: at the pace of an earlier one of its kind where there is one, else by the memory plan; as
+    far as its limits allow.
+
+    Args:
+        config: Configuration of the run.
+        pace: Pace of the earlier run; None where there is none.
+        plan: Makes the plan; called only where it is needed.
+        rows: Lengths of all of its rows; None if unknown.
+        count: Number of rows trained on, if their lengths are unknown.
+    """
+    found = estimate(config, rows, pace, count) if pace is not None else None
+    if found is not None:
+        return limited(config, found)
+    if _steps(config, _kept(config, rows), count) is None:
+        return NoEstimate("the number of its rows is not known")
+    planned = plan()
+    guess = planned if isinstance(planned, NoEstimate) else by_plan(config, planned, rows, count)
+    return guess if isinstance(guess, NoEstimate) else limited(config, guess)
+
+
+def limited(config: Config, found: Estimate) -> Estimate:
+    """An estimate of all steps of a run, as far as its limits allow."""
+    seconds, energy, end = cut(config, found.steps, found.seconds, found.watt_hours, is_most=found.by == "plan")
+    between = found.between_seconds * (seconds / found.seconds if found.seconds > 0 else 1.0)
+    return replace(found, seconds=seconds, watt_hours=energy, early_end=end, between_seconds=between)
+
+
+def estimate(config: Config, rows: Rows | None, pace: RunPace, count: int | None = None) -> Estimate | None:
+    """Estimated duration at an earlier run's pace; None if the number of steps is unknown.
+
+    If the rows' tokens are unknown, a row is assumed to take as long as one of the earlier run.
+
+    Args:
+        config: Configuration of the run.
+        rows: Lengths of its rows; None if unknown.
+        pace: Pace of the earlier run.
+        count: Number of rows, if their lengths are unknown.
+    """
+    train, kept = config.train, _kept(config, rows)
+    if (steps := _steps(config, kept, count)) is None:
+        return None
+    longer = usual_steps(config, steps) / max(steps, 1)
+    if kept is None or kept.tokens is None:
+        seconds = longer * steps * pace.seconds_per_step * train.batch_size / pace.rows_per_step
+        watts = pace.watt_hours_per_second
+        energy = None if watts is None else watts * seconds
+    else:
+        tokens = longer * steps * min(train.batch_size, kept.count) * kept.tokens / kept.count
+        each = pace.watt_hours_per_token
+        energy = None if each is None else each * tokens
+        seconds = tokens / pace.tokens_per_second
+    between = _between(config, pace, steps, _trained_rows(config, kept, count))
+    return Estimate(seconds + between, steps, energy, pace.run, work_share=pace.work_share, between_seconds=between)
+
+
+def _between(config: Config, pace: RunPace, steps: int, rows: int | None) -> float:
+    """Seconds of the evaluations and checkpoints of a run, as the earlier one has measured them: evaluations only where
+    they measure the same."""
+    checkpoint, evaluation = pace.checkpoint_seconds or 0.0, 0.0
+    checkpoints = checkpoints_by(steps - 1, config.checkpoint.every_steps, steps) + 1
+    if pace.evaluation_seconds is not None and pace.evaluated == evaluated_by(config):
+        evaluation = pace.evaluation_seconds
+    asks = config.eval
+    per_epoch = math.ceil(rows / config.train.batch_size) if rows else None
+    evaluations = evaluations_by(steps - 1, asks.every_steps, asks.every_epochs, per_epoch) + 1 + asks.baseline
+    if not holds_out(config) and asks.prompts is None:
+        evaluations = 0
+    return evaluations * evaluation + (checkpoints + RESULT_SHARE) * checkpoint
+
+
+def by_plan(config: Config, planned: PlannedRun, rows: Rows | None, count: int | None) -> Estimate | NoEstimate:
+    """Estimated duration by the plan's step time; energy at the power limit of all cards, so that it is at most that.
+
+    Args:
+        config: Configuration of the run.
+        planned: Its memory plan.
+        rows: Lengths of all of its rows; None if unknown.
+        count: Number of rows, if their lengths are unknown.
+    """
+    steps, machine, chosen = _steps(config, _kept(config, rows), count), planned.machine, planned.chosen
+    if steps is None:
+        return NoEstimate("the number of its rows is not known")
+    if (lack := lack_of_speed(machine)) is not None:
+        return lack
+    seconds = usual_steps(config, steps) * chosen.plan.step.seconds
+    watts = machine.power_limit_w
+    energy = None if watts is None else watts * chosen.sharing.cards.number * seconds / _SECONDS_PER_HOUR
+    assumed = []
+    if planned.rows is None:
+        assumed.append(f"rows of {chosen.plan.micro_batch.length} tokens")
+    if not is_known_speed(machine.device, machine.calibration):
+        assumed.append("the speed of a common card")
+    return Estimate(seconds, steps, energy, "", "plan", tuple(assumed), machine.elsewhere)
+
+
+def lack_of_speed(machine: Machine) -> NoEstimate | None:
+    """Reason why a machine has no known duration; None if it has.
+
+    CPUs differ too much by their cores and instructions to take the rates of another CPU.
+    """
+    if machine.kind == "cpu" and not is_known_speed(machine.device, machine.calibration):
+        return NoEstimate("the speed of this CPU is not known to the plan")
+    return None
+
+
+class EstimateWords(NamedTuple):
+    """An estimate in words for a line, each empty where there is nothing to say."""
+
+    duration: str
+    """``about 14m 02s``."""
+    energy: str
+    """``41 Wh``, ``at most 41 Wh``."""
+    end: str
+    """``ends after 6 h by train.max_hours, at about step 1,200 of 3,000``."""
+    basis: str
+    """``at the pace of 20261124-143601-tickets``, ``by the plan (no run of this kind yet)``."""
+
+
+def estimate_words(found: Estimate) -> EstimateWords:
+    """An estimate in words."""
+    energy = expected_energy(found.watt_hours, is_most=found.by == "plan")
+    end = tell_early_end(found.early_end) if found.early_end is not None else ""
+    return EstimateWords(f"about {format_duration(found.seconds)}", energy, end, _basis(found))
+
+
+def _basis(found: Estimate) -> str:
+    if found.by == "pace":
+        return f"at the pace of {found.run}"
+    why = "for a card that is not here" if found.elsewhere else "no run of this kind yet"
+    return f"by the plan ({why}{tell_assumed(found.assumed)})"
+
+
+def tell_assumed(assumed: Sequence[str]) -> str:
+    """Assumptions of a plan as a clause after its basis; empty where it has none."""
+    return f"; {' and '.join(assumed)} assumed" if assumed else ""
+
+
+def _kept(config: Config, rows: Rows | None) -> Rows | None:
+    """The rows that are not dropped, those held out among them."""
+    return rows.limited(config.train.max_length, config.data.overlong) if rows is not None else None
+
+
+def _trained_rows(config: Config, kept: Rows | None, count: int | None) -> int | None:
+    """Number of rows trained on; None if unknown."""
+    # Lengths are of all rows, those held out among them.
+    return count if kept is None else kept.count - held_out_count(kept.count, config.data.eval_share)
+
+
+def _steps(config: Config, kept: Rows | None, count: int | None) -> int | None:
+    """Number of optimizer steps; None if it depends on the rows and their number is unknown."""
+    return step_count(config, _trained_rows(config, kept, count))

@@ -1,0 +1,317 @@
+"""Forecast of a run on this machine: memory plan, duration and energy, and wishes for the night that it cannot meet."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core import paths
+from core.analysis.lengths import Lengths
+from core.config.clock import next_time
+from core.config.derived import ALL_GPUS, sequences_per_row, usual_steps
+from core.config.schema import WEIGHT_METHODS, Config
+from core.errors import UserError
+from core.governor.limits import Limits
+from core.governor.night import late, spans, too_much
+from core.governor.plan import Curve, Point, Wishes, soonest
+from core.memory.advice import Advice, advise
+from core.memory.calibration import read_calibration
+from core.memory.cards import Cards, cards_of
+from core.memory.plan import Machine, Plan
+from core.memory.rows import Rows, rows_of_lengths
+from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_machine
+from core.models.architecture.architecture import Architecture
+from core.models.architecture.load import locate_model
+from core.models.architecture.sandboxed import load_architecture
+from core.runs.outlook.estimate import Estimate, NoEstimate, PaceBook, PlannedRun, expected, tell_assumed
+
+if TYPE_CHECKING:
+    from core.hardware.snapshot import Device
+
+
+#: Floating-point operations a second that training reaches on a core, for a guess without a measurement.
+_CORE_RATE = 5e10
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Memory plan and estimates before a run; with several cards, ``plan`` and ``advice`` are for a single card."""
+
+    base: Path
+    architecture: Architecture
+    plan: Plan
+    advice: tuple[Advice, ...]
+    estimate: Estimate | None
+    rows: Rows | None = None
+    """Lengths of the rows that it was made for; None for rows of ``train.max_length``."""
+    chosen: Chosen | None = None
+    """How several cards share the run; None for one card."""
+    elsewhere: bool = False
+    """True for a card that is not here."""
+
+    @property
+    def fits(self) -> bool | None:
+        """True if the run fits, on each of several cards and in their machine's memory; None if unknown."""
+        return self.plan.fits if self.chosen is None else self.chosen.fits
+
+    @property
+    def each(self) -> str:
+        """Where the planned memory is, of several cards or processes: ``on each of 2 cards``; empty for one."""
+        number = 1 if self.chosen is None else self.chosen.sharing.cards.number
+        return f"on each of {number} {'cards' if self.plan.device == 'cuda' else 'processes'}" if number > 1 else ""
+
+
+def forecast(
+    config: Config,
+    machine: Machine,
+    rows: Rows | None = None,
+    paces: PaceBook | None = None,
+    count: int | None = None,
+    cards: Cards | None = None,
+) -> Forecast:
+    """Forecast a configuration's run.
+
+    Args:
+        config: Configuration of the run.
+        machine: Machine of the run.
+        rows: Lengths of the rows; None if unknown.
+        paces: Earlier runs, if already read; None to read them now.
+        count: Number of rows, if their lengths are unknown.
+        cards: Cards of the run; None for the section ``distributed``.
+
+    Raises:
+        UserError: If the model is not on this machine or its memory cannot be planned, or the rows do not suit it.
+    """
+    base = locate_model(config.model.base)
+    architecture = load_architecture(base)
+    found = cards_here(config) if cards is None else cards
+    chosen = chosen_strategy(architecture, config, machine, rows, cards=found)
+    # Runs that were recorded here are no measure of another card.
+    pace = None if machine.elsewhere else (PaceBook() if paces is None else paces).pace(config)
+    part, card = part_of_card(config, chosen.sharing), part_of_machine(machine, found)
+    guess = expected(config, pace, lambda: PlannedRun(chosen, machine, rows), rows, count)
+    return Forecast(
+        base,
+        architecture,
+        chosen.plan,
+        advise(architecture, part, card, rows, chosen.plan, chosen.sharing.or_none),
+        guess if isinstance(guess, Estimate) else None,
+        rows,
+        chosen if found.number > 1 or chosen.sharing.shares else None,
+        machine.elsewhere,
+    )
+
+
+def forecast_here(config: Config, lengths: Lengths | None, count: int | None, paces: PaceBook) -> Forecast:
+    """Forecast a configuration's run on this machine; asks the driver and reads headers, so call it from a thread.
+
+    Args:
+        config: Configuration of the run.
+        lengths: Lengths of its rows, as an analysis has measured them; None if unknown.
+        count: Number of rows trained on; None if unknown.
+        paces: Earlier runs.
+
+    Raises:
+        UserError: As :func:`forecast`, and where there is a card that torch cannot use, as the run would say.
+    """
+    from core.hardware.obstacle import CardUnusableError
+
+    rows = rows_of_lengths(lengths) if lengths is not None else None
+    try:
+        machine = this_machine(config)
+    except CardUnusableError:
+        raise
+    except UserError:
+        machine = Machine("cuda")
+    return forecast(config, machine, rows, paces, count)
+
+
+def cards_here(config: Config) -> Cards:
+    """The cards of a run; asks the driver how many there are where a run takes all of them."""
+    from core.hardware.sampler import snapshot
+
+    section = config.distributed
+    everything = ALL_GPUS in section.named_gpus and section.processes is None
+    gpus = [device for device in snapshot(timeout=5.0) if device.kind == "cuda"] if everything else []
+    return cards_of(section, len(gpus))
+
+
+def machine_for(config: Config) -> Machine:
+    """This machine, or one with a GPU of unknown memory for a configuration that needs a GPU and finds none."""
+    try:
+        return this_machine(config)
+    except UserError:
+        return Machine("cuda")
+
+
+def rough_seconds(config: Config, plan: Plan, steps: int, row_tokens: float) -> float:
+    """Rough duration of the steps on a CPU whose speed the plan does not know: the right order of magnitude, no more.
+
+    Args:
+        config: Configuration of the run.
+        plan: Its memory plan.
+        steps: Number of optimizer steps.
+        row_tokens: Mean tokens of a row.
+    """
+    passes = 2 + (1 if plan.checkpointing else 0) + (1 if config.method.name in WEIGHT_METHODS else 0)
+    operations = 2.0 * passes * plan.parameters * usual_steps(config, steps) * config.train.batch_size * row_tokens
+    return operations * sequences_per_row(config.train.objective) / (_CORE_RATE * len(os.sched_getaffinity(0)))
+
+
+def this_machine(config: Config, gpu_memory: int | None = None, *, empty: bool = False) -> Machine:
+    """This machine's present resources for a run; with several cards, of the card with the least free memory.
+
+    Args:
+        config: Configuration, for its device.
+        gpu_memory: Free bytes of a hypothetical GPU to plan for instead.
+        empty: Whether to plan for a card that nothing else uses, as a run has it that waits for the others.
+
+    Raises:
+        UserError: If the requested GPU does not exist, or torch cannot use it.
+    """
+    from core.hardware.cpu import cpu_name, prefers_bf16
+    from core.hardware.cpu import memory as cpu_memory
+    from core.hardware.drivers import installed_build
+    from core.hardware.sampler import snapshot
+    from core.hardware.torch_check import obstacle_here
+    from core.hardware.wsl import MEMORY_SHARE, is_wsl
+
+    wsl = is_wsl()
+    build = installed_build()
+    machine = Machine(
+        "cpu",
+        disk_free_bytes=_disk_free(),
+        bf16=prefers_bf16(),
+        expandable=not wsl,
+        pages=not wsl,
+        cuda_build=build is not None and build.cuda is not None,
+    )
+    if gpu_memory is not None:
+        return replace(machine, kind="cuda", limit_bytes=gpu_memory, elsewhere=True)
+    wanted, gpu = config.hardware.device, config.hardware.gpu
+    if wanted != "cpu" and (obstacle := obstacle_here(gpu)) is not None:
+        raise obstacle
+    gpus = [] if wanted == "cpu" else [device for device in snapshot(timeout=5.0) if device.kind == "cuda"]
+    if gpus:
+        host_used, host_total = cpu_memory()
+        card = _smallest(config, gpus)
+        free = card.memory_total if empty else card.available
+        return replace(
+            machine,
+            kind="cuda",
+            limit_bytes=int(MEMORY_SHARE * free) if wsl and free is not None else free,
+            host_bytes=host_total - host_used,
+            device=card.name,
+            calibration=read_calibration(card.name),
+            pins=not wsl,
+            power_limit_w=card.power_limit_w,
+        )
+    if wanted == "cuda":
+        raise UserError(
+            "hardware.device is cuda, and no GPU is found here.", "Say how much memory it has with --gpu-memory 24GB."
+        )
+    used_bytes, total_bytes = cpu_memory()
+    name = cpu_name()
+    return replace(machine, limit_bytes=total_bytes - used_bytes, device=name, calibration=read_calibration(name))
+
+
+def _smallest(config: Config, gpus: Sequence[Device]) -> Device:
+    """The card of a run; of several that with the least free memory."""
+    names = config.distributed.named_gpus or ((config.hardware.gpu,) if config.hardware.gpu is not None else ())
+    if ALL_GPUS in names:
+        found = list(gpus)
+    else:
+        found = [device for device in gpus if any(_is_called(device, name) for name in names)] or list(gpus[:1])
+    return min(found, key=lambda device: math.inf if device.available is None else device.available)
+
+
+def _is_called(device: Device, gpu: str) -> bool:
+    """True if ``hardware.gpu`` means a device."""
+    return device.index == int(gpu) if gpu.isdecimal() else device.uuid.lower().startswith(gpu.lower())
+
+
+def _disk_free() -> int | None:
+    directory = paths.runs_dir()
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError:
+        return None
+
+
+#: Share of the energy of an earlier run that another duty cycle may need at the least: a card that works less leaks
+#: less, while it idles longer.
+LEAST_SHARE = 0.9
+#: The same where a limit of average power may lower the card's own, which makes its clock slower and its voltage lower.
+LEAST_SHARE_BY_POWER = 0.7
+_FEWER = "or train fewer steps"
+
+
+@dataclass(frozen=True)
+class Unmet:
+    """A wish that cannot be met.
+
+    Args:
+        option: ``night.deadline`` or ``night.energy_kwh``.
+        sentence: Why.
+        hint: The nearest that can be met.
+        is_measured: Whether an earlier run has shown it; else it is by the memory plan, which may be wrong.
+    """
+
+    option: str
+    sentence: str
+    hint: str
+    is_measured: bool
+
+    def __str__(self) -> str:
+        return f"{self.sentence} {self.hint}"
+
+
+def wants_plan(config: Config) -> bool:
+    """True if a configuration has a wish that an estimate may show to be too much."""
+    return config.night.deadline is not None or config.night.energy_kwh is not None
+
+
+def unmet(config: Config, found: Estimate | NoEstimate | None, begins: float | None) -> Iterator[Unmet]:
+    """The wishes that a run cannot meet even at full speed, and with the least energy that it may take.
+
+    Loading comes on top, so that a wish found here is certainly unmet by the estimate. The energy of the memory plan is
+    an upper bound, and proves nothing.
+
+    Args:
+        config: Configuration of the run.
+        found: Its estimate.
+        begins: When it starts, in Unix seconds; None where that is not known, so that a deadline cannot be looked at.
+    """
+    try:
+        limits = Limits.of(config)
+    except UserError:  # the rules between options report an invalid time
+        return
+    if not isinstance(found, Estimate) or not limits.wants_plan:
+        return
+    is_measured = found.by == "pace"
+    if limits.deadline is not None and begins is not None:
+        deadline = next_time(limits.deadline, begins)
+        # A second of full work is a token a second: the plan needs no more of a curve.
+        wishes = Wishes(tuple(spans(limits, begins)), quiet_power_w=limits.quiet_power_w)
+        end = soonest(Curve([Point(1.0, 1.0, None)]), found.full_speed_seconds, wishes).finish
+        if end > deadline:
+            how = f"at full speed, by the pace of {found.run}," if is_measured else _by_plan(found)
+            told = late(deadline, end, begins, how, _FEWER)
+            yield Unmet(*told, is_measured)
+    if limits.energy_kwh is not None and is_measured and found.watt_hours is not None:
+        expected = found.watt_hours / 1000
+        share = LEAST_SHARE if limits.power_w is None and limits.quiet_power_w is None else LEAST_SHARE_BY_POWER
+        if share * expected > limits.energy_kwh:
+            told = too_much(limits.energy_kwh, expected, f"by the pace of {found.run}", _FEWER)
+            yield Unmet(*told, is_measured)
+
+
+def _by_plan(found: Estimate) -> str:
+    return f"by the memory plan (an estimate, no run of this kind yet{tell_assumed(found.assumed)})"

@@ -1,0 +1,317 @@
+"""Time left of a live run: its steps at the recent pace, and the evaluations and checkpoints still scheduled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from core.runs.record.timings import PARTS, EvaluationTiming, Timings
+from core.units import format_duration
+
+#: Checkpoints in a run where checkpoint.every_steps says nothing.
+DEFAULT_CHECKPOINTS = 10
+#: A share is exact where an epoch is, and would otherwise be just below it.
+_ROUNDING = 1e-9
+_MOST = 1e15
+
+
+def evaluations_by(
+    step: int, every_steps: int | None, every_epochs: float | None, steps_per_epoch: float | None
+) -> int:
+    """How many evaluations are due by a step, that step included; the one before the first is left out.
+
+    Args:
+        step: The step.
+        every_steps: ``eval.every_steps``, which goes first.
+        every_epochs: ``eval.every_epochs``.
+        steps_per_epoch: Optimizer steps in one pass over the rows; None where unknown.
+    """
+    if every_steps is not None:
+        return step // every_steps
+    if every_epochs is None or not steps_per_epoch:
+        return 0
+    return int(min(step / (every_epochs * steps_per_epoch), _MOST) + _ROUNDING)
+
+
+def checkpoints_by(step: int, every_steps: int | None, total: int) -> int:
+    """How many checkpoints are due by a step, that step included.
+
+    Args:
+        step: The step.
+        every_steps: ``checkpoint.every_steps``.
+        total: Steps of the whole run.
+    """
+    return step // (every_steps or max(math.ceil(total / DEFAULT_CHECKPOINTS), 1))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Evaluations and checkpoints of a run, by its configuration."""
+
+    measures: bool = False
+    """True if rows are held out."""
+    answers: bool = False
+    """True if they are answered as well (``eval.exact_match``)."""
+    samples: int = 0
+    """Sample answers at each evaluation besides."""
+    prompts: bool = False
+    """True if these answer prompts of their own (``eval.prompts``), whose expected length is unknown."""
+    eval_steps: int | None = None
+    eval_epochs: float | None = None
+    checkpoint_steps: int | None = None
+    for_file: bool = False
+    """True if the last steps train the weights of a file (``method.train_for``), which takes longer."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Schedule:
+        """The schedule of a configuration.
+
+        Args:
+            values: ``section.key`` to value, unchecked, as in ``run.toml``; missing options have their defaults.
+        """
+        from core.config.schema import EvalSection
+
+        share = _number(values.get("data.eval_share"))
+        measures = bool(values.get("data.eval")) or bool(share)
+        answers = measures and values.get("eval.exact_match") is True
+        samples = _count(values.get("eval.samples", EvalSection().samples)) or 0
+        prompts = bool(values.get("eval.prompts"))
+        return cls(
+            measures=measures,
+            answers=answers,
+            prompts=prompts,
+            samples=max(samples, 1) if prompts else samples if measures and not answers else 0,
+            eval_steps=_count(values.get("eval.every_steps")),
+            eval_epochs=_number(values.get("eval.every_epochs")),
+            checkpoint_steps=_count(values.get("checkpoint.every_steps")),
+            for_file=values.get("method.train_for") is not None,
+        )
+
+    def changed(self, settings: Mapping[str, Any]) -> Schedule:
+        """The schedule with changes to the live run."""
+        found = self
+        if "eval.every_steps" in settings:
+            found = replace(found, eval_steps=_count(settings["eval.every_steps"]), eval_epochs=None)
+        if "checkpoint.every_steps" in settings:
+            found = replace(found, checkpoint_steps=_count(settings["checkpoint.every_steps"]))
+        return found
+
+    def steps_left(self, step: int, total: int) -> float:
+        """Steps to come, by the time that one takes now."""
+        from core.config.derived import FILE_SLOWNESS, steps_before_file
+
+        left = max(total - step, 0)
+        if not self.for_file or step > (before := steps_before_file(total)):
+            return float(left)
+        return left + (FILE_SLOWNESS - 1) * min(left, total - before)
+
+    @property
+    def evaluates(self) -> bool:
+        """True if there are evaluations at all."""
+        return self.measures or self.samples > 0
+
+    def evaluations_by(self, step: int, steps_per_epoch: float | None) -> int:
+        """How many evaluations are due by a step, that step included; the one before the first is left out."""
+        if not self.evaluates:
+            return 0
+        return evaluations_by(step, self.eval_steps, self.eval_epochs, steps_per_epoch)
+
+    def checkpoints_by(self, step: int, total: int) -> int:
+        """How many checkpoints are due by a step, that step included."""
+        return checkpoints_by(step, self.checkpoint_steps, total)
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 < value < 1 << 62 else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    # Compared as it is: a whole number may be larger than any float.
+    return float(value) if 0 < value < _MOST else None
+
+
+#: Steps, and the share of a run's, after which its pace is known.
+KNOWN_STEPS, KNOWN_SHARE = 5, 0.1
+#: Seconds of a checkpoint before one was measured: adapters of a small model.
+CHECKPOINT_SECONDS = 0.3
+#: Saving the result takes about this share of a checkpoint, which has the optimizer's states as well.
+RESULT_SHARE = 0.25
+#: Measuring a token takes a single pass, training on it three.
+FORWARD_SHARE = 1 / 3
+#: Answers are decoded so many rows at a time, and a decoding step, which reads all weights, takes as long as measuring
+#: so many tokens. The longest answer, which the others wait for, is longer than the mean one by a factor and a margin.
+BATCH_ROWS, DECODED_TOKENS, LONGER, MARGIN_TOKENS = 32, 64, 1.25, 16
+
+
+@dataclass(frozen=True)
+class Eta:
+    """Seconds left of a run, in parts."""
+
+    steps: float
+    evaluation: float
+    """Evaluations and sample answers, the last one included."""
+    saving: float
+    """Checkpoints and the result."""
+    is_rough: bool = False
+    """True if the pace is not known yet, or an evaluation to come was never measured."""
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.steps + self.evaluation + self.saving
+
+
+def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float) -> Eta | None:
+    """Estimate the time until a run has ended by itself; pauses are not foreseen, and early stopping is not.
+
+    Args:
+        timings: Of the run, so far.
+        schedule: Its evaluations and checkpoints, with changes to the live run.
+        total_steps: Steps of the whole run.
+        now: Unix seconds; the present step, evaluation or checkpoint counts down with it.
+
+    Returns:
+        None before the first step is done, and at the end.
+    """
+    pace, step, anchor = timings.seconds_per_step, timings.step, timings.anchor
+    if pace is None or total_steps < 1 or anchor is None or step < 1:
+        return None
+    if timings.paused_since is not None:
+        now = min(now, timings.paused_since)
+    elapsed = max(now - anchor, 0.0)
+    left = max(total_steps - step, 0)
+    each = _evaluation_seconds(timings, schedule)
+    measured = timings.checkpoint_seconds
+    checkpoint = CHECKPOINT_SECONDS if measured is None else measured
+    current = timings.evaluation
+    evaluations = _evaluations_left(timings, schedule, total_steps)
+    checkpoints = _checkpoints_left(timings, schedule, total_steps)
+    steps, evaluation = schedule.steps_left(step, total_steps) * pace, evaluations * each
+    saving = checkpoints * checkpoint + RESULT_SHARE * checkpoint
+    is_evaluation_next = current is None and _is_evaluation_due(timings, schedule, total_steps)
+    # The elapsed time of the present part is taken off, down to nothing.
+    if current is not None:
+        evaluation += _rest_of(current, timings, each, now)
+    elif timings.phase == "saving" or (not left and not is_evaluation_next):
+        saving -= min(elapsed, saving if not evaluations else checkpoint)
+    elif is_evaluation_next:
+        evaluation -= min(elapsed, each)
+    elif left:
+        steps -= min(elapsed, pace)
+    known = timings.steps_done >= KNOWN_STEPS or timings.steps_done >= KNOWN_SHARE * total_steps > 1
+    is_unmeasured = evaluations > 0 and timings.evaluation_seconds is None
+    return Eta(steps, evaluation, saving, not known or is_unmeasured)
+
+
+#: Share of an evaluation from which its pace says how long it still takes.
+_TELLING_SHARE = 0.1
+
+
+def evaluation_seconds_left(timings: Timings, schedule: Schedule, now: float) -> float | None:
+    """Seconds left of the evaluation under way; None where there is none, or it is too early to say."""
+    current = timings.evaluation
+    if current is None:
+        return None
+    # The first answers take longest: they are made in batches, of which the first says nothing yet.
+    has_begun = bool(current.done and current.total) and current.done >= _TELLING_SHARE * current.total
+    if timings.evaluation_seconds is None and not has_begun:
+        return None
+    return _rest_of(current, timings, _evaluation_seconds(timings, schedule), now)
+
+
+def _is_evaluation_due(timings: Timings, schedule: Schedule, total: int) -> bool:
+    """True if an evaluation comes before the next step, or before the end."""
+    step, epoch = timings.step, timings.steps_per_epoch
+    if timings.evaluated_step == step:
+        return False
+    if step >= total:
+        return schedule.evaluates
+    return schedule.evaluations_by(step, epoch) > schedule.evaluations_by(step - 1, epoch)
+
+
+def _evaluations_left(timings: Timings, schedule: Schedule, total: int) -> int:
+    """Evaluations to come, without the one under way."""
+    if not schedule.evaluates:
+        return 0
+    step, epoch = timings.step, timings.steps_per_epoch
+    due = timings.evaluation is None and _is_evaluation_due(timings, schedule, total)
+    if step >= total:
+        return int(due)
+    between = schedule.evaluations_by(total - 1, epoch) - schedule.evaluations_by(step, epoch)
+    return int(due) + between + 1
+
+
+def _checkpoints_left(timings: Timings, schedule: Schedule, total: int) -> int:
+    step = timings.step
+    if step >= total:
+        return int(timings.saved_step != step)
+    due = schedule.checkpoints_by(step, total) > schedule.checkpoints_by(step - 1, total) and timings.saved_step != step
+    between = schedule.checkpoints_by(total - 1, total) - schedule.checkpoints_by(step, total)
+    return int(due) + between + 1
+
+
+def _evaluation_seconds(timings: Timings, schedule: Schedule) -> float:
+    """Seconds of one evaluation: as measured, else from its rows and the pace of training."""
+    measured, data = timings.evaluation_seconds, timings.data
+    answer = data.supervised_tokens / data.used if data is not None and data.used > 0 else 0.0
+    decoding = answer * LONGER + MARGIN_TOKENS
+    if measured is not None:
+        if not timings.is_only_base_measured or schedule.prompts or answer <= 0:
+            return measured
+        # The untouched model answers to the limit, which is a margin above the longest answer; a tuned one stops.
+        parts = timings.part_seconds
+        return measured - (parts.get("answers", 0.0) + parts.get("samples", 0.0)) * MARGIN_TOKENS / decoding
+    if data is None:
+        return 0.0
+    rows, tokens = data.held_out_rows or 0, data.held_out_tokens or 0
+    rate = (timings.seconds_per_token or 0.0) * FORWARD_SHARE
+    loss = timings.evaluation.part_seconds("loss") if timings.evaluation is not None else None
+    if loss is None:
+        loss = tokens * rate
+    elif tokens > 0:
+        rate = min(rate, loss / tokens)
+    passes = math.ceil((rows if schedule.answers else 0) / BATCH_ROWS) + math.ceil(schedule.samples / BATCH_ROWS)
+    return loss + passes * decoding * DECODED_TOKENS * rate
+
+
+def _rest_of(current: EvaluationTiming, timings: Timings, each: float, now: float) -> float:
+    """Seconds left of an evaluation: as the last one took, else by how much is done of the part under way."""
+    elapsed = max(now - current.began - current.paused, 0.0)
+    before = {} if timings.is_only_base_measured else timings.part_seconds
+    in_part = max(now - (current.part_began or current.began), 0.0)
+    if current.part and before.get(current.part):
+        later = sum(before.get(part, 0.0) for part in PARTS[PARTS.index(current.part) + 1 :])
+        return later + max(before[current.part] - in_part, 0.0)
+    if timings.evaluation_seconds is not None:
+        return max(each - elapsed, 0.0)
+    if current.done and current.total:
+        at = max(current.at - (current.part_began or current.began), 0.0)
+        return max(at * current.total / current.done - in_part, 0.0)
+    return max(each - elapsed, 0.0)
+
+
+def eta_words(eta: Eta | None, *, split: bool = False) -> str:
+    """Time left, ``4m 10s``, with ``~`` while it is a guess: ``~4m 10s``, or ``~`` alone while it is unknown.
+
+    Args:
+        eta: The time left; None while it is unknown.
+        split: Whether to list its parts, if there is more than steps: ``4m 10s (steps 2m 05s, evaluation
+            2m 05s)``.
+    """
+    if eta is None:
+        return "~"
+    words = ("~" if eta.is_rough else "") + _left(eta.seconds)
+    parts = {"steps": eta.steps, "evaluation": eta.evaluation, "saving": eta.saving}
+    told = [f"{name} {_left(seconds)}" for name, seconds in parts.items() if seconds >= 1]
+    is_worth_it = split and len(told) > 1 and eta.seconds - eta.steps >= 0.05 * eta.seconds
+    return f"{words} ({', '.join(told)})" if is_worth_it else words
+
+
+def _left(seconds: float) -> str:
+    """Time left in whole seconds, so that its width does not change with each that goes by."""
+    whole = math.ceil(seconds - 0.5) if seconds >= 1 else math.ceil(seconds)
+    return f"{whole}s" if whole < 60 else format_duration(whole)
