@@ -1,4 +1,7 @@
-"""``slurm CONFIG``: a file for Slurm's ``sbatch`` that trains as a configuration says, on one node or several."""
+"""``train CONFIG --slurm FILE``: a batch file for Slurm's ``sbatch`` that trains on one node or several.
+
+``slurm CONFIG`` is the former name of it.
+"""
 
 from __future__ import annotations
 
@@ -9,50 +12,70 @@ from typing import TYPE_CHECKING
 
 from core.commands.common import BOTH_PRINTED, add_config, add_json_flag, emit, note, put, say
 from core.commands.parser import ArgumentParser, whole_number
+from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.config.schema import Config
 
 
+def add_job_options(parser: argparse._ActionsContainer) -> None:
+    """Declare the options of a batch file."""
+    parser.add_argument("--nodes", metavar="N", type=whole_number, default=1, help="machines (default: 1)")
+    parser.add_argument(
+        "--time", default="", metavar="LIMIT", help="time limit as Slurm writes it: 12:00:00, 2-00:00:00"
+    )
+    parser.add_argument("--partition", default="", metavar="NAME", help="partition (default: the cluster's)")
+    parser.add_argument("--account", default="", metavar="NAME", help="account (default: the user's)")
+    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     add_config(parser)
-    parser.add_argument("--nodes", metavar="N", type=whole_number, default=1, help="machines (default: 1)")
     parser.add_argument(
         "--cards-per-node",
         metavar="N",
         type=whole_number,
         help="cards on each, a process for each (default: distributed.processes, or the cards that are named)",
     )
-    parser.add_argument(
-        "--time", default="", metavar="LIMIT", help="time limit as Slurm writes it: 12:00:00, 2-00:00:00"
-    )
-    parser.add_argument("--partition", default="", metavar="NAME", help="partition (default: the cluster's)")
-    parser.add_argument("--account", default="", metavar="NAME", help="account (default: the user's)")
     parser.add_argument("--name", help="what the run is about (default: the file's name)")
     parser.add_argument("--output", metavar="FILE", help="file to write, - for standard output (default: NAME.sbatch)")
-    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+    add_job_options(parser)
     add_json_flag(parser)
     parser.add_conflict("--output -", "--json", BOTH_PRINTED)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the file, and print how it is handed in."""
+    return write_batch_file(args, args.output, args.cards_per_node)
+
+
+def write_batch_file(args: argparse.Namespace, output: str | None, processes: int | None, *more: str) -> int:
+    """Write a batch file; returns the exit code.
+
+    Args:
+        args: The configuration and the options of the file.
+        output: The file, ``-`` for standard output; None for the run's name.
+        processes: Processes on each node; None for those of the configuration.
+        *more: Words of the command line that makes the run, besides ``--set``.
+
+    Raises:
+        UserError: If the run would be refused, or the file exists and may not be replaced.
+    """
     from core.commands.configuration import read_config
     from core.commands.train import check_data, check_model
     from core.launch.slurm import SlurmJob
     from core.runs.store import make_slug
 
     path = Path(args.config).absolute()
-    config = read_config(path, args.set, is_for_here=False)
-    _refuse_hosts(config)
+    config = read_config(path, args.set, getattr(args, "preset", None), is_for_here=False)
     check_model(config)
     check_data(config)
     name = make_slug(args.name or path.stem)
-    processes = args.cards_per_node or _processes(config)
+    processes = processes or _processes(config)
     job = SlurmJob(
         config=path,
-        assignments=args.set,
+        options=[*(word for text in args.set for word in ("--set", text)), *more],
         name=name,
         nodes=args.nodes,
         processes=processes,
@@ -62,10 +85,10 @@ def run(args: argparse.Namespace) -> int:
         partition=args.partition,
         account=args.account,
     )
-    if args.output == "-":
+    if output == "-":
         put(job.batch_file())
         return 0
-    out = _write(Path(os.path.expanduser(args.output or f"{name}.sbatch")), job.batch_file(), force=args.force)
+    out = _write(Path(os.path.expanduser(output or f"{name}.sbatch")), job.batch_file(), force=args.force)
     if args.json:
         emit({"file": str(out), "nodes": job.nodes, "processes": job.nodes * job.processes, "cards": job.cards})
         return 0
@@ -74,32 +97,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_hosts(config: Config) -> None:
-    from core.errors import UserError
-
-    if config.distributed.other_hosts:
-        raise UserError(
-            "distributed.hosts names machines, and Slurm chooses them itself.",
-            "Leave it out; --set distributed.hosts= does so for this file.",
-        )
-
-
 def _processes(config: Config) -> int:
     named = [name for name in config.distributed.named_gpus if name != "all"]
     return config.distributed.processes or len(named) or 1
 
 
 def _write(out: Path, text: str, *, force: bool) -> Path:
-    """Write the file; returns its path.
-
-    Raises:
-        UserError: If it exists and may not be replaced.
-    """
     from core.atomic import write_atomic
-    from core.errors import UserError
 
     if not force and os.path.lexists(out):
-        raise UserError(f"{out} exists already.", "Choose another name with --output, or replace it with --force.")
+        raise UserError(f"{out} exists already.", "Choose another name, or replace it with --force.")
     write_atomic(out, text, mode=0o755)
     return out
 

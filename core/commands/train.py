@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from core.commands.common import EXIT_USAGE, PROGRAM, add_config, add_json_flag, emit, note, say
+from core.commands.common import BOTH_PRINTED, EXIT_USAGE, PROGRAM, add_config, add_json_flag, emit, note, say
 from core.commands.parser import ArgumentParser
+from core.commands.slurm import add_job_options, write_batch_file
 from core.commands.wishes import add_consent, starts_all_the_same, unmet_now
 
 if TYPE_CHECKING:
@@ -36,7 +37,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
     add_consent(parser)
+    parser.add_argument(
+        "--slurm",
+        metavar="FILE",
+        help="write a batch file for Slurm's sbatch instead, - for standard output; --processes is for each node",
+    )
+    add_job_options(parser.add_argument_group("with --slurm"))
     parser.add_conflict("--detach", "--no-start", "a run that is not started does not train.")
+    for flag in ("--detach", "--no-start"):
+        parser.add_conflict("--slurm", flag, "Slurm starts the run.")
+    parser.add_conflict("--slurm -", "--json", BOTH_PRINTED)
     add_json_flag(parser)
 
 
@@ -83,8 +93,11 @@ def run(args: argparse.Namespace) -> int:
     wishes cannot be met, and nobody agrees to that."""
     from core.commands.follow import Interrupts
     from core.commands.live_line import busy
-    from core.commands.machines import check_machines
 
+    if args.slurm is not None:
+        more = [*(["--preset", args.preset] if args.preset else []), *(f"--allow={code}" for code in args.allow)]
+        return write_batch_file(args, args.slurm, args.processes, *more)
+    _refuse_job_options(args)
     several = [] if args.processes is None else [f"distributed.processes={args.processes}"]
     path, config = Path(args.config), read_run_config(args, several)
     with busy("estimating how long the run takes"):
@@ -94,7 +107,6 @@ def run(args: argparse.Namespace) -> int:
     if args.no_start:
         report_prepared(config, args.name or path.stem, as_json=args.json)
         return 0
-    check_machines(config)
     # Interrupts are counted from here on: a Ctrl-C between the start and the first read would leave an unknown run.
     with Interrupts() as interrupts:
         started = start(config, args.name or path.stem)
@@ -102,6 +114,17 @@ def run(args: argparse.Namespace) -> int:
             report_detached(started, as_json=args.json)
             return 0
         return follow_to_end(started, interrupts, as_json=args.json)
+
+
+def _refuse_job_options(args: argparse.Namespace) -> None:
+    from core.errors import UserError
+
+    given = {
+        "--nodes": args.nodes != 1,
+        **{f"--{name}": getattr(args, name) for name in ("time", "partition", "account", "force")},
+    }
+    if (flag := next((flag for flag, is_given in given.items() if is_given), None)) is not None:
+        raise UserError(f"{flag} goes with --slurm.", "Name the batch file with --slurm FILE.")
 
 
 def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
@@ -166,6 +189,7 @@ def report_prepared(config: Config, name: str, *, as_json: bool) -> None:
     Raises:
         UserError: If it cannot be written.
     """
+    from core.config.derived import torchrun_line
     from core.runs.store import create_run
 
     made = create_run(config, name)
@@ -173,7 +197,8 @@ def report_prepared(config: Config, name: str, *, as_json: bool) -> None:
         emit({"run": made.id, "directory": str(made.path)})
         return
     say(str(made.path))
-    note(f"Start its processes within a minute: torchrun … -m core.worker {made.path}")
+    note(f"Start its processes within a minute: {torchrun_line(config, str(made.path))}")
+    note("Several machines: the same on each, with --nnodes, its own --node-rank and the first one's --master-addr.")
 
 
 def report_detached(started: Run, *, as_json: bool) -> None:

@@ -22,11 +22,39 @@ def holds_out(config: Config) -> bool:
 
 
 def wants_several(config: Config) -> bool:
-    """Whether a configuration asks for more than one process; ``distributed.gpus = "all"`` may come to one."""
+    """Whether a configuration asks for more than one process; ``distributed.gpus = "all"`` may mean one."""
+    named, processes = config.distributed.named_gpus, config.distributed.processes
+    return len(named) > 1 or ALL_GPUS in named if processes is None else processes > 1
+
+
+def torchrun_line(config: Config, run: str = "RUN") -> str:
+    """The command line that starts a run's processes on the first of its machines.
+
+    Args:
+        config: Of the run.
+        run: Its directory.
+
+    Source: PyTorch, torchrun (Elastic Launch).
+    """
     distributed = config.distributed
-    named = distributed.named_gpus
-    here = len(named) > 1 or ALL_GPUS in named if distributed.processes is None else distributed.processes > 1
-    return here or bool(distributed.other_hosts)
+    named = [name for name in distributed.named_gpus if name != ALL_GPUS]
+    each = distributed.processes or len(named) or ("gpu" if ALL_GPUS in distributed.named_gpus else 1)
+    words = ["torchrun", "--nnodes", 1 + len(distributed.other_hosts), "--nproc-per-node", each]
+    words += ["--node-rank", 0, "--master-addr", distributed.address or "ADDRESS", "--master-port", distributed.port]
+    return " ".join(map(str, [*words, "-m", "core.worker", run]))
+
+
+def refusal_of_machines(config: Config) -> tuple[str, str] | None:
+    """Error and hint for a run that names other machines; None for others."""
+    hosts = config.distributed.other_hosts
+    if not hosts:
+        return None
+    return (
+        "distributed.hosts names other machines, and a run on several is started by Slurm or torchrun.",
+        f"Leave it out. With Slurm: localtune-tui train CONFIG --slurm FILE --nodes {1 + len(hosts)}. With torchrun: "
+        f"RUN=$(localtune-tui train CONFIG --no-start), then on each machine, with its own --node-rank: "
+        f"{torchrun_line(config)}",
+    )
 
 
 def updates_in_backward(config: Config) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from core.config.derived import refusal_of_machines
 from core.config.schema import Config
 from core.errors import UserError
 from core.notify import Notice, notify
@@ -208,6 +209,8 @@ def _train(
     if meeting is not None:
         ranks = meet(run, config, meeting, reports)
         tell_ranks(run, config, recorder, ranks.members, is_supervised=reports.supervisor is not None)
+    elif (refusal := refusal_of_machines(config)) is not None:
+        raise UserError(*refusal)
     elif config.hardware.device != "cpu":
         environment.choose_card(config)
     from core.worker.libraries import import_libraries

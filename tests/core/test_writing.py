@@ -56,7 +56,6 @@ WRITERS = {
     "worker/selftest": "runs that the self-test makes",
     "worker/setup/kept_layers.py: settle_kept_layers": "replaces a name in the run's own directory",
     "worker/setup/preparation.py: prepare": "replaces a name in the run's own directory",
-    "worker/supervise/remote_rank.py": "a directory that the rank makes for itself",
 }  # fmt: skip
 
 #: Reading without a limit of what no foreign run brings.
@@ -65,7 +64,6 @@ READERS = {
     "audit/job.py: _death": "an answer of its own process, already read",
     "chat/engine.py: _last_line": "a log of the home, from near its end",
     "evaluation/probe": "a file of this program",
-    "launch/nodes/facts.py: _code": "sources of this program",
     "runs/oom.py: _counter_files": "a file of the kernel",
     "runs/process.py": "files of the kernel",
     "worker/audit/compare.py": "files of a checkpoint whose sizes its manifest has, in a private copy",
@@ -78,7 +76,6 @@ READERS = {
     "worker/process/recorder.py: peak_rss_bytes": "a file of the kernel",
     "worker/selftest": "runs that the self-test makes",
     "worker/setup/compilation.py": "a file of the system; the rest is no file",
-    "worker/supervise/remote_rank.py": "no file",
 }
 
 #: JSON that is parsed otherwise.
@@ -87,7 +84,6 @@ PARSERS = {
     "chat/prompts.py": "a row of the user's",
     "chat/request.py": "a request, with limits of its own",
     "evaluation": "rows of the user's, answers of a model, and results of another program",
-    "launch/nodes": "answers of other machines, with limits of their own",
     "runs/events.py: decode_event": "events may have NaN; each field is checked for its limits",
     "runs/protocol.py: decode_message": "messages, with limits of their own",
     "worker/audit": "requests and answers of its own processes, and files of a private copy",

@@ -270,7 +270,7 @@ def _store(meeting: Meeting, timeout: timedelta) -> Any:
         except OSError as error:
             raise UserError(
                 f"{address}:{port} cannot be listened at: {error.strerror}.",
-                "Name an address of this machine in distributed.address, and a free port in distributed.port.",
+                "Give torchrun an address of the first machine (--master-addr) and a free port (--master-port).",
             ) from error
         listening = listener.detach()
     return TCPStore(

@@ -38,7 +38,7 @@ class Start:
         command: The command line.
         environment: Its variables.
         log: Where its output goes.
-        label: What it is called in sentences: ``process 1 on tower``.
+        label: Its name in messages: ``Process 1``.
     """
 
     rank: int
@@ -128,7 +128,7 @@ class RankProcess:
                     self._note(said)
 
     def _note(self, said: dict[str, Any]) -> None:
-        """Keep what it has said, which may come from another machine."""
+        """Keep the fields of a report."""
         notice = said.pop("notice", None)
         if isinstance(notice, list) and len(notice) == _NOTICE_PARTS and notice[0] in _LEVELS:
             level, code, message, hint = (one_line(str(part)) for part in notice)

@@ -17,7 +17,7 @@ EXIT_CRASHED = 1
 FINAL = frozenset({*EXIT_CODES.values(), EXIT_REFUSED})
 #: Seconds without a sign of life after which a process is the one that others have waited for in vain.
 QUIET_SECONDS = 5.0
-#: Seconds that a process may take to its first sign of life: an interpreter starts, on a busy machine or over ssh.
+#: Seconds that a process may take to its first sign of life: an interpreter starts, on a busy machine.
 START_SECONDS = 120.0
 
 
@@ -77,9 +77,6 @@ class Refused:
     rank: int
     error: str
     hint: str
-    has_met: bool = True
-    """Whether it had met the others. In a new start what comes before that was otherwise a moment ago: a machine that
-    boots, a network that is down. What comes after it is the same, whatever is tried."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def judge(signs: Sequence[Sign], timeout: float, *, settled: bool) -> Verdict | 
         return Ended(first.status, first.following)
     for sign in signs[1:]:
         if sign.status == EXIT_CODES["failed"] and sign.error:
-            return Refused(sign.rank, sign.error, sign.hint, has_met=sign.pid is not None)
+            return Refused(sign.rank, sign.error, sign.hint)
     for sign in signs:
         if sign.status not in (None, 0) and not sign.has_lost:
             return Lost(sign.rank, describe_end(sign.status))
