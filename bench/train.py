@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.train_rows import ROOT, SEED, Case, full_rows, tickets, write_jsonl
 from core import paths
-from core.worker.optim.schedule import warmup_steps
+from core.worker.optim.optim import warmup_steps
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "triton", "liger-kernel")
 WARMUP = 0.05

@@ -142,7 +142,7 @@ class Trial:
 
     def measure(self, kind: GgmlType | None) -> dict[str, float | None]:
         """Held-out loss and exact matches with the weights of a file of a type; None: as always."""
-        evaluator = self.parts.evaluator
+        evaluator = self.parts.evaluations.evaluator
         assert evaluator is not None
         self.train_for(kind)
         event, _ = evaluator.measure(self.parts.state.step, lambda *_: None)

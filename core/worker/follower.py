@@ -1,4 +1,4 @@
-"""A process of a run that is not its first one: it carries out what that one orders, and writes no record."""
+"""The processes of a run: they meet, and those after the first carry out its orders and write no record."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.config.schema import Config
 from core.errors import UserError
@@ -16,8 +16,7 @@ from core.runs.process import hostname
 from core.runs.ranks import Rank, write_ranks
 from core.runs.state import EXIT_CODES
 from core.runs.store import Run
-from core.worker.distributed.errors import RankLostError
-from core.worker.distributed.rendezvous import Meeting, forget
+from core.worker.distributed.rendezvous import Meeting, RankLostError, forget
 from core.worker.process import environment
 from core.worker.process.control import STOP_SIGNALS, Controls
 from core.worker.process.devices import own_device, shared_device
@@ -25,6 +24,10 @@ from core.worker.process.log import log, log_exception
 from core.worker.process.recorder import Recorder
 from core.worker.process.reports import Reports
 from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST
+
+if TYPE_CHECKING:
+    from core.worker.distributed.ranks import Ranks
+    from core.worker.train import FinetuneRecipe
 
 #: Among what a process says of itself to the others: the runs that it has found on its device.
 _BESIDE = "beside"
@@ -47,13 +50,58 @@ def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) 
     def work() -> int:
         config = run.config()
         ranks = meet(run, config, meeting, reports)
-        from core.worker.train import follow
-
-        follow(config, recorder, Controls(), ranks, resume=resume)
+        follow(config, recorder, ranks, resume=resume)
         ranks.close()
         return 0
 
     return reporting(reports, work)
+
+
+def follow(config: Config, recorder: Recorder, ranks: Ranks, *, resume: bool) -> None:
+    """Do the part of a run that belongs to a process after its first.
+
+    Args:
+        config: The configuration, paths absolute.
+        recorder: One that writes nothing.
+        ranks: The processes of the run.
+        resume: Whether the run goes on from a checkpoint.
+
+    Raises:
+        RankLostError: If another process does not answer.
+        UserError: If it cannot go on.
+    """
+    from core.worker.distributed.ranks import lost_ranks_told
+    from core.worker.process.determinism import nondeterminism_explained
+    from core.worker.setup.build import set_up
+    from core.worker.train import FinetuneRecipe
+
+    # Commands are for the first process.
+    controls = Controls()
+    with nondeterminism_explained(), lost_ranks_told():
+        parts = set_up(config, recorder, controls, None, ranks, resume=resume)
+        carry_out_orders(FinetuneRecipe(config, recorder, controls, parts))
+
+
+def carry_out_orders(recipe: FinetuneRecipe) -> None:
+    """The rehearsal, then the orders of the first process, until one of them is to leave.
+
+    Raises:
+        RankLostError: If another process does not answer.
+        UserError: If it cannot go on.
+    """
+    recipe.rehearse()
+    parts, state = recipe.parts, recipe.parts.state
+    orders = parts.strategy.orders
+    with parts.governor.governing(state.overrides):
+        parts.strategy.ranks.meet()
+        while (order := orders.take()).name != "leave":
+            if order.name == "step":
+                state.step, state.overrides = int(order.args["step"]), dict(order.args["overrides"])
+                recipe.step()
+            elif order.name == "forward":
+                parts.strategy.lend()
+            else:
+                parts.checkpointer.lend(order.name)
 
 
 def reporting(reports: Reports, work: Callable[[], int]) -> int:

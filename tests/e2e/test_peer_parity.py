@@ -14,7 +14,7 @@ import pytest
 from core.worker.data.batches import DataOrder
 from core.worker.data.dataset import Dataset, load_dataset
 from core.worker.data.encode import Encoder
-from core.worker.optim.schedule import warmup_steps
+from core.worker.optim.optim import warmup_steps
 
 from .workers import Workers, exit_code, log, steps, write_rows
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from core.helper import describe_end
-from core.worker.distributed.errors import RankLostError
+from core.worker.distributed.rendezvous import RankLostError
 from core.worker.process.answers import Answers
 
 Message = dict[str, Any]

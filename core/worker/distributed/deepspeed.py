@@ -19,11 +19,10 @@ from peft import PeftModel
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
-from core.worker.distributed.lead import Lead
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import Replicate
-from core.worker.distributed.token_pass import run_token
+from core.worker.distributed.strategy import run_token
 from core.worker.distributed.zero import Zero, ZeroOptions, import_package, make_adam
 from core.worker.distributed.zero_layers import ZeroLayers
 from core.worker.distributed.zero_update import ZeroUpdate
@@ -40,18 +39,17 @@ class DeepSpeed:
     """What is trained shared out by DeepSpeed's ZeRO.
 
     Args:
-        ranks: The processes.
+        orders: Of the first process to the others.
         config: Of the run.
         tell: Told what takes long.
     """
 
-    ranks: Ranks
+    orders: Orders
     config: Config
     tell: Callable[[str], None] = lambda _: None
     gathers: bool = field(default=True, init=False)
     _causal: Any = field(default=None, init=False)
     _layers: ZeroLayers | None = field(default=None, init=False)
-    _lead: Lead = field(default_factory=Lead, init=False)
     _update: ZeroUpdate | None = field(default=None, init=False)
     _zero: Zero | None = field(default=None, init=False)
     _held: AbstractContextManager[None] | None = field(default=None, init=False)
@@ -70,8 +68,13 @@ class DeepSpeed:
         return self.is_sharded
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes."""
+        return self.orders.ranks
+
+    @property
     def _replicated(self) -> Replicate:
-        return Replicate(self.ranks)
+        return Replicate(self.orders)
 
     @property
     def _trains_weights(self) -> bool:
@@ -90,10 +93,6 @@ class DeepSpeed:
         if self._layers is None:
             raise ValueError("Every process has the whole model.")
         return self._layers
-
-    def connect(self, orders: Orders) -> None:
-        """Have the other processes told of the passes that the first one does alone."""
-        self._lead.connect(orders)
 
     def place(self, model: Any) -> None:
         """Tell what of the model is shared out, and bring the rest to the device. Each process does so for itself."""
@@ -228,7 +227,7 @@ class DeepSpeed:
 
     def leading(self) -> AbstractContextManager[None]:
         """A context in which the first process runs the model alone, without gradients; may be nested."""
-        return self._lead.taken(self.layers.leading if self.is_sharded else None)
+        return self.orders.leading(self.layers.leading if self.is_sharded else None)
 
     def lend(self) -> None:
         """In another process: take part in a pass of the first one."""

@@ -22,8 +22,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from core.errors import UserError
-from core.worker.distributed.errors import RankLostError
-from core.worker.distributed.rendezvous import Meeting
+from core.worker.distributed.rendezvous import Meeting, RankLostError
 from core.worker.oom.retry import is_out_of_memory
 from core.worker.process.pulse import Pulse
 

@@ -26,6 +26,10 @@ _SLURM = {RANK: "SLURM_PROCID", WORLD_SIZE: "SLURM_NTASKS", LOCAL_RANK: "SLURM_L
 _LOOPBACK = "lo"
 
 
+class RankLostError(Exception):
+    """Another process of the run does not answer any more."""
+
+
 @dataclass(frozen=True)
 class Meeting:
     """The place of one process among those of its run.

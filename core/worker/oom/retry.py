@@ -159,3 +159,20 @@ class Retry:
                 message = f"Memory ran out at {self.where()} {what}: it is done again with what was cached given back."
                 self.notice("memory_again", message, "It is done once, and the result is the same.")
         raise MemoryShortageError(f"Memory ran out at {self.where()} {what}, {TRIES} times in a row.", hint)
+
+
+def create_handles(device: torch.device) -> None:
+    """Create the handles of both threads that multiply. Each takes its own at its first product, that of autograd at
+    the first backward pass, when a card may be full of what the allocator caches.
+
+    Args:
+        device: Of the run; on a CPU there are none.
+    """
+    if device.type == "cuda":
+        multiply_both_ways(device)
+
+
+def multiply_both_ways(device: torch.device) -> None:
+    """A small product, forward and backward."""
+    square = torch.ones(16, 16, device=device, requires_grad=True)
+    (square @ square).sum().backward()  # type: ignore[no-untyped-call]

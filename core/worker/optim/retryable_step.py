@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from core.worker.oom.retry import Retry
-from core.worker.optim.blockwise import allocates, forget_state, is_blockwise, step_parameter
+from core.worker.optim.optim import allocates, forget_state, is_blockwise, step_parameter
 from core.worker.optim.paged import is_paged
 
 WHAT = "in the optimizer's step"

@@ -9,9 +9,12 @@ This is the plain way, of the CPU above all; :mod:`core.worker.optim.rounding_ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
+
+from core.text import one_line
 
 #: Elements that are added at a time, so that their fp32 copies stay small.
 SLICE = 1 << 24
@@ -75,3 +78,95 @@ def round_stochastically(exact: torch.Tensor) -> torch.Tensor:
     noise.masked_fill_(exact.isnan(), 0)
     bits.add_(noise).bitwise_and_(-(1 << _LOST_BITS))
     return exact
+
+
+#: Roundings of which the mean is taken.
+COUNT = 1 << 20
+#: The most that the mean may be off, in distances of neighbors.
+BIAS = 1e-3
+#: What is added to one, in distances of its neighbors in bf16.
+SHARE = 2.0**-5
+#: The distance of one's neighbor.
+SPACING = 2.0**-7
+
+
+class Kernels(Protocol):
+    """The kernels, as :mod:`core.worker.optim.rounding_kernels` has them."""
+
+    def add_update(
+        self,
+        weights: torch.Tensor,
+        update: torch.Tensor,
+        *,
+        keep: float,
+        seed: int,
+        wanted: torch.Tensor | None = None,
+    ) -> None:
+        """Add an update to weights, rounded stochastically to bf16, unless the device says that it is not wanted."""
+
+    def clear_unless(self, wanted: torch.Tensor, values: torch.Tensor) -> None:
+        """Set values to zero unless the device says that they are wanted."""
+
+
+def choose_kernels(device: torch.device, notice: Callable[[str, str, str], None]) -> Kernels | None:
+    """The kernels, where they can be used and pass the trial; they are imported on a GPU only.
+
+    Args:
+        device: Where training goes on.
+        notice: Told why there are none on a GPU: ``notice(code, message, hint)``.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        from core.worker.optim import rounding_kernels
+
+        fault = find_fault(rounding_kernels, device)
+    except Exception as error:  # whatever a kernel, a compiler or a driver makes of it: there is another way
+        fault = f"it fails with {type(error).__name__}: {one_line((str(error).strip().splitlines() or [''])[0], 200)}"
+    if fault:
+        message = f"Weights are rounded by torch's own operations: the kernel for it is not used, as {fault}."
+        notice("rounding", message, "It computes as well, and takes some more time in each step.")
+        return None
+    return rounding_kernels
+
+
+def find_fault(kernels: Kernels, device: torch.device, count: int = COUNT) -> str:
+    """Why the kernels cannot be used; empty where they do as they should.
+
+    Args:
+        kernels: What is tried.
+        device: Where.
+        count: Roundings of which the mean is taken; few show a smaller bias than there is, or a larger one.
+    """
+    ones = torch.ones(count + 3, dtype=torch.bfloat16, device=device)
+    kernels.add_update(ones, torch.full_like(ones, SHARE * SPACING, dtype=torch.float32), keep=1.0, seed=1)
+    again = torch.ones_like(ones)
+    kernels.add_update(again, torch.full_like(ones, SHARE * SPACING, dtype=torch.float32), keep=1.0, seed=2)
+    added = (ones.float() - 1.0) / SPACING
+    if not bool(((added == 0) | (added == 1)).all()):
+        return "a value became neither of its neighbors"
+    bias = abs(float(added.mean()) - SHARE)
+    if not bias < BIAS:
+        return f"the mean of {count} roundings is off by {bias:.2g} of a distance"
+    if bool((ones == again).all()):
+        return "two seeds round alike"
+    # Every bf16 there is, in both ways to say that nothing is added; but what lies below 1e-38 may become zero.
+    every = torch.arange(-(1 << 15), 1 << 15, device=device).to(torch.int16).view(torch.bfloat16)
+    numbers = every[(every == 0) | (every.abs() >= torch.finfo(torch.bfloat16).tiny)]
+    for flag, update in ((None, 0.0), (torch.zeros((), dtype=torch.int32, device=device), 1.0)):
+        weights = numbers.clone()
+        kernels.add_update(weights, torch.full_like(weights, update), keep=1.0, seed=3, wanted=flag)
+        if not torch.equal(weights, numbers):
+            return "values that bf16 has are changed"
+    odd = torch.full((5,), float("nan"), dtype=torch.bfloat16, device=device)
+    kernels.add_update(odd, torch.zeros_like(odd), keep=1.0, seed=4)
+    if not bool(odd.isnan().all()):
+        return "what is no number becomes one"
+    plain, change = torch.full((7,), 2.0, device=device), torch.full((7,), 0.5, dtype=torch.bfloat16, device=device)
+    for wanted in (1, 0):
+        flag = torch.tensor(wanted, dtype=torch.int32, device=device)
+        kernels.add_update(plain, change, keep=0.5, seed=5, wanted=flag)
+        kernels.clear_unless(flag, change)
+        if not bool((plain == 1.5).all()) or not bool((change == 0.5 * wanted).all()):
+            return "an update in fp32 goes wrong"
+    return ""

@@ -38,8 +38,7 @@ from core.runs.state import END_STATES, RunState, StepProgress
 from core.runs.store import EVENTS_NAME, Run
 from core.worker.process.hardware_log import HardwareLog
 from core.worker.process.log import log
-from core.worker.process.stage import stage_of
-from core.worker.process.step_watchdog import StepWatchdog
+from core.worker.process.step_watchdog import StepWatchdog, stage_of
 
 #: Seconds between heartbeats (the contract allows five) and between hardware samples.
 HEARTBEAT_SECONDS = 2.0

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from core.worker.process.stage import place_of
+from core.worker.process.step_watchdog import place_of
 
 #: Environment variables with the descriptor of the pipe, and the supervisor's pid.
 REPORTS, SUPERVISOR = "LOCALTUNE_REPORTS", "LOCALTUNE_SUPERVISOR"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.worker.audit.processes import Message, work_together
-from core.worker.distributed.errors import RankLostError
+from core.worker.distributed.rendezvous import RankLostError
 from core.worker.process.answers import Answers
 from tests.cases import cases
 from tests.waiting import wait_for

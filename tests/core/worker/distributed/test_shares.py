@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.worker.distributed.shares import split_rows
+from core.worker.distributed.replicate import split_rows
 
 _WINDOWS = st.lists(st.integers(1, 4096), min_size=1, max_size=64).flatmap(
     lambda costs: st.tuples(st.just(costs), st.permutations(range(len(costs))))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from core.worker.optim.rounding_trial import choose_kernels, find_fault
+from core.worker.optim.rounding import choose_kernels, find_fault
 from tests.cases import cases
 from tests.core.worker.optim.plain_kernels import PlainKernels
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from core.worker.optim.schedule import lr_factor, warmup_steps
+from core.worker.optim.optim import lr_factor, warmup_steps
 from tests.cases import cases
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from core.worker.data import batches
-from core.worker.process.stage import place_of, stage_of
+from core.worker.process.step_watchdog import place_of, stage_of
 from tests.cases import cases
 
 

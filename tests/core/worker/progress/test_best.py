@@ -8,7 +8,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.worker.progress.best import BestStep
+from core.worker.progress.state import BestStep
 
 LOSSES = st.lists(st.floats(0, 10) | st.just(math.nan) | st.just(math.inf), max_size=12)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from core.analysis.file_lines import NAMED_LINES, FileLine, name_places
-from core.worker.progress.finite import NONFINITE_LIMIT, FiniteCheck
+from core.worker.progress.health import NONFINITE_LIMIT, FiniteCheck
 from tests.cases import cases
 
 PLACES = [FileLine("a.jsonl", 4), FileLine("b.jsonl", 2), FileLine("a.jsonl", 3)]

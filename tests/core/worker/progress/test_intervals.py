@@ -6,7 +6,7 @@ from typing import Any
 
 from core.config.schema import CheckpointSection, Config, DataSection, EvalSection
 from core.runs.schedule import Schedule
-from core.worker.progress.intervals import Intervals
+from core.worker.progress.state import Intervals
 from tests.cases import cases
 from tests.core.worker.steps.stepper import make_state
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from core.worker.progress.limits import Limits
+from core.worker.progress.state import Limits
 
 
 class Clock:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.analysis.file_lines import FileLine
-from core.worker.progress.spikes import FEWEST, MOST_TOLD, ROLLBACK_LIMIT, Action, LossSpikes, Spike
+from core.worker.progress.health import FEWEST, MOST_TOLD, ROLLBACK_LIMIT, Action, LossSpikes, Spike
 from tests.cases import cases
 
 RECORDED = sorted((Path(__file__).parents[3] / "core" / "runs" / "recorded").glob("*/events.jsonl.gz"))

@@ -22,7 +22,7 @@ from core.runs.process import is_same_process, own_identity, start_identity
 from core.runs.state import RunState
 from core.runs.store import Run, create_run
 from core.runs.tail import EventTail
-from core.worker.process.awake import AwakeClock
+from core.worker.process.pulse import AwakeClock
 from core.worker.process.reports import REPORTS, SUPERVISOR
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.supervisor import Supervisor

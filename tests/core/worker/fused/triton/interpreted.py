@@ -15,7 +15,7 @@ from core.worker.fused.triton.gated import KernelGating
 from core.worker.fused.triton.rms_norm import RmsNormKernel
 from core.worker.fused.triton.rotary import rotate
 from core.worker.optim import rounding_kernels
-from core.worker.optim.rounding_trial import COUNT, find_fault
+from core.worker.optim.rounding import COUNT, find_fault
 from tests.short_list import long_but
 
 CPU = torch.device("cpu")
