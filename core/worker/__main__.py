@@ -273,9 +273,9 @@ def _go_on(recorder: Recorder, controls: Controls, server: ControlServer, asked_
 
 
 def _become(arguments: Sequence[str], lock: int, environment: Mapping[str, str]) -> NoReturn:
-    """Run ``python -m core.worker`` anew in this process: pid, start time and lock stay, so that whoever watches the run
-    sees one worker. All memory goes, the device's and its driver's context too, which no library can give back while its
-    process lives.
+    """Run ``python -m core.worker`` anew in this process: pid, start time and lock stay, so that whoever watches the
+    run sees one worker. All memory goes, the device's and its driver's context too, which no library can give back
+    while its process lives.
 
     Args:
         arguments: Of the worker.
