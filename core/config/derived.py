@@ -17,12 +17,12 @@ FILE_SHARE, FILE_SLOWNESS = 1 / 3, 1.8
 
 
 def holds_out(config: Config) -> bool:
-    """Whether there are held-out rows."""
+    """True if there are held-out rows."""
     return config.data.eval is not None or config.data.eval_share > 0
 
 
 def wants_several(config: Config) -> bool:
-    """Whether a configuration asks for more than one process; ``distributed.gpus = "all"`` may mean one."""
+    """True if a configuration asks for more than one process; ``distributed.gpus = "all"`` may mean one."""
     named, processes = config.distributed.named_gpus, config.distributed.processes
     return len(named) > 1 or ALL_GPUS in named if processes is None else processes > 1
 
@@ -58,7 +58,7 @@ def refusal_of_machines(config: Config) -> tuple[str, str] | None:
 
 
 def updates_in_backward(config: Config) -> bool:
-    """Whether the optimizer step runs inside backward: by choice, and by default where a whole model is trained by one
+    """True if the optimizer step runs inside backward: by choice, and by default where a whole model is trained by one
     process; the gradients of several are added up before."""
     wanted = config.memory.optimizer_in_backward
     if config.method.name not in WEIGHT_METHODS:

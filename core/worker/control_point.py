@@ -73,7 +73,7 @@ class ControlPoint:
 
     @property
     def _is_held(self) -> bool:
-        """Whether a governor pauses the run, this process's or another's."""
+        """True if a governor pauses the run, this process's or another's."""
         return self._hold is not None or self.strategy.orders.others_hold
 
     def attend(self) -> None:
@@ -265,7 +265,7 @@ class ControlPoint:
             )
 
     def _is_to_end(self, command: Command) -> bool:
-        """Whether an answer is to end; asked before each of its tokens."""
+        """True if an answer is to end; asked before each of its tokens."""
         self.strategy.orders.look_after()
         return command.cancelled.is_set() or self.controls.is_leaving
 

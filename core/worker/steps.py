@@ -29,7 +29,7 @@ from core.worker.progress.state import TrainState
 
 
 class Attempt:
-    """One attempt at the gradients of a window: a context that ends quietly where memory runs out inside of it.
+    """Attempt at the gradients of a window: a context that ends quietly where memory runs out inside of it.
 
     Args:
         micro_batches: Row indices of each micro-batch.
@@ -140,7 +140,7 @@ class MicroBatches:
             self._cut(failed, where)
 
     def has_largest(self, window: Sequence[int], batch_size: int) -> bool:
-        """Whether a window has a micro-batch as large as any that the data can produce, so that running it rehearses.
+        """True if a window has a micro-batch as large as any that the data can produce, so that running it rehearses.
 
         Args:
             window: Row indices.
@@ -369,7 +369,7 @@ def _noise(seed: int, length: int, alpha: float, like: torch.Tensor) -> torch.Te
 
 
 def _mixed(window: int, row: int, repeat: int) -> int:
-    """One seed of several numbers; hashed, as torch's generator on the CPU looks at the lowest 32 bits alone."""
+    """A seed from several numbers; hashed, as torch's generator on the CPU looks at the lowest 32 bits alone."""
     digest = hashlib.blake2b(f"{window}:{row}:{repeat}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=False) >> 1
 

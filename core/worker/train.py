@@ -216,7 +216,7 @@ class FinetuneRecipe:
             parts.control_point.attend()
 
     def step(self) -> None:
-        """One optimizer step."""
+        """An optimizer step."""
         parts, state = self.parts, self.parts.state
         if state.step + 1 in state.spikes.left_out:
             self._pass_over()
@@ -345,7 +345,7 @@ class FinetuneRecipe:
         self.recorder.end_step(self.parts.state.step)
 
     def _accepts(self, result: Gradients, norm: float, window: list[int]) -> bool:
-        """Whether the update of a step may be made, and what it says of the weights that its loss was computed with."""
+        """True if the update of a step may be made, and what it says of the weights that its loss was computed with."""
         state, step = self.parts.state, self.parts.state.step + 1
         if not state.finite.accepts(step, result.loss, norm, window, overflow=state.may_overflow):
             return False
@@ -386,7 +386,7 @@ class FinetuneRecipe:
 
     @property
     def _is_exhausted(self) -> bool:
-        """Whether patience is at its end; what ends a run before its file's weights are trained is no end."""
+        """True if patience is at its end; what ends a run before its file's weights are trained is no end."""
         file = self.parts.file
         return self.parts.state.best.is_exhausted and (file is None or file.weights.in_use)
 
@@ -445,7 +445,7 @@ class FinetuneRecipe:
         return Outcome(state.step, best.best_step, None if refused else output.name, reason, refused)
 
     def _refusal(self, step: int) -> str:
-        """What the result misses of ``eval.gate``, where it is that of a step; empty where it passes."""
+        """The bars of ``eval.gate`` that the result of a step misses; empty where it passes."""
         bars = read_bars(self.config.eval.gate)
         if not bars:
             return ""

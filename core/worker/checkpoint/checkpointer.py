@@ -86,7 +86,7 @@ class Checkpointer:
     recorder: Recorder
     strategy: Strategy = field(default_factory=single)
     postponed: bool = field(default=False, init=False)
-    """Whether one could not be written for want of memory, and is to be tried again."""
+    """True if one could not be written for want of memory, and is to be tried again."""
 
     @property
     def output(self) -> Path:

@@ -36,7 +36,7 @@ from core.worker.optim.update import Update, WeightUpdate
 
 @dataclass
 class DeepSpeed:
-    """What is trained shared out by DeepSpeed's ZeRO.
+    """Trained tensors shared out by DeepSpeed's ZeRO.
 
     Args:
         orders: Of the first process to the others.
@@ -55,16 +55,16 @@ class DeepSpeed:
     _held: AbstractContextManager[None] | None = field(default=None, init=False)
     """Holds the sums of gradients back until the end of a step; None where they are made within each pass."""
     _stays_whole: bool = field(default=True, init=False)
-    """Whether a process has all gradients until then."""
+    """True if a process has all gradients until then."""
 
     @property
     def is_sharded(self) -> bool:
-        """Whether weights are shared out as well."""
+        """True if weights are shared out as well."""
         return self.config.distributed.zero_stage == 3
 
     @property
     def fetches_modules(self) -> bool:
-        """Whether weights are shared out as well: DeepSpeed fetches them module by module."""
+        """True if weights are shared out as well: DeepSpeed fetches them module by module."""
         return self.is_sharded
 
     @property
@@ -82,7 +82,7 @@ class DeepSpeed:
 
     @property
     def zero(self) -> Zero:
-        """What is trained, once it is shared out."""
+        """The trained tensors, once they are shared out."""
         if self._zero is None:
             raise ValueError("Nothing is shared out yet.")
         return self._zero
@@ -154,7 +154,7 @@ class DeepSpeed:
         return saved
 
     def begin(self, trained: Mapping[str, torch.Tensor]) -> None:
-        """What is trained becomes that of the first process, unless all have read it from a checkpoint. Together."""
+        """Trained tensors become those of the first process, unless all have read them from a checkpoint. Together."""
         if not self.zero.is_restored:
             if not (self.is_sharded and self._trains_weights):  # these have been read by each, and are the same
                 self._replicated.begin(trained)
@@ -184,7 +184,7 @@ class DeepSpeed:
                 run_token(self._causal, self.ranks.device)
 
     def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
-        """Those of this process.
+        """The failed micro-batches of this process.
 
         Raises:
             MemoryShortageError: If there are any, and the sums of their gradients have begun.
@@ -248,7 +248,7 @@ class DeepSpeed:
         return update
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """What is trained, whole; in the first process alone where weights are shared out. Together then."""
+        """Trained tensors, whole; in the first process alone where weights are shared out. Together then."""
         if not (self.is_sharded and self._trains_weights):
             return usual
         return self.zero.whole_weights(usual)

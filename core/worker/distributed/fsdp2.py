@@ -101,7 +101,7 @@ class Fsdp2:
             self._passes -= 1
 
     def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
-        """Those of all processes, once every one has done all passes of the window. Together."""
+        """The failed micro-batches of all processes, once each has done all passes of the window. Together."""
         if failed is not None and self._passes:
             release()
             self.sharded.end_failed_pass()
@@ -170,7 +170,7 @@ class Fsdp2:
         return update if self._shards is None else ShardedUpdate(update, self._shards)
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """What is trained, whole; in the first process alone where it is shared out. Together."""
+        """Trained tensors, whole; in the first process alone where they are shared out. Together."""
         return usual if self._shards is None else self._shards.weights()
 
     def read_weights(self, path: Path, usual: Mapping[str, torch.Tensor]) -> None:

@@ -52,7 +52,7 @@ class Meeting:
 
     @property
     def is_local(self) -> bool:
-        """Whether all are on this machine."""
+        """True if all are on this machine."""
         return self.place.startswith("file:")
 
     @property

@@ -67,7 +67,7 @@ class Replicate:
         yield from micro_batches
 
     def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
-        """Those of this process."""
+        """The failed micro-batches of this process."""
         return failed
 
     def reduce(self, parameters: Sequence[torch.nn.Parameter], sums: Sequence[float]) -> list[float]:
@@ -120,7 +120,7 @@ class Replicate:
         return update
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """What is trained."""
+        """The trained tensors."""
         return usual
 
     def read_weights(self, path: Path, usual: Mapping[str, torch.Tensor]) -> None:

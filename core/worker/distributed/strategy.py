@@ -25,6 +25,7 @@ from core.worker.optim.paged import PagedBuffers
 from core.worker.optim.rounding import choose_kernels
 from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
 from core.worker.process.rng import own_draws
+from core.worker.progress.state import TrainState
 
 
 class Strategy(Protocol):
@@ -43,15 +44,15 @@ class Strategy(Protocol):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether a process has a share of the weights only, so that a pass of the model needs all of them."""
+        """True if a process has a share of the weights only, so that a pass of the model needs all of them."""
 
     @property
     def fetches_modules(self) -> bool:
-        """Whether weights are there only while their own module is called, so that layers cannot be fused."""
+        """True if weights are there only while their own module is called, so that layers cannot be fused."""
 
     @property
     def gathers(self) -> bool:
-        """Whether optimizer states, or weights, are brought together for a checkpoint, which needs all processes."""
+        """True if optimizer states, or weights, are brought together for a checkpoint, which needs all processes."""
 
     def place(self, model: Any) -> None:
         """Share a model out: its adapters are attached, its layers are not fused yet. On the host it has been until now
@@ -117,7 +118,7 @@ class Strategy(Protocol):
         """In another process: take part in a pass that the first one does alone."""
 
     def trained(self, usual: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.nn.Parameter]:
-        """What the optimizer of this process updates.
+        """The tensors that the optimizer of this process updates.
 
         Args:
             usual: What is trained, by name.
@@ -137,7 +138,7 @@ class Strategy(Protocol):
         """An update whose states are saved and loaded as those of a run of one process."""
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """What is trained as in a run of one process, for a checkpoint; in the first process. Together where
+        """Trained tensors as in a run of one process, for a checkpoint; in the first process. Together where
         :attr:`is_sharded`.
 
         Args:
@@ -161,7 +162,7 @@ def make_update(
     config: Config,
     loaded: LoadedModel,
     accelerator: Accelerator,
-    retry: Retry,
+    state: TrainState,
     warn: Callable[[str, str, str], None],
 ) -> Update:
     """The update of a run: one optimizer over all adapters, one for each tensor of the model's own weights, or that of
@@ -172,10 +173,10 @@ def make_update(
         config: With the optimizer that this machine can use.
         loaded: The model, ready to be trained.
         accelerator: Of the model.
-        retry: Runs an update again where memory runs out.
-        warn: Called where kernels cannot be used: ``warn(code, message, hint)``.
+        state: Of the training.
+        warn: Called where memory runs out, and where kernels cannot be used: ``warn(code, message, hint)``.
     """
-    train = config.train
+    train, retry = config.train, Retry(lambda: f"step {state.step + 1}", warn)
     if (own := strategy.own_update(loaded.model)) is not None:
         return own
     if config.method.name not in WEIGHT_METHODS:

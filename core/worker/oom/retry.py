@@ -54,7 +54,7 @@ class Attempt(Generic[T]):
 
     @property
     def failed(self) -> bool:
-        """Whether memory ran out."""
+        """True if memory ran out."""
         return self.reason is not None
 
 
@@ -63,7 +63,7 @@ def ignore(*_: str) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the device or on the host.
+    """True if an error says that memory ran out, on the device or on the host.
 
     Torch has a class of its own for its allocators on a device; that of the CPU and some libraries tell by a sentence.
     """

@@ -59,12 +59,12 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
 
 
 def is_blockwise(optimizer: Any) -> bool:
-    """Whether it is one of bitsandbytes'."""
+    """True if it is one of bitsandbytes'."""
     return isinstance(optimizer, Optimizer8bit)
 
 
 def allocates(optimizer: Any, device: torch.device) -> bool:
-    """Whether an update takes memory once the states are there.
+    """True if an update takes memory once the states are there.
 
     The kernels of a card write weights and states in place. Those of the CPU dequantize the states, change the weights
     and then quantize the states into new tensors, so that memory can run out in between.

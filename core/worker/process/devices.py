@@ -36,7 +36,7 @@ def hold_devices(run: Run) -> Hold | str:
 
 
 def reason_to_wait(run: Run) -> Callable[[], str | None]:
-    """What tells for what a parked run waits that is to have its devices to itself, as the end of a sentence. It
+    """The reason that a parked run waits for devices of its own, as the end of a sentence. It
     tells None where they are free, and for all other runs.
 
     Args:

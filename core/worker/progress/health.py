@@ -44,11 +44,11 @@ class FiniteCheck:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether :data:`NONFINITE_LIMIT` updates in a row were skipped."""
+        """True if :data:`NONFINITE_LIMIT` updates in a row were skipped."""
         return self._streak >= NONFINITE_LIMIT
 
     def accepts(self, step: int, loss: float, norm: float, window: Sequence[int], *, overflow: bool = False) -> bool:
-        """Whether the update of a step may be made.
+        """True if the update of a step may be made.
 
         Args:
             step: The step under way, counted from 1.
@@ -143,7 +143,7 @@ class RecentLosses:
 
     @property
     def is_enough(self) -> bool:
-        """Whether they say anything yet."""
+        """True if they say anything yet."""
         return len(self._residuals) >= FEWEST
 
     def add(self, loss: float, tokens: int) -> None:
@@ -262,22 +262,22 @@ class LossSpikes:
 
     @property
     def acts(self) -> bool:
-        """Whether a spike changes what is trained."""
+        """True if a spike changes what is trained."""
         return self._action != "warn"
 
     @property
     def _ends(self) -> bool:
-        """Whether the run returns to a good checkpoint."""
+        """True if the run returns to a good checkpoint."""
         return self._action in ("rollback", "stop")
 
     @property
     def is_trusted(self) -> bool:
-        """Whether the weights may be called good."""
+        """True if the weights may be called good."""
         return self.spike is None or not self._ends
 
     @property
     def needs_checkpoint(self) -> bool:
-        """Whether there has to be a checkpoint that the run can return to."""
+        """True if there has to be a checkpoint that the run can return to."""
         return self._ends and self.spike is None and (self._recent.is_enough or self._limit is not None)
 
     @property
@@ -287,11 +287,11 @@ class LossSpikes:
 
     @property
     def may_go_back(self) -> bool:
-        """Whether the run goes on after a rollback, and does not stop."""
+        """True if the run goes on after a rollback, and does not stop."""
         return self._action == "rollback" and self.rollbacks < ROLLBACK_LIMIT
 
     def accepts(self, step: int, loss: float, tokens: int, window: Sequence[int]) -> bool:
-        """Whether the update of a step may be made.
+        """True if the update of a step may be made.
 
         Args:
             step: The step under way, counted from 1.
@@ -357,7 +357,7 @@ class LossSpikes:
         return name_places([self._places[row] for row in spike.rows if row < len(self._places)])
 
     def begin_anew(self) -> None:
-        """What was before is compared with no more: other weights are trained from now on."""
+        """Forget earlier losses: other weights are trained from now on."""
         self._recent.forget()
         self.spike = None
 

@@ -45,7 +45,7 @@ class BestStep:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether the held-out loss has not improved for as many evaluations as there is patience."""
+        """True if the held-out loss has not improved for as many evaluations as there is patience."""
         return self.patience is not None and self.waited >= self.patience
 
     @property
@@ -81,7 +81,7 @@ class BestStep:
         return False
 
     def begin_anew(self) -> None:
-        """What was measured before is compared with no more: other weights are measured from now on."""
+        """Forget earlier measurements: other weights are measured from now on."""
         self.best_step, self.best_loss, self._reference, self.waited = None, math.inf, math.inf, 0
 
     def saved(self, step: int) -> None:
@@ -161,12 +161,12 @@ class Limits:
 
     @property
     def is_set(self) -> bool:
-        """Whether there is any limit."""
+        """True if there is any limit."""
         return self._hours is not None or self._watt_hours is not None
 
     @property
     def is_blind(self) -> bool:
-        """Whether energy is limited, and no device reports its power."""
+        """True if energy is limited, and no device reports its power."""
         return self._watt_hours is not None and self._energy() is None
 
     def reached(self, pausing: float = 0.0) -> str | None:
@@ -182,7 +182,7 @@ class Limits:
         return None
 
     def facts(self) -> dict[str, Any]:
-        """What is spent, as JSON, for a checkpoint."""
+        """The hours and the energy spent, as JSON, for a checkpoint."""
         return {"seconds": self.seconds, "watt_hours": self.watt_hours}
 
     def resume(self, facts: Mapping[str, Any] | None) -> None:
@@ -205,13 +205,13 @@ class TrainState:
     reference_budget: int | None = None
     """The most tokens of a batch that the reference log-probabilities were computed with, where that is done once."""
     checkpointing: bool = False
-    """Whether activations are recomputed in backward."""
+    """True if activations are recomputed in backward."""
     kept_layers: int = 0
     """With that, the number of layers, the last ones, whose activations are kept nevertheless."""
     offloading: bool = False
-    """Whether what recomputing starts from is kept in host memory meanwhile."""
+    """True if what recomputing starts from is kept in host memory meanwhile."""
     deterministic: Determinism = "strict"
-    """Whether a run that goes on is equal bit for bit, or to rounding."""
+    """True if a run that goes on is equal bit for bit, or to rounding."""
     liger: str | None = None
     """The version of Liger's package, where its kernel sums the loss."""
     file: dict[str, str] | None = None
@@ -228,19 +228,19 @@ class TrainState:
     saved: int | None = None
     """The step of the newest whole checkpoint; as what follows, no checkpoint holds it."""
     paused: bool = False
-    """Whether the run pauses at the next control point."""
+    """True if the run pauses at the next control point."""
     paused_seconds: float = 0.0
     """Seconds of pause since the last step."""
     evaluated: int | None = None
     """The step of the last evaluation in this process, whether or not it was carried through."""
     measures_baseline: bool = False
-    """Whether the evaluation before the first step is under way."""
+    """True if the evaluation before the first step is under way."""
     skipping: bool = False
-    """Whether the evaluation that is under way is to be left out."""
+    """True if the evaluation that is under way is to be left out."""
 
     @property
     def may_overflow(self) -> bool:
-        """Whether a gradient that is not finite may come of the scale of fp16, which then shrinks."""
+        """True if a gradient that is not finite may come of the scale of fp16, which then shrinks."""
         return self.scaler is not None and self.scaler.get_scale() > 1.0
 
     def facts(self) -> dict[str, Any]:
@@ -314,7 +314,7 @@ class Intervals:
 
     @property
     def is_evaluation_due(self) -> bool:
-        """Whether an evaluation is due; an interval that was set counts in steps."""
+        """True if an evaluation is due; an interval that was set counts in steps."""
         step, config = self.state.step, self.config.eval
         every: int | None = self.state.overrides.get("eval.every_steps", config.every_steps)
         now, before = (evaluations_by(at, every, config.every_epochs, self.steps_per_epoch) for at in (step, step - 1))
@@ -322,7 +322,7 @@ class Intervals:
 
     @property
     def is_checkpoint_due(self) -> bool:
-        """Whether a checkpoint is due."""
+        """True if a checkpoint is due."""
         step, total = self.state.step, self.state.total_steps
         every: int | None = self.state.overrides.get("checkpoint.every_steps", self.config.checkpoint.every_steps)
         return checkpoints_by(step, every, total) > checkpoints_by(step - 1, every, total)

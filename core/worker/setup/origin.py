@@ -114,7 +114,7 @@ def software() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What computes: the processor with its instructions, the threads, and the card with its driver where there is one.
+    """The processor with its instructions, the threads, and the card with its driver where there is one.
 
     Args:
         device: That of the training.

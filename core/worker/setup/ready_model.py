@@ -46,7 +46,7 @@ class ReadyModel:
     fused: Fused
     """The fused parts of its layers."""
     is_compiled: bool
-    """Whether its layers are to be compiled, which a trial has shown to work."""
+    """True if its layers are to be compiled, which a trial has shown to work."""
     file_weights: FileWeights | None
     """None where no file's weights are trained."""
 
@@ -205,7 +205,7 @@ def _load_model(
 def _try_compilation(
     config: Config, loaded: LoadedModel, accelerator: Accelerator, recorder: Recorder, controls: Controls
 ) -> bool:
-    """Whether the model's layers can be compiled; the attention of training is in them when that is tried."""
+    """True if the model's layers can be compiled; the attention of training is in them when that is tried."""
     fuse_layers(config, loaded, attention_alone=True)
     controls.check_stop()
     recorder.phase("loading_model", "compiling a layer")

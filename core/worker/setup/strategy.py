@@ -146,7 +146,7 @@ _QUANTIZED = 0.35
 
 
 def needs_turns(config: Config, base: Path, ranks: Ranks) -> bool:
-    """Whether the processes have to load the model one after another, as the machine has no room for a copy each.
+    """True if the processes have to load the model one after another, as the machine has no room for a copy each.
 
     Args:
         config: Of the run.

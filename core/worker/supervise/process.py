@@ -1,4 +1,4 @@
-"""One process of a run, as its supervisor sees it."""
+"""Process of a run, as its supervisor sees it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class RankProcess:
         self._heard = self.clock()
         self._wait, self._pulse = Unchanged(self.clock), Unchanged(self.clock)
         self.has_begun = False
-        """Whether it has given a sign of life, and so hears signals."""
+        """True if it has given a sign of life, and so hears signals."""
 
     @property
     def rank(self) -> int:
@@ -145,7 +145,7 @@ class RankProcess:
         return taken
 
     def sign(self) -> Sign:
-        """What is known of it now."""
+        """The signs of life so far."""
         # The status first: what a process has said before it ended is then there to be read.
         status = self._status()
         self.listen()
@@ -208,7 +208,7 @@ class RankProcess:
         os.close(self.handle)
 
     def last_words(self) -> str:
-        """What it said last: the reason of its end, else the last line of its log."""
+        """The reason that it gave for its end, else the last line of its log."""
         if said := str(self._signs.get("error", "")):
             return one_line(said)
         try:

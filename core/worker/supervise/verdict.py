@@ -58,7 +58,7 @@ class Sign:
 
     @property
     def has_lost(self) -> bool:
-        """Whether it has ended because another one does not answer."""
+        """True if it has ended because another one does not answer."""
         return self.status == EXIT_LOST and self.has_begun
 
 
@@ -85,7 +85,7 @@ class Lost:
 
     rank: int | None
     what: str
-    """What became of it, as the rest of a sentence: ``was ended by SIGKILL``."""
+    """The fate of the process, as the end of a sentence: ``was ended by SIGKILL``."""
 
 
 Verdict = Ended | Refused | Lost
