@@ -57,7 +57,18 @@ class Fingerprints:
     held_out: str
     """The same over the held-out rows; empty where there are none."""
     base: BaseFingerprint
-    """Of the base model; begun on a thread."""
+    """Of the base model; computed on a thread."""
+
+    @classmethod
+    def of(cls, base: Path, data: str, held_out: str) -> Fingerprints:
+        """Begin to hash a base model.
+
+        Args:
+            base: Its directory.
+            data: Hash of the rows trained on.
+            held_out: Hash of the held-out rows.
+        """
+        return cls(data, held_out, BaseFingerprint(base))
 
 
 @dataclass

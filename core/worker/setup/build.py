@@ -9,7 +9,6 @@ from accelerate import Accelerator
 
 from core.config.derived import updates_in_backward
 from core.config.schema import Config
-from core.models.fingerprint import BaseFingerprint
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, agreed_checkpoint
 from core.worker.checkpoint.rollback import Rollback
@@ -23,7 +22,6 @@ from core.worker.loss.objectives import Objective
 from core.worker.model.activation_offload import available_offload
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import LoadedModel
-from core.worker.oom.retry import Retry
 from core.worker.optim.optim import LearningRate, warmup_steps
 from core.worker.optim.update import Update
 from core.worker.process.control import Controls
@@ -172,9 +170,7 @@ def build(
     # The model, and the memory for it.
     recorder.phase("loading_model", config.model.base)
     # Hashes are computed beside the loading, which reads the same files.
-    fingerprints = Fingerprints(
-        prepared.data_fingerprint, prepared.held_out_fingerprint, BaseFingerprint(prepared.base)
-    )
+    fingerprints = Fingerprints.of(prepared.base, prepared.data_fingerprint, prepared.held_out_fingerprint)
     files = Origin.hash_files(config) if ranks.is_first else None
     token_budget = first_budget(device, whole=updates_in_backward(config))
     host_experts, why_experts = decide_experts(config, device, dataset, token_budget)
@@ -220,8 +216,7 @@ def build(
     )
 
     # The step.
-    retry = Retry(lambda: f"step {state.step + 1}", recorder.warn)
-    update = make_update(strategy, used, loaded, model.accelerator, retry, recorder.warn)
+    update = make_update(strategy, used, loaded, model.accelerator, state, recorder.warn)
     noise = EmbeddingNoise(loaded.model, config.method.neftune_alpha)
     offload = available_offload(config.memory.activation_offload, loaded.device)
     checkpointing = GradientCheckpointing(loaded.model, state, offload)
