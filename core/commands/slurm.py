@@ -1,32 +1,12 @@
-"""``train CONFIG --slurm FILE``: a batch file for Slurm's ``sbatch`` that trains on one node or several.
-
-``slurm CONFIG`` is the former name of it.
-"""
+"""``slurm CONFIG``: the former name of ``train CONFIG --slurm FILE``."""
 
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from core.commands.common import BOTH_PRINTED, add_config, add_json_flag, emit, note, put, say
+from core.commands.common import BOTH_PRINTED, add_config, add_json_flag
 from core.commands.parser import ArgumentParser, whole_number
-from core.errors import UserError
-
-if TYPE_CHECKING:
-    from core.config.schema import Config
-
-
-def add_job_options(parser: argparse._ActionsContainer) -> None:
-    """Declare the options of a batch file."""
-    parser.add_argument("--nodes", metavar="N", type=whole_number, default=1, help="machines (default: 1)")
-    parser.add_argument(
-        "--time", default="", metavar="LIMIT", help="time limit as Slurm writes it: 12:00:00, 2-00:00:00"
-    )
-    parser.add_argument("--partition", default="", metavar="NAME", help="partition (default: the cluster's)")
-    parser.add_argument("--account", default="", metavar="NAME", help="account (default: the user's)")
-    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+from core.commands.train import add_job_options, write_batch_file
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -48,69 +28,3 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the file, and print how it is handed in."""
     return write_batch_file(args, args.output, args.cards_per_node)
-
-
-def write_batch_file(args: argparse.Namespace, output: str | None, processes: int | None, *more: str) -> int:
-    """Write a batch file; returns the exit code.
-
-    Args:
-        args: The configuration and the options of the file.
-        output: The file, ``-`` for standard output; None for the run's name.
-        processes: Processes on each node; None for those of the configuration.
-        *more: Words of the command line that makes the run, besides ``--set``.
-
-    Raises:
-        UserError: If the run would be refused, or the file exists and may not be replaced.
-    """
-    from core.commands.configuration import read_config
-    from core.commands.train import check_data, check_model
-    from core.launch.slurm import SlurmJob
-    from core.runs.store import make_slug
-
-    path = Path(args.config).absolute()
-    config = read_config(path, args.set, getattr(args, "preset", None), is_for_here=False)
-    check_model(config)
-    check_data(config)
-    name = make_slug(args.name or path.stem)
-    processes = processes or _processes(config)
-    job = SlurmJob(
-        config=path,
-        options=[*(word for text in args.set for word in ("--set", text)), *more],
-        name=name,
-        nodes=args.nodes,
-        processes=processes,
-        cards=0 if config.hardware.device == "cpu" else processes,
-        restarts=config.distributed.restarts,
-        time=args.time,
-        partition=args.partition,
-        account=args.account,
-    )
-    if output == "-":
-        put(job.batch_file())
-        return 0
-    out = _write(Path(os.path.expanduser(output or f"{name}.sbatch")), job.batch_file(), force=args.force)
-    if args.json:
-        emit({"file": str(out), "nodes": job.nodes, "processes": job.nodes * job.processes, "cards": job.cards})
-        return 0
-    say(str(out))
-    note(f"{_count(job.nodes, 'node')}, {_count(job.nodes * job.processes, 'process')}; hand it in with: sbatch {out}")
-    return 0
-
-
-def _processes(config: Config) -> int:
-    named = [name for name in config.distributed.named_gpus if name != "all"]
-    return config.distributed.processes or len(named) or 1
-
-
-def _write(out: Path, text: str, *, force: bool) -> Path:
-    from core.atomic import write_atomic
-
-    if not force and os.path.lexists(out):
-        raise UserError(f"{out} exists already.", "Choose another name, or replace it with --force.")
-    write_atomic(out, text, mode=0o755)
-    return out
-
-
-def _count(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"

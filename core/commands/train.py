@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from core.commands.common import BOTH_PRINTED, EXIT_USAGE, PROGRAM, add_config, add_json_flag, emit, note, say
-from core.commands.parser import ArgumentParser
-from core.commands.slurm import add_job_options, write_batch_file
+from core.commands.common import BOTH_PRINTED, EXIT_USAGE, PROGRAM, add_config, add_json_flag, emit, note, put, say
+from core.commands.parser import ArgumentParser, whole_number
 from core.commands.wishes import add_consent, starts_all_the_same, unmet_now
+from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.commands.follow import Interrupts
@@ -68,6 +68,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_job_options(parser: argparse._ActionsContainer) -> None:
+    """Declare the options of a batch file."""
+    parser.add_argument("--nodes", metavar="N", type=whole_number, default=1, help="machines (default: 1)")
+    parser.add_argument(
+        "--time", default="", metavar="LIMIT", help="time limit as Slurm writes it: 12:00:00, 2-00:00:00"
+    )
+    parser.add_argument("--partition", default="", metavar="NAME", help="partition (default: the cluster's)")
+    parser.add_argument("--account", default="", metavar="NAME", help="account (default: the user's)")
+    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+
+
 def read_run_config(args: argparse.Namespace, more: Sequence[str] = ()) -> Config:
     """The configuration that :func:`add_run_options` has been given.
 
@@ -116,8 +127,73 @@ def run(args: argparse.Namespace) -> int:
         return follow_to_end(started, interrupts, as_json=args.json)
 
 
+def write_batch_file(args: argparse.Namespace, output: str | None, processes: int | None, *more: str) -> int:
+    """Write a batch file; returns the exit code.
+
+    Args:
+        args: The configuration and the options of the file.
+        output: The file, ``-`` for standard output; None for the run's name.
+        processes: Processes on each node; None for those of the configuration.
+        *more: Words of the command line that makes the run, besides ``--set``.
+
+    Raises:
+        UserError: If the run would be refused, or the file exists and may not be replaced.
+    """
+    from core.commands.configuration import read_config
+    from core.launch.slurm import SlurmJob
+    from core.runs.store import make_slug
+
+    path = Path(args.config).absolute()
+    several = [] if processes is None else [f"distributed.processes={processes}"]
+    config = read_config(path, [*args.set, *several], getattr(args, "preset", None), is_for_here=False)
+    check_model(config)
+    check_data(config)
+    name = make_slug(args.name or path.stem)
+    processes = _processes(config)
+    job = SlurmJob(
+        config=path,
+        options=[*(word for text in args.set for word in ("--set", text)), *more],
+        name=name,
+        nodes=args.nodes,
+        processes=processes,
+        cards=0 if config.hardware.device == "cpu" else processes,
+        restarts=config.distributed.restarts,
+        time=args.time,
+        partition=args.partition,
+        account=args.account,
+    )
+    if output == "-":
+        put(job.batch_file())
+        return 0
+    out = _write(Path(os.path.expanduser(output or f"{name}.sbatch")), job.batch_file(), force=args.force)
+    if args.json:
+        emit({"file": str(out), "nodes": job.nodes, "processes": job.nodes * job.processes, "cards": job.cards})
+        return 0
+    say(str(out))
+    note(f"{_count(job.nodes, 'node')}, {_count(job.nodes * job.processes, 'process')}; hand it in with: sbatch {out}")
+    return 0
+
+
+def _processes(config: Config) -> int:
+    named = [name for name in config.distributed.named_gpus if name != "all"]
+    return config.distributed.processes or len(named) or 1
+
+
+def _write(out: Path, text: str, *, force: bool) -> Path:
+    from core.atomic import write_atomic
+
+    if not force and os.path.lexists(out):
+        raise UserError(f"{out} exists already.", "Choose another name, or replace it with --force.")
+    write_atomic(out, text, mode=0o755)
+    return out
+
+
+def _count(number: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
 def _refuse_job_options(args: argparse.Namespace) -> None:
-    from core.errors import UserError
 
     given = {
         "--nodes": args.nodes != 1,
@@ -143,7 +219,6 @@ def check_model(config: Config) -> None:
     Raises:
         UserError: In these cases.
     """
-    from core.errors import UserError
     from core.models.sandboxed import check_base
 
     check_base(config.model.base)
