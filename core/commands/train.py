@@ -194,7 +194,6 @@ def _count(number: int, noun: str) -> str:
 
 
 def _refuse_job_options(args: argparse.Namespace) -> None:
-
     given = {
         "--nodes": args.nodes != 1,
         **{f"--{name}": getattr(args, name) for name in ("time", "partition", "account", "force")},

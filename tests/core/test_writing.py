@@ -71,7 +71,7 @@ READERS = {
     "worker/generate": "no file",
     "worker/model/expert_offload.py": "no file",
     "worker/process/job.py": "a request of its parent",
-    "worker/process/machine.py": "a file of the kernel",
+    "worker/setup/provenance.py": "a file of the kernel",
     "worker/process/openmp.py": "files of the kernel",
     "worker/process/recorder.py: peak_rss_bytes": "a file of the kernel",
     "worker/selftest": "runs that the self-test makes",

@@ -40,7 +40,7 @@ from core.worker.process.recorder import Recorder
 from core.worker.process.throttle import Throttle
 from core.worker.progress.state import Limits
 from core.worker.setup.build import Parts, build
-from core.worker.setup.origin import changed_rows, machine, software
+from core.worker.setup.provenance import changed_rows, machine, software
 from core.worker.setup.strategy import needs_turns
 from core.worker.train import FinetuneRecipe
 

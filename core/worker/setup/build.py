@@ -41,7 +41,7 @@ from core.worker.setup.memory_decision import (
     with_experts,
 )
 from core.worker.setup.objective import make_goal
-from core.worker.setup.origin import Origin
+from core.worker.setup.provenance import Provenance
 from core.worker.setup.preparation import prepare
 from core.worker.setup.ready_model import make_ready
 from core.worker.setup.strategy import (
@@ -82,7 +82,7 @@ class Parts:
     """None where layers run as they are."""
     file: FileTraining | None
     """None where no file's weights are trained."""
-    origin: Origin | None
+    provenance: Provenance | None
     """None in a process that is not the first one of the run."""
     strategy: Strategy
     """How the processes of the run share the model and the work."""
@@ -122,8 +122,8 @@ def set_up(
     parts.strategy.begin(trained_tensors(parts.loaded.model))
     if parts.file is not None:
         parts.file.follow()
-    if parts.origin is not None:
-        recorder.seal("start", parts.origin.facts(config, found))
+    if parts.provenance is not None:
+        recorder.seal("start", parts.provenance.facts(config, found))
     return parts
 
 
@@ -171,7 +171,7 @@ def build(
     recorder.phase("loading_model", config.model.base)
     # Hashes are computed beside the loading, which reads the same files.
     fingerprints = Fingerprints.of(prepared.base, prepared.data_fingerprint, prepared.held_out_fingerprint)
-    files = Origin.hash_files(config) if ranks.is_first else None
+    files = Provenance.hash_files(config) if ranks.is_first else None
     token_budget = first_budget(device, whole=updates_in_backward(config))
     host_experts, why_experts = decide_experts(config, device, dataset, token_budget)
     model = make_ready(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
@@ -308,7 +308,7 @@ def build(
         governor=governor,
         compilation=compilation,
         file=file,
-        origin=None if files is None else Origin(files, dataset, checkpointer),
+        provenance=None if files is None else Provenance(files, dataset, checkpointer),
         strategy=strategy,
     )
 

@@ -1,4 +1,4 @@
-"""The origin of a run, as the first link of each start in its hash chain has it: what goes into the training."""
+"""Provenance of a run, for the first link of each start in its hash chain: data, rows, base, machine, software."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _TOLD_ROWS = 100_000
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Hashes of what a run is made of: data files, rows, base.
+class Provenance:
+    """Hashes of the data files, rows and base of a run.
 
     Args:
         files: Hashes of its data files.
