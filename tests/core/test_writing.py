@@ -48,13 +48,13 @@ WRITERS = {
     "worker/audit": "the private copy of an audit",
     "worker/checkpoint/checkpoint.py: save_checkpoint": "a new directory; refuse_moved_checkpoints comes first",
     "worker/checkpoint/checkpoint.py: save_tensors": "a file in that directory",
-    "worker/checkpoint/checkpointer.py: Checkpointer.save_result.write": "a new directory of whole_directory",
+    "worker/checkpoint/checkpointer.py: Checkpointer._save_result.write": "a new directory of whole_directory",
     "worker/export": "a new directory, of exports or temporary",
     "worker/model": "new directories, of prepared models or temporary; streams go into a checkpoint's new directory",
     "worker/process/command_server.py: private_streams": "the null device",
     "worker/process/recorder.py: Recorder.__init__": "the null device, for a process that keeps no record",
     "worker/selftest": "runs that the self-test makes",
-    "worker/setup/kept_layers.py: settle_kept_layers": "replaces a name in the run's own directory",
+    "worker/setup/strategy.py: settle_kept_layers": "replaces a name in the run's own directory",
     "worker/setup/preparation.py: prepare": "replaces a name in the run's own directory",
 }  # fmt: skip
 

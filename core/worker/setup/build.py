@@ -41,8 +41,8 @@ from core.worker.setup.memory_decision import (
     with_experts,
 )
 from core.worker.setup.objective import make_goal
-from core.worker.setup.provenance import Provenance
 from core.worker.setup.preparation import prepare
+from core.worker.setup.provenance import Provenance
 from core.worker.setup.ready_model import make_ready
 from core.worker.setup.strategy import (
     agree_kept_layers,
