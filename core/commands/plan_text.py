@@ -110,11 +110,12 @@ def _besides(found: Forecast) -> Iterator[tuple[str, str]]:
 def _elsewhere(torchrun: str) -> Iterator[tuple[str, str]]:
     """The ways to start the processes on other machines."""
     if torchrun:
+        yield "torchrun", torchrun
         yield (
             "torchrun",
-            "on each machine, RUN is the directory that 'train CONFIG --no-start' prints on a shared disk:",
+            "RUN is the directory that 'train CONFIG --no-start' prints, on a disk that all machines share;",
         )
-        yield "torchrun", torchrun
+        yield "torchrun", "each machine has its own --node-rank, and the first one's --master-addr"
         yield "slurm", "'train CONFIG --slurm FILE --nodes N' writes a batch file"
 
 

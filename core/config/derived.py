@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 from core.config.choices import Objective
 from core.config.schema import WEIGHT_METHODS, Config
@@ -40,8 +41,9 @@ def torchrun_line(config: Config, run: str = "RUN") -> str:
     named = [name for name in distributed.named_gpus if name != ALL_GPUS]
     each = distributed.processes or len(named) or ("gpu" if ALL_GPUS in distributed.named_gpus else 1)
     words = ["torchrun", "--nnodes", 1 + len(distributed.other_hosts), "--nproc-per-node", each]
-    words += ["--node-rank", 0, "--master-addr", distributed.address or "ADDRESS", "--master-port", distributed.port]
-    return " ".join(map(str, [*words, "-m", "core.worker", run]))
+    address = distributed.address or ("ADDRESS" if distributed.other_hosts else "127.0.0.1")
+    words += ["--node-rank", 0, "--master-addr", address, "--master-port", distributed.port]
+    return shlex.join(map(str, [*words, "-m", "core.worker", run]))
 
 
 def refusal_of_machines(config: Config) -> tuple[str, str] | None:
