@@ -113,7 +113,7 @@ def _elsewhere(torchrun: str) -> Iterator[tuple[str, str]]:
         yield "torchrun", torchrun
         yield (
             "torchrun",
-            "RUN is the directory that 'train CONFIG --no-start' prints, on a disk that all machines share;",
+            "RUN is the directory that 'train CONFIG --no-start' prints, on a shared disk;",
         )
         yield "torchrun", "each machine has its own --node-rank, and the first one's --master-addr"
         yield "slurm", "'train CONFIG --slurm FILE --nodes N' writes a batch file"
