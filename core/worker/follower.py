@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from core.worker.distributed.ranks import Ranks
     from core.worker.train import FinetuneRecipe
 
-#: Among what a process says of itself to the others: the runs that it has found on its device.
+#: Field of a process's message to the others: other runs on its device.
 _BESIDE = "beside"
 
 
@@ -42,7 +42,7 @@ def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) 
         reports: To its supervisor.
         resume: Whether the run goes on from a checkpoint.
     """
-    # A stop is heard by the first one, which tells the others.
+    # The first process hears a stop, and gives the orders.
     for number in (*STOP_SIGNALS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     recorder = Recorder(run, keeps=False, pass_on=lambda *notice: reports.tell(notice=notice))
@@ -105,7 +105,7 @@ def carry_out_orders(recipe: FinetuneRecipe) -> None:
 
 
 def reporting(reports: Reports, work: Callable[[], int]) -> int:
-    """Do the work of a process; its exit code, once the supervisor has been told why where it fails."""
+    """Do the work of a process; returns its exit code. The supervisor gets the reason of a failure."""
     try:
         return work()
     except RankLostError as error:
@@ -131,13 +131,13 @@ def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
         UserError: If the device cannot be used.
     """
     meeting.keep_inside(os.environ)
-    # Libraries that are told of several processes by the environment would meet by themselves.
+    # Libraries that find several processes in the environment would meet by themselves.
     forget()
     held = Hold()
     if reports.supervisor is None:
         if config.hardware.device != "cpu":
             environment.choose_card(config, meeting.local)
-        # Processes that another program has started: none can wait alone for its card.
+        # Of processes that another program has started, none can wait alone for its card.
         held = take_beside([own_device(config, meeting.local)], run.id)
     from core.worker.libraries import import_libraries
 
@@ -167,8 +167,7 @@ def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
 
 
 def _give_up(why: str) -> None:
-    """End this process, which waits for one that is lost, from another thread; a wait in a library cannot be broken off
-    otherwise."""
+    """End this process, which waits for a lost one, from another thread; nothing else ends a wait in a library."""
     log(f"error: another process of the run does not answer: {why}")
     os._exit(EXIT_LOST)
 
@@ -176,7 +175,7 @@ def _give_up(why: str) -> None:
 def tell_ranks(
     run: Run, config: Config, recorder: Recorder, members: list[dict[str, Any]], *, is_supervised: bool
 ) -> None:
-    """Record, in the first process, which processes the run has.
+    """Record the processes of the run, in the first one.
 
     Args:
         run: The run.
@@ -196,7 +195,7 @@ def tell_ranks(
 
 
 def _shared_devices(members: list[dict[str, Any]]) -> Iterator[NoticeEvent]:
-    """The warnings of processes that are beside other runs, one for each device."""
+    """The warnings of processes that share their device with other runs, one for each device."""
     told = set[tuple[str, str]]()
     for member in members:
         device = member["host"], member["device"]

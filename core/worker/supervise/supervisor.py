@@ -1,9 +1,9 @@
 """The supervisor of a run of several processes: ``python -m core.worker RUN`` becomes it before torch is imported.
 
-Its pid is the run's, and it holds the run's lock. It starts the processes of the run, of which the first is a worker
-like that of any run; passes stop signals on to that one; and when a process is lost, ends all and starts them again
-from the last checkpoint, so often at most as ``distributed.restarts`` says. A process that waits for others runs no
-handler of a signal, and one that is suspended none at all: they are ended by SIGKILL.
+Its pid is the run's, and it holds the run's lock. It starts the processes of the run, the first of which is a worker as
+in any run, and passes stop signals on to it. When a process is lost, it ends all and starts them again from the last
+checkpoint, ``distributed.restarts`` times at most. A process that waits for others runs no signal handler, and a
+suspended one none at all: they are ended by SIGKILL.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from core.worker.supervise.verdict import Ended, Lost, Refused, Sign, Verdict, j
 
 #: Seconds between two looks when nothing happens.
 _LOOK_SECONDS = 0.5
-#: Seconds between two looks that are counted at most: in more, this process was suspended and could hear nobody.
+#: Most seconds that count between two looks: in more, this process was suspended and could hear nobody.
 _MISSED_SECONDS = 2.0
-#: Seconds that the end of a lost process may take to be known after that of those who noticed.
+#: Seconds until the end of a lost process is known, after the end of the processes that noticed.
 _SETTLE_SECONDS = 2.0
-#: Seconds that the others may take to end after the first one has recorded the end, and after one is lost.
+#: Seconds that the others may take to end, after the first one has recorded the end and after a loss.
 _GRACE_SECONDS, _LOST_SECONDS = 5.0, 1.0
 
 #: Seconds between two records of the signs of life.
@@ -63,13 +63,13 @@ Starts = Callable[[Sequence[str], Path], Sequence[Start]]
 
 @dataclass
 class Supervisor:
-    """Supervises one run.
+    """Supervises a run.
 
     Args:
         run: The run.
         config: Its configuration.
         lock: Descriptor of the worker lock.
-        starts: How its processes are started.
+        starts: Starts of its processes.
     """
 
     run: Run
@@ -128,7 +128,7 @@ class Supervisor:
         return self._stopped()
 
     def _attempt(self, number: int, options: Sequence[str]) -> tuple[Verdict, Words]:
-        """Start all processes and wait for a verdict, with what each is called and has said last."""
+        """Start all processes and wait for a verdict; returns it with their labels and last words."""
         meeting = self.run.path / f".meeting-{os.getpid()}-{number}"
         meeting.unlink(missing_ok=True)
         before = RunState.read(self.run.state_path)
@@ -152,10 +152,10 @@ class Supervisor:
         if isinstance(verdict, Ended):
             return verdict, words
         if (code := self._recorded_end(before)) is not None:
-            # What became of a process after that, in a driver that it left, changes nothing.
+            # The fate of a process after that, in a driver that it left, changes nothing.
             return Ended(code), words
         if not all(gone):
-            # Whoever it is waits for a driver or a disk; another set of processes would share its device with it.
+            # It waits for a driver or a disk; another set of processes would share its device with it.
             label = words[gone.index(False)][0]
             verdict = Refused(gone.index(False), f"{label} does not end: it waits for a device or a disk", "Reboot.")
         return verdict, words
@@ -233,12 +233,12 @@ class Supervisor:
             write_ranks(self.run, ranks)
 
     def _pass_on(self, processes: Sequence[RankProcess]) -> None:
-        """Tell the warnings of processes that write no record, as long as the first one has not closed it."""
+        """Record the warnings of processes that write no record, until the first one has closed it."""
         for notice in [notice for process in processes for notice in process.take_notices()]:
             self._tell(notice, append_while_open)
 
     def _begin_again(self, sentence: str, number: int) -> list[str]:
-        """Tell that all starts again; returns the options for that."""
+        """Record that all starts again; returns the options for that."""
         state = RunState.read(self.run.state_path)
         found = complete_checkpoints(self.run)
         where = f"goes on from {found[-1].name}" if found else "begins again"
