@@ -49,7 +49,6 @@ from core.worker.model.model import trainable_parameters
 from core.worker.process.control import Controls
 from core.worker.process.openmp import SpinControl
 from core.worker.process.recorder import Recorder
-from core.worker.process.throttle import Throttle
 from core.worker.setup.build import Parts, build
 from core.worker.train import FinetuneRecipe
 
@@ -85,7 +84,7 @@ class Trial:
         write_atomic(run.config_path, dump_config(config))
         RunState(state="queued", host=hostname(), updated=time.time()).write(run.state_path)
         recorder, controls = Recorder(run), Controls()
-        self.parts: Parts = build(config, recorder, controls, None, Throttle(controls))
+        self.parts: Parts = build(config, recorder, controls, None)
         self.recipe = FinetuneRecipe(config, recorder, controls, self.parts)
         self.model = self.parts.loaded.model
         self.base = Path(self.model.get_base_model().config._name_or_path)

@@ -78,7 +78,7 @@ def follow(config: Config, recorder: Recorder, ranks: Ranks, *, resume: bool) ->
     # Commands are for the first process.
     controls = Controls()
     with nondeterminism_explained(), lost_ranks_told():
-        parts = set_up(config, recorder, controls, None, ranks, resume=resume)
+        parts = set_up(config, recorder, controls, ranks, resume=resume)
         carry_out_orders(FinetuneRecipe(config, recorder, controls, parts))
 
 

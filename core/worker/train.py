@@ -29,7 +29,6 @@ from core.worker.oom.retry import TornUpdateError
 from core.worker.process.control import Controls, ParkRequested, StopRequested
 from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.recorder import Recorder
-from core.worker.process.throttle import Throttle
 from core.worker.progress.health import Spike
 from core.worker.setup.build import Parts, set_up
 
@@ -70,7 +69,6 @@ def train(
     *,
     resume: bool,
     paused: bool = False,
-    throttle: Throttle | None = None,
     ranks: Ranks | None = None,
 ) -> Outcome:
     """Do a run.
@@ -81,7 +79,6 @@ def train(
         controls: Commands from outside.
         resume: Go on from the newest valid checkpoint.
         paused: Begin with a pause, as the run was paused when it gave its device back.
-        throttle: The duty cycle that the governor sets; None: full at first.
         ranks: The processes of the run, of which this is the first; None for one.
 
     Raises:
@@ -91,7 +88,7 @@ def train(
         UserError: If it cannot go on.
     """
     with nondeterminism_explained(), lost_ranks_told():
-        parts = set_up(config, recorder, controls, throttle, ranks, resume=resume)
+        parts = set_up(config, recorder, controls, ranks, resume=resume)
         parts.state.paused = paused
         return FinetuneRecipe(config, recorder, controls, parts).run()
 

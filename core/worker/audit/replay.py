@@ -37,7 +37,6 @@ from core.worker.model.starter import resolve_base
 from core.worker.process.control import Controls
 from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.recorder import Recorder
-from core.worker.process.throttle import Throttle
 from core.worker.progress.state import Limits
 from core.worker.setup.build import Parts, build
 from core.worker.setup.provenance import changed_rows, machine, software
@@ -141,7 +140,7 @@ class Replay:
         found = verify_checkpoint(self._copy.checkpoints_path / name) if self.span.begin else None
         self._check_room(config)
         self.progress("loading rows and model", None, None)
-        parts = build(config, recorder, controls, found, Throttle(controls), self.ranks)
+        parts = build(config, recorder, controls, found, self.ranks)
         if self.ranks.is_first:
             self._check_rows(parts)
         self.ranks.meet()

@@ -28,7 +28,6 @@ from core.worker.process.control import Controls
 from core.worker.process.governor import Governor
 from core.worker.process.malloc import keep_freed_memory
 from core.worker.process.recorder import Recorder
-from core.worker.process.throttle import Throttle
 from core.worker.progress.health import FiniteCheck, LossSpikes
 from core.worker.progress.state import BestStep, Intervals, Limits, TrainState
 from core.worker.setup.compilation import Compilation, compile_layers
@@ -92,7 +91,6 @@ def set_up(
     config: Config,
     recorder: Recorder,
     controls: Controls,
-    throttle: Throttle | None,
     ranks: Ranks | None,
     *,
     resume: bool,
@@ -103,7 +101,6 @@ def set_up(
         config: The configuration, paths absolute.
         recorder: Of the run.
         controls: Stops it.
-        throttle: The duty cycle of the training; None: full at first.
         ranks: The processes of the run; None for this one alone.
         resume: Whether it goes on from the newest checkpoint.
 
@@ -114,7 +111,7 @@ def set_up(
     """
     ranks = ranks or Ranks.single()
     found = agreed_checkpoint(config, recorder, ranks) if resume else None
-    parts = build(config, recorder, controls, found, throttle or Throttle(controls), ranks)
+    parts = build(config, recorder, controls, found, ranks)
     ranks.meet()
     if found is not None:
         parts.checkpointer.resume(found)
@@ -132,7 +129,6 @@ def build(
     recorder: Recorder,
     controls: Controls,
     found: Checkpoint | None,
-    throttle: Throttle,
     ranks: Ranks | None = None,
 ) -> Parts:
     """Read the rows, load the model and build what trains it.
@@ -142,7 +138,6 @@ def build(
         recorder: Of the run.
         controls: Stops it.
         found: The checkpoint that the run goes on from; None at its beginning. It is not restored here.
-        throttle: The duty cycle of the training.
         ranks: The processes of the run; None for this one alone.
 
     Raises:
@@ -153,7 +148,7 @@ def build(
     ranks = ranks or Ranks.single()
     # Refusals by the device and the strategy come before the minutes that rows may take.
     device = settle_device(config, recorder)
-    governor = make_governor(config, recorder, controls, device, throttle)
+    governor = make_governor(config, recorder, controls, device)
     deterministic = settle_determinism(config, device, recorder)
     check_strategy(config, ranks)
 

@@ -130,9 +130,7 @@ def _tell(recorder: Recorder, event: Event) -> None:
         notify(Notice("paused", reason(event.cause, event.value, event.limit), recorder.run.id))
 
 
-def make_governor(
-    config: Config, recorder: Recorder, controls: Controls, device: torch.device, throttle: Throttle
-) -> Governor:
+def make_governor(config: Config, recorder: Recorder, controls: Controls, device: torch.device) -> Governor:
     """The governor of a run; what it cannot keep on this device is refused before minutes are spent on the rows.
 
     Args:
@@ -140,13 +138,13 @@ def make_governor(
         recorder: Reads the meters, and writes what is done.
         controls: Stops the run.
         device: That of the training.
-        throttle: Slows it.
 
     Raises:
         UserError: If a limit cannot be held here, or a wish cannot be kept whatever the run costs.
     """
+    throttle = Throttle(controls)
     if device.type == "cuda":
-        # What was given to a GPU is computed after the call that gave it.
+        # A GPU computes after the call.
         throttle.synchronize = lambda: torch.cuda.synchronize(device)
     recorder.rested = lambda: throttle.rested_seconds
     governor = Governor(

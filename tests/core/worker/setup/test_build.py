@@ -23,7 +23,6 @@ from core.worker.oom import retry
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
-from core.worker.process.throttle import Throttle
 from core.worker.setup import objective, ready_model
 from core.worker.setup import strategy as shared
 from core.worker.setup.build import Parts, build
@@ -62,7 +61,7 @@ class Start:
         run = create_run(config, "start")
         self.recorder = Recorder(run)
         controls = Controls()
-        return build(config, self.recorder, controls, None, Throttle(controls))
+        return build(config, self.recorder, controls, None)
 
     def notices(self, code: str) -> list[NoticeEvent]:
         assert self.recorder is not None
