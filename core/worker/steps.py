@@ -303,7 +303,8 @@ class GradientCheckpointing:
 
 
 class EmbeddingNoise:
-    """Uniform noise of ``alpha / sqrt(tokens * hidden)`` on each row's embeddings, on its real tokens alone.
+    """NEFTune (arXiv 2310.05914): uniform noise of ``alpha / sqrt(tokens * hidden)`` on the embeddings of each row's real
+    tokens.
 
     It is there only inside of :meth:`on`: evaluation, sampling and chat go without. A row's noise depends on a number
     drawn for its window and on the row, so that it is the same however the window is cut, and again after a resume.
@@ -376,7 +377,7 @@ def _mixed(window: int, row: int, repeat: int) -> int:
 
 @dataclass(frozen=True)
 class FileTraining:
-    """Switches a model to the weights of its file where the last part of a run begins.
+    """Switches a model to the weights of its file (``method.train_for``) where the last part of a run begins.
 
     Until then, and after the last step before it, the model computes as always: that step's evaluation and checkpoint
     are of its own weights.

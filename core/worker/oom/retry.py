@@ -1,4 +1,4 @@
-"""Out-of-memory errors: recognized, what they hold alive released, and the work retried where that is right."""
+"""Out-of-memory errors: recognized, the memory that they hold alive released, the work retried where that is right."""
 
 from __future__ import annotations
 
@@ -162,8 +162,8 @@ class Retry:
 
 
 def create_handles(device: torch.device) -> None:
-    """Create the handles of both threads that multiply. Each takes its own at its first product, that of autograd at
-    the first backward pass, when a card may be full of what the allocator caches.
+    """Create the cuBLAS handles of both threads that multiply, whose memory is outside torch's allocator. Each thread
+    takes its own at its first product, autograd's in the first backward pass, when the card may be full of cached memory.
 
     Args:
         device: Of the run; on a CPU there are none.

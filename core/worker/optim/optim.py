@@ -1,4 +1,9 @@
-"""Optimizers by their names in the configuration, their steps parameter by parameter, and the learning rate."""
+"""Optimizers by their names in the configuration, their steps parameter by parameter, and the learning rate.
+
+The own ``step`` of bitsandbytes' optimizers waits for the device after each parameter. Kernels and copies of a run are
+on one stream, in order, so that no wait is needed; the reader of paged states on the host waits once, see
+:func:`core.worker.optim.paged.settle`.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +103,8 @@ def forget_state(optimizer: Any, parameter: torch.nn.Parameter) -> None:
 
 
 class LearningRate:
-    """The learning rate of the next step: the peak in force, times the schedule's share of it.
+    """The learning rate of the next step: the peak in force, times the schedule's share of it, as the schedules of
+    transformers define it.
 
     Args:
         train: Peak, schedule and warm-up.

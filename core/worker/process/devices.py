@@ -1,4 +1,4 @@
-"""Devices of this machine that a worker holds while it trains (:mod:`core.runs.device_lock`)."""
+"""Devices that a worker holds while it trains (:mod:`core.runs.device_lock`), and failures of a GPU in words."""
 
 from __future__ import annotations
 

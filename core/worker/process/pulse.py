@@ -72,8 +72,8 @@ class Unchanged:
 
 @dataclass
 class AwakeClock:
-    """Seconds in which this process has run. It is looked at regularly by one thread; a pause between two looks that is
-    far longer than usual was one in which the process was suspended: by SIGSTOP, a frozen container, Slurm.
+    """Seconds in which this process was awake; it hears nobody while it is suspended. A thread looks at the clock
+    regularly: a far longer pause between two looks was a suspension, by SIGSTOP, a frozen container or Slurm.
 
     Args:
         most: Seconds between two looks that count at most.

@@ -1,4 +1,4 @@
-"""Training state: what training changes besides weights, optimizer and random generators, and a checkpoint holds."""
+"""Training state in a checkpoint, besides weights, optimizer and random generators; limits and intervals of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.worker.progress.health import FiniteCheck, LossSpikes
 
 
 class BestStep:
-    """The best step by held-out loss, and the patience that is left.
+    """Early stopping: the best step by held-out loss, the patience that is left, and the newest good checkpoint.
 
     A checkpoint is good when its very weights have given a finite loss and a finite gradient: the loss of its step was
     computed before the update that it contains, and says nothing of that.
@@ -125,7 +125,7 @@ class BestStep:
 
 
 class Limits:
-    """Counts what a run has spent, over all its starts.
+    """Limits of a run: hours of work and energy, counted over all its starts, after which it ends with its result.
 
     Args:
         hours: Hours of work at most; None for no limit.
@@ -300,7 +300,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Says of the step just done whether an evaluation or a checkpoint is due.
+    """Evaluation and checkpoint intervals, as configured or set since; due or not after the step just done.
 
     Args:
         config: The intervals at the start of the run.

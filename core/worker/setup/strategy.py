@@ -1,4 +1,7 @@
-"""Strategy of a run of several processes, and the decisions that they share: memory, layers that stay in 16 bit."""
+"""Strategy of a run of several processes, and the decisions that they share: memory, layers kept in 16 bit.
+
+``model.keep_16bit = auto`` finds these layers of a 4-bit base before the model is loaded.
+"""
 
 from __future__ import annotations
 
