@@ -303,8 +303,8 @@ class GradientCheckpointing:
 
 
 class EmbeddingNoise:
-    """NEFTune (arXiv 2310.05914): uniform noise of ``alpha / sqrt(tokens * hidden)`` on the embeddings of each row's real
-    tokens.
+    """NEFTune (arXiv 2310.05914): uniform noise of ``alpha / sqrt(tokens * hidden)`` on the embeddings of the real
+    tokens of each row.
 
     It is there only inside of :meth:`on`: evaluation, sampling and chat go without. A row's noise depends on a number
     drawn for its window and on the row, so that it is the same however the window is cut, and again after a resume.

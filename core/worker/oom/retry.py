@@ -163,7 +163,7 @@ class Retry:
 
 def create_handles(device: torch.device) -> None:
     """Create the cuBLAS handles of both threads that multiply, whose memory is outside torch's allocator. Each thread
-    takes its own at its first product, autograd's in the first backward pass, when the card may be full of cached memory.
+    takes its own at its first product, autograd's in the first backward pass, when cached memory may fill the card.
 
     Args:
         device: Of the run; on a CPU there are none.
