@@ -9,17 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from core.memory.batching import TOKEN_BUDGETS
 from core.runs.events import ProbeEvent
 from core.worker.checkpoint.checkpointer import Checkpointer
-from core.worker.control_point import ControlPoint
-from core.worker.data.dataset import Dataset
-from core.worker.data.encode import TokenizedRow
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.evaluate.probe import Probe
-from core.worker.evaluate.samples import Questions, SampleWriter
-from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.objectives import Objective
+from core.worker.evaluate.samples import SampleWriter
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import EvaluationSkipped, StopRequested
 from core.worker.process.recorder import Recorder
@@ -153,53 +147,3 @@ class Evaluations:
                 samples = self.samples.write(step, report)
             for sample in samples:
                 recorder.event(sample)
-
-
-def make_evaluations(
-    control_point: ControlPoint,
-    questions: Questions,
-    held_out: Dataset | None,
-    objective: Objective | None,
-    loss: SupervisedLoss,
-    probe: list[TokenizedRow],
-    token_budget: int,
-) -> Evaluations:
-    """The evaluations of a run.
-
-    Args:
-        control_point: Attended to between two passes; of the run, with its model.
-        questions: Of the sample answers.
-        held_out: The held-out rows; None where there are none.
-        objective: The objective on these rows.
-        loss: Sums the loss of a batch of the probe.
-        probe: The rows of the probe; empty where it is not measured.
-        token_budget: The most tokens at once, if there is room.
-    """
-    config, loaded, recorder = control_point.config, control_point.loaded, control_point.recorder
-    autocast, template, attend = control_point.autocast, control_point.template, control_point.attend
-    token_budget = min(token_budget, TOKEN_BUDGETS[loaded.device.type])
-    samples = SampleWriter(
-        loaded,
-        questions,
-        autocast=autocast,
-        template=template,
-        warn=lambda message, hint: recorder.warn("no_samples", message, hint),
-    )
-    evaluator = measured = None
-    if held_out is not None and objective is not None:
-        evaluator = Evaluator(
-            loaded,
-            held_out,
-            objective=objective,
-            token_budget=token_budget,
-            autocast=autocast,
-            max_new_tokens=config.chat.max_new_tokens if config.eval.exact_match else 0,
-            template=template,
-            check=attend,
-            samples=0 if samples.is_needed else config.eval.samples,
-            notice=recorder.warn,
-        )
-        if probe:
-            measured = Probe(loaded, loss, probe, token_budget, autocast, attend, recorder.warn)
-    state, checkpointer = control_point.state, control_point.checkpointer
-    return Evaluations(evaluator, measured, samples, state, checkpointer, recorder, attend)

@@ -17,7 +17,7 @@ from core.worker.data.batches import DataOrder
 from core.worker.data.dataset import Dataset
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.strategy import Strategy, make_update
-from core.worker.evaluate.evaluations import Evaluations, make_evaluations
+from core.worker.evaluate.evaluations import Evaluations
 from core.worker.loss.objectives import Objective
 from core.worker.model.activation_offload import available_offload
 from core.worker.model.full_weights import trained_tensors
@@ -39,7 +39,7 @@ from core.worker.setup.memory_decision import (
     decide_memory,
     with_experts,
 )
-from core.worker.setup.objective import make_goal
+from core.worker.setup.objective import make_evaluations, make_goal
 from core.worker.setup.preparation import prepare
 from core.worker.setup.provenance import Provenance
 from core.worker.setup.ready_model import make_ready
@@ -268,15 +268,7 @@ def build(
         strategy,
         file,
     )
-    evaluations = make_evaluations(
-        control_point,
-        prepared.questions,
-        prepared.held_out,
-        goal.held_out,
-        goal.loss,
-        prepared.probe,
-        token_budget,
-    )
+    evaluations = make_evaluations(control_point, prepared, goal, token_budget)
 
     recorder.update(total_steps=total_steps)
     fingerprints.base.settle(controls.check_stop)

@@ -1,4 +1,4 @@
-"""Objective of a run and its loss, once the model has passed the self-check."""
+"""Objective of a run with its loss, once the model has passed the self-check, and its evaluations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from core.config.schema import WEIGHT_METHODS, Config
 from core.memory.batching import TOKEN_BUDGETS
 from core.worker.checkpoint.checkpoint import Checkpoint
+from core.worker.control_point import ControlPoint
 from core.worker.data.dataset import Dataset
+from core.worker.evaluate.evaluate import Evaluator
+from core.worker.evaluate.evaluations import Evaluations
+from core.worker.evaluate.probe import Probe
+from core.worker.evaluate.samples import SampleWriter
 from core.worker.loss.fused_loss import LossChoice, choose_for_run
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, make_objectives
@@ -96,3 +101,41 @@ def _make_loss(
     packing = choose_packing(config, loaded, dataset.rows, fused, check)
     choice = choose_for_run(config, plain.head, loaded.device, None if found is None else found.manifest)
     return SupervisedLoss(loaded.model, packing, choice.function), choice
+
+
+def make_evaluations(control_point: ControlPoint, prepared: Prepared, goal: Goal, token_budget: int) -> Evaluations:
+    """The evaluations of a run.
+
+    Args:
+        control_point: Attended to between two passes; with the model, the state and the checkpointer of the run.
+        prepared: The held-out rows, the probe and the questions.
+        goal: The objective on the held-out rows.
+        token_budget: The most tokens at once, if there is room.
+    """
+    config, loaded, recorder = control_point.config, control_point.loaded, control_point.recorder
+    autocast, template, attend = control_point.autocast, control_point.template, control_point.attend
+    token_budget = min(token_budget, TOKEN_BUDGETS[loaded.device.type])
+    samples = SampleWriter(
+        loaded,
+        prepared.questions,
+        autocast=autocast,
+        template=template,
+        warn=lambda message, hint: recorder.warn("no_samples", message, hint),
+    )
+    evaluator = probe = None
+    if prepared.held_out is not None and goal.held_out is not None:
+        evaluator = Evaluator(
+            loaded,
+            prepared.held_out,
+            objective=goal.held_out,
+            token_budget=token_budget,
+            autocast=autocast,
+            max_new_tokens=config.chat.max_new_tokens if config.eval.exact_match else 0,
+            template=template,
+            check=attend,
+            samples=0 if samples.is_needed else config.eval.samples,
+            notice=recorder.warn,
+        )
+        if prepared.probe:
+            probe = Probe(loaded, goal.loss, prepared.probe, token_budget, autocast, attend, recorder.warn)
+    return Evaluations(evaluator, probe, samples, control_point.state, control_point.checkpointer, recorder, attend)
