@@ -239,7 +239,7 @@ def build(
     checkpointer = Checkpointer(
         config, loaded, update, state, checkpointing, fingerprints, prepared.template, recorder, strategy
     )
-    file = None
+    file: FileTraining | None = None
     if model.file_weights is not None:
         file = FileTraining(model.file_weights, state, loaded.dtype, memory.dequantized, recorder.notice)
     control_point = ControlPoint(

@@ -122,7 +122,8 @@ def make_evaluations(control_point: ControlPoint, prepared: Prepared, goal: Goal
         template=template,
         warn=lambda message, hint: recorder.warn("no_samples", message, hint),
     )
-    evaluator = probe = None
+    evaluator: Evaluator | None = None
+    probe: Probe | None = None
     if prepared.held_out is not None and goal.held_out is not None:
         evaluator = Evaluator(
             loaded,
