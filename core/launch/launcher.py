@@ -31,7 +31,7 @@ from core.text import one_line
 from core.tracking.start import places, record_failure, start_tracker
 
 #: Environment variables that a worker does not need, and that libraries it loads must not see.
-AGENT_VARIABLES = ("SSH_AUTH_SOCK", "SSH_AGENT_PID")
+_AGENT_VARIABLES = ("SSH_AUTH_SOCK", "SSH_AGENT_PID")
 _LOG_HEADER = "== worker started "
 _LOG_TAIL_BYTES = 64 << 10
 #: Seconds that a worker may take to exit after it has recorded its end.
@@ -352,7 +352,7 @@ def worker_environment() -> dict[str, str]:
     importable.
     """
     environment = {
-        name: value for name, value in os.environ.items() if not is_secret_name(name) and name not in AGENT_VARIABLES
+        name: value for name, value in os.environ.items() if not is_secret_name(name) and name not in _AGENT_VARIABLES
     }
     return finding_core(environment) | {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 

@@ -32,7 +32,6 @@ from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, verify_checkpoint
 from core.worker.distributed.ranks import Ranks, lost_ranks_told
 from core.worker.follower import carry_out_orders
-from core.worker.model.full_weights import trained_tensors
 from core.worker.model.starter import resolve_base
 from core.worker.process.control import Controls
 from core.worker.process.determinism import nondeterminism_explained
@@ -219,7 +218,7 @@ class Replay:
         if self.span.rolled_back:
             parts.checkpointer.checkpointing.enable()
         self.ranks.meet()
-        parts.strategy.begin(trained_tensors(parts.loaded.model))
+        parts.checkpointer.spread()
         if parts.file is not None:
             parts.file.follow()
         self._note_machine(parts)

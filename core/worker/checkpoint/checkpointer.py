@@ -279,6 +279,10 @@ class Checkpointer:
         self.checkpointing.apply()
         self.postponed = False
 
+    def spread(self) -> None:
+        """Have all processes begin with the trained tensors of the first one. Together."""
+        self.strategy.begin(trained_tensors(self.loaded.model))
+
     # The result.
 
     def choose(self) -> Checkpoint | None:

@@ -20,7 +20,6 @@ from core.worker.distributed.strategy import Strategy, make_update
 from core.worker.evaluate.evaluations import Evaluations
 from core.worker.loss.objectives import Objective
 from core.worker.model.activation_offload import available_offload
-from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import LoadedModel
 from core.worker.optim.optim import LearningRate, warmup_steps
 from core.worker.optim.update import Update
@@ -116,7 +115,7 @@ def set_up(
     if found is not None:
         parts.checkpointer.resume(found)
     ranks.meet()
-    parts.strategy.begin(trained_tensors(parts.loaded.model))
+    parts.checkpointer.spread()
     if parts.file is not None:
         parts.file.follow()
     if parts.provenance is not None:
