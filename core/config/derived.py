@@ -54,8 +54,8 @@ def refusal_of_machines(config: Config) -> tuple[str, str] | None:
     return (
         "distributed.hosts names other machines, and a run on several is started by Slurm or torchrun.",
         f"Leave it out. With Slurm: localtune-tui train CONFIG --slurm FILE --nodes {1 + len(hosts)}. With torchrun: "
-        "localtune-tui train CONFIG --no-start prints the directory RUN; then on each machine, with its --node-rank: "
-        f"{torchrun_line(config)}",
+        "localtune-tui train CONFIG --no-start prints the directory RUN; then "
+        f"'{torchrun_line(config)}' on each machine, with its own --node-rank.",
     )
 
 
