@@ -40,7 +40,7 @@ def torchrun_line(config: Config, run: str = "RUN") -> str:
     distributed = config.distributed
     named = [name for name in distributed.named_gpus if name != ALL_GPUS]
     each = distributed.processes or len(named) or ("gpu" if ALL_GPUS in distributed.named_gpus else 1)
-    words = ["torchrun", "--nnodes", 1 + len(distributed.other_hosts), "--nproc-per-node", each]
+    words: list[object] = ["torchrun", "--nnodes", 1 + len(distributed.other_hosts), "--nproc-per-node", each]
     address = distributed.address or ("ADDRESS" if distributed.other_hosts else "127.0.0.1")
     words += ["--node-rank", 0, "--master-addr", address, "--master-port", distributed.port]
     return shlex.join(map(str, [*words, "-m", "core.worker", run]))
