@@ -48,7 +48,6 @@ from core.worker.model.model import trainable_parameters
 from core.worker.process.control import Controls
 from core.worker.process.openmp import SpinControl
 from core.worker.process.recorder import Recorder
-from core.worker.process.throttle import Throttle
 from core.worker.setup.build import Parts, build
 from core.worker.train import FinetuneRecipe
 
@@ -84,7 +83,7 @@ class Trial:
         write_atomic(run.config_path, dump_config(config))
         RunState(state="queued", host=hostname(), updated=time.time()).write(run.state_path)
         recorder, controls = Recorder(run), Controls()
-        self.parts: Parts = build(config, recorder, controls, None, Throttle(controls))
+        self.parts: Parts = build(config, recorder, controls, None)
         self.recipe = FinetuneRecipe(config, recorder, controls, self.parts)
         self.model = self.parts.loaded.model
         self.base = Path(self.model.get_base_model().config._name_or_path)
@@ -141,7 +140,7 @@ class Trial:
 
     def measure(self, kind: GgmlType | None) -> dict[str, float | None]:
         """Held-out loss and exact matches with the weights of a file of a type; None: as always."""
-        evaluator = self.parts.evaluator
+        evaluator = self.parts.evaluations.evaluator
         assert evaluator is not None
         self.train_for(kind)
         event, _ = evaluator.measure(self.parts.state.step, lambda *_: None)

@@ -45,11 +45,6 @@ def runs_dir() -> Path:
     return home() / "runs"
 
 
-def ranks_dir() -> Path:
-    """Directories of ranks whose run is on another machine; each is there while they live."""
-    return home() / "ranks"
-
-
 def exports_dir() -> Path:
     """Exports of runs, a directory each."""
     return home() / "exports"

@@ -77,7 +77,7 @@ QUICK = (
     "tests/core/commands/test_parser.py",
     "tests/core/worker/data/test_batches.py",
     "tests/core/serve/test_same_tokens.py",
-    "tests/core/worker/optim/test_schedule.py",
+    "tests/core/worker/optim/test_optim.py",
     "tests/tui/test_keys.py",
     "tests/tui/test_driver.py",
     "tests/tui/widgets/charts",

@@ -24,7 +24,7 @@ SUBJECTS = {
     "core/template/mask.py": "tests/core/template/test_mask.py tests/core/template",
     "core/template/answer_turns.py": "tests/core/template/test_mask.py tests/core/template",
     "core/worker/checkpoint/checkpoint.py": "tests/core/worker/checkpoint tests/faults/test_checkpoint_writing.py",
-    "core/worker/steps/window.py": "tests/core/worker/steps tests/core/worker/oom tests/e2e/test_out_of_memory.py",
+    "core/worker/steps.py": "tests/core/worker/steps tests/core/worker/oom tests/e2e/test_out_of_memory.py",
     "core/memory/planner.py": "tests/core/memory tests/core/commands/test_plan.py",
     "core/config/rules/*.py": "tests/core/config",
     "core/runs/record/store.py": "tests/core/runs/test_store.py tests/core/runs",

@@ -48,8 +48,8 @@ def _case(stand: Stand, options: dict[str, Any]) -> dict[str, Any]:
     lengths = [stand.length - 16 * number for number in range(12)]
     config = stand.config(WIDE, stand.rows(lengths), {"train.batch_size": 2, **options})
     with _limits() as limits, trainer(stand, config) as made:
-        if made.parts.evaluator is not None:
-            made.parts.evaluator.measure(0, lambda *_: None)
+        if made.parts.evaluations.evaluator is not None:
+            made.parts.evaluations.evaluator.measure(0, lambda *_: None)
         began = time.monotonic()
         made.step()
         first = time.monotonic() - began

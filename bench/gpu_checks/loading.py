@@ -29,7 +29,7 @@ from core.worker.selftest.driver import free_memory
 import torch
 index = int(sys.argv[1])
 before = free_memory(index)
-from core.worker.oom.handles import multiply_both_ways
+from core.worker.oom.retry import multiply_both_ways
 multiply_both_ways(torch.device("cuda"))
 torch.cuda.synchronize()
 print(json.dumps(before - free_memory(index) - torch.cuda.memory_reserved()))

@@ -20,8 +20,7 @@ from core.config.schema import Config, TrainSection
 from core.errors import UserError
 from core.helper import Helper
 from core.units import format_bytes
-from core.worker.oom.handles import multiply_both_ways
-from core.worker.oom.retry import Retry, attempt, release
+from core.worker.oom.retry import Retry, attempt, multiply_both_ways, release
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.retryable_step import RetryableStep
 from core.worker.selftest import shortage

@@ -150,7 +150,6 @@ class Trainer:
 
         from core.worker.process.control import Controls
         from core.worker.process.recorder import Recorder
-        from core.worker.process.throttle import Throttle
         from core.worker.setup.build import build
         from core.worker.train import FinetuneRecipe
 
@@ -162,7 +161,7 @@ class Trainer:
         RunState(state="queued", host=hostname(), updated=time.time()).write(self._run.state_path)
         self._recorder, controls = Recorder(self._run), Controls()
         self._tail = EventTail(self._run.events_path)
-        self.parts = build(config, self._recorder, controls, None, Throttle(controls))
+        self.parts = build(config, self._recorder, controls, None)
         self.recipe = FinetuneRecipe(config, self._recorder, controls, self.parts)
 
     def step(self) -> StepEvent:

@@ -14,8 +14,8 @@ from bench.gpu_checks.subjects import Found
 from bench.gpu_checks.trainer import Stand, trainer
 from core.config.schema import TrainSection
 from core.worker.oom.retry import Retry
-from core.worker.optim.optim import make_optimizer
-from core.worker.optim.retryable_step import RetryableStep, is_blockwise
+from core.worker.optim.optim import is_blockwise, make_optimizer
+from core.worker.optim.retryable_step import RetryableStep
 from core.worker.optim.rounding import add_update
 from core.worker.process.rng import restore_rng, rng_state
 from core.worker.selftest.speed import best_seconds

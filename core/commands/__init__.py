@@ -13,7 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "train the starter model on the sample tickets, and ask it before and after"),
     "init": ("init", "a configuration to start from, made from a preset for the model, the card and the data"),
     "train": ("train", "train as a configuration file says"),
-    "slurm": ("slurm", "a file for Slurm's sbatch that trains as a configuration file says"),
+    "slurm": ("slurm", "former name of train --slurm: a batch file for Slurm"),
     "runs": ("runs", "list runs, with what each came to"),
     "compare": ("compare", "runs side by side: figures, what differs, curves, answers; as Markdown, CSV or JSON"),
     "label": ("label", "give a run a name, tags and a note, or archive it"),

@@ -46,6 +46,7 @@ _BY_ARGUMENT = {
     ("serve", "uds"): "any_file",
     ("slurm", "output"): "any_file",
     ("train", "preset"): "presets",
+    ("train", "slurm"): "any_file",
     ("trash", "runs"): "trash",
 }
 #: Text behind the script. For bash, an option's value follows its name without a space; fish has no files by itself.

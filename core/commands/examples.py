@@ -27,6 +27,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("train faq.toml", ""),
         ("train faq.toml --set train.epochs=2 --set method.rank=32", "with other values for this run"),
         ("train faq.toml --preset auto --detach", "fill in the rest, and return at once"),
+        ("train faq.toml --slurm faq.sbatch --nodes 2 --processes 4", "a batch file: eight processes on two nodes"),
     ),
     "slurm": (
         ("slurm run.toml --nodes 2 --cards-per-node 4 --time 12:00:00", "eight processes on two nodes"),

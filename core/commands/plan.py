@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from core.commands.machines import warn_of_machines
     from core.memory.planner import make_plan
     from core.models.architecture.load import locate_model
     from core.models.architecture.sandboxed import load_architecture, read_model
@@ -85,8 +84,6 @@ def _plan(args: argparse.Namespace) -> int:
     # the model and the options before the rows are, which may take a while as well.
     read_model(base)
     _warn(base)
-    if has_rows:
-        warn_of_machines(config)
     architecture = load_architecture(base)
     is_here = args.gpu_memory is None
     remarks = _remarks(document, config, machine, architecture, is_here) if args.config is not None else []
@@ -96,9 +93,16 @@ def _plan(args: argparse.Namespace) -> int:
     if args.json:
         emit(as_json(found, remarks, wishes))
         return 0
-    for line in render(found, _columns()):
+    for line in render(found, _columns(), _torchrun(config, found)):
         say(line)
     return 0
+
+
+def _torchrun(config: Config, found: Forecast) -> str:
+    """The line of torchrun for a run of several processes; empty for one process."""
+    from core.config.derived import torchrun_line
+
+    return torchrun_line(config) if found.chosen is not None else ""
 
 
 def _columns() -> int | None:

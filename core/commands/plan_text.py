@@ -21,15 +21,16 @@ NARROWEST = 20
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def render(found: Forecast, columns: int | None = None) -> list[str]:
+def render(found: Forecast, columns: int | None = None, torchrun: str = "") -> list[str]:
     """Aligned lines, safe for a terminal.
 
     Args:
         found: The plan and what goes with it.
         columns: Columns that they may take; None: each line stays whole.
+        torchrun: The command line that starts the processes elsewhere; empty for a run of one process.
     """
     named = [*_named(_about(found))]
-    after = [*_named(_besides(found))]
+    after = [*_named(itertools.chain(_besides(found), _elsewhere(torchrun)))]
     width = BAR_WIDTH if columns is None else min(BAR_WIDTH, max(columns, NARROWEST) - 3)
     lines = [("", verdict(found)), ("", ""), *named, ("", ""), *_parts(found.plan), ("", "")]
     lines += [*(("", line) for line in bar(found.plan, width)), ("", ""), *after]
@@ -104,6 +105,18 @@ def _besides(found: Forecast) -> Iterator[tuple[str, str]]:
     yield from (("advice", advice.text) for advice in found.advice)
     notes = [*([found.plan.reason] if found.plan.reason else []), *found.plan.notes]
     yield from (("note", one_line(sentence)) for sentence in notes)
+
+
+def _elsewhere(torchrun: str) -> Iterator[tuple[str, str]]:
+    """The ways to start the processes on other machines."""
+    if torchrun:
+        yield "torchrun", torchrun
+        yield (
+            "torchrun",
+            "RUN is the directory that 'train CONFIG --no-start' prints, on a shared disk;",
+        )
+        yield "torchrun", "each machine has its own --node-rank, and the first one's --master-addr"
+        yield "slurm", "'train CONFIG --slurm FILE --nodes N' writes a batch file"
 
 
 def bar(plan: Plan, width: int = BAR_WIDTH) -> list[str]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from core.commands.common import EXIT_USAGE, PROGRAM, add_config, add_json_flag, emit, note, say
-from core.commands.parser import ArgumentParser
+from core.commands.common import BOTH_PRINTED, EXIT_USAGE, PROGRAM, add_config, add_json_flag, emit, note, put, say
+from core.commands.parser import ArgumentParser, whole_number
 from core.commands.wishes import add_consent, starts_all_the_same, unmet_now
+from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.commands.follow import Interrupts
@@ -36,7 +37,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--detach", action="store_true", help="print the run's id and return while it trains")
     add_consent(parser)
+    parser.add_argument(
+        "--slurm",
+        metavar="FILE",
+        help="write a batch file for Slurm's sbatch instead, - for standard output; --processes is for each node",
+    )
+    add_job_options(parser.add_argument_group("with --slurm"))
     parser.add_conflict("--detach", "--no-start", "a run that is not started does not train.")
+    for flag in ("--detach", "--no-start"):
+        parser.add_conflict("--slurm", flag, "Slurm starts the run.")
+    parser.add_conflict("--slurm -", "--json", BOTH_PRINTED)
     add_json_flag(parser)
 
 
@@ -56,6 +66,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", metavar="NAME", help="preset, or auto, for what the file leaves out; 'init --list' lists them"
     )
+
+
+def add_job_options(parser: argparse._ActionsContainer) -> None:
+    """Declare the options of a batch file."""
+    parser.add_argument("--nodes", metavar="N", type=whole_number, default=1, help="machines (default: 1)")
+    parser.add_argument(
+        "--time", default="", metavar="LIMIT", help="time limit as Slurm writes it: 12:00:00, 2-00:00:00"
+    )
+    parser.add_argument("--partition", default="", metavar="NAME", help="partition (default: the cluster's)")
+    parser.add_argument("--account", default="", metavar="NAME", help="account (default: the user's)")
+    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
 
 
 def read_run_config(args: argparse.Namespace, more: Sequence[str] = ()) -> Config:
@@ -83,8 +104,11 @@ def run(args: argparse.Namespace) -> int:
     wishes cannot be met, and nobody agrees to that."""
     from core.commands.follow import Interrupts
     from core.commands.live_line import busy
-    from core.commands.machines import check_machines
 
+    if args.slurm is not None:
+        more = [*(["--preset", args.preset] if args.preset else []), *(f"--allow={code}" for code in args.allow)]
+        return write_batch_file(args, args.slurm, args.processes, *more)
+    _refuse_job_options(args)
     several = [] if args.processes is None else [f"distributed.processes={args.processes}"]
     path, config = Path(args.config), read_run_config(args, several)
     with busy("estimating how long the run takes"):
@@ -94,7 +118,6 @@ def run(args: argparse.Namespace) -> int:
     if args.no_start:
         report_prepared(config, args.name or path.stem, as_json=args.json)
         return 0
-    check_machines(config)
     # Interrupts are counted from here on: a Ctrl-C between the start and the first read would leave an unknown run.
     with Interrupts() as interrupts:
         started = start(config, args.name or path.stem)
@@ -102,6 +125,81 @@ def run(args: argparse.Namespace) -> int:
             report_detached(started, as_json=args.json)
             return 0
         return follow_to_end(started, interrupts, as_json=args.json)
+
+
+def write_batch_file(args: argparse.Namespace, output: str | None, processes: int | None, *more: str) -> int:
+    """Write a batch file; returns the exit code.
+
+    Args:
+        args: The configuration and the options of the file.
+        output: The file, ``-`` for standard output; None for the run's name.
+        processes: Processes on each node; None for those of the configuration.
+        *more: Words of the command line that makes the run, besides ``--set``.
+
+    Raises:
+        UserError: If the run would be refused, or the file exists and may not be replaced.
+    """
+    from core.commands.configuration import read_config
+    from core.launch.slurm import SlurmJob
+    from core.runs.record.store import make_slug
+
+    path = Path(args.config).absolute()
+    several = [] if processes is None else [f"distributed.processes={processes}"]
+    config = read_config(path, [*args.set, *several], getattr(args, "preset", None), is_for_here=False)
+    check_model(config)
+    check_data(config)
+    name = make_slug(args.name or path.stem)
+    processes = _processes(config)
+    job = SlurmJob(
+        config=path,
+        options=[*(word for text in args.set for word in ("--set", text)), *more],
+        name=name,
+        nodes=args.nodes,
+        processes=processes,
+        cards=0 if config.hardware.device == "cpu" else processes,
+        restarts=config.distributed.restarts,
+        time=args.time,
+        partition=args.partition,
+        account=args.account,
+    )
+    if output == "-":
+        put(job.batch_file())
+        return 0
+    out = _write(Path(os.path.expanduser(output or f"{name}.sbatch")), job.batch_file(), force=args.force)
+    if args.json:
+        emit({"file": str(out), "nodes": job.nodes, "processes": job.nodes * job.processes, "cards": job.cards})
+        return 0
+    say(str(out))
+    note(f"{_count(job.nodes, 'node')}, {_count(job.nodes * job.processes, 'process')}; hand it in with: sbatch {out}")
+    return 0
+
+
+def _processes(config: Config) -> int:
+    named = [name for name in config.distributed.named_gpus if name != "all"]
+    return config.distributed.processes or len(named) or 1
+
+
+def _write(out: Path, text: str, *, force: bool) -> Path:
+    from core.atomic import write_atomic
+
+    if not force and os.path.lexists(out):
+        raise UserError(f"{out} exists already.", "Choose another name, or replace it with --force.")
+    write_atomic(out, text, mode=0o755)
+    return out
+
+
+def _count(number: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def _refuse_job_options(args: argparse.Namespace) -> None:
+    given = {
+        "--nodes": args.nodes != 1,
+        **{f"--{name}": getattr(args, name) for name in ("time", "partition", "account", "force")},
+    }
+    if (flag := next((flag for flag, is_given in given.items() if is_given), None)) is not None:
+        raise UserError(f"{flag} goes with --slurm.", "Name the batch file with --slurm FILE.")
 
 
 def allow(config: Config, codes: Sequence[RefusalCode]) -> Config:
@@ -120,7 +218,6 @@ def check_model(config: Config) -> None:
     Raises:
         UserError: In these cases.
     """
-    from core.errors import UserError
     from core.models.sandboxed import check_base
 
     check_base(config.model.base)
@@ -166,6 +263,7 @@ def report_prepared(config: Config, name: str, *, as_json: bool) -> None:
     Raises:
         UserError: If it cannot be written.
     """
+    from core.config.derived import torchrun_line
     from core.runs.record.store import create_run
 
     made = create_run(config, name)
@@ -173,7 +271,8 @@ def report_prepared(config: Config, name: str, *, as_json: bool) -> None:
         emit({"run": made.id, "directory": str(made.path)})
         return
     say(str(made.path))
-    note(f"Start its processes within a minute: torchrun … -m core.worker {made.path}")
+    note(f"Start its processes within a minute: {torchrun_line(config, str(made.path))}")
+    note("Several machines: the same on each, with --nnodes, its own --node-rank and the first one's --master-addr.")
 
 
 def report_detached(started: Run, *, as_json: bool) -> None:

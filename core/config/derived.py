@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 from core.config.choices import Objective
 from core.config.schema import WEIGHT_METHODS, Config
@@ -17,20 +18,49 @@ FILE_SHARE, FILE_SLOWNESS = 1 / 3, 1.8
 
 
 def holds_out(config: Config) -> bool:
-    """Whether there are held-out rows."""
+    """True if there are held-out rows."""
     return config.data.eval is not None or config.data.eval_share > 0
 
 
 def wants_several(config: Config) -> bool:
-    """Whether a configuration asks for more than one process; ``distributed.gpus = "all"`` may come to one."""
+    """True if a configuration asks for more than one process; ``distributed.gpus = "all"`` may mean one."""
+    named, processes = config.distributed.named_gpus, config.distributed.processes
+    return len(named) > 1 or ALL_GPUS in named if processes is None else processes > 1
+
+
+def torchrun_line(config: Config, run: str = "RUN") -> str:
+    """The command line that starts a run's processes on the first of its machines.
+
+    Args:
+        config: Of the run.
+        run: Its directory.
+
+    Source: PyTorch, torchrun (Elastic Launch).
+    """
     distributed = config.distributed
-    named = distributed.named_gpus
-    here = len(named) > 1 or ALL_GPUS in named if distributed.processes is None else distributed.processes > 1
-    return here or bool(distributed.other_hosts)
+    named = [name for name in distributed.named_gpus if name != ALL_GPUS]
+    each = distributed.processes or len(named) or ("gpu" if ALL_GPUS in distributed.named_gpus else 1)
+    words: list[object] = ["torchrun", "--nnodes", 1 + len(distributed.other_hosts), "--nproc-per-node", each]
+    address = distributed.address or ("ADDRESS" if distributed.other_hosts else "127.0.0.1")
+    words += ["--node-rank", 0, "--master-addr", address, "--master-port", distributed.port]
+    return shlex.join(map(str, [*words, "-m", "core.worker", run]))
+
+
+def refusal_of_machines(config: Config) -> tuple[str, str] | None:
+    """Error and hint for a run that names other machines; None for others."""
+    hosts = config.distributed.other_hosts
+    if not hosts:
+        return None
+    return (
+        "distributed.hosts names other machines, and a run on several is started by Slurm or torchrun.",
+        f"Leave it out. With Slurm: localtune-tui train CONFIG --slurm FILE --nodes {1 + len(hosts)}. With torchrun: "
+        "localtune-tui train CONFIG --no-start prints the directory RUN; then "
+        f"'{torchrun_line(config)}' on each machine, with its own --node-rank.",
+    )
 
 
 def updates_in_backward(config: Config) -> bool:
-    """Whether the optimizer step runs inside backward: by choice, and by default where a whole model is trained by one
+    """True if the optimizer step runs inside backward: by choice, and by default where a whole model is trained by one
     process; the gradients of several are added up before."""
     wanted = config.memory.optimizer_in_backward
     if config.method.name not in WEIGHT_METHODS:

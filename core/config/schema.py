@@ -456,11 +456,9 @@ class DistributedSection(Section):
         "What fsdp2 and deepspeed keep in the memory of the machine: optimizer states, or all that is shared out.",
     )
     hosts: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = _option(
-        None, "Other machines of the run, as ssh names them: a name or a list; absent: this machine alone."
+        None, "Other machines. Refused: Slurm (train --slurm) or torchrun starts a run on several."
     )
-    address: Text | None = _option(
-        None, "Address of this machine at which the others meet it; needed with distributed.hosts."
-    )
+    address: Text | None = _option(None, "Address of the first machine, for the line of torchrun that plan prints.")
     port: int = _option(29_500, "Port of that address.", ge=1024, le=65_535)
     timeout: float = _option(
         600.0, "Time after which a process that does not answer is taken for lost.", unit="s", ge=5, le=86_400

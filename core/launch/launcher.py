@@ -27,9 +27,8 @@ from core.small_files import open_regular
 from core.text import one_line
 from core.tracking.start import places, record_failure, start_tracker
 
-#: Environment variables that a worker does not need, and that libraries it loads must not see. Only ssh gets them,
-#: where a run has other machines.
-AGENT_VARIABLES = ("SSH_AUTH_SOCK", "SSH_AGENT_PID")
+#: Environment variables that a worker does not need, and that libraries it loads must not see.
+_AGENT_VARIABLES = ("SSH_AUTH_SOCK", "SSH_AGENT_PID")
 _LOG_HEADER = "== worker started "
 _LOG_TAIL_BYTES = 64 << 10
 #: Seconds that a worker may take to exit after it has recorded its end.
@@ -294,8 +293,7 @@ def _lock_or_refuse(run: Run) -> int:
 def _spawn(run: Run, *, resume: bool, lock: int, alone: bool) -> int:
     try:
         with _open_log(run, resume) as log:
-            environment = worker_environment() | _for_ssh(run) | {LOCK_VARIABLE: str(lock)}
-            environment |= {ALONE_VARIABLE: "1" if alone else ""}
+            environment = worker_environment() | {LOCK_VARIABLE: str(lock), ALONE_VARIABLE: "1" if alone else ""}
             command = worker_command(run, resume=resume)
             child = start_detached(command, log=log, cwd=run.path, environment=environment, pass_fds=(lock,))
     except OSError as error:
@@ -351,16 +349,9 @@ def worker_environment() -> dict[str, str]:
     importable.
     """
     environment = {
-        name: value for name, value in os.environ.items() if not is_secret_name(name) and name not in AGENT_VARIABLES
+        name: value for name, value in os.environ.items() if not is_secret_name(name) and name not in _AGENT_VARIABLES
     }
     return finding_core(environment) | {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
-
-
-def _for_ssh(run: Run) -> dict[str, str]:
-    """The variables by which ssh finds the user's keys, for a run on several machines."""
-    if not run.values().get("distributed.hosts"):
-        return {}
-    return {name: os.environ[name] for name in AGENT_VARIABLES if name in os.environ}
 
 
 def _write_state(run: Run, state: RunState) -> None:

@@ -73,7 +73,7 @@ export MASTER_ADDR MASTER_PORT
 # A job that was queued again goes on with its run; the home of localtune-tui is on a disk that all nodes share.
 note="${{SLURM_SUBMIT_DIR:-.}}/.localtune-$SLURM_JOB_ID"
 if [ ! -s "$note" ]; then
-  attend "$python" -m tui train {config}{assignments} --name {name} --no-start > "$note.new"
+  attend "$python" -m tui train {config}{options} --name {name} --no-start > "$note.new"
   if [ "$status" != 0 ]; then
     rm -f "$note.new"
     if [ -n "$noticed" ]; then too_soon; fi
@@ -121,8 +121,8 @@ class SlurmJob:
 
     Args:
         config: The configuration file, absolute.
-        assignments: ``section.key=value`` overrides.
-        name: What the run is about.
+        options: More words of the command that makes the run: ``--set``, ``section.key=value``.
+        name: Subject of the run.
         nodes: How many machines.
         processes: Processes on each.
         cards: Cards on each; 0 on a CPU.
@@ -134,7 +134,7 @@ class SlurmJob:
     """
 
     config: Path
-    assignments: Sequence[str] = ()
+    options: Sequence[str] = ()
     name: str = "run"
     nodes: int = 1
     processes: int = 1
@@ -173,7 +173,7 @@ class SlurmJob:
         body = _BODY.format(
             python=shlex.quote(self.python),
             config=shlex.quote(str(self.config)),
-            assignments="".join(f" --set {shlex.quote(text)}" for text in self.assignments),
+            options="".join(f" {shlex.quote(word)}" for word in self.options),
             name=shlex.quote(self.name),
             restarts=self.restarts,
         )

@@ -13,34 +13,36 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
+from core.config.derived import refusal_of_machines
 from core.config.schema import Config
 from core.errors import UserError
 from core.notify import Notice, notify
 from core.runs.control.devices import Hold
 from core.runs.record.events import ControlEvent, FailedEvent, FinishedEvent, StoppedEvent
-from core.runs.record.files import hold_worker_lock, refuse_unsafe_files
+from core.runs.record.files import LOCK_VARIABLE, hold_worker_lock, refuse_unsafe_files
 from core.runs.record.sentences import sender
 from core.runs.record.state import EXIT_CODES, EXIT_REFUSED, PARKED_BY_HAND, RunState, ranks_path
 from core.runs.record.store import Run, after_refusal, complete_checkpoints, way_on
-from core.worker.distributed.errors import RankLostError
-from core.worker.distributed.rendezvous import Meeting, read_meeting
+from core.worker.distributed.rendezvous import Meeting, RankLostError, read_meeting
 from core.worker.follower import follow_first, meet, tell_ranks
 from core.worker.parked import ClaimsWatch, parked_run
 from core.worker.process import environment
 from core.worker.process.control import Controls, ControlServer, ParkRequested, StopRequested, install_signals
-from core.worker.process.device_failure import device_failure
-from core.worker.process.devices import hold_devices, shared_device
-from core.worker.process.handover import become
+from core.worker.process.devices import device_failure, hold_devices, shared_device
 from core.worker.process.log import log, log_exception, redact_streams
 from core.worker.process.recorder import Recorder
 from core.worker.process.reports import Reports, report_to_supervisor
-from core.worker.progress.finite import NotFiniteError
+from core.worker.progress.health import NotFiniteError
 from core.worker.supervise.supervisor import supervisor_of
 from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST
+
+#: Descriptors of standard input, output and error, which stay in a process that goes on as another program.
+_STANDARD = 3
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
             # The others have left when the device was given back, and whoever started them starts all again.
             log("The device is free again: the processes of the run are to be started anew, with --resume.")
             return EXIT_LOST
-        become([str(run.path), *following], lock, started_with)
+        _become([str(run.path), *following], lock, started_with)
     finally:
         os.close(lock)
 
@@ -205,6 +207,8 @@ def _train(
     if meeting is not None:
         ranks = meet(run, config, meeting, reports)
         tell_ranks(run, config, recorder, ranks.members, is_supervised=reports.supervisor is not None)
+    elif (refusal := refusal_of_machines(config)) is not None:
+        raise UserError(*refusal)
     elif config.hardware.device != "cpu":
         environment.choose_card(config)
     from core.worker.libraries import import_libraries
@@ -263,6 +267,34 @@ def _go_on(recorder: Recorder, controls: Controls, server: ControlServer, asked_
     # Before the first step there is nothing to go on from, and the run begins anew.
     resume = ["--resume"] if complete_checkpoints(recorder.run) else []
     return [*resume, *(["--paused"] if paused and asked_by != "socket" else [])]
+
+
+def _become(arguments: Sequence[str], lock: int, environment: Mapping[str, str]) -> NoReturn:
+    """Run ``python -m core.worker`` anew in this process: pid, start time and lock stay, so that whoever watches the
+    run sees one worker. All memory goes, the device's and its driver's context too, which no library can give back
+    while its process lives.
+
+    Args:
+        arguments: Of the worker.
+        lock: Descriptor of the worker lock, which the next program adopts.
+        environment: Of this program as it was started, without what libraries have been told since.
+
+    Raises:
+        OSError: If the program cannot be started.
+    """
+    log(f"== worker started anew: {' '.join(arguments[1:])}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A driver may have opened its device so that a next program inherits it, and with it the memory.
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing itself is closed
+            if int(name) >= _STANDARD:
+                os.set_inheritable(int(name), False)
+    os.set_inheritable(lock, True)
+    command = [sys.executable, "-m", "core.worker", *arguments]
+    os.execve(  # noqa: S606 - a list of our own arguments
+        sys.executable, command, {**environment, LOCK_VARIABLE: str(lock)}
+    )
 
 
 def _status(recorder: Recorder) -> dict[str, object]:

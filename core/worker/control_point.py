@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from core.chat.request import BASE, TUNED, ChatRequest, settings_of
@@ -19,23 +19,20 @@ from core.runs.record.events import ControlEvent
 from core.runs.record.sentences import encode_changes
 from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
-from core.worker.distributed.errors import RankLostError
-from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import lost_ranks_told
+from core.worker.distributed.rendezvous import RankLostError
+from core.worker.distributed.replicate import single
+from core.worker.distributed.strategy import Strategy
 from core.worker.fused.file_weights import FileWeights
 from core.worker.generate.generate import Generation, answer_prompt, answering_as, prepare_prompt
 from core.worker.generate.room import ask_for_room
 from core.worker.model.model import LoadedModel
 from core.worker.oom.retry import MemoryShortageError
-from core.worker.process.control import Command, Controls
+from core.worker.process.control import Command, Controls, EvaluationSkipped
 from core.worker.process.governor import Governor
 from core.worker.process.log import log_exception
 from core.worker.process.recorder import Recorder
 from core.worker.progress.state import TrainState
-
-
-class EvaluationSkipped(Exception):  # noqa: N818 - it is a request, not an error
-    """Raised between two passes of an evaluation that is to be left out."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,7 @@ class ControlPoint:
         controls: The commands that wait.
         file_weights: Those of the file that is trained for, where there is one.
         governor: Pauses the run by itself, for heat and the like; None for no governor.
-        orders: Tells the other processes of the run to wait meanwhile; None where there are none.
-        leading: Makes a context in which this process runs the model alone.
+        strategy: The other processes of the run wait meanwhile.
     """
 
     config: Config
@@ -67,8 +63,7 @@ class ControlPoint:
     controls: Controls
     file_weights: FileWeights | None = None
     governor: Governor | None = None
-    orders: Orders | None = None
-    leading: Callable[[], AbstractContextManager[None]] = nullcontext
+    strategy: Strategy = field(default_factory=single)
 
     @property
     def _hold(self) -> Action | None:
@@ -77,8 +72,8 @@ class ControlPoint:
 
     @property
     def _is_held(self) -> bool:
-        """Whether a governor pauses the run, this process's or another's."""
-        return self._hold is not None or (self.orders is not None and self.orders.others_hold)
+        """True if a governor pauses the run, this process's or another's."""
+        return self._hold is not None or self.strategy.orders.others_hold
 
     def attend(self) -> None:
         """Carry out the commands that wait; while paused, wait for more. Called between two steps, and in the long
@@ -88,15 +83,16 @@ class ControlPoint:
             StopRequested: If a stop was asked for.
             EvaluationSkipped: If the evaluation that is under way is to be left out.
         """
-        self._look_after()
+        orders = self.strategy.orders
+        orders.look_after()
         told: set[str] = set()
         for command in self.controls.waiting():
             # A key that is pressed twice asks for one thing, and makes one entry in the log.
-            with self._alone():
+            with orders.alone():
                 self._carry_out(command, is_repeated=command.request.command in told)
             told.add(command.request.command)
         self.controls.check_stop()
-        with self._alone():
+        with orders.alone():
             if self.governor is not None and self.governor.take_checkpoint() and self.state.step:
                 self.checkpointer.save()
             if self.state.paused or self._is_held:
@@ -122,7 +118,7 @@ class ControlPoint:
                     self._carry_out(command)
                 controls.check_stop()
                 self._tell_paused()
-                self._look_after()
+                self.strategy.orders.look_after()
         finally:
             state.paused_seconds += time.monotonic() - began
             if self.governor is not None:
@@ -241,7 +237,7 @@ class ControlPoint:
         began, model = time.monotonic(), self.loaded.model
         with (
             lost_ranks_told(),
-            self.leading(),
+            self.strategy.leading(),
             self.autocast(),
             self._weights_of(asked.source),
             answering_as(model, asked.source),
@@ -268,18 +264,9 @@ class ControlPoint:
             )
 
     def _is_to_end(self, command: Command) -> bool:
-        """Whether an answer is to end; asked before each of its tokens."""
-        self._look_after()
+        """True if an answer is to end; asked before each of its tokens."""
+        self.strategy.orders.look_after()
         return command.cancelled.is_set() or self.controls.is_leaving
-
-    def _alone(self) -> AbstractContextManager[None]:
-        """Inside, the other processes of the run wait for as long as it takes."""
-        return nullcontext() if self.orders is None else self.orders.alone()
-
-    def _look_after(self) -> None:
-        """The other processes of the run wait, and are asked whether they are there."""
-        if self.orders is not None:
-            self.orders.look_after()
 
     def _weights_of(self, source: str) -> AbstractContextManager[None]:
         """The weights that a source answers with: the base with its own, where a file's are trained."""

@@ -1,4 +1,4 @@
-"""A process of a run that is not its first one: it carries out what that one orders, and writes no record."""
+"""The processes of a run: they meet, and those after the first carry out its orders and write no record."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.config.schema import Config
 from core.errors import UserError
@@ -14,8 +14,7 @@ from core.runs.control.devices import Hold, take_beside
 from core.runs.record.events import NoticeEvent, RanksEvent
 from core.runs.record.state import EXIT_CODES, Rank, hostname, write_ranks
 from core.runs.record.store import Run
-from core.worker.distributed.errors import RankLostError
-from core.worker.distributed.rendezvous import Meeting, forget
+from core.worker.distributed.rendezvous import Meeting, RankLostError, forget
 from core.worker.process import environment
 from core.worker.process.control import STOP_SIGNALS, Controls
 from core.worker.process.devices import own_device, shared_device
@@ -24,7 +23,11 @@ from core.worker.process.recorder import Recorder
 from core.worker.process.reports import Reports
 from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST
 
-#: Among what a process says of itself to the others: the runs that it has found on its device.
+if TYPE_CHECKING:
+    from core.worker.distributed.ranks import Ranks
+    from core.worker.train import FinetuneRecipe
+
+#: Field of a process's message to the others: other runs on its device.
 _BESIDE = "beside"
 
 
@@ -37,7 +40,7 @@ def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) 
         reports: To its supervisor.
         resume: Whether the run goes on from a checkpoint.
     """
-    # A stop is heard by the first one, which tells the others.
+    # The first process hears a stop, and gives the orders.
     for number in (*STOP_SIGNALS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     recorder = Recorder(run, keeps=False, pass_on=lambda *notice: reports.tell(notice=notice))
@@ -45,17 +48,62 @@ def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) 
     def work() -> int:
         config = run.config()
         ranks = meet(run, config, meeting, reports)
-        from core.worker.train import follow
-
-        follow(config, recorder, Controls(), ranks, resume=resume)
+        follow(config, recorder, ranks, resume=resume)
         ranks.close()
         return 0
 
     return reporting(reports, work)
 
 
+def follow(config: Config, recorder: Recorder, ranks: Ranks, *, resume: bool) -> None:
+    """Do the part of a run that belongs to a process after its first.
+
+    Args:
+        config: The configuration, paths absolute.
+        recorder: One that writes nothing.
+        ranks: The processes of the run.
+        resume: Whether the run goes on from a checkpoint.
+
+    Raises:
+        RankLostError: If another process does not answer.
+        UserError: If it cannot go on.
+    """
+    from core.worker.distributed.ranks import lost_ranks_told
+    from core.worker.process.determinism import nondeterminism_explained
+    from core.worker.setup.build import set_up
+    from core.worker.train import FinetuneRecipe
+
+    # Commands are for the first process.
+    controls = Controls()
+    with nondeterminism_explained(), lost_ranks_told():
+        parts = set_up(config, recorder, controls, ranks, resume=resume)
+        carry_out_orders(FinetuneRecipe(config, recorder, controls, parts))
+
+
+def carry_out_orders(recipe: FinetuneRecipe) -> None:
+    """The rehearsal, then the orders of the first process, until one of them is to leave.
+
+    Raises:
+        RankLostError: If another process does not answer.
+        UserError: If it cannot go on.
+    """
+    recipe.rehearse()
+    parts, state = recipe.parts, recipe.parts.state
+    orders = parts.strategy.orders
+    with parts.governor.governing(state.overrides):
+        parts.strategy.ranks.meet()
+        while (order := orders.take()).name != "leave":
+            if order.name == "step":
+                state.step, state.overrides = int(order.args["step"]), dict(order.args["overrides"])
+                recipe.step()
+            elif order.name == "forward":
+                parts.strategy.lend()
+            else:
+                parts.checkpointer.lend(order.name)
+
+
 def reporting(reports: Reports, work: Callable[[], int]) -> int:
-    """Do the work of a process; its exit code, once the supervisor has been told why where it fails."""
+    """Do the work of a process; returns its exit code. The supervisor gets the reason of a failure."""
     try:
         return work()
     except RankLostError as error:
@@ -81,13 +129,13 @@ def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
         UserError: If the device cannot be used.
     """
     meeting.keep_inside(os.environ)
-    # Libraries that are told of several processes by the environment would meet by themselves.
+    # Libraries that find several processes in the environment would meet by themselves.
     forget()
     held = Hold()
     if reports.supervisor is None:
         if config.hardware.device != "cpu":
             environment.choose_card(config, meeting.local)
-        # Processes that another program has started: none can wait alone for its card.
+        # Of processes that another program has started, none can wait alone for its card.
         held = take_beside([own_device(config, meeting.local)], run.id)
     from core.worker.libraries import import_libraries
 
@@ -117,8 +165,7 @@ def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
 
 
 def _give_up(why: str) -> None:
-    """End this process, which waits for one that is lost, from another thread; a wait in a library cannot be broken off
-    otherwise."""
+    """End this process, which waits for a lost one, from another thread; nothing else ends a wait in a library."""
     log(f"error: another process of the run does not answer: {why}")
     os._exit(EXIT_LOST)
 
@@ -126,7 +173,7 @@ def _give_up(why: str) -> None:
 def tell_ranks(
     run: Run, config: Config, recorder: Recorder, members: list[dict[str, Any]], *, is_supervised: bool
 ) -> None:
-    """Record, in the first process, which processes the run has.
+    """Record the processes of the run, in the first one.
 
     Args:
         run: The run.
@@ -146,7 +193,7 @@ def tell_ranks(
 
 
 def _shared_devices(members: list[dict[str, Any]]) -> Iterator[NoticeEvent]:
-    """The warnings of processes that are beside other runs, one for each device."""
+    """The warnings of processes that share their device with other runs, one for each device."""
     told = set[tuple[str, str]]()
     for member in members:
         device = member["host"], member["device"]

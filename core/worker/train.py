@@ -1,14 +1,12 @@
 """The training recipe: an optimizer step, the loop around it, and a whole run.
 
 One optimizer step: for each micro-batch forward, loss and backward; then clip, optimizer step, schedule, event and
-control point.
+control point. Of several processes each works on its share of a window, and the sums are those of all.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 import time
@@ -20,23 +18,19 @@ import torch
 from core.config.gate import read_bars
 from core.config.schema import Config
 from core.runs.catalog.result import GateFigures, judge
-from core.runs.record.events import BEST_CHOSEN, ProbeEvent, StepEvent
+from core.runs.record.events import BEST_CHOSEN, StepEvent
 from core.runs.record.sentences import ALL_DONE
 from core.runs.record.tail import EventTail
-from core.worker.checkpoint.checkpointer import agreed_checkpoint
-from core.worker.control_point import EvaluationSkipped
 from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.distributed.ranks import Ranks, lost_ranks_told
+from core.worker.distributed.strategy import reduce_window, share_window
 from core.worker.loss.objectives import Rewards
-from core.worker.model.full_weights import trained_tensors
-from core.worker.oom.retry import MemoryShortageError, TornUpdateError
+from core.worker.oom.retry import TornUpdateError
 from core.worker.process.control import Controls, ParkRequested, StopRequested
 from core.worker.process.determinism import nondeterminism_explained
 from core.worker.process.recorder import Recorder
-from core.worker.process.rng import own_draws
-from core.worker.process.throttle import Throttle
-from core.worker.progress.spikes import Spike
-from core.worker.setup.build import Parts, build
+from core.worker.progress.health import Spike
+from core.worker.setup.build import Parts, set_up
 
 #: Seconds after which every device that reports its power has done so.
 _SAMPLED_SECONDS = 30.0
@@ -52,30 +46,20 @@ class Outcome:
     """The adapter, or the model where its own weights were trained; relative to the run directory. None where the
     result is refused."""
     reason: str
-    """Why it ended, and which step the result is of where that is not the last one."""
+    """The reason of the end, and the step of the result where that is not the last one."""
     refused: str = ""
-    """What the result misses of ``eval.gate``; empty where it passes."""
+    """The bars of ``eval.gate`` that the result misses; empty where it passes."""
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients of an optimizer step, which are in the parameters, in numbers."""
+    """The gradients of a window, which are in the parameters, in numbers."""
 
     loss: float
-    """Mean over the supervised tokens of the whole window, or over what else the objective takes it."""
+    """Mean over the supervised tokens of the whole window, or over the other weight of the objective."""
     tokens: int
     supervised_tokens: int
     rewards: Rewards
-
-
-@dataclass(frozen=True)
-class WholeWindow:
-    """A window of which this process has a share."""
-
-    rows: Sequence[int]
-    """All of its rows."""
-    noise: int
-    """Its number in :class:`~core.worker.steps.neftune.EmbeddingNoise`, the same in all processes."""
 
 
 def train(
@@ -85,19 +69,17 @@ def train(
     *,
     resume: bool,
     paused: bool = False,
-    throttle: Throttle | None = None,
     ranks: Ranks | None = None,
 ) -> Outcome:
-    """Do a run; one of several processes does it as the first of them.
+    """Do a run.
 
     Args:
         config: The configuration, paths absolute.
-        recorder: Of the run; where events and state go.
+        recorder: Of the run, for its events and state.
         controls: Commands from outside.
         resume: Go on from the newest valid checkpoint.
         paused: Begin with a pause, as the run was paused when it gave its device back.
-        throttle: The duty cycle that the governor sets; None: full at first.
-        ranks: The processes of the run; None for this one alone.
+        ranks: The processes of the run, of which this is the first; None for one.
 
     Raises:
         ParkRequested: If it is to give its device back; a checkpoint has then been written, if a step was done.
@@ -106,52 +88,9 @@ def train(
         UserError: If it cannot go on.
     """
     with nondeterminism_explained(), lost_ranks_told():
-        recipe = _make_recipe(config, recorder, controls, throttle, ranks, resume=resume)
-        recipe.parts.state.paused = paused
-        return recipe.run()
-
-
-def follow(config: Config, recorder: Recorder, controls: Controls, ranks: Ranks, *, resume: bool) -> None:
-    """Do the part of a run that belongs to a process which is not its first.
-
-    Args:
-        config: The configuration, paths absolute.
-        recorder: One that writes nothing.
-        controls: Those of nobody: commands are heard by the first process.
-        ranks: The processes of the run.
-        resume: Whether the run goes on from a checkpoint.
-
-    Raises:
-        RankLostError: If another process does not answer.
-        UserError: If it cannot go on.
-    """
-    with nondeterminism_explained(), lost_ranks_told():
-        _make_recipe(config, recorder, controls, None, ranks, resume=resume).follow()
-
-
-def _make_recipe(
-    config: Config,
-    recorder: Recorder,
-    controls: Controls,
-    throttle: Throttle | None,
-    ranks: Ranks | None,
-    *,
-    resume: bool,
-) -> FinetuneRecipe:
-    """Build what trains, and put it where it goes on from."""
-    ranks = ranks or Ranks.single()
-    found = agreed_checkpoint(config, recorder, ranks) if resume else None
-    parts = build(config, recorder, controls, found, throttle or Throttle(controls), ranks)
-    ranks.meet()
-    if found is not None:
-        parts.checkpointer.resume(found)
-    ranks.meet()
-    parts.strategy.begin(trained_tensors(parts.loaded.model))
-    if parts.file is not None:
-        parts.file.follow()
-    if parts.origin is not None:
-        recorder.seal("start", parts.origin.facts(config, found))
-    return FinetuneRecipe(config, recorder, controls, parts)
+        parts = set_up(config, recorder, controls, ranks, resume=resume)
+        parts.state.paused = paused
+        return FinetuneRecipe(config, recorder, controls, parts).run()
 
 
 @dataclass(frozen=True)
@@ -172,113 +111,114 @@ class FinetuneRecipe:
             StopRequested: As :func:`train`.
             UserError: If it cannot go on.
         """
-        rehearses, orders = self.rehearse(), self.parts.orders
-        self.parts.strategy.ranks.meet()
-        orders.begin()
-        with contextlib.closing(orders), self.parts.governor.governing(self.parts.state.overrides):
+        rehearses = self.rehearse()
+        with self.parts.governor.governing(self.parts.state.overrides), self.parts.strategy.orders.session():
             try:
                 self.loop_until_left(rehearses=rehearses)
             except ParkRequested:
-                orders.give("leave")
                 raise  # saved already, and not at its end
             except StopRequested as request:
-                with orders.alone():
-                    self.stop(save=not request.now)
-                orders.give("leave")
+                self.stop(save=not request.now)
                 raise
-            with orders.alone():
-                outcome = self.finish()
-            orders.give("leave")
-            return outcome
+            return self.finish()
 
-    def accumulate(
-        self,
-        micro_batches: list[list[int]],
-        *,
-        whole: WholeWindow | None = None,
-        most_shared: int | None = None,
-    ) -> Gradients:
-        """Gradient accumulation: forward, loss and backward of each micro-batch. The loss is summed over the window and
-        divided by its weight, in supervised learning its supervised tokens, so that the cut changes nothing.
+    def rehearse(self) -> bool:
+        """Find out whether the run fits in memory, before its first step; returns whether that step does it, as it has
+        a micro-batch as large as any."""
+        parts, state, batch_size = self.parts, self.parts.state, self.config.train.batch_size
+        self.controls.check_stop()
+        self.recorder.phase("rehearsing")
+        # A resumed run goes on as it was, whatever would be decided now.
+        if state.step == 0 and (self.config.memory.gradient_checkpointing == "auto" or parts.memory.cut):
+            self.recorder.notice("info", "checkpointing", parts.memory.checkpointing_reason)
+        if state.step == 0 and parts.memory.offload_reason:
+            self.recorder.notice("info", "activation_offload", parts.memory.offload_reason)
+        parts.meter.reset_peak()
+        first = state.step == 0 and not parts.update.in_backward
+        by_first_step = first and parts.micro_batches.has_largest(parts.order.window(0), batch_size)
+        if by_first_step:
+            self.recorder.phase("rehearsing", "the first step is as large as any", done=1, total=1)
+        else:
+            with parts.update.rehearsal():
+                rows, length = parts.micro_batches.rehearse(batch_size, self.accumulate)
+            self.recorder.end_progress()
+            self.recorder.phase("rehearsing", f"{rows} rows of {length} tokens", done=1, total=1)
+            parts.meter.record(rehearsed=True)
+        parts.checkpointer.check_room()
+        return by_first_step
 
-        Args:
-            micro_batches: Row indices of each.
-            whole: The window, where other processes work on some of its rows; None: the micro-batches are all of it.
-            most_shared: The most tokens of a common beginning that are computed once; None for no limit.
-        """
-        parts, objective, data, device = self.parts, self.parts.objective, self.parts.dataset, self.parts.loaded.device
-        window = [row for rows in micro_batches for row in rows] if whole is None else whole.rows
-        weight = objective.begin(window, parts.state.token_budget)
-        total = torch.zeros((), dtype=torch.float32, device=device)
-        parts.noise.begin_window(None if whole is None else whole.noise)
-        for done, rows in enumerate(parts.strategy.passes(micro_batches)):
-            if len(micro_batches) > 1:
-                self.recorder.progress("micro_batches", done, len(micro_batches))
-            # Made while the device still computes the gradients of the one before.
-            batch = make_micro_batch(rows, objective.sequences(rows), parts.loaded.pad_id, device, most_shared)
-            with parts.noise.on(rows, [data.rows[row].longest for row in rows]), parts.accelerator.autocast():
-                # The outputs have no name: they are gone before backward.
-                loss = objective.loss(batch, objective.forward(batch))
-            total += loss.detach()
-            if parts.update.in_backward and not math.isfinite(float(loss.detach())):
-                break  # inside backward, some weights would be updated before the first gradient that is not finite
-            parts.accelerator.backward(loss / weight)
-            parts.governor.throttle.rest()
-        tokens = sum(data.rows[row].tokens for row in window)
-        supervised_tokens = sum(supervised_count(data.rows[row]) for row in window)
-        # Those of a share say nothing.
-        rewards = objective.rewards() if whole is None else Rewards()
-        return Gradients(float(total) / weight, tokens, supervised_tokens, rewards)
-
-    def _gradients(self, window: list[int]) -> Gradients:
-        """The gradients of a window, summed over all processes."""
-        parts, objective, strategy = self.parts, self.parts.objective, self.parts.strategy
-        where = f"step {self.parts.state.step + 1}"
-        if strategy.ranks.is_single:
-            for attempt in parts.micro_batches.attempts(window, where=where):
-                with attempt:
-                    result = self.accumulate(attempt.micro_batches)
-            return result
-        share, whole = strategy.share(window, parts.dataset.lengths), WholeWindow(window, parts.noise.draw())
-        with own_draws(self.config.train.seed, parts.state.step, strategy.ranks.rank):
-            for attempt in parts.micro_batches.attempts(share, where=where):
-                with attempt:
-                    result = self.accumulate(attempt.micro_batches, whole=whole)
-        parameters = list(trained_tensors(parts.loaded.model).values())
-        loss, *sums = strategy.reduce(parameters, [result.loss, *objective.reward_sums()])
-        return dataclasses.replace(result, loss=loss, rewards=objective.rewards_of(sums))
-
-    def follow(self) -> None:
-        """In a process that is not the first: the rehearsal, and what that one orders, until it says to leave.
+    def loop_until_left(self, *, rehearses: bool) -> None:
+        """The loop; gone on with where the device was to be given back and no checkpoint could be written for that.
 
         Raises:
-            RankLostError: If it does not answer.
-            UserError: If it cannot go on.
+            ParkRequested: If the device is to be given back, and all steps are in a checkpoint.
         """
-        self.rehearse()
-        with self.parts.governor.governing(self.parts.state.overrides):
-            self._carry_out_orders()
+        state = self.parts.state
+        while True:
+            try:
+                return self.loop(rehearses=rehearses)
+            except ParkRequested as request:
+                request.paused = state.paused
+                self.recorder.phase("saving", "checkpoint")
+                self.parts.checkpointer.save()
+                if state.saved == state.step or state.step == 0:
+                    raise
+                self.controls.drop_park()
+                rehearses = False
 
-    def _carry_out_orders(self) -> None:
+    def loop(self, *, rehearses: bool) -> None:
+        """Optimizer steps to the end, evaluations and checkpoints where they are due, and a control point after each.
+
+        Args:
+            rehearses: Whether the first step is the rehearsal.
+        """
         parts, state = self.parts, self.parts.state
-        parts.strategy.ranks.meet()
-        while (order := parts.orders.take()).name != "leave":
-            if order.name == "step":
-                state.step, state.overrides = int(order.args["step"]), dict(order.args["overrides"])
+        self.recorder.update(state="training", step=state.step)
+        if state.step == 0 and self.config.eval.baseline:
+            self._evaluate()
+        elif state.step == 0:
+            parts.evaluations.look_first()
+            if rehearses:
+                parts.meter.reset_peak()  # the first step's peak is its own
+        elif state.step < state.total_steps:
+            # An evaluation that a stop cut short is done before the run goes on, as if it had not been stopped.
+            self._evaluate_if_due()
+        self.recorder.phase("training", done=state.step, total=state.total_steps)
+        parts.control_point.attend()
+        is_blind = state.limits.is_blind
+        while state.step < state.total_steps and not self._is_exhausted and self._limit_reached() is None:
+            try:
                 self.step()
-            elif order.name == "forward":
-                parts.strategy.lend()
-            else:
-                parts.checkpointer.lend(order.name)
+            except TornUpdateError as error:
+                parts.rollback.go_back(error)
+                continue
+            if is_blind:
+                is_blind = self._tell_blindness()
+            if rehearses:
+                rehearses = False
+                parts.meter.record(rehearsed=True)
+            if state.finite.is_hopeless:
+                parts.checkpointer.drop_after(state.best.last_good)
+                raise state.finite.verdict(state.best.last_good)
+            if (spike := state.spikes.due) is not None:
+                self._answer_spike(spike)
+                continue
+            if state.step < state.total_steps:
+                self._evaluate_if_due()
+            # A pause here is one for a best checkpoint that could not be written; another would fail as well.
+            due = parts.intervals.is_checkpoint_due or parts.checkpointer.postponed
+            due = due or (state.saved is None and state.spikes.needs_checkpoint)
+            if due and not state.paused:
+                parts.checkpointer.save()
+            parts.control_point.attend()
 
     def step(self) -> None:
-        """One optimizer step."""
+        """An optimizer step."""
         parts, state = self.parts, self.parts.state
         if state.step + 1 in state.spikes.left_out:
             self._pass_over()
             return
-        if parts.strategy.ranks.is_first:
-            parts.orders.give("step", step=state.step, overrides=state.overrides)
+        parts.strategy.orders.step(state)
         began, rested = time.monotonic(), parts.governor.throttle.rested_seconds
         if parts.file is not None:
             parts.file.begin_step()
@@ -286,7 +226,7 @@ class FinetuneRecipe:
         learning_rate = parts.learning_rate()
         parts.update.begin(learning_rate)
         window = parts.order.window(state.step)
-        result = self._gradients(window)
+        result = self.gradients(window)
         norm = parts.update.clip()
         if self._accepts(result, norm, window):
             parts.update.step()
@@ -309,6 +249,63 @@ class FinetuneRecipe:
         self.recorder.end_step(state.step)
         if parts.compilation is not None:
             parts.compilation.report(state.step, self.recorder.notice)
+
+    def gradients(self, window: list[int]) -> Gradients:
+        """The gradients of a window, cut finer and run again where memory runs out."""
+        parts, step = self.parts, self.parts.state.step
+        noise = parts.noise.draw()
+        with share_window(
+            parts.strategy, window, parts.dataset.lengths, seed=self.config.train.seed, step=step
+        ) as rows:
+            for attempt in parts.micro_batches.attempts(rows, where=f"step {step + 1}"):
+                with attempt:
+                    result = self.accumulate(attempt.micro_batches, window=window, noise=noise)
+        loss, rewards = reduce_window(parts.strategy, parts.loaded.model, result.loss, parts.objective)
+        return dataclasses.replace(result, loss=loss, rewards=rewards)
+
+    def accumulate(
+        self,
+        micro_batches: list[list[int]],
+        *,
+        window: Sequence[int] | None = None,
+        noise: int | None = None,
+        most_shared: int | None = None,
+    ) -> Gradients:
+        """Gradient accumulation: forward, loss and backward of each micro-batch. The loss is summed over the window and
+        divided by its weight, in supervised learning its supervised tokens, so that the cut changes nothing.
+
+        Args:
+            micro_batches: Row indices of each.
+            window: All rows of the window, where these are a share of it; None: these are all.
+            noise: The window's number in :class:`~core.worker.steps.EmbeddingNoise`; None: it is drawn.
+            most_shared: The most tokens of a common beginning that are computed once; None for no limit.
+
+        Returns:
+            The loss of these rows, without rewards.
+        """
+        parts, objective, data, device = self.parts, self.parts.objective, self.parts.dataset, self.parts.loaded.device
+        rows_here = [row for rows in micro_batches for row in rows]
+        # Sums over a whole window have the order of its micro-batches.
+        window = rows_here if window is None or len(window) == len(rows_here) else window
+        weight = objective.begin(window, parts.state.token_budget)
+        total = torch.zeros((), dtype=torch.float32, device=device)
+        parts.noise.begin_window(noise)
+        for done, rows in enumerate(parts.strategy.passes(micro_batches)):
+            if len(micro_batches) > 1:
+                self.recorder.progress("micro_batches", done, len(micro_batches))
+            # Made while the device still computes the gradients of the one before.
+            batch = make_micro_batch(rows, objective.sequences(rows), parts.loaded.pad_id, device, most_shared)
+            with parts.noise.on(rows, [data.rows[row].longest for row in rows]), parts.accelerator.autocast():
+                # The outputs have no name: they are gone before backward.
+                loss = objective.loss(batch, objective.forward(batch))
+            total += loss.detach()
+            if parts.update.in_backward and not math.isfinite(float(loss.detach())):
+                break  # inside backward, some weights would be updated before the first gradient that is not finite
+            parts.accelerator.backward(loss / weight)
+            parts.governor.throttle.rest()
+        tokens = sum(data.rows[row].tokens for row in window)
+        supervised_tokens = sum(supervised_count(data.rows[row]) for row in window)
+        return Gradients(float(total) / weight, tokens, supervised_tokens, Rewards())
 
     def _report_step(self, result: Gradients, learning_rate: float, norm: float, seconds: float) -> None:
         """The event of the step that is done.
@@ -345,7 +342,7 @@ class FinetuneRecipe:
         self.recorder.end_step(self.parts.state.step)
 
     def _accepts(self, result: Gradients, norm: float, window: list[int]) -> bool:
-        """Whether the update of a step may be made, and what it says of the weights that its loss was computed with."""
+        """True if the update of a step may be made, and what it says of the weights that its loss was computed with."""
         state, step = self.parts.state, self.parts.state.step + 1
         if not state.finite.accepts(step, result.loss, norm, window, overflow=state.may_overflow):
             return False
@@ -354,78 +351,15 @@ class FinetuneRecipe:
             state.best.proved(state.step)
         return accepted
 
-    def loop_until_left(self, *, rehearses: bool) -> None:
-        """The loop; gone on with where the device was to be given back and no checkpoint could be written for that.
-
-        Raises:
-            ParkRequested: If the device is to be given back, and all steps are in a checkpoint.
-        """
+    def _evaluate_if_due(self) -> None:
         state = self.parts.state
-        while True:
-            try:
-                return self.loop(rehearses=rehearses)
-            except ParkRequested as request:
-                request.paused = state.paused
-                self.recorder.phase("saving", "checkpoint")
-                with self.parts.orders.alone():
-                    self.parts.checkpointer.save()
-                if state.saved == state.step or state.step == 0:
-                    raise
-                self.controls.drop_park()
-                rehearses = False
-
-    def loop(self, *, rehearses: bool) -> None:
-        """Optimizer steps to the end, evaluations and checkpoints where they are due, and a control point after each.
-
-        Args:
-            rehearses: Whether the first step is the rehearsal.
-        """
-        parts, state = self.parts, self.parts.state
-        self.recorder.update(state="training", step=state.step)
-        if state.step == 0 and self.config.eval.baseline:
+        if self.parts.intervals.is_evaluation_due and state.best.last_measured != state.step:
             self._evaluate()
-        elif state.step == 0:
-            self._probe()
-            self._answer_samples()
-            if rehearses:
-                parts.meter.reset_peak()  # the first step's peak is its own
-        elif state.step < state.total_steps:
-            # What a stop cut short is measured before the run goes on, as if it had not been stopped.
-            self._evaluate_if_due()
-        self.recorder.phase("training", done=state.step, total=state.total_steps)
-        parts.control_point.attend()
-        is_blind = state.limits.is_blind
-        while state.step < state.total_steps and not self._is_exhausted and self._limit_reached() is None:
-            try:
-                self.step()
-            except TornUpdateError as error:
-                with parts.orders.alone():
-                    parts.rollback.go_back(error)
-                if parts.file is not None:
-                    parts.file.follow()
-                continue
-            if is_blind:
-                is_blind = self._tell_blindness()
-            if rehearses:
-                rehearses = False
-                parts.meter.record(rehearsed=True)
-            if state.finite.is_hopeless:
-                with parts.orders.alone():
-                    parts.checkpointer.drop_after(state.best.last_good)
-                raise state.finite.verdict(state.best.last_good)
-            if (spike := state.spikes.due) is not None:
-                with parts.orders.alone():
-                    self._answer_spike(spike)
-                continue
-            if state.step < state.total_steps:
-                self._evaluate_if_due()
-            # A pause here is one for a best checkpoint that could not be written; another would fail as well.
-            due = parts.intervals.is_checkpoint_due or parts.checkpointer.postponed
-            due = due or (state.saved is None and state.spikes.needs_checkpoint)
-            if due and not state.paused:
-                with parts.orders.alone():
-                    parts.checkpointer.save()
-            parts.control_point.attend()
+            self.recorder.phase("training", done=state.step, total=state.total_steps)
+
+    def _evaluate(self) -> None:
+        if self.parts.evaluations.evaluate():
+            self.parts.meter.record()
 
     def _answer_spike(self, spike: Spike) -> None:
         """Go back to the last good checkpoint, and leave the steps of a spike out.
@@ -434,11 +368,7 @@ class FinetuneRecipe:
             StopRequested: If the run is to end there.
         """
         parts, state = self.parts, self.parts.state
-        # Of several processes each would have to go back: they stop, and are continued together.
-        can_go_back = state.spikes.may_go_back and parts.strategy.ranks.is_single
-        if can_go_back and parts.rollback.leave_out(spike):
-            if parts.file is not None:
-                parts.file.follow()
+        if state.spikes.may_go_back and parts.rollback.leave_out(spike):
             return
         good = state.best.last_good
         parts.checkpointer.drop_after(good)
@@ -453,7 +383,7 @@ class FinetuneRecipe:
 
     @property
     def _is_exhausted(self) -> bool:
-        """Whether patience is at its end; what ends a run before its file's weights are trained is no end."""
+        """True if patience is at its end; what ends a run before its file's weights are trained is no end."""
         file = self.parts.file
         return self.parts.state.best.is_exhausted and (file is None or file.weights.in_use)
 
@@ -474,135 +404,6 @@ class FinetuneRecipe:
                 "train.max_hours ends a run everywhere.",
             )
         return False
-
-    def rehearse(self) -> bool:
-        """Find out whether the run fits in memory, before its first step; returns whether that step does it, as it has
-        a micro-batch as large as any."""
-        parts, state, batch_size = self.parts, self.parts.state, self.config.train.batch_size
-        self.controls.check_stop()
-        self.recorder.phase("rehearsing")
-        # A resumed run goes on as it was, whatever would be decided now.
-        if state.step == 0 and (self.config.memory.gradient_checkpointing == "auto" or parts.memory.cut):
-            self.recorder.notice("info", "checkpointing", parts.memory.checkpointing_reason)
-        if state.step == 0 and parts.memory.offload_reason:
-            self.recorder.notice("info", "activation_offload", parts.memory.offload_reason)
-        parts.meter.reset_peak()
-        # The share of a process may be larger in a later window.
-        first = state.step == 0 and not parts.update.in_backward and parts.strategy.ranks.is_single
-        by_first_step = first and parts.micro_batches.has_largest(parts.order.window(0), batch_size)
-        if by_first_step:
-            self.recorder.phase("rehearsing", "the first step is as large as any", done=1, total=1)
-        else:
-            with parts.update.rehearsal():
-                rows, length = parts.micro_batches.rehearse(batch_size, self.accumulate)
-            self.recorder.end_progress()
-            self.recorder.phase("rehearsing", f"{rows} rows of {length} tokens", done=1, total=1)
-            parts.meter.record(rehearsed=True)
-        parts.checkpointer.check_room()
-        return by_first_step
-
-    def _evaluate_if_due(self) -> None:
-        state = self.parts.state
-        if self.parts.intervals.is_evaluation_due and state.best.last_measured != state.step:
-            self._evaluate()
-            self.recorder.phase("training", done=state.step, total=state.total_steps)
-
-    def _evaluate(self) -> None:
-        """Measure, keep the best, and write samples; what a stop cuts short, the control point that follows acts on."""
-        parts, state, step = self.parts, self.parts.state, self.parts.state.step
-        if state.evaluated == step or (parts.evaluator is None and not parts.samples.is_needed):
-            return
-        state.measures_baseline = step == 0
-        try:
-            with contextlib.suppress(StopRequested), parts.orders.alone(), parts.strategy.leading():
-                self._measure()
-        except EvaluationSkipped:
-            state.evaluated, state.skipping = step, False
-        finally:
-            state.measures_baseline = False
-            self.recorder.end_progress()
-        parts.meter.record()
-
-    def _measure(self) -> None:
-        parts, state, recorder = self.parts, self.parts.state, self.recorder
-        evaluator, step = parts.evaluator, state.step
-        tell = recorder.reporter("evaluating", parts.control_point.attend)
-
-        def report(what: str, done: int, total: int) -> None:
-            recorder.progress("evaluation" if what == "loss" else what, done, total)
-            tell(what, done, total)
-
-        recorder.phase("evaluating", total=evaluator.rows if evaluator is not None else None)
-        if evaluator is not None:
-            paused, began = state.paused_seconds, time.monotonic()
-            try:
-                event, samples = evaluator.measure(step, report)
-            except MemoryShortageError as error:
-                state.evaluated = step
-                message = f"The evaluation after step {step} is left out. {error.message}"
-                recorder.warn("evaluation_skipped", message, error.hint)
-                return
-            if parts.probe is not None:
-                event = dataclasses.replace(event, probe_loss=parts.probe.measure(functools.partial(report, "probe")))
-            # Both go on while a pause is waited through.
-            seconds = time.monotonic() - began - (state.paused_seconds - paused)
-            event = dataclasses.replace(event, seconds=seconds)
-            for told in (event, *samples):
-                recorder.event(told)
-            if state.best.measured(step, event.loss, proves=state.spikes.is_trusted):
-                parts.checkpointer.save()
-        state.evaluated = step
-        for sample in parts.samples.write(step, functools.partial(report, "samples")):
-            recorder.event(sample)
-
-    def _probe(self) -> None:
-        """The general probe on the untouched model where that is not measured: what later figures are compared with."""
-        parts, state, recorder = self.parts, self.parts.state, self.recorder
-        if parts.probe is None:
-            return
-        tell = recorder.reporter("evaluating", parts.control_point.attend)
-        recorder.phase("evaluating", "probe")
-        state.measures_baseline, paused, began = True, state.paused_seconds, time.monotonic()
-        try:
-            with contextlib.suppress(StopRequested), parts.orders.alone(), parts.strategy.leading():
-                loss = parts.probe.measure(functools.partial(tell, "probe"))
-                if loss is not None:
-                    seconds = time.monotonic() - began - (state.paused_seconds - paused)
-                    recorder.event(ProbeEvent(step=0, loss=loss, seconds=seconds))
-        except EvaluationSkipped:
-            state.skipping = False
-        finally:
-            state.measures_baseline = False
-
-    def _answer_samples(self) -> None:
-        """Sample answers of the untouched model where it is not measured: what later answers are compared with."""
-        parts, state, recorder = self.parts, self.parts.state, self.recorder
-        evaluator = parts.evaluator if parts.evaluator is not None and parts.evaluator.has_samples else None
-        if evaluator is None and not parts.samples.is_needed:
-            return
-        # Where rows are measured later, this tells nothing of how long that takes, and so has a name of its own.
-        what = "samples" if parts.evaluator is None else "first answers"
-        tell = recorder.reporter("evaluating", parts.control_point.attend)
-
-        def report(_: str, done: int, total: int) -> None:
-            recorder.progress("samples", done, total)
-            tell(what, done, total)
-
-        recorder.phase("evaluating", what)
-        state.measures_baseline = True
-        try:
-            with contextlib.suppress(StopRequested), parts.orders.alone(), parts.strategy.leading():
-                if evaluator is not None:
-                    samples = evaluator.answer_samples(state.step, report)
-                else:
-                    samples = parts.samples.write(state.step, functools.partial(report, what))
-                for sample in samples:
-                    recorder.event(sample)
-        except EvaluationSkipped:
-            state.skipping = False
-        finally:
-            state.measures_baseline = False
-            recorder.end_progress()
 
     def stop(self, *, save: bool) -> None:
         """End a run before its last step.
@@ -641,7 +442,7 @@ class FinetuneRecipe:
         return Outcome(state.step, best.best_step, None if refused else output.name, reason, refused)
 
     def _refusal(self, step: int) -> str:
-        """What the result misses of ``eval.gate``, where it is that of a step; empty where it passes."""
+        """The bars of ``eval.gate`` that the result of a step misses; empty where it passes."""
         bars = read_bars(self.config.eval.gate)
         if not bars:
             return ""

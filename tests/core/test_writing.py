@@ -47,22 +47,20 @@ WRITERS = {
     "worker/audit": "the private copy of an audit",
     "worker/checkpoint/checkpoint.py: save_checkpoint": "a new directory; refuse_moved_checkpoints comes first",
     "worker/checkpoint/checkpoint.py: save_tensors": "a file in that directory",
-    "worker/checkpoint/checkpointer.py: Checkpointer.save_result.write": "a new directory of whole_directory",
+    "worker/checkpoint/checkpointer.py: Checkpointer._save_result.write": "a new directory of whole_directory",
     "worker/export": "a new directory, of exports or temporary",
     "worker/model": "new directories, of prepared models or temporary; streams go into a checkpoint's new directory",
     "worker/process/command_server.py: private_streams": "the null device",
     "worker/process/recorder.py: Recorder.__init__": "the null device, for a process that keeps no record",
     "worker/selftest": "runs that the self-test makes",
-    "worker/setup/kept_layers.py: settle_kept_layers": "replaces a name in the run's own directory",
+    "worker/setup/strategy.py: settle_kept_layers": "replaces a name in the run's own directory",
     "worker/setup/preparation.py: prepare": "replaces a name in the run's own directory",
-    "worker/supervise/remote_rank.py": "a directory that the rank makes for itself",
 }  # fmt: skip
 
 #: Reading without a limit of what no foreign run brings.
 READERS = {
     "chat/engine.py: _last_line": "a log of the home, from near its end",
     "evaluation/probe": "a file of this program",
-    "launch/nodes/facts.py: _code": "sources of this program",
     "runs/record/state.py: _counter_files": "a file of the kernel",
     "runs/record/state.py: boot_id": "a file of the kernel",
     "runs/record/state.py: start_identity": "a file of the kernel",
@@ -70,12 +68,12 @@ READERS = {
     "worker/export": "files of an export or a tokenizer that this program has made or checked",
     "worker/generate": "no file",
     "worker/model/expert_offload.py": "no file",
-    "worker/process/machine.py": "a file of the kernel",
+    "worker/process/job.py": "a request of its parent",
+    "worker/setup/provenance.py": "a file of the kernel",
     "worker/process/openmp.py": "files of the kernel",
     "worker/process/recorder.py: peak_rss_bytes": "a file of the kernel",
     "worker/selftest": "runs that the self-test makes",
     "worker/setup/compilation.py": "a file of the system; the rest is no file",
-    "worker/supervise/remote_rank.py": "no file",
 }
 
 #: JSON that is parsed otherwise.
@@ -84,7 +82,6 @@ PARSERS = {
     "chat/prompts.py": "a row of the user's",
     "chat/request.py": "a request, with limits of its own",
     "evaluation": "rows of the user's, answers of a model, and results of another program",
-    "launch/nodes": "answers of other machines, with limits of their own",
     "runs/record/events.py: decode_event": "events may have NaN; each field is checked for its limits",
     "runs/control/protocol.py: decode_message": "messages, with limits of their own",
     "worker/audit": "requests and answers of its own processes, and files of a private copy",

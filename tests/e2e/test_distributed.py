@@ -232,7 +232,7 @@ def test_what_takes_as_long_as_it_takes_is_no_hang(team: Workers, tmp_path: Path
         found.setdefault(name, set()).add(pulse)
     between = found.pop("attend")
     assert len(between - {"None"}) > 5, "between two steps it beats"
-    assert found == {name: {"None"} for name in ("_carry_out", "_wait", "save", "measure")}
+    assert found == {name: {"None"} for name in ("_carry_out", "_wait", "_save", "measure")}
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ from core.runs.record.history import read_history
 from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import checkpoint_name, list_checkpoints, newest_valid
 from core.worker.data.batches import DataOrder
-from core.worker.progress.spikes import ROLLBACK_LIMIT
+from core.worker.progress.health import ROLLBACK_LIMIT
 from tests.waiting import wait_for
 
 from .workers import (
@@ -41,7 +41,7 @@ ARMED = 23
 #: Makes a worker leave steps out from the beginning.
 LEAVE_OUT = """
 import json, os
-from core.worker.progress.spikes import LossSpikes
+from core.worker.progress.health import LossSpikes
 begin = LossSpikes.__init__
 def with_steps(self, *args, **options):
     begin(self, *args, **options)

@@ -31,7 +31,7 @@ from core.runs.record.state import RunState, infer_state
 from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import list_checkpoints, newest_valid
 from core.worker.data.batches import DataOrder
-from core.worker.progress.finite import NONFINITE_LIMIT
+from core.worker.progress.health import NONFINITE_LIMIT
 from tests.waiting import wait_for
 
 from .workers import (

@@ -93,8 +93,7 @@ def tell_pulse(_: int) -> None:
         work = getattr(kind, name)
 
         def telling(self: Any, *args: Any, **kwargs: Any) -> Any:
-            given = orders(self)
-            line = f"{name} {given.ranks.pulse.count if given is not None else 'none'}\n"
+            line = f"{name} {orders(self).ranks.pulse.count}\n"
             with Path(os.environ[RELEASE_VARIABLE]).open("a") as file:
                 file.write(line)
             return work(self, *args, **kwargs)
@@ -104,12 +103,12 @@ def tell_pulse(_: int) -> None:
     last: list[Any] = [None]
 
     def of_control(point: Any) -> Any:
-        last[0] = point.orders
-        return point.orders
+        last[0] = point.strategy.orders
+        return last[0]
 
     for name in ("_carry_out", "_wait", "attend"):
         told(ControlPoint, name, of_control)
-    told(Checkpointer, "save", lambda keeper: keeper.orders)
+    told(Checkpointer, "_save", lambda keeper: keeper.strategy.orders)
     told(Evaluator, "measure", lambda _: last[0])
 
 

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from core import deepspeed
-from core.config.derived import ALL_GPUS, wants_several
+from core.config.derived import ALL_GPUS, refusal_of_machines, wants_several
 from core.config.facts import Facts
 from core.config.rules.rule import Findings, rule
 from core.config.schema import WEIGHT_METHODS, Config
 
 
-@rule("error", "distributed.strategy", "distributed.processes", "distributed.gpus", "distributed.hosts")
+@rule("error", "distributed.strategy", "distributed.processes", "distributed.gpus")
 def one_process_without_strategy(config: Config, _: Facts) -> Findings:
     """distributed.strategy = none is for one process."""
     if config.distributed.strategy == "none" and wants_several(config):
         yield (
             "distributed.strategy is none, and the run is to have more than one process.",
-            "Set it to auto, or leave distributed.processes, distributed.gpus and distributed.hosts out.",
+            "Set it to auto, or leave distributed.processes and distributed.gpus out.",
         )
 
 
-@rule("error", "distributed.address", "distributed.hosts")
-def hosts_need_address(config: Config, _: Facts) -> Findings:
-    """distributed.hosts needs distributed.address."""
-    if config.distributed.other_hosts and config.distributed.address is None:
-        yield (
-            "distributed.hosts names other machines, and distributed.address does not say where they meet this one.",
-            "Set it to this machine's address in the network that joins them.",
-        )
+@rule("error", "distributed.hosts")
+def slurm_and_torchrun_start_machines(config: Config, _: Facts) -> Findings:
+    """distributed.hosts is not set: Slurm or torchrun starts a run on several machines."""
+    if (refusal := refusal_of_machines(config)) is not None:
+        yield refusal
 
 
 @rule("error", "distributed.processes", "distributed.gpus")
@@ -59,7 +56,7 @@ def one_way_to_name_cards(config: Config, _: Facts) -> Findings:
         yield f"hardware.gpu names one card, and {what}.", "Remove hardware.gpu, and name them in distributed.gpus."
 
 
-@rule("error", "memory.optimizer_in_backward", "distributed.processes", "distributed.gpus", "distributed.hosts")
+@rule("error", "memory.optimizer_in_backward", "distributed.processes", "distributed.gpus")
 def no_sum_in_backward(config: Config, _: Facts) -> Findings:
     """With more than one process, memory.optimizer_in_backward is not on."""
     wanted, method = config.memory.optimizer_in_backward, config.method.name
@@ -74,7 +71,6 @@ def no_sum_in_backward(config: Config, _: Facts) -> Findings:
 def rows_for_each_process(config: Config, _: Facts) -> Findings:
     """train.batch_size has a row for each process at least."""
     processes = config.distributed.processes or len(config.distributed.named_gpus) or 1
-    processes *= 1 + len(config.distributed.other_hosts)
     if config.train.batch_size < processes:
         yield (
             f"train.batch_size is {config.train.batch_size}, and {processes} processes share the rows of a step.",
@@ -186,7 +182,7 @@ def what_the_third_stage_trains(config: Config, _: Facts) -> Findings:
         )
 
 
-@rule("error", "distributed.strategy", "distributed.processes", "distributed.gpus", "distributed.hosts")
+@rule("error", "distributed.strategy", "distributed.processes", "distributed.gpus")
 def deepspeed_is_installed(config: Config, facts: Facts) -> Findings:
     """DeepSpeed is installed where more than one process has distributed.strategy = deepspeed."""
     wanted = config.distributed.strategy == "deepspeed" and wants_several(config)

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from core.helper import describe_end
 from core.jobs.process import Answers
-from core.worker.distributed.errors import RankLostError
+from core.worker.distributed.rendezvous import RankLostError
 
 Message = dict[str, Any]
 #: What a process does: told its number and how it tells. It tells at last its result, or ``error`` with a sentence.

@@ -31,17 +31,15 @@ from core.worker.audit.inputs import part_of
 from core.worker.audit.script import ReplayEnded, Script, ShortOfMemory
 from core.worker.checkpoint.checkpoint import Checkpoint, checkpoint_name, verify_checkpoint
 from core.worker.distributed.ranks import Ranks, lost_ranks_told
-from core.worker.model.full_weights import trained_tensors
+from core.worker.follower import carry_out_orders
 from core.worker.model.starter import resolve_base
 from core.worker.process.control import Controls
 from core.worker.process.determinism import nondeterminism_explained
-from core.worker.process.machine import machine, software
 from core.worker.process.recorder import Recorder
-from core.worker.process.throttle import Throttle
-from core.worker.progress.limits import Limits
+from core.worker.progress.state import Limits
 from core.worker.setup.build import Parts, build
-from core.worker.setup.origin import changed_rows
-from core.worker.setup.together import needs_turns
+from core.worker.setup.provenance import changed_rows, machine, software
+from core.worker.setup.strategy import needs_turns
 from core.worker.train import FinetuneRecipe
 
 #: Rows that are named one by one.
@@ -102,7 +100,7 @@ class Replay:
         """
         self.ranks.meet()
         with nondeterminism_explained(), lost_ranks_told():
-            self._make_recipe(Recorder(self._copy, keeps=False), Controls()).follow()
+            carry_out_orders(self._make_recipe(Recorder(self._copy, keeps=False), Controls()))
 
     @cached_property
     def _copy(self) -> Run:
@@ -141,7 +139,7 @@ class Replay:
         found = verify_checkpoint(self._copy.checkpoints_path / name) if self.span.begin else None
         self._check_room(config)
         self.progress("loading rows and model", None, None)
-        parts = build(config, recorder, controls, found, Throttle(controls), self.ranks)
+        parts = build(config, recorder, controls, found, self.ranks)
         if self.ranks.is_first:
             self._check_rows(parts)
         self.ranks.meet()
@@ -220,7 +218,7 @@ class Replay:
         if self.span.rolled_back:
             parts.checkpointer.checkpointing.enable()
         self.ranks.meet()
-        parts.strategy.begin(trained_tensors(parts.loaded.model))
+        parts.checkpointer.spread()
         if parts.file is not None:
             parts.file.follow()
         self._note_machine(parts)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -28,7 +28,6 @@ from core.small_files import hash_file
 from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.storage import check_storage, storage_facts
-from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import single
 from core.worker.distributed.strategy import Strategy
@@ -39,7 +38,7 @@ from core.worker.oom.retry import TRIES, MemoryShortageError, Retry, attempt
 from core.worker.optim.update import Update
 from core.worker.process.recorder import Recorder
 from core.worker.progress.state import TrainState
-from core.worker.steps.gradient_checkpointing import GradientCheckpointing
+from core.worker.steps import GradientCheckpointing
 
 #: Sections of the configuration that a resumed run must share with its beginning.
 FIXED_SECTIONS = ("model", "data", "template", "method", "train")
@@ -58,6 +57,18 @@ class Fingerprints:
     held_out: str
     """The same over the held-out rows; empty where there are none."""
     base: BaseFingerprint
+    """Of the base model; computed on a thread."""
+
+    @classmethod
+    def of(cls, base: Path, data: str, held_out: str) -> Fingerprints:
+        """Begin to hash a base model.
+
+        Args:
+            base: Its directory.
+            data: Hash of the rows trained on.
+            held_out: Hash of the held-out rows.
+        """
+        return cls(data, held_out, BaseFingerprint(base))
 
 
 @dataclass
@@ -73,8 +84,7 @@ class Checkpointer:
         fingerprints: Of data and base.
         template: A chat template instead of the tokenizer's own.
         recorder: Of the run; where events and notices go.
-        strategy: How processes share what is trained.
-        orders: Tells the others to send their shares.
+        strategy: How processes share what is trained; the others wait while the first one saves.
     """
 
     config: Config
@@ -86,9 +96,8 @@ class Checkpointer:
     template: str | None
     recorder: Recorder
     strategy: Strategy = field(default_factory=single)
-    orders: Orders | None = None
     postponed: bool = field(default=False, init=False)
-    """Whether one could not be written for want of memory, and is to be tried again."""
+    """True if one could not be written for want of memory, and is to be tried again."""
 
     @property
     def output(self) -> Path:
@@ -119,9 +128,12 @@ class Checkpointer:
         A full disk does not end the run: it is paused, to be resumed when there is room. When memory runs out, it is
         tried again, at once and after the next step.
         """
+        if self.state.saved != self.state.step and self.state.step:
+            with self.strategy.orders.alone():
+                self._save()
+
+    def _save(self) -> None:
         state, step = self.state, self.state.step
-        if state.saved == step or step == 0:
-            return
         began = time.monotonic()
         self.recorder.progress("checkpoint")
         try:
@@ -193,12 +205,8 @@ class Checkpointer:
         """Trained weights and what has the optimizer's states, as in a run of one process."""
         if not self.strategy.gathers:
             return None, self.update
-        self._order("save")
+        self.strategy.orders.give("save")
         return self.strategy.whole_weights(trained_tensors(self.loaded.model)), _Held(self.update.state_dict())
-
-    def _order(self, name: Literal["save", "result"]) -> None:
-        if self.orders is not None:
-            self.orders.give(name)
 
     def lend(self, name: str) -> None:
         """In a process that is not the first: send it what it asks for.
@@ -214,10 +222,11 @@ class Checkpointer:
 
     def drop_after(self, good: int | None) -> None:
         """Delete the checkpoints after the last good one, so that whoever goes on begins there."""
-        if good is not None and (path := self._path(good)).is_dir():
-            refuse_moved_checkpoints(self.recorder.run)
-            self._rotate(path)
-            self.recorder.seal("rollback", {"step": good})
+        with self.strategy.orders.alone():
+            if good is not None and (path := self._path(good)).is_dir():
+                refuse_moved_checkpoints(self.recorder.run)
+                self._rotate(path)
+                self.recorder.seal("rollback", {"step": good})
 
     def _path(self, step: int) -> Path:
         return self.recorder.run.checkpoints_path / checkpoints.checkpoint_name(step)
@@ -270,6 +279,10 @@ class Checkpointer:
         self.checkpointing.apply()
         self.postponed = False
 
+    def spread(self) -> None:
+        """Have all processes begin with the trained tensors of the first one. Together."""
+        self.strategy.begin(trained_tensors(self.loaded.model))
+
     # The result.
 
     def choose(self) -> Checkpoint | None:
@@ -280,7 +293,8 @@ class Checkpointer:
         try:
             if best is None:
                 raise UserError("No step was measured with a finite loss.")
-            return checkpoints.verify_checkpoint(self._path(best))
+            with self.strategy.orders.alone():
+                return checkpoints.verify_checkpoint(self._path(best))
         except UserError as error:
             message = f"The best step cannot be taken: {error.message}"
             self.recorder.warn("best_missing", message, "The last one is.")
@@ -295,6 +309,10 @@ class Checkpointer:
         Raises:
             UserError: If it cannot be written.
         """
+        with self.strategy.orders.alone():
+            self._save_result(chosen)
+
+    def _save_result(self, chosen: Checkpoint | None) -> None:
         model, output = self.loaded.model, self.output
         state = self._whole_model(chosen) if output == self.recorder.run.model_path else None
 
@@ -338,7 +356,7 @@ class Checkpointer:
         """The weights of the result, where no process has all of them."""
         if not self.strategy.is_sharded:
             return None
-        self._order("result")
+        self.strategy.orders.give("result")
         state = self.strategy.whole_model(self.loaded.model)
         if chosen is not None and state is not None:
             read_tensors(chosen.weights_path, {name: state[name] for name in trained_tensors(self.loaded.model)})

@@ -27,14 +27,15 @@ from core.models.fingerprint import BaseFingerprint
 from core.runs.record.events import RollbackEvent
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, newest_checkpoint
+from core.worker.distributed.strategy import Strategy
 from core.worker.model.model import LoadedModel, load_model
 from core.worker.oom.retry import Retry, TornUpdateError, release
 from core.worker.optim.update import Update
 from core.worker.process.recorder import Recorder
 from core.worker.process.rng import restore_rng, rng_state
-from core.worker.progress.spikes import Spike
+from core.worker.progress.health import Spike
 from core.worker.progress.state import TrainState
-from core.worker.steps.gradient_checkpointing import GradientCheckpointing
+from core.worker.steps import FileTraining, GradientCheckpointing
 
 
 @dataclass
@@ -53,6 +54,8 @@ class Rollback:
         checkpointing: Recomputes activations from then on.
         checkpointer: Restores checkpoints.
         recorder: Of the run; where events and notices go.
+        strategy: The others wait meanwhile; of several processes none goes back for a spike.
+        file: Goes to where the state is; None where no file's weights are trained.
     """
 
     config: Config
@@ -64,6 +67,8 @@ class Rollback:
     checkpointing: GradientCheckpointing
     checkpointer: Checkpointer
     recorder: Recorder
+    strategy: Strategy
+    file: FileTraining | None = None
 
     def __post_init__(self) -> None:
         self._random = rng_state()
@@ -83,6 +88,12 @@ class Rollback:
             TornUpdateError: The same, if activations are recomputed already.
             UserError: If weights cannot be put back.
         """
+        with self.strategy.orders.alone():
+            self._go_back(error)
+        if self.file is not None:
+            self.file.follow()
+
+    def _go_back(self, error: TornUpdateError) -> None:
         state, recorder = self.state, self.recorder
         if state.checkpointing and not state.kept_layers:
             raise error
@@ -107,13 +118,14 @@ class Rollback:
         """Go on from the last good checkpoint, without the steps of a spike.
 
         Returns:
-            Whether there is one.
+            Whether there is one; False in a run of several processes. Each would have to go back: they stop, and are
+            continued together.
 
         Raises:
             UserError: If memory does not suffice for it.
         """
         state, recorder = self.state, self.recorder
-        if state.best.last_good is None:
+        if state.best.last_good is None or not self.strategy.ranks.is_single:
             return False
         self.checkpointer.drop_after(state.best.last_good)
         found = newest_checkpoint(recorder)
@@ -141,6 +153,8 @@ class Rollback:
             )
         )
         recorder.phase("training", done=state.step, total=state.total_steps)
+        if self.file is not None:
+            self.file.follow()
         return True
 
     def _to_base(self) -> None:

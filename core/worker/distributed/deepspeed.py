@@ -19,11 +19,10 @@ from peft import PeftModel
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
-from core.worker.distributed.lead import Lead
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import Replicate
-from core.worker.distributed.token_pass import run_token
+from core.worker.distributed.strategy import run_token
 from core.worker.distributed.zero import Zero, ZeroOptions, import_package, make_adam
 from core.worker.distributed.zero_layers import ZeroLayers
 from core.worker.distributed.zero_update import ZeroUpdate
@@ -37,41 +36,45 @@ from core.worker.optim.update import Update, WeightUpdate
 
 @dataclass
 class DeepSpeed:
-    """What is trained shared out by DeepSpeed's ZeRO.
+    """Trained tensors shared out by DeepSpeed's ZeRO.
 
     Args:
-        ranks: The processes.
+        orders: Of the first process to the others.
         config: Of the run.
         tell: Told what takes long.
     """
 
-    ranks: Ranks
+    orders: Orders
     config: Config
     tell: Callable[[str], None] = lambda _: None
     gathers: bool = field(default=True, init=False)
     _causal: Any = field(default=None, init=False)
     _layers: ZeroLayers | None = field(default=None, init=False)
-    _lead: Lead = field(default_factory=Lead, init=False)
     _update: ZeroUpdate | None = field(default=None, init=False)
     _zero: Zero | None = field(default=None, init=False)
     _held: AbstractContextManager[None] | None = field(default=None, init=False)
     """Holds the sums of gradients back until the end of a step; None where they are made within each pass."""
     _stays_whole: bool = field(default=True, init=False)
-    """Whether a process has all gradients until then."""
+    """True if a process has all gradients until then."""
 
     @property
     def is_sharded(self) -> bool:
-        """Whether weights are shared out as well."""
+        """True if weights are shared out as well."""
         return self.config.distributed.zero_stage == 3
 
     @property
     def fetches_modules(self) -> bool:
-        """Whether weights are shared out as well: DeepSpeed fetches them module by module."""
+        """True if weights are shared out as well: DeepSpeed fetches them module by module."""
         return self.is_sharded
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes."""
+        return self.orders.ranks
+
+    @property
     def _replicated(self) -> Replicate:
-        return Replicate(self.ranks)
+        return Replicate(self.orders)
 
     @property
     def _trains_weights(self) -> bool:
@@ -79,7 +82,7 @@ class DeepSpeed:
 
     @property
     def zero(self) -> Zero:
-        """What is trained, once it is shared out."""
+        """The trained tensors, once they are shared out."""
         if self._zero is None:
             raise ValueError("Nothing is shared out yet.")
         return self._zero
@@ -90,10 +93,6 @@ class DeepSpeed:
         if self._layers is None:
             raise ValueError("Every process has the whole model.")
         return self._layers
-
-    def connect(self, orders: Orders) -> None:
-        """Have the other processes told of the passes that the first one does alone."""
-        self._lead.connect(orders)
 
     def place(self, model: Any) -> None:
         """Tell what of the model is shared out, and bring the rest to the device. Each process does so for itself."""
@@ -155,7 +154,7 @@ class DeepSpeed:
         return saved
 
     def begin(self, trained: Mapping[str, torch.Tensor]) -> None:
-        """What is trained becomes that of the first process, unless all have read it from a checkpoint. Together."""
+        """Trained tensors become those of the first process, unless all have read them from a checkpoint. Together."""
         if not self.zero.is_restored:
             if not (self.is_sharded and self._trains_weights):  # these have been read by each, and are the same
                 self._replicated.begin(trained)
@@ -185,7 +184,7 @@ class DeepSpeed:
                 run_token(self._causal, self.ranks.device)
 
     def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
-        """Those of this process.
+        """The failed micro-batches of this process.
 
         Raises:
             MemoryShortageError: If there are any, and the sums of their gradients have begun.
@@ -228,7 +227,7 @@ class DeepSpeed:
 
     def leading(self) -> AbstractContextManager[None]:
         """A context in which the first process runs the model alone, without gradients; may be nested."""
-        return self._lead.taken(self.layers.leading if self.is_sharded else None)
+        return self.orders.leading(self.layers.leading if self.is_sharded else None)
 
     def lend(self) -> None:
         """In another process: take part in a pass of the first one."""
@@ -249,7 +248,7 @@ class DeepSpeed:
         return update
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """What is trained, whole; in the first process alone where weights are shared out. Together then."""
+        """Trained tensors, whole; in the first process alone where weights are shared out. Together then."""
         if not (self.is_sharded and self._trains_weights):
             return usual
         return self.zero.whole_weights(usual)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
-from core.worker.distributed.lead import Lead
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import Replicate
@@ -33,25 +32,29 @@ class Fsdp2:
     """Weights shared out by ``torch.distributed.fsdp.fully_shard``.
 
     Args:
-        ranks: The processes.
+        orders: Of the first process to the others.
         offload: Whether what is shared out lives in the machine's memory.
     """
 
-    ranks: Ranks
+    orders: Orders
     offload: bool = False
     is_sharded: bool = field(default=True, init=False)
     fetches_modules: bool = field(default=False, init=False)
     gathers: bool = field(default=True, init=False)
     _model: ShardedModel | None = field(default=None, init=False)
     _shards: Shards | None = field(default=None, init=False)
-    _lead: Lead = field(default_factory=Lead, init=False)
     _passes: int = field(default=0, init=False)
     """Passes of the window on hand that are still to be done, the one under way among them."""
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes."""
+        return self.orders.ranks
+
+    @property
     def _replicated(self) -> Replicate:
         """How adapters are dealt with, which every process has whole."""
-        return Replicate(self.ranks)
+        return Replicate(self.orders)
 
     @property
     def sharded(self) -> ShardedModel:
@@ -59,10 +62,6 @@ class Fsdp2:
         if self._model is None:
             raise ValueError("The model is not shared out yet.")
         return self._model
-
-    def connect(self, orders: Orders) -> None:
-        """Have the other processes told of the passes that the first one does alone."""
-        self._lead.connect(orders)
 
     def place(self, model: Any) -> None:
         """Share the model out, layer by layer. Each process does so for itself."""
@@ -102,7 +101,7 @@ class Fsdp2:
             self._passes -= 1
 
     def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
-        """Those of all processes, once every one has done all passes of the window. Together."""
+        """The failed micro-batches of all processes, once each has done all passes of the window. Together."""
         if failed is not None and self._passes:
             release()
             self.sharded.end_failed_pass()
@@ -143,7 +142,7 @@ class Fsdp2:
 
     def leading(self) -> AbstractContextManager[None]:
         """A context in which the first process runs the model alone, without gradients; may be nested."""
-        return self._lead.taken(self.sharded.leading)
+        return self.orders.leading(self.sharded.leading)
 
     def lend(self) -> None:
         """In another process: take part in a pass of the first one."""
@@ -171,7 +170,7 @@ class Fsdp2:
         return update if self._shards is None else ShardedUpdate(update, self._shards)
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """What is trained, whole; in the first process alone where it is shared out. Together."""
+        """Trained tensors, whole; in the first process alone where they are shared out. Together."""
         return usual if self._shards is None else self._shards.weights()
 
     def read_weights(self, path: Path, usual: Mapping[str, torch.Tensor]) -> None:

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
-from core.worker.process.awake import AwakeClock
-from core.worker.process.pulse import Unchanged
+from core.worker.process.pulse import AwakeClock, Unchanged
 
 #: What the first process tells its pulse by.
 _PULSE = "pulse"

@@ -22,8 +22,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from core.errors import UserError
-from core.worker.distributed.errors import RankLostError
-from core.worker.distributed.rendezvous import Meeting
+from core.worker.distributed.rendezvous import Meeting, RankLostError
 from core.worker.oom.retry import is_out_of_memory
 from core.worker.process.pulse import Pulse
 
@@ -49,7 +48,7 @@ class Ranks:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     patient: dist.ProcessGroup | None = None
     is_waiting: bool = field(default=False, init=False)
-    """Whether this process waits for the others right now; read by the thread that gives signs of life."""
+    """True if this process waits for the others right now; read by the thread that gives signs of life."""
     waits: int = field(default=0, init=False)
     """Number of waits so far, the present one included."""
     pulse: Pulse = field(default_factory=Pulse, init=False)
@@ -63,18 +62,18 @@ class Ranks:
         return cls(0, 1)
 
     def signs(self) -> dict[str, Any]:
-        """What a sign of life tells: whether it waits, for the how many-th time, and the pulse."""
+        """The fields of a sign of life: whether it waits, the number of that wait, and the pulse."""
         is_waiting = self.is_waiting
         return {"waiting": is_waiting, "wait": self.waits if is_waiting else 0, "pulse": self.pulse.count}
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes the record, hears commands and decides."""
+        """True if this is the one that writes the record, hears commands and decides."""
         return self.rank == 0
 
     @property
     def is_single(self) -> bool:
-        """Whether there is no other."""
+        """True if there is no other."""
         return self.count == 1
 
     def meet(self) -> None:
@@ -270,7 +269,7 @@ def _store(meeting: Meeting, timeout: timedelta) -> Any:
         except OSError as error:
             raise UserError(
                 f"{address}:{port} cannot be listened at: {error.strerror}.",
-                "Name an address of this machine in distributed.address, and a free port in distributed.port.",
+                "Give torchrun an address of the first machine (--master-addr) and a free port (--master-port).",
             ) from error
         listening = listener.detach()
     return TCPStore(

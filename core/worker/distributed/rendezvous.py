@@ -1,7 +1,7 @@
 """Rendezvous of the processes of a run: who each is, and where they meet. Nothing here imports torch.
 
-On one machine they meet over a file in the run directory, and speak over loopback alone. Over several they meet at a
-port of the address that the user has named, where the first one listens and nowhere else.
+On one machine they meet over a file in the run directory, and speak over loopback alone. Over several,
+torchrun or Slurm name the address and port where they meet; the first one listens there and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 from core.errors import UserError
-from core.launch.nodes.network import interface_of, interface_variables
 
 #: Environment variable with the place where the processes meet: ``file:///…`` or ``tcp://address:port``.
 MEETING = "LOCALTUNE_MEETING"
@@ -23,6 +24,10 @@ MASTER_ADDRESS, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"
 #: The same of Slurm's srun, which does not say where they meet.
 _SLURM = {RANK: "SLURM_PROCID", WORLD_SIZE: "SLURM_NTASKS", LOCAL_RANK: "SLURM_LOCALID"}
 _LOOPBACK = "lo"
+
+
+class RankLostError(Exception):
+    """Another process of the run does not answer any more."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Meeting:
 
     @property
     def is_local(self) -> bool:
-        """Whether all are on this machine."""
+        """True if all are on this machine."""
         return self.place.startswith("file:")
 
     @property
@@ -67,9 +72,20 @@ class Meeting:
 
     def keep_inside(self, environment: MutableMapping[str, str]) -> None:
         """Have gloo and NCCL use the interface of the meeting and no other; before torch is imported."""
-        name = _LOOPBACK if self.is_local else interface_of(self.address[0])
+        name = _LOOPBACK if self.is_local else _interface_of(self.address[0])
         if name is not None:
-            environment.update(interface_variables(name))
+            # gloo takes the name as it is; NCCL takes it for a prefix, ``eth1`` for that of ``eth10``, unless ``=``
+            # stands before it (NVIDIA, NCCL user guide, Environment Variables, NCCL_SOCKET_IFNAME).
+            environment.update({"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"})
+
+
+def _interface_of(address: str) -> str | None:
+    """The network interface that has a numeric address; None if none has it."""
+    wanted = address.partition("%")[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(found.address.partition("%")[0] == wanted for found in addresses):
+            return name
+    return None
 
 
 def file_meeting(path: Path) -> str:

@@ -7,7 +7,7 @@ for itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from core.memory.shares import BUCKET
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.shares import split_rows
 from core.worker.model.safetensors_io import read_tensors
 from core.worker.optim.update import Update, WeightUpdate
 
@@ -27,16 +26,18 @@ class Replicate:
     """The strategy of replicated training, and that of a run of one process, for which it does nothing.
 
     Args:
-        ranks: The processes.
+        orders: Of the first process to the others.
     """
 
-    ranks: Ranks
+    orders: Orders
     is_sharded = False
     fetches_modules = False
     gathers = False
 
-    def connect(self, orders: Orders) -> None:
-        """Nothing is said between two steps."""
+    @property
+    def ranks(self) -> Ranks:
+        """The processes."""
+        return self.orders.ranks
 
     def place(self, model: Any) -> None:
         """It is where it belongs."""
@@ -56,8 +57,7 @@ class Replicate:
                 _put_back(flat, bucket)
 
     def share(self, window: Sequence[int], costs: Sequence[int]) -> list[int]:
-        """Rows with about as many tokens as the other processes have; see
-        :func:`~core.worker.distributed.shares.split_rows`."""
+        """Rows with about as many tokens as the other processes have; see :func:`split_rows`."""
         if self.ranks.is_single:
             return list(window)
         return split_rows(window, costs, self.ranks.count)[self.ranks.rank]
@@ -67,7 +67,7 @@ class Replicate:
         yield from micro_batches
 
     def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
-        """Those of this process."""
+        """The failed micro-batches of this process."""
         return failed
 
     def reduce(self, parameters: Sequence[torch.nn.Parameter], sums: Sequence[float]) -> list[float]:
@@ -95,8 +95,8 @@ class Replicate:
         return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
     def leading(self) -> AbstractContextManager[None]:
-        """Each process has the whole model."""
-        return nullcontext()
+        """Each process has the whole model: the others only wait."""
+        return self.orders.leading()
 
     def lend(self) -> None:
         """Never asked for."""
@@ -120,7 +120,7 @@ class Replicate:
         return update
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """What is trained."""
+        """The trained tensors."""
         return usual
 
     def read_weights(self, path: Path, usual: Mapping[str, torch.Tensor]) -> None:
@@ -135,7 +135,30 @@ class Replicate:
 
 def single() -> Replicate:
     """The strategy of a run of one process."""
-    return Replicate(Ranks.single())
+    return Replicate(Orders(Ranks.single()))
+
+
+def split_rows(window: Sequence[int], costs: Sequence[int], count: int) -> list[list[int]]:
+    """Split the rows of a step among processes.
+
+    Longest first, each row goes to the process with the fewest tokens so far (Graham's rule: no process gets more than
+    4/3 of the best split's most). It depends on rows and their lengths alone, so that every process finds the same.
+
+    Args:
+        window: Row indices.
+        costs: Tokens of each row of the data.
+        count: Number of processes.
+
+    Returns:
+        For each process its rows, in the order of the window; empty where there are fewer rows than processes.
+    """
+    loads = [0] * count
+    owner: dict[int, int] = {}
+    for place in sorted(range(len(window)), key=lambda place: (-costs[window[place]], place)):
+        lightest = min(range(count), key=lambda rank: (loads[rank], rank))
+        owner[place] = lightest
+        loads[lightest] += costs[window[place]]
+    return [[window[place] for place in range(len(window)) if owner[place] == rank] for rank in range(count)]
 
 
 def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 
+from core.config.derived import FP32_STATES, updates_in_backward
+from core.config.schema import WEIGHT_METHODS, Config
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
-from core.worker.optim.update import Update, WeightUpdate
+from core.worker.loss.objectives import Objective, Rewards
+from core.worker.model.adapters import parameter_groups
+from core.worker.model.full_weights import trained_tensors
+from core.worker.model.model import LoadedModel, decoder_of, trainable_parameters
+from core.worker.oom.retry import Retry
+from core.worker.optim.optim import make_optimizer
+from core.worker.optim.paged import PagedBuffers
+from core.worker.optim.rounding import choose_kernels
+from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
+from core.worker.process.rng import own_draws
+from core.worker.progress.state import TrainState
 
 
 class Strategy(Protocol):
@@ -25,19 +39,20 @@ class Strategy(Protocol):
         """The processes."""
 
     @property
+    def orders(self) -> Orders:
+        """Orders of the first process to the others."""
+
+    @property
     def is_sharded(self) -> bool:
-        """Whether a process has a share of the weights only, so that a pass of the model needs all of them."""
+        """True if a process has a share of the weights only, so that a pass of the model needs all of them."""
 
     @property
     def fetches_modules(self) -> bool:
-        """Whether weights are there only while their own module is called, so that layers cannot be fused."""
+        """True if weights are there only while their own module is called, so that layers cannot be fused."""
 
     @property
     def gathers(self) -> bool:
-        """Whether optimizer states, or weights, are brought together for a checkpoint, which needs all processes."""
-
-    def connect(self, orders: Orders) -> None:
-        """Told how the first process speaks to the others."""
+        """True if optimizer states, or weights, are brought together for a checkpoint, which needs all processes."""
 
     def place(self, model: Any) -> None:
         """Share a model out: its adapters are attached, its layers are not fused yet. On the host it has been until now
@@ -97,13 +112,13 @@ class Strategy(Protocol):
         """Clip gradients by the norm of all of them; returns it."""
 
     def leading(self) -> AbstractContextManager[None]:
-        """A context in which the first process runs the model alone, between two steps."""
+        """A context in which the first process runs the model alone, between two steps, while the others wait."""
 
     def lend(self) -> None:
         """In another process: take part in a pass that the first one does alone."""
 
     def trained(self, usual: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.nn.Parameter]:
-        """What the optimizer of this process updates.
+        """The tensors that the optimizer of this process updates.
 
         Args:
             usual: What is trained, by name.
@@ -123,7 +138,7 @@ class Strategy(Protocol):
         """An update whose states are saved and loaded as those of a run of one process."""
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """What is trained as in a run of one process, for a checkpoint; in the first process. Together where
+        """Trained tensors as in a run of one process, for a checkpoint; in the first process. Together where
         :attr:`is_sharded`.
 
         Args:
@@ -140,3 +155,104 @@ class Strategy(Protocol):
     def whole_model(self, model: Any) -> dict[str, torch.Tensor] | None:
         """All weights of a model, by name, in the first process; None where the model has them. Together where
         :attr:`is_sharded`."""
+
+
+def make_update(
+    strategy: Strategy,
+    config: Config,
+    loaded: LoadedModel,
+    accelerator: Accelerator,
+    state: TrainState,
+    warn: Callable[[str, str, str], None],
+) -> Update:
+    """The update of a run: one optimizer over all adapters, one for each tensor of the model's own weights, or that of
+    the strategy. Together where it shares optimizer states out.
+
+    Args:
+        strategy: Of the run.
+        config: With the optimizer that this machine can use.
+        loaded: The model, ready to be trained.
+        accelerator: Of the model.
+        state: Of the training.
+        warn: Called where memory runs out, and where kernels cannot be used: ``warn(code, message, hint)``.
+    """
+    train, retry = config.train, Retry(lambda: f"step {state.step + 1}", warn)
+    if (own := strategy.own_update(loaded.model)) is not None:
+        return own
+    if config.method.name not in WEIGHT_METHODS:
+        parameters = trainable_parameters(loaded.model)
+        optimizer = make_optimizer(parameter_groups(loaded.model, config.method.loraplus_ratio), train)
+        return AdapterUpdate(accelerator, optimizer, parameters, train.max_grad_norm, retry, strategy.clip)
+    buffers = PagedBuffers()
+    trained = strategy.trained(trained_tensors(loaded.model))
+    update = WeightUpdate(
+        trained,
+        lambda parameters: make_optimizer(parameters, train, weight_decay=0.0, buffers=buffers),
+        states_in_fp32=train.optimizer in FP32_STATES,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        in_backward=updates_in_backward(config),
+        retry=retry,
+        kernels=choose_kernels(next(iter(trained.values())).device, warn),
+        square_sum=strategy.square_sum,
+    )
+    return strategy.whole_update(update)
+
+
+@contextlib.contextmanager
+def share_window(
+    strategy: Strategy, window: Sequence[int], costs: Sequence[int], *, seed: int, step: int
+) -> Iterator[list[int]]:
+    """The rows of a window that this process works on. Inside, the random draws of several processes differ; afterwards
+    all of them, and the checkpoints, have the same state of the generators.
+
+    Args:
+        strategy: Of the run.
+        window: Row indices.
+        costs: Tokens of each row of the data.
+        seed: Of the run.
+        step: Steps done.
+    """
+    rows = strategy.share(window, costs)
+    if strategy.ranks.is_single:
+        yield rows
+        return
+    with own_draws(seed, step, strategy.ranks.rank):
+        yield rows
+
+
+def reduce_window(strategy: Strategy, model: Any, loss: float, objective: Objective) -> tuple[float, Rewards]:
+    """Sum the gradients of a window, its loss and its rewards over all processes. Together.
+
+    Args:
+        strategy: Of the run.
+        model: The model, with the gradients of this process.
+        loss: The loss of this process's rows.
+        objective: The objective, with the rewards of these rows.
+
+    Returns:
+        Loss and rewards of the whole window.
+    """
+    if strategy.ranks.is_single:
+        return loss, objective.rewards()
+    parameters = list(trained_tensors(model).values())
+    total, *sums = strategy.reduce(parameters, [loss, *objective.reward_sums()])
+    return total, objective.rewards_of(sums)
+
+
+def token(device: torch.device) -> torch.Tensor:
+    """The token, ``(1, 1)``."""
+    return torch.zeros((1, 1), dtype=torch.int64, device=device)
+
+
+def run_token(causal: Any, device: torch.device) -> None:
+    """Run it forward and backward: the gradients of all that is trained are zero, and there.
+
+    Args:
+        causal: A causal language model of transformers.
+        device: Where it runs.
+    """
+    states = decoder_of(causal)(input_ids=token(device), use_cache=False).last_hidden_state
+    head = causal.get_output_embeddings()
+    trained = any(parameter.requires_grad for parameter in head.parameters())
+    (0.0 * (head(states) if trained else states).float().sum()).backward()

@@ -53,7 +53,7 @@ class ZeroOptions:
 
     @classmethod
     def of(cls, config: Config) -> ZeroOptions:
-        """Those of a configuration."""
+        """The options of a configuration."""
         section = config.distributed
         stage, offload = section.zero_stage, section.offload
         whole = offload == "all" and stage == 3
@@ -120,11 +120,11 @@ class Zero:
         self.stage = options.stage
         self.is_first = ranks.is_first
         self.is_restored = False
-        """Whether weights and states are those of a checkpoint, which all processes have read."""
+        """True if weights and states are those of a checkpoint, which all processes have read."""
         self._count = ranks.count
         self._inner = optimizer
         self._is_own = options.on_host
-        """Whether AdamW is DeepSpeed's own."""
+        """True if AdamW is DeepSpeed's own."""
         package, settings = import_package(ranks.device), _settings(self.trained, options, ranks)
         with _place_in_environment(ranks):
             if self.stage == 3:
@@ -279,7 +279,7 @@ class Zero:
         return found.cpu() if self.is_first else None
 
     def has_master(self, name: str) -> bool:
-        """Whether the optimizer has a copy of a weight in fp32 that says more than the weight."""
+        """True if the optimizer has a copy of a weight in fp32 that says more than the weight."""
         return self.trained[name].dtype != torch.float32
 
     def put(self, name: str, whole: torch.Tensor, moment: str | None = None) -> None:
@@ -304,7 +304,7 @@ class Zero:
 
 
 def is_whole(parameter: Any) -> bool:
-    """Whether this process has a parameter whole right now."""
+    """True if this process has a parameter whole right now."""
     return bool(parameter.numel() == getattr(parameter, "ds_numel", parameter.numel()))
 
 

@@ -21,7 +21,7 @@ from peft.tuners.lora.layer import ParamWrapper
 
 from core.errors import UserError
 from core.text import one_line
-from core.worker.distributed.token_pass import run_token, token
+from core.worker.distributed.strategy import run_token, token
 from core.worker.distributed.zero import is_whole
 from core.worker.model.expert_weights import ExpertsParams4bit
 from core.worker.model.full_weights import trained_tensors

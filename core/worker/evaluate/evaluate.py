@@ -120,7 +120,7 @@ class Evaluator:
 
     @property
     def has_samples(self) -> bool:
-        """Whether some of the held-out questions are answered as samples."""
+        """True if some of the held-out questions are answered as samples."""
         return bool(self._conversations[: self._samples])
 
     def answer_samples(self, step: int, progress: Callable[[str, int, int], None]) -> list[SampleEvent]:

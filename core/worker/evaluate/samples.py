@@ -78,11 +78,11 @@ class SampleWriter:
     template: str | None
     warn: Callable[[str, str], None]
     failing: bool = field(default=False, init=False)
-    """Whether there were no answers the last time."""
+    """True if there were no answers the last time."""
 
     @property
     def is_needed(self) -> bool:
-        """Whether there is anything to answer."""
+        """True if there is anything to answer."""
         return bool(self.questions.conversations)
 
     def write(self, step: int, progress: Callable[[int, int], None]) -> list[SampleEvent]:

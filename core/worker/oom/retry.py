@@ -1,4 +1,4 @@
-"""Out-of-memory errors: recognized, what they hold alive released, and the work retried where that is right."""
+"""Out-of-memory errors: recognized, the memory that they hold alive released, the work retried where that is right."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Attempt(Generic[T]):
 
     @property
     def failed(self) -> bool:
-        """Whether memory ran out."""
+        """True if memory ran out."""
         return self.reason is not None
 
 
@@ -63,7 +63,7 @@ def ignore(*_: str) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the device or on the host.
+    """True if an error says that memory ran out, on the device or on the host.
 
     Torch has a class of its own for its allocators on a device; that of the CPU and some libraries tell by a sentence.
     """
@@ -159,3 +159,20 @@ class Retry:
                 message = f"Memory ran out at {self.where()} {what}: it is done again with what was cached given back."
                 self.notice("memory_again", message, "It is done once, and the result is the same.")
         raise MemoryShortageError(f"Memory ran out at {self.where()} {what}, {TRIES} times in a row.", hint)
+
+
+def create_handles(device: torch.device) -> None:
+    """Create the cuBLAS handles of both threads that multiply, whose memory is outside torch's allocator. Each thread
+    takes its own at its first product, autograd's in the first backward pass, when cached memory may fill the card.
+
+    Args:
+        device: Of the run; on a CPU there are none.
+    """
+    if device.type == "cuda":
+        multiply_both_ways(device)
+
+
+def multiply_both_ways(device: torch.device) -> None:
+    """A small product, forward and backward."""
+    square = torch.ones(16, 16, device=device, requires_grad=True)
+    (square @ square).sum().backward()  # type: ignore[no-untyped-call]

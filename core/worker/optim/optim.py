@@ -1,4 +1,9 @@
-"""Optimizers, made by the names that the configuration has for them."""
+"""Optimizers by their names in the configuration, their steps parameter by parameter, and the learning rate.
+
+The own ``step`` of bitsandbytes' optimizers waits for the device after each parameter. Kernels and copies of a run are
+on one stream, in order, so that no wait is needed; the reader of paged states on the host waits once, see
+:func:`core.worker.optim.paged.settle`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from bitsandbytes.optim.optimizer import Optimizer8bit
 from transformers.optimization import Adafactor
 
 from core.config.schema import TrainSection
@@ -57,8 +63,48 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
         group["lr"] = rate * group.get("lr_ratio", 1.0)
 
 
+def is_blockwise(optimizer: Any) -> bool:
+    """True if it is one of bitsandbytes'."""
+    return isinstance(optimizer, Optimizer8bit)
+
+
+def allocates(optimizer: Any, device: torch.device) -> bool:
+    """True if an update takes memory once the states are there.
+
+    The kernels of a card write weights and states in place. Those of the CPU dequantize the states, change the weights
+    and then quantize the states into new tensors, so that memory can run out in between.
+    """
+    return not is_blockwise(optimizer) or device.type != "cuda"
+
+
+def step_parameter(
+    optimizer: Any, group: dict[str, Any], parameter: torch.nn.Parameter, places: tuple[int, int] = (0, 0)
+) -> None:
+    """Step one parameter; its states are made where it has none.
+
+    Args:
+        optimizer: One of bitsandbytes'.
+        group: The parameter's.
+        parameter: With a gradient.
+        places: The group's among the groups, and the parameter's in it.
+    """
+    if not optimizer.state.get(parameter):
+        optimizer.init_state(group, parameter, *places)
+    optimizer.prefetch_state(parameter)
+    optimizer.update_step(group, parameter, *places)
+
+
+def forget_state(optimizer: Any, parameter: torch.nn.Parameter) -> None:
+    """Drop the state of a parameter; of any optimizer."""
+    state = optimizer.state.pop(parameter, None)
+    buffers = getattr(optimizer, "get_state_buffer", None)
+    if state and isinstance(buffers, PagedBuffers):
+        buffers.give_back(state)
+
+
 class LearningRate:
-    """The learning rate of the next step: the peak in force, times the schedule's share of it.
+    """The learning rate of the next step: the peak in force, times the schedule's share of it, as the schedules of
+    transformers define it.
 
     Args:
         train: Peak, schedule and warm-up.

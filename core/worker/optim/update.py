@@ -17,18 +17,9 @@ import torch
 from accelerate import Accelerator
 
 from core.worker.oom.retry import Retry
-from core.worker.optim.optim import set_learning_rate
+from core.worker.optim.optim import allocates, forget_state, is_blockwise, set_learning_rate, step_parameter
 from core.worker.optim.paged import load_states, settle
-from core.worker.optim.retryable_step import (
-    HINT,
-    WHAT,
-    RetryableStep,
-    allocates,
-    forget_state,
-    is_blockwise,
-    keep_state,
-    step_parameter,
-)
+from core.worker.optim.retryable_step import HINT, WHAT, RetryableStep, keep_state
 from core.worker.optim.rounding import Kernels, add_slices
 
 #: Name of the fp32 copy of a 16-bit weight among its states, which other optimizers have made; there is none here.

@@ -54,6 +54,10 @@ class StopRequested(Exception):  # noqa: N818 - it is a request, not an error
         self.now = now
 
 
+class EvaluationSkipped(Exception):  # noqa: N818 - it is a request, not an error
+    """Raised between two passes of an evaluation that is to be left out."""
+
+
 class ParkRequested(StopRequested):
     """Raised where a run can stop when it is to give its device back: it stops after a checkpoint, and goes on later.
 

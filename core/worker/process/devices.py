@@ -1,14 +1,19 @@
-"""Devices of this machine that a worker holds while it trains (:mod:`core.runs.control.devices`)."""
+"""Devices that a worker holds while it trains (:mod:`core.runs.control.devices`), and failures of a GPU in words."""
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Sequence
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.hardware.snapshot import Device
+from core.hardware.xid import explain_xid
 from core.runs.control.devices import Hold, is_alone, occupant, run_devices, take_alone, take_beside
 from core.runs.record.events import NoticeEvent
 from core.runs.record.store import Run
+from core.text import one_line
 
 
 def hold_devices(run: Run) -> Hold | str:
@@ -31,7 +36,7 @@ def hold_devices(run: Run) -> Hold | str:
 
 
 def reason_to_wait(run: Run) -> Callable[[], str | None]:
-    """What tells for what a parked run waits that is to have its devices to itself, as the end of a sentence. It
+    """The reason that a parked run waits for devices of its own, as the end of a sentence. It
     tells None where they are free, and for all other runs.
 
     Args:
@@ -85,3 +90,65 @@ def shared_device(run_ids: Sequence[str], place: str = "") -> NoticeEvent:
 
 def _wait_words(name: str) -> str:
     return f"{name} has the device"
+
+
+#: Seconds for which an error that the driver has reported may be the cause of what torch raises.
+_CAUSE_SECONDS = 120.0
+_REACHED = (
+    "Reboot before you train on this card again; if it comes back, check its power cables, its seating and its cooling."
+)
+_MEMORY = "Reset the card or reboot; if it comes back, have the card's memory tested."
+_PROGRAM = "If it comes back, take back any overclocking, update the driver and torch, and report it."
+_OTHER = "Look for 'Xid' in 'sudo dmesg'."
+#: What torch passes on from the driver's interface, and what helps.
+_KINDS: tuple[tuple[str, str, str], ...] = (
+    (
+        r"GPU is lost|no CUDA-capable device|no (HIP|ROCm)-capable device|devices? .*(busy or )?unavailable"
+        r"|driver shutting down|system not yet initialized",
+        "the card cannot be reached any more",
+        _REACHED,
+    ),
+    (r"ECC error|hardware stack error", "the card's memory or processors have failed", _MEMORY),
+    (
+        r"unspecified launch failure|illegal memory access|misaligned address|illegal instruction"
+        r"|device-side assert|invalid program counter|launch timed out",
+        "the card has stopped at an error",
+        _PROGRAM,
+    ),
+)
+_SIGN = re.compile(r"(CUDA|HIP) (driver )?error|CU[A-Z]+_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)|NCCL error")
+
+
+def device_failure(error: BaseException, step: int, device: Device | None) -> UserError | None:
+    """A failure of the GPU as a sentence; None for any other error.
+
+    Args:
+        error: What ended the run; running out of memory has been told before.
+        step: Optimizer steps done.
+        device: The run's device as its meters last showed it.
+    """
+    # By name: torch is not imported where a run ends before it needs it.
+    is_failure = type(error).__name__ == "AcceleratorError" or (
+        isinstance(error, RuntimeError) and _SIGN.search(str(error)) is not None
+    )
+    if not is_failure:
+        return None
+    said = one_line((str(error).splitlines() or [""])[0], 160).rstrip(".")
+    words, hint = _explain(str(error))
+    message = f"The GPU failed in step {step + 1}: {words} ({said})."
+    if (code := _newest_xid(device)) is not None:
+        meaning = explain_xid(code)
+        return UserError(f"{message} The driver reports Xid {code}: {meaning.words}.", meaning.hint)
+    return UserError(message, hint)
+
+
+def _explain(text: str) -> tuple[str, str]:
+    for pattern, words, hint in _KINDS:
+        if re.search(pattern, text, re.IGNORECASE):
+            return words, hint
+    return "the driver reports an error", _OTHER
+
+
+def _newest_xid(device: Device | None) -> int | None:
+    recent = [xid for xid in (device.xid if device is not None else ()) if time.time() - xid.t <= _CAUSE_SECONDS]
+    return max(recent, key=lambda xid: xid.t).code if recent else None

@@ -1,9 +1,11 @@
-"""Pulse of the thread that leads a run of several processes, by which others tell a hang from work that takes long."""
+"""Pulse of the thread that leads a run of several processes, and the clock of a process without its suspensions."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 
 class Pulse:
@@ -66,3 +68,30 @@ class Unchanged:
     def seconds(self) -> float:
         """Seconds since it has changed; 0 where there is none."""
         return 0.0 if self._value is None else self._clock() - self._since
+
+
+@dataclass
+class AwakeClock:
+    """Seconds in which this process was awake; it hears nobody while it is suspended. A thread looks at the clock
+    regularly: a far longer pause between two looks was a suspension, by SIGSTOP, a frozen container or Slurm.
+
+    Args:
+        most: Seconds between two looks that count at most.
+        clock: Seconds that only ever go up.
+    """
+
+    most: float
+    clock: Callable[[], float] = time.monotonic
+    seconds: float = field(default=0.0, init=False)
+    """As of the last look; may be read by any thread."""
+    _looked: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._looked = self.clock()
+
+    def tick(self) -> float:
+        """Look at the clock; the seconds until now."""
+        now = self.clock()
+        self.seconds += min(now - self._looked, self.most)
+        self._looked = now
+        return self.seconds

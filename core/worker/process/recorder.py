@@ -44,8 +44,7 @@ from core.runs.record.state import (
 from core.runs.record.store import EVENTS_NAME, Run
 from core.worker.process.hardware_log import HardwareLog
 from core.worker.process.log import log
-from core.worker.process.stage import stage_of
-from core.worker.process.step_watchdog import StepWatchdog
+from core.worker.process.step_watchdog import StepWatchdog, stage_of
 
 #: Seconds between heartbeats (the contract allows five) and between hardware samples.
 HEARTBEAT_SECONDS = 2.0

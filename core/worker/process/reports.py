@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from core.worker.process.stage import place_of
+from core.worker.process.step_watchdog import place_of
 
 #: Environment variables with the descriptor of the pipe, and the supervisor's pid.
 REPORTS, SUPERVISOR = "LOCALTUNE_REPORTS", "LOCALTUNE_SUPERVISOR"
@@ -22,25 +22,31 @@ BEAT_SECONDS = 1.0
 _PDEATHSIG = 1
 
 
-class Relay:
-    """The end of the pipe in a process of a run, or in one that stands for it and passes on what it reports.
+class Reports:
+    """The reports of a process of a run to its supervisor, and its signs of life.
 
     Args:
-        descriptor: Of the pipe; None where nobody reads.
+        descriptor: Of the pipe; None without a supervisor.
+        supervisor: The supervisor's pid.
     """
 
-    def __init__(self, descriptor: int | None) -> None:
+    def __init__(self, descriptor: int | None, supervisor: int | None) -> None:
         self._descriptor = descriptor
         self._guard = threading.Lock()
+        self.supervisor = supervisor
+        self.signs: Callable[[], dict[str, Any]] = lambda: {"waiting": False}
+        """The fields of a sign of life: ``waiting``, whether the process waits for the others; ``wait``, the number of
+        that wait; ``pulse``, see :class:`core.worker.process.pulse.Pulse`."""
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
+            threading.Thread(target=self._beat, name="reports", daemon=True).start()
 
     def tell(self, **fields: Any) -> None:
-        """Tell the supervisor something.
+        """Send a report.
 
         Args:
-            **fields: ``error`` and ``hint``: why the process ends; ``following``: what the run goes on as; ``host``,
-                ``pid`` and ``device``: where it is.
+            **fields: ``error`` and ``hint``: the reason of an end; ``following``: the options that the run goes on
+                with; ``host``, ``pid`` and ``device``: the place of the process.
         """
         if self._descriptor is None:
             return
@@ -48,24 +54,6 @@ class Relay:
         # Without a supervisor this process is about to be ended as well.
         with self._guard, contextlib.suppress(OSError):
             os.write(self._descriptor, line)
-
-
-class Reports(Relay):
-    """The reports of a process of a run, with its signs of life.
-
-    Args:
-        descriptor: Of the pipe; None where nobody reads.
-        supervisor: The pid of who reads.
-    """
-
-    def __init__(self, descriptor: int | None, supervisor: int | None) -> None:
-        super().__init__(descriptor)
-        self.supervisor = supervisor
-        self.signs: Callable[[], dict[str, Any]] = lambda: {"waiting": False}
-        """What a sign of life tells: ``waiting``, whether the process waits for the others; ``wait``, the number of
-        that wait; ``pulse``, see :class:`core.worker.process.pulse.Pulse`."""
-        if descriptor is not None:
-            threading.Thread(target=self._beat, name="reports", daemon=True).start()
 
     def _beat(self) -> None:
         before: Any = None
@@ -79,22 +67,12 @@ class Reports(Relay):
 
 
 def report_to_supervisor() -> Reports:
-    """The reports of this process, which ends with its supervisor from now on; none where it has none."""
-    return Reports(*_found())
-
-
-def relay_to_supervisor() -> Relay:
-    """As :func:`report_to_supervisor`, for a process that stands for one: its signs of life are those of the other."""
-    return Relay(_found()[0])
-
-
-def _found() -> tuple[int | None, int | None]:
-    """The pipe and the pid of the supervisor, with which this process ends from now on."""
+    """The reports of this process, which ends with its supervisor from now on; silent where it has none."""
     number, supervisor = os.environ.pop(REPORTS, ""), os.environ.pop(SUPERVISOR, "")
     if not number or not supervisor:
-        return None, None
-    # Also a process that is suspended, or deep in a driver's code, ends by this.
+        return Reports(None, None)
+    # The kernel also ends a process that is suspended, or deep in a driver's code.
     ctypes.CDLL(None, use_errno=True).prctl(_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != int(supervisor):
         os._exit(1)  # it has ended before that
-    return int(number), int(supervisor)
+    return Reports(int(number), int(supervisor))

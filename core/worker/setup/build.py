@@ -1,68 +1,36 @@
-"""The parts of a run, built in one place from its configuration."""
+"""Parts of a run, built in one place from its configuration."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from accelerate import Accelerator
 
-from core.config.derived import FP32_STATES, updates_in_backward
-from core.config.schema import WEIGHT_METHODS, Config, TrainSection
-from core.data.registries.data_files import DataHashes
-from core.hardware.wsl import is_wsl
-from core.memory.batching import TOKEN_BUDGETS
-from core.models.fingerprint import BaseFingerprint
+from core.config.derived import updates_in_backward
+from core.config.schema import Config
 from core.worker.checkpoint.checkpoint import Checkpoint
-from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints
+from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, agreed_checkpoint
 from core.worker.checkpoint.rollback import Rollback
 from core.worker.control_point import ControlPoint
 from core.worker.data.batches import DataOrder
 from core.worker.data.dataset import Dataset
-from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.strategy import Strategy
-from core.worker.evaluate.evaluate import Evaluator
-from core.worker.evaluate.probe import Probe
-from core.worker.evaluate.samples import Questions, SampleWriter, choose_questions
-from core.worker.loss.loss import SupervisedLoss
-from core.worker.loss.objectives import Objective, make_objectives
-from core.worker.loss.reference import PrecomputedReference
+from core.worker.distributed.strategy import Strategy, make_update
+from core.worker.evaluate.evaluations import Evaluations
+from core.worker.loss.objectives import Objective
 from core.worker.model.activation_offload import available_offload
-from core.worker.model.adapters import parameter_groups
-from core.worker.model.full_weights import trained_tensors
-from core.worker.model.model import LoadedModel, trainable_parameters
-from core.worker.oom.retry import Retry, shortage_explained
-from core.worker.optim.optim import LearningRate, make_optimizer, warmup_steps
-from core.worker.optim.paged import PagedBuffers, unpaged_where_needed
-from core.worker.optim.rounding import choose_kernels
-from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
+from core.worker.model.model import LoadedModel
+from core.worker.optim.optim import LearningRate, warmup_steps
+from core.worker.optim.update import Update
 from core.worker.process.control import Controls
-from core.worker.process.determinism import (
-    BIT_FOR_BIT,
-    TO_ROUNDING,
-    Determinism,
-    apply_determinism,
-    choose_determinism,
-    fix_workspace,
-)
 from core.worker.process.governor import Governor
 from core.worker.process.malloc import keep_freed_memory
 from core.worker.process.recorder import Recorder
-from core.worker.process.rng import seed_unused
-from core.worker.process.throttle import Throttle
-from core.worker.progress.best import BestStep
-from core.worker.progress.finite import FiniteCheck
-from core.worker.progress.intervals import Intervals
-from core.worker.progress.limits import Limits
-from core.worker.progress.spikes import LossSpikes, Told
-from core.worker.progress.state import TrainState
+from core.worker.progress.health import FiniteCheck, LossSpikes
+from core.worker.progress.state import BestStep, Intervals, Limits, TrainState
 from core.worker.setup.compilation import Compilation, compile_layers
-from core.worker.setup.device import settle_device
-from core.worker.setup.fast_paths import choose_packing, keep_weights, wants_packing
-from core.worker.setup.governing import make_governor
+from core.worker.setup.device import make_governor, settle_determinism, settle_device, with_usable_optimizer
 from core.worker.setup.memory_decision import (
     MemoryDecision,
     MemoryMeter,
@@ -70,11 +38,11 @@ from core.worker.setup.memory_decision import (
     decide_memory,
     with_experts,
 )
-from core.worker.setup.origin import Origin
-from core.worker.setup.preparation import Prepared, prepare
-from core.worker.setup.ready_model import SMALLER, ReadyModel, make_ready
-from core.worker.setup.self_check import check_head, check_model
-from core.worker.setup.together import (
+from core.worker.setup.objective import make_evaluations, make_goal
+from core.worker.setup.preparation import prepare
+from core.worker.setup.provenance import Provenance
+from core.worker.setup.ready_model import make_ready
+from core.worker.setup.strategy import (
     agree_kept_layers,
     agree_memory,
     check_strategy,
@@ -83,10 +51,7 @@ from core.worker.setup.together import (
     settle_options,
     settle_strategy,
 )
-from core.worker.steps.file_training import FileTraining
-from core.worker.steps.gradient_checkpointing import GradientCheckpointing
-from core.worker.steps.neftune import EmbeddingNoise
-from core.worker.steps.window import MicroBatches, first_budget
+from core.worker.steps import EmbeddingNoise, FileTraining, GradientCheckpointing, MicroBatches, first_budget
 
 
 @dataclass(frozen=True)
@@ -104,11 +69,7 @@ class Parts:
     update: Update
     learning_rate: LearningRate
     intervals: Intervals
-    evaluator: Evaluator | None
-    """None where nothing is held out."""
-    probe: Probe | None
-    """None where the general probe is not measured."""
-    samples: SampleWriter
+    evaluations: Evaluations
     memory: MemoryDecision
     meter: MemoryMeter
     checkpointer: Checkpointer
@@ -119,12 +80,47 @@ class Parts:
     """None where layers run as they are."""
     file: FileTraining | None
     """None where no file's weights are trained."""
-    origin: Origin | None
+    provenance: Provenance | None
     """None in a process that is not the first one of the run."""
     strategy: Strategy
     """How the processes of the run share the model and the work."""
-    orders: Orders
-    """What the first of them tells the others to do."""
+
+
+def set_up(
+    config: Config,
+    recorder: Recorder,
+    controls: Controls,
+    ranks: Ranks | None,
+    *,
+    resume: bool,
+) -> Parts:
+    """Build the parts of a run, and put them where it goes on from.
+
+    Args:
+        config: The configuration, paths absolute.
+        recorder: Of the run.
+        controls: Stops it.
+        ranks: The processes of the run; None for this one alone.
+        resume: Whether it goes on from the newest checkpoint.
+
+    Raises:
+        RankLostError: If another process does not answer.
+        StopRequested: If a stop was asked for.
+        UserError: If the run cannot be done.
+    """
+    ranks = ranks or Ranks.single()
+    found = agreed_checkpoint(config, recorder, ranks) if resume else None
+    parts = build(config, recorder, controls, found, ranks)
+    ranks.meet()
+    if found is not None:
+        parts.checkpointer.resume(found)
+    ranks.meet()
+    parts.checkpointer.spread()
+    if parts.file is not None:
+        parts.file.follow()
+    if parts.provenance is not None:
+        recorder.seal("start", parts.provenance.facts(config, found))
+    return parts
 
 
 def build(
@@ -132,17 +128,15 @@ def build(
     recorder: Recorder,
     controls: Controls,
     found: Checkpoint | None,
-    throttle: Throttle,
     ranks: Ranks | None = None,
 ) -> Parts:
     """Read the rows, load the model and build what trains it.
 
     Args:
         config: The configuration, paths absolute.
-        recorder: Of the run; where events go.
+        recorder: Of the run.
         controls: Stops it.
         found: The checkpoint that the run goes on from; None at its beginning. It is not restored here.
-        throttle: The duty cycle of the training.
         ranks: The processes of the run; None for this one alone.
 
     Raises:
@@ -150,203 +144,72 @@ def build(
         StopRequested: If a stop was asked for.
         UserError: If the run cannot be done.
     """
-    run = _settle(config, recorder, controls, found, throttle, ranks or Ranks.single())
-    questions = choose_questions(run.config, run.prepared.held_out)
-    controls.check_stop()
-    recorder.phase("loading_model", config.model.base)
-    # Beside the loading, which reads the same files.
-    base = BaseFingerprint(run.prepared.base)
-    # They go into the record, which the first process writes.
-    files = DataHashes(config.data) if run.ranks.is_first else None
-    placed = _place_model(run)
-    goal = _make_goal(run, placed.model)
-    order = DataOrder(run.prepared.dataset.lengths, config.train.batch_size, config.train.seed)
-    # Some have loaded the model from a slower disk; an optimizer that is shared out is made together.
-    run.ranks.meet()
-    state = _make_state(run, order, placed, goal)
-    training = _make_training(run, placed, goal, state)
-    keeping = _make_keeping(run, base, placed, training, state)
-    measuring = _make_measuring(run, placed, goal, keeping.control_point, questions)
-    recorder.update(total_steps=state.total_steps)
-    base.settle(controls.check_stop)
-    if files is not None:
-        files.settle(controls.check_stop)
-    return _joined(run, files, order, state, placed, goal, training, keeping, measuring)
-
-
-@dataclass(frozen=True)
-class _Settled:
-    """A run whose rows are read and whose options are settled, by all of its processes; its model is not loaded."""
-
-    config: Config
-    recorder: Recorder
-    controls: Controls
-    found: Checkpoint | None
-    device: torch.device
-    governor: Governor
-    deterministic: Determinism
-    strategy: Strategy
-    prepared: Prepared
-
-    @property
-    def ranks(self) -> Ranks:
-        """The processes."""
-        return self.strategy.ranks
-
-
-def _settle(
-    config: Config,
-    recorder: Recorder,
-    controls: Controls,
-    found: Checkpoint | None,
-    throttle: Throttle,
-    ranks: Ranks,
-) -> _Settled:
-    """Read the rows, and settle what comes before the model."""
-    fix_workspace(config.train.deterministic)
-    seed_unused(config.train.seed)
-    # What the device and the strategy cannot do is said before minutes are spent on the rows.
+    ranks = ranks or Ranks.single()
+    # Refusals by the device and the strategy come before the minutes that rows may take.
     device = settle_device(config, recorder)
-    governor = make_governor(config, recorder, controls, device, throttle)
-    deterministic = _settle_determinism(config, device, recorder)
+    governor = make_governor(config, recorder, controls, device)
+    deterministic = settle_determinism(config, device, recorder)
     check_strategy(config, ranks)
+
+    # Rows, and the options that follow from them.
     first_goes_ahead(config, recorder, controls.check_stop, ranks)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
-    config = settle_strategy(config, device, prepared.dataset, recorder, ranks)
-    strategy = make_strategy(config, ranks, recorder)
+    dataset = prepared.dataset
+    config = settle_strategy(config, device, dataset, recorder, ranks)
+    strategy = make_strategy(config, ranks, recorder, holds=lambda: governor.pause is not None)
     config = settle_options(config, strategy, recorder)
-    config = agree_kept_layers(config, prepared, device, recorder, controls.check_stop, strategy.ranks)
-    return _Settled(config, recorder, controls, found, device, governor, deterministic, strategy, prepared)
+    config = agree_kept_layers(config, prepared, device, recorder, controls.check_stop, ranks)
+    controls.check_stop()
 
-
-def _joined(
-    run: _Settled,
-    files: DataHashes | None,
-    order: DataOrder,
-    state: TrainState,
-    placed: _Placed,
-    goal: _Goal,
-    training: _Training,
-    keeping: _Keeping,
-    measuring: _Measuring,
-) -> Parts:
-    """All parts of a run."""
-    model, dataset = placed.model, run.prepared.dataset
-    return Parts(
-        loaded=model.loaded,
-        dataset=dataset,
-        state=state,
-        order=order,
-        micro_batches=training.micro_batches,
-        noise=training.noise,
-        objective=goal.objective,
-        accelerator=model.accelerator,
-        update=training.update,
-        learning_rate=LearningRate(run.config.train, state),
-        intervals=Intervals(run.config, state, order.steps_per_epoch),
-        evaluator=measuring.evaluator,
-        probe=measuring.probe,
-        samples=measuring.samples,
-        memory=placed.memory,
-        meter=MemoryMeter(placed.used, model.loaded.device, dataset, state, model.fused, run.recorder),
-        checkpointer=keeping.checkpointer,
-        rollback=keeping.rollback,
-        control_point=keeping.control_point,
-        governor=run.governor,
-        compilation=training.compilation,
-        file=keeping.file,
-        origin=None if files is None else Origin(files, dataset, keeping.checkpointer),
-        strategy=run.strategy,
-        orders=keeping.orders,
-    )
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """The model of a run on its device, and what is decided of its memory."""
-
-    model: ReadyModel
-    memory: MemoryDecision
-    used: Config
-    """The configuration with the optimizer and the place of experts that are used."""
-    token_budget: int
-    """The most tokens of a micro-batch, if there is room."""
-
-
-def _place_model(run: _Settled) -> _Placed:
-    """Load the model and make it ready, with what has to be decided of its memory before and after."""
-    config, recorder, dataset, strategy = run.config, run.recorder, run.prepared.dataset, run.strategy
-    token_budget = first_budget(run.device, whole=updates_in_backward(config))
-    host_experts, why_experts = decide_experts(config, run.device, dataset, token_budget)
-    model = make_ready(config, run.prepared, recorder, run.controls, run.found, strategy, host_experts=host_experts)
+    # The model, and the memory for it.
+    recorder.phase("loading_model", config.model.base)
+    # Hashes are computed beside the loading, which reads the same files.
+    fingerprints = Fingerprints.of(prepared.base, prepared.data_fingerprint, prepared.held_out_fingerprint)
+    files = Provenance.hash_files(config) if ranks.is_first else None
+    token_budget = first_budget(device, whole=updates_in_backward(config))
+    host_experts, why_experts = decide_experts(config, device, dataset, token_budget)
+    model = make_ready(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
     loaded = model.loaded
-    _tell_experts(loaded, why_experts, recorder)
-    used = _with_usable_optimizer(config, loaded.device, recorder, wsl=is_wsl())
-    used = with_experts(used, there=host_experts)
+    model.tell_experts(why_experts, recorder)
+    used = with_experts(with_usable_optimizer(config, loaded.device, recorder), there=host_experts)
     memory = agree_memory(decide_memory(used, loaded.device, dataset, token_budget), strategy)
     if memory.dequantized:
-        keep_weights(model.fused, loaded.dtype, recorder.warn)
-    return _Placed(model, memory, used, token_budget)
+        model.keep_dequantized(recorder)
 
-
-def _make_state(run: _Settled, order: DataOrder, placed: _Placed, goal: _Goal) -> TrainState:
-    """The state of the training at its beginning."""
-    config, dataset, train, memory = run.config, run.prepared.dataset, run.config.train, placed.memory
-    # All processes see the same losses: one of them tells.
-    warn = run.recorder.warn if run.ranks.is_first else _silent
+    # The objective, and the state at the beginning.
+    goal = make_goal(config, prepared, model, found, recorder, controls)
+    order = DataOrder(dataset.lengths, config.train.batch_size, config.train.seed)
+    # Some have loaded the model from a slower disk; an optimizer that is shared out is made together.
+    ranks.meet()
+    # All processes see the same losses: one of them warns.
+    warn = recorder.warn if ranks.is_first else _silent
+    train = config.train
     total_steps = train.max_steps or math.ceil(train.epochs * order.steps_per_epoch)
-    return TrainState(
+    state = TrainState(
         total_steps=total_steps,
         token_budget=memory.token_budget,
         best=BestStep(config.eval.patience, config.eval.min_delta),
         finite=FiniteCheck(warn, dataset.places),
-        scaler=placed.model.accelerator.scaler,
+        scaler=model.accelerator.scaler,
         reference_budget=goal.reference_budget,
         checkpointing=memory.checkpointing,
         kept_layers=memory.kept_layers,
         offloading=memory.offload,
-        deterministic=run.deterministic,
-        spikes=_make_spikes(train, total_steps, dataset, warn),
-        limits=Limits(train.max_hours, train.max_energy_wh, lambda: run.recorder.energy_wh),
+        deterministic=deterministic,
+        spikes=LossSpikes(
+            train.on_loss_spike,
+            threshold=train.loss_spike,
+            patience=train.loss_spike_patience,
+            limit=train.loss_limit,
+            warmup=warmup_steps(train.warmup, total_steps),
+            notice=warn,
+            places=dataset.places,
+        ),
+        limits=Limits(train.max_hours, train.max_energy_wh, lambda: recorder.energy_wh),
     )
 
-
-def _silent(code: str, message: str, hint: str) -> None:
-    """Tell nothing."""
-
-
-def _make_spikes(train: TrainSection, total_steps: int, dataset: Dataset, warn: Told) -> LossSpikes:
-    """What looks for loss spikes."""
-    return LossSpikes(
-        train.on_loss_spike,
-        threshold=train.loss_spike,
-        patience=train.loss_spike_patience,
-        limit=train.loss_limit,
-        warmup=warmup_steps(train.warmup, total_steps),
-        notice=warn,
-        places=dataset.places,
-    )
-
-
-@dataclass(frozen=True)
-class _Training:
-    """The parts that make a step."""
-
-    update: Update
-    noise: EmbeddingNoise
-    checkpointing: GradientCheckpointing
-    micro_batches: MicroBatches
-    compilation: Compilation | None
-
-
-def _make_training(run: _Settled, placed: _Placed, goal: _Goal, state: TrainState) -> _Training:
-    """The optimizer, the micro-batches, and what layers do with their activations."""
-    config, recorder, dataset, strategy = run.config, run.recorder, run.prepared.dataset, run.strategy
-    model, loaded, in_backward = placed.model, placed.model.loaded, updates_in_backward(config)
-    retry = Retry(lambda: f"step {state.step + 1}", recorder.warn)
-    update = _make_update(
-        placed.used, loaded, model.accelerator, retry, strategy, in_backward=in_backward, notice=recorder.warn
-    )
+    # The step.
+    update = make_update(strategy, used, loaded, model.accelerator, state, recorder.warn)
     noise = EmbeddingNoise(loaded.model, config.method.neftune_alpha)
     offload = available_offload(config.memory.activation_offload, loaded.device)
     checkpointing = GradientCheckpointing(loaded.model, state, offload)
@@ -357,232 +220,83 @@ def _make_training(run: _Settled, placed: _Placed, goal: _Goal, state: TrainStat
         goal.objective,
         state,
         checkpointing,
-        config.train.micro_batch_size,
+        train.micro_batch_size,
         recorder.warn,
         partial=lambda: update.partial,
-        whole=in_backward,
+        whole=updates_in_backward(config),
         place=dataset.place,
         free_caches=model.fused.drop_weights,
+        shared=not ranks.is_single,
         failures=strategy.failures,
     )
     if loaded.device.type == "cpu":
         keep_freed_memory()
     compilation = compile_layers(loaded, recorder.warn) if model.is_compiled else None
-    return _Training(update, noise, checkpointing, micro_batches, compilation)
 
-
-@dataclass(frozen=True)
-class _Keeping:
-    """The parts that keep what is trained, and let others ask for it."""
-
-    orders: Orders
-    checkpointer: Checkpointer
-    file: FileTraining | None
-    control_point: ControlPoint
-    rollback: Rollback
-
-
-def _make_keeping(
-    run: _Settled, base: BaseFingerprint, placed: _Placed, training: _Training, state: TrainState
-) -> _Keeping:
-    """Orders to the other processes, checkpoints, the rollback to them, and the control point."""
-    config, recorder, prepared, strategy = run.config, run.recorder, run.prepared, run.strategy
-    model, loaded, template = placed.model, placed.model.loaded, prepared.template
-    update, checkpointing = training.update, training.checkpointing
-    orders = Orders(run.ranks, config.distributed.timeout, holds=lambda: run.governor.pause is not None)
-    strategy.connect(orders)
-    fingerprints = Fingerprints(prepared.data_fingerprint, prepared.held_out_fingerprint, base)
+    # Checkpoints, commands, evaluations.
     checkpointer = Checkpointer(
-        config, loaded, update, state, checkpointing, fingerprints, template, recorder, strategy, orders
+        config, loaded, update, state, checkpointing, fingerprints, prepared.template, recorder, strategy
     )
-    file = None
+    file: FileTraining | None = None
     if model.file_weights is not None:
-        file = FileTraining(model.file_weights, state, loaded.dtype, placed.memory.dequantized, recorder.notice)
+        file = FileTraining(model.file_weights, state, loaded.dtype, memory.dequantized, recorder.notice)
     control_point = ControlPoint(
         config,
         loaded,
         model.accelerator.autocast,
-        template,
+        prepared.template,
         state,
         checkpointer,
         recorder,
-        run.controls,
+        controls,
         model.file_weights,
-        run.governor,
-        orders,
-        strategy.leading,
+        governor,
+        strategy,
     )
-    rollback = Rollback(config, prepared.base, base, loaded, update, state, checkpointing, checkpointer, recorder)
-    return _Keeping(orders, checkpointer, file, control_point, rollback)
-
-
-@dataclass(frozen=True)
-class _Measuring:
-    """The parts that measure what is trained, and show it."""
-
-    samples: SampleWriter
-    evaluator: Evaluator | None
-    probe: Probe | None
-
-
-def _make_measuring(
-    run: _Settled, placed: _Placed, goal: _Goal, control_point: ControlPoint, questions: Questions
-) -> _Measuring:
-    """Samples, the evaluation on held-out rows, and the general probe."""
-    config, recorder, prepared = run.config, run.recorder, run.prepared
-    loaded, autocast, token_budget = placed.model.loaded, placed.model.accelerator.autocast, placed.token_budget
-    samples = SampleWriter(
-        loaded,
-        questions,
-        autocast=autocast,
-        template=prepared.template,
-        warn=lambda message, hint: recorder.warn("no_samples", message, hint),
-    )
-    evaluator = None
-    if prepared.held_out is not None and goal.held_out is not None:
-        shown = 0 if samples.is_needed else config.eval.samples
-        evaluator = _make_evaluator(config, control_point, prepared.held_out, goal.held_out, token_budget, shown)
-    probe = None
-    if evaluator is not None and prepared.probe:
-        budget = min(token_budget, TOKEN_BUDGETS[loaded.device.type])
-        probe = Probe(loaded, goal.loss, prepared.probe, budget, autocast, control_point.attend, recorder.warn)
-    return _Measuring(samples, evaluator, probe)
-
-
-def _settle_determinism(config: Config, device: torch.device, recorder: Recorder) -> Determinism:
-    """The determinism of the run, set for all that follows, and told where it costs bits."""
-    deterministic = choose_determinism(config.train.deterministic, device.type)
-    apply_determinism(deterministic, device.type)
-    if deterministic == "fast":
-        recorder.notice("info", "determinism", TO_ROUNDING, BIT_FOR_BIT)
-    return deterministic
-
-
-@dataclass(frozen=True)
-class _Goal:
-    """The objective of a run, and the loss in it."""
-
-    loss: SupervisedLoss
-    """Sums the loss of a batch."""
-    objective: Objective
-    """On the rows trained on."""
-    held_out: Objective | None
-    """The same on those held out; None where there are none."""
-    reference_budget: int | None
-    """The most tokens of a batch in which the reference was measured; None where it was not, before training."""
-
-
-def _make_goal(run: _Settled, model: ReadyModel) -> _Goal:
-    """The loss, once the model has passed the self-check, and the objectives with it."""
-    config, recorder, prepared, found = run.config, run.recorder, run.prepared, run.found
-    loaded, held_out = model.loaded, prepared.held_out
-    with shortage_explained("in the check of the model", SMALLER):
-        loss = _make_loss(config, model, prepared.dataset)
-    report = recorder.reporter("loading_model", run.controls.check_stop)
-    reference = None
-    if config.method.name in WEIGHT_METHODS:
-        budget = found.manifest.get("reference_budget") if found is not None else None
-        reference = PrecomputedReference(int(budget or TOKEN_BUDGETS[loaded.device.type]), recorder.warn)
-    objective, held_out_objective = make_objectives(
+    rollback = Rollback(
         config,
-        loss,
-        prepared.dataset.rows,
-        held_out.rows if held_out is not None else None,
+        prepared.base,
+        fingerprints.base,
         loaded,
-        model.accelerator.autocast,
-        lambda done, total: report("answers by the reference", done, total),
-        reference,
+        update,
+        state,
+        checkpointing,
+        checkpointer,
+        recorder,
+        strategy,
+        file,
     )
-    reference_budget = reference.token_budget if reference is not None else None
-    return _Goal(loss, objective, held_out_objective, reference_budget)
+    evaluations = make_evaluations(control_point, prepared, goal, token_budget)
 
-
-def _make_loss(config: Config, model: ReadyModel, dataset: Dataset) -> SupervisedLoss:
-    """The loss and its packing, once the model has passed the self-check."""
-    loaded, fused = model.loaded, model.fused
-    plain = SupervisedLoss(loaded.model)
-    packed = wants_packing(config, fused)
-    check = check_model(loaded, plain, dataset.rows, model.accelerator.autocast, laid_out=packed)
-    check_head(check, loaded.dtype, config.model.base)
-    packing = choose_packing(config, loaded, dataset.rows, fused, check)
-    return SupervisedLoss(loaded.model, packing)
-
-
-def _make_evaluator(
-    config: Config,
-    control_point: ControlPoint,
-    held_out: Dataset,
-    objective: Objective,
-    token_budget: int,
-    samples: int,
-) -> Evaluator:
-    """The evaluation on held-out rows, which attends to commands between its passes."""
-    loaded = control_point.loaded
-    return Evaluator(
-        loaded,
-        held_out,
-        objective=objective,
-        token_budget=min(token_budget, TOKEN_BUDGETS[loaded.device.type]),
-        autocast=control_point.autocast,
-        max_new_tokens=config.chat.max_new_tokens if config.eval.exact_match else 0,
-        template=control_point.template,
-        check=control_point.attend,
-        samples=samples,
-        notice=control_point.recorder.warn,
+    recorder.update(total_steps=total_steps)
+    fingerprints.base.settle(controls.check_stop)
+    if files is not None:
+        files.settle(controls.check_stop)
+    return Parts(
+        loaded=loaded,
+        dataset=dataset,
+        state=state,
+        order=order,
+        micro_batches=micro_batches,
+        noise=noise,
+        objective=goal.objective,
+        accelerator=model.accelerator,
+        update=update,
+        learning_rate=LearningRate(train, state),
+        intervals=Intervals(config, state, order.steps_per_epoch),
+        evaluations=evaluations,
+        memory=memory,
+        meter=MemoryMeter(used, loaded.device, dataset, state, model.fused, recorder),
+        checkpointer=checkpointer,
+        rollback=rollback,
+        control_point=control_point,
+        governor=governor,
+        compilation=compilation,
+        file=file,
+        provenance=None if files is None else Provenance(files, dataset, checkpointer),
+        strategy=strategy,
     )
 
 
-def _tell_experts(loaded: LoadedModel, why: str, recorder: Recorder) -> None:
-    """Say that the experts are in the machine's memory, and warn where that is slow."""
-    if loaded.offload is None or not loaded.offload.store.bytes:
-        return
-    message, hint = loaded.offload.tell()
-    if hint:
-        recorder.warn("experts_unpinned", message, hint)
-    recorder.notice("info", "offload_experts", why or message)
-
-
-def _with_usable_optimizer(config: Config, device: torch.device, recorder: Recorder, *, wsl: bool) -> Config:
-    """The configuration with the optimizer that the machine can use, which is told where it is another."""
-    wanted = config.train.optimizer
-    optimizer = unpaged_where_needed(wanted, wsl=wsl and device.type == "cuda")
-    if optimizer == wanted:
-        return config
-    message = f"The optimizer is {optimizer}: WSL2 cannot page the states of {wanted}, which stay on the card."
-    recorder.warn("unpaged", message, "It computes the same.")
-    return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": optimizer})})
-
-
-def _make_update(
-    config: Config,
-    loaded: LoadedModel,
-    accelerator: Accelerator,
-    retry: Retry,
-    strategy: Strategy,
-    *,
-    in_backward: bool,
-    notice: Callable[[str, str, str], None],
-) -> Update:
-    """One optimizer over all adapters, or one for each tensor of the model's own weights."""
-    train = config.train
-    if (own := strategy.own_update(loaded.model)) is not None:
-        return own
-    if config.method.name not in WEIGHT_METHODS:
-        parameters = trainable_parameters(loaded.model)
-        groups = parameter_groups(loaded.model, config.method.loraplus_ratio)
-        optimizer = make_optimizer(groups, train)
-        return AdapterUpdate(accelerator, optimizer, parameters, train.max_grad_norm, retry, strategy.clip)
-    buffers = PagedBuffers()
-    trained = strategy.trained(trained_tensors(loaded.model))
-    update = WeightUpdate(
-        trained,
-        lambda parameters: make_optimizer(parameters, train, weight_decay=0.0, buffers=buffers),
-        states_in_fp32=train.optimizer in FP32_STATES,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        in_backward=in_backward,
-        retry=retry,
-        kernels=choose_kernels(next(iter(trained.values())).device, notice),
-        square_sum=strategy.square_sum,
-    )
-    return strategy.whole_update(update)
+def _silent(code: str, message: str, hint: str) -> None:
+    """Warn of nothing."""

@@ -1,12 +1,18 @@
-"""The device of a run at its beginning: chosen, told in the run's first notice, and kept to its memory."""
+"""The device of a run, its determinism, the optimizer that it can use, and the governor on it."""
 
 from __future__ import annotations
 
 import torch
 
 from core.config.schema import Config
+from core.governor.policy import DISK
+from core.governor.words import reason
 from core.hardware.obstacle import find_card_not_given, look
+from core.hardware.power import restore, set_power_limit
 from core.hardware.sampler import CPU_ONLY
+from core.hardware.wsl import is_wsl
+from core.notify import Notice, notify
+from core.runs.record.events import Event, GovernorEvent
 from core.worker.model.device import (
     choose_device,
     describe_device,
@@ -17,7 +23,20 @@ from core.worker.model.device import (
     torch_build,
 )
 from core.worker.model.model import choose_dtype
+from core.worker.optim.paged import unpaged_where_needed
+from core.worker.process.control import Controls
+from core.worker.process.determinism import (
+    BIT_FOR_BIT,
+    TO_ROUNDING,
+    Determinism,
+    apply_determinism,
+    choose_determinism,
+    fix_workspace,
+)
+from core.worker.process.governor import Governor
 from core.worker.process.recorder import Recorder
+from core.worker.process.rng import seed_unused
+from core.worker.process.throttle import Throttle
 
 
 def settle_device(config: Config, recorder: Recorder) -> torch.device:
@@ -29,6 +48,9 @@ def settle_device(config: Config, recorder: Recorder) -> torch.device:
     Raises:
         UserError: If there is a card that torch cannot use, or the device cannot do what was asked.
     """
+    # Deterministic matrix products ask for it before the first one on a GPU.
+    fix_workspace(config.train.deterministic)
+    seed_unused(config.train.seed)
     wanted = config.hardware.device
     device = choose_device(wanted)
     dtype = choose_dtype(config.train.precision, device, config.method.name)
@@ -48,3 +70,93 @@ def settle_device(config: Config, recorder: Recorder) -> torch.device:
         recorder.watch(card.uuid)
     keep_to_memory(device, wsl=sight.wsl)
     return device
+
+
+def settle_determinism(config: Config, device: torch.device, recorder: Recorder) -> Determinism:
+    """The determinism of the run, set for all that follows, and recorded where it costs bits."""
+    deterministic = choose_determinism(config.train.deterministic, device.type)
+    apply_determinism(deterministic, device.type)
+    if deterministic == "fast":
+        recorder.notice("info", "determinism", TO_ROUNDING, BIT_FOR_BIT)
+    return deterministic
+
+
+def with_usable_optimizer(
+    config: Config, device: torch.device, recorder: Recorder, *, wsl: bool | None = None
+) -> Config:
+    """The configuration with the optimizer that the machine can use; another one than the user's is recorded.
+
+    Args:
+        config: Of the run.
+        device: That of the training.
+        recorder: Of the run.
+        wsl: Whether this is WSL2; None: it is looked up.
+    """
+    wanted = config.train.optimizer
+    wsl = is_wsl() if wsl is None else wsl
+    optimizer = unpaged_where_needed(wanted, wsl=wsl and device.type == "cuda")
+    if optimizer == wanted:
+        return config
+    message = f"The optimizer is {optimizer}: WSL2 cannot page the states of {wanted}, which stay on the card."
+    recorder.warn("unpaged", message, "It computes the same.")
+    return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": optimizer})})
+
+
+class CardPower:
+    """The power limit of the run's card, by its driver."""
+
+    def set(self, uuid: str, watts: float) -> float:
+        """Set it; returns the one before, in watts.
+
+        Raises:
+            UserError: If this user may not, or the card cannot be set to it.
+        """
+        return set_power_limit(uuid, watts)
+
+    def restore(self, uuid: str) -> float | None:
+        """Put back the one that was there before; returns it, in watts.
+
+        Raises:
+            UserError: If this user may not.
+        """
+        return restore(uuid)
+
+
+def _tell(recorder: Recorder, event: Event) -> None:
+    """Write an event of the governor; a pause for want of disk space, which ends only when somebody makes room, is told
+    to the user as well. Pauses for heat end by themselves."""
+    recorder.event(event)
+    if isinstance(event, GovernorEvent) and event.action == "pause" and event.cause == DISK:
+        notify(Notice("paused", reason(event.cause, event.value, event.limit), recorder.run.id))
+
+
+def make_governor(config: Config, recorder: Recorder, controls: Controls, device: torch.device) -> Governor:
+    """The governor of a run; what it cannot keep on this device is refused before minutes are spent on the rows.
+
+    Args:
+        config: Of the run.
+        recorder: Reads the meters, and writes what is done.
+        controls: Stops the run.
+        device: That of the training.
+
+    Raises:
+        UserError: If a limit cannot be held here, or a wish cannot be kept whatever the run costs.
+    """
+    throttle = Throttle(controls)
+    if device.type == "cuda":
+        # A GPU computes after the call.
+        throttle.synchronize = lambda: torch.cuda.synchronize(device)
+    recorder.rested = lambda: throttle.rested_seconds
+    governor = Governor(
+        config,
+        meters=recorder.sampler,
+        controls=controls,
+        throttle=throttle,
+        tell=lambda event: _tell(recorder, event),
+        notice=recorder.notice,
+        directory=recorder.run.path,
+        is_paused=lambda: recorder.state.state == "paused",
+        lever=CardPower() if device.type == "cuda" else None,
+    )
+    governor.check()
+    return governor

@@ -272,11 +272,10 @@ def plan_strategy(config: Config, device: torch.device, dataset: Dataset, proces
         dataset: What is trained on.
         processes: How many there are, on all machines.
     """
-    machines = 1 + len(config.distributed.other_hosts)
-    cards = Cards(max(processes // machines, 1), machines)
     try:
         architecture = load_architecture(locate_model(config.model.base))
-        return chosen_strategy(architecture, config, _with_limit(device), _rows(config, dataset), cards=cards)
+        limited = _with_limit(device)
+        return chosen_strategy(architecture, config, limited, _rows(config, dataset), cards=Cards(processes))
     except UserError:
         return None
 

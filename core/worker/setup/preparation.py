@@ -29,6 +29,7 @@ from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
 from core.worker.evaluate.probe import encode_probe
+from core.worker.evaluate.samples import Questions, choose_questions
 from core.worker.model.model import load_tokenizer
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base, load_generation_config, vocabulary_size
@@ -60,6 +61,8 @@ class Prepared:
     """The same over the rows that are measured; empty where there are none."""
     probe: list[TokenizedRow]
     """The general probe; empty where it is not measured."""
+    questions: Questions
+    """The questions of each evaluation."""
 
 
 def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], now: datetime | None) -> Prepared:
@@ -114,7 +117,8 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
         # Its answers alone count, whatever is learned of the rows, so that it says the same in all runs.
         answers = dataclasses.replace(settings, supervise="assistant")
         probe = encode_probe(Encoder(tokenizer, stops, template, settings=answers, now=now, check=check_stop))
-    return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows), measured, probe)
+    questions = choose_questions(config, held_out)
+    return Prepared(base, tokenizer, template, dataset, held_out, fingerprint(dataset.rows), measured, probe, questions)
 
 
 def _try_template(config: Config, base: Path, template: str | None, check_stop: Callable[[], None]) -> None:

@@ -24,14 +24,13 @@ from core.worker.model.experts import bare_experts
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import LoadedModel, load_model, make_accelerator
 from core.worker.model.recurrent import recurrent_kinds
-from core.worker.oom.handles import create_handles
-from core.worker.oom.retry import Retry, shortage_explained
+from core.worker.oom.retry import Retry, create_handles, shortage_explained
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
 from core.worker.setup.compilation import try_compilation
-from core.worker.setup.fast_paths import fuse_layers
+from core.worker.setup.fast_paths import fuse_layers, keep_weights
 from core.worker.setup.preparation import Prepared
-from core.worker.setup.together import needs_turns
+from core.worker.setup.strategy import needs_turns
 
 #: Advice where memory runs out before there is a step that could be cut smaller.
 SMALLER = "Close what else holds memory, or choose a smaller model or method.name = qlora."
@@ -47,9 +46,28 @@ class ReadyModel:
     fused: Fused
     """The fused parts of its layers."""
     is_compiled: bool
-    """Whether its layers are to be compiled, which a trial has shown to work."""
+    """True if its layers are to be compiled, which a trial has shown to work."""
     file_weights: FileWeights | None
     """None where no file's weights are trained."""
+
+    def tell_experts(self, why: str, recorder: Recorder) -> None:
+        """Record that the experts are in the machine's memory, with a warning where that is slow.
+
+        Args:
+            why: The reason; empty for the model's own sentence.
+            recorder: Of the run.
+        """
+        offload = self.loaded.offload
+        if offload is None or not offload.store.bytes:
+            return
+        message, hint = offload.tell()
+        if hint:
+            recorder.warn("experts_unpinned", message, hint)
+        recorder.notice("info", "offload_experts", why or message)
+
+    def keep_dequantized(self, recorder: Recorder) -> None:
+        """Keep 16-bit copies of 4-bit weights, if memory suffices for all of them."""
+        keep_weights(self.fused, self.loaded.dtype, recorder.warn)
 
 
 def make_ready(
@@ -187,7 +205,7 @@ def _load_model(
 def _try_compilation(
     config: Config, loaded: LoadedModel, accelerator: Accelerator, recorder: Recorder, controls: Controls
 ) -> bool:
-    """Whether the model's layers can be compiled; the attention of training is in them when that is tried."""
+    """True if the model's layers can be compiled; the attention of training is in them when that is tried."""
     fuse_layers(config, loaded, attention_alone=True)
     controls.check_stop()
     recorder.phase("loading_model", "compiling a layer")

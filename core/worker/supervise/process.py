@@ -1,4 +1,4 @@
-"""One process of a run, as its supervisor sees it."""
+"""Process of a run, as its supervisor sees it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Start:
         command: The command line.
         environment: Its variables.
         log: Where its output goes.
-        label: What it is called in sentences: ``process 1 on tower``.
+        label: Its name in messages: ``Process 1``.
     """
 
     rank: int
@@ -53,7 +53,7 @@ class RankProcess:
     """A process that was started, in a session of its own; the kernel ends it when its supervisor is gone.
 
     Args:
-        start: How.
+        start: Its command line and environment.
         lock: Descriptor of the worker lock, which it holds too: the run is taken until all its processes are gone.
         devices: Descriptors of the locks of its devices, which are taken as long.
         clock: Seconds by which its silence is measured.
@@ -78,7 +78,7 @@ class RankProcess:
         path = self.start.log
         try:
             log = open_beneath(path.parent, path.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            # What stands there already are the words of others.
+            # Earlier lines are those of other processes.
             self._log_began = os.fstat(log).st_size
             try:
                 self._child = subprocess.Popen(
@@ -107,7 +107,7 @@ class RankProcess:
         self._heard = self.clock()
         self._wait, self._pulse = Unchanged(self.clock), Unchanged(self.clock)
         self.has_begun = False
-        """Whether it has given a sign of life, and so hears signals."""
+        """True if it has given a sign of life, and so hears signals."""
 
     @property
     def rank(self) -> int:
@@ -115,7 +115,7 @@ class RankProcess:
         return self.start.rank
 
     def listen(self) -> None:
-        """Read what it has reported."""
+        """Read its reports."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.reading, _LINE_LIMIT):
                 self._rest += data
@@ -128,7 +128,7 @@ class RankProcess:
                     self._note(said)
 
     def _note(self, said: dict[str, Any]) -> None:
-        """Keep what it has said, which may come from another machine."""
+        """Keep the fields of a report."""
         notice = said.pop("notice", None)
         if isinstance(notice, list) and len(notice) == _NOTICE_PARTS and notice[0] in _LEVELS:
             level, code, message, hint = (one_line(str(part)) for part in notice)
@@ -145,8 +145,8 @@ class RankProcess:
         return taken
 
     def sign(self) -> Sign:
-        """What is known of it now."""
-        # The status first: what a process has said before it ended is then there to be read.
+        """The signs of life so far."""
+        # The status first: the last reports of a process that has ended are there to be read then.
         status = self._status()
         self.listen()
         following = self._signs.get("following")
@@ -170,7 +170,7 @@ class RankProcess:
     def _status(self) -> int | None:
         """Its exit code, negative for the signal that ended it; None while it lives.
 
-        It is not reaped: until :meth:`end` its number belongs to it and to what it has started.
+        It is not reaped: until :meth:`end` its number belongs to it and its children.
         """
         if self._child.returncode is not None:
             return self._child.returncode
@@ -185,7 +185,7 @@ class RankProcess:
             signal.pidfd_send_signal(self.handle, number)
 
     def end(self, seconds: float) -> bool:
-        """Wait until it has ended, for so long, then end it and what it has started by SIGKILL; whether it is gone.
+        """End it and its children by SIGKILL, once it had time to end by itself; returns whether it is gone.
 
         Args:
             seconds: To wait before, and at most as long again for the kernel to end it.
@@ -208,7 +208,7 @@ class RankProcess:
         os.close(self.handle)
 
     def last_words(self) -> str:
-        """What it said last: the reason of its end, else the last line of its log."""
+        """The reason that it gave for its end, else the last line of its log."""
         if said := str(self._signs.get("error", "")):
             return one_line(said)
         try:
@@ -217,6 +217,6 @@ class RankProcess:
                 lines = (file.read(_TAIL_BYTES) or b"").decode("utf-8", errors="replace").splitlines()
         except OSError:
             return ""
-        # What the launcher and the supervisor write is none of its words.
+        # Lines of the launcher and the supervisor are none of its words.
         kept = [one_line(line, 300) for line in lines if line.strip() and not line.startswith("== ")]
         return kept[-1] if kept else ""

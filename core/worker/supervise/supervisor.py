@@ -1,9 +1,9 @@
 """The supervisor of a run of several processes: ``python -m core.worker RUN`` becomes it before torch is imported.
 
-Its pid is the run's, and it holds the run's lock. It starts the processes of the run, of which the first is a worker
-like that of any run; passes stop signals on to that one; and when a process is lost, ends all and starts them again
-from the last checkpoint, so often at most as ``distributed.restarts`` says. A process that waits for others runs no
-handler of a signal, and one that is suspended none at all: they are ended by SIGKILL.
+Its pid is the run's, and it holds the run's lock. It starts the processes of the run, the first of which is a worker as
+in any run, and passes stop signals on to it. When a process is lost, it ends all and starts them again from the last
+checkpoint, ``distributed.restarts`` times at most. A process that waits for others runs no signal handler, and a
+suspended one none at all: they are ended by SIGKILL.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import dataclasses
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Literal
 
@@ -23,66 +25,63 @@ from core.config.derived import wants_several
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.run_cards import process_cards
-from core.launch.launcher import AGENT_VARIABLES
+from core.hardware.visible import VISIBLE
 from core.notify import Notice, notify
 from core.runs.control.devices import Hold
 from core.runs.record.events import Event, FailedEvent, FinishedEvent, NoticeEvent, StoppedEvent
 from core.runs.record.files import append_events, append_while_open
 from core.runs.record.sentences import sender
-from core.runs.record.state import EXIT_CODES, RunState
+from core.runs.record.state import EXIT_CODES, Rank, RunState, write_ranks
 from core.runs.record.store import Run, complete_checkpoints, way_on
-from core.worker.process.awake import AwakeClock
+from core.worker.distributed.rendezvous import Meeting, file_meeting
 from core.worker.process.control import STOP_SIGNALS
 from core.worker.process.devices import shared_device
 from core.worker.process.log import log
-from core.worker.supervise.away import machine_away
-from core.worker.supervise.compared import compare_for, seen_to_live
+from core.worker.process.pulse import AwakeClock
 from core.worker.supervise.process import RankProcess, Start
-from core.worker.supervise.signs import RankSigns
-from core.worker.supervise.starts import Starts, local_starts, spread_starts
-from core.worker.supervise.verdict import Ended, Lost, Refused, Verdict, judge
+from core.worker.supervise.verdict import Ended, Lost, Refused, Sign, Verdict, judge
 
 #: Seconds between two looks when nothing happens.
 _LOOK_SECONDS = 0.5
-#: Seconds between two looks that are counted at most: in more, this process was suspended and could hear nobody.
+#: Most seconds that count between two looks: in more, this process was suspended and could hear nobody.
 _MISSED_SECONDS = 2.0
-#: Seconds between two looks for a machine that is away.
-_AWAY_SECONDS = 5.0
-#: Seconds that the end of a lost process may take to be known after that of those who noticed.
+#: Seconds until the end of a lost process is known, after the end of the processes that noticed.
 _SETTLE_SECONDS = 2.0
-#: Seconds that the others may take to end after the first one has recorded the end, and after one is lost.
+#: Seconds that the others may take to end, after the first one has recorded the end and after a loss.
 _GRACE_SECONDS, _LOST_SECONDS = 5.0, 1.0
 
-#: What each process is called, and what it has said last.
+#: Seconds between two records of the signs of life.
+_RECORD_SECONDS = 2.0
+
+#: Label of each process, and its last words.
 Words = dict[int, tuple[str, str]]
+#: Starts of all processes, from their options (``--resume``) and a file to meet over that does not exist yet.
+Starts = Callable[[Sequence[str], Path], Sequence[Start]]
 
 
 @dataclass
 class Supervisor:
-    """Supervises one run.
+    """Supervises a run.
 
     Args:
         run: The run.
         config: Its configuration.
         lock: Descriptor of the worker lock.
-        starts: How its processes are started.
+        starts: Starts of its processes.
     """
 
     run: Run
     config: Config
     lock: int
     starts: Starts
-    prepare: Callable[[], None] = lambda: None
-    """What comes before the first start; may raise a UserError."""
     devices: Hold = field(default_factory=Hold)
-    """The devices of the processes of this machine, which they hold too."""
-    away: Callable[[Callable[[], bool]], UserError | None] = lambda _: None
-    """Why a machine of the run cannot be used just now; asked before every new start, and told whether a stop was asked
-    for meanwhile."""
+    """The devices of the run, which its processes hold too."""
     _stops: list[signal.Signals] = field(default_factory=list, init=False)
     _wake: int = field(default=-1, init=False)
     _awake: AwakeClock = field(default_factory=lambda: AwakeClock(_MISSED_SECONDS), init=False)
-    """By which silence is measured."""
+    """The clock for silence."""
+    _recorded: float = field(default=float("-inf"), init=False)
+    """Time of the last record of the signs of life."""
 
     def supervise(self, options: Sequence[str]) -> int | list[str]:
         """Carry the run out.
@@ -97,7 +96,6 @@ class Supervisor:
             try:
                 if self.devices.beside:
                     self._tell(shared_device(self.devices.beside))
-                self.prepare()
                 return self._go_through(options)
             except UserError as error:
                 return self._fail(error.message, error.hint)
@@ -109,56 +107,26 @@ class Supervisor:
             UserError: If they cannot be started.
         """
         restarts = 0
-        while True:
-            away = self._wait_for_machines() if restarts else None
-            if self._stops:
-                return self._stopped()
-            if away is None:
-                verdict, words = self._attempt(restarts, options)
-                if isinstance(verdict, Ended):
-                    return verdict.code if verdict.following is None else list(verdict.following)
-                if isinstance(verdict, Refused) and (verdict.has_met or not restarts):
-                    return self._fail(verdict.error, verdict.hint)
-                sentence = _sentence(verdict, words)
-            else:
-                sentence = away.message.rstrip(".")
+        while not self._stops:
+            verdict, words = self._attempt(restarts, options)
+            if isinstance(verdict, Ended):
+                return verdict.code if verdict.following is None else list(verdict.following)
+            if isinstance(verdict, Refused):
+                return self._fail(verdict.error, verdict.hint)
+            sentence = _sentence(verdict, words)
             if self._stops:
                 # New processes would have nothing to do but to stop.
                 self._tell(NoticeEvent(level="warning", code="rank_lost", message=f"{sentence}.", hint=""))
-                return self._stopped()
+                break
             if restarts >= self.config.distributed.restarts:
                 again = "" if not restarts else f", after {restarts} new starts" if restarts > 1 else ", again"
                 return self._fail(f"{sentence}{again}", way_on(self.run))
             restarts += 1
             options = self._begin_again(sentence, restarts)
-
-    def _wait_for_machines(self) -> UserError | None:
-        """Wait for a machine that is away, as long as the processes wait for each other; what is wrong with it if it
-        has not come back by then. None when all are there, or a stop was asked for."""
-        recorded = RunState.read(self.run.state_path) or RunState(state="starting", pid=os.getpid())
-        waits = dataclasses.replace(recorded, socket=None, step_started=None, pending=(), progress=None)
-        with seen_to_live(self.run, waits):
-            away = self.away(self._is_stopped)
-            return None if away is None or self._stops else self._wait_for(away)
-
-    def _wait_for(self, away: UserError) -> UserError | None:
-        """Wait for the machine that is away."""
-        seconds = self.config.distributed.timeout
-        message = f"{away.message} The run waits for that machine, {seconds:.0f} s at most."
-        self._tell(NoticeEvent(level="warning", code="machine_away", message=message, hint=away.hint))
-        stopped, deadline = select.poll(), time.monotonic() + seconds
-        stopped.register(self._wake, select.POLLIN)
-        still: UserError | None = away
-        while still is not None and not self._stops and time.monotonic() < deadline:
-            stopped.poll(1000 * _AWAY_SECONDS)
-            still = self.away(self._is_stopped)
-        return still
-
-    def _is_stopped(self) -> bool:
-        return bool(self._stops)
+        return self._stopped()
 
     def _attempt(self, number: int, options: Sequence[str]) -> tuple[Verdict, Words]:
-        """Start all processes and wait for a verdict, with what each is called and has said last."""
+        """Start all processes and wait for a verdict; returns it with their labels and last words."""
         meeting = self.run.path / f".meeting-{os.getpid()}-{number}"
         meeting.unlink(missing_ok=True)
         before = RunState.read(self.run.state_path)
@@ -182,10 +150,10 @@ class Supervisor:
         if isinstance(verdict, Ended):
             return verdict, words
         if (code := self._recorded_end(before)) is not None:
-            # What became of a process after that, in a driver that it left, changes nothing.
+            # The fate of a process after that, in a driver that it left, changes nothing.
             return Ended(code), words
         if not all(gone):
-            # Whoever it is waits for a driver or a disk; another set of processes would share its device with it.
+            # It waits for a driver or a disk; another set of processes would share its device with it.
             label = words[gone.index(False)][0]
             verdict = Refused(gone.index(False), f"{label} does not end: it waits for a device or a disk", "Reboot.")
         return verdict, words
@@ -220,7 +188,7 @@ class Supervisor:
             poll.register(process.handle, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         lost_since: float | None = None
-        sent, record = 0, RankSigns(self.run)
+        sent = 0
         while True:
             for descriptor, _ in poll.poll(1000 * _LOOK_SECONDS):
                 if descriptor == self._wake:
@@ -235,7 +203,7 @@ class Supervisor:
                     processes[0].signal(number)
                 sent = len(self._stops)
             signs = [process.sign() for process in processes]
-            record.keep(signs)
+            self._record(signs)
             if lost_since is None and any(sign.has_lost for sign in signs):
                 lost_since = self._awake.seconds
             settled = lost_since is not None and self._awake.seconds - lost_since >= _SETTLE_SECONDS
@@ -243,13 +211,32 @@ class Supervisor:
                 return verdict
             _forget_ended(poll, processes)
 
+    def _record(self, signs: Sequence[Sign]) -> None:
+        """Record the signs of life (:mod:`core.runs.ranks`) every few seconds; a full disk only makes them stale."""
+        if time.monotonic() - self._recorded < _RECORD_SECONDS:
+            return
+        self._recorded, now = time.monotonic(), time.time()
+        ranks = [
+            Rank(
+                rank=sign.rank,
+                host=sign.host,
+                pid=sign.pid,
+                device=sign.device,
+                heard=now - sign.silent,
+                is_waiting=sign.is_waiting,
+            )
+            for sign in signs
+        ]
+        with contextlib.suppress(OSError):
+            write_ranks(self.run, ranks)
+
     def _pass_on(self, processes: Sequence[RankProcess]) -> None:
-        """Tell the warnings of processes that write no record, as long as the first one has not closed it."""
+        """Record the warnings of processes that write no record, until the first one has closed it."""
         for notice in [notice for process in processes for notice in process.take_notices()]:
             self._tell(notice, append_while_open)
 
     def _begin_again(self, sentence: str, number: int) -> list[str]:
-        """Tell that all starts again; returns the options for that."""
+        """Record that all starts again; returns the options for that."""
         state = RunState.read(self.run.state_path)
         found = complete_checkpoints(self.run)
         where = f"goes on from {found[-1].name}" if found else "begins again"
@@ -328,10 +315,8 @@ def _forget_ended(poll: select.poll, processes: Sequence[RankProcess]) -> None:
                     poll.unregister(descriptor)
 
 
-def _sentence(lost: Lost | Refused, words: Words) -> str:
-    """What became of whom, with the last words."""
-    if isinstance(lost, Refused):
-        return f"{words[lost.rank][0]} cannot start: {lost.error.rstrip('.')}"
+def _sentence(lost: Lost, words: Words) -> str:
+    """The fate of a lost process, with its last words."""
     if lost.rank is None:
         return f"The processes of the run {lost.what}"
     label, said = words[lost.rank]
@@ -339,28 +324,45 @@ def _sentence(lost: Lost | Refused, words: Words) -> str:
     return f"{label} {lost.what}{words_said}"
 
 
+def local_starts(run: Run, cards: Sequence[str | None], environment: Mapping[str, str]) -> Starts:
+    """Starts of the processes of a run on this machine, which share its cores.
+
+    Args:
+        run: The run.
+        cards: The card of each process; None for the default one.
+        environment: Of the supervisor as it was started.
+    """
+    count = len(cards)
+    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+
+    def start(rank: int, options: Sequence[str], meeting: Path) -> Start:
+        variables = {**environment, **Meeting(rank, count, rank, file_meeting(meeting)).variables()}
+        if (card := cards[rank]) is not None:
+            variables[VISIBLE] = card
+        variables.setdefault("OMP_NUM_THREADS", threads)
+        path = run.log_path if rank == 0 else run.path / f"worker-rank{rank}.log"
+        command = [sys.executable, "-m", "core.worker", str(run.path), *options]
+        return Start(rank, command, variables, path, f"Process {rank}")
+
+    return lambda options, meeting: [start(rank, options, meeting) for rank in range(count)]
+
+
 def supervisor_of(
     run: Run, lock: int, environment: Mapping[str, str], devices: Hold | None = None
 ) -> Supervisor | None:
-    """The supervisor of a run; None where it has one process, or a configuration that its worker will refuse.
+    """The supervisor of a run; None for a run of one process, or a configuration that its worker will refuse.
 
     Args:
         run: The run.
         lock: Descriptor of the worker lock.
         environment: Of this process as it was started.
-        devices: The devices of this machine that it holds.
+        devices: The devices of the run that this process holds.
     """
-    held = devices or Hold()
     try:
         config = run.config()
-        spread = bool(config.distributed.other_hosts)
         cards = process_cards(config) if wants_several(config) else []
     except UserError:
         return None
-    # What opens the user's keys is for ssh alone.
-    bare = {name: value for name, value in environment.items() if name not in AGENT_VARIABLES}
-    if spread:
-        starts = spread_starts(run, config, cards, bare, environment)
-        prepare, away = (lambda: compare_for(run, config)), (lambda stopped: machine_away(config, stopped))
-        return Supervisor(run, config, lock, starts, prepare, held, away)
-    return Supervisor(run, config, lock, local_starts(run, cards, bare), devices=held) if len(cards) > 1 else None
+    if len(cards) < 2 or config.distributed.other_hosts:
+        return None
+    return Supervisor(run, config, lock, local_starts(run, cards, environment), devices or Hold())

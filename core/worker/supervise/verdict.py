@@ -1,4 +1,4 @@
-"""Verdicts on the processes of a run: whether it is over, and which process is lost. Pure."""
+"""Verdicts on the processes of a run: the end of the run, or the process that is lost. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from core.helper import describe_end
 from core.runs.record.state import EXIT_CODES, EXIT_REFUSED
 
-#: Exit code of a process that another one of the run does not answer any more. Lower than those with which an end is
-#: recorded: srun's own code is the highest of its tasks. Argparse ends with it too, before there is any sign of life.
+#: Exit code of a process that another one of the run does not answer any more. Lower than the codes of a recorded end:
+#: srun's own code is the highest of its tasks. Argparse ends with it too, before there is any sign of life.
 EXIT_LOST = 2
 #: Exit code of a process that ended by an error that should not happen; Python's own.
 EXIT_CRASHED = 1
 #: Exit codes of the first process with which it has recorded the end of the run.
 FINAL = frozenset({*EXIT_CODES.values(), EXIT_REFUSED})
-#: Seconds without a sign of life after which a process is the one that others have waited for in vain.
+#: Seconds of silence after which the others have waited for a process in vain.
 QUIET_SECONDS = 5.0
-#: Seconds that a process may take to its first sign of life: an interpreter starts, on a busy machine or over ssh.
+#: Seconds that a process may take to its first sign of life: an interpreter starts, on a busy machine.
 START_SECONDS = 120.0
 
 
@@ -30,15 +30,15 @@ class Sign:
         status: Its exit code, negative for the signal that ended it; None while it lives.
         silent: Seconds since its last sign of life, or since its start.
         has_begun: Whether it has given one.
-        is_waiting: Whether it said then that it waits for the others.
+        is_waiting: Whether it waited for the others then.
         waits: Seconds of its present wait; 0 where it does not wait.
-        still: Seconds since it has done anything that it would be soon done with; 0 where it does something that takes
-            as long as it takes, and of all but the first.
-        at: Where in the program it is, if it has been still.
-        error: Why it ends, if it has said so.
-        hint: What to do about that.
-        following: What it says the run goes on as.
-        host: Its machine, as it has said; likewise its pid there and its device.
+        still: Seconds without progress in short work; 0 in work without a limit, and in all processes but
+            the first.
+        at: Its place in the program, if it has been still.
+        error: The reason of its end, if it gave one.
+        hint: The remedy.
+        following: The options that the run goes on with.
+        host: Its machine, by its report; likewise its pid and its device.
     """
 
     rank: int
@@ -58,7 +58,7 @@ class Sign:
 
     @property
     def has_lost(self) -> bool:
-        """Whether it has ended because another one does not answer."""
+        """True if it has ended because another one does not answer."""
         return self.status == EXIT_LOST and self.has_begun
 
 
@@ -77,9 +77,6 @@ class Refused:
     rank: int
     error: str
     hint: str
-    has_met: bool = True
-    """Whether it had met the others. In a new start what comes before that was otherwise a moment ago: a machine that
-    boots, a network that is down. What comes after it is the same, whatever is tried."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class Lost:
 
     rank: int | None
     what: str
-    """What became of it, as the rest of a sentence: ``was ended by SIGKILL``."""
+    """The fate of the process, as the end of a sentence: ``was ended by SIGKILL``."""
 
 
 Verdict = Ended | Refused | Lost
@@ -107,7 +104,7 @@ def judge(signs: Sequence[Sign], timeout: float, *, settled: bool) -> Verdict | 
         return Ended(first.status, first.following)
     for sign in signs[1:]:
         if sign.status == EXIT_CODES["failed"] and sign.error:
-            return Refused(sign.rank, sign.error, sign.hint, has_met=sign.pid is not None)
+            return Refused(sign.rank, sign.error, sign.hint)
     for sign in signs:
         if sign.status not in (None, 0) and not sign.has_lost:
             return Lost(sign.rank, describe_end(sign.status))

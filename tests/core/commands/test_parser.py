@@ -11,6 +11,8 @@ from tests.cases import cases
 
 CONTRADICTIONS = [
     ("train x.toml --detach --no-start", "--detach and --no-start do not go together: a run that is not started"),
+    ("train x.toml --slurm x.sbatch --detach", "--slurm and --detach do not go together: Slurm starts the run."),
+    ("train x.toml --slurm - --json", "--slurm - and --json do not go together: both are printed"),
     ("slurm x.toml --json --output -", "--output - and --json do not go together: both are printed"),
     ("compare a b --markdown - --json", "--markdown - and --json"),
     ("compare a b --csv - --curves -", "--csv - and --curves -"),
@@ -44,6 +46,7 @@ def test_what_contradicts_itself_is_wrong_usage(line: str, said: str, capsys: py
     [
         "train x.toml --detach --json",
         "train x.toml --no-start --json",
+        "train x.toml --slurm x.sbatch --json --nodes 2",
         "slurm x.toml --output -",
         "slurm x.toml --output job.sbatch --json",
         "compare a b --markdown - --csv figures.csv",

@@ -191,6 +191,10 @@ def test_cards_of_a_configuration_are_planned_as_it_shares_them(cli: CommandLine
     shown = cli("plan", config_file(cli, base), *flags, "--gpu-memory", "12GB").out
     assert "4, 2 on each of 2 machines" in shown
     assert "of each machine's memory" in shown
+    assert (
+        "torchrun --nnodes 2 --nproc-per-node 2 --node-rank 0 --master-addr 10.0.0.1 --master-port 29500 "
+        "-m core.worker RUN"
+    ) in shown
 
 
 def test_too_small_cards_share_the_weights_out(cli: CommandLine, base: Path) -> None:

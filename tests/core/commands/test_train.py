@@ -337,3 +337,33 @@ def test_the_question_about_a_wish_is_asked_at_a_terminal(monkeypatch: pytest.Mo
     assert starts_all_the_same([measured], yes=False)
     assert not starts_all_the_same([measured], yes=False)
     assert starts_all_the_same([measured], yes=True)
+
+
+def test_a_batch_file_for_slurm_is_the_same_by_the_former_command(cli: CommandLine) -> None:
+    config, job = str(cli.config()), cli.home / "job.sbatch"
+    flags = ("--nodes", "2", "--time", "12:00:00", "--set", "hardware.device=cpu")
+    written = cli("train", config, "--slurm", str(job), "--processes", "4", *flags, "--json")
+    assert written.json == {"file": str(job), "nodes": 2, "processes": 8, "cards": 0}
+    text = job.read_text()
+    assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=4\n" in text
+    assert " --set hardware.device=cpu --name " in text
+    assert cli("slurm", config, "--output", "-", "--cards-per-node", "4", *flags).out == text
+    again = cli("train", config, "--slurm", str(job))
+    assert (again.code, job.read_text()) == (1, text)
+    assert "exists already" in again.err
+    assert list_runs() == []
+
+
+def test_options_of_a_batch_file_need_one(cli: CommandLine) -> None:
+    result = cli("train", str(cli.config()), "--nodes", "2")
+    assert result.code == 1
+    assert "--nodes goes with --slurm" in result.err
+
+
+def test_other_machines_are_refused_with_the_lines_that_start_them(cli: CommandLine) -> None:
+    named = ("--set", "distributed.hosts=tower", "--set", "distributed.address=10.0.0.1")
+    result = cli("train", str(cli.config()), *named)
+    assert result.code == 1
+    assert "--slurm FILE --nodes 2" in result.err
+    assert "torchrun --nnodes 2 --nproc-per-node 1 --node-rank 0 --master-addr 10.0.0.1" in result.err
+    assert list_runs() == []

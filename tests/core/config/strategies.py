@@ -99,11 +99,11 @@ def coherent(changes: list[tuple[str, Any]]) -> bool:
 def _are_processes(values: dict[str, Any]) -> bool:
     gpus = values.get("distributed.gpus", [])
     named = [gpus] if isinstance(gpus, str) else gpus
-    processes, hosts = values.get("distributed.processes", 1), "distributed.hosts" in values
-    several = processes > 1 or len(named) > 1 or "all" in named or hosts
+    processes = values.get("distributed.processes", 1)
+    several = processes > 1 or len(named) > 1 or "all" in named
     return not (
         (several and values.get("distributed.strategy") == "none")
-        or (hosts and "distributed.address" not in values)
+        or "distributed.hosts" in values
         or ("hardware.gpu" in values and (named or processes > 1))
         or (named and "all" not in named and processes > len(named))
         or (several and values.get("memory.optimizer_in_backward") == "on")

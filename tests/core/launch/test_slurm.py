@@ -64,7 +64,9 @@ def start(slurm: FakeSlurm, do: str, *, tasks: int = 2, restarts: int = 2) -> su
     (slurm.directory / "do").write_text(do)
     for name, state in _STATES.items():
         state.write(slurm.directory / f"{name}.json")
-    made = SlurmJob(Path("/data/it's.toml"), ["train.seed=1"], "tickets", 1, tasks, 1, restarts, python=str(python))
+    made = SlurmJob(
+        Path("/data/it's.toml"), ["--set", "train.seed=1"], "tickets", 1, tasks, 1, restarts, python=str(python)
+    )
     return slurm.sbatch(made.batch_file())
 
 
@@ -244,7 +246,9 @@ def test_a_run_that_somebody_stopped_stays_stopped(slurm: FakeSlurm) -> None:
 
 @cases("config", ["/a b/c.toml", "/it's.toml", "/$(touch x).toml", "/`x`;#.toml", '/"\\\\.toml'])
 def test_the_shell_takes_any_name(config: str, tmp_path: Path) -> None:
-    text = SlurmJob(Path(config), [f"model.base={config}"], time="2-00:00:00", partition="gpu,long").batch_file()
+    text = SlurmJob(
+        Path(config), ["--set", f"model.base={config}"], time="2-00:00:00", partition="gpu,long"
+    ).batch_file()
     file = tmp_path / "job"
     file.write_text(text)
     subprocess.run(["bash", "-n", str(file)], check=True)

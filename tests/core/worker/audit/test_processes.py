@@ -12,7 +12,7 @@ import pytest
 
 from core.jobs.process import Answers
 from core.worker.audit.processes import Message, work_together
-from core.worker.distributed.errors import RankLostError
+from core.worker.distributed.rendezvous import RankLostError
 from tests.cases import cases
 from tests.waiting import wait_for
 

@@ -23,6 +23,7 @@ from core.worker import train as recipe
 from core.worker.audit.replay import Replay
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.rendezvous import tcp_meeting
+from core.worker.follower import follow
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
 from tests.core.worker.distributed.pairs import run_pair
@@ -60,7 +61,7 @@ def train(directory: Path, model: Path, hosts: list[str], place: str = "", **sec
     def work(ranks: Ranks) -> str:
         recorder = Recorder(run, keeps=ranks.is_first)
         if not ranks.is_first:
-            recipe.follow(config, recorder, Controls(), ranks, resume=False)
+            follow(config, recorder, ranks, resume=False)
             return "followed"
         recorder.phase("importing")
         members = [{"rank": rank, "host": host, "device": "cpu"} for rank, host in enumerate(hosts)]
@@ -186,7 +187,7 @@ def test_a_machine_without_room_for_the_models_of_several_says_so(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 100 kB are free.
-    monkeypatch.setattr("core.worker.setup.together.memory", lambda: (10**9, 10**9 + 10**5))
+    monkeypatch.setattr("core.worker.setup.strategy.memory", lambda: (10**9, 10**9 + 10**5))
     rows = write_rows(tmp_path / "rows.jsonl")
     config = Config.model_validate({"model": {"base": str(tiny_model_dir)}, "data": {"train": str(rows)}})
     run = create_run(config, "large")

@@ -19,7 +19,7 @@ from core.runs.record.store import Run
 from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.model.model import decoder_layers
-from core.worker.progress.finite import FiniteCheck
+from core.worker.progress.health import FiniteCheck
 from tests.cases import cases
 
 from .pairs import run_pair

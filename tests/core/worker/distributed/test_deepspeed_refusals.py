@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 from core import deepspeed
 from core.config.schema import Config
 from core.errors import UserError
+from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
-from core.worker.setup.together import check_strategy
+from core.worker.setup.strategy import check_strategy
 
 
 def test_a_package_that_is_missing_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,4 +32,4 @@ def test_a_card_that_trains_in_fp16_by_itself_is_refused(tiny_model_dir: Path) -
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float16)
     config = Config.model_validate({"data": {"train": "x"}, "distributed": {"strategy": "deepspeed"}})
     with pytest.raises(UserError, match="this card trains in fp16"):
-        DeepSpeed(Ranks(0, 2), config).own_update(model)
+        DeepSpeed(Orders(Ranks(0, 2)), config).own_update(model)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from core.errors import UserError
 from core.worker.distributed import replicate
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import Replicate, single
+from core.worker.process.control import StopRequested
+from tests.cases import cases
 
 from .pairs import run_pair
 
@@ -35,7 +40,7 @@ def test_all_that_they_say_to_each_other(tmp_path: Path, monkeypatch: pytest.Mon
     def work(ranks: Ranks) -> dict[str, Any]:
         found: dict[str, Any] = {"any": ranks.any([ranks.rank == 1, False])}
         found["told"] = ranks.broadcast({"step": 3, "name": "größer"} if ranks.is_first else None)
-        strategy = Replicate(ranks)
+        strategy = Replicate(Orders(ranks))
         mine = torch.full((3,), 1.0 + ranks.rank)
         made = parameters(mine, mine.clone() if ranks.is_first else None, None)
         made.append(torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)))
@@ -51,14 +56,14 @@ def test_all_that_they_say_to_each_other(tmp_path: Path, monkeypatch: pytest.Mon
         moment = 0.0
         orders = Orders(ranks, timeout=10.0, holds=lambda: True, clock=lambda: moment)
         if ranks.is_first:
-            orders.begin()
-            orders.look_after()  # too early
-            moment = 2.0
-            orders.look_after()
-            orders.give("step", step=4)
-            orders.give("leave")
+            with orders.session():
+                orders.look_after()  # too early
+                moment = 2.0
+                orders.look_after()
+                orders.give("step", step=4)
             found["orders"] = orders.others_hold
         else:
+            ranks.meet()
             taken = [orders.take(), orders.take()]
             found["orders"] = [(order.name, order.args) for order in taken]
         return found
@@ -113,6 +118,45 @@ def test_the_only_process_says_nothing() -> None:
     assert parameter.grad is gradient
     assert strategy.share([3, 1, 2], [5] * 4) == [3, 1, 2]
     orders = Orders(ranks)
-    orders.begin()
-    orders.give("step")
-    orders.look_after()
+    with orders.session(), orders.leading():
+        orders.give("step")
+        orders.look_after()
+
+
+@cases(("error", "leaves"), [(StopRequested("socket"), True), (UserError("It failed."), False)])
+def test_the_others_leave_at_a_stop_and_not_at_a_failure(
+    error: Exception, leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders, given = Orders(Ranks.single()), list[str]()
+    monkeypatch.setattr(orders, "give", given.append)
+    with pytest.raises(type(error)), orders.session():
+        raise error
+    assert given == ["leave"] * leaves
+    assert orders.ranks.pulse.count is None
+
+
+class Passes:
+    """A model that is shared out, as far as its contexts go."""
+
+    def __init__(self) -> None:
+        self.entered = self.left = 0
+
+    @contextlib.contextmanager
+    def leading(self, _announce: Callable[[], None]) -> Iterator[None]:
+        """A context of passes alone."""
+        self.entered += 1
+        yield
+        self.left += 1
+
+
+def test_contexts_of_passes_within_each_other_are_one_and_end_with_an_error() -> None:
+    passes, orders = Passes(), Orders(Ranks.single())
+    with orders.leading(passes.leading):
+        with orders.leading(passes.leading):
+            pass
+        assert (passes.entered, passes.left) == (1, 0)
+    assert (passes.entered, passes.left) == (1, 1)
+    with pytest.raises(RuntimeError, match="out of memory"), orders.leading():
+        raise RuntimeError("out of memory")
+    with orders.leading(passes.leading):
+        assert passes.entered == 2

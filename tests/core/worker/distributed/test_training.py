@@ -26,6 +26,7 @@ from core.worker.distributed import shards
 from core.worker.distributed.fsdp2 import Fsdp2
 from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import Evaluator
+from core.worker.follower import follow
 from core.worker.model.full_weights import trained_tensors
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
@@ -78,7 +79,7 @@ def attempt(
         spoil(ranks)
         recorder = Recorder(run, keeps=ranks.is_first)
         if not ranks.is_first:
-            recipe.follow(config, recorder, Controls(), ranks, resume=False)
+            follow(config, recorder, ranks, resume=False)
             return "followed"
         outcome = recipe.train(config, recorder, Controls(), resume=False, ranks=ranks)
         recorder.close("finished", "", FinishedEvent(reason="", step=outcome.step, adapter=outcome.adapter))
@@ -93,7 +94,7 @@ def keeping_gradients(path: Path) -> Callable[[Ranks], None]:
     def spoil(ranks: Ranks) -> None:
         if not ranks.is_first:
             return
-        usual = recipe.FinetuneRecipe._gradients
+        usual = recipe.FinetuneRecipe.gradients
 
         def gradients(self: Any, window: list[int]) -> Any:
             result = usual(self, window)
@@ -102,7 +103,7 @@ def keeping_gradients(path: Path) -> Callable[[Ranks], None]:
                 save_file({name: one.grad for name, one in trained.items() if one.grad is not None}, path)
             return result
 
-        recipe.FinetuneRecipe._gradients = gradients  # type: ignore[method-assign]
+        recipe.FinetuneRecipe.gradients = gradients  # type: ignore[method-assign]
 
     return spoil
 

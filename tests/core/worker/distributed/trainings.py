@@ -22,9 +22,10 @@ from core.runs.record.events import FinishedEvent
 from core.runs.record.store import Run
 from core.runs.record.tail import EventTail
 from core.worker.distributed.ranks import Ranks
+from core.worker.follower import follow
 from core.worker.process.control import Controls, ControlServer
 from core.worker.process.recorder import Recorder
-from core.worker.train import follow, train
+from core.worker.train import train
 
 #: Asks a live run something; what it returns is kept.
 Ask = Callable[[ControlClient], Any]
@@ -99,7 +100,7 @@ class Trainings:
             self._write(run, resume_of, step, sections)
         self._ranks.any([False])
         if together and not self._ranks.is_first:
-            follow(run.config(), Recorder(run, keeps=False), Controls(), self._ranks, resume=resume_of is not None)
+            follow(run.config(), Recorder(run, keeps=False), self._ranks, resume=resume_of is not None)
         elif self._ranks.is_first:
             return _lead(run, self._ranks if together else None, ask, resume=resume_of is not None)
         return None

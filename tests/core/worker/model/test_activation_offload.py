@@ -26,7 +26,7 @@ from core.worker.model.full_weights import choose_weights, trained_tensors
 from core.worker.model.model import LoadedModel, evaluation_mode, load_model
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.update import WeightUpdate
-from core.worker.steps.gradient_checkpointing import GradientCheckpointing
+from core.worker.steps import GradientCheckpointing
 from tests.cases import cases
 from tests.core.worker.loss.preference_bench import Bench, make_rows
 from tests.core.worker.model.lanes import PromptDevice

@@ -8,7 +8,7 @@ from core.worker.optim.rounding import round_stochastically
 
 
 class PlainKernels:
-    """As :mod:`core.worker.optim.rounding`; the updates are counted."""
+    """As :mod:`core.worker.optim.rounding_kernels`; the updates are counted."""
 
     def __init__(self) -> None:
         self.added = 0

@@ -16,8 +16,8 @@ from core.config.schema import Config
 from core.worker.oom.retry import MemoryShortageError, Retry
 from core.worker.optim import retryable_step
 from core.worker.optim import update as update_module
-from core.worker.optim.optim import make_optimizer
-from core.worker.optim.retryable_step import RetryableStep, is_blockwise, step_parameter
+from core.worker.optim.optim import is_blockwise, make_optimizer, step_parameter
+from core.worker.optim.retryable_step import RetryableStep
 from core.worker.optim.rounding import add_slices
 from core.worker.optim.update import WeightUpdate
 from tests.cases import cases

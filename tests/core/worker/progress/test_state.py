@@ -1,10 +1,18 @@
-"""The training state in a checkpoint's manifest."""
+"""Best step, limits and intervals of a run."""
 
 from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.config.schema import CheckpointSection, Config, DataSection, EvalSection
+from core.runs.outlook.time_left import Schedule
+from core.worker.progress.state import BestStep, Intervals, Limits
+from tests.cases import cases
 from tests.core.worker.steps.stepper import make_state
 
 
@@ -58,3 +66,190 @@ def test_a_run_that_begins_again_keeps_what_memory_has_asked_for() -> None:
     state.restart(beginning)
     assert [state.step, state.saved, state.best.best_step] == [0, None, None]
     assert (state.token_budget, state.checkpointing) == (16, True)
+
+
+LOSSES = st.lists(st.floats(0, 10) | st.just(math.nan) | st.just(math.inf), max_size=12)
+
+
+def test_the_lowest_finite_loss_is_the_best_and_the_untouched_model_is_no_candidate() -> None:
+    best = BestStep()
+    assert not best.measured(0, 0.1)
+    assert [best.measured(step, loss) for step, loss in ((2, 2.0), (4, math.nan), (6, 1.5), (8, 1.5))] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert (best.best_step, best.best_loss) == (6, 1.5)
+    assert not best.is_exhausted
+
+
+def test_patience_counts_evaluations_without_a_fall_of_min_delta() -> None:
+    best = BestStep(patience=2, min_delta=0.1)
+    for step, loss, waited in ((1, 1.0, 0), (2, 0.95, 1), (3, 0.89, 0), (4, math.nan, 1)):
+        best.measured(step, loss)
+        assert best.waited == waited
+        assert not best.is_exhausted
+    best.measured(5, 0.85)
+    assert best.is_exhausted
+    assert best.best_step == 5
+
+
+def test_a_checkpoint_is_good_once_its_own_weights_have_given_a_finite_loss() -> None:
+    best = BestStep()
+    best.saved(5)
+    assert not best.protected
+    best.proved(4)
+    assert not best.protected
+    best.proved(5)
+    best.saved(10)
+    assert best.protected == {5}
+    best.measured(10, math.nan)
+    assert best.last_good == 5
+    best.measured(20, 0.5)
+    best.saved(20)
+    assert best.protected == {20}
+
+
+@given(losses=LOSSES, cut=st.integers(0, 12), patience=st.integers(1, 4), saves=st.sets(st.integers(1, 12)))
+def test_a_resumed_run_selects_as_an_uninterrupted_one(
+    losses: list[float], cut: int, patience: int, saves: set[int]
+) -> None:
+    whole, first = BestStep(patience, 0.5), BestStep(patience, 0.5)
+    resumed: BestStep | None = None
+    for step, loss in enumerate(losses, 1):
+        for best in (whole, resumed or first):
+            best.proved(step - 1)
+            best.measured(step, loss)
+        if step in saves or step == cut:
+            facts = json.loads(json.dumps((resumed or first).facts(), allow_nan=False))
+            for best in (whole, resumed or first):
+                best.saved(step)
+            if step == cut:
+                # Whatever it knew before, as when a run goes back within its process.
+                resumed = BestStep(patience, 0.5)
+                resumed.measured(99, -1.0)
+                resumed.saved(99)
+                resumed.restore(facts, step)
+                resumed.measured(step, loss)
+    assert (resumed or first).facts() == whole.facts()
+
+
+def test_what_is_measured_after_a_new_beginning_is_compared_with_nothing_before() -> None:
+    best = BestStep(patience=2)
+    for step, loss in ((1, 0.1), (2, 0.2), (3, 0.3)):
+        best.measured(step, loss)
+    assert (best.best_step, best.is_exhausted) == (1, True)
+    best.begin_anew()
+    assert (best.best_step, best.is_exhausted, best.last_measured) == (None, False, 3)
+    assert best.measured(4, 0.5)
+    again = BestStep(patience=2)
+    again.restore(best.facts(), 4)
+    assert (again.best_step, again.best_loss, again.waited) == (4, 0.5, 0)
+
+
+class Clock:
+    """Time and energy as a test says."""
+
+    now = 100.0
+    watt_hours: float | None = 0.0
+
+    def limits(self, hours: float | None = None, watt_hours: float | None = None) -> Limits:
+        return Limits(hours, watt_hours, lambda: self.watt_hours, lambda: self.now)
+
+
+def test_without_limits_nothing_is_reached_or_written() -> None:
+    clock = Clock()
+    limits = clock.limits()
+    clock.now, clock.watt_hours = 1e9, 1e9
+    assert limits.reached() is None
+    assert not limits.is_set
+    assert not limits.is_blind
+
+
+def test_hours_of_work_end_a_run_and_pauses_do_not_count() -> None:
+    clock = Clock()
+    limits = clock.limits(hours=1.5)
+    clock.now += 5399
+    assert limits.reached() is None
+    limits.pause(100)
+    clock.now += 100
+    assert limits.reached() is None
+    clock.now += 1
+    assert limits.reached() == "train.max_hours = 1.5 is reached"
+    assert limits.reached(pausing=2) is None, "a pause that is not over yet"
+
+
+def test_energy_ends_a_run_where_it_is_known() -> None:
+    clock = Clock()
+    limits = clock.limits(watt_hours=300)
+    clock.watt_hours = 299
+    assert limits.reached() is None
+    clock.watt_hours = 300
+    assert limits.reached() == "train.max_energy_wh = 300 is reached"
+    clock.watt_hours = None
+    assert limits.reached() is None
+    assert limits.is_blind
+
+
+def test_what_was_spent_before_a_stop_counts_after_it() -> None:
+    clock = Clock()
+    first = clock.limits(hours=1, watt_hours=100)
+    clock.now += 3000
+    clock.watt_hours = 60.0
+    facts = json.loads(json.dumps(first.facts()))
+    clock.now += 86400
+    clock.watt_hours = 0.0
+    second = clock.limits(hours=1, watt_hours=100)
+    second.resume(facts)
+    assert (second.seconds, second.watt_hours) == (3000, 60)
+    clock.watt_hours = 40
+    assert second.reached() == "train.max_energy_wh = 100 is reached"
+    clock.now += 600
+    assert second.reached() == "train.max_hours = 1 is reached"
+
+
+def test_a_checkpoint_of_an_earlier_version_has_spent_nothing() -> None:
+    clock = Clock()
+    limits = clock.limits(hours=1)
+    limits.resume(None)
+    assert limits.seconds == 0
+
+
+def due(steps: int, total: int, per_epoch: int, evaluation: dict[str, Any], saving: dict[str, Any]) -> Any:
+    config = Config(
+        data=DataSection(train="a", eval_share=0.1),
+        eval=EvalSection(**evaluation),
+        checkpoint=CheckpointSection(**saving),
+    )
+    found = []
+    state = make_state()
+    state.total_steps = total
+    intervals = Intervals(config, state, per_epoch)
+    for state.step in range(1, steps + 1):
+        found.append((intervals.is_evaluation_due, intervals.is_checkpoint_due))
+    return found
+
+
+@cases(
+    ("evaluation", "saving"),
+    [
+        ({"every_steps": 4}, {"every_steps": 3}),
+        ({"every_epochs": 0.25}, {}),
+        ({"every_epochs": 1 / 3}, {"every_steps": 1}),
+        ({}, {}),
+    ],
+)
+def test_the_worker_and_the_estimate_count_alike(evaluation: dict[str, Any], saving: dict[str, Any]) -> None:
+    total, per_epoch = 47, 15
+    values = {f"eval.{name}": value for name, value in evaluation.items()}
+    values |= {f"checkpoint.{name}": value for name, value in saving.items()} | {"data.eval_share": 0.1}
+    schedule = Schedule.of(values)
+    told = due(total, total, per_epoch, evaluation, saving)
+    for step in range(1, total + 1):
+        assert schedule.evaluations_by(step, per_epoch) == sum(is_due for is_due, _ in told[:step])
+        assert schedule.checkpoints_by(step, total) == sum(is_due for _, is_due in told[:step])
+    if not evaluation:
+        assert not any(is_due for is_due, _ in told)
+    if not saving:
+        assert sum(is_due for _, is_due in told) == 9  # one in five steps

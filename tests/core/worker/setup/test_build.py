@@ -19,13 +19,12 @@ from core.runs.record.store import create_run
 from core.runs.record.tail import EventTail
 from core.worker.fused.frozen_weight import FrozenWeight
 from core.worker.model import adapters
-from core.worker.oom import handles
+from core.worker.oom import retry
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
-from core.worker.process.throttle import Throttle
-from core.worker.setup import build as building
-from core.worker.setup import kept_layers, ready_model
+from core.worker.setup import objective, ready_model
+from core.worker.setup import strategy as shared
 from core.worker.setup.build import Parts, build
 from tests.core.quantization.test_result import COST
 from tests.core.worker.measure.others import LLAMA_4
@@ -62,7 +61,7 @@ class Start:
         run = create_run(config, "start")
         self.recorder = Recorder(run)
         controls = Controls()
-        return build(config, self.recorder, controls, None, Throttle(controls))
+        return build(config, self.recorder, controls, None)
 
     def notices(self, code: str) -> list[NoticeEvent]:
         assert self.recorder is not None
@@ -90,8 +89,8 @@ def _in(module: Any, name: str) -> Callable[[pytest.MonkeyPatch], None]:
         (_in(adapters, "loftq_factors"), {"method": {"init": "loftq"}}, "adapters", "Set method.init = default"),
         (_in(ready_model, "choose_weights"), {"method": {"name": "full"}}, "in choosing the weights", "smaller model"),
         (_in(ready_model, "fuse_layers"), {}, "in fusing the layers", "Set train.fused_layers = false."),
-        (_in(building, "check_model"), {}, "in the check of the model", "Close what else holds memory"),
-        (_in(building, "choose_for_run"), {}, "in the check of the model", "Close what else holds memory"),
+        (_in(objective, "check_model"), {}, "in the check of the model", "Close what else holds memory"),
+        (_in(objective, "choose_for_run"), {}, "in the check of the model", "Close what else holds memory"),
         (_in(ready_model, "create_handles"), {}, "in creating the handles", "Close what else holds memory"),
     ],
 )
@@ -147,24 +146,24 @@ def test_copies_of_weights_that_do_not_fit_are_dropped(start: Start, monkeypatch
 
 def test_handles_are_created_by_a_product_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     multiplied: list[torch.device] = []
-    monkeypatch.setattr(handles, "multiply_both_ways", multiplied.append)
-    handles.create_handles(torch.device("cpu"))
+    monkeypatch.setattr(retry, "multiply_both_ways", multiplied.append)
+    retry.create_handles(torch.device("cpu"))
     assert multiplied == []
-    handles.create_handles(torch.device("cuda", 0))
+    retry.create_handles(torch.device("cuda", 0))
     assert multiplied == [torch.device("cuda", 0)]
 
 
 def test_the_product_draws_nothing_and_leaves_nothing() -> None:
     before = torch.get_rng_state()
-    handles.multiply_both_ways(torch.device("cpu"))
+    retry.multiply_both_ways(torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_where_memory_cannot_be_planned_auto_keeps_no_layers_and_says_so(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept_layers, "spare_bytes", lambda *_: None)
-    monkeypatch.setattr(kept_layers, "measure_cost", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(shared, "spare_bytes", lambda *_: None)
+    monkeypatch.setattr(shared, "measure_cost", lambda *_, **__: pytest.fail("measured"))
     start(model={"base": start.base, "keep_16bit": "auto"})
     (notice,) = start.notices("quantization")
     assert "keeps no layers: the memory of this model cannot be planned" in notice.message
@@ -173,14 +172,14 @@ def test_where_memory_cannot_be_planned_auto_keeps_no_layers_and_says_so(
 
 
 def test_a_run_in_16_bit_measures_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_layers, "measure_cost", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(shared, "measure_cost", lambda *_, **__: pytest.fail("measured"))
     start(model={"base": start.base, "keep_16bit": "auto"}, method={"name": "lora"})
     assert start.notices("quantization") == []
 
 
 def test_what_was_measured_before_is_taken_by_a_run(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_layers, "recall", lambda *_: COST)
-    monkeypatch.setattr(kept_layers, "measure_cost", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(shared, "recall", lambda *_: COST)
+    monkeypatch.setattr(shared, "measure_cost", lambda *_, **__: pytest.fail("measured"))
     parts = start(model={"base": start.base, "keep_16bit": "auto"})
     (notice,) = start.notices("quantization")
     assert notice.message == sentence(COST)

@@ -60,7 +60,7 @@ from core.worker.setup.memory_decision import (
     predict_memory,
     with_experts,
 )
-from core.worker.steps.window import first_budget
+from core.worker.steps import first_budget
 from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.core.worker.steps.stepper import make_state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from core.config.schema import Config
-from core.worker.setup.build import _with_usable_optimizer
+from core.worker.setup.device import with_usable_optimizer
 from tests.cases import cases
 from tests.core.worker.process.told_recorder import ToldRecorder
 
@@ -17,7 +17,7 @@ from tests.core.worker.process.told_recorder import ToldRecorder
 def test_nothing_is_paged_on_wsl(device: str, wsl: bool, optimizer: str) -> None:
     told = ToldRecorder()
     config = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": "paged_adamw_8bit"}})
-    used = _with_usable_optimizer(config, torch.device(device), told, wsl=wsl)
+    used = with_usable_optimizer(config, torch.device(device), told, wsl=wsl)
     assert used.train.optimizer == optimizer
     assert [notice.code for notice in told.notices] == (["unpaged"] if optimizer == "adamw_8bit" else [])
     assert all(notice.message.endswith(".") and notice.hint.endswith(".") for notice in told.notices)

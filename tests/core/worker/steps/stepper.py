@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,12 +19,9 @@ from core.worker.optim.update import AdapterUpdate
 from core.worker.process.control import Controls
 from core.worker.process.governor import Governor
 from core.worker.process.throttle import Throttle
-from core.worker.progress.best import BestStep
-from core.worker.progress.finite import FiniteCheck
-from core.worker.progress.state import TrainState
-from core.worker.steps.gradient_checkpointing import GradientCheckpointing
-from core.worker.steps.neftune import EmbeddingNoise
-from core.worker.steps.window import MicroBatches, first_budget
+from core.worker.progress.health import FiniteCheck
+from core.worker.progress.state import BestStep, TrainState
+from core.worker.steps import EmbeddingNoise, GradientCheckpointing, MicroBatches, first_budget
 from core.worker.train import FinetuneRecipe, Gradients
 from tests.core.worker.process.told_recorder import ToldRecorder
 
@@ -110,7 +108,7 @@ class Stepper:
         for attempt in self.micro_batches.attempts(window, where=where):
             with attempt:
                 result = self.recipe.accumulate(attempt.micro_batches)
-        return result
+        return replace(result, rewards=self.recipe.parts.objective.rewards())
 
     def rehearse(self, batch_size: int) -> tuple[int, int]:
         """Rows and length of the largest micro-batch that fits."""

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.worker.model.model import LoadedModel, decoder_layers, set_gradient_checkpointing
-from core.worker.steps.gradient_checkpointing import GradientCheckpointing
+from core.worker.steps import GradientCheckpointing
 from tests.cases import cases
 from tests.core.worker.steps.stepper import make_state
 from tests.core.worker.steps.test_window import WINDOW, Setup

@@ -9,23 +9,20 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from core.config.schema import Config
-from core.errors import UserError
 from core.helper import finding_core
 from core.runs.record.events import FailedEvent, NoticeEvent, StoppedEvent
 from core.runs.record.files import try_lock
 from core.runs.record.state import RunState, is_same_process, own_identity, start_identity
 from core.runs.record.store import Run, create_run
 from core.runs.record.tail import EventTail
-from core.worker.process.awake import AwakeClock
+from core.worker.process.pulse import AwakeClock
 from core.worker.process.reports import REPORTS, SUPERVISOR
-from core.worker.supervise import supervisor
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.supervisor import Supervisor
 from tests.cases import cases
@@ -79,8 +76,6 @@ class Scene:
         values = {"data": {"train": str(directory / "rows.jsonl")}, "distributed": {"timeout": 30.0, **distributed}}
         self.config = Config.model_validate(values)
         self.run = create_run(self.config, "scene")
-        self.away: list[str] = []
-        """What is wrong with a machine in each look at it; then nothing any more."""
         self.directory = directory
         for rank, acts in enumerate((first, second)):
             (directory / f"acts-{rank}").write_text(json.dumps(acts))
@@ -106,13 +101,9 @@ class Scene:
         lock = try_lock(self.run)
         assert lock is not None
         try:
-            return Supervisor(self.run, self.config, lock, self.starts, away=self.look).supervise(options)
+            return Supervisor(self.run, self.config, lock, self.starts).supervise(options)
         finally:
             os.close(lock)
-
-    def look(self, _stopped: Callable[[], bool]) -> UserError | None:
-        """Why a machine cannot be used."""
-        return UserError(self.away.pop(0), "Look at its cable.") if self.away else None
 
     def started(self, rank: int) -> list[list[object]]:
         """Pid and options of each start of a process."""
@@ -202,76 +193,7 @@ def test_what_no_new_start_would_mend_is_not_tried_again(tmp_path: Path) -> None
     assert (failed.reason, failed.hint) == ("A single row does not fit.", "Lower train.max_length.")
 
 
-AWAY = "tower cannot be reached over ssh: No route to host."
-
-
-def test_a_machine_that_is_away_is_waited_for_before_the_run_starts_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor, "_AWAY_SECONDS", 0.01)
-    scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"kill": True}, {"exit": 0}], restarts=1)
-    scene.away = [AWAY] * 3
-    assert scene.supervise() == 0
-    _, away = scene.events()
-    assert isinstance(away, NoticeEvent)
-    assert (away.level, away.code, away.hint) == ("warning", "machine_away", "Look at its cable.")
-    assert away.message == f"{AWAY} The run waits for that machine, 30 s at most."
-    assert scene.away == []
-    assert len(scene.started(0)) == 2
-
-
-def test_a_machine_that_stays_away_uses_up_the_new_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_AWAY_SECONDS", 0.01)
-    scene = Scene(tmp_path, [WAITS], [{"kill": True}], restarts=2)
-    scene.config = scene.config.model_copy(
-        update={"distributed": scene.config.distributed.model_copy(update={"timeout": 0.05})}
-    )
-    monkeypatch.setattr(scene, "look", lambda _: UserError(AWAY))
-    assert scene.supervise() == 4
-    assert len(scene.started(0)) == 1
-    failed = scene.events()[-1]
-    assert isinstance(failed, FailedEvent)
-    assert failed.reason == f"{AWAY.rstrip('.')}, after 2 new starts."
-
-
-@pytest.mark.parametrize("returns", [True, False])
-def test_a_run_that_looks_for_a_machine_lives_and_can_be_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: bool
-) -> None:
-    scene = Scene(tmp_path, [WAITS], [{"kill": True}])
-    lost = time.time()
-    seen: list[object] = []
-
-    def look(stopped: Callable[[], bool]) -> UserError | None:
-        # A machine that is gone takes half a minute to be found so: the run lives meanwhile.
-        wait_for(lambda: (scene.run.state().updated or 0) > lost, 30, "a heartbeat")
-        seen.append((scene.run.state().state, stopped()))
-        os.kill(os.getpid(), signal.SIGTERM)
-        seen.append(stopped())
-        return UserError(AWAY) if returns else None
-
-    monkeypatch.setattr(scene, "look", look)
-    assert scene.supervise() == 3
-    assert seen == [("training", False), True]
-    stopped = scene.events()[-1]
-    assert isinstance(stopped, StoppedEvent)
-    assert [event.code for event in scene.events() if isinstance(event, NoticeEvent)] == ["rank_lost"]
-    assert stopped.reason == "stopped by SIGTERM after step 7"
-    assert (scene.run.state().state, scene.run.state().reason) == ("stopped", stopped.reason)
-    assert len(scene.started(0)) == 1
-
-
-@pytest.mark.long
-def test_a_machine_that_refuses_a_new_start_is_tried_again(tmp_path: Path) -> None:
-    said = {"error": "tower has no way to 10.0.0.1: Network is unreachable.", "hint": "Look."}
-    scene = Scene(tmp_path, [WAITS, WAITS, {"exit": 0}], [{"kill": True}, {"exit": 4, "say": said}, {"exit": 0}])
-    assert scene.supervise() == 0
-    again = scene.events()[1]
-    assert isinstance(again, NoticeEvent)
-    assert again.message.startswith("Process 1 cannot start: tower has no way to 10.0.0.1: Network is unreachable. The")
-
-
-def test_what_fails_after_the_processes_have_met_is_not_tried_again(tmp_path: Path) -> None:
+def test_what_is_refused_in_a_new_start_is_not_tried_again(tmp_path: Path) -> None:
     said = {"error": "A single row does not fit.", "hint": "Lower train.max_length.", "pid": 7}
     scene = Scene(tmp_path, [WAITS], [{"kill": True}, {"exit": 4, "say": said}])
     assert scene.supervise() == 4
@@ -316,8 +238,9 @@ def test_a_stop_before_the_first_start_is_the_end(tmp_path: Path) -> None:
     scene = Scene(tmp_path, [WAITS], [WAITS])
     lock = try_lock(scene.run)
     assert lock is not None
-    ended = Supervisor(scene.run, scene.config, lock, scene.starts, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert ended.supervise([]) == 3
+    supervised = Supervisor(scene.run, scene.config, lock, scene.starts)
+    supervised._stops.append(signal.SIGTERM)
+    assert supervised.supervise([]) == 3
     os.close(lock)
     assert scene.started(0) == []
     assert isinstance(scene.events()[-1], StoppedEvent)

@@ -24,12 +24,13 @@ from core.runs.record.store import create_run
 from core.worker.checkpoint.checkpointer import config_hash
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow
+from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import Replicate
 from core.worker.process.recorder import Recorder
 from core.worker.setup import memory_decision
 from core.worker.setup.preparation import prepare
-from core.worker.setup.together import check_strategy, settle_options, settle_strategy
+from core.worker.setup.strategy import check_strategy, settle_options, settle_strategy
 from tests.cases import cases
 from tests.core.worker.process.told_recorder import ToldRecorder
 
@@ -158,4 +159,4 @@ def test_a_run_goes_on_whatever_is_off_where_weights_are_shared_out(strategy: st
         "Activations are recomputed",
         "Layers are not compiled",
     ]
-    assert settle_options(config, Replicate(Ranks(0, 2)), told) is config
+    assert settle_options(config, Replicate(Orders(Ranks(0, 2))), told) is config

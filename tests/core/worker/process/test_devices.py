@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from core.hardware.snapshot import Device, Xid
-from core.worker.process.device_failure import device_failure
+from core.worker.process.devices import device_failure
 from tests.cases import cases
 from tests.faults.injections import LOST_GPU
 

@@ -1,27 +1,35 @@
-"""The origin of a run, as the first link of each start in its hash chain has it: what goes into the training."""
+"""Provenance of a run, for the first link of each start in its hash chain: data, rows, base, machine, software."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from core import __version__
 from core.config.schema import Config
 from core.data.registries.data_files import DataHashes
+from core.hardware.cpu import cpu_name
 from core.runs.record.chain import short
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.data.batches import row_bytes
 from core.worker.data.dataset import Dataset
-from core.worker.process.machine import machine, software
 
 #: Rows that are told from one another; of more, neighbors share their digits.
 _TOLD_ROWS = 100_000
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Hashes of what a run is made of: data files, rows, base.
+class Provenance:
+    """Hashes of the data files, rows and base of a run.
 
     Args:
         files: Hashes of its data files.
@@ -32,6 +40,11 @@ class Origin:
     files: DataHashes
     dataset: Dataset
     checkpointer: Checkpointer
+
+    @staticmethod
+    def hash_files(config: Config) -> DataHashes:
+        """Begin to hash the data files, on a thread."""
+        return DataHashes(config.data)
 
     def facts(self, config: Config, found: Checkpoint | None) -> dict[str, Any]:
         """The body of a ``start`` link.
@@ -80,3 +93,60 @@ def changed_rows(dataset: Dataset, recorded: str) -> Sequence[int]:
         for row in range(len(dataset.rows))
         if now[(start := row // each * width) : start + width] != recorded[start : start + width]
     ]
+
+
+#: Packages whose code has a part in the numbers.
+PACKAGES = (
+    *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers", "numpy"),
+    *("triton", "mamba-ssm", "causal-conv1d"),
+)
+
+
+def software() -> dict[str, str]:
+    """Versions by name of package; packages that are not installed are left out."""
+    found = {"localtune-tui": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The processor with its instructions, the threads, and the card with its driver where there is one.
+
+    Args:
+        device: That of the training.
+    """
+    found: dict[str, Any] = {
+        "device": device.type,
+        "cpu": cpu_name(),
+        "instructions": _instructions(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "environment": {name: os.environ[name] for name in _TOLD if name in os.environ},
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found["card"] = properties.name
+        found["cuda"] = str(torch.version.cuda or torch.version.hip)
+        found["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return found
+
+
+#: Variables that change which code computes.
+_TOLD = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "CUBLAS_WORKSPACE_CONFIG")
+
+
+def _instructions() -> str:
+    """A digest of the instructions that the processor has; empty where the kernel does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("flags", "features"):
+            return hashlib.sha256(" ".join(sorted(value.split())).encode()).hexdigest()[:16]
+    return ""

@@ -12,7 +12,7 @@ import pytest
 
 from core.notify import Notice
 from core.runs.record.events import GovernorEvent
-from core.worker.setup import governing
+from core.worker.setup import device as settled
 from tests.core.hardware.conftest import fake_driver as fake_driver
 from tests.core.worker.process.told_recorder import ToldRecorder
 
@@ -22,7 +22,7 @@ PROGRAM = f"""
 import json
 from core.errors import UserError
 from core.hardware.sampler import Sampler
-from core.worker.setup.governing import CardPower
+from core.worker.setup.device import CardPower
 
 lever, meters, told = CardPower(), Sampler(), []
 limit = lambda: meters.refresh(5.0)[0].power_limit_w
@@ -71,11 +71,11 @@ def test_a_pause_for_want_of_disk_space_is_told_to_the_user_and_one_for_heat_is_
 ) -> None:
     recorder = ToldRecorder()
     told: list[Notice] = []
-    monkeypatch.setattr(governing, "notify", told.append)
+    monkeypatch.setattr(settled, "notify", told.append)
     heat = GovernorEvent(action="pause", cause="temperature", value=91.0, limit=80.0)
     disk = GovernorEvent(action="pause", cause="disk", value=1e9, limit=2e9)
     for event in (heat, disk):
-        governing._tell(recorder, event)
+        settled._tell(recorder, event)
     assert recorder.events == [heat, disk]
     assert [(notice.state, notice.run) for notice in told] == [("paused", "r")]
     assert told[0].reason

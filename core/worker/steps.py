@@ -1,29 +1,35 @@
-"""Micro-batches of an optimizer step, cut finer and run again when memory runs out."""
+"""Parts of an optimizer step: micro-batches, gradient checkpointing, noise on embeddings, the weights of a file."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from core.config.derived import steps_before_file
 from core.errors import UserError
 from core.memory.batching import TOKEN_BUDGETS, WHOLE, padded_length
 from core.worker.data.batches import collate, largest_micro_batch, split_window
+from core.worker.fused.file_weights import FileWeights
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective
-from core.worker.model.model import LoadedModel
+from core.worker.model.activation_offload import ActivationOffload
+from core.worker.model.model import LoadedModel, decoder_layers, set_gradient_checkpointing
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError, is_out_of_memory, release
 from core.worker.process.log import log
 from core.worker.process.rng import restore_rng, rng_state
 from core.worker.progress.state import TrainState
-from core.worker.steps.gradient_checkpointing import GradientCheckpointing
 
 
 class Attempt:
-    """One attempt at the gradients of a window: a context that ends quietly where memory runs out inside of it.
+    """Attempt at the gradients of a window: a context that ends quietly where memory runs out inside of it.
 
     Args:
         micro_batches: Row indices of each micro-batch.
@@ -83,6 +89,7 @@ class MicroBatches:
         whole: Whether a window must be one micro-batch.
         place: Says where a row comes from: ``rows.jsonl, line 7``.
         free_caches: Gives up memory that only saves time; returns whether there was any.
+        shared: Whether this process works on a share of each window, which may be larger in a later one.
         failures: Told the micro-batches of a window for which there was no memory, or None; gives them back, or those
             of the other processes that have to run it again as well, or None.
     """
@@ -99,6 +106,7 @@ class MicroBatches:
     whole: bool = False
     place: Callable[[int], str] = lambda row: f"row {row + 1}"
     free_caches: Callable[[], bool] = lambda: False
+    shared: bool = False
     failures: Callable[[list[list[int]] | None], list[list[int]] | None] = lambda failed: failed
 
     def attempts(self, window: Sequence[int], *, where: str) -> Iterator[Attempt]:
@@ -132,12 +140,14 @@ class MicroBatches:
             self._cut(failed, where)
 
     def has_largest(self, window: Sequence[int], batch_size: int) -> bool:
-        """Whether a window has a micro-batch as large as any that the data can produce, so that running it rehearses.
+        """True if a window has a micro-batch as large as any that the data can produce, so that running it rehearses.
 
         Args:
             window: Row indices.
             batch_size: Rows in an optimizer step.
         """
+        if self.shared:
+            return False
         largest = self._tokens_at_work(self._largest(batch_size), most_shared=self.loss.packing.common)
         return any(self._tokens_at_work(batch, most_shared=None) >= largest for batch in self._split(window))
 
@@ -241,3 +251,183 @@ def first_budget(device: torch.device, *, whole: bool) -> int:
         whole: Whether a window must be one micro-batch.
     """
     return WHOLE if whole else TOKEN_BUDGETS.get(device.type, TOKEN_BUDGETS["cuda"])
+
+
+#: Share of the layers below which keeping the activations of some wins no time worth a further try.
+FEWEST_KEPT = 8
+
+
+@dataclass(frozen=True)
+class GradientCheckpointing:
+    """Puts in force what the training state says: activations kept, those of some layers or all recomputed, or
+    recomputed from host memory.
+
+    Args:
+        model: A ``transformers`` model, or a ``PeftModel`` around one.
+        state: Says which; :meth:`enable` changes it.
+        offload: Moves to host memory what recomputing starts from; None where there is no way, or it is not to be.
+    """
+
+    model: Any
+    state: TrainState
+    offload: ActivationOffload | None = None
+
+    def __post_init__(self) -> None:
+        self.apply()
+
+    def enable(self, *, kept_layers: int = 0, offload: bool = False) -> None:
+        """Recompute activations in backward from now on.
+
+        Args:
+            kept_layers: Number of layers, the last ones, whose activations are kept nevertheless.
+            offload: Whether what recomputing starts from moves to host memory, where there is a way.
+        """
+        self.state.checkpointing, self.state.kept_layers, self.state.offloading = True, kept_layers, offload
+        self.apply()
+
+    def fewer_kept_layers(self) -> int:
+        """The number of kept layers to go on with where memory has run out: half of them, down to an eighth of all, and
+        then none."""
+        layers = len(decoder_layers(self.model))
+        half = (self.state.kept_layers if self.state.checkpointing else layers) // 2
+        return half if half * FEWEST_KEPT >= layers else 0
+
+    def apply(self) -> None:
+        """Put in force what the state says, after it was restored."""
+        state = self.state
+        state.offloading = state.checkpointing and state.offloading and self.offload is not None
+        offload = self.offload if state.offloading else None
+        state.kept_layers = set_gradient_checkpointing(
+            self.model, state.checkpointing, offload, kept_layers=state.kept_layers
+        )
+
+
+class EmbeddingNoise:
+    """NEFTune (arXiv 2310.05914): uniform noise of ``alpha / sqrt(tokens * hidden)`` on the embeddings of the real
+    tokens of each row.
+
+    It is there only inside of :meth:`on`: evaluation, sampling and chat go without. A row's noise depends on a number
+    drawn for its window and on the row, so that it is the same however the window is cut, and again after a resume.
+
+    Args:
+        model: The model, whose input embeddings it is put on.
+        alpha: How strong it is: 5 to 15 in the paper; None for no noise, and no random draw.
+    """
+
+    def __init__(self, model: Any, alpha: float | None) -> None:
+        self._embeddings = model.get_input_embeddings()
+        self._alpha = alpha
+        self._seed = 0
+        self._seen: Counter[int] = Counter()
+
+    def draw(self) -> int:
+        """Draw a window's number from torch's generator, which checkpoints keep."""
+        return 0 if self._alpha is None else int(torch.randint(1 << 62, ()))
+
+    def begin_window(self, number: int | None = None) -> None:
+        """Begin a window.
+
+        Args:
+            number: As :meth:`draw` gives it, where several processes have the rows of the window; None: it is drawn.
+        """
+        self._seed = self.draw() if number is None else number
+        self._seen.clear()
+
+    @contextlib.contextmanager
+    def on(self, rows: Sequence[int], lengths: Sequence[int]) -> Iterator[None]:
+        """Noise in the forward passes inside.
+
+        Args:
+            rows: What each row of the micro-batch is called; equal ones get noises of their own.
+            lengths: Tokens of each, without padding.
+        """
+        if self._alpha is None:
+            yield
+            return
+        alpha, seeds = self._alpha, list[int]()
+        for row in rows:
+            seeds.append(_mixed(self._seed, row, self._seen[row]))
+            self._seen[row] += 1
+
+        def add(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            noisy = output.clone()
+            for place, (seed, length) in enumerate(zip(seeds, lengths, strict=True)):
+                noisy[place, :length] += _noise(seed, length, alpha, output).to(output.dtype)
+            return noisy
+
+        handle = self._embeddings.register_forward_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _noise(seed: int, length: int, alpha: float, like: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator(like.device).manual_seed(seed)
+    hidden = like.shape[-1]
+    noise = torch.empty(length, hidden, dtype=torch.float32, device=like.device)
+    return noise.uniform_(-1.0, 1.0, generator=generator) * (alpha / math.sqrt(length * hidden))
+
+
+def _mixed(window: int, row: int, repeat: int) -> int:
+    """A seed from several numbers; hashed, as torch's generator on the CPU looks at the lowest 32 bits alone."""
+    digest = hashlib.blake2b(f"{window}:{row}:{repeat}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=False) >> 1
+
+
+@dataclass(frozen=True)
+class FileTraining:
+    """Switches a model to the weights of its file (``method.train_for``) where the last part of a run begins.
+
+    Until then, and after the last step before it, the model computes as always: that step's evaluation and checkpoint
+    are of its own weights.
+
+    Args:
+        weights: Of the model in training.
+        state: Of the training; says whether they are in use.
+        dtype: Of the arithmetic.
+        keeps: Whether merged copies are kept.
+        notice: Told of the beginning: ``notice(level, code, message, hint)``.
+    """
+
+    weights: FileWeights
+    state: TrainState
+    dtype: torch.dtype
+    keeps: bool
+    notice: Callable[[str, str, str, str], None]
+
+    @property
+    def before(self) -> int:
+        """Steps that are done before."""
+        return steps_before_file(self.state.total_steps)
+
+    def follow(self) -> None:
+        """Go where the state is, after it was restored."""
+        self._use(self.state.step > self.before)
+
+    def begin_step(self) -> None:
+        """The next step is about to be done."""
+        state = self.state
+        if state.step < self.before or self.weights.in_use:
+            return
+        self._use(True)
+        if state.step == self.before:
+            state.best.begin_anew()
+            state.spikes.begin_anew()
+            self.notice(
+                "info",
+                "file_weights",
+                f"From step {state.step + 1} on the weights of a {self.weights.kind} file are trained and measured; "
+                "the best step is looked for anew.",
+                "These steps take longer.",
+            )
+
+    def updated(self) -> None:
+        """The adapters have changed."""
+        self.weights.changed()
+
+    def _use(self, in_use: bool) -> None:
+        self.weights.use(in_use, self.dtype if self.keeps else None)
+        self.weights.changed()
+        name = str(self.dtype).removeprefix("torch.")
+        self.state.file = {"type": self.weights.kind, "dtype": name} if in_use else None

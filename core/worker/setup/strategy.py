@@ -1,4 +1,7 @@
-"""Strategy of a run of several processes, and what else they settle before they train: memory, 16-bit layers."""
+"""Strategy of a run of several processes, and the decisions that they share: memory, layers kept in 16 bit.
+
+``model.keep_16bit = auto`` finds these layers of a 4-bit base before the model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,25 @@ from pathlib import Path
 import torch
 
 from core import deepspeed
+from core.atomic import write_atomic
+from core.config.document import dump_config
 from core.config.schema import Config
+from core.directories import disk_error
 from core.errors import UserError
 from core.hardware.cpu import memory
+from core.quantization.job import SHARE, recall, remember
+from core.quantization.result import ROWS, Data, sentence
 from core.worker.data.dataset import Dataset
+from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.replicate import Replicate
 from core.worker.distributed.strategy import Strategy
 from core.worker.model.starter import resolve_base
+from core.worker.oom.retry import release
 from core.worker.process.recorder import Recorder
-from core.worker.setup.kept_layers import settle_kept_layers
-from core.worker.setup.memory_decision import MemoryDecision, plan_strategy
+from core.worker.quantization.measure import Settings, measure_cost, token_budget
+from core.worker.quantization.sample import Sample, choose_sample
+from core.worker.setup.memory_decision import MemoryDecision, plan_strategy, spare_bytes
 from core.worker.setup.preparation import Prepared
 
 
@@ -69,24 +80,28 @@ def _with_strategy(config: Config, strategy: str) -> Config:
     return config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
 
 
-def make_strategy(config: Config, ranks: Ranks, recorder: Recorder) -> Strategy:
+def make_strategy(
+    config: Config, ranks: Ranks, recorder: Recorder, holds: Callable[[], bool] = lambda: False
+) -> Strategy:
     """The strategy of a run, once it is checked and settled.
 
     Args:
         config: Of the run.
         ranks: Its processes.
-        recorder: Told what takes long.
+        recorder: For work that takes long.
+        holds: Whether this process holds the run, as for the heat of its card.
     """
+    orders = Orders(ranks, config.distributed.timeout, holds)
     wanted = "replicate" if ranks.is_single else config.distributed.strategy
     if wanted == "fsdp2":
         from core.worker.distributed.fsdp2 import Fsdp2  # slow to import, and needed by few
 
-        return Fsdp2(ranks, offload=config.distributed.offload != "none")
+        return Fsdp2(orders, offload=config.distributed.offload != "none")
     if wanted == "deepspeed":
         from core.worker.distributed.deepspeed import DeepSpeed  # needed by few
 
-        return DeepSpeed(ranks, config, lambda what: recorder.phase("loading_model", what))
-    return Replicate(ranks)
+        return DeepSpeed(orders, config, lambda what: recorder.phase("loading_model", what))
+    return Replicate(orders)
 
 
 def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Config:
@@ -134,7 +149,7 @@ _QUANTIZED = 0.35
 
 
 def needs_turns(config: Config, base: Path, ranks: Ranks) -> bool:
-    """Whether the processes have to load the model one after another, as the machine has no room for a copy each.
+    """True if the processes have to load the model one after another, as the machine has no room for a copy each.
 
     Args:
         config: Of the run.
@@ -173,7 +188,7 @@ def agree_kept_layers(
     check_stop: Callable[[], None],
     ranks: Ranks,
 ) -> Config:
-    """As :func:`~core.worker.setup.kept_layers.settle_kept_layers`, by the memory of the first process, for all.
+    """As :func:`~core.worker.setup.strategy.settle_kept_layers`, by the memory of the first process, for all.
 
     Raises:
         RankLostError: If another process does not answer.
@@ -188,3 +203,63 @@ def agree_kept_layers(
         return config
     kept = ranks.broadcast()["keep_16bit"]
     return config.model_copy(update={"model": config.model.model_copy(update={"keep_16bit": kept})})
+
+
+def settle_kept_layers(
+    config: Config, prepared: Prepared, device: torch.device, recorder: Recorder, check_stop: Callable[[], None]
+) -> Config:
+    """The configuration with the layers that stay in 16 bit, where they are to be found out; written into the run, so
+    that whoever loads its base again loads the same.
+
+    Args:
+        config: Of the run.
+        prepared: Its inputs.
+        device: Where it runs.
+        recorder: Of the run.
+        check_stop: Called often; may raise to stop.
+
+    Raises:
+        UserError: If the base cannot be measured.
+    """
+    if config.model.keep_16bit != "auto" or config.method.name != "qlora":
+        return config
+    budget = token_budget(device)
+    spare = spare_bytes(config, device, prepared.dataset, budget)
+    patterns: tuple[str, ...] = ()
+    if spare is None:
+        recorder.warn(
+            "quantization",
+            "model.keep_16bit = auto keeps no layers: the memory of this model cannot be planned.",
+            "Name the layers, as localtune-tui bits finds them.",
+        )
+    else:
+        report = recorder.reporter("loading_model", check_stop)
+        free = int(spare * SHARE)
+        if (cost := recall(config, free)) is None:
+            cost = measure_cost(
+                prepared.base,
+                _sample(config, prepared, budget),
+                Settings(config.train.precision, config.hardware.device),
+                lambda activity, done, total: report(f"what 4 bits cost: {activity}", done, total),
+                free_bytes=free,
+                tokenizer=prepared.tokenizer,
+            )
+            remember(config, cost)
+        release()
+        patterns = cost.kept.patterns if cost.kept is not None else ()
+        hint = f"Kept: {', '.join(patterns)}." if patterns else "All layers are in 4 bits."
+        recorder.notice("info", "quantization", sentence(cost), hint)
+    model = config.model.model_copy(update={"keep_16bit": list(patterns) or None})
+    settled = config.model_copy(update={"model": model})
+    try:
+        write_atomic(recorder.run.config_path, dump_config(settled))
+    except OSError as error:
+        raise disk_error(recorder.run.path, error) from error
+    return settled
+
+
+def _sample(config: Config, prepared: Prepared, budget: int) -> Sample:
+    if prepared.held_out is None:
+        return choose_sample(prepared.dataset.rows, ROWS, budget, "training")
+    data: Data = "eval" if config.data.eval is not None else "held_out"
+    return choose_sample(prepared.held_out.rows, ROWS, budget, data)

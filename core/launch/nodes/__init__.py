@@ -1,1 +1,0 @@
-"""Other machines of a run: compared before the start, and their ranks started and ended over ssh."""

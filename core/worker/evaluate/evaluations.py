@@ -1,0 +1,149 @@
+"""Evaluations of a run, with their events: held-out rows, the general probe, sample answers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from core.runs.record.events import ProbeEvent
+from core.worker.checkpoint.checkpointer import Checkpointer
+from core.worker.evaluate.evaluate import Evaluator
+from core.worker.evaluate.probe import Probe
+from core.worker.evaluate.samples import SampleWriter
+from core.worker.oom.retry import MemoryShortageError
+from core.worker.process.control import EvaluationSkipped, StopRequested
+from core.worker.process.recorder import Recorder
+from core.worker.progress.state import TrainState
+
+#: Progress of an evaluation: its part, rows done, all rows.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Measures the model of a run between its steps, keeps the best checkpoint, and writes the events.
+
+    A stop cuts an evaluation short; the control point that follows acts on it.
+
+    Args:
+        evaluator: On held-out rows; None where nothing is held out.
+        probe: The general probe; None where it is not measured.
+        samples: The sample answers.
+        state: Of the training.
+        checkpointer: Saves the best step; the other processes of the run wait meanwhile.
+        recorder: Of the run.
+        attend: The control point, called often; may raise to give up.
+    """
+
+    evaluator: Evaluator | None
+    probe: Probe | None
+    samples: SampleWriter
+    state: TrainState
+    checkpointer: Checkpointer
+    recorder: Recorder
+    attend: Callable[[], None]
+
+    def evaluate(self) -> bool:
+        """Measure the present step, unless it is measured already; returns whether anything was to be measured."""
+        state, step = self.state, self.state.step
+        if state.evaluated == step or (self.evaluator is None and not self.samples.is_needed):
+            return False
+        with self._passes():
+            try:
+                self._measure()
+            except EvaluationSkipped:
+                state.evaluated = step
+                raise
+        return True
+
+    def look_first(self) -> None:
+        """The general probe and the sample answers of the untouched model, for comparison with later ones. Rows are not
+        measured."""
+        if self.probe is not None:
+            self._probe_first(self.probe)
+        if self.samples.is_needed or (self.evaluator is not None and self.evaluator.has_samples):
+            self._answer_first()
+
+    @contextlib.contextmanager
+    def _passes(self) -> Iterator[None]:
+        """Forward passes without gradients; a stop or a skip ends them."""
+        state = self.state
+        state.measures_baseline = state.step == 0
+        try:
+            with contextlib.suppress(StopRequested), self.checkpointer.strategy.leading():
+                yield
+        except EvaluationSkipped:
+            state.skipping = False
+        finally:
+            state.measures_baseline = False
+            self.recorder.end_progress()
+
+    def _measure(self) -> None:
+        state, recorder, evaluator, step = self.state, self.recorder, self.evaluator, self.state.step
+        tell = recorder.reporter("evaluating", self.attend)
+
+        def report(part: str, done: int, total: int) -> None:
+            recorder.progress("evaluation" if part == "loss" else part, done, total)
+            tell(part, done, total)
+
+        recorder.phase("evaluating", total=evaluator.rows if evaluator is not None else None)
+        if evaluator is not None and not self._measure_rows(evaluator, report):
+            return
+        state.evaluated = step
+        for sample in self.samples.write(step, functools.partial(report, "samples")):
+            recorder.event(sample)
+
+    def _measure_rows(self, evaluator: Evaluator, report: Progress) -> bool:
+        """Measure the held-out rows and the probe; returns whether memory sufficed."""
+        state, step = self.state, self.state.step
+        paused, began = state.paused_seconds, time.monotonic()
+        try:
+            event, samples = evaluator.measure(step, report)
+        except MemoryShortageError as error:
+            state.evaluated = step
+            message = f"The evaluation after step {step} is left out. {error.message}"
+            self.recorder.warn("evaluation_skipped", message, error.hint)
+            return False
+        if self.probe is not None:
+            event = dataclasses.replace(event, probe_loss=self.probe.measure(functools.partial(report, "probe")))
+        # Both go on while a pause is waited through.
+        seconds = time.monotonic() - began - (state.paused_seconds - paused)
+        event = dataclasses.replace(event, seconds=seconds)
+        for told in (event, *samples):
+            self.recorder.event(told)
+        if state.best.measured(step, event.loss, proves=state.spikes.is_trusted):
+            self.checkpointer.save()
+        return True
+
+    def _probe_first(self, probe: Probe) -> None:
+        tell = self.recorder.reporter("evaluating", self.attend)
+        self.recorder.phase("evaluating", "probe")
+        paused, began = self.state.paused_seconds, time.monotonic()
+        with self._passes():
+            loss = probe.measure(functools.partial(tell, "probe"))
+            if loss is not None:
+                seconds = time.monotonic() - began - (self.state.paused_seconds - paused)
+                self.recorder.event(ProbeEvent(step=0, loss=loss, seconds=seconds))
+
+    def _answer_first(self) -> None:
+        evaluator, recorder, step = self.evaluator, self.recorder, self.state.step
+        # Where rows are measured later, this says nothing of how long that takes, and so has a name of its own.
+        part = "samples" if evaluator is None else "first answers"
+        tell = recorder.reporter("evaluating", self.attend)
+
+        def report(done: int, total: int) -> None:
+            recorder.progress("samples", done, total)
+            tell(part, done, total)
+
+        recorder.phase("evaluating", part)
+        with self._passes():
+            if evaluator is not None and evaluator.has_samples:
+                samples = evaluator.answer_samples(step, lambda _, done, total: report(done, total))
+            else:
+                samples = self.samples.write(step, report)
+            for sample in samples:
+                recorder.event(sample)

@@ -1,0 +1,134 @@
+"""Objective of a run with its loss, once the model has passed the self-check, and its evaluations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.config.schema import WEIGHT_METHODS, Config
+from core.memory.batching import TOKEN_BUDGETS
+from core.worker.checkpoint.checkpoint import Checkpoint
+from core.worker.control_point import ControlPoint
+from core.worker.data.dataset import Dataset
+from core.worker.evaluate.evaluate import Evaluator
+from core.worker.evaluate.evaluations import Evaluations
+from core.worker.evaluate.probe import Probe
+from core.worker.evaluate.samples import SampleWriter
+from core.worker.loss.loss import SupervisedLoss
+from core.worker.loss.objectives import Objective, make_objectives
+from core.worker.loss.reference import PrecomputedReference
+from core.worker.oom.retry import shortage_explained
+from core.worker.process.control import Controls
+from core.worker.process.recorder import Recorder
+from core.worker.setup.fast_paths import choose_packing, wants_packing
+from core.worker.setup.preparation import Prepared
+from core.worker.setup.ready_model import SMALLER, ReadyModel
+from core.worker.setup.self_check import check_head, check_model
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The objective of a run, and the loss in it."""
+
+    loss: SupervisedLoss
+    """Sums the loss of a batch."""
+    objective: Objective
+    """On the rows trained on."""
+    held_out: Objective | None
+    """The same on the held-out rows; None where there are none."""
+    reference_budget: int | None
+    """The most tokens of a batch in which the reference was measured; None where it was not, before training."""
+
+
+def make_goal(
+    config: Config,
+    prepared: Prepared,
+    model: ReadyModel,
+    found: Checkpoint | None,
+    recorder: Recorder,
+    controls: Controls,
+) -> Goal:
+    """Check the model, and make the loss and the objectives with it.
+
+    Args:
+        config: Of the run.
+        prepared: The rows.
+        model: The model.
+        found: The checkpoint that the run goes on from; None at its beginning.
+        recorder: Of the run.
+        controls: Stops it.
+
+    Raises:
+        MemoryShortageError: If memory runs out.
+        StopRequested: If a stop was asked for.
+        UserError: If the model cannot be trained as the configuration says.
+    """
+    loaded, held_out = model.loaded, prepared.held_out
+    with shortage_explained("in the check of the model", SMALLER):
+        loss = _make_loss(config, model, prepared.dataset)
+    report = recorder.reporter("loading_model", controls.check_stop)
+    reference = None
+    if config.method.name in WEIGHT_METHODS:
+        budget = found.manifest.get("reference_budget") if found is not None else None
+        reference = PrecomputedReference(int(budget or TOKEN_BUDGETS[loaded.device.type]), recorder.warn)
+    objective, held_out_objective = make_objectives(
+        config,
+        loss,
+        prepared.dataset.rows,
+        held_out.rows if held_out is not None else None,
+        loaded,
+        model.accelerator.autocast,
+        lambda done, total: report("answers by the reference", done, total),
+        reference,
+    )
+    reference_budget = reference.token_budget if reference is not None else None
+    return Goal(loss, objective, held_out_objective, reference_budget)
+
+
+def _make_loss(config: Config, model: ReadyModel, dataset: Dataset) -> SupervisedLoss:
+    """The loss with its packing."""
+    loaded, fused = model.loaded, model.fused
+    plain = SupervisedLoss(loaded.model)
+    packed = wants_packing(config, fused)
+    check = check_model(loaded, plain, dataset.rows, model.accelerator.autocast, laid_out=packed)
+    check_head(check, loaded.dtype, config.model.base)
+    packing = choose_packing(config, loaded, dataset.rows, fused, check)
+    return SupervisedLoss(loaded.model, packing)
+
+
+def make_evaluations(control_point: ControlPoint, prepared: Prepared, goal: Goal, token_budget: int) -> Evaluations:
+    """The evaluations of a run.
+
+    Args:
+        control_point: Attended to between two passes; with the model, the state and the checkpointer of the run.
+        prepared: The held-out rows, the probe and the questions.
+        goal: The objective on the held-out rows.
+        token_budget: The most tokens at once, if there is room.
+    """
+    config, loaded, recorder = control_point.config, control_point.loaded, control_point.recorder
+    autocast, template, attend = control_point.autocast, control_point.template, control_point.attend
+    token_budget = min(token_budget, TOKEN_BUDGETS[loaded.device.type])
+    samples = SampleWriter(
+        loaded,
+        prepared.questions,
+        autocast=autocast,
+        template=template,
+        warn=lambda message, hint: recorder.warn("no_samples", message, hint),
+    )
+    evaluator: Evaluator | None = None
+    probe: Probe | None = None
+    if prepared.held_out is not None and goal.held_out is not None:
+        evaluator = Evaluator(
+            loaded,
+            prepared.held_out,
+            objective=goal.held_out,
+            token_budget=token_budget,
+            autocast=autocast,
+            max_new_tokens=config.chat.max_new_tokens if config.eval.exact_match else 0,
+            template=template,
+            check=attend,
+            samples=0 if samples.is_needed else config.eval.samples,
+            notice=recorder.warn,
+        )
+        if prepared.probe:
+            probe = Probe(loaded, goal.loss, prepared.probe, token_budget, autocast, attend, recorder.warn)
+    return Evaluations(evaluator, probe, samples, control_point.state, control_point.checkpointer, recorder, attend)

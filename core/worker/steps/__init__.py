@@ -1,1 +1,0 @@
-"""Gradients of one optimizer step."""
