@@ -10,12 +10,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from core.worker.distributed.ranks import Ranks, join
 from core.worker.distributed.rendezvous import Meeting, file_meeting
 from core.worker.process.openmp import renew_thread_pool
 
 #: Seconds for the first to come to an end, and then for the others.
 PATIENCE, OTHERS = 120.0, 3.0
+
+# Autograd starts a thread for each device with the first backward pass of a process, and after that no forked process
+# can compute gradients. Without a card there is no device, unless a FakeTensorMode has pretended one before (where torch
+# is built for CUDA).
+torch.ones(1, requires_grad=True).backward()
 
 
 def run_pair(
