@@ -171,6 +171,8 @@ def _stand_in(directory: str, variables: dict[str, str]) -> None:
         os.chdir("/")
     # Tokenizers would use all cores, which a run may need.
     variables["TOKENIZERS_PARALLELISM"] = "false"
+    # Behind walls no program is found.
+    variables = {**variables, "PATH": os.environ.get("PATH", "")}
     if os.environ != variables:
         os.environ.clear()
         os.environ.update(variables)

@@ -85,7 +85,7 @@ def run_job(work: Callable[[dict[str, Any], Answers], dict[str, Any]]) -> int:
 
 def _confine(job: dict[str, Any]) -> None:
     reads, writes = (tuple(map(str, job.get(name, ()))) for name in ("reads", "writes"))
-    # torch makes its directory for compiled code as it is imported. Where nothing may be written, one that is there does.
+    # torch makes a directory for compiled code as it is imported, if it is not there.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = next(iter(writes), "/proc")
     confine(int(job["memory"]), Rights(reads, writes))
 

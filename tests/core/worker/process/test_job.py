@@ -101,3 +101,10 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
         child = psutil.Process(int(parent.stdout.readline()))
         os.kill(parent.pid, signal.SIGKILL)
         wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 60, "the child's end")
+
+
+@pytest.mark.long
+@pytest.mark.anew
+def test_torch_is_imported_behind_walls() -> None:
+    job = {"title": "import torch", "hint": "Do so.", "memory": 4 << 30}
+    assert run_process("tests.core.worker.process.imports_torch", job, "the import", quiet)["version"]

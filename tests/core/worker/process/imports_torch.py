@@ -1,0 +1,20 @@
+"""A job that imports torch with its compiler."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from core.worker.process.answers import Answers
+from core.worker.process.job import run_job
+
+
+def work(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
+    """Import it."""
+    import torch._dynamo
+
+    return {"version": torch.__version__}
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(work))
