@@ -22,7 +22,7 @@ PATIENCE, OTHERS = 120.0, 3.0
 # Autograd starts a thread for each device with the first backward pass of a process, and after that no forked process
 # can compute gradients. Without a card there is no device, unless a FakeTensorMode has pretended one before, which it
 # does where torch is built for CUDA.
-torch.ones(1, requires_grad=True).backward()
+torch.ones(1, requires_grad=True).backward()  # type: ignore[no-untyped-call]
 
 
 def run_pair(
