@@ -10,11 +10,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from core.worker.distributed.ranks import Ranks, join
 from core.worker.distributed.rendezvous import Meeting, file_meeting
 from core.worker.process.openmp import renew_thread_pool
+
+needs_fsdp2 = pytest.mark.skipif(
+    not hasattr(FSDPModule, "reset_iter_state"),
+    reason=f"fsdp2 needs torch 2.13 or newer, and this is {torch.__version__}",
+)
 
 #: Seconds for the first to come to an end, and then for the others.
 PATIENCE, OTHERS = 120.0, 3.0
