@@ -53,7 +53,7 @@ class AuditCancelledError(Exception):
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is executed again."""
+    """Intervals to execute again."""
 
     spans: list[Span]
     config: Config

@@ -298,7 +298,7 @@ def run_program(*words: str, **options: Any) -> subprocess.CompletedProcess[byte
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """That of this process with changes; None takes a variable away."""
+    """Environment of this process with changes; None removes a variable."""
     whole = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
     return {name: value for name, value in whole.items() if value is not None}
 
