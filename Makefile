@@ -48,7 +48,7 @@ check: $(DEV) ## Check style, types and layers, and run the unit tests without t
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -q -m "not slow and not long" --hypothesis-profile=quick
+	$(SUITE) -m "not slow and not long" --hypothesis-profile=quick
 
 test: starter ## Run the tests: ten minutes on two cores
 	$(SUITE) -m "not long" --hypothesis-profile=quick

@@ -21,7 +21,7 @@ from core.text import one_line
 
 @dataclass
 class Sealed:
-    """What the chain of a run says."""
+    """Links of a run's chain, as they were read."""
 
     links: list[Link] = field(default_factory=list)
     damage: str = ""
@@ -164,7 +164,7 @@ def _size_of_events(run: Run) -> int:
 
 
 def _uncovered(run: Run, sealed: Sealed) -> Iterator[str]:
-    """What the chain says nothing of, in sentences."""
+    """Gaps of the chain, one message each."""
     if not sealed.links:
         return
     first, last = sealed.links[0], sealed.links[-1]

@@ -47,7 +47,7 @@ _MOST_PROCESSES = 64
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is executed again."""
+    """Intervals to execute again."""
 
     spans: list[Span]
     config: Config

@@ -85,7 +85,7 @@ class AdapterSpec:
 
 
 class ChatEngine:
-    """One engine process. Methods block and belong in a thread; ``cancel`` and ``close`` may be called from any other.
+    """Engine process of a chat. Methods block and belong in a thread; any other may call ``cancel`` and ``close``.
 
     Args:
         command: The module of another engine, or a command line to run instead, for tests.

@@ -93,6 +93,8 @@ def run_job(work: Work) -> int:
     request: dict[str, Any] = json.loads(sys.stdin.readline())
     if "memory" in request:
         reads, writes = (tuple(map(str, request.get(name, ()))) for name in ("reads", "writes"))
+        # torch makes a directory for compiled code as it is imported, if it is not there.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = next(iter(writes), "/proc")
         confine(int(request["memory"]), Rights(reads, writes))
     answer = answer_to(work, request, answers)
     answers.send(answer)

@@ -169,8 +169,8 @@ def _stand_in(directory: str, variables: dict[str, str]) -> None:
     except OSError:
         # It has been removed; the previous caller's directory must not be used.
         os.chdir("/")
-    # Tokenizers would use all cores, which a run may need.
-    variables["TOKENIZERS_PARALLELISM"] = "false"
+    # Tokenizers would use all cores, which a run may need. The path is that of a confined process.
+    variables |= {"TOKENIZERS_PARALLELISM": "false", "PATH": os.environ.get("PATH", "")}
     if os.environ != variables:
         os.environ.clear()
         os.environ.update(variables)

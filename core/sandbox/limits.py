@@ -102,6 +102,8 @@ def enclose(rights: Rights) -> None:
     # Libraries ask for a directory for temporary files as they are imported. Python looks for one that can be written
     # to, and fails where there is none.
     tempfile.tempdir = next(iter(rights.writes), os.devnull)
+    # Where Python finds a compiler, it writes a temporary file to ask it for the path of a library.
+    os.environ["PATH"] = ""
     libc = ctypes.CDLL(None, use_errno=True)
     _drop_capabilities(libc)
     libc.prctl(_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))

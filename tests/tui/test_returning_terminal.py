@@ -18,7 +18,7 @@ from tests.waiting import wait_for
 def app(home: Path, directory: Path) -> Terminal:
     """The app, started in a directory without any argument."""
     script = f"import os, runpy; os.chdir({str(directory)!r}); runpy.run_module('tui', run_name='__main__')"
-    return Terminal([sys.executable, "-c", script], (100, 30), {**app_environment(home), "PYTHONPATH": str(ROOT)})
+    return Terminal([sys.executable, "-P", "-c", script], (100, 30), {**app_environment(home), "PYTHONPATH": str(ROOT)})
 
 
 def test_killed_it_comes_back_to_row_edits_and_pane(home: Path, tmp_path: Path) -> None:

@@ -33,14 +33,16 @@ class ReportScreen(Overlay[None]):
     def __init__(self, title: str, render: Callable[[int], Sequence[str]]) -> None:
         super().__init__()
         self._title, self._render_lines = one_line(title, 100), render
+        self._text = TextBlock()
 
     def compose(self) -> ComposeResult:
         """The lines; they are written once the width is known."""
-        box = OverlayBox(TextBlock(), title=self._title, width=_WIDEST, tight=True)
+        box = OverlayBox(self._text, title=self._title, width=_WIDEST, tight=True)
         box.show_keys("j k scroll  pgup pgdn page  g G ends  esc close")
         yield box
 
     def on_resize(self) -> None:
         """Wrap the lines for the width."""
-        box = self.query_one(OverlayBox)
-        box.query_one(TextBlock).show(Content("\n").join(sanitize(line) for line in self._render_lines(box.room)))
+        room = self.query_one(OverlayBox).room
+        # The box may be there before what it holds.
+        self._text.show(Content("\n").join(sanitize(line) for line in self._render_lines(room)))

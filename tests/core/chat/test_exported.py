@@ -18,6 +18,7 @@ from core.evaluation.request import EvaluationRequest
 from tests.core.export.test_result import make_result, write_result
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import make_trained_run, merged_model, write_rows
+from tests.waiting import wait_for
 
 pytest.importorskip("llama_cpp_py_sync")
 
@@ -183,16 +184,20 @@ def test_a_question_that_has_to_change_is_told_from_a_failure(reader: ChatEngine
         list(reader.generate(ChatRequest(ASK, json_schema='{"type": "object"}')))
 
 
-def test_sampling_differs_and_an_answer_can_be_cancelled(reader: ChatEngine) -> None:
-    drawn = {
-        list(reader.generate(ChatRequest(ASK, "base", GenerationSettings(20, 1.5, 0.9))))[-1]["text"] for _ in range(4)
-    }
-    assert len(drawn) > 1
-    answers = reader.generate(ChatRequest(ASK, "base", GenerationSettings(450, 2.0)))
-    next(answers)
-    reader.cancel()
-    last = list(answers)[-1]
-    assert last["finish"] in ("cancelled", "stop")
+def test_sampling_differs(reader: ChatEngine) -> None:
+    settings = GenerationSettings(20, 1.5, 0.9)
+    assert len({list(reader.generate(ChatRequest(ASK, "base", settings)))[-1]["text"] for _ in range(4)}) > 1
+
+
+def test_an_answer_can_be_cancelled(reader: ChatEngine) -> None:
+    def cancelled() -> bool:
+        # The likeliest tokens of this model go round in circles until there is no room.
+        answers = reader.generate(ChatRequest(ASK, "base", GenerationSettings(450)))
+        next(answers)
+        reader.cancel()
+        return bool(list(answers)[-1]["finish"] == "cancelled")
+
+    wait_for(cancelled, 60, "a cancel that comes before the end of the answer")
     assert reader.ping()
 
 

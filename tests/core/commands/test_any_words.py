@@ -288,7 +288,8 @@ def test_no_name_is_no_run(place: Path, capsys: pytest.CaptureFixture[str]) -> N
 def run_program(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """A command line in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", "import sys; from tui.__main__ import main; sys.exit(main())", *words],
+        # Without the current directory among the places of modules, as the installed program is started.
+        [sys.executable, "-P", "-c", "import sys; from tui.__main__ import main; sys.exit(main())", *words],
         capture_output=True,
         timeout=60,
         check=False,
@@ -297,7 +298,7 @@ def run_program(*words: str, **options: Any) -> subprocess.CompletedProcess[byte
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """That of this process with changes; None takes a variable away."""
+    """Environment of this process with changes; None removes a variable."""
     whole = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
     return {name: value for name, value in whole.items() if value is not None}
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
+from core.jobs.job import call
 from core.jobs.process import Answers, answer_to, growing
 from tests.cases import cases
 from tests.waiting import wait_for
@@ -83,3 +84,9 @@ def test_a_file_that_grows_is_reported(tmp_path: Path) -> None:
     with growing(Answers(stream), "writing", tmp_path / "a", 9):
         wait_for(lambda: told(stream), 10, "the first report")
     assert told(stream)[0] == {"progress": {"activity": "writing", "done": 7, "total": 9}}
+
+
+@pytest.mark.long
+@pytest.mark.anew
+def test_torch_is_imported_behind_walls() -> None:
+    assert call("import torch", "tests.core.jobs.imports_torch", {"memory": 4 << 30})["version"]

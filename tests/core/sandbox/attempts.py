@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import errno
 import fcntl
 import os
@@ -97,6 +98,7 @@ def late_needs() -> list[str]:
         "processors": Path("/proc/cpuinfo").read_bytes,
         "randomness": lambda: os.close(os.open("/dev/urandom", os.O_RDONLY)),
         "a place for temporary files": lambda: (tempfile.gettempdir(),),
+        "the path of a library": lambda: (ctypes.util.find_library("dl"),),
         "nothing": lambda: Path("/dev/null").write_bytes(b"x"),
         "a thread": lambda: _in_thread(lambda: None),
         "a pair of streams": lambda: (socket.socketpair(),),

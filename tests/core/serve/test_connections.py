@@ -336,7 +336,7 @@ def test_a_client_that_sends_no_more_waits_its_turn(serve: Callable[..., Running
 @cases("stream", [False, True])
 @cases("reads", [False, True])
 def test_a_client_that_has_gone_is_noticed_by_its_silence(played: RunningServer, stream: bool, reads: bool) -> None:
-    """One that has read all it was sent leaves an end of input, as one does that waits for more."""
+    """A client that has read everything leaves an end of input, and so does a client that waits for more."""
     body = question("hang", stream=stream)
     with connect(played) as connection:
         connection.sendall(head(played, Content_Length=str(len(body))) + body)

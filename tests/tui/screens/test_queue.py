@@ -33,7 +33,7 @@ def config(tmp_path: Path, home: Path) -> Path:
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is asked of the runner; none is started."""
+    """Requests to the runner; none is started."""
     asked: list[str] = []
 
     def start(timeout: float = 0) -> tuple[RunnerStatus, bool]:

@@ -10,12 +10,26 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from torch.distributed.fsdp import FSDPModule
+
 from core.worker.distributed.ranks import Ranks, join
 from core.worker.distributed.rendezvous import Meeting, file_meeting
 from core.worker.process.openmp import renew_thread_pool
 
+needs_fsdp2 = pytest.mark.skipif(
+    not hasattr(FSDPModule, "reset_iter_state"),
+    reason=f"fsdp2 needs torch 2.13 or newer, and this is {torch.__version__}",
+)
+
 #: Seconds for the first to come to an end, and then for the others.
 PATIENCE, OTHERS = 120.0, 3.0
+
+# Autograd starts a thread for each device with the first backward pass of a process, and after that no forked process
+# can compute gradients. Without a card there is no device, unless a FakeTensorMode has pretended one before, which it
+# does where torch is built for CUDA.
+torch.ones(1, requires_grad=True).backward()  # type: ignore[no-untyped-call]
 
 
 def run_pair(

@@ -16,7 +16,7 @@ from core.worker.distributed.shards import gather_rows, own_rows
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import load_model
 
-from .pairs import run_pair
+from .pairs import needs_fsdp2, run_pair
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7])
@@ -31,6 +31,7 @@ def test_rows_are_cut_and_put_together_whatever_their_number(tmp_path: Path, row
     assert run_pair(tmp_path, work, count=3) == [whole.tolist(), None, None]
 
 
+@needs_fsdp2
 @pytest.mark.slow
 def test_a_forward_that_fails_alone_leaves_nobody_waiting(tmp_path: Path, tiny_model_dir: Path) -> None:
     ids = torch.arange(3, 20)[None]

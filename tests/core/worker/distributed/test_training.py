@@ -33,7 +33,7 @@ from core.worker.process.recorder import Recorder
 from core.worker.setup import build as setup
 from tests.cases import cases
 
-from .pairs import run_pair
+from .pairs import needs_fsdp2, run_pair
 from .trainings import largest_difference, result
 
 STEPS = 6
@@ -253,6 +253,7 @@ def slow_once(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
     return slowed
 
 
+@needs_fsdp2
 @pytest.mark.parametrize("order", ["save", "forward"])
 def test_the_first_process_knows_that_another_is_lost_while_weights_are_gathered(
     tmp_path: Path, tiny_model_dir: Path, order: str

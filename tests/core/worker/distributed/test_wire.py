@@ -20,6 +20,7 @@ from core.models.architecture.load import load_architecture
 from core.worker import train as recipe
 from core.worker.distributed.ranks import Ranks
 
+from .pairs import needs_fsdp2
 from .test_training import train, write_rows
 
 #: Place of ``tcpi_bytes_received`` in Linux's ``struct tcp_info``.
@@ -46,8 +47,8 @@ def received() -> int:
     ("strategy", "method"),
     [
         ("replicate", "qlora"),
-        pytest.param("fsdp2", "qlora", marks=pytest.mark.long),
-        ("fsdp2", "full"),
+        pytest.param("fsdp2", "qlora", marks=[pytest.mark.long, needs_fsdp2]),
+        pytest.param("fsdp2", "full", marks=needs_fsdp2),
     ],
 )
 def test_a_step_sends_what_the_plan_says(tmp_path: Path, tiny_model_dir: Path, strategy: str, method: str) -> None:

@@ -33,6 +33,8 @@ def by_name(report: Report) -> dict[str, Check]:
     return {check.name: check for check in report.checks}
 
 
+# A forked process has not the pages of the libraries that it does not use.
+@pytest.mark.anew
 @pytest.mark.long
 def test_the_checks_that_any_model_will_do_for(tiny_model_dir: Path) -> None:
     # A rank-16 adapter on two tiny layers takes hardly any memory: the process is what is measured.

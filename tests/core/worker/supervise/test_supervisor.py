@@ -111,7 +111,7 @@ class Scene:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def events(self) -> list[object]:
-        """What the supervisor has told."""
+        """Events of the supervisor."""
         return list(EventTail(self.run.events_path).read_all())
 
 
