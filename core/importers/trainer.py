@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from urllib.parse import quote
@@ -39,14 +40,16 @@ OPTIMIZERS = Choice(
     otherwise="adamw",
 )
 #: ``lr_scheduler_type`` of transformers.
-SCHEDULES = {
-    "same": {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"},
-    "near": {
+SCHEDULES = Choice(
+    "train.scheduler",
+    same={"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"},
+    near={
         "polynomial": ("linear", "Linear decay has no power."),
         "cosine_with_restarts": ("cosine", "One cosine without restarts."),
         "cosine_with_min_lr": ("cosine", "The learning rate falls to 0, not to a minimum."),
     },
-}
+    otherwise="cosine",
+)
 LORAPLUS = Copy("method.loraplus_ratio", "number", unset=(0,))
 NEFTUNE = Copy("method.neftune_alpha", "number", unset=(0,))
 
@@ -266,8 +269,7 @@ def schedule(
         default: The tool's default schedule, if it differs from ours.
         warmup: The tool's default warmup, with its sentence.
     """
-    choice = Choice("train.scheduler", SCHEDULES["same"], SCHEDULES["near"], otherwise="cosine", absent=default)
-    choice.apply(work, name)
+    dataclasses.replace(SCHEDULES, absent=default).apply(work, name)
     if work.is_(name, "constant"):
         reason = f"{name}: constant has no warmup; constant_with_warmup has."
         work.change(ratio if work.has(ratio) and not work.has(steps) else steps, "train.warmup", 0.0, reason)

@@ -24,8 +24,8 @@ Kind = Literal["integer", "number", "boolean", "text", "texts"]
 
 #: Values that turn a key off.
 OFF: tuple[Any, ...] = (False, 0, "", "none", "no", [], {})
-#: Reasons of carried keys that set no option.
-SAME, EMPTY = "No change: localtune-tui does the same.", "Empty: the default applies."
+#: Reasons for carried keys that set no option.
+SAME, EMPTY = "It asks for our behavior, or has no effect.", "Empty: the default applies."
 
 _WANTED: dict[Kind, str] = {
     "integer": "a whole number",

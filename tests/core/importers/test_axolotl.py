@@ -130,22 +130,6 @@ def test_a_loss_or_a_number_that_does_not_count_is_told(tmp_path: Path) -> None:
     assert entry(imported, "orpo_alpha")[1].reason == "It has no effect with this objective."
 
 
-def test_what_is_not_offered_says_what_happens_instead(tmp_path: Path) -> None:
-    text = (
-        f"{BASE}tensor_parallel_size: 2\nuse_comet: true\nwandb_entity: mine\n"
-        "sample_packing: true\nrl: grpo\n"
-        "lora_modules_to_save: [lm_head]\nresume_from_checkpoint: ckpt\nplugins: [x.y]\nearly_stopping_patience: 3\n"
-        "gpu_memory_limit: 20GiB\nmodel_type: LlamaForCausalLM\n"
-    )
-    imported = carry(tmp_path, text)
-    for key in list(keys_of(text, AXOLOTL.sections))[6:]:
-        where, said = entry(imported, key)
-        assert where == "unsupported", key
-        assert said.to is None
-        assert len(said.reason) > 15
-    assert "Packed rows" in comment(imported, "train.batch_size")
-
-
 @pytest.mark.parametrize(("text", "patience"), [("", 3), ("loss_watchdog_patience: 5\n", 5)])
 def test_the_loss_watchdog_is_the_same_rule(tmp_path: Path, text: str, patience: int) -> None:
     imported = carry(tmp_path, f"{BASE}loss_watchdog_threshold: 5\n{text}")
