@@ -51,10 +51,15 @@ def read_yaml(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
         UserError: If it cannot be read, is not one YAML document, is not a mapping, has a duplicate key, or stands for
             more than a configuration would. The message names file and line.
     """
-    return sandboxed(_read, one_line(str(path)), rights=reading(path))(path, clean)
+    return sandboxed(read_document, one_line(str(path)), rights=reading(path))(path, clean)
 
 
-def _read(path: Path, clean: Callable[[str], str]) -> YamlFile:
-    from core.yaml.reader import read_document
+def read_document(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
+    """Read a file in this process; see :func:`read_yaml`.
 
-    return read_document(path, clean)
+    Raises:
+        UserError: As :func:`read_yaml`.
+    """
+    from core.yaml.reader import read_values
+
+    return YamlFile(path, *read_values(path, clean))

@@ -13,7 +13,6 @@ import yaml
 from core.errors import UserError
 from core.small_files import read_small
 from core.text import one_line
-from core.yaml.file import YamlFile
 
 #: Largest file read, in bytes. Configurations are a few kilobytes.
 LIMIT = 128 << 10
@@ -33,8 +32,8 @@ _SCALARS = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str")}
 _TEXTS = {f"{_TAG}timestamp", f"{_TAG}value"}
 
 
-def read_document(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
-    """Read a file in this process; see :func:`core.yaml.file.read_yaml`.
+def read_values(path: Path, clean: Callable[[str], str]) -> tuple[dict[str, Any], dict[str, int]]:
+    """The values of a file and the line of each key, as in :class:`core.yaml.file.YamlFile`.
 
     Raises:
         UserError: As :func:`core.yaml.file.read_yaml`.
@@ -57,7 +56,7 @@ def read_document(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
         raise UserError(f"{shown} is not YAML: {one_line(str(error), 120)}.", "Fix it.") from error
     except RecursionError as error:
         raise UserError(f"{shown} is nested too deep for a configuration.", "Check the path.") from error
-    return YamlFile(path, values, reader.lines)
+    return values, reader.lines
 
 
 class _Reader:

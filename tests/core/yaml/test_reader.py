@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.yaml.reader import LIMIT, read_document
+from core.yaml.file import read_document
+from core.yaml.reader import LIMIT
 from tests.cases import cases
 from tests.core.data.sample_files import write
 from tests.examples import examples
