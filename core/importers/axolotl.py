@@ -9,20 +9,14 @@ from core.config.choices import Objective, Tracker
 from core.config.schema import MethodSection
 from core.importers import trainer
 from core.importers.axolotl_data import datasets
-from core.importers.data_files import every, per_epoch
+from core.importers.data_files import INSTEAD, every, per_epoch
 from core.importers.distributed import ddp_timeout, deepspeed, file_names, fsdp
-from core.importers.tool import REASONS, Choice, Copy, Rule, Tool, joint, table, unsupported
+from core.importers.tool import REASONS, Choice, Copy, Rule, Tool, joint, shared, table, unsupported
 from core.importers.translation import OFF, Translation
 
 _TITLE = "Axolotl"
-_AT_END = "evaluation is at the end. Set eval.every_steps."
-_TEN = "ten checkpoints in a run. Set checkpoint.every_steps."
 #: Most samples at an evaluation.
 _MOST_SAMPLES = 100
-
-
-def _model(work: Translation) -> None:
-    trainer.model_base(work, "base_model", "revision_of_model", "model_revision")
 
 
 def _data(work: Translation) -> None:
@@ -196,16 +190,12 @@ def _epochs(work: Translation) -> float:
     return work.number("num_epochs") or 1.0
 
 
-def _length_of_run(work: Translation) -> None:
-    trainer.epochs(work, "num_epochs", "max_steps", 1.0)
-
-
 def _evaluation(work: Translation) -> None:
     """Evaluation: ``evals_per_epoch`` becomes a share of all steps in Axolotl."""
     has_rows, option = trainer.is_measured(work), "eval.every_steps"
     times = work.number("evals_per_epoch")
     if times is not None and times > 0 and has_rows:
-        per_epoch(work, "evals_per_epoch", option, times, _AT_END, _epochs(work))
+        per_epoch(work, "evals_per_epoch", option, times, _epochs(work))
     elif times is not None and times > 0:
         work.drop("evals_per_epoch", trainer.NOTHING_HELD_OUT)
     work.keep("evals_per_epoch")
@@ -214,12 +204,12 @@ def _evaluation(work: Translation) -> None:
             if option in work.settings or work.has("eval_steps"):
                 work.drop(key, "Steps are given too, and count.")
             else:
-                per_epoch(work, key, option, 1, _AT_END)
+                per_epoch(work, key, option, 1)
         elif work.is_(key, 0, False, "no", "steps"):
             work.keep(key)
-        work.drop(key, f"It may be no, steps or epoch: {_AT_END}" if has_rows else trainer.NOTHING_HELD_OUT)
+        work.drop(key, f"It may be no, steps or epoch: {INSTEAD[option]}" if has_rows else trainer.NOTHING_HELD_OUT)
     if has_rows:
-        every(work, "eval_steps", option, _AT_END, _epochs(work))
+        every(work, "eval_steps", option, _epochs(work))
     work.drop("eval_steps", trainer.NOTHING_HELD_OUT)
 
 
@@ -290,11 +280,6 @@ def _compiling(work: Translation) -> None:
     trainer.compile_layers(work, "torch_compile" if work.is_("torch_compile", True, "true", "auto") else "")
 
 
-def _schedule(work: Translation) -> None:
-    warmup = (0.03, f"Not given: {_TITLE}'s default is 3% of the steps, at most 100.")
-    trainer.schedule(work, "lr_scheduler", "warmup_ratio", "warmup_steps", None, warmup)
-
-
 def _precision(work: Translation) -> None:
     keys = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16", "float32": "fp32"}
     if work.is_("bf16", "auto"):
@@ -337,10 +322,6 @@ def _activations(work: Translation) -> None:
     _CHECKPOINTING.apply(work, checkpointing)
 
 
-def _fsdp(work: Translation) -> None:
-    fsdp(work, "fsdp_version", "fsdp_final_state_dict_type")
-
-
 def _plugins(work: Translation) -> None:
     """Plugins: the loss of Liger's is supported, others are not loaded."""
     key = "plugins"
@@ -358,10 +339,10 @@ def _saves(work: Translation) -> None:
     key, option = "saves_per_epoch", "checkpoint.every_steps"
     times = work.number(key)
     if times is not None and times > 0:
-        per_epoch(work, key, option, times, _TEN, _epochs(work))
+        per_epoch(work, key, option, times, _epochs(work))
     work.keep(key)
-    trainer.save_strategy(work, _TEN)
-    every(work, "save_steps", option, _TEN, _epochs(work))
+    trainer.save_strategy(work)
+    every(work, "save_steps", option, _epochs(work))
 
 
 def _trackers(work: Translation) -> None:
@@ -391,7 +372,7 @@ def _trackers(work: Translation) -> None:
 
 
 _CARRIED: dict[str, Rule] = {
-    **joint(_model, "base_model revision_of_model model_revision"),
+    **shared(trainer.model_base, "base_model revision_of_model model_revision"),
     **joint(_data, "datasets test_datasets pretraining_dataset chat_template chat_template_jinja val_set_size"),
     "chat_template_kwargs": _template_variables,
     **joint(
@@ -413,7 +394,7 @@ _CARRIED: dict[str, Rule] = {
     ),
     "train_on_inputs": _supervise,
     **joint(_batch, "micro_batch_size gradient_accumulation_steps batch_size"),
-    **joint(_length_of_run, "num_epochs max_steps"),
+    **shared(trainer.epochs, "num_epochs max_steps", 1.0),
     # After the rules for the length of a step and of the run.
     **joint(_evaluation, "evals_per_epoch eval_steps eval_strategy evaluation_strategy"),
     **joint(_stopping, f"early_stopping_patience {trainer.BEST_KEYS}"),
@@ -422,7 +403,7 @@ _CARRIED: dict[str, Rule] = {
     **joint(_packing, "sample_packing eval_sample_packing batch_flattening"),
     **joint(_compiling, "torch_compile torch_compile_backend torch_compile_mode torch_compile_options"),
     "learning_rate": Copy("train.learning_rate", "number"),
-    **joint(_schedule, "lr_scheduler warmup_ratio warmup_steps"),
+    **shared(trainer.schedule, "lr_scheduler warmup_ratio warmup_steps", None, 0.03),
     "optimizer": trainer.OPTIMIZERS,
     "weight_decay": Copy("train.weight_decay", "number", 0.0),
     "max_grad_norm": Copy("train.max_grad_norm", "number", 1.0),
@@ -430,7 +411,7 @@ _CARRIED: dict[str, Rule] = {
     "seed": Copy("train.seed", "integer", 42),
     **joint(_activations, "gradient_checkpointing activation_offloading"),
     "deepspeed": deepspeed,
-    **joint(_fsdp, "fsdp fsdp_config fsdp_version fsdp_final_state_dict_type"),
+    **shared(fsdp, "fsdp fsdp_config fsdp_version fsdp_final_state_dict_type"),
     "ddp_timeout": ddp_timeout,
     "plugins": _plugins,
     "liger_fused_linear_cross_entropy": trainer.LIGER,

@@ -26,6 +26,11 @@ COUNTED_BYTES = 256 << 20
 _PACKED, _UNPACKING = (".gz", ".zst", ".parquet", ".arrow", ".feather"), 8
 _PART = re.compile(r"([^\[\]+]*)(?:\[\s*(-?\d+)?\s*(%)?\s*:\s*(-?\d+)?\s*(%)?\s*\])?")
 _UNKNOWN = "The rows cannot be counted before the data is here (import again then)"
+#: Behavior where an interval is unknown, by option.
+INSTEAD = {
+    "eval.every_steps": "evaluation is at the end. Set eval.every_steps.",
+    "checkpoint.every_steps": "ten checkpoints in a run. Set checkpoint.every_steps.",
+}
 
 
 # Sources.
@@ -234,14 +239,13 @@ def count_rows(work: Translation) -> int | None:
     return max(used, 1)
 
 
-def every(work: Translation, key: str, option: str, instead: str, epochs: float | None = None) -> None:
+def every(work: Translation, key: str, option: str, epochs: float | None = None) -> None:
     """An interval in steps; a value below 1 is a share of all steps.
 
     Args:
         work: The translation.
         key: The key of the number.
         option: Our option.
-        instead: The consequence where the number is unknown.
         epochs: The epochs of the run, where ``max_steps`` does not apply; None if they are unknown.
     """
     steps = work.number(key)
@@ -255,12 +259,10 @@ def every(work: Translation, key: str, option: str, instead: str, epochs: float 
         total, reason = _whole(found[0] * epochs), found[1]
         work.change(key, option, _whole(steps * total), f"{steps:g} of {total} steps: {epochs:g} epochs of {reason}.")
     else:
-        work.drop(key, f"A share of a number of steps. {_UNKNOWN}: {instead}")
+        work.drop(key, f"A share of a number of steps. {_UNKNOWN}: {INSTEAD[option]}")
 
 
-def per_epoch(
-    work: Translation, key: str, option: str, times: float, instead: str, epochs: float | None = None
-) -> None:
+def per_epoch(work: Translation, key: str, option: str, times: float, epochs: float | None = None) -> None:
     """An interval from a number of times per epoch.
 
     Args:
@@ -268,7 +270,6 @@ def per_epoch(
         key: The key that asks for it.
         option: Our option, in steps.
         times: Times per epoch.
-        instead: The consequence where the number is unknown.
         epochs: The epochs that a run of ``max_steps`` counts as, where the tool does so.
     """
     total = _most_steps(work)
@@ -281,7 +282,7 @@ def per_epoch(
         sentence = f"{often} in an epoch of {found[1]} = {found[0]} steps."
         work.change(key, option, _whole(found[0] / times), sentence)
     else:
-        work.drop(key, f"{_UNKNOWN}: {instead}")
+        work.drop(key, f"{_UNKNOWN}: {INSTEAD[option]}")
 
 
 def _steps_of_epoch(work: Translation) -> tuple[int, str] | None:

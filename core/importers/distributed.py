@@ -178,12 +178,12 @@ def _note_device(work: Translation, key: str, device: str) -> None:
 # FSDP.
 
 
-def fsdp(work: Translation, *others: str) -> None:
+def fsdp(work: Translation, *keys: str) -> None:
     """Convert ``fsdp`` and ``fsdp_config``, either of which turns it on.
 
     Args:
         work: The translation.
-        others: Further keys of the tool.
+        keys: All keys of the tool about FSDP.
 
     Raises:
         UserError: If a value is of the wrong kind, DeepSpeed is asked for as well, or the file cannot be read.
@@ -202,8 +202,7 @@ def fsdp(work: Translation, *others: str) -> None:
             work.put(_OFFLOAD, "all")
         if has_config:
             _config(work, strategy)
-    work.keep("fsdp", "fsdp_config")
-    for key in others:
+    for key in keys:
         if key == "fsdp_version" and is_on:
             _version(work, key, str(work.values.get(key)).strip())
         elif key == "fsdp_final_state_dict_type":

@@ -9,16 +9,14 @@ from typing import Any
 from core.config.choices import Objective, Tracker
 from core.config.schema import WEIGHT_METHODS
 from core.importers import trainer
-from core.importers.data_files import every, per_epoch
+from core.importers.data_files import INSTEAD, every, per_epoch
 from core.importers.distributed import ddp_timeout, deepspeed, file_names, fsdp
 from core.importers.llama_factory_data import REGISTRY, datasets
 from core.importers.redact import shown
-from core.importers.tool import REASONS, Choice, Copy, Rule, Tool, joint, table, unsupported
+from core.importers.tool import REASONS, Choice, Copy, Rule, Tool, joint, shared, table, unsupported
 from core.importers.translation import OFF, Translation, is_one_of
 
 _TITLE = "LLaMA-Factory"
-_AT_END = "evaluation is at the end. Set eval.every_steps."
-_TEN = "ten checkpoints in a run. Set checkpoint.every_steps."
 _TRACKERS: dict[str, Tracker] = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio"}
 #: Templates by name; most others are the models' own.
 _TEMPLATES = Choice(
@@ -33,10 +31,6 @@ _TEMPLATES = Choice(
         "qwen": ("qwen", "Its default system prompt does not name its maker here."),
     },
 )
-
-
-def _model(work: Translation) -> None:
-    trainer.model_base(work, "model_name_or_path", "model_revision")
 
 
 def _stage(work: Translation) -> None:
@@ -124,10 +118,6 @@ def _adapters(work: Translation) -> None:
         trainer.target_modules(work, "lora_target", names)
 
 
-def _length(work: Translation) -> None:
-    trainer.cut_length(work, "cutoff_len", 2048)
-
-
 def _supervise(work: Translation) -> None:
     """Supervised turns: earlier turns are learned there as here; ``mask_history`` leaves them out."""
     whole, last = work.boolean("train_on_prompt"), work.boolean("mask_history")
@@ -154,10 +144,6 @@ def _epochs(work: Translation) -> float:
     return work.number("num_train_epochs") or 3.0
 
 
-def _length_of_run(work: Translation) -> None:
-    trainer.epochs(work, "num_train_epochs", "max_steps", 3.0)
-
-
 def _evaluation(work: Translation) -> None:
     """Evaluation: ``eval_steps`` applies only with ``eval_strategy: steps``; without it there is no evaluation."""
     has_rows, steps_key, option = trainer.is_measured(work), "eval_steps", "eval.every_steps"
@@ -173,17 +159,17 @@ def _evaluation(work: Translation) -> None:
         if not has_rows and strategy != "no":
             work.drop(key, trainer.NOTHING_HELD_OUT)
         elif strategy == "epoch":
-            per_epoch(work, key, option, 1, _AT_END)
+            per_epoch(work, key, option, 1)
         elif strategy in ("no", "steps"):
             work.keep(key)
-        work.drop(key, f"It may be no, steps or epoch: {_AT_END}")
+        work.drop(key, f"It may be no, steps or epoch: {INSTEAD[option]}")
     if not has_rows:
         work.drop(steps_key, trainer.NOTHING_HELD_OUT)
     elif strategy != "steps":
         reason = f"It counts only with eval_strategy: steps, and the strategy is {shown('', strategy)}."
         work.drop(steps_key, reason)
     elif work.has(steps_key):
-        every(work, steps_key, option, _AT_END, _epochs(work))
+        every(work, steps_key, option, _epochs(work))
     else:
         steps = work.values.get("logging_steps", 500)
         if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0:
@@ -223,11 +209,6 @@ def _compiling(work: Translation) -> None:
     """Compilation: a backend or a mode turns it on too."""
     keys = ("torch_compile", "torch_compile_backend", "torch_compile_mode", "torchdynamo")
     trainer.compile_layers(work, next((key for key in keys if work.has(key) and not work.is_(key, *OFF, "false")), ""))
-
-
-def _schedule(work: Translation) -> None:
-    warmup = (0.0, f"Not given: {_TITLE}'s default is no warmup.")
-    trainer.schedule(work, "lr_scheduler_type", "warmup_ratio", "warmup_steps", "linear", warmup)
 
 
 def _adafactor(work: Translation) -> None:
@@ -273,13 +254,9 @@ def _activations(work: Translation) -> None:
     _CHECKPOINTING.apply(work, disabled)
 
 
-def _fsdp(work: Translation) -> None:
-    fsdp(work, "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap")
-
-
 def _saves(work: Translation) -> None:
-    trainer.save_strategy(work, _TEN)
-    every(work, "save_steps", "checkpoint.every_steps", _TEN, _epochs(work))
+    trainer.save_strategy(work)
+    every(work, "save_steps", "checkpoint.every_steps", _epochs(work))
 
 
 def _device(work: Translation) -> None:
@@ -323,7 +300,7 @@ def _chat(work: Translation) -> None:
 
 
 _CARRIED: dict[str, Rule] = {
-    **joint(_model, "model_name_or_path model_revision"),
+    **shared(trainer.model_base, "model_name_or_path model_revision"),
     **joint(datasets, "dataset eval_dataset dataset_dir val_size mix_strategy interleave_probs max_samples"),
     **joint(_stage, "stage pref_loss pref_beta kto_chosen_weight kto_rejected_weight"),
     "template": _TEMPLATES,
@@ -343,18 +320,18 @@ _CARRIED: dict[str, Rule] = {
     ),
     "loraplus_lr_ratio": trainer.LORAPLUS,
     "neftune_noise_alpha": trainer.NEFTUNE,
-    "cutoff_len": _length,
+    **shared(trainer.cut_length, "cutoff_len", 2048),
     **joint(_supervise, "train_on_prompt mask_history"),
     **joint(_batch, "per_device_train_batch_size gradient_accumulation_steps"),
     "learning_rate": Copy("train.learning_rate", "number", 5e-5),
-    **joint(_length_of_run, "num_train_epochs max_steps"),
+    **shared(trainer.epochs, "num_train_epochs max_steps", 3.0),
     # After the rules for the length of a step and of the run.
     **joint(_evaluation, "eval_strategy evaluation_strategy eval_steps eval_on_start"),
     **joint(_stopping, f"early_stopping_steps {trainer.BEST_KEYS}"),
     "predict_with_generate": _answers,
     **joint(_packing, "packing neat_packing"),
     **joint(_compiling, "torch_compile torch_compile_backend torch_compile_mode torchdynamo"),
-    **joint(_schedule, "lr_scheduler_type warmup_ratio warmup_steps"),
+    **shared(trainer.schedule, "lr_scheduler_type warmup_ratio warmup_steps", "linear", 0.0),
     "optim": trainer.OPTIMIZERS,
     "adafactor": _adafactor,
     "weight_decay": Copy("train.weight_decay", "number", 0.0),
@@ -370,7 +347,7 @@ _CARRIED: dict[str, Rule] = {
     ),
     **dict.fromkeys(("enable_liger_kernel", "use_liger_kernel"), trainer.LIGER),
     "deepspeed": deepspeed,
-    **joint(_fsdp, "fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap"),
+    **shared(fsdp, "fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap"),
     "ddp_timeout": ddp_timeout,
     **joint(_saves, "save_steps save_strategy"),
     "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),

@@ -167,6 +167,16 @@ def joint(function: Joint, keys: str) -> dict[str, Joint]:
     return dict.fromkeys(keys.split(), function)
 
 
+def shared(function: Callable[..., None], keys: str, *values: Any) -> dict[str, Joint]:
+    """Table part for keys that a function of several tools converts: its arguments are the keys, then the values."""
+    names = keys.split()
+
+    def convert(work: Translation) -> None:
+        function(work, *names, *values)
+
+    return dict.fromkeys(names, convert)
+
+
 def unsupported(kind: str) -> dict[str, Unsupported]:
     """Table part for the keys of a tool that are not supported: those of ``unsupported.toml``."""
     keys, same = _FILE[kind]["keys"], _FILE[kind]["same"]

@@ -11,7 +11,7 @@ from core.config.choices import Objective, Tracker
 from core.config.schema import WEIGHT_METHODS, ModelSection, TrainSection
 from core.config.targets import EXPRESSION, expression_problem
 from core.hub_uri import DEFAULT_REVISION, is_hub_id
-from core.importers.data_files import count_entries, per_epoch
+from core.importers.data_files import INSTEAD, count_entries, per_epoch
 from core.importers.tool import REASONS, Choice, Copy
 from core.importers.translation import OFF, SAME, Translation, is_one_of
 from core.models.find import find_model
@@ -172,7 +172,7 @@ def compile_layers(work: Translation, by: str) -> None:
 # Batches, length and schedule.
 
 
-def joined_batch(work: Translation, micro: str, accumulate: str, defaults: tuple[int, int], remark: str) -> None:
+def joined_batch(work: Translation, micro: str, accumulate: str, defaults: tuple[int, int], remark: str = "") -> None:
     """Batch size: the rows of an optimizer step, as the device's batch size times gradient accumulation steps.
 
     Args:
@@ -256,9 +256,7 @@ def epochs(work: Translation, key: str, steps: str, default: float) -> None:
         work.change(key, "train.epochs", default, f"No number of epochs: {work.title}'s default is {default:g}.")
 
 
-def schedule(
-    work: Translation, name: str, ratio: str, steps: str, default: str | None, warmup: tuple[float, str]
-) -> None:
+def schedule(work: Translation, name: str, ratio: str, steps: str, default: str | None, warmup: float) -> None:
     """Learning rate schedule and warmup: ``constant`` has no warmup in the other tool, and has one here.
 
     Args:
@@ -267,7 +265,7 @@ def schedule(
         ratio: The key of the warmup as a share.
         steps: The key of the warmup in steps.
         default: The tool's default schedule, if it differs from ours.
-        warmup: The tool's default warmup, with its sentence.
+        warmup: The tool's default warmup.
     """
     dataclasses.replace(SCHEDULES, absent=default).apply(work, name)
     if work.is_(name, "constant"):
@@ -282,7 +280,8 @@ def schedule(
         differs = "Below 1 it is a share of all steps, as in newer trainers." if is_share else ""
         work.take(steps, "train.warmup", given if is_share else float(int(given)), differs)
     elif share is None:
-        work.change(steps, "train.warmup", *warmup)
+        reason = f"Not given: {work.title}'s default is {f'{warmup:.0%}' if 0 < warmup < 1 else f'{warmup:g} steps'}."
+        work.change(steps, "train.warmup", warmup, reason)
     else:
         work.keep(steps)
         if share >= 1:
@@ -329,24 +328,19 @@ def held_out(work: Translation, key: str, *, has_rows: bool) -> None:
         work.change(key, option, exact, f"{wanted} of {total} rows. {most}")
 
 
-def save_strategy(work: Translation, instead: str) -> None:
-    """Checkpoint interval from the save strategy; called before ``save_steps``, which applies only with ``steps``.
-
-    Args:
-        work: The translation.
-        instead: The consequence where the steps of an epoch are unknown.
-    """
+def save_strategy(work: Translation) -> None:
+    """Checkpoint interval from the save strategy; called before ``save_steps``, which applies only with ``steps``."""
     key, option = "save_strategy", "checkpoint.every_steps"
     if work.is_(key, "steps", "best"):
         work.keep(key)
     elif work.is_(key, "no", False):
         work.drop(key, "A run always saves checkpoints: ten, or as save_steps says.")
     elif not work.is_(key, "epoch"):
-        work.drop(key, f"It may be no, steps or epoch: {instead}")
+        work.drop(key, f"It may be no, steps or epoch: {INSTEAD[option]}")
     elif option in work.settings:
         work.drop(key, "Steps are given too, and count.")
     else:
-        per_epoch(work, key, option, 1, instead)
+        per_epoch(work, key, option, 1)
         work.drop("save_steps", "It counts only with save_strategy: steps.")
 
 

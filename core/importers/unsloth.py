@@ -8,12 +8,8 @@ from typing import Any
 
 from core.importers import trainer
 from core.importers.data_files import PLACEHOLDER, every, put_sources, write_dataset, write_file
-from core.importers.tool import Choice, Copy, Rule, Tool, joint, table, unsupported
+from core.importers.tool import Choice, Copy, Rule, Tool, joint, shared, table, unsupported
 from core.importers.translation import Translation
-
-
-def _model(work: Translation) -> None:
-    trainer.model_base(work, "model")
 
 
 def _data(work: Translation) -> None:
@@ -63,25 +59,6 @@ def _loftq(work: Translation) -> None:
         work.drop(key, "It compensates for rounding to 4 bits, and nothing is rounded.")
 
 
-def _length(work: Translation) -> None:
-    trainer.cut_length(work, "training.max_seq_length", 2048)
-
-
-def _length_of_run(work: Translation) -> None:
-    trainer.epochs(work, "training.num_epochs", "training.max_steps", 3.0)
-
-
-def _batch(work: Translation) -> None:
-    trainer.joined_batch(work, "training.batch_size", "training.gradient_accumulation_steps", (2, 4), "")
-
-
-def _schedule(work: Translation) -> None:
-    warmup = (5.0, "Not given: Unsloth's default is 5 steps.")
-    trainer.schedule(
-        work, "training.lr_scheduler_type", "training.warmup_ratio", "training.warmup_steps", "linear", warmup
-    )
-
-
 def _supervise(work: Translation) -> None:
     key = "training.train_on_completions"
     if work.boolean(key):
@@ -101,10 +78,6 @@ def _evaluation(work: Translation) -> None:
         work.change(key, "eval.every_steps", int(steps), reason)
     else:
         work.drop(key, reason)
-
-
-def _saves(work: Translation) -> None:
-    every(work, "training.save_steps", "checkpoint.every_steps", "ten checkpoints in a run.")
 
 
 def _packing(work: Translation) -> None:
@@ -142,7 +115,7 @@ def _trackers(work: Translation) -> None:
 
 
 _CARRIED: dict[str, Rule] = {
-    "model": _model,
+    **shared(trainer.model_base, "model"),
     **joint(_data, "data.dataset data.local_dataset"),
     "data.format_type": Choice(
         "data.format",
@@ -151,12 +124,12 @@ _CARRIED: dict[str, Rule] = {
         otherwise="auto",
     ),
     **joint(_method, "training.training_type training.load_in_4bit"),
-    "training.max_seq_length": _length,
-    **joint(_length_of_run, "training.num_epochs training.max_steps"),
+    **shared(trainer.cut_length, "training.max_seq_length", 2048),
+    **shared(trainer.epochs, "training.num_epochs training.max_steps", 3.0),
     "training.learning_rate": Copy("train.learning_rate", "number", 2e-4),
-    **joint(_batch, "training.batch_size training.gradient_accumulation_steps"),
-    **joint(_schedule, "training.lr_scheduler_type training.warmup_ratio training.warmup_steps"),
-    "training.save_steps": _saves,
+    **shared(trainer.joined_batch, "training.batch_size training.gradient_accumulation_steps", (2, 4)),
+    **shared(trainer.schedule, "training.lr_scheduler_type training.warmup_ratio training.warmup_steps", "linear", 5.0),
+    **shared(every, "training.save_steps", "checkpoint.every_steps"),
     "training.eval_steps": _evaluation,
     "training.packing": _packing,
     "training.weight_decay": Copy("train.weight_decay", "number", 0.01),
