@@ -31,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert the file; the exit code is 1 where it has keys that its tool does not know."""
-    from core.importers.convert import import_config
-    from core.importers.report import render
+    from core.importers.convert import import_config, render
 
     path = Path(args.file)
     out = Path(args.out) if args.out not in (None, "-") else None

@@ -1,8 +1,9 @@
-"""Conversion of another tool's configuration to ours: recognized, converted by its table, and written as TOML."""
+"""Conversion of another tool's configuration to ours: recognized, converted by its table, written as TOML, reported."""
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +15,25 @@ from core.config.document import ConfigDocument
 from core.config.facts import Facts
 from core.config.schema import options
 from core.errors import UserError
-from core.importers.common.steps import count_rows
-from core.importers.places import Places
+from core.importers.axolotl import AXOLOTL
+from core.importers.data_files import count_rows
+from core.importers.llama_factory import LLAMA_FACTORY
 from core.importers.redact import cleaned, redact_name, shown
 from core.importers.tool import Tool, carry_over
-from core.importers.tools.axolotl import AXOLOTL
-from core.importers.tools.llama_factory import LLAMA_FACTORY
-from core.importers.tools.unsloth import UNSLOTH
-from core.importers.translation import Entry, Translation, Unknown, file_name
+from core.importers.translation import Entry, Places, Translation, Unknown, file_name
+from core.importers.unsloth import UNSLOTH
 from core.text import one_line
-from core.yaml.file import YamlFile
-from core.yaml.sandboxed import read_yaml
+from core.yaml.file import YamlFile, read_yaml
 
 #: The supported tools, by the name that ``--from`` takes.
 TOOLS: dict[str, Tool] = {tool.kind: tool for tool in (AXOLOTL, LLAMA_FACTORY, UNSLOTH)}
 
 #: Characters that TOML leaves as they are and a terminal acts on: DEL, C1, bidirectional controls, separators.
 _ACTED_ON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+#: Longest value in the report, and its widest line, in characters.
+_LONGEST_VALUE, _WIDEST = 32, 120
 
-# Files next to configurations that are not configurations: some of their keys, and what the files are.
+# Files next to configurations that are not configurations: some of their keys, and a noun for them.
 _OTHERS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"compute_environment", "distributed_type", "num_processes"}), "a configuration of accelerate"),
     (
@@ -54,8 +55,8 @@ class Imported:
         toml: Our configuration; a value with a comment was decided, one without was copied.
         carried: The keys that mean the same here.
         changed: The keys whose meaning differs slightly, and defaults of the tool that differ from ours.
-        unsupported: The keys that are not supported, each with the consequence, and those unknown to the tool.
-        unknown: Those of them that are unknown to the tool.
+        unsupported: The keys that are not supported, each with the reason, and keys unknown to the tool.
+        unknown: The keys unknown to the tool.
         remarks: Findings of the rules between options about the result, each in a sentence or two.
     """
 
@@ -102,8 +103,8 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
     tool, reason = _tool(source, kind)
     values, empty = _flatten(tool, source)
     places = Places.find(path, tool.places(source.values), home)
-    work = Translation(tool.title, source, places, values, inner=dict(empty))
-    carry_over(tool, work, empty)
+    work = Translation(tool.title, source, places, values, empty)
+    carry_over(tool, work)
     toml = _write(work)
     facts = Facts(rows=count_rows(work))
     remarks = [f"{remark.sentence} {remark.hint}" for remark in ConfigDocument(toml).remarks(facts)]
@@ -112,7 +113,7 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
 
 
 def _flatten(tool: Tool, source: YamlFile) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keys with values, those of sections as ``section.key``; and the keys without."""
+    """The keys with values, and the keys without; keys of sections as ``section.key``."""
     values: dict[str, Any] = {}
     empty: dict[str, Any] = {}
     for key, value in source.values.items():
@@ -135,7 +136,7 @@ def _flatten(tool: Tool, source: YamlFile) -> tuple[dict[str, Any], dict[str, An
 
 def _tool(source: YamlFile, kind: str | None) -> tuple[Tool, str]:
     if kind is not None:
-        return TOOLS[kind], "It was said with --from."
+        return TOOLS[kind], "Given by --from."
     keys = set(source.values)
     own = {name: _own_keys(tool, keys, source.values) for name, tool in TOOLS.items()}
     ranked = sorted(own, key=lambda name: -len(own[name]))
@@ -209,3 +210,50 @@ def _toml_value(value: Any) -> str:
         item = tomlkit.inline_table()
         item.update(value)
     return _ACTED_ON.sub(lambda found: f"\\u{ord(found[0]):04x}", item.as_string())
+
+
+# The report.
+
+
+def render(imported: Imported, width: int) -> list[str]:
+    """The report for people: the tool, the copied keys in short, all others with the reason; then findings of rules."""
+    width = max(min(width, _WIDEST), 40)
+    copied = [entry.key for entry in imported.carried if entry.to]
+    said = f"carried: {', '.join(copied) or 'nothing'}"
+    if idle := len(imported.carried) - len(copied):
+        said += f"; {idle} more {'matches' if idle == 1 else 'match'} our behavior"
+    lines = [f"Read as a configuration of {imported.title}. {imported.reason}", "", *_wrapped(said, width, "", "  ")]
+    for name, entries in (("changed", imported.changed), ("unsupported", imported.unsupported)):
+        if entries:
+            lines += ["", f"{name}:", *_render_entries(entries, width)]
+    if imported.remarks:
+        lines += ["", "about the result:"]
+        lines += [line for remark in imported.remarks for line in _wrapped(one_line(remark, 300), width, "  ", "  ")]
+    return lines
+
+
+def _render_entries(entries: list[Entry], width: int) -> list[str]:
+    """Each key with its value and its result; keys with the same reason are grouped."""
+    groups: dict[tuple[str | None, str], list[str]] = {}
+    for entry in entries:
+        value = "not given" if entry.value is None else one_line(_in_words(entry.value), _LONGEST_VALUE)
+        groups.setdefault((entry.to, entry.reason), []).append(f"{one_line(entry.key, 60)}: {value}")
+    lines = []
+    for (to, reason), heads in groups.items():
+        lines += _wrapped(", ".join(heads) + (f" -> {to}" if to else ""), width, "  ", "    ")
+        lines += _wrapped(one_line(reason), width, " " * 6, " " * 6)
+    return lines
+
+
+def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
+
+
+def _in_words(value: object) -> str:
+    """A value in words: ``q_proj and v_proj`` for a list, ``path rows.jsonl, type alpaca`` for a table."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items()) or "nothing"
+    if isinstance(value, (list, tuple)):
+        items = [_in_words(item) for item in value]
+        return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items) or "nothing"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -29,12 +29,12 @@ _HEX_KEY = re.compile(r"(?<!/snapshots/)\b[0-9a-f]{40}\b")
 
 
 def is_secret_name(key: str) -> bool:
-    """Whether a key has the name of a secret."""
+    """True if a key has the name of a secret."""
     return bool(_SECRET_NAME.search(key)) and not _VOCABULARY.search(key)
 
 
 def holds_secret(text: str, key: str = "") -> bool:
-    """Whether a text contains, or may contain, a key or a password."""
+    """True if a text contains, or may contain, a key or a password."""
     if find_secret(text) is not None or _LIKELY.search(text):
         return True
     # An entry of the Hub may name a commit.

@@ -1,31 +1,116 @@
-"""Tools: a table of conversion rules for the keys of each."""
+"""Importable tools: a table of rules for the keys of each, and the reasons for keys that are not supported."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
-from core.importers.gaps import Gap
-from core.importers.rules import OFF, Choice, Copy, Missing, is_one_of
-from core.importers.translation import Translation
+import tomli
+
+from core.config.schema import find_option
+from core.importers.redact import shown
+from core.importers.translation import OFF, SAME, Kind, Translation, is_one_of
+
+_FILE: dict[str, Any] = tomli.loads(Path(__file__).with_name("unsupported.toml").read_text(encoding="utf-8"))
+#: Reasons for keys that are not supported, by name.
+REASONS: dict[str, str] = _FILE["reasons"]
 
 
 @dataclass(frozen=True)
-class Joint:
-    """A rule for keys that have a meaning only together.
+class Copy:
+    """Rule for a key with a counterpart that means the same.
 
     Args:
-        function: Converts all of them; is called once.
-        options: The options that it may set.
+        option: Our ``section.key``.
+        kind: The kind of its value.
+        absent: The tool's default, if it differs from ours.
+        unset: Values that mean the same as no value.
     """
 
-    function: Callable[[Translation], None]
-    options: tuple[str, ...]
+    option: str
+    kind: Kind
+    absent: Any = None
+    unset: tuple[Any, ...] = ()
+
+    def apply(self, work: Translation, key: str) -> None:
+        """Convert the key.
+
+        Raises:
+            UserError: If its value is of another kind.
+        """
+        if work.is_done(key):
+            return
+        if not work.has(key) or work.is_(key, *self.unset):
+            _write_default(work, key, self)
+            work.keep(key)
+        else:
+            work.carry(key, self.option, work.get(key, self.kind))
 
 
-Rule = Copy | Choice | Missing | Joint
-_R = TypeVar("_R", bound=Rule)
+@dataclass(frozen=True)
+class Choice:
+    """Rule for a key whose values have other names here.
+
+    Args:
+        option: Our ``section.key``.
+        same: The tool's value to ours, where both mean the same; None where it is our default.
+        near: The tool's value to ours, with a sentence about the difference.
+        otherwise: Our value for every other one; None for the default.
+        absent: As in :class:`Copy`.
+    """
+
+    option: str
+    same: Mapping[Any, Any]
+    near: Mapping[Any, tuple[Any, str]] = field(default_factory=dict)
+    otherwise: Any = None
+    absent: Any = None
+
+    def apply(self, work: Translation, key: str) -> None:
+        """Convert the key.
+
+        Raises:
+            UserError: If its value is a list or a table.
+        """
+        if work.is_done(key):
+            return
+        if not work.has(key):
+            _write_default(work, key, self)
+            return
+        word = work.values[key]
+        if not isinstance(word, (str, bool, int, float)):
+            work.refuse(key, f"must be a name, not {shown(key, word)}")
+        word = word.strip() if isinstance(word, str) else word
+        for theirs, ours in self.same.items():
+            if is_one_of(word, (theirs,)):
+                work.carry(key, self.option, ours, SAME if ours is None else "")
+                return
+        for theirs, (ours, difference) in self.near.items():
+            if is_one_of(word, (theirs,)):
+                work.change(key, self.option, ours, difference)
+                return
+        instead = "keeps its default" if self.otherwise is None else f"is {self.otherwise}"
+        work.drop(key, f"This value is not available: {self.option} {instead}.", self.option, self.otherwise)
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """Rule for a key that is not supported.
+
+    Args:
+        reason: One of :data:`REASONS`.
+        off: The values for which our behavior is the same.
+    """
+
+    reason: str
+    off: tuple[Any, ...] = OFF
+
+
+#: Converts keys that have a meaning only together; called once, before the other rules.
+Joint = Callable[[Translation], None]
+Rule = Copy | Choice | Unsupported | Joint
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -35,7 +120,7 @@ class Tool:
     Args:
         kind: Its name on the command line.
         title: Its name.
-        table: Each of its keys with its rule; keys inside ``sections`` are written ``section.key``.
+        table: The rule of each of its keys; keys inside ``sections`` are written ``section.key``.
         signs: Keys that identify its files, the most telling first.
         places: The relative paths that a file names, some of which should exist in the tool's working directory.
         sections: Keys whose values are tables of keys in their own right.
@@ -49,65 +134,73 @@ class Tool:
     sections: frozenset[str] = frozenset()
 
 
-def carry_over(tool: Tool, work: Translation, empty: Iterable[str] = ()) -> None:
-    """Convert a file by a tool's table; each key of the file ends up in exactly one of the lists.
+def carry_over(tool: Tool, work: Translation) -> None:
+    """Convert a file by a tool's table; each key of the file gets exactly one report entry.
 
-    Args:
-        tool: The tool of the file.
-        work: The file and its translation.
-        empty: Keys without a value.
+    Raises:
+        UserError: If a value is of the wrong kind, or keys contradict each other.
     """
-    for function in dict.fromkeys(rule.function for rule in tool.table.values() if isinstance(rule, Joint)):
+    rules = tool.table.items()
+    for function in dict.fromkeys(rule for _, rule in rules if not isinstance(rule, (Copy, Choice, Unsupported))):
         function(work)
-    for key, rule in tool.table.items():
-        if isinstance(rule, Copy):
-            work.copy(key, rule)
-        elif isinstance(rule, Choice):
-            work.choose(key, rule)
-        elif work.has(key) and not work.is_done(key):
-            _leave(work, key, rule)
+    for key, rule in rules:
+        if isinstance(rule, (Copy, Choice)):
+            rule.apply(work, key)
+        elif not isinstance(rule, Unsupported):
+            work.drop(key, "It has no effect here.")
+        elif work.is_(key, *rule.off):
+            work.keep(key)
+        else:
+            work.drop(key, rule.reason)
     known = [*tool.table, *tool.sections]
-    for key in work.values:
-        if not work.is_done(key):
-            work.note_unknown(key, known)
-    for key in empty:
+    for key in [*work.values, *work.empty]:
         if work.is_done(key):
             continue
-        if key in known:
+        if key in work.empty and key in known:
             work.note_empty(key)
         else:
             work.note_unknown(key, known)
 
 
-def _leave(work: Translation, key: str, rule: Missing | Joint) -> None:
-    if isinstance(rule, Joint):
-        work.drop(key, "It has no effect here.")
-    elif is_one_of(work.values[key], rule.off):
-        work.carry(key, None, reason="As it is here.")
-    else:
-        work.drop(key, rule.instead)
+def joint(function: Joint, keys: str) -> dict[str, Joint]:
+    """Table part for keys, separated by blanks, that a function converts together."""
+    return dict.fromkeys(keys.split(), function)
 
 
-def missing(groups: Mapping[Gap, str], off: Mapping[str, tuple[Any, ...]] | None = None) -> dict[str, Missing]:
-    """Rules for keys that are not supported.
+def shared(function: Callable[..., None], keys: str, *values: Any) -> dict[str, Joint]:
+    """Table part for keys that a function of several tools converts: its arguments are the keys, then the values."""
+    names = keys.split()
 
-    Args:
-        groups: The reason, to the names of the keys separated by blanks.
-        off: For single keys, the values for which our behavior is the same anyway.
-    """
-    special = off or {}
-    return table(*({key: Missing(gap, special.get(key, OFF))} for gap, keys in groups.items() for key in keys.split()))
+    def convert(work: Translation) -> None:
+        function(work, *names, *values)
+
+    return dict.fromkeys(names, convert)
 
 
-def table(*parts: Mapping[str, _R]) -> dict[str, _R]:
-    """Rules joined in one table.
+def unsupported(kind: str) -> dict[str, Unsupported]:
+    """Table part for the keys of a tool that are not supported: those of ``unsupported.toml``."""
+    keys, same = _FILE[kind]["keys"], _FILE[kind]["same"]
+    named = table(*(dict.fromkeys(names.split(), REASONS[reason]) for reason, names in keys.items()))
+    return {key: Unsupported(reason, tuple(same.get(key, OFF))) for key, reason in named.items()}
+
+
+def table(*parts: Mapping[str, _T]) -> dict[str, _T]:
+    """Parts joined in one table.
 
     Raises:
         ValueError: If a key has two rules.
     """
-    found: dict[str, _R] = {}
+    found: dict[str, _T] = {}
     for part in parts:
         if twice := found.keys() & part.keys():
             raise ValueError(f"two rules for {', '.join(sorted(twice))}")
         found.update(part)
     return found
+
+
+def _write_default(work: Translation, key: str, rule: Copy | Choice) -> None:
+    """Write out the tool's default, if ours differs and no other key has set the option."""
+    declared = find_option(rule.option)
+    ours = declared.default if declared is not None else None
+    if rule.absent not in (None, ours) and rule.option not in work.settings:
+        work.change(key, rule.option, rule.absent, f"Not given: {work.title}'s default is {rule.absent}.")

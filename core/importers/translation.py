@@ -1,24 +1,31 @@
-"""The translation of one file: the options set so far, and the result for each key."""
+"""Translation of one file of another tool: the options set so far, and one report entry per key."""
 
 from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from pydantic import ValidationError
 
 from core.config.document import describe_type
 from core.config.schema import Config, find_option
 from core.errors import UserError
-from core.importers.places import Places
+from core.hub.selection import is_data_name
 from core.importers.redact import cleaned, holds_secret, redact, redact_name, shown
-from core.importers.rules import Choice, Copy, Kind, is_one_of
 from core.text import one_line
 from core.yaml.file import YamlFile
+
+Kind = Literal["integer", "number", "boolean", "text", "texts"]
+
+#: Values that turn a key off.
+OFF: tuple[Any, ...] = (False, 0, "", "none", "no", [], {})
+#: Reasons for carried keys that set no option.
+SAME, EMPTY = "It asks for our behavior, or has no effect.", "Empty: the default applies."
 
 _WANTED: dict[Kind, str] = {
     "integer": "a whole number",
@@ -28,11 +35,66 @@ _WANTED: dict[Kind, str] = {
     "texts": "a text or a list of texts",
 }
 _TRUE, _FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
+#: Parent directories of the file that may be the tool's working directory.
+_UPWARD = 5
+
+
+@dataclass(frozen=True)
+class Places:
+    """Resolution of the relative paths in another tool's file.
+
+    Args:
+        base: Directory that the paths are relative to.
+        home: Directory of the new configuration; None if it is not known yet.
+    """
+
+    base: Path
+    home: Path | None = None
+
+    @classmethod
+    def find(cls, file: Path, names: Iterable[str], home: Path | None = None) -> Places:
+        """Guess the tool's working directory, which a file does not record.
+
+        The candidates are the current directory, that of the file and its parents; the first in which most of the named
+        paths exist is taken, and the current one where none exists.
+        """
+        start = Path(os.path.abspath(file)).parent
+        candidates = list(dict.fromkeys([Path.cwd(), start, *list(start.parents)[:_UPWARD]]))
+        wanted = [name for name in dict.fromkeys(names) if name and "://" not in name]
+        wanted = [name for name in wanted if not os.path.isabs(os.path.expanduser(name))]
+        best = max(candidates, key=lambda base: sum(_exists(base / name) for name in wanted))
+        return cls(best, Path(os.path.abspath(home)) if home is not None else None)
+
+    def locate(self, name: str) -> Path:
+        """The absolute path of a name."""
+        return Path(os.path.normpath(self.base / os.path.expanduser(name)))
+
+    def exists(self, name: str) -> bool:
+        """True if a path of the file exists."""
+        return _exists(self.locate(name))
+
+    def is_local(self, name: str) -> bool:
+        """True if a name is a path on this machine, not an entry of a hub or a store."""
+        if "://" in name:
+            return False
+        plain = name.startswith(("/", "./", "../", "~")) or name in (".", "..") or is_data_name(name)
+        return plain or self.exists(name)
+
+    def write(self, path: Path, mark: str = "") -> str:
+        """A path for our configuration: relative below its own directory, else absolute.
+
+        Args:
+            path: An absolute path.
+            mark: A suffix after the path, as ``#name``.
+        """
+        if self.home is not None and path.is_relative_to(self.home) and path != self.home:
+            return f"{path.relative_to(self.home)}{mark}"
+        return f"{path}{mark}"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The result for a key.
+    """Report entry of a key.
 
     Args:
         key: Its name in the file; a default of the tool is listed too, without a value.
@@ -79,41 +141,51 @@ class Translation:
     """The translation of one file.
 
     Args:
-        title: Name of the tool whose file it is.
+        title: Name of the tool.
         source: The file.
-        places: The resolution of its relative paths.
-        values: Its keys, those of the tool's sections as ``section.key``; keys without a value left out.
+        places: Resolution of its relative paths.
+        values: Its keys with a value, keys of the tool's sections as ``section.key``.
+        empty: Its keys without a value.
     """
 
     title: str
     source: YamlFile
     places: Places
     values: dict[str, Any]
+    empty: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)
     carried: list[Entry] = field(default_factory=list)
     changed: list[Entry] = field(default_factory=list)
     unsupported: list[Entry] = field(default_factory=list)
     unknown: list[Unknown] = field(default_factory=list)
     inner: dict[str, Any] = field(default_factory=dict)
-    """Values inside a key's value, as ``datasets[1].path``, for messages about them."""
+    """Values inside a key's value, as ``datasets[1].path``, which have entries of their own."""
     counted: dict[tuple[str, ...], list[int] | None] = field(default_factory=dict)
-    """Counted rows of the entries of ``data.train``, by their names."""
+    """Row counts of the entries of ``data.train``, by their names."""
     _done: set[str] = field(default_factory=set)
     _as_text: set[str] = field(default_factory=set)
 
-    # Reading values of the file.
+    # Values of the file.
 
     def has(self, key: str) -> bool:
-        """Whether the file gives the key a value."""
+        """True if the file gives the key a value."""
         return key in self.values
 
-    def refuse(self, key: str, what: str, hint: str = "Fix it.") -> NoReturn:
+    def is_(self, key: str, *values: Any) -> bool:
+        """True if the file gives the key one of these values (:func:`is_one_of`)."""
+        return key in self.values and is_one_of(self.values[key], values)
+
+    def is_off(self, key: str) -> bool:
+        """True if the file gives the key a value that turns it off."""
+        return self.is_(key, *OFF)
+
+    def refuse(self, key: str, problem: str, hint: str = "Fix it.") -> NoReturn:
         """End the import with an error about a key.
 
         Raises:
             UserError: Always.
         """
-        raise UserError(f"{self.source.place(key)}: {redact_name(key)} {what}.", hint)
+        raise UserError(f"{self.source.place(key)}: {redact_name(key)} {problem}.", hint)
 
     def get(self, key: str, kind: Kind) -> Any:
         """The value of a key, converted to a kind; None where there is none.
@@ -154,12 +226,21 @@ class Translation:
         found: str | None = self.get(key, "text")
         return found
 
+    def word(self, key: str, default: str = "") -> str:
+        """The string value of a key in lower case; see :meth:`get`."""
+        return (self.text(key) or default).strip().lower()
+
     def texts(self, key: str) -> list[str] | None:
         """The list of strings of a key; see :meth:`get`. A string with commas is split."""
         found: list[str] | None = self.get(key, "texts")
         return found
 
-    # Recording the result for each key; the first record counts.
+    # Results; the first one of a key counts.
+
+    def value(self, option: str) -> Any:
+        """The value of an option set so far; None where it is not set."""
+        setting = self.settings.get(option)
+        return None if setting is None else setting.value
 
     def put(self, option: str, value: Any, comment: str = "") -> str | None:
         """Set an option; a comment marks it as a decision.
@@ -170,7 +251,7 @@ class Translation:
         declared = find_option(option)
         assert declared is not None, option  # noqa: S101 - the tables are checked by a test
         if any(holds_secret(text) for text in _texts_in(value)):
-            return "It looks like a secret, and none is written to a configuration."
+            return "It looks like a secret, and secrets are not written to a configuration."
         section, _, name = option.partition(".")
         table = {section: {name: value}}
         table.setdefault("data", {}).setdefault("train", "rows")
@@ -181,20 +262,25 @@ class Translation:
         self.settings[option] = Setting(value, cleaned(comment))
         return None
 
-    def carry(self, key: str, option: str | None, value: Any = None, reason: str = "") -> None:
-        """Record a copied key, and set its option if a value is given."""
-        if key in self._done:
+    def carry(self, key: str, option: str | None = None, value: Any = None, reason: str = "") -> None:
+        """Record a key of the file that means the same here, and set its option if a value is given."""
+        if not self._is_open(key):
             return
         problem = self.put(option, value) if option and value is not None else None
         if problem:
             self._note(self.unsupported, key, None, problem)
         else:
             if not reason and key in self._as_text:
-                reason = "YAML reads this as text; it is taken for what it stands for."
+                reason = "YAML reads this as text; it was converted."
             self._note(self.carried, key, option, reason)
 
+    def keep(self, *keys: str, reason: str = SAME) -> None:
+        """Record keys of the file that set no option, as our behavior is the same or they have no effect."""
+        for key in keys:
+            self.carry(key, None, reason=reason)
+
     def change(self, key: str, option: str, value: Any, reason: str) -> None:
-        """Record a key whose meaning differs slightly here, and set its option with a comment."""
+        """Record a key whose meaning differs slightly here, or a default of the tool, and set its option."""
         if key in self._done:
             return
         problem = self.put(option, value, reason)
@@ -203,13 +289,20 @@ class Translation:
         else:
             self._note(self.changed, key, option, reason)
 
+    def take(self, key: str, option: str, value: Any, differs: str) -> None:
+        """Record a key as changed, or as carried if there is no difference, and set its option."""
+        if differs:
+            self.change(key, option, value, differs)
+        else:
+            self.carry(key, option, value)
+
     def note_change(self, key: str, to: str, reason: str) -> None:
-        """Record a key for which several options were set."""
+        """Record a changed key whose options are set already."""
         self._note(self.changed, key, to, reason)
 
     def drop(self, key: str, reason: str, option: str | None = None, value: Any = None) -> None:
-        """Record a key that is not supported; an option may be set instead."""
-        if key in self._done:
+        """Record a key of the file that is not supported; an option may be set instead."""
+        if not self._is_open(key):
             return
         is_set = option is not None and value is not None and self.put(option, value, reason) is None
         self._note(self.unsupported, key, option if is_set else None, reason)
@@ -223,67 +316,43 @@ class Translation:
         self._note(self.unsupported, key, None, f"Unknown: {self.title} has no such key.{meant}")
 
     def note_empty(self, key: str) -> None:
-        """Record a key without a value: the default applies, which may have been decided already."""
-        self._note(self.carried, key, None, "Empty: the default holds.")
+        """Record a key without a value, unless its default has been recorded already."""
+        self._note(self.carried, key, None, EMPTY)
 
     def is_done(self, key: str) -> bool:
-        """Whether a key has been recorded."""
+        """True if a key has been recorded."""
         return key in self._done
+
+    def _is_open(self, key: str) -> bool:
+        return key not in self._done and (key in self.values or key in self.inner)
 
     def _note(self, where: list[Entry], key: str, to: str | None, reason: str) -> None:
         if key in self._done:
             return
         self._done.add(key)
-        value = self.values[key] if key in self.values else self.inner.get(key)
+        value = next((held[key] for held in (self.values, self.inner, self.empty) if key in held), None)
         where.append(Entry(redact_name(key), redact(key, value), to, cleaned(reason)))
 
-    # Applying rules for single keys.
 
-    def copy(self, key: str, rule: Copy) -> None:
-        """Apply a :class:`Copy`."""
-        if self.is_done(key):
-            return
-        raw = self.values.get(key)
-        if raw is None or is_one_of(raw, rule.unset):
-            if self._differs(rule):
-                self.change(key, rule.option, rule.absent, rule.why)
-            elif raw is not None:
-                self.carry(key, None, reason="It says nothing here either.")
-        elif isinstance(raw, str) and raw in rule.also:
-            self.drop(key, rule.also[raw])
-        else:
-            self.carry(key, rule.option, self.get(key, rule.kind))
+def is_one_of(value: Any, values: Iterable[Any]) -> bool:
+    """True if a value is among others; unlike ``in``, it distinguishes ``True`` from 1 and ignores case."""
 
-    def choose(self, key: str, rule: Choice) -> None:
-        """Apply a :class:`Choice`."""
-        if self.is_done(key):
-            return
-        if not self.has(key):
-            if self._differs(rule):
-                self.change(key, rule.option, rule.absent, rule.why)
-            return
-        raw = self.values[key]
-        if not isinstance(raw, (str, bool, int, float)):
-            self.refuse(key, f"must be a name, not {shown(key, raw)}")
-        word = raw.strip().lower() if isinstance(raw, str) else raw
-        if (found := _look_up(rule.same, word)) is not None:
-            self.carry(key, rule.option, found[0], "" if found[0] is not None else "As it is here.")
-        elif (found := _look_up(rule.near, word)) is not None:
-            ours, reason = found[0]
-            self.change(key, rule.option, ours, reason)
-        else:
-            ours, reason = rule.otherwise
-            self.drop(key, reason, rule.option, ours)
+    def form(item: Any) -> Any:
+        return (isinstance(item, bool), item.lower() if isinstance(item, str) else item)
 
-    def _differs(self, rule: Copy | Choice) -> bool:
-        """Whether the tool's default must be written out, because ours differs."""
-        declared = find_option(rule.option)
-        ours = declared.default if declared is not None else None
-        return rule.absent is not None and rule.absent != ours and rule.option not in self.settings
+    return any(form(value) == form(other) for other in values)
 
 
-def _look_up(table: Mapping[Any, Any], word: Any) -> tuple[Any] | None:
-    return next(((ours,) for theirs, ours in table.items() if is_one_of(word, (theirs,))), None)
+def file_name(path: Path) -> str:
+    """The name of a file, for a comment."""
+    return cleaned(one_line(path.name, 80))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _texts_in(value: Any) -> Iterable[str]:
@@ -307,26 +376,12 @@ def _as_kind(value: Any, kind: Kind) -> Any:
         if not isinstance(parts, list) or not all(isinstance(part, (str, int)) for part in parts):
             return None
         return [str(part).strip() for part in parts if str(part).strip()]
-    number = _as_number(value)
-    if number is None or kind == "number":
-        return number
-    return int(number) if number == int(number) else None
-
-
-def _as_number(value: Any) -> float | int | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
     try:
-        return value if math.isfinite(value) else None
-    except OverflowError:
+        number = float(value) if isinstance(value, str) else value
+        if not math.isfinite(number):
+            return None
+    except (ValueError, OverflowError):
         return None
-
-
-def file_name(path: Path) -> str:
-    """The name of a file, for a comment."""
-    return cleaned(one_line(path.name, 80))
+    return number if kind == "number" else int(number) if number == int(number) else None

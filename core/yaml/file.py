@@ -1,11 +1,14 @@
-"""A YAML file: its values, and the line of every key."""
+"""YAML files of other tools: their values and the line of every key, parsed in the sandbox."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.sandbox.pool import sandboxed
+from core.sandbox.rights import reading
 from core.text import one_line
 
 
@@ -16,8 +19,8 @@ class YamlFile:
     Args:
         path: Path of the file.
         values: Its keys, in order.
-        lines: The line of each key, counted from 1; nested keys as ``table.key``, those in a list of tables as
-            ``list[1].key``.
+        lines: The line of each key, counted from 1; nested keys as ``table.key``, keys in a list of tables
+            as ``list[1].key``.
     """
 
     path: Path
@@ -33,3 +36,30 @@ class YamlFile:
         """Position of a key for messages, ``file, line 12``; the file alone for a missing key."""
         line = self.lines.get(key)
         return f"{self.shown}, line {line}" if line else self.shown
+
+
+def read_yaml(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
+    """Read a file with PyYAML's safe loader, in the sandbox; blocks.
+
+    Aliases and merge keys are followed as far as the whole stays within :data:`core.yaml.reader.MOST_VALUES`.
+
+    Args:
+        path: The file.
+        clean: Redacts text that an error quotes, which may hold a secret; must be picklable: a module-level function.
+
+    Raises:
+        UserError: If it cannot be read, is not one YAML document, is not a mapping, has a duplicate key, or stands for
+            more than a configuration would. The message names file and line.
+    """
+    return sandboxed(read_document, one_line(str(path)), rights=reading(path))(path, clean)
+
+
+def read_document(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
+    """Read a file in this process; see :func:`read_yaml`.
+
+    Raises:
+        UserError: As :func:`read_yaml`.
+    """
+    from core.yaml.reader import read_values
+
+    return YamlFile(path, *read_values(path, clean))

@@ -1,22 +1,22 @@
-"""Bounded YAML reader that records the line of every key."""
+"""YAML reader that records the line of every key. It runs in the sandbox, which bounds its time and memory; the reader
+bounds its result, which leaves the sandbox.
+"""
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from core.errors import UserError
+from core.small_files import read_small
 from core.text import one_line
-from core.yaml.file import YamlFile
 
 #: Largest file read, in bytes. Configurations are a few kilobytes.
 LIMIT = 128 << 10
-#: Most values that a file may stand for once its aliases are expanded.
+#: Most values of a file, with its aliases and merge keys written out.
 MOST_VALUES = 20_000
 #: Longest key, in characters.
 LONGEST_KEY = 200
@@ -26,23 +26,28 @@ _DEEPEST = 40
 _CHARACTERS = 64
 #: Numbers beyond this are no plausible setting.
 _LARGEST = 1 << 63
-_MAP, _SEQUENCE, _MERGE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:merge"
-_TEXT = "tag:yaml.org,2002:str"
-_SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str")}
 # None of the tools has dates as values; they are kept as text.
-_TEXTS = {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
+_TEXTS = {f"{_TAG}timestamp", f"{_TAG}value"}
 
 
-def read_document(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
-    """Read a file with PyYAML's safe loader, in this process; see :func:`core.yaml.sandboxed.read_yaml`.
+def read_values(path: Path, clean: Callable[[str], str]) -> tuple[dict[str, Any], dict[str, int]]:
+    """The values of a file and the line of each key, as in :class:`core.yaml.file.YamlFile`.
 
     Raises:
-        UserError: As :func:`core.yaml.sandboxed.read_yaml`.
+        UserError: As :func:`core.yaml.file.read_yaml`.
     """
     shown = one_line(str(path))
     reader = _Reader(shown, clean)
     try:
-        values = reader.read(_text(path, shown))
+        values = reader.read(read_small(path, LIMIT).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from error
+    except (OSError, ValueError) as error:
+        # A path with a NUL is a ValueError.
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{shown} cannot be read: {reason}.", "Check the path and its permissions.") from error
     except yaml.MarkedYAMLError as error:
         # The error's own text quotes the line, which may hold a token.
         mark = error.problem_mark or error.context_mark
@@ -51,36 +56,7 @@ def read_document(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
         raise UserError(f"{shown} is not YAML: {one_line(str(error), 120)}.", "Fix it.") from error
     except RecursionError as error:
         raise UserError(f"{shown} is nested too deep for a configuration.", "Check the path.") from error
-    return YamlFile(path, values, reader.lines)
-
-
-def _text(path: Path, shown: str) -> str:
-    try:
-        # Non-blocking, so that a pipe put there cannot block this process.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise UserError(f"There is no file at {shown}.", "Check the path.") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{shown} cannot be read: {reason}.", "Check the path and its permissions.") from error
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise UserError(f"{shown} is a directory.", "Name the YAML file in it.")
-        if not stat.S_ISREG(mode):
-            raise UserError(f"{shown} is no regular file.", "Copy its contents to a file and name that.")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            raw = file.read(LIMIT + 1)
-    except OSError as error:
-        raise UserError(f"{shown} cannot be read: {error.strerror}.", "Check the disk it is on.") from error
-    finally:
-        os.close(descriptor)
-    if len(raw) > LIMIT:
-        raise UserError(f"{shown} is larger than {LIMIT >> 10} KB; that is no configuration.", "Check the path.")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{shown} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from error
+    return values, reader.lines
 
 
 class _Reader:
@@ -90,7 +66,9 @@ class _Reader:
         self.lines: dict[str, int] = {}
         self._shown = shown
         self._clean = clean
-        self._sizes: dict[int, int] = {}
+        self._left = MOST_VALUES
+        self._last_line = 0
+        self._above: set[int] = set()
 
     def read(self, text: str) -> dict[str, Any]:
         self._loader = yaml.SafeLoader(text)
@@ -99,53 +77,47 @@ class _Reader:
             if self._loader.check_node():
                 line = self._loader.peek_event().start_mark.line
                 self.refuse(line, "holds a second YAML document", "Put each in a file of its own.")
-            if node is None:
-                raise UserError(f"{self._shown} is empty.", "Name a YAML file with a configuration.")
-            if not isinstance(node, yaml.MappingNode):
+            if node is not None and not isinstance(node, yaml.MappingNode):
                 self.refuse(node.start_mark.line, "is no table of keys and values", "Name a configuration.")
-            self._measure(node, set())
-            values = self._value(node, "", 0)
+            values = self._value(node, "") if node is not None else {}
         finally:
             self._loader.dispose()
-        if not isinstance(values, dict) or not values:
+        if not values:
             raise UserError(f"{self._shown} is empty.", "Name a YAML file with a configuration.")
-        return values
+        return dict(values)
 
-    def refuse(self, line: int | None, what: str, hint: str = "Fix it.") -> NoReturn:
+    def refuse(self, line: int | None, problem: str, hint: str = "Fix it.") -> NoReturn:
         """Raise the error for a line, counted from 0."""
         place = "" if line is None else f", line {line + 1},"
-        raise UserError(f"{self._shown}{place} {one_line(self._clean(what), 160)}.", hint)
+        raise UserError(f"{self._shown}{place} {one_line(self._clean(problem), 160)}.", hint)
 
-    def _measure(self, node: yaml.Node, above: set[int]) -> int:
-        """Number of values that a node stands for with all its aliases expanded."""
-        known = self._sizes.get(id(node))
-        if known is not None:
-            return known
-        if id(node) in above:
-            self.refuse(node.start_mark.line, "holds an alias to a part that it is in itself")
-        if len(above) > _DEEPEST:
-            self.refuse(node.start_mark.line, "is nested too deep for a configuration")
-        inside = {*above, id(node)}
-        # A long text counts for several, as aliases repeat it.
-        size = 1 + (len(node.value) // _CHARACTERS if node.tag == _TEXT else 0)
-        for child in _children(node):
-            size += self._measure(child, inside)
-            if size > MOST_VALUES:
-                self.refuse(
-                    child.start_mark.line,
-                    f"stands for more than {MOST_VALUES} values, its aliases written out",
-                    "That is no configuration; check the path.",
-                )
-        self._sizes[id(node)] = size
-        return size
+    def _count(self, node: yaml.Node) -> None:
+        """Count a key or a value; a long text counts for several, as aliases repeat it."""
+        self._left -= 1 + (len(node.value) // _CHARACTERS if node.tag == f"{_TAG}str" else 0)
+        if self._left < 0:
+            problem = f"stands for more than {MOST_VALUES} values, its aliases written out"
+            self.refuse(self._last_line, problem, "That is no configuration; check the path.")
 
-    def _value(self, node: yaml.Node, where: str, depth: int) -> Any:
-        if isinstance(node, yaml.MappingNode):
-            return self._table(node, where, depth)
-        if isinstance(node, yaml.SequenceNode):
-            if node.tag != _SEQUENCE:
-                self._refuse_tag(node)
-            return [self._value(child, f"{where}[{number}]", depth + 1) for number, child in enumerate(node.value, 1)]
+    def _value(self, node: yaml.Node, where: str) -> Any:
+        line = node.start_mark.line
+        self._count(node)
+        if id(node) in self._above:
+            self.refuse(line, "holds an alias to a part that it is in itself")
+        if len(self._above) > _DEEPEST:
+            self.refuse(line, "is nested too deep for a configuration")
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
+        self._above.add(id(node))
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+            value: Any = self._table(node, where)
+        elif isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+            value = [self._value(child, f"{where}[{number}]") for number, child in enumerate(node.value, 1)]
+        else:
+            self._refuse_tag(node)
+        self._above.remove(id(node))
+        return value
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
         if node.tag in _TEXTS:
             return node.value
         if node.tag not in _SCALARS:
@@ -153,62 +125,50 @@ class _Reader:
         try:
             value = self._loader.construct_object(node)
         except (ValueError, OverflowError):
+            value = _LARGEST + 1
+        if isinstance(value, int) and abs(value) > _LARGEST:
             self.refuse(node.start_mark.line, "has a number that cannot be read")
-        if isinstance(value, str):
-            self._check_text(value, node)
-        elif isinstance(value, int) and abs(value) > _LARGEST:
-            self.refuse(node.start_mark.line, "has a number that cannot be read")
-        return value
+        return self._checked(value, node)
 
-    def _table(self, node: yaml.MappingNode, where: str, depth: int) -> dict[str, Any]:
-        if node.tag != _MAP:
-            self._refuse_tag(node)
+    def _table(self, node: yaml.MappingNode, where: str) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         table: dict[str, Any] = {}
         first: dict[str, int] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line
-            if key_node.tag == _MERGE:
-                merged = {**self._merged(value_node, where, depth), **merged}
+            self._last_line = max(self._last_line, line)
+            self._count(key_node)
+            if key_node.tag == f"{_TAG}merge":
+                merged = {**self._merged(value_node, where), **merged}
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
                 self.refuse(line, "has a list or a table where a key is expected")
-            key = str(key_node.value)
-            self._check_text(key, key_node)
+            key = self._checked(str(key_node.value), key_node)
             if len(key) > LONGEST_KEY:
                 self.refuse(line, f"has a key of {len(key)} characters")
             if key in first:
-                what = f"has {one_line(key, 60)} a second time; the first is on line {first[key] + 1}"
-                self.refuse(line, what, "Remove one of them.")
+                problem = f"has {one_line(key, 60)} a second time; the first is on line {first[key] + 1}"
+                self.refuse(line, problem, "Remove one of them.")
             first[key] = line
             name = f"{where}.{key}" if where else key
             self.lines[name] = line + 1
-            table[key] = self._value(value_node, name, depth + 1)
+            table[key] = self._value(value_node, name)
         return {**{key: value for key, value in merged.items() if key not in table}, **table}
 
-    def _merged(self, node: yaml.Node, where: str, depth: int) -> dict[str, Any]:
-        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    def _merged(self, node: yaml.Node, where: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for part in nodes:
+        for part in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(part, yaml.MappingNode):
                 self.refuse(node.start_mark.line, "merges something that is no table (<<)")
-            found = {**self._table(part, where, depth), **found}
+            found = {**self._value(part, where), **found}
         return found
 
-    def _check_text(self, text: str, node: yaml.Node) -> None:
+    def _checked(self, value: Any, node: yaml.Node) -> Any:
         try:
-            text.encode()
+            str(value).encode()
         except UnicodeEncodeError:
             self.refuse(node.start_mark.line, "has half a character (a lone surrogate)")
+        return value
 
     def _refuse_tag(self, node: yaml.Node) -> NoReturn:
         self.refuse(node.start_mark.line, f"has a value of the kind {node.tag}, which no configuration needs")
-
-
-def _children(node: yaml.Node) -> Iterator[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield key
-            yield value
-    elif isinstance(node, yaml.SequenceNode):
-        yield from node.value

@@ -1,19 +1,26 @@
-"""Axolotl datasets: the ``datasets`` entries of an Axolotl configuration."""
+"""Axolotl datasets: the ``datasets`` entries of an Axolotl configuration, and the columns of their types.
+
+Axolotl's older types write a prompt around the columns: markers of turns, and for some an instruction sentence that
+describes the task. Markers are the job of a chat template, so the model's own replaces them. An instruction sentence is
+part of the trained text; types that have one are refused, and the sentence can be given in the entry instead.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from core.config.choices import ColumnRole
+from core.data.conversation import RowError
 from core.data.files.shards import list_shards
+from core.data.formats.derived_columns import BuiltColumns, TextFormat, text_of
 from core.data.formats.mapping import ColumnMap
+from core.data.formats.turns import parsed
 from core.data.registries.axolotl_chat import FIXED, read_chat
-from core.data.registries.axolotl_types import read_table, read_type, type_keys
-from core.data.registries.named_files import note_outside
-from core.data.registries.source import DataSource, hub_source, refuse_unknown_keys
+from core.data.registries.source import DataSource, hub_source, note_outside, refuse_unknown_keys
 from core.errors import UserError
 from core.hub_uri import HubEntry, is_hub_entry, is_hub_id, make_entry, parse_dataset
 from core.paths import user_path
@@ -30,13 +37,78 @@ KEYS = {
     # These do not affect rows of the supported types.
     *("input_transform", "input_format", "logprobs_field", "temperature"),
 }
+#: Loaders of files, in place of a path: the entry's files are in ``data_files``.
+LOADERS = ("json", "csv", "parquet", "arrow", "text")
 # Keys that change the training and have no counterpart in an entry here: only these values are accepted.
 _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "shards": ((None, 0, 1), "Write the rows that are wanted to a file of their own"),
     "shards_idx": ((None, 0), "Write the rows that are wanted to a file of their own"),
     **FIXED,
 }
-_LOADERS = ("json", "csv", "parquet", "arrow", "text")
+
+_ALPACA: dict[ColumnRole, str] = {"user": "instruction", "context": "input", "assistant": "output"}
+_ALPACA_SYSTEM: dict[ColumnRole, str] = {**_ALPACA, "system": "system"}
+_ORCA: dict[ColumnRole, str] = {"system": "system_prompt", "user": "question", "assistant": "response"}
+#: Prompt and answer types: their columns by role.
+PLAIN: dict[str, dict[ColumnRole, str]] = {
+    **dict.fromkeys(
+        ("alpaca", "alpaca_instruct", "alpaca_instruct.load_no_prompt", "alpaca_chat", "alpaca_chat.load_concise"),
+        _ALPACA,
+    ),
+    "alpaca_chat.load_no_prompt": _ALPACA,
+    "alpaca_chat.load_qa": {"user": "question", "assistant": "answer"},
+    "alpaca_chat.load_camel_ai": {"user": "message_1", "assistant": "message_2"},
+    **dict.fromkeys(
+        ("alpaca_w_system", "alpaca_w_system.load_instruct", "alpaca_w_system.load_chat"),
+        _ALPACA_SYSTEM,
+    ),
+    **dict.fromkeys(
+        ("alpaca_w_system.load_open_orca", "alpaca_w_system.load_open_orca_chatml", "orcamini"),
+        _ORCA,
+    ),
+    "gpteacher": {"user": "instruction", "context": "input", "assistant": "response"},
+    "oasst": {"user": "INSTRUCTION", "assistant": "RESPONSE"},
+}
+#: Types that compose the prompt or the answer from several columns and fixed words.
+JOINED: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "jeopardy": (("question", "category", "answer"), "{question}\n{category}", "what is {answer}"),
+    "context_qa.load_v2": (
+        ("context", "question", "answer"),
+        "Context: {context}\nQuestion: {question}",
+        "Answer: {answer}",
+    ),
+}
+_SENTENCE = "writes sentences of Axolotl's own around each row, which become part of the trained text"
+_PAIRS = "holds preference pairs written in a way of Axolotl's own; name a file with chosen and rejected instead"
+#: Known types that are not supported, with the reason.
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        [
+            *("explainchoice", "concisechoice", "summarizetldr", "reflection", "context_qa", "context_qa.load_404"),
+            *("creative_acr.load_answer", "creative_acr.load_critique", "creative_acr.load_revise"),
+        ],
+        _SENTENCE,
+    ),
+    **dict.fromkeys(["stepwise_supervised", "bradley_terry"], "is for reward models, which are not trained here"),
+    **dict.fromkeys(["chatml", "llama3", "zephyr", "chat_template", "user_defined"], _PAIRS),
+}
+_SENTENCE_HINT = (
+    "Give your own sentence: type: {system_prompt: ..., field_instruction: ..., field_output: ...}, or write it into "
+    "the rows."
+)
+#: Formats of a custom type: the fields that each may have, its default, and the formats that are the fields alone,
+#: which the chat template puts into turns.
+_FORMATS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
+    "format": (
+        ("instruction", "input"),
+        "{instruction} {input} ",
+        ("{instruction}", "{instruction}\n{input}"),
+    ),
+    "no_input_format": (("instruction",), "{instruction} ", ("{instruction}",)),
+    "system_format": (("system",), "{system}", ("{system}",)),
+}
+_FIELDS = ("instruction", "input", "output", "system")
+_TYPE_KEYS = {"system_prompt", "field", *_FORMATS, *(f"field_{name}" for name in _FIELDS)}
 
 
 def read_axolotl(path: Path, entry: str, config: Any) -> list[DataSource]:
@@ -49,7 +121,7 @@ def read_axolotl(path: Path, entry: str, config: Any) -> list[DataSource]:
 
     Raises:
         UserError: If there is no such entry, it uses an unsupported option, or it names a file that it must not (see
-            :func:`~core.data.registries.named_files.note_outside`).
+            :func:`~core.data.registries.source.note_outside`).
     """
     shown = one_line(str(path))
     entries = config.get("datasets") if isinstance(config, dict) else None
@@ -60,9 +132,8 @@ def read_axolotl(path: Path, entry: str, config: Any) -> list[DataSource]:
         names = [str(item.get("path")) if isinstance(item, dict) else "" for item in entries]
         numbers = [number for number in numbers if entry in (str(number), names[number - 1])]
         if not numbers:
-            raise UserError(
-                f"{shown} has no dataset {one_line(entry, 60)}.", f"It has {len(entries)}; #1 is the first."
-            )
+            hint = f"It has {len(entries)}; #1 is the first."
+            raise UserError(f"{shown} has no dataset {one_line(entry, 60)}.", hint)
     return [source for number in numbers for source in _read_entry(path, number, entries[number - 1])]
 
 
@@ -95,7 +166,16 @@ def entry_reading(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap 
         if entry.get(key) not in allowed:
             value = one_line(str(entry[key]), 40)
             raise UserError(f"{where} has {key}: {value}, which is not done here.", f"{hint}.")
-    return _reading(entry, where)
+    kind = entry.get("type")
+    if kind is None or kind == "":
+        return "tokens", None
+    if isinstance(kind, dict):
+        return "auto", _read_table(kind, where)
+    if not isinstance(kind, str):
+        raise UserError(f"{where} has a type that is no name.", "Write, for example, type: alpaca.")
+    if kind.partition(":")[0] == "chat_template":
+        return "auto", read_chat(entry, where)
+    return _read_type(kind, entry, where)
 
 
 def hub_entries(entry: Mapping[str, Any], where: str) -> list[HubEntry] | None:
@@ -140,12 +220,10 @@ def _paths(file: Path, entry: Mapping[str, Any], where: str) -> list[tuple[Path,
     if split is not None and (not isinstance(split, str) or set("[/") & set(split)):
         raise UserError(f"{where} has the split {one_line(str(split), 40)}, a part of one.", "Name a whole split.")
     names = _listed(entry, where)
-    base = file.parent if path in _LOADERS and names else file.parent / user_path(path)
+    base = file.parent if path in LOADERS and names else file.parent / user_path(path)
     if not os.path.exists(base):
-        raise UserError(
-            f"{where}: there is nothing at {one_line(str(base))}.",
-            "Paths are relative to the file; a dataset of the Hub is owner/name.",
-        )
+        hint = "Paths are relative to the file; a dataset of the Hub is owner/name."
+        raise UserError(f"{where}: there is nothing at {one_line(str(base))}.", hint)
     if names:
         return [(base / name, note_outside(file, base / name, where)) for name in names]
     note = note_outside(file, base, where)
@@ -159,18 +237,167 @@ def _has_split(directory: Path, split: str) -> bool:
         return False
 
 
-def _reading(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap | None]:
-    kind = entry.get("type")
-    if kind is None or kind == "":
-        return "tokens", None
-    if isinstance(kind, dict):
-        return "auto", read_table(kind, where, _refuse_type_keys)
-    if not isinstance(kind, str):
-        raise UserError(f"{where} has a type that is no name.", "Write, for example, type: alpaca.")
-    if kind.partition(":")[0] == "chat_template":
-        return "auto", read_chat(entry, where)
-    return read_type(kind, entry, where)
+# Types.
 
 
-def _refuse_type_keys(where: str, kind: Mapping[str, Any]) -> None:
-    refuse_unknown_keys(where, kind, type_keys(), {})
+def _read_type(name: str, entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap | None]:
+    """Format and columns of a dataset type other than ``chat_template``.
+
+    Raises:
+        UserError: If it is unknown or not supported.
+    """
+    base = name.partition(":")[0].removesuffix(".load")
+    if base in ("completion", "pretrain"):
+        return "auto", ColumnMap({"text": str(entry.get("field") or "text")})
+    if base in PLAIN:
+        return "auto", ColumnMap(PLAIN[base])
+    if base in JOINED:
+        return "auto", _joined(*JOINED[base])
+    if base in _OTHERS:
+        return "auto", _OTHERS[base]()
+    if base == "input_output":
+        return "segments", None
+    if base.startswith("sharegpt"):
+        raise UserError(f"{where} has the type sharegpt, which Axolotl has removed.", "Write type: chat_template.")
+    reason = REFUSED.get(base) or REFUSED.get(base.partition(".")[0])
+    if reason is not None:
+        hint = _SENTENCE_HINT if reason == _SENTENCE else "Name the file itself with data.columns to look at it."
+        raise UserError(f"{where} has the type {one_line(base, 40)}, which {reason}.", hint)
+    known = ", ".join(["chat_template", "completion", "input_output", *PLAIN, *JOINED, *_OTHERS])
+    raise UserError(
+        f"{where} has the type {one_line(name, 40)}, which is not read here.",
+        f"Name the file itself with data.columns. The types read are {known}.",
+    )
+
+
+def _read_table(kind: Mapping[str, Any], where: str) -> ColumnMap:
+    """Columns of a custom type, a table of ``field_*`` keys and formats.
+
+    Custom formats are kept as they are: their text is the prompt, without a chat template.
+
+    Raises:
+        UserError: If a key or a field of a format is unknown.
+    """
+    refuse_unknown_keys(f"{where}: type", kind, _TYPE_KEYS, {})
+    wrong = next((key for key, value in kind.items() if value is not None and not isinstance(value, str)), None)
+    if wrong is not None:
+        raise UserError(f"{where}: type.{wrong} is no text.", "Fix it.")
+    if kind.get("field"):
+        return ColumnMap({"text": kind["field"]})
+    fields = {name: kind.get(f"field_{name}") or name for name in _FIELDS}
+    if any(kind.get(key) and kind[key] not in alone for key, (_, _, alone) in _FORMATS.items()):
+        return _formatted(kind, fields, where)
+    parts: dict[ColumnRole, str] = {
+        "user": fields["instruction"],
+        "context": fields["input"],
+        "assistant": fields["output"],
+        "system": fields["system"],
+    }
+    system = kind.get("system_prompt") or ""
+    return ColumnMap(parts, {"system": system} if system.strip() else {})
+
+
+def _formatted(kind: Mapping[str, Any], fields: Mapping[str, str], where: str) -> ColumnMap:
+    """Columns for custom formats: rows whose prompt is plain text, without a chat template."""
+    formats = {
+        key: TextFormat.parse(kind.get(key) or default, names, f"{where}: type.{key}")
+        for key, (names, default, _) in _FORMATS.items()
+    }
+    constant = kind.get("system_prompt") or ""
+
+    def build(data: Mapping[str, Any]) -> dict[str, Any]:
+        values = {name: text_of(data, column) for name, column in fields.items()}
+        if fields["system"] not in data:
+            values["system"] = constant
+        prompt = formats["system_format"].fill(values) if values["system"] else ""
+        prompt += formats["format" if values["input"] else "no_input_format"].fill(values)
+        return _raw(prompt, values["output"], "The answer is empty.")
+
+    words = f"the prompt is written as {one_line(kind.get('format') or _FORMATS['format'][1], 80)}, no template"
+    needed, optional = _needed(fields["instruction"], fields["output"]), (fields["input"], fields["system"])
+    return BuiltColumns(needed, reads="segments", build=build, words=words, optional=optional)
+
+
+def _joined(columns: tuple[str, ...], question: str, answer: str) -> ColumnMap:
+    asked, answered = TextFormat.parse(question, columns, "question"), TextFormat.parse(answer, columns, "answer")
+
+    def build(data: Mapping[str, Any]) -> dict[str, Any]:
+        values = {column: text_of(data, column) for column in columns}
+        return {"prompt": asked.fill(values), "completion": answered.fill(values) if values[columns[-1]] else ""}
+
+    words = f"the question is {one_line(question, 80)}, the answer {one_line(answer, 80)}"
+    return BuiltColumns(_needed(*columns), build=build, words=words)
+
+
+def _metharme() -> ColumnMap:
+    """Prompts that contain their own turn markers, so that no chat template may be applied."""
+
+    def build(data: Mapping[str, Any]) -> dict[str, Any]:
+        return _raw(text_of(data, "prompt"), text_of(data, "generation"), "The generation is empty.")
+
+    words = "prompt is the text before generation, no template"
+    return BuiltColumns(_needed("prompt", "generation"), reads="segments", build=build, words=words)
+
+
+def _pygmalion() -> ColumnMap:
+    """Conversations with a character, whose description becomes the system message."""
+
+    def build(data: Mapping[str, Any]) -> dict[str, Any]:
+        messages = []
+        for turn, text in _turns(data):
+            role = turn.get("role")
+            if role == "system":
+                text = "Persona: " + text.removesuffix("\n<START>").strip()
+            name = {"human": "user", "bot": "assistant"}.get(str(role), role)
+            messages.append({"role": name, "content": text.strip()})
+        return {"messages": messages}
+
+    words = "role and value of conversations"
+    return BuiltColumns(_needed("conversations"), reads="messages", build=build, words=words)
+
+
+def _llama2_chat() -> ColumnMap:
+    """Conversations of ``human`` and ``gpt``; texts are stripped, and an answer before any question is left out."""
+
+    def build(data: Mapping[str, Any]) -> dict[str, Any]:
+        messages = [{"role": turn.get("from"), "content": text.strip()} for turn, text in _turns(data) if text]
+        first = 1 if messages and messages[0]["role"] == "system" else 0
+        if len(messages) > first and messages[first]["role"] == "gpt":
+            del messages[first]
+        return {"messages": messages}
+
+    words = "from and value of conversations"
+    return BuiltColumns(_needed("conversations"), reads="messages", build=build, words=words)
+
+
+_OTHERS: dict[str, Callable[[], ColumnMap]] = {
+    "metharme": _metharme,
+    "pygmalion": _pygmalion,
+    "llama2_chat": _llama2_chat,
+}
+
+
+def _needed(*columns: str) -> dict[ColumnRole, str]:
+    """Required columns under arbitrary, distinct roles."""
+    parts: tuple[ColumnRole, ...] = ("user", "assistant", "context", "system")
+    return dict(zip(parts, columns, strict=False))
+
+
+def _raw(prompt: str, answer: str, problem: str) -> dict[str, Any]:
+    """A row of text segments: the prompt, and the answer, which is trained on with an end-of-text token appended."""
+    if not answer.strip():
+        raise RowError("empty_answer", problem)
+    segments = [{"text": prompt, "label": False}, {"text": answer, "label": True}]
+    return {"segments": segments, "add_special_tokens": True}
+
+
+def _turns(data: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Turns of the column ``conversations``, each with its text."""
+    turns = parsed(data.get("conversations"))
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise RowError("wrong_keys", "The column 'conversations' is no list of messages.")
+    for number, turn in enumerate(turns, 1):
+        text = turn.get("value")
+        if not isinstance(text, str):
+            raise RowError("bad_content", f"Message {number} has no text.")
+        yield turn, text

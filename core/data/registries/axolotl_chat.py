@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from core.config.choices import ColumnRole
@@ -14,20 +14,18 @@ from core.data.formats.turns import parsed
 from core.errors import UserError
 from core.text import one_line
 
+_END = "Remove it; the end of an answer is always learned, and no other"
+_MAPPINGS = "Write message_property_mappings"
 #: Keys of an entry that have no counterpart here: only these values are accepted, as they ask for the behavior here.
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "message_field_training_detail": ((None,), "Remove it; whole messages are learned or not"),
-    "train_on_eos": ((None, "turn"), "Remove it; the end of an answer is always learned, and no other"),
-    "train_on_eot": ((None, "turn"), "Remove it; the end of an answer is always learned, and no other"),
+    **dict.fromkeys(("train_on_eos", "train_on_eot"), ((None, "turn"), _END)),
     "chat_template_jinja": ((None,), "Remove it, and set template.file"),
-    "field_human": ((None,), "Write message_property_mappings"),
-    "field_model": ((None,), "Write message_property_mappings"),
+    **dict.fromkeys(("field_human", "field_model"), ((None,), _MAPPINGS)),
 }
 #: Axolotl's names of chat templates, and the built-in templates that render the same, or nearly the same.
 TEMPLATES: dict[str, str] = {
-    "chatml": "chatml",
-    "llama3": "llama3",
-    "alpaca": "alpaca",
+    **{name: name for name in ("chatml", "llama3", "alpaca")},
     **dict.fromkeys(["gemma", "gemma3", "gemma3n"], "gemma"),
     **dict.fromkeys(["phi_3", "phi_35"], "phi3"),
     **dict.fromkeys(["qwen2_vl", "qwen_25"], "qwen"),
@@ -42,7 +40,6 @@ _SPEAKERS: dict[str, ColumnRole] = {
     "system": "system_role",
     "tool": "tool_role",
 }
-_TARGETS = tuple(_SPEAKERS)
 _THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _THOUGHTS = (
     ("<think>", "</think>"),
@@ -66,14 +63,30 @@ class ChatReading:
     """
 
     properties: Mapping[str, str]
-    roles: Mapping[str, str] = field(default_factory=lambda: dict(_ROLES))
-    training: str = ""
-    learns: bool = True
-    drop_system: bool = False
-    split_thinking: bool = False
+    roles: Mapping[str, str]
+    training: str
+    learns: bool
+    drop_system: bool
+    split_thinking: bool
+
+    @classmethod
+    def parse(cls, entry: Mapping[str, Any], where: str) -> ChatReading:
+        """The conversion that an entry asks for.
+
+        Raises:
+            UserError: If a key asks for something unsupported.
+        """
+        return cls(
+            _properties(entry, where),
+            _roles(entry, where),
+            _name(entry, "message_field_training", "", where),
+            _learns(entry, where),
+            _flag(entry, "drop_system_message", where),
+            _flag(entry, "split_thinking", where),
+        )
 
     def message(self, turn: Any, number: int) -> dict[str, Any]:
-        """One message with the standard keys.
+        """A message with the standard keys.
 
         Raises:
             RowError: If it is not a message, or asks for unsupported training.
@@ -106,7 +119,7 @@ def read_chat(entry: Mapping[str, Any], where: str) -> ColumnMap:
         UserError: If a key asks for something unsupported.
     """
     _refuse_template(entry, where)
-    reading = _chat_reading(entry, where)
+    reading = ChatReading.parse(entry, where)
     messages, system = _name(entry, "field_messages", "messages", where), _name(entry, "field_system", "system", where)
     tools = _name(entry, "field_tools", "tools", where)
 
@@ -137,7 +150,7 @@ def plain_columns(entry: Mapping[str, Any], where: str) -> ColumnMap | None:
     Raises:
         UserError: As :func:`read_chat`.
     """
-    reading = _chat_reading(entry, where)
+    reading = ChatReading.parse(entry, where)
     renamed = {key for key, source in reading.properties.items() if key != source}
     asks_more = reading.training or not reading.learns or reading.drop_system or reading.split_thinking
     is_odd = any("," in name or name != name.strip() for name in reading.roles)
@@ -153,17 +166,6 @@ def plain_columns(entry: Mapping[str, Any], where: str) -> ColumnMap | None:
     parts["system"] = _name(entry, "field_system", "system", where)
     parts["tools"] = _name(entry, "field_tools", "tools", where)
     return ColumnMap(parts)
-
-
-def _chat_reading(entry: Mapping[str, Any], where: str) -> ChatReading:
-    return ChatReading(
-        _properties(entry, where),
-        _roles(entry, where),
-        _name(entry, "message_field_training", "", where),
-        _learns(entry, where),
-        _flag(entry, "drop_system_message", where),
-        _flag(entry, "split_thinking", where),
-    )
 
 
 def _properties(entry: Mapping[str, Any], where: str) -> dict[str, str]:
@@ -190,8 +192,8 @@ def _properties(entry: Mapping[str, Any], where: str) -> dict[str, str]:
 
 def _roles(entry: Mapping[str, Any], where: str) -> dict[str, str]:
     roles = entry.get("roles") or {}
-    if not isinstance(roles, dict) or not set(roles) <= set(_TARGETS):
-        raise UserError(f"{where}: roles may name {', '.join(_TARGETS)}.", "Fix it.")
+    if not isinstance(roles, dict) or not roles.keys() <= _SPEAKERS.keys():
+        raise UserError(f"{where}: roles may name {', '.join(_SPEAKERS)}.", "Fix it.")
     named = {}
     for target, sources in roles.items():
         for source in sources if isinstance(sources, list) else [sources]:
@@ -200,7 +202,7 @@ def _roles(entry: Mapping[str, Any], where: str) -> dict[str, str]:
 
 
 def _learns(entry: Mapping[str, Any], where: str) -> bool:
-    """Whether answers are trained on by default, unless a message says otherwise.
+    """True if answers are trained on by default, unless a message says otherwise.
 
     Raises:
         UserError: If turns other than the assistant's are to be trained on, or none.
@@ -220,10 +222,7 @@ def _learns(entry: Mapping[str, Any], where: str) -> bool:
 
 def _refuse_template(entry: Mapping[str, Any], where: str) -> None:
     wanted = entry.get("chat_template")
-    known = isinstance(wanted, str) and (
-        wanted == "tokenizer_default" or wanted.startswith("tokenizer_default_fallback_")
-    )
-    if wanted is None or known:
+    if wanted in (None, "tokenizer_default") or str(wanted).startswith("tokenizer_default_fallback_"):
         return
     name = TEMPLATES.get(str(wanted))
     raise UserError(

@@ -1,17 +1,19 @@
-"""LLaMA-Factory datasets: entries of ``dataset_info.json``."""
+"""LLaMA-Factory datasets: entries of ``dataset_info.json``, and the dataset lists (YAML) of its second generation."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from core.config.choices import ColumnRole
 from core.data.formats.mapping import ColumnMap
-from core.data.registries.named_files import note_outside
-from core.data.registries.source import DataSource, hub_source, load_registry, refuse_unknown_keys
+from core.data.registries.source import DataSource, hub_source, load_registry, note_outside, refuse_unknown_keys
 from core.errors import UserError
+from core.hub.store import NotFetchedError
 from core.hub_uri import HubEntry, make_entry
 from core.text import one_line
 
@@ -19,8 +21,18 @@ from core.text import one_line
 _REMOTE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 _KEYS = {
     *_REMOTE,
-    "hf_hub_url",
-    *("file_name", "formatting", "ranking", "subset", "folder", "num_samples", "split", "columns", "tags"),
+    *(
+        "hf_hub_url",
+        "file_name",
+        "formatting",
+        "ranking",
+        "subset",
+        "folder",
+        "num_samples",
+        "split",
+        "columns",
+        "tags",
+    ),
 }
 _COLUMNS: dict[str, ColumnRole] = {
     "prompt": "user",
@@ -58,6 +70,23 @@ _DEFAULT_TAGS = {
 _FORMATTINGS = ("alpaca", "sharegpt", "openai")
 _MEANT = {"format": "formatting", "formating": "formatting", "file": "file_name", "path": "file_name"}
 
+# Dataset lists: their keys, and format and columns by the name of a converter.
+_LIST_KEYS = {"path", "source", "split", "converter", "size", "weight", "streaming"}
+_LIST_MEANT = {"file_name": "path", "formatting": "converter", "format": "converter"}
+_SOURCES = ("hf_hub", "local", "ms_hub")
+_LIST_ALPACA: dict[ColumnRole, str] = {
+    "user": "instruction",
+    "context": "input",
+    "assistant": "output",
+    "system": "system",
+}
+_CONVERTERS: dict[str | None, tuple[str, dict[ColumnRole, str] | None]] = {
+    None: ("auto", None),
+    "alpaca": ("auto", _LIST_ALPACA),
+    "sharegpt": ("sharegpt", None),
+    "pair": ("preference", None),
+}
+
 
 def read_llama_factory(path: Path, name: str) -> DataSource:
     """Read one entry of ``dataset_info.json``.
@@ -68,30 +97,103 @@ def read_llama_factory(path: Path, name: str) -> DataSource:
 
     Raises:
         UserError: If there is no such entry, it uses an unsupported option, or it names a file that it must not (see
-            :func:`~core.data.registries.named_files.note_outside`).
+            :func:`~core.data.registries.source.note_outside`).
     """
     registry = load_registry(path)
     if not isinstance(registry, dict):
         raise UserError(f"{one_line(str(path))} is no object of datasets.", "Check the path.")
-    if name not in registry:
-        near = difflib.get_close_matches(name[:60], list(map(str, registry)), n=1, cutoff=0.5)
-        known = ", ".join(one_line(str(known), 40) for known in list(registry)[:12])
-        hint = f"Did you mean {one_line(near[0], 60)}?" if near else f"It has {known}."
-        raise UserError(f"{one_line(str(path))} has no dataset {one_line(name, 60)}.", hint)
+    _refuse_missing(path, registry, name)
     where = f"{one_line(str(path))}#{one_line(name, 60)}"
     entry = registry[name]
     if not isinstance(entry, dict):
         raise UserError(f"{where} is no object.", 'Write {"file_name": "..."}.')
     refuse_unknown_keys(where, entry, _KEYS, _MEANT)
-    samples = entry.get("num_samples")
-    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
-        raise UserError(f"{where}: num_samples must be a whole number from 1 up.", "Fix it.")
-    name = f"{path}#{name}"
-    if entry.get("hf_hub_url"):
-        return hub_source(_hub_entry(entry, where), DataSource(name, path, "auto", _column_map(entry, where), samples))
-    file = _local_file(path, entry, where)
-    note = note_outside(path, file, where)
-    return DataSource(name, file, "auto", _column_map(entry, where), samples, note=note)
+    samples = _count(entry, "num_samples", where)
+    hub_entry = _hub_entry(entry, where) if entry.get("hf_hub_url") else None
+    file = _local_file(path, entry, where) if hub_entry is None else path
+    note = note_outside(path, file, where) if hub_entry is None else ""
+    source = DataSource(f"{path}#{name}", file, "auto", _column_map(entry, where), samples, note=note)
+    return source if hub_entry is None else hub_source(hub_entry, source)
+
+
+def is_dataset_list(values: object) -> bool:
+    """True if a YAML file is a dataset list of the second generation: tables by name, each with a path."""
+    return (
+        isinstance(values, dict)
+        and bool(values)
+        and all(isinstance(entry, dict) and isinstance(entry.get("path"), str) for entry in values.values())
+    )
+
+
+def read_dataset_list(file: Path, values: Mapping[str, Any], name: str) -> list[DataSource]:
+    """Read the datasets of a list.
+
+    Args:
+        file: The YAML file; paths in it are relative to its directory, or to the one above, as they are relative to
+            where LLaMA-Factory is run.
+        values: Its content.
+        name: The dataset; empty for all.
+
+    Raises:
+        UserError: If there is no such dataset, it uses an unsupported option, or it names a file that it must not (see
+            :func:`~core.data.registries.source.note_outside`).
+    """
+    if name:
+        _refuse_missing(file, values, name)
+    return [_read_listed(file, str(each), values[each]) for each in ([name] if name else values)]
+
+
+def _read_listed(file: Path, name: str, entry: Mapping[str, Any]) -> DataSource:
+    where = f"{one_line(str(file))}#{one_line(name, 60)}"
+    refuse_unknown_keys(where, entry, _LIST_KEYS, _LIST_MEANT)
+    size, path = _count(entry, "size", where), entry["path"]
+    if entry.get("weight") not in (None, 1):
+        raise UserError(f"{where} has a weight of its own.", "Remove it, and name the dataset in data.weights.")
+    if not path.strip():
+        # Beside the file it would be the directory, with all that lies there.
+        raise UserError(f"{where} has an empty path.", "Name a file, a directory or a dataset of the hub.")
+    kind, split, converter = entry.get("source", "hf_hub"), entry.get("split", "train"), entry.get("converter")
+    if kind not in _SOURCES:
+        raise UserError(f"{where} has the source {one_line(str(kind), 40)}.", f"It may be {', '.join(_SOURCES)}.")
+    if kind == "ms_hub":
+        raise UserError(f"{where} is fetched from the net (ms_hub).", "Download it, and set source: local.")
+    if (converter is not None and not isinstance(converter, str)) or converter not in _CONVERTERS:
+        known = ", ".join(known for known in _CONVERTERS if known)
+        raise UserError(f"{where} has the converter {one_line(str(converter), 40)}.", f"It may be {known}, or absent.")
+    format_, columns = _CONVERTERS[converter]
+    source = DataSource(f"{file}#{name}", Path(), format_, ColumnMap(columns) if columns else None, size)
+    if kind != "local":
+        try:
+            return hub_source(make_entry(path, split=str(split)), source)
+        except NotFetchedError:
+            raise
+        except UserError as error:
+            raise UserError(f"{where}: {error.message}", error.hint) from error
+    _refuse_split(split, where)
+    places = [file.parent / path, file.parent.parent / path]
+    found = next((place for place in places if os.path.exists(place)), places[0])
+    return replace(source, path=found, note=note_outside(file, found, where))
+
+
+def _refuse_missing(path: Path, registry: Mapping[Any, Any], name: str) -> None:
+    if name not in registry:
+        near = difflib.get_close_matches(name[:60], list(map(str, registry)), n=1, cutoff=0.5)
+        known = ", ".join(one_line(str(known), 40) for known in list(registry)[:12])
+        hint = f"Did you mean {one_line(near[0], 60)}?" if near else f"It has {known}."
+        raise UserError(f"{one_line(str(path))} has no dataset {one_line(name, 60)}.", hint)
+
+
+def _refuse_split(split: object, where: str) -> None:
+    if split != "train":
+        raise UserError(f"{where} has the split {one_line(str(split), 40)}, and files have none.", "Remove it.")
+
+
+def _count(entry: Mapping[str, Any], key: str, where: str) -> int | None:
+    """A number of rows; None where it is not given."""
+    count = entry.get(key)
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise UserError(f"{where}: {key} must be a whole number from 1 up.", "Fix it.")
+    return count
 
 
 def _local_file(path: Path, entry: Mapping[str, Any], where: str) -> Path:
@@ -101,22 +203,15 @@ def _local_file(path: Path, entry: Mapping[str, Any], where: str) -> Path:
     file_name = entry.get("file_name")
     if not isinstance(file_name, str) or not file_name:
         raise UserError(f"{where} has no file_name.", "Add the path of its data file.")
-    if entry.get("split", "train") != "train":
-        raise UserError(
-            f"{where} has the split {one_line(str(entry['split']), 40)}, and files have none.", "Remove it."
-        )
+    _refuse_split(entry.get("split", "train"), where)
     return path.parent / file_name
 
 
 def _hub_entry(entry: Mapping[str, Any], where: str) -> HubEntry:
     """Hub dataset named by ``hf_hub_url`` and its companion keys."""
     try:
-        return make_entry(
-            str(entry["hf_hub_url"]),
-            path=entry.get("folder"),
-            subset=entry.get("subset"),
-            split=entry.get("split", "train"),
-        )
+        about = {"path": entry.get("folder"), "subset": entry.get("subset"), "split": entry.get("split", "train")}
+        return make_entry(str(entry["hf_hub_url"]), **about)
     except UserError as error:
         raise UserError(f"{where}: {error.message}", error.hint) from error
 
@@ -150,10 +245,6 @@ def _column_map(entry: Mapping[str, Any], where: str) -> ColumnMap:
             raise UserError(f"{where} is {formatting} and its columns name no messages.", "Add messages to columns.")
         tags = _texts(entry, "tags", set(_TAGS), _DEFAULT_TAGS if formatting == "sharegpt" else {}, where)
         parts |= {_TAGS[key]: tag for key, tag in tags.items()}
-    return _checked(parts, media, where)
-
-
-def _checked(parts: dict[ColumnRole, str], media: dict[str, str], where: str) -> ColumnMap:
     try:
         return ColumnMap(parts, media=media)
     except UserError as error:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.data.formats.mapping import ColumnMap
 from core.data.registries.axolotl import read_axolotl
-from core.data.registries.llama_factory import read_llama_factory
-from core.data.registries.llama_factory_v1 import is_dataset_list, read_dataset_list
+from core.data.registries.llama_factory import is_dataset_list, read_dataset_list, read_llama_factory
 from core.data.registries.source import DataSource, hub_source, load_registry
 from core.errors import UserError
 from core.hub_uri import is_hub_entry, parse_dataset

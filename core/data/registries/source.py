@@ -1,15 +1,20 @@
-"""Data sources: the files of a dataset with their format and columns, and the registry files that name them."""
+"""Data sources: the files of a dataset with their format and columns, and the registry files that name them.
+
+A registry that was downloaded is not trusted: it may name only files of the same download.
+"""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from core import paths
 from core.data.files.reader import all_rows, open_files, open_rows
 from core.data.files.rows import Row, RowFile
 from core.data.files.shared_rows import open_shared
@@ -18,12 +23,13 @@ from core.data.formats.mapping import ColumnMap
 from core.errors import UserError
 from core.hub.store import find_fetched
 from core.hub_uri import HubEntry
+from core.models.find import hub_cache_dir
 from core.path_kind import YAML_SUFFIXES
 from core.sandbox.pool import sandboxed
 from core.sandbox.rights import reading
 from core.small_files import read_small
 from core.text import one_line
-from core.yaml.sandboxed import read_yaml
+from core.yaml.file import read_yaml
 
 #: Largest registry file read, in bytes.
 REGISTRY_LIMIT = 4 << 20
@@ -123,3 +129,48 @@ def refuse_unknown_keys(where: str, given: Iterable[Any], known: Collection[str]
             guess = meant.get(str(key)) or (near[0] if near else None)
             hint = f"Did you mean {guess}?" if guess else f"The keys are {', '.join(sorted(known))}."
             raise UserError(f"{where} has the unknown key {one_line(str(key), 40)}.", hint)
+
+
+def note_outside(registry: Path, named: Path, where: str) -> str:
+    """Remark on the location of a file that a registry names; empty if it is in the registry's directory.
+
+    The owner of a registry may name any file; the remark is shown with the rows, as a user who got the registry from
+    somebody else may not expect it. A registry that was downloaded is not trusted: it may name only files of the same
+    download. Links are resolved.
+
+    Args:
+        registry: Path of the registry, as given.
+        named: A file or directory that an entry of it names.
+        where: The entry, for messages.
+
+    Raises:
+        UserError: If the registry was downloaded, and the file is not part of that download.
+    """
+    try:
+        target = os.path.realpath(named)
+    except ValueError as error:  # a NUL, or invalid Unicode
+        raise UserError(f"{where} names {one_line(str(named), 200)}, which no file is called.", "Fix it.") from error
+    if (download := _download_of(registry)) is not None:
+        if _is_below(target, download):
+            return ""
+        raise UserError(
+            f"{where} names {one_line(target, 200)}, which did not come with the download that the registry is from.",
+            "Copy the registry into a directory of yours if that file is meant.",
+        )
+    if _is_below(target, os.path.realpath(registry.parent)):
+        return ""
+    return f"{one_line(registry.name, 60)} names a file outside of its directory: {one_line(target, 200)}."
+
+
+def _download_of(registry: Path) -> str | None:
+    """Directory of the repository that a registry was downloaded with; None for a registry of the user's own."""
+    for downloads in (paths.datasets_dir(), paths.models_dir(), hub_cache_dir()):
+        root = os.path.realpath(downloads)
+        for place in (os.path.realpath(registry), os.path.realpath(registry.parent)):
+            if _is_below(place, root) and place != root:
+                return os.path.join(root, Path(place).relative_to(root).parts[0])
+    return None
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return Path(path).is_relative_to(directory)

@@ -17,10 +17,10 @@ from core.importers.convert import TOOLS
 from tests.cases import cases
 from tests.core.commands.conftest import Call, Result
 from tests.core.data.sample_files import json_lines, pairs, write
-from tests.core.importers.tools.test_axolotl import QLORA as AXOLOTL
-from tests.core.importers.tools.test_llama_factory import QLORA as LLAMA_FACTORY
-from tests.core.importers.tools.test_llama_factory import registry
-from tests.core.importers.tools.test_unsloth import USUAL as UNSLOTH
+from tests.core.importers.test_axolotl import QLORA as AXOLOTL
+from tests.core.importers.test_llama_factory import QLORA as LLAMA_FACTORY
+from tests.core.importers.test_llama_factory import registry
+from tests.core.importers.test_unsloth import USUAL as UNSLOTH
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = {"axolotl": AXOLOTL, "llama-factory": LLAMA_FACTORY, "unsloth": UNSLOTH}

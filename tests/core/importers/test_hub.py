@@ -15,8 +15,8 @@ from core.importers.redact import holds_secret
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
 from tests.core.importers.helpers import carry, comment, entry, loaded, setting
-from tests.core.importers.tools.test_axolotl import BASE
-from tests.core.importers.tools.test_llama_factory import BASE as LLAMA_FACTORY
+from tests.core.importers.test_axolotl import BASE
+from tests.core.importers.test_llama_factory import BASE as LLAMA_FACTORY
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -118,7 +118,7 @@ def test_entries_of_other_places_are_not_named_in_the_file(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path / "run")
     imported = carry(tmp_path / "run" / "configs", f"{BASE}datasets: [{{path: data/quiz.jsonl, type: jeopardy}}]\n")
     assert setting(imported, "data.train") == str(tmp_path / "run" / "data" / "quiz.jsonl")
-    assert "data.columns cannot say" in entry(imported, "datasets[1]")[1].reason
+    assert "data.columns cannot express" in entry(imported, "datasets[1]")[1].reason
 
 
 def test_rows_to_measure_on_are_never_those_of_another_entry(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def read_import(path: Path) -> Imported:
 
 def report_screen(path: Path, imported: Imported) -> ReportScreen:
     """The screen with the report: options imported, and options that were not."""
-    from core.importers.report import render
+    from core.importers.convert import render
 
     def lines(width: int) -> list[str]:
         found = render(imported, width)

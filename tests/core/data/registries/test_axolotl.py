@@ -14,12 +14,11 @@ from core.data.conversation import Example, RowError
 from core.data.files.rows import Row
 from core.data.formats.derived_columns import TextFormat
 from core.data.formats.mapping import ColumnMap
-from core.data.registries.axolotl_chat import TEMPLATES, plain_columns
-from core.data.registries.axolotl_types import JOINED, PLAIN, REFUSED
+from core.data.registries.axolotl import JOINED, PLAIN, REFUSED
+from core.data.registries.axolotl_chat import plain_columns
 from core.data.registries.resolve import single_source
 from core.data.registries.source import DataSource
 from core.errors import UserError
-from core.importers.tools.axolotl_template import TEMPLATES as IMPORTED
 from tests.cases import cases
 from tests.core.data.conversations import spoken
 from tests.core.data.registries.test_resolve import examples
@@ -301,11 +300,6 @@ def test_what_columns_cannot_say_of_a_chat(keys: dict[str, Any]) -> None:
 )
 def test_keys_that_say_nothing_about_the_rows_are_taken(tmp_path: Path, keys: dict[str, Any]) -> None:
     assert spoken(read(tmp_path, {**CHAT, **keys}, {"talk": TALK})) == spoken(read(tmp_path, CHAT, {"talk": TALK}))
-
-
-def test_the_templates_of_a_hint_are_those_of_the_import() -> None:
-    near = {name: ours for name, (ours, _) in IMPORTED.near.items()}
-    assert {name: ours for name, ours in {**IMPORTED.same, **near}.items() if ours} == TEMPLATES
 
 
 def test_reasoning_is_taken_from_a_key_or_out_of_the_content(tmp_path: Path) -> None:

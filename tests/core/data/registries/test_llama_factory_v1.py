@@ -13,7 +13,7 @@ from core import paths
 from core.data.conversation import Example
 from core.data.files.rows import Row
 from core.data.formats.detect import SAMPLE
-from core.data.registries.llama_factory_v1 import is_dataset_list
+from core.data.registries.llama_factory import is_dataset_list
 from core.data.registries.resolve import flat_sources, resolve_source, single_source
 from core.data.registries.source import DataSource
 from core.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core.importers.tools.unsloth import UNSLOTH
+from core.importers.unsloth import UNSLOTH
 from tests.cases import cases
 from tests.core.importers.helpers import (
     assert_all_accounted,
@@ -55,16 +55,6 @@ logging:
   enable_tensorboard: false
   tensorboard_dir: runs
 """
-DOCUMENTED = (
-    "model data.dataset data.local_dataset data.format_type training.training_type training.max_seq_length "
-    "training.load_in_4bit training.output_dir training.num_epochs training.learning_rate training.batch_size "
-    "training.gradient_accumulation_steps training.warmup_steps training.max_steps training.save_steps "
-    "training.weight_decay training.random_seed training.packing training.train_on_completions "
-    "training.gradient_checkpointing lora.lora_r lora.lora_alpha lora.lora_dropout lora.target_modules "
-    "lora.use_rslora lora.use_loftq lora.use_dora lora.finetune_vision_layers lora.finetune_language_layers "
-    "lora.finetune_attention_modules lora.finetune_mlp_modules lora.vision_all_linear logging.enable_wandb "
-    "logging.wandb_project logging.wandb_token logging.enable_tensorboard logging.tensorboard_dir logging.hf_token"
-)
 
 
 def test_a_usual_file(tmp_path: Path) -> None:
@@ -86,15 +76,6 @@ def test_a_usual_file(tmp_path: Path) -> None:
     assert entry(imported, "logging.enable_wandb")[0] == "carried"
     tracking = config.tracking
     assert (tracking.tools, tracking.project, tracking.wandb_mode) == (["wandb"], "mine", "offline")
-
-
-@cases("key", DOCUMENTED.split())
-def test_each_documented_key_is_handled_or_listed(tmp_path: Path, key: str) -> None:
-    section, _, name = key.rpartition(".")
-    text = f"{section}:\n  {name}:\n" if section else f"{name}:\n"
-    imported = carry(tmp_path, text, "unsloth")
-    assert entry(imported, key)[1].value is None
-    assert not imported.unknown
 
 
 def test_its_defaults_are_not_ours(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from core.errors import UserError
 from core.importers.convert import Imported
-from core.importers.translation import Entry
 from tests.cases import cases
 from tests.core.importers.helpers import carry, comment, entry, loaded, rows, setting
 
@@ -96,7 +95,7 @@ def test_the_metric_counts_only_where_something_asks_for_it(tmp_path: Path) -> N
     imported = read(tmp_path, "llama-factory", "metric_for_best_model: accuracy\ngreater_is_better: true\n")
     assert [told(imported, key)[0] for key in ("metric_for_best_model", "greater_is_better")] == ["carried", "carried"]
     saved = read(tmp_path, "llama-factory", "save_strategy: best\n")
-    assert "best checkpoint is kept" in entry(saved, "save_strategy")[1].reason
+    assert told(saved, "save_strategy") == ("carried", None)
 
 
 # Packing.
@@ -105,12 +104,12 @@ def test_the_metric_counts_only_where_something_asks_for_it(tmp_path: Path) -> N
 @cases(
     ("kind", "text", "key", "where", "words"),
     [
-        ("axolotl", "sample_packing: true\n", "sample_packing", "changed", "each of its rows holds several"),
+        ("axolotl", "sample_packing: true\n", "sample_packing", "changed", "each row of a batch is filled"),
         ("axolotl", "batch_flattening: auto\n", "batch_flattening", "carried", ""),
-        ("llama-factory", "neat_packing: true\n", "neat_packing", "changed", "each of its rows holds several"),
-        ("llama-factory", "packing: true\n", "packing", "changed", "do not see one another, as there they do"),
-        ("llama-factory", "packing: true\nstage: pt\n", "packing", "changed", "joined and cut"),
-        ("unsloth", "training: {packing: true}\n", "training.packing", "changed", "each of its rows holds several"),
+        ("llama-factory", "neat_packing: true\n", "neat_packing", "changed", "each row of a batch is filled"),
+        ("llama-factory", "packing: true\n", "packing", "changed", "never attend to each other"),
+        ("llama-factory", "packing: true\nstage: pt\n", "packing", "changed", "lie end to end"),
+        ("unsloth", "training: {packing: true}\n", "training.packing", "changed", "each row of a batch is filled"),
     ],
 )
 def test_packing_is_carried_over_with_the_reason(
@@ -247,7 +246,5 @@ def test_the_two_names_of_noise_are_refused_together(tmp_path: Path) -> None:
 
 def test_what_happens_anyway_is_not_denied(tmp_path: Path) -> None:
     imported = read(tmp_path, "llama-factory", "do_eval: true\nauto_find_batch_size: true\nuse_cache: false\n")
-    assert {Entry(key, value, None, "As it is here.") for key, value in (("do_eval", True), ("use_cache", False))} <= {
-        *imported.carried
-    }
-    assert told(imported, "auto_find_batch_size") == ("carried", None)
+    for key in ("do_eval", "use_cache", "auto_find_batch_size"):
+        assert told(imported, key) == ("carried", None)

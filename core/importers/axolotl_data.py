@@ -1,72 +1,60 @@
-"""Axolotl: its datasets, as ``data.train`` and ``data.eval``."""
+"""Axolotl: its datasets, as ``data.train`` and ``data.eval``, and its chat template."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from core.data.files.shards import list_shards
 from core.data.formats.mapping import ColumnMap
-from core.data.registries.axolotl import KEYS, entry_reading, hub_entries
-from core.data.registries.axolotl_chat import plain_columns
+from core.data.registries.axolotl import KEYS, LOADERS, entry_reading, hub_entries
+from core.data.registries.axolotl_chat import TEMPLATES, plain_columns
 from core.errors import UserError
-from core.importers.common.data_files import PLACEHOLDER, Written, put_sources, write_entry, write_file
-from core.importers.common.splits import Part, read_splits
-from core.importers.common.steps import count_entries
+from core.importers.data_files import (
+    PLACEHOLDER,
+    Part,
+    Written,
+    count_entries,
+    put_sources,
+    read_splits,
+    write_entry,
+    write_file,
+)
 from core.importers.redact import shown
-from core.importers.tools.axolotl_template import Style, choose_template
+from core.importers.tool import REASONS, Choice
 from core.importers.translation import Translation, file_name
 
-#: Options that the keys of datasets may set.
-DATA_OPTIONS = (
-    "data.train",
-    "data.eval",
-    "data.format",
-    "data.columns",
-    "data.weights",
-    "template.name",
-    "template.file",
-)
-
-# Loaders of files: the entry's files are in data_files.
-_LOADERS = ("json", "csv", "parquet", "arrow", "text")
-_TEXT_COLUMN = "text_column"
 # Keys of an entry that locate its rows on the Hub; they do not apply to a local path.
-_OF_HUB = {
-    "name": "It names a part of a dataset of the Hub, and the data is on this machine.",
-    "revision": "It names a version of a dataset of the Hub, and the data is on this machine.",
-}
+_OF_HUB = ("name", "revision")
 # Keys of an entry without a counterpart that leave the rows unchanged.
-_LEFT: dict[str, str] = {
-    "trust_remote_code": "Code that comes with a dataset is not run.",
-    "preprocess_shards": "Rows are read in one go.",
-    "strict": "Every row that cannot be read is reported.",
-    "conversation": "It belongs to the type sharegpt, which Axolotl has removed.",
-    "field_human": "It has no effect in Axolotl any more.",
-    "field_model": "It has no effect in Axolotl any more.",
-    "input_format": "The chat template says how a turn is written.",
-    "input_transform": "Rows are read as they are.",
-    "logprobs_field": "Distillation is not offered.",
-    "temperature": "Distillation is not offered.",
-    "skip": "All rows are read: write those that are wanted to a file of their own.",
-    "field_chosen": "Preference pairs are read from the columns chosen and rejected.",
-    "field_rejected": "Preference pairs are read from the columns chosen and rejected.",
-    "step_separator": "Rewards of steps are not learned.",
-    "max_completion_length": "Rewards of steps are not learned.",
-    "train_on_last_step_only": "Rewards of steps are not learned.",
-    "length": "Rows are not made up.",
-    "sequence_length": "Rows are not made up.",
-    "min_input_id": "Rows are not made up.",
-    "max_input_id": "Rows are not made up.",
-    "seed": "Rows are not made up.",
+_LEFT = {
+    *("trust_remote_code", "preprocess_shards", "strict", "conversation", "field_human", "field_model", "input_format"),
+    *("input_transform", "logprobs_field", "temperature", "skip", "field_chosen", "field_rejected", "step_separator"),
+    *("max_completion_length", "train_on_last_step_only", "length", "sequence_length", "min_input_id"),
+    *("max_input_id", "seed"),
 }
+_TEXT_COLUMN = "text_column"
 _ENTRY_KEYS = {*KEYS, *_LEFT, *_OF_HUB, _TEXT_COLUMN}
 # Instruction types to the nearest template, by the part of the type after the colon.
 _STYLES = {"": "alpaca", "instruct": "alpaca", "chat": "vicuna", "chatml": "chatml", "phi": "phi3"}
 _ALPACA_TYPES = ("alpaca", "gpteacher", "oasst")
+
+#: Chat templates that differ a little from ours of that name.
+_NEAR = {
+    "phi_3": "Without the token that begins a text.",
+    "qwen_25": "Its default system prompt does not name its maker here.",
+    **dict.fromkeys(("mistral_v1", "mistral_v2v3", "mistral_v3_tekken"), "Blanks around [INST] differ by a little."),
+    "alpaca": "Its first sentence differs by a little.",
+}
+_TEMPLATE = Choice(
+    "template.name",
+    same={"tokenizer_default": None, **{name: ours for name, ours in TEMPLATES.items() if name not in _NEAR}},
+    near={name: (TEMPLATES[name], difference) for name, difference in _NEAR.items()},
+)
+_FALLBACK = "tokenizer_default_fallback_"
 
 
 @dataclass(frozen=True)
@@ -80,7 +68,7 @@ class _Dataset:
         columns: The columns that its type names, as in ``data.columns``.
         needs_file: Whether its type needs more than format and columns can express.
         is_readable: Whether it is one of ``datasets`` and our reader takes it as it is in the file.
-        style: The named template nearest to the format of its type.
+        style: The named template nearest to the format of its type; None for conversations.
         template: Its own ``chat_template``.
     """
 
@@ -94,11 +82,6 @@ class _Dataset:
     template: str | None = None
 
     @property
-    def is_instruction(self) -> bool:
-        """Whether Axolotl formats its rows by the type instead of a chat template."""
-        return self.columns is not None and "assistant" in self.columns.columns
-
-    @property
     def reading(self) -> tuple[str, dict[Any, str]]:
         """Format and columns."""
         return self.format, dict(self.columns.columns) if self.columns is not None else {}
@@ -109,6 +92,9 @@ def datasets(work: Translation) -> bool:
 
     Returns:
         Whether there are rows for evaluation.
+
+    Raises:
+        UserError: If a value is of the wrong kind.
     """
     train = _read(work, "datasets") + _read(work, "pretraining_dataset")
     held = _read(work, "test_datasets")
@@ -129,16 +115,19 @@ def datasets(work: Translation) -> bool:
             sources = [source for entry in entries for source in _written(work, entry, is_named=entry in named)]
             put_sources(work, key, option, sources, _remark(work, entries, named))
             _take_parts(work, option, entries, sources)
-        elif work.has(key) and option == "data.eval":
+        elif option == "data.eval":
             work.drop(key, "It names no data that can be read here.")
     if not train:
         work.change("datasets", "data.train", PLACEHOLDER, "The file names no data that can be read here: put yours.")
     for entry in plain:
         if entry.needs_file or not (is_alike or entry.reading == ("auto", {})):
-            work.drop(entry.key, "data.columns cannot say how it is read: the columns of a row decide.")
+            work.drop(entry.key, "data.columns cannot express its type: the columns of a row decide.")
     if plain and is_alike:
-        _put_reading(work, plain[0])
-    choose_template(work, [Style(entry.key, entry.style, entry.template) for entry in train])
+        format_, columns = plain[0].reading
+        option, value = ("data.columns", columns) if columns else ("data.format", format_)
+        if value != "auto":
+            work.put(option, value, f"By the type of {plain[0].key}; rows without a type are tokens.")
+    _template(work, train)
     return bool(held)
 
 
@@ -155,47 +144,38 @@ def _remark(work: Translation, entries: list[_Dataset], named: list[_Dataset]) -
     """A remark on the decisions for all entries."""
     if any(entry in named for entry in entries):
         return f"Rows are read as {file_name(work.source.path)} says, which must stay where it is."
-    own = [entry for entry in entries if entry.is_instruction and entry.style is None]
-    return f"The chat template writes the rows; the form of {own[0].key} is not offered." if own else ""
-
-
-def _put_reading(work: Translation, entry: _Dataset) -> None:
-    """Set format and columns, for all sources that are not entries of the file."""
-    format_, columns = entry.reading
-    if columns:
-        work.put("data.columns", columns, f"As the type of {entry.key} says.")
-    elif format_ == "tokens":
-        work.put("data.format", format_, f"{entry.key} has no type: its rows are tokens.")
-    elif format_ != "auto":
-        work.put("data.format", format_, f"As the type of {entry.key} says.")
+    for entry in entries:
+        # Axolotl formats the rows of instruction types by the type instead of a chat template.
+        if entry.columns is not None and "assistant" in entry.columns.columns and entry.style is None:
+            return f"The chat template formats the rows; the form of {entry.key} is not available."
+    return ""
 
 
 def _take_parts(work: Translation, option: str, entries: list[_Dataset], sources: list[Written]) -> None:
     """Slices of splits as ``data.weights``: the same number of rows, though not the same rows."""
     parted = [entry for entry in entries if any(source.part is not None for source in entry.sources)]
-    if not parted or option != "data.train":
+    train = work.value("data.train")
+    problem = ""
+    if option != "data.train":
+        problem = "Evaluation takes eval.max_rows of all rows, not a part of a split."
+    elif (train if len(sources) > 1 else [train]) != [source.text for source in sources]:
+        problem = "Its data is not named."
+    if problem or not parted:
         for entry in parted:
-            work.drop(f"{entry.key}.split", "Not a part of a split is measured, but eval.max_rows of all its rows.")
+            work.drop(f"{entry.key}.split", problem)
         return
-    setting = work.settings.get("data.train")
-    if setting is None or (setting.value if len(sources) > 1 else [setting.value]) != [one.text for one in sources]:
-        for entry in parted:
-            work.drop(f"{entry.key}.split", "Its data is not named.")
-        return
-    known = count_entries(work)
-    counts: list[int | None] = [*known] if known is not None else [None] * len(sources)
+    counts: Sequence[int | None] = count_entries(work) or [None] * len(sources)
     shares: dict[Written, float | None] = {}
     for source, count in zip(sources, counts, strict=True):
         share = source.part.share(count) if source.part is not None else 1.0
         shares[source] = round(share, 6) if share is not None and share >= 1e-6 else None
     weights = [shares[source] or 1.0 for source in sources]
     for entry in parted:
+        key = f"{entry.key}.split"
         if all(shares[source] is not None for source in entry.sources):
-            work.change(
-                f"{entry.key}.split", "data.weights", weights, "As many rows of the split; which, decides train.seed."
-            )
+            work.change(key, "data.weights", weights, "As many rows of the split; train.seed decides which.")
         else:
-            work.drop(f"{entry.key}.split", "A part of a split, of which the rows cannot be counted: all are used.")
+            work.drop(key, "A part of a split whose rows cannot be counted: all are used.")
 
 
 def _read(work: Translation, key: str) -> list[_Dataset]:
@@ -204,12 +184,13 @@ def _read(work: Translation, key: str) -> list[_Dataset]:
         return []
     if key == "pretraining_dataset" and isinstance(value, (str, dict)):
         value = [{"path": value} if isinstance(value, str) else value]
+    hint = "Write - path: and type: below."
     if not isinstance(value, list):
-        work.refuse(key, f"must be a list of datasets, not {shown(key, value)}", "Write - path: and type: below.")
+        work.refuse(key, f"must be a list of datasets, not {shown(key, value)}", hint)
     found = []
     for number, entry in enumerate(value, 1):
         if not isinstance(entry, dict):
-            work.refuse(key, f"has an entry that is no table: {shown(key, entry)}", "Write - path: and type: below.")
+            work.refuse(key, f"has an entry that is no table: {shown(key, entry)}", hint)
         if (dataset := _read_entry(work, f"{key}[{number}]", entry)) is not None:
             found.append(dataset)
     return found
@@ -217,13 +198,12 @@ def _read(work: Translation, key: str) -> list[_Dataset]:
 
 def _read_entry(work: Translation, key: str, entry: Mapping[str, Any]) -> _Dataset | None:
     given = {name: value for name, value in entry.items() if value is not None}
-    work.inner[key] = given
+    work.inner |= {key: given, **{f"{key}.{name}": value for name, value in given.items()}}
     for name, value in given.items():
-        work.inner[f"{key}.{name}"] = value
         if name not in _ENTRY_KEYS:
             work.note_unknown(f"{key}.{name}", [f"{key}.{known}" for known in sorted(_ENTRY_KEYS)])
         elif name in _LEFT and value is not False:
-            work.drop(f"{key}.{name}", _LEFT[name])
+            work.drop(f"{key}.{name}", REASONS["data"])
     if key.startswith("pretraining"):
         given = {"type": "pretrain", "field": given.get(_TEXT_COLUMN) or "text", **given}
     path = given.get("path")
@@ -232,11 +212,11 @@ def _read_entry(work: Translation, key: str, entry: Mapping[str, Any]) -> _Datas
         return None
     given["path"] = path.strip()
     sources = _sources(work, key, given)
-    kind = given.get("type") if isinstance(given.get("type"), str) else ""
+    kind = given["type"] if isinstance(given.get("type"), str) else ""
     template = given.get("chat_template")
     if template != "tokenizer_default":
         given.pop("chat_template", None)
-    if str(kind).partition(":")[0].partition(".")[0] == "chat_template":
+    if kind.partition(":")[0].partition(".")[0] == "chat_template":
         # As its loader does, which knows no other parts of the name for supervised rows.
         given["type"] = "chat_template"
     is_whole = (
@@ -257,21 +237,21 @@ def _read_entry(work: Translation, key: str, entry: Mapping[str, Any]) -> _Datas
         None if needs_file else plain,
         needs_file,
         is_readable=is_whole and key.startswith("datasets[") and _is_found(work, given, sources),
-        style=_style(str(kind)),
+        style=_style(kind),
         template=template if isinstance(template, str) else None,
     )
 
 
 def _is_found(work: Translation, entry: Mapping[str, Any], sources: list[Written]) -> bool:
-    """Whether our reader, whose paths start at the file, takes the same rows of the entry."""
-    file, split = Path(os.path.abspath(work.source.path)), str(entry.get("split") or "")
-    if file.suffix.lower() not in (".yml", ".yaml") or "[" in split or "+" in split:
+    """True if our reader, whose paths start at the file, takes the same rows of the entry."""
+    file, split, path = Path(os.path.abspath(work.source.path)), str(entry.get("split") or ""), str(entry["path"])
+    if file.suffix.lower() not in (".yml", ".yaml") or {"[", "+"} & set(split):
         return False
     if not all(source.is_read for source in sources):
         return False
-    if file.parent == work.places.base or os.path.isabs(str(entry["path"])):
+    if file.parent == work.places.base or os.path.isabs(path):
         return True
-    return not work.places.is_local(str(entry["path"])) and not os.path.lexists(file.parent / str(entry["path"]))
+    return not work.places.is_local(path) and not os.path.lexists(file.parent / path)
 
 
 def _style(kind: str) -> str | None:
@@ -295,11 +275,11 @@ def _sources(work: Translation, key: str, entry: Mapping[str, Any]) -> list[Writ
         parts = [Part("")]
     if not work.places.is_local(path) and (found := _of_hub(key, entry, parts)) is not None:
         return found
-    for name, reason in _OF_HUB.items():
+    for name in _OF_HUB:
         if entry.get(name):
-            work.drop(f"{key}.{name}", reason)
+            work.drop(f"{key}.{name}", "It selects from a dataset of the Hub, and the data is on this machine.")
     if files:
-        prefix = "" if path in _LOADERS else f"{path.rstrip('/')}/"
+        prefix = "" if path in LOADERS else f"{path.rstrip('/')}/"
         return [write_file(work, f"{prefix}{name}") for name in files]
     written = []
     for part in parts:
@@ -323,10 +303,43 @@ def _of_hub(key: str, entry: Mapping[str, Any], parts: Iterable[Part]) -> list[W
 
 
 def _names_split(work: Translation, path: str, split: str) -> bool:
-    """Whether the split must be named: for a directory that has it, and for one that is yet to be downloaded."""
+    """True if the split must be named: for a directory that has it, and for one that is yet to be downloaded."""
     if not work.places.exists(path):
         return split != "train" and not work.places.is_local(path)
     try:
         return work.places.locate(path).is_dir() and bool(list_shards(work.places.locate(path), split))
     except (UserError, OSError):
         return False
+
+
+def _template(work: Translation, train: Sequence[_Dataset]) -> None:
+    """Chat template: instruction types have a format of their own, which counts before ``chat_template``."""
+    name, jinja, option = "chat_template", "chat_template_jinja", "template.name"
+    styles = {entry.style for entry in train}
+    if len(styles) == 1 and (style := next(iter(styles))) is not None:
+        for key in (name, jinja):
+            work.drop(key, f"The type of the datasets has a form of its own, and that counts in {work.title}.")
+        work.put(option, style, f"The form of the type of {train[0].key} in {work.title}, or nearly so.")
+        return
+    for entry in train:
+        if entry.template is not None and entry.template != work.values.get(name):
+            ours = TEMPLATES.get(entry.template) if len({other.template for other in train}) == 1 else None
+            if ours is not None:
+                work.change(f"{entry.key}.{name}", option, ours, "It is the template of all rows here.")
+            else:
+                work.drop(f"{entry.key}.{name}", f"One dataset cannot have a template: {option} is for all rows.")
+    text, given = work.text(jinja), work.values.get(name)
+    if option in work.settings:
+        work.drop(name, "The dataset's own counts.")
+    elif isinstance(given, str) and given.startswith(_FALLBACK):
+        ours = TEMPLATES.get(given.removeprefix(_FALLBACK))
+        instead = f'set {option} = "{ours}"' if ours else "set template.file"
+        work.note_change(name, option, f"The model's own is used; where it has none, {instead}.")
+    elif text is None or given not in (None, "jinja"):
+        _TEMPLATE.apply(work, name)
+    if text is not None and work.is_done(name):
+        work.drop(jinja, "It counts only with chat_template: jinja.")
+    elif text is not None and "\n" not in text and "{" not in text and work.places.exists(text):
+        work.change(jinja, "template.file", work.places.write(work.places.locate(text)), "A file.")
+    work.drop(jinja, "Write it to a file, and name that in template.file.")
+    work.keep(name)

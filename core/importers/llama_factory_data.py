@@ -1,4 +1,4 @@
-"""LLaMA-Factory: its datasets, and how they are mixed."""
+"""LLaMA-Factory: its datasets, and their mixing weights."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from core.data.registries.llama_factory import read_llama_factory
 from core.errors import UserError
 from core.hub.store import NotFetchedError
 from core.hub_uri import is_hub_id
-from core.importers.common.data_files import PLACEHOLDER, Written, put_sources, write_dataset
-from core.importers.common.shared import HELD_OUT_OPTIONS, SPECIAL_OPTION, held_out, let_special_tokens_act
-from core.importers.common.steps import count_entries
+from core.importers import trainer
+from core.importers.data_files import PLACEHOLDER, Written, count_entries, put_sources, relative_to, write_dataset
 from core.importers.redact import shown
 from core.importers.translation import Translation
 from core.models.find import hub_cache_dir
 
-#: Options that the keys of datasets may set.
-DATA_OPTIONS = ("data.train", "data.eval", "data.columns", "data.weights", SPECIAL_OPTION, *HELD_OUT_OPTIONS)
 REGISTRY = "dataset_info.json"
 
 _ONLINE, _REMOTE = "ONLINE", "REMOTE:"
@@ -27,12 +24,15 @@ _ALPACA = {"user": "instruction", "context": "input", "assistant": "output"}
 
 
 def datasets(work: Translation) -> None:
-    """Convert the datasets, the held-out share, and the mixing weights."""
+    """Convert the datasets, the held-out share, and the mixing weights.
+
+    Raises:
+        UserError: If a value is of the wrong kind, or ``dataset_dir`` is not a name of the Hub.
+    """
     if not work.boolean("split_special_tokens"):
-        let_special_tokens_act(work)
+        trainer.special_tokens_act(work)
     directory = work.text("dataset_dir") or "data"
-    names = work.texts("dataset")
-    held = work.texts("eval_dataset")
+    names, held = work.texts("dataset"), work.texts("eval_dataset")
     registry = _registry(work, directory)
     if names:
         put_sources(work, "dataset", "data.train", _sources(work, directory, registry, names))
@@ -41,33 +41,27 @@ def datasets(work: Translation) -> None:
     if held:
         put_sources(work, "eval_dataset", "data.eval", _sources(work, directory, registry, held))
     if directory == _ONLINE and (names or held):
-        work.change("dataset_dir", "data.columns", _ALPACA, "How a dataset of the Hub is read without a registry.")
+        work.change("dataset_dir", "data.columns", _ALPACA, "The columns of a dataset of the Hub without a registry.")
     elif registry is None:
         work.drop("dataset_dir", f"Put that {REGISTRY} into a directory, name it here, and import again.")
     elif work.has("dataset_dir"):
         work.note_change("dataset_dir", "data.train", f"The directory of {REGISTRY}, which data.train names.")
-    held_out(work, "val_size", bool(held))
+    trainer.held_out(work, "val_size", has_rows=bool(held))
     _mix(work)
 
 
 def _registry(work: Translation, directory: str) -> Path | None:
     """The path of the registry; None where there is none, or it is on the Hub only."""
-    if not _is_remote(directory):
-        return work.places.locate(directory) / REGISTRY
     if directory == _ONLINE:
         return None
+    if not directory.startswith(_REMOTE):
+        return work.places.locate(directory) / REGISTRY
     repository = directory.removeprefix(_REMOTE)
     if not is_hub_id(repository):
         work.refuse("dataset_dir", f"names no repository of the Hub: {shown('dataset_dir', repository)}")
     # LLaMA-Factory's own location.
-    directory_name = f"datasets--{repository.replace('/', '--')}"
-    found = hub_cache_dir().glob(f"{directory_name}/snapshots/*/{REGISTRY}")
+    found = hub_cache_dir().glob(f"datasets--{repository.replace('/', '--')}/snapshots/*/{REGISTRY}")
     return max(found, key=lambda path: path.lstat().st_mtime, default=None)
-
-
-def _is_remote(directory: str) -> bool:
-    """Whether ``dataset_dir`` is on a hub."""
-    return directory == _ONLINE or directory.startswith(_REMOTE)
 
 
 def _sources(work: Translation, directory: str, registry: Path | None, names: list[str]) -> list[Written]:
@@ -75,23 +69,19 @@ def _sources(work: Translation, directory: str, registry: Path | None, names: li
         return [write_dataset(work, name) for name in names]
     if registry is None:
         where = shown("dataset_dir", directory.removeprefix(_REMOTE), 120)
-        return [
-            Written(name, f"An entry of a {REGISTRY} of the Hub, in {where}, which is not here.", False)
-            for name in names
-        ]
+        note = f"An entry of a {REGISTRY} of the Hub, in {where}, which is not here."
+        return [Written(name, note, False) for name in names]
     return [_source(work, registry, name, is_checked=place < _CHECKED) for place, name in enumerate(names)]
 
 
 def _source(work: Translation, registry: Path, name: str, *, is_checked: bool) -> Written:
     """An entry of the registry, as ``dataset_info.json#name``; checked if the registry exists."""
-    places = work.places
-    text = places.write(registry, f"#{name}")
+    text = work.places.write(registry, f"#{name}")
     if not registry.is_file():
-        where = shown("dataset_dir", str(registry), 120)
-        return Written(text, f"There is no {where}, where {work.title} would look.", False)
+        return Written(text, f"There is no {shown('dataset_dir', str(registry), 120)}.", False)
     if not is_checked:
         return Written(text, "", True)
-    note = f"An entry of {REGISTRY}; paths start where {work.title} is run: {shown('path', str(places.base), 80)}."
+    note = f"An entry of {REGISTRY}. {relative_to(work)}"
     try:
         source = read_llama_factory(registry, name)
     except NotFetchedError as error:
@@ -101,8 +91,8 @@ def _source(work: Translation, registry: Path, name: str, *, is_checked: bool) -
     if not source.path.exists():
         return Written(text, f"The file of {shown('dataset', name, 60)} is not there: {source.path}.", False)
     if source.columns is not None and source.columns.media:
-        names = ", ".join(shown("columns", column, 40) for column in source.columns.media)
-        note = f"{note} Only text is read: rows with anything in {names} are not used."
+        media = ", ".join(shown("columns", column, 40) for column in source.columns.media)
+        note = f"{note} Only text is read: rows with anything in {media} are not used."
     return Written(text, note, True)
 
 
@@ -117,34 +107,29 @@ def _mix(work: Translation) -> None:
     parts = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, list) else []
     shares = [share for part in parts if (share := _as_share(part)) is not None]
     if strategy == "concat":
-        if work.has("mix_strategy"):
-            work.carry("mix_strategy", None, reason="As it is here.")
-        if work.has("interleave_probs"):
-            work.drop("interleave_probs", "It counts only with mix_strategy: interleave_under or interleave_over.")
+        work.keep("mix_strategy")
+        work.drop("interleave_probs", "It counts only with mix_strategy: interleave_under or interleave_over.")
     counts = count_entries(work)
     if counts is None or not all(counts) or not work.has("dataset"):
         for key in ("max_samples", "mix_strategy", "interleave_probs"):
-            if work.has(key):
-                work.drop(key, "All rows are used, and how many there are is not known yet. Set data.weights.")
+            work.drop(key, "All rows are used: their number is not known yet. Set data.weights.")
         return
     taken = [min(count, most) if most and most > 0 else count for count in counts]
     if strategy in ("interleave_under", "interleave_over"):
         wanted = shares or [1 / len(counts)] * len(counts)
-        if len(wanted) == len(counts):
-            pick = min if strategy == "interleave_under" else max
-            drawn = pick(rows / share for rows, share in zip(taken, wanted, strict=True))
-            taken = [max(round(drawn * share), 1) for share in wanted]
-            _put_weights(work, "mix_strategy", counts, taken)
-            for key in ("interleave_probs", "max_samples"):
-                if work.has(key):
-                    work.note_change(key, "data.weights", "See mix_strategy.")
+        if len(wanted) != len(counts):
             return
+        pick = min if strategy == "interleave_under" else max
+        drawn = pick(rows / share for rows, share in zip(taken, wanted, strict=True))
+        _put_weights(work, "mix_strategy", counts, [max(round(drawn * share), 1) for share in wanted])
+        for key in ("interleave_probs", "max_samples"):
+            if work.has(key):
+                work.note_change(key, "data.weights", "See mix_strategy.")
+        return
     for key in ("mix_strategy", "interleave_probs"):
-        if work.has(key):
-            work.drop(key, "Each row is used once in an epoch; data.weights says how often those of an entry are.")
+        work.drop(key, "Each row is used once in an epoch; data.weights sets how often those of an entry are.")
     if taken == counts:
-        if work.has("max_samples"):
-            work.carry("max_samples", None, reason="No entry has more.")
+        work.keep("max_samples", reason="No entry has more.")
     else:
         _put_weights(work, "max_samples", counts, taken)
 
@@ -153,9 +138,9 @@ def _put_weights(work: Translation, key: str, counts: list[int], taken: list[int
     """Set ``data.weights`` so that the given number of rows of each entry is used."""
     # As many digits as give the same number of rows again.
     weights = [round(rows / count, len(str(count)) + 1) for rows, count in zip(taken, counts, strict=True)]
-    few = [f"{rows} of {count}" for rows, count in zip(taken[:4], counts, strict=False)]
-    said = ", ".join(few) + (", …" if len(taken) > 4 else "")
-    work.change(key, "data.weights", weights, f"{said} rows in an epoch; which, decides train.seed.")
+    few = ", ".join(f"{rows} of {count}" for rows, count in zip(taken[:4], counts, strict=False))
+    more = ", …" if len(taken) > 4 else ""
+    work.change(key, "data.weights", weights, f"{few}{more} rows in an epoch; train.seed decides which.")
 
 
 def _as_share(part: object) -> float | None:

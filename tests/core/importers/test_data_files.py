@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.analysis.split import held_out_rows, repeats
-from core.importers.common import steps
+from core.importers import data_files
+from core.importers.data_files import Part, read_splits
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
 from tests.core.importers.helpers import carry, comment, entry, loaded, setting
-from tests.core.importers.tools.test_axolotl import BASE as AXOLOTL
-from tests.core.importers.tools.test_llama_factory import BASE as LLAMA_FACTORY
+from tests.core.importers.test_axolotl import BASE as AXOLOTL
+from tests.core.importers.test_llama_factory import BASE as LLAMA_FACTORY
 
 ENTRY = "datasets: [{path: a.jsonl, type: alpaca}]\nmicro_batch_size: 4\n"
 
@@ -83,7 +86,7 @@ def test_rows_that_cannot_be_counted_leave_the_keys_listed(tmp_path: Path, path:
 
 
 def test_large_files_are_not_counted(hundred: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "COUNTED_BYTES", 100)
+    monkeypatch.setattr(data_files, "COUNTED_BYTES", 100)
     assert entry(carry(hundred, f"{AXOLOTL}{ENTRY}saves_per_epoch: 2\n"), "saves_per_epoch")[0] == "unsupported"
 
 
@@ -94,7 +97,7 @@ def test_packed_files_are_counted_too(tmp_path: Path, monkeypatch: pytest.Monkey
     imported = carry(tmp_path, f"{AXOLOTL}{text}saves_per_epoch: 1\n")
     assert setting(imported, "checkpoint.every_steps") == 10
     # What has to be unpacked first takes longer than its size says.
-    monkeypatch.setattr(steps, "COUNTED_BYTES", 2 * len(packed))
+    monkeypatch.setattr(data_files, "COUNTED_BYTES", 2 * len(packed))
     assert entry(carry(tmp_path, f"{AXOLOTL}{text}saves_per_epoch: 1\n"), "saves_per_epoch")[0] == "unsupported"
 
 
@@ -181,3 +184,53 @@ def test_a_number_of_steps_counts_alone(hundred: Path) -> None:
     assert (setting(imported, "train.epochs"), setting(imported, "train.max_steps")) == (None, 10)
     assert entry(imported, "num_epochs")[0] == "carried"
     assert not imported.remarks
+
+
+@cases(
+    ("text", "parts"),
+    [
+        ("", [Part("")]),
+        ("train", [Part("train")]),
+        ("train+test", [Part("train"), Part("test")]),
+        ("train[:10%]", [Part("train", 0, 10, True)]),
+        ("train[5%:10%] + test[3:]", [Part("train", 5, 10, True), Part("test", 3)]),
+        ("train[-100:]", [Part("train", -100)]),
+        ("train[:]", [Part("train")]),
+    ],
+)
+def test_what_is_read(text: str, parts: list[Part]) -> None:
+    assert read_splits(text) == parts
+
+
+@cases("text", ["train[", "train[5]", "train[:5%:2]", "train[a:b]", "train]", "train[5%:10]"])
+def test_what_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match="train"):
+        read_splits(text)
+
+
+@cases(
+    ("text", "rows", "share"),
+    [
+        ("t[:10%]", None, 0.1),
+        ("t[90%:]", None, 0.1),
+        ("t[-10%:]", None, 0.1),
+        ("t[:30]", 120, 0.25),
+        ("t[:300]", 120, 1.0),
+        ("t[-30:]", 120, 0.25),
+        ("t[:30]", None, None),
+    ],
+)
+def test_a_part_of_a_split_is_a_share_of_its_rows(text: str, rows: int | None, share: float | None) -> None:
+    (part,) = read_splits(text)
+    assert part.share(rows) == share
+    assert not part.is_whole
+
+
+@given(st.text("trains[]%:+-0123456789 ", max_size=14))
+def test_any_text_is_parts_or_none(text: str) -> None:
+    try:
+        parts = read_splits(text)
+    except ValueError:
+        return
+    assert len(parts) == text.count("+") + 1
+    assert all(part.share(10) is None or 0 <= (part.share(10) or 0) <= 1 for part in parts)

@@ -1,1 +1,0 @@
-"""Rules for options that several tools share."""

@@ -1,0 +1,356 @@
+"""DeepSpeed and FSDP: the settings of their files, which Axolotl and the trainer of transformers name or contain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from core.config.schema import find_option
+from core.errors import UserError
+from core.importers.redact import cleaned, shown
+from core.importers.trainer import OPTIMIZERS
+from core.importers.translation import EMPTY, OFF, SAME, Translation, is_one_of
+from core.sandbox.pool import sandboxed
+from core.sandbox.rights import reading
+from core.small_files import read_json
+from core.text import one_line
+from core.yaml.file import read_yaml
+
+#: Largest file read, in bytes, as for the configurations themselves.
+LIMIT = 128 << 10
+#: Most settings of a file, and how deep they lie.
+MOST_SETTINGS, DEEPEST = 400, 6
+
+_STRATEGY, _OFFLOAD = "distributed.strategy", "distributed.offload"
+_GPUS = "The number of cards is the launcher's there: set distributed.gpus."
+_NOT_HERE = "The file is not here: put it beside the configuration and import again."
+_LISTED = "Its keys are listed one by one."
+
+_ZERO = "zero_optimization"
+_DEEPSPEED_DEFAULT = "DeepSpeed runs with its own default; optimizer, schedule and logs come from the configuration."
+#: Beginnings of the settings of DeepSpeed that ask for our behavior, or repeat the configuration.
+_DEEPSPEED_SAME = (
+    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16", "bfloat16"),
+    *("fp16.enabled", "fp16.auto_cast", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"),
+    *(f"{_ZERO}.{name}gather_{bits}bit_weights_on_model_save" for name, bits in (("stage3_", 16), ("", 16))),
+    f"{_ZERO}.stage3_gather_fp16_weights_on_model_save",
+)
+
+_FSDP_DEFAULT = "FSDP2 runs with its own default, and checkpoints are whole."
+_REPLICATED = f"Nothing is sharded: every card has the whole model. {_GPUS}"
+_RESHARDED = "Layers are freed after the forward pass, and gathered again for the backward pass."
+#: Strategies of FSDP's first version, by name and number, to ours with a sentence where it differs.
+_SHARDING: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("full_shard", "1"), ("fsdp2", "")),
+    **dict.fromkeys(("shard_grad_op", "2"), ("fsdp2", _RESHARDED)),
+    **dict.fromkeys(
+        ("hybrid_shard", "4", "hybrid_shard_zero2", "5"), ("fsdp2", "It is sharded over all cards of all machines.")
+    ),
+    **dict.fromkeys(("no_shard", "3"), ("replicate", "")),
+}
+#: Settings that FSDP2 makes needless.
+_NEEDLESS = {
+    *("cpu_ram_efficient_loading", "sync_module_states", "use_orig_params", "backward_prefetch", "forward_prefetch"),
+    *("limit_all_gathers", "transformer_layer_cls_to_wrap"),
+}
+
+
+def file_names(values: Mapping[str, Any]) -> list[str]:
+    """Files of DeepSpeed and FSDP that a configuration names, to find out where its paths start."""
+    found = [values.get(key) for key in ("deepspeed", "fsdp_config")]
+    return [name for name in found if isinstance(name, str) and len(name) < 400]
+
+
+def ddp_timeout(work: Translation) -> None:
+    """Convert ``ddp_timeout``, in seconds; examples have years, to say never."""
+    key, option = "ddp_timeout", "distributed.timeout"
+    seconds, declared = work.number(key), find_option(option)
+    most = declared.maximum if declared is not None else None
+    if seconds is not None and most is not None and seconds > most:
+        work.change(key, option, float(most), "The longest possible timeout: a day.")
+    else:
+        work.carry(key, option, seconds)
+
+
+# DeepSpeed.
+
+
+def deepspeed(work: Translation) -> None:
+    """Convert ``deepspeed``: a file, or its settings within the configuration.
+
+    Raises:
+        UserError: If it is neither, or the file cannot be read.
+    """
+    key = "deepspeed"
+    if work.is_off(key):
+        work.keep(key)
+    if not work.has(key) or work.is_done(key):
+        return
+    settings = _settings(work, key)
+    if settings is None:
+        work.change(key, _STRATEGY, key, f"DeepSpeed with its stage 2, until the file is known. {_NOT_HERE} {_GPUS}")
+        _adamw_only(work)
+        return
+    named = _listed(work, key, settings)
+    stage = _stage(work, named)
+    _offload(work, named, stage)
+    if stage:
+        _adamw_only(work)
+    clipping = named.get("gradient_clipping")
+    is_number = isinstance(clipping, (int, float)) and not isinstance(clipping, bool)
+    if is_number and not work.has("max_grad_norm"):
+        work.carry(f"{key}.gradient_clipping", "train.max_grad_norm", float(clipping or 0))
+    elif clipping is not None:
+        work.keep(f"{key}.gradient_clipping")
+    for name, value in named.items():
+        if value is None:
+            work.keep(f"{key}.{name}", reason=EMPTY)
+        elif (
+            name.startswith(_DEEPSPEED_SAME)
+            or is_one_of(value, ("auto",))
+            or (name.endswith(".device") and is_one_of(value, ("none", "")))
+        ):
+            work.keep(f"{key}.{name}")
+        else:
+            work.drop(f"{key}.{name}", _DEEPSPEED_DEFAULT)
+    work.note_change(key, _STRATEGY, f"{_LISTED} {_GPUS}")
+
+
+def _stage(work: Translation, named: Mapping[str, Any]) -> int:
+    """The stage of ZeRO; without it DeepSpeed shards nothing."""
+    name = f"{_ZERO}.stage"
+    value, key = named.get(name, 0), f"deepspeed.{name}"
+    if isinstance(value, bool) or str(value) not in ("0", "1", "2", "3"):
+        work.put(_STRATEGY, "deepspeed", f"DeepSpeed. {_GPUS}")
+        work.drop(key, "It may be 0, 1, 2 or 3: distributed.zero_stage keeps its default.")
+        return 2
+    stage = int(value)
+    if stage:
+        work.put(_STRATEGY, "deepspeed", f"DeepSpeed's ZeRO. {_GPUS}")
+        work.carry(key, "distributed.zero_stage", stage)
+    else:
+        work.put(_STRATEGY, "replicate", _REPLICATED)
+        if name in named:
+            work.note_change(key, _STRATEGY, _REPLICATED)
+    return stage
+
+
+def _adamw_only(work: Translation) -> None:
+    """AdamW in place of any other optimizer: DeepSpeed shards the states of no other here."""
+    for key in ("optimizer", "optim"):
+        word = work.values.get(key)
+        if not isinstance(word, str):
+            continue
+        word = word.strip().lower()
+        if OPTIMIZERS.same.get(word, OPTIMIZERS.near.get(word, (OPTIMIZERS.otherwise,))[0]) != "adamw":
+            work.change(key, OPTIMIZERS.option, "adamw", "DeepSpeed shards only the states of AdamW here, in 32 bits.")
+
+
+def _offload(work: Translation, named: Mapping[str, Any], stage: int) -> None:
+    """Host memory: for optimizer states, and for weights with stage 3."""
+    tables = [f"{_ZERO}.offload_optimizer.device", f"{_ZERO}.offload_param.device"]
+    optimizer, param = (str(named.get(name, "none")).strip().lower() for name in tables)
+    optimizer, param = ("" if device == "none" else device for device in (optimizer, param))
+    optimizer_key, param_key = (f"deepspeed.{name}" for name in tables)
+    if is_one_of(named.get(f"{_ZERO}.cpu_offload"), (True, "true")):
+        work.carry(f"deepspeed.{_ZERO}.cpu_offload", _OFFLOAD, "optimizer")
+    if optimizer and stage:
+        work.put(_OFFLOAD, "optimizer")
+        _note_device(work, optimizer_key, optimizer)
+    if param and stage < 3:
+        work.drop(param_key, "Weights are sharded and offloaded only with stage 3, in DeepSpeed too.")
+    elif param and optimizer:
+        work.put(_OFFLOAD, "all")
+        _note_device(work, param_key, param)
+    elif param:
+        work.change(param_key, _OFFLOAD, "all", "Where the weights are in host memory, optimizer states are too.")
+
+
+def _note_device(work: Translation, key: str, device: str) -> None:
+    if device == "cpu":
+        work.carry(key, _OFFLOAD)
+    else:
+        work.note_change(key, _OFFLOAD, "Offloaded to host memory, never to a disk.")
+
+
+# FSDP.
+
+
+def fsdp(work: Translation, *keys: str) -> None:
+    """Convert ``fsdp`` and ``fsdp_config``, either of which turns it on.
+
+    Args:
+        work: The translation.
+        keys: All keys of the tool about FSDP.
+
+    Raises:
+        UserError: If a value is of the wrong kind, DeepSpeed is asked for as well, or the file cannot be read.
+    """
+    words = _words(work)
+    has_config = work.has("fsdp_config") and not work.is_off("fsdp_config")
+    is_on = bool(words) or (has_config and not work.has("fsdp"))
+    if is_on:
+        if work.has("deepspeed") and not work.is_off("deepspeed"):
+            work.refuse("deepspeed", "and FSDP do not go together", "Remove one of them.")
+        strategy, remark = next((_SHARDING[word] for word in sorted(words) if word in _SHARDING), ("fsdp2", ""))
+        remark = f"{remark} FSDP2. {_GPUS}".strip() if strategy == "fsdp2" else _REPLICATED
+        if work.has("fsdp"):
+            work.change("fsdp", _STRATEGY, strategy, remark)
+        if "offload" in words:
+            work.put(_OFFLOAD, "all")
+        if has_config:
+            _config(work, strategy)
+    for key in keys:
+        if key == "fsdp_version" and is_on:
+            _version(work, key, str(work.values.get(key)).strip())
+        elif key == "fsdp_final_state_dict_type":
+            work.drop(key, _FSDP_DEFAULT)
+        else:
+            work.keep(key)
+
+
+def _words(work: Translation) -> set[str]:
+    """The words of ``fsdp``, in lower case."""
+    value = work.values.get("fsdp")
+    if value is None or is_one_of(value, OFF):
+        return set()
+    if is_one_of(value, (True, "true")):
+        return {"full_shard"}
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        work.refuse("fsdp", f"must be names such as full_shard, not {shown('fsdp', value)}")
+    return {word.lower() for text in texts for word in text.replace(",", " ").split()}
+
+
+def _config(work: Translation, strategy: str) -> None:
+    """The settings of ``fsdp_config``, one by one."""
+    key = "fsdp_config"
+    settings = _settings(work, key)
+    if settings is None:
+        work.change(key, _STRATEGY, strategy, f"FSDP2. {_GPUS} {_NOT_HERE}")
+        return
+    for name, value in _listed(work, key, settings).items():
+        _setting(work, f"{key}.{name}", name.removeprefix("fsdp_"), value)
+    if _STRATEGY in work.settings:
+        work.note_change(key, _STRATEGY, _LISTED)
+    else:
+        work.change(key, _STRATEGY, strategy, f"FSDP2. {_GPUS}")
+
+
+def _setting(work: Translation, key: str, name: str, value: Any) -> None:
+    """A setting of ``fsdp_config``, without its prefix."""
+    is_on, word = is_one_of(value, (True, "true")), str(value).strip().lower()
+    if value is None or name in _NEEDLESS:
+        work.keep(key, reason=EMPTY if value is None else SAME)
+    elif name == "offload_params":
+        work.carry(key, _OFFLOAD, "all" if is_on else None, "" if is_on else SAME)
+    elif name == "version":
+        _version(work, key, word)
+    elif name == "sharding_strategy":
+        strategy, remark = _SHARDING.get(word, ("fsdp2", "No such strategy is known: everything is sharded."))
+        if strategy == "replicate":
+            work.change(key, _STRATEGY, strategy, _REPLICATED)
+        elif remark:
+            work.drop(key, remark)
+        work.keep(key)
+    elif name == "activation_checkpointing":
+        option = "memory.gradient_checkpointing"
+        if is_on and option not in work.settings:
+            work.carry(key, option, "on")
+        work.keep(key)
+    elif (name == "auto_wrap_policy" and word == "transformer_based_wrap") or (
+        name == "reshard_after_forward" and word in ("true", "full_shard")
+    ):
+        work.keep(key)
+    else:
+        work.drop(key, _RESHARDED if name == "reshard_after_forward" else _FSDP_DEFAULT)
+
+
+def _version(work: Translation, key: str, word: str) -> None:
+    if word == "2":
+        work.carry(key, _STRATEGY)
+    elif key in work.values or key in work.inner:
+        work.note_change(key, _STRATEGY, "It is FSDP2 here; the first version is not available.")
+
+
+# Their files.
+
+
+def _settings(work: Translation, key: str) -> Mapping[str, Any] | None:
+    """Settings of a key: its table, or the content of the file that it names; None where that file is not here.
+
+    A file is looked for where the paths of the configuration start, and beside the configuration.
+
+    Raises:
+        UserError: If it is neither a table nor the name of a file, or the file cannot be read.
+    """
+    value = work.values[key]
+    if isinstance(value, Mapping):
+        return value
+    if not isinstance(value, str):
+        work.refuse(key, f"must be a file or a table of keys, not {shown(key, value)}")
+    beside = work.source.path.parent
+    for path in (work.places.locate(value), beside / value, beside / Path(value).name):
+        try:
+            if path.exists() and not path.is_dir():
+                return read_settings(path)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _listed(work: Translation, key: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their whole names, each of which gets a report entry."""
+    named = flat(settings)
+    work.inner.update({f"{key}.{name}": value for name, value in named.items()})
+    return named
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their whole names, ``table.key``; an empty table is a setting itself.
+
+    Raises:
+        UserError: If there are too many.
+    """
+    found: dict[str, Any] = {}
+    for name, value in _pairs(settings, "", 1):
+        found[name] = value
+        if len(found) > MOST_SETTINGS:
+            raise UserError(f"There are more than {MOST_SETTINGS} settings in an included file.", "Check the path.")
+    return found
+
+
+def _pairs(settings: Mapping[str, Any], before: str, depth: int) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value and depth < DEEPEST:
+            yield from _pairs(value, f"{before}{key}.", depth + 1)
+        else:
+            yield f"{before}{key}", value
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of a JSON or YAML file, parsed in the sandbox.
+
+    Raises:
+        UserError: If it cannot be read, is too large, or is not a table of keys.
+    """
+    if path.suffix.lower() in (".yml", ".yaml"):
+        return read_yaml(path, cleaned).values
+    return sandboxed(_read_json, one_line(str(path)), rights=reading(path))(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    name = one_line(str(path))
+    try:
+        read = read_json(path, LIMIT)
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}.", "Check the path.") from error
+    except ValueError as error:
+        # The error's own text is not shown, as it may quote the file.
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{name}{line} is not JSON.", "Fix it.") from error
+    if not isinstance(read, dict):
+        raise UserError(f"{name} must have a table of keys.", "Check the path.")
+    return read

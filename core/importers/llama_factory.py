@@ -1,0 +1,381 @@
+"""LLaMA-Factory: its training YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from core.config.choices import Objective, Tracker
+from core.config.schema import WEIGHT_METHODS
+from core.importers import trainer
+from core.importers.data_files import INSTEAD, every, per_epoch
+from core.importers.distributed import ddp_timeout, deepspeed, file_names, fsdp
+from core.importers.llama_factory_data import REGISTRY, datasets
+from core.importers.redact import shown
+from core.importers.tool import REASONS, Choice, Copy, Rule, Tool, joint, shared, table, unsupported
+from core.importers.translation import OFF, Translation, is_one_of
+
+_TITLE = "LLaMA-Factory"
+_TRACKERS: dict[str, Tracker] = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio"}
+#: Templates by name; most others are the models' own.
+_TEMPLATES = Choice(
+    "template.name",
+    same={
+        "gemma2": "gemma",
+        "phi": "phi3",
+        **{name: name for name in ("chatml", "llama3", "gemma", "zephyr", "vicuna", "alpaca")},
+    },
+    near={
+        "mistral": ("mistral", "Blanks around [INST] differ by a little."),
+        "qwen": ("qwen", "Its default system prompt does not name its maker here."),
+    },
+)
+
+
+def _stage(work: Translation) -> None:
+    """Preferences: ``stage`` is the objective, ``pref_loss`` the loss of pairs; ``pref_beta`` applies to both."""
+    stage, kind = work.word("stage", "sft"), work.word("pref_loss", "sigmoid")
+    objectives: dict[str, Objective] = {"dpo": "orpo" if kind == "orpo" else "dpo", "kto": "kto"}
+    objective = objectives.get(stage, "sft")
+    if stage in objectives:
+        work.carry("stage", "train.objective", objective)
+    elif stage in ("sft", "pt"):
+        work.keep("stage")
+    work.drop("stage", REASONS["preferences"])
+    trainer.leave_uncompared(work, objective, "train_on_prompt")
+    if objective == "dpo":
+        trainer.pair_loss(work, "pref_loss", kind)
+    elif objective == "orpo":
+        work.carry("pref_loss", "train.objective")
+    work.keep("pref_loss")
+    trainer.preference_number(work, "pref_beta", "train.beta", counts=objective != "sft")
+    trainer.preference_number(work, "kto_chosen_weight", "train.desirable_weight", counts=objective == "kto")
+    trainer.preference_number(work, "kto_rejected_weight", "train.undesirable_weight", counts=objective == "kto")
+
+
+def _thinking(work: Translation) -> None:
+    """``enable_thinking``: true is the default of templates with reasoning."""
+    key = "enable_thinking"
+    if work.boolean(key) or work.values.get("template") in (*_TEMPLATES.same, *_TEMPLATES.near):
+        work.keep(key)
+    elif work.has(key):
+        reason = "Only where the model's chat template reads it; else remove it."
+        work.change(key, "template.variables", {key: False}, reason)
+
+
+def _method(work: Translation) -> None:
+    """Method: QLoRA is LoRA on a quantized base."""
+    kind, bits = work.word("finetuning_type", "lora"), work.integer("quantization_bit")
+    name = "qlora" if bits and kind == "lora" else kind if kind in WEIGHT_METHODS else "lora"
+    if kind == "lora":
+        work.carry("finetuning_type", "method.name")
+    elif kind in WEIGHT_METHODS:
+        work.carry("finetuning_type", "method.name", name)
+        trainer.train_weights(work)
+    else:
+        noun = "OFT" if kind == "oft" else "This method"
+        work.drop("finetuning_type", f"{noun} is not available: adapters on a 16-bit base.", "method.name", name)
+    _layers(work, is_freeze=kind == "freeze")
+    if bits is None and kind == "lora":
+        work.change("quantization_bit", "method.name", name, "No quantization_bit: the base is not quantized.")
+    elif kind != "lora":
+        work.drop("quantization_bit", "It counts only for adapters.")
+    elif bits == 4:
+        work.carry("quantization_bit", "method.name", name)
+    elif bits:
+        reason = f"{bits} bits are not available: 4; lora keeps 16."
+        work.drop("quantization_bit", reason, "method.name", name)
+    if work.word("quantization_method", "bnb") in ("bnb", "bitsandbytes") or not bits:
+        work.keep("quantization_method")
+    work.drop("quantization_method", "Quantized by bitsandbytes (NF4) instead.")
+
+
+def _layers(work: Translation, *, is_freeze: bool) -> None:
+    """Trainable layers: the last ones by a positive number, the first ones by a negative one."""
+    layers, modules = work.integer("freeze_trainable_layers"), work.word("freeze_trainable_modules")
+    if layers is not None and is_freeze:
+        if layers < 0:
+            work.put("method.trainable_end", "first")
+        work.carry("freeze_trainable_layers", "method.trainable_layers", abs(layers))
+    work.keep("freeze_trainable_layers")
+    if modules == "all" or not is_freeze:
+        work.keep("freeze_trainable_modules")
+    work.drop("freeze_trainable_modules", "Whole layers are trained, not some of their modules.")
+
+
+def _adapters(work: Translation) -> None:
+    """Adapters: ``lora_alpha`` defaults to twice the rank."""
+    rank = work.integer("lora_rank")
+    work.carry("lora_rank", "method.rank", rank)
+    work.change("lora_rank", "method.rank", 8, f"Not given: {_TITLE}'s default is 8.")
+    if alpha := work.number("lora_alpha"):
+        work.carry("lora_alpha", "method.alpha", alpha)
+    else:
+        twice = float(2 * (8 if rank is None else rank))
+        work.change("lora_alpha", "method.alpha", twice, f"Not given: {_TITLE}'s default is twice the rank.")
+    if names := work.texts("lora_target"):
+        trainer.target_modules(work, "lora_target", names)
+
+
+def _supervise(work: Translation) -> None:
+    """Supervised turns: earlier turns are learned there as here; ``mask_history`` leaves them out."""
+    whole, last = work.boolean("train_on_prompt"), work.boolean("mask_history")
+    if whole and last:
+        work.refuse("mask_history", "does not go with train_on_prompt", f"Remove one; {_TITLE} refuses both.")
+    if whole:
+        work.carry("train_on_prompt", "data.supervise", "all")
+    if last:
+        work.carry("mask_history", "data.supervise", "last")
+    work.keep("train_on_prompt", "mask_history")
+
+
+def _batch(work: Translation) -> None:
+    keys = ("deepspeed", "fsdp", "ray_num_workers", "tensor_model_parallel_size")
+    several = any(work.has(key) and not work.is_(key, False, "", 0, 1) for key in keys)
+    remark = " With several, multiply by their number." if several else ""
+    packs = work.boolean("packing") or work.boolean("neat_packing")
+    if packs and is_one_of(work.values.get("stage", "sft"), ("sft",)):
+        remark += trainer.PACKED_ROWS
+    trainer.joined_batch(work, "per_device_train_batch_size", "gradient_accumulation_steps", (8, 1), remark)
+
+
+def _epochs(work: Translation) -> float:
+    return work.number("num_train_epochs") or 3.0
+
+
+def _evaluation(work: Translation) -> None:
+    """Evaluation: ``eval_steps`` applies only with ``eval_strategy: steps``; without it there is no evaluation."""
+    has_rows, steps_key, option = trainer.is_measured(work), "eval_steps", "eval.every_steps"
+    if work.boolean("eval_on_start") and has_rows:
+        work.carry("eval_on_start", "eval.baseline", True)
+    elif work.boolean("eval_on_start"):
+        work.drop("eval_on_start", trainer.NOTHING_HELD_OUT)
+    work.keep("eval_on_start")
+    strategy = "no"
+    for key in [key for key in ("eval_strategy", "evaluation_strategy") if work.has(key)]:
+        found = work.values[key]
+        strategy = "no" if found is False else str(found).strip().lower()
+        if not has_rows and strategy != "no":
+            work.drop(key, trainer.NOTHING_HELD_OUT)
+        elif strategy == "epoch":
+            per_epoch(work, key, option, 1)
+        elif strategy in ("no", "steps"):
+            work.keep(key)
+        work.drop(key, f"It may be no, steps or epoch: {INSTEAD[option]}")
+    if not has_rows:
+        work.drop(steps_key, trainer.NOTHING_HELD_OUT)
+    elif strategy != "steps":
+        reason = f"It counts only with eval_strategy: steps, and the strategy is {shown('', strategy)}."
+        work.drop(steps_key, reason)
+    elif work.has(steps_key):
+        every(work, steps_key, option, _epochs(work))
+    else:
+        steps = work.values.get("logging_steps", 500)
+        if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0:
+            work.change(steps_key, option, steps, f"Not given: {_TITLE}'s default is logging_steps.")
+
+
+def _stopping(work: Translation) -> None:
+    """Early stopping: ``early_stopping_steps`` counts evaluations, whatever its name says, and not steps."""
+    trainer.best_checkpoint(work, stops_early=trainer.early_stopping(work, "early_stopping_steps"))
+
+
+def _answers(work: Translation) -> None:
+    """``predict_with_generate`` has the held-out questions answered, and compares by BLEU and ROUGE."""
+    key = "predict_with_generate"
+    if not work.boolean(key):
+        work.keep(key)
+    elif not trainer.is_measured(work):
+        work.drop(key, trainer.NOTHING_HELD_OUT)
+    elif work.word("stage", "sft") != "sft":
+        work.drop(key, f"It does not go with another stage than sft, in {_TITLE} neither.")
+    else:
+        work.change(key, "eval.exact_match", True, "Answers are compared exactly, not by BLEU and ROUGE.")
+
+
+def _packing(work: Translation) -> None:
+    """Packing: ``packing`` lets the rows of a sequence see each other, ``neat_packing`` keeps them apart."""
+    stage, neat, plain = work.word("stage", "sft"), work.boolean("neat_packing"), work.boolean("packing")
+    if stage in ("sft", "pt"):
+        if neat:
+            trainer.pack(work, "neat_packing", trainer.FILLED)
+        elif plain:
+            trainer.pack(work, "packing", trainer.FILLED)
+    work.keep("neat_packing", "packing")
+
+
+def _compiling(work: Translation) -> None:
+    """Compilation: a backend or a mode turns it on too."""
+    keys = ("torch_compile", "torch_compile_backend", "torch_compile_mode", "torchdynamo")
+    trainer.compile_layers(work, next((key for key in keys if work.has(key) and not work.is_(key, *OFF, "false")), ""))
+
+
+def _adafactor(work: Translation) -> None:
+    """Adafactor: an old key of its own, which counts before ``optim``."""
+    if work.boolean("adafactor"):
+        work.carry("adafactor", trainer.OPTIMIZERS.option, "adafactor")
+        work.drop("optim", "adafactor is given too, and counts.")
+    work.keep("adafactor")
+
+
+def _precision(work: Translation) -> None:
+    """Precision: with ``pure_bf16``, adapters are in bf16 there as well."""
+    for key, value in {"pure_bf16": "bf16", "bf16": "bf16", "fp16": "fp16"}.items():
+        if not work.boolean(key):
+            work.keep(key)
+        elif "train.precision" in work.settings:
+            work.drop(key, "Another precision is given too.")
+        else:
+            is_pure = key == "pure_bf16" and work.value("method.name") not in WEIGHT_METHODS
+            trainer.precision(work, key, value, "Adapters stay in 32 bits; the arithmetic is bf16." if is_pure else "")
+
+
+_CHECKPOINTING = Choice(
+    "memory.gradient_checkpointing",
+    same={True: "off", False: "on", "true": "off", "false": "on"},
+    otherwise="auto",
+)
+
+
+def _activations(work: Translation) -> None:
+    """Activations: ``use_unsloth_gc`` is a kind of gradient checkpointing, unless that is disabled."""
+    disabled = "disable_gradient_checkpointing"
+    is_disabled = work.is_(disabled, True, "true")
+    for key in ("use_unsloth_gc", "gradient_checkpointing", "activation_checkpointing"):
+        if not work.boolean(key):
+            work.keep(key)
+        elif is_disabled:
+            work.drop(key, f"{disabled} is given too, and counts.")
+        elif key == "use_unsloth_gc":
+            trainer.offload_activations(work, key)
+        else:
+            work.carry(key, _CHECKPOINTING.option, "on")
+    _CHECKPOINTING.apply(work, disabled)
+
+
+def _saves(work: Translation) -> None:
+    trainer.save_strategy(work)
+    every(work, "save_steps", "checkpoint.every_steps", _epochs(work))
+
+
+def _device(work: Translation) -> None:
+    for key in ("use_cpu", "no_cuda"):
+        if work.boolean(key):
+            work.carry(key, "hardware.device", "cpu")
+        work.keep(key)
+
+
+def _trackers(work: Translation) -> None:
+    """Trackers: ``report_to`` has one name or several; ``all`` means all that are installed."""
+    key, option = "report_to", "tracking.tools"
+    names = [name.strip().lower() for name in work.texts(key) or []]
+    tools = [_TRACKERS[name] for name in names if name in _TRACKERS]
+    others = [name for name in names if name not in _TRACKERS and name not in ("none", "")]
+    if "all" in others:
+        work.drop(key, f"Name the trackers that you want in {option}.")
+        tools = []
+    elif others and tools:
+        work.change(key, option, sorted(set(tools)), REASONS["tracking"])
+    elif others:
+        work.drop(key, REASONS["tracking"])
+    elif tools:
+        work.carry(key, option)
+    work.keep(key)
+    work.carry("run_name", "tracking.name", work.text("run_name"))
+    work.carry("project", "tracking.project", work.text("project"))
+    trainer.put_trackers(work, tools)
+
+
+def _chat(work: Translation) -> None:
+    """``do_sample: false`` always takes the likeliest token, whatever ``temperature`` is."""
+    key, option = "do_sample", "chat.temperature"
+    sample = work.boolean(key)
+    if sample and not work.has("temperature"):
+        work.change(key, option, 0.95, f"Without temperature, {_TITLE} takes 0.95.")
+    elif sample is False:
+        work.carry(key, option, 0.0)
+        work.drop("temperature", "do_sample: false always takes the likeliest token.")
+    work.keep(key)
+
+
+_CARRIED: dict[str, Rule] = {
+    **shared(trainer.model_base, "model_name_or_path model_revision"),
+    **joint(datasets, "dataset eval_dataset dataset_dir val_size mix_strategy interleave_probs max_samples"),
+    **joint(_stage, "stage pref_loss pref_beta kto_chosen_weight kto_rejected_weight"),
+    "template": _TEMPLATES,
+    "enable_thinking": _thinking,
+    **joint(
+        _method,
+        "finetuning_type freeze_trainable_layers freeze_trainable_modules quantization_bit quantization_method",
+    ),
+    **joint(_adapters, "lora_rank lora_alpha lora_target"),
+    "lora_dropout": Copy("method.dropout", "number", 0.0),
+    "use_rslora": Copy("method.rslora", "boolean"),
+    "use_dora": Copy("method.dora", "boolean"),
+    "pissa_init": Choice(
+        "method.init",
+        same={True: "pissa", "true": "pissa", False: "default", "false": "default"},
+        otherwise="default",
+    ),
+    "loraplus_lr_ratio": trainer.LORAPLUS,
+    "neftune_noise_alpha": trainer.NEFTUNE,
+    **shared(trainer.cut_length, "cutoff_len", 2048),
+    **joint(_supervise, "train_on_prompt mask_history"),
+    **joint(_batch, "per_device_train_batch_size gradient_accumulation_steps"),
+    "learning_rate": Copy("train.learning_rate", "number", 5e-5),
+    **shared(trainer.epochs, "num_train_epochs max_steps", 3.0),
+    # After the rules for the length of a step and of the run.
+    **joint(_evaluation, "eval_strategy evaluation_strategy eval_steps eval_on_start"),
+    **joint(_stopping, f"early_stopping_steps {trainer.BEST_KEYS}"),
+    "predict_with_generate": _answers,
+    **joint(_packing, "packing neat_packing"),
+    **joint(_compiling, "torch_compile torch_compile_backend torch_compile_mode torchdynamo"),
+    **shared(trainer.schedule, "lr_scheduler_type warmup_ratio warmup_steps", "linear", 0.0),
+    "optim": trainer.OPTIMIZERS,
+    "adafactor": _adafactor,
+    "weight_decay": Copy("train.weight_decay", "number", 0.0),
+    "max_grad_norm": Copy("train.max_grad_norm", "number", 1.0),
+    **joint(_precision, "pure_bf16 bf16 fp16"),
+    "seed": Copy("train.seed", "integer", 42),
+    "full_determinism": Choice(
+        "train.deterministic", same={True: "strict", "true": "strict", False: None, "false": None}, otherwise="auto"
+    ),
+    **joint(
+        _activations,
+        "disable_gradient_checkpointing use_unsloth_gc gradient_checkpointing activation_checkpointing",
+    ),
+    **dict.fromkeys(("enable_liger_kernel", "use_liger_kernel"), trainer.LIGER),
+    "deepspeed": deepspeed,
+    **shared(fsdp, "fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap"),
+    "ddp_timeout": ddp_timeout,
+    **joint(_saves, "save_steps save_strategy"),
+    "save_total_limit": Copy("checkpoint.keep", "integer", unset=(0,)),
+    **joint(_device, "use_cpu no_cuda"),
+    **joint(_trackers, "report_to run_name project"),
+    "do_sample": _chat,
+    "temperature": Copy("chat.temperature", "number"),
+    "top_p": Copy("chat.top_p", "number"),
+    "top_k": Copy("chat.top_k", "integer", unset=(-1,)),
+    "repetition_penalty": Copy("chat.repetition_penalty", "number"),
+    "max_new_tokens": Copy("chat.max_new_tokens", "integer"),
+}
+
+
+def _places(values: Mapping[str, Any]) -> Iterable[str]:
+    directory = values.get("dataset_dir", "data")
+    model = values.get("model_name_or_path")
+    names = [str(Path(directory) / REGISTRY)] if isinstance(directory, str) and "\0" not in directory else []
+    return [*names, *([model] if isinstance(model, str) else []), *file_names(values)]
+
+
+LLAMA_FACTORY = Tool(
+    kind="llama-factory",
+    title=_TITLE,
+    table=table(_CARRIED, unsupported("llama-factory")),
+    signs=(
+        *("model_name_or_path", "finetuning_type", "cutoff_len", "lora_rank", "lora_target", "dataset", "stage"),
+        *("per_device_train_batch_size", "num_train_epochs", "dataset_dir", "template"),
+    ),
+    places=_places,
+)

@@ -1,1 +1,0 @@
-"""The supported tools, each with a module or a few."""
