@@ -88,7 +88,7 @@ def rates_of(device: str, calibration: Calibration | None, *, cuda: bool, wide: 
 
 
 def is_known_speed(device: str, calibration: Calibration | None) -> bool:
-    """Whether the rates of a device are its own, measured or estimated, and not those of another of its kind.
+    """True if the rates of a device are its own, measured or estimated, and not those of another of its kind.
 
     Args:
         device: Name of the device; empty if unknown.

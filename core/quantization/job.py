@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.export.process import run_process
 from core.memory.planner import make_least_plan
 from core.models.architecture.load import locate_model
-from core.models.architecture.sandboxed import load_architecture
+from core.models.sandboxed import load_architecture
 from core.quantization.choose import is_enough, most_costly
 from core.quantization.result import FINE, ROWS, QuantizationCost, kept_sentence, sentence
 from core.runs.forecast import machine_for

@@ -15,7 +15,7 @@ from core.memory.plan import Machine
 from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import chosen_strategy
 from core.models.architecture.load import locate_model
-from core.models.architecture.sandboxed import load_architecture
+from core.models.sandboxed import load_architecture
 from core.runs.early_end import EarlyEnd
 from core.runs.estimate import Basis, Estimate, Planned, Unknown, expected, lack_of_speed
 from core.runs.forecast import cards_here, this_machine

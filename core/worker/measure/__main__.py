@@ -1,7 +1,7 @@
 """The process that measures a model: ``python -m core.worker.measure``.
 
 Its job has the ``description`` (the content of a ``config.json``), its name in messages (``where``), and for the
-passes of a run its ``config`` and ``how`` (:class:`core.memory.steps.Arithmetic`). It answers with the structure, and
+passes of a run its ``config`` and ``how`` (:class:`core.memory.sizes.Arithmetic`). It answers with the structure, and
 the passes if asked for.
 """
 
@@ -25,9 +25,8 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     import torch
 
     from core.config.schema import Config
-    from core.memory.steps import Arithmetic
-    from core.models.architecture.measured import passes_to_dict
-    from core.models.architecture.measuring import architecture_to_dict
+    from core.memory.sizes import Arithmetic
+    from core.models.architecture.measuring import architecture_to_dict, passes_to_dict
     from core.worker.measure.measure import measure_passes
     from core.worker.measure.skeleton import build_bare, build_skeleton
     from core.worker.measure.structure import read_structure

@@ -70,6 +70,7 @@ from core.worker.setup.memory_decision import (
     MemoryMeter,
     decide_experts,
     decide_memory,
+    measure_ahead,
     with_experts,
 )
 from core.worker.setup.origin import Origin
@@ -212,6 +213,8 @@ def _settle(
     governor = make_governor(config, recorder, controls, device, throttle)
     deterministic = _settle_determinism(config, device, recorder)
     check_strategy(config, ranks)
+    if ranks.is_first:
+        measure_ahead(config, device)
     first_goes_ahead(config, recorder, controls.check_stop, ranks)
     prepared = prepare(config, recorder, controls.check_stop, recorder.run.created)
     config = settle_strategy(config, device, prepared.dataset, recorder, ranks)

@@ -6,6 +6,7 @@ import functools
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +40,7 @@ def plan_of(model: dict[str, Any], gib: float, length: int | None = None, kind: 
     return make_plan(read_architecture(model, "m"), config, machine, rows)
 
 
+@pytest.mark.slow
 @cases(
     ("model", "gib", "length", "budget", "kept"),
     [

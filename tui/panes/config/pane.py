@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on, work
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
+from textual.worker import get_current_worker
 
 from core.analysis.lengths import Lengths
 from core.config.document import ConfigDocument
@@ -39,6 +41,11 @@ from tui.widgets.charts.plan_bar import PlanBar, Planner, PlanView
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.forms.option_field import OptionField
 from tui.widgets.forms.option_form import OptionForm
+
+
+class _SupersededError(Exception):
+    """A newer plan has been asked for."""
+
 
 #: Minimum columns for the long help to the right of the form instead of below it.
 BESIDE_WIDTH = 110
@@ -444,20 +451,28 @@ class ConfigPane(Pane):
         await self.known.read_paces()
         self.refresh_plan()
 
-    def _tell_measuring(self, _activity: str, seconds: float) -> None:
-        # Called by the thread that waits.
-        view = PlanView((), 0, advice=(f"measuring the model, {seconds:.0f} s",))
-        self._plan_bar.call_later(self._plan_bar.show, view)
-
     @work(exclusive=True, group="config-plan")
     async def _plan(self, document: ConfigDocument) -> None:
+        bar, worker, rough = self._plan_bar, get_current_worker(), PlanView((), 0)
+
+        def tell(_activity: str, seconds: float) -> None:
+            # Called by the thread that waits.
+            if worker.is_cancelled:
+                raise _SupersededError
+            bar.call_later(bar.show, replace(rough, advice=(f"measuring the model, {seconds:.0f} s",)))
+
+        plan: PlanView | None
         try:
-            # The thread has this context.
-            with telling(self._tell_measuring):
-                plan = await asyncio.to_thread(self.planner, document)
+            # The threads have this context.
+            with telling(tell):
+                plan = await asyncio.to_thread(self.planner, document, False)
+                if plan is not None and plan.is_rough:
+                    rough = replace(plan, advice=("measuring the model",))
+                    bar.show(rough)
+                    plan = await asyncio.to_thread(self.planner, document, True)
         except UserError as error:
-            plan = PlanView((), 0, advice=(one_line(str(error), 200),))
-        self._plan_bar.show(plan)
+            plan = replace(rough, advice=(one_line(str(error), 200),))
+        bar.show(plan)
 
     @work(exclusive=True, group="config-rows")
     async def _count_rows(self, paths: Sequence[Path]) -> None:

@@ -36,7 +36,7 @@ LOOK_SECONDS = 0.25
 #: Looks for the rows of a run where the app has them already; None where it does not, and the card analyzes them.
 Look = Callable[[Start], SeenRows | None]
 #: Finds out what a run will take, in a thread.
-Planner = Callable[[Start, Analysis | None, int | None], StartPlan]
+Planner = Callable[[Start, Analysis | None, int | None, bool], StartPlan]
 
 
 class StartCard(Overlay[Answer]):
@@ -221,10 +221,14 @@ class StartCard(Overlay[Answer]):
     async def _work_out(self, analysis: Analysis | None) -> None:
         """Work out memory, time and warnings."""
         config, used = self.start.config, self.found.rows.used
-        plan = await asyncio.to_thread(self._planner, self.start, analysis, used)
-        if config == self.start.config:
-            self.found = replace(self.found, plan=plan)
-            self._show()
+        # First a rough bound where the model has to be measured, which takes seconds.
+        for measures in (False, True):
+            plan = await asyncio.to_thread(self._planner, self.start, analysis, used, measures)
+            if config == self.start.config:
+                self.found = replace(self.found, plan=plan)
+                self._show()
+            if not plan.is_rough:
+                break
         # Memory and time are of more use, and the warnings may wait for a driver.
         with suppress(UserError):
             warnings = await asyncio.to_thread(find_warnings, config, used)

@@ -14,11 +14,13 @@ from core.models.architecture.measuring import Unmeasured, measure_architecture,
 from core.paths import home
 from tests.cases import cases
 from tests.families.tiny import FAMILIES
+from tests.measured_here import usual_directory
 
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "_remembered", {})
+    monkeypatch.setattr(measuring, "_directory", usual_directory)
 
 
 def model(**changes: Any) -> Unmeasured:

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from core.worker.measure.remembered import RememberedOperations
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from core.worker.measure.remembered import RememberedOperations
 from core.worker.measure.tracker import AllocationTracker, Run, run_operation
 from tests.cases import cases
 

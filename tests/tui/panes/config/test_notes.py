@@ -176,7 +176,8 @@ async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(tmp_path:
 async def test_the_plan_is_made_anew_with_every_edit(tmp_path: Path) -> None:
     seen: list[tuple[int, bool]] = []
 
-    def planner(document: ConfigDocument) -> PlanView | None:
+    def planner(document: ConfigDocument, measures: bool) -> PlanView | None:
+        assert not measures, "nothing of it is rough"
         rank = document.get("method.rank") or 16
         seen.append((rank, threading.current_thread() is threading.main_thread()))
         total = 3_000_000_000 + rank * 1_000_000

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.cells import cell_len
 
 from core.errors import UserError
-from core.memory.fit import Fit
+from core.memory.planner import Fit
 from core.models.inspection import STARTER_FACTS, ModelFacts
 from core.models.places import FoundModel, Source
 from tests.cases import cases
