@@ -186,14 +186,26 @@ class Unmeasured:
     where: str
 
 
+class GivenUpError(Exception):
+    """A measurement that is not wanted any more."""
+
+
 @contextlib.contextmanager
-def telling(told: Told) -> Iterator[None]:
-    """A context, of one thread, in which a listener hears of measurements while they go on.
+def telling(told: Told | None = None, is_wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """A context, of a thread and those that it starts, in which measurements report while they go on.
 
     Args:
-        told: Called about twice a second; it may raise to give up.
+        told: Called about twice a second.
+        is_wanted: Called before; if it returns False, the measurement ends and raises :class:`GivenUpError`.
     """
-    token = _told.set(told)
+
+    def listen(activity: str, seconds: float) -> None:
+        if not is_wanted():
+            raise GivenUpError
+        if told is not None:
+            told(activity, seconds)
+
+    token = _told.set(listen)
     try:
         yield
     finally:

@@ -42,11 +42,6 @@ from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.forms.option_field import OptionField
 from tui.widgets.forms.option_form import OptionForm
 
-
-class _SupersededError(Exception):
-    """A newer plan has been asked for."""
-
-
 #: Minimum columns for the long help to the right of the form instead of below it.
 BESIDE_WIDTH = 110
 
@@ -456,23 +451,21 @@ class ConfigPane(Pane):
         bar, worker, rough = self._plan_bar, get_current_worker(), PlanView((), 0)
 
         def tell(_activity: str, seconds: float) -> None:
-            # Called by the thread that waits.
-            if worker.is_cancelled:
-                raise _SupersededError
+            # Called by the thread that waits; in order with the plan.
             bar.call_later(bar.show, replace(rough, advice=(f"measuring the model, {seconds:.0f} s",)))
 
         plan: PlanView | None
         try:
             # The threads have this context.
-            with telling(tell):
+            with telling(tell, lambda: not worker.is_cancelled):
                 plan = await asyncio.to_thread(self.planner, document, False)
                 if plan is not None and plan.is_rough:
                     rough = replace(plan, advice=("measuring the model",))
-                    bar.show(rough)
+                    bar.call_later(bar.show, rough)
                     plan = await asyncio.to_thread(self.planner, document, True)
         except UserError as error:
             plan = replace(rough, advice=(one_line(str(error), 200),))
-        bar.show(plan)
+        bar.call_later(bar.show, plan)
 
     @work(exclusive=True, group="config-rows")
     async def _count_rows(self, paths: Sequence[Path]) -> None:

@@ -13,10 +13,12 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
+from textual.worker import get_current_worker
 
 from core.analysis.job import AnalysisCancelledError, AnalysisJob, AnalysisLostError
 from core.analysis.result import Analysis, Progress
 from core.errors import UserError
+from core.models.architecture.measuring import telling
 from core.text import one_line
 from tui.keys import bindings
 from tui.screens.overlay import Overlay
@@ -221,9 +223,11 @@ class StartCard(Overlay[Answer]):
     async def _work_out(self, analysis: Analysis | None) -> None:
         """Work out memory, time and warnings."""
         config, used = self.start.config, self.found.rows.used
+        worker = get_current_worker()
         # First a rough bound where the model has to be measured, which takes seconds.
         for measures in (False, True):
-            plan = await asyncio.to_thread(self._planner, self.start, analysis, used, measures)
+            with telling(is_wanted=lambda: not worker.is_cancelled):
+                plan = await asyncio.to_thread(self._planner, self.start, analysis, used, measures)
             if config == self.start.config:
                 self.found = replace(self.found, plan=plan)
                 self._show()
