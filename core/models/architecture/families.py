@@ -248,7 +248,8 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _described(architecture: Architecture, config: Mapping[str, Any]) -> Architecture:
-    return replace(architecture, description=json.dumps(config, sort_keys=True))
+    # The configuration of a loaded model may hold objects.
+    return replace(architecture, description=json.dumps(config, sort_keys=True, default=str))
 
 
 class UnknownFamilyError(UserError):

@@ -96,6 +96,7 @@ def test_the_parts_of_an_8b_model_are_the_arithmetic_of_its_shape() -> None:
     assert plan.total_bytes == sum(parts.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "positions"), [(published.SMOLLM2_135M, 512), (published.LLAMA_3_8B, 256)])
 def test_the_loss_is_the_logits_of_a_chunk(model: dict[str, Any], positions: int) -> None:
     """Three fp32 tensors, of fewer positions where the vocabulary is large; beside them only hidden states."""
