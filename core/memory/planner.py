@@ -25,6 +25,7 @@ from core.memory.batching import (
     token_budgets,
     tokens_of_rows,
 )
+from core.memory.calibration import rates_of
 from core.memory.cards import Shares, Sharing, gathered_sizes
 from core.memory.choice import choose_way, place_experts
 from core.memory.overhead import around_cpu, around_gpu, process
@@ -41,15 +42,7 @@ from core.memory.sizes import (
     split_by_targets,
     states_host_bytes,
 )
-from core.memory.step_time import (
-    LayerWork,
-    StepTime,
-    attention_work,
-    head_work,
-    rates_of,
-    step_time,
-    touched_experts,
-)
+from core.memory.step_time import LayerWork, StepTime, attention_work, head_work, step_time, touched_experts
 from core.memory.weights import (
     Tensors,
     adapter_parts,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from core.config.schema import Config
 from core.config.sixteen_bit import experts_stay_16bit, kept_patterns, stays_16bit
+from core.memory.calibration import Rates
 from core.memory.plan import Part
 from core.memory.sizes import (
     EXPERT_LAYERS,
@@ -21,7 +22,7 @@ from core.memory.sizes import (
     quantized_experts_bytes,
     split_by_targets,
 )
-from core.memory.step_time import Rates, StepTime
+from core.memory.step_time import StepTime
 from core.models.architecture.architecture import Architecture, Layer
 from core.units import format_bytes, format_count
 

@@ -11,9 +11,9 @@ from typing import Literal
 from core.analysis.split import held_out_count
 from core.config.derived import holds_out, step_count, usual_steps
 from core.config.schema import Config
+from core.memory.calibration import is_known_speed
 from core.memory.plan import Machine
 from core.memory.rows import Rows
-from core.memory.step_time import is_known_speed
 from core.memory.strategy import Chosen
 from core.runs.early_end import EarlyEnd, cut
 from core.runs.eta import RESULT_SHARE

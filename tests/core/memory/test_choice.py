@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from core.config.schema import Config
 from core.memory.batching import WHOLE, micro_batches, token_budgets
-from core.memory.calibration import Calibration
+from core.memory.calibration import Calibration, rates_of
 from core.memory.choice import FILLED_SHARE, choose_way
 from core.memory.plan import Machine, Plan, Way
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
-from core.memory.step_time import rates_of
 from core.models.architecture.families import read_architecture
 from tests.cases import cases
 from tests.core.models.architecture import published
