@@ -63,6 +63,7 @@ def test_smaller_micro_batches_come_before_recomputation(
     assert plan.step.seconds < recomputed.step.seconds
 
 
+@pytest.mark.slow
 @cases("gib", [12, 15, 18])
 def test_some_layers_are_recomputed_where_all_are_too_many_to_keep(gib: int) -> None:
     """As many are kept as fit, and no more."""
@@ -129,6 +130,7 @@ def test_a_step_inside_backward_is_one_pass_and_some_of_its_layers_are_recompute
     assert 0 < plan.kept_layers < 32
 
 
+@pytest.mark.slow
 @cases(("choice", "kept"), [("on", {0}), ("off", {32}), ("auto", set(range(33)))], ids=["on", "off", "auto"])
 @cases("gib", [7.5, 8, 9, 12, 16, 20, 23, 60])
 def test_the_configuration_has_the_last_word(choice: str, kept: set[int], gib: float) -> None:
@@ -147,6 +149,7 @@ def test_smaller_micro_batches_come_before_offloading() -> None:
     assert (least.offload, least.token_budget) == (True, 2048)
 
 
+@pytest.mark.slow
 def test_what_is_kept_or_recomputed_is_told_in_a_sentence() -> None:
     reasons = [plan_of(published.LLAMA_3_8B, gib).reason for gib in (60, 15, 11, 8)]
     assert reasons[0] == "Activations are kept: there is room for all of them."

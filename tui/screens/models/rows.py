@@ -53,13 +53,13 @@ def tell_fit(memory: Fit) -> tuple[str, str]:
     """The memory that a run takes against what is free, in a few words; and the style of them."""
     if memory.needed_bytes is None:
         return "memory unknown", "$muted"
-    most = "up to " if memory.is_rough else ""
+    about = "about " if memory.is_rough else ""
     if memory.free_bytes is None:
-        return f"needs {most}{format_bytes(memory.needed_bytes)}", "$foreground"
+        return f"needs {about}{format_bytes(memory.needed_bytes)}", "$foreground"
     if memory.is_rough and not memory.fits:
         # A bound that does not fit says nothing.
         return "measuring …", "$muted"
-    amounts = f"{most}{_of(memory.needed_bytes, memory.free_bytes)}"
+    amounts = f"{about}{_of(memory.needed_bytes, memory.free_bytes)}"
     return (f"fits, {amounts}", "$ok") if memory.fits else (f"✗ needs {amounts}", "$limit")
 
 

@@ -457,8 +457,8 @@ def _memory(plan: StartPlan | None) -> Content:
     # A bound that does not fit says nothing.
     fits = None if plan.is_rough and plan.fits is False else plan.fits
     word, style = {True: ("  ✓ fits", "$ok"), False: ("  ✗ does not fit", "$limit bold"), None: ("", "")}[fits]
-    most = "at most " if plan.is_rough else ""
-    return Content.assemble(f"{most}{format_bytes(plan.needed)}{free}", (word, style))
+    about = "roughly " if plan.is_rough else ""
+    return Content.assemble(f"{about}{format_bytes(plan.needed)}{free}", (word, style))
 
 
 def _from(goes_on: Continuation) -> str:

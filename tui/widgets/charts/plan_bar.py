@@ -160,8 +160,8 @@ def _verdict(plan: PlanView, width: int) -> Content:
     # A bound that does not fit says nothing.
     fits = None if plan.is_rough and plan.fits is False else plan.fits
     word, style = {True: ("✓ fits", "$ok"), False: ("✗ does not fit", "$limit bold"), None: ("", "")}[fits]
-    most = "at most " if plan.is_rough else ""
-    amount = fit(f"{most}{format_bytes(plan.total)}{free}", width - 16).rstrip()
+    about = "roughly " if plan.is_rough else ""
+    amount = fit(f"{about}{format_bytes(plan.total)}{free}", width - 16).rstrip()
     rows = f", {plan.rows}" if plan.rows else ""
     rows = rows if cell_len(amount + rows) + 2 + cell_len(word) <= width else ""
     return Content.assemble((amount, "bold"), (rows, "$muted"), "  ", (word, style))

@@ -212,12 +212,12 @@ async def test_a_rough_plan_is_shown_until_the_model_is_measured(tmp_path: Path)
     pane.planner = planner
     async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
         await opened(pilot, pane, write_config(tmp_path))
-        await wait_for(pilot, lambda: "at most 3.2 GB of 2.1 GB free" in screen_text(pilot.app))
+        await wait_for(pilot, lambda: "roughly 3.2 GB of 2.1 GB free" in screen_text(pilot.app))
         assert "→ measuring the model" in screen_text(pilot.app)
-        assert "fit" not in screen_text(pilot.app).split("at most")[1].splitlines()[0]
+        assert "fit" not in screen_text(pilot.app).split("roughly")[1].splitlines()[0]
         is_measured.set()
         await wait_for(pilot, lambda: "✓ fits" in screen_text(pilot.app))
-        assert "at most" not in screen_text(pilot.app)
+        assert "roughly" not in screen_text(pilot.app)
 
 
 async def test_small_numbers_are_shown_as_people_write_them_and_stay_as_they_were_written(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def row(
         (Fit(44_300_000_000, 23_400_000_000, False), "✗ needs 44 of 23 GB"),
         (Fit(2_600_000_000, 900_000_000, False), "✗ needs 2.6 GB of 900 MB"),
         (Fit(2_600_000_000), "needs 2.6 GB"),
-        (Fit(2_600_000_000, 23_400_000_000, True, is_rough=True), "fits, up to 2.6 of 23 GB"),
+        (Fit(2_600_000_000, 23_400_000_000, True, is_rough=True), "fits, about 2.6 of 23 GB"),
         (Fit(44_300_000_000, 23_400_000_000, False, is_rough=True), "measuring …"),
         (Fit(reason="Because."), "memory unknown"),
     ],
