@@ -23,7 +23,7 @@ from core.config.document import load_config
 from core.hardware.cpu import cpu_name
 from core.memory.planner import make_plan
 from core.models.architecture.load import locate_model
-from core.models.architecture.sandboxed import load_architecture
+from core.models.sandboxed import load_architecture
 from core.paths import home
 from core.quantization.job import measure
 from core.quantization.result import ROWS

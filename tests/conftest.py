@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import examples, flaky, longest_first
+from core.models.architecture import measuring
+from tests import examples, flaky, longest_first, measured_here
 from tests.forking import Forks
 from tests.tiny_model import CHATML as CHATML
 from tests.tiny_model import write_tiny_model
@@ -213,11 +214,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-@pytest.fixture(scope="session")
-def measurements(shared: Path) -> Path:
+@pytest.fixture(scope="session", autouse=True)
+def measurements(shared: Path) -> Iterator[Path]:
     """Measurements of models that the tests of this run have made, in all of its processes."""
     (directory := shared / "measured").mkdir(mode=0o700, exist_ok=True)
-    return directory
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(measured_here.DIRECTORY, str(directory))
+        patch.setattr(measuring, "_directory", measuring._directory)
+        measured_here.share_measurements()
+        yield directory
 
 
 @pytest.fixture(scope="session")

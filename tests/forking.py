@@ -41,6 +41,7 @@ from typing import IO, Any, NoReturn
 import pytest
 
 from core.commands import COMMANDS
+from tests.measured_here import share_measurements
 
 #: The environment variable of a forked worker with the fault that it is to meet, for :mod:`tests.faults.injections`.
 FAULT_VARIABLE = "LOCALTUNE_TEST_FAULT"
@@ -344,6 +345,7 @@ def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
         faulthandler.enable(2)
     _load_libraries(asked["environment"].get("LD_LIBRARY_PATH", ""))
     _run_hooks(_hooks(asked["environment"]))
+    share_measurements()
     module, *words = asked["words"]
     sys.argv = [module, *words]
     if module == "core.worker" and (fault := os.environ.get(FAULT_VARIABLE)):

@@ -22,8 +22,7 @@ from core.data.registries.source import load_registry
 from core.errors import LONGEST, UserError
 from core.hub.listing import read_listing
 from core.importers.convert import import_config
-from core.models.architecture.sandboxed import read_model
-from core.models.sandboxed import check_model_config, check_model_directory
+from core.models.sandboxed import check_model_config, check_model_directory, read_model
 from core.runs.record.history import read_history
 from core.runs.record.state import RunState
 from core.runs.record.store import Run

@@ -15,7 +15,7 @@ from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.config.schema import Config
 from core.governor.check import unkept_here
 from core.hardware.card import Card, find_card
-from core.memory.disk import disk_need
+from core.memory.planner import disk_need
 from core.presets.begin import suitable_preset
 from core.presets.choose import Choice
 from core.presets.library import apply_preset, find_preset

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from core.memory.planner import make_plan
     from core.models.architecture.load import locate_model
-    from core.models.architecture.sandboxed import load_architecture, read_model
+    from core.models.sandboxed import load_architecture, read_model
     from core.runs.outlook.forecast import forecast, this_machine
 
     document, has_rows = _document(args)

@@ -13,7 +13,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import locate_model
-from core.models.architecture.sandboxed import load_architecture
+from core.models.sandboxed import load_architecture
 
 
 class DiskNeed(NamedTuple):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from core.config.derived import updates_in_backward
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
 from core.memory.cards import Sharing, sharing_of
-from core.memory.host_experts import movable_experts
 from core.memory.plan import Machine, Plan
-from core.memory.planner import make_plan
+from core.memory.planner import Source, make_plan
 from core.memory.rows import Rows
+from core.memory.weights import movable_experts
 from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
 
@@ -37,6 +38,7 @@ class Advice:
         saves_bytes: Memory saved against the plan; negative if more is used.
         total_bytes: Peak with the changes.
         fits: Whether the run fits then.
+        is_rough: Whether the bytes follow from rough bounds, as the model has not been measured with the changes.
     """
 
     changes: dict[str, Any]
@@ -44,6 +46,7 @@ class Advice:
     saves_bytes: int
     total_bytes: int
     fits: bool
+    is_rough: bool = False
 
     @property
     def text(self) -> str:
@@ -61,8 +64,9 @@ def advise(
     rows: Rows | None,
     plan: Plan,
     sharing: Sharing | None = None,
+    source: Source = "measured",
 ) -> tuple[Advice, ...]:
-    """One or two pieces of advice on a plan.
+    """Advice on a plan, one or two pieces of it.
 
     Args:
         architecture: As for :func:`~core.memory.planner.make_plan`.
@@ -71,6 +75,8 @@ def advise(
         rows: As for that function.
         plan: Its result.
         sharing: As for that function.
+        source: As for that function. With ``measured``, changes that seem to suffice are measured if they have not
+            been, which blocks for seconds each.
 
     Returns:
         If it does not fit: the cheapest single changes that make it fit; if none does, the smallest combination; if
@@ -79,7 +85,7 @@ def advise(
     """
     if plan.limit_bytes is None:
         return ()
-    adviser = _Adviser(architecture, config, machine, rows, plan, sharing)
+    adviser = _Adviser(architecture, config, machine, rows, plan, sharing, source)
     return tuple(adviser.make_faster() if plan.fits else adviser.make_fit())
 
 
@@ -92,8 +98,10 @@ class _Adviser:
         rows: Rows | None,
         plan: Plan,
         sharing: Sharing | None,
+        source: Source,
     ) -> None:
         self._sharing = sharing
+        self._source = source
         self._architecture = architecture
         self._config = config
         self._machine = machine
@@ -176,20 +184,40 @@ class _Adviser:
         return advice
 
     def _try(self, changes: Mapping[str, Any], cost: str) -> Advice | None:
-        config, sharing = changed(self._config, changes), self._sharing
-        if sharing is not None:
-            sharing = sharing_of(config, sharing.cards, sharing.strategy)
-        try:
-            tried = make_plan(self._architecture, config, self._machine, self._rows, sharing=sharing, cached_only=True)
-        except UserError:
-            return None  # no row is left, or it would have to be measured first
+        tried = self._plan_with(changes, "known")
+        if tried is None:
+            return None
+        excess = self._excess if tried.is_rough else 0
+        if tried.is_rough and self._source == "measured" and tried.needed_bytes - excess <= (tried.limit_bytes or 0):
+            measured = self._plan_with(changes, "measured")
+            if measured is None:
+                return None
+            tried, excess = measured, 0
         more = tried.offload > self._plan.offload or any(
             getattr(tried, name) > getattr(self._plan, name) for name in ("experts_host_bytes", "shares_host_bytes")
         )
         if more and tried.host_fits is False:
             return None
-        saves = self._plan.total_bytes - tried.total_bytes
-        return Advice(dict(changes), cost, saves, tried.total_bytes, bool(tried.fits) and tried.host_fits is not False)
+        total = tried.total_bytes - excess
+        # A bound that does not fit says little; one that fits is certain.
+        fits = bool(tried.fits) and tried.host_fits is not False
+        return Advice(dict(changes), cost, self._plan.total_bytes - total, total, fits, tried.is_rough)
+
+    def _plan_with(self, changes: Mapping[str, Any], source: Source) -> Plan | None:
+        """The plan with some options changed; None if there is none."""
+        config, sharing = changed(self._config, changes), self._sharing
+        if sharing is not None:
+            sharing = sharing_of(config, sharing.cards, sharing.strategy)
+        try:
+            return make_plan(self._architecture, config, self._machine, self._rows, sharing=sharing, source=source)
+        except UserError:
+            return None  # no row is left, or the model cannot be measured
+
+    @cached_property
+    def _excess(self) -> int:
+        """Bytes by which the rough bound of the plan is above its measured figures."""
+        bound = None if self._plan.is_rough else self._plan_with({}, "rough")
+        return 0 if bound is None else max(bound.total_bytes - self._plan.total_bytes, 0)
 
     def _candidates(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Candidate changes with their costs, the cheapest first."""

@@ -1,7 +1,7 @@
-"""Calibration: the plan's constants as measured on a device, kept in the home and used instead of the assumed ones.
+"""Constants of a device: its calibration, measured and kept in the home, and its rates, measured or assumed.
 
-A small private JSON file for each device name. One that is torn, foreign or out of range counts as missing, so that the
-plan falls back on its assumptions.
+A calibration is a small private JSON file for each device name. A torn, foreign or implausible file counts as missing,
+so that the plan falls back on its assumptions.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ _LIMIT = 64 << 10
 _MOST_RUNTIME, _MOST_FRAGMENTATION, _MOST_RATE = 16 << 30, 0.5, 1e17
 #: Characters of a file's name that are taken from the device's.
 _SLUG_LENGTH = 60
+#: Bytes a second from pinned host memory over PCIe 4.0 with 16 lanes, of 31.5 GB/s by its specification; assumed.
+HOST_RATE = 20e9
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Calibration:
     """Constants of the memory plan and of its time estimate, as measured on a device.
 
     Args:
-        device: Name of the device, as its driver or the system tells it: ``NVIDIA GeForce RTX 4090``.
+        device: Name of the device by its driver or the system: ``NVIDIA GeForce RTX 4090``.
         runtime_bytes: Memory of a process without any tensors: on a GPU context, libraries and their workspaces, on a
             CPU interpreter and libraries.
         fragmentation: Memory held by the allocator and not used, as a share of the memory in use. Used for GPUs only.
@@ -113,3 +115,72 @@ def _number(value: object, most: float) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) and 0 <= value <= most else None
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of a device.
+
+    Args:
+        matrix: Floating-point operations a second of large matrix products.
+        memory: Bytes a second read and written by elementwise kernels.
+        half: Tokens of a micro-batch at which a matrix product reaches half of that rate.
+        attention: Rate of attention, as a share of that of matrix products.
+        launch: Seconds in which the CPU launches the kernels of a layer, forward and backward; they overlap with the
+            device's work.
+        source: Origin of the figures, for people: ``estimated``, or where they were measured.
+        host: Bytes a second that come from pinned host memory.
+        host_source: Origin of that.
+    """
+
+    matrix: float
+    memory: float
+    half: int
+    attention: float
+    launch: float
+    source: str = "estimated"
+    host: float = HOST_RATE
+    host_source: str = "assumed"
+
+
+#: Cards by a part of their name: rates reached in 16-bit products and by elementwise kernels; estimates.
+_CARDS = {"4090": (150e12, 0.85e12), "3090": (63e12, 0.75e12)}
+#: A card of unknown name, and a CPU in bf16: two cores with AVX512-BF16, measured (docs/performance.md).
+_ANY_CARD, _CPU = (63e12, 0.75e12), (4.1e11, 2.5e10)
+#: Speed of a CPU's products in fp32, as a share of that in bf16.
+_CPU_FP32 = 0.47
+
+
+def rates_of(device: str, calibration: Calibration | None, *, cuda: bool, wide: bool) -> Rates:
+    """Rates of a device.
+
+    Args:
+        device: Name of the device; empty if unknown.
+        calibration: Rates measured on it, if any.
+        cuda: Whether it is a GPU.
+        wide: Whether it computes in fp32.
+    """
+    known = next((rates for name, rates in _CARDS.items() if name in device), _ANY_CARD) if cuda else _CPU
+    matrix, memory = known
+    source = "estimated"
+    if calibration is not None and calibration.matrix_rate is not None:
+        matrix, source = calibration.matrix_rate, calibration.source
+        memory = calibration.memory_rate or memory
+    if cuda:
+        host, host_source = HOST_RATE, "assumed"
+        if calibration is not None and calibration.host_rate is not None:
+            host, host_source = calibration.host_rate, calibration.source
+        # Products in fp32 do not use the tensor cores.
+        return Rates(matrix / (4 if wide else 1), memory, 128, 0.7, 1.9e-3, source, host, host_source)
+    return Rates(matrix * (_CPU_FP32 if wide else 1), memory, 400, 0.2, 0.0, source)
+
+
+def is_known_speed(device: str, calibration: Calibration | None) -> bool:
+    """True if the rates of a device are its own, measured or estimated, and not assumed from another of its kind.
+
+    Args:
+        device: Name of the device; empty if unknown.
+        calibration: Rates measured on it, if any.
+    """
+    measured = calibration is not None and calibration.matrix_rate is not None
+    return measured or any(name in device for name in _CARDS)

@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from core.memory.plan import Plan, Way
+from core.config.schema import Config
+from core.memory.plan import Machine, Plan, Way
+from core.memory.weights import movable_experts
+from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
 
 #: Most share of the limit for a plan with activations kept that does not leave it at the largest micro-batches: it is
 #: chosen to fill the memory, so that an error of the plan would be an error of the run.
 FILLED_SHARE = 0.97
+#: Why experts are not moved under WSL 2.
+_NOT_PINNED = "pinned memory is short under WSL 2, and memory.offload_experts = on takes it all the same"
 
 
 def choose_way(
@@ -100,3 +105,32 @@ def _explained(found: Plan, other: Plan, first: int) -> Plan:
         what = f"Activations of {found.kept_layers} of {found.layers} layers are kept, of the others recomputed"
         what += f",{batches}" if cut else ""
     return replace(found, reason=f"{what}: {otherwise} the run would take {needed}, and {free} are free.")
+
+
+def place_experts(model: Architecture, config: Config, machine: Machine, plan: Callable[[bool], Plan]) -> Plan:
+    """The plan with experts where ``memory.offload_experts`` has them; with ``auto`` in host memory where the run would
+    not fit otherwise, and does so.
+
+    Args:
+        model: The base model.
+        config: Configuration of the run.
+        machine: Machine of the run.
+        plan: Makes the plan with 4-bit experts in host memory, or on the device.
+    """
+    movable = machine.kind == "cuda" and movable_experts(model, config)
+    wanted = config.memory.offload_experts if movable else "off"
+    here = plan(wanted == "on")
+    if wanted != "auto" or here.fits is not False:
+        return here
+    there = plan(True)
+    if not there.fits:
+        return here
+    needed = f"With its experts in the machine's memory the run would take {format_bytes(there.needed_bytes)}"
+    if not machine.pins:
+        return replace(here, notes=(*here.notes, f"{needed}: {_NOT_PINNED}."))
+    if there.host_fits is False:
+        short = (
+            f"that takes {format_bytes(there.experts_host_bytes)}, and {format_bytes(there.host_free_bytes)} are free"
+        )
+        return replace(here, notes=(*here.notes, f"{needed}; {short}."))
+    return there

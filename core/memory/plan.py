@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from core.memory.calibration import Calibration
-from core.memory.phases import MicroBatch
 from core.memory.step_time import StepTime
 
 DeviceKind = Literal["cpu", "cuda"]
@@ -32,8 +31,8 @@ class Machine:
         pins: Whether pinned host memory may be used without being asked for.
         pages: Whether a GPU's driver can page optimizer states; that of WSL 2 cannot.
         cuda_build: Whether torch is built for CUDA, whose libraries take memory where training is on the CPU as well.
-        power_limit_w: Power limit of the device in W; None if it tells none.
-        elsewhere: Whether its device is not here, so that nothing that was measured here holds of it.
+        power_limit_w: Power limit of the device in W; None if unknown.
+        elsewhere: Whether its device is not here, so that no measurement of this machine applies.
     """
 
     kind: DeviceKind
@@ -53,8 +52,28 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class MicroBatch:
+    """Largest micro-batch that the data can form.
+
+    Args:
+        rows: Number of its rows.
+        length: Their length, padding included.
+        supervised: Number of positions in the loss.
+    """
+
+    rows: int
+    length: int
+    supervised: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, padding included."""
+        return self.rows * self.length
+
+
+@dataclass(frozen=True)
 class Part:
-    """One part of the memory: its name, bytes, and a description in one line."""
+    """Part of the memory: its name, bytes, and a description in one line."""
 
     name: str
     bytes: int
@@ -111,10 +130,11 @@ class Plan:
         targets: Last name components of the layers that get adapters, and the number of layers of each.
         dequantized: Whether 16-bit copies of 4-bit weights are kept.
         experts_host_bytes: Pinned host memory of the 4-bit experts that live there; 0 where they are on the device.
-        shares_host_bytes: Host memory for what the card shares in with others and does not hold
+        shares_host_bytes: Host memory for the card's share of weights and states that is not on it
             (``distributed.offload``).
         wire_bytes: Bytes that the card sends to others in an optimizer step.
         reason: Why activations are kept or recomputed, as a sentence; empty where it was decided before.
+        is_rough: Whether the activations are a rough bound, as they have not been measured yet.
     """
 
     parts: tuple[Part, ...]
@@ -143,10 +163,11 @@ class Plan:
     shares_host_bytes: int = 0
     wire_bytes: int = 0
     reason: str = ""
+    is_rough: bool = False
 
     @property
     def checkpointing(self) -> bool:
-        """Whether gradient checkpointing is on, for some layers at least."""
+        """True if gradient checkpointing is on, for some layers at least."""
         return self.kept_layers < self.layers
 
     @property
@@ -166,12 +187,12 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the needed memory fits; None if the limit is unknown."""
+        """True if the needed memory fits; None if the limit is unknown."""
         return None if self.limit_bytes is None else self.needed_bytes <= self.limit_bytes
 
     @property
     def host_fits(self) -> bool | None:
-        """Whether what is in host memory fits there; None if unknown."""
+        """True if the parts in host memory fit there; None if unknown."""
         return None if self.host_free_bytes is None else self.on_host_bytes <= self.host_free_bytes
 
     @property
@@ -181,7 +202,7 @@ class Plan:
 
     @property
     def disk_fits(self) -> bool | None:
-        """Whether the disk has room; None if unknown."""
+        """True if the disk has room; None if unknown."""
         return None if self.disk_free_bytes is None else self.disk_bytes <= self.disk_free_bytes
 
     def by_name(self) -> dict[str, int]:

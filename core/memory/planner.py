@@ -1,22 +1,21 @@
 """Memory planner: a run's memory at its peak, part by part.
 
-Every figure is arithmetic on shapes, except the constants of the environment in :mod:`core.memory.overhead`, which say
-where they were measured. docs/memory.md explains the model and its errors.
+Every figure is arithmetic on shapes and on the measured passes of the layers, except the constants of the environment
+in :mod:`core.memory.overhead`, which say where they were measured. docs/memory.md explains the model and its errors.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from core.config.derived import sequences_per_row, updates_in_backward
 from core.config.experts import without_adapters
+from core.config.facts import DiskNeed
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import kept_patterns
 from core.errors import UserError
-from core.memory.activations import LayerSteps
 from core.memory.batching import (
     TOKEN_BUDGETS,
     WHOLE,
@@ -26,48 +25,42 @@ from core.memory.batching import (
     token_budgets,
     tokens_of_rows,
 )
-from core.memory.cards import Sharing
-from core.memory.choice import choose_way
-from core.memory.gathered import gathered_sizes
-from core.memory.host import states_host_bytes
-from core.memory.host_experts import experts_on_host, place_experts, tell_host_experts
+from core.memory.calibration import rates_of
+from core.memory.cards import Shares, Sharing, gathered_sizes
+from core.memory.choice import choose_way, place_experts
 from core.memory.overhead import around_cpu, around_gpu, process
-from core.memory.phases import MicroBatch, Pass, Phase
-from core.memory.plan import RECLAIMABLE, Machine, Part, Plan, Way
+from core.memory.phases import Phase, phases_of, with_updates
+from core.memory.plan import RECLAIMABLE, Machine, MicroBatch, Part, Plan, Way
+from core.memory.rough import rough_passes
 from core.memory.rows import Rows
-from core.memory.shares import Shares
 from core.memory.sizes import (
+    FP32,
     OFFLOAD_SMALLEST,
+    Arithmetic,
     optimizer_bytes,
     pinned_bytes,
     split_by_targets,
+    states_host_bytes,
 )
-from core.memory.static import (
+from core.memory.step_time import LayerWork, StepTime, attention_work, head_work, step_time, touched_experts
+from core.memory.weights import (
+    Tensors,
     adapter_parts,
-    copied_weights,
+    experts_on_host,
     is_mapped,
     own_weight_parts,
     tell_bare_experts,
+    tell_host_experts,
     weight_parts,
 )
-from core.memory.step_time import (
-    LayerWork,
-    Rates,
-    StepTime,
-    attention_work,
-    head_work,
-    rates_of,
-    step_time,
-    touched_experts,
-)
-from core.memory.steps import FP32, Adapters, Arithmetic
-from core.memory.weights import Tensors, split_layers, trained_tensors, with_updates
-from core.models.architecture.architecture import Architecture, Experts
-from core.models.architecture.measured import Passes
-from core.models.architecture.measuring import measure_passes
-from core.models.architecture.towers import Towers
+from core.models.architecture.architecture import Architecture, Experts, Towers
+from core.models.architecture.measuring import Passes, measure_passes
 from core.models.kernels import install_command, tell_missing
 from core.units import format_bytes
+
+#: Source of a plan's passes: measured, which blocks for seconds the first time; measured earlier, else the rough
+#: bound; or the rough bound in any case.
+Source = Literal["measured", "known", "rough"]
 
 #: Bytes of a run's files other than adapter and optimizer: manifest, random state, adapter configuration.
 CHECKPOINT_EXTRA = 64 << 10
@@ -94,7 +87,7 @@ def make_plan(
     offload: bool | None = None,
     host_experts: bool | None = None,
     sharing: Sharing | None = None,
-    cached_only: bool = False,
+    source: Source = "measured",
 ) -> Plan:
     """Make the memory plan of a run.
 
@@ -111,7 +104,7 @@ def make_plan(
         host_experts: Whether 4-bit experts live in host memory; None for what ``memory.offload_experts`` says.
         sharing: How several cards share the run; the plan is then that of one of them, ``config`` its part of the run
             (:func:`core.memory.strategy.part_of_card`), ``machine`` the card and its part of host memory.
-        cached_only: Whether to refuse what would have to be measured first, which takes seconds.
+        source: Where the passes of the layers come from.
 
     If undecided, the token budget, or a part of it, and the number of layers with gradient checkpointing are those of
     the shortest estimated step that fits, within what ``memory.gradient_checkpointing`` allows; with an unknown limit
@@ -119,107 +112,14 @@ def make_plan(
     host memory has room for them.
 
     Raises:
-        UserError: If no layer of the model is trained, or its positions are fewer than the rows' tokens.
+        UserError: If no layer of the model is trained, its positions are fewer than the rows' tokens, or its passes
+            cannot be measured.
     """
-    decided = _Decided(token_budget, checkpointing, kept_layers, dequantized, offload)
-    planning = _Planning(architecture, config, machine, rows, decided, sharing, cached_only)
+    run = _Run(architecture, config, machine, rows, sharing, source)
+    search = _Search(run, token_budget, checkpointing, kept_layers, dequantized, offload)
     if host_experts is not None:
-        return planning.plan(host_experts)
-    return place_experts(architecture, config, machine, planning.plan)
-
-
-@dataclass(frozen=True)
-class _Decided:
-    """What the worker has decided; None, or no kept layers, for what is left to the plan. See :func:`make_plan`."""
-
-    token_budget: int | None
-    checkpointing: bool | None
-    kept_layers: int
-    dequantized: bool | None
-    offload: bool | None
-
-
-@dataclass(frozen=True)
-class _Planning:
-    """The search for the way of a run, with its experts in one place or the other; see :func:`make_plan`."""
-
-    architecture: Architecture
-    config: Config
-    machine: Machine
-    rows: Rows | None
-    decided: _Decided
-    sharing: Sharing | None
-    cached_only: bool
-
-    def plan(self, host_experts: bool) -> Plan:
-        """The plan of the chosen way, with copies of weights where there is plenty of memory."""
-        found = self._fixed(host_experts) if self._is_fixed else self._chosen(host_experts)
-        return self._with_copies(found)
-
-    @property
-    def _first_budget(self) -> int:
-        """The token budget to begin with."""
-        if updates_in_backward(self.config):
-            return WHOLE
-        return self.decided.token_budget or TOKEN_BUDGETS[self.machine.kind]
-
-    @property
-    def _offloads(self) -> bool:
-        """Whether checkpointed layer inputs are offloaded whatever fits."""
-        if self.decided.offload is not None:
-            return self.decided.offload
-        return self.machine.kind == "cuda" and self.config.memory.activation_offload == "on"
-
-    @property
-    def _is_fixed(self) -> bool:
-        """Whether there is no way to choose."""
-        return self.decided.checkpointing is not None or self._offloads or self.machine.limit_bytes is None
-
-    @property
-    def _keeps_copies(self) -> bool:
-        """Whether dequantized copies of weights are kept before it is known whether they fit."""
-        asked = self.config.memory.keep_dequantized == "on"
-        return asked if self.decided.dequantized is None else self.decided.dequantized
-
-    def _fixed(self, host_experts: bool) -> Plan:
-        depth, checkpointing = self.architecture.depth, self.decided.checkpointing
-        recomputed = _is_on(self.config, self.machine) or self._offloads if checkpointing is None else checkpointing
-        kept = self.decided.kept_layers if recomputed else depth
-        return self._plan(Way(self._first_budget, kept, self._offloads, host_experts), copies=self._keeps_copies)
-
-    def _chosen(self, host_experts: bool) -> Plan:
-        config, machine = self.config, self.machine
-        may_offload = self.decided.offload is None and config.memory.activation_offload == "auto"
-        return choose_way(
-            token_budgets(self._first_budget, _longest(self.architecture, config, self.rows)),
-            _kept_layers(config, self.architecture.depth),
-            lambda way: self._plan(replace(way, host_experts=host_experts), copies=self._keeps_copies),
-            offload=machine.kind == "cuda" and machine.pins and may_offload,
-        )
-
-    def _with_copies(self, found: Plan) -> Plan:
-        """The plan with dequantized copies of weights, if that is left open and they take little of what is free."""
-        memory, limit = self.config.memory, self.machine.limit_bytes
-        # If memory had to be freed already, there is none for copies.
-        freed = found.checkpointing or found.token_budget < self._first_budget
-        tight = freed and memory.gradient_checkpointing != "on"
-        wanted = self.decided.dequantized is None and memory.keep_dequantized == "auto"
-        if not wanted or tight or limit is None:
-            return found
-        copied = replace(self._plan(found.way, copies=True), reason=found.reason)
-        return copied if copied.needed_bytes <= limit * COPIES_SHARE else found
-
-    def _plan(self, way: Way, *, copies: bool) -> Plan:
-        return _Planner(
-            self.architecture,
-            self.config,
-            self.machine,
-            self.rows,
-            way,
-            copies,
-            sharing=self.sharing,
-            cached_only=self.cached_only,
-        ).plan()
+        return search.plan(host_experts)
+    return place_experts(architecture, config, machine, search.plan)
 
 
 def make_least_plan(
@@ -252,19 +152,19 @@ def make_least_plan(
         config,
         machine,
         rows,
-        token_budget=token_budgets(first, _longest(architecture, config, rows))[-1],
+        token_budget=token_budgets(first, _longest(training_rows(architecture, config, rows), config))[-1],
         checkpointing=fewest == 0,
         dequantized=config.memory.keep_dequantized == "on",
     )
 
 
-def _longest(architecture: Architecture, config: Config, rows: Rows | None) -> int:
+def _longest(rows: Rows, config: Config) -> int:
     """Tokens of the longest row, all of its sequences included."""
-    return training_rows(architecture, config, rows).runs[0][0] * sequences_per_row(config.train.objective)
+    return rows.runs[0][0] * sequences_per_row(config.train.objective)
 
 
 def _is_on(config: Config, machine: Machine) -> bool:
-    """Whether gradient checkpointing is on where the free memory is unknown."""
+    """True if gradient checkpointing is on where the free memory is unknown."""
     # Free GPU memory is nearly always known; if not, the smaller need is the safer one to report.
     wanted = config.memory.gradient_checkpointing
     return wanted == "on" or (wanted == "auto" and machine.kind == "cuda")
@@ -300,71 +200,159 @@ def training_rows(architecture: Architecture, config: Config, rows: Rows | None)
     return kept
 
 
-class _Planner:
+class _Run:
+    """A run to be planned: everything that is the same for each way of fitting it into memory."""
+
     def __init__(
         self,
         architecture: Architecture,
         config: Config,
         machine: Machine,
         rows: Rows | None,
-        way: Way,
-        dequantized: bool,
-        *,
         sharing: Sharing | None,
-        cached_only: bool,
+        source: Source,
     ) -> None:
-        self.sharing = sharing
-        split = list(split_by_targets(architecture.layers, architecture.prefix, config.method))
-        self.model = replace(architecture, layers=tuple(layer for layer, _ in split))
+        self.model = architecture
         self.config = config
         self.machine = machine
-        self.assumed = rows is None
+        self.sharing = sharing
+        self.is_assumed = rows is None
         self.rows = training_rows(architecture, config, rows)
         self.cuda = machine.kind == "cuda"
+        self.how = arithmetic(config, machine)
+        self.keep = kept_patterns(config.model.keep_16bit)
+        self.weights = config.method.name in WEIGHT_METHODS
+        self.copied = 0 if self.weights else _adapted_weights(architecture, config)
+        width, positions = self.rows.runs[0][0], architecture.positions
+        if architecture.learned_positions and positions is not None and width > padded_length(positions):
+            raise UserError(
+                f"The model knows {positions} positions, and rows have up to {width} tokens.",
+                f"Set train.max_length to {positions} or less.",
+            )
+        known = None if source == "rough" else _measured(architecture, config, self.how, cached_only=source == "known")
+        self.is_rough = known is None
+        self.passes = rough_passes(architecture, config, self.how) if known is None else known
+        self.tensors = list(self.passes.trained)
+        self.rates = rates_of(machine.device, machine.calibration, cuda=self.cuda, wide=not self.how.autocast)
+
+
+def _adapted_weights(model: Architecture, config: Config) -> int:
+    """Elements of the linear layers with plain adapters, which can be kept dequantized.
+
+    Raises:
+        UserError: If no layer gets an adapter.
+    """
+    method, found, has_any = config.method, 0, False
+    for layer, count, targets in split_by_targets(model, method):
+        has_any = has_any or bool(targets)
+        found += count * sum(linear.weights for linear in layer.linears if linear.name in targets)
+    if not has_any:
+        names = sorted({linear.name.rpartition(".")[2] for layer in model.layers for linear in layer.linears})
+        raise UserError(
+            f"method.target_modules matches no layer of this model: {method.target_modules}.",
+            f"Its linear layers are {', '.join(names)}; or use all-linear.",
+        )
+    return 0 if method.dora or method.init == "pissa" else found
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Search for the way of a run; see :func:`make_plan` for the decisions that it starts from."""
+
+    run: _Run
+    token_budget: int | None
+    checkpointing: bool | None
+    kept_layers: int
+    dequantized: bool | None
+    offload: bool | None
+
+    def plan(self, host_experts: bool) -> Plan:
+        """The plan of the chosen way, with copies of weights where there is plenty of memory."""
+        found = self._fixed(host_experts) if self._is_fixed else self._chosen(host_experts)
+        return self._with_copies(found)
+
+    @property
+    def _first_budget(self) -> int:
+        """The token budget to begin with."""
+        if updates_in_backward(self.run.config):
+            return WHOLE
+        return self.token_budget or TOKEN_BUDGETS[self.run.machine.kind]
+
+    @property
+    def _offloads(self) -> bool:
+        """True if checkpointed layer inputs are offloaded whatever fits."""
+        if self.offload is not None:
+            return self.offload
+        return self.run.machine.kind == "cuda" and self.run.config.memory.activation_offload == "on"
+
+    @property
+    def _is_fixed(self) -> bool:
+        """True if there is no way to choose."""
+        return self.checkpointing is not None or self._offloads or self.run.machine.limit_bytes is None
+
+    @property
+    def _keeps_copies(self) -> bool:
+        """True if dequantized copies of weights are kept before the plan shows that they fit."""
+        asked = self.run.config.memory.keep_dequantized == "on"
+        return asked if self.dequantized is None else self.dequantized
+
+    def _fixed(self, host_experts: bool) -> Plan:
+        depth, checkpointing = self.run.model.depth, self.checkpointing
+        is_on = _is_on(self.run.config, self.run.machine) or self._offloads
+        recomputed = is_on if checkpointing is None else checkpointing
+        kept = self.kept_layers if recomputed else depth
+        return self._plan(Way(self._first_budget, kept, self._offloads, host_experts), copies=self._keeps_copies)
+
+    def _chosen(self, host_experts: bool) -> Plan:
+        run, config = self.run, self.run.config
+        may_offload = self.offload is None and config.memory.activation_offload == "auto"
+        return choose_way(
+            token_budgets(self._first_budget, _longest(run.rows, config)),
+            _kept_layers(config, run.model.depth),
+            lambda way: self._plan(replace(way, host_experts=host_experts), copies=self._keeps_copies),
+            offload=run.machine.kind == "cuda" and run.machine.pins and may_offload,
+        )
+
+    def _with_copies(self, found: Plan) -> Plan:
+        """The plan with dequantized copies of weights, if that is left open and they take little of the free memory."""
+        memory, limit = self.run.config.memory, self.run.machine.limit_bytes
+        # If memory had to be freed already, there is none for copies.
+        freed = found.checkpointing or found.token_budget < self._first_budget
+        tight = freed and memory.gradient_checkpointing != "on"
+        wanted = self.dequantized is None and memory.keep_dequantized == "auto"
+        if not wanted or tight or limit is None:
+            return found
+        copied = replace(self._plan(found.way, copies=True), reason=found.reason)
+        return copied if copied.needed_bytes <= limit * COPIES_SHARE else found
+
+    def _plan(self, way: Way, *, copies: bool) -> Plan:
+        return _Planner(self.run, way, copies).plan()
+
+
+class _Planner:
+    """The plan of a run in one way."""
+
+    def __init__(self, run: _Run, way: Way, dequantized: bool) -> None:
+        self.run = run
+        self.model, self.config, self.machine = run.model, run.config, run.machine
         self.kept_layers = way.kept_layers
-        self.checkpointing = way.kept_layers < architecture.depth
+        self.checkpointing = way.kept_layers < run.model.depth
         self.budget = way.token_budget
-        how = arithmetic(config, machine)
-        self.dequantized = dequantized and (how.quantized or how.merged) and how.fused_layers
-        self.how = replace(how, dequantized=self.dequantized)
+        self.dequantized = dequantized and (run.how.quantized or run.how.merged) and run.how.fused_layers
+        self.how = replace(run.how, dequantized=self.dequantized)
         self.batch = self._micro_batch()
         # The input of a layer.
         self.hidden = self.how.bytes * self.model.hidden * self.batch.tokens
         self.offload = way.offload and self.checkpointing and self.hidden >= OFFLOAD_SMALLEST
-        self.keep = kept_patterns(config.model.keep_16bit)
-        self.experts = experts_on_host(architecture, self.keep) if way.host_experts else None
-        method = config.method
-        self.weights = method.name in WEIGHT_METHODS
-        self.measured = measured_passes(architecture, config, self.how, cached_only=cached_only)
-        self.in_backward = updates_in_backward(config)
-        if self.weights:
-            self.model, self.adapters = split_layers(architecture, config)
-            return
-        self.adapters = [
-            Adapters(method.rank, method.dropout, method.dora, targets, paired=method.init == "pissa")
-            for _, targets in split
-        ]
-        if not any(adapters.targets for adapters in self.adapters):
-            names = sorted(
-                {linear.name.rpartition(".")[2] for layer in architecture.layers for linear in layer.linears}
-            )
-            raise UserError(
-                f"method.target_modules matches no layer of this model: {method.target_modules}.",
-                f"Its linear layers are {', '.join(names)}; or use all-linear.",
-            )
+        self.experts = experts_on_host(self.model, run.keep) if way.host_experts else None
 
     # Sizes
 
     def _micro_batch(self) -> MicroBatch:
-        train, model, kept = self.config.train, self.model, self.rows
+        train, kept = self.config.train, self.run.rows
         sequences = sequences_per_row(train.objective)
         budget = max(1, self.budget // sequences)
         before, rows, width = kept.largest_shape(train.batch_size, budget, train.micro_batch_size)
-        if model.learned_positions and model.positions is not None and width > padded_length(model.positions):
-            raise UserError(
-                f"The model knows {model.positions} positions, and rows have up to {width} tokens.",
-                f"Set train.max_length to {model.positions} or less.",
-            )
         learned = math.ceil((min(tokens_of_rows(kept.runs, before, rows), rows * width) - rows) * kept.supervised)
         return MicroBatch(rows * sequences, width, max(1, learned) * sequences)
 
@@ -374,36 +362,11 @@ class _Planner:
         longest = self.config.train.max_length
         return min(longest, self.model.positions or longest)
 
-    def _targets(self) -> Counter[str]:
-        if self.measured is not None:
-            return Counter(dict(self.measured.targets))
-        found: Counter[str] = Counter()
-        for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
-            for linear in sorted(adapters.targets):
-                found[linear.rpartition(".")[2]] += layer.count
-        return found
-
-    def _trained_tensors(self) -> Tensors:
-        """Rows, columns and number of each kind of trained tensor."""
-        if self.measured is not None:
-            return list(self.measured.trained)
-        if self.weights:
-            return trained_tensors(self.model, self.adapters, whole=self.config.method.name == "full")
-        rank = self.config.method.rank
-        found: Tensors = []
-        for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
-            for linear in layer.linears:
-                if linear.name in adapters.targets:
-                    found += [(rank, linear.inputs, layer.count), (linear.outputs, rank, layer.count)]
-                    if adapters.dora:
-                        found.append((linear.outputs, 1, layer.count))
-        return found
-
     # Phases
 
     def plan(self) -> Plan:
         """The plan."""
-        tensors = self._trained_tensors()
+        tensors = self.run.tensors
         kind = self.config.train.optimizer
         trainable = sum(rows * columns * count for rows, columns, count in tensors)
         states = sum(optimizer_bytes(kind, rows * columns, columns) * count for rows, columns, count in tensors)
@@ -436,32 +399,34 @@ class _Planner:
             states_host_bytes=on_host,
             host_free_bytes=self.machine.host_bytes,
             notes=(*self._notes(paged, on_host, pinned, step), *self._caveats()),
-            targets=tuple(self._targets().items()),
+            targets=self.run.passes.targets,
             dequantized=self.dequantized,
             experts_host_bytes=self.experts.host_bytes if self.experts is not None else 0,
             shares_host_bytes=shares.on_host(held) if shares is not None else 0,
             wire_bytes=shares.on_wire(step.micro_batches) if shares is not None else 0,
+            is_rough=self.run.is_rough,
         )
 
     def _shares(self, tensors: Tensors) -> Shares | None:
-        """What the card shares with others; None for one card."""
-        if self.sharing is None:
+        """The shares of the card; None for one card."""
+        run = self.run
+        if run.sharing is None:
             return None
-        width = self.how.bytes if self.weights else FP32
+        width = self.how.bytes if run.weights else FP32
         return Shares(
-            self.sharing, gathered_sizes(self.model, self.how, self.keep, tensors, width=width, whole=self.weights)
+            run.sharing, gathered_sizes(self.model, self.how, run.keep, tensors, width=width, whole=run.weights)
         )
 
     def _weights(self) -> list[Part]:
-        copied = copied_weights(self.model, self.adapters) if self.dequantized else 0
-        return weight_parts(self.model, self.how, copied, self.keep, self.experts)
+        copied = self.run.copied if self.dequantized else 0
+        return weight_parts(self.model, self.how, copied, self.run.keep, self.experts)
 
     def _peak(self, tensors: Tensors, held: list[Part]) -> tuple[str, list[Part], int]:
-        """The phase of the peak, the parts of the memory then, and what of it must be resident.
+        """The phase of the peak, its parts, and the bytes that must be resident.
 
         Args:
             tensors: Trained tensors.
-            held: Weights, and what is trained with its gradients and optimizer states.
+            held: Weights, adapters, gradients and optimizer states.
         """
         phases = self._phases(tensors)
         name = max(phases, key=lambda name: phases[name].total)
@@ -476,36 +441,30 @@ class _Planner:
         return name, parts, needed
 
     def _phases(self, tensors: Tensors) -> dict[str, Phase]:
-        phases = Pass(
-            self.model,
-            self.how,
-            self.adapters,
-            self.batch,
-            kept_layers=self.kept_layers,
-            offload=self.offload,
-            gradient_from={"full": "embeddings", "freeze": "trained"}.get(self.config.method.name, "first layer"),
-            measured=self.measured,
-        ).phases()
-        if not self.weights:
+        run = self.run
+        phases = phases_of(
+            self.model, self.how, run.passes, self.batch, kept_layers=self.kept_layers, offload=self.offload
+        )
+        if not run.weights:
             return phases
-        found = with_updates(phases, self.model, self.config, tensors, self.how.bytes, cuda=self.cuda)
-        if self.sharing is None:
+        found = with_updates(phases, self.model, self.config, tensors, self.how.bytes, cuda=run.cuda)
+        if run.sharing is None:
             return found
-        return {name: replace(phase, update=self.sharing.of_update(phase.update)) for name, phase in found.items()}
+        return {name: replace(phase, update=run.sharing.of_update(phase.update)) for name, phase in found.items()}
 
     def _on_disk(self, trainable: int, states: int) -> tuple[int, int]:
         """Bytes of a checkpoint, and of all that a run has on the disk at once."""
-        width = self.how.bytes if self.weights else FP32
+        width = self.how.bytes if self.run.weights else FP32
         saved = trainable * width * (2 if self._paired else 1)
         checkpoint = saved + states + CHECKPOINT_EXTRA
-        final = self.model.parameters * width if self.weights else saved
+        final = self.model.parameters * width if self.run.weights else saved
         # A new checkpoint is complete before the oldest is deleted.
         return checkpoint, (self.config.checkpoint.keep + 1) * checkpoint + final + ADAPTER_EXTRA
 
     def _notes(self, paged: int, on_host: int, pinned: int, step: StepTime) -> list[str]:
-        """Remarks on what is assumed, and on what is in the machine's memory."""
+        """Remarks on assumptions, and on parts in the machine's memory."""
         found = []
-        if self.assumed:
+        if self.run.is_assumed:
             found.append(f"Every row is taken to have {self._assumed_length} tokens, all of them learned.")
         if paged > PAGED_NOTE:
             found.append(
@@ -516,56 +475,28 @@ class _Planner:
             short = self._shortage(pinned)
             found.append(f"The layers' inputs take up to {format_bytes(pinned)} of the machine's memory{short}.")
         if self.experts is not None:
-            found.append(tell_host_experts(self.experts, step, self._rates(), self.machine.host_bytes))
+            found.append(tell_host_experts(self.experts, step, self.run.rates, self.machine.host_bytes))
         return found
-
-    def _rates(self) -> Rates:
-        machine = self.machine
-        return rates_of(machine.device, machine.calibration, cuda=self.cuda, wide=not self.how.autocast)
 
     def _step_time(self, trained: int) -> StepTime:
         """Estimated time of a typical optimizer step."""
         train = self.config.train
         sequences = sequences_per_row(train.objective)
-        window = self.rows.typical_window(train.batch_size)
+        window = self.run.rows.typical_window(train.batch_size)
         cut = micro_batches(window, max(1, self.budget // sequences), train.micro_batch_size)
         return step_time(
             self._work(),
             [(rows * sequences, width) for rows, width in cut],
-            self._rates(),
+            self.run.rates,
             kept_layers=self.kept_layers,
-            head=head_work(self.model.vocabulary, self.model.hidden, self.rows.supervised),
+            head=head_work(self.model.vocabulary, self.model.hidden, self.run.rows.supervised),
             trained=trained,
             from_host=self.experts.moved_bytes if self.experts is not None else 0,
         )
 
-    def _work(self) -> list[LayerWork]:
-        """Work of every layer, in order."""
-        if self.measured is not None:
-            return self._measured_work(self.measured)
-        found: list[LayerWork] = []
-        for layer, adapters in zip(self.model.layers, self.adapters, strict=True):
-            steps = LayerSteps(layer, self.model.hidden, self.how, adapters, self.batch.length).steps()
-            inner = sum(linear.weights for linear in layer.linears)
-            learned = sum(
-                adapters.rank * (linear.inputs + linear.outputs)
-                for linear in layer.linears
-                if linear.name in adapters.targets
-            )
-            work = LayerWork(
-                weights=inner + learned,
-                frozen=0 if adapters.weights else inner,
-                dequantized=inner if self.how.quantized and not self.how.dequantized else 0,
-                attention=attention_work(layer.attention.queries),
-                moved=sum(step.kept for step in steps),
-                layers=1,
-            )
-            found += [work] * layer.count
-        return found
-
     def _expert_work(self, experts: Experts | None) -> tuple[float, float, float]:
-        """Weights of the experts that a token is multiplied with, of those that any token is, and the number of experts
-        for each active one.
+        """Weights of the experts of a token, of the experts of any token, and the number of experts for each active
+        one.
         """
         if experts is None:
             return 0.0, 0.0, 1.0
@@ -573,11 +504,11 @@ class _Planner:
         touched = touched_experts(experts.count, experts.active, self.batch.tokens)
         return one * experts.active, one * touched, experts.count / max(experts.active, 1)
 
-    def _measured_work(self, measured: Passes) -> list[LayerWork]:
-        """Work of every layer of a measured model, in order."""
-        length = self.batch.length
-        regime = measured.regime(length)
-        learned = 0 if self.weights else sum(rows * columns * count for rows, columns, count in measured.trained)
+    def _work(self) -> list[LayerWork]:
+        """Work of every layer, in order."""
+        length, passes, weights = self.batch.length, self.run.passes, self.run.weights
+        regime = passes.regime(length)
+        learned = 0 if weights else sum(rows * columns * count for rows, columns, count in passes.trained)
         found: list[LayerWork] = []
         for layer in self.model.layers:
             active, touched, spread = self._expert_work(layer.experts)
@@ -585,10 +516,10 @@ class _Planner:
             active += layer.bare_experts
             inner = sum(linear.weights for linear in layer.linears)
             for _ in range(layer.count):
-                kept = regime.layer(measured.kinds[len(found)], reached=True).kept
+                kept = regime.layer(passes.kinds[len(found)], reached=True).kept
                 work = LayerWork(
                     weights=inner + active + learned / self.model.depth,
-                    frozen=0 if self.weights else inner + active,
+                    frozen=0 if weights else inner + active,
                     dequantized=touched + (0 if self.how.dequantized else inner) if self.how.quantized else 0,
                     attention=attention_work(layer.attention.queries),
                     moved=kept.per_token + length * kept.per_pair,
@@ -605,28 +536,29 @@ class _Planner:
 
     def _trained(self, trainable: int, states: int) -> list[Part]:
         kind = self.config.train.optimizer
-        if self.weights:
-            return own_weight_parts(kind, trainable, states, self.how.bytes, in_backward=self.in_backward)
+        if self.run.weights:
+            in_backward = updates_in_backward(self.config)
+            return own_weight_parts(kind, trainable, states, self.how.bytes, in_backward=in_backward)
         return adapter_parts(kind, trainable, states, paired=self._paired)
 
     @property
     def _paired(self) -> bool:
-        """Whether each trained adapter has a frozen reference adapter."""
-        return any(adapters.paired for adapters in self.adapters)
+        """True if each trained adapter has a frozen reference adapter."""
+        return self.config.method.init == "pissa" and not self.run.weights
 
     def _moving(self, phase: Phase) -> list[Part]:
         batch = self.batch
-        what = "the layers' inputs, kept for recomputing" if self.checkpointing else "what the layers keep for backward"
+        what = "the layers' inputs, kept for recomputing" if self.checkpointing else "tensors kept for backward"
         if self.checkpointing and self.kept_layers:
             last = "layer keeps" if self.kept_layers == 1 else f"{self.kept_layers} layers keep"
-            what = f"what the last {last} for backward, and the inputs of the others"
+            what = f"tensors that the last {last} for backward, and the inputs of the others"
         if self.offload:
             what = "the inputs of two layers, the others in the machine's memory"
         positions = min(chunk_positions(self.model.vocabulary), batch.supervised)
         loss = f"logits of {positions} positions and their gradients"
         return [
             Part("activations", int(phase.kept), f"{what}, {batch.rows} x {batch.length} tokens"),
-            Part("adapter_activations", int(phase.adapters), "the adapters' inputs, and their weights cast"),
+            Part("adapter_activations", int(phase.adapters), "the adapters' weights, cast for each product"),
             Part("layer", int(phase.layer), "one layer at work, its dequantized weights among it"),
             Part("loss", int(phase.loss + phase.logits), loss),
             Part("gradients_at_work", int(phase.gradients), "of the weights that are just being updated"),
@@ -635,20 +567,20 @@ class _Planner:
 
     @property
     def _pages(self) -> bool:
-        """Whether optimizer states are paged."""
-        return self.cuda and self.machine.pages and self.config.train.optimizer.startswith("paged_")
+        """True if optimizer states are paged."""
+        return self.run.cuda and self.machine.pages and self.config.train.optimizer.startswith("paged_")
 
     def _surroundings(self, tensors: list[Part], phases: dict[str, Phase]) -> list[Part]:
-        if not self.cuda:
+        if not self.run.cuda:
             kept = self.how.quantized or is_mapped(self.model, self.how)
             return around_cpu(self.model, phases, 0 if kept else self._file_bytes(), self.machine)
         # Paged optimizer states are not in the caching allocator.
         allocated = (part for part in tensors if not (self._pages and part.name == "optimizer"))
-        return around_gpu(allocated, self.machine, self.sharing.cards.number if self.sharing is not None else 1)
+        return around_gpu(allocated, self.machine, self.run.sharing.cards.number if self.run.sharing is not None else 1)
 
     def _loading(self, weights: list[Part]) -> list[Part]:
         """Loading: while weights are converted, their source file is memory-mapped at the same time."""
-        if self.cuda or is_mapped(self.model, self.how):
+        if self.run.cuda or is_mapped(self.model, self.how):
             return []
         file = Part("weights_file", self._file_bytes(), "the weight file, mapped while it is converted")
         return [*weights, file, *process(self.model, self.machine)]
@@ -658,7 +590,7 @@ class _Planner:
         return checkpoint.bytes if checkpoint is not None else 2 * self.model.parameters
 
     def _bare_experts(self) -> str | None:
-        """Why experts have no adapters, in a sentence, where that was not asked for."""
+        """The reason why experts have no adapters, as a sentence, where that was not asked for; else None."""
         layers = [(layer.experts, layer.count) for layer in self.model.layers if layer.experts is not None]
         if not layers:
             return None
@@ -667,46 +599,43 @@ class _Planner:
 
     def _caveats(self) -> list[str]:
         found = []
-        if self.measured is not None:
-            found.append(
-                f"The memory of the family {self.model.family} was measured, on the model built without its weights."
-            )
-        if not self.weights and (sentence := self._bare_experts()) is not None:
+        if self.run.is_rough:
+            found.append("The activations are a rough bound, as the model has not been measured with these settings.")
+        if not self.run.weights and (sentence := self._bare_experts()) is not None:
             found.append(sentence)
         if self.how.quantized and self.model.bare_experts:
             found.append(tell_bare_experts(self.model.bare_experts, self.how.bytes))
         if self.model.towers is not None:
             found.append(_left_out(self.model.towers))
-        if self.cuda and self.model.kernels:
+        if self.run.cuda and self.model.kernels:
             found.append(f"{tell_missing(self.model.kernels)} {install_command(self.model.kernels)}")
         return found
 
 
 def _left_out(towers: Towers) -> str:
-    """What is not loaded of a composite model, in a sentence."""
+    """Parts of a composite model that are not loaded, in a sentence."""
     senses = {"vision": "images", "audio": "sound"}
     named = " and ".join(dict.fromkeys(senses.get(kind, kind) for kind in towers.kinds if kind in senses))
     about = "" if towers.is_exact else "about "
     size = f", which would take {about}{format_bytes(towers.bytes)}," if towers.bytes else ""
-    return f"What the model has for {named or 'other things than text'}{size} is not loaded: rows are text."
+    return f"The part of the model for {named or 'other things than text'}{size} is not loaded: rows are text."
 
 
-def measured_passes(
-    architecture: Architecture, config: Config, how: Arithmetic, *, cached_only: bool = False
-) -> Passes | None:
-    """What the layers of a model keep and take, where that is measured; None for the families of the tables.
+def _measured(architecture: Architecture, config: Config, how: Arithmetic, *, cached_only: bool) -> Passes | None:
+    """Measured passes of a model.
 
     Args:
         architecture: The base model.
         config: Configuration of the run.
         how: Its arithmetic.
-        cached_only: Whether to give up if it has not been measured before.
+        cached_only: Whether to look for an earlier measurement alone.
+
+    Returns:
+        None if ``cached_only`` is set and there is none.
 
     Raises:
-        UserError: If it cannot be measured, or has not been.
+        UserError: If the model cannot be measured.
     """
-    if not architecture.description:
-        return None
     method = config.method
     kept: dict[str, Any] = {"name": method.name}
     if method.name == "freeze":
@@ -714,7 +643,7 @@ def measured_passes(
     elif method.name != "full":
         kept |= {
             "rank": method.rank,
-            # Whatever the share, as much is kept.
+            # As much is kept whatever the share is.
             "dropout": 0.1 if method.dropout else 0.0,
             "dora": method.dora,
             "target_modules": method.target_modules,
@@ -729,11 +658,8 @@ def measured_passes(
     }
     if how.quantized and (patterns := kept_patterns(config.model.keep_16bit)):
         sections["model"] = {"keep_16bit": list(patterns)}
-    # Copies of weights are counted apart; what is dequantized beside them is little.
-    found = measure_passes(architecture, sections, asdict(replace(how, dequantized=False)), cached_only=cached_only)
-    if found is None:
-        raise UserError("It has not been measured with these settings.")
-    return found
+    # Copies of weights are counted apart; little is dequantized beside them.
+    return measure_passes(architecture, sections, asdict(replace(how, dequantized=False)), cached_only=cached_only)
 
 
 def _needed(parts: list[Part]) -> int:
@@ -758,3 +684,57 @@ def arithmetic(config: Config, machine: Machine) -> Arithmetic:
         merged=config.method.train_for is not None,
         flash=not wide and (machine.capability is None or machine.capability >= FLASH_CAPABILITY),
     )
+
+
+def disk_need(model: Architecture | None, config: Config) -> DiskNeed | None:
+    """Bytes that a run writes; None if unknown. Nothing is measured for it.
+
+    Args:
+        model: Architecture of the base model, if known.
+        config: Configuration of the run.
+    """
+    if model is None:
+        return None
+    try:
+        # Files are the same on every device.
+        plan = make_plan(model, config, Machine("cpu"), source="known")
+    except UserError:
+        return None
+    return DiskNeed(plan.checkpoint_bytes, plan.disk_bytes)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Memory that a run needs.
+
+    Args:
+        needed_bytes: Bytes at the peak; None if unknown.
+        free_bytes: Free bytes of the device; None if unknown.
+        fits: Whether they suffice; None if unknown.
+        reason: The reason why nothing is known, as a sentence.
+        is_rough: Whether the bytes are a rough bound.
+    """
+
+    needed_bytes: int | None = None
+    free_bytes: int | None = None
+    fits: bool | None = None
+    reason: str = ""
+    is_rough: bool = False
+
+
+def fit(architecture: Architecture | None, config: Config, machine: Machine, source: Source = "measured") -> Fit:
+    """Memory of a configuration's run with another base model.
+
+    Args:
+        architecture: The model; None if it is not known.
+        config: The configuration; its own model does not matter.
+        machine: The machine.
+        source: As for :func:`make_plan`.
+    """
+    if architecture is None:
+        return Fit(free_bytes=machine.limit_bytes, reason="Its architecture is unknown, and so is its memory.")
+    try:
+        plan = make_plan(architecture, config, machine, source=source)
+    except UserError as error:
+        return Fit(free_bytes=machine.limit_bytes, reason=error.message)
+    return Fit(plan.needed_bytes, plan.limit_bytes, plan.fits, is_rough=plan.is_rough)

@@ -1,16 +1,17 @@
-"""Sizes in bytes of quantized matrices, optimizer states and offloaded inputs; and the layers that get adapters."""
+"""Arithmetic of a run, and sizes in bytes of quantized matrices, optimizer states and offloaded inputs."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from core.config.experts import adapts_experts, adapts_linear
 from core.config.schema import MethodSection
-from core.memory.steps import FP32
-from core.models.architecture.architecture import Layer
+from core.models.architecture.architecture import Architecture, Layer
 
+FP32 = 4
 #: NF4: half a byte a weight; for each block of 64 weights one byte, and for each 256 of these blocks four (QLoRA,
 #: arXiv 2305.14314, with bitsandbytes' block sizes).
 NF4_BLOCK, NF4_OUTER_BLOCK = 64, 256
@@ -28,8 +29,42 @@ HOST_SLAB = 256 << 20
 EXPERT_LAYERS = 2
 #: What stands for the experts of a layer among the targets of its adapters.
 EXPERTS = "mlp.experts"
+#: Optimizers that keep one state as large as the parameter; the others keep two.
+_SINGLE = ("lion_8bit",)
 #: Tensors with fewer elements have 32-bit optimizer states; blocks that share a scale in 8-bit states.
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Arithmetic of a run: dtypes, quantization, kernels.
+
+    Args:
+        bytes: Bytes of an element of the hidden states.
+        autocast: Whether adapters are fp32 and cast for each product.
+        private_inputs: Whether every adapter keeps its own copy of its input. PEFT casts the input to fp32 first,
+            except on quantized layers if it sees that autocast is on, which it checks on CUDA only.
+        quantized: Whether the linear layers are NF4 and dequantized for each product.
+        cuda: Whether it runs on a GPU, whose kernels keep other tensors than the CPU's in a few places.
+        fused_layers: Whether adapters and norms use the worker's own functions where supported.
+        short_attention: Whether attention of short rows does.
+        fused_attention: Whether attention goes through the worker's function, whatever the rows.
+        flash: Whether a GPU's flash attention knows the dtype and the card.
+        dequantized: Whether linear layers of these functions keep their weights dequantized, or merged.
+        merged: Whether they are merged with their adapters for each product (``method.train_for``).
+    """
+
+    bytes: int
+    autocast: bool
+    private_inputs: bool
+    quantized: bool
+    cuda: bool
+    fused_layers: bool = False
+    short_attention: bool = False
+    dequantized: bool = False
+    fused_attention: bool = False
+    flash: bool = True
+    merged: bool = False
 
 
 def quantized_bytes(weights: int) -> int:
@@ -96,13 +131,29 @@ def optimizer_bytes(kind: str, elements: int, columns: int = 1) -> int:
     return states * (elements + FP32 * math.ceil(elements / BLOCK_8BIT))
 
 
+def states_host_bytes(kind: str, tensors: Iterable[tuple[int, int, int]]) -> int:
+    """Most host memory for the optimizer states of a run on a GPU.
+
+    Paged states are in the host's memory where the GPU's does not suffice, all of them at worst. A checkpoint is
+    written tensor by tensor: one state at a time is copied to the host, but for a paged one, which is read where it is.
+
+    Args:
+        kind: As ``train.optimizer``.
+        tensors: Rows, columns and number of the trained tensors of each size.
+    """
+    sizes = [(optimizer_bytes(kind, rows * columns, columns), count) for rows, columns, count in tensors]
+    if kind.startswith("paged_"):
+        return sum(size * count for size, count in sizes)
+    return max((size for size, count in sizes if count), default=0) // (1 if kind in _SINGLE else 2)
+
+
 def target_linears(layer: Layer, prefix: str, method: MethodSection) -> frozenset[str]:
-    """Linear layers of a decoder layer that get adapters, and ``mlp.experts`` where its experts do.
+    """Linear layers of a decoder layer that get adapters, and :data:`EXPERTS` where its experts do.
 
     Args:
         layer: The layer.
         prefix: Prefix of its module names: ``model.layers.0``.
-        method: Whose targets they are.
+        method: The method.
     """
     targets = method.target_modules
     found = {linear.name for linear in layer.linears if adapts_linear(f"{prefix}.{linear.name}", targets)}
@@ -111,28 +162,19 @@ def target_linears(layer: Layer, prefix: str, method: MethodSection) -> frozense
     return frozenset(found)
 
 
-def split_by_targets(
-    layers: Sequence[Layer], prefix: str, method: MethodSection
-) -> Iterator[tuple[Layer, frozenset[str]]]:
-    """Layers with those of their linear layers that get adapters; a kind of layer is split if a pattern takes only some
-    of its layers.
+def split_by_targets(model: Architecture, method: MethodSection) -> Iterator[tuple[Layer, int, frozenset[str]]]:
+    """Layers with those of their linear layers that get adapters, and how many layers in a row are alike; a kind of
+    layer is split if a pattern takes only some of its layers.
 
     Args:
-        layers: Layers of the model, in order.
-        prefix: Module name prefix before a layer's number: ``model.layers``.
-        method: Whose targets they are.
+        model: The base model.
+        method: The method.
     """
     number = 0
-    for layer in layers:
-        if isinstance(method.target_modules, str):
-            yield layer, target_linears(layer, f"{prefix}.{number}", method)
-            continue
-        run, adapted = 0, frozenset[str]()
-        for _ in range(layer.count):
-            found = target_linears(layer, f"{prefix}.{number}", method)
-            number += 1
-            if run and found != adapted:
-                yield replace(layer, count=run), adapted
-                run = 0
-            run, adapted = run + 1, found
-        yield replace(layer, count=run), adapted
+    for layer in model.layers:
+        # The same names are adapted in all layers of a kind, unless patterns choose by number.
+        places = [number] if isinstance(method.target_modules, str) else range(number, number + layer.count)
+        found = [target_linears(layer, f"{model.prefix}.{place}", method) for place in places]
+        number += layer.count
+        for targets, alike in itertools.groupby(found):
+            yield layer, layer.count if len(found) == 1 else len(list(alike)), targets

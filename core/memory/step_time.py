@@ -1,8 +1,8 @@
-"""Step time: an estimate of what an optimizer step takes, to compare ways of fitting it into memory.
+"""Step time: the estimated duration of an optimizer step, to compare ways of fitting it into memory.
 
 The sum of matrix products, attention, dequantization of 4-bit weights, and elementwise kernels, each by its amount of
 work and a rate. The ratios decide: another micro-batch dequantizes the weights again, and recomputation runs the
-forward pass of a layer again. The rates are estimates unless measured on the device (:mod:`core.memory.calibration`).
+forward pass of a layer again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.memory.calibration import Calibration
+from core.memory.calibration import Rates
 
 #: Bytes read and written by elementwise kernels in the forward pass and in backward, for each byte that is kept for
 #: backward; estimated from the kernels of a Llama layer.
@@ -23,79 +23,6 @@ _ATTENTION_BACKWARD = 2.5
 _LAUNCHES_AGAIN = 0.4
 #: Bytes read and written for each trained parameter in an update: weight, gradient, two moments.
 _UPDATED = 28
-
-
-#: Bytes a second from pinned host memory over PCIe 4.0 with 16 lanes, of 31.5 GB/s by its specification; assumed.
-HOST_RATE = 20e9
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Rates of a device.
-
-    Args:
-        matrix: Floating-point operations a second of large matrix products.
-        memory: Bytes a second read and written by elementwise kernels.
-        half: Tokens of a micro-batch at which a matrix product reaches half of that rate.
-        attention: Rate of attention, as a share of that of matrix products.
-        launch: Seconds in which the CPU launches the kernels of a layer, forward and backward; they overlap with the
-            device's work.
-        source: Origin of the figures, for people: ``estimated``, or where they were measured.
-        host: Bytes a second that come from pinned host memory.
-        host_source: Origin of that.
-    """
-
-    matrix: float
-    memory: float
-    half: int
-    attention: float
-    launch: float
-    source: str = "estimated"
-    host: float = HOST_RATE
-    host_source: str = "assumed"
-
-
-#: Cards by a part of their name: rates reached in 16-bit products and by elementwise kernels; estimates.
-_CARDS = {"4090": (150e12, 0.85e12), "3090": (63e12, 0.75e12)}
-#: A card of unknown name, and a CPU in bf16: two cores with AVX512-BF16, measured (docs/performance.md).
-_ANY_CARD, _CPU = (63e12, 0.75e12), (4.1e11, 2.5e10)
-#: Speed of a CPU's products in fp32, as a share of that in bf16.
-_CPU_FP32 = 0.47
-
-
-def rates_of(device: str, calibration: Calibration | None, *, cuda: bool, wide: bool) -> Rates:
-    """Rates of a device.
-
-    Args:
-        device: Name of the device; empty if unknown.
-        calibration: Rates measured on it, if any.
-        cuda: Whether it is a GPU.
-        wide: Whether it computes in fp32.
-    """
-    known = next((rates for name, rates in _CARDS.items() if name in device), _ANY_CARD) if cuda else _CPU
-    matrix, memory = known
-    source = "estimated"
-    if calibration is not None and calibration.matrix_rate is not None:
-        matrix, source = calibration.matrix_rate, calibration.source
-        memory = calibration.memory_rate or memory
-    if cuda:
-        host, host_source = HOST_RATE, "assumed"
-        if calibration is not None and calibration.host_rate is not None:
-            host, host_source = calibration.host_rate, calibration.source
-        # Products in fp32 do not use the tensor cores.
-        return Rates(matrix / (4 if wide else 1), memory, 128, 0.7, 1.9e-3, source, host, host_source)
-    return Rates(matrix * (_CPU_FP32 if wide else 1), memory, 400, 0.2, 0.0, source)
-
-
-def is_known_speed(device: str, calibration: Calibration | None) -> bool:
-    """Whether the rates of a device are its own, measured or estimated, and not those of another of its kind.
-
-    Args:
-        device: Name of the device; empty if unknown.
-        calibration: Rates measured on it, if any.
-    """
-    measured = calibration is not None and calibration.matrix_rate is not None
-    return measured or any(name in device for name in _CARDS)
 
 
 @dataclass(frozen=True)
@@ -131,7 +58,7 @@ class StepTime:
         tokens: Its tokens, padding included.
         micro_batches: Its micro-batches.
         source: Origin of the rates, for people.
-        moved_seconds: Time that experts are on their way from host memory, most of it beside what is computed.
+        moved_seconds: Time that experts are on their way from host memory, most of it beside the computation.
     """
 
     seconds: float
@@ -171,7 +98,7 @@ def step_time(
     seconds, moved = _UPDATED * trained / rates.memory, from_host / rates.host
     for rows, length in batches:
         tokens = rows * length
-        # Copies go beside what is computed: the slower of the two decides.
+        # Copies go beside the computation: the slower of the two decides.
         seconds += max(_pass_seconds(_sum(layers), _sum(again), tokens, length, rates), moved)
         seconds += head * tokens * _thinness(tokens, rates) / rates.matrix
     tokens = sum(rows * length for rows, length in batches)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 from core.config.rules.check import check_rules
 from core.config.schema import Config
 from core.config.targets import kept_patterns
 from core.errors import UserError
 from core.memory.cards import Cards, Sharing, Strategy, sharing_of
-from core.memory.host_experts import experts_on_host
 from core.memory.plan import Machine, Plan
-from core.memory.planner import make_plan
+from core.memory.planner import Source, make_plan
 from core.memory.rows import Rows
+from core.memory.weights import experts_on_host
 from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
 
@@ -23,7 +24,7 @@ class Chosen:
     """The strategy of a run.
 
     Args:
-        sharing: The strategy, with what goes with it.
+        sharing: The strategy and its options.
         plan: Memory plan of one card; its host memory is that card's part.
         reason: Why it is taken, in a sentence.
         rows: Most rows of a step on one card.
@@ -38,7 +39,7 @@ class Chosen:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the card and its machine have the memory; None if that of the card is unknown."""
+        """True if the card and its machine have the memory; None if that of the card is unknown."""
         return None if self.plan.fits is None else self.plan.fits and self.plan.host_fits is not False
 
     @property
@@ -58,7 +59,13 @@ class Chosen:
 
 
 def chosen_strategy(
-    architecture: Architecture, config: Config, machine: Machine, rows: Rows | None = None, *, cards: Cards
+    architecture: Architecture,
+    config: Config,
+    machine: Machine,
+    rows: Rows | None = None,
+    *,
+    cards: Cards,
+    source: Source = "measured",
 ) -> Chosen:
     """The strategy that a run takes: the one that is named, or the first that fits on each card.
 
@@ -69,21 +76,23 @@ def chosen_strategy(
             all processes.
         rows: Lengths of the training rows; None if unknown.
         cards: The cards of the run.
+        source: As for :func:`core.memory.planner.make_plan`.
 
     Raises:
         UserError: If the strategy does not go with so many cards, or the run cannot be planned.
     """
     wanted = config.distributed.strategy
+    planned = partial(_planned, architecture, config, machine, rows, source)
     if wanted == "none" and cards.number > 1:
         raise UserError(
             f"distributed.strategy is none, and the run would have {cards.number} processes.",
             "Write distributed.strategy = auto, or take one card.",
         )
     if cards.number == 1:
-        return _planned(architecture, config, machine, rows, Sharing("none"), "One process needs no strategy.")
+        return planned(Sharing("none"), "One process needs no strategy.")
     if wanted != "auto":
-        return _planned(architecture, config, machine, rows, sharing_of(config, cards, wanted), _named(config))
-    whole = _planned(architecture, config, machine, rows, sharing_of(config, cards, "replicate"), "")
+        return planned(sharing_of(config, cards, wanted), _named(config))
+    whole = planned(sharing_of(config, cards, "replicate"), "")
     unit = whole.unit
     needed, free = format_bytes(whole.plan.needed_bytes), format_bytes(whole.plan.limit_bytes)
     if whole.fits is None:
@@ -103,11 +112,11 @@ def chosen_strategy(
         return replace(whole, reason=reason)
     assumed = "; all rows are assumed to have train.max_length tokens" if rows is None else ""
     reason = f"fsdp2: with the whole model a card would need {needed}, and {free} are free{assumed}."
-    return _planned(architecture, config, machine, rows, sharing_of(config, cards, "fsdp2"), reason)
+    return planned(sharing_of(config, cards, "fsdp2"), reason)
 
 
 def part_of_card(config: Config, sharing: Sharing) -> Config:
-    """One card's part of a run: its rows of a step, without what several cards cannot do.
+    """A card's part of a run: its rows of a step, without options that several cards cannot have.
 
     Gradients have to be there when they are summed over the cards, so that no weight is updated inside backward.
     Weights that are shared out are neither copied nor moved elsewhere one by one.
@@ -127,7 +136,7 @@ def part_of_card(config: Config, sharing: Sharing) -> Config:
 
 
 def part_of_machine(machine: Machine, cards: Cards) -> Machine:
-    """One card with its part of its machine's memory.
+    """A card with its part of its machine's memory.
 
     Args:
         machine: A card with all of its machine's memory.
@@ -140,10 +149,16 @@ def part_of_machine(machine: Machine, cards: Cards) -> Machine:
 
 
 def _planned(
-    architecture: Architecture, config: Config, machine: Machine, rows: Rows | None, sharing: Sharing, reason: str
+    architecture: Architecture,
+    config: Config,
+    machine: Machine,
+    rows: Rows | None,
+    source: Source,
+    sharing: Sharing,
+    reason: str,
 ) -> Chosen:
     part, card = part_of_card(config, sharing), part_of_machine(machine, sharing.cards)
-    plan = make_plan(architecture, part, card, rows, sharing=sharing.or_none)
+    plan = make_plan(architecture, part, card, rows, sharing=sharing.or_none, source=source)
     return Chosen(sharing, plan, reason, part.train.batch_size, machine.host_bytes)
 
 

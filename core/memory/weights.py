@@ -1,74 +1,277 @@
-"""Full training of the model's own weights: the trained tensors, and the memory of their updates."""
+"""Static memory of a run: model weights, trained parameters, gradients and optimizer states; experts on the host."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from core.config.derived import FP32_STATES, updates_in_backward
 from core.config.schema import Config
-from core.memory.phases import Phase
-from core.memory.steps import FP32, Adapters
+from core.config.targets import experts_stay_16bit, kept_patterns, stays_16bit
+from core.memory.calibration import Rates
+from core.memory.plan import Part
+from core.memory.sizes import (
+    EXPERT_LAYERS,
+    EXPERTS,
+    FP32,
+    HOST_SLAB,
+    Arithmetic,
+    quantized_bytes,
+    quantized_experts_bytes,
+    split_by_targets,
+)
+from core.memory.step_time import StepTime
 from core.models.architecture.architecture import Architecture, Layer
+from core.units import format_bytes, format_count
 
-#: Tensors as ``(rows, columns, count)``.
+#: Shapes of trained tensors: rows, columns, and the number of tensors of that shape.
 Tensors = list[tuple[int, int, int]]
 
-#: Elements of a slice of the update, and bytes per element: the sum in fp32, random bits, and their mask.
-SLICE, SLICE_BYTES = 1 << 24, 2 * FP32 + 4
+#: Notes on the optimizers' states.
+STATES = {
+    "adamw": "two fp32 moments",
+    "adamw_8bit": "two 8-bit moments",
+    "paged_adamw_8bit": "two 8-bit moments, paged",
+    "adafactor": "fp32 sums of rows and columns",
+    "lion_8bit": "one 8-bit moment",
+}
 
-_NOTHING = Adapters(0, 0.0, False, frozenset())
-_WEIGHTS = Adapters(0, 0.0, False, frozenset(), weights=True)
 
+class _Matrix(NamedTuple):
+    """Matrices of one shape: linear layers, or stacked experts.
 
-def split_layers(model: Architecture, config: Config) -> tuple[Architecture, list[Adapters]]:
-    """The model with its layers split into trained and frozen ones, in execution order, and the trained parameters of
-    each part.
-
-    If layers of several kinds alternate, each kind is split in proportion.
+    ``kept`` if they stay in 16 bit where the others are quantized; ``experts`` of a linear layer are 0.
     """
-    if config.method.name == "full":
-        return model, [_WEIGHTS] * len(model.layers)
-    wanted = min(config.method.trainable_layers, model.depth)
-    trained, frozen, taken, seen = [], [], 0, 0
+
+    weights: int
+    number: int
+    experts: int
+    kept: bool
+
+    @property
+    def quantized(self) -> int:
+        """Bytes of one of them in 4 bits."""
+        return quantized_experts_bytes(self.experts, self.weights) if self.experts else quantized_bytes(self.weights)
+
+    @property
+    def packed(self) -> int:
+        """Bytes of the packed weights in 4 bits, without their scales."""
+        return math.ceil(self.weights / 2)
+
+
+def _matrices(model: Architecture, keep: Sequence[str]) -> Iterator[_Matrix]:
+    """Matrices of linear layers and experts, without those of embeddings and routers."""
+    for linear in model.linears:
+        yield _Matrix(linear.weights, 1, 0, stays_16bit(linear.name, keep))
+    for layer, name, count in _layers(model, keep):
+        yield from _of_layer(layer, name, count, keep)
+
+
+def _layers(model: Architecture, keep: Sequence[str]) -> Iterator[tuple[Layer, str, int]]:
+    """Decoder layers with the name of the first of them that are alike, and how many these are."""
+    number = 0
     for layer in model.layers:
-        seen += layer.count
-        share = round(wanted * seen / model.depth) - taken
-        taken += share
-        trained.append(replace(layer, count=share))
-        frozen.append(replace(layer, count=layer.count - share))
-    trained_first = config.method.trainable_end == "first"
-    above, below = [(layer, _WEIGHTS) for layer in trained], [(layer, _NOTHING) for layer in frozen]
-    ordered = [(layer, what) for layer, what in (above + below if trained_first else below + above) if layer.count]
-    return replace(model, layers=tuple(layer for layer, _ in ordered)), [what for _, what in ordered]
+        # Without patterns all layers of a kind are alike.
+        runs = [(number + place, 1) for place in range(layer.count)] if keep else [(number, layer.count)]
+        number += layer.count
+        for place, count in runs:
+            yield layer, f"{model.prefix}.{place}", count
 
 
-def trained_tensors(model: Architecture, trained: list[Adapters], *, whole: bool) -> Tensors:
-    """Shapes of the trained tensors.
+def _of_layer(layer: Layer, name: str, count: int, keep: Sequence[str]) -> Iterator[_Matrix]:
+    """Matrices of decoder layers that are alike."""
+    for linear in layer.linears:
+        yield _Matrix(linear.weights, count, 0, stays_16bit(f"{name}.{linear.name}", keep))
+    if (experts := layer.experts) is not None:
+        for matrix, weights in zip(experts.names, experts.stacked, strict=True):
+            kept = experts_stay_16bit(f"{name}.{experts.name}", matrix, keep)
+            yield _Matrix(weights, count, experts.count, kept)
+
+
+def layer_bytes(model: Architecture, how: Arithmetic, keep: Sequence[str] = ()) -> list[tuple[int, int]]:
+    """Bytes of the weights of a decoder layer, those in 4 bits without their scales, and how many layers have as many.
 
     Args:
-        model: Model with its layers split.
-        trained: Trained parameters of each part.
-        whole: Whether embeddings, head and other parameters outside the layers are trained too.
+        model: Architecture of the model.
+        how: Dtypes and quantization.
+        keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
     """
-    found = list(
-        itertools.chain.from_iterable(
-            _of_layer(layer, model.hidden) for layer, what in zip(model.layers, trained, strict=True) if what.weights
-        )
-    )
-    if whole:
-        found.append((model.vocabulary, model.hidden, 1 if model.tied else 2))
-        found += _small(model.other + (model.vocabulary if model.head_bias else 0), model.hidden, 1)
+    found = []
+    for layer, name, count in _layers(model, keep):
+        matrices = list(_of_layer(layer, name, 1, keep))
+        packed = [each for each in matrices if how.quantized and not each.kept]
+        wide = layer.parameters - sum(each.weights for each in packed)
+        found.append((how.bytes * wide + sum(each.packed for each in packed), count))
     return found
 
 
-def _of_layer(layer: Layer, hidden: int) -> Iterator[tuple[int, int, int]]:
-    for linear in layer.linears:
-        yield linear.outputs, linear.inputs, layer.count
-        if linear.bias:
-            yield linear.outputs, 1, layer.count
-    yield from _small(layer.other, hidden, layer.count)
+def scale_bytes(model: Architecture, how: Arithmetic, keep: Sequence[str] = ()) -> dict[str, int]:
+    """Bytes of the scales of weights in 4 bits, by the name of their part of the plan.
+
+    Args:
+        model: Architecture of the model.
+        how: Dtypes and quantization.
+        keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
+    """
+    found: Counter[str] = Counter()
+    for matrix in _matrices(model, keep) if how.quantized else ():
+        if not matrix.kept:
+            part = "experts" if matrix.experts else "linear_weights"
+            found[part] += matrix.number * (matrix.quantized - matrix.packed)
+    return dict(found)
+
+
+def weight_parts(
+    model: Architecture, how: Arithmetic, copied: int, keep: Sequence[str] = (), on_host: HostExperts | None = None
+) -> list[Part]:
+    """Memory of the base model's weights.
+
+    Args:
+        model: Architecture of the model.
+        how: Dtypes and quantization.
+        copied: Elements of matrices of which dequantized or merged copies are kept.
+        keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
+        on_host: The experts, where they live in host memory.
+    """
+    a = how.bytes
+    routers = sum(layer.count * layer.experts.router for layer in model.layers if layer.experts is not None)
+    experts = sum(layer.count * sum(layer.experts.stacked) for layer in model.layers if layer.experts is not None)
+    bare = model.bare_experts
+    rest = model.parameters - model.embeddings - model.linear_weights - experts - bare - routers
+    found = []
+    if how.quantized:
+        sizes: Counter[tuple[bool, bool]] = Counter()
+        for matrix in _matrices(model, keep):
+            size = a * matrix.weights if matrix.kept else matrix.quantized
+            sizes[matrix.experts > 0, matrix.kept] += size * matrix.number
+        found.append(Part("linear_weights", sizes[False, False], "linear layers in NF4 with double quantization"))
+        found.append(Part("linear_16bit", sizes[False, True], f"linear layers that stay in {8 * a} bit"))
+        size, what = sizes[True, False], f"{_active(model)} in NF4 with double quantization"
+        if on_host is not None:
+            size, what = on_host.device_bytes, f"{what}: of two layers, the others in the machine's memory"
+        found.append(Part("experts", size, what))
+        found.append(Part("experts_16bit", sizes[True, True] + a * bare, f"experts that stay in {8 * a} bit"))
+    else:
+        found.append(Part("linear_weights", a * model.linear_weights, f"linear layers in {8 * a} bit"))
+        found.append(Part("experts", a * (experts + bare), f"{_active(model) or 'experts'} in {8 * a} bit"))
+    if copied:
+        found.append(Part("dequantized", a * copied, f"copies of them in {8 * a} bit"))
+    found.append(Part("embeddings", a * model.embeddings, f"embeddings and output head in {8 * a} bit"))
+    found.append(Part("routers", a * routers, f"routers of the experts in {8 * a} bit"))
+    found.append(Part("norms", a * rest + (FP32 - a) * model.wide, f"norms, biases and positions in {8 * a} bit"))
+    if not how.cuda and how.quantized and is_mapped(model, how):
+        # Layers that stay in 16 bit are views of the file, and count above.
+        size = a * (model.linear_weights + experts)
+        what = "the file's own linear layers and experts" if experts else "the file's own linear layers"
+        found.append(Part("weights_file", size, f"{what}, mapped; given back when memory is short"))
+    return [part for part in found if part.bytes or part.name in ("linear_weights", "embeddings", "norms")]
+
+
+def tell_bare_experts(elements: int, width: int) -> str:
+    """Sentence on experts that stay in 16 bit under QLoRA, as transformers does not mark their class.
+
+    Args:
+        elements: Number of their elements.
+        width: Bytes of an element.
+    """
+    return (
+        f"The experts stay in {8 * width} bit, where they take {format_bytes(width * elements)} instead of "
+        f"{format_bytes(quantized_bytes(elements))} in 4 bits: transformers computes those of this family in a way of "
+        "their own."
+    )
+
+
+def _active(model: Architecture) -> str:
+    """The experts in words, with the number that a token passes through."""
+    found = next((layer.experts for layer in model.layers if layer.experts is not None), None)
+    return "" if found is None else f"{found.count} experts a layer, {found.active} for each token,"
+
+
+def is_mapped(model: Architecture, how: Arithmetic) -> bool:
+    """True if tensors stay views of the memory-mapped weight file: they do unless they must be converted."""
+    return how.bytes == 2 and (model.checkpoint is None or model.checkpoint.dtype == "BF16")
+
+
+def own_weight_parts(optimizer: str, trainable: int, states: int, width: int, *, in_backward: bool) -> list[Part]:
+    """Memory of gradients and optimizer states in full training, of the model's own weights.
+
+    Args:
+        optimizer: As ``train.optimizer``.
+        trainable: Number of trained elements.
+        states: Bytes of the optimizer's states.
+        width: Bytes of an element.
+        in_backward: Whether weights are updated inside backward, so that only one layer has gradients at a time.
+    """
+    size = 0 if in_backward else width * trainable
+    return [
+        Part("gradients", size, f"of {format_count(trainable)} weights in {8 * width} bit"),
+        Part("optimizer", states, f"{optimizer}: {STATES[optimizer]}"),
+    ]
+
+
+def adapter_parts(optimizer: str, trainable: int, states: int, *, paired: bool) -> list[Part]:
+    """Memory of adapters with their gradients and optimizer states.
+
+    Args:
+        optimizer: As ``train.optimizer``.
+        trainable: Elements of the adapters.
+        states: Bytes of the optimizer's states.
+        paired: Whether each has a frozen reference adapter.
+    """
+    return [
+        Part("adapters", FP32 * trainable, f"{format_count(trainable)} trained parameters in fp32"),
+        Part("initial", FP32 * trainable if paired else 0, "what the adapters began with, frozen, in fp32"),
+        Part("gradients", FP32 * trainable, "their gradients in fp32"),
+        Part("optimizer", states, f"{optimizer}: {STATES[optimizer]}"),
+    ]
+
+
+def adapter_tensors(model: Architecture, config: Config) -> Tensors:
+    """Shapes of the adapters' tensors.
+
+    Args:
+        model: The base model.
+        config: Configuration of the run.
+    """
+    rank, found = config.method.rank, Tensors()
+    for layer, count, targets in split_by_targets(model, config.method):
+        for linear in layer.linears:
+            if linear.name in targets:
+                found += [(rank, linear.inputs, count), (linear.outputs, rank, count)]
+                if config.method.dora:
+                    found.append((linear.outputs, 1, count))
+        if layer.experts is not None and EXPERTS in targets:
+            for outputs, inputs in layer.experts.matrices:
+                found += [(rank * layer.experts.count, inputs, count), (outputs, rank * layer.experts.count, count)]
+    return found
+
+
+def own_tensors(model: Architecture, config: Config) -> Tensors:
+    """Shapes of the trained tensors where the model's own weights are trained.
+
+    Args:
+        model: The base model.
+        config: Configuration of the run, with the method ``full`` or ``freeze``.
+    """
+    is_whole, found = config.method.name == "full", Tensors()
+    wanted, seen, taken = min(config.method.trainable_layers, model.depth), 0, 0
+    for layer in model.layers:
+        seen += layer.count
+        # Layers of several kinds alternate, so that each kind has its share of the trained ones.
+        count = layer.count if is_whole else round(wanted * seen / model.depth) - taken
+        taken += count
+        for linear in layer.linears:
+            found += [(linear.outputs, linear.inputs, count), (linear.outputs, 1, count if linear.bias else 0)]
+        if layer.experts is not None:
+            sizes = (*layer.experts.stacked, layer.experts.router)
+            found += [(size // model.hidden, model.hidden, count) for size in sizes]
+        found += _small(layer.other, model.hidden, count)
+    if is_whole:
+        found.append((model.vocabulary, model.hidden, 1 if model.tied else 2))
+        found += _small(model.other + (model.vocabulary if model.head_bias else 0), model.hidden, 1)
+    return [shape for shape in found if shape[2]]
 
 
 def _small(elements: int, hidden: int, count: int) -> Tensors:
@@ -77,54 +280,80 @@ def _small(elements: int, hidden: int, count: int) -> Tensors:
     return [(size, 1, number) for size, number in ((hidden, whole * count), (rest, count)) if size and number]
 
 
-def update_bytes(largest: int, width: int, optimizer: str, *, cuda: bool) -> int:
-    """Transient memory of the update of the largest tensor: the copy that the optimizer works on, the gradient in its
-    dtype if that differs, the optimizer's temporaries, and the slices that are added.
+@dataclass(frozen=True)
+class HostExperts:
+    """Experts in host memory.
 
     Args:
-        largest: Elements of the largest tensor.
-        width: Bytes of an element of the weights.
-        optimizer: As ``train.optimizer``.
-        cuda: Whether it runs on a GPU, where the optimizers but Adafactor are one kernel.
+        layers: Bytes of the 4-bit experts of each layer that has any, in order.
     """
-    fp32 = optimizer in FP32_STATES
-    stand_in = (FP32 if fp32 else width) + (FP32 if fp32 and width != FP32 else 0)
-    # Adafactor squares the gradient and scales it in copies. On the CPU bitsandbytes dequantizes states to fp32, casts
-    # gradient and parameter, and computes the denominator in two steps.
-    copies = 2 if optimizer == "adafactor" else 6 if not cuda and not fp32 else 0
-    return largest * stand_in + max(largest * copies * FP32, min(largest, SLICE) * SLICE_BYTES)
+
+    layers: tuple[int, ...]
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the buffers on the GPU: the layer at work, and the next."""
+        return max(self.layers, default=0) * min(EXPERT_LAYERS, len(self.layers))
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of pinned host memory, which is taken in slabs."""
+        return math.ceil(sum(self.layers) / HOST_SLAB) * HOST_SLAB
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that go over the bus for a micro-batch: every layer forward and every layer backward, but for those in
+        the buffers when the direction turns.
+        """
+        return 2 * sum(sorted(self.layers)[: max(len(self.layers) - EXPERT_LAYERS, 0)])
 
 
-def with_updates(
-    phases: Mapping[str, Phase], model: Architecture, config: Config, tensors: Tensors, width: int, *, cuda: bool
-) -> dict[str, Phase]:
-    """Phases of a pass with the gradients and updates of weights added, and the phase of the largest update.
+def experts_on_host(model: Architecture, keep: Sequence[str] = ()) -> HostExperts:
+    """The experts of a model that can live in host memory: those in 4 bits.
 
     Args:
-        phases: Phases ``loss`` and ``backward``, with activations only.
+        model: The model.
+        keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
+    """
+    number, found = 0, []
+    for layer in model.layers:
+        for place in range(number, number + layer.count):
+            if layer.experts is None:
+                continue
+            size = sum(
+                quantized_experts_bytes(layer.experts.count, weights)
+                for name, weights in zip(layer.experts.names, layer.experts.stacked, strict=True)
+                if not experts_stay_16bit(f"{model.prefix}.{place}.{layer.experts.name}", name, keep)
+            )
+            found += [size] if size else []
+        number += layer.count
+    return HostExperts(tuple(found))
+
+
+def movable_experts(model: Architecture, config: Config) -> bool:
+    """True if a run has 4-bit experts, which can live in host memory.
+
+    Args:
         model: The base model.
-        config: The method and the optimizer.
-        tensors: Trained tensors.
-        width: Bytes of an element of the weights.
-        cuda: Whether it runs on a GPU.
+        config: Configuration of the run.
     """
-    optimizer = config.train.optimizer
+    return config.method.name == "qlora" and bool(experts_on_host(model, kept_patterns(config.model.keep_16bit)).layers)
 
-    def update(elements: int) -> int:
-        return update_bytes(elements, width, optimizer, cuda=cuda)
 
-    largest = max(rows * columns for rows, columns, _ in tensors)
-    nothing = Phase(0, 0, 0, 0, 0)
-    if not updates_in_backward(config):
-        return {**phases, "update": replace(nothing, update=update(largest))}
-    head = model.vocabulary * model.hidden if config.method.name == "full" else 0
-    inner = max((linear.weights for layer in model.layers for linear in layer.linears), default=0)
-    # Each chunk of the loss has a gradient of the head, accumulated over chunks. With tied embeddings it stays until
-    # the gradient of the embeddings, which comes last.
-    waiting = width * head if model.tied else 0
-    kept = 0.0 if model.tied else phases["loss"].kept
-    return {
-        "loss": replace(phases["loss"], gradients=2 * width * head),
-        "backward": replace(phases["backward"], gradients=waiting + width * inner, update=update(inner)),
-        "update": replace(nothing, kept=kept if head else 0.0, gradients=width * head, update=update(head)),
-    }
+def tell_host_experts(experts: HostExperts, step: StepTime, rates: Rates, free: int | None) -> str:
+    """Cost of experts in host memory, in two sentences.
+
+    Args:
+        experts: The experts.
+        step: Estimated time of a step with them there.
+        rates: Rates of the device.
+        free: Free host memory; None if unknown.
+    """
+    size = experts.host_bytes
+    short = f", where {format_bytes(free)} are free" if free is not None and size > free else ""
+    copies = f"{format_bytes(experts.moved_bytes)} for each micro-batch, {step.moved_seconds:.1f} s a step"
+    return (
+        f"The experts take {format_bytes(size)} of the machine's memory{short}, and come to the card layer by layer "
+        f"while it computes. That is {copies} at {rates.host / 1e9:.0f} GB/s ({rates.host_source}); a step takes about "
+        f"{step.seconds:.1f} s."
+    )

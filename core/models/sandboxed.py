@@ -1,20 +1,46 @@
-"""Model directory checks in the sandbox, for the commands: descriptions and headers are untrusted."""
+"""Models read and checked in the sandbox, for the app and the commands: descriptions and headers are untrusted."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
-from core.models.architecture.sandboxed import load_architecture
+from core.models.architecture.architecture import Architecture
+from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.models.find import STARTER_NAME, find_model, missing_model, model_path
-from core.models.inspection import ModelFacts
 from core.models.quantization_config import check_quantization
 from core.sandbox.pool import sandboxed
 from core.sandbox.rights import reading
 from core.text import one_line
+
+if TYPE_CHECKING:
+    from core.models.inspection import ModelFacts
+
+
+def load_architecture(path: Path) -> Architecture:
+    """Load an architecture; see :func:`core.models.architecture.load.load_architecture`; blocks, for seconds where a
+    family has to be measured.
+
+    Raises:
+        UserError: As that function, or if reading takes more memory or time than any model's should.
+    """
+    found = read_model(path)
+    if not isinstance(found, Unmeasured):
+        return found
+    call = sandboxed(_complete, f"The model in {one_line(str(path))}", rights=reading(path))
+    return call(measure_architecture(found), path)
+
+
+def read_model(path: Path) -> Architecture | Unmeasured:
+    """Read an architecture without measuring anything; see :func:`core.models.architecture.load.read_model`; blocks.
+
+    Raises:
+        UserError: As :func:`load_architecture`.
+    """
+    return sandboxed(_read, f"The model in {one_line(str(path))}", rights=reading(path))(path)
 
 
 def check_model_directory(directory: Path) -> None:
@@ -69,6 +95,8 @@ def inspect_model(path: Path) -> ModelFacts:
     """Inspect a model; see :func:`core.models.inspection.inspect_model`; blocks, for seconds where its family has to be
     measured. One that cannot be read or built has a flaw.
     """
+    from core.models.inspection import ModelFacts
+
     try:
         facts = sandboxed(_inspect, f"The model in {one_line(str(path))}", rights=reading(path))(path)
     except UserError as error:
@@ -109,3 +137,15 @@ def _inspect(path: Path) -> ModelFacts:
     from core.models.inspection import inspect_model as inspect
 
     return inspect(path)
+
+
+def _read(path: Path) -> Architecture | Unmeasured:
+    from core.models.architecture.load import read_model as read
+
+    return read(path)
+
+
+def _complete(architecture: Architecture, path: Path) -> Architecture:
+    from core.models.architecture.load import complete
+
+    return complete(architecture, path)

@@ -11,7 +11,7 @@ from core.config.document import ConfigDocument
 from core.config.schema import options
 from core.models.advice import Advice, advice_for
 from core.models.architecture.architecture import Architecture
-from core.presets.choose import fits_card, needed_bytes
+from core.presets.choose import fits_card, fitting_bytes
 from core.presets.switch import Change, preset_in
 from core.units import format_bytes
 
@@ -20,7 +20,7 @@ _METHOD = "method.name"
 
 @dataclass(frozen=True)
 class Advised:
-    """One piece of advice, and what becomes of it.
+    """A piece of advice, and its outcome.
 
     Args:
         advice: The advice.
@@ -65,7 +65,7 @@ def advise(
         elif model is None or not card:
             found.append(Advised(advice, False))
         else:
-            needed = needed_bytes({**values, _METHOD: advice.value}, model)
+            needed = fitting_bytes({**values, _METHOD: advice.value}, model, card, offloads=False)
             fits = fits_card(needed, card)
             why = "" if fits else f"In 16 bits the run would need {format_bytes(needed)}, so it is qlora here."
             found.append(Advised(advice, fits, why))

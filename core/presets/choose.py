@@ -10,10 +10,9 @@ from core.config.choices import Aim
 from core.config.facts import Facts
 from core.config.schema import Config
 from core.errors import UserError
-from core.memory.host_experts import experts_on_host, movable_experts
 from core.memory.plan import Machine, Plan
-from core.memory.planner import arithmetic, make_plan
-from core.memory.static import weight_parts
+from core.memory.planner import Source, arithmetic, make_plan
+from core.memory.weights import experts_on_host, movable_experts, weight_parts
 from core.models.architecture.architecture import Architecture
 from core.presets.library import Preset, presets
 from core.units import format_bytes
@@ -90,7 +89,8 @@ def choose_preset(
         first, chosen = chosen, _roomy(fitting, chosen, facts.model, card)
         if chosen is not first:
             reasons.append(f"{first.name} would need {_needed_at_least(first, facts.model, card)} with this model")
-        away = _plan(chosen.values, facts.model, card).experts_host_bytes
+        movable = movable_experts(facts.model, _config(chosen.values))
+        away = _plan(chosen.values, facts.model, card).experts_host_bytes if movable else 0
         if away:
             reasons.append(f"its experts live in the machine's memory, where they take {format_bytes(away)}")
     limit = chosen.values["train.max_length"]
@@ -117,8 +117,8 @@ def _roomy(candidates: Sequence[Preset], wanted: Preset, model: Architecture, ca
     others = [preset for preset in candidates if preset is not wanted]
     others.sort(key=lambda preset: (preset.aim != wanted.aim, preset.aim != "balanced", -preset.memory_gb))
     ordered = (wanted, *others)
-    # A plan may have to be measured, which takes seconds for each preset; where the weights alone are too much for all,
-    # that is known at once.
+    # A measurement takes seconds for each preset. Where the weights alone are too much, or even the rough bound fits,
+    # none is needed.
     weights = [weights_on_card(preset.values, model) for preset in ordered]
     least = min(weights)
     if fits_card(least, card):
@@ -126,7 +126,7 @@ def _roomy(candidates: Sequence[Preset], wanted: Preset, model: Architecture, ca
         for preset, size in zip(ordered, weights, strict=True):
             if not fits_card(size, card):
                 continue
-            needed = needed_bytes(preset.values, model, card)
+            needed = fitting_bytes(preset.values, model, card)
             if fits_card(needed, card):
                 return preset
             least = min(needed, least or needed)
@@ -137,7 +137,7 @@ def _roomy(candidates: Sequence[Preset], wanted: Preset, model: Architecture, ca
 
 
 def _needed_at_least(preset: Preset, model: Architecture, card: int) -> str:
-    """What a preset would need, in words; where the weights alone are too much nothing more is measured."""
+    """Memory that a preset would need, in words; where the weights alone are too much nothing is measured."""
     weights = weights_on_card(preset.values, model)
     if not fits_card(weights, card):
         return f"more than {format_bytes(weights)}"
@@ -156,9 +156,22 @@ def needed_bytes(values: Mapping[str, Any], model: Architecture, card: int | Non
     return _plan(values, model, card).needed_bytes
 
 
+def fitting_bytes(values: Mapping[str, Any], model: Architecture, card: int, *, offloads: bool = True) -> int:
+    """As :func:`needed_bytes`, or a rough bound where even that fits the card, so that nothing has to be measured.
+
+    Args:
+        values: The preset's values.
+        model: The base model.
+        card: Memory of the card.
+        offloads: Whether experts that would not fit may live in the machine's memory instead.
+    """
+    bound = _plan(values, model, card if offloads else None, "known").needed_bytes
+    return bound if fits_card(bound, card) else needed_bytes(values, model, card if offloads else None)
+
+
 def weights_on_card(values: Mapping[str, Any], model: Architecture) -> int:
-    """GPU memory of a model's weights alone with the values of a preset: no run takes less, and nothing is measured for
-    it. Experts that can live in the machine's memory count there.
+    """GPU memory of a model's weights alone with the values of a preset: no run takes less, and nothing is measured.
+    Experts that can live in the machine's memory count there.
 
     Args:
         values: The preset's values.
@@ -178,11 +191,11 @@ def _config(values: Mapping[str, Any]) -> Config:
     return Config.model_validate(sections)
 
 
-def _plan(values: Mapping[str, Any], model: Architecture, card: int | None) -> Plan:
+def _plan(values: Mapping[str, Any], model: Architecture, card: int | None, source: Source = "measured") -> Plan:
     config = _config(values)
     limited = card is not None and movable_experts(model, config)
     limit = int(_USABLE_SHARE * card) if card is not None and limited else None
-    return make_plan(model, config, Machine("cuda", limit_bytes=limit))
+    return make_plan(model, config, Machine("cuda", limit_bytes=limit), source=source)
 
 
 def _has_experts(model: Architecture) -> bool:
@@ -201,7 +214,7 @@ def _largest(card: int) -> list[Preset]:
 
 
 def fits_card(needed: int, card: int) -> bool:
-    """Whether a run may need so much of a card; a desktop and a display take the rest."""
+    """True if a run may need so much of a card; a desktop and a display take the rest."""
     return needed <= _USABLE_SHARE * card
 
 

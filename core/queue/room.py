@@ -39,7 +39,7 @@ def lack_of_room(config: Config) -> str | None:
         return None
     from core.memory.strategy import chosen_strategy
     from core.models.architecture.load import locate_model
-    from core.models.architecture.sandboxed import load_architecture
+    from core.models.sandboxed import load_architecture
     from core.runs.outlook.forecast import cards_here, this_machine
 
     try:

@@ -7,6 +7,11 @@ import pytest
 from bench.gpu_checks.models import EIGHT
 from bench.scale_table import ARRANGEMENTS, GIGABIT, LENGTH, MODELS, ONE, PAGE, ROWS, page, plan_step
 from core.models.architecture.families import read_architecture
+from tests.measured_here import measured_here
+
+__all__ = ["measured_here"]
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_page_has_the_tables_of_today() -> None:

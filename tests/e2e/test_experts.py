@@ -16,7 +16,6 @@ from core.runs.record.events import NoticeEvent
 from core.runs.record.history import read_history
 from tests.families.tiny import write_family
 from tests.forking import Forks
-from tests.measured_here import share
 
 from .test_serving import serving
 from .workers import (
@@ -37,8 +36,7 @@ QUESTION = [{"role": "user", "content": "ticket login printer"}]
 
 
 @pytest.fixture
-def mixture(workers: Workers, tmp_path: Path, measurements: Path) -> Workers:
-    share(workers.home, measurements)
+def mixture(workers: Workers, tmp_path: Path) -> Workers:
     workers.model = write_family("qwen3_moe", tmp_path / "mixture")
     return workers
 

@@ -13,7 +13,6 @@ from core.runs.control.client import ControlClient
 from core.runs.record.events import EvalEvent, NoticeEvent
 from core.runs.record.history import read_history
 from tests.families.tiny import write_family
-from tests.measured_here import share
 
 from .workers import (
     Workers,
@@ -64,9 +63,8 @@ def sections(**memory: Any) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.long
 def test_a_run_with_experts_on_the_host_is_bit_equal_killed_asked_and_continued(
-    workers: Workers, tmp_path: Path, on_host: dict[str, str], measurements: Path
+    workers: Workers, tmp_path: Path, on_host: dict[str, str]
 ) -> None:
-    share(workers.home, measurements)
     workers.model = write_family("qwen3_moe", tmp_path / "mixture")
     here = workers.start("here", **sections())
     finish(here)

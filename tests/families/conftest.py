@@ -17,7 +17,7 @@ from core.config.schema import Config
 from core.runs.record.store import Run
 from tests.families import forked, tiny
 from tests.families.page import read_cells
-from tests.measured_here import measured_here, share
+from tests.measured_here import measured_here
 
 __all__ = ["measured_here"]
 
@@ -102,11 +102,9 @@ class Trained:
     scope="session",
     params=[pytest.param(name, marks=() if name in FEW else pytest.mark.long) for name in tiny.FAMILIES],
 )
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, measurements: Path) -> Trained:
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A family; all tests of one follow each other, so that its model is made once."""
-    made = Trained(request.param, tmp_path_factory.mktemp(request.param))
-    share(made.home, measurements)
-    return made
+    return Trained(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="session")

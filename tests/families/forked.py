@@ -20,7 +20,7 @@ import pytest
 from core.config.schema import Config
 from core.models.architecture import measuring
 from core.runs.record.store import Run, create_run
-from tests.measured_here import run_here
+from tests.measured_here import run_here, share_measurements
 
 T = TypeVar("T")
 
@@ -110,6 +110,7 @@ def _work(run: Path, home: Path, resumes: bool, dies_in_step: int | None, first:
     os.setsid()
     _print_to(run / "worker.log")
     os.environ["LOCALTUNE_HOME"] = str(home)
+    share_measurements()
     _measure_beside()
     if dies_in_step is not None:
         _die_in_step(dies_in_step)

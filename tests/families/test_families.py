@@ -12,7 +12,7 @@ from core.chat.request import ChatRequest, GenerationSettings
 from core.config.targets import stays_16bit
 from core.memory.plan import Machine
 from core.memory.planner import arithmetic
-from core.memory.static import weight_parts
+from core.memory.weights import weight_parts
 from core.models.architecture.load import load_architecture
 from tests.core.template.model_families import MODEL_FAMILIES
 from tests.core.template.test_mask import learned_turns, mask

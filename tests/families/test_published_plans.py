@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -13,19 +14,21 @@ from core.config.schema import Config
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.models.architecture.architecture import Architecture
-from core.models.architecture.families import UnknownFamilyError, read_architecture
+from core.models.architecture.families import read_architecture
 from core.models.architecture.load import load_architecture
 from core.presets.choose import fits_card
 from tests.cases import cases
 from tests.families.fits import CARDS, README, SERIES, readme_table, rows
 from tests.families.published_models import DIRECTORY, PUBLISHED, published_config
 from tests.families.tiny import FAMILIES
+from tests.short_list import long_but
 
 GIB = 1 << 30
 TOWER = re.compile("vision|visual|audio|projector")
 
 
-class Figure(NamedTuple):
+@dataclass(frozen=True)
+class Figure:
     """Memory that others have published, in the unit that they write, read as GiB where a card's tool shows it.
 
     Args:
@@ -98,20 +101,8 @@ FIGURES = [
 SAME = {"Qwen3.6-27B": "Qwen3.5-27B", "Qwen3.6-35B-A3B": "Qwen3.5-35B-A3B"}
 
 
-def _is_known(model: str) -> bool:
-    """Whether a model is of a family that does not have to be measured first."""
-    try:
-        return not read_architecture(published_config(model), model).description
-    except UnknownFamilyError:
-        return False
-
-
-#: Of families that have to be measured; all but one of them take a long test.
-MEASURED = [
-    pytest.param(name, marks=() if name == "gpt-oss-20b" else pytest.mark.long)
-    for name in rows()
-    if not _is_known(name)
-]
+#: Models of which no test is long.
+FEW = ("Llama-3.1-8B", "Qwen3-8B", "gpt-oss-20b")
 
 
 def test_every_configuration_has_its_numbers_and_its_source() -> None:
@@ -141,19 +132,9 @@ def test_the_readme_has_what_fits_and_what_was_tried() -> None:
     assert all(PUBLISHED[name] == PUBLISHED[other] for name, other in SAME.items())
 
 
-@cases("name", filter(_is_known, rows()))
-def test_all_parameters_are_planned_and_the_table_says_what_fits(name: str, tmp_path: Path) -> None:
-    assert_planned(name, tmp_path)
-
-
-@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MEASURED)
-def test_all_parameters_are_planned_of_a_model_that_is_measured(name: str, tmp_path: Path) -> None:
-    assert_planned(name, tmp_path)
-
-
-def assert_planned(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", long_but(FEW, rows()))
+def test_all_parameters_are_planned_and_the_table_says_what_fits(name: str, tmp_path: Path) -> None:
     """The parameters are those of the model, or of its text part where it has towers, but for small buffers: a scalar a
     layer of Gemma 4, and what LFM2 and GLM add to the scores of experts; the table says what fits.
     """
@@ -165,22 +146,9 @@ def assert_planned(name: str, tmp_path: Path) -> None:
     assert [_fits(model, card) for card in CARDS] == fits
 
 
-@cases("figure", [figure for figure in FIGURES if _is_known(figure.model)])
-def test_the_plan_is_near_what_others_have_published(figure: Figure, tmp_path: Path) -> None:
-    assert_near(figure, tmp_path)
-
-
-@pytest.mark.long
 @pytest.mark.slow
-@cases("figure", [figure for figure in FIGURES if not _is_known(figure.model)])
-def test_the_plan_of_a_model_that_is_measured_is_near_what_others_have_published(
-    figure: Figure, tmp_path: Path
-) -> None:
-    assert_near(figure, tmp_path)
-
-
-def assert_near(figure: Figure, tmp_path: Path) -> None:
-    """A plan is within the bounds of a figure."""
+@pytest.mark.parametrize("figure", long_but([figure for figure in FIGURES if figure.model in FEW], FIGURES))
+def test_the_plan_is_near_what_others_have_published(figure: Figure, tmp_path: Path) -> None:
     least, most = figure.bounds
     planned = _plan(_model(figure.model, tmp_path), **figure.settings).needed_bytes / GIB
     assert least <= planned / figure.gib <= most

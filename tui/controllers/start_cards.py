@@ -51,8 +51,8 @@ class StartCards:
             # A request that was made twice, before its card could be seen.
             return
 
-        def plan(shown: Start, analysis: Analysis | None, used: int | None) -> StartPlan:
-            return _plan(shown.config, analysis, used, run)
+        def plan(shown: Start, analysis: Analysis | None, used: int | None, measures: bool) -> StartPlan:
+            return _plan(shown.config, analysis, used, run, measures)
 
         is_settled = not start.has_form or not self._beginnings.is_pending
         card = StartCard(start, self._seen, plan, is_settled=is_settled, choose_preset=self._choose_preset)
@@ -148,14 +148,14 @@ class StartCards:
             form.show_warning()
 
 
-def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run | None) -> StartPlan:
+def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run | None, measures: bool) -> StartPlan:
     """What a run will take; blocks."""
     from dataclasses import replace
 
     from core.runs.outlook.estimate import PaceBook
     from tui.screens.start.finding import find_pace, find_plan
 
-    plan = find_plan(config, analysis, used, PaceBook())
+    plan = find_plan(config, analysis, used, PaceBook(), "measured" if measures else "known")
     return plan if run is None else replace(plan, seconds_per_step=find_pace(run), unmet=())
 
 

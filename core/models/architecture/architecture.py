@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from core.models.architecture.towers import Towers
 from core.models.kernels import Kernel
+
+#: Keys of a part's size in configurations, each under the names that it has there.
+_WIDTH, _DEPTH = ("hidden_size", "embed_dim", "d_model"), ("num_hidden_layers", "depth", "encoder_layers", "num_layers")
+_INNER = ("intermediate_size", "encoder_ffn_dim", "conf_ff_dim")
+#: Largest plausible value of one of them.
+_MOST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,21 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Towers:
+    """Parts of a composite model beside its language model, for images and sound; not loaded, as rows are text.
+
+    Args:
+        kinds: Names of their configurations: ``vision``, ``audio``.
+        bytes: Their size in 16 bit, or in the files where these are there.
+        is_exact: Whether it is counted in the files, not estimated by the configuration.
+    """
+
+    kinds: tuple[str, ...]
+    bytes: int
+    is_exact: bool = False
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Architecture of a causal language model.
 
@@ -192,8 +213,8 @@ class Architecture:
         head_bias: Whether the output head has a bias.
         linears: Linear layers outside of the decoder layers, the head not among them.
         wide: Parameters that are loaded in fp32 whatever the precision.
-        description: Content of the ``config.json`` of a model of which the tables do not tell what its layers keep and
-            take: that is measured (:mod:`core.models.architecture.measuring`). Empty for the others.
+        description: Content of its ``config.json``, from which the memory of its layers is measured
+            (:mod:`core.models.architecture.measuring`).
         towers: Parts of a composite model beside the language model, which are not loaded.
         kernels: Optional kernels for its recurrent layers that are not installed.
         checkpoint: Its weights on disk, if present.
@@ -238,7 +259,7 @@ class Architecture:
 
     @property
     def has_experts(self) -> bool:
-        """Whether it has experts that can be taken to 4 bits and get adapters."""
+        """True if it has experts that can be taken to 4 bits and get adapters."""
         return any(layer.experts is not None for layer in self.layers)
 
     @property
@@ -251,3 +272,21 @@ class Architecture:
         """Number of all parameters."""
         outside = self.other + sum(linear.parameters for linear in self.linears)
         return self.embeddings + outside + sum(layer.count * layer.parameters for layer in self.layers)
+
+
+def read_towers(config: Mapping[str, Any]) -> Towers:
+    """Estimate the towers of a composite model by its ``config.json``: attention and a feed-forward network a layer."""
+    kinds, parameters = [], 0
+    for key, part in config.items():
+        if not key.endswith("_config") or key == "text_config" or not isinstance(part, Mapping):
+            continue
+        kinds.append(key.removesuffix("_config"))
+        width, depth, inner = (_first(part, names) for names in (_WIDTH, _DEPTH, _INNER))
+        if width and depth:
+            parameters += depth * (4 * width * width + 2 * width * (inner or 4 * width))
+    return Towers(tuple(kinds), 2 * parameters)
+
+
+def _first(part: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    values = (part.get(name) for name in names)
+    return next((value for value in values if type(value) is int and 0 < value < _MOST), None)

@@ -8,12 +8,87 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from core.errors import UserError
-from core.models.architecture.architecture import Architecture, Attention, Experts, Layer, Linear
-from core.models.architecture.config_values import MOST_LAYERS, ConfigValues
-from core.models.architecture.deepseek import read_deepseek
-from core.models.architecture.towers import read_towers
+from core.models.architecture.architecture import Architecture, Attention, Experts, Layer, Linear, read_towers
 from core.models.text_part import is_tied
 from core.text import one_line
+
+#: Largest plausible dimension; a greater one is a mistake.
+MOST = 1 << 31
+#: Largest plausible number of layers.
+MOST_LAYERS = 10_000
+_ALIASES = {
+    "hidden_size": ("n_embd", "d_model", "dim"),
+    "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
+    "num_attention_heads": ("n_head", "num_heads", "n_heads"),
+    "intermediate_size": ("n_inner", "ffn_hidden_size", "ffn_dim"),
+    "max_position_embeddings": ("n_positions", "n_ctx", "max_seq_len"),
+    "num_experts": ("num_local_experts",),
+    "num_local_experts": ("num_experts",),
+}
+
+
+class ConfigValues:
+    """Content of a ``config.json``: keys under any of the families' names, checked on access.
+
+    Args:
+        values: The content.
+        where: Name of the model in messages.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self._values = values
+        self._where = where
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value under any of its names; null counts as missing."""
+        for name in (key, *_ALIASES.get(key, ())):
+            if self._values.get(name) is not None:
+                return self._values[name]
+        return default
+
+    def count(self, key: str, default: int | None = None, *, most: int = MOST) -> int:
+        """An integer of at least 1.
+
+        Args:
+            key: Its name.
+            default: Value if it is missing; None if it is required.
+            most: Largest valid value.
+
+        Raises:
+            UserError: If it is missing and has no default, or is something else.
+        """
+        value = self.get(key, default)
+        if value is None:
+            raise UserError(
+                f"{self._where} has no {key}, so the shape of the model cannot be known.",
+                "Copy the model's own config.json.",
+            )
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < most:
+            shown = one_line(repr(value), 40)
+            raise UserError(f"{self._where}: {key} is {shown}, not a size.", "Copy the model's own config.json.")
+        return value
+
+    def share(self, key: str) -> float:
+        """A number from 0 to 1; 0 if missing.
+
+        Raises:
+            UserError: If it is something else.
+        """
+        value = self.get(key, 0.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise UserError(
+                f"{self._where}: {key} is {one_line(repr(value), 40)}, not a share.",
+                "Copy the model's own config.json.",
+            )
+        return float(value)
+
+    def capped(self, key: str, default: bool) -> bool:
+        """True if a cap is set; null means that it is not, a missing key means ``default``."""
+        return bool(self._values[key]) if key in self._values else default
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean value."""
+        return bool(self.get(key, default))
 
 
 @dataclass(frozen=True)
@@ -27,19 +102,19 @@ class _Family:
     head_dim: int | None = None
     vocabulary: int | None = None
     qkv_bias: bool | str = "attention_bias"
-    """Whether the query, key and value projections have a bias, or the key that says so."""
+    """True if the query, key and value projections have a bias, or the key that says so."""
     output_bias: bool | str = "attention_bias"
     mlp_bias: bool | str = "mlp_bias"
     biased: bool = False
-    """Whether there are these biases if the configuration does not say."""
+    """True if there are these biases if the configuration does not say."""
     normed: Literal["", "head", "all"] = ""
     norms: int = 2
     eager: bool = False
-    """Whether attention is eager, as no other kernel supports it."""
+    """True if attention is eager, as no other kernel supports it."""
     sinks: bool = False
-    """Whether each head has an attention sink, a score of its own in the softmax."""
+    """True if each head has an attention sink, a score of its own in the softmax."""
     softcap: bool = False
-    """Whether scores and logits are soft-capped if the configuration does not say; attention is then eager."""
+    """True if scores and logits are soft-capped if the configuration does not say; attention is then eager."""
     fused: bool = False
     window: str = ""
     """Key of the sliding window, if some of the layers have one."""
@@ -47,13 +122,13 @@ class _Family:
     """Key of the number of experts."""
     expert_width: str = "moe_intermediate_size"
     expert_bias: bool = False
-    """Whether experts and router have a bias."""
+    """True if experts and router have a bias."""
     shared_expert: bool = False
     plain: tuple[str, str] | None = None
     """Names of the two linear layers of a feed-forward network without a gate."""
     norm_bias: bool = False
     offset_norm: bool = False
-    """Whether norms scale by one plus their weight."""
+    """True if norms scale by one plus their weight."""
 
 
 _LIKE_LLAMA: dict[str, _Family] = {
@@ -130,25 +205,6 @@ _LIKE_LLAMA: dict[str, _Family] = {
     ),
     "qwen3_moe": _Family(kv_heads=4, normed="head", mlp_bias=False, expert_count="num_experts"),
 }
-#: Families whose parameters the tables tell, and not what their layers keep and take: that is measured, as the tables
-#: would be off by more than three percent.
-_MEASURED = frozenset(
-    {
-        "gemma3_text",
-        "gpt2",
-        "gpt_neox",
-        "granite",
-        "olmo2",
-        "phi3",
-        "starcoder2",
-        "mixtral",
-        "qwen2_moe",
-        "qwen3_moe",
-        "gpt_oss",
-        "deepseek_v2",
-        "deepseek_v3",
-    }
-)
 #: Key and value heads of models whose file omits them: these families then have one for each query head.
 _KV_AS_QUERIES = frozenset({"qwen2", "qwen3", "gemma"})
 #: Families of multimodal models, to the family of their text part.
@@ -178,14 +234,13 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
         named = text.get("model_type")
         text["model_type"] = named if isinstance(named, str) else _TEXT_PARTS.get(family, family)
         text.pop("text_config", None)
-        found = replace(read_architecture(text, where), towers=read_towers(config))
-        return _described(found, config) if found.description else found
+        return _described(replace(read_architecture(text, where), towers=read_towers(config)), config)
     family = _TEXT_PARTS.get(family, family)
     values = ConfigValues(config, where)
     if family in _BUILDERS or family in _LIKE_LLAMA:
         rules = _LIKE_LLAMA.get(family)
         found = _BUILDERS[family](values, family) if rules is None else _like_llama(values, family, rules)
-        return _described(found, config) if family in _MEASURED else found
+        return _described(found, config)
     raise UnknownFamilyError(
         f"{where} is of the family {one_line(family, 60)}, whose memory has to be measured.",
         "Plan a run with it: the model is built without its weights and measured.",
@@ -193,11 +248,12 @@ def read_architecture(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _described(architecture: Architecture, config: Mapping[str, Any]) -> Architecture:
-    return replace(architecture, description=json.dumps(config, sort_keys=True))
+    # The configuration of a loaded model may hold objects.
+    return replace(architecture, description=json.dumps(config, sort_keys=True, default=str))
 
 
 class UnknownFamilyError(UserError):
-    """The tables do not know a family; :mod:`core.models.architecture.measuring` measures it."""
+    """A family that the tables do not know; :mod:`core.models.architecture.measuring` measures its structure."""
 
 
 def _model_type(config: Mapping[str, Any], where: str) -> str:
@@ -373,9 +429,83 @@ def _gpt_neox(values: ConfigValues, family: str) -> Architecture:
     )
 
 
+def _deepseek(values: ConfigValues, family: str) -> Architecture:
+    """DeepSeek V2 and V3: multi-head latent attention (arXiv 2405.04434), shared experts.
+
+    Values are narrower than keys; they are counted as wide as keys, as the kernels pad them.
+    """
+    hidden, depth = values.count("hidden_size"), values.count("num_hidden_layers", most=MOST_LAYERS)
+    linears, attention, norms = _latent_attention(values, hidden)
+    layer = Layer(depth, linears, attention, 0, other=2 * hidden + norms)
+    width = values.count("intermediate_size")
+    dense = replace(layer, linears=(*linears, *_shared_network("mlp", hidden, width)), width=width)
+    expert_width = values.count("moe_intermediate_size")
+    shared = expert_width * values.count("n_shared_experts", 1)
+    experts = Experts(
+        count=values.count("n_routed_experts"),
+        active=values.count("num_experts_per_tok"),
+        hidden=hidden,
+        width=expert_width,
+    )
+    # The third version's corrections of the scores of experts are saved beside their weights.
+    added = experts.count if family == "deepseek_v3" else 0
+    sparse = replace(
+        layer,
+        linears=(*linears, *_shared_network("mlp.shared_experts", hidden, shared)),
+        width=shared,
+        experts=experts,
+        other=layer.other + added,
+    )
+    first = values.get("first_k_dense_replace", 0)
+    first = min(first, depth) if isinstance(first, int) and not isinstance(first, bool) and first > 0 else 0
+    layers = [replace(dense, count=first), replace(sparse, count=depth - first)]
+    # Routers are kept in fp32, and so are the corrections of their scores.
+    wide = (depth - first) * (experts.router + added)
+    return Architecture(
+        family=family,
+        hidden=hidden,
+        vocabulary=values.count("vocab_size"),
+        tied=values.flag("tie_word_embeddings", False),
+        layers=tuple(layer for layer in layers if layer.count),
+        prefix="model.layers",
+        positions=values.count("max_position_embeddings") if values.get("max_position_embeddings") else None,
+        other=hidden,
+        wide=wide,
+    )
+
+
+def _latent_attention(values: ConfigValues, hidden: int) -> tuple[tuple[Linear, ...], Attention, int]:
+    """Linear layers of latent attention, the attention as the kernel sees it, and the parameters of its norms."""
+    heads, rope = values.count("num_attention_heads"), values.count("qk_rope_head_dim", 64)
+    plain, value = values.count("qk_nope_head_dim", 128), values.count("v_head_dim", 128)
+    latent, bias = values.count("kv_lora_rank", 512), values.flag("attention_bias", False)
+    queries, norms = heads * (plain + rope), latent
+    if values.get("q_lora_rank") is None:
+        spread: tuple[Linear, ...] = (Linear("self_attn.q_proj", hidden, queries),)
+    else:
+        rank = values.count("q_lora_rank")
+        spread = (Linear("self_attn.q_a_proj", hidden, rank, bias), Linear("self_attn.q_b_proj", rank, queries))
+        norms += rank
+    linears = (
+        *spread,
+        Linear("self_attn.kv_a_proj_with_mqa", hidden, latent + rope, bias),
+        Linear("self_attn.kv_b_proj", latent, heads * (plain + value)),
+        Linear("self_attn.o_proj", heads * value, hidden, bias),
+    )
+    return linears, Attention(heads, heads, plain + rope), norms
+
+
+def _shared_network(name: str, hidden: int, width: int) -> tuple[Linear, ...]:
+    return (
+        Linear(f"{name}.gate_proj", hidden, width),
+        Linear(f"{name}.up_proj", hidden, width),
+        Linear(f"{name}.down_proj", width, hidden),
+    )
+
+
 _BUILDERS: dict[str, Callable[[ConfigValues, str], Architecture]] = {
     "gpt2": _gpt2,
     "gpt_neox": _gpt_neox,
-    "deepseek_v2": read_deepseek,
-    "deepseek_v3": read_deepseek,
+    "deepseek_v2": _deepseek,
+    "deepseek_v3": _deepseek,
 }

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models.architecture.architecture import Architecture, Checkpoint
+from core.models.architecture.architecture import Architecture, Checkpoint, read_towers
 from core.models.architecture.families import UnknownFamilyError, read_architecture
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.architecture.measuring import Unmeasured, measure_architecture
-from core.models.architecture.towers import read_towers
 from core.models.description import read_description, refuse_foreign
 from core.models.find import find_model, missing_model, model_path
 from core.models.installed import check_known
@@ -66,14 +65,13 @@ def load_architecture(path: Path) -> Architecture:
 
 
 def read_model(path: Path) -> Architecture | Unmeasured:
-    """Read the architecture of a model, unless its family is to be measured.
+    """Read the architecture of a model, unless its structure has to be measured.
 
     Args:
         path: As for :func:`load_architecture`.
 
     Raises:
-        UserError: As that function; also if the model is measured, which builds it, and its description asks for code
-            of others.
+        UserError: As that function; also if its description asks for code of others.
     """
     if path.is_file():
         return read_architecture(read_gguf_header(path).config(str(path)), str(path))
@@ -81,12 +79,11 @@ def read_model(path: Path) -> Architecture | Unmeasured:
     config = _read_config(path, config_path)
     files = _read_files(path, config)
     described = as_files_are_tied(config, (name for name, _ in files.tensors))
+    # To be measured, the model is built from its description.
+    refuse_foreign(config, config_path)
     try:
         architecture = read_architecture(described, str(config_path))
-        if architecture.description:
-            refuse_foreign(config, config_path)
     except UnknownFamilyError:
-        refuse_foreign(config, config_path)
         check_known(config, path)
         return Unmeasured(json.dumps(described, sort_keys=True), str(config_path))
     return _complete(architecture, path, config, files)
@@ -163,9 +160,8 @@ def with_checkpoint(
         dtype: Quantization that the weights are stored in; None: their dtype is the most common one of the tensors.
 
     Returns:
-        The architecture with its ``checkpoint``; unchanged without tensors. Parameters that the configuration does not
-        explain are added to those outside the layers. Of a composite model that of its text part, and its towers
-        counted.
+        The architecture with its ``checkpoint``, of a composite model that of its text part, and with its towers
+        counted; unchanged without tensors.
     """
     counted = dict(tensors)
     if (towers := architecture.towers) is not None and counted:
@@ -173,21 +169,12 @@ def with_checkpoint(
         left_out = sum(tensor.elements * _BYTES.get(tensor.dtype, 4) for tensor in others)
         architecture = replace(architecture, towers=replace(towers, bytes=left_out, is_exact=True))
         size -= left_out
-    total, largest, kinds = 0, 0, Counter[str]()
-    names = set()
-    for name, tensor in counted.items():
-        names.add(name)
-        total += tensor.elements
-        largest = max(largest, tensor.elements * _BYTES.get(tensor.dtype, 4))
-        kinds[tensor.dtype] += tensor.elements
-    if not total:
+    if not counted:
         return architecture
-    checkpoint = Checkpoint(bytes=size, largest=largest, parameters=total, dtype=dtype or kinds.most_common(1)[0][0])
-    if architecture.description:
-        # Measured to the last parameter; further tensors are of parts that are not loaded.
-        return replace(architecture, checkpoint=checkpoint)
-    # A tied head may be saved nevertheless; it is one tensor in memory.
-    saved_head = architecture.tied and any(name.endswith("lm_head.weight") for name in names)
-    explained = architecture.parameters + (architecture.vocabulary * architecture.hidden if saved_head else 0)
-    other = architecture.other + max(total - explained, 0)
-    return replace(architecture, other=other, checkpoint=checkpoint)
+    kinds = Counter[str]()
+    for tensor in counted.values():
+        kinds[tensor.dtype] += tensor.elements
+    largest = max(tensor.elements * _BYTES.get(tensor.dtype, 4) for tensor in counted.values())
+    stored = dtype or kinds.most_common(1)[0][0]
+    checkpoint = Checkpoint(bytes=size, largest=largest, parameters=kinds.total(), dtype=stored)
+    return replace(architecture, checkpoint=checkpoint)

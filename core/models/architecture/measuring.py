@@ -1,7 +1,9 @@
-"""Measurements of models whose families the tables do not know: by a helper process, cached in the home.
+"""Measured memory of a model: its layers' activations, measured by a helper process and cached in the home.
 
 The process (:mod:`core.worker.measure.job`) builds the model from its ``config.json`` without weights. It has
-limits of memory and time, and ends with this process. Results are cached by everything that they depend on.
+limits on memory and time, and ends with this process. Results are cached by everything that they depend on. The layers
+are measured at a few sizes of a micro-batch; between and beyond them memory grows as the terms of :class:`Growth`. All
+sizes are bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from core.atomic import write_atomic
 from core.errors import UserError
 from core.jobs.job import JobProgress, call
 from core.models.architecture.architecture import Architecture
-from core.models.architecture.measured import FORMAT, Passes, passes_from_dict
 from core.paths import home, make_private_dir
 from core.redact import is_secret_name
 from core.sandbox.limits import is_confined
@@ -36,12 +37,14 @@ PROGRAM = "core.worker.job measure-model"
 MEMORY, SECONDS = 6 << 30, 300
 #: Largest file of the cache.
 _CACHE_LIMIT = 4 << 20
-#: Packages whose versions decide what is measured.
+#: Packages whose versions decide the results.
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
-#: Most measurements kept in this process.
+#: Most results kept in this process.
 _REMEMBERED = 64
+#: Version of the format of results; files of another version are measured anew.
+FORMAT = 7
 
-#: Told what goes on while something is measured: an activity, and the seconds so far.
+#: Listener of a measurement: an activity, and the seconds so far.
 Told = Callable[[str, float], None]
 
 _told: ContextVar[Told | None] = ContextVar("told", default=None)
@@ -50,8 +53,128 @@ _turn = threading.Lock()
 
 
 @dataclass(frozen=True)
+class Growth:
+    """Growth of a size with the micro-batch.
+
+    Args:
+        once: Constant part.
+        per_token: For each token, padding included.
+        per_pair: For each pair of tokens of a row.
+        per_column: For each token of a row, whatever the number of rows: tables of positions.
+        per_square: For each pair of tokens of a row, whatever the number of rows: masks.
+        per_row: For each row, whatever its tokens: negative where the last piece of a row keeps less than others, as in
+            scans over a state.
+    """
+
+    once: float = 0.0
+    per_token: float = 0.0
+    per_pair: float = 0.0
+    per_column: float = 0.0
+    per_square: float = 0.0
+    per_row: float = 0.0
+
+    def at(self, tokens: int, row: int) -> float:
+        """Bytes at a size.
+
+        Args:
+            tokens: Tokens of the micro-batch, padding included.
+            row: Tokens of a row, padding included.
+        """
+        grown = tokens * (self.per_token + row * self.per_pair) + row * (self.per_column + row * self.per_square)
+        return self.once + grown + self.per_row * tokens / row
+
+
+#: A peak: the largest of several moments counts.
+Peak = tuple[Growth, ...]
+
+
+def peak_at(peak: Peak, tokens: int, row: int) -> float:
+    """Bytes of a peak at a size; see :meth:`Growth.at`."""
+    return max((moment.at(tokens, row) for moment in peak), default=0.0)
+
+
+@dataclass(frozen=True)
+class LayerGrowth:
+    """Memory of a layer of one kind, without its input, its output and the gradient of its output.
+
+    Args:
+        kind: Number of the kind.
+        reached: Whether the layer's input needs a gradient.
+        multiple: Tokens of the pieces that the layer takes a row in; a row counts as if it filled its last piece.
+        kept: Kept for backward, the input among it if it is kept.
+        casts: Kept beside the input if activations are recomputed.
+        forward: Peak of the forward pass.
+        backward: Peak of the backward pass with activations kept.
+        again: Peak of recomputation and backward pass.
+    """
+
+    kind: int
+    reached: bool
+    multiple: int
+    kept: Growth
+    casts: Growth
+    forward: Peak
+    backward: Peak
+    again: Peak
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Memory for rows up to a length, beyond which other kernels or masks are used.
+
+    Args:
+        longest: Longest row; None for any.
+        around: Alive while the layers run: masks, positions, inputs that layers share.
+        shared: Alive beside a layer that is recomputed: gradients of shared inputs, and states that others read.
+        end: Kept for backward by the end of the decoder, its last norm.
+        end_backward: Peak of its backward pass, kept tensors and gradients included.
+        layers: Its layers.
+    """
+
+    longest: int | None
+    around: Growth
+    shared: Growth
+    end: Growth
+    end_backward: Peak
+    layers: tuple[LayerGrowth, ...]
+
+    def layer(self, kind: int, *, reached: bool) -> LayerGrowth:
+        """Memory of a kind of layer.
+
+        Args:
+            kind: Its number.
+            reached: Whether its input needs a gradient; if only the other case was measured, that is returned.
+        """
+        same = [layer for layer in self.layers if layer.kind == kind]
+        return next((layer for layer in same if layer.reached is reached), same[0])
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward and backward passes of a model under a method and an arithmetic.
+
+    Args:
+        kinds: The kind of every decoder layer, in order.
+        regimes: Regimes, shortest rows first; the last one is for any length.
+        trained: Trained tensors: rows, columns and number of each shape; a vector has one column.
+        targets: Adapted modules by the last part of their name, and their number.
+        gradient_from: Number of the first layer that has trained parameters; -1 if the embeddings have.
+    """
+
+    kinds: tuple[int, ...]
+    regimes: tuple[Regime, ...]
+    trained: tuple[tuple[int, int, int], ...]
+    targets: tuple[tuple[str, int], ...]
+    gradient_from: int
+
+    def regime(self, row: int) -> Regime:
+        """The regime of rows of a length."""
+        return next((one for one in self.regimes if one.longest is not None and row <= one.longest), self.regimes[-1])
+
+
+@dataclass(frozen=True)
 class Unmeasured:
-    """A model whose family the tables do not know.
+    """Model of a family that the tables do not know.
 
     Args:
         description: Content of its ``config.json``.
@@ -62,14 +185,26 @@ class Unmeasured:
     where: str
 
 
+class GivenUpError(Exception):
+    """A measurement that is not wanted any more."""
+
+
 @contextlib.contextmanager
-def telling(told: Told) -> Iterator[None]:
-    """A context, of one thread, in which somebody is told of measurements while they go on.
+def telling(told: Told | None = None, is_wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """A context, of a thread and those that it starts, in which measurements report while they go on.
 
     Args:
-        told: Called about twice a second; it may raise to give up.
+        told: Called about twice a second.
+        is_wanted: Called before; if it returns False, the measurement ends and raises :class:`GivenUpError`.
     """
-    token = _told.set(told)
+
+    def listen(activity: str, seconds: float) -> None:
+        if not is_wanted():
+            raise GivenUpError
+        if told is not None:
+            told(activity, seconds)
+
+    token = _told.set(listen)
     try:
         yield
     finally:
@@ -90,19 +225,19 @@ def measure_architecture(model: Unmeasured) -> Architecture:
 def measure_passes(
     architecture: Architecture, config: Mapping[str, Any], how: Mapping[str, Any], *, cached_only: bool = False
 ) -> Passes | None:
-    """What the layers of a model keep and take in a run, measured or from the cache; blocks for seconds.
+    """Passes of a model in a run, measured or from the cache; blocks for seconds.
 
     Args:
-        architecture: Of :func:`measure_architecture`.
-        config: Sections of the configuration that it depends on.
+        architecture: The base model, with its description.
+        config: Sections of the configuration that the passes depend on.
         how: Fields of the arithmetic.
         cached_only: Look into the cache alone.
 
     Returns:
-        None if it is not in the cache, and nothing else is to be looked at.
+        None if they are not in the cache and ``cached_only`` is set.
 
     Raises:
-        UserError: If it cannot be measured.
+        UserError: If they cannot be measured.
     """
     job: dict[str, Any] = {
         "description": architecture.description,
@@ -116,30 +251,45 @@ def measure_passes(
 
 def _found(job: dict[str, Any], name: str, read: Callable[[Any], Any], *, cached_only: bool = False) -> Any:
     key = _key(job, name)
-    if key in _remembered:
-        return _remembered[key]
+    if (found := _recall(key, name, read)) is not None or cached_only:
+        return found
     # One at a time: each takes a core and half a gigabyte.
     with _turn:
-        if key in _remembered:
-            return _remembered[key]
-        path = home() / "cache" / "measured" / f"{name}-{key}.json"
-        found = _read(path, key, read)
-        if found is None:
-            if cached_only:
-                return None
-            values = _run({**job, "memory": MEMORY, "seconds": SECONDS})[name]
-            found = read(values)
-            _write(path, key, values)
-        while len(_remembered) >= _REMEMBERED:
-            del _remembered[next(iter(_remembered))]
-        _remembered[key] = found
-        return found
+        if (found := _recall(key, name, read)) is not None:
+            return found
+        values = _run({**job, "memory": MEMORY, "seconds": SECONDS})[name]
+        found = read(values)
+        _write(_path(key, name), key, values)
+        return _remember(key, found)
+
+
+def _recall(key: str, name: str, read: Callable[[Any], Any]) -> Any:
+    """A result of this process or of the cache; None if there is none."""
+    if key in _remembered:
+        return _remembered[key]
+    found = _read(_path(key, name), key, read)
+    return found if found is None else _remember(key, found)
+
+
+def _remember(key: str, found: Any) -> Any:
+    while len(_remembered) >= _REMEMBERED:
+        _remembered.pop(next(iter(_remembered)), None)
+    _remembered[key] = found
+    return found
+
+
+def _path(key: str, name: str) -> Path:
+    return _directory() / f"{name}-{key}.json"
+
+
+def _directory() -> Path:
+    return home() / "cache" / "measured"
 
 
 def _key(job: Mapping[str, Any], name: str) -> str:
     depends = {key: value for key, value in job.items() if key != "where"}
-    what = [FORMAT, name, depends, [_version(package) for package in _PACKAGES]]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+    every = [FORMAT, name, depends, [_version(package) for package in _PACKAGES]]
+    return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _version(package: str) -> str:
@@ -192,7 +342,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-_ARCHITECTURE = TypeAdapter(Architecture)
+_ARCHITECTURE, _PASSES = TypeAdapter(Architecture), TypeAdapter(Passes)
 
 
 def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
@@ -211,3 +361,27 @@ def architecture_from_dict(values: Mapping[str, Any]) -> Architecture:
         return _ARCHITECTURE.validate_python(dict(values))
     except ValidationError as error:
         raise ValueError("not the structure of a model") from error
+
+
+def passes_to_dict(passes: Passes) -> dict[str, Any]:
+    """Passes as JSON has them."""
+    found: dict[str, Any] = _PASSES.dump_python(passes, mode="json")
+    return found
+
+
+def passes_from_dict(values: Mapping[str, Any]) -> Passes:
+    """Passes from JSON.
+
+    Raises:
+        ValueError: If they are none, or incomplete.
+    """
+    try:
+        found = _PASSES.validate_python(dict(values))
+    except ValidationError as error:
+        raise ValueError("not the passes of a model") from error
+    for regime in found.regimes:
+        if not set(found.kinds) <= {layer.kind for layer in regime.layers}:
+            raise ValueError("kinds without layers")
+    if not found.kinds or not found.regimes:
+        raise ValueError("no layers")
+    return found

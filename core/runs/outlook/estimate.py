@@ -19,7 +19,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.memory.plan import Machine
 from core.memory.rows import Rows
-from core.memory.step_time import is_known_speed
+from core.memory.calibration import is_known_speed
 from core.memory.strategy import Chosen
 from core.runs.outlook.energy import expected_energy
 from core.runs.outlook.time_left import RESULT_SHARE, checkpoints_by, evaluations_by

@@ -23,11 +23,12 @@ from core.memory.advice import Advice, advise
 from core.memory.calibration import read_calibration
 from core.memory.cards import Cards, cards_of
 from core.memory.plan import Machine, Plan
+from core.memory.planner import Source
 from core.memory.rows import Rows, rows_of_lengths
 from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_machine
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import locate_model
-from core.models.architecture.sandboxed import load_architecture
+from core.models.sandboxed import load_architecture
 from core.runs.outlook.estimate import Estimate, NoEstimate, PaceBook, PlannedRun, expected, tell_assumed
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ class Forecast:
         return self.plan.fits if self.chosen is None else self.chosen.fits
 
     @property
+    def is_rough(self) -> bool:
+        """Whether anything of it follows from a rough bound, as the model has not been measured for it yet."""
+        return self.plan.is_rough or any(advice.is_rough for advice in self.advice)
+
+    @property
     def each(self) -> str:
         """Where the planned memory is, of several cards or processes: ``on each of 2 cards``; empty for one."""
         number = 1 if self.chosen is None else self.chosen.sharing.cards.number
@@ -73,8 +79,9 @@ def forecast(
     paces: PaceBook | None = None,
     count: int | None = None,
     cards: Cards | None = None,
+    source: Source = "measured",
 ) -> Forecast:
-    """Forecast a configuration's run.
+    """Forecast a configuration's run; blocks for seconds where the model is measured first.
 
     Args:
         config: Configuration of the run.
@@ -83,6 +90,7 @@ def forecast(
         paces: Earlier runs, if already read; None to read them now.
         count: Number of rows, if their lengths are unknown.
         cards: Cards of the run; None for the section ``distributed``.
+        source: As for :func:`core.memory.planner.make_plan`.
 
     Raises:
         UserError: If the model is not on this machine or its memory cannot be planned, or the rows do not suit it.
@@ -90,7 +98,7 @@ def forecast(
     base = locate_model(config.model.base)
     architecture = load_architecture(base)
     found = cards_here(config) if cards is None else cards
-    chosen = chosen_strategy(architecture, config, machine, rows, cards=found)
+    chosen = chosen_strategy(architecture, config, machine, rows, cards=found, source=source)
     # Runs that were recorded here are no measure of another card.
     pace = None if machine.elsewhere else (PaceBook() if paces is None else paces).pace(config)
     part, card = part_of_card(config, chosen.sharing), part_of_machine(machine, found)
@@ -99,7 +107,7 @@ def forecast(
         base,
         architecture,
         chosen.plan,
-        advise(architecture, part, card, rows, chosen.plan, chosen.sharing.or_none),
+        advise(architecture, part, card, rows, chosen.plan, chosen.sharing.or_none, source),
         guess if isinstance(guess, Estimate) else None,
         rows,
         chosen if found.number > 1 or chosen.sharing.shares else None,
@@ -107,7 +115,9 @@ def forecast(
     )
 
 
-def forecast_here(config: Config, lengths: Lengths | None, count: int | None, paces: PaceBook) -> Forecast:
+def forecast_here(
+    config: Config, lengths: Lengths | None, count: int | None, paces: PaceBook, source: Source = "measured"
+) -> Forecast:
     """Forecast a configuration's run on this machine; asks the driver and reads headers, so call it from a thread.
 
     Args:
@@ -115,6 +125,7 @@ def forecast_here(config: Config, lengths: Lengths | None, count: int | None, pa
         lengths: Lengths of its rows, as an analysis has measured them; None if unknown.
         count: Number of rows trained on; None if unknown.
         paces: Earlier runs.
+        source: As for :func:`core.memory.planner.make_plan`.
 
     Raises:
         UserError: As :func:`forecast`, and where there is a card that torch cannot use, as the run would say.
@@ -128,7 +139,7 @@ def forecast_here(config: Config, lengths: Lengths | None, count: int | None, pa
         raise
     except UserError:
         machine = Machine("cuda")
-    return forecast(config, machine, rows, paces, count)
+    return forecast(config, machine, rows, paces, count, source=source)
 
 
 def cards_here(config: Config) -> Cards:

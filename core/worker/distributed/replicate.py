@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from core.memory.shares import BUCKET
+from core.memory.cards import BUCKET
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
 from core.worker.model.safetensors_io import read_tensors

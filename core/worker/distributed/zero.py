@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from core.config.schema import Config, TrainSection
-from core.memory.shares import DEEPSPEED_BUCKET
+from core.memory.cards import DEEPSPEED_BUCKET
 from core.worker.distributed.ranks import Ranks
 from core.worker.optim.optim import make_optimizer
 

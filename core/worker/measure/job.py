@@ -1,4 +1,9 @@
-"""The measurement of a model without weights, as a job."""
+"""The measurement of a model without weights, as a job.
+
+Its request has the ``description`` (the content of a ``config.json``), its name in messages (``where``), and for the
+passes of a run its ``config`` and ``how`` (:class:`core.memory.sizes.Arithmetic`). The result is the structure, and
+the passes if asked for.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     Args:
         job: ``description``, the content of a ``config.json``; ``where``, the name of the model in messages;
             ``seconds`` of processor time; for the passes of a run its ``config`` and ``how``
-            (:class:`core.memory.steps.Arithmetic`).
+            (:class:`core.memory.sizes.Arithmetic`).
         answers: Receives the progress.
 
     Returns:
@@ -27,9 +32,8 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     import torch
 
     from core.config.schema import Config
-    from core.memory.steps import Arithmetic
-    from core.models.architecture.measured import passes_to_dict
-    from core.models.architecture.measuring import architecture_to_dict
+    from core.memory.sizes import Arithmetic
+    from core.models.architecture.measuring import architecture_to_dict, passes_to_dict
     from core.worker.measure.measure import measure_passes
     from core.worker.measure.skeleton import build_bare, build_skeleton
     from core.worker.measure.structure import read_structure

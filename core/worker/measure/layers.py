@@ -16,9 +16,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from core.memory.batching import SHORT_ROW
-from core.worker.measure.remembered import RememberedOperations
 from core.worker.measure.skeleton import Skeleton, without_values
-from core.worker.measure.tracker import AllocationTracker, Run, run_operation
+from core.worker.measure.tracker import AllocationTracker, RememberedOperations, Run, run_operation
 from core.worker.model.model import decoder_layers, decoder_of
 
 #: Names of a layer's or module's own number in the code of transformers.

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 
 from core.memory.batching import LENGTH_MULTIPLE, SHORT_ROW
-from core.models.architecture import measured
-from core.models.architecture.measured import (
-    Growth,
-    LayerGrowth,
-    Peak,
-    Regime,
-    Sample,
-    fit_around,
-    fit_layer,
-    fit_scan,
-)
+from core.models.architecture import measuring
+from core.models.architecture.measuring import Growth, LayerGrowth, Peak, Regime
 from core.worker.measure.layers import LayerPasses, Passes, SizedPass, Traced, kinds_without_scores, layer_multiples
 from core.worker.measure.skeleton import Skeleton
 
@@ -31,11 +23,13 @@ _COMPARED_ROWS = (1, 2, 4, 8, 16, 64, 256)
 _COMPARED_LENGTHS = (8, 64, 256, 512, 1024, 4096, 16_384, 131_072)
 
 Told = Callable[[str], None]
-#: Growths that fit samples.
+#: A size that was measured: rows, tokens of a row, bytes.
+Sample = tuple[int, int, float]
+#: Fit of growths to samples.
 Fit = Callable[[Sequence[Sample]], tuple[Growth, ...]]
 
 
-def measure_passes(skeleton: Skeleton, told: Told = lambda _what: None) -> measured.Passes:
+def measure_passes(skeleton: Skeleton, told: Told = lambda _what: None) -> measuring.Passes:
     """Measure the passes of a model.
 
     Args:
@@ -64,7 +58,7 @@ def measure_passes(skeleton: Skeleton, told: Told = lambda _what: None) -> measu
     # In the order of the names within a layer.
     ordered = sorted(adapted, key=lambda name: [part for part in name.split(".") if not part.isdecimal()])
     targets = Counter(name.rpartition(".")[2] for name in ordered)
-    return measured.Passes(
+    return measuring.Passes(
         tuple(passes.kinds),
         tuple(regimes),
         tuple((rows, columns, count) for (rows, columns), count in trained.items()),
@@ -183,3 +177,65 @@ def _peak(sizes: Sequence[SizedPass], traces: Sequence[Traced], fit: Fit) -> Pea
             if growths:
                 kept[max(growths, key=lambda growth: growth.at(rows * length, length))] = None
     return tuple(kept)
+
+
+def fit_layer(samples: Sequence[Sample]) -> Growth:
+    """Growth of something of a layer, whose tensors all have a part for each row.
+
+    Args:
+        samples: Of ``(r, l)``, ``(2r, l)`` and ``(r, k)`` rows and tokens, in this order.
+    """
+    (rows, length, first), (_, _, double), (_, longer, third) = samples
+    # Twice the rows: once what grows with them.
+    tokens = double - first
+    once = first - tokens
+    pairs = (third - once) / (rows * longer) - tokens / (rows * length)
+    per_pair = pairs / (longer - length)
+    return Growth(_whole(once), _whole(tokens / (rows * length) - per_pair * length), _whole(per_pair))
+
+
+def fit_scan(samples: Sequence[Sample]) -> tuple[Growth, ...]:
+    """Growth of something of a layer that carries a state from token to token, which takes no pairs of tokens.
+
+    Args:
+        samples: Of ``(r, l)``, ``(2r, l)``, and ``(r, k)`` rows and tokens, with more of longer rows.
+
+    Returns:
+        A growth for each two lengths that follow each other; of a peak the larger counts, as different moments are the
+        peak of short and of long rows.
+    """
+    (rows, length, first), (_, _, double), *longer = samples
+    once = 2 * first - double
+    by_row = [(length, (first - once) / rows), *((tokens, (value - once) / rows) for _, tokens, value in longer)]
+    found = []
+    for (short, less), (long, more) in itertools.pairwise(by_row):
+        per_token = (more - less) / (long - short)
+        found.append(Growth(_whole(once), _whole(per_token), per_row=_whole(less - per_token * short)))
+    return tuple(found)
+
+
+def fit_around(samples: Sequence[Sample]) -> Growth:
+    """Growth of what is around the layers, some of which is for all rows.
+
+    Args:
+        samples: Of ``(r, l)``, ``(2r, l)``, ``(r, k)`` and ``(2r, k)`` rows and tokens and ``(r, m)``, in this order.
+    """
+    (rows, length, first), (_, _, double), (_, longer, third), (_, _, fourth), (_, longest, fifth) = samples
+    # What grows with the rows, and the rest.
+    by_rows = ((length, (double - first) / rows), (longer, (fourth - third) / rows))
+    per_pair = (by_rows[1][1] / longer - by_rows[0][1] / length) / (longer - length)
+    per_token = by_rows[0][1] / length - per_pair * length
+    rest = [
+        (tokens, value - rows * tokens * (per_token + tokens * per_pair))
+        for tokens, value in ((length, first), (longer, third), (longest, fifth))
+    ]
+    (a, x), (b, y), (c, z) = rest
+    per_square = ((z - x) / (c - a) - (y - x) / (b - a)) / (c - b)
+    per_column = (y - x) / (b - a) - per_square * (a + b)
+    once = x - a * per_column - a * a * per_square
+    return Growth(_whole(once), _whole(per_token), _whole(per_pair), _whole(per_column), _whole(per_square))
+
+
+def _whole(value: float) -> float:
+    """A figure without the noise of its arithmetic."""
+    return round(value, 6) + 0.0

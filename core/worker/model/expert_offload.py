@@ -21,10 +21,8 @@ from typing import Any
 import torch
 
 from core.errors import UserError
-from core.memory.host_experts import experts_on_host
-from core.memory.sizes import EXPERT_LAYERS, HOST_SLAB
-from core.memory.static import weight_parts
-from core.memory.steps import Arithmetic
+from core.memory.sizes import EXPERT_LAYERS, HOST_SLAB, Arithmetic
+from core.memory.weights import experts_on_host, weight_parts
 from core.models.architecture.load import load_architecture
 from core.units import format_bytes
 from core.worker.model.activation_mover import CudaLanes, Lanes

@@ -36,6 +36,7 @@ from core.worker.setup.memory_decision import (
     MemoryMeter,
     decide_experts,
     decide_memory,
+    measure_ahead,
     with_experts,
 )
 from core.worker.setup.objective import make_evaluations, make_goal
@@ -150,6 +151,8 @@ def build(
     governor = make_governor(config, recorder, controls, device)
     deterministic = settle_determinism(config, device, recorder)
     check_strategy(config, ranks)
+    if ranks.is_first:
+        measure_ahead(config, device)
 
     # Rows, and the options that follow from them.
     first_goes_ahead(config, recorder, controls.check_stop, ranks)

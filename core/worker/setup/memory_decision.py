@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -38,28 +40,45 @@ class MemoryDecision:
     token_budget: int
     """The most tokens of a micro-batch, padding included."""
     checkpointing: bool
-    """Whether activations are recomputed in backward."""
+    """True if activations are recomputed in backward."""
     kept_layers: int
     """With that, the number of layers, the last ones, whose activations are kept nevertheless."""
     checkpointing_reason: str
     offload: bool
-    """Whether what that starts from is kept in the machine's memory."""
+    """True if the inputs of recomputed layers are kept in the machine's memory."""
     offload_reason: str
     """Empty where there is nothing to say."""
     dequantized: bool
-    """Whether 16-bit copies of 4-bit weights are kept."""
+    """True if 16-bit copies of 4-bit weights are kept."""
     cut: bool = False
-    """Whether micro-batches are smaller than they would be with more memory."""
+    """True if micro-batches are smaller than they would be with more memory."""
 
 
-def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> MemoryDecision:
-    """Decide it when the model is loaded: as the configuration says, and where that says auto by the plan, with the
-    memory that is free by then.
+def measure_ahead(config: Config, device: torch.device) -> None:
+    """Begin to measure the model for the plan, if it has not been, while the rows are read; the first plan waits for
+    the rest.
 
     Args:
         config: Of the run.
         device: Where it runs.
-        dataset: What is trained on.
+    """
+
+    def measure() -> None:
+        # Whoever needs the plan meets the error.
+        with contextlib.suppress(UserError):
+            make_plan(load_architecture(locate_model(config.model.base)), config, _machine(device))
+
+    threading.Thread(target=measure, name="measuring", daemon=True).start()
+
+
+def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> MemoryDecision:
+    """Decide when the model is loaded: by the configuration, and where that says auto by the plan, with the memory that
+    is free by then.
+
+    Args:
+        config: Of the run.
+        device: Where it runs.
+        dataset: The training rows.
         token_budget: The most tokens of a micro-batch, if there is room.
     """
     wanted, plan = config.memory.gradient_checkpointing, _plan(config, _with_limit(device), dataset, token_budget)
@@ -75,15 +94,15 @@ def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_
 
 
 def decide_experts(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> tuple[bool, str]:
-    """Whether the 4-bit experts of a mixture live in the machine's memory, before the model is loaded; and why, in a
-    sentence, an empty one where there is nothing to say.
+    """True if the 4-bit experts of a mixture live in the machine's memory, decided before the model is loaded; and the
+    reason as a sentence, empty where there is nothing to say.
 
     The numbers are the same either way, so that a resumed run may decide otherwise.
 
     Args:
         config: Of the run.
         device: Where it runs.
-        dataset: What is trained on.
+        dataset: The training rows.
         token_budget: The most tokens of a micro-batch, if there is room.
     """
     wanted = config.memory.offload_experts
@@ -108,7 +127,7 @@ def with_experts(config: Config, *, there: bool) -> Config:
 
 
 def _reason(config: Config, device: torch.device, plan: Plan | None, *, cut: bool) -> str:
-    """Why activations are kept or recomputed, in a sentence."""
+    """The reason why activations are kept or recomputed, as a sentence."""
     wanted = config.memory.gradient_checkpointing
     if wanted == "auto" and config.memory.activation_offload == "on" and device.type == "cuda":
         return "Activations are recomputed, as memory.activation_offload = on moves what that starts from."
@@ -129,7 +148,7 @@ class MemoryMeter:
     Args:
         config: Of the run.
         device: Where it runs.
-        dataset: What is trained on.
+        dataset: The training rows.
         state: Of the training.
         fused: Whose copies of weights count.
         recorder: Where events go.
@@ -179,7 +198,7 @@ def predict_memory(
     Args:
         config: Of the run.
         device: ``cpu`` or ``cuda``.
-        dataset: What is trained on.
+        dataset: The training rows.
         state: The token budget, and whether activations are recomputed.
         dequantized: Whether 16-bit copies of 4-bit weights are kept.
 
@@ -202,13 +221,13 @@ def predict_memory(
 def decide_offload(
     config: Config, device: torch.device, dataset: Dataset, token_budget: int, recomputing: bool
 ) -> tuple[bool, str]:
-    """Whether what recomputing starts from is kept in the machine's memory from the beginning, and why, in a sentence;
-    an empty one where there is nothing to say.
+    """True if the inputs of recomputed layers are kept in the machine's memory from the beginning, and the reason as a
+    sentence, empty where there is nothing to say.
 
     Args:
         config: Of the run.
         device: Where it runs.
-        dataset: What is trained on.
+        dataset: The training rows.
         token_budget: Tokens of a micro-batch.
         recomputing: Whether activations are recomputed.
     """
@@ -246,7 +265,7 @@ def spare_bytes(config: Config, device: torch.device, dataset: Dataset, token_bu
     Args:
         config: Of the run.
         device: Where it runs; the model is not loaded yet.
-        dataset: What is trained on.
+        dataset: The training rows.
         token_budget: The most tokens of a micro-batch, if there is room.
     """
     try:
@@ -269,7 +288,7 @@ def plan_strategy(config: Config, device: torch.device, dataset: Dataset, proces
     Args:
         config: Of the run.
         device: Where this process runs; the model is not loaded yet.
-        dataset: What is trained on.
+        dataset: The training rows.
         processes: How many there are, on all machines.
     """
     try:
@@ -341,7 +360,7 @@ def _with_limit(device: torch.device) -> Machine:
 
 
 def has_expandable_segments(environment: Mapping[str, str]) -> bool:
-    """Whether torch's allocator for GPUs is asked for expandable segments, by either of the names of its settings.
+    """True if torch's allocator for GPUs is asked for expandable segments, by either of the names of its settings.
 
     Args:
         environment: Environment variables.

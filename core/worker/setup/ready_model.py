@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from core.config.schema import WEIGHT_METHODS, Config
-from core.memory.static import tell_bare_experts
+from core.memory.weights import tell_bare_experts
 from core.models.description import read_description
 from core.models.kernels import install_command, missing_kernels, tell_missing
 from core.worker.checkpoint.checkpoint import Checkpoint

@@ -15,7 +15,6 @@ from core.presets.library import find_preset, presets
 from core.runs.record.store import find_run
 from tests.cases import cases
 from tests.families.published_models import published_config
-from tests.measured_here import share
 
 from .conftest import CommandLine
 
@@ -172,10 +171,7 @@ def test_rows_are_held_out_where_there_are_enough(cli: CommandLine, work: Path) 
 
 
 @pytest.mark.long
-def test_the_advice_for_the_model_is_taken_and_told_with_its_source(
-    cli: CommandLine, work: Path, measurements: Path
-) -> None:
-    share(cli.home, measurements)
+def test_the_advice_for_the_model_is_taken_and_told_with_its_source(cli: CommandLine, work: Path) -> None:
     (work / "llama").rename(work / "gemma-3-4b-it")
     config = published_config("Gemma-3-4B")
     (work / "gemma-3-4b-it" / "config.json").write_text(json.dumps(config))

@@ -6,17 +6,17 @@ import functools
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config.schema import Config
 from core.memory.batching import WHOLE, micro_batches, token_budgets
-from core.memory.calibration import Calibration
+from core.memory.calibration import Calibration, rates_of
 from core.memory.choice import FILLED_SHARE, choose_way
 from core.memory.plan import Machine, Plan, Way
 from core.memory.planner import make_plan
 from core.memory.rows import Rows
-from core.memory.step_time import rates_of
 from core.models.architecture.families import read_architecture
 from tests.cases import cases
 from tests.core.models.architecture import published
@@ -39,6 +39,7 @@ def plan_of(model: dict[str, Any], gib: float, length: int | None = None, kind: 
     return make_plan(read_architecture(model, "m"), config, machine, rows)
 
 
+@pytest.mark.slow
 @cases(
     ("model", "gib", "length", "budget", "kept"),
     [
@@ -62,6 +63,7 @@ def test_smaller_micro_batches_come_before_recomputation(
     assert plan.step.seconds < recomputed.step.seconds
 
 
+@pytest.mark.slow
 @cases("gib", [12, 15, 18])
 def test_some_layers_are_recomputed_where_all_are_too_many_to_keep(gib: int) -> None:
     """As many are kept as fit, and no more."""
@@ -128,6 +130,7 @@ def test_a_step_inside_backward_is_one_pass_and_some_of_its_layers_are_recompute
     assert 0 < plan.kept_layers < 32
 
 
+@pytest.mark.slow
 @cases(("choice", "kept"), [("on", {0}), ("off", {32}), ("auto", set(range(33)))], ids=["on", "off", "auto"])
 @cases("gib", [7.5, 8, 9, 12, 16, 20, 23, 60])
 def test_the_configuration_has_the_last_word(choice: str, kept: set[int], gib: float) -> None:
@@ -146,6 +149,7 @@ def test_smaller_micro_batches_come_before_offloading() -> None:
     assert (least.offload, least.token_budget) == (True, 2048)
 
 
+@pytest.mark.slow
 def test_what_is_kept_or_recomputed_is_told_in_a_sentence() -> None:
     reasons = [plan_of(published.LLAMA_3_8B, gib).reason for gib in (60, 15, 11, 8)]
     assert reasons[0] == "Activations are kept: there is room for all of them."

@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.memory.calibration import Calibration
 from core.memory.overhead import CUDA_LIBRARIES
 from core.memory.plan import Machine, Plan
-from core.memory.planner import arithmetic, make_least_plan, make_plan
+from core.memory.planner import arithmetic, disk_need, fit, make_least_plan, make_plan
 from core.memory.rows import Rows
 from core.memory.sizes import (
     HOST_SLAB,
@@ -21,9 +21,10 @@ from core.memory.sizes import (
     quantized_bytes,
     quantized_experts_bytes,
 )
-from core.memory.static import weight_parts
 from core.memory.step_time import touched_experts
+from core.memory.weights import weight_parts
 from core.models.architecture.families import read_architecture
+from core.models.inspection import STARTER_FACTS
 from tests.cases import cases
 from tests.core.models.architecture import published
 
@@ -95,6 +96,7 @@ def test_the_parts_of_an_8b_model_are_the_arithmetic_of_its_shape() -> None:
     assert plan.total_bytes == sum(parts.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "positions"), [(published.SMOLLM2_135M, 512), (published.LLAMA_3_8B, 256)])
 def test_the_loss_is_the_logits_of_a_chunk(model: dict[str, Any], positions: int) -> None:
     """Three fp32 tensors, of fewer positions where the vocabulary is large; beside them only hidden states."""
@@ -111,6 +113,7 @@ def test_the_loss_is_the_logits_of_a_chunk(model: dict[str, Any], positions: int
     assert twice - whole == pytest.approx(2 * 2 * positions * model["hidden_size"], rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "measured_gib"), [({"name": "qlora", "rank": 8}, 7.4), ({"name": "lora", "rank": 8}, 16.2)]
 )
@@ -121,6 +124,7 @@ def test_torchtunes_peaks_on_a_4090_are_met_from_above(method: dict[str, Any], m
     assert 0.99 <= without_surroundings(plan) / GIB / measured_gib <= 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hidden", "width", "depth", "heads", "card_gib"), [(8192, 22016, 80, 64, 48), (6656, 17920, 60, 52, 24)]
 )
@@ -428,6 +432,8 @@ def test_disk_counts_a_checkpoint_more_than_is_kept() -> None:
     plan = plan_of(published.SMOLLM2_135M, checkpoint={"keep": 2})
     assert plan.checkpoint_bytes == pytest.approx(12 * plan.trainable, rel=0.01)
     assert plan.disk_bytes == pytest.approx(3 * plan.checkpoint_bytes + 4 * plan.trainable, rel=0.2)
+    need = disk_need(read_architecture(published.SMOLLM2_135M, "m"), config_of(checkpoint={"keep": 2}))
+    assert need == (plan.checkpoint_bytes, plan.disk_bytes)
 
 
 @cases(
@@ -537,6 +543,7 @@ def test_copies_of_weights_are_kept_where_there_is_plenty_of_memory() -> None:
         assert "dequantized" not in kept(limit=1 << 40, **options).by_name()
 
 
+@pytest.mark.slow
 def test_where_the_card_or_the_dtype_has_no_flash_attention_what_other_kernels_keep_counts() -> None:
     """Keys and values for every query head, or by torch's own attention all scores."""
     architecture, rows = read_architecture(published.LLAMA_3_8B, "m"), Rows([(2048, 1)])
@@ -604,3 +611,24 @@ def test_what_was_measured_on_the_device_replaces_what_is_assumed() -> None:
     on_cpu = parts(kind="cpu", calibration=measured)
     assert on_cpu["runtime"][0] == 400 << 20
     assert measured.source in on_cpu["runtime"][1]
+
+
+def test_the_fit_of_another_model_is_that_of_its_plan() -> None:
+    architecture = STARTER_FACTS.architecture
+    assert architecture is not None
+    machine = Machine("cpu", 20 * GIB)
+    found = fit(architecture, config_of(), machine)
+    plan = make_plan(architecture, config_of(), machine)
+    assert (found.needed_bytes, found.free_bytes, found.fits) == (plan.needed_bytes, 20 * GIB, True)
+    assert fit(architecture, config_of(), Machine("cpu", GIB // 10)).fits is False
+    unknown = fit(architecture, config_of(), Machine("cuda"))
+    assert unknown.fits is None
+    assert unknown.needed_bytes
+
+
+def test_a_fit_that_is_unknown_has_a_reason() -> None:
+    assert "architecture is unknown" in fit(None, config_of(), Machine("cpu", GIB)).reason
+    nowhere = config_of(method={"target_modules": ["none_of_these"]})
+    found = fit(STARTER_FACTS.architecture, nowhere, Machine("cpu", GIB))
+    assert found.needed_bytes is None
+    assert "matches no layer" in found.reason

@@ -9,13 +9,11 @@ import pytest
 from core.config.schema import Config
 from core.errors import UserError
 from core.memory.advice import advise
-from core.memory.cards import Cards, Sharing
-from core.memory.gathered import gathered_sizes
+from core.memory.cards import BUCKET, FROZEN, Cards, Shares, Sharing, gathered_sizes
 from core.memory.plan import Machine
 from core.memory.planner import arithmetic, make_plan
-from core.memory.shares import BUCKET, FROZEN, Shares
-from core.memory.static import weight_parts
 from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_machine
+from core.memory.weights import weight_parts
 from core.models.architecture.families import read_architecture
 from tests.cases import cases
 from tests.core.models.architecture import published

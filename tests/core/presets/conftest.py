@@ -1,4 +1,4 @@
-"""Mixtures of experts are measured within the tests' process."""
+"""Models are measured within the tests' process."""
 
 from __future__ import annotations
 

@@ -14,6 +14,9 @@ from core.queue.room import judge, lack_of_room
 from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import config_for
+from tests.measured_here import bounded_here
+
+__all__ = ["bounded_here"]
 
 GB = 10**9
 

@@ -24,6 +24,9 @@ from core.runs.outlook.estimate import (
 )
 from tests.cases import cases
 from tests.core.models.architecture import published
+from tests.measured_here import bounded_here
+
+__all__ = ["bounded_here"]
 
 CARD = Machine("cuda", 24_000_000_000, device="NVIDIA GeForce RTX 4090", power_limit_w=450.0)
 MEASURED = Calibration("a CPU", 10**9, 0.0, "2.13", "2026-01-31", matrix_rate=1e12)

@@ -15,6 +15,9 @@ from core.memory.plan import Machine
 from core.runs.outlook.forecast import cards_here, forecast, this_machine
 from tests.cases import cases
 from tests.core.models.architecture import published
+from tests.measured_here import bounded_here
+
+__all__ = ["bounded_here"]
 
 CARDS = [
     Device(index=0, kind="cuda", name="A", uuid="GPU-aa", memory_used=2_000, memory_total=24_000),

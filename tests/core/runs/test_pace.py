@@ -32,6 +32,9 @@ from core.runs.record.history import RunHistory, read_history
 from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
 from tests.core.models.architecture import published
+from tests.measured_here import bounded_here
+
+__all__ = ["bounded_here"]
 
 
 def config_of(base: str = "some-model", **sections: Any) -> Config:

@@ -14,7 +14,7 @@ from core import deepspeed
 from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
 from core.governor.check import unkept_on
-from core.memory.disk import disk_need
+from core.memory.planner import Source, disk_need
 from tui.data_paths import follow_links
 from tui.panes.config.base_model import BaseFinding, NamedBase, check_base, find_missing
 from tui.panes.config.model import ConfigModel
@@ -128,15 +128,21 @@ class FactsFinder:
         with suppress(UserError):
             self.rows[path] = await asyncio.to_thread(_count_rows, path)
 
-    def plan(self, document: ConfigDocument) -> PlanView | None:
+    def plan(self, document: ConfigDocument, measures: bool) -> PlanView | None:
         """The memory plan of a configuration, for the rows last asked for by :meth:`facts_for`; call it in a thread.
+
+        Args:
+            document: The configuration.
+            measures: Whether to measure the model where it has not been measured, which takes seconds; else the plan
+                is a rough bound there.
 
         Raises:
             UserError: If the memory of its model cannot be estimated.
         """
         from tui.panes.config.plan import plan_document
 
-        return plan_document(document, self._paces, self._planned_rows, self._planned_lengths)
+        source: Source = "measured" if measures else "known"
+        return plan_document(document, self._paces, self._planned_rows, self._planned_lengths, source)
 
 
 # Slow imports are made in the threads too.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on, work
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
+from textual.worker import get_current_worker
 
 from core.analysis.lengths import Lengths
 from core.config.document import ConfigDocument
@@ -444,20 +446,26 @@ class ConfigPane(Pane):
         await self.known.read_paces()
         self.refresh_plan()
 
-    def _tell_measuring(self, _activity: str, seconds: float) -> None:
-        # Called by the thread that waits.
-        view = PlanView((), 0, advice=(f"measuring the model, {seconds:.0f} s",))
-        self._plan_bar.call_later(self._plan_bar.show, view)
-
     @work(exclusive=True, group="config-plan")
     async def _plan(self, document: ConfigDocument) -> None:
+        bar, worker, rough = self._plan_bar, get_current_worker(), PlanView((), 0)
+
+        def tell(_activity: str, seconds: float) -> None:
+            # Called by the thread that waits; in order with the plan.
+            bar.call_later(bar.show, replace(rough, advice=(f"measuring the model, {seconds:.0f} s",)))
+
+        plan: PlanView | None
         try:
-            # The thread has this context.
-            with telling(self._tell_measuring):
-                plan = await asyncio.to_thread(self.planner, document)
+            # The threads have this context.
+            with telling(tell, lambda: not worker.is_cancelled):
+                plan = await asyncio.to_thread(self.planner, document, False)
+                if plan is not None and plan.is_rough:
+                    rough = replace(plan, advice=("measuring the model",))
+                    bar.call_later(bar.show, rough)
+                    plan = await asyncio.to_thread(self.planner, document, True)
         except UserError as error:
-            plan = PlanView((), 0, advice=(one_line(str(error), 200),))
-        self._plan_bar.show(plan)
+            plan = replace(rough, advice=(one_line(str(error), 200),))
+        bar.call_later(bar.show, plan)
 
     @work(exclusive=True, group="config-rows")
     async def _count_rows(self, paths: Sequence[Path]) -> None:

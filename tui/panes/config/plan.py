@@ -6,6 +6,7 @@ from core.analysis.lengths import Lengths
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.memory.plan import RECLAIMABLE
+from core.memory.planner import Source
 from core.models.find import find_model
 from core.quantization.job import known_sentence
 from core.runs.outlook.estimate import Estimate, PaceBook, estimate_words
@@ -21,6 +22,7 @@ def plan_document(
     paces: PaceBook | None = None,
     count: int | None = None,
     lengths: Lengths | None = None,
+    source: Source = "measured",
 ) -> PlanView | None:
     """Plan a configuration; asks the driver and reads headers, so call it from a thread.
 
@@ -29,6 +31,7 @@ def plan_document(
         paces: Earlier runs, for the time estimate; None for none, so that it is by the plan.
         count: The number of rows, where it is known.
         lengths: Their lengths, where an analysis has measured them.
+        source: As for :func:`core.memory.planner.make_plan`.
 
     Returns:
         None while it has problems, which the form shows, or its model is not on this machine or declares no shape.
@@ -43,7 +46,7 @@ def plan_document(
     base = find_model(config.model.base)
     if base is None or (base.is_dir() and not (base / "config.json").is_file()):
         return None
-    found = forecast_here(config, lengths, count, PaceBook(()) if paces is None else paces)
+    found = forecast_here(config, lengths, count, PaceBook(()) if paces is None else paces, source)
     batch = found.plan.micro_batch
     each = f", {found.each}" if found.each else ""
     return PlanView(
@@ -57,6 +60,7 @@ def plan_document(
         if found.rows is not None
         else f"for rows of {format_count(config.train.max_length)} tokens{each}",
         known_sentence(config),
+        found.is_rough,
     )
 
 

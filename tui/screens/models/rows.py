@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from textual.content import Content
 
-from core.memory.fit import Fit
+from core.memory.planner import Fit
 from core.models.inspection import ModelFacts
 from core.models.places import FoundModel, fetchable
 from core.paths import shown_path
@@ -53,9 +53,13 @@ def tell_fit(memory: Fit) -> tuple[str, str]:
     """The memory that a run takes against what is free, in a few words; and the style of them."""
     if memory.needed_bytes is None:
         return "memory unknown", "$muted"
+    about = "about " if memory.is_rough else ""
     if memory.free_bytes is None:
-        return f"needs {format_bytes(memory.needed_bytes)}", "$foreground"
-    amounts = _of(memory.needed_bytes, memory.free_bytes)
+        return f"needs {about}{format_bytes(memory.needed_bytes)}", "$foreground"
+    if memory.is_rough and not memory.fits:
+        # A bound that does not fit says nothing.
+        return "measuring …", "$muted"
+    amounts = f"{about}{_of(memory.needed_bytes, memory.free_bytes)}"
     return (f"fits, {amounts}", "$ok") if memory.fits else (f"✗ needs {amounts}", "$limit")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -24,8 +25,9 @@ from core.config.schema import Config, ModelSection
 from core.config.valid_part import valid_part
 from core.errors import UserError
 from core.hub.job import hub_host
-from core.memory.fit import Fit, fit
 from core.memory.plan import Machine
+from core.memory.planner import Fit, Source, fit
+from core.models.architecture.measuring import GivenUpError, telling
 from core.models.find import find_model, most_like
 from core.models.inspection import ModelFacts
 from core.models.places import FoundModel, UnreadPlace, fetchable, typed_model
@@ -172,19 +174,33 @@ class ModelScreen(Overlay[str | Path | None]):
         config = valid_part(self._document)
         machine = machine_for(config)
         # The present one first: the cursor is on it.
-        for model in sorted(found, key=lambda model: model.base != self._present):
-            if worker.is_cancelled:
-                return
-            self.post_message(self._read(model, config, machine))
+        found.sort(key=lambda model: model.base != self._present)
+        rough: list[FoundModel] = []
+        passes: tuple[tuple[Source, list[FoundModel]], ...] = (("known", found), ("measured", rough))
+        with suppress(GivenUpError), telling(is_wanted=lambda: not worker.is_cancelled):
+            for source, models in passes:
+                for model in models:
+                    if worker.is_cancelled:
+                        return
+                    read = self._read(model, config, machine, source)
+                    self.post_message(read)
+                    # A bound that fits is enough to choose by.
+                    if read.fit.is_rough and not read.fit.fits:
+                        rough.append(model)
 
     @work(thread=True, exclusive=True, group="models-typed")
     def _read_typed(self, model: FoundModel) -> None:
         config = valid_part(self._document)
-        self.post_message(self._read(model, config, machine_for(config)))
+        machine, worker = machine_for(config), get_current_worker()
+        read = self._read(model, config, machine, "known")
+        self.post_message(read)
+        if read.fit.is_rough and not read.fit.fits:
+            with suppress(GivenUpError), telling(is_wanted=lambda: not worker.is_cancelled):
+                self.post_message(self._read(model, config, machine, "measured"))
 
-    def _read(self, model: FoundModel, config: Config, machine: Machine) -> _Read:
+    def _read(self, model: FoundModel, config: Config, machine: Machine, source: Source) -> _Read:
         facts = self._catalog.read(model)
-        return _Read(model, facts, fit(facts.architecture, config, machine))
+        return _Read(model, facts, fit(facts.architecture, config, machine, source))
 
     @on(_Found)
     def _found(self, message: _Found) -> None:

@@ -13,11 +13,13 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
+from textual.worker import get_current_worker
 
 from core.analysis.job import AnalysisJob
 from core.analysis.result import Analysis
 from core.errors import UserError
 from core.jobs.job import JobCancelledError, JobDiedError, JobProgress
+from core.models.architecture.measuring import telling
 from core.text import one_line
 from tui.keys import bindings
 from tui.screens.overlay import Overlay
@@ -37,7 +39,7 @@ LOOK_SECONDS = 0.25
 #: Looks for the rows of a run where the app has them already; None where it does not, and the card analyzes them.
 Look = Callable[[Start], SeenRows | None]
 #: Finds out what a run will take, in a thread.
-Planner = Callable[[Start, Analysis | None, int | None], StartPlan]
+Planner = Callable[[Start, Analysis | None, int | None, bool], StartPlan]
 
 
 class StartCard(Overlay[Answer]):
@@ -222,10 +224,16 @@ class StartCard(Overlay[Answer]):
     async def _work_out(self, analysis: Analysis | None) -> None:
         """Work out memory, time and warnings."""
         config, used = self.start.config, self.found.rows.used
-        plan = await asyncio.to_thread(self._planner, self.start, analysis, used)
-        if config == self.start.config:
-            self.found = replace(self.found, plan=plan)
-            self._show()
+        worker = get_current_worker()
+        # First a rough bound where the model has to be measured, which takes seconds.
+        for measures in (False, True):
+            with telling(is_wanted=lambda: not worker.is_cancelled):
+                plan = await asyncio.to_thread(self._planner, self.start, analysis, used, measures)
+            if config == self.start.config:
+                self.found = replace(self.found, plan=plan)
+                self._show()
+            if not plan.is_rough:
+                break
         # Memory and time are of more use, and the warnings may wait for a driver.
         with suppress(UserError):
             warnings = await asyncio.to_thread(find_warnings, config, used)

@@ -16,10 +16,13 @@ from tui.screens.start.summary import Continuation, StartPlan
 if TYPE_CHECKING:
     from core.analysis.job import AnalysisJob
     from core.analysis.result import Analysis
+    from core.memory.planner import Source
     from core.runs.outlook.estimate import PaceBook
 
 
-def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces: PaceBook) -> StartPlan:
+def find_plan(
+    config: Config, analysis: Analysis | None, used: int | None, paces: PaceBook, source: Source = "measured"
+) -> StartPlan:
     """The memory plan and the estimates; asks the driver and reads headers, so call it from a thread.
 
     Args:
@@ -27,6 +30,7 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
         analysis: The analysis of all rows; None where there is none (yet).
         used: The number of rows trained on; None where unknown.
         paces: Earlier runs.
+        source: As for :func:`core.memory.planner.make_plan`.
     """
     from core.config.derived import step_count
     from core.models.find import STARTER_NAME, find_model
@@ -37,7 +41,7 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
         first = "not known: the model is made ready first" if config.model.base == STARTER_NAME else ""
         return StartPlan(problem=first or "not known: the model is not on this machine")
     try:
-        found = forecast_here(config, analysis.lengths if analysis is not None else None, used, paces)
+        found = forecast_here(config, analysis.lengths if analysis is not None else None, used, paces, source)
     except UserError as error:
         return StartPlan(problem=error.message)
     plan, guess, rows, steps = found.plan, found.estimate, found.rows, step_count(config, used)
@@ -48,7 +52,7 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
         rough = rough_seconds(config, plan, steps, rows.tokens / max(rows.count, 1))
         seconds, _, end = cut(config, steps, rough, None)
     advice = ""
-    if found.fits is False:
+    if found.fits is False and not found.is_rough:
         first_advice = f" {found.advice[0].text}" if found.advice else ""
         advice = f"The memory does not suffice.{first_advice}"
     elif plan.disk_fits is False:
@@ -66,6 +70,7 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
         is_planned=guess is not None and guess.by == "plan",
         unmet=tuple(unmet(config, guess, time.time())),
         early_end=tell_early_end(end) if end is not None else "",
+        is_rough=found.is_rough,
     )
 
 

@@ -129,6 +129,7 @@ class StartPlan:
         problem: The reason why nothing is known.
         seconds_per_step: The pace of a run that is continued; None where unknown.
         unmet: The wishes for the night that cannot be met.
+        is_rough: Whether the memory is a rough bound, as the model has not been measured yet.
     """
 
     parameters: int | None = None
@@ -145,6 +146,7 @@ class StartPlan:
     is_planned: bool = False
     unmet: tuple[Unmet, ...] = ()
     early_end: str = ""
+    is_rough: bool = False
 
 
 @dataclass(frozen=True)
@@ -454,8 +456,11 @@ def _memory(plan: StartPlan | None) -> Content:
     if plan.problem:
         return Content.styled(one_line(plan.problem), "$near")
     free = f" of {format_bytes(plan.free)} free" if plan.free is not None else ""
-    word, style = {True: ("  ✓ fits", "$ok"), False: ("  ✗ does not fit", "$limit bold"), None: ("", "")}[plan.fits]
-    return Content.assemble(f"{format_bytes(plan.needed)}{free}", (word, style))
+    # A bound that does not fit says nothing.
+    fits = None if plan.is_rough and plan.fits is False else plan.fits
+    word, style = {True: ("  ✓ fits", "$ok"), False: ("  ✗ does not fit", "$limit bold"), None: ("", "")}[fits]
+    about = "roughly " if plan.is_rough else ""
+    return Content.assemble(f"{about}{format_bytes(plan.needed)}{free}", (word, style))
 
 
 def _from(goes_on: Continuation) -> str:

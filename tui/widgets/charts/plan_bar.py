@@ -33,6 +33,7 @@ class PlanView:
         time: Estimated time and energy, with the run they are based on; empty where unknown.
         rows: The rows that it is for; empty where that is not said.
         bits: What 4 bits cost, as measured; empty where that is not known.
+        is_rough: Whether it is a rough bound, as the model has not been measured for it yet.
     """
 
     parts: Sequence[tuple[str, int]]
@@ -43,10 +44,12 @@ class PlanView:
     time: str = ""
     rows: str = ""
     bits: str = ""
+    is_rough: bool = False
 
 
-#: A planner of a configuration, called in a thread; None where there is no plan for it.
-Planner = Callable[["ConfigDocument"], PlanView | None]
+#: Planner of a configuration, called in a thread: of the document, and whether the model is measured where it has not
+#: been, which takes seconds. None where there is no plan for it.
+Planner = Callable[["ConfigDocument", bool], PlanView | None]
 
 #: Fills of the parts, by turns, so that neighbors differ without color.
 _FILLS = "█▓▒░"
@@ -154,8 +157,11 @@ def _legend(plan: PlanView, width: int) -> Content:
 
 def _verdict(plan: PlanView, width: int) -> Content:
     free = f" of {format_bytes(plan.limit)} free" if plan.limit is not None else ""
-    word, style = {True: ("✓ fits", "$ok"), False: ("✗ does not fit", "$limit bold"), None: ("", "")}[plan.fits]
-    amount = fit(f"{format_bytes(plan.total)}{free}", width - 16).rstrip()
+    # A bound that does not fit says nothing.
+    fits = None if plan.is_rough and plan.fits is False else plan.fits
+    word, style = {True: ("✓ fits", "$ok"), False: ("✗ does not fit", "$limit bold"), None: ("", "")}[fits]
+    about = "roughly " if plan.is_rough else ""
+    amount = fit(f"{about}{format_bytes(plan.total)}{free}", width - 16).rstrip()
     rows = f", {plan.rows}" if plan.rows else ""
     rows = rows if cell_len(amount + rows) + 2 + cell_len(word) <= width else ""
     return Content.assemble((amount, "bold"), (rows, "$muted"), "  ", (word, style))

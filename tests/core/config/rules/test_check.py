@@ -16,7 +16,7 @@ from core.config.facts import Facts, Unkept, read_shape
 from core.config.rules.check import RULES, check_rules
 from core.config.schema import Config, find_option
 from core.errors import UserError
-from core.memory.disk import disk_need
+from core.memory.planner import disk_need
 from core.models.architecture.families import read_architecture
 from tests.cases import cases
 from tests.core.models.architecture import published

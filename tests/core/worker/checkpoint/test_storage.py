@@ -29,25 +29,22 @@ from core.worker.model.model import load_model
 from tests.e2e.workers import adapter_bytes, steps
 from tests.families import forked
 from tests.families.conftest import Trained
-from tests.measured_here import share
 
 GATES = [f"model.layers.{layer}.linear_attn.in_proj_{end}" for layer in range(3) for end in "ab"]
 
 
-def family(name: str, directory: Path, measurements: Path) -> Trained:
-    made = Trained(name, directory)
-    share(made.home, measurements)
-    return made
+def family(name: str, directory: Path) -> Trained:
+    return Trained(name, directory)
 
 
 @pytest.fixture(scope="module")
-def qwen3_5(tmp_path_factory: pytest.TempPathFactory, measurements: Path) -> Trained:
-    return family("qwen3_5", tmp_path_factory.mktemp("qwen3_5"), measurements)
+def qwen3_5(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return family("qwen3_5", tmp_path_factory.mktemp("qwen3_5"))
 
 
 @pytest.fixture(scope="module")
-def qwen3_moe(tmp_path_factory: pytest.TempPathFactory, measurements: Path) -> Trained:
-    return family("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe"), measurements)
+def qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return family("qwen3_moe", tmp_path_factory.mktemp("qwen3_moe"))
 
 
 def change(config: Config, section: str, **values: Any) -> Config:

@@ -10,15 +10,17 @@ import pytest
 
 from core.errors import UserError
 from core.models.architecture import measuring
-from core.models.architecture.measuring import Unmeasured, measure_architecture, telling
+from core.models.architecture.measuring import GivenUpError, Unmeasured, measure_architecture, telling
 from core.paths import home
 from tests.cases import cases
 from tests.families.tiny import FAMILIES
+from tests.measured_here import usual_directory
 
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "_remembered", {})
+    monkeypatch.setattr(measuring, "_directory", usual_directory)
 
 
 def model(**changes: Any) -> Unmeasured:
@@ -113,12 +115,6 @@ def test_a_process_without_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_who_waits_may_give_up() -> None:
-    class GivenUpError(Exception):
-        """Somebody has something better to do."""
-
-    def give_up(_activity: str, _seconds: float) -> None:
-        raise GivenUpError
-
-    with pytest.raises(GivenUpError), telling(give_up):
+    with pytest.raises(GivenUpError), telling(is_wanted=lambda: False):
         measure_architecture(model())
     assert not cached()

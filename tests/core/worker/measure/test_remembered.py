@@ -12,8 +12,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from core.worker.measure.remembered import RememberedOperations
-from core.worker.measure.tracker import AllocationTracker, Run, run_operation
+from core.worker.measure.tracker import AllocationTracker, RememberedOperations, Run, run_operation
 from tests.cases import cases
 
 Make = Callable[[torch.Tensor], Any]

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from core.memory.sizes import quantized_experts_bytes
-from core.memory.static import weight_parts
-from core.memory.steps import Arithmetic
+from core.memory.sizes import Arithmetic, quantized_experts_bytes
+from core.memory.weights import weight_parts
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.worker.model.quantizer import quantized_experts

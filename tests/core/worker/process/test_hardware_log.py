@@ -188,9 +188,6 @@ import json, os, time
 from pathlib import Path
 from core.config.schema import Config, DataSection
 from core.hardware import nvml, sampler
-from core.runs.events import StoppedEvent
-from core.runs.store import create_run
-from core.hardware import nvml_source, sampler
 from core.runs.record.events import StoppedEvent
 from core.runs.record.store import create_run
 from core.worker.process import recorder as module

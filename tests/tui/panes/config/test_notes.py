@@ -176,7 +176,8 @@ async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(tmp_path:
 async def test_the_plan_is_made_anew_with_every_edit(tmp_path: Path) -> None:
     seen: list[tuple[int, bool]] = []
 
-    def planner(document: ConfigDocument) -> PlanView | None:
+    def planner(document: ConfigDocument, measures: bool) -> PlanView | None:
+        assert not measures, "nothing of it is rough"
         rank = document.get("method.rank") or 16
         seen.append((rank, threading.current_thread() is threading.main_thread()))
         total = 3_000_000_000 + rank * 1_000_000
@@ -196,6 +197,27 @@ async def test_the_plan_is_made_anew_with_every_edit(tmp_path: Path) -> None:
         pane.query_one(PlanBar).show(None)
         await pilot.pause()
         assert "does not fit" not in screen_text(pilot.app)
+
+
+async def test_a_rough_plan_is_shown_until_the_model_is_measured(tmp_path: Path) -> None:
+    is_measured = threading.Event()
+
+    def planner(_document: ConfigDocument, measures: bool) -> PlanView | None:
+        if not measures:
+            return PlanView((("weights", 3 << 30),), 3 << 30, 2 << 30, False, ("less",), is_rough=True)
+        is_measured.wait(60)
+        return PlanView((("weights", 1 << 30),), 1 << 30, 2 << 30, True)
+
+    pane = ConfigPane()
+    pane.planner = planner
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await opened(pilot, pane, write_config(tmp_path))
+        await wait_for(pilot, lambda: "roughly 3.2 GB of 2.1 GB free" in screen_text(pilot.app))
+        assert "→ measuring the model" in screen_text(pilot.app)
+        assert "fit" not in screen_text(pilot.app).split("roughly")[1].splitlines()[0]
+        is_measured.set()
+        await wait_for(pilot, lambda: "✓ fits" in screen_text(pilot.app))
+        assert "roughly" not in screen_text(pilot.app)
 
 
 async def test_small_numbers_are_shown_as_people_write_them_and_stay_as_they_were_written(tmp_path: Path) -> None:

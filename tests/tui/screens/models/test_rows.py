@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.cells import cell_len
 
 from core.errors import UserError
-from core.memory.fit import Fit
+from core.memory.planner import Fit
 from core.models.inspection import STARTER_FACTS, ModelFacts
 from core.models.places import FoundModel, Source
 from tests.cases import cases
@@ -36,6 +36,8 @@ def row(
         (Fit(44_300_000_000, 23_400_000_000, False), "✗ needs 44 of 23 GB"),
         (Fit(2_600_000_000, 900_000_000, False), "✗ needs 2.6 GB of 900 MB"),
         (Fit(2_600_000_000), "needs 2.6 GB"),
+        (Fit(2_600_000_000, 23_400_000_000, True, is_rough=True), "fits, about 2.6 of 23 GB"),
+        (Fit(44_300_000_000, 23_400_000_000, False, is_rough=True), "measuring …"),
         (Fit(reason="Because."), "memory unknown"),
     ],
 )

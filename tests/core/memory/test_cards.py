@@ -7,11 +7,19 @@ from typing import Any
 import pytest
 
 from core.config.schema import Config
-from core.memory.cards import Cards, Sharing, Strategy, cards_of
-from core.memory.gathered import Gathered, gathered_sizes
+from core.memory.cards import (
+    BUCKET,
+    DEEPSPEED_BUCKET,
+    Cards,
+    Gathered,
+    Shares,
+    Sharing,
+    Strategy,
+    cards_of,
+    gathered_sizes,
+)
 from core.memory.plan import Machine, Part
 from core.memory.planner import arithmetic
-from core.memory.shares import BUCKET, DEEPSPEED_BUCKET, Shares
 from core.models.architecture.families import read_architecture
 from tests.cases import cases
 from tests.core.models.architecture import published

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from core.memory.host import states_host_bytes
-from core.memory.sizes import optimizer_bytes
+from core.memory.sizes import optimizer_bytes, states_host_bytes
 from tests.cases import cases
 
 TENSORS = [(4096, 4096, 3), (1, 4096, 2), (128, 4096, 1)]
