@@ -33,16 +33,14 @@ from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
 from tui.arrangement import PAIRED_SIZE, TILED_SIZE
 from tui.bridge import Bridge
-from tui.controllers.beginnings import Beginnings
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
-from tui.controllers.queueing import Queueing
 from tui.controllers.returning import Returning
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
 from tui.controllers.serving import Serving
-from tui.controllers.start_cards import StartCards
+from tui.controllers.starting import Starting
 from tui.data_paths import entry_path
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
@@ -59,7 +57,6 @@ from tui.state import AppState
 from tui.terminal_image import Painted
 from tui.typed_ahead import Place, TypedAhead
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
-from tui.widgets.lists.run_list import RunList
 
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
 _THREADS = 32
@@ -120,27 +117,18 @@ class LocaltuneApp(App[str]):
         self.desktop = Desktop(self, self.state, lambda: self.clock(), self.write_to_terminal)
         remembers = self._settings.remember
         self.drafts = DraftKeeper(self.state, self.desktop.panes, remembers=remembers)
-        self.beginnings = Beginnings(self.desktop, self.keys, lambda: self.cards.follow())
-        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys, self.beginnings)
+        self.configuration = Configuration(
+            self.desktop, self.state, self.drafts, self.keys, changed=lambda: self.starting.follow()
+        )
         self.returning = Returning(
             self.desktop, self.state, self.drafts, self.configuration, lambda: self.clock(), remembers=remembers
         )
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts, self.returning)
-        self.cards = StartCards(self.desktop, self.state, self.beginnings, self.configuration.bring_back)
-        self.queueing = Queueing(self.desktop, self.state, self.cards, lambda run: self.runs.open(run))
-        self.runs = Runs(
-            self.desktop,
-            self.state,
-            self.bridge,
-            self.drafts,
-            self.cards,
-            self.queueing,
-            self.keys,
-            lambda: self.clock(),
-        )
+        self.runs = Runs(self.desktop, self.state, self.bridge, self.drafts, self.keys, lambda: self.clock())
+        self.starting = Starting(self.desktop, self.state, self.bridge, self.keys, self.configuration, self.runs)
         self.serving = Serving(self, self.desktop, self.state)
         self.run_control = RunControl(
-            self.desktop, self.state, self.bridge, self.leaving, self.runs.show_lines, lambda: self.clock()
+            self.desktop, self.state, self.bridge, self.leaving, self.runs, lambda: self.clock()
         )
 
     def write_to_terminal(self, text: str) -> None:
@@ -316,9 +304,8 @@ class LocaltuneApp(App[str]):
         view = self.state.live_run
         return self.mistakes.sentence(self.drafts.kept, view.run.id if view is not None else "")
 
-    @on(messages.FirstPaint)
-    async def _first_paint(self) -> None:
-        """Slow imports, done once the first screen is painted."""
+    async def first_painted(self) -> None:
+        """Load everything that the first paint did not need: panes, runs and the configuration."""
         self.desktop.show_header()
         self.bridge.sample_devices()
         landing = "config" if self._config_path is not None else "data" if self._data_path is not None else ""
@@ -362,17 +349,7 @@ class LocaltuneApp(App[str]):
     def _theme_changed(self, _: object) -> None:
         self.desktop.show_header()
 
-    # Requests of the panes, and results of the threads.
-
-    @on(messages.PaneRequested)
-    def _pane_requested(self, message: messages.PaneRequested) -> None:
-        self.desktop.show_pane(message.pane)
-
-    @on(messages.PaneShown)
-    def _pane_shown(self, message: messages.PaneShown) -> None:
-        if message.pane == "runs":
-            self.bridge.list_runs(message.shown)
-        self.desktop.show_header()
+    # Results of threads.
 
     @on(messages.PasteRefused)
     def _paste_refused(self, message: messages.PasteRefused) -> None:
@@ -389,66 +366,12 @@ class LocaltuneApp(App[str]):
         self.configuration.loaded(message.document)
         self.returning.loaded()
 
-    @on(messages.ConfigEdited)
-    def _config_edited(self, message: messages.ConfigEdited) -> None:
-        self.configuration.edited(message)
-        self.cards.follow()
-
-    @on(messages.ConfigSaved)
-    def _config_saved(self, message: messages.ConfigSaved) -> None:
-        self.configuration.saved(message.document)
-
-    @on(messages.DatasetChosen)
-    def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
-        self.configuration.use_dataset(message)
-
-    @on(messages.FormerRequested)
-    def _former_requested(self) -> None:
-        self.configuration.bring_back()
-
-    @on(messages.DataRequested)
-    def _data_requested(self, message: messages.DataRequested) -> None:
-        self.configuration.open_data(message.path)
-
-    @on(messages.LengthsMeasured)
-    def _lengths_measured(self, message: messages.LengthsMeasured) -> None:
-        if (form := self.desktop.panes.config) is not None:
-            form.take_lengths(message.path, message.lengths)
-
     @on(messages.SurroundingsSeen)
     def _surroundings_seen(self, message: messages.SurroundingsSeen) -> None:
         panes = self.desktop.panes
         for pane in (panes.train, panes.data):
             if pane is not None:
                 pane.look_around(message.here)
-
-    @on(messages.OptionsChosen)
-    def _options_chosen(self, message: messages.OptionsChosen) -> None:
-        self.configuration.choose_options(message)
-
-    @on(messages.FormRequested)
-    def _form_requested(self, message: messages.FormRequested) -> None:
-        self.configuration.open_form(message.form)
-
-    @on(messages.SampleRequested)
-    def _sample_requested(self) -> None:
-        self.runs.start_sample()
-
-    @on(messages.EditRunRequested)
-    def _edit_run_requested(self, message: messages.EditRunRequested) -> None:
-        self.configuration.edit_run(message.run)
-
-    @on(messages.ContinueRequested)
-    def _continue_requested(self, message: messages.ContinueRequested) -> None:
-        self.runs.continue_run(message.run)
-
-    @on(RunList.Chosen)
-    def _run_chosen(self, message: RunList.Chosen) -> None:
-        self.runs.open(message.row.run)
-
-    @on(messages.OpenRunRequested)
-    def _open_run_requested(self, message: messages.OpenRunRequested) -> None:
-        self.runs.open(message.run)
 
     @on(messages.RunStarted)
     def _run_started(self, message: messages.RunStarted) -> None:
@@ -468,97 +391,42 @@ class LocaltuneApp(App[str]):
     def _no_run_found(self) -> None:
         self.runs.none_found()
 
-    @on(messages.AnswerAwaited)
-    def _answer_awaited(self, message: messages.AnswerAwaited) -> None:
-        self.runs.await_answer(message.waiting)
-
-    @on(messages.DevicesSampled)
-    def _devices_sampled(self, message: messages.DevicesSampled) -> None:
-        self.runs.show_devices(message.devices)
-
-    def on_app_focus(self) -> None:
-        """Bring the header up to date for whoever comes back to the terminal."""
-        self.runs.show_newest_devices()
-
-    @on(messages.RunsListed)
-    def _runs_listed(self, message: messages.RunsListed) -> None:
-        self.runs.listed(message)
-
-    @on(messages.QueueListed)
-    def _queue_listed(self, message: messages.QueueListed) -> None:
-        self.runs.show_queue(message)
-
-    @on(messages.RunsInView)
-    def _runs_in_view(self, message: messages.RunsInView) -> None:
-        self.bridge.look_at(message)
-
-    @on(messages.RunFiguresRead)
-    def _run_figures_read(self, message: messages.RunFiguresRead) -> None:
-        self.runs.show_figures(message)
-
-    @on(messages.RunDetailRead)
-    def _run_detail_read(self, message: messages.RunDetailRead) -> None:
-        self.runs.show_detail(message)
-
-    @on(messages.EvaluationRequested)
-    def _evaluation_requested(self, message: messages.EvaluationRequested) -> None:
-        self.runs.evaluate(message.run)
-
-    @on(messages.DeleteRequested)
-    def _delete_requested(self, message: messages.DeleteRequested) -> None:
-        self.runs.delete(message.run, message.size)
-
-    @on(messages.ServeRequested)
-    def _serve_requested(self, message: messages.ServeRequested) -> None:
-        self.serving.request(message.target)
-
-    @on(messages.ServeChanged)
-    def _serve_changed(self, message: messages.ServeChanged) -> None:
-        self.serving.changed(message)
-
-    @on(messages.ExportRequested)
-    def _export_requested(self, message: messages.ExportRequested) -> None:
-        self.runs.export(message.run, message.step)
-
     @on(messages.RunDeleted)
     def _run_deleted(self, message: messages.RunDeleted) -> None:
         self.runs.deleted(message.run, in_trash=message.in_trash)
-
-    @on(messages.LabelRequested)
-    def _label_requested(self, message: messages.LabelRequested) -> None:
-        self.bridge.label(message.run, message.change)
-
-    @on(messages.RunLabeled)
-    def _run_labeled(self, message: messages.RunLabeled) -> None:
-        self.runs.labeled(message.run, message.labels)
-
-    @on(messages.CompareRequested)
-    def _compare_requested(self, message: messages.CompareRequested) -> None:
-        self.runs.compare(message.runs)
-
-    @on(messages.DetailsRequested)
-    def _details_requested(self, message: messages.DetailsRequested) -> None:
-        self.runs.show_details(message.run)
-
-    @on(messages.RestoreRequested)
-    def _restore_requested(self) -> None:
-        self.bridge.restore_last()
-
-    @on(messages.TrashRequested)
-    def _trash_requested(self) -> None:
-        self.runs.show_trash()
 
     @on(messages.RunRestored)
     def _run_restored(self, message: messages.RunRestored) -> None:
         self.runs.restored(message.run)
 
-    @on(messages.ControlRequested)
-    def _control_requested(self, message: messages.ControlRequested) -> None:
-        self.run_control.request(message.command)
+    @on(messages.DevicesSampled)
+    def _devices_sampled(self, message: messages.DevicesSampled) -> None:
+        self.runs.show_devices(message.devices)
 
-    @on(messages.SettingsRequested)
-    def _settings_requested(self, message: messages.SettingsRequested) -> None:
-        self.run_control.change_settings(message.run, message.settings)
+    @on(messages.RunsListed)
+    def _runs_listed(self, message: messages.RunsListed) -> None:
+        if (pane := self.desktop.panes.runs) is not None:
+            pane.show(message.rows)
+
+    @on(messages.QueueListed)
+    def _queue_listed(self, message: messages.QueueListed) -> None:
+        if (pane := self.desktop.panes.runs) is not None:
+            pane.show_queue(message.view)
+
+    @on(messages.RunFiguresRead)
+    def _run_figures_read(self, message: messages.RunFiguresRead) -> None:
+        if (pane := self.desktop.panes.runs) is not None:
+            pane.show_figures(message.figures)
+
+    @on(messages.RunDetailRead)
+    def _run_detail_read(self, message: messages.RunDetailRead) -> None:
+        if (pane := self.desktop.panes.runs) is not None:
+            pane.show_detail(message.detail)
+
+    @on(messages.RunLabeled)
+    def _run_labeled(self, message: messages.RunLabeled) -> None:
+        if (pane := self.desktop.panes.runs) is not None:
+            pane.relabel(message.run, message.labels)
 
     @on(messages.ControlAnswered)
     def _control_answered(self, message: messages.ControlAnswered) -> None:
@@ -568,16 +436,31 @@ class LocaltuneApp(App[str]):
     def _control_failed(self, message: messages.ControlFailed) -> None:
         self.run_control.failed(message)
 
+    @on(messages.ServeChanged)
+    def _serve_changed(self, message: messages.ServeChanged) -> None:
+        self.serving.changed(message)
+
+    # Events.
+
+    def pane_shown(self, name: str, *, shown: bool) -> None:
+        """Follow a pane that has come into sight, or left it: the runs are listed while their pane is in sight."""
+        if name == "runs":
+            self.bridge.list_runs(shown)
+        self.desktop.show_header()
+
+    def on_app_focus(self) -> None:
+        """Bring the header up to date for whoever comes back to the terminal."""
+        self.runs.show_newest_devices()
+
     # Keys.
 
     async def action_quit(self) -> None:
         """Quit, after asking about unsaved edits and a live run."""
         self.leaving.ask()
 
-    @on(messages.StartRequested)
     def action_start(self) -> None:
-        """Start a run of the configuration; where an ended run has the focus, start that one again."""
-        self.runs.start_in(self.main.current)
+        """Start a run of the configuration; in the Train pane with an ended run, start that one again."""
+        self.starting.start_in(self.main.current)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys with priority run no action while a text is being entered, or a screen covers the panes.
@@ -645,7 +528,7 @@ class LocaltuneApp(App[str]):
 
     def action_queue(self) -> None:
         """Show the queue of runs."""
-        self.queueing.show()
+        self.starting.show_queue()
 
     def action_self_test(self) -> None:
         """Open the self-test, which begins when it is told to."""

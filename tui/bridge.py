@@ -32,11 +32,11 @@ from tui.messages import (
     RunFiguresRead,
     RunLabeled,
     RunRestored,
-    RunsInView,
     RunsListed,
     RunStarted,
     SurroundingsSeen,
 )
+from tui.shell import RunsInView
 
 if TYPE_CHECKING:
     from core.config.schema import Config

@@ -19,9 +19,9 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from tui.arrangement import SMALLEST, Direction, companions, direction, places, room
-from tui.messages import FirstPaint, PaneShown
 from tui.panes import TILED, PaneSpec, pane_spec
 from tui.panes.base import Pane
+from tui.shell import shell_of
 from tui.widgets.key_bar import KeyBar
 from tui.widgets.status_bar import StatusBar
 from tui.widgets.too_small import TooSmall
@@ -162,7 +162,8 @@ class MainScreen(Screen[None]):
         self.call_after_refresh(self._painted)
 
     def _painted(self) -> None:
-        self.post_message(FirstPaint())
+        # In the task of the app, which mounts the panes.
+        self.app.call_later(shell_of(self).first_painted)
 
     async def load_panes(self) -> None:
         """Import and mount the panes that were only frames so far, the visible ones first."""
@@ -255,7 +256,7 @@ class MainScreen(Screen[None]):
                 name = slot.spec.id
                 shown = name in self._shown
                 if (name in before) != shown or not self._arranged:
-                    self.post_message(PaneShown(name, shown))
+                    self.app.call_later(shell_of(self).pane_shown, name, shown=shown)
                 slot.mark(is_current=name == self.current)
             self.query_one(TooSmall).display = self.is_too_small
             self._arranged = True

@@ -169,7 +169,13 @@ class AppState:
     """The server for other programs; None while there is none."""
     is_starting: bool = False
     """Whether a run has been asked for that is not shown yet."""
+    has_worker: bool = False
+    """Whether the worker of that run has been started."""
     host: str = field(default_factory=hostname)
+
+    def expect_run(self) -> None:
+        """Note that a run has been asked for."""
+        self.is_starting, self.has_worker = True, False
 
     @property
     def is_dirty(self) -> bool:

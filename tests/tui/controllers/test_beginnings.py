@@ -15,7 +15,6 @@ from tests.tui.config_panes import type_value
 from tests.tui.controllers.whole_app import ready, value
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
-from tui.messages import DatasetChosen
 from tui.panes.config.help import help_facts
 
 
@@ -30,7 +29,7 @@ def write_rows(path: Path, count: int) -> Path:
 
 
 async def settled(pilot: Pilot[Any], app: LocaltuneApp) -> None:
-    await wait_for(pilot, lambda: not app.beginnings.is_pending, 30)
+    await wait_for(pilot, lambda: not app.configuration.presets.is_pending, 30)
     await pilot.pause()
 
 
@@ -38,7 +37,7 @@ async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, h
     app = LocaltuneApp()
     async with app.run_test(size=(120, 34), notifications=True) as pilot:
         await ready(pilot, app)
-        app.post_message(DatasetChosen(write_rows(tmp_path / "faq.jsonl", 200)))
+        app.configuration.use_dataset(write_rows(tmp_path / "faq.jsonl", 200))
         await wait_for(pilot, lambda: value(app, "train.learning_rate") == 5e-4, 30)
         assert any("is used for training; r starts." in note.message for note in app._notifications)
         assert value(app, "data.eval_share") == 0.1
@@ -55,7 +54,7 @@ async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, h
         assert value(app, "eval.every_epochs") is None
         assert value(app, "data.train") is not None
         # Taken back once, it does not come again.
-        app.post_message(DatasetChosen(write_rows(tmp_path / "other.jsonl", 300), "add"))
+        app.configuration.use_dataset(write_rows(tmp_path / "other.jsonl", 300), "add")
         await wait_for(pilot, lambda: isinstance(value(app, "data.train"), list))
         await settled(pilot, app)
         assert value(app, "train.learning_rate") is None
@@ -69,7 +68,7 @@ async def test_values_of_the_user_stay(tmp_path: Path, home: Path) -> None:
         pane = pane_of(app, "config")
         await type_value(pilot, pane, "train.learning_rate", "7e-5")
         await type_value(pilot, pane, "data.eval_share", "0.3")
-        app.post_message(DatasetChosen(write_rows(tmp_path / "faq.jsonl", 200)))
+        app.configuration.use_dataset(write_rows(tmp_path / "faq.jsonl", 200))
         await wait_for(pilot, lambda: value(app, "train.batch_size") == 4, 30)
         assert (value(app, "train.learning_rate"), value(app, "data.eval_share")) == (7e-5, 0.3)
 
@@ -78,10 +77,10 @@ async def test_other_data_is_chosen_for_anew(tmp_path: Path, home: Path) -> None
     app = LocaltuneApp()
     async with app.run_test(size=(120, 34)) as pilot:
         await ready(pilot, app)
-        app.post_message(DatasetChosen(write_rows(tmp_path / "few.jsonl", 12)))
+        app.configuration.use_dataset(write_rows(tmp_path / "few.jsonl", 12))
         await wait_for(pilot, lambda: value(app, "train.batch_size") == 4, 30)
         assert value(app, "data.eval_share") is None
-        app.post_message(DatasetChosen(write_rows(tmp_path / "large.jsonl", 3988), "add"))
+        app.configuration.use_dataset(write_rows(tmp_path / "large.jsonl", 3988), "add")
         await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.05, 30)
         assert value(app, "train.batch_size") == 4
 
@@ -90,9 +89,9 @@ async def test_a_held_out_file_takes_the_place_of_the_share(tmp_path: Path, home
     app = LocaltuneApp()
     async with app.run_test(size=(120, 34)) as pilot:
         await ready(pilot, app)
-        app.post_message(DatasetChosen(write_rows(tmp_path / "faq.jsonl", 200)))
+        app.configuration.use_dataset(write_rows(tmp_path / "faq.jsonl", 200))
         await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.1, 30)
-        app.post_message(DatasetChosen(write_rows(tmp_path / "eval.jsonl", 9), "eval"))
+        app.configuration.use_dataset(write_rows(tmp_path / "eval.jsonl", 9), "eval")
         await wait_for(pilot, lambda: value(app, "data.eval") is not None)
         assert value(app, "data.eval_share") is None
         assert not pane_of(app, "config").check()
@@ -104,7 +103,7 @@ async def test_a_configuration_with_a_file_stays_as_it_is(tmp_path: Path, home: 
     app = LocaltuneApp(path)
     async with app.run_test(size=(120, 34)) as pilot:
         await ready(pilot, app)
-        app.post_message(DatasetChosen(write_rows(tmp_path / "other.jsonl", 200)))
+        app.configuration.use_dataset(write_rows(tmp_path / "other.jsonl", 200))
         await wait_for(pilot, lambda: value(app, "data.train") == "other.jsonl")
         await settled(pilot, app)
         assert value(app, "train.learning_rate") is None
@@ -121,7 +120,7 @@ async def test_the_advice_for_the_model_is_written_and_goes_with_the_model(tmp_p
         pane = pane_of(app, "config")
         await type_value(pilot, pane, "chat.temperature", "0.5")
         await type_value(pilot, pane, "model.base", str(tmp_path / "Qwen3-4B"))
-        app.post_message(DatasetChosen(write_rows(tmp_path / "faq.jsonl", 200)))
+        app.configuration.use_dataset(write_rows(tmp_path / "faq.jsonl", 200))
         await wait_for(pilot, lambda: value(app, "chat.top_k") == 20, 30)
         await settled(pilot, app)
         assert (value(app, "chat.top_p"), value(app, "chat.temperature")) == (0.95, 0.5), "the user's own stays"

@@ -22,7 +22,6 @@ from tui.data_paths import path_text
 from tui.datasets.summary import counted
 from tui.editor import edit_text
 from tui.keys import bindings
-from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, FormRequested
 from tui.panes.base import Pane
 from tui.panes.config.base_model import NamedBase
 from tui.panes.config.comparing import show_difference
@@ -172,14 +171,14 @@ class ConfigPane(Pane):
             self.call_later(self._build)
 
     def _go_on(self, opened: Opened) -> None:
-        """Show another configuration, and post it to the app."""
+        """Show another configuration, here and in the app."""
         self._take(opened)
         document = opened.document
         if document.path is not None:
-            self.post_message(ConfigLoaded(document))
+            self.shell.configuration.loaded(document)
         else:
-            model = self.model
-            self.post_message(ConfigEdited(document, saved=model.saved_text, origin=model.origin, draft=opened.draft))
+            saved, origin = self.model.saved_text, self.model.origin
+            self.shell.configuration.edited(document, saved=saved, origin=origin, draft=opened.draft)
 
     def take_up(self, text: str, unread: str, when: str) -> None:
         """Resume a draft of an earlier app; its undo gives the configuration as in its file.
@@ -206,7 +205,7 @@ class ConfigPane(Pane):
         return self.keys["config.editor"].display
 
     def edited(self, label: str = "", text: str = "") -> None:
-        """Record and show an edit of the document, post it to the app, and show a message.
+        """Record and show an edit of the document, here and in the app, and show a message.
 
         Args:
             label: A label for undo; empty where the difference describes the edit.
@@ -216,12 +215,13 @@ class ConfigPane(Pane):
         self._show_document(text)
 
     def _show_document(self, text: str) -> None:
-        """Show a document that may differ in every part, post it to the app, and show a message."""
+        """Show a document that may differ in every part, here and in the app, and show a message."""
         self.editor.unread_text = ""
         self.reload_values()
         if text:
             self.say(text)
-        self.post_message(ConfigEdited(self.document, saved=self.model.saved_text, origin=self.model.origin))
+        saved, origin = self.model.saved_text, self.model.origin
+        self.shell.configuration.edited(self.document, saved=saved, origin=origin)
 
     def reload_values(self) -> None:
         """Update the values from the document, after something else has changed it."""
@@ -323,7 +323,7 @@ class ConfigPane(Pane):
         if field is None or not self.form.has_focus:
             return
         if (form := FORMS.get(field.option.name)) is not None:
-            self.post_message(FormRequested(form))
+            self.shell.configuration.open_form(form)
         else:
             self.say(f"Such a screen is there for {', '.join(FORMS)}.")
 
@@ -392,7 +392,7 @@ class ConfigPane(Pane):
         self.look_around()
         self._refresh_title()
         self._view.show_summary()
-        self.post_message(ConfigEdited(self.document, field.option.name))
+        self.shell.configuration.edited(self.document, field.option.name)
 
     def commit_open(self) -> None:
         """Close an open input and keep its text."""
@@ -612,7 +612,7 @@ class ConfigPane(Pane):
         return self._saved(await self._questions.save_as())
 
     def _saved(self, moved: list[str] | None) -> bool:
-        """Show the result of saving, and post it to the app.
+        """Show the result of saving, here and in the app.
 
         Args:
             moved: The options whose paths have been rewritten; None where it is not saved.
@@ -625,7 +625,7 @@ class ConfigPane(Pane):
         paths = f"; {', '.join(moved)} written as seen from there" if moved else ""
         place = path_shown(self.document.path) if self.document.path is not None else ""
         self.say(f"✓ saved to {place}{paths}{rest}")
-        self.post_message(ConfigSaved(self.document))
+        self.shell.configuration.saved(self.document)
         return True
 
     def action_duplicate(self) -> None:

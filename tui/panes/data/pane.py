@@ -32,7 +32,6 @@ from tui.datasets.summary import counted, describe_filter, describe_progress, su
 from tui.datasets.tasks import open_dataset, paced
 from tui.datasets.view import DatasetView
 from tui.keys import bindings
-from tui.messages import DatasetChosen, FormerRequested, FormRequested, LengthsMeasured
 from tui.panes.base import Pane
 from tui.panes.data.filters import after_analysis, longest_row, next_kind, next_problem
 from tui.panes.data.finder import Finder
@@ -394,7 +393,7 @@ class DataPane(Pane):
             lengths = view.analysis.lengths if view.analysis is not None else None
             if (view.path, lengths) != self._told_lengths:
                 self._told_lengths = view.path, lengths
-                self.post_message(LengthsMeasured(view.path, lengths))
+                self.shell.configuration.lengths_measured(view.path, lengths)
         self.body.rows.invalidate()
         self._refresh_status()
         self._refresh_report()
@@ -688,12 +687,12 @@ class DataPane(Pane):
         if self.view is None:
             self._say("Open a file first.")
             return
-        self.post_message(DatasetChosen(Path(entry_text(self.view.path)), use))
+        self.shell.configuration.use_dataset(Path(entry_text(self.view.path)), use)
 
     def action_former(self) -> None:
         """Request the configuration that was there before."""
-        self.post_message(FormerRequested())
+        self.shell.configuration.bring_back()
 
     def action_form(self, form: Literal["template", "columns"]) -> None:
         """Request the screen of the templates or the columns."""
-        self.post_message(FormRequested(form))
+        self.shell.configuration.open_form(form)

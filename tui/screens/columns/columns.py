@@ -20,7 +20,6 @@ from core.text import one_line
 from tui.datasets.summary import counted
 from tui.datasets.view import DatasetView
 from tui.keys import KeyTable, bindings
-from tui.messages import OptionsChosen
 from tui.screens.columns.column_plan import (
     FORMAT,
     Choosable,
@@ -338,7 +337,7 @@ class ColumnsScreen(Overlay[None]):
             notice = "No columns are named; rows are read by their format."
         else:
             notice = f"Columns by hand: {', '.join(f'{role} is {one_line(name, 40)}' for role, name in named.items())}."
-        self.app.post_message(OptionsChosen(values, notice, self.view.path))
+        shell_of(self).configuration.choose_options(values, notice, self.view.path)
         self.dismiss(None)
 
     def action_help(self) -> None:

@@ -29,7 +29,6 @@ from tui.datasets.summary import counted
 from tui.datasets.view import DatasetView
 from tui.editor import edit_text
 from tui.keys import KeyTable, bindings, yields_to_text
-from tui.messages import OptionsChosen
 from tui.screens.help import HelpScreen
 from tui.screens.overlay import Overlay
 from tui.screens.template.template_entries import (
@@ -380,7 +379,7 @@ class TemplateScreen(Overlay[None]):
     def _put_in_force(self, entry: TemplateEntry, *, is_told: bool = True) -> None:
         title = "The model's own" if entry.id == OWN else entry.title
         notice = entry.problem or f"{title} is the chat template."
-        self.app.post_message(OptionsChosen(entry.values, notice if is_told else ""))
+        shell_of(self).configuration.choose_options(entry.values, notice if is_told else "")
 
     def action_help(self) -> None:
         """Show help on the keys."""

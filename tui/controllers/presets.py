@@ -1,4 +1,4 @@
-"""Beginnings: a new configuration gets what suits its model and data, as ``localtune-tui init`` would write it."""
+"""Values that the app writes into the configuration by itself: a preset for a new one, advice for its base model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
+from core.text import one_line
 from tui.controllers.desktop import Desktop
 from tui.data_paths import data_paths
 from tui.keys import KeyTable
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
     from core.config.document import ConfigDocument
     from core.presets.begin import Beginning
 
-#: The options that a beginning is chosen for.
+_BASE = "model.base"
+#: The options that a preset is chosen for.
 _CHOSEN_FOR = ("data.train", "data.format", "data.columns", "model.base", "hardware.device")
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """The values that a beginning is chosen for."""
+    """The values that a preset is chosen for."""
 
     values: tuple[object, ...]
 
@@ -35,13 +37,15 @@ class _Subject:
         return cls(tuple(repr(document.get(name)) for name in _CHOSEN_FOR))
 
 
-class Beginnings:
-    """The controller of new configurations: each gets a preset and held-out rows once it has data, as one edit.
+class PresetChooser:
+    """Chooser of a preset and held-out rows for a new configuration once it has data, as ``localtune-tui init`` does.
 
-    Values of the user stay as they are. With other data or another model the choice is made anew, until the user has
-    taken it back.
+    The choice is one edit, and values of the user stay as they are. With other data or another model it is made anew,
+    until the user has undone it.
 
     Args:
+        desktop: The panes and notices.
+        keys: The key table with the user's changes.
         settled: Called when a choice has been made, or there is none to make.
     """
 
@@ -65,7 +69,7 @@ class Beginnings:
         """Choose for a configuration that has been edited, where its data or its model are others than before.
 
         Returns:
-            Whether the configuration is one that is chosen for: what was advised for its model is chosen anew with it.
+            Whether a preset is chosen for this configuration; values advised for its model come with the preset.
         """
         if document is not self._document or document.path is not None:
             self.is_pending = False
@@ -120,7 +124,7 @@ class Beginnings:
         self.is_pending = False
         if complaint and (form := self._desktop.panes.config) is not None:
             form.say(f"✗ No preset is chosen: {complaint}")
-        # Those who wait for the choice hear of an edit once the panes follow it.
+        # An edit is reported by the form.
         if found is None or not self._give(document, found):
             self._settled()
 
@@ -158,9 +162,7 @@ class Beginnings:
         return True
 
     def _write(self, document: ConfigDocument, values: dict[str, Any], preset: Mapping[str, Any]) -> None:
-        """Write what holds rows out and what is advised, in place of the preset's and of what was written here before;
-        the user's stays.
-        """
+        """Write held-out rows and advised values over those of the preset and the last choice, not over the user's."""
         if document.get("eval.every_steps") is not None:
             values.pop("eval.every_epochs", None)
         for name in {*values, *self._given}:
@@ -175,21 +177,21 @@ class Beginnings:
         self._given = values
 
     def _note(self, document: ConfigDocument) -> None:
-        """Note in the configuration what has been chosen here, so that it is never taken for the user's own."""
+        """Note the chosen values in the configuration, so that they are never taken for the user's own."""
         from core.presets.switch import Chosen, note_chosen
 
         chosen = Chosen(self.preset, {**self._max_length, **self._given})
         document.rewrite(note_chosen(document.dumps(), chosen))
 
     def _tell(self, document: ConfigDocument, label: str, text: str) -> None:
-        """Record the edit in the form, which tells the app about it."""
+        """Record the edit in the form, which reports it."""
         form = self._desktop.panes.config
         if form is not None and form.document is document:
             form.edited(label, text)
 
 
 def _find(document: ConfigDocument) -> Beginning:
-    """The beginning of a configuration; slow.
+    """The preset and the held-out rows for a configuration; slow.
 
     Raises:
         UserError: If the configuration has a problem, or its model is too large for the card.
@@ -199,3 +201,60 @@ def _find(document: ConfigDocument) -> Beginning:
 
     config = document.validate()
     return begin(config, find_card(gpu=config.hardware.gpu) if config.hardware.device != "cpu" else None)
+
+
+class AdviceFollower:
+    """Advised values of the base model: with another base, they are replaced by its own, as one edit.
+
+    Args:
+        desktop: The form of the configuration.
+        keys: The key table with the user's changes.
+    """
+
+    def __init__(self, desktop: Desktop, keys: KeyTable) -> None:
+        self._desktop, self._keys = desktop, keys
+        self._document: ConfigDocument | None = None
+        self._base = ""
+
+    def hold(self, document: ConfigDocument) -> None:
+        """Note the base of a configuration; its values need no change."""
+        self._document, self._base = document, _base_of(document)
+
+    def follow(self, document: ConfigDocument) -> None:
+        """Follow a configuration that has been edited."""
+        before = self._base
+        is_same = document is self._document
+        self.hold(document)
+        if is_same and self._base != before:
+            self._desktop.run(partial(self._follow, document, before, self._base), "advice")
+
+    async def _follow(self, document: ConfigDocument, before: str, after: str) -> None:
+        from core.config.document import ConfigDocument
+        from core.presets.advised import follow_base
+
+        directory = document.path.parent if document.path is not None else None
+        # A copy, as a thread reads it.
+        copy = ConfigDocument(document.dumps(), document.path)
+        changes = await asyncio.to_thread(follow_base, copy, before, after, directory)
+        form = self._desktop.panes.config
+        if form is None or form.document is not document or _base_of(document) != after:
+            return
+        # What has been edited meanwhile is the user's own.
+        changes = tuple(change for change in changes if document.get(change.option) == change.before)
+        if not changes:
+            return
+        for change in changes:
+            document.set(change.option, change.after)
+        names = ", ".join(change.option for change in changes)
+        is_advised = any(change.after is not None for change in changes)
+        why = f"As advised for {one_line(after, 60)}" if is_advised else "Advised for the former base, and gone"
+        undo = self._keys["config.undo"].display
+        form.edited("values advised for the base model", f"✓ {why}: {names} · {undo} undoes")
+
+
+def _base_of(document: ConfigDocument) -> str:
+    from core.config.schema import find_option
+
+    option = find_option(_BASE)
+    value = document.get(_BASE)
+    return value if isinstance(value, str) else str(option.default if option is not None else "")
