@@ -1,9 +1,10 @@
-"""The app: holds the state, handles the messages of the panes and decides how to quit."""
+"""The app: its controllers, the messages of threads, and the keys of the whole app."""
 
 from __future__ import annotations
 
 import asyncio
 import difflib
+import gc
 import os
 import signal
 import sys
@@ -11,13 +12,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from inspect import isawaitable
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from rich.console import RenderableType
 from textual import events, on, work
-from textual._callback import invoke
-from textual._compositor import CompositorUpdate
 from textual.actions import parse
 from textual.app import App, InvalidThemeError
 from textual.binding import BindingType
@@ -44,7 +44,6 @@ from tui.controllers.starting import Starting
 from tui.data_paths import entry_path
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
-from tui.garbage import spare_the_screen
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.main_screen import MainScreen
@@ -54,9 +53,21 @@ from tui.saving import save_text
 from tui.screens.overlay import Overlay
 from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState
-from tui.terminal_image import Painted
 from tui.typed_ahead import Place, TypedAhead
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
+
+#: Allocations, and collections of the younger generation, before a generation is collected.
+_THRESHOLDS = (10_000, 20, 20)
+
+
+def spare_the_screen() -> None:
+    """Leave the widgets that live as long as the app to themselves: to look through all of them takes 40 to 80 ms.
+
+    For the process of an app alone: what is garbage now is never freed.
+    """
+    gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
+
 
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
 _THREADS = 32
@@ -203,16 +214,10 @@ class LocaltuneApp(App[str]):
             self.screen.refresh()
 
     def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
-        """Write an update of the screen: the cells that differ from what the terminal shows, and nothing if none do."""
-        # Textual has no other place between an update and its bytes. What it would not write must not be taken for
-        # written: these are its conditions, and it writes the cursor's place with every update.
-        driver, update = self._driver, cast(object, renderable)
-        is_written = self._running and not self._closed and not self._batch_count and not self.is_headless
-        if is_written and isinstance(driver, TerminalDriver) and isinstance(update, CompositorUpdate):
-            output = driver.image.bring(update, self.console._color_system, screen.outer_size)
-            if output is not None:
-                is_still = self.screen.outer_size.clamp_offset(self.cursor_position) == self._previous_cursor_position
-                renderable = None if is_still and not output else Painted(output)
+        """Write the cells of an update that differ from the image of the terminal; nothing where none do."""
+        # Textual has no other place between an update and its bytes.
+        if isinstance(self._driver, TerminalDriver):
+            renderable = self._driver.image.rest_of(renderable, self, screen)
         super()._display(screen, renderable)
 
     def _keep_drafts(self) -> None:
@@ -553,7 +558,9 @@ class LocaltuneApp(App[str]):
         if key.scope == "app":
             # Not by its binding, which is for keys: it yields to a text that is being entered.
             _, name, parameters = parse(key.action)
-            await invoke(getattr(self, f"action_{name}"), *parameters)
+            result = getattr(self, f"action_{name}")(*parameters)
+            if isawaitable(result):
+                await result
             return
         self.main.show_pane(key.scope, zoom=self.main.zoomed)
         if (pane := self.desktop.panes.find(key.scope)) is not None:

@@ -55,6 +55,13 @@ class RecordingController:
 class ShellApp(App[None]):
     """A shell with an empty state; it records requests to its controllers."""
 
+    configuration: Any
+    starting: Any
+    runs: Any
+    bridge: Any
+    run_control: Any
+    serving: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.requests: list[Request] = []

@@ -19,7 +19,7 @@ from tests.tui.harness import asks, screen_text, wait_for
 from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
-from tui.main_screen import PaneSlot
+from tui.main_screen import PaneSlot, TooSmall
 from tui.messages import (
     ActionFailed,
     DevicesSampled,
@@ -31,7 +31,6 @@ from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen
 from tui.screens.start.card import StartCard
 from tui.widgets.charts.line_chart import LineChart
-from tui.widgets.too_small import TooSmall
 
 
 @pytest.fixture(autouse=True)

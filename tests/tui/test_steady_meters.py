@@ -14,7 +14,7 @@ from core.hardware.snapshot import Device, GpuProcess
 from tests.cases import cases
 from tests.tui.conftest import CPU
 from tests.tui.scripted_run import GPU, HOST
-from tui.steady_meters import LASTING, MeterReading, SteadyMeters
+from tui.meters import LASTING, MeterReading, SteadyMeters
 
 IDLE = replace(GPU, temperature_c=41.0, utilization=0.0, power_w=21.0, memory_used=1_000_000_000, fan=30.0)
 

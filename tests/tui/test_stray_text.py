@@ -15,7 +15,7 @@ from tests.tui.terminal import Terminal, app_environment
 from tests.tui.test_app import ready, record_commands
 from tui.app import LocaltuneApp
 from tui.driver import BURST_GOES_ON
-from tui.widgets.forms.prompt_input import PromptInput
+from tui.widgets.forms.inputs import PromptInput
 
 MISTYPED = "clear; localtune-tui trian\r"
 LOST = "Typed text went nowhere"

@@ -27,7 +27,7 @@ from tui.screens.columns.columns import ColumnForm, ColumnsScreen
 from tui.screens.difference import DifferenceScreen
 from tui.screens.pick import PickScreen
 from tui.screens.presets import PresetScreen
-from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.forms.inputs import SafeInput
 
 
 def type_at_once(pilot: Pilot[Any], text: str) -> None:

@@ -87,7 +87,7 @@ class Configuration:
 
     def edit_run(self, run: Run) -> None:
         """Open the configuration of a run as a new one; nothing of the present one is lost."""
-        from tui.panes.config.kept import open_run
+        from tui.panes.config.editor import open_run
 
         form = self._desktop.panes.config
         if form is None:

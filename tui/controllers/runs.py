@@ -14,8 +14,8 @@ from tui.controllers.desktop import Desktop
 from tui.draft_keeper import DraftKeeper
 from tui.keys import KeyTable
 from tui.messages import RunAdvanced, RunAttached
+from tui.meters import MeterReading, SteadyMeters
 from tui.state import AppState, RunView
-from tui.steady_meters import MeterReading, SteadyMeters
 
 if TYPE_CHECKING:
     from core.errors import UserError
@@ -118,8 +118,7 @@ class Runs:
         """
         from core.evaluation.record import EvaluationRecord
         from core.evaluation.request import EvaluationRequest
-        from tui.screens.evaluation.form import EvaluationForm
-        from tui.screens.evaluation.screen import EvaluationScreen
+        from tui.screens.evaluation import EvaluationForm, EvaluationScreen
 
         def answered(asked: EvaluationRequest | EvaluationRecord | None) -> None:
             if asked is not None:
@@ -130,14 +129,14 @@ class Runs:
 
     def compare(self, runs: Sequence[Run]) -> None:
         """Show runs side by side."""
-        from tui.screens.compare.screen import CompareScreen
+        from tui.screens.compare import CompareScreen
 
         if not self._desktop.is_covered:
             self._desktop.open(CompareScreen(runs))
 
     def show_details(self, run: Run) -> None:
         """Show everything about a run."""
-        from tui.screens.run.screen import RunScreen
+        from tui.screens.run import RunScreen
 
         if not self._desktop.is_covered:
             self._desktop.open(RunScreen(run))

@@ -135,8 +135,7 @@ class Starting:
         run = asked or (self._state.view.run if self._state.view is not None else None)
         if run is None or self._refuse_second_run():
             return
-        from tui.screens.start.finding import check_continuable, find_continuation
-        from tui.screens.start.summary import Start
+        from tui.screens.start.summary import Start, check_continuable, find_continuation
 
         try:
             checkpoint, config = check_continuable(run), run.config()
@@ -403,7 +402,7 @@ def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run 
     from dataclasses import replace
 
     from core.runs.pace import PaceBook
-    from tui.screens.start.finding import find_pace, find_plan
+    from tui.screens.start.summary import find_pace, find_plan
 
     plan = find_plan(config, analysis, used, PaceBook())
     return plan if run is None else replace(plan, seconds_per_step=find_pace(run), unmet=())

@@ -21,10 +21,9 @@ from tui.panes.base import Pane
 from tui.shell import RunsInView
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.ask_bar import AskBar
-from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.run_list import RunList
-from tui.widgets.queue_line import queue_line
-from tui.widgets.run_detail import account_column, account_rows
+from tui.widgets.run_detail import account_column, account_rows, queue_line
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:

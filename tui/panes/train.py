@@ -20,12 +20,11 @@ from tui.datasets.here import Here
 from tui.keys import bindings
 from tui.panes.base import Pane
 from tui.widgets import run_end, run_lines
-from tui.widgets.answer_walk import LAYOUT_WORDS, without_answers
+from tui.widgets.answers import LAYOUT_WORDS, AnswersView, without_answers
 from tui.widgets.charts.device_panel import Around, DevicePanel
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.charts.run_chart import RunChart
-from tui.widgets.first_steps import FirstSteps, Way, ways_to_begin
-from tui.widgets.lists.answers_view import AnswersView
+from tui.widgets.empty_state import FirstSteps, Way, ways_to_begin
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.text_block import TextBlock
 

@@ -14,7 +14,7 @@ from core.text import one_line
 from tui.glyphs import GlyphSet
 from tui.screens.job import JobScreen, JobState
 from tui.screens.progress import progress_bar
-from tui.widgets.charts.meter import bar
+from tui.widgets.charts.bars import bar
 
 _ABOUT = (
     "Loads the base one layer at a time, in 16 bit and in 4 bits, and compares what both say of a few of your rows: "

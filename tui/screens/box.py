@@ -1,15 +1,36 @@
-"""The box of a screen that covers the panes: a frame around a text that scrolls."""
+"""The box of a screen that covers the panes: a frame around a text that scrolls; and the screen of a report."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, TypeAlias
 
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
 
-from tui.screens.scrolling import Way, scroll
+from core.text import one_line, sanitize
+from tui.screens.overlay import Overlay
+from tui.widgets.text_block import TextBlock
+
+#: How far a key scrolls: by a line, by a page, or to an end.
+Way: TypeAlias = Literal["down", "up", "page_down", "page_up", "home", "end"]
+
+
+def scroll(box: VerticalScroll, way: Way) -> None:
+    """Scroll a box at once, without animation."""
+    ways = {
+        "down": box.scroll_down,
+        "up": box.scroll_up,
+        "page_down": box.scroll_page_down,
+        "page_up": box.scroll_page_up,
+        "home": box.scroll_home,
+        "end": box.scroll_end,
+    }
+    ways[way](animate=False)
+
 
 _KEYS: dict[str, Way] = {
     "j,down": "down",
@@ -62,3 +83,35 @@ class OverlayBox(VerticalScroll, inherit_bindings=False):
     def action_scroll(self, way: Way) -> None:
         """Scroll by a line or a page, or to an end, at once."""
         scroll(self, way)
+
+
+#: Columns beyond which lines are hard to read.
+_WIDEST = 124
+
+
+class ReportScreen(Overlay[None]):
+    """A report that is read and closed.
+
+    Args:
+        title: Its subject.
+        render: Its lines for a number of columns; external text in them is sanitized here.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,enter", "dismiss(None)", show=False),
+    ]
+
+    def __init__(self, title: str, render: Callable[[int], Sequence[str]]) -> None:
+        super().__init__()
+        self._title, self._render_lines = one_line(title, 100), render
+
+    def compose(self) -> ComposeResult:
+        """The lines; they are written once the width is known."""
+        box = OverlayBox(TextBlock(), title=self._title, width=_WIDEST, tight=True)
+        box.show_keys("j k scroll  pgup pgdn page  g G ends  esc close")
+        yield box
+
+    def on_resize(self) -> None:
+        """Wrap the lines for the width."""
+        box = self.query_one(OverlayBox)
+        box.query_one(TextBlock).show(Content("\n").join(sanitize(line) for line in self._render_lines(box.room)))

@@ -23,7 +23,7 @@ from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay
 from tui.screens.progress import Progressed, progress_bar
 from tui.shell import shell_of
-from tui.widgets.forms.path_input import PathInput
+from tui.widgets.forms.inputs import PathInput
 from tui.widgets.text_block import HangingBlock, TextBlock
 
 if TYPE_CHECKING:

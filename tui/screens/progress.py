@@ -9,7 +9,7 @@ from textual.content import Content
 from textual.message import Message
 
 from tui.glyphs import GlyphSet
-from tui.widgets.charts.meter import bar
+from tui.widgets.charts.bars import bar
 
 _BAR_CELLS = 40
 ProgressType = TypeVar("ProgressType")

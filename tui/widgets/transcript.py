@@ -12,8 +12,7 @@ from textual.content import Content
 from core.chat.dialogue import Dialogue, Exchange, Reply
 from core.text import one_line, sanitize
 from tui.widgets.markdown_text import MarkdownText
-from tui.widgets.relayout import relayout
-from tui.widgets.text_block import TextBlock
+from tui.widgets.text_block import TextBlock, relayout
 
 #: Columns that an answer needs beside others.
 COLUMN_WIDTH = 45

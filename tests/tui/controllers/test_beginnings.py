@@ -15,7 +15,7 @@ from tests.tui.config_panes import type_value
 from tests.tui.controllers.whole_app import ready, value
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tui.app import LocaltuneApp
-from tui.panes.config.help import help_facts
+from tui.panes.config.form import help_facts
 
 
 @pytest.fixture(autouse=True)

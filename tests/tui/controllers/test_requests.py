@@ -20,8 +20,8 @@ from tests.tui.controllers.test_run_control import attached, words
 from tests.tui.harness import screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
-from tui.requests import Requests
 from tui.screens.choice import ChoiceDialog
+from tui.state import Requests
 
 BUSY = RunState(state="training", step=3, total_steps=9, updated=100.0)
 

@@ -30,7 +30,7 @@ from tests.tui.test_typing_ahead import type_at_once
 from tui.app import LocaltuneApp
 from tui.screens.choice import ChoiceDialog
 from tui.screens.run_settings import RunSettings
-from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.forms.inputs import SafeInput
 
 
 def words(app: LocaltuneApp) -> str:

@@ -27,7 +27,7 @@ from tui.app import LocaltuneApp
 from tui.screens.choice import ChoiceDialog
 from tui.screens.presets import PresetScreen
 from tui.screens.start.card import StartCard
-from tui.screens.start.finding import find_flaw
+from tui.screens.start.summary import find_flaw
 
 
 class Started(list[Config]):
@@ -152,7 +152,7 @@ async def test_a_word_typed_at_the_card_starts_nothing(
         await pilot.pause()
         assert has_card(app)
         assert not started
-        monkeypatch.setattr("tui.widgets.forms.answer_keys.QUIET_SECONDS", 0.0)
+        monkeypatch.setattr("tui.widgets.forms.ask_bar.QUIET_SECONDS", 0.0)
         await pilot.press("enter")
         await wait_for(pilot, lambda: len(started) == 1)
 

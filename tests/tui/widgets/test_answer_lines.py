@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.runs.answers import Question, SampleAnswer
 from tests.cases import cases
-from tui.widgets.answer_lines import question_lines
+from tui.widgets.answers import question_lines
 
 QUESTION = Question(
     "Router 12 is dead,\nwhole office waiting",

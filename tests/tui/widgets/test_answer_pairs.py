@@ -7,9 +7,7 @@ from textual.content import Content
 from core.runs.answers import Question, SampleAnswer
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
-from tui.widgets.answer_lines import CHANGED, MOST_CHARACTERS
-from tui.widgets.answer_pairs import walk_lines
-from tui.widgets.answer_walk import AnswerWalk
+from tui.widgets.answers import CHANGED, MOST_CHARACTERS, AnswerWalk, walk_lines
 
 SKY = (
     "The sky is blue because of the sun.",

@@ -13,7 +13,7 @@ from core.runs.state import RunState
 from core.runs.store import Run
 from tests.cases import cases
 from tui.state import RunView
-from tui.widgets.answer_walk import AnswerWalk, without_answers
+from tui.widgets.answers import AnswerWalk, without_answers
 
 
 def question(prompt: str, *steps: int, expected: str | None = None) -> Question:

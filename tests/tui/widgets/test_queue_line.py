@@ -8,7 +8,7 @@ from core.queue.entry import EntryState, QueueEntry
 from core.queue.status import RunnerStatus
 from core.queue.view import EntryView, QueueView
 from tests.cases import cases
-from tui.widgets.queue_line import queue_line
+from tui.widgets.run_detail import queue_line
 
 NIGHT = 1_795_750_000.0
 RUNNER = RunnerStatus(pid=1, pid_started=None)

@@ -27,8 +27,8 @@ from tui.panes.base import Pane
 from tui.panes.chat.partner import Partner
 from tui.panes.chat.session import Answered, Failed, Loading, SessionHolder, Speaking, TurnEnded, hold_turn
 from tui.saving import save_text
-from tui.widgets.forms.prompt_input import PromptInput
-from tui.widgets.start_here import StartHere
+from tui.widgets.empty_state import StartHere
+from tui.widgets.forms.inputs import PromptInput
 from tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from core.errors import UserError
 from core.governor.kept import unkept_on
 from core.memory.disk import disk_need
 from tui.data_paths import follow_links
-from tui.panes.config.base_model import BaseFinding, NamedBase, check_base, find_missing
-from tui.panes.config.model import ConfigModel
+from tui.panes.config.model import BaseFinding, ConfigModel, NamedBase, check_base, find_missing
 
 if TYPE_CHECKING:
     from core.analysis.lengths import Lengths

@@ -23,17 +23,11 @@ from tui.datasets.summary import counted
 from tui.editor import edit_text
 from tui.keys import bindings
 from tui.panes.base import Pane
-from tui.panes.config.base_model import NamedBase
-from tui.panes.config.comparing import show_difference
-from tui.panes.config.editor import ConfigEditor, Opened, path_shown
+from tui.panes.config.editor import ConfigEditor, Opened, Step, path_shown
 from tui.panes.config.facts import FactsFinder
-from tui.panes.config.files import FileQuestions
-from tui.panes.config.form import ConfigForm
-from tui.panes.config.help import FORMS
-from tui.panes.config.history import Step
-from tui.panes.config.importing import SUFFIXES, read_import, report_screen
-from tui.panes.config.model import BASE, DATA_PATHS, ConfigModel
-from tui.panes.config.presets import suitable, tell_switch
+from tui.panes.config.files import SUFFIXES, FileQuestions, read_import, report_screen, show_difference
+from tui.panes.config.form import FORMS, ConfigForm
+from tui.panes.config.model import BASE, DATA_PATHS, ConfigModel, NamedBase
 from tui.widgets.charts.plan_bar import PlanBar, Planner, PlanView
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.forms.option_field import OptionField
@@ -674,7 +668,7 @@ class ConfigPane(Pane):
         await self._converse(self._choose_model)
 
     async def _choose_model(self) -> None:
-        from tui.screens.models.screen import ModelScreen
+        from tui.screens.models import ModelScreen
 
         # A copy of the document, as a thread looks at it too.
         document = ConfigDocument(self.document.dumps(), self.document.path)
@@ -708,7 +702,7 @@ class ConfigPane(Pane):
         await self._converse(self._choose_preset)
 
     async def _choose_preset(self) -> None:
-        from tui.screens.presets import PresetScreen
+        from tui.screens.presets import PresetScreen, suitable, tell_switch
 
         # A copy of the document, as a thread looks at it too.
         document = ConfigDocument(self.document.dumps(), self.document.path)

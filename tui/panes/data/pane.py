@@ -29,25 +29,30 @@ from tui.datasets.here import Here
 from tui.datasets.marks import RowFilter
 from tui.datasets.plan import Reading, plan_data
 from tui.datasets.summary import counted, describe_filter, describe_progress, summarize
-from tui.datasets.tasks import open_dataset, paced
-from tui.datasets.view import DatasetView
+from tui.datasets.view import DatasetView, open_dataset, paced
 from tui.keys import bindings
 from tui.panes.base import Pane
-from tui.panes.data.filters import after_analysis, longest_row, next_kind, next_problem
-from tui.panes.data.finder import Finder
-from tui.panes.data.opener import Opener, sample_path
-from tui.panes.data.report import Report
-from tui.panes.data.returning import Return
+from tui.panes.data.report import ProblemList, Report
 from tui.panes.data.rows import DataRows
-from tui.panes.data.session import DatasetSession, Move
+from tui.panes.data.session import (
+    DatasetSession,
+    Finder,
+    Move,
+    Opener,
+    Return,
+    after_analysis,
+    longest_row,
+    next_kind,
+    next_problem,
+    sample_path,
+)
 from tui.screens.start.summary import SeenRows
 from tui.session import DataPlace
-from tui.widgets.first_steps import FirstSteps, ways_to_begin
+from tui.widgets.empty_state import FirstSteps, ways_to_begin
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.lists.conversation import Conversation
 from tui.widgets.lists.data_tree import DATA_SUFFIXES, DataTree
 from tui.widgets.lists.mask_view import MaskView
-from tui.widgets.lists.problem_list import ProblemList
 from tui.widgets.lists.row_list import RowList
 from tui.widgets.text_block import TextLine
 

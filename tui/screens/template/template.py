@@ -36,13 +36,16 @@ from tui.screens.template.template_entries import (
     OWN,
     ShownRow,
     TemplateEntry,
+    TemplateList,
     TemplateSet,
     file_entry,
+    head,
     load_templates,
     preview_entry,
+    problem,
     row_for,
+    token_parts,
 )
-from tui.screens.template.template_list import TemplateList, head, problem, token_parts
 from tui.shell import shell_of
 from tui.widgets.forms.ask_bar import AskBar, takes_text
 from tui.widgets.lists.mask_view import MaskView

@@ -18,10 +18,10 @@ from tests.tui.config_panes import edits, flat, go_to, opened, write_config
 from tests.tui.harness import PaneApp, pane_of, screen_text, wait_for
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
-from tui.panes.config.base_model import NamedBase, check_base, find_missing
+from tui.panes.config.model import NamedBase, check_base, find_missing
 from tui.panes.config.pane import ConfigPane
-from tui.screens.models.screen import ModelScreen
-from tui.widgets.forms.safe_input import SafeInput
+from tui.screens.models import ModelScreen
+from tui.widgets.forms.inputs import SafeInput
 
 PATIENCE = 60
 
@@ -114,12 +114,13 @@ async def test_the_model_is_chosen_from_the_list_and_undo_brings_back_the_other(
     copy_model(tiny_model_dir, paths.models_dir() / "mine")
     path = write_config(tmp_path)
     pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+    app = PaneApp(pane)
+    async with app.run_test(size=(100, 30)) as pilot:
         await opened(pilot, pane, path)
         before = pane.document.dumps()
         for key in ("enter", "M"):
             await go_to(pilot, pane, "model.base")
-            pilot.app.requests.clear()
+            app.requests.clear()
             await pilot.press(key)
             await list_opened(pilot)
             await pilot.press("m", "i", "n", "e", "enter")

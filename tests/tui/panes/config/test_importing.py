@@ -12,7 +12,7 @@ from core.config.schema import options
 from tests.tui.config_panes import opened, write_config
 from tests.tui.harness import FORBIDDEN, PaneApp, paste, requested, screen_text, wait_for
 from tui.panes.config.pane import ConfigPane
-from tui.screens.report import ReportScreen
+from tui.screens.box import ReportScreen
 from tui.widgets.text_block import TextBlock
 
 

@@ -9,7 +9,7 @@ from tests.tui.config_panes import edits, go_to, opened, type_value, write_confi
 from tests.tui.harness import PaneApp, pane_of, paste, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.pane import ConfigPane
-from tui.screens.report import ReportScreen
+from tui.screens.box import ReportScreen
 
 
 async def test_edits_are_undone_and_done_again_one_by_one(tmp_path: Path) -> None:

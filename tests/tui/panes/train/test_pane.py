@@ -15,7 +15,7 @@ from tests.cases import cases
 from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
-from tui.widgets.lists.answers_view import AnswersView
+from tui.widgets.answers import AnswersView
 
 QUESTIONS = (("Router 12 is dead", '{"ref": 12}'), ("Invoice 7 was paid twice", '{"ref": 7}'))
 ANSWERS = {0: "Have you tried turning it off and on again?", 30: '{"ref": 1}', 60: None}

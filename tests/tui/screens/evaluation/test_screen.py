@@ -20,8 +20,7 @@ from core.evaluation.targets import Target
 from tests.core.evaluation.scripted import ScriptedSession, targets
 from tests.tui.harness import FORBIDDEN, HOSTILE, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
-from tui.screens.evaluation.form import EvaluationForm
-from tui.screens.evaluation.screen import EvaluationScreen
+from tui.screens.evaluation import EvaluationForm, EvaluationScreen
 
 COUNT = 12
 

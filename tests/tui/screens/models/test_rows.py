@@ -12,7 +12,7 @@ from core.models.inspection import STARTER_FACTS, ModelFacts
 from core.models.places import FoundModel, Source
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
-from tui.screens.models.rows import ModelRow, hub_line, model_details, model_line, tell_fit, verdict
+from tui.screens.models import ModelRow, hub_line, model_details, model_line, tell_fit, verdict
 
 GIGABYTE = 1_000_000_000
 

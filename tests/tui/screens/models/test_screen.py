@@ -22,8 +22,8 @@ from tests.core.models.spoiling import copy_model, edit_json
 from tests.core.worker.model.gguf_files import write_gguf
 from tests.tui.harness import ShellApp, screen_text, shown, wait_for
 from tui.screens.fetch import FetchDialog
-from tui.screens.models.screen import ModelScreen
-from tui.widgets.forms.safe_input import SafeInput
+from tui.screens.models import ModelScreen
+from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.choice_list import ChoiceList
 
 PATIENCE = 60

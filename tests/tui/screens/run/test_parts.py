@@ -20,8 +20,8 @@ from core.runs.store import Run, create_run
 from core.text import one_line
 from tests.core.runs.helpers import config_for
 from tests.tui.harness import FORBIDDEN, HOSTILE
-from tui.screens.compare.tables import answer_lines, fact_tables
-from tui.screens.run import parts
+from tui.screens import run as run_screen
+from tui.screens.compare import answer_lines, fact_tables
 
 SHOWN = HOSTILE.replace("\x00", "")
 
@@ -63,7 +63,7 @@ def test_why_a_checkpoint_is_kept(run: Run, record: RunRecord) -> None:
     found = kept_checkpoints(run, record.history)
     assert [(item.step, item.reasons) for item in found] == [(20, ("newest", "result")), (10, ("best",)), (5, ())]
     assert [item.eval_loss for item in found] == [0.6, 0.4, None]
-    text = parts.checkpoints(found, 80).plain
+    text = run_screen.checkpoints(found, 80).plain
     assert "newest, result" in text
     assert "one of the last" in text
     assert "3 checkpoints, " in text
@@ -79,17 +79,17 @@ def test_the_best_is_that_of_the_worker(run: Run, record: RunRecord) -> None:
 
 
 def test_a_configuration_tells_what_differs_first(record: RunRecord) -> None:
-    head, _, rest = parts.configuration(record.values, {}, 100).plain.partition("\n\n")
+    head, _, rest = run_screen.configuration(record.values, {}, 100).plain.partition("\n\n")
     assert "• data.train" in head
     assert "rank" not in head
     assert "  rank " in rest
     assert "of another version" in rest
-    assert "cannot be read" in parts.configuration({}, {}, 80).plain
+    assert "cannot be read" in run_screen.configuration({}, {}, 80).plain
 
 
 def test_what_was_set_while_a_run_was_on_stands_beside_its_start(record: RunRecord) -> None:
     settings = {"train.learning_rate": 0.0005, "night.deadline": None, "of\x1b.another": 3}
-    head, _, _ = parts.configuration(record.values, settings, 100).plain.partition("\n\n")
+    head, _, _ = run_screen.configuration(record.values, settings, 100).plain.partition("\n\n")
     lines = head.splitlines()
     assert lines[0] == "what was set while it was on"
     assert "train.learning_rate" in lines[1]
@@ -102,12 +102,12 @@ def test_no_part_has_what_a_terminal_acts_on(run: Run, record: RunRecord) -> Non
     checkpoint(run, 20)
     for width in (20, 74, 190):
         texts = [
-            parts.summary(record, width),
-            parts.configuration(record.values, record.history.settings, width),
-            parts.evaluations(record, width),
-            parts.checkpoints(kept_checkpoints(run, record.history), width),
-            parts.events(record, width),
-            parts.worker_log(HOSTILE + "\n" + SHOWN, width),
+            run_screen.summary(record, width),
+            run_screen.configuration(record.values, record.history.settings, width),
+            run_screen.evaluations(record, width),
+            run_screen.checkpoints(kept_checkpoints(run, record.history), width),
+            run_screen.events(record, width),
+            run_screen.worker_log(HOSTILE + "\n" + SHOWN, width),
             fact_tables(compare_runs([record, record]), width),
             answer_lines(compare_runs([record, record]), width),
         ]
@@ -118,20 +118,20 @@ def test_no_part_has_what_a_terminal_acts_on(run: Run, record: RunRecord) -> Non
 
 def test_an_empty_run_says_what_is_missing(private_home: Path) -> None:
     empty = read_record(create_run(config_for(private_home), "empty"))
-    assert "not evaluated" in parts.evaluations(empty, 80).plain
-    assert "no checkpoint" in parts.checkpoints([], 80).plain
-    assert "empty" in parts.events(empty, 80).plain
-    assert "nothing" in parts.worker_log("", 80).plain
+    assert "not evaluated" in run_screen.evaluations(empty, 80).plain
+    assert "no checkpoint" in run_screen.checkpoints([], 80).plain
+    assert "empty" in run_screen.events(empty, 80).plain
+    assert "nothing" in run_screen.worker_log("", 80).plain
     assert "None of these runs" in answer_lines(compare_runs([empty, empty]), 80).plain
 
 
 def test_events_of_several_days_stand_under_their_days(record: RunRecord) -> None:
-    lines = parts.events(record, 100).plain.split("\n")
+    lines = run_screen.events(record, 100).plain.split("\n")
     assert sum(line.startswith(("2001-09-09", "2001-09-10", "2001-09-08")) for line in lines) >= 2
 
 
 def test_processes_with_their_machines(run: Run, record: RunRecord) -> None:
-    assert "It has one process." in parts.processes(record, (), 80, 0.0).plain
+    assert "It has one process." in run_screen.processes(record, (), 80, 0.0).plain
     found = [
         Rank(rank=0, host="head", pid=4711, device="cuda:0", heard=100.0, is_waiting=True),
         Rank(rank=1, host=one_line(HOSTILE), pid=None, device="cuda:0", heard=80.0),
@@ -139,12 +139,12 @@ def test_processes_with_their_machines(run: Run, record: RunRecord) -> None:
     RunState(
         state="training", pid=os.getpid(), pid_started=start_identity(os.getpid()), host=hostname(), updated=time.time()
     ).write(run.state_path)
-    text = parts.processes(record, found, 120, 100.0).plain
+    text = run_screen.processes(record, found, 120, 100.0).plain
     assert "0  head" in text
     assert "0s ago" in text
     assert "waiting" in text
     assert "! no sign of life for 20s: 1 on " in text
     assert not FORBIDDEN & set(text)
-    assert max(len(line) for line in parts.processes(record, found, 40, 100.0).plain.split("\n")[:3]) <= 40
+    assert max(len(line) for line in run_screen.processes(record, found, 40, 100.0).plain.split("\n")[:3]) <= 40
     RunState(state="stopped").write(run.state_path)
-    assert "sign of life" not in parts.processes(record, found, 120, 100.0).plain
+    assert "sign of life" not in run_screen.processes(record, found, 120, 100.0).plain

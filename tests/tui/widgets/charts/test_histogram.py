@@ -6,7 +6,7 @@ import itertools
 import re
 
 from core.analysis.lengths import Bucket
-from tui.widgets.charts.histogram import draw_histogram
+from tui.widgets.charts.bars import draw_histogram
 
 
 def test_labels_are_evenly_spaced() -> None:

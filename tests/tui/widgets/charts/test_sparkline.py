@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.cases import cases
 from tui.glyphs import ASCII, BRAILLE
-from tui.widgets.charts.sparkline import sparkline
+from tui.widgets.charts.bars import sparkline
 
 
 @cases(

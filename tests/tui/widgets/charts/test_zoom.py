@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tui.widgets.charts.line_chart import FEWEST, Zoom
 from tui.widgets.charts.plot_geometry import Scale
-from tui.widgets.charts.zoom import FEWEST, Zoom
 
 WHOLE = Scale(1.0, 1001.0)
 #: What keys do: zoom, pan, and hold a step in sight.

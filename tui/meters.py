@@ -1,8 +1,8 @@
-"""The meters of devices that rest: a reading is shown once it says more than the one on the screen.
+"""Thresholds and meters of devices: a reading is shown once it says more than the one on the screen.
 
-A temperature that goes to and fro between two degrees, or a load of a few percent, tells nobody anything, and over SSH
-each of its repaints is a packet that wakes a radio and keeps a line from idling. What somebody would act on is shown
-with the reading that has it: a card that warms, memory that fills, a limit that is reached, a device that is lost.
+A temperature that goes to and fro between two degrees, or a load of a few percent, is no news, and over SSH each
+repaint is a packet that wakes a radio and keeps a line from idling. A reading that somebody would act on is shown at
+once: a card that warms, memory that fills, a limit that is reached, a device that is lost.
 """
 
 from __future__ import annotations
@@ -11,7 +11,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.hardware.snapshot import Device, Host
-from tui.thresholds import memory_word, temperature_word
+
+#: Degrees below the limit from which a device counts as near it.
+NEAR_DEGREES = 5.0
+#: The limit assumed where a device reports no believable one, in °C.
+FALLBACK_LIMIT_C = {"cpu": 95.0}
+GPU_LIMIT_C = 83.0
+#: Shares of memory in use that are near the limit, and at it.
+MEMORY_NEAR, MEMORY_LIMIT = 0.80, 0.95
+
+#: Words of the thresholds, with the theme variable of each.
+OK, NEAR, LIMIT = "ok", "near limit", "at limit"
+WORD_COLORS = {OK: "ok", NEAR: "near", LIMIT: "limit"}
+
+
+def temperature_limit(device: Device) -> float:
+    """The throttling temperature of a device, °C: its own where that is believable, else a usual one."""
+    limit = device.temperature_limit_c
+    # Sensors without a limit are known to report 0, 127 or 255.
+    if limit is not None and 50 <= limit <= 115:
+        return limit
+    return FALLBACK_LIMIT_C.get(device.kind, GPU_LIMIT_C)
+
+
+def temperature_word(device: Device) -> str:
+    """``ok``, ``near limit`` or ``at limit``; empty where the device reports no temperature."""
+    if device.temperature_c is None:
+        return ""
+    limit = temperature_limit(device)
+    if device.temperature_c >= limit:
+        return LIMIT
+    return NEAR if device.temperature_c >= limit - NEAR_DEGREES else OK
+
+
+def memory_word(device: Device) -> str:
+    """``ok``, ``near limit`` or ``at limit``; empty where the device reports no memory."""
+    if device.memory_used is None or not device.memory_total:
+        return ""
+    share = device.memory_used / device.memory_total
+    if share >= MEMORY_LIMIT:
+        return LIMIT
+    return NEAR if share >= MEMORY_NEAR else OK
+
 
 #: Readings that a small difference has to last for; they are 5 to 10 s apart.
 LASTING = 3
