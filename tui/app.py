@@ -41,15 +41,14 @@ from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
 from tui.controllers.serving import Serving
 from tui.controllers.starting import Starting
-from tui.data_paths import entry_path
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
+from tui.ending import Mistakes
+from tui.files import entry_path, save_text
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.main_screen import MainScreen
-from tui.mistakes import Mistakes
 from tui.panes import pane_spec
-from tui.saving import save_text
 from tui.screens.overlay import Overlay
 from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState

@@ -22,9 +22,9 @@ from tui.app import LocaltuneApp
 from tui.datasets.view import DatasetView
 from tui.panes.config.pane import ConfigPane
 from tui.panes.data.pane import DataPane
+from tui.screens.box import DifferenceScreen
 from tui.screens.choice import ChoiceDialog
 from tui.screens.columns.columns import ColumnForm, ColumnsScreen
-from tui.screens.difference import DifferenceScreen
 from tui.screens.pick import PickScreen
 from tui.screens.presets import PresetScreen
 from tui.widgets.forms.inputs import SafeInput

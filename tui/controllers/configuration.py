@@ -13,8 +13,8 @@ from core.paths import working_directory
 from core.text import one_line
 from tui.controllers.desktop import Desktop
 from tui.controllers.presets import AdviceFollower, PresetChooser
-from tui.data_paths import data_paths, is_among, path_text
 from tui.draft_keeper import ConfigDraft, DraftKeeper
+from tui.files import data_paths, is_among, path_text
 from tui.keys import KeyTable
 from tui.state import AppState
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from core.errors import UserError
 from core.text import one_line
 from tui.controllers.desktop import Desktop
-from tui.data_paths import data_paths
+from tui.files import data_paths
 from tui.keys import KeyTable
 
 if TYPE_CHECKING:

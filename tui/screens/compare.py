@@ -22,8 +22,8 @@ from core.runs.metrics import METRICS
 from core.runs.series import Series
 from core.runs.store import Run
 from core.text import one_line, sanitize, steady
+from tui.files import save_text
 from tui.keys import bindings
-from tui.saving import save_text
 from tui.screens.box import Way, scroll
 from tui.screens.overlay import Overlay
 from tui.shell import shell_of

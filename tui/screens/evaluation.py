@@ -27,8 +27,8 @@ from core.evaluation.table import TITLES, Comparison, EvaluationTable, Outcome
 from core.paths import working_directory
 from core.text import one_line, sanitize
 from core.units import format_fixed
+from tui.files import save_text
 from tui.keys import bindings
-from tui.saving import save_text
 from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
 from tui.screens.progress import Progressed, progress_bar
 from tui.shell import shell_of

@@ -30,7 +30,7 @@ from tests.tui.controllers.test_returning import ended, left, notes, opened
 from tests.tui.controllers.whole_app import value
 from tests.tui.harness import pane_of, screen_text, wait_for, words
 from tui.app import LocaltuneApp
-from tui.data_paths import entry_path
+from tui.files import entry_path
 from tui.reopening import reopen
 from tui.screens.start.card import StartCard
 from tui.screens.start.summary import LABEL_WIDTH, card_lines

@@ -12,7 +12,7 @@ from core.config.document import ConfigDocument
 from tests.core.hub.conftest import rows
 from tests.core.hub.fake_hub import FakeHub, Repository, running_hub
 from tests.tui.harness import PaneApp, paste, requested, screen_text, wait_for
-from tui.data_paths import data_paths, entry_text, path_text
+from tui.files import data_paths, entry_text, path_text
 from tui.panes.config.model import ConfigModel
 from tui.panes.data.pane import DataPane
 from tui.screens import fetch

@@ -22,11 +22,11 @@ from core.errors import UserError
 from core.paths import shown_path, user_path, working_directory
 from core.text import one_line
 from tui.datasets.summary import counted
+from tui.files import save_text
 from tui.keys import bindings, display_key
 from tui.panes.base import Pane
 from tui.panes.chat.partner import Partner
 from tui.panes.chat.session import Answered, Failed, Loading, SessionHolder, Speaking, TurnEnded, hold_turn
-from tui.saving import save_text
 from tui.widgets.empty_state import StartHere
 from tui.widgets.forms.inputs import PromptInput
 from tui.widgets.transcript import Transcript

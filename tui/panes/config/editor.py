@@ -20,7 +20,7 @@ from core.runs.again import Origin, begin_from, run_name
 from core.runs.names import brief_id
 from core.runs.store import Run
 from core.text import one_line
-from tui.data_paths import entry_path
+from tui.files import entry_path
 from tui.panes.config.model import DATA_PATHS, ConfigModel, is_there
 from tui.widgets.forms.option_field import format_value
 

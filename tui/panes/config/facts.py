@@ -15,7 +15,7 @@ from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
 from core.governor.kept import unkept_on
 from core.memory.disk import disk_need
-from tui.data_paths import follow_links
+from tui.files import follow_links
 from tui.panes.config.model import BaseFinding, ConfigModel, NamedBase, check_base, find_missing
 
 if TYPE_CHECKING:

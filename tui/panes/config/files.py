@@ -169,7 +169,7 @@ async def show_difference(
     Raises:
         UserError: If the other version cannot be read.
     """
-    from tui.screens.difference import DifferenceScreen
+    from tui.screens.box import DifferenceScreen
 
     path, preset = editor.document.path, editor.preset
     choices = []

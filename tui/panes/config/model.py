@@ -22,8 +22,8 @@ from core.presets.library import Preset
 from core.runs.again import Origin, run_name
 from core.text import one_line
 from core.units import format_count
-from tui.data_paths import entry_path, entry_text
 from tui.datasets.summary import counted
+from tui.files import entry_path, entry_text
 from tui.widgets.forms.option_field import format_value
 
 

@@ -18,9 +18,8 @@ from core.models.architecture.measuring import telling
 from core.presets.switch import apply_switch
 from core.runs.names import brief_id
 from core.text import one_line
-from tui.data_paths import path_text
 from tui.datasets.summary import counted
-from tui.editor import edit_text
+from tui.files import edit_text, path_text
 from tui.keys import bindings
 from tui.panes.base import Pane
 from tui.panes.config.editor import ConfigEditor, Opened, Step, path_shown

@@ -24,12 +24,12 @@ from core.hub.store import NotFetchedError
 from core.paths import working_directory
 from core.text import one_line
 from core.units import format_count
-from tui.data_paths import entry_path, entry_text, follow_links, is_among
 from tui.datasets.here import Here
 from tui.datasets.marks import RowFilter
 from tui.datasets.plan import Reading, plan_data
 from tui.datasets.summary import counted, describe_filter, describe_progress, summarize
 from tui.datasets.view import DatasetView, open_dataset, paced
+from tui.files import entry_path, entry_text, follow_links, is_among
 from tui.keys import bindings
 from tui.panes.base import Pane
 from tui.panes.data.report import ProblemList, Report

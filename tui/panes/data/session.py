@@ -20,10 +20,10 @@ from core.paths import working_directory
 from core.template.sandboxed import RowMasks
 from core.text import one_line
 from core.units import format_count
-from tui.data_paths import data_paths, entry_text, follow_links
 from tui.datasets.marks import RowFilter, RowMarks, next_filter
 from tui.datasets.plan import TokenPlan, plan_data
 from tui.datasets.view import DatasetView, Match, paced
+from tui.files import data_paths, entry_text, follow_links
 from tui.keys import KeyTable
 from tui.session import DataPlace
 

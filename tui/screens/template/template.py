@@ -27,7 +27,7 @@ from core.units import format_count
 from tui.datasets.plan import TokenPlan
 from tui.datasets.summary import counted
 from tui.datasets.view import DatasetView
-from tui.editor import edit_text
+from tui.files import edit_text
 from tui.keys import KeyTable, bindings, yields_to_text
 from tui.screens.help import HelpScreen
 from tui.screens.overlay import Overlay

@@ -16,7 +16,7 @@ from textual.widgets import Input, TextArea
 
 from core.paths import user_path, working_directory
 from core.text import one_line, sanitize
-from tui.data_paths import entry_path
+from tui.files import entry_path
 
 
 class SafeInput(Input):

@@ -475,7 +475,7 @@ async def test_resizing_live_keeps_the_cursor_in_view(config_file: Path) -> None
 
 def test_environment_has_no_editor_surprises(monkeypatch: pytest.MonkeyPatch) -> None:
     from core.errors import UserError
-    from tui.editor import find_editor
+    from tui.files import find_editor
 
     monkeypatch.setenv("VISUAL", "code --wait")
     assert find_editor() == ["code", "--wait"]

@@ -13,7 +13,7 @@ from tests.tui.config_panes import edits, flat, opened, type_value, write_config
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
 from tui.panes.config.editor import free_name
 from tui.panes.config.pane import ConfigPane
-from tui.screens.difference import DifferenceScreen
+from tui.screens.box import DifferenceScreen
 from tui.screens.pick import PickScreen
 
 
