@@ -55,23 +55,23 @@ from tui.state import AppState
 from tui.typed_ahead import Place, TypedAhead
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
 
-#: Allocations, and collections of the younger generation, before a generation is collected.
-_THRESHOLDS = (10_000, 20, 20)
-
-
-def spare_the_screen() -> None:
-    """Leave the widgets that live as long as the app to themselves: to look through all of them takes 40 to 80 ms.
-
-    For the process of an app alone: what is garbage now is never freed.
-    """
-    gc.freeze()
-    gc.set_threshold(*_THRESHOLDS)
-
-
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
 _THREADS = 32
 #: Seconds after which all panes have their widgets.
 _SETTLED_SECONDS = 3.0
+
+
+#: Allocations, and collections of the younger generation, before a generation is collected as garbage.
+_THRESHOLDS = (10_000, 20, 20)
+
+
+def spare_the_screen() -> None:
+    """Exempt the widgets of the app from garbage collection, which takes 40 to 80 ms for them and holds up a key.
+
+    For the process of an app alone: garbage of this moment is never freed.
+    """
+    gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
 
 
 class LeavingExecutor(ThreadPoolExecutor):

@@ -49,9 +49,7 @@ class Desktop:
         return next(screen for screen in self._app.screen_stack if isinstance(screen, MainScreen))
 
     def _find_pane(self, name: str) -> Pane | None:
-        # Requests of panes and results of threads may come while the app ends, and its widgets are removed.
-        if not self._app.is_running:
-            return None
+        # The app may be starting or ending.
         with suppress(NoMatches, StopIteration):
             return self.main.slot(name).pane
         return None

@@ -26,8 +26,8 @@ from core.units import exact_number
 from sample_data import path as sample
 from tests.cases import cases
 from tests.tui.config_panes import write_startable
+from tests.tui.controllers.test_presets import value
 from tests.tui.controllers.test_returning import ended, left, notes, opened
-from tests.tui.controllers.whole_app import value
 from tests.tui.harness import pane_of, screen_text, wait_for, words
 from tui.app import LocaltuneApp
 from tui.files import entry_path

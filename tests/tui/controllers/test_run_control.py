@@ -26,7 +26,7 @@ from tests.cases import cases
 from tests.tui.harness import asks, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
-from tests.tui.test_typing_ahead import type_at_once
+from tests.tui.test_typed_ahead import type_at_once
 from tui.app import LocaltuneApp
 from tui.screens.choice import ChoiceDialog
 from tui.screens.run_settings import RunSettings

@@ -22,7 +22,7 @@ from tests.core.models.spoiling import copy_model
 from tests.tui.config_panes import write_startable
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
-from tests.tui.test_typing_ahead import type_at_once
+from tests.tui.test_typed_ahead import type_at_once
 from tui.app import LocaltuneApp
 from tui.screens.choice import ChoiceDialog
 from tui.screens.presets import PresetScreen

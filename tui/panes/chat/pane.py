@@ -434,7 +434,9 @@ class ChatPane(Pane):
     def _finish_turn(self) -> None:
         exchange, self._current = self._current, None
         self._is_waiting = False
-        self.shell.runs.await_answer(False)
+        if self.is_attached:
+            # While the app ends, the other panes have no widgets left.
+            self.shell.runs.await_answer(False)
         if self._flush is not None:
             self._flush.pause()
         self._say("")

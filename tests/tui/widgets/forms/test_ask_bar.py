@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from tests.tui.harness import PaneApp, screen_text, wait_for
-from tests.tui.test_typing_ahead import type_at_once
+from tests.tui.test_typed_ahead import type_at_once
 from tui.widgets.forms import ask_bar
 from tui.widgets.forms.ask_bar import AskBar, KeyQuestion
 from tui.widgets.forms.inputs import SafeInput

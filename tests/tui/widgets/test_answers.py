@@ -1,13 +1,73 @@
-"""Answers beside their former selves, in lines."""
+"""Answers of a run over time: in lines, beside each other, and walked through."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from textual.content import Content
 
 from core.runs.answers import Question, SampleAnswer
+from core.runs.history import RunHistory
+from core.runs.schedule import Schedule
+from core.runs.state import RunState
+from core.runs.store import Run
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE
-from tui.widgets.answers import CHANGED, MOST_CHARACTERS, AnswerWalk, walk_lines
+from tui.state import RunView
+from tui.widgets.answers import CHANGED, MOST_CHARACTERS, AnswerWalk, question_lines, walk_lines, without_answers
+
+QUESTION = Question(
+    "Router 12 is dead,\nwhole office waiting",
+    '{"area": "network"}',
+    [
+        SampleAnswer(0, "I'm sorry to hear that your router is not working. " * 20, "wrong", is_broken_json=True),
+        SampleAnswer(10, '{"area": "work"}', "wrong", is_broken_json=False),
+        SampleAnswer(30, '{"area": "network"}', "right", is_broken_json=False),
+    ],
+)
+
+
+def answer_texts(question: Question, width: int = 70, height: int = 40) -> list[str]:
+    return [line.plain.rstrip() for line in question_lines(question, width, height)]
+
+
+def test_the_question_the_wanted_answer_and_each_answer_stand_below_each_other() -> None:
+    shown = answer_texts(QUESTION)
+    assert shown[:4] == [
+        "ask      Router 12 is dead,",
+        "         whole office waiting",
+        'wanted   {"area": "network"}',
+        "step 0   ✗ no JSON  I'm sorry to hear that your router is not working.",
+    ]
+    assert shown[-2:] == ['step 10  ✗ {"area": "work"}', 'step 30  ✓ {"area": "network"}']
+    assert max(map(len, shown)) <= 70
+    assert len(shown) == 3 + 8 + 2
+    assert shown[10].endswith(" …")
+
+
+def test_texts_are_cut_so_that_all_answers_are_in_view() -> None:
+    assert len(answer_texts(QUESTION, height=8)) == 8
+    assert len(answer_texts(QUESTION, height=1)) == 6
+
+
+def test_without_marks_there_is_no_column_for_them() -> None:
+    plain = Question(
+        "q", None, [SampleAnswer(0, "one", "", is_broken_json=False), SampleAnswer(5, "  ", "", is_broken_json=False)]
+    )
+    assert answer_texts(plain) == ["ask     q", "step 0  one", "step 5  no answer"]
+
+
+@cases("width", [1, 12, 20])
+def test_a_narrow_pane_is_no_error(width: int) -> None:
+    assert answer_texts(QUESTION, width)
+
+
+def test_wide_characters_stay_in_their_columns() -> None:
+    question = Question("日本語" * 20, "はい", [SampleAnswer(0, "いいえ" * 30, "wrong", is_broken_json=False)])
+    assert all(line.cell_length <= 30 for line in question_lines(question, 30, 40))
+
 
 SKY = (
     "The sky is blue because of the sun.",
@@ -161,3 +221,84 @@ def test_hostile_text_and_any_width(width: int, layouts: int) -> None:
         assert not FORBIDDEN & set("".join(line.plain for line in found))
         if width >= 40:
             assert max(line.cell_length for line in found) <= width
+
+
+def question(prompt: str, *steps: int, expected: str | None = None) -> Question:
+    return Question(prompt, expected, [SampleAnswer(step, f"at {step}", "", is_broken_json=False) for step in steps])
+
+
+def test_it_follows_the_newest_evaluation_until_it_is_led_away() -> None:
+    walk = walk_to(question("a", 0, 10))
+    assert walk.step == 10
+    walk.show([question("a", 0, 10, 20)])
+    assert walk.step == 20
+    walk.walk(-1)
+    walk.show([question("a", 0, 10, 20, 30)])
+    assert walk.step == 10
+    walk.walk(-1)
+    assert (walk.step, walk.leads(-1), walk.leads(1)) == (0, False, True)
+    walk.walk(-1)
+    assert walk.step == 0, "there is nothing before the untouched model"
+    for _ in range(5):
+        walk.walk(1)
+    assert (walk.step, walk.leads(1)) == (30, False)
+    walk.show([question("a", 0, 10, 20, 30, 40)])
+    assert walk.step == 40, "at the newest one it follows again"
+
+
+def test_an_evaluation_that_a_rollback_took_away_is_left() -> None:
+    walk = walk_to(question("a", 0, 10, 20, 30))
+    walk.walk(-1)
+    walk.show([question("a", 0, 10)])
+    assert walk.step == 10
+
+
+def test_questions_follow_each_other_in_a_ring() -> None:
+    walk = walk_to(question("a", 0), question("b", 0), question("c", 0))
+    walk.turn(-1)
+    assert [item.prompt for item in walk.in_turn] == ["c", "a", "b"]
+    walk.turn(2)
+    assert [item.prompt for item in walk.in_turn] == ["b", "c", "a"]
+    walk.show([question("a", 0)])
+    assert walk.place == 0
+
+
+def test_the_wanted_answers_are_a_layout_where_there_are_some() -> None:
+    def layouts(walk: AnswerWalk) -> list[str]:
+        found: list[str] = []
+        for _ in range(4):
+            found.append(walk.layout)
+            walk.turn_layout()
+        return found
+
+    assert layouts(walk_to(question("a", 0, expected="x"), question("b", 0))) == ["former", "first", "wanted", "all"]
+    assert layouts(walk_to(question("a", 0))) == ["former", "first", "all", "former"]
+    walk = walk_to(question("a", 0, 5))
+    walk.turn_layout()
+    walk.turn_layout()
+    walk.walk(-1)
+    assert walk.layout == "former", "of all steps none is gone to"
+
+
+def test_an_empty_walk_leads_nowhere() -> None:
+    walk = walk_to()
+    walk.turn(1)
+    walk.walk(-1)
+    assert (walk.place, walk.step, walk.in_turn, walk.leads(-1)) == (0, 0, [], False)
+
+
+@cases(
+    ("changes", "words"),
+    [
+        ({}, "No answers yet"),
+        ({"state": RunState(state="finished")}, "ended before it was evaluated"),
+        ({"is_partial": True}, "are being read"),
+        ({"schedule": Schedule.of({})}, "it holds no rows out"),
+        ({"schedule": Schedule.of({"data.eval": "x.jsonl", "eval.samples": 0})}, "eval.samples is 0"),
+        ({"schedule": Schedule.of({"data.eval": "x.jsonl", "eval.exact_match": True})}, "No answers yet"),
+        ({"schedule": Schedule.of({"eval.prompts": "p.txt"})}, "No answers yet"),
+    ],
+)
+def test_why_there_are_no_answers(changes: dict[str, Any], words: str) -> None:
+    view = RunView(Run(Path("/runs/x")), RunState(state="training"), RunHistory())
+    assert words in without_answers(replace(view, **changes))
