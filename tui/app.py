@@ -186,7 +186,7 @@ class LocaltuneApp(App[str]):
 
     @property
     def _is_told(self) -> bool:
-        """Whether the command line says what to begin with."""
+        """True if the command line names something to open."""
         named = (self._config_path, self._run_name, self._data_path)
         return self._demo or any(name is not None for name in named)
 
@@ -320,7 +320,7 @@ class LocaltuneApp(App[str]):
             self.set_timer(_SETTLED_SECONDS, spare_the_screen)
         self._warm_sandbox()
         self.runs.offer_to_chat()
-        # Before the configuration: that is read in a thread, and what was open elsewhere comes with it.
+        # Before the configuration: a thread reads it, and restores the last session with it.
         data = entry_path(str(self._data_path), working_directory()) if self._data_path is not None else None
         if data is not None and (pane := self.desktop.panes.data) is not None:
             pane.show(data, ask=True)
@@ -535,7 +535,7 @@ class LocaltuneApp(App[str]):
         self.starting.show_queue()
 
     def action_self_test(self) -> None:
-        """Open the self-test, which begins when it is told to."""
+        """Open the self-test; a key in it begins the test."""
         from tui.screens.selftest import selftest_screen
 
         if not self.desktop.is_covered:
@@ -546,7 +546,7 @@ class LocaltuneApp(App[str]):
         self.runs.evaluate(self.state.view.run if self.state.view is not None else None)
 
     def can_run(self, key: Key) -> bool:
-        """Whether a key's action makes sense now; the palette leaves out the others."""
+        """True if a key's action makes sense now; the palette leaves out the others."""
         if key.scope == "app":
             return True
         pane = self.desktop.panes.find(key.scope)
@@ -588,8 +588,8 @@ class LocaltuneApp(App[str]):
         names = sorted(self.available_themes, key=lambda name: (not name.startswith("localtune-"), name))
         self.push_screen(ThemePicker(names, self.theme), chosen)
 
-    def _remember(self, setting: str, value: str, what: str) -> None:
+    def _remember(self, setting: str, value: str, name: str) -> None:
         try:
             save_setting(config_dir() / "settings.toml", setting, value)
         except (OSError, UserError) as error:
-            self.desktop.warn(f"The {what} is not remembered", str(error))
+            self.desktop.warn(f"The {name} is not remembered", str(error))

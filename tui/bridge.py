@@ -56,7 +56,7 @@ CATCH_UP_SECONDS = 0.1
 SAMPLE_SECONDS, LIST_SECONDS = 5.0, 2.0
 #: Seconds between two messages with figures, which may sort the list anew.
 FIGURES_SECONDS = 0.3
-#: Seconds within which a list reads what is not known yet of its runs.
+#: Seconds within which a list reads runs that it does not know yet.
 FACTS_SECONDS = 0.1
 #: Seconds for a worker to identify itself, and for a killed one to be gone; memory of a device takes a while to free.
 SIGNAL_SECONDS, KILL_SECONDS = 5.0, 20.0
@@ -81,7 +81,7 @@ class Bridge:
         self._clients: set[ControlClient] = set()
         self._guard, self._labeling = threading.Lock(), threading.Lock()
         self.sampling = True
-        """Whether devices are sampled; a live worker reports them itself."""
+        """True while devices are sampled here; a live worker reports them itself."""
 
     def close(self) -> None:
         """End all threads soon, without waiting for work in progress."""
@@ -115,7 +115,7 @@ class Bridge:
             self._app.post_message(message)
 
     def look_around(self) -> None:
-        """Look for what a new user can begin with."""
+        """Look for data files and earlier runs to begin with."""
 
         def work() -> None:
             from tui.datasets.here import look_around
@@ -155,7 +155,7 @@ class Bridge:
         self._following.set()
 
     def find_run(self, session: Session | None = None) -> None:
-        """Follow the newest live run, else the one of the last session, else the newest run.
+        """Follow the newest live run, else the run of the last session, else the newest run.
 
         :class:`NoRunFound` where there is none.
         """
@@ -237,7 +237,7 @@ class Bridge:
         self._wanted.set()
 
     def _read_figures(self, stop: threading.Event) -> None:
-        """Read what the list needs of each run in view, the run under the cursor first, and again when it changes."""
+        """Read the figures of each run in view, the run under the cursor first, and again when it changes."""
         from core.runs.detail import read_detail
         from core.runs.figures import FigureReader, rest_after
         from core.runs.summary_cache import SummaryCache
@@ -439,7 +439,7 @@ def follow_run(
 
 
 def _looks_different(before: RunState, after: RunState) -> bool:
-    """Whether anything but the heartbeat has changed."""
+    """True if anything but the heartbeat has changed."""
 
     def shown(state: RunState) -> tuple[object, ...]:
         return state.state, state.reason, state.step, state.total_steps, state.pending, state.progress

@@ -53,7 +53,7 @@ class Mistakes:
             self.report = write_report(error, facts)
 
     def sentence(self, kept: str = "", run: str = "") -> str:
-        """The error message for standard error: the failure, the file with the details, and what is not lost.
+        """The error message for standard error: the failure, the file with the details, and the work that is kept.
 
         Args:
             kept: The kept part of the user's work: ``edits that were not saved``.

@@ -49,7 +49,7 @@ def follow_links(path: Path | str) -> str:
 
 
 def is_among(entries: Iterable[Path | str], path: Path) -> bool:
-    """Whether one of the entries is a path, or the directory that it is in; links are followed."""
+    """True if an entry is a path, or the directory that it is in; links are followed."""
     wanted = follow_links(path)
     for entry in map(follow_links, entries):
         if wanted == entry:

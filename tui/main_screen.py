@@ -139,7 +139,7 @@ class Workspace(Container):
         return self._panes
 
     def place(self, shown: tuple[str, ...], way: Direction) -> None:
-        """Place the panes in sight; ``way`` tells how two of them share the workspace."""
+        """Place the panes in sight; ``way`` is the arrangement of two of them."""
         if (shown, way) == (self._panes.shown, self._panes.way):
             return
         self._panes.shown, self._panes.way = shown, way
@@ -172,7 +172,7 @@ class MainScreen(Screen[None]):
         self.current = pane
         """The focused pane."""
         self.zoomed = zoomed
-        """Whether the current pane fills a terminal that has room for more."""
+        """True if the current pane fills a terminal that has room for more."""
         self._way = way
         self._live = False
         self._shown: tuple[str, ...] = ()
@@ -215,12 +215,12 @@ class MainScreen(Screen[None]):
 
     @property
     def is_tiled(self) -> bool:
-        """Whether more than one pane is in sight."""
+        """True if more than one pane is in sight."""
         return len(self._shown) > 1
 
     @property
     def is_too_small(self) -> bool:
-        """Whether only the notice about the size is shown."""
+        """True if only the notice about the size is shown."""
         return self.size.width < SMALLEST[0] or self.size.height < SMALLEST[1]
 
     def show_pane(self, name: str, *, zoom: bool = False) -> None:

@@ -79,9 +79,9 @@ class RunAttached(Message):
     state: RunState
     history: RunHistory
     found: bool = False
-    """Whether the app found it by itself, without a request of the user."""
+    """True if the app found it by itself, without a request of the user."""
     is_partial: bool = False
-    """Whether the history has some of the steps only; the whole one follows."""
+    """True if the history has some of the steps only; the whole one follows."""
     ranks: Sequence[Rank] = ()
     """Its processes with their signs of life; empty for a run of one."""
 
@@ -177,7 +177,7 @@ class RunDeleted(Message):
 
     run: Run
     in_trash: bool = False
-    """Whether it can be restored."""
+    """True if it can be restored."""
 
 
 @dataclass
@@ -207,12 +207,12 @@ class KeysAhead(Message):
 
     keys: Sequence[Key]
     goes_on: bool
-    """Whether they continue the keys before."""
+    """True if they continue the keys before."""
 
 
 @dataclass
 class KeysHandled(Message):
-    """The keys posted before it are handled, and what they asked for, once it has bubbled up from the focus."""
+    """The end of a burst: once it has bubbled up from the focus, the keys before it and their messages are handled."""
 
     reached: Callable[[], object]
     """Called then; in the app's thread."""

@@ -56,7 +56,7 @@ def memory_word(device: Device) -> str:
 
 #: Readings that a small difference has to last for; they are 5 to 10 s apart.
 LASTING = 3
-#: Seconds after which the values of a driver that does not answer are told to be old.
+#: Seconds after which the values of a driver that does not answer are shown as old.
 OLD_SECONDS = 15.0
 
 
@@ -126,12 +126,12 @@ class SteadyMeters:
 
 
 def energy_has_moved(before: float | None, after: float | None) -> bool:
-    """Whether the energy of a run that rests has grown by as much as is worth telling, in any unit."""
+    """True if the energy of a paused run has grown by a share that is worth a repaint."""
     return before is not after if before is None or after is None else after - before >= _ENERGY_SHARE * before
 
 
 def _is_large(shown: MeterReading, reading: MeterReading, *, is_watched: bool) -> bool:
-    """Whether a difference is shown at once."""
+    """True if a difference is shown at once."""
     before, after = shown.devices, reading.devices
     if [_facts(device) for device in before] != [_facts(device) for device in after]:
         return True
@@ -144,7 +144,7 @@ def _is_large(shown: MeterReading, reading: MeterReading, *, is_watched: bool) -
 
 
 def _host_has_moved(before: Host | None, after: Host | None) -> bool:
-    """Whether the disk has filled, or memory went to swap, as far as somebody would act on it."""
+    """True if the disk has filled, or memory went to swap, far enough to act on it."""
     if before is None or after is None:
         return before is not after
     disk = max(_DISK_SHARE * (before.disk_free or 0), 1.0)
@@ -154,12 +154,12 @@ def _host_has_moved(before: Host | None, after: Host | None) -> bool:
 
 
 def _differs(before: Sequence[Device], after: Sequence[Device]) -> bool:
-    """Whether there is a difference that is shown if it lasts."""
+    """True if there is a difference that is shown once it lasts."""
     return any(_moved(old, new, large=False) for old, new in zip(before, after, strict=True))
 
 
 def _facts(device: Device) -> tuple[object, ...]:
-    """What is no figure: which device it is, its words, and what holds it."""
+    """Facts that are no figures: the device, the words of its thresholds, and the processes on it."""
     is_old = device.age_s is not None and device.age_s >= OLD_SECONDS
     return (
         *(device.kind, device.index, device.name, device.problem, device.memory_total, device.power_limit_w),
@@ -169,7 +169,7 @@ def _facts(device: Device) -> tuple[object, ...]:
 
 
 def _moved(before: Device, after: Device, *, large: bool) -> bool:
-    """Whether a figure of a device has moved out of its band."""
+    """True if a figure of a device has moved out of its band."""
     is_cpu = after.kind == "cpu"
     share = float(after.memory_total or 1)
     memory = Band(_RAM_SHARE.large * share, _RAM_SHARE.small * share) if is_cpu else _VRAM

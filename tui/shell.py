@@ -212,7 +212,7 @@ class Shell(Protocol):
         """Follow a pane that has come into sight, or left it."""
 
     def can_run(self, key: Key) -> bool:
-        """Whether a key's action makes sense now."""
+        """True if a key's action makes sense now."""
 
     async def run_key(self, key: Key) -> None:
         """Run a key's action, in the pane that it belongs to."""

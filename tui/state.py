@@ -78,7 +78,7 @@ class Requests:
 
 
 def _is_settled(name: str, answered: float, state: RunState) -> bool:
-    """Whether the state shows what has become of a request."""
+    """True if the state shows the outcome of a request."""
     if answered == math.inf:
         return False
     # The others have no effect on the state, or change it a moment after the answer.
@@ -129,9 +129,9 @@ class ServingView:
     address: ServerAddress | None = None
     """Where it listens; None while it starts."""
     progress: str = ""
-    """What is being loaded, or a warning."""
+    """Progress of the loading, or a warning."""
     error: UserError | None = None
-    """Why it has ended."""
+    """The reason of its end."""
 
 
 @dataclass
@@ -144,22 +144,22 @@ class RunView:
     model: str = ""
     """Base model and method, as the header shows them."""
     is_leftover: bool = False
-    """Whether the app found it already ended, and shows it only because there is nothing newer."""
+    """True if the app found it already ended, and shows it only because there is nothing newer."""
     schedule: Schedule | None = None
     """Its evaluations and checkpoints, by its configuration."""
     requests: Requests = field(default_factory=Requests)
     """Requests of the user that wait for its worker."""
     is_partial: bool = False
-    """Whether its history has some of its steps only, and the whole one is still being read."""
+    """True while its history has some of its steps only, and the rest is being read."""
     tariff: Tariff = field(default_factory=Tariff)
     """The price of its energy, by its configuration."""
     ranks: Sequence[Rank] = ()
     """Its processes with their signs of life; empty for a run of one."""
     meters: SteadyMeters = field(default_factory=SteadyMeters)
-    """What is on the screen of its devices."""
+    """The meters of its devices."""
 
     def reading(self) -> MeterReading:
-        """The devices and the energy to show: the newest, but for what only jitters while the run is paused."""
+        """The devices and the energy to show; while the run is paused, without jitter."""
         newest = MeterReading(self.history.devices, self.history.host, self.history.energy_wh)
         return self.meters.follow(newest, rests=self.state.state == "paused")
 
@@ -178,7 +178,7 @@ class RunView:
 
     @property
     def is_measuring_base(self) -> bool:
-        """Whether the evaluation before the first step is under way."""
+        """True during the evaluation before the first step."""
         return self.is_live and self.step == 0 and self.history.timings.evaluation is not None
 
     def eta(self, now: float) -> Eta | None:
@@ -192,7 +192,7 @@ class RunView:
 
     @property
     def is_live(self) -> bool:
-        """Whether its worker may still do something."""
+        """True until it has ended."""
         return not self.state.is_over
 
     @property
@@ -208,7 +208,7 @@ class RunView:
 
     @property
     def has_process(self) -> bool:
-        """Whether its worker is a process of this machine, which can be signaled."""
+        """True if its worker is a process of this machine, which can be signaled."""
         return self.is_live and self.state.pid is not None and self.state.host in ("", hostname())
 
 
@@ -223,18 +223,18 @@ class AppState:
     former: str = ""
     """The name of the configuration that was there before, and can be brought back; empty for none."""
     is_opening: bool = False
-    """Whether the configuration that the app begins with is still being looked for."""
+    """True while the first configuration is being looked for."""
     view: RunView | None = None
     devices: Sequence[Device] = ()
     """The devices to show where no run reports any."""
     answer_awaited: bool = False
-    """Whether a question from the chat holds up the training."""
+    """True while a question from the chat holds up the training."""
     serving: ServingView | None = None
     """The server for other programs; None while there is none."""
     is_starting: bool = False
-    """Whether a run has been asked for that is not shown yet."""
+    """True from the request of a run until it is shown."""
     has_worker: bool = False
-    """Whether the worker of that run has been started."""
+    """True once the worker of that run has been started."""
     host: str = field(default_factory=hostname)
 
     def expect_run(self) -> None:
@@ -243,7 +243,7 @@ class AppState:
 
     @property
     def is_dirty(self) -> bool:
-        """Whether the configuration has changes that are not in its file."""
+        """True if the configuration has changes that are not in its file."""
         return self.document is not None and self.document.dumps() != self.saved_text
 
     @property
@@ -263,7 +263,7 @@ class AppState:
 
     @property
     def is_of_config(self) -> bool:
-        """Whether the run that is shown is one of the configuration, as far as its name tells."""
+        """True if the shown run is a run of the configuration, by its name."""
         if self.view is None or self.document is None:
             return True
         from core.runs.again import belongs

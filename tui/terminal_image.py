@@ -50,7 +50,7 @@ class Pen:
     """The pen that a space looks the same with: its background alone; None where that is this one."""
 
     def codes_after(self, before: Pen | None) -> str:
-        """The escape sequence that selects it, as short as what was selected before allows."""
+        """The shortest escape sequence that selects it after another pen."""
         if before is None or not (
             before.attributes in ("", self.attributes)
             and (self.foreground or not before.foreground)
@@ -73,7 +73,7 @@ class Pen:
 Cell = tuple[str, Pen]
 """A character with its pen. The second cell of a wide character has no text."""
 Row = list[Cell | None]
-"""A row of the terminal; None where it is not known what is there."""
+"""A row of the terminal; None for an unknown cell."""
 
 
 class Pens:
@@ -145,7 +145,7 @@ def _split(text: str) -> tuple[str, ...] | None:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether terminals agree on the width of a cell's text."""
+    """True if terminals agree on the width of a cell's text."""
     return len(text) == 1 and ord(text) < 0x1F000
 
 
@@ -276,7 +276,7 @@ class TerminalImage:
 
 
 def _put(row: Row, x: int, cells: list[Cell]) -> None:
-    """Put cells into a row; what is left of a wide character is blank, as in a terminal."""
+    """Put cells into a row; half of a wide character becomes a blank, as in a terminal."""
     begin, end = x, x + len(cells)
     while 0 < begin < len(row) and _goes_on(row[begin]):
         begin -= 1
@@ -290,7 +290,7 @@ def _put(row: Row, x: int, cells: list[Cell]) -> None:
 
 
 def _best_part(rows: list[Row], changed: dict[int, Row], cost: dict[int, int], step: int) -> tuple[int, int, int]:
-    """The rows, one after the other, that gain most where each takes what is ``step`` below it: gain, first, last."""
+    """The block of rows that saves most cells if it is scrolled by ``step`` rows: saved cells, first row, last row."""
     best = gain = 0
     first = begin = last = 0
     for y in range(len(rows)):

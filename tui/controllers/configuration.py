@@ -241,12 +241,12 @@ class Configuration:
             text = f"{name} is trained on; rows that are trained on cannot be held out. Choose another file."
             self._desktop.warn("Not both", text)
         else:
-            # Only one of both can say what is held out.
+            # A configuration has held-out files or a held-out share, never both.
             share = {"data.eval_share": None} if document.get("data.eval_share") is not None else {}
             self.set_options({"data.eval": path, **share}, f"{name} is held out of training.")
 
     def _add(self, document: ConfigDocument, path: Path) -> None:
-        """Train on a file besides those of the configuration."""
+        """Train on a file besides the files of the configuration."""
         before = document.get("data.train")
         entries = [entry for entry in (before if isinstance(before, list) else [before]) if entry]
         if not entries:
@@ -331,7 +331,7 @@ class Configuration:
 
     @staticmethod
     def _is_foreign(document: ConfigDocument, path: Path) -> bool:
-        """Whether a configuration has data to train on, and a file is none of it and not held out either."""
+        """True if a configuration has data to train on, and neither trains on this file nor holds it out."""
         trained = data_paths(document, "train")
         return bool(trained) and not is_among([*trained, *data_paths(document, "eval")], path)
 

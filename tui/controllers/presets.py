@@ -58,7 +58,7 @@ class PresetChooser:
         self.preset = ""
         """The name of the preset that has been chosen; empty where none has been."""
         self.is_pending = False
-        """Whether a choice is being made."""
+        """True while a choice is being made."""
 
     def begin(self, document: ConfigDocument | None) -> None:
         """Follow a configuration from its beginning; none where it has a file, a draft or another tool's values."""
@@ -90,14 +90,14 @@ class PresetChooser:
         return True
 
     def _is_taken_back(self, document: ConfigDocument) -> bool:
-        """Whether the user has undone the choice, or taken another preset."""
+        """True if the user has undone the choice, or taken another preset."""
         from core.presets.switch import preset_in
 
         present = preset_in(document)
         return (present.name if present is not None else "") != self.preset
 
     def _drop_share(self, document: ConfigDocument) -> None:
-        """Drop the share that was chosen here once other rows are held out: only one of both can be."""
+        """Drop the chosen share once a file is held out: a configuration has only one of the two."""
         share = self._given.get("data.eval_share")
         if share is not None and document.get("data.eval") and document.get("data.eval_share") == share:
             # How often is measured holds for the file as well.
@@ -109,7 +109,7 @@ class PresetChooser:
     async def _choose(self, document: ConfigDocument, subject: _Subject) -> None:
         from core.config.document import ConfigDocument
 
-        # A copy, as a thread reads it; what was chosen before is chosen anew.
+        # A copy for the thread, without the values of the last choice.
         copy = ConfigDocument(document.dumps(), document.path)
         for name, value in self._given.items():
             if copy.get(name) == value:

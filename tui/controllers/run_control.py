@@ -76,7 +76,7 @@ class RunControl:
         self._bridge.control(run, "withdraw", what=command)
 
     def _view(self, run: Run) -> RunView | None:
-        """The run, if it is the one that is shown."""
+        """The view of a run; None for a run that is not shown."""
         view = self._state.view
         return view if view is not None and view.run == run else None
 
@@ -155,7 +155,7 @@ class RunControl:
         was_asked = self._settle(message.run, message.command, message.args)
         if message.command == "withdraw" and not message.answer.get("withdrawn"):
             self._came_too_late(message.run, message.args)
-        # The worker answers when the command is done. A stop is told by the state of the run, and a request that was
+        # The worker answers when the command is done. A stop shows in the state of the run, and a request that was
         # taken back has no result.
         done = {
             "pause": "Paused",
@@ -170,7 +170,7 @@ class RunControl:
             self._desktop.tell(text, seconds=3)
 
     def _settle(self, run: Run, command: str, args: Mapping[str, Any]) -> bool:
-        """A command has been answered; whether it was one that the user waits for, and did not take back."""
+        """Settle an answered request; returns True if the user waits for it, and has not taken it back."""
         view = self._view(run)
         if view is None:
             return True

@@ -104,14 +104,14 @@ class Runs:
         self._desktop.open(delete_dialog(run, state, size), answered)
 
     def export(self, run: Run, step: int | None = None) -> None:
-        """Open the screen that exports what a run has trained."""
+        """Open the export screen of a run."""
         from tui.screens.export import ExportScreen
 
         if not self._desktop.is_covered:
             self._desktop.open(ExportScreen(run, step, is_on=self._state.live_run is not None))
 
     def evaluate(self, run: Run | None) -> None:
-        """Ask what is to be evaluated, and show the evaluation.
+        """Open the form of an evaluation, and then the evaluation.
 
         Args:
             run: The run whose model is compared; None where there is none.
@@ -215,7 +215,7 @@ class Runs:
         if message.is_partial:
             self._show_run()
             return
-        # One that was opened meanwhile is not the one that is being started.
+        # Another run may have been opened in the meantime.
         self._state.is_starting = self._state.is_starting and not self._state.has_worker
         if leftover:
             self._land()
@@ -273,7 +273,7 @@ class Runs:
             self._desktop.show_header()
 
     def show_lines(self) -> None:
-        """Bring what is said of the run up to date, in the header and in its pane, without its chart."""
+        """Refresh the texts about the run in the header and its pane, without the chart."""
         self._desktop.show_header()
         if (pane := self._desktop.panes.train) is not None:
             pane.refresh_lines()
@@ -332,7 +332,7 @@ class Runs:
         self._desktop.show_header()
 
     def show_devices(self, devices: Sequence[Device]) -> None:
-        """Show the devices as sampled by this process, if they say more than what is shown."""
+        """Show a sample of the devices, where it differs enough from the one on the screen."""
         # Where a run computes, they have been sampled because it does not report them.
         live = self._state.live_run
         rests = live is None or live.state.state == "paused"

@@ -146,7 +146,7 @@ class Starting:
         self._open_card(start, lambda _: self._continue(run), run=run)
 
     def _has_edits(self, run: Run) -> bool:
-        """Whether the configuration in the app is the run's, and has other values by now."""
+        """True if the configuration in the app is the run's, edited since."""
         from core.config.compare import differences, holding_values
 
         document, state = self._state.document, self._state

@@ -1,4 +1,4 @@
-"""The Chat pane: a conversation with the model in training, with what was tuned, and with the base model."""
+"""The Chat pane: a conversation with the model in training, a tuned model, or a base model."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class ChatPane(Pane):
         yield PromptInput(id="chat-prompt")
 
     def on_mount(self) -> None:
-        """Show what can be talked to."""
+        """Show the partner of the conversation."""
         self._flush = self.set_interval(_FLUSH_SECONDS * self.shell.pace, self._flush_pending, pause=True)
         self._show_target()
         self._show_taken_up()
@@ -145,7 +145,7 @@ class ChatPane(Pane):
 
     @property
     def is_live(self) -> bool:
-        """Whether that is a live run."""
+        """True if that is a live run."""
         return self.partner.is_live
 
     @property
@@ -323,7 +323,7 @@ class ChatPane(Pane):
 
     @property
     def is_answering(self) -> bool:
-        """Whether an answer is being generated."""
+        """True while an answer is being generated."""
         return self._current is not None
 
     @on(PromptInput.Submitted)
@@ -560,14 +560,14 @@ class ChatPane(Pane):
                 self._say("The next answers follow the new settings; the run's configuration stays as it is.")
 
         if self.partner.can_answer:
-            # Called directly, not by a message: keys typed after the one that opens the dialog are its text.
+            # Called directly: keys typed behind the key that opens the dialog are its text.
             self.app.push_screen(ChatSettings(*self._holder.settings()), changed)
 
     # Branches.
 
     @property
     def _chosen(self) -> Exchange | None:
-        """The question that keys act on: the one that was pointed at, else the last one."""
+        """The question that keys act on: the selected question, else the last one."""
         path = self.dialogue.exchanges
         if self._pointed_at in path:
             return self._pointed_at
@@ -618,7 +618,7 @@ class ChatPane(Pane):
         return chosen
 
     def action_turn(self, step: int) -> None:
-        """Go to another branch: what was asked or answered in the place of the question."""
+        """Go to another branch of the conversation at the question."""
         chosen = self._free_to_ask()
         if chosen is None:
             return

@@ -26,11 +26,11 @@ class Partner:
 
     target: Target | None = None
     is_live: bool = False
-    """Whether it is a live run."""
+    """True for a live run."""
     has_weights: bool = True
-    """Whether there is a model to ask; a run that ended before it saved anything has none."""
+    """True if there is a model to ask; a run that ended before its first checkpoint has none."""
     is_refused: bool = False
-    """Whether it is a run whose result ``eval.gate`` refuses: the checkpoint of the step it has judged answers."""
+    """True for a run whose result ``eval.gate`` refuses; the checkpoint of the judged step answers."""
 
     @classmethod
     def of(cls, target: Target | None, *, live: bool) -> Partner:
@@ -51,12 +51,12 @@ class Partner:
 
     @property
     def can_answer(self) -> bool:
-        """Whether there is a model to ask."""
+        """True if there is a model to ask."""
         return self.target is not None and self.has_weights
 
     @property
     def has_adapter(self) -> bool:
-        """Whether there is a choice between a base and what was tuned on it."""
+        """True if there is a choice between a base and an adapter on it."""
         return self.target is None or (self.run is not None and self.run.trains_adapter)
 
     @property

@@ -49,7 +49,7 @@ class SessionHolder:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether a session is open."""
+        """True while a session is open."""
         return self._session is not None
 
     def set_target(self, target: Target | None) -> None:
