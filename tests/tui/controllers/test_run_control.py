@@ -1,4 +1,4 @@
-"""Control of a live run: stopped in each of the ways, and given other settings."""
+"""Control of a live run: requests as they wait and are taken back, stops of each kind, and other settings."""
 
 from __future__ import annotations
 

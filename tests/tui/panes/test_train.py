@@ -1,4 +1,4 @@
-"""The keys of the chart in the Train pane: curves, zoom, pan and the cursor, and what they leave alone."""
+"""The Train pane: the run as it goes, its keys, and those of the chart."""
 
 from __future__ import annotations
 
