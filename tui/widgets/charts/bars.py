@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from core.analysis.lengths import Bucket
 from core.units import format_count
 from tui.glyphs import GlyphSet
+
+if TYPE_CHECKING:
+    from core.analysis.lengths import Bucket
 
 
 def bar(fraction: float, width: int, glyphs: GlyphSet) -> tuple[str, str]:
