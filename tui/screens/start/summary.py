@@ -510,7 +510,6 @@ def find_plan(config: Config, analysis: Analysis | None, used: int | None, paces
         used: The number of rows trained on; None where unknown.
         paces: Earlier runs.
     """
-    from core.config.derived import step_count
     from core.models.find import STARTER_NAME, find_model
     from core.runs.early_end import cut, tell_early_end
     from core.runs.forecast import forecast_here, rough_seconds
