@@ -45,11 +45,11 @@ class Request:
 class RecordingController:
     """A stand-in for a controller, which records the requests to it."""
 
-    def __init__(self, name: str, requests: list[Request]) -> None:
-        self._name, self._requests = name, requests
+    def __init__(self, name: str, take: Callable[[Request], None]) -> None:
+        self._name, self._take = name, take
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **options: self._requests.append(Request(f"{self._name}.{name}", args, options))
+        return lambda *args, **options: self._take(Request(f"{self._name}.{name}", args, options))
 
 
 class ShellApp(App[None]):
@@ -66,7 +66,7 @@ class ShellApp(App[None]):
         super().__init__()
         self.requests: list[Request] = []
         for name in ("configuration", "starting", "runs", "bridge", "run_control", "serving"):
-            setattr(self, name, RecordingController(name, self.requests))
+            setattr(self, name, RecordingController(name, self.take_request))
         self.keys = KeyTable()
         self.glyphs = BRAILLE
         self.pace = 1.0
@@ -75,6 +75,10 @@ class ShellApp(App[None]):
 
     def can_run(self, key: Key) -> bool:
         return False
+
+    def take_request(self, request: Request) -> None:
+        """Record a request."""
+        self.requests.append(request)
 
     async def first_painted(self) -> None:
         raise AssertionError("there is no main screen here")
@@ -108,6 +112,11 @@ class PaneApp(ShellApp):
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return variable_defaults(self.current_theme.dark)
+
+    def take_request(self, request: Request) -> None:
+        if request.name in ("configuration.edited", "configuration.saved", "configuration.loaded"):
+            assert request.args[0] is getattr(self.pane, "document", None), "the document that the pane shows"
+        super().take_request(request)
 
     def compose(self) -> ComposeResult:
         with Frame():
