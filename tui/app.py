@@ -1,9 +1,10 @@
-"""The app: holds the state, handles the messages of the panes and decides how to quit."""
+"""The app: its controllers, the messages of threads, and the keys of the whole app."""
 
 from __future__ import annotations
 
 import asyncio
 import difflib
+import gc
 import os
 import signal
 import sys
@@ -11,13 +12,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from inspect import isawaitable
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from rich.console import RenderableType
 from textual import events, on, work
-from textual._callback import invoke
-from textual._compositor import CompositorUpdate
 from textual.actions import parse
 from textual.app import App, InvalidThemeError
 from textual.binding import BindingType
@@ -33,38 +33,45 @@ from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
 from tui.arrangement import PAIRED_SIZE, TILED_SIZE
 from tui.bridge import Bridge
-from tui.controllers.beginnings import Beginnings
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
-from tui.controllers.queueing import Queueing
 from tui.controllers.returning import Returning
 from tui.controllers.run_control import RunControl
 from tui.controllers.runs import Runs
 from tui.controllers.serving import Serving
-from tui.controllers.start_cards import StartCards
-from tui.data_paths import entry_path
+from tui.controllers.starting import Starting
 from tui.draft_keeper import LOOK_SECONDS, DraftKeeper
 from tui.driver import TerminalDriver
-from tui.garbage import spare_the_screen
+from tui.ending import Mistakes
+from tui.files import entry_path, save_text
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
 from tui.main_screen import MainScreen
-from tui.mistakes import Mistakes
 from tui.panes import pane_spec
-from tui.saving import save_text
 from tui.screens.overlay import Overlay
 from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState
-from tui.terminal_image import Painted
 from tui.typed_ahead import Place, TypedAhead
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
-from tui.widgets.lists.run_list import RunList
 
 #: Thread limit: some threads follow a run or sample the devices for as long as the app runs.
 _THREADS = 32
 #: Seconds after which all panes have their widgets.
 _SETTLED_SECONDS = 3.0
+
+
+#: Allocations, and collections of the younger generation, before a generation is collected as garbage.
+_THRESHOLDS = (10_000, 20, 20)
+
+
+def spare_the_screen() -> None:
+    """Exempt the widgets of the app from garbage collection, which takes 40 to 80 ms for them and holds up a key.
+
+    For the process of an app alone: garbage of this moment is never freed.
+    """
+    gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
 
 
 class LeavingExecutor(ThreadPoolExecutor):
@@ -120,27 +127,18 @@ class LocaltuneApp(App[str]):
         self.desktop = Desktop(self, self.state, lambda: self.clock(), self.write_to_terminal)
         remembers = self._settings.remember
         self.drafts = DraftKeeper(self.state, self.desktop.panes, remembers=remembers)
-        self.beginnings = Beginnings(self.desktop, self.keys, lambda: self.cards.follow())
-        self.configuration = Configuration(self.desktop, self.state, self.drafts, self.keys, self.beginnings)
+        self.configuration = Configuration(
+            self.desktop, self.state, self.drafts, self.keys, changed=lambda: self.starting.follow()
+        )
         self.returning = Returning(
             self.desktop, self.state, self.drafts, self.configuration, lambda: self.clock(), remembers=remembers
         )
         self.leaving = Leaving(self.desktop, self.state, self.bridge, self.drafts, self.returning)
-        self.cards = StartCards(self.desktop, self.state, self.beginnings, self.configuration.bring_back)
-        self.queueing = Queueing(self.desktop, self.state, self.cards, lambda run: self.runs.open(run))
-        self.runs = Runs(
-            self.desktop,
-            self.state,
-            self.bridge,
-            self.drafts,
-            self.cards,
-            self.queueing,
-            self.keys,
-            lambda: self.clock(),
-        )
+        self.runs = Runs(self.desktop, self.state, self.bridge, self.drafts, self.keys, lambda: self.clock())
+        self.starting = Starting(self.desktop, self.state, self.bridge, self.keys, self.configuration, self.runs)
         self.serving = Serving(self, self.desktop, self.state)
         self.run_control = RunControl(
-            self.desktop, self.state, self.bridge, self.leaving, self.runs.show_lines, lambda: self.clock()
+            self.desktop, self.state, self.bridge, self.leaving, self.runs, lambda: self.clock()
         )
 
     def write_to_terminal(self, text: str) -> None:
@@ -188,7 +186,7 @@ class LocaltuneApp(App[str]):
 
     @property
     def _is_told(self) -> bool:
-        """Whether the command line says what to begin with."""
+        """True if the command line names something to open."""
         named = (self._config_path, self._run_name, self._data_path)
         return self._demo or any(name is not None for name in named)
 
@@ -215,16 +213,10 @@ class LocaltuneApp(App[str]):
             self.screen.refresh()
 
     def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
-        """Write an update of the screen: the cells that differ from what the terminal shows, and nothing if none do."""
-        # Textual has no other place between an update and its bytes. What it would not write must not be taken for
-        # written: these are its conditions, and it writes the cursor's place with every update.
-        driver, update = self._driver, cast(object, renderable)
-        is_written = self._running and not self._closed and not self._batch_count and not self.is_headless
-        if is_written and isinstance(driver, TerminalDriver) and isinstance(update, CompositorUpdate):
-            output = driver.image.bring(update, self.console._color_system, screen.outer_size)
-            if output is not None:
-                is_still = self.screen.outer_size.clamp_offset(self.cursor_position) == self._previous_cursor_position
-                renderable = None if is_still and not output else Painted(output)
+        """Write the cells of an update that differ from the image of the terminal; nothing where none do."""
+        # Textual has no other place between an update and its bytes.
+        if isinstance(self._driver, TerminalDriver):
+            renderable = self._driver.image.rest_of(renderable, self, screen)
         super()._display(screen, renderable)
 
     def _keep_drafts(self) -> None:
@@ -316,9 +308,8 @@ class LocaltuneApp(App[str]):
         view = self.state.live_run
         return self.mistakes.sentence(self.drafts.kept, view.run.id if view is not None else "")
 
-    @on(messages.FirstPaint)
-    async def _first_paint(self) -> None:
-        """Slow imports, done once the first screen is painted."""
+    async def first_painted(self) -> None:
+        """Load everything that the first paint did not need: panes, runs and the configuration."""
         self.desktop.show_header()
         self.bridge.sample_devices()
         landing = "config" if self._config_path is not None else "data" if self._data_path is not None else ""
@@ -329,7 +320,7 @@ class LocaltuneApp(App[str]):
             self.set_timer(_SETTLED_SECONDS, spare_the_screen)
         self._warm_sandbox()
         self.runs.offer_to_chat()
-        # Before the configuration: that is read in a thread, and what was open elsewhere comes with it.
+        # Before the configuration: a thread reads it, and restores the last session with it.
         data = entry_path(str(self._data_path), working_directory()) if self._data_path is not None else None
         if data is not None and (pane := self.desktop.panes.data) is not None:
             pane.show(data, ask=True)
@@ -362,17 +353,7 @@ class LocaltuneApp(App[str]):
     def _theme_changed(self, _: object) -> None:
         self.desktop.show_header()
 
-    # Requests of the panes, and results of the threads.
-
-    @on(messages.PaneRequested)
-    def _pane_requested(self, message: messages.PaneRequested) -> None:
-        self.desktop.show_pane(message.pane)
-
-    @on(messages.PaneShown)
-    def _pane_shown(self, message: messages.PaneShown) -> None:
-        if message.pane == "runs":
-            self.bridge.list_runs(message.shown)
-        self.desktop.show_header()
+    # Results of threads.
 
     @on(messages.PasteRefused)
     def _paste_refused(self, message: messages.PasteRefused) -> None:
@@ -389,66 +370,12 @@ class LocaltuneApp(App[str]):
         self.configuration.loaded(message.document)
         self.returning.loaded()
 
-    @on(messages.ConfigEdited)
-    def _config_edited(self, message: messages.ConfigEdited) -> None:
-        self.configuration.edited(message)
-        self.cards.follow()
-
-    @on(messages.ConfigSaved)
-    def _config_saved(self, message: messages.ConfigSaved) -> None:
-        self.configuration.saved(message.document)
-
-    @on(messages.DatasetChosen)
-    def _dataset_chosen(self, message: messages.DatasetChosen) -> None:
-        self.configuration.use_dataset(message)
-
-    @on(messages.FormerRequested)
-    def _former_requested(self) -> None:
-        self.configuration.bring_back()
-
-    @on(messages.DataRequested)
-    def _data_requested(self, message: messages.DataRequested) -> None:
-        self.configuration.open_data(message.path)
-
-    @on(messages.LengthsMeasured)
-    def _lengths_measured(self, message: messages.LengthsMeasured) -> None:
-        if (form := self.desktop.panes.config) is not None:
-            form.take_lengths(message.path, message.lengths)
-
     @on(messages.SurroundingsSeen)
     def _surroundings_seen(self, message: messages.SurroundingsSeen) -> None:
         panes = self.desktop.panes
         for pane in (panes.train, panes.data):
             if pane is not None:
                 pane.look_around(message.here)
-
-    @on(messages.OptionsChosen)
-    def _options_chosen(self, message: messages.OptionsChosen) -> None:
-        self.configuration.choose_options(message)
-
-    @on(messages.FormRequested)
-    def _form_requested(self, message: messages.FormRequested) -> None:
-        self.configuration.open_form(message.form)
-
-    @on(messages.SampleRequested)
-    def _sample_requested(self) -> None:
-        self.runs.start_sample()
-
-    @on(messages.EditRunRequested)
-    def _edit_run_requested(self, message: messages.EditRunRequested) -> None:
-        self.configuration.edit_run(message.run)
-
-    @on(messages.ContinueRequested)
-    def _continue_requested(self, message: messages.ContinueRequested) -> None:
-        self.runs.continue_run(message.run)
-
-    @on(RunList.Chosen)
-    def _run_chosen(self, message: RunList.Chosen) -> None:
-        self.runs.open(message.row.run)
-
-    @on(messages.OpenRunRequested)
-    def _open_run_requested(self, message: messages.OpenRunRequested) -> None:
-        self.runs.open(message.run)
 
     @on(messages.RunStarted)
     def _run_started(self, message: messages.RunStarted) -> None:
@@ -468,97 +395,42 @@ class LocaltuneApp(App[str]):
     def _no_run_found(self) -> None:
         self.runs.none_found()
 
-    @on(messages.AnswerAwaited)
-    def _answer_awaited(self, message: messages.AnswerAwaited) -> None:
-        self.runs.await_answer(message.waiting)
-
-    @on(messages.DevicesSampled)
-    def _devices_sampled(self, message: messages.DevicesSampled) -> None:
-        self.runs.show_devices(message.devices)
-
-    def on_app_focus(self) -> None:
-        """Bring the header up to date for whoever comes back to the terminal."""
-        self.runs.show_newest_devices()
-
-    @on(messages.RunsListed)
-    def _runs_listed(self, message: messages.RunsListed) -> None:
-        self.runs.listed(message)
-
-    @on(messages.QueueListed)
-    def _queue_listed(self, message: messages.QueueListed) -> None:
-        self.runs.show_queue(message)
-
-    @on(messages.RunsInView)
-    def _runs_in_view(self, message: messages.RunsInView) -> None:
-        self.bridge.look_at(message)
-
-    @on(messages.RunFiguresRead)
-    def _run_figures_read(self, message: messages.RunFiguresRead) -> None:
-        self.runs.show_figures(message)
-
-    @on(messages.RunDetailRead)
-    def _run_detail_read(self, message: messages.RunDetailRead) -> None:
-        self.runs.show_detail(message)
-
-    @on(messages.EvaluationRequested)
-    def _evaluation_requested(self, message: messages.EvaluationRequested) -> None:
-        self.runs.evaluate(message.run)
-
-    @on(messages.DeleteRequested)
-    def _delete_requested(self, message: messages.DeleteRequested) -> None:
-        self.runs.delete(message.run, message.size)
-
-    @on(messages.ServeRequested)
-    def _serve_requested(self, message: messages.ServeRequested) -> None:
-        self.serving.request(message.target)
-
-    @on(messages.ServeChanged)
-    def _serve_changed(self, message: messages.ServeChanged) -> None:
-        self.serving.changed(message)
-
-    @on(messages.ExportRequested)
-    def _export_requested(self, message: messages.ExportRequested) -> None:
-        self.runs.export(message.run, message.step)
-
     @on(messages.RunDeleted)
     def _run_deleted(self, message: messages.RunDeleted) -> None:
         self.runs.deleted(message.run, in_trash=message.in_trash)
-
-    @on(messages.LabelRequested)
-    def _label_requested(self, message: messages.LabelRequested) -> None:
-        self.bridge.label(message.run, message.change)
-
-    @on(messages.RunLabeled)
-    def _run_labeled(self, message: messages.RunLabeled) -> None:
-        self.runs.labeled(message.run, message.labels)
-
-    @on(messages.CompareRequested)
-    def _compare_requested(self, message: messages.CompareRequested) -> None:
-        self.runs.compare(message.runs)
-
-    @on(messages.DetailsRequested)
-    def _details_requested(self, message: messages.DetailsRequested) -> None:
-        self.runs.show_details(message.run)
-
-    @on(messages.RestoreRequested)
-    def _restore_requested(self) -> None:
-        self.bridge.restore_last()
-
-    @on(messages.TrashRequested)
-    def _trash_requested(self) -> None:
-        self.runs.show_trash()
 
     @on(messages.RunRestored)
     def _run_restored(self, message: messages.RunRestored) -> None:
         self.runs.restored(message.run)
 
-    @on(messages.ControlRequested)
-    def _control_requested(self, message: messages.ControlRequested) -> None:
-        self.run_control.request(message.command)
+    @on(messages.DevicesSampled)
+    def _devices_sampled(self, message: messages.DevicesSampled) -> None:
+        self.runs.show_devices(message.devices)
 
-    @on(messages.SettingsRequested)
-    def _settings_requested(self, message: messages.SettingsRequested) -> None:
-        self.run_control.change_settings(message.run, message.settings)
+    @on(messages.RunsListed)
+    def _runs_listed(self, message: messages.RunsListed) -> None:
+        if (pane := self.desktop.panes.runs) is not None:
+            pane.show(message.rows)
+
+    @on(messages.QueueListed)
+    def _queue_listed(self, message: messages.QueueListed) -> None:
+        if (pane := self.desktop.panes.runs) is not None:
+            pane.show_queue(message.view)
+
+    @on(messages.RunFiguresRead)
+    def _run_figures_read(self, message: messages.RunFiguresRead) -> None:
+        if (pane := self.desktop.panes.runs) is not None:
+            pane.show_figures(message.figures)
+
+    @on(messages.RunDetailRead)
+    def _run_detail_read(self, message: messages.RunDetailRead) -> None:
+        if (pane := self.desktop.panes.runs) is not None:
+            pane.show_detail(message.detail)
+
+    @on(messages.RunLabeled)
+    def _run_labeled(self, message: messages.RunLabeled) -> None:
+        if (pane := self.desktop.panes.runs) is not None:
+            pane.relabel(message.run, message.labels)
 
     @on(messages.ControlAnswered)
     def _control_answered(self, message: messages.ControlAnswered) -> None:
@@ -568,16 +440,31 @@ class LocaltuneApp(App[str]):
     def _control_failed(self, message: messages.ControlFailed) -> None:
         self.run_control.failed(message)
 
+    @on(messages.ServeChanged)
+    def _serve_changed(self, message: messages.ServeChanged) -> None:
+        self.serving.changed(message)
+
+    # Events.
+
+    def pane_shown(self, name: str, *, shown: bool) -> None:
+        """Follow a pane that has come into sight, or left it: the runs are listed while their pane is in sight."""
+        if name == "runs":
+            self.bridge.list_runs(shown)
+        self.desktop.show_header()
+
+    def on_app_focus(self) -> None:
+        """Bring the header up to date for whoever comes back to the terminal."""
+        self.runs.show_newest_devices()
+
     # Keys.
 
     async def action_quit(self) -> None:
         """Quit, after asking about unsaved edits and a live run."""
         self.leaving.ask()
 
-    @on(messages.StartRequested)
     def action_start(self) -> None:
-        """Start a run of the configuration; where an ended run has the focus, start that one again."""
-        self.runs.start_in(self.main.current)
+        """Start a run of the configuration; in the Train pane with an ended run, start that one again."""
+        self.starting.start_in(self.main.current)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys with priority run no action while a text is being entered, or a screen covers the panes.
@@ -645,10 +532,10 @@ class LocaltuneApp(App[str]):
 
     def action_queue(self) -> None:
         """Show the queue of runs."""
-        self.queueing.show()
+        self.starting.show_queue()
 
     def action_self_test(self) -> None:
-        """Open the self-test, which begins when it is told to."""
+        """Open the self-test; a key in it begins the test."""
         from tui.screens.selftest import selftest_screen
 
         if not self.desktop.is_covered:
@@ -659,7 +546,7 @@ class LocaltuneApp(App[str]):
         self.runs.evaluate(self.state.view.run if self.state.view is not None else None)
 
     def can_run(self, key: Key) -> bool:
-        """Whether a key's action makes sense now; the palette leaves out the others."""
+        """True if a key's action makes sense now; the palette leaves out the others."""
         if key.scope == "app":
             return True
         pane = self.desktop.panes.find(key.scope)
@@ -670,7 +557,9 @@ class LocaltuneApp(App[str]):
         if key.scope == "app":
             # Not by its binding, which is for keys: it yields to a text that is being entered.
             _, name, parameters = parse(key.action)
-            await invoke(getattr(self, f"action_{name}"), *parameters)
+            result = getattr(self, f"action_{name}")(*parameters)
+            if isawaitable(result):
+                await result
             return
         self.main.show_pane(key.scope, zoom=self.main.zoomed)
         if (pane := self.desktop.panes.find(key.scope)) is not None:
@@ -699,8 +588,8 @@ class LocaltuneApp(App[str]):
         names = sorted(self.available_themes, key=lambda name: (not name.startswith("localtune-"), name))
         self.push_screen(ThemePicker(names, self.theme), chosen)
 
-    def _remember(self, setting: str, value: str, what: str) -> None:
+    def _remember(self, setting: str, value: str, name: str) -> None:
         try:
             save_setting(config_dir() / "settings.toml", setting, value)
         except (OSError, UserError) as error:
-            self.desktop.warn(f"The {what} is not remembered", str(error))
+            self.desktop.warn(f"The {name} is not remembered", str(error))

@@ -32,11 +32,11 @@ from tui.messages import (
     RunFiguresRead,
     RunLabeled,
     RunRestored,
-    RunsInView,
     RunsListed,
     RunStarted,
     SurroundingsSeen,
 )
+from tui.shell import RunsInView
 
 if TYPE_CHECKING:
     from core.config.schema import Config
@@ -55,7 +55,7 @@ CATCH_UP_SECONDS = 0.1
 SAMPLE_SECONDS, LIST_SECONDS = 5.0, 2.0
 #: Seconds between two messages with figures, which may sort the list anew.
 FIGURES_SECONDS = 0.3
-#: Seconds within which a list reads what is not known yet of its runs.
+#: Seconds within which a list reads runs that it does not know yet.
 FACTS_SECONDS = 0.1
 #: Seconds for a worker to identify itself, and for a killed one to be gone; memory of a device takes a while to free.
 SIGNAL_SECONDS, KILL_SECONDS = 5.0, 20.0
@@ -80,7 +80,7 @@ class Bridge:
         self._clients: set[ControlClient] = set()
         self._guard, self._labeling = threading.Lock(), threading.Lock()
         self.sampling = True
-        """Whether devices are sampled; a live worker reports them itself."""
+        """True while devices are sampled here; a live worker reports them itself."""
 
     def close(self) -> None:
         """End all threads soon, without waiting for work in progress."""
@@ -114,7 +114,7 @@ class Bridge:
             self._app.post_message(message)
 
     def look_around(self) -> None:
-        """Look for what a new user can begin with."""
+        """Look for data files and earlier runs to begin with."""
 
         def work() -> None:
             from tui.datasets.here import look_around
@@ -154,7 +154,7 @@ class Bridge:
         self._following.set()
 
     def find_run(self, session: Session | None = None) -> None:
-        """Follow the newest live run, else the one of the last session, else the newest run.
+        """Follow the newest live run, else the run of the last session, else the newest run.
 
         :class:`NoRunFound` where there is none.
         """
@@ -235,7 +235,7 @@ class Bridge:
         self._wanted.set()
 
     def _read_figures(self, stop: threading.Event) -> None:
-        """Read what the list needs of each run in view, the run under the cursor first, and again when it changes."""
+        """Read the figures of each run in view, the run under the cursor first, and again when it changes."""
         from core.runs.catalog.result import read_detail
         from core.runs.catalog.rows import FigureReader, rest_after
 
@@ -434,7 +434,7 @@ def follow_run(
 
 
 def _looks_different(before: RunState, after: RunState) -> bool:
-    """Whether anything but the heartbeat has changed."""
+    """True if anything but the heartbeat has changed."""
 
     def shown(state: RunState) -> tuple[object, ...]:
         return state.state, state.reason, state.step, state.total_steps, state.pending, state.progress

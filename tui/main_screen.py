@@ -10,6 +10,7 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
+from textual.content import Content
 from textual.css.query import NoMatches
 from textual.geometry import NULL_OFFSET, NULL_SPACING, Size
 from textual.layout import ArrangeResult, Layout, WidgetPlacement
@@ -19,12 +20,43 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from tui.arrangement import SMALLEST, Direction, companions, direction, places, room
-from tui.messages import FirstPaint, PaneShown
 from tui.panes import TILED, PaneSpec, pane_spec
 from tui.panes.base import Pane
+from tui.shell import shell_of
 from tui.widgets.key_bar import KeyBar
 from tui.widgets.status_bar import StatusBar
-from tui.widgets.too_small import TooSmall
+
+
+class TooSmall(Widget):
+    """A notice that covers the screen and names a sufficient size.
+
+    Args:
+        smallest: The minimum columns and rows.
+    """
+
+    DEFAULT_CSS = """
+    TooSmall {
+        layer: notice; dock: top; width: 100%; height: 100%; display: none;
+        background: $background; color: $foreground; content-align: center middle; text-align: center;
+    }
+    """
+
+    def __init__(self, smallest: tuple[int, int]) -> None:
+        super().__init__()
+        self._smallest = smallest
+
+    def render(self) -> Content:
+        """The present and the minimum size; the run is not affected."""
+        width, height = self.app.size
+        return Content(
+            f"{width}×{height} is too small.\nMake the terminal at least {self._smallest[0]}×{self._smallest[1]}.\n"
+            "A run that is on goes on.\n"
+            f"{shell_of(self).keys['app.quit'].display} leaves."
+        )
+
+    def on_resize(self) -> None:
+        """Show the new size."""
+        self.refresh()
 
 
 class PaneSlot(Container):
@@ -107,7 +139,7 @@ class Workspace(Container):
         return self._panes
 
     def place(self, shown: tuple[str, ...], way: Direction) -> None:
-        """Place the panes in sight; ``way`` tells how two of them share the workspace."""
+        """Place the panes in sight; ``way`` is the arrangement of two of them."""
         if (shown, way) == (self._panes.shown, self._panes.way):
             return
         self._panes.shown, self._panes.way = shown, way
@@ -140,7 +172,7 @@ class MainScreen(Screen[None]):
         self.current = pane
         """The focused pane."""
         self.zoomed = zoomed
-        """Whether the current pane fills a terminal that has room for more."""
+        """True if the current pane fills a terminal that has room for more."""
         self._way = way
         self._live = False
         self._shown: tuple[str, ...] = ()
@@ -162,7 +194,8 @@ class MainScreen(Screen[None]):
         self.call_after_refresh(self._painted)
 
     def _painted(self) -> None:
-        self.post_message(FirstPaint())
+        # In the task of the app, which mounts the panes.
+        self.app.call_later(shell_of(self).first_painted)
 
     async def load_panes(self) -> None:
         """Import and mount the panes that were only frames so far, the visible ones first."""
@@ -182,12 +215,12 @@ class MainScreen(Screen[None]):
 
     @property
     def is_tiled(self) -> bool:
-        """Whether more than one pane is in sight."""
+        """True if more than one pane is in sight."""
         return len(self._shown) > 1
 
     @property
     def is_too_small(self) -> bool:
-        """Whether only the notice about the size is shown."""
+        """True if only the notice about the size is shown."""
         return self.size.width < SMALLEST[0] or self.size.height < SMALLEST[1]
 
     def show_pane(self, name: str, *, zoom: bool = False) -> None:
@@ -255,7 +288,7 @@ class MainScreen(Screen[None]):
                 name = slot.spec.id
                 shown = name in self._shown
                 if (name in before) != shown or not self._arranged:
-                    self.post_message(PaneShown(name, shown))
+                    self.app.call_later(shell_of(self).pane_shown, name, shown=shown)
                 slot.mark(is_current=name == self.current)
             self.query_one(TooSmall).display = self.is_too_small
             self._arranged = True

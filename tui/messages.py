@@ -1,22 +1,19 @@
-"""Messages that cross widgets: events and requests, posted up to the app."""
+"""Messages of threads to the app: results of the bridge and of the server, and input of the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from textual.events import Key
 from textual.message import Message
 
 if TYPE_CHECKING:
-    from core.analysis.lengths import Lengths
     from core.config.document import ConfigDocument
     from core.errors import UserError
     from core.hardware.snapshot import Device
     from core.queue.view import QueueView
-    from core.runs.catalog.earlier import Origin
     from core.runs.catalog.result import RunDetail
     from core.runs.catalog.rows import RunFigures, RunRow
     from core.runs.record.events import Event
@@ -28,35 +25,6 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DatasetChosen(Message):
-    """Request: a file of rows, picked to train on, to train on with those of the configuration, or to hold out."""
-
-    path: Path
-    use: Literal["train", "add", "eval"] = "train"
-
-
-@dataclass
-class FormerRequested(Message):
-    """Request: bring back the configuration that was there before the present one."""
-
-
-@dataclass
-class DataRequested(Message):
-    """Request: show the rows of a file in the Data pane."""
-
-    path: Path
-
-
-@dataclass
-class LengthsMeasured(Message):
-    """The lengths of the rows of the file in the Data pane, as a run of the configuration would read them."""
-
-    path: Path
-    lengths: Lengths | None
-    """None where they are not known any more."""
-
-
-@dataclass
 class SurroundingsSeen(Message):
     """Surroundings have been read: data files in the working directory, and earlier runs."""
 
@@ -64,111 +32,10 @@ class SurroundingsSeen(Message):
 
 
 @dataclass
-class FormRequested(Message):
-    """Request: a screen for options that are best chosen with the rows in view."""
-
-    form: Literal["template", "columns"]
-
-
-@dataclass
-class OptionsChosen(Message):
-    """Request: other values for options of the configuration in the app; its file is written only by a save.
-
-    Where they were chosen for a file that the configuration does not name, a new one begins with them.
-    """
-
-    values: Mapping[str, Any]
-    """``section.key`` to value; None for the default, a path as a :class:`~pathlib.Path`."""
-    notice: str = ""
-    """The notice shown after the change."""
-    path: Path | None = None
-    """The file that they were chosen for; None where they are for no file."""
-
-
-@dataclass
-class ConfigEdited(Message):
-    """The configuration in the app has changed; the document may be invalid."""
-
-    document: ConfigDocument
-    option: str = ""
-    """The option changed, ``section.key``; empty where it may be any."""
-    saved: str | None = None
-    """The text of its file, or else the text that needs no saving; None where that is unchanged."""
-    origin: Origin | None = None
-    """The run that it was begun with; counts where ``saved`` is given."""
-    draft: str = ""
-    """The id of the draft that it has just been opened from."""
-
-
-@dataclass
 class ConfigLoaded(Message):
     """A configuration has been read from its file, or a new one begun."""
 
     document: ConfigDocument
-
-
-@dataclass
-class ConfigSaved(Message):
-    """The configuration in the app is now the same as its file."""
-
-    document: ConfigDocument
-
-
-@dataclass
-class StartRequested(Message):
-    """Request: start a run of the present configuration."""
-
-
-@dataclass
-class SampleRequested(Message):
-    """Request: start a run of the sample data on the starter model."""
-
-
-@dataclass
-class OpenRunRequested(Message):
-    """Request: show a run, and follow it if it is live."""
-
-    run: Run
-
-
-@dataclass
-class EditRunRequested(Message):
-    """Request: open the configuration of a run as a new one."""
-
-    run: Run
-
-
-@dataclass
-class ContinueRequested(Message):
-    """Request: continue an ended run from its last checkpoint; the run that is shown, if none is given."""
-
-    run: Run | None = None
-
-
-@dataclass
-class ExportRequested(Message):
-    """Request: the screen that exports what a run has trained."""
-
-    run: Run
-    step: int | None = None
-    """The step of a checkpoint; None for the result, or the newest checkpoint."""
-
-
-@dataclass
-class ControlRequested(Message):
-    """Request: send the worker of the shown run a command, or take it back where it waits already: pause, resume,
-    checkpoint, park, skip_evaluation or stop (confirmed first)."""
-
-    command: str
-
-
-@dataclass
-class SettingsRequested(Message):
-    """Request: other settings for a live run."""
-
-    run: Run
-    settings: Mapping[str, Any]
-    """``section.key`` to value, as ``set`` of the control protocol takes them."""
 
 
 @dataclass
@@ -195,21 +62,6 @@ class ControlFailed(Message):
 
 
 @dataclass
-class PaneRequested(Message):
-    """Request: show another pane: data, config, train, chat or runs."""
-
-    pane: str
-
-
-@dataclass
-class PaneShown(Message):
-    """A pane has come into view, or left it."""
-
-    pane: str
-    shown: bool
-
-
-@dataclass
 class RunStarted(Message):
     """A worker has been started on a run, new or continued."""
 
@@ -224,9 +76,9 @@ class RunAttached(Message):
     state: RunState
     history: RunHistory
     found: bool = False
-    """Whether the app found it by itself, without a request of the user."""
+    """True if the app found it by itself, without a request of the user."""
     is_partial: bool = False
-    """Whether the history has some of the steps only; the whole one follows."""
+    """True if the history has some of the steps only; the whole one follows."""
     ranks: Sequence[Rank] = ()
     """Its processes with their signs of life; empty for a run of one."""
 
@@ -276,55 +128,11 @@ class QueueListed(Message):
 
 
 @dataclass
-class RunsInView(Message):
-    """Request: figures of the runs in view, and an account of the one under the cursor."""
-
-    runs: Sequence[Run]
-    chosen: Run | None = None
-    before: Run | None = None
-    """The run that the chosen one is compared with."""
-    others: Sequence[Run] = ()
-    """Runs out of sight whose figures are wanted too, to sort by."""
-
-
-@dataclass
-class LabelRequested(Message):
-    """Request: a change of the labels of a run, as they are when it is carried out."""
-
-    run: Run
-    change: Callable[[Labels], Labels]
-
-
-@dataclass
 class RunLabeled(Message):
     """A run has other labels."""
 
     run: Run
     labels: Labels
-
-
-@dataclass
-class CompareRequested(Message):
-    """Request: runs side by side."""
-
-    runs: Sequence[Run]
-
-
-@dataclass
-class DetailsRequested(Message):
-    """Request: everything about a run."""
-
-    run: Run
-
-
-@dataclass
-class RestoreRequested(Message):
-    """Request: the run that was deleted last comes back from the trash."""
-
-
-@dataclass
-class TrashRequested(Message):
-    """Request: the runs in the trash."""
 
 
 @dataclass
@@ -349,29 +157,6 @@ class RunDetailRead(Message):
 
 
 @dataclass
-class DeleteRequested(Message):
-    """Request: delete a run, once that is confirmed."""
-
-    run: Run
-    size: int | None = None
-    """Its bytes on the disk, as far as known."""
-
-
-@dataclass
-class EvaluationRequested(Message):
-    """Request: put a file of prompts to a run's model and others, after a form."""
-
-    run: Run
-
-
-@dataclass
-class ServeRequested(Message):
-    """Request: let other programs use a model: the server is started, or shown where it is on."""
-
-    target: Run | Path | str
-
-
-@dataclass
 class ServeChanged(Message):
     """The server has come up, makes progress, or has ended."""
 
@@ -389,7 +174,7 @@ class RunDeleted(Message):
 
     run: Run
     in_trash: bool = False
-    """Whether it can be restored."""
+    """True if it can be restored."""
 
 
 @dataclass
@@ -398,15 +183,8 @@ class NoRunFound(Message):
 
 
 @dataclass
-class AnswerAwaited(Message):
-    """A question to the model in training has been asked, answered or given up."""
-
-    waiting: bool
-
-
-@dataclass
 class ActionFailed(Message):
-    """Something the user asked for could not be done."""
+    """A request of the user has failed."""
 
     title: str
     error: UserError
@@ -426,12 +204,12 @@ class KeysAhead(Message):
 
     keys: Sequence[Key]
     goes_on: bool
-    """Whether they continue the keys before."""
+    """True if they continue the keys before."""
 
 
 @dataclass
 class KeysHandled(Message):
-    """The keys posted before it are handled, and what they asked for, once it has bubbled up from the focus."""
+    """The end of a burst: once it has bubbled up from the focus, the keys before it and their messages are handled."""
 
     reached: Callable[[], object]
     """Called then; in the app's thread."""
@@ -442,8 +220,3 @@ class KeysHandled(Message):
 @dataclass
 class TerminalGone(Message):
     """The terminal is gone: no more input will come."""
-
-
-@dataclass
-class FirstPaint(Message):
-    """The first screen has been painted; slow imports may start now."""

@@ -16,9 +16,8 @@ from core.runs.catalog.result import RunOutcome, ended_since, read_outcome
 from core.runs.catalog.rows import newest_live
 from core.runs.record.store import Run, find_run, list_runs
 from core.text import one_line
-from tui.data_paths import entry_path, entry_text, follow_links
-from tui.panes.config.editor import Opened
-from tui.panes.config.kept import kept_drafts, open_draft, open_run
+from tui.files import entry_path, entry_text, follow_links
+from tui.panes.config.editor import Opened, kept_drafts, open_draft, open_run
 from tui.panes.config.model import is_there
 from tui.session import DataPlace, Session
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from textual.dom import DOMNode
 
@@ -11,10 +13,152 @@ from tui.glyphs import GlyphSet
 from tui.keys import Key, KeyTable
 from tui.state import AppState
 
+if TYPE_CHECKING:
+    from core.analysis.lengths import Lengths
+    from core.config.document import ConfigDocument
+    from core.runs.catalog.earlier import Origin
+    from core.runs.record.store import Labels, Run
+
+
+@dataclass(frozen=True)
+class RunsInView:
+    """The runs whose figures the list needs, and the run under its cursor."""
+
+    runs: Sequence[Run]
+    chosen: Run | None = None
+    before: Run | None = None
+    """The run that the chosen one is compared with."""
+    others: Sequence[Run] = ()
+    """Runs out of sight whose figures the order needs."""
+
+
+class ConfigurationRequests(Protocol):
+    """Requests about the configuration in the app."""
+
+    def loaded(self, document: ConfigDocument) -> None:
+        """Show a configuration that has been read from its file."""
+
+    def edited(
+        self,
+        document: ConfigDocument,
+        option: str = "",
+        *,
+        saved: str | None = None,
+        origin: Origin | None = None,
+        draft: str = "",
+    ) -> None:
+        """Follow an edit in the form; the document may be invalid.
+
+        Args:
+            document: The configuration.
+            option: The option changed, ``section.key``; empty where it may be any.
+            saved: The text of its file, or else the text that needs no saving; None where that is unchanged.
+            origin: The run that it was begun with; counts where ``saved`` is given.
+            draft: The id of the draft that it has just been opened from.
+        """
+
+    def saved(self, document: ConfigDocument) -> None:
+        """Note that the configuration is the same as its file."""
+
+    def lengths_measured(self, path: Path, lengths: Lengths | None) -> None:
+        """Plan the memory for the rows of a file; ``lengths`` is None once they are unknown again."""
+
+    def use_dataset(self, path: Path, use: Literal["train", "add", "eval"] = "train") -> None:
+        """Train on a file, train on it besides the others, or hold it out."""
+
+    def choose_options(self, values: Mapping[str, Any], notice: str = "", path: Path | None = None) -> None:
+        """Set options of the configuration; a save writes its file.
+
+        Args:
+            values: ``section.key`` to value; None for the default, a path as a :class:`~pathlib.Path`.
+            notice: The notice shown afterwards.
+            path: The file that they were chosen for: where the configuration does not name it, a new one begins.
+        """
+
+    def bring_back(self) -> None:
+        """Bring back the configuration before the present one."""
+
+    def open_data(self, path: Path) -> None:
+        """Show the rows of a file in the Data pane."""
+
+    def open_form(self, form: Literal["template", "columns"]) -> None:
+        """Open the screen in which the template or the columns are chosen."""
+
+    def edit_run(self, run: Run) -> None:
+        """Open the configuration of a run as a new one."""
+
+
+class StartRequests(Protocol):
+    """Requests for a new or a continued run."""
+
+    def start_sample(self) -> None:
+        """Offer a run of the sample data on the starter model."""
+
+    def continue_run(self, asked: Run | None = None) -> None:
+        """Offer to continue an ended run from its last checkpoint; the shown one by default."""
+
+
+class RunRequests(Protocol):
+    """Requests about a run: to show it, its results, and the trash."""
+
+    def open(self, run: Run) -> None:
+        """Show a run, and follow it if it is live."""
+
+    def show_details(self, run: Run) -> None:
+        """Show everything about a run."""
+
+    def compare(self, runs: Sequence[Run]) -> None:
+        """Show runs side by side."""
+
+    def evaluate(self, run: Run | None) -> None:
+        """Put a file of prompts to a run's model and others, after a form."""
+
+    def export(self, run: Run, step: int | None = None) -> None:
+        """Open the export screen; the newest checkpoint or the result where ``step`` is None."""
+
+    def delete(self, run: Run, size: int | None) -> None:
+        """Delete a run, once that is confirmed; ``size`` in bytes where it is known."""
+
+    def show_trash(self) -> None:
+        """Show the runs in the trash."""
+
+    def await_answer(self, waiting: bool) -> None:
+        """Show whether a question to the model holds up the training."""
+
+
+class RunThreads(Protocol):
+    """Threads that read and change run directories."""
+
+    def look_at(self, view: RunsInView) -> None:
+        """Read the figures of these runs from now on."""
+
+    def label(self, run: Run, change: Callable[[Labels], Labels]) -> None:
+        """Change the labels of a run, as they are at that moment."""
+
+    def restore_last(self) -> None:
+        """Restore the run that was deleted last."""
+
+
+class ControlRequests(Protocol):
+    """Requests to the worker of the shown run."""
+
+    def request(self, command: str) -> None:
+        """Send pause, resume, checkpoint, park, skip_evaluation or stop; take it back where it waits already."""
+
+    def change_settings(self, run: Run, settings: Mapping[str, Any]) -> None:
+        """Change settings of a live run: ``section.key`` to value, as ``set`` of the control protocol takes them."""
+
+
+class ServingRequests(Protocol):
+    """Requests for the server of a model."""
+
+    def request(self, target: Run | Path | str) -> None:
+        """Serve a model to other programs; show the server where one is on."""
+
 
 @runtime_checkable
 class Shell(Protocol):
-    """The app as a protocol: keys, glyphs, clock and state, read-only; changes are posted as :mod:`tui.messages`."""
+    """The app as a protocol: keys, glyphs, clock and state, read-only, and a controller for each kind of request."""
 
     @property
     def keys(self) -> KeyTable:
@@ -36,8 +180,38 @@ class Shell(Protocol):
     def state(self) -> AppState:
         """The state: the configuration, the run and the devices."""
 
+    @property
+    def configuration(self) -> ConfigurationRequests:
+        """The controller of the configuration."""
+
+    @property
+    def starting(self) -> StartRequests:
+        """The controller of starts."""
+
+    @property
+    def runs(self) -> RunRequests:
+        """The controller of runs."""
+
+    @property
+    def bridge(self) -> RunThreads:
+        """The threads on run directories."""
+
+    @property
+    def run_control(self) -> ControlRequests:
+        """The controller of the live run."""
+
+    @property
+    def serving(self) -> ServingRequests:
+        """The controller of the server."""
+
+    async def first_painted(self) -> None:
+        """Load everything that the first paint did not need."""
+
+    def pane_shown(self, name: str, *, shown: bool) -> None:
+        """Follow a pane that has come into sight, or left it."""
+
     def can_run(self, key: Key) -> bool:
-        """Whether a key's action makes sense now."""
+        """True if a key's action makes sense now."""
 
     async def run_key(self, key: Key) -> None:
         """Run a key's action, in the pane that it belongs to."""

@@ -1,4 +1,8 @@
-"""The terminal's image: what the terminal shows, cell by cell, so that only the cells that differ are written."""
+"""The image of the terminal, cell by cell: of an update, only the cells that differ are written.
+
+Without it, a cursor that moves costs 6 kB in Data, 4 kB in Runs and 14 kB in the list of presets at 120×34; with it,
+0.4 to 1.5 kB (``bench/results/terminal-image-2026-11-30.json``).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import ne
+from typing import Any, cast
 
 from rich.cells import cell_len, get_character_cell_size
 from rich.color import ColorSystem
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.style import Style
 from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
+from textual.app import App
+from textual.screen import Screen
 from textual.strip import SGR_STYLES
 
 #: Unchanged cells between two changed ones up to which writing them is as short as going past them.
@@ -43,7 +50,7 @@ class Pen:
     """The pen that a space looks the same with: its background alone; None where that is this one."""
 
     def codes_after(self, before: Pen | None) -> str:
-        """The escape sequence that selects it, as short as what was selected before allows."""
+        """The shortest escape sequence that selects it after another pen."""
         if before is None or not (
             before.attributes in ("", self.attributes)
             and (self.foreground or not before.foreground)
@@ -66,7 +73,7 @@ class Pen:
 Cell = tuple[str, Pen]
 """A character with its pen. The second cell of a wide character has no text."""
 Row = list[Cell | None]
-"""A row of the terminal; None where it is not known what is there."""
+"""A row of the terminal; None for an unknown cell."""
 
 
 class Pens:
@@ -138,11 +145,11 @@ def _split(text: str) -> tuple[str, ...] | None:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether terminals agree on the width of a cell's text."""
+    """True if terminals agree on the width of a cell's text."""
     return len(text) == 1 and ord(text) < 0x1F000
 
 
-class Painted(CompositorUpdate):
+class _Painted(CompositorUpdate):
     """An update as the output that it has become."""
 
     def __init__(self, output: str) -> None:
@@ -164,6 +171,25 @@ class TerminalImage:
         self._rows: list[Row] = []
         self._pens = Pens()
         self._is_known = False
+
+    def rest_of(
+        self, renderable: RenderableType | None, app: App[Any], screen: Screen[object]
+    ) -> RenderableType | None:
+        """The part of an update that changes the terminal, as :meth:`textual.app.App._display` takes it.
+
+        None where the terminal shows all of it; the renderable itself where it is no update of cells.
+        """
+        # An update that Textual would not write must not enter the image: these are its conditions. It writes the
+        # place of the cursor with every update.
+        is_written = app._running and not app._closed and not app._batch_count and not app.is_headless
+        update = cast(object, renderable)
+        if not is_written or not isinstance(update, CompositorUpdate):
+            return renderable
+        output = self.bring(update, app.console._color_system, screen.outer_size)
+        if output is None:
+            return renderable
+        is_still = app.screen.outer_size.clamp_offset(app.cursor_position) == app._previous_cursor_position
+        return None if is_still and not output else _Painted(output)
 
     def forget(self) -> None:
         """Take nothing for known: the terminal has a new size, or another program has written to it."""
@@ -250,7 +276,7 @@ class TerminalImage:
 
 
 def _put(row: Row, x: int, cells: list[Cell]) -> None:
-    """Put cells into a row; what is left of a wide character is blank, as in a terminal."""
+    """Put cells into a row; half of a wide character becomes a blank, as in a terminal."""
     begin, end = x, x + len(cells)
     while 0 < begin < len(row) and _goes_on(row[begin]):
         begin -= 1
@@ -264,7 +290,7 @@ def _put(row: Row, x: int, cells: list[Cell]) -> None:
 
 
 def _best_part(rows: list[Row], changed: dict[int, Row], cost: dict[int, int], step: int) -> tuple[int, int, int]:
-    """The rows, one after the other, that gain most where each takes what is ``step`` below it: gain, first, last."""
+    """The block of rows that saves most cells if it is scrolled by ``step`` rows: saved cells, first row, last row."""
     best = gain = 0
     first = begin = last = 0
     for y in range(len(rows)):

@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from core.runs.record import events
 from tests.short_list import long_but
 from tests.snapshots.conftest import MOMENT, Compare, make_app, until
-from tests.tui.panes.train.test_pane import script_run
+from tests.tui.panes.test_train import script_run
 from tests.tui.scripted_run import GPU, ScriptedRun
 from tui.app import LocaltuneApp
 

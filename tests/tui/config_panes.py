@@ -10,22 +10,14 @@ from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
 from core.config.schema import options
-from tests.tui.harness import paste, screen_text, wait_for
-from tui.messages import ConfigEdited
+from tests.tui.harness import Request, paste, requested, screen_text, wait_for
 from tui.panes.config.pane import ConfigPane
 from tui.widgets.forms.option_field import OptionField
 
 
-class RecordingPane(ConfigPane):
-    """A pane that records its messages about edits to the app."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told: list[ConfigEdited] = []
-
-    def on_config_edited(self, message: ConfigEdited) -> None:
-        assert message.document is self.document
-        self.told.append(message)
+def edits(pilot: Pilot[Any]) -> list[Request]:
+    """The edits that the pane has reported."""
+    return requested(pilot, "configuration.edited")
 
 
 def write_config(directory: Path, text: str = "") -> Path:

@@ -14,24 +14,12 @@ from core.config.document import ConfigDocument
 from tests.conftest import CHATML
 from tests.core.template.toy_tokenizers import make_backend, save
 from tests.tui.harness import screen_text, wait_for
-from tui.messages import DatasetChosen
 from tui.panes.data.pane import DataPane
 
 #: Generous, as processes are started, and the machine may be busy.
 PATIENCE = 60.0
 #: A special token of the template, for rows that contain its text.
 STOP = "<|im_end|>"
-
-
-class RecordingPane(DataPane):
-    """A pane that records its messages about chosen datasets."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.chosen: list[DatasetChosen] = []
-
-    def on_dataset_chosen(self, message: DatasetChosen) -> None:
-        self.chosen.append(message)
 
 
 def make_tokenizer(directory: Path) -> Path:

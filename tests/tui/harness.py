@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,11 +33,40 @@ class Frame(Container):
     """A stand-in for the slot of the main screen."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """A request to a controller: ``configuration.edited`` and its arguments."""
+
+    name: str
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+
+class RecordingController:
+    """A stand-in for a controller, which records the requests to it."""
+
+    def __init__(self, name: str, take: Callable[[Request], None]) -> None:
+        self._name, self._take = name, take
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **options: self._take(Request(f"{self._name}.{name}", args, options))
+
+
 class ShellApp(App[None]):
-    """A shell with an empty state."""
+    """A shell with an empty state; it records requests to its controllers."""
+
+    configuration: Any
+    starting: Any
+    runs: Any
+    bridge: Any
+    run_control: Any
+    serving: Any
 
     def __init__(self) -> None:
         super().__init__()
+        self.requests: list[Request] = []
+        for name in ("configuration", "starting", "runs", "bridge", "run_control", "serving"):
+            setattr(self, name, RecordingController(name, self.take_request))
         self.keys = KeyTable()
         self.glyphs = BRAILLE
         self.pace = 1.0
@@ -46,12 +76,28 @@ class ShellApp(App[None]):
     def can_run(self, key: Key) -> bool:
         return False
 
+    def take_request(self, request: Request) -> None:
+        """Record a request."""
+        self.requests.append(request)
+
+    async def first_painted(self) -> None:
+        raise AssertionError("there is no main screen here")
+
+    def pane_shown(self, name: str, *, shown: bool) -> None:
+        raise AssertionError("there is no main screen here")
+
     async def run_key(self, key: Key) -> None:
         raise AssertionError("nothing offers keys here")
 
 
+def requested(pilot: Pilot[Any], *names: str) -> list[Request]:
+    """The requests to controllers so far of these names."""
+    assert isinstance(pilot.app, ShellApp)
+    return [request for request in pilot.app.requests if request.name in names]
+
+
 class PaneApp(ShellApp):
-    """An app that shows one pane, and records its messages."""
+    """An app that shows one pane."""
 
     CSS_PATH: ClassVar[str] = str(Path(tui.app.__file__).parent / "app.tcss")
     CSS = "Frame { height: 1fr; } Frame > * { border: round $border; }"
@@ -66,6 +112,11 @@ class PaneApp(ShellApp):
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return variable_defaults(self.current_theme.dark)
+
+    def take_request(self, request: Request) -> None:
+        if request.name in ("configuration.edited", "configuration.saved", "configuration.loaded"):
+            assert request.args[0] is getattr(self.pane, "document", None), "the document that the pane shows"
+        super().take_request(request)
 
     def compose(self) -> ComposeResult:
         with Frame():

@@ -19,22 +19,18 @@ from tests.tui.harness import asks, screen_text, wait_for
 from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
-from tui.main_screen import PaneSlot
+from tui.main_screen import PaneSlot, TooSmall
 from tui.messages import (
     ActionFailed,
-    DatasetChosen,
     DevicesSampled,
-    PaneShown,
     RunAdvanced,
     RunAttached,
-    StartRequested,
 )
 from tui.panes import TILED
 from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen
 from tui.screens.start.card import StartCard
 from tui.widgets.charts.line_chart import LineChart
-from tui.widgets.too_small import TooSmall
 
 
 @pytest.fixture(autouse=True)
@@ -178,14 +174,14 @@ async def test_a_live_run_stays_in_sight(home: Path) -> None:
         await wait_for(pilot, lambda: shown(app) == set(TILED))
 
 
-async def test_panes_out_of_sight_are_told(home: Path) -> None:
+async def test_panes_out_of_sight_are_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, bool] = {}
 
-    def record(message: Message) -> None:
-        if isinstance(message, PaneShown):
-            told[message.pane] = message.shown
+    def record(_: LocaltuneApp, name: str, *, shown: bool) -> None:
+        told[name] = shown
 
-    async with LocaltuneApp().run_test(size=(120, 34), message_hook=record) as pilot:
+    monkeypatch.setattr(LocaltuneApp, "pane_shown", record)
+    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
         app = await ready(pilot)
         for width, height in ((80, 24), (200, 50), (130, 60), (61, 21), (160, 45), (40, 10), (120, 30)):
             await pilot.resize_terminal(width, height)
@@ -435,16 +431,16 @@ async def test_starting_validates_and_launches(tmp_path: Path, home: Path, monke
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await ready(pilot)
-        app.post_message(DatasetChosen(data))
+        app.configuration.use_dataset(data)
         await wait_for(pilot, lambda: app.state.is_dirty)
-        app.post_message(StartRequested())
+        app.action_start()
         await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
         assert not started, "nothing trains on one letter"
         await pilot.press("enter")
         await wait_for(pilot, lambda: app.state.view is not None)
         assert started == [f"rows {data}"]
         assert app.main.current == "train"
-        app.post_message(StartRequested())
+        app.action_start()
         await pilot.pause()
         assert len(started) == 1
 

@@ -8,7 +8,7 @@ from core.config.document import ConfigDocument
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
-from tui.data_paths import data_paths, path_text
+from tui.files import data_paths, path_text
 from tui.panes.config.model import ConfigModel
 
 

@@ -117,7 +117,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     ),
     "29 toasts and dialogs": (
         "tests/tui/test_app.py::test_a_control_that_fails_is_a_dialog_and_the_app_goes_on",
-        "tests/tui/controllers/test_requests.py::test_the_result_is_told_and_not_the_wish",
+        "tests/tui/controllers/test_run_control.py::test_the_result_is_told_and_not_the_wish",
     ),
     "30 the form is checked as it is typed": (
         "tests/tui/test_app.py::test_starting_without_data_says_what_is_missing",
@@ -125,7 +125,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     ),
     "31 progress, time left, heard at once": (
         "tests/core/runs/test_eta.py",
-        "tests/tui/controllers/test_requests.py::test_a_key_is_heard_at_once_and_the_same_key_takes_it_back",
+        "tests/tui/controllers/test_run_control.py::test_a_key_is_heard_at_once_and_the_same_key_takes_it_back",
     ),
     "32 units and a steady width": (
         "tests/tui/test_shell_widgets.py::test_a_wide_device_has_everything_with_units",

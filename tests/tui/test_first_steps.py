@@ -12,8 +12,8 @@ from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.datasets.here import FoundFile, Here
 from tui.keys import KeyTable
-from tui.widgets.first_steps import FirstSteps, steps_content, ways_to_begin
-from tui.widgets.forms.path_input import PathInput
+from tui.widgets.empty_state import FirstSteps, steps_content, ways_to_begin
+from tui.widgets.forms.inputs import PathInput
 
 
 @pytest.fixture

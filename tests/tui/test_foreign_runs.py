@@ -31,14 +31,12 @@ from tui.glyphs import ASCII, BLOCK, BRAILLE
 from tui.keys import KeyTable
 from tui.messages import RunAdvanced, RunAttached
 from tui.state import AppState, RunView
-from tui.widgets.answer_pairs import walk_lines
-from tui.widgets.answer_walk import LAYOUT_WORDS, AnswerWalk
+from tui.widgets.answers import LAYOUT_WORDS, AnswerWalk, walk_lines
+from tui.widgets.charts.bars import bar
 from tui.widgets.charts.chart_data import ChartData
 from tui.widgets.charts.device_panel import device_lines
-from tui.widgets.charts.line_chart import LineChart
-from tui.widgets.charts.meter import bar
+from tui.widgets.charts.line_chart import LineChart, Zoom
 from tui.widgets.charts.run_chart import RunChart
-from tui.widgets.charts.zoom import Zoom
 from tui.widgets.lists import run_list
 from tui.widgets.run_end import end_hints, end_lines
 from tui.widgets.run_lines import banner, numbers, phases, progress

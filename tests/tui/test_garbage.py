@@ -8,7 +8,7 @@ import sys
 
 def test_what_is_there_is_left_alone() -> None:
     code = (
-        "import gc; from tui.garbage import spare_the_screen; kept = [[n] for n in range(1000)]; spare_the_screen();"
+        "import gc; from tui.app import spare_the_screen; kept = [[n] for n in range(1000)]; spare_the_screen();"
         "print(gc.get_freeze_count() > 1000, gc.get_threshold())"
     )
     # In a process of its own: nothing there is ever freed afterwards.

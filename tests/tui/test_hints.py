@@ -17,7 +17,7 @@ from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready, record_commands
 from tui.app import LocaltuneApp
 from tui.panes.base import hint_at
-from tui.widgets.forms.prompt_input import PromptInput
+from tui.widgets.forms.inputs import PromptInput
 
 
 @cases(("column", "key"), [(0, ""), (5, ""), (7, "m"), (13, "m"), (15, ""), (16, "^s"), (20, "^s"), (30, ""), (99, "")])

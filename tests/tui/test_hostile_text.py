@@ -31,8 +31,7 @@ from tui.screens.dialogs import elsewhere_dialog, error_dialog, kill_dialog, qui
 from tui.screens.help import HelpScreen
 from tui.state import AppState, RunView
 from tui.widgets import run_lines
-from tui.widgets.answer_pairs import walk_lines
-from tui.widgets.answer_walk import LAYOUT_WORDS, AnswerWalk
+from tui.widgets.answers import LAYOUT_WORDS, AnswerWalk, walk_lines
 from tui.widgets.charts.chart_data import ChartData, ChartMark
 from tui.widgets.charts.device_panel import DevicePanel
 from tui.widgets.charts.line_chart import LineChart

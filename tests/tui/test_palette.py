@@ -14,7 +14,7 @@ from tui.keys import KEYS, Key, KeyTable
 from tui.palette import WORDS, find_commands, list_commands
 from tui.screens.pick import PickScreen
 from tui.screens.theme_picker import ThemePicker
-from tui.widgets.forms.prompt_input import PromptInput
+from tui.widgets.forms.inputs import PromptInput
 
 OFFERED = [key for key in KEYS if key.palette]
 

@@ -21,13 +21,13 @@ from core.runs.record.store import Run
 from tests.cases import cases
 from tests.tui.harness import Stage, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun
-from tui import thresholds
+from tui import meters
 from tui.glyphs import ASCII, BRAILLE
 from tui.keys import KeyTable
 from tui.settings import load_settings, resolve_glyphs, save_setting
 from tui.state import AppState, RunView
 from tui.widgets import run_lines
-from tui.widgets.charts import meter
+from tui.widgets.charts import bars
 from tui.widgets.charts.device_panel import device_lines
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.lists.run_list import RunList
@@ -44,22 +44,22 @@ def view_of(script: ScriptedRun) -> RunView:
     [(71, 83, "ok"), (78, 83, "near limit"), (83, 83, "at limit"), (80, 127, "near limit"), (80, None, "near limit")],
 )
 def test_a_temperature_is_near_its_limit_at_it_or_ok(temperature: float, limit: float | None, word: str) -> None:
-    assert thresholds.temperature_word(replace(GPU, temperature_c=temperature, temperature_limit_c=limit)) == word
+    assert meters.temperature_word(replace(GPU, temperature_c=temperature, temperature_limit_c=limit)) == word
 
 
 @cases(("share", "word"), [(0.5, "ok"), (0.8, "near limit"), (0.95, "at limit")])
 def test_memory_is_near_its_limit_from_four_fifths_on(share: float, word: str) -> None:
-    assert thresholds.memory_word(replace(GPU, memory_used=int(share * 100), memory_total=100)) == word
+    assert meters.memory_word(replace(GPU, memory_used=int(share * 100), memory_total=100)) == word
 
 
 def test_what_is_not_reported_has_no_word() -> None:
     bare = Device(index=0, kind="cuda", name="x")
-    assert (thresholds.temperature_word(bare), thresholds.memory_word(bare)) == ("", "")
+    assert (meters.temperature_word(bare), meters.memory_word(bare)) == ("", "")
 
 
 @cases(("fraction", "full"), [(-1.0, 0), (0.0, 0), (0.5, 5), (1.0, 10), (7.0, 10)])
 def test_bars_stay_in_their_width(fraction: float, full: int) -> None:
-    filled, empty = meter.bar(fraction, 10, ASCII)
+    filled, empty = bars.bar(fraction, 10, ASCII)
     assert (filled, len(filled + empty)) == ("#" * full, 10)
 
 

@@ -1,16 +1,41 @@
-"""Bursts of keys: those that were typed ahead are carried out, those that are text do nothing."""
+"""Bursts of keys: keys typed ahead are carried out where they lead, and text by mistake does nothing."""
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any
 
+import pytest
 from textual.events import Key
 from textual.keys import _character_to_key
+from textual.pilot import Pilot
 
+from core.config.recent import remember_config
 from tests.cases import cases
+from tests.tui.config_panes import go_to, write_config
+from tests.tui.config_panes import opened as config_opened
+from tests.tui.data_panes import opened, row, write_lines
+from tests.tui.harness import PaneApp, screen_text, wait_for
+from tests.tui.scripted_run import ScriptedRun
+from tests.tui.terminal import Terminal, app_environment
+from tests.tui.test_app import ready, record_commands
+from tui.app import LocaltuneApp
+from tui.datasets.view import DatasetView
+from tui.driver import BURST_GOES_ON
 from tui.keys import KeyTable, load_keymap
+from tui.panes.config.pane import ConfigPane
+from tui.panes.data.pane import DataPane
+from tui.screens.box import DifferenceScreen
+from tui.screens.choice import ChoiceDialog
+from tui.screens.columns.columns import ColumnForm, ColumnsScreen
+from tui.screens.pick import PickScreen
+from tui.screens.presets import PresetScreen
 from tui.typed_ahead import Place, TypedAhead
+from tui.widgets.forms.inputs import PromptInput, SafeInput
 
 PANES = ("data", "config", "train", "chat", "runs")
 NAMES = {"\n": "enter", "\x13": "ctrl+s", "\x10": "ctrl+p", "\t": "tab", "↓": "down"}
@@ -225,3 +250,304 @@ def test_a_keymap_may_rebind_the_key_of_the_chat_alone(tmp_path: Path, keys: str
     keymap = load_keymap(path)
     assert keymap.problems == []
     assert KeyTable(keymap.overrides)["app.ask"].keys == "i,f6"
+
+
+def type_at_once(pilot: Pilot[Any], text: str) -> None:
+    """Post every key before the first one is handled; a line break is ``enter``."""
+    for character in text:
+        key = {"\n": "enter", "\x13": "ctrl+s", "\t": "tab"}.get(character) or _character_to_key(character)
+        pilot.app.post_message(Key(key, None if ord(character) < 32 else character))
+
+
+async def typed(pilot: Pilot[Any]) -> str:
+    """The text of the focused input."""
+    await wait_for(pilot, lambda: isinstance(pilot.app.focused, SafeInput))
+    await pilot.pause()
+    line = pilot.app.focused
+    assert isinstance(line, SafeInput)
+    return line.value
+
+
+async def test_what_is_typed_behind_a_key_that_asks_is_the_text_and_the_keys_come_back(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [row(f"question {number}", "yes") for number in range(9)])
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
+        await opened(pilot, pane, path)
+        pane.body.rows.focus()
+        await pilot.pause()
+        # Each of these letters is a key of the pane, and so are the keys themselves.
+        for chunk, text in (("/mfsC/o:q", "mfsC/o:q"), (":2m/", "2m/"), ("onob/:lm", "nob/:lm")):
+            type_at_once(pilot, chunk)
+            assert (await typed(pilot)).removeprefix(f"{tmp_path}/") == text
+            assert not pane.body.shows_tokens
+            assert not pane.shows_report
+            await pilot.press("escape")
+            await wait_for(pilot, lambda: pane.body.rows.has_focus)
+        for number in (3, 7):
+            type_at_once(pilot, f":{number}")
+            assert await typed(pilot) == str(number)
+            await pilot.press("enter")
+            await wait_for(pilot, lambda: pane.body.rows.has_focus)
+            await pilot.pause()
+            assert pane.index == number - 1
+        for term in ("quest", "no such text"):
+            # The last search is offered again, and is replaced by typed text.
+            type_at_once(pilot, f"/{term}")
+            assert await typed(pilot) == term
+            await pilot.press("enter")
+            await wait_for(pilot, lambda: pane.body.rows.has_focus)
+        await pilot.press("slash")
+        assert await typed(pilot) == "no such text"
+
+
+async def test_a_value_typed_behind_enter_is_the_value(tmp_path: Path) -> None:
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await config_opened(pilot, pane, write_config(tmp_path))
+        field = await go_to(pilot, pane, "train.epochs")
+        type_at_once(pilot, "\n5\n")
+        await wait_for(pilot, lambda: field.value not in (None, 2.0) and pane.form.has_focus)
+        # The input begins with the present value, and typed text goes after it.
+        assert field.value == 25.0
+        assert pane.form.current is field
+
+
+async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_they_lead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
+        await wait_for(pilot, lambda: bool(pane.form.shown))
+        pane.form.focus()
+        await pilot.pause()
+        before = pane.document.dumps()
+        for chunk, text in (("/xdI/", "xdI/"), ("Sxdu/q.toml", "xdu/q.toml"), ("\x13xdu/q.toml", "xdu/q.toml")):
+            type_at_once(pilot, chunk)
+            assert (await typed(pilot)).endswith(text)
+            assert pane.document.dumps() == before
+            await pilot.press("escape")
+            await wait_for(pilot, lambda: pane.form.has_focus)
+        await config_opened(pilot, pane, write_config(tmp_path))
+        type_at_once(pilot, "vf")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: pane.form.has_focus)
+        cursor = pane.form.cursor
+        type_at_once(pilot, "Pj")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PresetScreen))
+        screen = pilot.app.screen
+        assert isinstance(screen, PresetScreen)
+        await wait_for(pilot, lambda: screen._list.highlighted not in (None, 0))
+        assert pane.form.cursor == cursor
+
+
+async def test_the_editor_of_a_value_still_saves_with_its_key(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await config_opened(pilot, pane, path)
+        await go_to(pilot, pane, "train.epochs")
+        await pilot.press("enter", "ctrl+u", "9", "ctrl+s")
+        await wait_for(pilot, lambda: "epochs = 9" in path.read_text())
+
+
+async def test_what_is_typed_behind_open_finds_the_configuration(tmp_path: Path, private_home: Path) -> None:
+    for name in ("apples", "pears"):
+        (tmp_path / f"{name}.toml").write_text('[data]\ntrain = "rows.jsonl"\n')
+        remember_config(tmp_path / f"{name}.toml")
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await config_opened(pilot, pane, write_config(tmp_path))
+        pane.form.focus()
+        await pilot.pause()
+        type_at_once(pilot, "Oapp")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        assert await typed(pilot) == "app"
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, PickScreen))
+        type_at_once(pilot, "Oapp\n")
+        await wait_for(pilot, lambda: pane.document.path == tmp_path / "apples.toml")
+
+
+async def test_a_column_typed_behind_enter_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"wer": "x", "was": "a", "warum": "b"}) + "\n")
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await opened(pilot, pane, path)
+        assert isinstance(pane.view, DatasetView)
+        screen = ColumnsScreen(pane.view, ColumnForm("auto", {}))
+        await pilot.app.push_screen(screen)
+        await wait_for(pilot, lambda: screen.sample is not None)
+        await pilot.pause()
+        await pilot.press("j")
+        await pilot.pause()
+        type_at_once(pilot, "\nwaru")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        assert await typed(pilot) == "waru"
+
+
+async def test_what_is_typed_ahead_confirms_nothing_and_commands_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ScriptedRun(home).train_to(30)
+    sent = record_commands(monkeypatch)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.live_run is not None)
+        await pilot.press("3")
+        await pilot.pause()
+        type_at_once(pilot, "syp")
+        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+        await pilot.pause()
+        assert isinstance(app.screen, ChoiceDialog)
+        assert sent == []
+        await pilot.press("y")
+        await wait_for(pilot, lambda: sent == ["stop"])
+
+
+async def test_a_key_that_comes_twice_answers_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ScriptedRun(home).train_to(30)
+    sent = record_commands(monkeypatch)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
+        for opening, leaving in (("?", "\n\n"), ("s", "yy"), ("e", "\n\n"), ("s", "nn")):
+            type_at_once(pilot, opening)
+            await wait_for(pilot, lambda: len(app.screen_stack) == 2)
+            await pilot.pause()
+            type_at_once(pilot, leaving)
+            await wait_for(pilot, lambda: len(app.screen_stack) == 1)
+            await pilot.pause()
+            assert app.is_running
+        assert sent == ["stop"]
+
+
+async def test_a_question_takes_no_key_that_was_typed_before_it_was_read(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
+        await config_opened(pilot, pane, path)
+        pane.document.set("train.epochs", 5.0)
+        pane.form.focus()
+        await pilot.pause()
+        before = pane.document.dumps()
+        type_at_once(pilot, "Oyx")
+        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await pilot.pause()
+        assert pane.ask_bar.is_asking
+        assert not pane.filter.shows_expert
+        assert pane.document.dumps() == before
+        assert "has not been saved" in screen_text(pilot.app)
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: pane.form.has_focus)
+
+
+MISTYPED = "clear; localtune-tui trian\r"
+LOST = "Typed text went nowhere"
+TITLES = {"1": "1 Data", "2": "2 Config", "3": "3 Train", "4": "4 Chat", "5": "5 Runs"}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with data and a configuration, a run that is on, and an editor that leaves a trace."""
+    made = tmp_path_factory.mktemp("workplace")
+    write_lines(made / "rows.jsonl", [row(f"question {number}", "yes") for number in range(9)])
+    (made / "mine.toml").write_text('[model]\nbase = "nowhere"\n[data]\ntrain = "rows.jsonl"\n')
+    editor = made / "editor"
+    editor.write_text(f'#!/bin/sh\ntouch "{made}/edited"\n')
+    editor.chmod(0o755)
+    ScriptedRun(made / "home").train_to(30)
+    return made
+
+
+@pytest.fixture(scope="module")
+def terminal(workplace: Path) -> Iterator[Terminal]:
+    environment = {**app_environment(workplace / "home"), "EDITOR": str(workplace / "editor")}
+    with Terminal.app(str(workplace / "mine.toml"), environment=environment, size=(100, 30)) as terminal:
+        terminal.wait_for_text("3 Train · 2026")
+        terminal.press("1")
+        terminal.wait_for_text("1 Data · rows.jsonl")
+        yield terminal
+
+
+def test_keys_typed_ahead_go_to_the_pane_that_the_number_has_shown(terminal: Terminal) -> None:
+    terminal.press("3")
+    terminal.wait_for_text("─ 3 Train")
+    terminal.press("1jj/question 7\r")
+    terminal.wait_for_text("question 7: row 8")
+    terminal.press("3")
+    terminal.wait_for_text("─ 3 Train")
+    terminal.press("1:2\r")
+    terminal.wait_for_text("─ row 2 ")
+    terminal.press("5iwhat is it?")
+    terminal.wait_for_text("─ 4 Chat")
+    terminal.wait_for_text("what is it?")
+    terminal.press("\x1b")
+    terminal.wait_for_rest()
+
+
+def test_a_command_line_typed_into_a_pane_does_nothing(terminal: Terminal, workplace: Path) -> None:
+    for number, title in TITLES.items():
+        terminal.press(number)
+        terminal.wait_for_text(f"─ {title}")
+        terminal.press(MISTYPED)
+        terminal.wait_for_text(LOST)
+        terminal.wait_for_rest()
+        assert f"─ {title}" in terminal.text
+        assert not terminal.has_ended()
+        assert not (workplace / "edited").exists()
+        assert len(list((workplace / "home" / "runs").iterdir())) == 1
+        # A key that comes later is one again, and no question is open that would take it; keys that come at once are
+        # still the end of the text.
+        over = time.monotonic() + 2 * BURST_GOES_ON
+        terminal.wait_for(lambda: time.monotonic() > over)  # noqa: B023 - within this turn of the loop
+        terminal.press("?")
+        terminal.wait_for_text(f"Help · {title.partition(' ')[2]}")
+        terminal.press("\x1b")
+        terminal.wait_for(lambda: "Help · " not in terminal.text)
+
+
+def test_a_paste_where_nothing_is_entered_does_nothing(terminal: Terminal, workplace: Path) -> None:
+    terminal.press("2")
+    terminal.wait_for_text("─ 2 Config")
+    terminal.press(f"\x1b[200~{MISTYPED}\x1b[201~")
+    terminal.wait_for_text(LOST)
+    terminal.wait_for_rest()
+    assert not (workplace / "edited").exists()
+
+
+def test_the_end_of_a_text_that_comes_a_little_later_goes_with_it(terminal: Terminal) -> None:
+    terminal.press("1")
+    terminal.wait_for_text("─ 1 Data")
+    terminal.press("make all")
+    terminal.press("\r")
+    terminal.press("q")
+    terminal.wait_for_text(LOST)
+    terminal.wait_for_rest()
+    assert not terminal.has_ended()
+    assert "leave it running" not in terminal.text
+
+
+@pytest.mark.long
+async def test_the_model_is_asked_from_every_pane(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ScriptedRun(home).train_to(30)
+    record_commands(monkeypatch)
+    app = LocaltuneApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(pilot)
+        await wait_for(pilot, lambda: app.state.view is not None)
+        for number in TITLES:
+            await pilot.press(number, "i", "1", "i")
+            await wait_for(pilot, lambda: isinstance(app.focused, PromptInput))
+            assert isinstance(app.focused, PromptInput)
+            assert app.focused.text == "1i"
+            assert app.main.slot("chat").display
+            app.focused.clear()
+            await pilot.press("escape")
+            await wait_for(pilot, lambda: not isinstance(app.focused, PromptInput))
+        # A dialog over the panes keeps its keys.
+        await pilot.press("question_mark", "i", "1")
+        await pilot.pause()
+        assert len(app.screen_stack) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -11,16 +11,15 @@ from core.config.choices import Objective
 from core.errors import UserError
 from core.paths import working_directory
 from core.text import one_line
-from tui.controllers.advised_base import AdvisedBase
-from tui.controllers.beginnings import Beginnings
 from tui.controllers.desktop import Desktop
-from tui.data_paths import data_paths, is_among, path_text
+from tui.controllers.presets import AdviceFollower, PresetChooser
 from tui.draft_keeper import ConfigDraft, DraftKeeper
+from tui.files import data_paths, is_among, path_text
 from tui.keys import KeyTable
-from tui.messages import ConfigEdited, DatasetChosen, OptionsChosen
 from tui.state import AppState
 
 if TYPE_CHECKING:
+    from core.analysis.lengths import Lengths
     from core.config.document import ConfigDocument
     from core.runs.catalog.earlier import Origin
     from core.runs.record.store import Run
@@ -28,20 +27,29 @@ if TYPE_CHECKING:
 
 
 class Configuration:
-    """The controller of the configuration: it changes the configuration in the state, and updates the panes."""
+    """Controller of the configuration: changes it in the state, and updates the panes.
+
+    Args:
+        desktop: The panes, dialogs and notices.
+        state: The state of the app.
+        drafts: The drafts of unsaved edits.
+        keys: The key table with the user's changes.
+        changed: Called when the panes show an edit, and when a preset has been chosen.
+    """
 
     def __init__(
-        self, desktop: Desktop, state: AppState, drafts: DraftKeeper, keys: KeyTable, beginnings: Beginnings
+        self, desktop: Desktop, state: AppState, drafts: DraftKeeper, keys: KeyTable, changed: Callable[[], None]
     ) -> None:
-        self._desktop, self._state, self._drafts, self._keys = desktop, state, drafts, keys
-        self._beginnings = beginnings
-        self._advised = AdvisedBase(desktop, keys)
+        self._desktop, self._state, self._drafts, self._keys, self._changed = desktop, state, drafts, keys, changed
+        self.presets = PresetChooser(desktop, keys, changed)
+        """The chooser of a preset for a new configuration."""
+        self._advice = AdviceFollower(desktop, keys)
 
     def loaded(self, document: ConfigDocument) -> None:
         """Show a configuration that has been read or begun, and offer a draft that an earlier app has left."""
         self._hold(document, document.dumps())
         self._state.is_opening = False
-        self._beginnings.begin(document if document.path is None and not document.dumps() else None)
+        self.presets.begin(document if document.path is None and not document.dumps() else None)
         if (form := self._desktop.panes.config) is not None:
             form.load(document)
             self._offer_draft(document)
@@ -79,7 +87,7 @@ class Configuration:
 
     def edit_run(self, run: Run) -> None:
         """Open the configuration of a run as a new one; nothing of the present one is lost."""
-        from tui.panes.config.kept import open_run
+        from tui.panes.config.editor import open_run
 
         form = self._desktop.panes.config
         if form is None:
@@ -93,25 +101,34 @@ class Configuration:
         # The pane is focused first; its question takes the focus then.
         self._desktop.call_later(form.open_over, opened)
 
-    def edited(self, message: ConfigEdited) -> None:
-        """Take over an edit of the form, or a configuration opened there."""
-        if message.saved is not None:
-            self._hold(message.document, message.saved, message.origin, draft=message.draft)
+    def edited(
+        self,
+        document: ConfigDocument,
+        option: str = "",
+        *,
+        saved: str | None = None,
+        origin: Origin | None = None,
+        draft: str = "",
+    ) -> None:
+        """Follow an edit in the form, or a configuration opened there; see :class:`tui.shell.ConfigurationRequests`."""
+        if saved is not None:
+            self._hold(document, saved, origin, draft=draft)
         else:
-            self._hold(message.document, self._state.saved_text, self._state.origin)
-        if message.option in ("", "data.train"):
-            self._show_data(message.document)
+            self._hold(document, self._state.saved_text, self._state.origin)
+        if option in ("", "data.train"):
+            self._show_data(document)
         else:
-            self._configure_data(message.document)
-        self._follow_base(message.document)
+            self._configure_data(document)
+        self._follow_base(document)
         self._desktop.show_header()
+        self._changed()
 
     def _follow_base(self, document: ConfigDocument) -> None:
         """Have presets and advised values follow an edit: a new configuration is chosen for as a whole."""
-        if self._beginnings.follow(document):
-            self._advised.hold(document)
+        if self.presets.follow(document):
+            self._advice.hold(document)
         else:
-            self._advised.follow(document)
+            self._advice.follow(document)
 
     def saved(self, document: ConfigDocument) -> None:
         """Note that the configuration in the app is now the same as its file."""
@@ -139,9 +156,9 @@ class Configuration:
         elif is_other:
             self._drafts.look()
         if is_other:
-            self._advised.hold(document)
+            self._advice.hold(document)
             if document.path is None and not document.dumps():
-                self._beginnings.begin(document)
+                self.presets.begin(document)
 
     def _show_data(self, document: ConfigDocument) -> None:
         """Show the training data of the configuration in the data pane, and whether a run can start of it."""
@@ -184,7 +201,7 @@ class Configuration:
     def _take_up_draft(self, document: ConfigDocument, found: ConfigDraft) -> None:
         self._drafts.take_up_config(document, found)
         # It has a beginning, whatever became of it.
-        self._beginnings.begin(None)
+        self.presets.begin(None)
         # After the form has been built, which loading it has requested.
         if (form := self._desktop.panes.config) is not None:
             form.call_later(form.take_up, found.text, found.unread, found.time)
@@ -200,31 +217,36 @@ class Configuration:
         if (pane := self._desktop.panes.data) is not None:
             pane.show(path)
 
-    def use_dataset(self, message: DatasetChosen) -> None:
+    def lengths_measured(self, path: Path, lengths: Lengths | None) -> None:
+        """Plan the memory for the rows of a file as they are."""
+        if (form := self._desktop.panes.config) is not None:
+            form.take_lengths(path, lengths)
+
+    def use_dataset(self, path: Path, use: Literal["train", "add", "eval"] = "train") -> None:
         """Train on a file, or hold it out, unless it is used in the other way already."""
-        document, path = self._state.document, message.path
+        document = self._state.document
         if document is None:
             return
         name, trained = one_line(path.name, 60), data_paths(document, "train")
-        if message.use != "eval" and is_among(data_paths(document, "eval"), path):
+        if use != "eval" and is_among(data_paths(document, "eval"), path):
             text = f"{name} is held out of training; it cannot be trained on too. Choose another file."
             self._desktop.warn("Not both", text)
-        elif message.use != "eval" and is_among(trained, path):
+        elif use != "eval" and is_among(trained, path):
             self._desktop.tell(one_line(f"{name} is used for training; {self._next_step(path)}", 200))
-        elif message.use == "train":
+        elif use == "train":
             self._train_on(path)
-        elif message.use == "add":
+        elif use == "add":
             self._add(document, path)
         elif is_among(trained, path):
             text = f"{name} is trained on; rows that are trained on cannot be held out. Choose another file."
             self._desktop.warn("Not both", text)
         else:
-            # Only one of both can say what is held out.
+            # A configuration has held-out files or a held-out share, never both.
             share = {"data.eval_share": None} if document.get("data.eval_share") is not None else {}
             self.set_options({"data.eval": path, **share}, f"{name} is held out of training.")
 
     def _add(self, document: ConfigDocument, path: Path) -> None:
-        """Train on a file besides those of the configuration."""
+        """Train on a file besides the files of the configuration."""
         before = document.get("data.train")
         entries = [entry for entry in (before if isinstance(before, list) else [before]) if entry]
         if not entries:
@@ -277,7 +299,7 @@ class Configuration:
         if (form := self._desktop.panes.config) is not None:
             form.open(Opened(document, f"a new configuration for {name}", f"✓ a new configuration for {name}"))
         self._hold(document, "")
-        self._beginnings.begin(document)
+        self.presets.begin(document)
         self._show_data(document)
         self._follow_base(document)
         self._desktop.show_header()
@@ -297,19 +319,19 @@ class Configuration:
             kept = f" {one_line(left, 40)} is kept: {opens} in Config ({pane}) lists it."
         self._desktop.tell(one_line(f"{former} is back as it was.{kept}", 200), seconds=6)
 
-    def choose_options(self, message: OptionsChosen) -> None:
-        """Set options that were chosen in a screen; those for a file of no configuration begin one for it."""
-        document, path, values = self._state.document, message.path, message.values
+    def choose_options(self, values: Mapping[str, Any], notice: str = "", path: Path | None = None) -> None:
+        """Set options that were chosen in a screen; for a file of no configuration, begin one with them."""
+        document = self._state.document
         if document is None or path is None or not self._is_foreign(document, path):
-            self.set_options(values, message.notice)
+            self.set_options(values, notice)
         elif any(value is not None for value in values.values()):
-            self._train_on(path, values, message.notice)
+            self._train_on(path, values, notice)
         else:
-            self._desktop.tell(message.notice)
+            self._desktop.tell(notice)
 
     @staticmethod
     def _is_foreign(document: ConfigDocument, path: Path) -> bool:
-        """Whether a configuration has data to train on, and a file is none of it and not held out either."""
+        """True if a configuration has data to train on, and neither trains on this file nor holds it out."""
         trained = data_paths(document, "train")
         return bool(trained) and not is_among([*trained, *data_paths(document, "eval")], path)
 
@@ -317,7 +339,7 @@ class Configuration:
         """Set options, all of them or none, and update every pane.
 
         Args:
-            values: As in :class:`~tui.messages.OptionsChosen`.
+            values: ``section.key`` to value; None for the default, a path as a :class:`~pathlib.Path`.
             notice: The notice shown afterwards.
         """
         document = self._state.document

@@ -70,12 +70,12 @@ class Desktop:
 
     @property
     def is_covered(self) -> bool:
-        """Whether a dialog or screen covers the panes."""
+        """True while a dialog or screen covers the panes."""
         return len(self._app.screen_stack) > 1
 
     @property
     def is_watched(self) -> bool:
-        """Whether the terminal has the focus, as far as it tells."""
+        """True while the terminal has the focus, or does not report it."""
         return self._app.app_focus
 
     @property
@@ -131,7 +131,7 @@ class Desktop:
         if settings.bell:
             self._app.bell()
         if settings.desktop:
-            # OSC 9, which terminals show as a notification of the desktop; one that does not know it ignores it.
+            # OSC 9: a notification of the desktop; terminals without it ignore the sequence.
             self._write(f"\x1b]9;{one_line(f'{title}: {text}' if text else title, 200)}\x07")
 
     def clear_notices(self) -> None:

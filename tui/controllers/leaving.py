@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Leaving:
-    """Decides whether the app may end, and what becomes of edits and of a run."""
+    """Controller of the end of the app: asks about unsaved edits and a live run, and writes the closing line."""
 
     def __init__(
         self, desktop: Desktop, state: AppState, bridge: Bridge, drafts: DraftKeeper, returning: Returning
@@ -82,7 +82,7 @@ class Leaving:
 
     @property
     def awaits_stop(self) -> bool:
-        """Whether the app quits as soon as the stop has been sent to the run."""
+        """True if the app quits as soon as the run has got the stop."""
         return self._line is not None
 
     def stay(self) -> None:

@@ -19,7 +19,7 @@ from tui.state import AppState
 if TYPE_CHECKING:
     from tui.reopening import Reopened
 
-#: Seconds from the start in which an internal error is taken to come from what was shown again.
+#: Seconds from the start within which the restored session is suspected of an internal error.
 SUSPECT_SECONDS = 10.0
 
 
@@ -60,13 +60,13 @@ class Returning:
 
     @property
     def is_zoomed(self) -> bool:
-        """Whether that pane filled a terminal that has room for four."""
+        """True if that pane filled a terminal with room for four."""
         return self.last is not None and self.last.zoomed
 
     # The beginning.
 
     def begin(self, data: Path | None = None) -> None:
-        """Show again what was open, or else the newest run's configuration.
+        """Reopen the last session, or else the configuration of the newest run.
 
         Args:
             data: The data that the user has named; where that is not the configuration's, a new one begins with it.

@@ -9,6 +9,7 @@ from core.runs.record.sentences import change_words
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
 from tui.controllers.leaving import Leaving
+from tui.controllers.runs import Runs
 from tui.messages import ControlAnswered, ControlFailed
 from tui.state import AppState
 
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
 
 class RunControl:
-    """The controller of a live run: it confirms a stop, sends commands, and shows the worker's answers."""
+    """Controller of a live run: confirms a stop, sends commands, and shows the worker's answers.
+
+    Args:
+        desktop: The dialogs and notices.
+        state: The state of the app.
+        bridge: The threads that send commands.
+        leaving: The end of the app, which may wait for a stop.
+        runs: Shows the requests that wait.
+        clock: The clock: the present, in Unix seconds.
+    """
 
     def __init__(
         self,
@@ -27,11 +37,11 @@ class RunControl:
         state: AppState,
         bridge: Bridge,
         leaving: Leaving,
-        show: Callable[[], None],
+        runs: Runs,
         clock: Callable[[], float],
     ) -> None:
         self._desktop, self._state, self._bridge, self._leaving = desktop, state, bridge, leaving
-        self._show, self._clock = show, clock
+        self._runs, self._clock = runs, clock
 
     def request(self, command: str) -> None:
         """Send a command to the worker, or take it back where it waits already; a stop is confirmed first.
@@ -56,17 +66,17 @@ class RunControl:
     def _ask(self, run: Run, command: str, *, shown: bool = True, **args: Any) -> None:
         if shown and (view := self._view(run)) is not None:
             view.requests.ask(command)
-        self._show()
+        self._runs.show_lines()
         self._bridge.control(run, command, **args)
 
     def _take_back(self, run: Run, command: str) -> None:
         if (view := self._view(run)) is not None:
             view.requests.take_back(command)
-        self._show()
+        self._runs.show_lines()
         self._bridge.control(run, "withdraw", what=command)
 
     def _view(self, run: Run) -> RunView | None:
-        """The run, if it is the one that is shown."""
+        """The view of a run; None for a run that is not shown."""
         view = self._state.view
         return view if view is not None and view.run == run else None
 
@@ -145,7 +155,7 @@ class RunControl:
         was_asked = self._settle(message.run, message.command, message.args)
         if message.command == "withdraw" and not message.answer.get("withdrawn"):
             self._came_too_late(message.run, message.args)
-        # The worker answers when the command is done. A stop is told by the state of the run, and a request that was
+        # The worker answers when the command is done. A stop shows in the state of the run, and a request that was
         # taken back has no result.
         done = {
             "pause": "Paused",
@@ -160,7 +170,7 @@ class RunControl:
             self._desktop.tell(text, seconds=3)
 
     def _settle(self, run: Run, command: str, args: Mapping[str, Any]) -> bool:
-        """A command has been answered; whether it was one that the user waits for, and did not take back."""
+        """Settle an answered request; returns True if the user waits for it, and has not taken it back."""
         view = self._view(run)
         if view is None:
             return True
@@ -168,7 +178,7 @@ class RunControl:
         was_asked = requests.answered(command, now)
         if command == "withdraw":
             requests.taken_back(str(args.get("what")), now)
-        self._show()
+        self._runs.show_lines()
         return was_asked
 
     def _came_too_late(self, run: Run, args: Mapping[str, Any]) -> None:
@@ -196,7 +206,7 @@ class RunControl:
         if view is not None:
             view.requests.refused(message.command)
             view.requests.taken_back(str(message.args.get("what")), self._clock())
-            self._show()
+            self._runs.show_lines()
         if isinstance(error, WithdrawnError):
             return
         if message.command == "withdraw" and message.args.get("what") == "pause":

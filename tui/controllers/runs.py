@@ -1,32 +1,26 @@
-"""Runs: started, continued, found and followed, and the display of the followed one."""
+"""The run that is shown and followed, and the list of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from core.errors import UserError
-from core.runs.record.sentences import brief_id, needed_for, slug_of
+from core.runs.record.sentences import brief_id, needed_for
 from core.runs.record.state import in_words
 from core.text import one_line
 from tui.bridge import Bridge
 from tui.controllers.desktop import Desktop
-from tui.controllers.queueing import Queueing
-from tui.controllers.start_cards import StartCards
 from tui.draft_keeper import DraftKeeper
 from tui.keys import KeyTable
-from tui.messages import QueueListed, RunAdvanced, RunAttached, RunDetailRead, RunFiguresRead, RunsListed
+from tui.messages import RunAdvanced, RunAttached
+from tui.meters import MeterReading, SteadyMeters
 from tui.state import AppState, RunView
-from tui.steady_meters import MeterReading, SteadyMeters
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from core.config.schema import Config
+    from core.errors import UserError
     from core.hardware.snapshot import Device
     from core.runs.record.events import Event
-    from core.runs.record.store import Labels, Run
-    from tui.screens.start.summary import Start
+    from core.runs.record.store import Run
     from tui.session import Session
 
 
@@ -35,12 +29,15 @@ CHAT_TITLE_SECONDS = 5.0
 
 
 class Runs:
-    """The controller of runs: it starts runs and follows one; nothing else changes the run in the state.
+    """Controller of runs: follows one, which nothing else changes in the state, and changes those in the list.
 
     Args:
-        cards: Shows a run before it starts.
-        queueing: Lets a run wait for the one that is on.
-        clock: The present, in Unix seconds.
+        desktop: The panes, dialogs and notices.
+        state: The state of the app.
+        bridge: The threads that read, follow and change runs.
+        drafts: The drafts of conversations.
+        keys: The key table with the user's changes.
+        clock: The clock: the present, in Unix seconds.
     """
 
     def __init__(
@@ -49,17 +46,14 @@ class Runs:
         state: AppState,
         bridge: Bridge,
         drafts: DraftKeeper,
-        cards: StartCards,
-        queueing: Queueing,
         keys: KeyTable,
         clock: Callable[[], float],
     ) -> None:
         self._desktop, self._state, self._bridge, self._drafts, self._clock = desktop, state, bridge, drafts, clock
-        self._cards, self._queueing, self._keys = cards, queueing, keys
+        self._keys = keys
         self._meters = SteadyMeters()
         self._landing = ""
         self._chat_told = 0.0
-        self._has_started = False
 
     def begin(
         self, name: str | None = None, *, sample: bool = False, landing: str = "", session: Session | None = None
@@ -73,7 +67,7 @@ class Runs:
             session: The last session.
         """
         if sample:
-            self._state.is_starting, self._has_started = True, False
+            self._state.expect_run()
             self._bridge.start_sample()
         elif name is not None:
             self._bridge.open_run(name)
@@ -83,161 +77,10 @@ class Runs:
 
     # Requests of the panes.
 
-    def start_in(self, pane: str) -> None:
-        """Offer a run of the configuration; where the focus is on an ended run, of that one's again."""
-        view = self._state.view
-        if pane == "train" and view is not None and not view.is_live:
-            self.start_again(view.run)
-        else:
-            self.start()
-
-    def start(self) -> None:
-        """Check the configuration, and offer a run of it."""
-        document = self._state.document
-        if document is None or (self._state.is_starting and self._refuse_second_run()):
-            return
-        form = self._desktop.panes.config
-        problems = form.check() if form is not None else document.problems()
-        if problems:
-            name = next(iter(problems))
-            if form is not None and (name != "data.train" or document.get(name) is not None):
-                self._desktop.show_pane("config")
-                form.refuse_start()
-                return
-            self._explain_missing_data()
-            self._desktop.show_pane("data")
-            return
-        try:
-            config = document.validate()
-        except UserError as error:
-            self._desktop.fail("The configuration is not ready", error)
-            return
-        self._offer(self._cards.of_document(document, config), document.path)
-
-    def _offer(self, start: Start, source: Path | None = None) -> None:
-        """Show a run before it starts; while another is on, offer to let it wait."""
-        view = self._state.live_run
-        if view is not None:
-            self._queueing.offer(view, start.config, start.name, source)
-        else:
-            self._cards.open(start, lambda shown: self._start(shown, start.name))
-
-    def start_again(self, run: Run) -> None:
-        """Offer a new run of an ended run's own configuration, its ``run.toml``."""
-        if self._state.is_starting and self._refuse_second_run():
-            return
-        from core.config.document import ConfigDocument
-        from core.presets.provenance import find_provenance
-        from core.runs.catalog.earlier import Origin
-        from tui.panes.config.model import ConfigModel
-        from tui.screens.start.summary import Start
-
-        name = brief_id(run.id)
-        try:
-            document = ConfigDocument.load(run.config_path)
-            if sentence := next(iter(ConfigModel(document).problems().values()), ""):
-                raise UserError(sentence, "Edit its configuration, and start that.")
-            config = document.validate()
-        except UserError as error:
-            self._desktop.fail(f"{name} cannot be started again", error)
-            return
-        notes = (self._tell_edits(run),) if self._has_edits(run) else ()
-        values = find_provenance(config, ConfigDocument(), origin=Origin.of(run))
-        start = Start(config, slug_of(run.id), values=values, notes=notes, title=f"Start {name} again")
-        self._offer(start)
-
-    def _has_edits(self, run: Run) -> bool:
-        """Whether the configuration in the app is the run's, and has other values by now."""
-        from core.config.compare import differences, holding_values
-
-        document, state = self._state.document, self._state
-        if document is None or state.view is None or state.view.run != run:
-            return False
-        return bool(state.config_name and state.is_of_config and differences(holding_values(document), run.values()))
-
-    def _tell_edits(self, run: Run) -> str:
-        config, start = self._keys["app.config"].display, self._keys["app.start"].display
-        name = one_line(self._state.config_name, 60)
-        return f"{name} has other values by now than {brief_id(run.id)}: {config}, then {start} starts those."
-
-    def _explain_missing_data(self) -> None:
-        """Say how a run comes to its data."""
-        pane = self._desktop.panes.data
-        use, start = self._keys["data.train"].display, self._keys["app.start"].display
-        if pane is not None and pane.view is not None:
-            text = f"{use} uses {one_line(pane.view.path.name, 60)} for training, and {start} starts then."
-        else:
-            text = f"{self._keys['data.open'].display} opens a file, {use} uses it for training, {start} starts."
-        self._desktop.warn("There is nothing to learn from yet", text)
-
-    def _start(self, config: Config, name: str) -> None:
-        """Start a run of a checked configuration."""
-        if not self._refuse_second_run():
-            self._desktop.show_pane("train")
-            self._start_with_free_memory(lambda: self._bridge.start(config, name))
-
-    def start_sample(self) -> None:
-        """Offer a run of the sample data."""
-        if self._refuse_second_run():
-            return
-        from core.config.document import ConfigDocument
-        from core.presets.provenance import find_provenance
-        from sample_data import path
-        from tui.screens.start.summary import Start
-
-        try:
-            document = ConfigDocument.load(path("tickets.toml"))
-            config = document.validate()
-        except UserError as error:
-            self._desktop.fail("The sample could not be started", error)
-            return
-        values = find_provenance(config, document, saved_text=document.dumps())
-        start = Start(config, "tickets", values=values, title="Start the sample run")
-        self._cards.open(start, lambda shown: self._start(shown, start.name))
-
-    def continue_run(self, asked: Run | None) -> None:
-        """Offer to continue an ended run; the one that is shown where None is given."""
-        run = asked or (self._state.view.run if self._state.view is not None else None)
-        if run is None or self._refuse_second_run():
-            return
-        from tui.screens.start.finding import check_continuable, find_continuation
-        from tui.screens.start.summary import Start
-
-        try:
-            checkpoint, config = check_continuable(run), run.config()
-        except UserError as error:
-            self._desktop.fail("The run could not be continued", error)
-            return
-        start = Start(config, run.id, continuation=find_continuation(run, checkpoint), title="Continue a run")
-        self._cards.open(start, lambda _: self._continue(run), run=run)
-
-    def _continue(self, run: Run) -> None:
-        if not self._refuse_second_run():
-            self._start_with_free_memory(lambda: self._bridge.continue_run(run))
-
-    def _start_with_free_memory(self, start: Callable[[], None]) -> None:
-        """Start a worker once the chat engine has freed the memory that the worker will need."""
-
-        async def work() -> None:
-            if (pane := self._desktop.panes.chat) is not None:
-                await pane.release()
-            start()
-
-        self._state.is_starting, self._has_started = True, False
-        self._desktop.run(work, "start")
-
-    def _refuse_second_run(self) -> bool:
-        """Refuse a second live run, with a message: two do not fit on one device."""
-        view = self._state.live_run
-        if self._state.is_starting:
-            # A key that is pressed again means the same start.
-            self._desktop.warn("A run is starting", "It is shown as soon as its worker is there.")
-            return True
-        if view is not None:
-            self._desktop.warn(
-                "A run is on", f"{view.run.id} is {view.state.state}. Stop it before another one starts."
-            )
-        return view is not None
+    def open(self, run: Run) -> None:
+        """Show a run, and follow it."""
+        self._desktop.show_pane("train")
+        self._bridge.follow(run)
 
     def delete(self, run: Run, size: int | None) -> None:
         """Delete a run, once the user has confirmed it; a live one is refused.
@@ -259,23 +102,22 @@ class Runs:
 
         self._desktop.open(delete_dialog(run, state, size), answered)
 
-    def export(self, run: Run, step: int | None) -> None:
-        """Open the screen that exports what a run has trained."""
+    def export(self, run: Run, step: int | None = None) -> None:
+        """Open the export screen of a run."""
         from tui.screens.export import ExportScreen
 
         if not self._desktop.is_covered:
             self._desktop.open(ExportScreen(run, step, is_on=self._state.live_run is not None))
 
     def evaluate(self, run: Run | None) -> None:
-        """Ask what is to be evaluated, and show the evaluation.
+        """Open the form of an evaluation, and then the evaluation.
 
         Args:
             run: The run whose model is compared; None where there is none.
         """
         from core.evaluation.record import EvaluationRecord
         from core.evaluation.request import EvaluationRequest
-        from tui.screens.evaluation.form import EvaluationForm
-        from tui.screens.evaluation.screen import EvaluationScreen
+        from tui.screens.evaluation import EvaluationForm, EvaluationScreen
 
         def answered(asked: EvaluationRequest | EvaluationRecord | None) -> None:
             if asked is not None:
@@ -286,22 +128,17 @@ class Runs:
 
     def compare(self, runs: Sequence[Run]) -> None:
         """Show runs side by side."""
-        from tui.screens.compare.screen import CompareScreen
+        from tui.screens.compare import CompareScreen
 
         if not self._desktop.is_covered:
             self._desktop.open(CompareScreen(runs))
 
     def show_details(self, run: Run) -> None:
         """Show everything about a run."""
-        from tui.screens.run.screen import RunScreen
+        from tui.screens.run import RunScreen
 
         if not self._desktop.is_covered:
             self._desktop.open(RunScreen(run))
-
-    def labeled(self, run: Run, labels: Labels) -> None:
-        """Show the new labels of a run."""
-        if (pane := self._desktop.panes.runs) is not None:
-            pane.relabel(run, labels)
 
     def show_trash(self) -> None:
         """Show the runs in the trash."""
@@ -345,15 +182,10 @@ class Runs:
 
     def started(self, run: Run) -> None:
         """Show a run whose worker has been started."""
-        self._has_started = True
+        self._state.has_worker = True
         self.open(run)
         if (form := self._desktop.panes.config) is not None:
             form.look_around(anew=True)
-
-    def open(self, run: Run) -> None:
-        """Show a run, and follow it."""
-        self._desktop.show_pane("train")
-        self._bridge.follow(run)
 
     def action_failed(self, title: str, error: UserError) -> None:
         """Show that a request of the user failed; without a run, the request may have been to show one."""
@@ -382,8 +214,8 @@ class Runs:
         if message.is_partial:
             self._show_run()
             return
-        # One that was opened meanwhile is not the one that is being started.
-        self._state.is_starting = self._state.is_starting and not self._has_started
+        # Another run may have been opened in the meantime.
+        self._state.is_starting = self._state.is_starting and not self._state.has_worker
         if leftover:
             self._land()
         elif message.found:
@@ -440,7 +272,7 @@ class Runs:
             self._desktop.show_header()
 
     def show_lines(self) -> None:
-        """Bring what is said of the run up to date, in the header and in its pane, without its chart."""
+        """Refresh the texts about the run in the header and its pane, without the chart."""
         self._desktop.show_header()
         if (pane := self._desktop.panes.train) is not None:
             pane.refresh_lines()
@@ -499,7 +331,7 @@ class Runs:
         self._desktop.show_header()
 
     def show_devices(self, devices: Sequence[Device]) -> None:
-        """Show the devices as sampled by this process, if they say more than what is shown."""
+        """Show a sample of the devices, where it differs enough from the one on the screen."""
         # Where a run computes, they have been sampled because it does not report them.
         live = self._state.live_run
         rests = live is None or live.state.state == "paused"
@@ -511,23 +343,3 @@ class Runs:
         """Show the newest sample to whoever comes back to the terminal."""
         self._state.devices = self._meters.catch_up().devices
         self._desktop.show_header()
-
-    def show_figures(self, message: RunFiguresRead) -> None:
-        """Show figures in the list of runs."""
-        if (pane := self._desktop.panes.runs) is not None:
-            pane.show_figures(message.figures)
-
-    def show_detail(self, message: RunDetailRead) -> None:
-        """Show the account of the run under the cursor of the list."""
-        if (pane := self._desktop.panes.runs) is not None:
-            pane.show_detail(message.detail)
-
-    def show_queue(self, message: QueueListed) -> None:
-        """Show what comes next in the queue."""
-        if (pane := self._desktop.panes.runs) is not None:
-            pane.show_queue(message.view)
-
-    def listed(self, message: RunsListed) -> None:
-        """Show the runs on this machine."""
-        if (pane := self._desktop.panes.runs) is not None:
-            pane.show(message.rows)

@@ -77,13 +77,13 @@ class Serving:
             self._post(job, ServeChanged(error=error))
 
     def _post(self, job: ServeJob, message: ServeChanged) -> None:
-        # What a server says that has been ended is about none that is on.
+        # Messages of a closed server are dropped.
         if job is self._job:
             with suppress(RuntimeError):  # the app has ended
                 self._app.post_message(message)
 
     def changed(self, message: ServeChanged) -> None:
-        """Show what the server says."""
+        """Show a message of the server."""
         view = self._state.serving
         if view is None:
             return

@@ -24,7 +24,7 @@ from core.models.find import STARTER_NAME, find_model, is_model_here, missing_mo
 from core.paths import user_path, working_directory
 from core.template.builtin import template_source
 from core.template.settings import MaskSettings, mask_settings
-from tui.data_paths import entry_text, follow_links, is_among
+from tui.files import entry_text, follow_links, is_among
 
 
 @dataclass(frozen=True)

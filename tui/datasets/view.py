@@ -1,7 +1,8 @@
-"""A dataset as the data pane shows it: cells, conversations, marks and search, without any widget."""
+"""A dataset as the Data pane shows it: cells, conversations, marks and search, opened in a thread; no widget."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import time
@@ -9,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, ParamSpec
 
 from core.analysis.problems import Level
 from core.analysis.result import Analysis
@@ -21,7 +23,29 @@ from core.text import one_line
 from core.units import format_count
 from tui.datasets.marks import RowMarks
 from tui.datasets.plan import Reading
-from tui.datasets.rows import RowCells, Turn
+
+
+@dataclass(frozen=True)
+class RowCells:
+    """Cells of a row in the list; texts are sanitized and hold no newline."""
+
+    cells: tuple[str, ...]
+    problem: str = ""
+    """The reason why the row cannot be read; shown in place of the cells."""
+    number: int = 0
+    """The row number, from 1, where it differs from the place in the list."""
+    mark: Level | Literal[""] = ""
+    """The worst problem of a row that can be read."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of one speaker; the text may be anything, it is sanitized before it is drawn."""
+
+    role: str
+    """``system``, ``user``, ``assistant``, or another label; ``problem`` is drawn as an error."""
+    text: str
+
 
 #: Display names of the formats.
 FORMAT_NAMES = {
@@ -367,3 +391,44 @@ def _texts(value: object) -> Iterator[str]:
             stack.extend(item.values())
         elif isinstance(item, list):
             stack.extend(item)
+
+
+#: Seconds between two progress reports of a scan: often enough to look alive, seldom enough to cost nothing.
+REPORT_SECONDS = 0.25
+
+_P = ParamSpec("_P")
+
+
+def paced(report: Callable[_P, object]) -> Callable[_P, None]:
+    """A progress callback with a limited rate."""
+    last = time.monotonic()
+
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= REPORT_SECONDS:
+            last = now
+            report(*args, **kwargs)
+
+    return call
+
+
+async def open_dataset(path: Path, reading: Reading) -> DatasetView:
+    """Open a file in a thread; on cancellation, it is closed once it is open.
+
+    Raises:
+        UserError: If it cannot be opened.
+    """
+    opening = asyncio.ensure_future(asyncio.to_thread(DatasetView, path, reading))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close)
+        raise
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        reason = one_line(str(error) or type(error).__name__, 200).rstrip(".")
+        raise UserError(f"{one_line(str(path))} cannot be read: {reason}.", "Check the file.") from error
+
+
+def _close(opened: asyncio.Future[DatasetView]) -> None:
+    if not opened.cancelled() and opened.exception() is None:
+        opened.result().close()

@@ -17,28 +17,13 @@ from textual.widgets import Input, Static
 from core.errors import UserError
 from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
 from tui.keys import bindings
-from tui.messages import (
-    CompareRequested,
-    ContinueRequested,
-    DeleteRequested,
-    DetailsRequested,
-    EditRunRequested,
-    EvaluationRequested,
-    ExportRequested,
-    LabelRequested,
-    OpenRunRequested,
-    RestoreRequested,
-    RunsInView,
-    ServeRequested,
-    TrashRequested,
-)
 from tui.panes.base import Pane
+from tui.shell import RunsInView
 from tui.widgets.empty_state import EmptyState
 from tui.widgets.forms.ask_bar import AskBar
-from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.run_list import RunList
-from tui.widgets.queue_line import queue_line
-from tui.widgets.run_detail import account_column, account_rows
+from tui.widgets.run_detail import account_column, account_rows, queue_line
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
@@ -186,6 +171,11 @@ class RunsPane(Pane):
             names = ["compare", "mark", "open", "details", "sort", "filter"]
         self.set_hints([f"runs.{name}" for name in names])
 
+    @on(RunList.Chosen)
+    def _chosen(self, event: RunList.Chosen) -> None:
+        event.stop()
+        self.shell.runs.open(event.row.run)
+
     @on(RunList.Moved)
     def _moved(self, event: RunList.Moved) -> None:
         event.stop()
@@ -204,7 +194,7 @@ class RunsPane(Pane):
         view = RunsInView(in_view, chosen.run if chosen is not None and has_room else None, before, others)
         if view != self._view:
             self._view = view
-            self.post_message(view)
+            self.shell.bridge.look_at(view)
         self._show_account()
 
     def show_figures(self, figures: Mapping[str, RunFigures]) -> None:
@@ -291,12 +281,12 @@ class RunsPane(Pane):
     def action_open(self) -> None:
         """Show the run under the cursor."""
         if (row := self.query_one(RunList).selected) is not None:
-            self.post_message(OpenRunRequested(row.run))
+            self.shell.runs.open(row.run)
 
     def action_details(self) -> None:
         """Show everything about the run under the cursor."""
         if (row := self.query_one(RunList).selected) is not None:
-            self.post_message(DetailsRequested(row.run))
+            self.shell.runs.show_details(row.run)
 
     def action_mark(self) -> None:
         """Mark the run under the cursor, or take its mark away, and go on to the next."""
@@ -323,7 +313,7 @@ class RunsPane(Pane):
         if len(runs) < 2:
             self.notify(f"Mark two runs with {self.keys['runs.mark'].display} to compare them.", markup=False)
         else:
-            self.post_message(CompareRequested(runs))
+            self.shell.runs.compare(runs)
 
     def action_sort(self, by: int) -> None:
         """Sort by the next column, or the one before, in its usual direction."""
@@ -348,7 +338,7 @@ class RunsPane(Pane):
         rows = run_list.marked or [row for row in (run_list.selected,) if row is not None]
         archived = not all(row.labels.archived for row in rows)
         for row in rows:
-            self.post_message(LabelRequested(row.run, partial(replace, archived=archived)))
+            self.shell.bridge.label(row.run, partial(replace, archived=archived))
         run_list.clear_marks()
         self._marks_changed()
         if archived and not self._lists_archived:
@@ -390,49 +380,49 @@ class RunsPane(Pane):
             return
         try:
             change(row.labels, answer)  # refused here, while the question is remembered
-            self.post_message(LabelRequested(row.run, lambda labels: change(labels, answer)))
+            self.shell.bridge.label(row.run, lambda labels: change(labels, answer))
         except UserError as error:
             self.notify(f"{error.message} {error.hint}", severity="warning", markup=False)
 
     def action_restore(self) -> None:
         """Restore the run that was deleted last."""
-        self.post_message(RestoreRequested())
+        self.shell.bridge.restore_last()
 
     def action_trash(self) -> None:
         """Show the runs in the trash."""
-        self.post_message(TrashRequested())
+        self.shell.runs.show_trash()
 
     def action_continue_run(self) -> None:
         """Continue the run under the cursor."""
         if (row := self.query_one(RunList).selected) is not None:
-            self.post_message(ContinueRequested(row.run))
+            self.shell.starting.continue_run(row.run)
 
     def action_edit_config(self) -> None:
         """Open the configuration of the run under the cursor as a new one."""
         if (row := self.query_one(RunList).selected) is not None:
-            self.post_message(EditRunRequested(row.run))
+            self.shell.configuration.edit_run(row.run)
 
     def action_export(self) -> None:
         """Export what the run under the cursor has trained."""
         if (row := self.query_one(RunList).selected) is not None:
-            self.post_message(ExportRequested(row.run))
+            self.shell.runs.export(row.run)
 
     def action_evaluate(self) -> None:
         """Put a file of prompts to the model of the run under the cursor."""
         if (row := self.query_one(RunList).selected) is not None:
-            self.post_message(EvaluationRequested(row.run))
+            self.shell.runs.evaluate(row.run)
 
     def action_serve(self) -> None:
         """Let other programs use the model of the run under the cursor."""
         if (row := self.query_one(RunList).selected) is not None:
-            self.post_message(ServeRequested(row.run))
+            self.shell.serving.request(row.run)
 
     def action_delete(self) -> None:
         """Delete the run under the cursor, once that is confirmed."""
         run_list = self.query_one(RunList)
         if (row := run_list.selected) is not None:
             figures = run_list.figures_of(row)
-            self.post_message(DeleteRequested(row.run, figures.size if figures is not None else None))
+            self.shell.runs.delete(row.run, figures.size if figures is not None else None)
 
     def action_move(self, by: int) -> None:
         """Move the cursor."""

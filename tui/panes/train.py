@@ -17,24 +17,13 @@ from core.runs.record.sentences import brief_id
 from core.text import one_line
 from tui.datasets.here import Here
 from tui.keys import bindings
-from tui.messages import (
-    ActionFailed,
-    ContinueRequested,
-    ControlRequested,
-    DataRequested,
-    EditRunRequested,
-    ExportRequested,
-    SampleRequested,
-    SettingsRequested,
-)
 from tui.panes.base import Pane
 from tui.widgets import run_end, run_lines
-from tui.widgets.answer_walk import LAYOUT_WORDS, without_answers
+from tui.widgets.answers import LAYOUT_WORDS, AnswersView, without_answers
 from tui.widgets.charts.device_panel import Around, DevicePanel, PlannedMemory, planned_memory
 from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.charts.run_chart import RunChart
-from tui.widgets.first_steps import FirstSteps, Way, ways_to_begin
-from tui.widgets.lists.answers_view import AnswersView
+from tui.widgets.empty_state import FirstSteps, Way, ways_to_begin
 from tui.widgets.lists.log_view import LogView
 from tui.widgets.text_block import TextBlock
 
@@ -164,7 +153,7 @@ class TrainPane(Pane, can_focus=True):
     @on(FirstSteps.Chosen)
     def _file_chosen(self, message: FirstSteps.Chosen) -> None:
         message.stop()
-        self.post_message(DataRequested(message.path))
+        self.shell.configuration.open_data(message.path)
 
     def _update(self, view: RunView) -> None:
         history = view.history
@@ -390,41 +379,42 @@ class TrainPane(Pane, can_focus=True):
     def action_toggle_pause(self) -> None:
         """Pause or resume the run; a pause that waits for the end of the step is taken back."""
         paused = self._view is not None and self._view.state.state == "paused"
-        self.post_message(ControlRequested("resume" if paused else "pause"))
+        self.shell.run_control.request("resume" if paused else "pause")
 
     def action_park(self) -> None:
         """Give the device back until the run is resumed."""
-        self.post_message(ControlRequested("park"))
+        self.shell.run_control.request("park")
 
     def action_skip(self) -> None:
         """Skip the evaluation before the first step."""
-        self.post_message(ControlRequested("skip_evaluation"))
+        self.shell.run_control.request("skip_evaluation")
 
     def action_checkpoint(self) -> None:
         """Save a checkpoint now."""
-        self.post_message(ControlRequested("checkpoint"))
+        self.shell.run_control.request("checkpoint")
 
     def action_stop(self) -> None:
         """Stop the run in one way or another; the app asks first."""
-        self.post_message(ControlRequested("stop"))
+        self.shell.run_control.request("stop")
 
     def action_change_settings(self) -> None:
         """Ask for other settings of a live run; of an ended one, open the configuration."""
         view = self.shell.state.live_run
         if view is None:
             if self._view is not None:
-                self.post_message(EditRunRequested(self._view.run))
+                self.shell.configuration.edit_run(self._view.run)
             return
+        from tui.screens.dialogs import error_dialog
         from tui.screens.run_settings import RunSettings
 
         try:
             config = view.run.config()
         except UserError as error:
-            self.post_message(ActionFailed("The settings cannot be changed", error))
+            self.app.push_screen(error_dialog("The settings cannot be changed", error))
             return
 
         def send(settings: dict[str, Any]) -> None:
-            self.post_message(SettingsRequested(view.run, settings))
+            self.shell.run_control.change_settings(view.run, settings)
 
         # Called directly, not by a message: keys typed after the one that opens the dialog are its text, and come
         # before it.
@@ -432,11 +422,11 @@ class TrainPane(Pane, can_focus=True):
 
     def action_continue_run(self) -> None:
         """Continue the run from its last checkpoint."""
-        self.post_message(ContinueRequested(self._view.run if self._view is not None else None))
+        self.shell.starting.continue_run(self._view.run if self._view is not None else None)
 
     def action_sample(self) -> None:
         """Train on the sample data."""
-        self.post_message(SampleRequested())
+        self.shell.starting.start_sample()
 
     def action_toggle_log_axis(self) -> None:
         """Switch the axis of values between linear and logarithmic."""
@@ -534,7 +524,7 @@ class TrainPane(Pane, can_focus=True):
         """Export the result."""
         view, result = self._view, self._result
         if view is not None and result is not None and result.path is not None:
-            self.post_message(ExportRequested(view.run))
+            self.shell.runs.export(view.run)
 
     def action_use_elsewhere(self) -> None:
         """Show how to use the result outside the app."""

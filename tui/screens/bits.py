@@ -13,7 +13,7 @@ from core.quantization.result import HEAD, TABLE, QuantizationCost, facts, layer
 from core.text import one_line
 from tui.glyphs import GlyphSet
 from tui.screens.job import JobScreen, JobState, progress_bar
-from tui.widgets.charts.meter import bar
+from tui.widgets.charts.bars import bar
 
 _ABOUT = (
     "Loads the base one layer at a time, in 16 bit and in 4 bits, and compares what both say of a few of your rows: "

@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.text import one_line
 from core.units import exact_number
 from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
-from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.text_block import TextBlock
 
 _KEYS = (("tab", "next"), ("enter", "use them"), ("esc", "leave as it is"))

@@ -13,7 +13,7 @@ from textual.content import Content
 from core.text import one_line, sanitize
 from tui.keys import display_key
 from tui.screens.overlay import Overlay
-from tui.widgets.forms.answer_keys import AnswerKeys, waiting_text
+from tui.widgets.forms.ask_bar import AnswerKeys, waiting_text
 from tui.widgets.text_block import HangingBlock, TextBlock
 
 

@@ -24,6 +24,7 @@ RESTORE = "restore"
 STOP_NOW, SIGNAL, KILL, TAKE_BACK = "stop now", "signal", "kill", "take back"
 COPY_CODE, COPY_PATH = "copy code", "copy path"
 YES, FOR_GOOD = "yes", "for good"
+ADD = "add"
 
 
 def unmet_dialog(wishes: Sequence[Unmet]) -> ChoiceDialog:
@@ -281,7 +282,7 @@ def queue_dialog(view: RunView, name: str) -> ChoiceDialog:
         "A run is on",
         text,
         [
-            Choice("a", "add", "add it to the queue", "it starts by itself, with the app or without"),
+            Choice("a", ADD, "add it to the queue", "it starts by itself, with the app or without"),
             Choice("escape", "", "leave it"),
         ],
     )

@@ -22,7 +22,7 @@ from tui.screens.box import OverlayBox
 from tui.screens.job import Ended, Progressed, follow, progress_bar
 from tui.screens.overlay import Overlay
 from tui.shell import shell_of
-from tui.widgets.forms.path_input import PathInput
+from tui.widgets.forms.inputs import PathInput
 from tui.widgets.text_block import HangingBlock, TextBlock
 
 if TYPE_CHECKING:

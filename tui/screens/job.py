@@ -18,7 +18,7 @@ from tui.glyphs import GlyphSet
 from tui.screens.box import OverlayBox
 from tui.screens.overlay import Overlay
 from tui.shell import shell_of
-from tui.widgets.charts.meter import bar
+from tui.widgets.charts.bars import bar
 from tui.widgets.text_block import TextBlock
 
 ProgressType = TypeVar("ProgressType")

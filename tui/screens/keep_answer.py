@@ -14,7 +14,7 @@ from textual.widgets import TextArea
 
 from core.text import one_line, sanitize
 from tui.screens.overlay import Overlay, key_line
-from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.text_block import TextBlock
 
 _KEYS = (("^s", "append"), ("tab", "next"), ("esc", "leave it"))

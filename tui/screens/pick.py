@@ -18,7 +18,7 @@ from textual.widgets.option_list import Option
 from core.text import one_line
 from core.units import format_count
 from tui.screens.overlay import Overlay
-from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.lists.choice_list import ChoiceList
 from tui.widgets.strips import fit
 

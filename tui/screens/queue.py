@@ -28,8 +28,7 @@ from core.units import format_duration, format_moment
 from tui.keys import bindings
 from tui.screens.overlay import Overlay, key_line
 from tui.shell import shell_of
-from tui.widgets.lists.choice_list import ChoiceList
-from tui.widgets.lists.list_box import ListBox
+from tui.widgets.lists.choice_list import ChoiceList, ListBox
 from tui.widgets.strips import fit
 
 if TYPE_CHECKING:

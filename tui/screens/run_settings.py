@@ -22,8 +22,8 @@ from core.text import one_line, sanitize
 from core.units import exact_number, format_number
 from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
 from tui.state import RunView
+from tui.widgets.forms.inputs import SafeInput
 from tui.widgets.forms.option_field import format_value
-from tui.widgets.forms.safe_input import SafeInput
 from tui.widgets.text_block import TextBlock
 
 #: The settings, in this order.

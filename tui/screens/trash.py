@@ -23,8 +23,7 @@ from tui.keys import bindings
 from tui.screens.choice import Choice, ChoiceDialog
 from tui.screens.overlay import Overlay, key_line
 from tui.shell import shell_of
-from tui.widgets.lists.choice_list import ChoiceList
-from tui.widgets.lists.list_box import ListBox
+from tui.widgets.lists.choice_list import ChoiceList, ListBox
 from tui.widgets.strips import fit
 
 #: Columns of a line without the run: its size, and when it was deleted.

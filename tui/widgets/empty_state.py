@@ -1,11 +1,24 @@
-"""The empty state of a pane: a sentence about what is missing, and the keys that help."""
+"""Empty states of panes: a sentence about the missing thing, the keys that help, and data files to begin with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from rich.cells import cell_len
+from textual import events
 from textual.content import Content
+from textual.message import Message
 
+from core.errors import UserError
+from core.runs.record.sentences import slug_of
+from core.runs.record.state import ACTIVE_STATES, END_STATES
+from core.text import one_line
+from core.units import coarse_ago, format_bytes, format_count
+from tui.datasets.here import FoundFile, Here
+from tui.keys import Key, KeyTable
+from tui.shell import shell_of
 from tui.widgets.text_block import HangingBlock
 
 
@@ -33,3 +46,204 @@ def empty_content(message: str, keys: Sequence[tuple[str, str]]) -> Content:
     lines = [Content(message), *([Content("")] if keys else [])]
     lines += [Content.assemble((key.ljust(width), "$primary bold"), "   ", text) for key, text in keys]
     return Content("\n").join(lines)
+
+
+class StartHere(HangingBlock, can_focus=True):
+    """An empty state that takes the focus while nothing else in the pane could."""
+
+    DEFAULT_CSS = "StartHere { height: 1fr; padding: 1 2; }"
+
+    def explain(self, message: str, keys: Sequence[tuple[str, str]], error: UserError | None = None) -> None:
+        """Show another text.
+
+        Args:
+            message: The sentence about what is missing.
+            keys: Keys as displayed, each with its action.
+            error: The last error, shown first.
+        """
+        content = empty_content(message, keys)
+        if error is not None:
+            content = Content("\n\n").join([error_content(error), content])
+        self.show(content)
+
+
+def error_content(error: UserError) -> Content:
+    """An error as its sentence and, below it, its remedy."""
+    sentence = Content.styled(f"✗ {one_line(error.message)}", "$limit bold")
+    if not error.hint:
+        return sentence
+    return Content("\n").join([sentence, Content.styled(f"  {one_line(error.hint)}", "$muted")])
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to begin: the key that leads there, and what it does."""
+
+    key: Key
+    text: str
+
+
+class FirstSteps(HangingBlock):
+    """The text of an empty pane: the ways to begin, and the files among which a cursor moves.
+
+    The keys of the ways work while the pane has the focus, whichever pane they belong to.
+    """
+
+    DEFAULT_CSS = "FirstSteps { height: 1fr; padding: 1 2; }"
+
+    @dataclass
+    class Chosen(Message):
+        """A file has been chosen."""
+
+        path: Path
+
+    def __init__(self, *, id: str | None = None, can_focus: bool = False) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.can_focus = can_focus
+        self.here = Here()
+        self._headline = ""
+        self._error: UserError | None = None
+        self._has_files = False
+        self._ways: tuple[Way, ...] = ()
+        self._cursor = 0
+
+    def explain(
+        self, headline: str, ways: Sequence[Way] = (), error: UserError | None = None, *, has_files: bool = True
+    ) -> None:
+        """Show another text.
+
+        Args:
+            headline: The sentence about what is missing, or a question.
+            ways: The ways to begin.
+            error: The last error, shown first.
+            has_files: Whether the files are among them, below the first one.
+        """
+        self._headline, self._ways, self._error = headline, tuple(ways), error
+        self._has_files = has_files and bool(self._ways)
+        self._refresh()
+
+    def look_around(self, here: Here) -> None:
+        """Show what there is to begin with."""
+        self.here = here
+        self._cursor = min(self._cursor, max(len(here.files) - 1, 0))
+        self._refresh()
+
+    def move(self, by: int) -> None:
+        """Move the cursor among the files."""
+        self._cursor = max(min(self._cursor + by, len(self.here.files) - 1), 0)
+        self._refresh()
+
+    def choose(self) -> bool:
+        """Choose the file under the cursor; returns whether there is one."""
+        if not self._has_files or not self.here.files:
+            return False
+        self.post_message(self.Chosen(self.here.files[self._cursor].path))
+        return True
+
+    async def take_files_key(self, event: events.Key, keys: KeyTable) -> bool:
+        """Handle a key that moves among the files or chooses one; returns whether it was one."""
+        moves = {"data.down": 1, "data.up": -1}
+        for name in (*moves, "data.read"):
+            if self._has_files and event.key in [key.strip() for key in keys[name].keys.split(",")]:
+                event.stop()
+                event.prevent_default()
+                if name in moves:
+                    self.move(moves[name])
+                else:
+                    self.choose()
+                return True
+        return False
+
+    async def take_key(self, event: events.Key, scope: str) -> None:
+        """Handle a key that leads to one of the ways; the pane's own keys and those of the app work by themselves.
+
+        Args:
+            event: The key.
+            scope: The scope of the pane's own keys.
+        """
+        for way in self._ways:
+            if way.key.scope not in (scope, "app") and event.key in [key.strip() for key in way.key.keys.split(",")]:
+                event.stop()
+                event.prevent_default()
+                await shell_of(self).run_key(way.key)
+                return
+
+    def _refresh(self) -> None:
+        files = self.here.files if self._has_files else ()
+        opens = shell_of(self).keys["data.read"].display if files else ""
+        content = steps_content(self._headline, self._ways, files, self._cursor, opens)
+        if self._error is not None:
+            content = Content("\n\n").join([error_content(self._error), content])
+        self.show(content)
+
+
+def ways_to_begin(keys: KeyTable, here: Here, now: float, *, sample: str, sample_text: str) -> list[Way]:
+    """The ways to begin, in the order in which they are offered.
+
+    Args:
+        keys: The key table with the user's changes.
+        here: What there is to begin with.
+        now: The present, in Unix seconds.
+        sample: The id of the key for the sample.
+        sample_text: What that key does.
+    """
+    ways = [
+        Way(keys["data.open"], "my own file (CSV, JSONL, Parquet …)"),
+        Way(keys["data.browse"], "look for it in the directories"),
+        Way(keys[sample], sample_text),
+        Way(keys["config.import"], "a configuration of Axolotl, LLaMA-Factory or Unsloth"),
+    ]
+    if here.runs:
+        ways.append(Way(keys["app.runs"], _tell_runs(here, now)))
+    return ways
+
+
+def _tell_runs(here: Here, now: float) -> str:
+    # Its time is told in words.
+    subject = one_line(slug_of(here.last_run), 60)
+    # What it does just now changes too often to be told here.
+    state = "in progress" if here.last_state in ACTIVE_STATES else one_line(here.last_state, 20)
+    has_ended = here.last_state in END_STATES and 0 < here.last_ended <= now
+    ended = f"{subject}, {state}" + (f" {coarse_ago(now - here.last_ended)}" if has_ended else "")
+    return f"my run: {ended}" if here.runs == 1 else f"my {format_count(here.runs)} runs · last: {ended}"
+
+
+def steps_content(
+    headline: str, ways: Sequence[Way], files: Sequence[FoundFile], cursor: int, opens: str = ""
+) -> Content:
+    """The headline, then a line for each way; below the first one the files.
+
+    Args:
+        headline: The sentence about what is missing, or a question.
+        ways: The ways to begin.
+        files: The files.
+        cursor: The place of the one under the cursor.
+        opens: The key that opens it, as displayed.
+    """
+    lines = [Content(headline)]
+    width = max((cell_len(way.key.display) for way in ways), default=0)
+    for place, way in enumerate(ways):
+        if not place:
+            lines.append(Content(""))
+        lines.append(Content.assemble((way.key.display.ljust(width), "$primary bold"), "   ", way.text))
+        if not place and files:
+            lines += _file_lines(files, cursor, width + 3, opens)
+    return Content("\n").join(lines)
+
+
+def _file_lines(files: Sequence[FoundFile], cursor: int, indent: int, opens: str) -> list[Content]:
+    names = [one_line(file.path.name, 40) for file in files]
+    width = max(map(cell_len, names))
+    lines = []
+    for place, (file, name) in enumerate(zip(files, names, strict=True)):
+        pointer = "▸ " if place == cursor else "  "
+        rows = "" if file.rows is None else f"{format_count(file.rows)} row{'' if file.rows == 1 else 's'}"
+        size = rows or format_bytes(file.bytes)
+        hint = f"   {opens} opens it" if place == cursor else ""
+        pad = " " * (width - cell_len(name))
+        lines.append(
+            Content.assemble(
+                " " * indent, (pointer, "$primary bold"), (name, "bold"), pad, f"   {size}", (hint, "$muted")
+            )
+        )
+    return lines

@@ -1,4 +1,4 @@
-"""The account of a run beside or below the list of runs: its curve, its end, and the differences to the run before."""
+"""Texts beside the list of runs: the queue in a line, and the account of the run under the cursor."""
 
 from __future__ import annotations
 
@@ -9,15 +9,55 @@ from rich.cells import cell_len
 from textual.content import Content
 
 from core.text import one_line, steady
-from core.units import exact_number, format_bytes, format_duration, format_fixed, format_number
+from core.units import exact_number, format_bytes, format_duration, format_fixed, format_moment, format_number
 from tui.glyphs import GlyphSet
 from tui.state import STATE_GLYPHS
 from tui.widgets.charts.plot_geometry import DotGrid, Scale, draw_line
 
 if TYPE_CHECKING:
+    from core.queue.view import EntryView, QueueView
     from core.runs.catalog.result import OptionChange, RunDetail
     from core.runs.catalog.rows import RunFigures, RunRow
     from core.runs.record.series import Series
+
+
+def queue_line(view: QueueView, key: str) -> Content:
+    """What comes next; empty where nothing is on and nothing waits.
+
+    Args:
+        view: The queue.
+        key: The key that shows all of it.
+    """
+    waiting = [row for row in view.upcoming if row.entry.state == "waiting"]
+    on = next((row for row in view.upcoming if row.entry.state in ("starting", "running")), None)
+    held = sum(row.entry.state == "held" for row in view.upcoming)
+    if not view.upcoming:
+        return Content("")
+    if waiting:
+        parts = [f"next {_expected(waiting[0])}", f"{len(waiting)} {'waits' if len(waiting) == 1 else 'wait'}"]
+    else:
+        parts = [f"{_expected(on)} is the last one" if on is not None else "nothing waits"]
+    if held:
+        parts.append(f"{held} held")
+    if view.runner is None and waiting:
+        parts.append("no runner is on, so nothing starts")
+    elif view.ends is not None and len(waiting) > 1:
+        parts.append(f"all done {_clock(view.ends)}")
+    # The key comes first, where a narrow terminal cuts it least.
+    return Content.assemble((f"{key} ", "$primary bold"), "queue   ", " · ".join(parts))
+
+
+def _expected(row: EntryView) -> str:
+    """An entry with when it begins, or ends where it is on: ``tickets at ~Sat 03:40``."""
+    name = one_line(row.entry.title, 40)
+    if row.place is None:
+        return f"{name}, done {_clock(row.ends)}," if row.ends is not None else name
+    return f"{name} at {_clock(row.begins)}" if row.begins is not None else name
+
+
+def _clock(moment: float) -> str:
+    return f"~{format_moment(moment, '%a %H:%M')}"
+
 
 #: Cells of the curve beside the text, and rows of the one among its lines.
 CURVE_WIDTH, CURVE_ROWS = 28, 5

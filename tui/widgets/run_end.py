@@ -13,7 +13,7 @@ from core.units import format_bytes, format_duration
 from tui.glyphs import GlyphSet
 from tui.keys import KeyTable
 from tui.state import STATE_COLORS, STATE_GLYPHS
-from tui.widgets.charts.sparkline import sparkline
+from tui.widgets.charts.bars import sparkline
 
 if TYPE_CHECKING:
     from core.runs.catalog.result import Measure, RunResult

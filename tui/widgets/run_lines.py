@@ -18,7 +18,7 @@ from core.units import format_duration, format_fixed, format_number, format_rate
 from tui.glyphs import GlyphSet
 from tui.keys import KeyTable
 from tui.state import PENDING_GLYPH, STATE_COLORS, STATE_GLYPHS, RunView
-from tui.widgets.charts.meter import bar
+from tui.widgets.charts.bars import bar
 
 #: Fewest columns of the bar of progress, which texts beside it leave.
 SHORTEST_BAR = 6

@@ -15,9 +15,8 @@ from core.runs.outlook.time_left import eta_words
 from core.runs.record.sentences import brief_id, doing, evaluation_count, slug_of
 from core.text import one_line
 from core.units import coarse_ago, format_number
+from tui.meters import OLD_SECONDS, WORD_COLORS, memory_word, temperature_word
 from tui.state import STATE_GLYPHS, AppState, RunView
-from tui.steady_meters import OLD_SECONDS
-from tui.thresholds import WORD_COLORS, memory_word, temperature_word
 from tui.widgets.run_lines import ETA_WIDTH, state_head, state_style
 
 #: Cards whose values are told one by one.

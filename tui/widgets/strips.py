@@ -1,6 +1,8 @@
-"""Helpers for strips of lists drawn line by line."""
+"""Strips of lists drawn line by line, and a view of them that can be searched."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
@@ -63,3 +65,43 @@ def mark_matches(text: str, term: str, style: Style, match: Style) -> list[Segme
         segments += [Segment(text[position:begin], style), Segment(text[begin:end], match)]
         position = end
     return [*segments, Segment(text[position:], style)]
+
+
+class SearchView(ScrollView, inherit_bindings=False):
+    """A scrolling view with the lines of its matches; keys are bound by the pane."""
+
+    #: Lines of the view that its frame covers.
+    COVERED: ClassVar[int] = 0
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.term = ""
+        """The text searched for, in lower case; empty for none."""
+        self._match_lines: list[int] = []
+        self._match = -1
+
+    @property
+    def match_place(self) -> tuple[int, int]:
+        """The place of the current match, from 1 (0: none yet), and the number of matches."""
+        return self._match + 1, len(self._match_lines)
+
+    def move_match(self, step: int) -> bool:
+        """Scroll to the next match, or to the one before; to the first, or the last, after ``show``.
+
+        Returns:
+            Whether there was one; after the last there is none, and the next step wraps around.
+        """
+        moved = next_match(self._match, step, len(self._match_lines))
+        self._match = -1 if moved is None else moved
+        if moved is not None:
+            scroll_into_view(self, self._match_lines[moved], self.size.height - self.COVERED)
+        self.refresh()
+        return moved is not None
+
+    def move(self, rows: int) -> None:
+        """Scroll by a number of lines."""
+        self.scroll_to(y=self.scroll_y + rows, animate=False, immediate=True)
+
+    def move_page(self, direction: int) -> None:
+        """Scroll by a screenful."""
+        self.move(direction * max(1, self.size.height - 1 - self.COVERED))

@@ -11,7 +11,15 @@ from textual.visual import VisualType
 from textual.widget import Widget
 from textual.widgets import Static
 
-from tui.widgets.relayout import relayout
+
+def relayout(widget: Widget) -> None:
+    """Have a widget measured and painted again.
+
+    ``refresh(layout=True)`` alone would keep a height that was worked out since an earlier change of the same turn:
+    Textual keeps heights by the number of layouts asked for, and counts those of one turn once.
+    """
+    widget._box_model_cache.clear()
+    widget.refresh(layout=True)
 
 
 class TextBlock(Widget):

@@ -17,9 +17,9 @@ from core.analysis.split import held_out_count
 from core.config.derived import holds_out, step_count, usual_steps
 from core.config.schema import Config
 from core.errors import UserError
+from core.memory.calibration import is_known_speed
 from core.memory.plan import Machine
 from core.memory.rows import Rows
-from core.memory.calibration import is_known_speed
 from core.memory.strategy import Chosen
 from core.runs.outlook.energy import expected_energy
 from core.runs.outlook.time_left import RESULT_SHARE, checkpoints_by, evaluations_by

@@ -201,7 +201,7 @@ class SlowStart:
 async def ask_to_start(pilot: Pilot[Any], app: LocaltuneApp, times: int = 1) -> None:
     """Ask for the sample run, and start it from its card."""
     for _ in range(times):
-        app.runs.start_sample()
+        app.starting.start_sample()
     await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
     await pilot.press("enter")
     await wait_for(pilot, lambda: not isinstance(app.screen, StartCard))
@@ -215,7 +215,7 @@ async def test_a_start_is_asked_for_once_and_waited_for(home: Path, monkeypatch:
         await ask_to_start(pilot, app, times=3)
         await wait_for(pilot, lambda: start.started == 1)
         assert app.state.is_starting
-        app.runs.start_sample()
+        app.starting.start_sample()
         await pilot.press("q")
         await wait_for(pilot, lambda: "as soon as its worker is there" in screen_text(app))
         assert app.is_running

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,12 +26,11 @@ from core.units import exact_number
 from sample_data import path as sample
 from tests.cases import cases
 from tests.tui.config_panes import write_startable
+from tests.tui.controllers.test_presets import value
 from tests.tui.controllers.test_returning import ended, left, notes, opened
-from tests.tui.controllers.whole_app import value
 from tests.tui.harness import pane_of, screen_text, wait_for, words
 from tui.app import LocaltuneApp
-from tui.data_paths import entry_path
-from tui.messages import DatasetChosen, OptionsChosen
+from tui.files import entry_path
 from tui.reopening import reopen
 from tui.screens.start.card import StartCard
 from tui.screens.start.summary import LABEL_WIDTH, card_lines
@@ -105,7 +104,7 @@ async def settled(pilot: Pilot[Any]) -> None:
     app = pilot.app
     assert isinstance(app, LocaltuneApp)
     await pilot.pause()
-    await wait_for(pilot, lambda: not app.beginnings.is_pending)
+    await wait_for(pilot, lambda: not app.configuration.presets.is_pending)
     await pilot.pause()
 
 
@@ -311,21 +310,22 @@ async def test_only_the_file_s_own_key_changes_the_data_of_a_configuration(here:
         assert isinstance(app, LocaltuneApp)
         document, before = app.state.document, path.read_text()
         assert document is not None
-        for message in (DatasetChosen(here / "rows.jsonl"), DatasetChosen(here / "rows.jsonl", "add")):
-            app.post_message(message)
+        uses: tuple[Literal["train", "add"], ...] = ("train", "add")
+        for use in uses:
+            app.configuration.use_dataset(here / "rows.jsonl", use)
             await pilot.pause()
             assert document.dumps() == before
-        app.post_message(DatasetChosen(here / "own_chat.jsonl", "eval"))
+        app.configuration.use_dataset(here / "own_chat.jsonl", "eval")
         await wait_for(pilot, lambda: value(app, "data.eval") == "own_chat.jsonl")
-        app.post_message(DatasetChosen(here / "own_chat.jsonl"))
+        app.configuration.use_dataset(here / "own_chat.jsonl")
         await wait_for(pilot, lambda: "cannot be trained on too" in notes(app))
         assert value(app, "data.train") == "rows.jsonl"
         # Nothing was chosen for the other file, so nothing begins.
         nothing = {"data.columns": None, "data.format": None}
-        app.post_message(OptionsChosen(nothing, "No columns are named.", here / "own.csv"))
+        app.configuration.choose_options(nothing, "No columns are named.", here / "own.csv")
         await wait_for(pilot, lambda: "No columns are named." in notes(app))
         assert value(app, "data.train") == "rows.jsonl"
-        app.post_message(DatasetChosen(here / "own.csv", "add"))
+        app.configuration.use_dataset(here / "own.csv", "add")
         await wait_for(pilot, lambda: value(app, "data.train") == ["rows.jsonl", "own.csv"])
         assert app.state.document is document
         assert value(app, "train.learning_rate") == 3e-4

@@ -22,13 +22,12 @@ from tests.core.models.spoiling import copy_model
 from tests.tui.config_panes import write_startable
 from tests.tui.harness import pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
-from tests.tui.test_typing_ahead import type_at_once
+from tests.tui.test_typed_ahead import type_at_once
 from tui.app import LocaltuneApp
-from tui.messages import DatasetChosen
 from tui.screens.choice import ChoiceDialog
 from tui.screens.presets import PresetScreen
 from tui.screens.start.card import StartCard
-from tui.screens.start.finding import find_flaw
+from tui.screens.start.summary import find_flaw
 
 
 class Started(list[Config]):
@@ -153,7 +152,7 @@ async def test_a_word_typed_at_the_card_starts_nothing(
         await pilot.pause()
         assert has_card(app)
         assert not started
-        monkeypatch.setattr("tui.widgets.forms.answer_keys.QUIET_SECONDS", 0.0)
+        monkeypatch.setattr("tui.widgets.forms.ask_bar.QUIET_SECONDS", 0.0)
         await pilot.press("enter")
         await wait_for(pilot, lambda: len(started) == 1)
 
@@ -334,8 +333,8 @@ async def test_a_start_waits_for_the_preset_that_is_being_chosen(
     try:
         async with app.run_test(size=(100, 30)) as pilot:
             await ready(pilot, app)
-            app.post_message(DatasetChosen(rows))
-            await wait_for(pilot, lambda: app.beginnings.is_pending)
+            app.configuration.use_dataset(rows)
+            await wait_for(pilot, lambda: app.configuration.presets.is_pending)
             await pilot.press("r")
             assert "being chosen for model, card and rows" in screen_text(app)
             await pilot.press("enter")
@@ -409,7 +408,7 @@ async def test_a_deadline_that_cannot_be_met_is_a_question_before_the_queue(
     async with app.run_test(size=(80, 24)) as pilot:
         await ready(pilot, app)
         for answer, told in (("escape", "Nothing is added."), ("y", "Added as entry 1")):
-            adding = asyncio.create_task(app.queueing.add_document())
+            adding = asyncio.create_task(app.starting.add_to_queue())
             await wait_for(pilot, lambda: "07:00 cannot be met: at full speed, by the pace" in screen_text(app), 60)
             await pilot.press(answer)
             assert (await adding).startswith(told)

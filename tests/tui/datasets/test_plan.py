@@ -16,9 +16,9 @@ from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write, write_parquet
-from tui.data_paths import data_paths
 from tui.datasets.plan import Reading, plan_data
 from tui.datasets.view import DatasetView
+from tui.files import data_paths
 
 COLUMNS = {"user": "frage", "assistant": "antwort"}
 #: Every option that changes the display, with another value than its default.

@@ -12,8 +12,7 @@ from core.errors import UserError
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write
 from tui.datasets.plan import Reading
-from tui.datasets.tasks import open_dataset, paced
-from tui.datasets.view import DatasetView
+from tui.datasets.view import DatasetView, open_dataset, paced
 
 
 async def test_a_file_that_nobody_waits_for_any_more_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +30,7 @@ async def test_a_file_that_nobody_waits_for_any_more_is_closed(tmp_path: Path, m
             super().close()
             closed.set()
 
-    monkeypatch.setattr("tui.datasets.tasks.DatasetView", Held)
+    monkeypatch.setattr("tui.datasets.view.DatasetView", Held)
     opening = asyncio.create_task(open_dataset(path, Reading()))
     await begun.wait()
     opening.cancel()
@@ -49,14 +48,14 @@ async def test_whatever_keeps_a_file_from_being_read_is_a_sentence(
     def refuse(path: Path, reading: Reading) -> DatasetView:
         raise error
 
-    monkeypatch.setattr("tui.datasets.tasks.DatasetView", refuse)
+    monkeypatch.setattr("tui.datasets.view.DatasetView", refuse)
     with pytest.raises(UserError, match=r"rows\.jsonl cannot be read: "):
         await open_dataset(tmp_path / "rows.jsonl", Reading())
 
 
 def test_reports_come_through_only_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("tui.datasets.tasks.time.monotonic", lambda: now)
+    monkeypatch.setattr("tui.datasets.view.time.monotonic", lambda: now)
     told: list[int] = []
     report = paced(told.append)
     for number, now in enumerate((100.1, 100.3, 100.4, 100.6)):  # noqa: B007 - the clock reads it

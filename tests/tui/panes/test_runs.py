@@ -14,7 +14,7 @@ from core.runs.record import history as glimpse
 from core.runs.record.store import Labels, read_labels, write_labels
 from tests.core.queue.helpers import add
 from tests.tui.harness import asks, pane_of, screen_lines, screen_text, wait_for
-from tests.tui.panes.train.test_pane import script_run
+from tests.tui.panes.test_train import script_run
 from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
 from tui.panes.train import TrainPane

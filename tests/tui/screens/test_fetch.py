@@ -11,9 +11,8 @@ from textual.pilot import Pilot
 from core.config.document import ConfigDocument
 from tests.core.hub.conftest import rows
 from tests.core.hub.fake_hub import FakeHub, Repository, running_hub
-from tests.tui.data_panes import RecordingPane
-from tests.tui.harness import PaneApp, paste, screen_text, wait_for
-from tui.data_paths import data_paths, entry_text, path_text
+from tests.tui.harness import PaneApp, paste, requested, screen_text, wait_for
+from tui.files import data_paths, entry_text, path_text
 from tui.panes.config.model import ConfigModel
 from tui.panes.data.pane import DataPane
 from tui.screens import fetch
@@ -58,7 +57,7 @@ async def test_nothing_is_asked_of_the_hub_before_the_user_agrees(hub: FakeHub) 
 
 
 async def test_it_is_downloaded_opened_and_used(hub: FakeHub) -> None:
-    pane = RecordingPane()
+    pane = DataPane()
     app = PaneApp(pane)
     async with app.run_test(size=(100, 30)) as pilot:
         await ask(pilot)
@@ -69,9 +68,9 @@ async def test_it_is_downloaded_opened_and_used(hub: FakeHub) -> None:
         assert pane.view.detection is not None
         assert "The split train is 1 of 2 data files." in pane.view.detection.reason
         await pilot.press("t")
-        await wait_for(pilot, lambda: pane.chosen)
+        await wait_for(pilot, lambda: requested(pilot, "configuration.use_dataset"))
         document = ConfigDocument("", Path("/somewhere/run.toml"))
-        assert path_text(document, pane.chosen[0].path) == ENTRY
+        assert path_text(document, requested(pilot, "configuration.use_dataset")[0].args[0]) == ENTRY
         # Opened again, it needs no confirmation.
         asked = len(hub.asked)
         await pilot.press("o")

@@ -1,7 +1,8 @@
-"""The Chat pane: a conversation with the model in training, with what was tuned, and with the base model."""
+"""The Chat pane: a conversation with the model in training, a tuned model, or a base model."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from pathlib import Path
@@ -18,28 +19,25 @@ from textual.widgets import Static
 from core.chat.dialogue import Dialogue, Exchange
 from core.chat.request import BASE, TUNED
 from core.errors import UserError
+from core.paths import shown_path, user_path, working_directory
 from core.text import one_line
 from tui.datasets.summary import counted
+from tui.files import save_text
 from tui.keys import bindings, display_key
-from tui.messages import AnswerAwaited, ServeRequested
 from tui.panes.base import Pane
-from tui.panes.chat.exporting import wanted_export
-from tui.panes.chat.invitation import invite
-from tui.panes.chat.keeping import offer_to_keep
 from tui.panes.chat.partner import Partner
-from tui.panes.chat.session_holder import SessionHolder
-from tui.panes.chat.transcript import Transcript
-from tui.panes.chat.turn import Answered, Failed, Loading, Speaking, TurnEnded, hold_turn
-from tui.saving import save_text
-from tui.widgets.forms.prompt_input import PromptInput
-from tui.widgets.start_here import StartHere
+from tui.panes.chat.session import Answered, Failed, Loading, SessionHolder, Speaking, TurnEnded, hold_turn
+from tui.widgets.empty_state import StartHere
+from tui.widgets.forms.inputs import PromptInput
+from tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from core.chat.candidates import Candidate
     from core.chat.request import GenerationSettings, Source
     from core.chat.transcripts import Transcript as KeptConversation
     from core.runs.record.store import Run
-    from tui.panes.chat.session_holder import SessionFactory, Target
+    from tui.panes.chat.session import SessionFactory, Target
+    from tui.screens.keep_answer import KeptAnswer
 
 # Ten updates a second are as live as reading goes, and leave the link and the keys alone.
 _FLUSH_SECONDS = 0.1
@@ -94,7 +92,7 @@ class ChatPane(Pane):
         yield PromptInput(id="chat-prompt")
 
     def on_mount(self) -> None:
-        """Show what can be talked to."""
+        """Show the partner of the conversation."""
         self._flush = self.set_interval(_FLUSH_SECONDS * self.shell.pace, self._flush_pending, pause=True)
         self._show_target()
         self._show_taken_up()
@@ -147,7 +145,7 @@ class ChatPane(Pane):
 
     @property
     def is_live(self) -> bool:
-        """Whether that is a live run."""
+        """True if that is a live run."""
         return self.partner.is_live
 
     @property
@@ -234,7 +232,7 @@ class ChatPane(Pane):
             self.transcript.remove_children()
 
     def _show_target(self) -> None:
-        invite(self.query_one("#chat-empty", StartHere), self.partner, self.keys)
+        self.query_one("#chat-empty", StartHere).explain(*self.partner.invitation(self.keys))
         self._refresh()
 
     def _refresh(self) -> None:
@@ -325,7 +323,7 @@ class ChatPane(Pane):
 
     @property
     def is_answering(self) -> bool:
-        """Whether an answer is being generated."""
+        """True while an answer is being generated."""
         return self._current is not None
 
     @on(PromptInput.Submitted)
@@ -359,7 +357,7 @@ class ChatPane(Pane):
         self._is_waiting = True
         self._say_waiting()
         if self.is_live:
-            self.post_message(AnswerAwaited(True))
+            self.shell.runs.await_answer(True)
         if self._flush is not None:
             self._flush.resume()
         self._talk(exchange, self._holder.epoch)
@@ -436,7 +434,9 @@ class ChatPane(Pane):
     def _finish_turn(self) -> None:
         exchange, self._current = self._current, None
         self._is_waiting = False
-        self.post_message(AnswerAwaited(False))
+        if self.is_attached:
+            # While the app ends, the other panes have no widgets left.
+            self.shell.runs.await_answer(False)
         if self._flush is not None:
             self._flush.pause()
         self._say("")
@@ -527,14 +527,14 @@ class ChatPane(Pane):
     def action_export(self) -> None:
         """Export the model that answers; of several the first that was trained."""
         try:
-            wanted = wanted_export(self.partner, self.sources, self.keys["chat.source"].display)
+            wanted = self.partner.exported(self.sources, self.keys["chat.source"].display)
         except UserError as error:
             self._say(f"✗ {error.message}", "$limit")
             return
         if isinstance(wanted, str):
             self._say(wanted, "$near")
         else:
-            self.post_message(wanted)
+            self.shell.runs.export(*wanted)
 
     def action_clear(self) -> None:
         """Begin a new conversation with the same model; in an empty one, bring the former one back."""
@@ -560,14 +560,14 @@ class ChatPane(Pane):
                 self._say("The next answers follow the new settings; the run's configuration stays as it is.")
 
         if self.partner.can_answer:
-            # Called directly, not by a message: keys typed after the one that opens the dialog are its text.
+            # Called directly: keys typed behind the key that opens the dialog are its text.
             self.app.push_screen(ChatSettings(*self._holder.settings()), changed)
 
     # Branches.
 
     @property
     def _chosen(self) -> Exchange | None:
-        """The question that keys act on: the one that was pointed at, else the last one."""
+        """The question that keys act on: the selected question, else the last one."""
         path = self.dialogue.exchanges
         if self._pointed_at in path:
             return self._pointed_at
@@ -618,7 +618,7 @@ class ChatPane(Pane):
         return chosen
 
     def action_turn(self, step: int) -> None:
-        """Go to another branch: what was asked or answered in the place of the question."""
+        """Go to another branch of the conversation at the question."""
         chosen = self._free_to_ask()
         if chosen is None:
             return
@@ -640,7 +640,34 @@ class ChatPane(Pane):
             self._say("It has no answer to keep.", "$near")
             return
         messages = self.dialogue.messages(reply.source, self.system, chosen)
-        offer_to_keep(self, messages, reply.as_written, self._say)
+        self._offer_to_keep(messages, reply.as_written)
+
+    def _offer_to_keep(self, messages: list[dict[str, str]], answer: str) -> None:
+        """Ask for the answer as it is to be learned and for the file, and append the row."""
+        from core.chat.answer_rows import remembered_file
+        from tui.screens.keep_answer import KeepAnswer
+
+        def chosen(kept: KeptAnswer | None) -> None:
+            if kept is not None:
+                self._append(kept, messages)
+
+        file = remembered_file()
+        shown = shown_path(file) if file is not None else ""
+        self.app.push_screen(KeepAnswer(messages[-1]["content"], answer, shown), chosen)
+
+    @work(group="chat-keep")
+    async def _append(self, kept: KeptAnswer, messages: list[dict[str, str]]) -> None:
+        from core.chat.answer_rows import append_row, remember_file
+
+        path = working_directory() / user_path(kept.file)
+        try:
+            # In a thread: it waits for the disk, and for another app that appends to the file.
+            await asyncio.to_thread(append_row, path, [*messages, {"role": "assistant", "content": kept.text}])
+        except UserError as error:
+            self._say(f"✗ {error.message} {error.hint}", "$limit")
+            return
+        remember_file(path)
+        self._say(f"✓ appended to {shown_path(path)}")
 
     def action_toggle_markdown(self) -> None:
         """Show answers as Markdown, or as they were written."""
@@ -663,17 +690,31 @@ class ChatPane(Pane):
             self.app.call_from_thread(self._choose_transcript, run, list_transcripts(run))
 
     def _choose_transcript(self, run: Run, found: list[KeptConversation]) -> None:
-        from tui.panes.chat.former import offer_former
+        from core.chat.transcripts import remove_transcript
+        from tui.screens.pick import Discard, Pick, PickScreen
 
-        def take_up(one: KeptConversation) -> None:
-            if run == self.target:
-                self.take_up(one.dialogue(), "")
-                self._say(f"The conversation of {one.when} is back.")
+        by_id = {one.id: one for one in found}
+
+        def chosen(identity: str | None) -> None:
+            if identity in by_id and run == self.target:
+                self.take_up(by_id[identity].dialogue(), "")
+                self._say(f"The conversation of {by_id[identity].when} is back.")
+
+        def discard(identity: str) -> None:
+            try:
+                remove_transcript(by_id[identity])
+            except UserError as error:
+                self._say(str(error), "$error")
 
         if not found:
             self._say("No conversation was kept with this run yet.", "$near")
         elif run == self.target:
-            offer_former(self, found, self.dialogue.id, take_up, self._say)
+            picks = [Pick(one.id, one.title, one.when) for one in found]
+            # The present one would be written again.
+            others = Discard(frozenset(by_id) - {self.dialogue.id}, discard)
+            self.app.push_screen(
+                PickScreen("Conversations of this run", picks, self.dialogue.id, discard=others), chosen
+            )
 
     @on(PromptInput.PageWanted)
     def _page_wanted(self, message: PromptInput.PageWanted) -> None:
@@ -699,7 +740,7 @@ class ChatPane(Pane):
         """Let other programs use the model that answers; of several the first that was trained."""
         if self.target is not None:
             source = self.partner.trained_one(self.sources)
-            self.post_message(ServeRequested(self.target if source in (None, TUNED) else source))
+            self.shell.serving.request(self.target if source in (None, TUNED) else source)
 
     def action_save(self) -> None:
         """Save the conversation as a Markdown file."""

@@ -1,20 +1,23 @@
-"""The partner of a conversation: what the pane says of a run or a model, and of who answers."""
+"""The partner of a conversation: the run or the model that is asked, and the words for its answers."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.chat.dialogue import speaker_name
 from core.chat.request import BASE, TUNED
-from core.runs.catalog.trained import REFUSED
+from core.runs.catalog.trained import REFUSED, find_run_at
 from core.runs.record.sentences import slug_of
 from core.runs.record.store import Run, has_weights
+from tui.keys import KeyTable
 
 if TYPE_CHECKING:
     from core.chat.request import Source
-    from tui.panes.chat.session_holder import Target
+    from tui.panes.chat.session import Target
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,11 @@ class Partner:
 
     target: Target | None = None
     is_live: bool = False
-    """Whether it is a live run."""
+    """True for a live run."""
     has_weights: bool = True
-    """Whether there is a model to ask; a run that ended before it saved anything has none."""
+    """True if there is a model to ask; a run that ended before its first checkpoint has none."""
     is_refused: bool = False
-    """Whether it is a run whose result ``eval.gate`` refuses: the checkpoint of the step it has judged answers."""
+    """True for a run whose result ``eval.gate`` refuses; the checkpoint of the judged step answers."""
 
     @classmethod
     def of(cls, target: Target | None, *, live: bool) -> Partner:
@@ -48,12 +51,12 @@ class Partner:
 
     @property
     def can_answer(self) -> bool:
-        """Whether there is a model to ask."""
+        """True if there is a model to ask."""
         return self.target is not None and self.has_weights
 
     @property
     def has_adapter(self) -> bool:
-        """Whether there is a choice between a base and what was tuned on it."""
+        """True if there is a choice between a base and an adapter on it."""
         return self.target is None or (self.run is not None and self.run.trains_adapter)
 
     @property
@@ -71,9 +74,47 @@ class Partner:
             sources = tuple(TUNED if source == BASE else source for source in sources)
         return next((source for source in sources if source != BASE), None)
 
+    def exported(self, sources: Sequence[Source], other: str) -> tuple[Run, int | None] | str:
+        """The run and the step to export, of the first trained source; a sentence where there is nothing to export.
+
+        Args:
+            sources: The sources that answer the next question.
+            other: The key that switches to the other source.
+
+        Raises:
+            UserError: If the run or the checkpoint that answers is not found.
+        """
+        run, source = self.run, self.trained_one(tuple(sources))
+        step: int | None = None
+        if run is None:
+            return "This model was not trained here: there is nothing to export."
+        if source is None:
+            return f"The base answers, which was not trained here; {other} lets the tuned one answer."
+        if os.path.isfile(source):
+            return f"It is an export already: {source}"
+        if source != TUNED:
+            run, step = find_run_at(source)
+        if not has_weights(run):
+            return "There is nothing to export yet: no checkpoint has been saved."
+        return run, step
+
+    def invitation(self, keys: KeyTable) -> tuple[str, list[tuple[str, str]]]:
+        """The text of an empty conversation, and keys with their actions."""
+        start = (keys["app.start"].display, "Start a run; its model answers here while it trains")
+        runs = keys["app.runs"].display
+        if self.target is None:
+            opens = (runs, "Open a run that has ended, and talk to what it made")
+            return "Nothing to talk to yet.", [start, opens]
+        if not self.has_weights:
+            text = "This run ended before it saved anything, so there is no model to ask."
+            return text, [start, (runs, "Open another run, and talk to what it made")]
+        write = (keys["chat.write"].display, "Write to the model below; enter sends, esc leaves the prompt")
+        named = ("chat.source", "chat.both", "chat.compare") if self.has_adapter else ()
+        return self._effect, [write, *((keys[name].display, keys[name].help) for name in named)]
+
     @property
-    def invitation(self) -> str:
-        """What asking does."""
+    def _effect(self) -> str:
+        """The effect of a question."""
         if self.is_live:
             return "Ask the model that is being trained; it answers between two steps, and says which step that was."
         if not self.has_adapter:

@@ -1,4 +1,4 @@
-"""The editor of a configuration, with its file and its history; without any widget."""
+"""The editor of a configuration: its file, its history, and what was never saved; no widget."""
 
 from __future__ import annotations
 
@@ -6,17 +6,158 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.config.compare import holding_values
 from core.config.document import ConfigDocument
 from core.config.recent import remember_config
+from core.config.schema import options
+from core.drafts import Draft, list_drafts
 from core.errors import UserError
 from core.hub_uri import is_hub_entry
-from core.paths import working_directory
+from core.paths import shown_path, working_directory
 from core.presets.library import Preset
 from core.presets.switch import preset_in
-from core.runs.catalog.earlier import Origin
-from tui.data_paths import entry_path
-from tui.panes.config.history import EditHistory
+from core.runs.catalog.earlier import Origin, begin_from, run_name
+from core.runs.record.sentences import brief_id
+from core.runs.record.store import Run
+from core.text import one_line
+from tui.files import entry_path
 from tui.panes.config.model import DATA_PATHS, ConfigModel, is_there
+from tui.widgets.forms.option_field import format_value
+
+#: Maximum number of edits kept.
+LIMIT = 500
+_VALUE_LENGTH = 40
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A snapshot of a configuration with its text."""
+
+    model: ConfigModel
+    text: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One edit: the snapshots before and after it, and its label; empty where the difference describes it."""
+
+    before: Moment
+    after: Moment
+    label: str
+
+    @property
+    def changed(self) -> list[str]:
+        """The options whose values differ, ``section.key``."""
+        old, new = _values(self.before), _values(self.after)
+        return [option.name for option in options() if old.get(option.name) != new.get(option.name)]
+
+    def tell_undone(self) -> str:
+        """A message about the edit after its undo."""
+        return self._tell(self.after, self.before, "Undone")
+
+    def tell_redone(self) -> str:
+        """A message about the edit after its redo."""
+        return self._tell(self.before, self.after, "Done again")
+
+    def _tell(self, left: Moment, present: Moment, verb: str) -> str:
+        if self.label:
+            return f"{verb}: {self.label}."
+        names = self.changed
+        if len(names) != 1:
+            return f"{verb}: {len(names)} options." if names else f"{verb}: the text; no option has another value."
+        (name,) = names
+        return f"{verb}: {name} is {_written(present, name)} again (was {_written(left, name)})."
+
+
+class EditHistory:
+    """The history of edits; :meth:`record` is called after each.
+
+    Args:
+        model: The configuration as it is.
+    """
+
+    def __init__(self, model: ConfigModel) -> None:
+        self.present = Moment(model, model.document.dumps())
+        self._done: list[Step] = []
+        self._undone: list[Step] = []
+
+    def begin(self, model: ConfigModel) -> None:
+        """Clear the history: nothing before this can be undone."""
+        self.present = Moment(model, model.document.dumps())
+        self._done.clear()
+        self._undone.clear()
+
+    def record(self, model: ConfigModel, label: str = "") -> bool:
+        """Record an edit; nothing happens where nothing has changed.
+
+        Args:
+            model: The present configuration; another object than before where another one has been opened.
+            label: The edit in a few words.
+        """
+        now = Moment(model, model.document.dumps())
+        if now == self.present:
+            return False
+        self._done.append(Step(self.present, now, one_line(label, 120)))
+        del self._done[:-LIMIT]
+        self._undone.clear()
+        self.present = now
+        return True
+
+    def undo(self) -> Step | None:
+        """Undo the last edit; None where there is none."""
+        if not self._done:
+            return None
+        step = self._done.pop()
+        self._undone.append(step)
+        self._bring_back(step.before)
+        return step
+
+    @property
+    def former(self) -> ConfigModel | None:
+        """The configuration that was there before the present one; None for none."""
+        models = (step.before.model for step in reversed(self._done))
+        return next((model for model in models if model is not self.present.model), None)
+
+    def leave(self) -> Step | None:
+        """Go back to the configuration before the present one, which keeps its text; None where there is none."""
+        if (former := self.former) is None:
+            return None
+        while self.present.model is not former:
+            step = self._done.pop()
+            self._undone.append(step)
+            self.present = step.before
+        self.revert()
+        return step
+
+    def redo(self) -> Step | None:
+        """Redo the edit undone last; None where there is none."""
+        if not self._undone:
+            return None
+        step = self._undone.pop()
+        self._done.append(step)
+        self._bring_back(step.after)
+        return step
+
+    def revert(self) -> None:
+        """Reset the configuration to the text after the last edit: later changes are dropped."""
+        self._bring_back(self.present)
+
+    def _bring_back(self, moment: Moment) -> None:
+        moment.model.document.rewrite(moment.text)
+        self.present = moment
+
+
+def _values(moment: Moment) -> dict[str, object]:
+    return holding_values(ConfigDocument(moment.text, moment.model.document.path))
+
+
+def _written(moment: Moment, name: str) -> str:
+    value = ConfigDocument(moment.text).get(name)
+    if value is None:
+        default = next(option.default for option in options() if option.name == name)
+        return f"{format_value(default)} by default" if default is not None else "not set"
+    return one_line(format_value(value), _VALUE_LENGTH)
+
 
 _BLANK = """\
 # Options are explained in the form; what is left out has its default.
@@ -210,3 +351,59 @@ def path_shown(path: Path) -> str:
     """A path for display: from the working directory, if it is below it."""
     whole = working_directory() / path
     return str(whole.relative_to(working_directory())) if whole.is_relative_to(working_directory()) else str(whole)
+
+
+def kept_drafts() -> list[Draft]:
+    """The drafts of configurations that were never saved and that no app is working on, the newest first."""
+    return [draft for draft in list_drafts("config") if draft.is_of_new_config and draft.is_left]
+
+
+def describe(draft: Draft) -> tuple[str, str]:
+    """A name for a draft, by its data, and when and where it was left."""
+    try:
+        document = ConfigDocument(_text(draft))
+        name, model = run_name(document), document.get("model.base")
+    except UserError:
+        name, model = "", None
+    parts = [f"not saved, {draft.when}", shown_path(Path(draft.subject))]
+    parts += [Path(model).name] if isinstance(model, str) else []
+    return one_line(name or "no data", 60), one_line("  ".join(parts), 200)
+
+
+def open_draft(draft: Draft) -> Opened:
+    """The configuration of a draft, to go on with; its paths mean the same files as where it was begun.
+
+    Raises:
+        UserError: If it is no configuration.
+    """
+    document = ConfigDocument(_text(draft))
+    rebase(document, Path(draft.subject), working_directory())
+    run, unread = draft.data.get("run"), draft.data.get("unread")
+    # A run that is gone is still where the values come from.
+    found = Run(Path(run)) if isinstance(run, str) and run else None
+    return Opened(
+        document,
+        f"opening what was not saved at {draft.when}",
+        f"✓ as it was at {draft.when}, not saved yet",
+        origin=Origin.of(found) if found is not None else None,
+        draft=draft.id,
+        unread=unread if isinstance(unread, str) else "",
+    )
+
+
+def open_run(run: Run) -> Opened:
+    """The configuration of a run as a new one.
+
+    Raises:
+        UserError: If ``run.toml`` is missing or is no configuration.
+    """
+    document, name = begin_from(run), brief_id(run.id)
+    label = f"opening the configuration of {name}"
+    return Opened(document, label, f"✓ the configuration of {name}, as a new one", origin=Origin.of(run), is_begun=True)
+
+
+def _text(draft: Draft) -> str:
+    text = draft.data.get("text")
+    if not isinstance(text, str):
+        raise UserError("The draft has no configuration in it.", "Discard it.")
+    return text

@@ -15,9 +15,8 @@ from core.config.facts import Facts, find_missing_trackers, read_shape
 from core.errors import UserError
 from core.governor.check import unkept_on
 from core.memory.planner import Source, disk_need
-from tui.data_paths import follow_links
-from tui.panes.config.base_model import BaseFinding, NamedBase, check_base, find_missing
-from tui.panes.config.model import ConfigModel
+from tui.files import follow_links
+from tui.panes.config.model import BaseFinding, ConfigModel, NamedBase, check_base, find_missing
 
 if TYPE_CHECKING:
     from core.analysis.lengths import Lengths

@@ -1,19 +1,29 @@
-"""Questions about files of configurations: the file to save to, the one to open, and unsaved edits."""
+"""Questions about files of configurations: to save, to open, to compare and to import."""
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from textual.app import App
+
+from core.config.compare import diff_texts, diff_values, holding_values
 from core.config.document import ConfigDocument
 from core.config.recent import recent_configs
 from core.drafts import remove_draft
 from core.errors import UserError
 from core.paths import shown_path, user_path, working_directory
 from core.text import one_line
-from tui.panes.config.editor import ConfigEditor, Opened
-from tui.panes.config.kept import describe, kept_drafts, open_draft
+from tui.panes.config.editor import ConfigEditor, Opened, describe, kept_drafts, open_draft
+from tui.screens.box import ReportScreen
+from tui.screens.choice import Choice, ChoiceDialog
 from tui.screens.pick import Discard, Pick, PickScreen
 from tui.widgets.forms.ask_bar import AskBar
+
+if TYPE_CHECKING:
+    from core.importers.convert import Imported
+    from core.runs.catalog.earlier import LikeRun
 
 _SUFFIXES = (".toml",)
 #: The choice for a file that is not in the list.
@@ -143,3 +153,76 @@ def _about(path: Path) -> str:
         model = "cannot be read"
     where = shown_path(path.parent)
     return one_line(f"{where}  {Path(model).name}" if isinstance(model, str) else where, 200)
+
+
+async def show_difference(
+    app: App[object], editor: ConfigEditor, last: LikeRun | None, questions: FileQuestions
+) -> None:
+    """Choose another version, and show the difference.
+
+    Args:
+        app: The app that shows it.
+        editor: The configuration.
+        last: The last run of a similar configuration.
+        questions: Asks for another configuration.
+
+    Raises:
+        UserError: If the other version cannot be read.
+    """
+    from tui.screens.box import DifferenceScreen
+
+    path, preset = editor.document.path, editor.preset
+    choices = []
+    if path is not None:
+        choices.append(Choice("f", "file", "its file", f"{path.name} as it is on the disk"))
+    if last is not None:
+        choices.append(Choice("l", "run", "the last run", last.run.id))
+    if preset is not None:
+        choices.append(Choice("p", "preset", "the preset", preset.name))
+    choices.append(Choice("o", "other", "another configuration"))
+    text = "What is here is compared with"
+    answer = await app.push_screen_wait(ChoiceDialog("Compare with", text, choices, is_harmless=True))
+    document, mine = editor.document, holding_values(editor.document)
+    if answer == "file" and path is not None:
+        before, lines = f"{path.name} on the disk", diff_texts(ConfigDocument.load(path).dumps(), document.dumps())
+    elif answer == "run" and last is not None:
+        before, lines = f"run {last.run.id}", diff_values(dict(last.values), mine)
+    elif answer == "preset" and preset is not None:
+        # Options that a preset does not set are no difference.
+        before, lines = f"preset {preset.name}", diff_values(mine | dict(preset.values), mine)
+    elif answer == "other" and (other := await questions.choose("compare with")) is not None:
+        before, lines = other.name, diff_values(holding_values(ConfigDocument.load(other)), mine)
+    else:
+        return
+    edited = ", as edited here" if editor.model.is_edited else ""
+    app.push_screen(DifferenceScreen(before, f"{path.name}{edited}" if path is not None else "not saved yet", lines))
+
+
+#: Suffixes of configurations of Axolotl, LLaMA-Factory and Unsloth.
+SUFFIXES = (".yml", ".yaml")
+
+
+def read_import(path: Path) -> Imported:
+    """Import a configuration; call it in a thread, as its imports are slow.
+
+    Raises:
+        UserError: If it belongs to no known tool.
+    """
+    from core.importers.convert import import_config
+
+    return import_config(path)
+
+
+def report_screen(path: Path, imported: Imported) -> ReportScreen:
+    """The screen with the report: options imported, and options that were not."""
+    from core.importers.convert import render
+
+    def lines(width: int) -> list[str]:
+        found = render(imported, width)
+        for unknown in imported.unknown:
+            guess = f" Did you mean {unknown.guess}?" if unknown.guess else ""
+            sentence = f"Line {unknown.line}: {imported.title} has no key {unknown.key}.{guess}"
+            found += ["", *textwrap.wrap(one_line(sentence, 300), width)]
+        return found
+
+    return ReportScreen(f"Imported from {path.name}", lines)

@@ -1,6 +1,10 @@
-"""The form of a configuration: its summary, the options with problems and differences, and help on them."""
+"""The form of a configuration: the options that a filter leaves, their problems and differences, and help on them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from textual import on
 from textual.app import ComposeResult
@@ -8,18 +12,228 @@ from textual.containers import Container, Vertical
 from textual.content import Content
 
 from core.config.compare import differences, holding_values
+from core.config.document import ConfigDocument, describe_type
+from core.config.rules.check import RULES
+from core.config.schema import Option
 from core.config.unused import used_by
+from core.models.advice import Advice
+from core.presets.library import Preset
 from core.text import one_line
+from core.units import exact_number
 from tui.panes.config.editor import ConfigEditor
 from tui.panes.config.facts import FactsFinder
-from tui.panes.config.help import PATH_OPTIONS, difference_notes, explain, help_facts, unset_text
-from tui.panes.config.model import Findings
-from tui.panes.config.option_filter import OptionFilter
+from tui.panes.config.model import BASE, DATA_PATHS, Findings
 from tui.shell import shell_of
-from tui.widgets.forms.option_field import OptionField
-from tui.widgets.forms.option_form import OptionForm
-from tui.widgets.forms.option_help import OptionHelp
+from tui.widgets.forms.option_field import OptionField, format_value
+from tui.widgets.forms.option_form import OptionForm, OptionHelp
+from tui.widgets.lists.data_tree import DATA_SUFFIXES
 from tui.widgets.text_block import ClippedBlock, TextLine
+
+
+class OptionFilter:
+    """Hides fields of a form, and finds hidden ones.
+
+    Args:
+        form: The form.
+    """
+
+    def __init__(self, form: OptionForm) -> None:
+        self._form = form
+        self.shows_expert = False
+        self.shows_changed = False
+        self.term = ""
+        """The search text; empty for none."""
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether only search results or changed options are shown."""
+        return bool(self.term) or self.shows_changed
+
+    def reason_for_none(self, back: str) -> str:
+        """The reason why no field is shown, in a sentence; empty where none is needed.
+
+        Args:
+            back: The key that shows the options again.
+        """
+        if self.term:
+            return f"No option has “{self.term}” in its name or help."
+        return f"Nothing is changed. {back} shows the options again." if self.shows_changed else ""
+
+    def apply(self) -> None:
+        """Show the fields that pass the search, the changes or the expert switch."""
+        self._form.filter(self._keeps)
+
+    def _keeps(self, field: OptionField) -> bool:
+        option, term = field.option, self.term.lower()
+        if term:
+            return term in option.name.lower() or term in option.help.lower()
+        if self.shows_changed:
+            return field.is_changed or bool(field.notes or field.problem)
+        is_needed = field.is_changed or bool(field.problem or field.warning)
+        return self.shows_expert or option.basic or is_needed
+
+    def search(self, text: str) -> None:
+        """Show the options with a text in their names or help; the cursor goes to the first one with it in its name."""
+        self.term = text.strip()
+        self.apply()
+        term = self.term.lower()
+        named = next((field for field in self._form.shown if term and term in field.option.key.lower()), None)
+        if named is not None:
+            self._form.go_to(named)
+
+    def widen(self) -> None:
+        """Clear the search, or the restriction to changed options."""
+        self.term, self.shows_changed = "", False
+        self.apply()
+
+    def toggle_expert(self) -> None:
+        """Switch between all options and the ones that most runs need."""
+        self.shows_expert = not self.shows_expert
+        self.widen()
+
+    def toggle_changed(self) -> None:
+        """Switch between the options that differ or need a look and the others."""
+        self.shows_changed, self.term = not self.shows_changed, ""
+        self.apply()
+
+    def go_to(self, name: str) -> None:
+        """Put the cursor on an option, and show it where it is hidden."""
+        field = self._form.field(name)
+        if field is None:
+            return
+        if not field.display:
+            self.widen()
+        if not field.display:
+            # It is none of the basic ones, and has no finding.
+            self.shows_expert = True
+            self.apply()
+        self._form.go_to(field)
+
+    def next_problem(self) -> str:
+        """The next option with a problem, or with a warning where there is no problem; empty where none has any."""
+        fields = self._form.fields
+        wrong = [field for field in fields if field.problem] or [field for field in fields if field.warning]
+        current = self._form.current
+        here = fields.index(current) if current is not None else -1
+        following = [field for field in wrong if fields.index(field) > here]
+        return (following or wrong)[0].option.name if wrong else ""
+
+
+#: Options with a path that is completed from the file system, with the suffixes that are offered.
+PATH_OPTIONS: dict[str, Sequence[str]] = {
+    **dict.fromkeys(DATA_PATHS, DATA_SUFFIXES),
+    "model.base": (".gguf",),
+    "template.file": (".jinja", ".j2", ".txt"),
+}
+#: Options that can also be chosen in a screen with the rows in view, with the screen's name.
+FORMS: dict[str, Literal["template", "columns"]] = {
+    "template.name": "template",
+    "template.file": "template",
+    "data.format": "columns",
+    "data.columns": "columns",
+}
+#: The meaning of an absent value, where a dash would not say it.
+UNSET_TEXTS = {
+    "model.keep_16bit": "none",
+    "data.train": "needed",
+    "data.eval": "none",
+    "data.columns": "by the format",
+    "template.name": "the model's own",
+    "template.file": "the model's own",
+    "train.max_steps": "no limit",
+    "train.micro_batch_size": "chosen",
+    "eval.every_steps": "at the end",
+    "checkpoint.every_steps": "ten times",
+    "chat.system": "none",
+}
+
+
+def unset_text(name: str, document: ConfigDocument) -> str:
+    """The text of an option that is not set, where its default is none; empty for no text of its own."""
+    epochs = document.get("eval.every_epochs")
+    if name == "eval.every_steps" and isinstance(epochs, (int, float)):
+        return f"every {exact_number(epochs)} epochs"
+    return UNSET_TEXTS.get(name, "")
+
+
+#: Maximum characters of another value next to an option.
+_SHORT = 18
+_LONG = 200
+
+
+def difference_notes(field: OptionField, preset: Preset | None, others: Mapping[str, Any]) -> tuple[str, ...]:
+    """Notes on the difference of a field's value from the preset in force and from the last run.
+
+    Args:
+        field: The field, its value and baseline up to date.
+        preset: The preset in force.
+        others: The options that had another value in the last run, with that value.
+    """
+    name, notes = field.option.name, []
+    if preset is not None and name in preset.values and field.is_changed:
+        notes.append(f"• was {_short(name, preset.values[name])} in preset")
+    if name in others:
+        notes.append(f"≠ last run {_short(name, others[name])}")
+    return tuple(notes)
+
+
+def help_facts(
+    field: OptionField, preset: Preset | None, run: str, advice: Sequence[Advice] = ()
+) -> list[tuple[str, str]]:
+    """Facts for the long help of a field, each with its name.
+
+    Args:
+        field: The field.
+        preset: The preset in force.
+        run: The id of the last run; empty where there is none.
+        advice: The advice for the base model; what no option says is shown at the model.
+    """
+    option = field.option
+    default = "" if option.required else _full(option.name, option.default)
+    accepts = describe_type(option) + (f" ({option.unit})" if option.unit else "")
+    facts = [("accepts", accepts), ("default", default or "none; it must be given")]
+    if preset is not None and option.name in preset.values:
+        note = preset.notes.get(option.name, "")
+        value = _full(option.name, preset.values[option.name])
+        facts.append(("preset", f"{value} in {preset.name}" + (f": {note}" if note else "")))
+    facts += [("last run", f"{note.removeprefix('≠ last run ')} in {run}") for note in field.notes if "≠" in note]
+    for item in advice:
+        if option.name == (item.option or "model.base"):
+            value = "" if item.value is None else f"{_full(option.name, item.value)} for "
+            facts.append(("advised", f"{value}{item}"))
+    facts += [("rule", rule.says) for rule in RULES if option.name in rule.options]
+    return facts
+
+
+def _full(name: str, value: Any) -> str:
+    return one_line(format_value(value), _LONG) or UNSET_TEXTS.get(name, "none")
+
+
+def _short(name: str, value: Any) -> str:
+    """A value in a few characters; the last part of a path."""
+    if name in PATH_OPTIONS and value is not None:
+        texts = value if isinstance(value, list) else [value]
+        value = [Path(text).name if isinstance(text, str) else text for text in texts]
+    return one_line(format_value(value), _SHORT) or UNSET_TEXTS.get(name, "none")
+
+
+def explain(option: Option, form_key: str = "", edit_key: str = "") -> str:
+    """The full help line of an option: name, help, accepted values and default.
+
+    Args:
+        option: The declaration.
+        form_key: The key that opens the screen of an option that has one.
+        edit_key: The key that lists the base models.
+    """
+    default = format_value(option.default) or UNSET_TEXTS.get(option.name, "none")
+    is_free = option.type == "text" and not option.unit
+    accepts = "" if is_free else describe_type(option) + (f" ({option.unit})" if option.unit else "") + "; "
+    about = "needed" if option.required else f"default {default}"
+    values = f"{accepts}{about}"
+    form = f" ({form_key} shows it with the rows)" if form_key and option.name in FORMS else ""
+    if edit_key and option.name == BASE:
+        form = f" ({edit_key} lists those here)"
+    return one_line(f"{option.name}{form}: {option.help} {values[0].upper()}{values[1:]}.")
 
 
 class ConfigForm(Vertical):

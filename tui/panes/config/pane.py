@@ -20,23 +20,15 @@ from core.models.architecture.measuring import telling
 from core.presets.switch import apply_switch
 from core.runs.record.sentences import brief_id
 from core.text import one_line
-from tui.data_paths import path_text
 from tui.datasets.summary import counted
-from tui.editor import edit_text
+from tui.files import edit_text, path_text
 from tui.keys import bindings
-from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved, FormRequested
 from tui.panes.base import Pane
-from tui.panes.config.base_model import NamedBase
-from tui.panes.config.comparing import show_difference
-from tui.panes.config.editor import ConfigEditor, Opened, path_shown
+from tui.panes.config.editor import ConfigEditor, Opened, Step, path_shown
 from tui.panes.config.facts import FactsFinder
-from tui.panes.config.files import FileQuestions
-from tui.panes.config.form import ConfigForm
-from tui.panes.config.help import FORMS
-from tui.panes.config.history import Step
-from tui.panes.config.importing import SUFFIXES, read_import, report_screen
-from tui.panes.config.model import BASE, DATA_PATHS, ConfigModel
-from tui.panes.config.presets import suitable, tell_switch
+from tui.panes.config.files import SUFFIXES, FileQuestions, read_import, report_screen, show_difference
+from tui.panes.config.form import FORMS, ConfigForm
+from tui.panes.config.model import BASE, DATA_PATHS, ConfigModel, NamedBase
 from tui.widgets.charts.plan_bar import PlanBar, Planner, PlanView
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.forms.option_field import OptionField
@@ -174,14 +166,14 @@ class ConfigPane(Pane):
             self.call_later(self._build)
 
     def _go_on(self, opened: Opened) -> None:
-        """Show another configuration, and post it to the app."""
+        """Show another configuration, here and in the app."""
         self._take(opened)
         document = opened.document
         if document.path is not None:
-            self.post_message(ConfigLoaded(document))
+            self.shell.configuration.loaded(document)
         else:
-            model = self.model
-            self.post_message(ConfigEdited(document, saved=model.saved_text, origin=model.origin, draft=opened.draft))
+            saved, origin = self.model.saved_text, self.model.origin
+            self.shell.configuration.edited(document, saved=saved, origin=origin, draft=opened.draft)
 
     def take_up(self, text: str, unread: str, when: str) -> None:
         """Resume a draft of an earlier app; its undo gives the configuration as in its file.
@@ -208,7 +200,7 @@ class ConfigPane(Pane):
         return self.keys["config.editor"].display
 
     def edited(self, label: str = "", text: str = "") -> None:
-        """Record and show an edit of the document, post it to the app, and show a message.
+        """Record and show an edit of the document, here and in the app, and show a message.
 
         Args:
             label: A label for undo; empty where the difference describes the edit.
@@ -218,12 +210,13 @@ class ConfigPane(Pane):
         self._show_document(text)
 
     def _show_document(self, text: str) -> None:
-        """Show a document that may differ in every part, post it to the app, and show a message."""
+        """Show a document that may differ in every part, here and in the app, and show a message."""
         self.editor.unread_text = ""
         self.reload_values()
         if text:
             self.say(text)
-        self.post_message(ConfigEdited(self.document, saved=self.model.saved_text, origin=self.model.origin))
+        saved, origin = self.model.saved_text, self.model.origin
+        self.shell.configuration.edited(self.document, saved=saved, origin=origin)
 
     def reload_values(self) -> None:
         """Update the values from the document, after something else has changed it."""
@@ -325,7 +318,7 @@ class ConfigPane(Pane):
         if field is None or not self.form.has_focus:
             return
         if (form := FORMS.get(field.option.name)) is not None:
-            self.post_message(FormRequested(form))
+            self.shell.configuration.open_form(form)
         else:
             self.say(f"Such a screen is there for {', '.join(FORMS)}.")
 
@@ -394,7 +387,7 @@ class ConfigPane(Pane):
         self.look_around()
         self._refresh_title()
         self._view.show_summary()
-        self.post_message(ConfigEdited(self.document, field.option.name))
+        self.shell.configuration.edited(self.document, field.option.name)
 
     def commit_open(self) -> None:
         """Close an open input and keep its text."""
@@ -620,7 +613,7 @@ class ConfigPane(Pane):
         return self._saved(await self._questions.save_as())
 
     def _saved(self, moved: list[str] | None) -> bool:
-        """Show the result of saving, and post it to the app.
+        """Show the result of saving, here and in the app.
 
         Args:
             moved: The options whose paths have been rewritten; None where it is not saved.
@@ -633,7 +626,7 @@ class ConfigPane(Pane):
         paths = f"; {', '.join(moved)} written as seen from there" if moved else ""
         place = path_shown(self.document.path) if self.document.path is not None else ""
         self.say(f"✓ saved to {place}{paths}{rest}")
-        self.post_message(ConfigSaved(self.document))
+        self.shell.configuration.saved(self.document)
         return True
 
     def action_duplicate(self) -> None:
@@ -682,7 +675,7 @@ class ConfigPane(Pane):
         await self._converse(self._choose_model)
 
     async def _choose_model(self) -> None:
-        from tui.screens.models.screen import ModelScreen
+        from tui.screens.models import ModelScreen
 
         # A copy of the document, as a thread looks at it too.
         document = ConfigDocument(self.document.dumps(), self.document.path)
@@ -716,7 +709,7 @@ class ConfigPane(Pane):
         await self._converse(self._choose_preset)
 
     async def _choose_preset(self) -> None:
-        from tui.screens.presets import PresetScreen
+        from tui.screens.presets import PresetScreen, suitable, tell_switch
 
         # A copy of the document, as a thread looks at it too.
         document = ConfigDocument(self.document.dumps(), self.document.path)

@@ -24,31 +24,35 @@ from core.jobs.job import JobDiedError, JobProgress
 from core.paths import working_directory
 from core.text import one_line
 from core.units import format_count
-from tui.data_paths import entry_path, entry_text, follow_links, is_among
 from tui.datasets.here import Here
 from tui.datasets.marks import RowFilter
 from tui.datasets.plan import Reading, plan_data
 from tui.datasets.summary import counted, describe_filter, describe_progress, summarize
-from tui.datasets.tasks import open_dataset, paced
-from tui.datasets.view import DatasetView
+from tui.datasets.view import DatasetView, open_dataset, paced
+from tui.files import entry_path, entry_text, follow_links, is_among
 from tui.keys import bindings
-from tui.messages import DatasetChosen, FormerRequested, FormRequested, LengthsMeasured
 from tui.panes.base import Pane
-from tui.panes.data.filters import after_analysis, longest_row, next_kind, next_problem
-from tui.panes.data.finder import Finder
-from tui.panes.data.opener import Opener, sample_path
-from tui.panes.data.report import Report
-from tui.panes.data.returning import Return
+from tui.panes.data.report import ProblemList, Report
 from tui.panes.data.rows import DataRows
-from tui.panes.data.session import DatasetSession, Move
+from tui.panes.data.session import (
+    DatasetSession,
+    Finder,
+    Move,
+    Opener,
+    Return,
+    after_analysis,
+    longest_row,
+    next_kind,
+    next_problem,
+    sample_path,
+)
 from tui.screens.start.summary import SeenRows
 from tui.session import DataPlace
-from tui.widgets.first_steps import FirstSteps, ways_to_begin
+from tui.widgets.empty_state import FirstSteps, ways_to_begin
 from tui.widgets.forms.ask_bar import AskBar
 from tui.widgets.lists.conversation import Conversation
 from tui.widgets.lists.data_tree import DATA_SUFFIXES, DataTree
 from tui.widgets.lists.mask_view import MaskView
-from tui.widgets.lists.problem_list import ProblemList
 from tui.widgets.lists.row_list import RowList
 from tui.widgets.text_block import TextLine
 
@@ -394,7 +398,7 @@ class DataPane(Pane):
             lengths = view.analysis.lengths if view.analysis is not None else None
             if (view.path, lengths) != self._told_lengths:
                 self._told_lengths = view.path, lengths
-                self.post_message(LengthsMeasured(view.path, lengths))
+                self.shell.configuration.lengths_measured(view.path, lengths)
         self.body.rows.invalidate()
         self._refresh_status()
         self._refresh_report()
@@ -688,12 +692,12 @@ class DataPane(Pane):
         if self.view is None:
             self._say("Open a file first.")
             return
-        self.post_message(DatasetChosen(Path(entry_text(self.view.path)), use))
+        self.shell.configuration.use_dataset(Path(entry_text(self.view.path)), use)
 
     def action_former(self) -> None:
         """Request the configuration that was there before."""
-        self.post_message(FormerRequested())
+        self.shell.configuration.bring_back()
 
     def action_form(self, form: Literal["template", "columns"]) -> None:
         """Request the screen of the templates or the columns."""
-        self.post_message(FormRequested(form))
+        self.shell.configuration.open_form(form)

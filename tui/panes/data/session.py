@@ -1,20 +1,32 @@
-"""The session of the data pane: the open file, its reading, and the facts about its rows; no widget."""
+"""The session of the Data pane: the open file, its filter and search, and moves of the cursor; no widget."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
 
 from core.analysis.job import AnalysisJob, analysis_job
 from core.analysis.result import Analysis, AnalysisRequest
 from core.config.document import ConfigDocument
 from core.errors import UserError
+from core.hub.store import NotFetchedError
+from core.hub_uri import is_hub_entry
 from core.jobs.job import JobCancelledError, JobProgress
+from core.path_kind import path_kind
+from core.paths import working_directory
 from core.template.sandboxed import RowMasks
-from tui.datasets.marks import RowFilter, RowMarks
+from core.text import one_line
+from core.units import format_count
+from tui.datasets.marks import RowFilter, RowMarks, next_filter
 from tui.datasets.plan import TokenPlan, plan_data
-from tui.datasets.view import DatasetView
+from tui.datasets.view import DatasetView, Match, paced
+from tui.files import data_paths, entry_text, follow_links
+from tui.keys import KeyTable
+from tui.session import DataPlace
 
 
 @dataclass(frozen=True)
@@ -197,3 +209,250 @@ def _load_masks(plan: TokenPlan) -> RowMasks:
 def _analyze(job: AnalysisJob, report: Callable[[JobProgress], None]) -> tuple[Analysis, RowMarks]:
     analysis = job.run(report)
     return analysis, RowMarks.of(analysis)
+
+
+def next_kind(session: DatasetSession, step: int) -> Move:
+    """The filter for the next kind of problem, or for the one before; all rows between the last and the first."""
+    if session.view is None:
+        return Move()
+    if session.view.analysis is None:
+        return Move(said=session.not_known)
+    chosen = next_filter(session.view.analysis.problems, session.filter.code if session.filter else None, step)
+    if chosen is None and session.filter is None:
+        return Move(said="No problems, so there is nothing to filter by.")
+    return Move(said="", relists=True, filter=chosen)
+
+
+def next_problem(session: DatasetSession, index: int, step: int) -> Move:
+    """The next row with a problem, or the one before; with a filter, the next of its rows."""
+    view = session.view
+    if view is None or view.unknown is not None:
+        # Of a format that is not known the line above the rows says what helps.
+        return Move()
+    if session.filter is not None:
+        rows = session.filter.indices
+        return Move(rows[(session.filter.nearest(index) + step) % len(rows)])
+    found = view.marks.after(index) if step > 0 else view.marks.before(index)
+    if found is not None:
+        return Move(found)
+    return Move(said="No problems." if view.analysis is not None else session.not_known)
+
+
+def longest_row(session: DatasetSession) -> Move:
+    """The row with the most tokens; all rows are listed where a filter leaves it out."""
+    if session.view is None:
+        return Move()
+    if session.view.analysis is None:
+        return Move(said=session.not_known)
+    lengths = session.view.analysis.lengths
+    if lengths is None:
+        why = f": {session.masker_error.message}" if session.masker_error is not None else "."
+        return Move(said=f"The lengths of rows are not known{why}")
+    said = f"The longest row: {format_count(lengths.max)} tokens."
+    if session.filter is None or session.place_of(lengths.longest) is not None:
+        return Move(lengths.longest, said)
+    return Move(lengths.longest, f"{said} It is not “{session.filter.title}”; all rows are shown again.", relists=True)
+
+
+def after_analysis(session: DatasetSession) -> Move:
+    """The filter updated by an analysis; all rows where its problem is gone."""
+    analysis = session.view.analysis if session.view is not None else None
+    if session.filter is None or analysis is None:
+        return Move()
+    code = session.filter.code
+    problem = analysis.problem(code)
+    if problem is not None and problem.indices:
+        return Move(said="", relists=True, filter=RowFilter.of(problem))
+    return Move(said=f"No row is “{session.filter.title}” any more; all are shown.", relists=True)
+
+
+class Return:
+    """The way back to a place; it ends where the user goes elsewhere meanwhile."""
+
+    def __init__(self) -> None:
+        self.place: DataPlace | None = None
+        """The place, until it has been reached; it stays while its file cannot be opened."""
+        self._is_at_row = False
+
+    def begin(self, place: DataPlace) -> None:
+        """Begin the way to a place."""
+        self.place, self._is_at_row = place, False
+
+    def drop(self) -> None:
+        """End the way: another file is opened."""
+        self.place = None
+
+    def moved_to(self, index: int) -> None:
+        """Note the row of the cursor: on another row than the place's the user has gone elsewhere."""
+        if self.place is not None and index not in ((self.place.row,) if self._is_at_row else (0, self.place.row)):
+            self.place = None
+
+    def step(self, session: DatasetSession) -> Move:
+        """The next step in the open file, where one can be taken."""
+        place, view = self.place, session.view
+        if place is None or view is None:
+            return Move()
+        is_whole = view.file.complete or view.failure is not None
+        if not self._is_at_row and (place.row < view.count or is_whole):
+            self._is_at_row = True
+            if not place.filter:
+                self.place = None
+            return Move(min(place.row, max(view.count - 1, 0)))
+        if self._is_at_row and (view.analysis is not None or view.analysis_error is not None):
+            self.place = None
+            problem = view.analysis.problem(place.filter) if view.analysis is not None else None
+            if problem is not None and problem.indices:
+                return Move(relists=True, filter=RowFilter.of(problem))
+        return Move()
+
+
+def sample_path() -> Path:
+    """The path of the sample tickets."""
+    return Path(str(files("sample_data").joinpath("tickets_train.jsonl")))
+
+
+class Opener:
+    """The state of opening: the file being opened, or the one that is missing.
+
+    Args:
+        session: The file that is shown.
+    """
+
+    def __init__(self, session: DatasetSession) -> None:
+        self._session = session
+        self.opening: Path | None = None
+        """The file being opened."""
+        self.missing: Path | None = None
+        """The file that was wanted, and is not on this machine."""
+        self.failure: Path | None = None
+        """The file that could not be opened, while that is shown."""
+        self._followed: Path | None = None
+
+    def begin(self, path: Path) -> None:
+        """Begin to wait for a file."""
+        self.opening, self.missing, self.failure = path, None, None
+
+    def follow(self, document: ConfigDocument) -> Path | None:
+        """The training file of a configuration, if it is another file than before and not shown yet."""
+        path = next(iter(data_paths(document, "train")), None)
+        before, self._followed = self._followed, path
+        if path is None or path == before:
+            return None
+        return path if not self.is_at(path) else None
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a file is being opened, or else shown."""
+        shown = self.opening or self._shown
+        return shown is not None and follow_links(shown) == follow_links(path)
+
+    def forget_failure(self, document: ConfigDocument) -> bool:
+        """Forget a file that could not be opened and is not wanted any more; returns whether there was one."""
+        if self.failure is None or self.failure in data_paths(document, "train"):
+            return False
+        self.failure = None
+        return True
+
+    def failed(self, path: Path, error: UserError, keys: KeyTable) -> UserError:
+        """Note the failure of the opening; returns its reason, and a remedy."""
+        self.opening, self.failure = None, path
+        if not isinstance(error, NotFetchedError):
+            if path_kind(path) == "config":
+                # In few words, as the line has room for few.
+                name = one_line(path.name, 40)
+                hint = f"{keys['config.open'].display} in the Config pane opens it."
+                return UserError(f"{name} is a configuration, not data.", hint)
+            return error
+        self.missing = path
+        hint = f"{keys['data.reload'].display} asks whether to download it; outside the app, {error.hint}"
+        return UserError(error.message, hint)
+
+    @property
+    def start(self) -> str:
+        """The initial text for a typed path."""
+        if (path := self._shown) is None:
+            return ""
+        return entry_text(path) if is_hub_entry(path) else f"{path.parent}/"
+
+    @property
+    def directory(self) -> Path:
+        """The directory to browse for files: the one of the shown file, else the working directory."""
+        path = self._shown
+        return working_directory() if path is None or is_hub_entry(path) else path.parent
+
+    @property
+    def _shown(self) -> Path | None:
+        view = self._session.view
+        return view.path if view is not None else None
+
+
+class Finder:
+    """The text searched for, and messages about the search.
+
+    Args:
+        session: The rows.
+    """
+
+    def __init__(self, session: DatasetSession) -> None:
+        self._session = session
+        self.term = ""
+        """The text searched for last; it is highlighted."""
+
+    async def find(self, index: int, step: int, keys: KeyTable, say: Callable[[str], object]) -> Move:
+        """Search for the text among the listed rows.
+
+        Args:
+            index: The row to begin after, or before.
+            step: 1 downwards, -1 upwards.
+            keys: The key table with the user's changes.
+            say: Called in a thread with a message about the progress.
+        """
+        session, view = self._session, self._session.view
+        if view is None:
+            return Move()
+        among = session.filter.indices if session.filter is not None else None
+        total, given_up = format_count(len(session.listed)), threading.Event()
+
+        def report(seen: int) -> None:
+            say(f"searching for {self.term}: {format_count(seen)} of {total} rows · esc stops")
+
+        try:
+            search = asyncio.to_thread(view.search, self.term, index, step, given_up.is_set, paced(report), among)
+            match = await search
+        except UserError as error:
+            view.failure = error
+            match = None
+        finally:
+            given_up.set()
+        return self._found(match, step, keys) if view is session.view else Move()
+
+    def _found(self, match: Match | None, step: int, keys: KeyTable) -> Move:
+        session = self._session
+        if match is None:
+            rows = "None of these rows" if session.filter is not None else "No row"
+            return Move(said=f"{rows} has “{one_line(self.term, 60)}” in it.")
+        if session.place_of(match.index) is None:
+            # The listed rows have changed by now.
+            return Move(said="")
+        return Move(
+            match.index,
+            f"{self.term}: row {format_count(match.index + 1)}"
+            + (", from the other end" if match.wrapped else "")
+            + f" · {keys['data.next'].display} next  {keys['data.previous'].display} previous",
+            landing=step,
+        )
+
+    def row_number(self, text: str) -> Move:
+        """A row by its number as typed, from 1; with a filter, the nearest one that is listed."""
+        digits = text.replace(" ", "").replace(",", "").replace("_", "")
+        if not digits or self._session.view is None:
+            return Move()
+        last = self._session.view.count
+        # More digits than any count has are no number, and slow to read.
+        if not digits.isdecimal() or len(digits) > 20 or not 1 <= int(digits) <= last:
+            return Move(said=f"✗ There is no row {one_line(text, 40)}; rows go from 1 to {format_count(last)}.")
+        index, listed = int(digits) - 1, self._session.filter
+        if listed is None or listed.place(index) is not None:
+            return Move(index)
+        near = listed.indices[listed.nearest(index)]
+        none = f"Row {format_count(index + 1)} is not “{listed.title}”"
+        return Move(near, f"{none}; the nearest that is, is row {format_count(near + 1)}.")

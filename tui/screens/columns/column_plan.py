@@ -17,8 +17,7 @@ from core.data.formats.shapes import FITS, find_parts
 from core.data.formats.turns import CONTENT_KEYS, ROLE_KEYS, parsed
 from core.errors import UserError
 from core.text import one_line
-from tui.datasets.rows import Turn
-from tui.datasets.view import DatasetView, turns_of
+from tui.datasets.view import DatasetView, Turn, turns_of
 
 #: Maximum number of columns offered; a file with more has none that a person would look for in a list.
 COLUMN_LIMIT = 20_000

@@ -23,10 +23,20 @@ from core.models.architecture.measuring import telling
 from core.text import one_line
 from tui.keys import bindings
 from tui.screens.overlay import Overlay
-from tui.screens.start.finding import analysis_job, find_flaw, find_warnings
-from tui.screens.start.summary import Found, SeenRows, Start, StartPlan, StartRows, card_lines, hint_keys
+from tui.screens.start.summary import (
+    Found,
+    SeenRows,
+    Start,
+    StartPlan,
+    StartRows,
+    analysis_job,
+    card_lines,
+    find_flaw,
+    find_warnings,
+    hint_keys,
+)
 from tui.shell import shell_of
-from tui.widgets.forms.answer_keys import AnswerKeys
+from tui.widgets.forms.ask_bar import AnswerKeys
 from tui.widgets.text_block import TextBlock
 
 #: The answers of a card; None where the user goes back.

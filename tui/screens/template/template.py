@@ -27,9 +27,8 @@ from core.units import format_count
 from tui.datasets.plan import TokenPlan
 from tui.datasets.summary import counted
 from tui.datasets.view import DatasetView
-from tui.editor import edit_text
+from tui.files import edit_text
 from tui.keys import KeyTable, bindings, yields_to_text
-from tui.messages import OptionsChosen
 from tui.screens.help import HelpScreen
 from tui.screens.overlay import Overlay
 from tui.screens.template.template_entries import (
@@ -37,13 +36,16 @@ from tui.screens.template.template_entries import (
     OWN,
     ShownRow,
     TemplateEntry,
+    TemplateList,
     TemplateSet,
     file_entry,
+    head,
     load_templates,
     preview_entry,
+    problem,
     row_for,
+    token_parts,
 )
-from tui.screens.template.template_list import TemplateList, head, problem, token_parts
 from tui.shell import shell_of
 from tui.widgets.forms.ask_bar import AskBar, takes_text
 from tui.widgets.lists.mask_view import MaskView
@@ -380,7 +382,7 @@ class TemplateScreen(Overlay[None]):
     def _put_in_force(self, entry: TemplateEntry, *, is_told: bool = True) -> None:
         title = "The model's own" if entry.id == OWN else entry.title
         notice = entry.problem or f"{title} is the chat template."
-        self.app.post_message(OptionsChosen(entry.values, notice if is_told else ""))
+        shell_of(self).configuration.choose_options(entry.values, notice if is_told else "")
 
     def action_help(self) -> None:
         """Show help on the keys."""

@@ -12,9 +12,8 @@ from core.hardware.snapshot import Device, Host
 from core.text import one_line
 from core.units import format_bytes, format_count
 from tui.glyphs import BRAILLE, GlyphSet
-from tui.thresholds import LIMIT, NEAR, OK, WORD_COLORS, memory_word, temperature_limit, temperature_word
-from tui.widgets.charts.meter import bar, tick_place
-from tui.widgets.charts.sparkline import sparkline
+from tui.meters import LIMIT, NEAR, OK, WORD_COLORS, memory_word, temperature_limit, temperature_word
+from tui.widgets.charts.bars import bar, sparkline, tick_place
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.cells import cell_len
@@ -19,13 +20,109 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from core.runs.record.series import SMOOTH_COLUMNS, Series
+from core.text import one_line
+from core.units import format_count, format_moment, format_number
 from tui.glyphs import BRAILLE, GlyphSet
 from tui.widgets.charts import plot_geometry as geometry
 from tui.widgets.charts.chart_data import ChartData, Measured
 from tui.widgets.charts.plot import Cell, Frame, Plot
 from tui.widgets.charts.plot_geometry import Scale, ValueAxis
-from tui.widgets.charts.readout import readout
-from tui.widgets.charts.zoom import Zoom
+
+#: Fewest steps that are shown.
+FEWEST = 8.0
+#: A part that follows the newest step moves on by this part of itself, so that the picture is seldom redrawn.
+JUMPS = 8
+#: Part of what is shown by which it is panned.
+PAN = 1 / 4
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """A part of the axis of steps; all of it by default."""
+
+    span: float | None = None
+    """Steps from one end to the other; None for all."""
+    end: float | None = None
+    """The step at the right end; None where it follows the newest one."""
+
+    def window(self, whole: Scale, newest: float) -> Scale:
+        """The part that is shown.
+
+        Args:
+            whole: The whole axis; its ends are whole numbers.
+            newest: The newest step.
+        """
+        if self.span is None or self.span >= whole.high - whole.low:
+            return whole
+        jump = max(round(self.span / JUMPS), 1)
+        end = math.ceil(newest / jump) * float(jump) if self.end is None else self.end
+        low = min(max(end - self.span, whole.low), whole.high - self.span)
+        return Scale(low, low + self.span)
+
+    def scaled(self, factor: float, whole: Scale, newest: float, around: float | None = None) -> Zoom:
+        """The part with ``factor`` times as many steps, in which ``around`` stays where it is; without it the right end
+        stays."""
+        now = self.window(whole, newest)
+        most = whole.high - whole.low
+        span = max(float(round((now.high - now.low) * factor)), FEWEST)
+        if span >= most:
+            return Zoom()
+        if around is None:
+            return Zoom(span, self.end)
+        share = (min(max(around, now.low), now.high) - now.low) / (now.high - now.low)
+        low = min(max(float(round(around - share * span)), whole.low), whole.high - span)
+        return Zoom(span, low + span)
+
+    def panned(self, by: int, whole: Scale, newest: float) -> Zoom:
+        """The part a quarter of itself further (``by`` 1) or back (-1). At the newest step it follows that again."""
+        now = self.window(whole, newest)
+        if self.span is None or now == whole:
+            return self
+        end = now.high + by * max(round(self.span * PAN), 1)
+        end = min(max(end, whole.low + self.span), whole.high)
+        following = Zoom(self.span)
+        return following if by > 0 and end >= following.window(whole, newest).high else Zoom(self.span, end)
+
+    def holding(self, step: float, whole: Scale, newest: float) -> Zoom:
+        """The part, moved as little as needed for a step to be in it."""
+        now = self.window(whole, newest)
+        if self.span is None or now.low <= step <= now.high:
+            return self
+        return Zoom(self.span, step + self.span if step < now.low else step)
+
+
+#: Seconds of a run from which on a time of day has its date with it.
+_DAY = 86_400.0
+
+
+def readout(data: ChartData, step: int, plot: Plot) -> list[str]:
+    """The step, its time of day and the values there, the most wanted first; those keep their widths."""
+    width = len(format_count(int(plot.window.high)))
+    parts = [f"step {format_count(step):>{width}}", _moment(data.times, step), data.main.words(step)]
+    if data.second is not None:
+        parts.append(data.second.words(step))
+    if data.main.is_smoothed:
+        parts.append(f"smoothed {format_number(plot.smoothed_at(step)):<7}")
+    if data.measured is None:
+        parts += [_evaluation("eval", data.evals, step), _evaluation("probe", data.probe, step)]
+    column = plot.column(step)
+    labels = dict.fromkeys(one_line(mark.label, 60) for mark in data.marks if plot.column(mark.step) == column)
+    return [part for part in (*parts, *labels) if part]
+
+
+def _moment(times: Series, step: int) -> str:
+    """The time of day at a step, with the date where the run has seen more than one; empty where it is not known."""
+    if (moment := times.at(step)) is None:
+        return ""
+    begun, last = times.bounds() or (moment, moment)
+    return format_moment(moment, "%b %d %H:%M:%S" if last - begun >= _DAY else "%H:%M:%S", "")
+
+
+def _evaluation(name: str, series: Series, step: int) -> str:
+    """The newest value at a step and the step of that, ``eval 0.455 @30``; empty before the first."""
+    place = series.index_at(step)
+    return "" if place is None else f"{name} {format_number(series.values[place])} @{format_count(series.steps[place])}"
+
 
 #: Number of colors of curves.
 COLORS = 6

@@ -13,8 +13,8 @@ from textual.widget import Widget
 
 from core.text import one_line
 from core.units import format_bytes
-from tui.widgets.relayout import relayout
 from tui.widgets.strips import fit
+from tui.widgets.text_block import relayout
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument

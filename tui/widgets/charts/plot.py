@@ -11,9 +11,8 @@ from core.runs.record.series import Bucket, Series
 from core.text import one_line
 from tui.glyphs import GlyphSet
 from tui.widgets.charts import plot_geometry as geometry
-from tui.widgets.charts.chart_data import ChartData, ChartMark, Curve, Measured
+from tui.widgets.charts.chart_data import STEPS, ChartData, ChartMark, Curve, Measured, XAxis
 from tui.widgets.charts.plot_geometry import DotGrid, Scale
-from tui.widgets.charts.x_axis import STEPS, XAxis
 
 #: A cell of a frame: a character and the component class that colors it.
 Cell = tuple[str, str]

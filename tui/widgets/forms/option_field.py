@@ -18,10 +18,9 @@ from textual.widget import Widget
 
 from core.text import one_line
 from core.units import exact_number
-from tui.widgets.forms.path_input import PathInput
-from tui.widgets.forms.safe_input import SafeInput
-from tui.widgets.relayout import relayout
+from tui.widgets.forms.inputs import PathInput, SafeInput
 from tui.widgets.strips import fit
+from tui.widgets.text_block import relayout
 
 if TYPE_CHECKING:
     from core.config.schema import Option
@@ -130,7 +129,7 @@ class OptionField(Widget):
     @property
     def is_editing(self) -> bool:
         """Whether its input is open."""
-        return bool(self._nodes)
+        return bool(self.children)
 
     @property
     def is_changed(self) -> bool:

@@ -1,9 +1,19 @@
-"""A plain list to choose from: the first click moves the cursor, and only the second one chooses."""
+"""A plain list to choose from, and a box around one whose lines keys act on."""
 
 from __future__ import annotations
 
-from textual import events
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from textual import events, work
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
 from textual.widgets import OptionList
+
+from core.errors import UserError
+from core.text import one_line
+from tui.widgets.text_block import TextBlock
 
 
 class ChoiceList(OptionList):
@@ -36,3 +46,75 @@ class ChoiceList(OptionList):
             # The parent would choose a clicked entry at once.
             event.prevent_default()
             self.highlighted = place
+
+
+class ListBox(Vertical):
+    """The box. What its list shows is the screen's.
+
+    Args:
+        title: In its frame.
+    """
+
+    DEFAULT_CSS = """
+    ListBox {
+        width: 110; max-width: 100%; height: auto; max-height: 90%; padding: 0 1;
+        border: round $border-focus; border-title-style: bold; background: $surface;
+        & #about { margin-bottom: 1; }
+        & ChoiceList { height: auto; max-height: 24; min-height: 4; }
+        & #answer { height: 2; margin-top: 1; }
+    }
+    """
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.border_title = Content(title)
+        self._turn = asyncio.Lock()
+
+    def compose(self) -> ComposeResult:
+        """The parts from top to bottom."""
+        yield TextBlock(Content.styled("reading …", "$muted"), id="about")
+        yield ChoiceList()
+        yield TextBlock(Content(" "), id="answer")
+        yield TextBlock(id="keys")
+
+    @property
+    def options(self) -> ChoiceList:
+        """The list."""
+        return self.query_one(ChoiceList)
+
+    def show_about(self, text: Content) -> None:
+        """Show what the list comes to."""
+        self.query_one("#about", TextBlock).show(text)
+
+    def show_keys(self, keys: Content) -> None:
+        """Show what the keys do."""
+        self.query_one("#keys", TextBlock).show(keys)
+
+    def say(self, text: str, style: str = "$muted") -> None:
+        """Answer a key, in a sentence or two."""
+        # A blank keeps the line, so that nothing moves.
+        self.query_one("#answer", TextBlock).show(Content.styled(one_line(text, 400) or " ", style))
+
+    def move(self, lines: int) -> None:
+        """Move the cursor down by a line, or up where ``lines`` is negative."""
+        if lines > 0:
+            self.options.action_cursor_down()
+        else:
+            self.options.action_cursor_up()
+
+    @work
+    async def carry_out(self, what: Callable[[], Awaitable[str]], then: Callable[[], object]) -> None:
+        """Do what a key asks for, one key after the other, and say what came of it.
+
+        Args:
+            what: Does it, and returns a sentence.
+            then: Called afterwards; reads the list again.
+        """
+        async with self._turn:
+            try:
+                said = await what()
+            except UserError as error:
+                self.say(str(error), "$near")
+            else:
+                self.say(said)
+        then()

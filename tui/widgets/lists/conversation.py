@@ -13,9 +13,8 @@ from textual.strip import Strip
 
 from core.text import sanitize, steady
 from core.units import format_count
-from tui.datasets.rows import Turn
-from tui.widgets.lists.search_view import SearchView
-from tui.widgets.strips import find_matches, fit, mark_matches
+from tui.datasets.view import Turn
+from tui.widgets.strips import SearchView, find_matches, fit, mark_matches
 
 #: Maximum characters shown of one turn; more than anyone reads, and still quick to wrap.
 SHOWN_CHARACTERS = 100_000

@@ -20,8 +20,7 @@ from textual.strip import Strip
 
 from core.text import sanitize, steady
 from core.units import format_count
-from tui.widgets.lists.search_view import SearchView
-from tui.widgets.strips import find_matches, fit
+from tui.widgets.strips import SearchView, find_matches, fit
 
 #: Maximum number of tokens shown of one row; more than anyone reads, and still quick to wrap.
 SHOWN_TOKENS = 10_000

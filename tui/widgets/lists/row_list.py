@@ -16,7 +16,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from core.text import steady
-from tui.datasets.rows import RowCells
+from tui.datasets.view import RowCells
 from tui.widgets.strips import fit, mark_matches
 
 #: Marks before the number of a row that can be read and has a problem, with their style.

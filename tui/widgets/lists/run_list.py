@@ -27,8 +27,8 @@ from core.units import (
     format_number,
     format_rate,
 )
+from tui.meters import energy_has_moved
 from tui.state import STATE_COLORS, STATE_GLYPHS
-from tui.steady_meters import energy_has_moved
 
 if TYPE_CHECKING:
     from core.runs.catalog.rows import RunFigures, RunRow

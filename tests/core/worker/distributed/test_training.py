@@ -30,6 +30,7 @@ from core.worker.follower import follow
 from core.worker.model.full_weights import trained_tensors
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
+from core.worker.setup import build as setup
 from core.worker.setup import provenance
 from tests.cases import cases
 

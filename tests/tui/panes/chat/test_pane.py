@@ -20,8 +20,7 @@ from core.errors import UserError
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, shown, wait_for
-from tui.messages import ExportRequested, ServeRequested
+from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, requested, screen_lines, screen_text, shown, wait_for
 from tui.panes.chat.pane import ChatPane
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
@@ -703,28 +702,12 @@ async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, mo
         await wait_for(pilot, lambda: pane.sources == ("base",))
 
 
-class ExportApp(PaneApp):
-    """Keeps what is asked to be exported and served."""
-
-    def __init__(self, pane: ChatPane) -> None:
-        super().__init__(pane)
-        self.exported: list[tuple[Run, int | None]] = []
-        self.served: list[Run | Path | str] = []
-
-    def on_export_requested(self, message: ExportRequested) -> None:
-        self.exported.append((message.run, message.step))
-
-    def on_serve_requested(self, message: ServeRequested) -> None:
-        self.served.append(message.target)
-
-
 async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> None:
     run, other = make_run(tmp_path), make_run(tmp_path, "20261124-143700-other")
     written = tmp_path / "tickets-Q8_0.gguf"
     written.touch()
     pane = ChatPane(factory(fake()))
-    app = ExportApp(pane)
-    async with app.run_test(size=(90, 24)) as pilot:
+    async with PaneApp(pane).run_test(size=(90, 24)) as pilot:
         pane.set_target(run)
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
@@ -739,7 +722,7 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
             pane.sources = sources
             await pilot.press("X")
             wanted.append(found)
-            await wait_for(pilot, lambda: app.exported == wanted)
+            await wait_for(pilot, lambda: [asked.args for asked in requested(pilot, "runs.export")] == wanted)
         for sources, said in (
             (("base",), "The base answers, which was not trained here; b lets"),
             ((str(written), "tuned"), "It is an export already: "),
@@ -748,11 +731,12 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
             pane.sources = sources
             await pilot.press("X")
             await shown(pilot, said)
-        assert app.exported == wanted
+        assert [asked.args for asked in requested(pilot, "runs.export")] == wanted
         for sources in (("base",), ("tuned",), (str(written),), ("base", f"{run.path}@30")):
             pane.sources = sources
             await pilot.press("S")
-        await wait_for(pilot, lambda: app.served == [run, run, str(written), f"{run.path}@30"])
+        served = [run, run, str(written), f"{run.path}@30"]
+        await wait_for(pilot, lambda: [asked.args[0] for asked in requested(pilot, "serving.request")] == served)
 
 
 async def test_a_run_whose_result_is_refused_is_called_so(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from core.config.document import ConfigDocument
 from core.models.find import STARTER_NAME
 from core.runs.record.store import list_runs
 from tests.core.models.spoiling import copy_model, edit_json
-from tests.tui.config_panes import RecordingPane, flat, go_to, opened, write_config
+from tests.tui.config_panes import edits, flat, go_to, opened, write_config
 from tests.tui.harness import PaneApp, pane_of, screen_text, wait_for
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
-from tui.panes.config.base_model import NamedBase, check_base, find_missing
+from tui.panes.config.model import NamedBase, check_base, find_missing
 from tui.panes.config.pane import ConfigPane
-from tui.screens.models.screen import ModelScreen
-from tui.widgets.forms.safe_input import SafeInput
+from tui.screens.models import ModelScreen
+from tui.widgets.forms.inputs import SafeInput
 
 PATIENCE = 60
 
@@ -113,19 +113,20 @@ async def test_the_model_is_chosen_from_the_list_and_undo_brings_back_the_other(
 ) -> None:
     copy_model(tiny_model_dir, paths.models_dir() / "mine")
     path = write_config(tmp_path)
-    pane = RecordingPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+    pane = ConfigPane()
+    app = PaneApp(pane)
+    async with app.run_test(size=(100, 30)) as pilot:
         await opened(pilot, pane, path)
         before = pane.document.dumps()
         for key in ("enter", "M"):
             await go_to(pilot, pane, "model.base")
-            pane.told.clear()
+            app.requests.clear()
             await pilot.press(key)
             await list_opened(pilot)
             await pilot.press("m", "i", "n", "e", "enter")
             await wait_for(pilot, lambda: pane.document.get("model.base") == "mine")
             assert "# mine" in pane.document.dumps()
-            await wait_for(pilot, lambda: pane.told and pane.form.has_focus)
+            await wait_for(pilot, lambda: edits(pilot) and pane.form.has_focus)
             assert "✓ model.base is mine" in screen_text(pilot.app)
             await pilot.press("u")
             assert pane.document.dumps() == before
@@ -145,7 +146,7 @@ async def test_a_directory_is_written_as_seen_from_the_file(tmp_path: Path, tiny
 
 
 async def test_the_present_choice_changes_nothing(tmp_path: Path) -> None:
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
         await opened(pilot, pane, write_config(tmp_path))
         await go_to(pilot, pane, "model.base")
@@ -156,7 +157,7 @@ async def test_the_present_choice_changes_nothing(tmp_path: Path) -> None:
             await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ModelScreen))
         await pilot.pause()
         assert not pane.model.is_edited
-        assert pane.told == []
+        assert edits(pilot) == []
 
 
 async def test_what_is_typed_behind_enter_is_searched_for(tmp_path: Path) -> None:

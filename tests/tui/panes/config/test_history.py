@@ -11,7 +11,7 @@ from core.config.document import ConfigDocument
 from core.presets.library import find_preset, presets
 from core.presets.switch import apply_switch, plan_switch
 from tests.core.config.strategies import EVERY, value_of
-from tui.panes.config.history import LIMIT, EditHistory
+from tui.panes.config.editor import LIMIT, EditHistory
 from tui.panes.config.model import ConfigModel
 
 TEXT = (

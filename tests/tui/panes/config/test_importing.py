@@ -10,23 +10,10 @@ from textual.pilot import Pilot
 
 from core.config.schema import options
 from tests.tui.config_panes import opened, write_config
-from tests.tui.harness import FORBIDDEN, PaneApp, paste, screen_text, wait_for
-from tui.messages import ConfigEdited
+from tests.tui.harness import FORBIDDEN, PaneApp, paste, requested, screen_text, wait_for
 from tui.panes.config.pane import ConfigPane
-from tui.screens.report import ReportScreen
+from tui.screens.box import ReportScreen
 from tui.widgets.text_block import TextBlock
-
-
-class RecordingPane(ConfigPane):
-    """A pane that records its messages to the app."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told = 0
-
-    def on_config_edited(self, message: ConfigEdited) -> None:
-        assert message.document is self.document
-        self.told += 1
 
 
 @pytest.fixture
@@ -48,7 +35,7 @@ async def ask(pilot: Pilot[None], pane: ConfigPane, path: Path) -> None:
 
 
 async def test_a_file_becomes_a_new_configuration_with_its_report(theirs: Path) -> None:
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(100, 40)) as pilot:
         await ask(pilot, pane, theirs)
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
@@ -64,7 +51,7 @@ async def test_a_file_becomes_a_new_configuration_with_its_report(theirs: Path) 
         assert pane.document.get("data.train") == str(theirs.parent / "rows.jsonl")
         assert pane.document.path is None
         assert pane.model.is_edited
-        assert pane.told == 1
+        assert len(requested(pilot, "configuration.edited")) == 1
         await wait_for(pilot, lambda: "not saved yet" in screen_text(pilot.app))
 
 

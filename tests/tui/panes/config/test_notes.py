@@ -19,7 +19,7 @@ from tests.tui.harness import PaneApp, pane_of, screen_lines, screen_text, wait_
 from tui.app import LocaltuneApp
 from tui.panes.config.pane import ConfigPane
 from tui.widgets.charts.plan_bar import PlanBar, PlanView
-from tui.widgets.forms.option_help import OptionHelp
+from tui.widgets.forms.option_form import OptionHelp
 
 LLAMA = {
     "model_type": "llama",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.pilot import Pilot
@@ -19,34 +20,21 @@ from tests.tui.harness import (
     PaneApp,
     make_editor,
     paste,
+    requested,
     screen_lines,
     screen_text,
     shown,
     wait_for,
 )
-from tui.messages import ConfigEdited, ConfigLoaded, ConfigSaved
 from tui.panes.config.pane import ConfigPane
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
 
 
-class RecordingPane(ConfigPane):
-    """A pane that records its messages to the app."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told: list[str] = []
-
-    def on_config_edited(self, message: ConfigEdited) -> None:
-        assert message.document is self.document
-        self.told.append("edited")
-
-    def on_config_saved(self, message: ConfigSaved) -> None:
-        assert message.document is self.document
-        self.told.append("saved")
-
-    def on_config_loaded(self, message: ConfigLoaded) -> None:
-        self.told.append("loaded")
+def told(pilot: Pilot[Any]) -> list[str]:
+    """The reports of the pane about its configuration, by name."""
+    names = ("edited", "saved", "loaded")
+    return [report.name for report in requested(pilot, *(f"configuration.{name}" for name in names))]
 
 
 class SuspendableApp(PaneApp):
@@ -130,7 +118,7 @@ async def test_every_option_can_be_reached_and_opened(config_file: Path) -> None
 
 
 async def test_typing_is_checked_with_every_key_and_esc_undoes(config_file: Path) -> None:
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         await ready(pilot, pane, config_file)
         await go_to(pilot, pane, "method.rank")
@@ -145,18 +133,18 @@ async def test_typing_is_checked_with_every_key_and_esc_undoes(config_file: Path
         assert pane.problems == {}
         assert pane.document.get("method.rank") is None
         assert pane.form.has_focus
-        assert pane.told == []
+        assert told(pilot) == []
 
 
 async def test_enter_keeps_the_value_and_marks_the_difference(config_file: Path) -> None:
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         await ready(pilot, pane, config_file)
         await go_to(pilot, pane, "train.learning_rate")
         await pilot.press("enter", "ctrl+u", *"1e-3", "enter")
         await pilot.pause()
         assert pane.document.get("train.learning_rate") == 1e-3
-        assert pane.told == ["edited"]
+        assert told(pilot) == ["configuration.edited"]
         assert any("▸• learning_rate" in line and "0.001" in line for line in screen_lines(pilot.app))
         assert "•edited" in screen_lines(pilot.app)[0]
         await pilot.press("d")
@@ -206,7 +194,7 @@ async def test_paths_complete_from_the_directory_of_the_configuration(config_fil
 
 
 async def test_missing_data_file_is_a_problem_before_the_start(config_file: Path) -> None:
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await ready(pilot, pane, config_file)
         (config_file.parent / "rows.jsonl").unlink()
@@ -295,7 +283,7 @@ async def test_a_question_that_is_open_ends_with_the_pane(config_file: Path, key
 
 
 async def test_saving_keeps_comments(config_file: Path) -> None:
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
         await ready(pilot, pane, config_file)
         await go_to(pilot, pane, "train.epochs")
@@ -306,7 +294,7 @@ async def test_saving_keeps_comments(config_file: Path) -> None:
         assert text.startswith("# mine")
         assert "# rows" in text
         assert "✓ saved to" in screen_text(pilot.app)
-        assert "saved" in pane.told
+        assert "configuration.saved" in told(pilot)
         assert "•edited" not in screen_lines(pilot.app)[0]
 
 
@@ -348,7 +336,7 @@ async def test_an_existing_file_is_replaced_only_when_told_so(tmp_path: Path) ->
 
 async def test_a_file_changed_behind_the_app_is_never_overwritten_silently(config_file: Path) -> None:
     theirs = '[data]\ntrain = "rows.jsonl"\n[train]\nepochs = 7.0\n'
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await ready(pilot, pane, config_file)
         await go_to(pilot, pane, "method.rank")
@@ -390,13 +378,13 @@ async def test_the_editor_changes_the_configuration(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VISUAL", make_editor(tmp_path, 'sed -i "s/epochs = 2.0/epochs = 4.0/" "$1"'))
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with SuspendableApp(pane).run_test(size=(120, 30)) as pilot:
         await ready(pilot, pane, config_file)
         await pilot.press("e")
         await pilot.pause()
         assert pane.document.get("train.epochs") == 4.0
-        assert pane.told == ["edited"]
+        assert told(pilot) == ["configuration.edited"]
         assert "•edited" in screen_lines(pilot.app)[0]
         assert "epochs = 2.0" in config_file.read_text(), "only ctrl+s writes the file"
         await pilot.press("ctrl+s")
@@ -409,7 +397,7 @@ async def test_what_the_editor_broke_is_explained_and_kept(
 ) -> None:
     seen = tmp_path / "seen"
     monkeypatch.setenv("VISUAL", make_editor(tmp_path, f'cp "$1" {seen}; echo "oops = = 1" >> "$1"'))
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with SuspendableApp(pane).run_test(size=(120, 30)) as pilot:
         await ready(pilot, pane, config_file)
         await pilot.press("e")
@@ -422,7 +410,7 @@ async def test_what_the_editor_broke_is_explained_and_kept(
 
 
 async def test_an_editor_that_does_nothing(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with SuspendableApp(pane).run_test(size=(120, 30)) as pilot:
         await ready(pilot, pane, config_file)
         for editor, sentence in (
@@ -433,7 +421,7 @@ async def test_an_editor_that_does_nothing(config_file: Path, monkeypatch: pytes
             monkeypatch.setenv("VISUAL", editor)
             await pilot.press("e")
             await shown(pilot, sentence)
-            assert pane.told == []
+            assert told(pilot) == []
 
 
 async def test_without_a_terminal_to_lend_the_editor_is_refused(config_file: Path) -> None:
@@ -487,7 +475,7 @@ async def test_resizing_live_keeps_the_cursor_in_view(config_file: Path) -> None
 
 def test_environment_has_no_editor_surprises(monkeypatch: pytest.MonkeyPatch) -> None:
     from core.errors import UserError
-    from tui.editor import find_editor
+    from tui.files import find_editor
 
     monkeypatch.setenv("VISUAL", "code --wait")
     assert find_editor() == ["code", "--wait"]

@@ -30,7 +30,7 @@ from tui.panes.config.facts import FactsFinder
 from tui.panes.config.model import ConfigModel
 from tui.panes.config.pane import ConfigPane
 from tui.panes.config.plan import plan_document
-from tui.screens.start.finding import find_plan
+from tui.screens.start.summary import find_plan
 from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
 
 LLAMA = """{

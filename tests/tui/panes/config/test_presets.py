@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from core.hardware.card import Card
-from tests.tui.config_panes import RecordingPane, flat, go_to, opened, type_value, write_config
+from tests.tui.config_panes import edits, flat, go_to, opened, type_value, write_config
 from tests.tui.harness import PaneApp, screen_lines, screen_text, wait_for
+from tui.panes.config.pane import ConfigPane
 from tui.screens.presets import PresetScreen
 
 GIB = 1 << 30
@@ -21,7 +22,7 @@ def _card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_the_list_says_what_each_would_change(tmp_path: Path) -> None:
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
         await opened(pilot, pane, write_config(tmp_path))
         await pilot.press("P")
@@ -46,7 +47,7 @@ async def test_the_list_says_what_each_would_change(tmp_path: Path) -> None:
 async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     before = path.read_text()
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
         await opened(pilot, pane, path)
         await pilot.press("P")
@@ -57,7 +58,7 @@ async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> N
         assert pane.document.get("train.epochs") == 2.0
         assert pane.document.get("method.rank") == 32
         assert "# rows" in pane.document.dumps()
-        assert pane.told[-1].saved == before
+        assert edits(pilot)[-1].options["saved"] == before
         assert "preset 24gb-7b · 1 changed" in screen_lines(pilot.app)[0]
         assert any("• epochs" in line and "• was 1 in preset" in line for line in screen_lines(pilot.app))
         await type_value(pilot, pane, "method.rank", "8")
@@ -75,7 +76,7 @@ async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> N
 
 
 async def test_a_replaces_what_the_user_wrote_too(tmp_path: Path) -> None:
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
         await opened(pilot, pane, write_config(tmp_path))
         await pilot.press("P")
@@ -91,7 +92,7 @@ async def test_a_model_too_large_is_said_and_others_can_be_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("core.hardware.card.find_card", lambda **_: Card("GT 1030", 2 * GIB, (6, 1)))
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(100, 40)) as pilot:
         await opened(pilot, pane, write_config(tmp_path))
         await pilot.press("P")
@@ -107,7 +108,7 @@ async def test_a_model_too_large_is_said_and_others_can_be_taken(
 
 
 async def test_only_what_is_changed(tmp_path: Path) -> None:
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await opened(pilot, pane, write_config(tmp_path))
         await go_to(pilot, pane, "train.weight_decay")

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.config.document import ConfigDocument
-from tests.tui.config_panes import RecordingPane, go_to, opened, type_value, write_config
+from tests.tui.config_panes import edits, go_to, opened, type_value, write_config
 from tests.tui.harness import PaneApp, pane_of, paste, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.pane import ConfigPane
-from tui.screens.report import ReportScreen
+from tui.screens.box import ReportScreen
 
 
 async def test_edits_are_undone_and_done_again_one_by_one(tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await opened(pilot, pane, path)
         await type_value(pilot, pane, "train.epochs", "3")
@@ -39,12 +39,12 @@ async def test_edits_are_undone_and_done_again_one_by_one(tmp_path: Path) -> Non
         assert pane.document.dumps() == after
         await pilot.press("ctrl+r")
         await shown(pilot, "There is nothing to do again.")
-        assert pane.told[-1].document is pane.document
+        assert edits(pilot)[-1].args[0] is pane.document
 
 
 async def test_esc_in_an_input_leaves_the_text_to_the_byte(tmp_path: Path) -> None:
     path = write_config(tmp_path, '[data]\ntrain="rows.jsonl"\n[train]\nepochs=2.00 # two\n')
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
         await opened(pilot, pane, path)
         await go_to(pilot, pane, "train.epochs")
@@ -61,7 +61,7 @@ async def test_an_import_is_undone_and_the_file_is_the_old_one_again(tmp_path: P
     theirs.write_text(
         "base_model: org/model\nadapter: lora\nlora_r: 24\ndatasets: [{path: rows.jsonl, type: completion}]\n"
     )
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
         await opened(pilot, pane, path)
         await type_value(pilot, pane, "train.epochs", "3")
@@ -76,7 +76,7 @@ async def test_an_import_is_undone_and_the_file_is_the_old_one_again(tmp_path: P
         await shown(pilot, "Undone: importing qlora.yml.")
         assert pane.document.path == path
         assert pane.document.get("train.epochs") == 3.0
-        assert pane.told[-1].saved == path.read_text()
+        assert edits(pilot)[-1].options["saved"] == path.read_text()
         await pilot.press("ctrl+r")
         await shown(pilot, "Done again: importing qlora.yml.")
         await wait_for(pilot, lambda: pane.document.path is None)

@@ -9,11 +9,11 @@ import pytest
 from core.config.document import ConfigDocument
 from core.config.recent import recent_configs, remember_config
 from core.runs.record.store import create_run
-from tests.tui.config_panes import RecordingPane, flat, opened, type_value, write_config
+from tests.tui.config_panes import edits, flat, opened, type_value, write_config
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
 from tui.panes.config.editor import free_name
 from tui.panes.config.pane import ConfigPane
-from tui.screens.difference import DifferenceScreen
+from tui.screens.box import DifferenceScreen
 from tui.screens.pick import PickScreen
 
 
@@ -67,13 +67,13 @@ async def test_a_save_that_fails_leaves_the_paths_alone(tmp_path: Path) -> None:
 
 async def test_a_copy_is_not_saved_yet_and_gets_a_free_name(tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    pane = RecordingPane()
+    pane = ConfigPane()
     async with PaneApp(pane).run_test(size=(160, 30)) as pilot:
         await opened(pilot, pane, path)
         await pilot.press("y")
         await wait_for(pilot, lambda: "✓ a copy of tickets.toml" in screen_text(pilot.app))
         assert "not saved yet" in screen_lines(pilot.app)[0]
-        assert pane.told[-1].saved == ""
+        assert edits(pilot)[-1].options["saved"] == ""
         assert pane.problems == {}
         await pilot.press("ctrl+s")
         await wait_for(pilot, lambda: "tickets-2.toml" in screen_text(pilot.app))

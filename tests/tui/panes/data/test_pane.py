@@ -9,8 +9,17 @@ import pytest
 from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
-from tests.tui.data_panes import RecordingPane
-from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for, words
+from tests.tui.harness import (
+    FORBIDDEN,
+    HOSTILE,
+    PaneApp,
+    paste,
+    requested,
+    screen_lines,
+    screen_text,
+    wait_for,
+    words,
+)
 from tui.datasets.view import DatasetView
 from tui.panes.data.pane import DataPane
 from tui.widgets.lists.row_list import RowList
@@ -230,14 +239,15 @@ async def test_browsing_opens_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 async def test_using_the_file_for_training_and_evaluation(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 3)
-    pane = RecordingPane()
+    pane = DataPane()
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         await pilot.press("t")
-        assert not pane.chosen
+        assert not requested(pilot, "configuration.use_dataset")
         await opened(pilot, pane, path)
         await pilot.press("t", "E")
         await pilot.pause()
-        assert [(message.path, message.use) for message in pane.chosen] == [(path, "train"), (path, "eval")]
+        chosen = [request.args for request in requested(pilot, "configuration.use_dataset")]
+        assert chosen == [(path, "train"), (path, "eval")]
 
 
 async def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path) -> None:

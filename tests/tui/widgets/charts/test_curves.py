@@ -10,8 +10,7 @@ from core.runs.record.series import Series
 from tests.cases import cases
 from tests.tui.widgets.charts.test_line_chart import draw, series
 from tui.glyphs import ASCII, BLOCK, BRAILLE, GlyphSet
-from tui.widgets.charts.chart_data import ChartData, Curve
-from tui.widgets.charts.x_axis import STEPS, TIME, TOKENS, short_time, short_tokens
+from tui.widgets.charts.chart_data import STEPS, TIME, TOKENS, ChartData, Curve, short_time, short_tokens
 
 
 def curves(count: int, length: int = 100) -> list[Curve]:

@@ -12,8 +12,8 @@ from tests.cases import cases
 from tests.examples import examples
 from tests.tui.scripted_run import GPU
 from tui.glyphs import ASCII, BRAILLE
+from tui.widgets.charts.bars import tick_place
 from tui.widgets.charts.device_panel import WIDE, Around, PlannedMemory, device_lines, host_line
-from tui.widgets.charts.meter import tick_place
 
 FULL = replace(
     GPU,

@@ -9,10 +9,10 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from tests.tui.harness import PaneApp, screen_text, wait_for
-from tests.tui.test_typing_ahead import type_at_once
-from tui.widgets.forms import answer_keys
+from tests.tui.test_typed_ahead import type_at_once
+from tui.widgets.forms import ask_bar
 from tui.widgets.forms.ask_bar import AskBar, KeyQuestion
-from tui.widgets.forms.safe_input import SafeInput
+from tui.widgets.forms.inputs import SafeInput
 
 
 class Asking(Vertical):
@@ -98,7 +98,7 @@ async def test_a_word_typed_at_a_question_is_no_answer_whatever_its_letters(monk
         assert isinstance(pilot.app.focused, KeyQuestion)
         assert len(pane.answers) == 1
         assert "press y or esc" in screen_text(pilot.app)
-        monkeypatch.setattr(answer_keys, "QUIET_SECONDS", 0.0)
+        monkeypatch.setattr(ask_bar, "QUIET_SECONDS", 0.0)
         await pilot.press("y")
         await wait_for(pilot, lambda: pane.answers[1:] == ["y"])
 

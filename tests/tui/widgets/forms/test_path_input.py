@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cases import cases
-from tui.widgets.forms.path_input import NameSuggester, complete_path
+from tui.widgets.forms.inputs import NameSuggester, complete_path
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from core.config.document import ConfigDocument
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, screen_lines, screen_text, wait_for
 from tui.panes.data.pane import DataPane
-from tui.widgets.charts.histogram import draw_histogram
+from tui.widgets.charts.bars import draw_histogram
 from tui.widgets.lists.mask_view import _mark, _Piece, wrap_pieces
 
 

@@ -1,0 +1,181 @@
+"""Presets of a new configuration, and advised values that follow its base model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from core.presets import begin
+from tests.families.published_models import published_config
+from tests.tui.config_panes import type_value
+from tests.tui.harness import pane_of, screen_text, wait_for
+from tui.app import LocaltuneApp
+from tui.panes.config.form import help_facts
+
+
+async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
+    """Wait until the configuration is there, and its form."""
+    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+
+
+def value(app: LocaltuneApp, name: str) -> Any:
+    """An option of the configuration, as it is written; None where it is not."""
+    assert app.state.document is not None
+    return app.state.document.get(name)
+
+
+@pytest.fixture(autouse=True)
+def _quick_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(begin, "sample_lengths", lambda _: [40])
+
+
+def write_rows(path: Path, count: int) -> Path:
+    path.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(count)))
+    return path
+
+
+async def settled(pilot: Pilot[Any], app: LocaltuneApp) -> None:
+    await wait_for(pilot, lambda: not app.configuration.presets.is_pending, 30)
+    await pilot.pause()
+
+
+async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34), notifications=True) as pilot:
+        await ready(pilot, app)
+        app.configuration.use_dataset(write_rows(tmp_path / "faq.jsonl", 200))
+        await wait_for(pilot, lambda: value(app, "train.learning_rate") == 5e-4, 30)
+        assert any("is used for training; r starts." in note.message for note in app._notifications)
+        assert value(app, "data.eval_share") == 0.1
+        assert value(app, "eval.every_epochs") == 0.25
+        await pilot.press("2")
+        await wait_for(pilot, lambda: "every 0.25 epochs" in screen_text(app))
+        # The notice lies on the line below.
+        app.clear_notifications()
+        told = "✓ preset cpu-small · 4 values · 20 of 200 rows held out · P shows why · u undoes"
+        await wait_for(pilot, lambda: told in " ".join(screen_text(app).replace("│", " ").split()))
+        await pilot.press("u")
+        assert value(app, "train.learning_rate") is None
+        assert value(app, "data.eval_share") is None
+        assert value(app, "eval.every_epochs") is None
+        assert value(app, "data.train") is not None
+        # Taken back once, it does not come again.
+        app.configuration.use_dataset(write_rows(tmp_path / "other.jsonl", 300), "add")
+        await wait_for(pilot, lambda: isinstance(value(app, "data.train"), list))
+        await settled(pilot, app)
+        assert value(app, "train.learning_rate") is None
+
+
+async def test_values_of_the_user_stay(tmp_path: Path, home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await ready(pilot, app)
+        app.main.show_pane("config")
+        pane = pane_of(app, "config")
+        await type_value(pilot, pane, "train.learning_rate", "7e-5")
+        await type_value(pilot, pane, "data.eval_share", "0.3")
+        app.configuration.use_dataset(write_rows(tmp_path / "faq.jsonl", 200))
+        await wait_for(pilot, lambda: value(app, "train.batch_size") == 4, 30)
+        assert (value(app, "train.learning_rate"), value(app, "data.eval_share")) == (7e-5, 0.3)
+
+
+async def test_other_data_is_chosen_for_anew(tmp_path: Path, home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await ready(pilot, app)
+        app.configuration.use_dataset(write_rows(tmp_path / "few.jsonl", 12))
+        await wait_for(pilot, lambda: value(app, "train.batch_size") == 4, 30)
+        assert value(app, "data.eval_share") is None
+        app.configuration.use_dataset(write_rows(tmp_path / "large.jsonl", 3988), "add")
+        await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.05, 30)
+        assert value(app, "train.batch_size") == 4
+
+
+async def test_a_held_out_file_takes_the_place_of_the_share(tmp_path: Path, home: Path) -> None:
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await ready(pilot, app)
+        app.configuration.use_dataset(write_rows(tmp_path / "faq.jsonl", 200))
+        await wait_for(pilot, lambda: value(app, "data.eval_share") == 0.1, 30)
+        app.configuration.use_dataset(write_rows(tmp_path / "eval.jsonl", 9), "eval")
+        await wait_for(pilot, lambda: value(app, "data.eval") is not None)
+        assert value(app, "data.eval_share") is None
+        assert not pane_of(app, "config").check()
+
+
+async def test_a_configuration_with_a_file_stays_as_it_is(tmp_path: Path, home: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("# mine\n")
+    app = LocaltuneApp(path)
+    async with app.run_test(size=(120, 34)) as pilot:
+        await ready(pilot, app)
+        app.configuration.use_dataset(write_rows(tmp_path / "other.jsonl", 200))
+        await wait_for(pilot, lambda: value(app, "data.train") == "other.jsonl")
+        await settled(pilot, app)
+        assert value(app, "train.learning_rate") is None
+
+
+async def test_the_advice_for_the_model_is_written_and_goes_with_the_model(tmp_path: Path, home: Path) -> None:
+    for name, config in (("Qwen3-4B", "Qwen3-4B"), ("mine", "Llama-3.2-1B")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(published_config(config)))
+    app = LocaltuneApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot, app)
+        app.main.show_pane("config")
+        pane = pane_of(app, "config")
+        await type_value(pilot, pane, "chat.temperature", "0.5")
+        await type_value(pilot, pane, "model.base", str(tmp_path / "Qwen3-4B"))
+        app.configuration.use_dataset(write_rows(tmp_path / "faq.jsonl", 200))
+        await wait_for(pilot, lambda: value(app, "chat.top_k") == 20, 30)
+        await settled(pilot, app)
+        assert (value(app, "chat.top_p"), value(app, "chat.temperature")) == (0.95, 0.5), "the user's own stays"
+        assert "as advised for Qwen3" in " ".join(screen_text(app).replace("│", " ").split())
+        await wait_for(pilot, lambda: pane.known.advice)
+        field = next(field for field in pane.form.fields if field.option.name == "chat.top_k")
+        told = dict(help_facts(field, None, "", pane.known.advice))
+        assert told["advised"].startswith(
+            "20 for Qwen3: Qwen's own, with reasoning or without. (https://huggingface.co/Qwen/"
+        )
+        await type_value(pilot, pane, "model.base", str(tmp_path / "mine"))
+        await wait_for(pilot, lambda: value(app, "chat.top_k") is None, 30)
+        await settled(pilot, app)
+        assert (value(app, "chat.top_p"), value(app, "chat.temperature")) == (None, 0.5)
+        await wait_for(pilot, lambda: not pane.known.advice)
+
+
+@pytest.mark.long
+async def test_another_base_brings_its_own_advice_as_one_edit(tmp_path: Path, home: Path) -> None:
+    for name, config in (("gemma-3-4b-it", "Gemma-3-4B"), ("LFM2-1.2B", "LFM2-1.2B"), ("mine", "Llama-3.2-1B")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(published_config(config)))
+    (tmp_path / "rows.jsonl").write_text('{"text": "row"}\n' * 3)
+    path = tmp_path / "mine.toml"
+    text = '[model]\nbase = "gemma-3-4b-it"\n\n[data]\ntrain = "rows.jsonl"\n\n'
+    path.write_text(text + "[chat]\ntemperature = 1.0\ntop_p = 0.8\ntop_k = 64\n")
+    app = LocaltuneApp(path)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await ready(pilot, app)
+        app.main.show_pane("config")
+        pane = pane_of(app, "config")
+        await type_value(pilot, pane, "model.base", "LFM2-1.2B")
+        await wait_for(pilot, lambda: value(app, "chat.temperature") == 0.3, 30)
+        assert (value(app, "chat.top_k"), value(app, "chat.min_p")) == (None, 0.15)
+        assert value(app, "chat.top_p") == 0.8, "the user's own stays"
+        assert "As advised for LFM2-1.2B: chat.temperature" in " ".join(screen_text(app).replace("│", " ").split())
+
+        await pilot.press("u")
+        await wait_for(pilot, lambda: value(app, "chat.temperature") == 1.0, 30)
+        assert (value(app, "model.base"), value(app, "chat.top_k")) == ("LFM2-1.2B", 64), "undone by itself"
+        await pilot.press("u")
+        await wait_for(pilot, lambda: value(app, "model.base") == "gemma-3-4b-it", 30)
+        assert value(app, "chat.top_k") == 64
+
+        await type_value(pilot, pane, "model.base", "mine")
+        await wait_for(pilot, lambda: value(app, "chat.temperature") is None, 30)
+        assert (value(app, "chat.top_k"), value(app, "chat.top_p")) == (None, 0.8)
+        assert "Advised for the former base, and gone: chat" in " ".join(screen_text(app).replace("│", " ").split())

@@ -1,0 +1,464 @@
+"""The Train pane: the run as it goes, its keys, and those of the chart."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from core.runs.record import events
+from core.runs.record.state import Rank, write_ranks
+from tests.cases import cases
+from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
+from tests.tui.scripted_run import CONFIG, GPU, ScriptedRun
+from tui.app import LocaltuneApp
+from tui.widgets.answers import AnswersView
+from tui.widgets.charts.line_chart import LineChart
+
+QUESTIONS = (("Router 12 is dead", '{"ref": 12}'), ("Invoice 7 was paid twice", '{"ref": 7}'))
+ANSWERS = {0: "Have you tried turning it off and on again?", 30: '{"ref": 1}', 60: None}
+
+
+def write_samples(script: ScriptedRun, step: int, *, marked: bool = True) -> None:
+    """Answers to both questions; the last ones are right."""
+    for prompt, wanted in QUESTIONS:
+        text = ANSWERS[step] or wanted
+        marks: dict[str, Any] = {"expected": wanted, "exact_match": text == wanted, "valid_json": step > 0}
+        script.write(
+            events.SampleEvent(
+                t=script.pass_time(0.1),
+                step=step,
+                prompt=prompt,
+                text=text,
+                source=f"step-{step}" if step else "base",
+                **(marks if marked else {}),
+            )
+        )
+
+
+def script_run(home: Path, *, marked: bool = True, start: float | None = None) -> ScriptedRun:
+    """A run of 60 steps with two questions, asked three times."""
+    script = ScriptedRun(home, total=60, start=start)
+    script.begin()
+    script.evaluate(0, 4.11, 0.0, 0.0)
+    write_samples(script, 0, marked=marked)
+    for first, last, loss, exact in ((1, 30, 0.8, 0.1), (31, 60, 0.1, 0.35)):
+        script.steps(first, last)
+        script.checkpoint(last)
+        script.evaluate(last, loss, exact, 1.0)
+        write_samples(script, last, marked=marked)
+    return script
+
+
+async def shown(pilot: Pilot[Any], *texts: str) -> None:
+    """Wait until texts are on the screen."""
+    await wait_for(pilot, lambda: all(text in screen_text(pilot.app) for text in texts))
+
+
+def open_app() -> LocaltuneApp:
+    return LocaltuneApp(run="latest")
+
+
+def border(app: LocaltuneApp) -> str:
+    """The lower border of the pane."""
+    return screen_lines(app)[-2]
+
+
+async def test_the_answers_are_behind_a_key_and_the_curve_behind_three(home: Path) -> None:
+    script_run(home).end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✓ finished", "step 60")
+        for back in ("a", "escape", "g"):
+            await pilot.press("a")
+            await shown(pilot, "answers 1/2", "ask      Router 12 is dead", 'step 60  ✓ {"ref": 12}', "step 30  ✗")
+            assert "┤" not in screen_text(app)
+            assert "[ step before  v beside the first  g loss curve" in border(app)
+            await pilot.press(back)
+            await wait_for(pilot, lambda: "┤" in screen_text(app) and "ask      " not in screen_text(app))
+        assert "answers 1/2" not in screen_text(app)
+
+
+async def test_each_question_is_asked_in_turn(home: Path) -> None:
+    script_run(home).end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✓ finished")
+        await pilot.press("n")
+        assert pane_of(app, "train")._shows_answers is False, (
+            "there is no question to turn to before the answers are shown"
+        )
+        await pilot.press("a", "n")
+        await shown(pilot, "answers 2/2", "Invoice 7", 'step 60  ✓ {"ref": 7}', 'step 30  ✗ {"ref": 1}')
+        await pilot.press("right")
+        await shown(pilot, "answers 1/2", "Router 12")
+        await pilot.press("N")
+        await shown(pilot, "answers 2/2")
+        await pilot.press("left", "j", "k", "pagedown", "pageup")
+        await shown(pilot, "answers 1/2")
+
+
+async def test_answers_come_while_the_run_trains(home: Path) -> None:
+    script = ScriptedRun(home, total=60)
+    script.run.config_path.write_text(CONFIG.replace("[method]", 'eval = "/data/held_out.jsonl"\n[method]'))
+    script.begin()
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "training")
+        await pilot.press("a")
+        await shown(pilot, "No answers yet: the questions are asked at each evaluation.")
+        await pilot.press("a")
+        assert "answers" not in border(app)
+        write_samples(script, 0)
+        script.steps(1, 30)
+        await wait_for(pilot, lambda: "a answers" in border(app))
+        await pilot.press("a")
+        await shown(pilot, "step 0  ✗ no JSON")
+        assert "step 30" not in screen_text(app)
+        write_samples(script, 30)
+        await shown(pilot, "step 30  ✗")
+
+
+async def test_a_run_of_an_earlier_version_has_answers_without_marks(home: Path) -> None:
+    script_run(home, marked=False).end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✓ finished")
+        await pilot.press("a")
+        await shown(pilot, "step 30  {", 'step 60  {"ref": 12}')
+        assert "wanted" not in screen_text(app)
+
+
+async def test_on_a_wide_screen_the_answers_stand_beside_the_curve(home: Path) -> None:
+    script_run(home).end("finished")
+    app = open_app()
+    async with app.run_test(size=(200, 50)) as pilot:
+        await shown(pilot, "✓ finished")
+        assert "ask      Router" not in screen_text(app), "a tile has no room for both"
+        await pilot.press("3")
+        await shown(pilot, "┤", "ask      Router 12")
+        await pilot.press("g")
+        await wait_for(pilot, lambda: "ask      Router" not in screen_text(app))
+        await pilot.press("a")
+        await shown(pilot, "┤", "ask      Router 12")
+        await pilot.resize_terminal(100, 30)
+        await wait_for(pilot, lambda: "┤" not in screen_text(app))
+        assert "ask      Router 12" in screen_text(app)
+
+
+async def test_evaluations_are_walked_through_with_their_answers_beside_others(home: Path) -> None:
+    script_run(home).end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✓ finished")
+        await pilot.press("left_square_bracket", "v")
+        assert "(30" not in screen_text(app), "they work in the answers alone"
+        await pilot.press("a")
+        await shown(pilot, "(30 ✗)[60 ✓]", "[ step before  v beside the first")
+        await pilot.press("left_square_bracket")
+        await shown(pilot, "(0 ✗)[30 ✗]", "rewritten", 'step 30  ✗ {"ref": 1}', "step 0   ✗ no JSON", "] step after")
+        await pilot.press("left_square_bracket")
+        await shown(pilot, "[0 ✗]", "no earlier answer")
+        assert "[ step before" not in border(app)
+        await pilot.press("right_square_bracket", "right_square_bracket", "v")
+        await shown(pilot, "(0 ✗) 30 ✗ [60 ✓]", "step 0   ✗ no JSON", "v beside the wanted")
+        await pilot.press("v")
+        await shown(pilot, "wanted   the same", "v all answers")
+        await pilot.press("v")
+        await shown(pilot, "step 0   ✗", "step 30  ✗", "step 60  ✓", "v beside the one before")
+        assert "steps" not in "".join(screen_lines(app)[8:16])
+
+
+async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path) -> None:
+    script = ScriptedRun(home, total=60)
+    script.begin()
+    for step in (0, 30, 60):
+        script.write(
+            events.SampleEvent(
+                t=script.pass_time(0.1),
+                step=step,
+                prompt="Tell a story",
+                text=f"It was {step}. " * 200 + "The end.",
+                source=f"step-{step}",
+            )
+        )
+    script.steps(1, 60)
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "a answers")
+        await pilot.press("a", "left_square_bracket")
+        await shown(pilot, "[30]", "It was 30.")
+        assert "The end." not in screen_text(app)
+        await pilot.press(*["pagedown"] * 12)
+        await shown(pilot, "The end.", "It was 0.")
+        await pilot.press("k")
+        view = pane_of(app, "train").query_one(AnswersView)
+        before = view.scroll_y
+        await pilot.press("right_square_bracket")
+        await wait_for(pilot, lambda: "It was 30." in screen_text(app) and "It was 0." not in screen_text(app))
+        assert view.scroll_y == before, "the place in a long answer stays while evaluations are compared"
+        view.reset()
+        assert view.walk.step == 0
+
+
+async def test_a_run_that_asks_nothing_says_so(home: Path) -> None:
+    script = ScriptedRun(home, total=60)
+    script.begin()
+    script.steps(1, 30)
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "┤")
+        await pilot.press("a")
+        await shown(pilot, "This run asks the model nothing: it holds no rows out")
+        await pilot.press("v", "left_square_bracket", "n")
+        assert "This run asks" in screen_text(app)
+        await pilot.press("a")
+        await shown(pilot, "┤")
+
+
+async def test_a_finish_leads_with_what_was_gained(home: Path) -> None:
+    script = script_run(home)
+    script.hardware(energy_wh=9.1)
+    script.end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✓ finished · 60 steps in", "9.1 Wh", "exact match", "0.35", "x use it elsewhere")
+        lines = screen_lines(app)
+        assert lines[2].startswith("│ ✓ finished")
+        assert "ETA" not in screen_text(app)
+
+
+async def test_the_path_of_the_adapter_is_copied(home: Path) -> None:
+    script = script_run(home)
+    script.end("finished")
+    app = open_app()
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
+        await shown(pilot, "copy path of adapter (1.9 kB)")
+        await pilot.press("ctrl+y")
+        await wait_for(pilot, lambda: app.clipboard == str(script.run.adapter_path))
+        await shown(pilot, "was sent to your terminal's")
+
+
+async def test_the_ways_to_use_it_elsewhere_are_shown_and_copied(home: Path) -> None:
+    script = script_run(home)
+    script.end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "x use it elsewhere")
+        await pilot.press("x")
+        await shown(pilot, f"localtune-tui chat {script.run.id}", "PeftModel.from_pretrained", "copy the Python code")
+        await pilot.press("c")
+        await wait_for(pilot, lambda: "PeftModel.from_pretrained(model, adapter)" in app.clipboard)
+        await pilot.press("x")
+        await shown(pilot, "copy the path")
+        await pilot.press("p")
+        await wait_for(pilot, lambda: app.clipboard == str(script.run.adapter_path))
+
+
+@cases(("name", "state"), [("20261124-143600-first", "stopped"), ("20261124-143700-second", "failed")])
+async def test_an_end_that_was_not_the_last_step_is_honest(home: Path, name: str, state: str) -> None:
+    script = ScriptedRun(home, name, total=60)
+    script.begin()
+    script.steps(1, 15)
+    script.checkpoint(15)
+    script.steps(16, 20)
+    script.end(state, "The disk is full." if state == "failed" else "stopped on request after step 20", "Make room.")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "after step 20 of 60", "Kept is the checkpoint of step 15; the 5 steps after it are lost.")
+        await shown(pilot, "C continue from there", f"▼ {state}", "step 60")
+        assert ("The disk is full. Make room." in screen_text(app)) == (state == "failed")
+
+
+async def test_a_run_without_a_result_offers_none(home: Path) -> None:
+    script = ScriptedRun(home)
+    script.begin()
+    script.write(events.FailedEvent(t=script.pass_time(1.0), reason="There is no model.", step=0))
+    script.write_state(state="failed", reason="There is no model.")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✗ failed", "There is no model.", "No step was done.", "e again with changes")
+        await pilot.press("x", "a", "ctrl+y")
+        assert app.screen is app.main
+        for text in ("copy path", "continue from there", "ask it"):
+            assert text not in screen_text(app)
+
+
+async def test_several_processes_have_a_line_and_a_screen(home: Path) -> None:
+    script = ScriptedRun(home, total=60)
+    script.begin()
+    ranks = [Rank(rank=0, host="head", pid=11, device="cuda:0"), Rank(rank=1, host="tower", pid=7, device="cuda:0")]
+    script.write(events.RanksEvent(t=script.pass_time(0.1), ranks=[rank.to_dict() for rank in ranks]))
+    script.steps(1, 5)
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "2 processes  head 0 cuda:0 · tower 1 cuda:0")
+        write_ranks(script.run.path, [replace(rank, heard=time.time() - 30 * rank.rank) for rank in ranks])
+        await shown(pilot, "2 processes  no sign of life for 3", "1 on tower")
+        await pilot.press("5", "d")
+        await shown(pilot, "Curve")
+        await pilot.press("tab")
+        await shown(pilot, "[Processes]", "1  tower    cuda:0    7  3")
+
+
+def live_run(home: Path, steps: int = 240) -> ScriptedRun:
+    """A run that is on, with a sample of its device every fifth step."""
+    script = ScriptedRun(home, total=400)
+    script.begin()
+    for step in range(1, steps + 1):
+        script.steps(step, step)
+        if step % 5 == 0:
+            script.hardware(replace(GPU, temperature_c=round(75 - 25 * math.exp(-step / 40))))
+    script.checkpoint(steps)
+    return script
+
+
+def chart_of(app: LocaltuneApp) -> LineChart:
+    return app.query_one(LineChart)
+
+
+def axis(app: LocaltuneApp) -> str:
+    """The labels of the steps."""
+    return next(line for line in reversed(screen_lines(app)) if "  step " in line or "│step " in line)
+
+
+async def test_a_key_turns_through_the_curves_and_another_lays_one_over_it(home: Path) -> None:
+    live_run(home)
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "each step ─")
+        await pilot.press("3", "m", "m", "m", "m")
+        await shown(pilot, "temperature ━", "°C└")
+        await pilot.press("o")
+        await shown(pilot, "temperature ━", "loss (right) ┈┈", "┘")
+        before = axis(app).split()
+        await pilot.press("O", "M")
+        await shown(pilot, "tokens/s each step ─", "tok/s└")
+        assert "(right)" not in screen_text(app)
+        await pilot.press("M", "M", "M")
+        await shown(pilot, "each step ─  smoothed ━")
+        assert {"100", "200", "400"} <= set(before), "all curves have the same axis of steps"
+
+
+async def test_zoom_pan_and_back_to_all_steps(home: Path) -> None:
+    script = live_run(home)
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "step 400")
+        await pilot.press("3", "plus", "equals_sign")
+        await wait_for(pilot, lambda: "step 400" not in axis(app))
+        window = chart_of(app)._window
+        assert window.low <= 240 <= window.high
+        assert window.high - window.low == pytest.approx(100, abs=1)
+        script.steps(241, 330)
+        await wait_for(pilot, lambda: chart_of(app)._window.high >= 330)
+        await pilot.press("less_than_sign", "shift+left", "less_than_sign")
+        stood = chart_of(app)._window
+        assert stood.high < 300
+        script.steps(331, 360)
+        await wait_for(pilot, lambda: chart_of(app).data.newest == 360)
+        assert chart_of(app)._window == stood, "what was panned to stays in sight"
+        await pilot.press("minus", "minus", "minus")
+        await shown(pilot, "step 400")
+        await pilot.press("plus")
+        await wait_for(pilot, lambda: chart_of(app).zoom.span is not None)
+        await pilot.press("w")
+        await wait_for(pilot, lambda: chart_of(app).zoom.span is None)
+
+
+async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(home: Path) -> None:
+    live_run(home)
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "each step ─")
+        await pilot.press("3", "left")
+        await shown(pilot, "step 240", "loss ", "smoothed ")
+        await pilot.press("left", "h", "right", "l", "l", "left")
+        found = chart_of(app).cursor
+        assert found is not None
+        assert 230 <= found < 240
+        await shown(pilot, f"step {found}")
+        await pilot.press("plus", "plus", "plus", "plus", "plus")
+        window = chart_of(app)._window
+        assert window.low <= found <= window.high
+        assert window.high - window.low < 20
+        for _ in range(12):
+            await pilot.press("left")
+        cursor, window = chart_of(app).cursor, chart_of(app)._window
+        assert cursor is not None
+        assert window.low <= cursor <= window.high, "the part moves with the cursor"
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: "each step ─" in screen_text(app))
+        assert chart_of(app).zoom.span is not None
+        await pilot.press("escape")
+        await shown(pilot, "step 400")
+        assert chart_of(app).zoom.span is None
+
+
+@pytest.mark.long
+async def test_a_log_axis_is_kept_for_each_curve(home: Path) -> None:
+    live_run(home)
+    app = open_app()
+    async with app.run_test(size=(120, 34)) as pilot:
+        await shown(pilot, "each step ─")
+        await pilot.press("y")
+        await shown(pilot, "log axis  each step")
+        await pilot.press("m")
+        await shown(pilot, "learning rate ━")
+        assert "log axis  learning" not in screen_text(app)
+        await pilot.press("m", "m", "m", "y")
+        await shown(pilot, "temperature ━")
+        assert "log axis" not in border(app), "of a temperature it makes no sense"
+        assert not chart_of(app).log_axis
+        await pilot.press("M", "M", "M", "M")
+        await shown(pilot, "log axis  each step")
+
+
+async def test_where_answers_are_shown_the_arrows_turn_those(home: Path) -> None:
+    script_run(home).end("finished")
+    app = open_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await shown(pilot, "✓ finished")
+        await pilot.press("a", "right", "plus", "l", "m")
+        await shown(pilot, "answers 2/2")
+        assert chart_of(app).cursor is None
+        assert chart_of(app).zoom.span is None
+        await pilot.press("escape", "right")
+        await shown(pilot, "step 60", "loss ")
+        assert chart_of(app).cursor == 60
+
+
+@pytest.mark.long
+async def test_beside_answers_the_cursor_has_keys_of_its_own(home: Path) -> None:
+    script_run(home).end("finished")
+    app = open_app()
+    async with app.run_test(size=(200, 50)) as pilot:
+        await shown(pilot, "✓ finished")
+        await pilot.press("3")
+        await shown(pilot, "┤", "answers 1/2")
+        await pilot.press("l", "right")
+        await shown(pilot, "answers 2/2", "step 60")
+        assert chart_of(app).cursor == 60
+        await pilot.press("escape")
+        assert chart_of(app).cursor is None
+        assert pane_of(app, "train")._shows_answers
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not pane_of(app, "train")._shows_answers)
+
+
+async def test_what_happened_is_marked(home: Path) -> None:
+    script = live_run(home)
+    for command in ("pause", "resume"):
+        script.write(events.ControlEvent(t=script.pass_time(1), command=command, sender="socket", result="ok"))
+    app = open_app()
+    async with app.run_test(size=(200, 50)) as pilot:
+        await shown(pilot, "each step ─")
+        await pilot.press("3", "left")
+        await shown(pilot, "‖ paused on request", "▲", "paused on request  resumed on request  checkpoint step-240")
+        await pilot.press("escape")
+        await shown(pilot, "▲ checkpoint  ‖ pause")

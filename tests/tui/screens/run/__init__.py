@@ -1,1 +1,0 @@
-"""Tests of the screen of everything about a run."""

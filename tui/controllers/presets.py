@@ -1,0 +1,260 @@
+"""Values that the app writes into the configuration by itself: a preset for a new one, advice for its base model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from core.errors import UserError
+from core.text import one_line
+from tui.controllers.desktop import Desktop
+from tui.files import data_paths
+from tui.keys import KeyTable
+
+if TYPE_CHECKING:
+    from core.config.document import ConfigDocument
+    from core.presets.begin import Beginning
+
+_BASE = "model.base"
+#: The options that a preset is chosen for.
+_CHOSEN_FOR = ("data.train", "data.format", "data.columns", "model.base", "hardware.device")
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The values that a preset is chosen for."""
+
+    values: tuple[object, ...]
+
+    @classmethod
+    def of(cls, document: ConfigDocument) -> _Subject | None:
+        """The subject of a configuration; None while it names no data."""
+        if not data_paths(document, "train"):
+            return None
+        return cls(tuple(repr(document.get(name)) for name in _CHOSEN_FOR))
+
+
+class PresetChooser:
+    """Chooser of a preset and held-out rows for a new configuration once it has data, as ``localtune-tui init`` does.
+
+    The choice is one edit, and values of the user stay as they are. With other data or another model it is made anew,
+    until the user has undone it.
+
+    Args:
+        desktop: The panes and notices.
+        keys: The key table with the user's changes.
+        settled: Called when a choice has been made, or there is none to make.
+    """
+
+    def __init__(self, desktop: Desktop, keys: KeyTable, settled: Callable[[], None]) -> None:
+        self._desktop, self._keys, self._settled = desktop, keys, settled
+        self._document: ConfigDocument | None = None
+        self._subject: _Subject | None = None
+        self._given: dict[str, Any] = {}
+        self._max_length: dict[str, Any] = {}
+        self.preset = ""
+        """The name of the preset that has been chosen; empty where none has been."""
+        self.is_pending = False
+        """True while a choice is being made."""
+
+    def begin(self, document: ConfigDocument | None) -> None:
+        """Follow a configuration from its beginning; none where it has a file, a draft or another tool's values."""
+        self._document, self._subject, self.is_pending = document, None, False
+        self.preset, self._given, self._max_length = "", {}, {}
+
+    def follow(self, document: ConfigDocument) -> bool:
+        """Choose for a configuration that has been edited, where its data or its model are others than before.
+
+        Returns:
+            Whether a preset is chosen for this configuration; values advised for its model come with the preset.
+        """
+        if document is not self._document or document.path is not None:
+            self.is_pending = False
+            return False
+        self._drop_share(document)
+        subject = _Subject.of(document)
+        if subject == self._subject:
+            return True
+        self._subject = subject
+        if subject is None:
+            # Without data it is as new as at first.
+            self.preset, self.is_pending = "", False
+            return True
+        if self._is_taken_back(document):
+            return False
+        self.is_pending = True
+        self._desktop.run(partial(self._choose, document, subject), "begin")
+        return True
+
+    def _is_taken_back(self, document: ConfigDocument) -> bool:
+        """True if the user has undone the choice, or taken another preset."""
+        from core.presets.switch import preset_in
+
+        present = preset_in(document)
+        return (present.name if present is not None else "") != self.preset
+
+    def _drop_share(self, document: ConfigDocument) -> None:
+        """Drop the chosen share once a file is held out: a configuration has only one of the two."""
+        share = self._given.get("data.eval_share")
+        if share is not None and document.get("data.eval") and document.get("data.eval_share") == share:
+            # How often is measured holds for the file as well.
+            del self._given["data.eval_share"]
+            document.set("data.eval_share", None)
+            self._note(document)
+            self._tell(document, "no share held out", "✓ data.eval is held out, and no share of the rows any more.")
+
+    async def _choose(self, document: ConfigDocument, subject: _Subject) -> None:
+        from core.config.document import ConfigDocument
+
+        # A copy for the thread, without the values of the last choice.
+        copy = ConfigDocument(document.dumps(), document.path)
+        for name, value in self._given.items():
+            if copy.get(name) == value:
+                copy.set(name, None)
+        found, complaint = None, ""
+        try:
+            found = await asyncio.to_thread(_find, copy)
+        except (UserError, OSError) as error:
+            complaint = str(error)
+        if subject != self._subject or document is not self._document:
+            return
+        self.is_pending = False
+        if complaint and (form := self._desktop.panes.config) is not None:
+            form.say(f"✗ No preset is chosen: {complaint}")
+        # An edit is reported by the form.
+        if found is None or not self._give(document, found):
+            self._settled()
+
+    def _give(self, document: ConfigDocument, found: Beginning) -> bool:
+        """Write the choice into the configuration, as one edit; returns whether anything has changed."""
+        from core.presets.advised import taken_values
+        from core.presets.switch import apply_switch, plan_switch
+
+        before = document.dumps()
+        # What was advised for another model is not the user's own.
+        for name in found.choice.preset.values.keys() & self._given.keys():
+            if document.get(name) == self._given[name]:
+                document.set(name, None)
+        switch = plan_switch(document, found.choice.preset, max_length=found.choice.max_length)
+        apply_switch(document, switch)
+        self.preset = switch.preset.name
+        values = found.held_out.values if found.held_out is not None else {}
+        advised = taken_values(found.advised)
+        self._write(document, {**values, **advised}, found.choice.preset.values)
+        limit = found.choice.max_length
+        self._max_length = {} if limit is None else {"train.max_length": limit}
+        self._note(document)
+        if document.dumps() == before:
+            return False
+        count = len(switch.felt)
+        parts = [f"preset {switch.preset.name}", f"{count} value{'' if count == 1 else 's'}"]
+        parts += [str(found.held_out)] if found.held_out is not None else []
+        parts += [f"{len(advised)} as advised for {found.advised[0].advice.models}"] if advised else []
+        why, undo = self._keys["config.presets"].display, self._keys["config.undo"].display
+        said = " · ".join(parts)
+        self._tell(document, said, f"✓ {said} · {why} shows why · {undo} undoes")
+        if not self._desktop.is_covered:
+            pane = self._keys["app.config"].display
+            self._desktop.tell(f"{said}. In Config ({pane}) {why} shows why, {undo} undoes.", seconds=8)
+        return True
+
+    def _write(self, document: ConfigDocument, values: dict[str, Any], preset: Mapping[str, Any]) -> None:
+        """Write held-out rows and advised values over those of the preset and the last choice, not over the user's."""
+        if document.get("eval.every_steps") is not None:
+            values.pop("eval.every_epochs", None)
+        for name in {*values, *self._given}:
+            written, value = document.get(name), values.get(name)
+            if value is None and name in preset:
+                continue
+            if written is None or written in (self._given.get(name), preset.get(name)):
+                if written != value:
+                    document.set(name, value)
+            else:
+                values.pop(name, None)
+        self._given = values
+
+    def _note(self, document: ConfigDocument) -> None:
+        """Note the chosen values in the configuration, so that they are never taken for the user's own."""
+        from core.presets.switch import Chosen, note_chosen
+
+        chosen = Chosen(self.preset, {**self._max_length, **self._given})
+        document.rewrite(note_chosen(document.dumps(), chosen))
+
+    def _tell(self, document: ConfigDocument, label: str, text: str) -> None:
+        """Record the edit in the form, which reports it."""
+        form = self._desktop.panes.config
+        if form is not None and form.document is document:
+            form.edited(label, text)
+
+
+def _find(document: ConfigDocument) -> Beginning:
+    """The preset and the held-out rows for a configuration; slow.
+
+    Raises:
+        UserError: If the configuration has a problem, or its model is too large for the card.
+    """
+    from core.hardware.card import find_card
+    from core.presets.begin import begin
+
+    config = document.validate()
+    return begin(config, find_card(gpu=config.hardware.gpu) if config.hardware.device != "cpu" else None)
+
+
+class AdviceFollower:
+    """Advised values of the base model: with another base, they are replaced by its own, as one edit.
+
+    Args:
+        desktop: The form of the configuration.
+        keys: The key table with the user's changes.
+    """
+
+    def __init__(self, desktop: Desktop, keys: KeyTable) -> None:
+        self._desktop, self._keys = desktop, keys
+        self._document: ConfigDocument | None = None
+        self._base = ""
+
+    def hold(self, document: ConfigDocument) -> None:
+        """Note the base of a configuration; its values need no change."""
+        self._document, self._base = document, _base_of(document)
+
+    def follow(self, document: ConfigDocument) -> None:
+        """Follow a configuration that has been edited."""
+        before = self._base
+        is_same = document is self._document
+        self.hold(document)
+        if is_same and self._base != before:
+            self._desktop.run(partial(self._follow, document, before, self._base), "advice")
+
+    async def _follow(self, document: ConfigDocument, before: str, after: str) -> None:
+        from core.config.document import ConfigDocument
+        from core.presets.advised import follow_base
+
+        directory = document.path.parent if document.path is not None else None
+        # A copy, as a thread reads it.
+        copy = ConfigDocument(document.dumps(), document.path)
+        changes = await asyncio.to_thread(follow_base, copy, before, after, directory)
+        form = self._desktop.panes.config
+        if form is None or form.document is not document or _base_of(document) != after:
+            return
+        # What has been edited meanwhile is the user's own.
+        changes = tuple(change for change in changes if document.get(change.option) == change.before)
+        if not changes:
+            return
+        for change in changes:
+            document.set(change.option, change.after)
+        names = ", ".join(change.option for change in changes)
+        is_advised = any(change.after is not None for change in changes)
+        why = f"As advised for {one_line(after, 60)}" if is_advised else "Advised for the former base, and gone"
+        undo = self._keys["config.undo"].display
+        form.edited("values advised for the base model", f"✓ {why}: {names} · {undo} undoes")
+
+
+def _base_of(document: ConfigDocument) -> str:
+    from core.config.schema import find_option
+
+    option = find_option(_BASE)
+    value = document.get(_BASE)
+    return value if isinstance(value, str) else str(option.default if option is not None else "")

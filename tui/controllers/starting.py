@@ -1,0 +1,445 @@
+"""Starts of runs: the card before a start, a second run that waits in the queue, and the start itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.errors import UserError
+from core.runs.record.sentences import brief_id, slug_of
+from core.text import one_line
+from tui.bridge import Bridge
+from tui.controllers.configuration import Configuration
+from tui.controllers.desktop import Desktop
+from tui.controllers.runs import Runs
+from tui.keys import KeyTable
+from tui.state import AppState, RunView
+
+if TYPE_CHECKING:
+    from core.analysis.result import Analysis
+    from core.config.document import ConfigDocument
+    from core.config.schema import Config
+    from core.runs.outlook.forecast import Unmet
+    from core.runs.record.store import Run
+    from tui.screens.start.card import StartCard
+    from tui.screens.start.summary import SeenRows, Start, StartPlan
+
+
+class Starting:
+    """Controller of the start of a run: checks the configuration, opens the start card, and starts the worker.
+
+    Args:
+        desktop: The panes, dialogs and notices.
+        state: The state of the app.
+        bridge: The threads that start a worker.
+        keys: The key table with the user's changes.
+        configuration: The configuration in the app, and the preset that is being chosen for it.
+        runs: Shows a run that is opened from the queue.
+    """
+
+    def __init__(
+        self,
+        desktop: Desktop,
+        state: AppState,
+        bridge: Bridge,
+        keys: KeyTable,
+        configuration: Configuration,
+        runs: Runs,
+    ) -> None:
+        self._desktop, self._state, self._bridge, self._keys = desktop, state, bridge, keys
+        self._configuration, self._runs = configuration, runs
+
+    # Requests.
+
+    def start_in(self, pane: str) -> None:
+        """Offer a run of the configuration; in the Train pane with an ended run, that run once more."""
+        view = self._state.view
+        if pane == "train" and view is not None and not view.is_live:
+            self.start_again(view.run)
+        else:
+            self.start()
+
+    def start(self) -> None:
+        """Check the configuration, and offer a run of it."""
+        document = self._state.document
+        if document is None or (self._state.is_starting and self._refuse_second_run()):
+            return
+        form = self._desktop.panes.config
+        problems = form.check() if form is not None else document.problems()
+        if problems:
+            name = next(iter(problems))
+            if form is not None and (name != "data.train" or document.get(name) is not None):
+                self._desktop.show_pane("config")
+                form.refuse_start()
+                return
+            self._explain_missing_data()
+            self._desktop.show_pane("data")
+            return
+        try:
+            config = document.validate()
+        except UserError as error:
+            self._desktop.fail("The configuration is not ready", error)
+            return
+        self._offer(self._of_document(document, config), document.path)
+
+    def start_again(self, run: Run) -> None:
+        """Offer a new run of an ended run's own configuration, its ``run.toml``."""
+        if self._state.is_starting and self._refuse_second_run():
+            return
+        from core.config.document import ConfigDocument
+        from core.presets.provenance import find_provenance
+        from core.runs.catalog.earlier import Origin
+        from tui.panes.config.model import ConfigModel
+        from tui.screens.start.summary import Start
+
+        name = brief_id(run.id)
+        try:
+            document = ConfigDocument.load(run.config_path)
+            if sentence := next(iter(ConfigModel(document).problems().values()), ""):
+                raise UserError(sentence, "Edit its configuration, and start that.")
+            config = document.validate()
+        except UserError as error:
+            self._desktop.fail(f"{name} cannot be started again", error)
+            return
+        notes = (self._tell_edits(run),) if self._has_edits(run) else ()
+        values = find_provenance(config, ConfigDocument(), origin=Origin.of(run))
+        start = Start(config, slug_of(run.id), values=values, notes=notes, title=f"Start {name} again")
+        self._offer(start)
+
+    def start_sample(self) -> None:
+        """Offer a run of the sample data."""
+        if self._refuse_second_run():
+            return
+        from core.config.document import ConfigDocument
+        from core.presets.provenance import find_provenance
+        from sample_data import path
+        from tui.screens.start.summary import Start
+
+        try:
+            document = ConfigDocument.load(path("tickets.toml"))
+            config = document.validate()
+        except UserError as error:
+            self._desktop.fail("The sample could not be started", error)
+            return
+        values = find_provenance(config, document, saved_text=document.dumps())
+        start = Start(config, "tickets", values=values, title="Start the sample run")
+        self._open_card(start, lambda shown: self._start(shown, start.name))
+
+    def continue_run(self, asked: Run | None = None) -> None:
+        """Offer to continue an ended run; the shown one by default."""
+        run = asked or (self._state.view.run if self._state.view is not None else None)
+        if run is None or self._refuse_second_run():
+            return
+        from tui.screens.start.summary import Start, check_continuable, find_continuation
+
+        try:
+            checkpoint, config = check_continuable(run), run.config()
+        except UserError as error:
+            self._desktop.fail("The run could not be continued", error)
+            return
+        start = Start(config, run.id, continuation=find_continuation(run, checkpoint), title="Continue a run")
+        self._open_card(start, lambda _: self._continue(run), run=run)
+
+    def _has_edits(self, run: Run) -> bool:
+        """True if the configuration in the app is the run's, edited since."""
+        from core.config.compare import differences, holding_values
+
+        document, state = self._state.document, self._state
+        if document is None or state.view is None or state.view.run != run:
+            return False
+        return bool(state.config_name and state.is_of_config and differences(holding_values(document), run.values()))
+
+    def _tell_edits(self, run: Run) -> str:
+        config, start = self._keys["app.config"].display, self._keys["app.start"].display
+        name = one_line(self._state.config_name, 60)
+        return f"{name} has other values by now than {brief_id(run.id)}: {config}, then {start} starts those."
+
+    def _explain_missing_data(self) -> None:
+        pane = self._desktop.panes.data
+        use, start = self._keys["data.train"].display, self._keys["app.start"].display
+        if pane is not None and pane.view is not None:
+            text = f"{use} uses {one_line(pane.view.path.name, 60)} for training, and {start} starts then."
+        else:
+            text = f"{self._keys['data.open'].display} opens a file, {use} uses it for training, {start} starts."
+        self._desktop.warn("There is nothing to learn from yet", text)
+
+    def _refuse_second_run(self) -> bool:
+        """Refuse a second live run, with a message: two do not fit on one device."""
+        view = self._state.live_run
+        if self._state.is_starting:
+            # A key that is pressed again means the same start.
+            self._desktop.warn("A run is starting", "It is shown as soon as its worker is there.")
+            return True
+        if view is not None:
+            self._desktop.warn(
+                "A run is on", f"{view.run.id} is {view.state.state}. Stop it before another one starts."
+            )
+        return view is not None
+
+    # The start card.
+
+    def _offer(self, start: Start, source: Path | None = None) -> None:
+        """Show a run before it starts; while another is on, offer to let it wait."""
+        view = self._state.live_run
+        if view is not None:
+            self._offer_to_wait(view, start.config, start.name, source)
+        else:
+            self._open_card(start, lambda shown: self._start(shown, start.name))
+
+    def _open_card(self, start: Start, go: Callable[[Config], None], *, run: Run | None = None) -> None:
+        """Open the card of a run; at once, so that it gets keys typed ahead.
+
+        Args:
+            start: The run.
+            go: Starts it, with the configuration as the card shows it.
+            run: The run that is continued; None for a new one.
+        """
+        from tui.screens.start.card import StartCard
+
+        if self._desktop.find_screen(StartCard) is not None:
+            # A second request, before the card could be seen.
+            return
+
+        def plan(shown: Start, analysis: Analysis | None, used: int | None, measures: bool) -> StartPlan:
+            return _plan(shown.config, analysis, used, run, measures)
+
+        is_settled = not start.has_form or not self._configuration.presets.is_pending
+        card = StartCard(start, self._seen, plan, is_settled=is_settled, choose_preset=self._choose_preset)
+
+        def answered(answer: str | None) -> None:
+            if answer == "start":
+                self._start_card(card, go)
+            elif answer == "rows":
+                self._show_rows()
+            elif answer == "options":
+                self._show_options()
+            elif answer == "former":
+                self._configuration.bring_back()
+
+        # The card repeats their news, and its keys are in their place.
+        self._desktop.clear_notices()
+        self._desktop.open(card, answered)
+
+    def _start_card(self, card: StartCard, go: Callable[[Config], None]) -> None:
+        """Start the run of a card; where it cannot meet a wish for the night, ask first."""
+        from core.runs.outlook.forecast import wants_plan
+
+        config, plan = card.start.config, card.found.plan
+        if card.start.continuation is not None or not wants_plan(config):
+            go(config)
+            return
+
+        async def ask() -> None:
+            is_known = plan is not None and (plan.pace_of or plan.is_planned)
+            unmet = plan.unmet if plan is not None and is_known else await asyncio.to_thread(_unmet_now, config)
+            if await self._agrees_to(unmet):
+                go(config)
+
+        self._desktop.run(ask, "wishes")
+
+    async def _agrees_to(self, unmet: Sequence[Unmet]) -> bool:
+        """Ask whether a run is to start with unmet wishes; only wishes measured by an earlier run are asked about."""
+        from tui.screens.dialogs import YES, unmet_dialog
+
+        measured = [wish for wish in unmet if wish.is_measured]
+        if not measured:
+            return True
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def answered(chosen: str | None) -> None:
+            if not answer.done():
+                answer.set_result(chosen == YES)
+
+        self._desktop.open(unmet_dialog(measured), answered)
+        return await answer
+
+    def _of_document(self, document: ConfigDocument, config: Config) -> Start:
+        """The run of the configuration in the app.
+
+        Args:
+            document: The configuration.
+            config: The same, checked.
+        """
+        from core.presets.provenance import find_provenance
+        from core.runs.catalog.earlier import run_name
+        from tui.screens.start.summary import Start
+
+        path, state = document.path, self._state
+        notes: list[str] = []
+        if state.is_dirty and path is not None:
+            notes.append(f"The values are as edited; {path.name} does not have them until they are saved.")
+        return Start(
+            config,
+            path.stem if path is not None else run_name(document, state.origin),
+            values=find_provenance(config, document, origin=state.origin, saved_text=state.saved_text),
+            is_choosing=self._configuration.presets.is_pending,
+            former=state.former,
+            notes=tuple(notes),
+            has_form=True,
+        )
+
+    def follow(self) -> None:
+        """Show the present configuration on the open card, if the card is about it."""
+        if not self._desktop.is_covered:
+            return
+        from tui.screens.start.card import StartCard
+
+        card, document = self._desktop.find_screen(StartCard), self._state.document
+        if card is None or document is None or not card.start.has_form:
+            return
+        # While a value is wrong, the card keeps the one before.
+        with suppress(UserError):
+            start = self._of_document(document, document.validate())
+            card.show(start, is_settled=not self._configuration.presets.is_pending)
+
+    def _seen(self, start: Start) -> SeenRows | None:
+        """The rows of a run as the Data pane shows them."""
+        pane = self._desktop.panes.data
+        if pane is None or not start.has_form or len(start.train) != 1:
+            return None
+        return pane.seen(Path(start.train[0]))
+
+    def _choose_preset(self) -> None:
+        if (form := self._desktop.panes.config) is not None:
+            self._desktop.run(form.action_presets, "start-preset")
+
+    def _show_rows(self) -> None:
+        self._desktop.show_pane("data")
+        if (pane := self._desktop.panes.data) is not None:
+            pane.action_next_problem(1)
+
+    def _show_options(self) -> None:
+        self._desktop.show_pane("config")
+        if (form := self._desktop.panes.config) is not None:
+            form.show_warning()
+
+    # The start.
+
+    def _start(self, config: Config, name: str) -> None:
+        """Start a run of a checked configuration."""
+        if not self._refuse_second_run():
+            self._desktop.show_pane("train")
+            self._start_with_free_memory(lambda: self._bridge.start(config, name))
+
+    def _continue(self, run: Run) -> None:
+        if not self._refuse_second_run():
+            self._start_with_free_memory(lambda: self._bridge.continue_run(run))
+
+    def _start_with_free_memory(self, start: Callable[[], None]) -> None:
+        """Start a worker once the chat engine has freed the memory that the worker will need."""
+
+        async def work() -> None:
+            if (pane := self._desktop.panes.chat) is not None:
+                await pane.release()
+            start()
+
+        self._state.expect_run()
+        self._desktop.run(work, "start")
+
+    # The queue.
+
+    def show_queue(self) -> None:
+        """Show the queue."""
+        from tui.screens.queue import QueueScreen
+
+        def left(run: Run | None) -> None:
+            if run is not None:
+                self._runs.open(run)
+
+        if not self._desktop.is_covered:
+            # Its keys are in their place.
+            self._desktop.clear_notices()
+            self._desktop.open(QueueScreen(self.add_to_queue), left)
+
+    async def add_to_queue(self) -> str:
+        """Add a run of the configuration in the app to the queue; returns a sentence about the result.
+
+        Raises:
+            UserError: If the configuration is not ready, or the queue cannot be written.
+        """
+        document = self._state.document
+        if document is None:
+            raise UserError("There is no configuration.", "Open one, or choose data to train on.")
+        start = self._of_document(document, document.validate())
+        if not await self._agrees_to(await asyncio.to_thread(_unmet_in_queue, start.config)):
+            return "Nothing is added."
+        number = await asyncio.to_thread(_add, start.config, start.name, document.path)
+        return f"Added as entry {number}, as the configuration is now."
+
+    def _offer_to_wait(self, view: RunView, config: Config, name: str, source: Path | None) -> None:
+        """Offer to let a run wait for the live one: two do not fit on one device."""
+        from tui.screens.dialogs import ADD, queue_dialog
+
+        def answered(answer: str | None) -> None:
+            if answer == ADD:
+                self._desktop.run(partial(self._add_and_start, config, name, source), "queue")
+
+        self._desktop.open(queue_dialog(view, name), answered)
+
+    async def _add_and_start(self, config: Config, name: str, source: Path | None) -> None:
+        from core.queue.status import start_runner
+
+        try:
+            if not await self._agrees_to(await asyncio.to_thread(_unmet_in_queue, config)):
+                return
+            number = await asyncio.to_thread(_add, config, name, source)
+            await asyncio.to_thread(start_runner)
+        except UserError as error:
+            self._desktop.fail("The run was not queued", error)
+            return
+        view = self._state.live_run
+        after = f" when {brief_id(view.run.id)} has ended" if view is not None else " when the device is free"
+        self._desktop.tell(one_line(f"Entry {number} of the queue: {name} starts{after}.", 200), seconds=6)
+
+
+def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run | None, measures: bool) -> StartPlan:
+    """The memory and the time of a run; blocks."""
+    from dataclasses import replace
+
+    from core.runs.outlook.estimate import PaceBook
+    from tui.screens.start.summary import find_pace, find_plan
+
+    plan = find_plan(config, analysis, used, PaceBook(), "measured" if measures else "known")
+    return plan if run is None else replace(plan, seconds_per_step=find_pace(run), unmet=())
+
+
+def _unmet_now(config: Config) -> Sequence[Unmet]:
+    """The wishes that cannot be met by a run that starts before its card has its plan; blocks."""
+    from core.commands.wishes import unmet_now
+
+    return unmet_now(config)
+
+
+def _unmet_in_queue(config: Config) -> Sequence[Unmet]:
+    """The wishes that a run at the end of the queue cannot meet; blocks.
+
+    Raises:
+        UserError: If the queue cannot be read.
+    """
+    from core.commands.wishes import unmet_in_queue
+    from core.queue.estimate import Estimator
+    from core.runs.outlook.forecast import wants_plan
+
+    return unmet_in_queue(config, Estimator()) if wants_plan(config) else ()
+
+
+def _add(config: Config, name: str, source: Path | None) -> int:
+    """Check the needs of a run, and add it to the queue; blocks.
+
+    Raises:
+        UserError: If model or data would be refused, or the queue cannot be written.
+    """
+    from core.commands.train import check_data, check_model
+    from core.queue import store
+    from core.queue.entry import QueueEntry
+
+    check_model(config)
+    check_data(config)
+    entry = QueueEntry(id=1, name=name, added=time.time(), source=str(source.absolute()) if source else "")
+    (added,) = store.add([(entry, config)])
+    return added.id

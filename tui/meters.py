@@ -1,0 +1,191 @@
+"""Thresholds and meters of devices: a reading is shown once it says more than the one on the screen.
+
+A temperature that goes to and fro between two degrees, or a load of a few percent, is no news, and over SSH each
+repaint is a packet that wakes a radio and keeps a line from idling. A reading that somebody would act on is shown at
+once: a card that warms, memory that fills, a limit that is reached, a device that is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.hardware.snapshot import Device, Host
+
+#: Degrees below the limit from which a device counts as near it.
+NEAR_DEGREES = 5.0
+#: The limit assumed where a device reports no believable one, in °C.
+FALLBACK_LIMIT_C = {"cpu": 95.0}
+GPU_LIMIT_C = 83.0
+#: Shares of memory in use that are near the limit, and at it.
+MEMORY_NEAR, MEMORY_LIMIT = 0.80, 0.95
+
+#: Words of the thresholds, with the theme variable of each.
+OK, NEAR, LIMIT = "ok", "near limit", "at limit"
+WORD_COLORS = {OK: "ok", NEAR: "near", LIMIT: "limit"}
+
+
+def temperature_limit(device: Device) -> float:
+    """The throttling temperature of a device, °C: its own where that is believable, else a usual one."""
+    limit = device.temperature_limit_c
+    # Sensors without a limit are known to report 0, 127 or 255.
+    if limit is not None and 50 <= limit <= 115:
+        return limit
+    return FALLBACK_LIMIT_C.get(device.kind, GPU_LIMIT_C)
+
+
+def temperature_word(device: Device) -> str:
+    """``ok``, ``near limit`` or ``at limit``; empty where the device reports no temperature."""
+    if device.temperature_c is None:
+        return ""
+    limit = temperature_limit(device)
+    if device.temperature_c >= limit:
+        return LIMIT
+    return NEAR if device.temperature_c >= limit - NEAR_DEGREES else OK
+
+
+def memory_word(device: Device) -> str:
+    """``ok``, ``near limit`` or ``at limit``; empty where the device reports no memory."""
+    if device.memory_used is None or not device.memory_total:
+        return ""
+    share = device.memory_used / device.memory_total
+    if share >= MEMORY_LIMIT:
+        return LIMIT
+    return NEAR if share >= MEMORY_NEAR else OK
+
+
+#: Readings that a small difference has to last for; they are 5 to 10 s apart.
+LASTING = 3
+#: Seconds after which the values of a driver that does not answer are shown as old.
+OLD_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Band:
+    """Differences of a figure: from ``large`` on it is shown at once, from ``small`` on if it lasts."""
+
+    large: float
+    small: float
+
+
+#: Degrees; a processor's sensor follows every burst of work.
+_HEAT, _CPU_HEAT = Band(2.0, 1.0), Band(8.0, 4.0)
+#: Bytes of a card, of which a tenth of a gigabyte is shown; shares of the machine's memory.
+_VRAM, _RAM_SHARE = Band(1e8, 5e7), Band(0.15, 0.03)
+#: Points of load; that of a processor is never worth a repaint of its own unless it lasts.
+_LOAD, _CPU_LOAD = Band(20.0, 10.0), Band(1000.0, 20.0)
+#: W, and points of the fastest fan.
+_POWER, _FAN = Band(15.0, 5.0), Band(15.0, 5.0)
+#: Bytes of swap; share of the free disk, and of the energy so far.
+_SWAP, _DISK_SHARE, _ENERGY_SHARE = 1e9, 0.05, 0.02
+
+
+@dataclass(frozen=True)
+class MeterReading:
+    """The devices and the machine at one moment, and the energy so far, in Wh."""
+
+    devices: Sequence[Device] = ()
+    host: Host | None = None
+    energy_wh: float | None = None
+
+
+class SteadyMeters:
+    """Readings of meters that change on the screen only where they differ enough."""
+
+    def __init__(self) -> None:
+        self._shown = MeterReading()
+        self._newest = MeterReading()
+        self._count = 0
+
+    def catch_up(self) -> MeterReading:
+        """Show the newest reading, whatever it differs in."""
+        return self._show(self._newest)
+
+    def follow(self, reading: MeterReading, *, rests: bool, is_watched: bool = True) -> MeterReading:
+        """Take the newest reading; returns the one to show.
+
+        Args:
+            reading: The newest one; the same one may come several times.
+            rests: Whether nothing trains; else every reading is shown.
+            is_watched: Whether somebody may be looking. Where not, small differences are not shown, and of a processor
+                nothing but its limits.
+        """
+        is_new = reading.devices is not self._newest.devices
+        self._newest = reading
+        if not rests or _is_large(self._shown, reading, is_watched=is_watched):
+            return self._show(reading)
+        if is_new and is_watched:
+            self._count = self._count + 1 if _differs(self._shown.devices, reading.devices) else 0
+            if self._count >= LASTING:
+                return self._show(reading)
+        return self._shown
+
+    def _show(self, reading: MeterReading) -> MeterReading:
+        self._shown, self._count = reading, 0
+        return reading
+
+
+def energy_has_moved(before: float | None, after: float | None) -> bool:
+    """True if the energy of a paused run has grown by a share that is worth a repaint."""
+    return before is not after if before is None or after is None else after - before >= _ENERGY_SHARE * before
+
+
+def _is_large(shown: MeterReading, reading: MeterReading, *, is_watched: bool) -> bool:
+    """True if a difference is shown at once."""
+    before, after = shown.devices, reading.devices
+    if [_facts(device) for device in before] != [_facts(device) for device in after]:
+        return True
+    if is_watched and energy_has_moved(shown.energy_wh, reading.energy_wh):
+        return True
+    if is_watched and _host_has_moved(shown.host, reading.host):
+        return True
+    pairs = zip(before, after, strict=True)
+    return any(_moved(old, new, large=True) for old, new in pairs if is_watched or new.kind != "cpu")
+
+
+def _host_has_moved(before: Host | None, after: Host | None) -> bool:
+    """True if the disk has filled, or memory went to swap, far enough to act on it."""
+    if before is None or after is None:
+        return before is not after
+    disk = max(_DISK_SHARE * (before.disk_free or 0), 1.0)
+    return _left(Band(disk, disk), before.disk_free, after.disk_free, large=True) or _left(
+        Band(_SWAP, _SWAP), before.swap_used, after.swap_used, large=True
+    )
+
+
+def _differs(before: Sequence[Device], after: Sequence[Device]) -> bool:
+    """True if there is a difference that is shown once it lasts."""
+    return any(_moved(old, new, large=False) for old, new in zip(before, after, strict=True))
+
+
+def _facts(device: Device) -> tuple[object, ...]:
+    """Facts that are no figures: the device, the words of its thresholds, and the processes on it."""
+    is_old = device.age_s is not None and device.age_s >= OLD_SECONDS
+    return (
+        *(device.kind, device.index, device.name, device.problem, device.memory_total, device.power_limit_w),
+        *(temperature_word(device), memory_word(device), device.age_s if is_old else None),
+        *(tuple(device.throttle_reasons), frozenset(item.pid for item in device.processes)),
+    )
+
+
+def _moved(before: Device, after: Device, *, large: bool) -> bool:
+    """True if a figure of a device has moved out of its band."""
+    is_cpu = after.kind == "cpu"
+    share = float(after.memory_total or 1)
+    memory = Band(_RAM_SHARE.large * share, _RAM_SHARE.small * share) if is_cpu else _VRAM
+    bands = (
+        (_CPU_HEAT if is_cpu else _HEAT, before.temperature_c, after.temperature_c),
+        (_HEAT, before.memory_temperature_c, after.memory_temperature_c),
+        (memory, before.memory_used, after.memory_used),
+        (_CPU_LOAD if is_cpu else _LOAD, before.utilization, after.utilization),
+        (_POWER, before.power_w, after.power_w),
+        (_FAN, before.fan, after.fan),
+    )
+    return any(_left(band, old, new, large=large) for band, old, new in bands)
+
+
+def _left(band: Band, before: float | None, after: float | None, *, large: bool) -> bool:
+    if before is None or after is None:
+        # It is reported now, or not any more.
+        return before is not after
+    return abs(after - before) >= (band.large if large else band.small)

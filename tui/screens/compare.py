@@ -1,0 +1,382 @@
+"""The screen of runs side by side: their curves over each other, and what they came to and differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.cells import cell_len, set_cell_size
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+
+from core.errors import UserError
+from core.runs.catalog.compare import (
+    AXES,
+    LETTERS,
+    Axis,
+    ComparedAnswers,
+    Fact,
+    RunComparison,
+    RunRecord,
+    compare_runs,
+    read_record,
+    to_csv,
+    to_curves_csv,
+    to_markdown,
+)
+from core.runs.record.history import is_long, read_glimpse
+from core.runs.record.series import METRICS, Series
+from core.runs.record.store import Run
+from core.text import one_line, sanitize, steady
+from tui.files import save_text
+from tui.keys import bindings
+from tui.screens.box import Way, scroll
+from tui.screens.overlay import Overlay
+from tui.shell import shell_of
+from tui.widgets.charts.chart_data import STEPS, TIME, TOKENS, ChartData, Curve
+from tui.widgets.charts.line_chart import LineChart
+from tui.widgets.text_block import TextBlock
+
+#: Columns of the names of facts, and least columns of a value.
+_NAME_WIDTH, _LEAST = 24, 7
+#: Columns of an answer from which answers stand side by side, and most lines of one.
+_BESIDE, _ANSWER_LINES = 36, 12
+
+
+def curve_style(place: int) -> str:
+    """The color of a run, as in the chart."""
+    return f"$curve-{place + 1}"
+
+
+def fact_tables(comparison: RunComparison, width: int) -> Content:
+    """Figures, and what differs in data and options; the best value of a figure is bold and has a star."""
+    count = len(comparison.records)
+    name_width = min(_NAME_WIDTH, max(width // 3, 10))
+    column = max(min((width - name_width) // count - 2, 30), _LEAST)
+    lines: list[Content] = []
+    groups = (
+        ("", comparison.figures),
+        ("data that differ", comparison.data),
+        ("options that differ", comparison.options),
+    )
+    for title, facts in groups:
+        if facts:
+            lines += (
+                [Content(""), _head(comparison, title, name_width, column)]
+                if lines
+                else [_head(comparison, title, name_width, column)]
+            )
+            lines += [_fact_line(fact, name_width, column) for fact in facts]
+    if not comparison.data and not comparison.options:
+        lines += [Content(""), Content.styled("Options and data are the same.", "$muted")]
+    return Content("\n").join(lines)
+
+
+def _head(comparison: RunComparison, title: str, name_width: int, column: int) -> Content:
+    parts: list[Content | tuple[str, str]] = [(_fit(title, name_width), "$muted bold")]
+    for place, record in enumerate(comparison.records):
+        name = f"{LETTERS[place]} {steady(one_line(record.name, 40))} "
+        parts.append((f"  {_fit(name, column, right=True)}", f"{curve_style(place)} bold"))
+    return Content.assemble(*parts)
+
+
+def _fact_line(fact: Fact, name_width: int, column: int) -> Content:
+    parts: list[Content | tuple[str, str]] = [(_fit(fact.name, name_width), "$muted")]
+    for place, words in enumerate(fact.words):
+        is_best = place in fact.best
+        # The star keeps its column, so that digits stay below each other.
+        text = steady(one_line(words, 100)) + ("*" if is_best else " ")
+        parts.append((f"  {_fit(text, column, right=True)}", "bold" if is_best else ""))
+    return Content.assemble(*parts)
+
+
+def answer_lines(comparison: RunComparison, width: int) -> Content:
+    """The last answers to each question: side by side where there is room, else below each other."""
+    if not comparison.answers:
+        return Content.styled("None of these runs has sample answers.", "$muted")
+    lines: list[Content] = []
+    for answers in comparison.answers:
+        lines += [Content("")] if lines else []
+        lines.append(Content.styled(one_line(answers.prompt.strip(), max(width, 20)), "bold"))
+        if answers.expected is not None:
+            lines += Content.assemble(("wanted  ", "$muted"), one_line(answers.expected.strip(), 600)).wrap(width)
+        lines += _beside(answers, width) if width // len(answers.texts) >= _BESIDE else _below(answers, width)
+    return Content("\n").join(line.rstrip() for line in lines)
+
+
+def _answer(answers: ComparedAnswers, place: int, width: int) -> list[Content]:
+    """One answer below its letter, the step and whether it is right."""
+    text = answers.texts[place]
+    if text is None:
+        return [Content.assemble((LETTERS[place], f"{curve_style(place)} bold"), ("  not asked", "$muted"))]
+    mark = {True: "✓ right", False: "✗ wrong", None: ""}[answers.right[place]]
+    head = Content.assemble(
+        (LETTERS[place], f"{curve_style(place)} bold"), (f"  step {answers.steps[place]}  ", "$muted"), mark
+    )
+    body = Content(steady(sanitize(text.strip()), whole=True)).wrap(max(width, 1))
+    more = [Content.styled("…", "$muted")] if len(body) > _ANSWER_LINES else []
+    return [head, *body[:_ANSWER_LINES], *more]
+
+
+def _beside(answers: ComparedAnswers, width: int) -> list[Content]:
+    count = len(answers.texts)
+    column = width // count - 2
+    columns = [_answer(answers, place, column) for place in range(count)]
+    height = max(map(len, columns))
+    rows = []
+    for y in range(height):
+        cells = [lines[y] if y < len(lines) else Content("") for lines in columns]
+        rows.append(Content("  ").join(cell.truncate(column, pad=True) for cell in cells))
+    return rows
+
+
+def _below(answers: ComparedAnswers, width: int) -> list[Content]:
+    return [line for place in range(len(answers.texts)) for line in _answer(answers, place, width)]
+
+
+def _fit(text: str, width: int, *, right: bool = False) -> str:
+    if cell_len(text) > width:
+        return set_cell_size(text, width - 1) + "…"
+    return " " * (width - cell_len(text)) + text if right else set_cell_size(text, width)
+
+
+_X_AXES = {"step": STEPS, "tokens": TOKENS, "time": TIME}
+_AXIS_WORDS = {"step": "steps", "tokens": "tokens", "time": "time spent in steps"}
+_PARTS = ("figures", "answers")
+
+
+@dataclass
+class Glimpsed(Message):
+    """Some steps of long runs, long before they are read: names and losses."""
+
+    curves: Sequence[tuple[str, Series]]
+
+
+@dataclass
+class Compared(Message):
+    """The runs have been read, or cannot be compared."""
+
+    comparison: RunComparison | None = None
+    error: UserError | None = None
+
+
+class CompareScreen(Overlay[None]):
+    """Runs side by side.
+
+    Args:
+        runs: Two or more runs.
+    """
+
+    DEFAULT_CSS = """
+    CompareScreen { align: center middle; background: $background 60%; }
+    CompareScreen > Vertical {
+        width: 100%; height: 1fr; margin: 1 0; padding: 0 1;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
+    }
+    CompareScreen #head { color: $muted; }
+    CompareScreen LineChart { height: 1fr; min-height: 6; }
+    CompareScreen VerticalScroll { height: 1fr; border-top: solid $border; scrollbar-size-vertical: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("compare")]
+    SCOPE = "compare"
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        super().__init__()
+        self._runs = tuple(runs)
+        self._comparison: RunComparison | None = None
+        self._error: UserError | None = None
+        self._glimpse: Sequence[tuple[str, Series]] = ()
+        self._metric, self._part = "loss", 0
+        self._axis: Axis = "step"
+        self._curves: dict[tuple[str, Axis], list[Series]] = {}
+
+    def compose(self) -> ComposeResult:
+        """The verdict, the curves, and the tables to scroll in."""
+        with Vertical() as box:
+            box.border_title = Content(f"{len(self._runs)} runs compared")
+            yield TextBlock(Content("Reading the runs …"), id="verdict")
+            yield TextBlock(id="head")
+            yield LineChart(shell_of(self).glyphs)
+            with VerticalScroll(can_focus=False):
+                yield TextBlock(id="tables")
+
+    def on_mount(self) -> None:
+        """Read the runs."""
+        self.query_one(LineChart).display = self.query_one(VerticalScroll).display = False
+        self._show_hints()
+        self._read()
+
+    def on_resize(self) -> None:
+        """Lay the tables out for their width, which is known once the screen has been laid out."""
+        self.call_after_refresh(self._show)
+
+    @work(thread=True, group="compare")
+    def _read(self) -> None:
+        records: dict[str, RunRecord] = {}
+        glimpses: list[tuple[str, Series]] = []
+        if any(map(is_long, self._runs)):
+            for run in self._runs:
+                glimpse = read_glimpse(run)
+                if glimpse is None:
+                    records[run.id] = read_record(run)
+                series = glimpse.loss if glimpse is not None else records[run.id].curve("loss")
+                glimpses.append((one_line(run.id, 64), series))
+            self.post_from_thread(Glimpsed(glimpses))
+        try:
+            comparison = compare_runs([records.get(run.id) or read_record(run) for run in self._runs])
+            self.post_from_thread(Compared(comparison))
+        except UserError as error:
+            self.post_from_thread(Compared(error=error))
+
+    @on(Glimpsed)
+    def _glimpsed(self, message: Glimpsed) -> None:
+        self._glimpse = message.curves
+        self._show()
+
+    @on(Compared)
+    def _compared(self, message: Compared) -> None:
+        self._comparison, self._error = message.comparison, message.error
+        # A curve that none of them has is not what to begin with.
+        if (comparison := self._comparison) is not None and not any(
+            len(record.history.loss) for record in comparison.records
+        ):
+            self._metric = "eval_loss"
+        self._show()
+
+    def _show(self) -> None:
+        if not self.query("#tables"):  # neither before its parts are there nor after
+            return
+        self._show_verdict()
+        self._show_chart()
+        comparison = self._comparison
+        tables = self.query_one("#tables", TextBlock)
+        self.query_one(VerticalScroll).display = comparison is not None and not self.has_class("-zoomed")
+        if comparison is not None and not self.has_class("-zoomed"):
+            # Less the scrollbar, which may come with the lines.
+            width = max(self.query_one(Vertical).content_size.width - 2, 20)
+            tables.show((fact_tables if self._part == 0 else answer_lines)(comparison, width))
+        self._show_hints()
+
+    def _show_verdict(self) -> None:
+        verdict = self.query_one("#verdict", TextBlock)
+        if self._error is not None:
+            verdict.show(Content(f"{one_line(self._error.message, 400)} {one_line(self._error.hint, 400)}"))
+        elif self._comparison is not None:
+            verdict.show(Content.styled(one_line(self._comparison.verdict, 600), "bold"))
+        elif self._glimpse:
+            verdict.show(Content("Some of the steps; reading all of them takes a while …"))
+
+    def _show_chart(self) -> None:
+        curves = self._shown_curves()
+        chart, head = self.query_one(LineChart), self.query_one("#head", TextBlock)
+        chart.display = bool(curves)
+        if not curves:
+            return
+        metric = METRICS[self._metric]
+        head.show(Content.styled(f"{metric.label} over {_AXIS_WORDS[self._axis]}", "$muted"))
+        last = max((series.last_step or 0 for _, series in curves), default=0)
+        chart.show(
+            ChartData(
+                curves=[
+                    Curve(LETTERS[place], name, series, place + 1, is_smoothed=not metric.is_sparse)
+                    for place, (name, series) in enumerate(curves)
+                ],
+                total_steps=last,
+                is_over=True,
+                x_axis=_X_AXES[self._axis],
+            )
+        )
+
+    def _shown_curves(self) -> Sequence[tuple[str, Series]]:
+        """The name and the present curve of each run."""
+        comparison = self._comparison
+        if comparison is None:
+            return self._glimpse
+        key = (self._metric, self._axis)
+        if key not in self._curves:
+            self._curves[key] = [record.curve(*key) for record in comparison.records]
+        return [
+            (steady(record.name), series) for record, series in zip(comparison.records, self._curves[key], strict=True)
+        ]
+
+    def _show_hints(self) -> None:
+        keys, box = shell_of(self).keys, self.query_one(Vertical)
+        if self._comparison is None:
+            names = [("back", "close")]
+        else:
+            names = [("metric", "curve"), ("axis", "axis"), ("part", _PARTS[1 - self._part]), ("save", "Markdown")]
+            names += [("save_csv", "CSV"), ("zoom", "curves alone"), ("back", "close")]
+        box.border_subtitle = Content("  ".join(f"{keys[f'compare.{name}'].display} {text}" for name, text in names))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Before the runs have been read there is only the way out."""
+        del parameters
+        mine = ("metric", "axis", "part", "zoom", "scroll", "save", "save_csv", "log_axis")
+        return self._comparison is not None if action in mine else True
+
+    def action_metric(self, by: int) -> None:
+        """Show the next curve that one of the runs has."""
+        comparison, names = self._comparison, list(METRICS)
+        if comparison is None:
+            return
+        place = names.index(self._metric)
+        for offset in range(1, len(names) + 1):
+            name = names[(place + by * offset) % len(names)]
+            if any(len(METRICS[name].read(record.history)) for record in comparison.records):
+                self._metric = name
+                break
+        self._show()
+
+    def action_axis(self) -> None:
+        """Lay the curves over the next axis."""
+        self._axis = AXES[(AXES.index(self._axis) + 1) % len(AXES)]
+        self._show()
+
+    def action_log_axis(self) -> None:
+        """Draw on a logarithmic axis of values, or back."""
+        chart = self.query_one(LineChart)
+        chart.log_axis = not chart.log_axis
+
+    def action_part(self) -> None:
+        """Show the figures or the answers."""
+        self._part = 1 - self._part
+        self.remove_class("-zoomed")
+        self._show()
+        self.query_one(VerticalScroll).scroll_home(animate=False)
+
+    def action_zoom(self) -> None:
+        """Show the curves alone, or with the tables."""
+        self.toggle_class("-zoomed")
+        self._show()
+
+    def action_scroll(self, way: Way) -> None:
+        """Scroll in the tables."""
+        scroll(self.query_one(VerticalScroll), way)
+
+    def action_back(self) -> None:
+        """Leave."""
+        self.dismiss(None)
+
+    def action_save(self) -> None:
+        """Save a report as Markdown."""
+        self._save(("compare", ".md", to_markdown))
+
+    def action_save_csv(self) -> None:
+        """Save figures and curves as CSV, a file each."""
+        self._save(("compare", ".csv", to_csv), ("compare-curves", ".csv", to_curves_csv))
+
+    @work(thread=True, group="save")
+    def _save(self, *files: tuple[str, str, Callable[[RunComparison], str]]) -> None:
+        if (comparison := self._comparison) is None:
+            return
+        try:
+            paths = [save_text(kind, suffix, write(comparison)) for kind, suffix, write in files]
+            said = f"Saved: {', '.join(one_line(str(path), 200) for path in paths)}"
+        except UserError as error:
+            said = f"It is not saved: {one_line(error.message, 200)}"
+        self.notify(said, markup=False)

@@ -1,1 +1,0 @@
-"""The screen of runs side by side."""

@@ -1,0 +1,529 @@
+"""The screens of an evaluation: the form before it, its progress, and the table with the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.widget import Widget
+
+from core.chat.request import BASE
+from core.errors import UserError
+from core.evaluation.check import Check
+from core.evaluation.evaluation import Evaluation
+from core.evaluation.record import EvaluationRecord, newest_record
+from core.evaluation.report import summary_lines, to_jsonl, to_markdown
+from core.evaluation.request import EvaluationRequest
+from core.evaluation.table import TITLES, Comparison, EvaluationTable, Outcome
+from core.jobs.job import JobCancelledError, JobProgress
+from core.paths import working_directory
+from core.text import one_line, sanitize
+from core.units import format_fixed
+from tui.files import save_text
+from tui.keys import bindings
+from tui.screens.job import Ended, Progressed, follow, progress_bar
+from tui.screens.overlay import INPUT_BINDINGS, Overlay, key_line
+from tui.shell import shell_of
+from tui.widgets.forms.inputs import NameSuggester, PathInput, SafeInput
+from tui.widgets.text_block import TextBlock
+
+if TYPE_CHECKING:
+    from core.runs.record.store import Run
+
+Shown = Literal["all", "won", "lost"]
+_ORDER: tuple[Shown, ...] = ("all", "won", "lost")
+MARKS: dict[Outcome, tuple[str, str]] = {
+    "won": ("+ won ", "$success"),
+    "lost": ("- lost", "$error"),
+    "same": ("  same", "$muted"),
+}
+
+
+@dataclass
+class EvaluationRows:
+    """The rows of a record, compared with one model at a time.
+
+    Args:
+        record: The record.
+        table: Its table.
+    """
+
+    record: EvaluationRecord
+    table: EvaluationTable
+    shown: Shown = "all"
+    against: int = 0
+    """Place of the model that is compared with."""
+    cursor: int = 0
+    """Place of the row under the cursor, among those shown."""
+    first: int = 0
+    """Place of the row at the top."""
+    places: list[int] = field(init=False)
+    """Places of the questions that are shown."""
+
+    def __post_init__(self) -> None:
+        self._choose()
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The comparison in view; None where there is only one model."""
+        comparisons = self.table.comparisons
+        return comparisons[self.against % len(comparisons)] if comparisons else None
+
+    @property
+    def place(self) -> int | None:
+        """The question under the cursor; None where none is shown."""
+        return self.places[self.cursor] if self.places else None
+
+    def _choose(self) -> None:
+        comparison = self.comparison
+        if comparison is None or self.shown == "all":
+            self.places = list(range(len(self.record.items)))
+        else:
+            self.places = [*(comparison.won if self.shown == "won" else comparison.lost)]
+        self.cursor = self.first = 0
+
+    def turn_filter(self) -> None:
+        """Show the rows that are won, those that are lost, or all."""
+        if self.comparison is not None:
+            self.shown = _ORDER[(_ORDER.index(self.shown) + 1) % len(_ORDER)]
+            self._choose()
+
+    def turn_comparison(self) -> None:
+        """Compare with the next model."""
+        if len(self.table.comparisons) > 1:
+            self.against = (self.against + 1) % len(self.table.comparisons)
+            self._choose()
+
+    def move(self, by: int) -> None:
+        """Move the cursor."""
+        self.cursor = min(max(self.cursor + by, 0), max(len(self.places) - 1, 0))
+
+    def outcome(self, place: int) -> Outcome:
+        """What became of a question."""
+        return self.comparison.outcome(place) if self.comparison is not None else "same"
+
+    def head(self) -> str:
+        """What is shown, and of how many: ``won 3 of 12 against base``."""
+        comparison = self.comparison
+        if comparison is None:
+            return f"{len(self.places)} prompts"
+        against = f" against {one_line(comparison.against, 40)}"
+        if self.shown == "all":
+            return f"all {len(self.places)}: {len(comparison.won)} won, {len(comparison.lost)} lost{against}"
+        return f"{self.shown}: {len(self.places)} of {len(self.record.items)}{against}"
+
+    def lines(self, height: int, width: int) -> Content:
+        """The rows around the cursor."""
+        height = max(height, 1)
+        self.first = min(max(self.first, self.cursor - height + 1), self.cursor)
+        shown = self.places[self.first : self.first + height]
+        if not shown:
+            return Content.styled("None is." if self.shown != "all" else "There is no prompt.", "$muted")
+        return Content("\n").join(
+            self._line(place, width, is_chosen=number == self.cursor) for number, place in enumerate(shown, self.first)
+        )
+
+    def _line(self, place: int, width: int, *, is_chosen: bool) -> Content:
+        item = self.record.items[place]
+        mark, style = MARKS[self.outcome(place)]
+        front = "▸ " if is_chosen else "  "
+        head = Content.assemble(front, (mark, style), f"  {one_line(item.id, 12):<6} ")
+        question = one_line(item.question, max(width - head.cell_length, 4))
+        return head + (Content.styled(question, "bold") if is_chosen else Content(question))
+
+    def detail(self) -> Content:
+        """The question under the cursor, with what is expected and each answer with its scores."""
+        place = self.place
+        if place is None:
+            return Content("")
+        item = self.record.items[place]
+        parts = [Content.styled("prompt", "$muted"), Content(sanitize(item.question))]
+        if item.expected is not None:
+            parts += [Content.styled("expected", "$muted"), Content(sanitize(item.expected))]
+        comparison = self.comparison
+        names = list(self.record.targets[:1])
+        names += [comparison.against] if comparison is not None else []
+        names += [name for name in self.record.targets if name not in names]
+        for name in names:
+            answer = self.record.answers[name][place]
+            scores = (
+                ""
+                if answer is None
+                else ", ".join(
+                    f"{TITLES[metric]} {format_fixed(answer.scores[metric], 2)}"
+                    for metric in self.table.metrics
+                    if metric in answer.scores
+                )
+            )
+            head = Content.assemble((one_line(name, 60), "$primary bold"), (f"  {scores}" if scores else "", "$muted"))
+            text = sanitize(answer.text) if answer is not None else ""
+            parts += [head, Content(text) if text.strip() else Content.styled("–", "$muted")]
+        return Content("\n").join(parts)
+
+
+_KEYS = (("enter", "ask them"), ("tab", "next"), ("→", "complete"), ("^r", "last result"), ("esc", "leave"))
+_ABOUT = "Greedy answers to each prompt, scored against what is expected, and compared with the first model's."
+SUFFIXES = (".jsonl", ".ndjson", ".txt", ".md", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+
+
+class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
+    """The dialog that asks for an evaluation; returns what is asked for, the newest result that is kept, or nothing.
+
+    Args:
+        run: The run whose model is compared; None where there is none.
+    """
+
+    DEFAULT_CSS = """
+    EvaluationForm {
+        & > VerticalScroll {
+            width: 96; max-width: 100%; height: auto; max-height: 90%; padding: 1 2;
+            border: round $border-focus; border-title-style: bold; background: $surface; scrollbar-size-vertical: 1;
+        }
+        & .label { width: 13; }
+        & SafeInput { width: 1fr; background: $panel; }
+        & Horizontal { height: auto; margin-top: 1; }
+        & #keys { margin-top: 1; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *INPUT_BINDINGS,
+        Binding("ctrl+r", "show_last", "the last result", show=False, priority=True),
+    ]
+    AUTO_FOCUS = "#line-prompts"
+    TAKES_TEXT = True
+
+    def __init__(self, run: Run | None) -> None:
+        super().__init__()
+        self._run = run
+        held_out = "empty: what the run holds out" if run is not None else "one a line, or a dataset"
+        self._lines: dict[str, SafeInput] = {
+            "prompts": PathInput(suffixes=SUFFIXES, placeholder=f"JSONL; {held_out}", id="line-prompts"),
+            "models": SafeInput(
+                run.id if run is not None else "", placeholder="RUN, RUN@STEP, a model or a GGUF file", id="line-models"
+            ),
+            "against": SafeInput(
+                BASE if run is not None else "", placeholder="base, or as above; blanks between them", id="line-against"
+            ),
+            "check": SafeInput(placeholder="a program of yours that scores each answer", id="line-check"),
+            "limit": SafeInput(placeholder="the first so many prompts", id="line-limit"),
+        }
+        for name in ("models", "against"):
+            self._lines[name].suggester = NameSuggester(working_directory(), (".gguf",))
+        for line in self._lines.values():
+            # Typed text replaces the value.
+            line.select_all()
+
+    def compose(self) -> ComposeResult:
+        """An input for each part, the error, and the keys."""
+        with VerticalScroll(can_focus=False) as box:
+            box.border_title = Content("Evaluate")
+            yield TextBlock(Content.styled(_ABOUT, "$muted"))
+            for name, line in self._lines.items():
+                with Horizontal():
+                    yield TextBlock(Content(name), classes="label")
+                    yield line
+            yield TextBlock(id="answer")
+            yield TextBlock(key_line(_KEYS), id="keys")
+
+    def on_key(self, event: events.Key) -> None:
+        """Keys typed before the first input had the focus are its text all the same."""
+        if not isinstance(self.focused, SafeInput):
+            self._lines["prompts"].take_key(event)
+
+    @on(SafeInput.Submitted)
+    def _submitted(self, message: SafeInput.Submitted) -> None:
+        message.stop()
+        try:
+            self.dismiss(self._request())
+        except UserError as error:
+            self._refuse(error)
+
+    @work(exclusive=True)
+    async def action_show_last(self) -> None:
+        """Show the newest result that is kept."""
+        try:
+            _, record = await asyncio.to_thread(newest_record, self._run)
+        except UserError as error:
+            self._refuse(error)
+        else:
+            self.dismiss(record)
+
+    def _refuse(self, error: UserError) -> None:
+        said = f"✗ {one_line(error.message, 200)} {one_line(error.hint, 200)}".rstrip()
+        self.query_one("#answer", TextBlock).show(Content.styled(said, "$limit"))
+
+    def _request(self) -> EvaluationRequest:
+        """What is asked for.
+
+        Raises:
+            UserError: If a line of it cannot be meant.
+        """
+        texts = {name: line.value.strip() for name, line in self._lines.items()}
+        prompts = self._lines["prompts"]
+        if not texts["models"]:
+            raise UserError("No model is named.", "Name a run, or a model.")
+        if texts["check"]:
+            Check.parse(texts["check"])
+        limit = texts["limit"]
+        if limit and not (limit.isascii() and limit.isdecimal() and 0 < len(limit) < 10 and int(limit)):
+            raise UserError(f"The limit must be a whole number above 0, not {one_line(limit, 20)}.")
+        path = str(prompts.resolved()) if isinstance(prompts, PathInput) and texts["prompts"] else None
+        return EvaluationRequest(
+            _words(texts["models"]),
+            _words(texts["against"]),
+            path,
+            int(limit) if limit else None,
+            None,
+            texts["check"] or None,
+        )
+
+    @on(SafeInput.Cancelled)
+    def _cancelled(self, message: SafeInput.Cancelled) -> None:
+        message.stop()
+        self.dismiss(None)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """The names in a line; one with blanks in it stands in quotes.
+
+    Raises:
+        UserError: If a quote is open.
+    """
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"'{one_line(text, 80)}' has an open quote.", "Close it.") from error
+
+
+@dataclass
+class Prepared(Message):
+    """Models are found and prompts read."""
+
+
+#: An evaluation that has ended.
+Compared = tuple[EvaluationRecord, EvaluationTable]
+
+
+class RowWindow(Widget):
+    """The rows around the cursor, as many as there is room for."""
+
+    def __init__(self, *, id: str) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.rows: EvaluationRows | None = None
+
+    def render(self) -> Content:
+        return self.rows.lines(self.size.height, max(self.size.width, 20)) if self.rows is not None else Content("")
+
+
+class EvaluationScreen(Overlay[None]):
+    """An evaluation, from its first question to its table.
+
+    Args:
+        asked: What is asked for, or what was answered already.
+    """
+
+    DEFAULT_CSS = """
+    EvaluationScreen > Vertical {
+        width: 100%; height: 1fr; margin: 1 0; padding: 0 1;
+        border: round $border-focus; border-title-style: bold; border-subtitle-color: $muted; background: $surface;
+    }
+    EvaluationScreen #table { margin-bottom: 1; max-height: 50%; }
+    EvaluationScreen #head { color: $muted; }
+    EvaluationScreen #rows { height: 2fr; min-height: 3; }
+    EvaluationScreen VerticalScroll { height: 3fr; border-top: solid $border; scrollbar-size-vertical: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("evaluation")]
+    SCOPE = "evaluation"
+
+    def __init__(self, asked: EvaluationRequest | EvaluationRecord) -> None:
+        super().__init__()
+        self._asked = asked
+        self._evaluation: Evaluation | None = None
+        self._progress: JobProgress | None = None
+        self._ended: Ended[Compared] | None = None
+        self._rows: EvaluationRows | None = None
+
+    def compose(self) -> ComposeResult:
+        """The table or the progress, the rows, and the answers to the one under the cursor."""
+        with Vertical() as box:
+            box.border_title = Content("Evaluation")
+            yield TextBlock(id="table")
+            yield TextBlock(id="head")
+            yield RowWindow(id="rows")
+            with VerticalScroll(can_focus=False):
+                yield TextBlock(id="detail")
+
+    def on_mount(self) -> None:
+        """Begin, or show what there is."""
+        self._show()
+        if isinstance(self._asked, EvaluationRecord):
+            self._compare(self._asked)
+        else:
+            self._run(self._asked)
+
+    def on_resize(self) -> None:
+        """Lay the table out for its width, which is known once the screen has been laid out."""
+        self.call_after_refresh(self._fit)
+
+    def _fit(self) -> None:
+        if self._rows is not None and self.query("#detail"):  # neither before its parts are there nor after
+            self._show()
+
+    def on_unmount(self) -> None:
+        """Cancel what is on; what is answered is kept."""
+        if self._evaluation is not None:
+            self._evaluation.cancel()
+
+    @work(thread=True, group="evaluation")
+    def _compare(self, record: EvaluationRecord) -> None:
+        # Millions of draws, of many prompts.
+        self.post_from_thread(Ended((record, EvaluationTable.of(record))))
+
+    @work(thread=True, group="evaluation")
+    def _run(self, request: EvaluationRequest) -> None:
+        def run(progress: Callable[[JobProgress], None]) -> Compared:
+            evaluation = self._evaluation = request.prepare()
+            if not self.is_running:  # it was left before there was anything to cancel
+                raise JobCancelledError
+            self.post_from_thread(Prepared())
+            record = evaluation.run(progress)
+            return record, EvaluationTable.of(record)
+
+        follow(self, run)
+
+    @on(Prepared)
+    def _prepared(self) -> None:
+        self._show()
+
+    @on(Progressed)
+    def _progressed(self, message: Progressed[JobProgress]) -> None:
+        self._progress = message.progress
+        self._show()
+
+    @on(Ended)
+    def _has_ended(self, message: Ended[Compared]) -> None:
+        self._ended = message
+        if message.result is not None:
+            self._rows = EvaluationRows(*message.result)
+        self._show()
+
+    def _show(self) -> None:
+        rows, ended = self._rows, self._ended
+        for name in ("#head", "#rows"):
+            self.query_one(name).display = rows is not None
+        self.query_one(VerticalScroll).display = rows is not None
+        box, keys = self.query_one(Vertical), shell_of(self).keys
+        if rows is None:
+            self.query_one("#table", TextBlock).show(self._text())
+            leaves = "close" if ended is not None else "cancel"
+            box.border_subtitle = Content(f"{keys['evaluation.back'].display} {leaves}")
+            return
+        width = self.query_one("#table").content_size.width
+        lines = summary_lines(rows.record, rows.table, width or None)
+        self.query_one("#table", TextBlock).show(Content("\n").join(map(Content, lines)))
+        self.query_one("#head", TextBlock).show(Content.styled(rows.head(), "$muted"))
+        window = self.query_one(RowWindow)
+        window.rows = rows
+        window.refresh()
+        self.query_one("#detail", TextBlock).show(rows.detail())
+        filters = ["filter", "against"][: len(rows.table.comparisons)]
+        box.border_subtitle = Content(
+            keys.hints(f"evaluation.{name}" for name in ("read", *filters, "save", "lines", "back"))
+        )
+
+    def _text(self) -> Content:
+        """What is said before there is a table."""
+        ended = self._ended
+        if ended is not None and ended.error is not None:
+            is_kept = self._evaluation is not None and self._evaluation.record.done > 0
+            kept = "\n\nWhat was answered is kept: the same request goes on with it." if is_kept else ""
+            head = Content.styled("It was not carried through.", "bold")
+            return Content.assemble(
+                head, f" {one_line(ended.error.message, 600)}\n{one_line(ended.error.hint, 400)}{kept}"
+            )
+        evaluation, progress = self._evaluation, self._progress
+        if isinstance(self._asked, EvaluationRecord):
+            return Content("Comparing the answers …")
+        if evaluation is None:
+            return Content("Looking for the models and reading the prompts …")
+        names = ", ".join(one_line(target.name, 60) for target in evaluation.targets)
+        text = f"{len(evaluation.prompts.items)} prompts of {one_line(evaluation.prompts.name, 100)}\nto {names}\n\n"
+        if progress is None:
+            return Content(text)
+        kept = "  (goes on with what was kept)" if evaluation.is_continued else ""
+        return Content.assemble(
+            text,
+            progress_bar(progress.share or 0.0, shell_of(self).glyphs),
+            f"  {progress.done} of {progress.total}{kept}\n{one_line(progress.activity, 120)}",
+        )
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Without a table there is only the way out."""
+        del parameters
+        mine = ("move", "move_page", "move_end", "read", "filter", "turn", "save", "save_lines")
+        return self._rows is not None if action in mine else True
+
+    def action_back(self) -> None:
+        """Leave; what is on is cancelled."""
+        self.dismiss(None)
+
+    def action_move(self, by: int) -> None:
+        """Move the cursor."""
+        if self._rows is not None:
+            self._rows.move(by)
+            self._show()
+            self.query_one(VerticalScroll).scroll_home(animate=False)
+
+    def action_move_page(self, by: int) -> None:
+        """Move the cursor by pages."""
+        self.action_move(by * max(self.query_one(RowWindow).size.height, 1))
+
+    def action_move_end(self, direction: int) -> None:
+        """Move the cursor to the first or the last row."""
+        if self._rows is not None:
+            self.action_move(direction * len(self._rows.record.items))
+
+    def action_read(self, by: int) -> None:
+        """Scroll in the answers by pages."""
+        answers = self.query_one(VerticalScroll)
+        answers.scroll_relative(y=by * max(answers.size.height - 1, 1), animate=False)
+
+    def action_filter(self) -> None:
+        """Show the rows that are won, those that are lost, or all."""
+        if self._rows is not None:
+            self._rows.turn_filter()
+            self._show()
+
+    def action_turn(self) -> None:
+        """Compare with the next model."""
+        if self._rows is not None:
+            self._rows.turn_comparison()
+            self._show()
+
+    def action_save(self) -> None:
+        """Save it as Markdown."""
+        self._save(".md", to_markdown)
+
+    def action_save_lines(self) -> None:
+        """Save it as JSON lines."""
+        self._save(".jsonl", to_jsonl)
+
+    @work(thread=True, group="save")
+    def _save(self, suffix: str, written_by: Callable[[EvaluationRecord, EvaluationTable], str]) -> None:
+        if self._rows is None:
+            return
+        try:
+            text = written_by(self._rows.record, self._rows.table)
+            said = f"It is in {one_line(str(save_text('evaluation', suffix, text)), 200)}"
+        except UserError as error:
+            said = f"It is not saved: {one_line(error.message, 200)}"
+        self.notify(said, markup=False)

@@ -1,1 +1,0 @@
-"""The evaluation of a prompt set: the form, the progress, and the answers to scroll through."""

@@ -1,1 +1,0 @@
-"""The screen in which the base model is chosen."""

@@ -1,0 +1,320 @@
+"""One-line inputs, paths with completion, and the prompt of the chat."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.suggester import Suggester
+from textual.widgets import Input, TextArea
+
+from core.paths import user_path, working_directory
+from core.text import one_line, sanitize
+from tui.files import entry_path
+
+
+class SafeInput(Input):
+    """A compact :class:`textual.widgets.Input` that sanitizes pasted and set text, and posts ``esc``."""
+
+    DEFAULT_CSS = """
+    SafeInput {
+        height: 1;
+        border: none;
+        padding: 0;
+        background: $surface;
+        &:focus { background: $panel; border: none; }
+    }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "cancel", show=False)]
+
+    #: Key hints for the key bar while this has the focus.
+    footer_keys: ClassVar[tuple[tuple[str, str], ...]] = (("esc", "cancels"), ("enter", "accepts"))
+
+    class Cancelled(Message):
+        """The input has been left with ``esc``."""
+
+        def __init__(self, control: SafeInput) -> None:
+            super().__init__()
+            self._control = control
+
+        @property
+        def control(self) -> SafeInput:
+            """The input that was left."""
+            return self._control
+
+    def __init__(
+        self,
+        value: str = "",
+        *,
+        placeholder: str = "",
+        id: str | None = None,  # noqa: A002
+        classes: str | None = None,
+    ) -> None:
+        super().__init__(
+            one_line(value), placeholder=placeholder, id=id, classes=classes, compact=True, select_on_focus=False
+        )
+        self.cursor_blink = False
+
+    def validate_value(self, value: str) -> str:
+        """Sanitize the value to one line of harmless characters, wherever it comes from."""
+        return one_line(value)
+
+    def _on_paste(self, event: events.Paste) -> None:
+        text = one_line(event.text.strip("\r\n"))
+        if text:
+            self.replace(text, *self.selection) if not self.selection.is_empty else self.insert_text_at_cursor(text)
+        event.stop()
+        event.prevent_default()
+
+    def take_key(self, event: events.Key) -> bool:
+        """Take a key that came while this had no focus as typed text; whether it is a character."""
+        if not event.is_printable or event.character is None:
+            return False
+        event.stop()
+        self.replace(event.character, *self.selection)
+        return True
+
+    def action_cancel(self) -> None:
+        """Post :class:`Cancelled` on ``esc``."""
+        self.post_message(self.Cancelled(self))
+
+
+#: Maximum number of directory entries read; a directory of a million files must not freeze the screen.
+ENTRY_LIMIT = 5_000
+#: Characters for which a shell wants quotes.
+_QUOTED = frozenset(" '\"\\")
+
+
+def complete_path(text: str, base: Path, suffixes: Sequence[str] = ()) -> list[str]:
+    """Completions of a typed path, directories with a slash at their end, in the spelling of the user.
+
+    Args:
+        text: The typed text; ``~`` is expanded.
+        base: The directory that relative paths are relative to.
+        suffixes: Suffixes of the files that are offered; all where empty. Directories always are.
+
+    Returns:
+        Whole values for the input, directories first, hidden entries only when a dot was typed. Empty for a directory
+        that cannot be read. Names that could not be shown unchanged are left out.
+    """
+    head, _, stem = text.rpartition("/")
+    prefix = text[: len(text) - len(stem)]
+    directory = base / user_path(prefix or "") if (head or prefix) else base
+    found: list[tuple[bool, str]] = []
+    try:
+        with os.scandir(directory) as entries:
+            for number, entry in enumerate(entries):
+                if number >= ENTRY_LIMIT:
+                    break
+                name = entry.name
+                if not name.startswith(stem) or (name.startswith(".") and not stem.startswith(".")):
+                    continue
+                is_dir = entry.is_dir()
+                if sanitize(name) == name and (is_dir or not suffixes or name.lower().endswith(tuple(suffixes))):
+                    found.append((not is_dir, f"{prefix}{name}/" if is_dir else f"{prefix}{name}"))
+    except OSError:
+        return []
+    return [value for _, value in sorted(found)]
+
+
+class PathSuggester(Suggester):
+    """A suggester of the first completion, shown dim after the cursor."""
+
+    def __init__(self, base: Path, suffixes: Sequence[str]) -> None:
+        super().__init__(use_cache=False, case_sensitive=True)
+        self.base = base
+        self.suffixes = suffixes
+
+    async def get_suggestion(self, value: str) -> str | None:
+        """The first completion, if any."""
+        return next(iter(complete_path(value, self.base, self.suffixes)), None)
+
+
+class NameSuggester(PathSuggester):
+    """A suggester for names with blanks between them, read as a shell does, of which the last one may be a path."""
+
+    async def get_suggestion(self, value: str) -> str | None:
+        """The line with its last name completed, unless that would have to be quoted."""
+        before, blank, last = value.rpartition(" ")
+        found = await super().get_suggestion(last) if last else None
+        return f"{before}{blank}{found}" if found is not None and not set(found) & _QUOTED else None
+
+
+class PathInput(SafeInput):
+    """An input for a path: ``tab`` completes as far as is certain and lists the rest, ``right`` takes the suggestion.
+
+    Args:
+        value: The first value.
+        base: The directory that relative paths are relative to; the working directory by default.
+        suffixes: Suffixes of the files that are offered.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", "complete", show=False)]
+
+    footer_keys: ClassVar[tuple[tuple[str, str], ...]] = (*SafeInput.footer_keys, ("tab", "completes the path"))
+
+    @dataclass
+    class Candidates(Message):
+        """Completions of the typed path; posted when ``tab`` leaves more than one."""
+
+        names: list[str]
+
+    def __init__(
+        self,
+        value: str = "",
+        *,
+        base: Path | None = None,
+        suffixes: Sequence[str] = (),
+        placeholder: str = "",
+        id: str | None = None,  # noqa: A002
+        classes: str | None = None,
+    ) -> None:
+        super().__init__(value, placeholder=placeholder, id=id, classes=classes)
+        self.base = base or working_directory()
+        self.suffixes = suffixes
+        self.suggester = PathSuggester(self.base, suffixes)
+
+    def action_complete(self) -> None:
+        """Complete the common part of all candidates, and post them when there are several."""
+        candidates = complete_path(self.value, self.base, self.suffixes)
+        if not candidates:
+            self.post_message(self.Candidates([]))
+            return
+        common = common_prefix(candidates)
+        if len(common) > len(self.value):
+            self.value = common
+            self.cursor_position = len(common)
+        if len(candidates) == 1 and common.endswith("/"):
+            candidates = complete_path(common, self.base, self.suffixes)
+        self.post_message(self.Candidates([] if len(candidates) == 1 else [_name(path) for path in candidates]))
+
+    def resolved(self) -> Path:
+        """The resolved path: ``~`` expanded, made absolute from the base; an entry of a hub stays one."""
+        return entry_path(self.value.strip(), self.base)
+
+
+def common_prefix(texts: Sequence[str]) -> str:
+    """The common prefix of all texts, character by character."""
+    first, last = min(texts), max(texts)
+    length = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:length]
+
+
+def _name(path: str) -> str:
+    """The last part of a completion, with the slash of a directory."""
+    return path.rstrip("/").rpartition("/")[2] + ("/" if path.endswith("/") else "")
+
+
+#: Maximum number of prompts in the history.
+HISTORY_LIMIT = 200
+
+
+class PromptInput(TextArea):
+    """A :class:`textual.widgets.TextArea` that grows to a few lines and sends with enter."""
+
+    DEFAULT_CSS = """
+    PromptInput {
+        height: auto;
+        max-height: 6;
+        border: none;
+        border-left: outer $border;
+        padding: 0 1;
+        background: $surface;
+        scrollbar-size-vertical: 1;
+        &:focus { border: none; border-left: outer $border-focus; background: $panel; }
+        & .text-area--cursor-line { background: transparent; }
+        & .text-area--placeholder { color: $muted; }
+    }
+    """
+
+    # The parent binds ctrl+y to redo; here it copies the answer, and ctrl+z undoes as before. Its page keys would move
+    # in the few lines of the prompt. Not every terminal tells alt+enter or ctrl+j from enter, and so there is ctrl+n.
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+y", "copy_answer", "copy", show=False),
+        Binding("ctrl+n,ctrl+j,alt+enter,shift+enter", "break_line", "line break", show=False),
+        Binding("pageup", "page(-1)", "page up", show=False),
+        Binding("pagedown", "page(1)", "page down", show=False),
+    ]
+
+    @dataclass
+    class Submitted(Message):
+        """Enter has been pressed on a text that is not blank."""
+
+        text: str
+
+    class CopyWanted(Message):
+        """Request: copy the last answer."""
+
+    @dataclass
+    class PageWanted(Message):
+        """Request: scroll the conversation by a page, up (-1) or down (1)."""
+
+        direction: int
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+        super().__init__("", id=id, classes=classes, soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
+        self.cursor_blink = False
+        self.highlight_cursor_line = False
+        self.footer_keys: tuple[tuple[str, str], ...] = (("esc", "leaves the prompt"), ("enter", "sends"))
+        """Key hints for the key bar while this has the focus."""
+        self._history: list[str] = []
+        self._position = 0
+        self._unsent = ""
+
+    def remember(self, text: str) -> None:
+        """Add a prompt to the history."""
+        if not self._history or self._history[-1] != text:
+            self._history = [*self._history, text][-HISTORY_LIMIT:]
+        self._position = len(self._history)
+        self._unsent = ""
+
+    async def _on_key(self, event: events.Key) -> None:
+        handled = True
+        if event.key == "enter":
+            if self.text.strip():
+                self.post_message(self.Submitted(self.text))
+        elif event.key == "up" and self.cursor_at_first_line and self._position > 0:
+            self._recall(-1)
+        elif event.key == "down" and self.cursor_at_last_line and self._position < len(self._history):
+            self._recall(1)
+        else:
+            handled = False
+        if handled:
+            event.stop()
+            event.prevent_default()
+
+    def _recall(self, step: int) -> None:
+        if self._position == len(self._history):
+            self._unsent = self.text
+        self._position += step
+        at_end = self._position == len(self._history)
+        self.load_text(self._unsent if at_end else self._history[self._position])
+        self.move_cursor(self.document.end)
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        event.prevent_default()
+        self.insert(sanitize(event.text).rstrip("\n"))
+
+    def action_paste(self) -> None:
+        """Paste what was copied in the app, an answer as the model wrote it, as harmless as what is typed."""
+        self.insert(sanitize(self.app.clipboard).rstrip("\n"))
+
+    def action_break_line(self) -> None:
+        """Insert a line break."""
+        self.insert("\n")
+
+    def action_page(self, direction: int) -> None:
+        """Request a page of the conversation from the pane."""
+        self.post_message(self.PageWanted(direction))
+
+    def action_copy_answer(self) -> None:
+        """Request a copy of the last answer from the pane."""
+        self.post_message(self.CopyWanted())

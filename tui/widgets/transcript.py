@@ -1,0 +1,247 @@
+"""The transcript of a conversation: the speaker in a gutter, the text next to it, the speed of an answer below it.
+
+Answers are shown as the Markdown that they are, or as they were written.
+"""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal, ItemGrid, Vertical, VerticalScroll
+from textual.content import Content
+
+from core.chat.dialogue import Dialogue, Exchange, Reply
+from core.text import one_line, sanitize
+from tui.widgets.markdown_text import MarkdownText
+from tui.widgets.text_block import TextBlock, relayout
+
+#: Columns that an answer needs beside others.
+COLUMN_WIDTH = 45
+#: Characters of a speaker's name, which is broken over a few lines.
+_NAME = 27
+
+
+class GrowingText(TextBlock):
+    """A text that is laid out again only when its rows change in number: a conversation is laid out whole."""
+
+    def show(self, content: Content) -> None:
+        """Show another content."""
+        if content.is_same(self._content):
+            return
+        self._content, width = content, self.size.width
+        if width and content.get_height(self.styles.get_rules(), width) == self.size.height:
+            self.refresh()
+        else:
+            relayout(self)
+
+
+class ChatMessage(Horizontal):
+    """A message of one speaker; no text in it is markup of the app, whatever it looks like."""
+
+    DEFAULT_CSS = """
+    ChatMessage {
+        height: auto;
+        width: 1fr;
+        & > .chat-speaker { width: 10; height: auto; text-style: bold; }
+        & > .chat-text { width: 1fr; height: auto; }
+        &.-user > .chat-speaker { color: $role-user; }
+        &.-tuned > .chat-speaker { color: $role-tuned; }
+        &.-base > .chat-speaker { color: $role-base; }
+    }
+    """
+
+    def __init__(self, role: str, speaker: str, text: str = "") -> None:
+        super().__init__(classes=f"-{role}")
+        self._speaker = GrowingText(Content(_named(speaker)), classes="chat-speaker")
+        self._text = GrowingText(Content(sanitize(text)), classes="chat-text")
+        self._text.display = True
+
+    def compose(self) -> ComposeResult:
+        """The gutter and the text."""
+        yield self._speaker
+        yield self._text
+
+    def show(self, speaker: str, text: Content) -> None:
+        """Show another text."""
+        self._speaker.show(Content(_named(speaker)))
+        self._text.show(text)
+
+
+def _named(speaker: str) -> str:
+    """The name in lines of the gutter's width."""
+    name = one_line(speaker, _NAME)
+    return "\n".join(name[begin : begin + 9] for begin in range(0, len(name), 9))
+
+
+class QuestionMessage(ChatMessage):
+    """A question: its place among those asked in its place, and whether keys act on it."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__("user", "you", exchange.question)
+        self._question = exchange.question
+
+    def mark(self, *, chosen: bool, place: int, count: int) -> None:
+        """Show its marks.
+
+        Args:
+            chosen: Whether keys act on it rather than on the last question.
+            place: Its place among those asked in its place, from 0.
+            count: Their number.
+        """
+        variant = Content.styled(f"  ‹{place + 1} of {count}›", "$muted") if count > 1 else Content("")
+        self.show("▸ you" if chosen else "you", Content.assemble(sanitize(self._question), variant))
+
+
+class ReplyMessage(ChatMessage):
+    """A reply, during its generation and afterwards."""
+
+    def __init__(self, reply: Reply, *, markdown: bool = True) -> None:
+        super().__init__("base" if reply.source == "base" else "tuned", reply.label)
+        self.reply = reply
+        self._markdown = MarkdownText() if markdown else None
+
+    def show_markdown(self, markdown: bool) -> None:
+        """Show the answer as Markdown, or as it was written."""
+        if markdown != (self._markdown is not None):
+            self._markdown = MarkdownText() if markdown else None
+            self.refresh_reply()
+
+    def on_mount(self) -> None:
+        """Show the reply so far."""
+        self.refresh_reply()
+
+    def refresh_reply(self) -> None:
+        """Update the text from the reply."""
+        reply = self.reply
+        lines = []
+        if reply.text or reply.state in ("streaming", "done"):
+            text = sanitize(reply.text).rstrip() if reply.state == "done" else sanitize(reply.text)
+            shown = self._markdown.render(text) if self._markdown is not None else Content(text)
+            lines.append(Content.assemble(shown, "▌" if reply.state == "streaming" else ""))
+        if reply.state == "waiting":
+            lines.append(Content.styled("…", "$muted"))
+        if reply.error:
+            lines.append(Content.styled(f"✗ {one_line(reply.error)}", "$limit"))
+            if reply.hint:
+                lines.append(Content.styled(f"  {one_line(reply.hint)}", "$muted"))
+        if reply.state == "stopped":
+            lines.append(Content.styled("■ stopped", "$near"))
+        if reply.stats:
+            lines.append(Content.styled(one_line(reply.stats), "$muted"))
+        self.show(reply.label, Content("\n").join(lines))
+
+
+class ExchangeView(Vertical):
+    """A question with its answers: one below the other, or side by side with the class ``-wide``."""
+
+    DEFAULT_CSS = """
+    ExchangeView {
+        height: auto;
+        margin-bottom: 1;
+        & > .chat-replies { height: auto; layout: vertical; }
+        &.-wide > .chat-replies { layout: grid; }
+        &.-wide ReplyMessage.-second { border-left: solid $border; padding-left: 1; margin-left: 1; }
+    }
+    """
+
+    def __init__(self, exchange: Exchange, *, width: int, markdown: bool = True) -> None:
+        super().__init__()
+        self.exchange = exchange
+        self._markdown = markdown
+        self.fit(width)
+
+    def fit(self, width: int) -> None:
+        """Put the answers beside each other where there are so many columns."""
+        self.set_class(width >= COLUMN_WIDTH * max(2, len(self.exchange.replies)), "-wide")
+
+    def compose(self) -> ComposeResult:
+        """The question, then the answers."""
+        yield QuestionMessage(self.exchange)
+        # A grid makes answers equally high, and with them the lines between them.
+        with ItemGrid(classes="chat-replies") as grid:
+            grid.styles.grid_size_columns = len(self.exchange.replies)
+            for index, reply in enumerate(self.exchange.replies):
+                message = ReplyMessage(reply, markdown=self._markdown)
+                message.set_class(index > 0, "-second")
+                yield message
+
+    def message(self, reply: Reply) -> ReplyMessage | None:
+        """The widget of a reply."""
+        return next((widget for widget in self.query(ReplyMessage) if widget.reply is reply), None)
+
+
+class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
+    """The exchanges; keys are bound by the pane."""
+
+    DEFAULT_CSS = "Transcript { height: 1fr; background: transparent; scrollbar-size-vertical: 1; }"
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.markdown = True
+        """Whether answers are shown as Markdown; else as they were written."""
+
+    def show(self, dialogue: Dialogue, width: int, pointed_at: Exchange | None) -> None:
+        """Show a conversation from its end; exchanges that are shown already stay.
+
+        Args:
+            dialogue: The conversation.
+            width: Columns for answers beside each other.
+            pointed_at: The question that keys act on; None for the last one.
+        """
+        path, views = dialogue.exchanges, list(self.query(ExchangeView))
+        kept = 0
+        while kept < min(len(path), len(views)) and views[kept].exchange is path[kept]:
+            kept += 1
+        for view in views[kept:]:
+            view.remove()
+        if new := [ExchangeView(each, width=width, markdown=self.markdown) for each in path[kept:]]:
+            self.mount_all(new)
+        self.anchor()
+        self.call_after_refresh(self.mark, dialogue, pointed_at)
+
+    def fit(self, width: int) -> None:
+        """Lay answers out side by side where there is room for them."""
+        for view in self.query(ExchangeView):
+            view.fit(width)
+
+    def mark(self, dialogue: Dialogue, pointed_at: Exchange | None) -> None:
+        """Mark the question that keys act on, and those with other branches."""
+        path = dialogue.exchanges
+        for view in self.query(ExchangeView):
+            if view.exchange in path:
+                place, count = dialogue.variants(view.exchange)
+                for question in view.query(QuestionMessage):
+                    question.mark(chosen=view.exchange is pointed_at, place=place, count=count)
+
+    def go_to(self, exchange: Exchange) -> None:
+        """Scroll so that a question is at the top."""
+        view = next((each for each in self.query(ExchangeView) if each.exchange is exchange), None)
+        if view is not None:
+            self.release_anchor()
+            self.scroll_to_widget(view, animate=False, top=True)
+
+    def refresh_reply(self, reply: Reply) -> None:
+        """Show a reply as it is now."""
+        for widget in self.query(ReplyMessage):
+            if widget.reply is reply:
+                widget.refresh_reply()
+
+    def toggle_markdown(self) -> None:
+        """Show answers as Markdown, or as they were written."""
+        self.markdown = not self.markdown
+        for reply in self.query(ReplyMessage):
+            reply.show_markdown(self.markdown)
+
+    def move(self, rows: int) -> None:
+        """Scroll by lines."""
+        self.scroll_relative(y=rows, animate=False)
+
+    def move_page(self, direction: int) -> None:
+        """Scroll by pages."""
+        self.scroll_relative(y=direction * max(1, self.size.height - 1), animate=False)
+
+    def move_end(self, direction: int) -> None:
+        """Scroll to the beginning or the end."""
+        if direction < 0:
+            self.scroll_home(animate=False)
+        else:
+            self.scroll_end(animate=False)
