@@ -65,7 +65,7 @@ def _clean(node: Any) -> Any:
         # A property may be called "title"; names of properties are kept.
         key: {name: _clean(inner) for name, inner in value.items()} if key == "properties" else _clean(value)
         for key, value in node.items()
-        if key not in ("title", "unit", "basic")
+        if key not in ("title", "unit", "audience")
     }
     if cleaned.get("minLength") == 1:
         del cleaned["minLength"]

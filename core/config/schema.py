@@ -44,9 +44,21 @@ VariableValue = (
 WEIGHT_METHODS = frozenset({"full", "freeze"})
 
 
-def _option(default: Any, help: str, *, unit: str = "", basic: bool = False, **constraints: Any) -> Any:  # noqa: A002
-    """Declare one option; ``basic`` ones are shown in the app's short form."""
-    return Field(default, description=help, json_schema_extra={"unit": unit, "basic": basic}, **constraints)
+#: Audience of an option. ``basic``: listed by the app at once; ``expert``: listed with all options; ``file``: seldom
+#: needed, listed where it is set, and found by its name.
+Audience = Literal["basic", "expert", "file"]
+
+
+def _option(
+    default: Any,
+    help: str,  # noqa: A002
+    *,
+    unit: str = "",
+    audience: Audience = "expert",
+    **constraints: Any,
+) -> Any:
+    """Declare one option."""
+    return Field(default, description=help, json_schema_extra={"unit": unit, "audience": audience}, **constraints)
 
 
 class Section(BaseModel):
@@ -62,7 +74,7 @@ class ModelSection(Section):
     base: Text = _option(
         "smollm2-135m-instruct",
         "Model to tune: a directory, a GGUF file or the name of a prepared model.",
-        basic=True,
+        audience="basic",
     )
     keep_16bit: Literal["auto"] | list[Text] | None = _option(
         None, "Layers that qlora leaves in 16 bit: names and patterns, or auto for those that lose most; absent: none."
@@ -73,17 +85,19 @@ class DataSection(Section):
     """What is learned, and what is held out."""
 
     train: Paths = _option(
-        ..., "Training rows: a file, a directory of files, an entry like dataset_info.json#name, or a list.", basic=True
+        ...,
+        "Training rows: a file, a directory of files, an entry like dataset_info.json#name, or a list.",
+        audience="basic",
     )
     eval: Paths | None = _option(
-        None, "Rows kept out of training, to measure on: a file, a directory, an entry, or a list.", basic=True
+        None, "Rows kept out of training, to measure on: a file, a directory, an entry, or a list.", audience="basic"
     )
     eval_share: float = _option(
         0.0,
         "Share of the training rows to hold out and measure on; rows that are alike stay together.",
         ge=0,
         le=0.5,
-        basic=True,
+        audience="basic",
     )
     format: Literal[
         "auto",
@@ -138,11 +152,13 @@ class MethodSection(Section):
     name: Literal["qlora", "lora", "full", "freeze"] = _option(
         "qlora",
         "qlora, lora: adapters on a 4-bit or 16-bit base; full: all weights; freeze: those of some layers.",
-        basic=True,
+        audience="basic",
     )
     trainable_layers: int = _option(2, "How many layers freeze trains.", unit="layers", ge=1, le=1000)
     trainable_end: Literal["last", "first"] = _option("last", "Which layers freeze trains: the last or the first ones.")
-    rank: int = _option(16, "Rank of the adapters: more is more capacity and more memory.", ge=1, le=1024, basic=True)
+    rank: int = _option(
+        16, "Rank of the adapters: more is more capacity and more memory.", ge=1, le=1024, audience="basic"
+    )
     alpha: float = _option(32.0, "Scale of the adapters: the update is multiplied by alpha / rank.", gt=0, le=8192)
     dropout: float = _option(0.0, "Share of adapter inputs dropped in training.", ge=0, lt=1)
     target_modules: Literal["all-linear"] | list[Text] = _option(
@@ -167,7 +183,9 @@ class MethodSection(Section):
         None, "Noise on the embeddings in training (NEFTune), against learning by heart; absent: none.", gt=0, le=100
     )
     train_for: FileType | None = _option(
-        None, "The GGUF file that the model becomes: the last third of the steps trains its weights; absent: none."
+        None,
+        "The GGUF file that the model becomes: the last third of the steps trains its weights; absent: none.",
+        audience="file",
     )
 
 
@@ -177,7 +195,7 @@ class TrainSection(Section):
     objective: Objective = _option(
         "sft",
         "What is learned: answers as they are (sft), which of two is better (dpo, orpo), or which are good (kto).",
-        basic=True,
+        audience="basic",
     )
     beta: float = _option(
         0.1,
@@ -186,11 +204,11 @@ class TrainSection(Section):
         le=100,
     )
     dpo_loss: Literal["sigmoid", "ipo", "hinge"] = _option("sigmoid", "Which loss of the two answers' difference.")
-    desirable_weight: float = _option(1.0, "Weight of good answers in kto.", gt=0, le=100)
-    undesirable_weight: float = _option(1.0, "Weight of bad answers in kto.", gt=0, le=100)
-    epochs: float = _option(1.0, "Passes over the training rows.", gt=0, le=1000, basic=True)
+    desirable_weight: float = _option(1.0, "Weight of good answers in kto.", gt=0, le=100, audience="file")
+    undesirable_weight: float = _option(1.0, "Weight of bad answers in kto.", gt=0, le=100, audience="file")
+    epochs: float = _option(1.0, "Passes over the training rows.", gt=0, le=1000, audience="basic")
     max_steps: int | None = _option(
-        None, "Stop after so many optimizer steps, whatever epochs says.", ge=1, le=_MOST, basic=True
+        None, "Stop after so many optimizer steps, whatever epochs says.", ge=1, le=_MOST, audience="basic"
     )
     max_hours: float | None = _option(
         None, "End the run, with its result, after so many hours of work.", unit="hours", gt=0, le=10_000
@@ -214,11 +232,16 @@ class TrainSection(Section):
         unit="steps",
         ge=1,
         le=1000,
+        audience="file",
     )
     loss_limit: float | None = _option(
-        None, "Loss above which a step is a spike, whatever was before; absent: no limit.", gt=0, le=1_000_000
+        None,
+        "Loss above which a step is a spike, whatever was before; absent: no limit.",
+        gt=0,
+        le=1_000_000,
+        audience="file",
     )
-    batch_size: int = _option(8, "Rows in one optimizer step.", unit="rows", ge=1, le=65536, basic=True)
+    batch_size: int = _option(8, "Rows in one optimizer step.", unit="rows", ge=1, le=65536, audience="basic")
     micro_batch_size: int | None = _option(
         None,
         "Rows at once on the device; absent: chosen, and cut smaller when memory runs out.",
@@ -226,8 +249,8 @@ class TrainSection(Section):
         ge=1,
         le=65536,
     )
-    max_length: int = _option(2048, "Longest row.", unit="tokens", ge=8, le=1_048_576, basic=True)
-    learning_rate: float = _option(2e-4, "Peak learning rate.", gt=0, le=1, basic=True)
+    max_length: int = _option(2048, "Longest row.", unit="tokens", ge=8, le=1_048_576, audience="basic")
+    learning_rate: float = _option(2e-4, "Peak learning rate.", gt=0, le=1, audience="basic")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"] = _option(
         "adamw", "adamw is right for most runs; the others hold less memory, and lion_8bit wants a lower learning rate."
     )
@@ -242,11 +265,12 @@ class TrainSection(Section):
         False, "Lay the rows of a micro-batch one behind another, without padding, and keep them apart in attention."
     )
     share_prefix: bool = _option(
-        True, "Compute once what the rows of a micro-batch begin with alike, such as a system prompt."
+        True, "Compute once what the rows of a micro-batch begin with alike, such as a system prompt.", audience="file"
     )
     fused_layers: bool = _option(
         True,
         "Run adapters, norms, rotary embedding and short attention as single functions; false: as the model's own.",
+        audience="file",
     )
     compile: bool = _option(
         False, "Have torch compile the model's layers: minutes at the start for less time in each step."
@@ -273,13 +297,17 @@ class MemorySection(Section):
         "Keep 4-bit experts in the machine's memory, and fetch them by layers; auto: where they do not fit on a GPU.",
     )
     optimizer_in_backward: Literal["auto", "on", "off"] = _option(
-        "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full."
+        "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full.", audience="file"
     )
     keep_dequantized: Literal["auto", "on", "off"] = _option(
-        "auto", "Dequantize 4-bit weights once and keep them so, for speed; auto: where there is plenty of memory."
+        "auto",
+        "Dequantize 4-bit weights once and keep them so, for speed; auto: where there is plenty of memory.",
+        audience="file",
     )
     liger: Literal["auto", "off"] = _option(
-        "auto", "Sum the loss with Liger's fused kernel; auto: on a GPU with liger-kernel installed, where it can."
+        "auto",
+        "Sum the loss with Liger's fused kernel; auto: on a GPU with liger-kernel installed, where it can.",
+        audience="file",
     )
 
 
@@ -287,7 +315,7 @@ class EvalSection(Section):
     """Measuring on held-out rows."""
 
     every_steps: int | None = _option(
-        None, "Evaluate every so many steps; absent: at the end only.", unit="steps", ge=1, le=_MOST, basic=True
+        None, "Evaluate every so many steps; absent: at the end only.", unit="steps", ge=1, le=_MOST, audience="basic"
     )
     every_epochs: float | None = _option(
         None,
@@ -313,7 +341,9 @@ class EvalSection(Section):
         ge=1,
         le=_MOST,
     )
-    min_delta: float = _option(0.0, "By how much the held-out loss must fall to count for eval.patience.", ge=0, le=100)
+    min_delta: float = _option(
+        0.0, "By how much the held-out loss must fall to count for eval.patience.", ge=0, le=100, audience="file"
+    )
     max_rows: int = _option(200, "Rows of data.eval measured each time.", unit="rows", ge=1, le=_MOST)
     probe: bool = _option(
         True, "Measure a small general probe too, before, at each evaluation and at the end: what the model forgets."
@@ -333,7 +363,7 @@ class CheckpointSection(Section):
         unit="steps",
         ge=1,
         le=_MOST,
-        basic=True,
+        audience="basic",
     )
     keep: int = _option(3, "Newest checkpoints kept, beside the best one and the last good one.", ge=1, le=1000)
     final: Literal["last", "best"] = _option(
@@ -374,9 +404,10 @@ class HardwareSection(Section):
         unit="%",
         ge=10,
         le=100,
+        audience="file",
     )
     disk_free_min_gb: float | None = _option(
-        None, "Room on the disk of the run below which training pauses.", unit="GB", ge=0, le=1_000_000
+        None, "Room on the disk of the run below which training pauses.", unit="GB", ge=0, le=1_000_000, audience="file"
     )
 
 
@@ -418,7 +449,12 @@ class ParkingSection(Section):
         None, 'Spans of every day in which the device is not the run\'s: "18:00-23:00", or a list; absent: none.'
     )
     calm: float = _option(
-        30.0, "Time without any of these after which the run takes the device back.", unit="s", ge=0, le=86_400
+        30.0,
+        "Time without any of these after which the run takes the device back.",
+        unit="s",
+        ge=0,
+        le=86_400,
+        audience="file",
     )
 
     @property
@@ -449,24 +485,39 @@ class DistributedSection(Section):
         None, "Processes on each machine, one for each card; absent: as many as distributed.gpus names.", ge=1, le=64
     )
     zero_stage: int = _option(
-        2, "What DeepSpeed shares out: 1 optimizer states, 2 gradients as well, 3 weights as well.", ge=1, le=3
+        2,
+        "What DeepSpeed shares out: 1 optimizer states, 2 gradients as well, 3 weights as well.",
+        ge=1,
+        le=3,
+        audience="file",
     )
     offload: Literal["none", "optimizer", "all"] = _option(
         "none",
         "What fsdp2 and deepspeed keep in the memory of the machine: optimizer states, or all that is shared out.",
     )
     hosts: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = _option(
-        None, "Other machines of the run, as ssh names them: a name or a list; absent: this machine alone."
+        None,
+        "Other machines of the run, as ssh names them: a name or a list; absent: this machine alone.",
+        audience="file",
     )
     address: Text | None = _option(
-        None, "Address of this machine at which the others meet it; needed with distributed.hosts."
+        None, "Address of this machine at which the others meet it; needed with distributed.hosts.", audience="file"
     )
-    port: int = _option(29_500, "Port of that address.", ge=1024, le=65_535)
+    port: int = _option(29_500, "Port of that address.", ge=1024, le=65_535, audience="file")
     timeout: float = _option(
-        600.0, "Time after which a process that does not answer is taken for lost.", unit="s", ge=5, le=86_400
+        600.0,
+        "Time after which a process that does not answer is taken for lost.",
+        unit="s",
+        ge=5,
+        le=86_400,
+        audience="file",
     )
     restarts: int = _option(
-        3, "How often the run starts again from its last checkpoint after it lost a process.", ge=0, le=1000
+        3,
+        "How often the run starts again from its last checkpoint after it lost a process.",
+        ge=0,
+        le=1000,
+        audience="file",
     )
 
     @property
@@ -542,7 +593,7 @@ class Option:
     type: Literal["text", "paths", "integer", "number", "boolean", "choice", "list", "numbers", "table"]
     help: str
     unit: str
-    basic: bool
+    audience: Audience
     required: bool
     optional: bool
     """Whether it may be absent."""
@@ -563,11 +614,6 @@ class Option:
     def name(self) -> str:
         """The name of the option: ``section.key``."""
         return f"{self.section}.{self.key}"
-
-    @property
-    def audience(self) -> Literal["basic", "expert"]:
-        """The audience: everybody, or those who want to decide more than most runs need."""
-        return "basic" if self.basic else "expert"
 
 
 def sections() -> dict[str, type[Section]]:
@@ -634,7 +680,7 @@ def _describe(section: str, key: str, field: FieldInfo) -> Option:
         type=kind,
         help=field.description or "",
         unit=str(extra.get("unit", "")),
-        basic=bool(extra.get("basic", False)),
+        audience=cast(Audience, extra.get("audience", "expert")),
         required=field.is_required(),
         optional=optional,
         default=None if field.is_required() else field.default,
