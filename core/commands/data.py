@@ -138,7 +138,7 @@ def _model_directory(args: argparse.Namespace, config: Config) -> str | None:
 
 
 def as_json(analysis: Analysis, sample: TokenSample | None) -> dict[str, Any]:
-    """The result as described in ``docs/commands.md``."""
+    """The result as described in ``docs/reference/commands.md``."""
     first = analysis.sources[0]
     result: dict[str, Any] = {
         "format": first.format,

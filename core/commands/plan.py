@@ -269,7 +269,7 @@ def _is_large(config: Config) -> bool:
 def as_json(
     found: Forecast, remarks: Sequence[tuple[Remark, str]] = (), wishes: Sequence[Unmet] = ()
 ) -> dict[str, Any]:
-    """The result as described in ``docs/commands.md``.
+    """The result as described in ``docs/reference/commands.md``.
 
     Args:
         found: The plan and what goes with it.
