@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns",
         metavar="PART=COLUMN,…",
         type=column_parts,
-        help="which column is what, as in data.columns: user=question,assistant=answer",
+        help="roles of columns, as in data.columns: user=question,assistant=answer",
     )
     parser.add_argument("--row", metavar="N", type=whole_number, help="show the tokens of this row, counted from 1")
     add_json_flag(parser)

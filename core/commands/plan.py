@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="plan for this model without a configuration: a directory with a config.json, …",
     )
-    parser.add_argument("--method", choices=METHODS, help="with --model: what is trained (qlora)")
+    parser.add_argument("--method", choices=METHODS, help="with --model: the method (qlora)")
     parser.add_argument("--length", metavar="TOKENS", help="with --model: tokens of every row (2048)")
     parser.add_argument("--gpu-memory", metavar="SIZE", help="plan for a GPU with so much free memory: 24GB, 22.5GiB")
     parser.add_argument(

@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--partition", default="", metavar="NAME", help="partition (default: the cluster's)")
     parser.add_argument("--account", default="", metavar="NAME", help="account (default: the user's)")
-    parser.add_argument("--name", help="what the run is about (default: the file's name)")
+    parser.add_argument("--name", help="subject of the run (default: the file's name)")
     parser.add_argument("--output", metavar="FILE", help="file to write, - for standard output (default: NAME.sbatch)")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     add_json_flag(parser)

@@ -77,12 +77,12 @@ class ModelSection(Section):
         audience="basic",
     )
     keep_16bit: Literal["auto"] | list[Text] | None = _option(
-        None, "Layers that qlora leaves in 16 bit: names and patterns, or auto for those that lose most; absent: none."
+        None, "Layers that qlora leaves in 16 bit: names and patterns, or auto for the most sensitive; absent: none."
     )
 
 
 class DataSection(Section):
-    """What is learned, and what is held out."""
+    """Training rows and held-out rows."""
 
     train: Paths = _option(
         ...,
@@ -110,7 +110,7 @@ class DataSection(Section):
         "tokens",
         "preference",
         "kto",
-    ] = _option("auto", "How a row is read; auto decides from the columns and says why.")
+    ] = _option("auto", "Format of a row; auto decides by the columns and shows the evidence.")
     columns: dict[ColumnRole, Column] | None = _option(
         None, 'Columns by hand, as {user = "question", assistant = "answer"}; absent: by the format.'
     )
@@ -119,23 +119,23 @@ class DataSection(Section):
     )
     supervise: Supervise = _option(
         "assistant",
-        "What is learned of a conversation: the assistant's turns, its last one, or the whole text; "
-        "a message's train flag says for itself.",
+        "Learned part of a conversation: the assistant's turns, its last one, or the whole text; "
+        "a message's train flag overrides it.",
     )
     special_tokens: Literal["drop", "keep"] = _option(
         "drop",
         "Rows whose messages write special tokens such as <|im_end|>: drop them, or keep them and let them act so.",
     )
     overlong: Overlong = _option(
-        "drop", "What happens to rows longer than train.max_length; the count is always reported."
+        "drop", "Rows longer than train.max_length: dropped, cut at the end, or refused; always counted."
     )
     allow: RefusalCode | list[RefusalCode] | None = _option(
-        None, "What the check before a run may find and go on all the same; absent: it is refused."
+        None, "Findings of the data check that a run may start with; absent: it is refused."
     )
 
 
 class TemplateSection(Section):
-    """How a conversation becomes text."""
+    """Chat template: a conversation as text."""
 
     name: Literal["chatml", "qwen", "llama3", "mistral", "gemma", "phi3", "zephyr", "alpaca", "vicuna"] | None = (
         _option(None, "A chat template by name, for a model that has none; alpaca and vicuna suit every tokenizer.")
@@ -147,11 +147,11 @@ class TemplateSection(Section):
 
 
 class MethodSection(Section):
-    """Which parameters are trained."""
+    """The trained parameters."""
 
     name: Literal["qlora", "lora", "full", "freeze"] = _option(
         "qlora",
-        "qlora, lora: adapters on a 4-bit or 16-bit base; full: all weights; freeze: those of some layers.",
+        "qlora, lora: adapters on a 4-bit or 16-bit base; full: all weights; freeze: some layers.",
         audience="basic",
     )
     trainable_layers: int = _option(2, "How many layers freeze trains.", unit="layers", ge=1, le=1000)
@@ -169,7 +169,7 @@ class MethodSection(Section):
     )
     init: Literal["default", "pissa", "loftq"] = _option(
         "default",
-        "How adapters begin: without effect; with the main directions of the weights; or making up for 4 bits.",
+        "Start of the adapters: no effect; main directions of the weights; correction of the 4-bit error.",
     )
     dora: bool = _option(False, "Weight-decomposed adapters (DoRA): slower, sometimes better at low rank.")
     rslora: bool = _option(False, "Scale by alpha / sqrt(rank) (rsLoRA): steadier at high rank.")
@@ -259,13 +259,13 @@ class TrainSection(Section):
     weight_decay: float = _option(0.0, "Decoupled weight decay.", ge=0, le=1)
     max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm; 0 leaves them.", ge=0)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = _option(
-        "auto", "Arithmetic of forward and backward; auto takes what the device does well."
+        "auto", "Arithmetic of forward and backward; auto: bf16 where the device does it well."
     )
     packing: bool = _option(
         False, "Lay the rows of a micro-batch one behind another, without padding, and keep them apart in attention."
     )
     share_prefix: bool = _option(
-        True, "Compute once what the rows of a micro-batch begin with alike, such as a system prompt.", audience="file"
+        True, "Compute a common beginning of rows in a micro-batch once, such as a system prompt.", audience="file"
     )
     fused_layers: bool = _option(
         True,
@@ -283,14 +283,14 @@ class TrainSection(Section):
 
 
 class MemorySection(Section):
-    """How memory is saved."""
+    """Savings of memory."""
 
     gradient_checkpointing: Literal["auto", "on", "off"] = _option(
         "auto", "Recompute activations in backward to save memory; auto: where the run would not fit otherwise."
     )
     activation_offload: Literal["auto", "on", "off"] = _option(
         "auto",
-        "Keep what recomputing starts from in the machine's memory; auto: where a run would not fit on a GPU.",
+        "Keep the inputs of recomputed layers in the machine's memory; auto: where a run would not fit on a GPU.",
     )
     offload_experts: Literal["auto", "on", "off"] = _option(
         "auto",
@@ -346,11 +346,11 @@ class EvalSection(Section):
     )
     max_rows: int = _option(200, "Rows of data.eval measured each time.", unit="rows", ge=1, le=_MOST)
     probe: bool = _option(
-        True, "Measure a small general probe too, before, at each evaluation and at the end: what the model forgets."
+        True, "Measure a small general probe too, before, at each evaluation and at the end: it shows forgetting."
     )
     gate: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(
         None,
-        "What the result has to reach, else it is refused: 'loss <= 0.9*before', a list of such bars; absent: nothing.",
+        "Bar for the result, else it is refused: 'loss <= 0.9*before', or a list of bars; absent: none.",
     )
 
 
@@ -367,20 +367,20 @@ class CheckpointSection(Section):
     )
     keep: int = _option(3, "Newest checkpoints kept, beside the best one and the last good one.", ge=1, le=1000)
     final: Literal["last", "best"] = _option(
-        "last", "What becomes the final adapter: the last step, or the one with the lowest held-out loss."
+        "last", "The final adapter: that of the last step, or of the lowest held-out loss."
     )
 
 
 class HardwareSection(Section):
-    """Where it runs."""
+    """Device, its limits and its cost."""
 
     device: Literal["auto", "cuda", "cpu"] = _option("auto", "Device; auto takes the first GPU, else the CPU.")
     gpu: Text | None = _option(
-        None, "Card by its number in nvidia-smi or its UUID, as text; absent: the first one that is visible."
+        None, "Card by its number in nvidia-smi or its UUID, as text; absent: the first visible one."
     )
     tariff: float | None = _option(
         None,
-        "Price of a kilowatt-hour, so that a run shows what its energy costs; absent: no cost.",
+        "Price of a kilowatt-hour, so that a run shows the cost of its energy; absent: no cost.",
         ge=0,
         le=1_000_000,
     )
@@ -393,7 +393,7 @@ class HardwareSection(Section):
         le=110,
     )
     memory_temperature_limit_c: float | None = _option(
-        None, "The same for the memory of the card, where it tells its temperature.", unit="°C", ge=40, le=120
+        None, "The same for the memory of the card, where its temperature is reported.", unit="°C", ge=40, le=120
     )
     power_limit_w: float | None = _option(
         None, "Average power of the device that is held; absent: none.", unit="W", ge=10, le=2000
@@ -412,14 +412,14 @@ class HardwareSection(Section):
 
 
 class NightSection(Section):
-    """When it is to be done, and how quietly."""
+    """Deadline, energy and quiet hours."""
 
     deadline: Text | None = _option(
         None, 'Time of day by which the run is to be done, as "07:00"; the cheapest way there is planned.'
     )
     energy_kwh: float | None = _option(
         None,
-        "Energy that the device may use for the run; planned for, and told early where it will not do.",
+        "Energy of the device for the run; planned for, with an early warning where it is too little.",
         unit="kWh",
         gt=0,
         le=100_000,
@@ -437,7 +437,7 @@ class NightSection(Section):
 
 
 class ParkingSection(Section):
-    """When a run gives its device back to others; it goes on by itself when they are done."""
+    """Causes for giving the device back to others; the run goes on by itself when they are over."""
 
     programs: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(
         None, "Programs that the run gives the device back to while they run: a name or a list; absent: none."
@@ -486,14 +486,14 @@ class DistributedSection(Section):
     )
     zero_stage: int = _option(
         2,
-        "What DeepSpeed shares out: 1 optimizer states, 2 gradients as well, 3 weights as well.",
+        "DeepSpeed's stage: 1 shares optimizer states, 2 gradients as well, 3 weights as well.",
         ge=1,
         le=3,
         audience="file",
     )
     offload: Literal["none", "optimizer", "all"] = _option(
         "none",
-        "What fsdp2 and deepspeed keep in the memory of the machine: optimizer states, or all that is shared out.",
+        "Parts that fsdp2 and deepspeed keep in the machine's memory: optimizer states, or all shared parts.",
     )
     hosts: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = _option(
         None,
@@ -532,10 +532,10 @@ class DistributedSection(Section):
 
 
 class TrackingSection(Section):
-    """Who is told the figures, besides the run directory."""
+    """Trackers besides the run directory."""
 
     tools: Tracker | list[Tracker] | None = _option(
-        None, "Trackers that are told the figures: wandb, tensorboard, trackio, or a list; absent: none."
+        None, "Trackers of the metrics: wandb, tensorboard, trackio, or a list; absent: none."
     )
     project: Text = _option("localtune", "Project that the run belongs to in a tracker.")
     name: Text | None = _option(None, "Name of the run in a tracker; absent: its id.")
@@ -552,7 +552,7 @@ class TrackingSection(Section):
 class ChatSection(Section):
     """Talking to the model."""
 
-    system: Prose = _option("", "System prompt; empty: none beyond what the template adds.")
+    system: Prose = _option("", "System prompt; empty: the template's own alone.")
     max_new_tokens: int = _option(256, "Longest answer.", unit="tokens", ge=1, le=32768)
     temperature: float = _option(0.0, "Randomness of the answer; 0 always takes the likeliest token.", ge=0, le=5)
     top_p: float = _option(1.0, "Share of probability that is sampled from.", gt=0, le=1)
@@ -561,7 +561,7 @@ class ChatSection(Section):
     repetition_penalty: float = _option(1.0, "Penalty on tokens that were there already; 1: none.", gt=0, le=10)
     seed: int | None = _option(None, "Seed of the draws; absent: another one each time.", ge=0, le=4_294_967_295)
     stop: Stop | Annotated[list[Stop], Field(min_length=1, max_length=16)] | None = _option(
-        None, "Text that ends an answer, or a list of them; absent: only what the chat template ends with."
+        None, "Text that ends an answer, or a list of them; absent: the chat template's own end."
     )
 
 
