@@ -254,7 +254,6 @@ class TrainSection(Section):
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"] = _option(
         "adamw", "adamw is right for most runs; the others hold less memory, and lion_8bit wants a lower learning rate."
     )
-    adam_beta2: float = _option(0.999, "Decay of AdamW's second moments.", gt=0, lt=1, audience="file")
     scheduler: Literal["cosine", "linear", "constant"] = _option("cosine", "How the learning rate falls after warm-up.")
     warmup: float = _option(0.05, "Warm-up: a share of all steps below 1, a number of steps from 1.", ge=0, le=100_000)
     weight_decay: float = _option(0.0, "Decoupled weight decay.", ge=0, le=1)

@@ -36,16 +36,15 @@ def make_optimizer(
     """
     decay = train.weight_decay if weight_decay is None else weight_decay
     options: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": decay}
-    betas = (0.9, train.adam_beta2)
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, fused=True, betas=betas, **options)
+        return torch.optim.AdamW(parameters, fused=True, **options)
     if train.optimizer == "adamw_8bit":
-        return bnb.optim.AdamW8bit(parameters, betas=betas, **options)
+        return bnb.optim.AdamW8bit(parameters, **options)
     if train.optimizer == "lion_8bit":
         return bnb.optim.Lion8bit(parameters, **options)
     if train.optimizer == "adafactor":
         return Adafactor(parameters, scale_parameter=False, relative_step=False, warmup_init=False, **options)
-    optimizer = bnb.optim.PagedAdamW8bit(parameters, betas=betas, **options)
+    optimizer = bnb.optim.PagedAdamW8bit(parameters, **options)
     optimizer.get_state_buffer = buffers or PagedBuffers()
     return optimizer
 
