@@ -104,7 +104,8 @@ async def test_new_configuration_shows_the_basic_options_and_what_is_needed() ->
         await pilot.press("x")
         names = {field.option.name for field in pane.form.shown}
         assert names == {option.name for option in options() if option.audience != "file"}
-        assert f"{len(names)} of {len(list(options()))} options are shown; / finds the others" in screen_text(pilot.app)
+        shown = f"{len(names)} of {len(list(options()))} options are shown; / finds the others"
+        await wait_for(pilot, lambda: shown in screen_text(pilot.app))
         await pilot.press("x")
         assert len(pane.form.shown) == basic
 
