@@ -306,7 +306,7 @@ class MemorySection(Section):
     )
     liger: Literal["auto", "off"] = _option(
         "auto",
-        "Sum the loss with Liger's fused kernel; auto: on a GPU with liger-kernel installed, where it can.",
+        "No effect on a new run; off: continue a run whose loss Liger's kernel summed in an earlier version.",
         audience="file",
     )
 
