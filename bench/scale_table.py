@@ -1,4 +1,4 @@
-"""Several cards on paper, as tables: ``python bench/scale_table.py``, with ``--write`` into docs/scale.md.
+"""Several cards on paper, as tables: ``python bench/scale_table.py``; ``--write`` updates docs/several-cards.md.
 
 For each model and arrangement of cards: the bytes that a card sends in a step and its memory, by the memory plan, and
 what the step takes by the estimated rates of the card and assumed rates of the links. Arithmetic only; nothing is run.
@@ -25,7 +25,7 @@ from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
 from core.units import format_bytes
 
-PAGE = ROOT / "docs" / "scale.md"
+PAGE = ROOT / "docs" / "several-cards.md"
 BEGIN, END = "<!-- bench/scale_table.py writes from here -->\n", "<!-- to here -->\n"
 
 #: The card: its rates are the estimates of ``core/memory/step_time.py``.
@@ -167,23 +167,51 @@ def rows_of(name: str, model: Architecture, strategy: str) -> Iterator[str]:
         yield f"| {name} | {told} | {cells(step, alone)} |"
 
 
+def short_table() -> Iterator[str]:
+    """Lines of the table on the page."""
+    two, four, _, ten, one, *_ = ARRANGEMENTS
+    yield from (
+        "| QLoRA, rank 16 | strategy | memory of a card | sent in a step | seconds | tokens/s |",
+        "|---|---|---:|---:|---:|---:|",
+    )
+    for name, arrangement, strategy, offload in (
+        ("8B", ONE, "auto", "none"),
+        ("8B", two, "replicate", "none"),
+        ("8B", ten, "replicate", "none"),
+        ("8B", one, "replicate", "none"),
+        ("8B", ten, "fsdp2", "none"),
+        ("32B", four, "fsdp2", "none"),
+        ("70B", two, "fsdp2", "all"),
+        ("70B", four, "fsdp2", "none"),
+    ):
+        model = read_architecture(MODELS[name].config, name)
+        step, alone = plan_step(model, arrangement, strategy, offload), plan_step(model, ONE, "auto")
+        how = (
+            "–"
+            if arrangement is ONE
+            else strategy
+            + (f", offloaded: {format_bytes(step.chosen.host_bytes)} of the machine" if offload == "all" else "")
+        )
+        yield f"| {name}, {arrangement.name} | {how} | {cells(step, alone)} |"
+
+
 def page(text: str) -> str:
-    """The page with its tables written anew.
+    """The page with its table written anew.
 
     Args:
         text: The page.
 
     Raises:
-        ValueError: If it has no place for them.
+        ValueError: If it has no place for the table.
     """
     before, after = text.index(BEGIN) + len(BEGIN), text.index(END)
-    return text[:before] + "\n".join(["", *tables()]) + text[after:]
+    return text[:before] + "\n".join(["", *short_table(), "", ""]) + text[after:]
 
 
 def main() -> None:
-    """Print the tables, or write them into the page."""
+    """Print all tables, or write the short one into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="into docs/scale.md")
+    parser.add_argument("--write", action="store_true", help="write the short table into docs/several-cards.md")
     if parser.parse_args().write:
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
         return

@@ -37,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "its name, its directory, or a GGUF file",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="ask this and leave; '-' reads it from standard input")
-    parser.add_argument("--base", action="store_true", help="let the base model answer, without what was learned")
+    parser.add_argument("--base", action="store_true", help="let the base model answer")
     parser.add_argument(
         "--reader",
         choices=("llama",),
-        help="have llama.cpp read a GGUF file, as it reads those that were exported here; else it is converted",
+        help="have llama.cpp read any GGUF file; else a foreign one is converted",
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: chat.system of the run)")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens")

@@ -1,11 +1,11 @@
-"""The parsers of the command line: of the app, of each command, and of all of them together."""
+"""Parsers of the command line: the app, each command, and all together."""
 
 from __future__ import annotations
 
 import argparse
 
 from core import __version__
-from core.commands import COMMANDS, load_command
+from core.commands import COMMANDS, GROUPS, load_command
 from core.commands.common import PROGRAM
 from core.commands.examples import EXAMPLES
 from core.commands.parser import ArgumentParser, HelpFormatter
@@ -16,13 +16,11 @@ _COLUMNS = 80
 
 def app_parser() -> ArgumentParser:
     """The parser of the app's own arguments; its help lists the commands."""
-    width = max(map(len, COMMANDS))
-    listing = "\n".join(f"  {name:<{width}}  {description}" for name, (_, description) in COMMANDS.items())
     parser = ArgumentParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [CONFIG | DATA] [--run RUN | --demo]\n       {PROGRAM} COMMAND …",
         description="Fine-tune language models on one GPU, from a terminal. Without a command the app opens.",
-        epilog=f"commands:\n{listing}\n\n{_examples('')}\n\n'{PROGRAM} COMMAND --help' explains one. All take --json.",
+        epilog=f"{_listing()}\n\n{_examples('')}\n\n'{PROGRAM} COMMAND --help' explains one. All take --json.",
         formatter_class=HelpFormatter,
     )
     parser.add_argument(
@@ -74,6 +72,16 @@ def whole_parser() -> ArgumentParser:
 def example_lines(name: str) -> list[str]:
     """The examples of a command as they are typed; of the app for an empty name."""
     return [f"{PROGRAM} {line}".rstrip() for line, _ in EXAMPLES[name]]
+
+
+def _listing() -> str:
+    """All commands below the names of their groups."""
+    width = max(map(len, COMMANDS))
+    groups = (
+        "\n".join([f"{title}:", *(f"  {name:<{width}}  {description}" for name, (_, description) in group.items())])
+        for title, group in GROUPS.items()
+    )
+    return "\n\n".join(groups)
 
 
 def _examples(name: str) -> str:

@@ -17,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "runs", metavar="RUN", nargs="+", help="two to six runs: ids, parts of them, directories, or 'latest'"
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a report; '-' is standard output")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write figures and what differs, a row a run")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write figures and differences, a row a run")
     parser.add_argument("--curves", type=Path, metavar="FILE", help="write the curves as CSV, a row a value")
     add_json_flag(parser)
     for first, second in itertools.combinations(("--markdown -", "--csv -", "--curves -", "--json"), 2):

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--columns",
         metavar="PART=COLUMN,…",
         type=column_parts,
-        help="which column is what, as in data.columns: user=question,assistant=answer",
+        help="roles of columns, as in data.columns: user=question,assistant=answer",
     )
     parser.add_argument("--row", metavar="N", type=whole_number, help="show the tokens of this row, counted from 1")
     add_json_flag(parser)
@@ -140,7 +140,7 @@ def _model_directory(args: argparse.Namespace, config: Config) -> str | None:
 
 
 def as_json(analysis: Analysis, sample: TokenSample | None) -> dict[str, Any]:
-    """The result as described in ``docs/commands.md``."""
+    """The result as described in ``docs/reference/commands.md``."""
     first = analysis.sources[0]
     result: dict[str, Any] = {
         "format": first.format,

@@ -79,10 +79,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "queue": (
         ("queue add faq.toml --set method.rank=32", "put a run to the end"),
-        ("queue start", "start what waits, one after the other"),
-        ("queue list", "what is on, what comes next, and when"),
+        ("queue start", "start the waiting runs, one after the other"),
+        ("queue list", "present and waiting runs, with times"),
         ("queue sweep faq.toml --over method.rank=8,16", "a run for each value"),
-        ("queue results s1", "what they have come to"),
+        ("queue results s1", "their results"),
     ),
     "notify": (("notify", ""), ("notify --json", "for a script")),
     "rm": (
@@ -142,7 +142,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("export faq --to ollama --json", "with a Modelfile"),
     ),
     "eval": (
-        ("eval latest --against base", "on what the run holds out"),
+        ("eval latest --against base", "on the held-out rows"),
         ("eval latest latest@40 --prompts prompts.jsonl --out table.md", "two steps of a run"),
         ("eval latest --prompts prompts.jsonl --check 'python check.py'", "scored by a program of yours"),
         ("eval latest --with lm-eval --tasks arc_easy --limit 100", "a benchmark, by another program"),

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         choices=KINDS,
         help="adapter: PEFT's directory; merged: a model for transformers; gguf: a file for llama.cpp; ollama: a GGUF "
-        "file with its Modelfile; card: a README of what was trained",
+        "file with its Modelfile; card: a README of the run",
     )
     parser.add_argument(
         "--quant",

@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FILE", action="append", help="training rows; may be repeated")
     parser.add_argument("--eval", metavar="FILE", action="append", help="rows to measure on; may be repeated")
     parser.add_argument("--preset", metavar="NAME", default="auto", help="preset, or auto to have it chosen (default)")
-    parser.add_argument("--aim", choices=AIMS, default="balanced", help="what auto looks for (default: balanced)")
+    parser.add_argument("--aim", choices=AIMS, default="balanced", help="aim of auto (default: balanced)")
     parser.add_argument("--gpu-memory", metavar="SIZE", help="choose for a GPU with so much memory: 24GB, 22.5GiB")
     parser.add_argument("--out", metavar="FILE", help="file to write, - for standard output (default: the data's name)")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")

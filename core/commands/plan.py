@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="plan for this model without a configuration: a directory with a config.json, …",
     )
-    parser.add_argument("--method", choices=METHODS, help="with --model: what is trained (qlora)")
+    parser.add_argument("--method", choices=METHODS, help="with --model: the method (qlora)")
     parser.add_argument("--length", metavar="TOKENS", help="with --model: tokens of every row (2048)")
     parser.add_argument("--gpu-memory", metavar="SIZE", help="plan for a GPU with so much free memory: 24GB, 22.5GiB")
     parser.add_argument(
@@ -272,7 +272,7 @@ def _is_large(config: Config) -> bool:
 def as_json(
     found: Forecast, remarks: Sequence[tuple[Remark, str]] = (), wishes: Sequence[Unmet] = ()
 ) -> dict[str, Any]:
-    """The result as described in ``docs/commands.md``.
+    """The result as described in ``docs/reference/commands.md``.
 
     Args:
         found: The plan and what goes with it.

@@ -53,13 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     adding = action("add", "put a run to the end of the queue", _add)
     add_run_options(adding)
-    adding.add_argument("--name", help="what the run is about; ends its id (default: the file's name)")
+    adding.add_argument("--name", help="subject of the run, the end of its id (default: the file's name)")
     adding.add_argument("--hold", action="store_true", help="keep it from being started until it is released")
     adding.add_argument("--start", action="store_true", help="start the runner as well, if none is on")
     add_consent(adding)
     starting = action("start", "start the runner, which starts the runs in order; it ends when nothing waits", _start)
-    starting.add_argument("--detach", action="store_true", help="do not tell what it does; return at once")
-    action("list", "what is on, what comes next, when it is expected to be done, and what has ended", _list)
+    starting.add_argument("--detach", action="store_true", help="return at once")
+    action("list", "present, waiting and ended entries, with expected times", _list)
     for name, help_, do in (
         ("hold", "keep an entry from being started", _hold),
         ("release", "let a held entry be started", _release),
@@ -92,10 +92,10 @@ def _add_sweep_actions(action: Callable[..., argparse.ArgumentParser]) -> None:
     )
     sweeping.add_argument("--random", metavar="N", type=whole_number, help="only so many of them, chosen at random")
     sweeping.add_argument("--seed", type=int, default=0, help="of that choice (default 0)")
-    sweeping.add_argument("--name", help="what the runs are about (default: the file's name)")
+    sweeping.add_argument("--name", help="subject of the runs (default: the file's name)")
     sweeping.add_argument("--yes", action="store_true", help="do not ask; needed where there is no terminal")
     sweeping.add_argument("--start", action="store_true", help="start the runner as well, if none is on")
-    found = action("results", "what the runs of a sweep have come to, the best one marked", results)
+    found = action("results", "results of a sweep, the best one marked", results)
     found.add_argument("sweep", metavar="SWEEP", help="id of the sweep: s1")
 
 

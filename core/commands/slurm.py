@@ -18,7 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=whole_number,
         help="cards on each, a process for each (default: distributed.processes, or the cards that are named)",
     )
-    parser.add_argument("--name", help="what the run is about (default: the file's name)")
+    parser.add_argument("--name", help="subject of the run (default: the file's name)")
     parser.add_argument("--output", metavar="FILE", help="file to write, - for standard output (default: NAME.sbatch)")
     add_job_options(parser)
     add_json_flag(parser)

@@ -85,7 +85,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=whole_number,
         default=DEFAULT_WIDTH,
         metavar="COLUMNS",
-        help="most columns of the line; what matters least is left out (default: 80)",
+        help="most columns of the line; the least important parts are left out (default: 80)",
     )
     parser.add_argument(
         "--prometheus", action="store_true", help="all live runs in Prometheus' text format, for its textfile collector"

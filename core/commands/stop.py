@@ -28,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_argument(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--now", action="store_true", help="after the present step, without saving a checkpoint")
-    how.add_argument(
-        "--force", action="store_true", help="kill its process, for one that hangs; what is not saved is lost"
-    )
+    how.add_argument("--force", action="store_true", help="kill its process, where it hangs; unsaved steps are lost")
     add_timeout(parser)
     add_json_flag(parser)
 

@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=int,
         help="train with so many processes on each machine, one for each card; sets distributed.processes",
     )
-    parser.add_argument("--name", help="what the run is about; ends its id (default: the file's name)")
+    parser.add_argument("--name", help="subject of the run, the end of its id (default: the file's name)")
     parser.add_argument(
         "--no-start",
         action="store_true",
@@ -64,7 +64,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help=f"go on where the check of the data refuses: {', '.join(get_args(RefusalCode))}; may be repeated",
     )
     parser.add_argument(
-        "--preset", metavar="NAME", help="preset, or auto, for what the file leaves out; 'init --list' lists them"
+        "--preset",
+        metavar="NAME",
+        help="preset, or auto, for options not in the file; 'init --list' lists them",
     )
 
 

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="list",
         choices=("list", "restore", "empty"),
         metavar="list|restore|empty",
-        help="what to do (default: list)",
+        help="action (default: list)",
     )
     parser.add_argument("runs", metavar="ID", nargs="*", help="a run in the trash: its id, or a part of it; or several")
     parser.add_argument("--yes", action="store_true", help="do not ask; needed where there is no terminal")

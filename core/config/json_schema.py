@@ -8,7 +8,7 @@ from typing import Any
 from core.config.schema import Config, Option, find_option, sections
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-#: Texts are stripped before they are validated, so a text of blanks alone is empty.
+#: Texts with a pattern (:data:`core.config.schema.Text`) are stripped before validation, so blanks alone are empty.
 _NOT_BLANK = r"\S"
 
 
@@ -65,9 +65,9 @@ def _clean(node: Any) -> Any:
         # A property may be called "title"; names of properties are kept.
         key: {name: _clean(inner) for name, inner in value.items()} if key == "properties" else _clean(value)
         for key, value in node.items()
-        if key not in ("title", "unit", "basic")
+        if key not in ("title", "unit", "audience")
     }
-    if cleaned.get("minLength") == 1:
+    if cleaned.get("minLength") == 1 and "pattern" in cleaned:
         del cleaned["minLength"]
         cleaned["pattern"] = _NOT_BLANK
     if "patternProperties" in cleaned:

@@ -44,9 +44,21 @@ VariableValue = (
 WEIGHT_METHODS = frozenset({"full", "freeze"})
 
 
-def _option(default: Any, help: str, *, unit: str = "", basic: bool = False, **constraints: Any) -> Any:  # noqa: A002
-    """Declare one option; ``basic`` ones are shown in the app's short form."""
-    return Field(default, description=help, json_schema_extra={"unit": unit, "basic": basic}, **constraints)
+#: Audience of an option. ``basic``: listed by the app at once; ``expert``: listed with all options; ``file``: seldom
+#: needed, listed where it is set, and found by its name.
+Audience = Literal["basic", "expert", "file"]
+
+
+def _option(
+    default: Any,
+    help: str,  # noqa: A002
+    *,
+    unit: str = "",
+    audience: Audience = "expert",
+    **constraints: Any,
+) -> Any:
+    """Declare one option."""
+    return Field(default, description=help, json_schema_extra={"unit": unit, "audience": audience}, **constraints)
 
 
 class Section(BaseModel):
@@ -62,28 +74,30 @@ class ModelSection(Section):
     base: Text = _option(
         "smollm2-135m-instruct",
         "Model to tune: a directory, a GGUF file or the name of a prepared model.",
-        basic=True,
+        audience="basic",
     )
     keep_16bit: Literal["auto"] | list[Text] | None = _option(
-        None, "Layers that qlora leaves in 16 bit: names and patterns, or auto for those that lose most; absent: none."
+        None, "Layers that qlora leaves in 16 bit: names and patterns, or auto for the most sensitive; absent: none."
     )
 
 
 class DataSection(Section):
-    """What is learned, and what is held out."""
+    """Training rows and held-out rows."""
 
     train: Paths = _option(
-        ..., "Training rows: a file, a directory of files, an entry like dataset_info.json#name, or a list.", basic=True
+        ...,
+        "Training rows: a file, a directory of files, an entry like dataset_info.json#name, or a list.",
+        audience="basic",
     )
     eval: Paths | None = _option(
-        None, "Rows kept out of training, to measure on: a file, a directory, an entry, or a list.", basic=True
+        None, "Rows kept out of training, to measure on: a file, a directory, an entry, or a list.", audience="basic"
     )
     eval_share: float = _option(
         0.0,
         "Share of the training rows to hold out and measure on; rows that are alike stay together.",
         ge=0,
         le=0.5,
-        basic=True,
+        audience="basic",
     )
     format: Literal[
         "auto",
@@ -96,7 +110,7 @@ class DataSection(Section):
         "tokens",
         "preference",
         "kto",
-    ] = _option("auto", "How a row is read; auto decides from the columns and says why.")
+    ] = _option("auto", "Format of a row; auto decides by the columns and shows the evidence.")
     columns: dict[ColumnRole, Column] | None = _option(
         None, 'Columns by hand, as {user = "question", assistant = "answer"}; absent: by the format.'
     )
@@ -105,23 +119,23 @@ class DataSection(Section):
     )
     supervise: Supervise = _option(
         "assistant",
-        "What is learned of a conversation: the assistant's turns, its last one, or the whole text; "
-        "a message's train flag says for itself.",
+        "Learned part of a conversation: the assistant's turns, its last one, or the whole text; "
+        "a message's train flag overrides it.",
     )
     special_tokens: Literal["drop", "keep"] = _option(
         "drop",
         "Rows whose messages write special tokens such as <|im_end|>: drop them, or keep them and let them act so.",
     )
     overlong: Overlong = _option(
-        "drop", "What happens to rows longer than train.max_length; the count is always reported."
+        "drop", "Rows longer than train.max_length: dropped, cut at the end, or refused; always counted."
     )
     allow: RefusalCode | list[RefusalCode] | None = _option(
-        None, "What the check before a run may find and go on all the same; absent: it is refused."
+        None, "Findings of the data check that a run may start with; absent: it is refused."
     )
 
 
 class TemplateSection(Section):
-    """How a conversation becomes text."""
+    """Chat template: a conversation as text."""
 
     name: Literal["chatml", "qwen", "llama3", "mistral", "gemma", "phi3", "zephyr", "alpaca", "vicuna"] | None = (
         _option(None, "A chat template by name, for a model that has none; alpaca and vicuna suit every tokenizer.")
@@ -133,16 +147,18 @@ class TemplateSection(Section):
 
 
 class MethodSection(Section):
-    """Which parameters are trained."""
+    """The trained parameters."""
 
     name: Literal["qlora", "lora", "full", "freeze"] = _option(
         "qlora",
-        "qlora, lora: adapters on a 4-bit or 16-bit base; full: all weights; freeze: those of some layers.",
-        basic=True,
+        "qlora, lora: adapters on a 4-bit or 16-bit base; full: all weights; freeze: some layers.",
+        audience="basic",
     )
     trainable_layers: int = _option(2, "How many layers freeze trains.", unit="layers", ge=1, le=1000)
     trainable_end: Literal["last", "first"] = _option("last", "Which layers freeze trains: the last or the first ones.")
-    rank: int = _option(16, "Rank of the adapters: more is more capacity and more memory.", ge=1, le=1024, basic=True)
+    rank: int = _option(
+        16, "Rank of the adapters: more is more capacity and more memory.", ge=1, le=1024, audience="basic"
+    )
     alpha: float = _option(32.0, "Scale of the adapters: the update is multiplied by alpha / rank.", gt=0, le=8192)
     dropout: float = _option(0.0, "Share of adapter inputs dropped in training.", ge=0, lt=1)
     target_modules: Literal["all-linear"] | list[Text] = _option(
@@ -153,7 +169,7 @@ class MethodSection(Section):
     )
     init: Literal["default", "pissa", "loftq"] = _option(
         "default",
-        "How adapters begin: without effect; with the main directions of the weights; or making up for 4 bits.",
+        "Start of the adapters: no effect; main directions of the weights; correction of the 4-bit error.",
     )
     dora: bool = _option(False, "Weight-decomposed adapters (DoRA): slower, sometimes better at low rank.")
     rslora: bool = _option(False, "Scale by alpha / sqrt(rank) (rsLoRA): steadier at high rank.")
@@ -167,7 +183,9 @@ class MethodSection(Section):
         None, "Noise on the embeddings in training (NEFTune), against learning by heart; absent: none.", gt=0, le=100
     )
     train_for: FileType | None = _option(
-        None, "The GGUF file that the model becomes: the last third of the steps trains its weights; absent: none."
+        None,
+        "The GGUF file that the model becomes: the last third of the steps trains its weights; absent: none.",
+        audience="file",
     )
 
 
@@ -177,7 +195,7 @@ class TrainSection(Section):
     objective: Objective = _option(
         "sft",
         "What is learned: answers as they are (sft), which of two is better (dpo, orpo), or which are good (kto).",
-        basic=True,
+        audience="basic",
     )
     beta: float = _option(
         0.1,
@@ -186,11 +204,11 @@ class TrainSection(Section):
         le=100,
     )
     dpo_loss: Literal["sigmoid", "ipo", "hinge"] = _option("sigmoid", "Which loss of the two answers' difference.")
-    desirable_weight: float = _option(1.0, "Weight of good answers in kto.", gt=0, le=100)
-    undesirable_weight: float = _option(1.0, "Weight of bad answers in kto.", gt=0, le=100)
-    epochs: float = _option(1.0, "Passes over the training rows.", gt=0, le=1000, basic=True)
+    desirable_weight: float = _option(1.0, "Weight of good answers in kto.", gt=0, le=100, audience="file")
+    undesirable_weight: float = _option(1.0, "Weight of bad answers in kto.", gt=0, le=100, audience="file")
+    epochs: float = _option(1.0, "Passes over the training rows.", gt=0, le=1000, audience="basic")
     max_steps: int | None = _option(
-        None, "Stop after so many optimizer steps, whatever epochs says.", ge=1, le=_MOST, basic=True
+        None, "Stop after so many optimizer steps, whatever epochs says.", ge=1, le=_MOST, audience="basic"
     )
     max_hours: float | None = _option(
         None, "End the run, with its result, after so many hours of work.", unit="hours", gt=0, le=10_000
@@ -214,11 +232,16 @@ class TrainSection(Section):
         unit="steps",
         ge=1,
         le=1000,
+        audience="file",
     )
     loss_limit: float | None = _option(
-        None, "Loss above which a step is a spike, whatever was before; absent: no limit.", gt=0, le=1_000_000
+        None,
+        "Loss above which a step is a spike, whatever was before; absent: no limit.",
+        gt=0,
+        le=1_000_000,
+        audience="file",
     )
-    batch_size: int = _option(8, "Rows in one optimizer step.", unit="rows", ge=1, le=65536, basic=True)
+    batch_size: int = _option(8, "Rows in one optimizer step.", unit="rows", ge=1, le=65536, audience="basic")
     micro_batch_size: int | None = _option(
         None,
         "Rows at once on the device; absent: chosen, and cut smaller when memory runs out.",
@@ -226,8 +249,8 @@ class TrainSection(Section):
         ge=1,
         le=65536,
     )
-    max_length: int = _option(2048, "Longest row.", unit="tokens", ge=8, le=1_048_576, basic=True)
-    learning_rate: float = _option(2e-4, "Peak learning rate.", gt=0, le=1, basic=True)
+    max_length: int = _option(2048, "Longest row.", unit="tokens", ge=8, le=1_048_576, audience="basic")
+    learning_rate: float = _option(2e-4, "Peak learning rate.", gt=0, le=1, audience="basic")
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"] = _option(
         "adamw", "adamw is right for most runs; the others hold less memory, and lion_8bit wants a lower learning rate."
     )
@@ -236,17 +259,18 @@ class TrainSection(Section):
     weight_decay: float = _option(0.0, "Decoupled weight decay.", ge=0, le=1)
     max_grad_norm: float = _option(1.0, "Gradients are clipped to this norm; 0 leaves them.", ge=0)
     precision: Literal["auto", "bf16", "fp16", "fp32"] = _option(
-        "auto", "Arithmetic of forward and backward; auto takes what the device does well."
+        "auto", "Arithmetic of forward and backward; auto: bf16 where the device does it well."
     )
     packing: bool = _option(
         False, "Lay the rows of a micro-batch one behind another, without padding, and keep them apart in attention."
     )
     share_prefix: bool = _option(
-        True, "Compute once what the rows of a micro-batch begin with alike, such as a system prompt."
+        True, "Compute a common beginning of rows in a micro-batch once, such as a system prompt.", audience="file"
     )
     fused_layers: bool = _option(
         True,
         "Run adapters, norms, rotary embedding and short attention as single functions; false: as the model's own.",
+        audience="file",
     )
     compile: bool = _option(
         False, "Have torch compile the model's layers: minutes at the start for less time in each step."
@@ -259,27 +283,31 @@ class TrainSection(Section):
 
 
 class MemorySection(Section):
-    """How memory is saved."""
+    """Savings of memory."""
 
     gradient_checkpointing: Literal["auto", "on", "off"] = _option(
         "auto", "Recompute activations in backward to save memory; auto: where the run would not fit otherwise."
     )
     activation_offload: Literal["auto", "on", "off"] = _option(
         "auto",
-        "Keep what recomputing starts from in the machine's memory; auto: where a run would not fit on a GPU.",
+        "Keep the inputs of recomputed layers in the machine's memory; auto: where a run would not fit on a GPU.",
     )
     offload_experts: Literal["auto", "on", "off"] = _option(
         "auto",
         "Keep 4-bit experts in the machine's memory, and fetch them by layers; auto: where they do not fit on a GPU.",
     )
     optimizer_in_backward: Literal["auto", "on", "off"] = _option(
-        "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full."
+        "auto", "Update each weight as soon as its gradient is there; auto: when method.name is full.", audience="file"
     )
     keep_dequantized: Literal["auto", "on", "off"] = _option(
-        "auto", "Dequantize 4-bit weights once and keep them so, for speed; auto: where there is plenty of memory."
+        "auto",
+        "Dequantize 4-bit weights once and keep them so, for speed; auto: where there is plenty of memory.",
+        audience="file",
     )
     liger: Literal["auto", "off"] = _option(
-        "auto", "No effect on a new run; off: continue a run whose loss Liger's kernel summed in an earlier version."
+        "auto",
+        "No effect on a new run; off: continue a run whose loss Liger's kernel summed in an earlier version.",
+        audience="file",
     )
 
 
@@ -287,7 +315,7 @@ class EvalSection(Section):
     """Measuring on held-out rows."""
 
     every_steps: int | None = _option(
-        None, "Evaluate every so many steps; absent: at the end only.", unit="steps", ge=1, le=_MOST, basic=True
+        None, "Evaluate every so many steps; absent: at the end only.", unit="steps", ge=1, le=_MOST, audience="basic"
     )
     every_epochs: float | None = _option(
         None,
@@ -313,14 +341,16 @@ class EvalSection(Section):
         ge=1,
         le=_MOST,
     )
-    min_delta: float = _option(0.0, "By how much the held-out loss must fall to count for eval.patience.", ge=0, le=100)
+    min_delta: float = _option(
+        0.0, "By how much the held-out loss must fall to count for eval.patience.", ge=0, le=100, audience="file"
+    )
     max_rows: int = _option(200, "Rows of data.eval measured each time.", unit="rows", ge=1, le=_MOST)
     probe: bool = _option(
-        True, "Measure a small general probe too, before, at each evaluation and at the end: what the model forgets."
+        True, "Measure a small general probe too, before, at each evaluation and at the end: it shows forgetting."
     )
     gate: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(
         None,
-        "What the result has to reach, else it is refused: 'loss <= 0.9*before', a list of such bars; absent: nothing.",
+        "Bar for the result, else it is refused: 'loss <= 0.9*before', or a list of bars; absent: none.",
     )
 
 
@@ -333,24 +363,24 @@ class CheckpointSection(Section):
         unit="steps",
         ge=1,
         le=_MOST,
-        basic=True,
+        audience="basic",
     )
     keep: int = _option(3, "Newest checkpoints kept, beside the best one and the last good one.", ge=1, le=1000)
     final: Literal["last", "best"] = _option(
-        "last", "What becomes the final adapter: the last step, or the one with the lowest held-out loss."
+        "last", "The final adapter: that of the last step, or of the lowest held-out loss."
     )
 
 
 class HardwareSection(Section):
-    """Where it runs."""
+    """Device, its limits and its cost."""
 
     device: Literal["auto", "cuda", "cpu"] = _option("auto", "Device; auto takes the first GPU, else the CPU.")
     gpu: Text | None = _option(
-        None, "Card by its number in nvidia-smi or its UUID, as text; absent: the first one that is visible."
+        None, "Card by its number in nvidia-smi or its UUID, as text; absent: the first visible one."
     )
     tariff: float | None = _option(
         None,
-        "Price of a kilowatt-hour, so that a run shows what its energy costs; absent: no cost.",
+        "Price of a kilowatt-hour, so that a run shows the cost of its energy; absent: no cost.",
         ge=0,
         le=1_000_000,
     )
@@ -363,7 +393,7 @@ class HardwareSection(Section):
         le=110,
     )
     memory_temperature_limit_c: float | None = _option(
-        None, "The same for the memory of the card, where it tells its temperature.", unit="°C", ge=40, le=120
+        None, "The same for the memory of the card, where its temperature is reported.", unit="°C", ge=40, le=120
     )
     power_limit_w: float | None = _option(
         None, "Average power of the device that is held; absent: none.", unit="W", ge=10, le=2000
@@ -374,21 +404,22 @@ class HardwareSection(Section):
         unit="%",
         ge=10,
         le=100,
+        audience="file",
     )
     disk_free_min_gb: float | None = _option(
-        None, "Room on the disk of the run below which training pauses.", unit="GB", ge=0, le=1_000_000
+        None, "Room on the disk of the run below which training pauses.", unit="GB", ge=0, le=1_000_000, audience="file"
     )
 
 
 class NightSection(Section):
-    """When it is to be done, and how quietly."""
+    """Deadline, energy and quiet hours."""
 
     deadline: Text | None = _option(
         None, 'Time of day by which the run is to be done, as "07:00"; the cheapest way there is planned.'
     )
     energy_kwh: float | None = _option(
         None,
-        "Energy that the device may use for the run; planned for, and told early where it will not do.",
+        "Energy of the device for the run; planned for, with an early warning where it is too little.",
         unit="kWh",
         gt=0,
         le=100_000,
@@ -406,7 +437,7 @@ class NightSection(Section):
 
 
 class ParkingSection(Section):
-    """When a run gives its device back to others; it goes on by itself when they are done."""
+    """Causes for giving the device back to others; the run goes on by itself when they are over."""
 
     programs: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(
         None, "Programs that the run gives the device back to while they run: a name or a list; absent: none."
@@ -418,7 +449,12 @@ class ParkingSection(Section):
         None, 'Spans of every day in which the device is not the run\'s: "18:00-23:00", or a list; absent: none.'
     )
     calm: float = _option(
-        30.0, "Time without any of these after which the run takes the device back.", unit="s", ge=0, le=86_400
+        30.0,
+        "Time without any of these after which the run takes the device back.",
+        unit="s",
+        ge=0,
+        le=86_400,
+        audience="file",
     )
 
     @property
@@ -449,22 +485,37 @@ class DistributedSection(Section):
         None, "Processes on each machine, one for each card; absent: as many as distributed.gpus names.", ge=1, le=64
     )
     zero_stage: int = _option(
-        2, "What DeepSpeed shares out: 1 optimizer states, 2 gradients as well, 3 weights as well.", ge=1, le=3
+        2,
+        "DeepSpeed's stage: 1 shares optimizer states, 2 gradients as well, 3 weights as well.",
+        ge=1,
+        le=3,
+        audience="file",
     )
     offload: Literal["none", "optimizer", "all"] = _option(
         "none",
-        "What fsdp2 and deepspeed keep in the memory of the machine: optimizer states, or all that is shared out.",
+        "Parts that fsdp2 and deepspeed keep in the machine's memory: optimizer states, or all shared parts.",
     )
     hosts: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = _option(
-        None, "Other machines. Refused: Slurm (train --slurm) or torchrun starts a run on several."
+        None, "Other machines. Refused: Slurm (train --slurm) or torchrun starts a run on several.", audience="file"
     )
-    address: Text | None = _option(None, "Address of the first machine, for the line of torchrun that plan prints.")
-    port: int = _option(29_500, "Port of that address.", ge=1024, le=65_535)
+    address: Text | None = _option(
+        None, "Address of the first machine, for the line of torchrun that plan prints.", audience="file"
+    )
+    port: int = _option(29_500, "Port of that address.", ge=1024, le=65_535, audience="file")
     timeout: float = _option(
-        600.0, "Time after which a process that does not answer is taken for lost.", unit="s", ge=5, le=86_400
+        600.0,
+        "Time after which a process that does not answer is taken for lost.",
+        unit="s",
+        ge=5,
+        le=86_400,
+        audience="file",
     )
     restarts: int = _option(
-        3, "How often the run starts again from its last checkpoint after it lost a process.", ge=0, le=1000
+        3,
+        "How often the run starts again from its last checkpoint after it lost a process.",
+        ge=0,
+        le=1000,
+        audience="file",
     )
 
     @property
@@ -479,10 +530,10 @@ class DistributedSection(Section):
 
 
 class TrackingSection(Section):
-    """Who is told the figures, besides the run directory."""
+    """Trackers besides the run directory."""
 
     tools: Tracker | list[Tracker] | None = _option(
-        None, "Trackers that are told the figures: wandb, tensorboard, trackio, or a list; absent: none."
+        None, "Trackers of the metrics: wandb, tensorboard, trackio, or a list; absent: none."
     )
     project: Text = _option("localtune", "Project that the run belongs to in a tracker.")
     name: Text | None = _option(None, "Name of the run in a tracker; absent: its id.")
@@ -499,7 +550,7 @@ class TrackingSection(Section):
 class ChatSection(Section):
     """Talking to the model."""
 
-    system: Prose = _option("", "System prompt; empty: none beyond what the template adds.")
+    system: Prose = _option("", "System prompt; empty: the template's own alone.")
     max_new_tokens: int = _option(256, "Longest answer.", unit="tokens", ge=1, le=32768)
     temperature: float = _option(0.0, "Randomness of the answer; 0 always takes the likeliest token.", ge=0, le=5)
     top_p: float = _option(1.0, "Share of probability that is sampled from.", gt=0, le=1)
@@ -508,7 +559,7 @@ class ChatSection(Section):
     repetition_penalty: float = _option(1.0, "Penalty on tokens that were there already; 1: none.", gt=0, le=10)
     seed: int | None = _option(None, "Seed of the draws; absent: another one each time.", ge=0, le=4_294_967_295)
     stop: Stop | Annotated[list[Stop], Field(min_length=1, max_length=16)] | None = _option(
-        None, "Text that ends an answer, or a list of them; absent: only what the chat template ends with."
+        None, "Text that ends an answer, or a list of them; absent: the chat template's own end."
     )
 
 
@@ -540,7 +591,7 @@ class Option:
     type: Literal["text", "paths", "integer", "number", "boolean", "choice", "list", "numbers", "table"]
     help: str
     unit: str
-    basic: bool
+    audience: Audience
     required: bool
     optional: bool
     """Whether it may be absent."""
@@ -561,11 +612,6 @@ class Option:
     def name(self) -> str:
         """The name of the option: ``section.key``."""
         return f"{self.section}.{self.key}"
-
-    @property
-    def audience(self) -> Literal["basic", "expert"]:
-        """The audience: everybody, or those who want to decide more than most runs need."""
-        return "basic" if self.basic else "expert"
 
 
 def sections() -> dict[str, type[Section]]:
@@ -632,7 +678,7 @@ def _describe(section: str, key: str, field: FieldInfo) -> Option:
         type=kind,
         help=field.description or "",
         unit=str(extra.get("unit", "")),
-        basic=bool(extra.get("basic", False)),
+        audience=cast(Audience, extra.get("audience", "expert")),
         required=field.is_required(),
         optional=optional,
         default=None if field.is_required() else field.default,

@@ -65,7 +65,7 @@ def load_notify_settings() -> NotifySettings:
         return NotifySettings()
     except (OSError, ValueError, RecursionError) as error:
         cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UserError(f"{path}: {one_line(cause, 200)}.", "docs/queue.md has an example.") from error
+        raise UserError(f"{path}: {one_line(cause, 200)}.", "docs/running.md has an example.") from error
 
 
 def _check(data: Mapping[str, object]) -> NotifySettings:

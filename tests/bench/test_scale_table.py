@@ -1,4 +1,4 @@
-"""docs/scale.md: its tables are what the memory plan says, and the sentences above them hold."""
+"""Several cards on paper: the page has the figures of the memory plan, and its sentences hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["measured_here"]
 pytestmark = pytest.mark.slow
 
 
-def test_the_page_has_the_tables_of_today() -> None:
+def test_the_page_has_the_table_of_today() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert page(text) == text, "run: python bench/scale_table.py --write"
 

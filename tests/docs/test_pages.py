@@ -1,9 +1,9 @@
-"""Pages of the documentation: what they name is there — links, commands and their options, options of a configuration,
-files."""
+"""The documentation: its length, its links, and the existence of named commands, options, files and packages."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -15,30 +15,42 @@ from core.commands import COMMANDS
 from core.commands.command_line import app_parser, command_parser
 from core.config.schema import Config
 from tests.cases import cases
+from tests.contracts.contract import WRITTEN
+from tests.docs import commands_page
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGE_OF_LAYERS = ROOT / "docs/architecture.md"
-#: Of other programs, which the page compares with this one.
-FOREIGN = {"comparison.md"}
+HAND_WRITTEN = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *HAND_WRITTEN, *sorted((ROOT / "docs/reference").glob("*.md"))]
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 BY_PAGE = cases("page", PAGES, ids=lambda page: page.name)
+#: Containers of the layers, and the first line of their drawings.
+DRAWN = {"tui": "tui/", "core": "core/", "core.worker": "core/worker/"}
+
+
+def test_the_pages_are_short() -> None:
+    def lines(page: Path) -> int:
+        return len(page.read_text(encoding="utf-8").splitlines())
+
+    assert lines(ROOT / "README.md") <= 120
+    assert len(HAND_WRITTEN) <= 15
+    assert sum(map(lines, HAND_WRITTEN)) <= 3000
 
 
 def outside_of_code(page: Path) -> str:
-    """The text of a page without its blocks of code."""
-    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    """Text of a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
-def anchors(page: Path) -> set[str]:
-    """The anchors that a page's headings get."""
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """Anchors of a page's headings."""
     headings = re.findall(r"^#+ +(.+)$", outside_of_code(page), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
-    return {heading.replace(" ", "-") for heading in plain}
+    return frozenset(heading.replace(" ", "-") for heading in plain)
 
 
 @BY_PAGE
-def test_links_within_the_documentation_lead_somewhere(page: Path) -> None:
+def test_links_lead_to_a_page_and_an_anchor(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", outside_of_code(page)):
         if re.match(r"[a-z]+:", target):
             continue
@@ -48,10 +60,22 @@ def test_links_within_the_documentation_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(found), target
 
 
+def test_pages_named_in_the_code_exist() -> None:
+    sources = [path for folder in ("core", "tui", "bench", "tests") for path in (ROOT / folder).rglob("*")]
+    missing = {
+        f"{path.relative_to(ROOT)}: {named}"
+        for path in sources
+        if path.suffix in (".py", ".toml") and "results" not in path.parts
+        for named in re.findall(r"(?<![\w/.-])docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))
+        if not (ROOT / named).exists()
+    }
+    assert missing == set()
+
+
 def command_lines(page: Path) -> Iterator[tuple[str, str]]:
-    """Command lines on a page: the command, and what follows it on its line or within its backticks."""
-    # A line that goes on in the next one, by a backslash or, in a usage, by an indentation.
-    joined = re.sub(r"\\?\n {2,}(?=[\[-])", " ", page.read_text())
+    """Commands on a page, each with the rest of its line or of its backticks."""
+    # A backslash continues a line.
+    joined = re.sub(r"\\\n +", " ", page.read_text(encoding="utf-8"))
     for words in re.findall(r"localtune-tui ([^`\n#|]*)", joined):
         name, _, rest = words.partition(" ")
         if name in COMMANDS:
@@ -59,69 +83,71 @@ def command_lines(page: Path) -> Iterator[tuple[str, str]]:
 
 
 @cache
-def options(name: str) -> frozenset[str]:
-    """The options of a command, those of its subcommands among them."""
-    return frozenset(_options(command_parser(name)))
+def flags(name: str) -> frozenset[str]:
+    """Flags of a command and its actions."""
+    return frozenset(_flags(command_parser(name)))
 
 
-def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         yield from action.option_strings
         if isinstance(action, argparse._SubParsersAction):
             for further in action.choices.values():
-                yield from _options(further)
+                yield from _flags(further)
 
 
 @BY_PAGE
-def test_commands_have_the_options_that_they_are_shown_with(page: Path) -> None:
+def test_commands_take_the_flags_that_they_are_shown_with(page: Path) -> None:
     for name, rest in command_lines(page):
-        unknown = set(OPTION.findall(rest)) - options(name)
+        unknown = set(OPTION.findall(rest)) - flags(name)
         assert not unknown, f"{name} {rest}"
 
 
-@cases("name", COMMANDS)
-def test_the_page_of_commands_tells_every_option(name: str) -> None:
-    sections = re.split(r"^## ", (ROOT / "docs/commands.md").read_text(), flags=re.MULTILINE)
-    said = next(section for section in sections if name in re.split(r", |\n", section.partition("\n\n")[0]))
-    assert options(name) - {"-h", "--help"} - set(OPTION.findall(said)) == set()
+def test_the_page_of_commands_is_up_to_date() -> None:
+    page = commands_page.PAGE.read_text(encoding="utf-8")
+    assert page == commands_page.render(), "run: python -m tests.docs.commands_page"
+    for name in COMMANDS:
+        assert f"\n### {name}\n" in page
+        assert {f"`{flag}" for flag in flags(name) - {"-h", "--help", "--json"} if f"`{flag}" not in page} == set()
+    assert all(flag in page for flag in set(_flags(app_parser())) - {"-h", "--help"})
 
 
-def test_the_app_is_explained_with_every_option() -> None:
-    said = (ROOT / "docs/commands.md").read_text()
-    for option in set(_options(app_parser())) - {"-h", "--help"}:
-        assert option in said
+def test_the_page_of_commands_has_the_fields_of_the_contracts() -> None:
+    fields = tomli.loads(commands_page.FIELDS.read_text(encoding="utf-8"))
+    assert set(fields) | set(commands_page.SAME) == set(COMMANDS)
+    for contract, keys in json.loads(WRITTEN.read_text(encoding="utf-8"))["fields of --json"].items():
+        # "queue add" is an action of a command, and "init --list" another result.
+        if contract in fields and isinstance(keys, dict):
+            named = set(", ".join(fields[contract]).split(", "))
+            assert set(keys.get("each", keys)) - named == set(), contract
 
 
 @BY_PAGE
-def test_options_of_a_configuration_are_there(page: Path) -> None:
+def test_options_of_a_configuration_exist(page: Path) -> None:
     sections = {name: set(getattr(field.annotation, "model_fields", ())) for name, field in Config.model_fields.items()}
-    for section, option in re.findall(r"`([a-z]+)\.([a-z0-9_]+)(?: = [^`]*)?`", page.read_text()):
+    for section, option in re.findall(r"`([a-z]+)\.([a-z0-9_]+)(?: = [^`]*)?`", page.read_text(encoding="utf-8")):
+        # Keys of other tools and names of files look alike.
         if section in sections and page.name != "import.md" and option not in {"jsonl", "json", "csv", "parquet"}:
             assert option in sections[section], f"{section}.{option}"
 
 
-@cases(("container", "first"), [("tui", "tui/ "), ("core", "core/\n"), ("core.worker", "  measure/")])
-def test_the_architecture_draws_the_layers_in_their_order(container: str, first: str) -> None:
-    contracts = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+@cases("container", DRAWN)
+def test_the_architecture_draws_every_package_in_the_order_of_the_layers(container: str) -> None:
+    contracts = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
     (layers,) = (each["layers"] for each in contracts if each.get("containers") == [container])
-    text = PAGE_OF_LAYERS.read_text()
-    drawing = re.split(r"\n\n|\n```", text[text.index(f"\n{first}") + 1 :])[0]
-    # What a line says of its modules stands in a column of its own.
-    heads = [line.strip().partition("   ")[0].split() for line in drawing.splitlines() if re.match(r"  \S", line)]
-    place = {name.rstrip("/"): number for number, names in enumerate(heads) for name in names}
-    reached = 0
-    for layer in layers:
-        # The worker has a drawing of its own.
-        lines = [place[name] for name in layer.split(" | ") if name not in ("__main__", "worker")]
-        assert min(lines, default=reached) >= reached, layer
-        reached = max([reached, *lines])
+    layer_of = {name: number for number, layer in enumerate(layers) for name in layer.split(" | ")}
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    drawing = text.partition(f"```\n{DRAWN[container]}\n")[2].partition("\n```")[0]
+    # The explanation of a line stands in a column of its own.
+    heads = [re.split(r" {2,}", line.strip())[0] for line in drawing.splitlines()]
+    names = [name.rstrip("/") for head in heads for name in head.split()]
+    folder = ROOT / container.replace(".", "/")
+    assert {path.parent.name for path in folder.glob("*/__init__.py")} - set(names) == set()
+    assert [layer_of[name] for name in names] == sorted(layer_of[name] for name in names)
 
 
 @BY_PAGE
-def test_files_of_the_tree_are_there(page: Path) -> None:
-    if page.name in FOREIGN:
-        return
-    for path in re.findall(r"`((?:core|tui|bench|tests|themes)/[\w./-]+\.(?:py|toml|jsonl?))`", page.read_text()):
-        # Tests are named by their place below ``tests/`` as well; names in capitals stand for many files.
-        if not re.search(r"[A-Z]{3}", path):
-            assert (ROOT / path).exists() or (ROOT / "tests" / path).exists(), path
+def test_files_of_the_tree_exist(page: Path) -> None:
+    named = re.findall(r"`((?:core|tui|bench|tests|themes)/[\w./-]+\.(?:py|toml|jsonl?))`", page.read_text("utf-8"))
+    # Names in capitals stand for many files.
+    assert [path for path in named if not re.search(r"[A-Z]{3}", path) and not (ROOT / path).exists()] == []

@@ -26,8 +26,8 @@ COLUMNS = {
     "the plain model to 1e-4 in fp32, packed and shared too",
     "packing": "rows are trained one behind another in a sequence, and equal beginnings of rows are computed once",
     "resume": "killed in a step and continued, a run has the same adapter, bit for bit",
-    "chat": "base and tuned model answer; the tuned one says what it has learned",
-    "mask": "the learned tokens are exactly those that the model has to write, with templates of the structure of its "
+    "chat": "base and tuned model answer, the tuned one with the learned text",
+    "mask": "the learned tokens are the tokens that the model has to write, by templates of the structure of its "
     "models' own",
 }
 _LIBRARIES = ("transformers", "torch", "peft", "bitsandbytes")

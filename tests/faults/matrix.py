@@ -27,11 +27,6 @@ class Row:
     reason: str = ""
     """Why there is no test; empty where there is one."""
 
-    @property
-    def files(self) -> list[str]:
-        """The files of its tests, each once, below ``tests``."""
-        return list(dict.fromkeys(test.partition("::")[0].removeprefix("tests/") for test in self.tests))
-
 
 def read_matrix() -> list[Row]:
     """The rows, in their order."""

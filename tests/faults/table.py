@@ -16,11 +16,11 @@ import xml.etree.ElementTree as ET
 from collections import defaultdict
 from pathlib import Path
 
-from tests.faults.matrix import FAMILIES, ROOT, Row, read_matrix
+from tests.faults.matrix import ROOT, Row, read_matrix
 
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: python -m tests.faults.table -->", "<!-- end of the table -->"
-HEAD = ("#", "Fault", "How it is injected", "What must hold", "Tests", "Result")
+HEAD = ("#", "Fault", "Must hold", "Result")
 
 
 def read_results(junit: Path) -> dict[str, list[str]]:
@@ -57,20 +57,14 @@ def verdict(row: Row, results: dict[str, list[str]]) -> str:
 
 def line(row: Row, result: str) -> str:
     """A row of the table."""
-    tests = ", ".join(f"`{file}`" for file in row.files) or "–"
-    cells = (str(row.number), row.fault, row.injected, row.holds, tests, result)
+    cells = (str(row.number), row.fault, row.holds, result)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def table(results: dict[str, list[str]]) -> str:
-    """All rows, by family."""
-    parts = []
-    for family in FAMILIES:
-        rows = [row for row in read_matrix() if row.family == family]
-        lines = [line(row, verdict(row, results)) for row in rows]
-        head = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-        parts.append("\n".join([f"### {family.capitalize()}", "", *head, *lines]))
-    return "\n\n".join(parts)
+    """All rows, by number."""
+    head = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    return "\n".join([*head, *(line(row, verdict(row, results)) for row in read_matrix())])
 
 
 def machine() -> str:

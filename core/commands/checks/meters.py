@@ -34,7 +34,7 @@ APPLE = (
     "on Metal is neither built in nor tried."
 )
 _APPLE_HINT = "Use a Linux machine with an NVIDIA card, over SSH from this one; 'ssh' is all that it takes here."
-_AMD_HINT = "Runs go to the CPU (docs/gpu.md). These meters were tried with made-up files only, never on a card."
+_AMD_HINT = "Runs go to the CPU (docs/models.md). These meters were tried with made-up files only, never on a card."
 
 
 def check_platform(platform: str = sys.platform) -> list[Finding]:

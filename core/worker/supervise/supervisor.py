@@ -212,7 +212,7 @@ class Supervisor:
             _forget_ended(poll, processes)
 
     def _record(self, signs: Sequence[Sign]) -> None:
-        """Record the signs of life (:mod:`core.runs.record.state`) every few seconds; on a full disk they become stale."""
+        """Record the signs of life (:mod:`core.runs.record.state`) every few seconds; a full disk makes them stale."""
         if time.monotonic() - self._recorded < _RECORD_SECONDS:
             return
         self._recorded, now = time.monotonic(), time.time()

@@ -1,4 +1,4 @@
-"""Arguments that contradict each other are refused by the parser of their command, with both names and the reason."""
+"""The commands by group in the help; arguments that contradict each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import shlex
 
 import pytest
 
-from core.commands.command_line import command_parser
+from core.commands import COMMANDS, GROUPS
+from core.commands.command_line import app_parser, command_parser
 from tests.cases import cases
 
 CONTRADICTIONS = [
@@ -67,3 +68,14 @@ def test_what_goes_together_is_taken(line: str) -> None:
         value = taken[option[2:].replace("-", "_")]
         assert value is not None, option
         assert value is not False, option
+
+
+def test_help_lists_the_commands_by_group() -> None:
+    shown = app_parser().format_help()
+    assert sorted(COMMANDS) == sorted(name for group in GROUPS.values() for name in group)
+    blocks = {block.partition(":\n")[0]: block.splitlines()[1:] for block in shown.split("\n\n")}
+    for title, group in GROUPS.items():
+        assert [line.split()[0] for line in blocks[title]] == list(group)
+    places = [shown.index(f"\n{title}:\n") for title in GROUPS]
+    assert places == sorted(places)
+    assert max(map(len, shown.splitlines())) <= 80

@@ -325,7 +325,7 @@ def test_every_option_is_described() -> None:
     assert {"model.base", "data.train", "train.max_steps"} <= set(names)
     rank, train = find_option("method.rank"), find_option("data.train")
     assert rank is not None
-    assert (rank.type, rank.minimum, rank.maximum, rank.default, rank.basic) == ("integer", 1, 1024, 16, True)
+    assert (rank.type, rank.minimum, rank.maximum, rank.default, rank.audience) == ("integer", 1, 1024, 16, "basic")
     assert train is not None
     assert train.required
     assert find_option("train") is None

@@ -66,6 +66,12 @@ def test_nothing_in_it_is_null_or_a_reference() -> None:
     look(SCHEMA)
 
 
+def test_blanks_may_end_an_answer_and_are_no_name() -> None:
+    assert accepts(MINIMAL + '\n[chat]\nstop = "\\t "\n')
+    assert not accepts(MINIMAL + '\n[chat]\nstop = ""\n')
+    assert not accepts(MINIMAL + '\n[tracking]\nname = "\\t "\n')
+
+
 def test_the_sample_configuration_passes() -> None:
     assert accepts(sample_data.path("tickets.toml").read_text(encoding="utf-8"))
 

@@ -29,7 +29,6 @@ def test_an_entry_says_something(option: Option) -> None:
         assert not phrase.endswith(".")
         assert len(phrase) <= 120
     assert all("\n" not in text for text in (entry.about, entry.memory, entry.time, entry.source))
-    assert option.audience == ("basic" if option.basic else "expert")
 
 
 @cases("option", EVERY, ids=lambda option: option.name)

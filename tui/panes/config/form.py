@@ -69,8 +69,9 @@ class OptionFilter:
             return term in option.name.lower() or term in option.help.lower()
         if self.shows_changed:
             return field.is_changed or bool(field.notes or field.problem)
-        is_needed = field.is_changed or bool(field.problem or field.warning)
-        return self.shows_expert or option.basic or is_needed
+        if field.is_changed or field.problem or field.warning:
+            return True
+        return option.audience == "basic" or (self.shows_expert and option.audience == "expert")
 
     def search(self, text: str) -> None:
         """Show the options with a text in their names or help; the cursor goes to the first one with it in its name."""
@@ -87,7 +88,7 @@ class OptionFilter:
         self.apply()
 
     def toggle_expert(self) -> None:
-        """Switch between all options and the ones that most runs need."""
+        """Switch between the options that most runs need and those for experts too."""
         self.shows_expert = not self.shows_expert
         self.widen()
 
@@ -104,8 +105,11 @@ class OptionFilter:
         if not field.display:
             self.widen()
         if not field.display:
-            # It is none of the basic ones, and has no finding.
-            self.shows_expert = True
+            # Neither basic nor with a finding.
+            if field.option.audience == "file":
+                self.term = name
+            else:
+                self.shows_expert = True
             self.apply()
         self._form.go_to(field)
 

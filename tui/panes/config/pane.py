@@ -469,12 +469,13 @@ class ConfigPane(Pane):
     # Finding options.
 
     def action_toggle_expert(self) -> None:
-        """Switch between all options and the ones that most runs need."""
+        """Switch between the options that most runs need and those for experts too."""
         self.filter.toggle_expert()
         self.refresh_hints()
         shown, total = len(self.form.shown), len(self.form.fields)
-        is_all = self.filter.shows_expert
-        self.say(f"All {total} options are shown." if is_all else f"{shown} of {total} options are shown.")
+        search = self.keys["config.search"].display
+        rest = f"; {search} finds the others, which are seldom needed" if self.filter.shows_expert else ""
+        self.say(f"{shown} of {total} options are shown{rest}.")
 
     def action_toggle_changed(self) -> None:
         """Show only the options that differ from the preset, the defaults or the last run, or all again."""

@@ -28,7 +28,7 @@ from .trainings import Trained, Trainings, largest_difference, result, write_row
 pytestmark = pytest.mark.long
 
 needs_deepspeed = pytest.mark.skipif(
-    not deepspeed.is_installed(), reason="DeepSpeed is not installed; docs/distributed.md says how to run these"
+    not deepspeed.is_installed(), reason="DeepSpeed is not installed; see docs/several-cards.md"
 )
 
 #: Adam makes steps of the same length of gradients that are next to nothing.

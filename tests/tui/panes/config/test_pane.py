@@ -86,13 +86,34 @@ async def test_new_configuration_shows_the_basic_options_and_what_is_needed() ->
             assert "1 problem" in screen_lines(pilot.app)[0]
             assert all(len(line) == size[0] for line in screen_lines(pilot.app))
         names = {field.option.name for field in pane.form.shown}
-        assert names == {option.name for option in options() if option.basic}
-        # With x the others are shown too.
+        assert names == {option.name for option in options() if option.audience == "basic"}
+        # With x those for experts are shown too.
         basic = len(pane.form.shown)
         await pilot.press("x")
-        assert len(pane.form.shown) == len(list(options()))
+        names = {field.option.name for field in pane.form.shown}
+        assert names == {option.name for option in options() if option.audience != "file"}
+        shown = f"{len(names)} of {len(list(options()))} options are shown; / finds the others"
+        await wait_for(pilot, lambda: shown in screen_text(pilot.app))
         await pilot.press("x")
         assert len(pane.form.shown) == basic
+
+
+async def test_seldom_needed_options_are_listed_where_they_are_set_and_found_by_name(config_file: Path) -> None:
+    config_file.write_text(config_file.read_text() + "loss_limit = 9.0\n")
+    pane = ConfigPane()
+    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
+        await ready(pilot, pane, config_file)
+        names = [field.option.name for field in pane.form.shown]
+        assert "train.loss_limit" in names
+        assert "parking.calm" not in names
+        await pilot.press("slash", *"calm", "enter")
+        await pilot.pause()
+        assert [field.option.name for field in pane.form.shown] == ["parking.calm"]
+        await pilot.press("escape")
+        # A finding, a plan or the palette goes to an option whose audience hides it.
+        pane.filter.go_to("distributed.restarts")
+        assert pane.form.current is not None
+        assert pane.form.current.option.name == "distributed.restarts"
 
 
 async def test_every_option_can_be_reached_and_opened(config_file: Path) -> None:
@@ -103,6 +124,8 @@ async def test_every_option_can_be_reached_and_opened(config_file: Path) -> None
         await pilot.press("x", "g")
         opened: set[str] = set()
         for option in options():
+            if option.audience == "file":
+                continue
             assert pane.form.current is not None
             assert pane.form.current.option.name == option.name
             # One of each type; the base model has a list of its own.
