@@ -57,11 +57,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--template needs a tokenizer.", "Name a model's directory with --model.")
     if args.row is not None and request.masks is None:
         raise UserError("--row needs a tokenizer.", "Name a model's directory with --model.")
-    line = LiveLine()
+    live = LiveLine()
     try:
-        analysis = analyze(request, lambda at: line.draw(progress_words(at)))
+        analysis = analyze(request, lambda at: live.draw(progress_words(at)))
     finally:
-        line.clear()
+        live.clear()
     sample = None
     if request.masks is not None and (args.row is not None or not args.json):
         with busy("reading the row as tokens"):

@@ -228,7 +228,7 @@ class Supervisor:
             for sign in signs
         ]
         with contextlib.suppress(OSError):
-            write_ranks(self.run, ranks)
+            write_ranks(self.run.path, ranks)
 
     def _pass_on(self, processes: Sequence[RankProcess]) -> None:
         """Record the warnings of processes that write no record, until the first one has closed it."""

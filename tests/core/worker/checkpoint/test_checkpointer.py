@@ -77,7 +77,7 @@ def test_a_run_whose_loss_another_kernel_summed_goes_on_only_where_the_user_says
     )
     recorder: Any = SimpleNamespace(run=create_run(asked, "test"))
     for kernel, config in (("0.8.5", off), (None, asked), (None, off)):
-        found = SimpleNamespace(manifest={"config_sha256": config_hash(asked), "liger": kernel})
+        found: Any = SimpleNamespace(manifest={"config_sha256": config_hash(asked), "liger": kernel})
         monkeypatch.setattr(checkpointer, "newest_checkpoint", lambda _, found=found: found)
         assert find_checkpoint(config, recorder) is found
     found.manifest["liger"] = "0.8.5"

@@ -315,7 +315,7 @@ def test_only_the_first_process_hashes_the_data(tmp_path: Path, tiny_model_dir: 
 
     def spoil(ranks: Ranks) -> None:
         if not ranks.is_first:
-            provenance.DataHashes = None  # type: ignore[assignment, misc]
+            provenance.DataHashes = None  # type: ignore[attr-defined]
 
     run = train(tmp_path / "run", config, 2, spoil)
     start = next(read_links(run.path / CHAIN_NAME))

@@ -152,7 +152,7 @@ def test_a_run_goes_on_whatever_is_off_where_weights_are_shared_out(strategy: st
     section = {"strategy": strategy, "zero_stage": 3}
     given = {"model": {"base": "x"}, "data": {"train": "x"}, "train": {"compile": True}, "distributed": section}
     config = Config.model_validate(given)
-    found = settle_options(config, Shared(Ranks(0, 2)), told)
+    found = settle_options(config, Shared(Orders(Ranks(0, 2))), told)
     assert config_hash(found) == config_hash(config)
     assert found.memory.gradient_checkpointing == "on"
     assert [notice.message.split(":")[0] for notice in told.notices] == [

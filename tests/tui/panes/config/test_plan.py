@@ -132,7 +132,7 @@ def test_the_lengths_of_the_data_pane_count_for_the_file_that_is_trained_on(tmp_
     for path, lengths in ((rows, measured), (tmp_path / "other.jsonl", measured), (rows, None)):
         finder.take_lengths(path, lengths)
         finder.facts_for(ConfigModel(made))
-        view = finder.plan(made)
+        view = finder.plan(made, True)
         assert view is not None
         said.append("at once" in view.rows)
     assert said == [True, False, False]
