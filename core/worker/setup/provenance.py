@@ -137,6 +137,9 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 #: Environment variables that select code paths.
 _VARIABLES = (
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS"),
+    "CUBLAS_WORKSPACE_CONFIG",
+)
     "ATEN_CPU_CAPABILITY",
     "ONEDNN_MAX_CPU_ISA",
     "MKL_CBWR",
