@@ -76,7 +76,7 @@ class AwakeClock:
     much longer gap between two ticks was a suspension, by SIGSTOP, a frozen container or Slurm.
 
     Args:
-        most: Seconds between two looks that count at most.
+        most: Maximum seconds counted between two ticks.
         clock: Monotonic clock in seconds.
     """
 
