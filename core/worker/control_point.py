@@ -87,7 +87,7 @@ class ControlPoint:
         orders.look_after()
         told: set[str] = set()
         for command in self.controls.waiting():
-            # # A key pressed twice asks once, and makes one log entry.
+            # A key pressed twice asks once, and makes one log entry.
             with orders.alone():
                 self._carry_out(command, is_repeated=command.request.command in told)
             told.add(command.request.command)
@@ -197,16 +197,16 @@ class ControlPoint:
         return "ok"
 
     def _stop(self, command: Command) -> None:
-        # # Recorded at the end of the run, like stops by signal.
+        # Recorded at the end of the run, like stops by signal.
         command.answer(state="stopping", step=self.state.step)
 
     def _park(self, command: Command) -> None:
-        # # Recorded once the run has left the device.
+        # Recorded once the run has left the device.
         command.answer(state="parking", step=self.state.step)
 
     def _generate(self, command: Command) -> str:
         asked = read_generate_args(command.request.args, self.config)
-        # # A fully trained model has no base to switch to, and the answer's name says so.
+        # A fully trained model has no base to switch to, and the answer's name says so.
         has_base = self.config.method.name not in WEIGHT_METHODS
         answered_by = BASE if asked.source == BASE and has_base else f"step-{self.state.step}"
         try:
@@ -287,7 +287,7 @@ def read_generate_args(args: dict[str, Any], config: Config) -> ChatRequest:
     Raises:
         UserError: If it is invalid.
     """
-    # # A null seed is a value of its own: a new draw each time.
+    # A null seed is a value of its own: a new draw each time.
     given = {name: value for name, value in args.items() if value is not None or name == "seed"}
     request = ChatRequest.from_args(settings_of(config.chat) | given)
     if request.source not in (TUNED, BASE):

@@ -40,7 +40,7 @@ def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) 
         reports: Messages to the supervisor.
         resume: Continue from a checkpoint.
     """
-    # # Only rank 0 reacts to a stop, and orders the others.
+    # Only rank 0 reacts to a stop, and orders the others.
     for number in (*STOP_SIGNALS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     recorder = Recorder(run, keeps=False, pass_on=lambda *notice: reports.tell(notice=notice))
@@ -73,7 +73,7 @@ def follow(config: Config, recorder: Recorder, ranks: Ranks, *, resume: bool) ->
     from core.worker.setup.build import set_up
     from core.worker.train import FinetuneRecipe
 
-    # # Commands go to rank 0.
+    # Commands go to rank 0.
     controls = Controls()
     with nondeterminism_explained(), lost_ranks_told():
         parts = set_up(config, recorder, controls, ranks, resume=resume)
@@ -129,13 +129,13 @@ def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
         UserError: If the device cannot be used.
     """
     meeting.keep_inside(os.environ)
-    # # Libraries that find torchrun's variables would connect on their own.
+    # Libraries that find torchrun's variables would connect on their own.
     forget()
     held = Hold()
     if reports.supervisor is None:
         if config.hardware.device != "cpu":
             environment.choose_card(config, meeting.local)
-        # # Processes started by another program cannot wait for a card one by one.
+        # Processes started by another program cannot wait for a card one by one.
         held = take_beside([own_device(config, meeting.local)], run.id)
     from core.worker.libraries import import_libraries
 

@@ -35,7 +35,7 @@ def main(name: str) -> int:
 
     def work(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
         answers.progress("importing the libraries")
-        # # Imported only after the process is confined: threads that numpy starts before would escape the limits.
+        # Imported only after the process is confined: threads that numpy starts before would escape the limits.
         result: dict[str, Any] = getattr(importlib.import_module(module), function)(request, answers)
         return result
 

@@ -52,7 +52,7 @@ class Attempt:
             log(f"out of memory: {error}")
             self.ran_out = True
         elif isinstance(error, MemoryShortageError):
-            # # An optimizer inside backward gave up after several tries.
+            # An optimizer inside backward gave up after several tries.
             self.ran_out = self._partial()
         return self.ran_out
 

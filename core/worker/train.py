@@ -182,7 +182,7 @@ class FinetuneRecipe:
             if rehearses:
                 parts.meter.reset_peak()  # the first step's peak is its own
         elif state.step < state.total_steps:
-            # # An evaluation cut short by a stop is made up for, as in a run that never stopped.
+            # An evaluation cut short by a stop is made up for, as in a run that never stopped.
             self._evaluate_if_due()
         self.recorder.phase("training", done=state.step, total=state.total_steps)
         parts.control_point.attend()
@@ -206,7 +206,7 @@ class FinetuneRecipe:
                 continue
             if state.step < state.total_steps:
                 self._evaluate_if_due()
-            # # A pause at this point means that a best checkpoint could not be written; another one would fail too.
+            # A pause at this point means that a best checkpoint could not be written; another one would fail too.
             due = parts.intervals.is_checkpoint_due or parts.checkpointer.postponed
             due = due or (state.saved is None and state.spikes.needs_checkpoint)
             if due and not state.paused:
@@ -287,7 +287,7 @@ class FinetuneRecipe:
         """
         parts, objective, data, device = self.parts, self.parts.objective, self.parts.dataset, self.parts.loaded.device
         rows_here = [row for rows in micro_batches for row in rows]
-        # # A whole window is summed in the order of its micro-batches.
+        # A whole window is summed in the order of its micro-batches.
         window = rows_here if window is None or len(window) == len(rows_here) else window
         weight = objective.begin(window, parts.state.token_budget)
         total = torch.zeros((), dtype=torch.float32, device=device)
@@ -295,10 +295,10 @@ class FinetuneRecipe:
         for done, rows in enumerate(parts.strategy.passes(micro_batches)):
             if len(micro_batches) > 1:
                 self.recorder.progress("micro_batches", done, len(micro_batches))
-            # # Built while the device still computes the previous gradients.
+            # Built while the device still computes the previous gradients.
             batch = make_micro_batch(rows, objective.sequences(rows), parts.loaded.pad_id, device, most_shared)
             with parts.noise.on(rows, [data.rows[row].longest for row in rows]), parts.accelerator.autocast():
-                # # The outputs have no name, so they are freed before backward.
+                # The outputs have no name, so they are freed before backward.
                 loss = objective.loss(batch, objective.forward(batch))
             total += loss.detach()
             if parts.update.in_backward and not math.isfinite(float(loss.detach())):
@@ -448,6 +448,6 @@ class FinetuneRecipe:
         bars = read_bars(self.config.eval.gate)
         if not bars:
             return ""
-        # # Read from the record, because evaluations before a resume count as well.
+        # Read from the record, because evaluations before a resume count as well.
         events = itertools.chain.from_iterable(EventTail(self.recorder.run.events_path).batches())
         return judge(bars, GateFigures.of(events, step))

@@ -91,7 +91,7 @@ def save_adapter(model: Any, directory: Path) -> None:
     config.inference_mode = True
     for name, value in list(vars(config).items()):
         if isinstance(value, set):
-            # # Set order differs between processes; equal adapters should be equal files.
+            # Set order differs between processes; equal adapters should be equal files.
             setattr(config, name, sorted(value))
     config.save_pretrained(str(directory))
 
@@ -213,7 +213,7 @@ def size_estimate(model: Any, optimizer: str = "adamw") -> int:
         optimizer: Value of ``train.optimizer``.
     """
     trained = list(trained_tensors(model).values())
-    # # DeepSpeed records the full shape of a sharded weight.
+    # DeepSpeed records the full shape of a sharded weight.
     shapes = [torch.Size(getattr(tensor, "ds_shape", tensor.shape)) for tensor in trained]
     states = sum(optimizer_bytes(optimizer, shape.numel(), shape[-1] if len(shape) > 1 else 1) for shape in shapes)
     weights = sum(shape.numel() * tensor.element_size() for shape, tensor in zip(shapes, trained, strict=True))
@@ -341,7 +341,7 @@ def restore(
         _restore_adapter(checkpoint, model)
     else:
         read(checkpoint.weights_path, trained_tensors(model))
-    # # On a CPU the loaded tensors become the states, and would keep a mapped file alive after its deletion.
+    # On a CPU the loaded tensors become the states, and would keep a mapped file alive after its deletion.
     elsewhere = next(model.parameters()).device.type != "cpu"
     saved = load_tensors(checkpoint.path / "optimizer.pt", mapped=elsewhere)
     optimizer.load_state_dict(without_towers(saved, len(trained_tensors(model))))
@@ -385,7 +385,7 @@ def _restore_adapter(checkpoint: Checkpoint, model: Any) -> None:
             "The base model has changed since; put the former one back.",
         ) from error
     if wrong:
-        # # The base was compared before; earlier versions adapted other layers of mixtures, with experts in 16 bit.
+        # The base was compared before; earlier versions adapted other layers of mixtures, with experts in 16 bit.
         raise UserError(
             f"{checkpoint.path.name} does not fit this model: its adapters are on other layers; "
             f"{'it has' if wrong[0] in state else 'it lacks'} {one_line(wrong[0])}.",
@@ -414,7 +414,7 @@ def rotate(checkpoints: Path, keep: int, *, newest: Path, protected: Collection[
     gone += [path for path in past[keep:] if path.name not in spared and not is_held(path)]
     gone += [path for path in checkpoints.iterdir() if path.name.startswith(".step-")]
     for path in gone:
-        # # Renamed first, so an interrupted deletion leaves nothing that looks like a checkpoint.
+        # Renamed first, so an interrupted deletion leaves nothing that looks like a checkpoint.
         hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.tmp")
         if hidden != path:
             os.replace(path, hidden)

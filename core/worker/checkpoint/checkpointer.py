@@ -116,7 +116,7 @@ class Checkpointer:
         """
         size = checkpoints.size_estimate(self.loaded.model, self.config.train.optimizer)
         hint = "Make room, lower checkpoint.keep, or set LOCALTUNE_HOME to a larger disk."
-        # # Checkpoints may be on another disk than the run.
+        # Checkpoints may be on another disk than the run.
         disk = existing_parent(self.recorder.run.checkpoints_path)
         require_space(disk, size + checkpoints.DISK_RESERVE_BYTES, "a checkpoint", hint)
 
@@ -139,7 +139,7 @@ class Checkpointer:
         try:
             refuse_moved_checkpoints(self.recorder.run)
             self.check_room()
-            # # A run resumed from the checkpoint must have the events before it.
+            # A run resumed from the checkpoint must have the events before it.
             self.recorder.sync()
             written = self._write()
         except MemoryShortageError as error:
@@ -246,7 +246,7 @@ class Checkpointer:
         manifest, now = found.manifest, self.fingerprints
         for what, is_as_before in (
             ("The training data", manifest["data_sha256"] == now.data),
-            # # Manifests of earlier versions have no hash of the held-out rows.
+            # Manifests of earlier versions have no hash of the held-out rows.
             ("What is held out", manifest.get("held_out_sha256", now.held_out) == now.held_out),
             (f"The base model {self.config.model.base}", now.base.matches(str(manifest["base_sha256"]))),
         ):
@@ -263,7 +263,7 @@ class Checkpointer:
         kept = {name: value for name, value in manifest["overrides"].items() if name in CHANGEABLE}
         self.state.overrides = kept
         if kept:
-            # # Earlier ``set`` events may have come after the checkpoint, and no longer apply.
+            # Earlier ``set`` events may have come after the checkpoint, and no longer apply.
             self.recorder.event(ControlEvent(command="set", sender=KEPT, result=encode_changes(kept)))
         self.recorder.update(step=self.state.step)
         self.recorder.notice("info", "resumed", f"Going on from {found.path.name}.", stored)
@@ -440,7 +440,7 @@ def config_hash(config: Config) -> str:
 
 def fixed_options(config: Config) -> dict[str, Any]:
     """Options that define the training, by section."""
-    # # Without defaults, so that a version with more options can continue runs of an earlier one.
+    # Without defaults, so that a version with more options can continue runs of an earlier one.
     dumped = config.model_dump(mode="json", exclude_defaults=True)
     fixed = {section: dumped.get(section, {}) for section in FIXED_SECTIONS}
     fixed["train"] = {name: value for name, value in fixed["train"].items() if name not in FREE_OPTIONS}

@@ -70,7 +70,7 @@ class Rollback:
 
     def __post_init__(self) -> None:
         self._random = rng_state()
-        # # Without tensors: no optimizer has states before the first step.
+        # Without tensors: no optimizer has states before the first step.
         self._optimizers = self.update.state_dict() if self.update.in_backward else {}
         self._beginning = self.state.facts()
 

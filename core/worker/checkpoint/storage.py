@@ -108,7 +108,7 @@ def storage_of(config: Config, found: Checkpoint | None) -> Storage:
         return Storage(keep)
     if (recorded := _recorded(found)) is not None:
         return Storage(tuple(recorded), ())
-    # # Not recorded by earlier versions, which had every layer but the head in 4 bits, and experts in 16.
+    # Not recorded by earlier versions, which had every layer but the head in 4 bits, and experts in 16.
     return Storage(keep) if _is_as_now(config) else Storage((), ())
 
 

@@ -222,7 +222,7 @@ class Loader:
                 else:
                     dataset.rows.append(kept)
                     dataset.examples.append(example)
-                    # # Tables have rows instead of lines.
+                    # Tables have rows instead of lines.
                     dataset.places.append(FileLine(row.file or source.path.name, row.line or row.index + 1))
             self._progress(dataset.read)
 

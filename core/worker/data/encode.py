@@ -31,7 +31,7 @@ _PLAIN = MaskSettings("")
 
 
 class TokenizedRow(TokenRow["np.ndarray[Any, np.dtype[np.int32]]", "np.ndarray[Any, np.dtype[np.bool_]]"]):
-    """One row, ready for batching: ``input_ids`` and ``supervised`` are ``(length,)``, int32 and bool."""
+    """A row ready for batching: ``input_ids`` and ``supervised`` are ``(length,)``, int32 and bool."""
 
 
 class Encoder:
@@ -166,7 +166,7 @@ def backend_of(tokenizer: Any) -> Tokenizer:
     """The tokenizers object inside, or a conversion if transformers uses sentencepiece or Python."""
     found = getattr(tokenizer, "backend_tokenizer", None)
     if isinstance(found, Tokenizer):
-        # # Truncation and padding of an earlier call stay in the object.
+        # Truncation and padding of an earlier call stay in the object.
         found.no_truncation()
         found.no_padding()
         return found

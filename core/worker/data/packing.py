@@ -208,11 +208,11 @@ def lay_out(input_ids: IntRows, supervised: BoolRows, device: torch.device, grou
         for row in members:
             own = input_ids[row, prefix : prefix + width]
             ids.append(np.pad(own, (0, width - len(own))))
-            # # Padding must not get positions beyond the learned ones.
+            # Padding must not get positions beyond the learned ones.
             positions.append(np.minimum(np.arange(prefix, prefix + width), lengths[row] - 1))
             starts[row] = (at, prefix)
             at += width
-    # # Positions before the supervised tokens; none predicts a first token.
+    # Positions before the supervised tokens; none predicts a first token.
     before = [np.flatnonzero(supervised[row, 1:]) - starts[row][1] + starts[row][0] for row in range(len(input_ids))]
     return LaidOut(
         upload(np.concatenate(ids), device)[None],

@@ -203,7 +203,7 @@ class DeepSpeed:
         """Reduce the numbers, and gradients not reduced yet. Together."""
         if self._held is not None:
             for parameter in parameters:
-                # # All processes must reduce the same gradients, even without rows.
+                # All processes must reduce the same gradients, even without rows.
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             held, self._held = self._held, None
@@ -233,7 +233,7 @@ class DeepSpeed:
         """In other ranks: take part in a pass of rank 0."""
         self.layers.lend()
 
-    # What is trained.
+    # Trained tensors.
 
     def trained(self, usual: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.nn.Parameter]:
         """All of it, with DeepSpeed's optimizer."""

@@ -114,7 +114,7 @@ class Fsdp2:
 
     def _gathered(self, batches: list[list[int]]) -> list[list[int]]:
         """Micro-batches of all processes."""
-        # # Rows in sequence, counted from 1; zero ends a batch.
+        # Rows in sequence, counted from 1; zero ends a batch.
         sent = [number for batch in batches for number in (*(row + 1 for row in batch), 0)]
         lengths = torch.zeros(self.ranks.count, dtype=torch.int64)
         lengths[self.ranks.rank] = len(sent)
@@ -148,7 +148,7 @@ class Fsdp2:
         """In other ranks: take part in a pass of rank 0."""
         self.sharded.lend()
 
-    # What is trained.
+    # Trained tensors.
 
     def trained(self, usual: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.nn.Parameter]:
         """The shards, or the adapters."""

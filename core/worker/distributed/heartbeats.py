@@ -139,7 +139,7 @@ def keep_beating(
                 lost(f"process {silent} has given no sign of life for {seconds:.0f} s")
                 return
             waited.note(wait() if is_waiting() else None)
-            # # Collectives time out before that: this is a wait for an order of rank 0.
+            # Collectives time out before that: this is a wait for an order of rank 0.
             if min(waited.seconds, heartbeats.still()) >= seconds + _QUIET_SECONDS:
                 lost(f"process 0 hangs: it has been waited for for {waited.seconds:.0f} s, and does nothing")
                 return

@@ -214,7 +214,7 @@ def lost_ranks_told() -> Iterator[None]:
 
 
 def _is_of_connections(error: RuntimeError) -> bool:
-    # # Errors of gloo are plain RuntimeErrors that name its source file.
+    # Errors of gloo are plain RuntimeErrors that name its source file.
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 

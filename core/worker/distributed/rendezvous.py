@@ -74,7 +74,7 @@ class Meeting:
         """Restrict gloo and NCCL to the interface of the rendezvous; before torch is imported."""
         name = _LOOPBACK if self.is_local else _interface_of(self.address[0])
         if name is not None:
-            # # gloo takes an exact name; NCCL takes a prefix, so that ``eth1`` matches ``eth10``, unless it starts with
+            # gloo takes an exact name; NCCL takes a prefix, so that ``eth1`` matches ``eth10``, unless it starts with
             # ``=`` (NVIDIA, NCCL user guide, Environment Variables, NCCL_SOCKET_IFNAME).
             environment.update({"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"})
 

@@ -74,7 +74,7 @@ class Replicate:
         """Reduce gradients and numbers, in one message if all fit into :data:`BUCKET`."""
         if self.ranks.is_single:
             return list(sums)
-        # # A parameter without a gradient in any process keeps none, because the optimizer skips it.
+        # A parameter without a gradient in any process keeps none, because the optimizer skips it.
         extra = torch.tensor([*sums, *(float(parameter.grad is not None) for parameter in parameters)])
         extra = extra.to(self.ranks.device)
         gradients = [_gradient(parameter) for parameter in parameters]

@@ -148,7 +148,7 @@ class ShardedModel:
         _keep_scales(self._causal, device)
         self.trained = {} if isinstance(model, PeftModel) else _trained(model)
         _shard(self._causal, mesh, device, self.collectives, trains=bool(self.trained), offload=offload)
-        # # As DTensors, which a module only exposes while it is not in use.
+        # As DTensors, which a module only exposes while it is not in use.
         names = dict(model.named_parameters())
         self.trained = {name: names[name] for name in self.trained}
         self._root: FSDPModule = self._causal
@@ -157,7 +157,7 @@ class ShardedModel:
     def begin(self) -> None:
         """Run a first pass, once all processes have sharded the model. Together."""
         with torch.no_grad(), evaluation_mode(self._causal):
-            # # The first module to run becomes the root.
+            # The first module to run becomes the root.
             self._causal(input_ids=token(self.device), use_cache=False)
         self.lend()
         self._forward_collectives = self.collectives.issued
@@ -188,7 +188,7 @@ class ShardedModel:
         self._root.unshard()
         run_token(self._causal, self.device)
 
-    # # Forward passes of one process alone (evaluation, samples, chat), to which the others contribute shards.
+    # Forward passes of one process alone (evaluation, samples, chat), to which the others contribute shards.
 
     @contextlib.contextmanager
     def leading(self, announce: Callable[[], None]) -> Iterator[None]:
@@ -201,7 +201,7 @@ class ShardedModel:
         entered: list[Any] = []
 
         def begin(module: Any, _inputs: Any) -> None:
-            # # Answers use the whole model, the loss only the decoder.
+            # Answers use the whole model, the loss only the decoder.
             if not entered:
                 entered.append(module)
                 announce()
@@ -227,7 +227,7 @@ class ShardedModel:
     def lend(self) -> None:
         """Take part in a forward pass of the :meth:`leading` process."""
         self.begin_pass()
-        # # Without dropout, so that nothing is drawn.
+        # Without dropout, so that nothing is drawn.
         with evaluation_mode(self._causal):
             self._decoder(input_ids=token(self.device), use_cache=False)
 
@@ -256,20 +256,20 @@ def _shard(
     for parameter in whole:
         parameter.data = parameter.data.to(device)
     policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
-    # # Weights already have the compute dtype; reductions are in fp32.
+    # Weights already have the compute dtype; reductions are in fp32.
     mixed = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers = decoder_layers(causal)
     for module in (*layers, causal):
         family = type(module).__module__
         fully_shard(module, mesh=mesh, mp_policy=mixed, offload_policy=policy, ignored_params=whole)
-        # # fully_shard replaces the class; other code looks up the family's code by its module.
+        # fully_shard replaces the class; other code looks up the family's code by its module.
         type(module).__module__ = family
         collectives.install(module)
-        # # The loss is divided by the weight of the whole window, so gradients are added, not averaged.
+        # The loss is divided by the weight of the whole window, so gradients are added, not averaged.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
         module.set_reduce_scatter_unused_params(True, recurse=False)
-    # # Prefetching is explicit, because layers are not run through the model's own forward.
+    # Prefetching is explicit, because layers are not run through the model's own forward.
     for layer, following in itertools.pairwise(layers):
         layer.set_modules_to_forward_prefetch([following])
 
@@ -282,7 +282,7 @@ def _kept_whole(causal: Any, *, trains: bool) -> Iterator[torch.nn.Parameter]:
             if not trains:
                 yield parameter
         elif parameter.dim() < 2 or id(parameter) not in in_layers or f".{INITIAL}." in name:
-            # # Initial adapter weights, taken out of the base, are frozen and saved with the adapter.
+            # Initial adapter weights, taken out of the base, are frozen and saved with the adapter.
             yield parameter
 
 

@@ -112,7 +112,7 @@ class ShardedUpdate:
         def part(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
-            # # Copied, because loaded tensors may be memory-mapped.
+            # Copied, because loaded tensors may be memory-mapped.
             return (self._shards.part(value) if value.dim() and len(value) == rows else value).clone()
 
         return {**state, "state": {at: _mapped(values, part) for at, values in state["state"].items()}}
@@ -139,10 +139,10 @@ def gather_rows(local: torch.Tensor, rows: int) -> torch.Tensor | None:
     """
     count, rank = dist.get_world_size(), dist.get_rank()
     share = -(-rows // count)
-    # # Shorter shards are padded; the padding is cut off below.
+    # Shorter shards are padded; the padding is cut off below.
     sent = torch.zeros((share, *local.shape[1:]), dtype=local.dtype)
     sent[: len(local)].copy_(local)
-    # # As bytes, because gloo does not support every dtype.
+    # As bytes, because gloo does not support every dtype.
     flat = sent.view(-1).view(torch.uint8)
     if rank:
         dist.gather(flat, None, 0)

@@ -128,7 +128,7 @@ class Zero:
         package, settings = import_package(ranks.device), _settings(self.trained, options, ranks)
         with _place_in_environment(ranks):
             if self.stage == 3:
-                # # Otherwise the whole module would go to the device before it is sharded.
+                # Otherwise the whole module would go to the device before it is sharded.
                 where = "cpu" if options.weights_on_host else None
                 package.zero.Init(module=module, config_dict_or_path=settings, remote_device=where, pin_memory=False)
             self.engine, self.optimizer, *_ = package.initialize(
@@ -138,9 +138,9 @@ class Zero:
                 config=settings,
                 dist_init_required=False,
             )
-        # # DeepSpeed's process group has a default timeout of half an hour.
+        # DeepSpeed's process group has a default timeout of half an hour.
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=options.timeout), self.optimizer.dp_process_group)
-        # # DeepSpeed only finds states of the first group if its first step creates them.
+        # DeepSpeed only finds states of the first group if its first step creates them.
         self.set_steps(0)
         if self.stage != 3:
             self.optimizer._lazy_init_hp_params_optimizer_state()
@@ -165,7 +165,7 @@ class Zero:
                 norms = [float(norm) for norm in self.optimizer._get_norm_groups()]
             else:
                 norms = [float(self.optimizer.scaled_global_norm())]
-        # # DeepSpeed returns -1 for a non-finite norm.
+        # DeepSpeed returns -1 for a non-finite norm.
         return math.hypot(*norms) * self._count if min(norms) >= 0 else math.nan
 
     def step(self) -> None:
@@ -356,14 +356,14 @@ def _settings(trained: Mapping[str, torch.nn.Parameter], options: ZeroOptions, r
     if options.weights_on_host:
         zero["offload_param"] = host
     if options.stage == 3:
-        # # No prefetching: it depends on earlier passes, which differ between processes outside of steps.
+        # No prefetching: it depends on earlier passes, which differ between processes outside of steps.
         zero |= {
             "stage3_prefetch_bucket_size": 0,
             "stage3_max_reuse_distance": 0,
             "stage3_param_persistence_threshold": 0,
         }
     return {
-        # # DeepSpeed derives its reported batch size from these.
+        # DeepSpeed derives its reported batch size from these.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": options.max_grad_norm,

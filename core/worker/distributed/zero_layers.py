@@ -109,7 +109,7 @@ class ZeroLayers:
         called: list[Any] = []
 
         def begin(module: Any, _inputs: Any) -> None:
-            # # Answers use the whole model, the loss only the decoder.
+            # Answers use the whole model, the loss only the decoder.
             if not entered:
                 entered.append(module)
                 called.clear()
@@ -134,7 +134,7 @@ class ZeroLayers:
     @torch.no_grad()
     def lend(self) -> None:
         """Take part in a forward pass of the :meth:`leading` process."""
-        # # Without dropout, so that nothing is drawn.
+        # Without dropout, so that nothing is drawn.
         with evaluation_mode(self._causal):
             self._decoder(input_ids=token(self.device), use_cache=False)
 

@@ -65,7 +65,7 @@ class Evaluator:
         self._check = check
         self._samples = samples
         self._notice = notice
-        # # An example may have several rows but is asked once; an answer labeled bad is not expected.
+        # An example may have several rows but is asked once; an answer labeled bad is not expected.
         examples = {id(item): item for item in dataset.examples if item.messages and item.label is not False}
         self._asked = list(examples.values()) if max_new_tokens else []
         self._conversations = [[message.fields() for message in example.prompt] for example in self._asked]

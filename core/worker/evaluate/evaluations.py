@@ -110,7 +110,7 @@ class Evaluations:
             return False
         if self.probe is not None:
             event = dataclasses.replace(event, probe_loss=self.probe.measure(functools.partial(report, "probe")))
-        # # Time spent in a pause does not count.
+        # Time spent in a pause does not count.
         seconds = time.monotonic() - began - (state.paused_seconds - paused)
         event = dataclasses.replace(event, seconds=seconds)
         for told in (event, *samples):
@@ -131,7 +131,7 @@ class Evaluations:
 
     def _answer_first(self) -> None:
         evaluator, recorder, step = self.evaluator, self.recorder, self.state.step
-        # # A separate name: its duration is no estimate for later measurements of rows.
+        # A separate name: its duration is no estimate for later measurements of rows.
         part = "samples" if evaluator is None else "first answers"
         tell = recorder.reporter("evaluating", self.attend)
 

@@ -51,7 +51,7 @@ def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
     every = [(example, row) for example, row in chosen.values() if example.messages]
     asked = every[: config.eval.samples]
     most = max((supervised_count(row) for _, row in asked), default=0)
-    # # An answer labeled bad is not expected.
+    # An answer labeled bad is not expected.
     expected = Expected.of([example.answer if example.label is not False else None for example, _ in every])
     return Questions(
         [[message.fields() for message in example.prompt] for example, _ in asked],
@@ -106,7 +106,7 @@ class SampleWriter:
                     template=self.template,
                 )
         except UserError as error:
-            # # Samples are for information only; failing to write them never ends a run.
+            # Samples are for information only; failing to write them never ends a run.
             if not self.failing:
                 self.warn(f"There are no samples: {error.message}", error.hint)
             self.failing = True

@@ -259,7 +259,7 @@ class SupervisedLoss:
         """Log-probabilities of rows, as :meth:`log_probabilities`, from their :meth:`hidden` states."""
         chunk = chunk_positions(self.head.vocabulary)
         losses = chunked_token_losses(self.head, hidden, _learned(input_ids, supervised, host), chunk)
-        # # Not index_add: its order on a GPU, and so its last bits, differ between runs.
+        # Not index_add: its order on a GPU, and so its last bits, differ between runs.
         counts = supervised[:, 1:].sum(dim=1).tolist() if host is None else host.counts()
         rows = losses.split(counts)  # type: ignore[no-untyped-call]
         return torch.stack([-row.sum() for row in rows])
@@ -284,7 +284,7 @@ class SupervisedLoss:
             ``(supervised, hidden)``.
         """
         laid = self._lay_out(input_ids, supervised, most_shared, host)
-        # # The first layer that needs more raises it; the padded batch always works.
+        # The first layer that needs more raises it; the padded batch always works.
         with contextlib.suppress(LayoutError):
             if laid is not None:
                 return self.hidden_laid_out(laid)

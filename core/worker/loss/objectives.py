@@ -363,7 +363,7 @@ class KtoObjective:
         self._ratios, self._good = [], []
         others = [self._other[row] for row in window]
         total = torch.zeros((), device=self._loaded.device)
-        # # A separate context: autocast caches casts of weights, and these have no gradient.
+        # A separate context: autocast caches casts of weights, and these have no gradient.
         with evaluation_mode(self._loaded.model), self._autocast():
             for batch in split_window(range(len(others)), list(map(len, others)), token_budget):
                 chosen = [others[place] for place in batch]
@@ -443,7 +443,7 @@ def _log_ratios(loss: SupervisedLoss, batch: MicroBatch, outputs: Outputs) -> to
 def _exchanged(row: TokenizedRow, other: TokenizedRow, max_length: int) -> TokenizedRow:
     """The prompt of a row with the answer of another row."""
     prompt, begins = int(row.supervised.argmax()), int(other.supervised.argmax())
-    # # At least one token of the answer is kept.
+    # At least one token of the answer is kept.
     room = max(max_length - prompt, 1)
     answer = slice(begins, begins + room)
     return TokenizedRow(

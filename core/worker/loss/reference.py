@@ -73,7 +73,7 @@ class PrecomputedReference:
     """
 
     def __init__(self, token_budget: int, notice: Callable[[str, str, str], None] = ignore) -> None:
-        # # By identity: repeated rows are the same object, and callers hold them.
+        # By identity: repeated rows are the same object, and callers hold them.
         self._known: dict[int, float] = {}
         self._notice = notice
         self.token_budget = token_budget
@@ -103,7 +103,7 @@ class PrecomputedReference:
 
         def run(batch: list[int]) -> list[float]:
             rows = [wanted[place] for place in batch]
-            # # One context per batch: autocast's cache would be kept alive while memory is released.
+            # One context per batch: autocast's cache would be kept alive while memory is released.
             with torch.no_grad(), evaluation_mode(loaded.model), autocast():
                 padded = collate(rows, loaded.pad_id, loaded.device)
                 found: list[float] = loss.log_probabilities(*padded).tolist()

@@ -131,7 +131,7 @@ def allocate_managed(
         return buffer
     pointer = ctypes.cast(ctypes.c_void_p(address.value), ctypes.POINTER(ctypes.c_ubyte))
     made: Any = torch.frombuffer(np.ctypeslib.as_array(pointer, shape=(size,)), dtype=dtype).view(shape)
-    # # Attributes by which bitsandbytes recognizes paged tensors.
+    # Attributes by which bitsandbytes recognizes paged tensors.
     made.is_paged = True
     made.page_deviceid = device.index
     paged: torch.Tensor = made
@@ -151,14 +151,14 @@ def load_states(
     if not getattr(optimizer, "is_paged", False):
         optimizer.load_state_dict(saved)
         for state in optimizer.state.values():
-            # # Copies keep the attribute that marks paged tensors.
+            # Copies keep the attribute that marks paged tensors.
             state.update({name: value.detach() for name, value in state.items() if is_paged(value)})
         return
     settle(optimizer)
     buffers: PagedBuffers = optimizer.get_state_buffer
     for state in optimizer.state.values():
         buffers.give_back(state)
-    # # A state moved to the card would stay there.
+    # A state moved to the card would stay there.
     optimizer.load_state_dict(saved, move_to_device=False)
     for parameter, state in optimizer.state.items():
         of = like(parameter)

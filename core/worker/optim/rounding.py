@@ -53,7 +53,7 @@ def add_slices(weights: torch.Tensor, update: torch.Tensor, *, keep: float = 1.0
     flat, change = weights.view(-1), update.reshape(-1)
     for start in range(begin, flat.numel(), SLICE):
         part = flat[start : start + SLICE]
-        # # A bf16 slice is only written by the last call; an fp32 slice is changed in place, without allocations.
+        # A bf16 slice is only written by the last call; an fp32 slice is changed in place, without allocations.
         exact = part.float()
         if keep != 1.0:
             exact.mul_(keep)
@@ -72,9 +72,9 @@ def round_stochastically(exact: torch.Tensor) -> torch.Tensor:
         The same tensor, with every value representable in bf16.
     """
     bits = exact.view(torch.int32)
-    # # For both signs a larger magnitude has larger bits, so the carry rounds away from zero.
+    # For both signs a larger magnitude has larger bits, so the carry rounds away from zero.
     noise = torch.empty_like(bits).random_(0, 1 << _LOST_BITS)
-    # # Infinities have no low bits to carry from; NaNs may.
+    # Infinities have no low bits to carry from; NaNs may.
     noise.masked_fill_(exact.isnan(), 0)
     bits.add_(noise).bitwise_and_(-(1 << _LOST_BITS))
     return exact
@@ -150,7 +150,7 @@ def find_fault(kernels: Kernels, device: torch.device, count: int = COUNT) -> st
         return f"the mean of {count} roundings is off by {bias:.2g} of a distance"
     if bool((ones == again).all()):
         return "two seeds round alike"
-    # # Every bf16 value must survive a zero update, and an update with flag 0. Values below 1e-38 may become zero.
+    # Every bf16 value must survive a zero update, and an update with flag 0. Values below 1e-38 may become zero.
     every = torch.arange(-(1 << 15), 1 << 15, device=device).to(torch.int16).view(torch.bfloat16)
     numbers = every[(every == 0) | (every.abs() >= torch.finfo(torch.bfloat16).tiny)]
     for flag, update in ((None, 0.0), (torch.zeros((), dtype=torch.int32, device=device), 1.0)):

@@ -69,7 +69,7 @@ def _add_update(
 ):
     program = tl.program_id(0)
     lane = tl.arange(0, quarter)
-    # # One generator position per four elements.
+    # One generator position per four elements.
     first, second, third, fourth = tl.randint4x(seed, program * quarter + lane)
     at = program.to(tl.int64) * (4 * quarter) + lane
     _add_quarter(weights, update, wanted, at, total, keep, first, guarded, rounded)
@@ -97,7 +97,7 @@ def _add_quarter(
     exact = old * keep + tl.load(update + at, mask=inside, other=0.0).to(tl.float32)
     if rounded:
         bits = exact.to(tl.uint32, bitcast=True)
-        # # The noise must not carry from a non-finite value into its sign.
+        # The noise must not carry from a non-finite value into its sign.
         noise = tl.where((bits & 0x7F800000) == 0x7F800000, 0, random.to(tl.uint32) & 0xFFFF)
         exact = ((bits + noise.to(tl.uint32)) & 0xFFFF0000).to(tl.float32, bitcast=True)
     tl.store(weights + at, exact.to(weights.dtype.element_ty), mask=inside)

@@ -99,7 +99,7 @@ class AdapterUpdate:
         self._accelerator = accelerator
         self._retry = retry
         self._states = optimizer
-        # # Set on the optimizer itself, because the gradient scaler calls it there.
+        # Set on the optimizer itself, because the gradient scaler calls it there.
         optimizer.step = RetryableStep(optimizer, retry)
         self._optimizer = accelerator.prepare_optimizer(optimizer)
         self._parameters = parameters
@@ -126,7 +126,7 @@ class AdapterUpdate:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _clip_norm(self) -> float:
-        # # It allocates only for the norms, then scales in place: a failed attempt has changed nothing.
+        # It allocates only for the norms, then scales in place: a failed attempt has changed nothing.
         return self._clip_gradients(self._parameters, self._limit)
 
     @contextlib.contextmanager
@@ -293,7 +293,7 @@ def _square_sum(norms: list[torch.Tensor]) -> float:
 
 
 class _TensorStepper:
-    """One tensor and its optimizer.
+    """A tensor and its optimizer.
 
     The optimizer works on a zero stand-in, so the stand-in's value after the step is the update alone, which is then
     added to the tensor with the rounding it needs. Optimizers whose step depends on the parameter's value, other than
@@ -341,7 +341,7 @@ class _TensorStepper:
         wanted = None if finite is None else finite.to(torch.int32)
         update = self._run_to_the_end(learning_rate, scale, wanted)
         keep, done, kernels, weights = 1.0 - learning_rate * self._decay, 0, self._kernels, self.parameter.data
-        # # Drawn on the host, from the generator that checkpoints save, without a device sync.
+        # Drawn on the host, from the generator that checkpoints save, without a device sync.
         seed = 0 if kernels is None else int(torch.randint(1 << 31, ()))
 
         def add() -> None:

@@ -69,7 +69,7 @@ class CommandServer:
                 self._hear(decode_request(line))
             except ProtocolError as error:
                 self._send({"id": None, "ok": False, "error": f"Not understood: {error}.", "hint": ""})
-        # # The parent is gone. The main thread may be in a long call, and there is nothing to save.
+        # The parent is gone. The main thread may be in a long call, and there is nothing to save.
         os._exit(0)
 
     def _hear(self, request: Request) -> None:
@@ -95,12 +95,12 @@ class CommandServer:
         except UserError as error:
             self._refuse(request, error)
         except Exception as error:
-            # # A bug, or an unexpected failure of a library: it costs this answer, not the process.
+            # A bug, or an unexpected failure of a library: it costs this answer, not the process.
             traceback.print_exc()
             failed = f"{self._name} failed: {type(error).__name__}: {error}"
             self._refuse(request, UserError(failed, "Its log has the details."))
         finally:
-            # # Another command may have the same id.
+            # Another command may have the same id.
             if self._cancelled.get(request.id) is cancelled:
                 del self._cancelled[request.id]
 

@@ -214,7 +214,7 @@ class Controls:
             sender: Source of the request; the first one is reported.
             now: Stop without a checkpoint, even if an earlier request wanted one.
         """
-        # # No lock, because the interrupted code may hold it; each of these operations is atomic.
+        # No lock, because the interrupted code may hold it; each of these operations is atomic.
         self._stops.setdefault(sender, now)
         if now:
             self._stops[sender] = now
@@ -369,7 +369,7 @@ class ControlServer:
         try:
             remove_stale_sockets()
             self._wanted, path = path, private_socket_path(path)
-            # # Created under another name until it listens: a socket that refuses belongs to a dead worker.
+            # Created under another name until it listens: a socket that refuses belongs to a dead worker.
             hidden = path.with_name(f".{os.getpid()}")
             hidden.unlink(missing_ok=True)
             mask = os.umask(0o177)
@@ -421,7 +421,7 @@ class ControlServer:
                 try:
                     connection.sendall(encode_message(message))
                 except OSError:
-                    # # A peer that is gone or does not read delays training at most once.
+                    # A peer that is gone or does not read delays training at most once.
                     with contextlib.suppress(OSError):  # possibly closed already
                         connection.shutdown(socket.SHUT_RDWR)
 

@@ -62,7 +62,7 @@ def apply_determinism(kind: Determinism, device: str) -> None:
     if kind == "fast" or device == "cpu":
         return
     torch.use_deterministic_algorithms(True)
-    # # Otherwise every new tensor is filled with NaN, which costs more than the kernels.
+    # Otherwise every new tensor is filled with NaN, which costs more than the kernels.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

@@ -126,7 +126,7 @@ def device_failure(error: BaseException, step: int, device: Device | None) -> Us
         step: Optimizer steps done.
         device: Last snapshot of the run's device.
     """
-    # # By name: torch may not be imported yet.
+    # By name: torch may not be imported yet.
     is_failure = type(error).__name__ == "AcceleratorError" or (
         isinstance(error, RuntimeError) and _SIGN.search(str(error)) is not None
     )

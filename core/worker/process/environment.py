@@ -19,12 +19,12 @@ from core.hub.job import OFFLINE
 #: Offline and private: no hub look-ups, no telemetry, no online trackers.
 _PRIVATE = {**OFFLINE, "WANDB_MODE": "offline"}
 _DEFAULTS = {
-    # # Rows are tokenized before any fork, so the library's warning about forks is noise.
+    # Rows are tokenized before any fork, so the library's warning about forks is noise.
     "TOKENIZERS_PARALLELISM": "false",
-    # # nvidia-smi's and NVML's numbering of cards, so that plan and run mean the same card.
+    # nvidia-smi's and NVML's numbering of cards, so that plan and run mean the same card.
     ORDER: "PCI_BUS_ID",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    # # Progress is reported by events; bars would fill the log.
+    # Progress is reported by events; bars would fill the log.
     "TQDM_DISABLE": "1",
 }
 
@@ -34,11 +34,11 @@ def prepare() -> None:
     os.environ.update(_PRIVATE)
     for name, value in (_DEFAULTS | allocator_defaults(os.environ, wsl=is_wsl())).items():
         os.environ.setdefault(name, value)
-    # # With the package "kernels", importing bitsandbytes downloads native code. Mark it as not installed, and silence
+    # With the package "kernels", importing bitsandbytes downloads native code. Mark it as not installed, and silence
     # the advice to install it.
     sys.modules["kernels"] = None  # type: ignore[assignment]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # # Libraries' notes to each other would look like advice in a user's log.
+    # Libraries' notes to each other would look like advice in a user's log.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\b")
 
 

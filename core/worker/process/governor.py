@@ -301,7 +301,7 @@ class Governor:
                 before, self._joules_before = self._joules_before, step.joules
                 used = step.joules - before if step.joules is not None and before is not None else None
                 if used is not None:
-                    # # Energy between two steps was used at about the same power.
+                    # Energy between two steps was used at about the same power.
                     used *= step.seconds / max(step.seconds + step.between + step.paused, 1e-9)
                 self._course.step_done(
                     tokens=step.tokens,

@@ -13,7 +13,7 @@ __all__ = ["RedactedStream", "log", "log_exception", "redact_streams"]
 
 def log(text: str) -> None:
     """Write a line, with secrets replaced."""
-    # # A full disk or a closed reader must not end the training.
+    # A full disk or a closed reader must not end the training.
     with contextlib.suppress(OSError):
         print(redact(text), file=sys.stderr, flush=True)
 

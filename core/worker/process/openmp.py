@@ -154,7 +154,7 @@ class SpinControl:
 
     def _spin(self, *, brief: bool) -> None:
         if brief and not self._teams:
-            # # The first thread of a team does not belong to libgomp.
+            # The first thread of a team does not belong to libgomp.
             missing = len(os.sched_getaffinity(0)) + 1 - self._threads
             self._teams = [_SleepingTeam() for _ in range(max(-(-missing // (self._threads - 1)), 1))]
         elif not brief and self._teams:
@@ -184,7 +184,7 @@ class _SleepingTeam:
         self._thread.start()
 
     def _hold(self) -> None:
-        # # A thread's first parallel region creates its team, which ends with the thread.
+        # A thread's first parallel region creates its team, which ends with the thread.
         torch.ones(SHARED_WORK).add_(1.0)
         self._ended.wait()
 

@@ -44,7 +44,7 @@ def _torch() -> dict[str, Any]:
                     "name": properties.name,
                     "capability": f"{properties.major}.{properties.minor}",
                     "memory": properties.total_memory,
-                    # # Older cards emulate bfloat16 at a fraction of the speed.
+                    # Older cards emulate bfloat16 at a fraction of the speed.
                     "bf16": properties.major >= 8,
                     "uuid": f"GPU-{getattr(properties, 'uuid', '')}",
                 }

@@ -127,7 +127,7 @@ class Recorder:
         )
         self._mend_last_line()
         self._sampler = Sampler(HEARTBEAT_SECONDS)
-        # # While a run is parked, the meters show other users of its device.
+        # While a run is parked, the meters show other users of its device.
         self._hardware = None if parked or not keeps else HardwareLog(self._sampler, self.event, self.notice)
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.update()
@@ -158,10 +158,10 @@ class Recorder:
             self._peaks[event.device] = max(bytes_ or 0 for bytes_ in known)
         event = _redacted(event)
         with self._lock:
-            # # Several threads report; times in the file must not decrease.
+            # Several threads report; times in the file must not decrease.
             data = encode_event(dataclasses.replace(event, t=time.time())).encode("utf-8", errors="replace")
             if self._torn:
-                # # The disk filled up in the middle of an earlier line; do not append to its half.
+                # The disk filled up in the middle of an earlier line; do not append to its half.
                 data = b"\n" + data
             try:
                 written = os.write(self._file, data)
@@ -280,7 +280,7 @@ class Recorder:
             changes["reason"] = redact(changes["reason"])
         with self._lock:
             now, beat, began = time.time(), time.monotonic(), self._step_began
-            # # Relative to now, so that it is right for readers even if the clock was changed.
+            # Relative to now, so that it is right for readers even if the clock was changed.
             started = now - (beat - began) if began is not None else None
             self._state = dataclasses.replace(
                 self._state,
@@ -329,7 +329,7 @@ class Recorder:
         if state not in END_STATES:
             raise ValueError(f"{state} is not an end state")
         self._end_threads()
-        # # Other processes of the run may report something at this moment.
+        # Other processes of the run may report something at this moment.
         with closing_record(self._file) if self._keeps else nullcontext():
             self.event(final)
             self.seal("end", {"state": state, "step": final.step})
@@ -382,7 +382,7 @@ class Recorder:
             due = time.monotonic() + HEARTBEAT_SECONDS
             self.update()
             if self._has_vanished():
-                # # A recreated directory accepts the state, but nobody looks for it there.
+                # A recreated directory accepts the state, but nobody looks for it there.
                 self._vanished()
             if (slow := self._watchdog.look()) is not None:
                 self._tell_slow(*slow)

@@ -51,7 +51,7 @@ class Reports:
         if self._descriptor is None:
             return
         line = json.dumps(fields).encode("utf-8") + b"\n"
-        # # If the supervisor is gone, this process is about to be killed as well.
+        # If the supervisor is gone, this process is about to be killed as well.
         with self._guard, contextlib.suppress(OSError):
             os.write(self._descriptor, line)
 
@@ -71,7 +71,7 @@ def report_to_supervisor() -> Reports:
     number, supervisor = os.environ.pop(REPORTS, ""), os.environ.pop(SUPERVISOR, "")
     if not number or not supervisor:
         return Reports(None, None)
-    # # The kernel kills it even if it is suspended or deep in a driver.
+    # The kernel kills it even if it is suspended or deep in a driver.
     ctypes.CDLL(None, use_errno=True).prctl(_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != int(supervisor):
         os._exit(1)  # the supervisor has ended before

@@ -30,7 +30,7 @@ def rng_state() -> dict[str, Any]:
         ],
         "python": [version, list(internal), gauss_next],
     }
-    # # Only of a GPU in use: otherwise a run on the CPU would allocate GPU memory.
+    # Only of a GPU in use: otherwise a run on the CPU would allocate GPU memory.
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = [torch.cuda.get_rng_state()]
     return state

@@ -313,7 +313,7 @@ class LossSpikes:
             self.spike = Spike(step, step, loss, expected, tuple(window))
             self._tell(self.spike, above)
         else:
-            # # Rows of a lasting spike are only kept up to the step that triggers the response.
+            # Rows of a lasting spike are only kept up to the step that triggers the response.
             rows = window if self.spike.count < self._patience else ()
             self.spike = self.spike.followed_by(step, loss, rows)
         if self._ends or self.spike.count <= self._patience:

@@ -253,7 +253,7 @@ class TrainState:
             "reference_budget": self.reference_budget,
             "gradient_checkpointing": self.checkpointing,
             "activation_offload": self.offloading,
-            # # Earlier versions could use Liger's loss kernel, and wrote its version here.
+            # Earlier versions could use Liger's loss kernel, and wrote its version here.
             "liger": None,
             "overrides": self.overrides,
             "selection": self.best.facts(),
@@ -277,7 +277,7 @@ class TrainState:
         self.step = self.saved = int(manifest["step"])
         self.token_budget = int(manifest["token_budget"])
         self.checkpointing = bool(manifest["gradient_checkpointing"])
-        # # Manifests of earlier versions lack these keys.
+        # Manifests of earlier versions lack these keys.
         self.kept_layers = int(manifest.get("kept_layers", 0))
         self.offloading = bool(manifest.get("activation_offload", False))
         self.best.restore(manifest["selection"], self.step)

@@ -180,7 +180,7 @@ class CompiledForward:
         self._health = health
         self._usual = layer.forward
         function = type(layer).forward
-        # # transformers' layers recompute activations inside their own forward.
+        # transformers' layers recompute activations inside their own forward.
         self._recomputes = (
             isinstance(layer, GradientCheckpointingLayer)
             and function.__code__.co_name == "forward_with_checkpointing"
@@ -341,7 +341,7 @@ def _try_layer(loaded: LoadedModel, autocast: Callable[[], AbstractContextManage
     (first, *others), kwargs = _layer_arguments(loaded, layer, autocast) or ((None,), {})
     if not isinstance(first, torch.Tensor):
         return "it takes no hidden states"
-    # # Recomputation happens outside the compiled function.
+    # Recomputation happens outside the compiled function.
     health = Health(lambda *_: None)
     compiled = CompiledForward(layer, health, backend)
     loaded.model.train()

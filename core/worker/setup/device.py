@@ -144,7 +144,7 @@ def make_governor(config: Config, recorder: Recorder, controls: Controls, device
     """
     throttle = Throttle(controls)
     if device.type == "cuda":
-        # # A GPU is still computing when the call returns.
+        # A GPU is still computing when the call returns.
         throttle.synchronize = lambda: torch.cuda.synchronize(device)
     recorder.rested = lambda: throttle.rested_seconds
     governor = Governor(

@@ -59,7 +59,7 @@ def wants_packing(config: Config, fused: Fused) -> bool:
 
 
 def _shares(config: Config) -> bool:
-    # # Rows that share a prefix would share its dropout or noise.
+    # Rows that share a prefix would share its dropout or noise.
     drawn = config.method.dropout > 0 or config.method.neftune_alpha is not None
     return config.train.share_prefix and not drawn
 
@@ -101,7 +101,7 @@ def _pair_price(loaded: LoadedModel) -> float:
     head = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
     layers = decoder_layers(loaded.model)
     products = [module for layer in layers for module in layer.modules() if hasattr(module, "in_features")]
-    # # An adapter layer repeats the features of its base layer.
+    # An adapter layer repeats the features of its base layer.
     weights = sum(int(m.in_features) * int(m.out_features) for m in products if not hasattr(m, "base_layer"))
     return 2.0 * float(settings.num_attention_heads * head) * len(layers) / max(weights, 1)
 

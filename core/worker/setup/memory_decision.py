@@ -64,7 +64,7 @@ def measure_ahead(config: Config, device: torch.device) -> None:
     """
 
     def measure() -> None:
-        # # The first plan raises the error again.
+        # The first plan raises the error again.
         with contextlib.suppress(UserError):
             make_plan(load_architecture(locate_model(config.model.base)), config, _machine(device))
 

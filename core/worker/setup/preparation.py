@@ -135,7 +135,7 @@ def _try_template(config: Config, base: Path, template: str | None, check_stop: 
             while not wait([trial], _SECONDS_PER_CHECK).done:
                 check_stop()
         finally:
-            # # Closing the pool ends an unfinished trial; a trial that is just starting has no process to end yet.
+            # Closing the pool ends an unfinished trial; a trial that is just starting has no process to end yet.
             POOL.close()
             while not wait([trial], _SECONDS_PER_CHECK).done:
                 POOL.close()

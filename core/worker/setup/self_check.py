@@ -80,7 +80,7 @@ def check_model(
         try:
             return _try_rows(loaded, loss, made, autocast, laid_out=laid_out)
         except Exception as error:
-            # # Some families inspect their masks and need tensors.
+            # Some families inspect their masks and need tensors.
             if is_out_of_memory(error) or not spell_windows_out(loaded.device):
                 raise
         return _try_rows(loaded, loss, made, autocast, laid_out=laid_out)

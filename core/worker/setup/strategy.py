@@ -67,7 +67,7 @@ def settle_strategy(config: Config, device: torch.device, dataset: Dataset, reco
         return config
     chosen = plan_strategy(config, device, dataset, ranks.count)
     too_small = chosen is not None and chosen.strategy == "fsdp2"
-    # # Other processes may take much longer to prepare their rows.
+    # Other processes may take much longer to prepare their rows.
     (shares,) = ranks.any([too_small], patient=True)
     if shares:
         reason = chosen.reason if chosen is not None and too_small else "fsdp2: another process's card is too small."
@@ -123,7 +123,7 @@ def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Co
         memory = config.memory.model_copy(update={"gradient_checkpointing": "on"})
         config = config.model_copy(update={"memory": memory})
     if config.train.compile:
-        # # The option itself stays: checkpoints are compared with the run's configuration file.
+        # The option itself stays: checkpoints are compared with the run's configuration file.
         message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
         recorder.notice("info", "not_compiled", message, "The numbers are the same.")
     return config
@@ -196,7 +196,7 @@ def agree_kept_layers(
     """
     if ranks.is_first:
         config = settle_kept_layers(config, prepared, device, recorder, check_stop)
-    # # Machines differ in the time they need for the rows.
+    # Machines differ in the time they need for the rows.
     ranks.meet()
     if ranks.is_first:
         ranks.broadcast({"keep_16bit": config.model.keep_16bit})

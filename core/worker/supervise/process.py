@@ -78,7 +78,7 @@ class RankProcess:
         path = self.start.log
         try:
             log = open_beneath(path.parent, path.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            # # Earlier lines belong to other processes.
+            # Earlier lines belong to other processes.
             self._log_began = os.fstat(log).st_size
             try:
                 self._child = subprocess.Popen(
@@ -146,7 +146,7 @@ class RankProcess:
 
     def sign(self) -> Sign:
         """Current life signs."""
-        # # Status first: the last reports of an ended process are readable then.
+        # Status first: the last reports of an ended process are readable then.
         status = self._status()
         self.listen()
         following = self._signs.get("following")
@@ -217,6 +217,6 @@ class RankProcess:
                 lines = (file.read(_TAIL_BYTES) or b"").decode("utf-8", errors="replace").splitlines()
         except OSError:
             return ""
-        # # Lines of the launcher and the supervisor do not count.
+        # Lines of the launcher and the supervisor do not count.
         kept = [one_line(line, 300) for line in lines if line.strip() and not line.startswith("== ")]
         return kept[-1] if kept else ""

@@ -115,7 +115,7 @@ class Supervisor:
                 return self._fail(verdict.error, verdict.hint)
             sentence = _sentence(verdict, words)
             if self._stops:
-                # # New processes would only stop at once.
+                # New processes would only stop at once.
                 self._tell(NoticeEvent(level="warning", code="rank_lost", message=f"{sentence}.", hint=""))
                 break
             if restarts >= self.config.distributed.restarts:
@@ -150,10 +150,10 @@ class Supervisor:
         if isinstance(verdict, Ended):
             return verdict, words
         if (code := self._recorded_end(before)) is not None:
-            # # A process that dies in a driver afterwards changes nothing.
+            # A process that dies in a driver afterwards changes nothing.
             return Ended(code), words
         if not all(gone):
-            # # It is stuck in a driver or on a disk; new processes would share its device.
+            # It is stuck in a driver or on a disk; new processes would share its device.
             label = words[gone.index(False)][0]
             verdict = Refused(gone.index(False), f"{label} does not end: it waits for a device or a disk", "Reboot.")
         return verdict, words
@@ -244,7 +244,7 @@ class Supervisor:
         of = self.config.distributed.restarts
         message = f"{sentence}. The run {where}, by new processes ({number} of {of} times)."
         self._tell(NoticeEvent(level="warning", code="rank_lost", message=message, hint=""))
-        # # A pause by the governor has a reason, and ends with the process.
+        # A pause by the governor has a reason, and ends with the process.
         paused = state is not None and state.state == "paused" and not state.reason
         return [*(["--resume"] if found else []), *(["--paused"] if paused else [])]
 
@@ -295,7 +295,7 @@ class Supervisor:
         signal.set_wakeup_fd(writing)
         before = {number: signal.signal(number, keep) for number in STOP_SIGNALS}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        # # If it were ignored, the kernel would discard exit codes.
+        # If it were ignored, the kernel would discard exit codes.
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             yield
