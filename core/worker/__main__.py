@@ -1,9 +1,9 @@
 """The training process: ``python -m core.worker RUN [--resume]``.
 
-It is started detached, owns its run directory alone, and leaves with 0 when finished, 3 when stopped, 4 when failed.
-A run that gives its device back goes on as another program in the same process (``--parked``), and that one as the
-training again. A run of several processes has this one as their supervisor, which starts them by the same command line
-with their numbers in the environment (:mod:`core.worker.distributed.rendezvous`).
+It is started detached, owns its run directory, and exits with 0 if finished, 3 if stopped, 4 if failed. A run that
+gives its device back continues as another program in the same process (``--parked``), which becomes the training again.
+In a run of several processes this one is the supervisor: it starts the others by the same command line, with their
+ranks in the environment (:mod:`core.worker.distributed.rendezvous`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from core.worker.progress.health import NotFiniteError
 from core.worker.supervise.supervisor import supervisor_of
 from core.worker.supervise.verdict import EXIT_CRASHED, EXIT_LOST
 
-#: Descriptors of standard input, output and error, which stay in a process that goes on as another program.
+#: Standard input, output and error: descriptors that survive an exec.
 _STANDARD = 3
 
 
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         log(f"error: {error}")
         return EXIT_CODES["failed"]
     try:
-        # Libraries write by name, wherever that leads.
+        # Libraries open files by name and would follow any link.
         refuse_unsafe_files(run)
     except UserError as error:
         log(f"error: {error}")
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
             _record_refusal(run, error)
         return EXIT_CODES["failed"]
     if meeting is None:
-        # Those of an earlier start, which may have had several.
+        # Left by an earlier start with several processes.
         with contextlib.suppress(OSError):
             ranks_path(run.path).unlink(missing_ok=True)
     if meeting is not None and meeting.rank > 0:
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         following: int | list[str]
         held = hold_devices(run) if begins else Hold()
         if isinstance(held, str):
-            # It waits as a parked run does: it takes commands, and has loaded nothing.
+            # It waits like a parked run: it takes commands and has loaded nothing.
             following = ["--parked", held, *paused]
         elif begins and (supervisor := supervisor_of(run, lock, started_with, held)) is not None:
             following = supervisor.supervise([*(["--resume"] if args.resume else []), *paused])
@@ -98,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
             reports.tell(following=following)
             return 0
         if meeting is not None and "--parked" not in following:
-            # The others have left when the device was given back, and whoever started them starts all again.
+            # The other processes ended when the device was given back; whatever started them must start all of them
+            # again.
             log("The device is free again: the processes of the run are to be started anew, with --resume.")
             return EXIT_LOST
         _become([str(run.path), *following], lock, started_with)
@@ -107,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _record_refusal(run: Run, error: UserError) -> None:
-    """Write the end of a run that is not begun; the file's name is replaced, and nothing else touched."""
+    """Record the end of a run that never began. The state file is replaced by name, and nothing else is touched."""
     recorded = RunState.read(run.state_path) or RunState(state="queued")
     with contextlib.suppress(OSError):
         replace(recorded, state="failed", reason=error.message, updated=time.time()).write(run.state_path)
@@ -116,8 +117,8 @@ def _record_refusal(run: Run, error: UserError) -> None:
 def _worker(
     run: Run, args: argparse.Namespace, meeting: Meeting | None, reports: Reports, beside: Sequence[str]
 ) -> int | list[str]:
-    """Be the worker of a run, the first of its processes where there are several; returns the exit code, or the options
-    of the worker that it goes on as. It may be ``beside`` other runs on its device."""
+    """Be the worker of a run, rank 0 if there are several processes. Returns the exit code, or the options of the
+    worker it continues as. ``beside`` names other runs on its device."""
     controls = Controls()
     install_signals(controls)
     try:
@@ -146,7 +147,7 @@ def _work(
     meeting: Meeting | None,
     reports: Reports,
 ) -> int | list[str]:
-    """Do a run, or wait where it is parked; returns the exit code, or the options of the worker that it goes on as."""
+    """Train, or wait if the run is parked. Returns the exit code, or the options of the worker it continues as."""
     run, server = recorder.run, None
     try:
         server = ControlServer(run.socket_path, controls, lambda: _status(recorder))
@@ -171,7 +172,7 @@ def _work(
         adapter = None if isinstance(error, NotFiniteError) and error.good is None else _newest_adapter(run)
         final = FailedEvent(reason=reason, step=recorder.state.step, adapter=adapter, hint=error.hint)
     except RankLostError as error:
-        # The run goes on by new processes, or the supervisor records its end.
+        # The supervisor starts new processes, or records the end of the run.
         log(f"error: another process of the run does not answer: {error}")
         reports.tell(error=str(error))
         return EXIT_LOST
@@ -199,7 +200,7 @@ def _train(
     meeting: Meeting | None,
     reports: Reports,
 ) -> FinishedEvent:
-    """Import the libraries, meet the other processes of the run if it has any, and train."""
+    """Import the libraries, meet the other processes of the run, and train."""
     run = recorder.run
     recorder.phase("importing")
     ClaimsWatch(config.parking, controls, lambda: recorder.device)
@@ -230,7 +231,7 @@ def _train(
 
 
 def _unforeseen(recorder: Recorder, error: BaseException) -> FailedEvent:
-    """The end by an error that nothing was done about: of the GPU, or of the program."""
+    """The failure event for an unexpected error, of the GPU or of the program."""
     run = recorder.run
     step, adapter = recorder.state.step, _newest_adapter(run)
     if (failure := device_failure(error, step, recorder.device)) is not None:
@@ -264,20 +265,19 @@ def _go_on(recorder: Recorder, controls: Controls, server: ControlServer, asked_
     controls.close("The run is about to go on.", "Ask again in a moment.")
     server.close()
     recorder.hand_over(state="starting", parked="")
-    # Before the first step there is nothing to go on from, and the run begins anew.
+    # Without a checkpoint the run starts over.
     resume = ["--resume"] if complete_checkpoints(recorder.run) else []
     return [*resume, *(["--paused"] if paused and asked_by != "socket" else [])]
 
 
 def _become(arguments: Sequence[str], lock: int, environment: Mapping[str, str]) -> NoReturn:
-    """Run ``python -m core.worker`` anew in this process: pid, start time and lock stay, so that whoever watches the
-    run sees one worker. All memory goes, the device's and its driver's context too, which no library can give back
-    while its process lives.
+    """Replace this process with a new ``python -m core.worker``. Pid, start time and lock stay, so watchers see the
+    same worker. All memory is freed, including the driver's context, which no library can free while its process lives.
 
     Args:
-        arguments: Of the worker.
-        lock: Descriptor of the worker lock, which the next program adopts.
-        environment: Of this program as it was started, without what libraries have been told since.
+        arguments: Arguments of the new worker.
+        lock: Descriptor of the worker lock, which the new worker adopts.
+        environment: Environment at the start of this program, before libraries were configured through it.
 
     Raises:
         OSError: If the program cannot be started.
@@ -285,9 +285,9 @@ def _become(arguments: Sequence[str], lock: int, environment: Mapping[str, str])
     log(f"== worker started anew: {' '.join(arguments[1:])}")
     sys.stdout.flush()
     sys.stderr.flush()
-    # A driver may have opened its device so that a next program inherits it, and with it the memory.
+    # A driver may have opened its device as inheritable, and with it the memory.
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the listing itself is closed
+        with contextlib.suppress(OSError):  # the listing's own descriptor is closed
             if int(name) >= _STANDARD:
                 os.set_inheritable(int(name), False)
     os.set_inheritable(lock, True)
@@ -303,7 +303,7 @@ def _status(recorder: Recorder) -> dict[str, object]:
 
 
 def _newest_adapter(run: Run) -> str | None:
-    """The newest checkpoint's adapter, relative to the run directory."""
+    """Adapter of the newest checkpoint, relative to the run directory."""
     found = sorted(run.checkpoints_path.glob("step-*/adapter/adapter_model.safetensors"))
     return str(found[-1].parent.relative_to(run.path)) if found else None
 

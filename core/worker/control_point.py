@@ -1,4 +1,4 @@
-"""The control point between two optimizer steps: commands carried out, pauses waited through."""
+"""Control point between two optimizer steps: carries out commands and waits through pauses."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ from core.worker.progress.state import TrainState
 
 @dataclass(frozen=True)
 class ControlPoint:
-    """Carries out, in the training thread, the commands of the control socket.
+    """Carries out the commands of the control socket in the training thread.
 
     Args:
-        config: Of the run.
-        loaded: The model that is trained, which answers questions.
-        autocast: The arithmetic of training.
-        template: A chat template instead of the tokenizer's own.
-        state: Of the training; pauses and options that are set go there.
-        checkpointer: Writes the checkpoints that are asked for.
-        recorder: Where events go.
-        controls: The commands that wait.
-        file_weights: Those of the file that is trained for, where there is one.
-        governor: Pauses the run by itself, for heat and the like; None for no governor.
-        strategy: The other processes of the run wait meanwhile.
+        config: The run's configuration.
+        loaded: The model in training, which also answers chat questions.
+        autocast: Precision of training.
+        template: Chat template, if not the tokenizer's own.
+        state: Training state; receives pauses and changed options.
+        checkpointer: Writes requested checkpoints.
+        recorder: Receives events.
+        controls: Pending commands.
+        file_weights: Weights of the file that is trained for, if any.
+        governor: Pauses the run for heat and the like; None for no governor.
+        strategy: Keeps the other processes of the run waiting meanwhile.
     """
 
     config: Config
@@ -67,27 +67,27 @@ class ControlPoint:
 
     @property
     def _hold(self) -> Action | None:
-        """Why the governor pauses the run; None where it does not."""
+        """Governor action that pauses the run; None if there is none."""
         return None if self.governor is None else self.governor.pause
 
     @property
     def _is_held(self) -> bool:
-        """True if a governor pauses the run, this process's or another's."""
+        """True if a governor pauses the run, in this process or another."""
         return self._hold is not None or self.strategy.orders.others_hold
 
     def attend(self) -> None:
-        """Carry out the commands that wait; while paused, wait for more. Called between two steps, and in the long
-        stretches without one, between two passes of an evaluation: no command meets half a step.
+        """Carry out pending commands; while paused, wait for more. Called between two steps, and between two passes of
+        an evaluation, so no command ever meets half a step.
 
         Raises:
-            StopRequested: If a stop was asked for.
-            EvaluationSkipped: If the evaluation that is under way is to be left out.
+            StopRequested: If a stop was requested.
+            EvaluationSkipped: If the current evaluation should be skipped.
         """
         orders = self.strategy.orders
         orders.look_after()
         told: set[str] = set()
         for command in self.controls.waiting():
-            # A key that is pressed twice asks for one thing, and makes one entry in the log.
+            # A key pressed twice asks once, and makes one log entry.
             with orders.alone():
                 self._carry_out(command, is_repeated=command.request.command in told)
             told.add(command.request.command)
@@ -103,10 +103,10 @@ class ControlPoint:
             raise EvaluationSkipped
 
     def _wait(self) -> None:
-        """Wait through a pause, carrying out what is asked meanwhile.
+        """Wait through a pause, carrying out commands meanwhile.
 
         Raises:
-            StopRequested: If a stop is asked for; the run is still paused then.
+            StopRequested: If a stop is requested; the run is still paused then.
         """
         state, controls = self.state, self.controls
         self._tell_paused()
@@ -126,7 +126,7 @@ class ControlPoint:
         self.recorder.update(state="training", reason="")
 
     def _tell_paused(self) -> None:
-        """Put the pause into the state, with the reason where it is the governor's."""
+        """Record the pause in the state, with the governor's reason if it has one."""
         hold, state = self._hold, self.recorder.state
         why = "" if hold is None else reason(hold.cause, hold.value, hold.limit)
         if hold is None and self._is_held:
@@ -197,16 +197,16 @@ class ControlPoint:
         return "ok"
 
     def _stop(self, command: Command) -> None:
-        # It is recorded at the end, whoever asked for it.
+        # Recorded at the end of the run, like stops by signal.
         command.answer(state="stopping", step=self.state.step)
 
     def _park(self, command: Command) -> None:
-        # It is recorded when the run has left the device.
+        # Recorded once the run has left the device.
         command.answer(state="parking", step=self.state.step)
 
     def _generate(self, command: Command) -> str:
         asked = read_generate_args(command.request.args, self.config)
-        # Where the weights themselves are trained there is no base to switch to, and the answer's name says so.
+        # A fully trained model has no base to switch to, and the answer's name says so.
         has_base = self.config.method.name not in WEIGHT_METHODS
         answered_by = BASE if asked.source == BASE and has_base else f"step-{self.state.step}"
         try:
@@ -218,7 +218,7 @@ class ControlPoint:
             raise
         except (UserError, RankLostError):
             raise
-        except Exception as error:  # a chat is a guest here: whatever goes wrong with it, the training goes on
+        except Exception as error:  # no failure of a chat may end the training
             log_exception()
             reason = f"An error that should not happen: {type(error).__name__}: {error}"
             hint = f"The whole of it is in {self.recorder.run.log_path}; please report it."
@@ -227,10 +227,10 @@ class ControlPoint:
         return f"{answered_by}: {generation.tokens} tokens, {generation.finish}"
 
     def _answer(self, asked: ChatRequest, on_text: Callable[[str], None], cancelled: Callable[[], bool]) -> Generation:
-        """The answer of the model in training, or of its base.
+        """Answer of the model in training, or of its base.
 
         Raises:
-            MemoryShortageError: If there is no memory for it.
+            MemoryShortageError: If there is not enough memory.
             UserError: If the prompt is too long for the model, or its template refuses the conversation.
             RankLostError: If another process of the run does not answer.
         """
@@ -264,12 +264,12 @@ class ControlPoint:
             )
 
     def _is_to_end(self, command: Command) -> bool:
-        """True if an answer is to end; asked before each of its tokens."""
+        """True if an answer should end; checked before each of its tokens."""
         self.strategy.orders.look_after()
         return command.cancelled.is_set() or self.controls.is_leaving
 
     def _weights_of(self, source: str) -> AbstractContextManager[None]:
-        """The weights that a source answers with: the base with its own, where a file's are trained."""
+        """Context with the weights of a chat source: the base uses its own, even if a file's weights are trained."""
         return nullcontext() if self.file_weights is None or source != BASE else self.file_weights.base_alone()
 
     def _set(self, command: Command) -> str:
@@ -282,12 +282,12 @@ class ControlPoint:
 
 
 def read_generate_args(args: dict[str, Any], config: Config) -> ChatRequest:
-    """A ``generate`` request; what it leaves out, the configuration says.
+    """A ``generate`` request, with defaults from the configuration.
 
     Raises:
-        UserError: If it makes no sense.
+        UserError: If it is invalid.
     """
-    # No seed is a seed of each draw's own.
+    # A null seed is a value of its own: a new draw each time.
     given = {name: value for name, value in args.items() if value is not None or name == "seed"}
     request = ChatRequest.from_args(settings_of(config.chat) | given)
     if request.source not in (TUNED, BASE):

@@ -1,4 +1,4 @@
-"""The processes of a run: they meet, and those after the first carry out its orders and write no record."""
+"""Processes of a run: how they meet, and how ranks after the first carry out its orders without writing a record."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from core.worker.distributed.ranks import Ranks
     from core.worker.train import FinetuneRecipe
 
-#: Field of a process's message to the others: other runs on its device.
+#: Message field that names other runs on the process's device.
 _BESIDE = "beside"
 
 
 def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) -> int:
-    """Do this process's part of a run; returns the exit code.
+    """Do the part of a process after the first; returns the exit code.
 
     Args:
         run: The run.
-        meeting: Its place among the others.
-        reports: To its supervisor.
-        resume: Whether the run goes on from a checkpoint.
+        meeting: Rank of this process and address of the others.
+        reports: Messages to the supervisor.
+        resume: Continue from a checkpoint.
     """
-    # The first process hears a stop, and gives the orders.
+    # Only rank 0 reacts to a stop, and orders the others.
     for number in (*STOP_SIGNALS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     recorder = Recorder(run, keeps=False, pass_on=lambda *notice: reports.tell(notice=notice))
@@ -56,24 +56,24 @@ def follow_first(run: Run, meeting: Meeting, reports: Reports, *, resume: bool) 
 
 
 def follow(config: Config, recorder: Recorder, ranks: Ranks, *, resume: bool) -> None:
-    """Do the part of a run that belongs to a process after its first.
+    """Do the part of a process after the first.
 
     Args:
         config: The configuration, paths absolute.
-        recorder: One that writes nothing.
+        recorder: A recorder that writes nothing.
         ranks: The processes of the run.
-        resume: Whether the run goes on from a checkpoint.
+        resume: Continue from a checkpoint.
 
     Raises:
         RankLostError: If another process does not answer.
-        UserError: If it cannot go on.
+        UserError: If the run cannot continue.
     """
     from core.worker.distributed.ranks import lost_ranks_told
     from core.worker.process.determinism import nondeterminism_explained
     from core.worker.setup.build import set_up
     from core.worker.train import FinetuneRecipe
 
-    # Commands are for the first process.
+    # Commands go to rank 0.
     controls = Controls()
     with nondeterminism_explained(), lost_ranks_told():
         parts = set_up(config, recorder, controls, ranks, resume=resume)
@@ -81,7 +81,7 @@ def follow(config: Config, recorder: Recorder, ranks: Ranks, *, resume: bool) ->
 
 
 def carry_out_orders(recipe: FinetuneRecipe) -> None:
-    """The rehearsal, then the orders of the first process, until one of them is to leave.
+    """Rehearse, then carry out the orders of rank 0 until it orders to leave.
 
     Raises:
         RankLostError: If another process does not answer.
@@ -103,7 +103,7 @@ def carry_out_orders(recipe: FinetuneRecipe) -> None:
 
 
 def reporting(reports: Reports, work: Callable[[], int]) -> int:
-    """Do the work of a process; returns its exit code. The supervisor gets the reason of a failure."""
+    """Run the work of a process; returns its exit code. The supervisor receives the reason of a failure."""
     try:
         return work()
     except RankLostError as error:
@@ -122,20 +122,20 @@ def reporting(reports: Reports, work: Callable[[], int]) -> int:
 
 
 def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
-    """Import the libraries and meet the other processes; returns the :class:`~core.worker.distributed.ranks.Ranks`.
+    """Import the libraries and meet the other processes. Returns the :class:`~core.worker.distributed.ranks.Ranks`.
 
     Raises:
-        RankLostError: If they do not come.
+        RankLostError: If they do not arrive in time.
         UserError: If the device cannot be used.
     """
     meeting.keep_inside(os.environ)
-    # Libraries that find several processes in the environment would meet by themselves.
+    # Libraries that find torchrun's variables would connect on their own.
     forget()
     held = Hold()
     if reports.supervisor is None:
         if config.hardware.device != "cpu":
             environment.choose_card(config, meeting.local)
-        # Of processes that another program has started, none can wait alone for its card.
+        # Processes started by another program cannot wait for a card one by one.
         held = take_beside([own_device(config, meeting.local)], run.id)
     from core.worker.libraries import import_libraries
 
@@ -165,7 +165,7 @@ def meet(run: Run, config: Config, meeting: Meeting, reports: Reports) -> Any:
 
 
 def _give_up(why: str) -> None:
-    """End this process, which waits for a lost one, from another thread; nothing else ends a wait in a library."""
+    """End this process from another thread: nothing else interrupts a library that waits for a lost process."""
     log(f"error: another process of the run does not answer: {why}")
     os._exit(EXIT_LOST)
 
@@ -173,14 +173,14 @@ def _give_up(why: str) -> None:
 def tell_ranks(
     run: Run, config: Config, recorder: Recorder, members: list[dict[str, Any]], *, is_supervised: bool
 ) -> None:
-    """Record the processes of the run, in the first one.
+    """Record the processes of the run, in rank 0.
 
     Args:
         run: The run.
         config: Its configuration.
         recorder: Its recorder.
-        members: The processes, with the runs that each has found on its device.
-        is_supervised: Whether a supervisor hears their signs of life, and records them itself.
+        members: The processes, with other runs found on each one's device.
+        is_supervised: A supervisor follows their heartbeats and records them itself.
     """
     strategy = config.distributed.strategy
     ranks = [{name: value for name, value in member.items() if name != _BESIDE} for member in members]
@@ -193,7 +193,7 @@ def tell_ranks(
 
 
 def _shared_devices(members: list[dict[str, Any]]) -> Iterator[NoticeEvent]:
-    """The warnings of processes that share their device with other runs, one for each device."""
+    """Warnings about devices shared with other runs, one per device."""
     told = set[tuple[str, str]]()
     for member in members:
         device = member["host"], member["device"]

@@ -1,6 +1,6 @@
-"""Jobs that need torch and its family, as one program: ``python -m core.worker.job NAME``.
+"""Jobs that need torch, run as one program: ``python -m core.worker.job NAME``.
 
-See :mod:`core.jobs.process` for requests and answers, and each function for the fields of its own.
+See :mod:`core.jobs.process` for requests and answers, and each function for its fields.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from core.jobs.process import Answers, run_job
 from core.worker.process import environment
 
-#: Name of a job to the function that does it.
+#: Functions by job name.
 JOBS = {
     "audit": "core.worker.audit.audit:audit",
     "convert": "core.worker.export.gguf.convert:convert",
@@ -35,7 +35,7 @@ def main(name: str) -> int:
 
     def work(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
         answers.progress("importing the libraries")
-        # Not before the process is confined: threads that numpy starts earlier would be outside of its walls.
+        # Imported only after the process is confined: threads that numpy starts before would escape the limits.
         result: dict[str, Any] = getattr(importlib.import_module(module), function)(request, answers)
         return result
 

@@ -1,4 +1,4 @@
-"""Imports of the libraries that take longest, without the parts that a run does not use."""
+"""Imports of the slowest libraries, without the parts that a run does not use."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 
 
 def import_libraries() -> None:
-    """Import what the recipe imports.
+    """Import everything the recipe needs.
 
-    bitsandbytes marks its fallbacks for :func:`torch.compile` when it is imported, which loads torch's compilers: a
-    third of the whole start of a run. Here a function is compiled when it is first called, which on most machines is
-    never.
+    bitsandbytes marks its fallbacks for :func:`torch.compile` at import, which loads torch's compilers: a third of the
+    start of a run. Here a function is compiled on its first call, which on most machines never happens.
     """
     with without_collections():
         with compiling_on_first_call():
@@ -26,8 +25,8 @@ def import_libraries() -> None:
 
 @contextlib.contextmanager
 def without_collections() -> Iterator[None]:
-    """Inside, Python does not look for reference cycles: importing makes a million objects and hardly any cycle, and
-    looking through them again and again takes a fifth of the time. What is there afterwards is not looked at again."""
+    """Context without garbage collection. Imports create a million objects and hardly any cycles, and repeated scans
+    take a fifth of the time. Objects left at the end are frozen, so they are never scanned again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -39,10 +38,10 @@ def without_collections() -> Iterator[None]:
 
 
 def read_models_once() -> None:
-    """Have transformers know its models' files when it asks for them again.
+    """Make transformers reuse its scan of its model files.
 
-    It reads all of them, 1,700 in version 5, to know what they export: once when it is imported and again with the
-    first model, where it names the same directory in another way and does not find what it had kept of it.
+    It reads all 1,700 files (version 5) to find their exports: once at import and again for the first model, under
+    another path to the same directory that misses its cache.
     """
     import transformers.utils.import_utils as utils
 
@@ -52,7 +51,7 @@ def read_models_once() -> None:
 
 
 class _ByDirectory:
-    """Reads what a directory exports, or that of a file, the former under the name that it has been read with."""
+    """Import structure of a directory, or of a file's directory, always under the path of the first scan."""
 
     def __init__(self, read: Callable[[Any], Any]) -> None:
         self._read = read
@@ -63,7 +62,7 @@ class _ByDirectory:
 
 @contextlib.contextmanager
 def compiling_on_first_call() -> Iterator[None]:
-    """Inside, :func:`torch.compile` returns at once, and compiles when the function is first called."""
+    """Context in which :func:`torch.compile` returns at once and compiles on the first call."""
     import torch
 
     at_once = torch.compile

@@ -1,4 +1,4 @@
-"""The wait of a parked run: a small program in the place of the training, until the device is the run's again."""
+"""Waiting of a parked run: a small program in place of the training, until the device is free again."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from core.worker.process.control import Command, Controls, ParkRequested
 from core.worker.process.devices import reason_to_wait
 from core.worker.process.recorder import Recorder
 
-#: Seconds between two looks at who claims the device, in training and while parked.
+#: Seconds between two checks for claims on the device, in training and while parked.
 LOOK_SECONDS = 5.0
-#: Seconds until the run is asked again.
+#: Seconds until a run is asked to park again.
 AGAIN_SECONDS = 300.0
 
 
 class ClaimsWatch:
-    """A thread that asks a run to give its device back when something claims it; it ends with the process.
+    """Thread that asks a run to give its device back when something claims it. It ends with the process.
 
     Args:
-        parking: What is a claim.
-        controls: Of the run.
-        device: The device of the run as it is now; None where it is not known.
+        parking: Conditions that count as a claim.
+        controls: The run's commands.
+        device: Returns a current snapshot of the run's device; None if unknown.
     """
 
     def __init__(self, parking: ParkingSection, controls: Controls, device: Callable[[], Device | None]) -> None:
@@ -46,7 +46,7 @@ class ClaimsWatch:
         while True:
             if (claim := find_claim(self._parking, time.time(), self._device())) is not None:
                 self._controls.request_park(claim.sender, claim.cause)
-            # Where the device cannot be given back, the disk being full, a notice has said so.
+            # If the disk is full, the device cannot be given back; a notice has said so.
             time.sleep(LOOK_SECONDS if claim is None else AGAIN_SECONDS)
 
 
@@ -55,14 +55,14 @@ class ParkedRun:
     """A run without its device.
 
     Args:
-        config: Of the run.
-        recorder: Of the run.
-        controls: The commands that wait.
-        cause: Why it was parked; :data:`~core.runs.record.state.PARKED_BY_HAND`, if somebody asked for it.
-        needs: Bytes of memory that it took at its peak; 0 where that is not known.
-        free: Free bytes of the device's memory; None where it does not say.
-        claim: Who claims the device now.
-        taken: Which run has the device that this one is to have to itself, as the end of a sentence.
+        config: The run's configuration.
+        recorder: The run's recorder.
+        controls: Pending commands.
+        cause: Reason for parking; :data:`~core.runs.record.state.PARKED_BY_HAND` if a person asked for it.
+        needs: Peak memory of the run in bytes; 0 if unknown.
+        free: Returns the free memory of the device in bytes; None if it does not report it.
+        claim: Returns the current claim on the device.
+        taken: Returns the reason if another run has the device to itself, as the end of a sentence.
     """
 
     config: Config
@@ -75,10 +75,10 @@ class ParkedRun:
     taken: Callable[[], str | None] = field(default=lambda: None)
 
     def wait(self) -> str:
-        """Wait until the run can go on; returns who asked for that.
+        """Wait until the run can continue; returns the source of the resume request.
 
         Raises:
-            StopRequested: If the run is to end instead.
+            StopRequested: If the run should end instead.
         """
         clear_since: float | None = None
         looked = -LOOK_SECONDS
@@ -109,7 +109,7 @@ class ParkedRun:
             self.recorder.update(parked=cause)
 
     def _obstacle(self) -> str | None:
-        """Why the run cannot go on, as the end of a sentence; None if it can."""
+        """Reason why the run cannot continue, as the end of a sentence; None if it can."""
         if (claim := self.claim()) is not None:
             return claim.cause
         if (taken := self.taken()) is not None:
@@ -120,7 +120,7 @@ class ParkedRun:
         return None
 
     def _carry_out(self, command: Command) -> bool:
-        """Carry a command out; whether the run goes on."""
+        """Carry out a command. Returns True if the run continues."""
         name, goes_on = command.request.command, False
         try:
             if name == "resume":
@@ -145,7 +145,7 @@ class ParkedRun:
 
 
 def parked_run(run: Run, config: Config, recorder: Recorder, controls: Controls, cause: str, needs: int) -> ParkedRun:
-    """A parked run that looks at this machine."""
+    """A parked run that watches this machine."""
     if config.hardware.device == "cpu":
         recorder.watch(CPU_ONLY)
     elif config.hardware.gpu is not None and (card := find_gpu(look().cards, config.hardware.gpu)) is not None:
@@ -163,5 +163,5 @@ def parked_run(run: Run, config: Config, recorder: Recorder, controls: Controls,
 
 
 def free_bytes(device: Device | None) -> int | None:
-    """Free memory of a device, of the machine for a run on the CPU; None where it does not say."""
+    """Free memory of a device in bytes (of the machine, for a run on the CPU); None if it does not report it."""
     return None if device is None else device.available

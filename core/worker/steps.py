@@ -1,4 +1,5 @@
-"""Parts of an optimizer step: micro-batches, gradient checkpointing, noise on embeddings, the weights of a file."""
+"""Parts of an optimizer step: micro-batches, gradient checkpointing, embedding noise, and training on a file's
+weights."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from core.worker.progress.state import TrainState
 
 
 class Attempt:
-    """Attempt at the gradients of a window: a context that ends quietly where memory runs out inside of it.
+    """Attempt at the gradients of a window: a context that suppresses running out of memory.
 
     Args:
         micro_batches: Row indices of each micro-batch.
@@ -51,7 +52,7 @@ class Attempt:
             log(f"out of memory: {error}")
             self.ran_out = True
         elif isinstance(error, MemoryShortageError):
-            # An optimizer inside backward that has given up after several tries.
+            # An optimizer inside backward gave up after several tries.
             self.ran_out = self._partial()
         return self.ran_out
 
@@ -70,28 +71,28 @@ class Accumulate(Protocol):
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """Gradient accumulation: an optimizer step's rows, its window, cut into micro-batches by a token budget.
+    """Gradient accumulation: the rows of an optimizer step (its window), cut into micro-batches by a token budget.
 
-    When memory runs out anywhere in a window, its gradients are dropped, the random state is put back, something is
-    given up for good (copies of weights, half the budget, activations of half the layers, of all) and the window is run
-    again: never a smaller step, never a changed order.
+    When memory runs out, the window's gradients are dropped, the random state is restored, and one thing is given up
+    for good: dequantized copies of weights, half the budget, or kept activations of half or all layers. Then the window
+    runs again, with the same rows in the same order.
 
     Args:
-        loaded: The model, adapters attached.
+        loaded: The model with its adapters.
         loss: The loss, which packs batches.
-        lengths: Tokens of each training row.
+        lengths: Length in tokens of each training row.
         objective: The training objective.
-        state: The token budget in force.
-        checkpointing: Turned on when a single row does not fit.
-        max_rows: The most rows of a micro-batch; None for no limit but the budget.
-        notice: Called with what was given up, and why: ``notice(code, message, hint)``.
-        partial: Whether the window on hand has changed weights already, as an update inside backward does.
-        whole: Whether a window must be one micro-batch.
-        place: Says where a row comes from: ``rows.jsonl, line 7``.
-        free_caches: Gives up memory that only saves time; returns whether there was any.
-        shared: Whether this process works on a share of each window, which may be larger in a later one.
-        failures: Told the micro-batches of a window for which there was no memory, or None; gives them back, or those
-            of the other processes that have to run it again as well, or None.
+        state: Holds the token budget in force.
+        checkpointing: Turned on if a single row does not fit.
+        max_rows: Maximum rows of a micro-batch; None to limit by the budget alone.
+        notice: Called with the thing given up, and why: ``notice(code, message, hint)``.
+        partial: True if the current window has already changed weights, as an update inside backward does.
+        whole: Run each window as one micro-batch.
+        place: Names the source of a row: ``rows.jsonl, line 7``.
+        free_caches: Frees memory that only saves time; returns True if there was any.
+        shared: This process works on a share of each window, and a later share may be larger.
+        failures: Called with the micro-batches of a window that ran out of memory, or None. Returns them, or the
+            micro-batches of another process that must run again, or None.
     """
 
     loaded: LoadedModel
@@ -110,17 +111,17 @@ class MicroBatches:
     failures: Callable[[list[list[int]] | None], list[list[int]] | None] = lambda failed: failed
 
     def attempts(self, window: Sequence[int], *, where: str) -> Iterator[Attempt]:
-        """Attempts at the gradients of a window, cut finer until one fits. For each, :attr:`Attempt.micro_batches` are
-        to be run within it.
+        """Attempts at the gradients of a window, cut finer until one fits. The caller runs
+        :attr:`Attempt.micro_batches` inside each attempt.
 
         Args:
             window: Row indices.
             where: For messages: ``step 12`` or ``the rehearsal``.
 
         Raises:
-            UserError: If a single row does not fit, even with activations recomputed and their beginnings in host
-                memory, where there is a way.
-            TornUpdateError: If weights have been changed by a part of the window.
+            UserError: If a single row does not fit, even with activations recomputed and offloaded to host memory where
+                possible.
+            TornUpdateError: If part of the window has already changed weights.
         """
         before = rng_state()
         while True:
@@ -140,7 +141,8 @@ class MicroBatches:
             self._cut(failed, where)
 
     def has_largest(self, window: Sequence[int], batch_size: int) -> bool:
-        """True if a window has a micro-batch as large as any that the data can produce, so that running it rehearses.
+        """True if a window has a micro-batch as large as any that the data can produce, so that running it is the
+        rehearsal.
 
         Args:
             window: Row indices.
@@ -152,11 +154,11 @@ class MicroBatches:
         return any(self._tokens_at_work(batch, most_shared=None) >= largest for batch in self._split(window))
 
     def rehearse(self, batch_size: int, accumulate: Accumulate) -> tuple[int, int]:
-        """Run the largest micro-batch that the data can produce; gradients and random state are left as before.
+        """Run the largest micro-batch that the data can produce. Gradients and random state are left unchanged.
 
         Args:
             batch_size: Rows in an optimizer step.
-            accumulate: Runs it; rows share no more than all rows of the data do, as that takes the most memory.
+            accumulate: Runs it. Rows share only the prefix common to all rows, which takes the most memory.
 
         Returns:
             Rows and padded length of the micro-batch that fits.
@@ -185,7 +187,7 @@ class MicroBatches:
 
     @property
     def _row_budget(self) -> int:
-        """The token budget for rows as long as their longest sequence."""
+        """Token budget, counting each row by its longest sequence."""
         return max(1, self.state.token_budget // self.objective.sequences_per_row)
 
     def _split(self, window: Sequence[int]) -> list[list[int]]:
@@ -239,15 +241,15 @@ class MicroBatches:
 
     @property
     def _saved(self) -> str:
-        """The state of activations, for messages."""
+        """State of activations, for messages."""
         return "recomputed from what is kept in the machine's memory" if self.state.offloading else "recomputed"
 
 
 def first_budget(device: torch.device, *, whole: bool) -> int:
-    """Tokens of a micro-batch, padding included, until memory runs out.
+    """Token budget of a micro-batch, padding included, before memory runs out for the first time.
 
     Args:
-        device: Where it runs.
+        device: Device of the run.
         whole: Whether a window must be one micro-batch.
     """
     return WHOLE if whole else TOKEN_BUDGETS.get(device.type, TOKEN_BUDGETS["cuda"])
@@ -259,13 +261,13 @@ FEWEST_KEPT = 8
 
 @dataclass(frozen=True)
 class GradientCheckpointing:
-    """Puts in force what the training state says: activations kept, those of some layers or all recomputed, or
-    recomputed from host memory.
+    """Gradient checkpointing as the training state has it: activations kept, recomputed in all layers or in all but the
+    last few, or recomputed from inputs in host memory.
 
     Args:
         model: A ``transformers`` model, or a ``PeftModel`` around one.
-        state: Says which; :meth:`enable` changes it.
-        offload: Moves to host memory what recomputing starts from; None where there is no way, or it is not to be.
+        state: The setting; :meth:`enable` changes it.
+        offload: Offloads the inputs of recomputed layers to host memory; None if unavailable or turned off.
     """
 
     model: Any
@@ -279,21 +281,21 @@ class GradientCheckpointing:
         """Recompute activations in backward from now on.
 
         Args:
-            kept_layers: Number of layers, the last ones, whose activations are kept nevertheless.
-            offload: Whether what recomputing starts from moves to host memory, where there is a way.
+            kept_layers: Number of last layers whose activations are still kept.
+            offload: Offload the inputs of recomputed layers to host memory, if available.
         """
         self.state.checkpointing, self.state.kept_layers, self.state.offloading = True, kept_layers, offload
         self.apply()
 
     def fewer_kept_layers(self) -> int:
-        """The number of kept layers to go on with where memory has run out: half of them, down to an eighth of all, and
+        """Number of kept layers to continue with after running out of memory: half of them, down to an eighth of all,
         then none."""
         layers = len(decoder_layers(self.model))
         half = (self.state.kept_layers if self.state.checkpointing else layers) // 2
         return half if half * FEWEST_KEPT >= layers else 0
 
     def apply(self) -> None:
-        """Put in force what the state says, after it was restored."""
+        """Apply the state, for example after it was restored."""
         state = self.state
         state.offloading = state.checkpointing and state.offloading and self.offload is not None
         offload = self.offload if state.offloading else None
@@ -306,12 +308,12 @@ class EmbeddingNoise:
     """NEFTune (arXiv 2310.05914): uniform noise of ``alpha / sqrt(tokens * hidden)`` on the embeddings of the real
     tokens of each row.
 
-    It is there only inside of :meth:`on`: evaluation, sampling and chat go without. A row's noise depends on a number
-    drawn for its window and on the row, so that it is the same however the window is cut, and again after a resume.
+    Noise is added only inside :meth:`on`: evaluation, sampling and chat run without it. A row's noise depends on a
+    number drawn for its window and on the row, so it is the same however the window is cut, and after a resume.
 
     Args:
-        model: The model, whose input embeddings it is put on.
-        alpha: How strong it is: 5 to 15 in the paper; None for no noise, and no random draw.
+        model: The model; noise goes on its input embeddings.
+        alpha: Noise strength: 5 to 15 in the paper; None for no noise and no random draw.
     """
 
     def __init__(self, model: Any, alpha: float | None) -> None:
@@ -321,25 +323,25 @@ class EmbeddingNoise:
         self._seen: Counter[int] = Counter()
 
     def draw(self) -> int:
-        """Draw a window's number from torch's generator, which checkpoints keep."""
+        """Draw a window's number from torch's generator, which checkpoints save."""
         return 0 if self._alpha is None else int(torch.randint(1 << 62, ()))
 
     def begin_window(self, number: int | None = None) -> None:
         """Begin a window.
 
         Args:
-            number: As :meth:`draw` gives it, where several processes have the rows of the window; None: it is drawn.
+            number: Number from :meth:`draw`, if several processes share the window; None to draw one.
         """
         self._seed = self.draw() if number is None else number
         self._seen.clear()
 
     @contextlib.contextmanager
     def on(self, rows: Sequence[int], lengths: Sequence[int]) -> Iterator[None]:
-        """Noise in the forward passes inside.
+        """Context whose forward passes have noise.
 
         Args:
-            rows: What each row of the micro-batch is called; equal ones get noises of their own.
-            lengths: Tokens of each, without padding.
+            rows: Identity of each row of the micro-batch; repeated rows get different noise.
+            lengths: Length in tokens of each, without padding.
         """
         if self._alpha is None:
             yield
@@ -370,24 +372,24 @@ def _noise(seed: int, length: int, alpha: float, like: torch.Tensor) -> torch.Te
 
 
 def _mixed(window: int, row: int, repeat: int) -> int:
-    """A seed from several numbers; hashed, as torch's generator on the CPU looks at the lowest 32 bits alone."""
+    """Seed from several numbers. Hashed, because torch's CPU generator only uses the lowest 32 bits."""
     digest = hashlib.blake2b(f"{window}:{row}:{repeat}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=False) >> 1
 
 
 @dataclass(frozen=True)
 class FileTraining:
-    """Switches a model to the weights of its file (``method.train_for``) where the last part of a run begins.
+    """Training on the dequantized weights of a quantized file (``method.train_for``) in the last part of a run.
 
-    Until then, and after the last step before it, the model computes as always: that step's evaluation and checkpoint
-    are of its own weights.
+    Before that part, the model computes as always; the evaluation and checkpoint of the last step before it still use
+    the model's own weights.
 
     Args:
-        weights: Of the model in training.
-        state: Of the training; says whether they are in use.
-        dtype: Of the arithmetic.
-        keeps: Whether merged copies are kept.
-        notice: Told of the beginning: ``notice(level, code, message, hint)``.
+        weights: File weights of the model in training.
+        state: Training state; records whether the file weights are in use.
+        dtype: Compute dtype.
+        keeps: Keep merged copies.
+        notice: Called when the part begins: ``notice(level, code, message, hint)``.
     """
 
     weights: FileWeights
@@ -398,15 +400,15 @@ class FileTraining:
 
     @property
     def before(self) -> int:
-        """Steps that are done before."""
+        """Number of steps before the part."""
         return steps_before_file(self.state.total_steps)
 
     def follow(self) -> None:
-        """Go where the state is, after it was restored."""
+        """Apply the state after it was restored."""
         self._use(self.state.step > self.before)
 
     def begin_step(self) -> None:
-        """The next step is about to be done."""
+        """Prepare for the next step."""
         state = self.state
         if state.step < self.before or self.weights.in_use:
             return
@@ -423,7 +425,7 @@ class FileTraining:
             )
 
     def updated(self) -> None:
-        """The adapters have changed."""
+        """Note that the adapters have changed."""
         self.weights.changed()
 
     def _use(self, in_use: bool) -> None:

@@ -1,7 +1,7 @@
-"""The training recipe: an optimizer step, the loop around it, and a whole run.
+"""The training recipe: one optimizer step, the loop around it, and a whole run.
 
-One optimizer step: for each micro-batch forward, loss and backward; then clip, optimizer step, schedule, event and
-control point. Of several processes each works on its share of a window, and the sums are those of all.
+A step is forward, loss and backward for each micro-batch, then clipping, the optimizer step, the schedule, the event
+and the control point. With several processes, each works on a share of the window, and the sums run over all shares.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from core.worker.process.recorder import Recorder
 from core.worker.progress.health import Spike
 from core.worker.setup.build import Parts, set_up
 
-#: Seconds after which every device that reports its power has done so.
+#: Seconds within which every device that measures its power has reported it.
 _SAMPLED_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a run that was not stopped."""
+    """End of a run that ran to completion."""
 
     step: int
     best_step: int | None
     adapter: str | None
-    """The adapter, or the model where its own weights were trained; relative to the run directory. None where the
+    """Name of the adapter, or of the model if its own weights were trained, relative to the run directory. None if the
     result is refused."""
     reason: str
-    """The reason of the end, and the step of the result where that is not the last one."""
+    """Reason for the end, with the step of the result if that is not the last one."""
     refused: str = ""
     """The bars of ``eval.gate`` that the result misses; empty where it passes."""
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients of a window, which are in the parameters, in numbers."""
+    """Totals of a window whose gradients are in the parameters."""
 
     loss: float
-    """Mean over the supervised tokens of the whole window, or over the other weight of the objective."""
+    """Mean over the supervised tokens of the whole window, or over another weight of the objective."""
     tokens: int
     supervised_tokens: int
     rewards: Rewards
@@ -71,21 +71,21 @@ def train(
     paused: bool = False,
     ranks: Ranks | None = None,
 ) -> Outcome:
-    """Do a run.
+    """Train a run to its end.
 
     Args:
         config: The configuration, paths absolute.
-        recorder: Of the run, for its events and state.
-        controls: Commands from outside.
-        resume: Go on from the newest valid checkpoint.
-        paused: Begin with a pause, as the run was paused when it gave its device back.
-        ranks: The processes of the run, of which this is the first; None for one.
+        recorder: Writes the run's events and state.
+        controls: Commands from outside the process.
+        resume: Continue from the newest valid checkpoint.
+        paused: Start paused, as the run was when it gave its device back.
+        ranks: The processes of the run, this one being the first; None for a single process.
 
     Raises:
-        ParkRequested: If it is to give its device back; a checkpoint has then been written, if a step was done.
+        ParkRequested: If the run must give its device back. Its steps are in a checkpoint by then.
         RankLostError: If another process does not answer.
-        StopRequested: If it was stopped; a checkpoint has then been written, if a step was done and time was given.
-        UserError: If it cannot go on.
+        StopRequested: If the run was stopped. Its steps are in a checkpoint, unless the stop was immediate.
+        UserError: If the run cannot continue.
     """
     with nondeterminism_explained(), lost_ranks_told():
         parts = set_up(config, recorder, controls, ranks, resume=resume)
@@ -95,8 +95,8 @@ def train(
 
 @dataclass(frozen=True)
 class FinetuneRecipe:
-    """Fine-tunes a model: with LoRA adapters (arXiv 2106.09685), on a 4-bit base with QLoRA (arXiv 2305.14314), or
-    its own weights, all of them or those of some layers."""
+    """Fine-tuning of a model: LoRA adapters (arXiv 2106.09685), QLoRA on a 4-bit base (arXiv 2305.14314), or the
+    model's own weights in all or some layers."""
 
     config: Config
     recorder: Recorder
@@ -104,7 +104,7 @@ class FinetuneRecipe:
     parts: Parts
 
     def run(self) -> Outcome:
-        """The rehearsal, the steps and the result.
+        """Rehearse, train and write the result.
 
         Raises:
             ParkRequested: As :func:`train`.
@@ -123,8 +123,8 @@ class FinetuneRecipe:
             return self.finish()
 
     def rehearse(self) -> bool:
-        """Find out whether the run fits in memory, before its first step; returns whether that step does it, as it has
-        a micro-batch as large as any."""
+        """Check before the first step that the run fits in memory. Returns True if the first step itself is the
+        rehearsal, because it has a micro-batch as large as any."""
         parts, state, batch_size = self.parts, self.parts.state, self.config.train.batch_size
         self.controls.check_stop()
         self.recorder.phase("rehearsing")
@@ -148,10 +148,10 @@ class FinetuneRecipe:
         return by_first_step
 
     def loop_until_left(self, *, rehearses: bool) -> None:
-        """The loop; gone on with where the device was to be given back and no checkpoint could be written for that.
+        """Run the loop. It continues if the device should be given back but no checkpoint could be written.
 
         Raises:
-            ParkRequested: If the device is to be given back, and all steps are in a checkpoint.
+            ParkRequested: If the device must be given back, and all steps are in a checkpoint.
         """
         state = self.parts.state
         while True:
@@ -167,7 +167,8 @@ class FinetuneRecipe:
                 rehearses = False
 
     def loop(self, *, rehearses: bool) -> None:
-        """Optimizer steps to the end, evaluations and checkpoints where they are due, and a control point after each.
+        """Run optimizer steps to the end, with evaluations and checkpoints when due and a control point after each
+        step.
 
         Args:
             rehearses: Whether the first step is the rehearsal.
@@ -181,7 +182,7 @@ class FinetuneRecipe:
             if rehearses:
                 parts.meter.reset_peak()  # the first step's peak is its own
         elif state.step < state.total_steps:
-            # An evaluation that a stop cut short is done before the run goes on, as if it had not been stopped.
+            # An evaluation cut short by a stop is made up for, as in a run that never stopped.
             self._evaluate_if_due()
         self.recorder.phase("training", done=state.step, total=state.total_steps)
         parts.control_point.attend()
@@ -205,7 +206,7 @@ class FinetuneRecipe:
                 continue
             if state.step < state.total_steps:
                 self._evaluate_if_due()
-            # A pause here is one for a best checkpoint that could not be written; another would fail as well.
+            # A pause at this point means that a best checkpoint could not be written; another one would fail too.
             due = parts.intervals.is_checkpoint_due or parts.checkpointer.postponed
             due = due or (state.saved is None and state.spikes.needs_checkpoint)
             if due and not state.paused:
@@ -213,7 +214,7 @@ class FinetuneRecipe:
             parts.control_point.attend()
 
     def step(self) -> None:
-        """An optimizer step."""
+        """Do one optimizer step."""
         parts, state = self.parts, self.parts.state
         if state.step + 1 in state.spikes.left_out:
             self._pass_over()
@@ -251,7 +252,7 @@ class FinetuneRecipe:
             parts.compilation.report(state.step, self.recorder.notice)
 
     def gradients(self, window: list[int]) -> Gradients:
-        """The gradients of a window, cut finer and run again where memory runs out."""
+        """Compute the gradients of a window, cut finer and run again if memory runs out."""
         parts, step = self.parts, self.parts.state.step
         noise = parts.noise.draw()
         with share_window(
@@ -271,21 +272,22 @@ class FinetuneRecipe:
         noise: int | None = None,
         most_shared: int | None = None,
     ) -> Gradients:
-        """Gradient accumulation: forward, loss and backward of each micro-batch. The loss is summed over the window and
-        divided by its weight, in supervised learning its supervised tokens, so that the cut changes nothing.
+        """Accumulate gradients: forward, loss and backward of each micro-batch. The loss is summed over the window and
+        divided by the window's weight (its supervised tokens in supervised learning), so the cut into micro-batches
+        changes nothing.
 
         Args:
             micro_batches: Row indices of each.
-            window: All rows of the window, where these are a share of it; None: these are all.
-            noise: The window's number in :class:`~core.worker.steps.EmbeddingNoise`; None: it is drawn.
-            most_shared: The most tokens of a common beginning that are computed once; None for no limit.
+            window: All rows of the window, if ``micro_batches`` are only a share of it; None if they are all.
+            noise: The window's number in :class:`~core.worker.steps.EmbeddingNoise`; None to draw one.
+            most_shared: Maximum length in tokens of a shared prefix that is computed once; None for no limit.
 
         Returns:
             The loss of these rows, without rewards.
         """
         parts, objective, data, device = self.parts, self.parts.objective, self.parts.dataset, self.parts.loaded.device
         rows_here = [row for rows in micro_batches for row in rows]
-        # Sums over a whole window have the order of its micro-batches.
+        # A whole window is summed in the order of its micro-batches.
         window = rows_here if window is None or len(window) == len(rows_here) else window
         weight = objective.begin(window, parts.state.token_budget)
         total = torch.zeros((), dtype=torch.float32, device=device)
@@ -293,14 +295,14 @@ class FinetuneRecipe:
         for done, rows in enumerate(parts.strategy.passes(micro_batches)):
             if len(micro_batches) > 1:
                 self.recorder.progress("micro_batches", done, len(micro_batches))
-            # Made while the device still computes the gradients of the one before.
+            # Built while the device still computes the previous gradients.
             batch = make_micro_batch(rows, objective.sequences(rows), parts.loaded.pad_id, device, most_shared)
             with parts.noise.on(rows, [data.rows[row].longest for row in rows]), parts.accelerator.autocast():
-                # The outputs have no name: they are gone before backward.
+                # The outputs have no name, so they are freed before backward.
                 loss = objective.loss(batch, objective.forward(batch))
             total += loss.detach()
             if parts.update.in_backward and not math.isfinite(float(loss.detach())):
-                break  # inside backward, some weights would be updated before the first gradient that is not finite
+                break  # an update inside backward would change some weights before the first non-finite gradient
             parts.accelerator.backward(loss / weight)
             parts.governor.throttle.rest()
         tokens = sum(data.rows[row].tokens for row in window)
@@ -308,13 +310,13 @@ class FinetuneRecipe:
         return Gradients(float(total) / weight, tokens, supervised_tokens, Rewards())
 
     def _report_step(self, result: Gradients, learning_rate: float, norm: float, seconds: float) -> None:
-        """The event of the step that is done.
+        """Write the event of the step just done.
 
         Args:
-            result: Its gradients' sums.
-            learning_rate: Of its update.
-            norm: Of its gradients, before clipping.
-            seconds: What it has taken.
+            result: Loss and token counts of its window.
+            learning_rate: Learning rate of its update.
+            norm: Gradient norm before clipping.
+            seconds: Duration of the step.
         """
         state = self.parts.state
         self.recorder.event(
@@ -335,14 +337,14 @@ class FinetuneRecipe:
         )
 
     def _pass_over(self) -> None:
-        """Leave a step out: only the schedule goes on."""
+        """Skip a step: only the schedule advances."""
         if self.parts.file is not None:
             self.parts.file.begin_step()
         self.parts.state.step += 1
         self.recorder.end_step(self.parts.state.step)
 
     def _accepts(self, result: Gradients, norm: float, window: list[int]) -> bool:
-        """True if the update of a step may be made, and what it says of the weights that its loss was computed with."""
+        """True if the step may update the weights. Its loss also judges the weights it was computed with."""
         state, step = self.parts.state, self.parts.state.step + 1
         if not state.finite.accepts(step, result.loss, norm, window, overflow=state.may_overflow):
             return False
@@ -362,10 +364,10 @@ class FinetuneRecipe:
             self.parts.meter.record()
 
     def _answer_spike(self, spike: Spike) -> None:
-        """Go back to the last good checkpoint, and leave the steps of a spike out.
+        """Return to the last good checkpoint and skip the steps of a loss spike.
 
         Raises:
-            StopRequested: If the run is to end there.
+            StopRequested: If the run ends there.
         """
         parts, state = self.parts, self.parts.state
         if state.spikes.may_go_back and parts.rollback.leave_out(spike):
@@ -383,17 +385,17 @@ class FinetuneRecipe:
 
     @property
     def _is_exhausted(self) -> bool:
-        """True if patience is at its end; what ends a run before its file's weights are trained is no end."""
+        """True if patience has run out. It cannot end a run before the weights of its file are trained."""
         file = self.parts.file
         return self.parts.state.best.is_exhausted and (file is None or file.weights.in_use)
 
     def _limit_reached(self) -> str | None:
-        """The limit that ends the run after the step just done, as a reason; none before the first step."""
+        """The limit that ends the run after the last step, as a reason; None before the first step."""
         state = self.parts.state
         return state.limits.reached(state.paused_seconds) if state.step > 0 else None
 
     def _tell_blindness(self) -> bool:
-        """Say once that an energy limit has no effect here; returns whether that is still to be looked at."""
+        """Warn once that an energy limit has no effect here. Returns True while that is not known yet."""
         limits = self.parts.state.limits
         if limits.seconds < _SAMPLED_SECONDS:
             return True
@@ -406,10 +408,10 @@ class FinetuneRecipe:
         return False
 
     def stop(self, *, save: bool) -> None:
-        """End a run before its last step.
+        """End the run before its last step.
 
         Args:
-            save: Whether a checkpoint is written.
+            save: Write a checkpoint first.
         """
         self.recorder.update(state="stopping")
         if save:
@@ -417,7 +419,7 @@ class FinetuneRecipe:
             self.parts.checkpointer.save()
 
     def finish(self) -> Outcome:
-        """The last checkpoint, the last evaluation, and the result."""
+        """Write the last checkpoint, evaluate once more, and write the result."""
         parts, state, best = self.parts, self.parts.state, self.parts.state.best
         limit = self._limit_reached() if state.step < state.total_steps else None
         self.recorder.phase("saving", "checkpoint")
@@ -442,10 +444,10 @@ class FinetuneRecipe:
         return Outcome(state.step, best.best_step, None if refused else output.name, reason, refused)
 
     def _refusal(self, step: int) -> str:
-        """The bars of ``eval.gate`` that the result of a step misses; empty where it passes."""
+        """The bars of ``eval.gate`` that the result of a step misses; empty if it passes."""
         bars = read_bars(self.config.eval.gate)
         if not bars:
             return ""
-        # From the record, as what was measured before the run was continued counts as well.
+        # Read from the record, because evaluations before a resume count as well.
         events = itertools.chain.from_iterable(EventTail(self.recorder.run.events_path).batches())
         return judge(bars, GateFigures.of(events, step))

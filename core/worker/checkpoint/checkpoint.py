@@ -1,7 +1,7 @@
 """Checkpoints that are whole or do not exist.
 
-A checkpoint is written into a hidden directory, every file fsynced, ``manifest.json`` with sizes and SHA-256 last; then
-the directory is renamed and its parent fsynced. What has no valid manifest is no checkpoint.
+A checkpoint is written into a hidden directory, with every file fsynced, and ``manifest.json`` with sizes and SHA-256
+last. Then the directory is renamed and its parent fsynced. A directory without a valid manifest is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from core.worker.model.safetensors_io import read_tensors, write_tensors
 from core.worker.process.rng import restore_rng, rng_state
 
 MANIFEST = "manifest.json"
-#: The largest manifest: it has some kilobytes.
+#: Maximum size of a manifest in bytes; real ones have some kilobytes.
 MANIFEST_LIMIT = 16 << 20
-#: Where the weights are of a run that trains the model's own.
+#: File with the weights of a run that trains the model's own.
 WEIGHTS = "weights/trained.safetensors"
 FORMAT_VERSION = 1
-#: What every checkpoint holds besides its manifest and its weights.
+#: Files of every checkpoint besides its manifest and weights.
 STATE_FILES = ("optimizer.pt", "rng.pt")
 _EARLIER = "An earlier checkpoint is used instead."
-#: Free bytes that must be left after a checkpoint.
+#: Free bytes that must remain after a checkpoint.
 DISK_RESERVE_BYTES = 64 << 20
 
 
@@ -74,7 +74,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def hash_manifest(manifest: dict[str, Any]) -> str:
-    """SHA-256 of what a manifest says, its own hash left out; in hexadecimal."""
+    """SHA-256 of a manifest without its own hash, in hexadecimal."""
     said = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8")).hexdigest()
 
@@ -91,7 +91,7 @@ def save_adapter(model: Any, directory: Path) -> None:
     config.inference_mode = True
     for name, value in list(vars(config).items()):
         if isinstance(value, set):
-            # A set has another order in each process; equal adapters are equal files.
+            # Set order differs between processes; equal adapters should be equal files.
             setattr(config, name, sorted(value))
     config.save_pretrained(str(directory))
 
@@ -101,15 +101,15 @@ def save_model(model: Any, directory: Path, state: Mapping[str, torch.Tensor] | 
 
     Args:
         model: The model.
-        directory: Where it goes.
-        state: Its weights by name; None for those that it has.
+        directory: Target directory.
+        state: Weights by name; None for the model's own.
 
     Raises:
         OSError: If it cannot be written.
     """
     try:
         model.save_pretrained(str(directory), state_dict=None if state is None else dict(state))
-    except SafetensorError as error:  # how its writer tells of a full disk
+    except SafetensorError as error:  # the writer's error for a full disk
         raise OSError(str(error)) from error
 
 
@@ -127,14 +127,14 @@ def save_checkpoint(
     Args:
         checkpoints: The run's directory of checkpoints.
         model: A ``PeftModel``, whose adapter is saved, or a model whose trained weights are.
-        optimizer: Has ``state_dict``, which is saved with torch's safe format.
+        optimizer: Object with ``state_dict``, which is saved in torch's safe format.
         step: Optimizer steps done.
-        facts: What must be equal at resume (configuration and data hashes) and what is restored besides (schedule,
-            token counts); JSON.
-        weights: The trained weights, where the model is no ``PeftModel``; None for those that it has.
+        facts: JSON: values that must be equal at resume (configuration and data hashes), and values to restore
+            (schedule, token counts).
+        weights: The trained weights, if the model is not a ``PeftModel``; None for the model's own.
 
     Raises:
-        OSError: If it cannot be written, for want of room above all.
+        OSError: If it cannot be written, usually because the disk is full.
     """
     checkpoints.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
     final = checkpoints / checkpoint_name(step)
@@ -160,8 +160,8 @@ def save_checkpoint(
 
 
 def save_tensors(state: Any, path: Path) -> None:
-    """``torch.save`` through a Python file, tensor by tensor: no second copy of the states is made, and a full disk is
-    an OSError.
+    """``torch.save`` through a Python file, tensor by tensor: without a second copy of the states, and with an OSError
+    if the disk is full.
 
     Raises:
         OSError: If it cannot be written.
@@ -174,15 +174,15 @@ def save_tensors(state: Any, path: Path) -> None:
 
 
 class _Writer:
-    """Passes what ``torch.save`` writes on to a file, and keeps the first error, which the C++ that calls it would turn
-    into one of its own, or pass over."""
+    """Passes writes of ``torch.save`` to a file, and keeps the first error, which the calling C++ code would convert or
+    ignore."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        """Write; after an error nothing more, without a word."""
+        """Write; ignored after an error."""
         if self.error is None:
             try:
                 return self._file.write(data)
@@ -191,29 +191,29 @@ class _Writer:
         return len(data)
 
     def flush(self) -> None:
-        """No flushing: whoever closes the file does."""
+        """No flush: closing the file does it."""
 
 
 def load_tensors(path: Path, *, mapped: bool = False) -> Any:
-    """Read what :func:`save_tensors` wrote: tensors on the CPU, and plain values.
+    """Read a file of :func:`save_tensors`: tensors on the CPU, and plain values.
 
     Args:
         path: The file.
-        mapped: Leave the tensors in the file until they are read, for whoever copies them elsewhere one by one.
+        mapped: Memory-map the tensors, for a caller that copies them elsewhere one by one.
     """
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def size_estimate(model: Any, optimizer: str = "adamw") -> int:
-    """Bytes that a checkpoint of this model will take: what is trained, the optimizer's states, and what the adapter
-    began with.
+    """Estimated size of a checkpoint of this model in bytes: trained weights, optimizer states, and initial adapter
+    weights.
 
     Args:
         model: The model.
-        optimizer: As ``train.optimizer``.
+        optimizer: Value of ``train.optimizer``.
     """
     trained = list(trained_tensors(model).values())
-    # DeepSpeed says of a weight that it has shared out how large it is as a whole.
+    # DeepSpeed records the full shape of a sharded weight.
     shapes = [torch.Size(getattr(tensor, "ds_shape", tensor.shape)) for tensor in trained]
     states = sum(optimizer_bytes(optimizer, shape.numel(), shape[-1] if len(shape) > 1 else 1) for shape in shapes)
     weights = sum(shape.numel() * tensor.element_size() for shape, tensor in zip(shapes, trained, strict=True))
@@ -228,11 +228,11 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def verify_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's manifest and check that the directory holds what it says, and nothing else.
+    """Read a checkpoint's manifest and check that the directory holds exactly its files.
 
     Raises:
-        UserError: If the manifest is missing, unreadable or another checkpoint's; if a file is missing, of another size
-            or of other content, cannot be read, is a link or is not in the manifest.
+        UserError: If the manifest is missing, unreadable or of another checkpoint; if a file is missing, damaged,
+            unreadable, a link, or not in the manifest.
     """
     try:
         return _verified(path)
@@ -270,7 +270,7 @@ def _verified(path: Path) -> Checkpoint:
 
 
 def _are_whole(files: Any) -> bool:
-    """Whether the files of a manifest are what a checkpoint is made of, each with its size and hash."""
+    """True if a manifest lists the files of a checkpoint, each with size and hash."""
     return (
         isinstance(files, dict)
         and set(STATE_FILES) <= set(files)
@@ -285,10 +285,10 @@ def _step_of(path: Path) -> int | None:
 
 
 def _files_below(directory: Path) -> set[str]:
-    """The files in a checkpoint, relative to it.
+    """Files in a checkpoint, relative to it.
 
     Raises:
-        UserError: If one is a link, which could lead anywhere, or something else than a file.
+        UserError: If one is a link, which could lead anywhere, or not a regular file.
         OSError: If a directory cannot be read.
     """
     found = set()
@@ -308,7 +308,7 @@ def _files_below(directory: Path) -> set[str]:
 
 
 def newest_valid(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, and a sentence for each newer one that is damaged."""
+    """The newest whole checkpoint, and an error message for each newer one that is damaged."""
     damaged: list[str] = []
     for path in list_checkpoints(checkpoints):
         try:
@@ -325,14 +325,14 @@ def restore(
     optimizer: Any,
     read: Callable[[Path, Mapping[str, torch.Tensor]], None] = read_tensors,
 ) -> None:
-    """Put what was trained, optimizer and random state back, bit for bit. Whether what is computed from there is the
-    same as well is a matter of :mod:`core.worker.process.determinism`.
+    """Restore trained weights, optimizer and random state, bit for bit. See :mod:`core.worker.process.determinism` for
+    the steps that follow.
 
     Args:
         checkpoint: The checkpoint.
-        model: The model that is trained.
-        optimizer: Has ``load_state_dict``.
-        read: Reads the trained weights of a file, as :func:`~core.worker.model.safetensors_io.read_tensors`.
+        model: The model in training.
+        optimizer: Object with ``load_state_dict``.
+        read: Reads trained weights, like :func:`~core.worker.model.safetensors_io.read_tensors`.
 
     Raises:
         UserError: If it does not fit the model.
@@ -341,7 +341,7 @@ def restore(
         _restore_adapter(checkpoint, model)
     else:
         read(checkpoint.weights_path, trained_tensors(model))
-    # On a CPU the tensors that were read become the states, and would keep a file alive that is deleted in time.
+    # On a CPU the loaded tensors become the states, and would keep a mapped file alive after its deletion.
     elsewhere = next(model.parameters()).device.type != "cpu"
     saved = load_tensors(checkpoint.path / "optimizer.pt", mapped=elsewhere)
     optimizer.load_state_dict(without_towers(saved, len(trained_tensors(model))))
@@ -349,15 +349,15 @@ def restore(
 
 
 def without_towers(saved: dict[str, Any], trained: int) -> dict[str, Any]:
-    """An optimizer's states for the parameters that are trained.
+    """Optimizer states for the trained parameters only.
 
-    Earlier versions trained composite models as a whole. Parameters of towers never had a gradient, as rows are text,
-    and so have no state where the optimizer numbers its parameters; where states go by name, names are those of the
-    whole model.
+    Earlier versions trained composite models as a whole. Parameters of vision and audio towers never had a gradient,
+    since rows are text, and so have no state if the optimizer numbers its parameters; states by name have the names of
+    the whole model.
 
     Args:
-        saved: A ``state_dict`` of one optimizer, or those of each parameter's by name.
-        trained: Number of parameters that are trained.
+        saved: ``state_dict`` of one optimizer, or one per parameter by name.
+        trained: Number of trained parameters.
     """
     if "param_groups" not in saved:
         return {own: saved[name] for name, own in split_names(saved).text.items()}
@@ -385,7 +385,7 @@ def _restore_adapter(checkpoint: Checkpoint, model: Any) -> None:
             "The base model has changed since; put the former one back.",
         ) from error
     if wrong:
-        # The base is compared before; earlier versions chose other layers of mixtures, whose experts were in 16 bit.
+        # The base was compared before; earlier versions adapted other layers of mixtures, with experts in 16 bit.
         raise UserError(
             f"{checkpoint.path.name} does not fit this model: its adapters are on other layers; "
             f"{'it has' if wrong[0] in state else 'it lacks'} {one_line(wrong[0])}.",
@@ -395,17 +395,17 @@ def _restore_adapter(checkpoint: Checkpoint, model: Any) -> None:
 
 
 def rotate(checkpoints: Path, keep: int, *, newest: Path, protected: Collection[int] = ()) -> list[Path]:
-    """Delete old checkpoints and what interrupted writes have left.
+    """Delete old checkpoints and remains of interrupted writes.
 
     Args:
         checkpoints: The run's directory of checkpoints.
-        keep: How many are kept.
-        newest: The one just written. Those with higher numbers were found damaged when the run was resumed before
-            them; they do not count.
-        protected: Steps whose checkpoints stay as well.
+        keep: Number of checkpoints to keep.
+        newest: The one just written. Checkpoints with higher numbers were damaged when the run resumed before them, and
+            do not count.
+        protected: Steps whose checkpoints are kept as well.
 
     Returns:
-        What was deleted. One that an export reads stays until a later rotation.
+        Deleted paths. A checkpoint that an export reads stays until a later rotation.
     """
     found = list_checkpoints(checkpoints)
     past = [path for path in found if path.name <= newest.name]
@@ -414,7 +414,7 @@ def rotate(checkpoints: Path, keep: int, *, newest: Path, protected: Collection[
     gone += [path for path in past[keep:] if path.name not in spared and not is_held(path)]
     gone += [path for path in checkpoints.iterdir() if path.name.startswith(".step-")]
     for path in gone:
-        # Renamed first, so that a deletion that is cut short leaves nothing that looks like a checkpoint.
+        # Renamed first, so an interrupted deletion leaves nothing that looks like a checkpoint.
         hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.tmp")
         if hidden != path:
             os.replace(path, hidden)

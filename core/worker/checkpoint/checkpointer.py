@@ -1,4 +1,4 @@
-"""Checkpoints of a run and its final adapter or model: written, found again, put back."""
+"""Checkpoints of a run and its final adapter or model: writing, finding, restoring."""
 
 from __future__ import annotations
 
@@ -40,32 +40,32 @@ from core.worker.process.recorder import Recorder
 from core.worker.progress.state import TrainState
 from core.worker.steps import GradientCheckpointing
 
-#: Sections of the configuration that a resumed run must share with its beginning.
+#: Sections of the configuration that a resume must not change.
 FIXED_SECTIONS = ("model", "data", "template", "method", "train")
-#: What of them it need not: a run that has stopped for a loss spike may go on with another rule.
+#: Options in them that may change: a run stopped by a loss spike may continue with another rule.
 FREE_OPTIONS = ("on_loss_spike", "loss_spike", "loss_spike_patience", "loss_limit")
-#: Options that a refusal names.
+#: Maximum number of options named in an error.
 _MOST_CHANGES = 3
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Hashes of what a run that goes on must find as it was."""
+    """Hashes of the inputs that must be unchanged at resume."""
 
     data: str
-    """SHA-256 over the rows trained on."""
+    """SHA-256 of the training rows."""
     held_out: str
-    """The same over the held-out rows; empty where there are none."""
+    """SHA-256 of the held-out rows; empty if there are none."""
     base: BaseFingerprint
-    """Of the base model; computed on a thread."""
+    """Fingerprint of the base model; computed on a thread."""
 
     @classmethod
     def of(cls, base: Path, data: str, held_out: str) -> Fingerprints:
-        """Begin to hash a base model.
+        """Start hashing a base model.
 
         Args:
             base: Its directory.
-            data: Hash of the rows trained on.
+            data: Hash of the training rows.
             held_out: Hash of the held-out rows.
         """
         return cls(data, held_out, BaseFingerprint(base))
@@ -76,15 +76,15 @@ class Checkpointer:
     """Writes and restores the checkpoints of a run, and writes its result.
 
     Args:
-        config: Of the run.
-        loaded: The model that is trained.
-        update: Has the optimizer's states.
-        state: What a checkpoint holds besides.
-        checkpointing: Follows the state that is restored.
-        fingerprints: Of data and base.
-        template: A chat template instead of the tokenizer's own.
-        recorder: Of the run; where events and notices go.
-        strategy: How processes share what is trained; the others wait while the first one saves.
+        config: The run's configuration.
+        loaded: The model in training.
+        update: Holds the optimizer's states.
+        state: Training state, saved in checkpoints.
+        checkpointing: Follows the restored state.
+        fingerprints: Fingerprints of data and base.
+        template: Chat template, if not the tokenizer's own.
+        recorder: Receives events and notices.
+        strategy: Distribution of trained weights; the other processes wait while rank 0 saves.
     """
 
     config: Config
@@ -97,11 +97,11 @@ class Checkpointer:
     recorder: Recorder
     strategy: Strategy = field(default_factory=single)
     postponed: bool = field(default=False, init=False)
-    """True if one could not be written for want of memory, and is to be tried again."""
+    """True if a checkpoint could not be written for lack of memory and must be retried."""
 
     @property
     def output(self) -> Path:
-        """Directory of the result: the adapter, or the model where its own weights are trained."""
+        """Directory of the result: the adapter, or the model if its own weights are trained."""
         return (
             self.recorder.run.model_path
             if self.config.method.name in WEIGHT_METHODS
@@ -109,24 +109,24 @@ class Checkpointer:
         )
 
     def check_room(self) -> None:
-        """Refuse when a checkpoint would not fit on the disk.
+        """Refuse if a checkpoint would not fit on the disk.
 
         Raises:
             UserError: If so.
         """
         size = checkpoints.size_estimate(self.loaded.model, self.config.train.optimizer)
         hint = "Make room, lower checkpoint.keep, or set LOCALTUNE_HOME to a larger disk."
-        # They may be on another disk than the run.
+        # Checkpoints may be on another disk than the run.
         disk = existing_parent(self.recorder.run.checkpoints_path)
         require_space(disk, size + checkpoints.DISK_RESERVE_BYTES, "a checkpoint", hint)
 
     # Writing.
 
     def save(self) -> None:
-        """Write a checkpoint of the present step, unless there is one; old ones are rotated out afterwards.
+        """Write a checkpoint of the current step, unless it exists, and rotate old ones.
 
-        A full disk does not end the run: it is paused, to be resumed when there is room. When memory runs out, it is
-        tried again, at once and after the next step.
+        A full disk does not end the run: it pauses until there is room. If memory runs out, saving is retried at once
+        and after the next step.
         """
         if self.state.saved != self.state.step and self.state.step:
             with self.strategy.orders.alone():
@@ -139,7 +139,7 @@ class Checkpointer:
         try:
             refuse_moved_checkpoints(self.recorder.run)
             self.check_room()
-            # Whoever goes on from a checkpoint has the events of the steps before it.
+            # A run resumed from the checkpoint must have the events before it.
             self.recorder.sync()
             written = self._write()
         except MemoryShortageError as error:
@@ -202,14 +202,14 @@ class Checkpointer:
         raise MemoryShortageError(f"Memory ran out in saving the checkpoint of step {step}: {reason}", "")
 
     def _gathered(self) -> tuple[Mapping[str, torch.Tensor] | None, Any]:
-        """Trained weights and what has the optimizer's states, as in a run of one process."""
+        """Trained weights and the holder of the optimizer's states, as in a run of one process."""
         if not self.strategy.gathers:
             return None, self.update
         self.strategy.orders.give("save")
         return self.strategy.whole_weights(trained_tensors(self.loaded.model)), _Held(self.update.state_dict())
 
     def lend(self, name: str) -> None:
-        """In a process that is not the first: send it what it asks for.
+        """In ranks after the first: send the shards that rank 0 needs.
 
         Args:
             name: ``save`` or ``result``.
@@ -221,7 +221,7 @@ class Checkpointer:
             self.strategy.whole_model(self.loaded.model)
 
     def drop_after(self, good: int | None) -> None:
-        """Delete the checkpoints after the last good one, so that whoever goes on begins there."""
+        """Delete the checkpoints after the last good one, so that a resume starts there."""
         with self.strategy.orders.alone():
             if good is not None and (path := self._path(good)).is_dir():
                 refuse_moved_checkpoints(self.recorder.run)
@@ -238,15 +238,15 @@ class Checkpointer:
     # Going on.
 
     def resume(self, found: Checkpoint) -> None:
-        """Put a run that goes on where it was, with what was set while it was running.
+        """Restore a resumed run, including options changed while it ran.
 
         Raises:
-            UserError: If data or base have changed since, or what of the base is in 4 bits.
+            UserError: If data, base or the base's storage format have changed.
         """
         manifest, now = found.manifest, self.fingerprints
         for what, is_as_before in (
             ("The training data", manifest["data_sha256"] == now.data),
-            # Checkpoints of earlier versions say nothing of the rows that are measured.
+            # Manifests of earlier versions have no hash of the held-out rows.
             ("What is held out", manifest.get("held_out_sha256", now.held_out) == now.held_out),
             (f"The base model {self.config.model.base}", now.base.matches(str(manifest["base_sha256"]))),
         ):
@@ -263,7 +263,7 @@ class Checkpointer:
         kept = {name: value for name, value in manifest["overrides"].items() if name in CHANGEABLE}
         self.state.overrides = kept
         if kept:
-            # What is told before it may have been changed after the checkpoint, and holds no more.
+            # Earlier ``set`` events may have come after the checkpoint, and no longer apply.
             self.recorder.event(ControlEvent(command="set", sender=KEPT, result=encode_changes(kept)))
         self.recorder.update(step=self.state.step)
         self.recorder.notice("info", "resumed", f"Going on from {found.path.name}.", stored)
@@ -280,13 +280,13 @@ class Checkpointer:
         self.postponed = False
 
     def spread(self) -> None:
-        """Have all processes begin with the trained tensors of the first one. Together."""
+        """Start all processes from the trained tensors of rank 0. Together."""
         self.strategy.begin(trained_tensors(self.loaded.model))
 
     # The result.
 
     def choose(self) -> Checkpoint | None:
-        """The checkpoint that becomes the result; None for the weights as they are."""
+        """The checkpoint that becomes the result; None for the current weights."""
         best = self.state.best.best_step
         if self.config.checkpoint.final == "last" or best == self.state.step:
             return None
@@ -304,7 +304,7 @@ class Checkpointer:
         """Write the adapter or the model, with its tokenizer and template.
 
         Args:
-            chosen: The checkpoint that it is taken from; None for the weights as they are.
+            chosen: The checkpoint to take it from; None for the current weights.
 
         Raises:
             UserError: If it cannot be written.
@@ -331,7 +331,7 @@ class Checkpointer:
                     (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
 
         def nothing() -> None:
-            """No undoing: what was half written is gone already."""
+            """Nothing to revert: partial files are gone already."""
 
         saving = Retry(lambda: "the end", self.recorder.warn)
         newest = f"The newest checkpoint holds it; free memory and 'localtune-tui continue {self.recorder.run.id}'."
@@ -353,7 +353,7 @@ class Checkpointer:
         self.recorder.seal("result", {"step": step, "directory": output.name, "files": files})
 
     def _whole_model(self, chosen: Checkpoint | None) -> Mapping[str, torch.Tensor] | None:
-        """The weights of the result, where no process has all of them."""
+        """Weights of the result, if no process has all of them."""
         if not self.strategy.is_sharded:
             return None
         self.strategy.orders.give("result")
@@ -365,7 +365,7 @@ class Checkpointer:
 
 @dataclass(frozen=True)
 class _Held:
-    """An optimizer's states that have been gathered."""
+    """Gathered optimizer states."""
 
     states: dict[str, Any]
 
@@ -375,10 +375,10 @@ class _Held:
 
 
 def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:
-    """The checkpoint that a run goes on from; asked before minutes are spent on the rows and the model.
+    """The checkpoint that a run continues from; checked before minutes are spent on rows and model.
 
     Raises:
-        UserError: If there is none, the configuration has changed since, or Liger's kernel summed the loss.
+        UserError: If there is none, the configuration has changed since, or the loss used Liger's kernel.
     """
     run, found = recorder.run, newest_checkpoint(recorder)
     if found is None:
@@ -396,7 +396,7 @@ def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:
 
 
 def _changes(before: Any, now: dict[str, Any]) -> str:
-    """The options that are not as they were, as the end of a sentence; empty where a checkpoint does not hold them."""
+    """Changed options, as the end of a sentence; empty if the checkpoint does not record them."""
     if not isinstance(before, dict):
         return ""
     changed = list(changed_options(before, now))
@@ -407,11 +407,11 @@ def _changes(before: Any, now: dict[str, Any]) -> str:
 
 
 def agreed_checkpoint(config: Config, recorder: Recorder, ranks: Ranks) -> Checkpoint:
-    """The checkpoint that all processes of a run go on from: the one that the first of them finds.
+    """The checkpoint that all processes continue from: the one that rank 0 finds.
 
     Raises:
         RankLostError: If another process does not answer.
-        UserError: As :func:`find_checkpoint`; or if this process cannot read that checkpoint.
+        UserError: As :func:`find_checkpoint`, or if this process cannot read that checkpoint.
     """
     if ranks.is_single:
         return find_checkpoint(config, recorder)
@@ -426,7 +426,7 @@ def agreed_checkpoint(config: Config, recorder: Recorder, ranks: Ranks) -> Check
 
 
 def newest_checkpoint(recorder: Recorder) -> Checkpoint | None:
-    """The newest whole checkpoint of a run, if there is one; of damaged ones notice is given."""
+    """The newest whole checkpoint of a run, if there is one; warns of damaged ones."""
     found, damaged = checkpoints.newest_valid(recorder.run.checkpoints_path)
     for sentence in damaged:
         recorder.warn("checkpoint_damaged", sentence, "An older checkpoint is used.")
@@ -434,13 +434,13 @@ def newest_checkpoint(recorder: Recorder) -> Checkpoint | None:
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 over the sections that decide what is trained and how."""
+    """SHA-256 of the sections that define the training."""
     return hashlib.sha256(json.dumps(fixed_options(config), sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def fixed_options(config: Config) -> dict[str, Any]:
-    """The options that decide what is trained and how, by section."""
-    # Without what has its default, so that a version with more options goes on with the runs of an earlier one.
+    """Options that define the training, by section."""
+    # Without defaults, so that a version with more options can continue runs of an earlier one.
     dumped = config.model_dump(mode="json", exclude_defaults=True)
     fixed = {section: dumped.get(section, {}) for section in FIXED_SECTIONS}
     fixed["train"] = {name: value for name, value in fixed["train"].items() if name not in FREE_OPTIONS}

@@ -1,15 +1,13 @@
-"""Rollback to where the weights were whole or good: when memory ran out with some of a step's updates made, or for a
-loss spike.
+"""Rollback to whole or good weights: after memory ran out in the middle of an update, or for a loss spike.
 
-Where weights are updated inside backward, such a step cannot be run again. The run goes back within its process to its
-newest checkpoint, or without one to the untouched base, and does the steps from there again with activations
-recomputed. Rows, order, schedule and random state are those of that moment, so that what comes out is what a run gives
-that had activations recomputed from there on: bit for bit where the run is deterministic, which on a GPU is with
-``train.deterministic = strict``, else to rounding.
+If weights are updated inside backward, a torn step cannot run again. The run returns within its process to its newest
+checkpoint, or to the untouched base, and repeats the steps from there with activations recomputed. Rows, order,
+schedule and random state are restored, so the result is that of a run with activations recomputed from there on: bit
+for bit if the run is deterministic (on a GPU with ``train.deterministic = strict``), else to rounding.
 
-For a spike the run goes back to its last good checkpoint and leaves the steps of the spike out when they come again, as
-PaLM's training did (arXiv 2204.02311, section 5.1): what comes out is what a run gives that has left them out from the
-first. Nothing is written for it. Whoever is killed before the next checkpoint meets the spike again, and decides again.
+For a spike the run returns to its last good checkpoint and skips the steps of the spike, as in PaLM's training (arXiv
+2204.02311, section 5.1). The result is that of a run that never did them. The decision itself is not saved: a run
+killed before its next checkpoint meets the spike again and decides again.
 """
 
 from __future__ import annotations
@@ -40,22 +38,22 @@ from core.worker.steps import FileTraining, GradientCheckpointing
 
 @dataclass
 class Rollback:
-    """Rolls a run back. For memory once: when it runs out in this way again, activations are recomputed already.
+    """Rolls a run back. For memory this works once: if it runs out again, activations are recomputed already.
 
-    It is made when no step is done and no checkpoint restored, as it keeps the states of that moment.
+    Must be created before the first step and before a checkpoint is restored, because it saves that state.
 
     Args:
-        config: Of the run.
+        config: The run's configuration.
         base: Directory of the base model.
-        fingerprint: Of the base model.
-        loaded: The model that is trained.
-        update: Has the optimizer's states.
-        state: Of the training.
+        fingerprint: Fingerprint of the base model.
+        loaded: The model in training.
+        update: Holds the optimizer's states.
+        state: Training state.
         checkpointing: Recomputes activations from then on.
         checkpointer: Restores checkpoints.
-        recorder: Of the run; where events and notices go.
-        strategy: The others wait meanwhile; of several processes none goes back for a spike.
-        file: Goes to where the state is; None where no file's weights are trained.
+        recorder: Receives events and notices.
+        strategy: Keeps the other processes waiting. A run of several processes never goes back for a spike.
+        file: Follows the restored state; None without ``method.train_for``.
     """
 
     config: Config
@@ -72,21 +70,21 @@ class Rollback:
 
     def __post_init__(self) -> None:
         self._random = rng_state()
-        # Without a tensor: no optimizer has states before the first step.
+        # Without tensors: no optimizer has states before the first step.
         self._optimizers = self.update.state_dict() if self.update.in_backward else {}
         self._beginning = self.state.facts()
 
     def go_back(self, error: TornUpdateError) -> None:
-        """Go on from the newest valid checkpoint, else from the base, with activations recomputed.
+        """Continue from the newest valid checkpoint, or from the base, with activations recomputed.
 
-        Options that were set while the run was on (``set``) stay in force.
+        Options changed while running (``set``) stay in force.
 
         Args:
             error: The reason.
 
         Raises:
-            TornUpdateError: The same, if activations are recomputed already.
-            UserError: If weights cannot be put back.
+            TornUpdateError: The given error, if activations are recomputed already.
+            UserError: If the weights cannot be restored.
         """
         with self.strategy.orders.alone():
             self._go_back(error)
@@ -115,14 +113,14 @@ class Rollback:
         recorder.phase("training", done=state.step, total=state.total_steps)
 
     def leave_out(self, spike: Spike) -> bool:
-        """Go on from the last good checkpoint, without the steps of a spike.
+        """Continue from the last good checkpoint, without the steps of a spike.
 
         Returns:
-            Whether there is one; False in a run of several processes. Each would have to go back: they stop, and are
+            True if there is one. False in a run of several processes: they stop, and are continued together.
             continued together.
 
         Raises:
-            UserError: If memory does not suffice for it.
+            UserError: If there is not enough memory.
         """
         state, recorder = self.state, self.recorder
         if state.best.last_good is None or not self.strategy.ranks.is_single:
@@ -158,16 +156,16 @@ class Rollback:
         return True
 
     def _to_base(self) -> None:
-        """As if no step had been done."""
+        """Return to the moment before the first step."""
         self._read_base()
         self.update.load_state_dict(self._optimizers)
         self.state.restart(self._beginning)
         restore_rng(self._random)
 
     def _read_base(self) -> None:
-        """Read the weights as they were read at first: into the memory of those there are, which is given back before.
+        """Read the original weights into the existing parameters, whose memory is released first.
 
-        The parameters stay the same objects, as optimizers and hooks hold them.
+        The parameters stay the same objects, because optimizers and hooks hold them.
         """
         config = self.config
         if BaseFingerprint(self.base).value != self.fingerprint.value:

@@ -1,7 +1,7 @@
-"""Storage of the base that a run goes on with: the layers that were in 16 bit when its checkpoint was written.
+"""Storage format of a run's base: the layers that were in 16 bit when its checkpoint was written.
 
-Which layers of a 4-bit base stay in 16 bit is a choice of the version that loads it. A run goes on with the base that
-it began with: a checkpoint lists these layers, and they are loaded so, whatever is chosen for new runs.
+Which layers of a 4-bit base stay in 16 bit depends on the version that loads it. A checkpoint lists them, so that a
+resumed run loads the same base, whatever new runs choose.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def layers_4bit(model: Any) -> list[str]:
 
 
 def has_4bit_experts(model: Any) -> bool:
-    """Whether experts of a mixture are in 4 bits.
+    """True if experts of a mixture are in 4 bits.
 
     Args:
         model: As for :func:`layers_16bit`.
@@ -52,7 +52,7 @@ def has_4bit_experts(model: Any) -> bool:
 
 
 def _stored(model: Any) -> Iterator[tuple[str, bool]]:
-    """Names of what could be in 4 bits, adapters around it left out, and whether it is."""
+    """Names of the layers that could be in 4 bits, without their adapters, and True for those in 4 bits."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     for name, module in base.named_modules():
         if isinstance(module, (torch.nn.Linear, Conv1D)) and ".lora_" not in name:
@@ -66,9 +66,9 @@ def _bare(name: str) -> str:
     return name.replace(".base_layer", "")
 
 
-#: The key of a manifest; its value is null where nothing is in 4 bits.
+#: Manifest key; its value is null if nothing is in 4 bits.
 KEY = "layers_16bit"
-#: Names that a sentence has at most.
+#: Maximum number of names in a message.
 _SHOWN = 3
 _ANOTHER_VERSION = (
     "Go on with the version that began the run, or begin a new one; what it has learned can be exported and talked to "
@@ -85,8 +85,8 @@ class Storage:
     """Layers that stay in 16 bit when a base is loaded in 4 bits.
 
     Args:
-        keep: Names and patterns that the run asks for.
-        always: Names that stay so besides.
+        keep: Names and patterns that the run keeps in 16 bit.
+        always: Names that always stay in 16 bit.
     """
 
     keep: tuple[str, ...]
@@ -94,47 +94,47 @@ class Storage:
 
 
 def storage_of(config: Config, found: Checkpoint | None) -> Storage:
-    """What the base of a run has in 16 bit.
+    """Layers of a run's base that are in 16 bit.
 
     Args:
         config: Of the run.
-        found: The checkpoint that it goes on from; None at its beginning.
+        found: The checkpoint it continues from; None at its beginning.
 
     Raises:
-        UserError: If the checkpoint's list is none.
+        UserError: If the checkpoint's list is invalid.
     """
     keep = kept_patterns(config.model.keep_16bit)
     if found is None or config.method.name != "qlora":
         return Storage(keep)
     if (recorded := _recorded(found)) is not None:
         return Storage(tuple(recorded), ())
-    # Not recorded: an earlier version, in which every layer but the head was in 4 bits, and experts were not.
+    # Not recorded by earlier versions, which had every layer but the head in 4 bits, and experts in 16.
     return Storage(keep) if _is_as_now(config) else Storage((), ())
 
 
 def storage_facts(config: Config, model: Any) -> dict[str, Any]:
-    """What a checkpoint's manifest says of the base.
+    """Manifest entry about the base.
 
     Args:
         config: Of the run.
-        model: That is trained.
+        model: The model in training.
     """
     return {KEY: layers_16bit(model) if config.method.name == "qlora" else None}
 
 
 def check_storage(found: Checkpoint, config: Config, model: Any) -> str:
-    """Refuse a base that is not stored as that of a checkpoint.
+    """Refuse a base whose storage differs from a checkpoint's.
 
     Args:
         found: The checkpoint.
         config: Of the run.
-        model: Loaded as :func:`storage_of` says, with its adapters.
+        model: The model as loaded by :func:`storage_of`, with its adapters.
 
     Returns:
-        A sentence that says in what its base is another than that of a new run; empty where it is none.
+        A description of the difference to the base of a new run; empty if there is none.
 
     Raises:
-        UserError: If it is another.
+        UserError: If it differs.
     """
     if config.method.name != "qlora":
         return ""
@@ -156,15 +156,15 @@ def check_storage(found: Checkpoint, config: Config, model: Any) -> str:
 
 
 def _is_as_now(config: Config) -> bool:
-    """Whether a run has options that came after the choice of what stays in 16 bit, as it is now."""
+    """True if the run uses options that only exist since layers are chosen as now."""
     return bool(kept_patterns(config.model.keep_16bit)) or config.method.target_experts != "auto"
 
 
 def _recorded(found: Checkpoint) -> list[str] | None:
-    """The list in a manifest; None where there is none.
+    """List of layers in a manifest; None if there is none.
 
     Raises:
-        UserError: If it is something else.
+        UserError: If it is not a list of names.
     """
     value = found.manifest.get(KEY)
     if value is None:
@@ -175,7 +175,7 @@ def _recorded(found: Checkpoint) -> list[str] | None:
 
 
 def _tell(names: Sequence[str]) -> str:
-    """Names without their layers' numbers, each once: ``linear_attn.in_proj_a``."""
+    """Names without their layer numbers, each once: ``linear_attn.in_proj_a``."""
     ends = list(dict.fromkeys(one_line(".".join(name.split(".")[-2:]), 80) for name in names))
     shown = ", ".join(ends[:_SHOWN])
     return shown if len(ends) <= _SHOWN else f"{shown} and {len(ends) - _SHOWN} more"

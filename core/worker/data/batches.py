@@ -1,7 +1,6 @@
 """Data order and micro-batches: the rows of each optimizer step (its window), and how they are cut and padded.
 
-The order depends on the seed and the step's number alone, so that a resumed run meets the rows that an uninterrupted
-one would have met.
+The order depends only on the seed and the step, so a resumed run sees the same rows as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ import torch
 from core.memory.batching import largest_shape, length_runs, padded_length
 from core.worker.data.encode import TokenizedRow
 
-#: Steps whose rows are sorted by length together: enough for little padding, few enough to keep the order random.
+#: Number of steps whose rows are sorted by length together: enough to avoid padding, few enough to stay random.
 BUCKET_STEPS = 16
 
 
 @dataclass(frozen=True)
 class DataOrder:
-    """The rows of every optimizer step, epoch after epoch.
+    """Rows of every optimizer step, epoch after epoch.
 
     Args:
         lengths: Tokens of each row.
-        batch_size: Rows in a step; the last step of an epoch has what is left.
+        batch_size: Rows per step; the last step of an epoch gets the rest.
         seed: Seed of the shuffling.
     """
 
@@ -43,7 +42,7 @@ class DataOrder:
         return math.ceil(len(self.lengths) / self.batch_size)
 
     def epoch(self, number: int) -> list[list[int]]:
-        """The windows of one epoch, counted from 0: lists of row indices, rows of like length together."""
+        """Windows of one epoch, counted from 0: lists of row indices, with rows of similar length together."""
         random = np.random.default_rng((self.seed, number))
         shuffled = random.permutation(len(self.lengths))
         windows: list[list[int]] = []
@@ -66,7 +65,7 @@ class DataOrder:
 
 @dataclass(frozen=True)
 class HostBatch:
-    """A padded batch in the memory of the host, where what is supervised can be asked without a wait for the device."""
+    """Padded batch in host memory, where supervised positions can be read without a device sync."""
 
     input_ids: npt.NDArray[np.int64]
     """``(sequences, length)``."""
@@ -74,37 +73,37 @@ class HostBatch:
     """``(sequences, length)``."""
 
     def targets(self) -> npt.NDArray[np.int64]:
-        """The supervised tokens, row by row; a row's first is none of them, as nothing predicts it."""
+        """Supervised tokens, row by row, without a row's first token, which nothing predicts."""
         found: npt.NDArray[np.int64] = self.input_ids[:, 1:][self.supervised[:, 1:]]
         return found
 
     def predicting(self) -> npt.NDArray[np.int64]:
-        """The positions whose hidden states predict them, with the rows in one sequence."""
+        """Positions whose hidden states predict them, in the flattened batch."""
         rows, columns = np.nonzero(self.supervised[:, 1:])
         found: npt.NDArray[np.int64] = rows * self.input_ids.shape[1] + columns
         return found
 
     def counts(self) -> list[int]:
-        """How many there are in each row."""
+        """Number of supervised tokens of each row."""
         found: list[int] = self.supervised[:, 1:].sum(axis=1).tolist()
         return found
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that go through the model at once, padded."""
+    """Padded rows that go through the model at once."""
 
     rows: Sequence[int]
     """Indices of the rows."""
     input_ids: torch.Tensor
     """``(sequences, length)``, int64."""
     supervised: torch.Tensor
-    """``(sequences, length)``, bool: the tokens that are learned."""
+    """``(sequences, length)``, bool: tokens in the loss."""
     most_shared: int | None = None
-    """The most tokens of a common beginning that are computed once; None for no limit. See
+    """Maximum length in tokens of a shared prefix that is computed once; None for no limit. See
     :mod:`core.worker.data.packing`."""
     host: HostBatch | None = None
-    """The same on the host, where the device is another."""
+    """The batch on the host, if the device is a GPU."""
 
 
 def split_window(
@@ -115,11 +114,11 @@ def split_window(
     Args:
         window: Row indices.
         lengths: Tokens of each row of the data.
-        token_budget: The most tokens of a micro-batch, padding included; a single longer row is one all the same.
-        max_rows: The most rows of a micro-batch.
+        token_budget: Token budget of a micro-batch, padding included; a single longer row is allowed.
+        max_rows: Maximum rows of a micro-batch.
 
     Returns:
-        Lists of row indices, longest rows first, so that what does not fit shows at once.
+        Lists of row indices, longest rows first, so that out-of-memory errors show at once.
     """
     ordered = sorted(window, key=lambda row: (-lengths[row], row))
     cut: list[list[int]] = []
@@ -137,14 +136,14 @@ def split_window(
 def largest_micro_batch(
     lengths: Sequence[int], batch_size: int, token_budget: int, max_rows: int | None = None, *, shared: int = 0
 ) -> list[int]:
-    """The micro-batch with most tokens, padding included, that the data can produce: what the rehearsal runs.
+    """The micro-batch with most tokens, padding included, that the data can produce; used by the rehearsal.
 
     Args:
         lengths: Tokens of each row.
         batch_size: Rows in an optimizer step.
-        token_budget: The most tokens of a micro-batch.
-        max_rows: The most rows of one.
-        shared: Tokens at the beginning of all rows that are computed once for all of them.
+        token_budget: Token budget of a micro-batch.
+        max_rows: Maximum rows of a micro-batch.
+        shared: Length in tokens of the prefix of all rows, which is computed once.
     """
     longest = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     start, rows, _ = largest_shape(length_runs(lengths), batch_size, token_budget, max_rows, shared=shared)
@@ -168,13 +167,13 @@ def make_micro_batch(
     device: torch.device,
     most_shared: int | None = None,
 ) -> MicroBatch:
-    """Pad the sequences of some rows into a micro-batch; a device gets it while it still computes the one before.
+    """Pad the sequences of some rows into a micro-batch. A GPU receives it while it still computes the previous one.
 
     Args:
         rows: Indices of the rows.
         sequences: Their sequences.
         pad_id: The token of padding.
-        device: Where it goes.
+        device: Target device.
         most_shared: See :class:`MicroBatch`.
     """
     host = pad(sequences, pad_id)
@@ -194,19 +193,19 @@ def pad(rows: Sequence[TokenizedRow], pad_id: int) -> HostBatch:
 
 
 def upload(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """An array on a device; a GPU copies it from pinned memory when it comes to it, and the host goes on."""
+    """An array on a device. A GPU copies it asynchronously from pinned memory."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def supervised_count(row: TokenizedRow) -> int:
-    """Tokens of a row that enter the loss: the supervised ones, but for a first token, which nothing predicts; of a
-    pair those of both answers."""
+    """Number of tokens of a row in the loss: supervised tokens except a first token, which nothing predicts; for a
+    pair, of both answers."""
     return sum(int(sequence.supervised[1:].sum()) for sequence in row.sequences)
 
 
 def fingerprint(rows: Sequence[TokenizedRow]) -> str:
-    """SHA-256 over all tokens, masks and labels in order: whether a resumed run sees the data it began with."""
+    """SHA-256 of all tokens, masks and labels in order, to check that a resumed run sees the same data."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row_bytes(row))
@@ -214,7 +213,7 @@ def fingerprint(rows: Sequence[TokenizedRow]) -> str:
 
 
 def row_bytes(row: TokenizedRow) -> bytes:
-    """What a row is to a run: its tokens, masks and label."""
+    """Tokens, mask and label of a row, as bytes."""
     parts = list[bytes]()
     for sequence in row.sequences:
         parts += (

@@ -1,4 +1,4 @@
-"""Data files turned into tokenized rows, every row accounted for."""
+"""Tokenized rows from data files, with every row accounted for."""
 
 from __future__ import annotations
 
@@ -39,28 +39,29 @@ NOTHING_SUPERVISED, NO_STOP_TOKEN = "nothing_supervised", "no_stop_token"
 
 @dataclass
 class Dataset:
-    """The usable rows of some files; ``rows``, ``examples`` and ``places`` go together."""
+    """Usable rows of some files. ``rows``, ``examples`` and ``places`` are parallel lists."""
 
     rows: list[TokenizedRow] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     places: list[FileLine] = field(default_factory=list)
-    """Where each row comes from; empty where that is not known."""
+    """Source of each row; empty if unknown."""
     read: int = 0
     repeated: int = 0
-    """How many of ``rows`` are there again, as ``data.weights`` asks."""
+    """Number of ``rows`` that are repetitions for ``data.weights``."""
     further: int = 0
-    """How many of ``rows`` are further rows of an example, for turns that its first does not show as inference does."""
+    """Number of ``rows`` that are additional rows of an example, for turns whose context its first row does not show as
+    inference does."""
     dropped: Counter[str] = field(default_factory=Counter)
     first_dropped: dict[str, str] = field(default_factory=dict)
-    """Reason to a sentence about the first row dropped for it."""
+    """Message about the first row dropped, by reason."""
     formats: dict[str, str] = field(default_factory=dict)
-    """Entry of the configuration to its format and why."""
+    """Format and its reason, by configuration entry."""
     unread: dict[str, Counter[str]] = field(default_factory=dict)
-    """Entry of the configuration to the columns that hold something and are not read, with the rows of each."""
+    """Columns with values that are not read, by configuration entry, with the number of rows of each."""
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row, of a pair those of the longer sequence."""
+        """Length in tokens of each row; of a pair, that of the longer sequence."""
         return [row.longest for row in self.rows]
 
     def place(self, position: int) -> str:
@@ -68,10 +69,10 @@ class Dataset:
         return name_places(self.places[position : position + 1]) if self.places else f"row {position + 1}"
 
     def event(self, held_out: Dataset | None = None) -> DataEvent:
-        """The ``data`` event about these rows; tokens are those of an epoch, repeated rows included.
+        """The ``data`` event about these rows. Tokens are per epoch, including repeated rows.
 
         Args:
-            held_out: The rows measured at each evaluation; None where there are none.
+            held_out: The held-out rows; None if there are none.
         """
         measured = held_out.rows if held_out is not None else []
         return DataEvent(
@@ -86,7 +87,7 @@ class Dataset:
         )
 
     def unfold(self) -> None:
-        """Put the further rows of each example beside its first."""
+        """Insert the additional rows of each example after its first."""
         chosen = [place for place, first in enumerate(self.rows) for _ in first.rows]
         self.further += len(chosen) - len(self.rows)
         self.rows = [row for first in self.rows for row in first.rows]
@@ -98,11 +99,11 @@ class Loader:
     """Reads, renders and tokenizes rows.
 
     Args:
-        config: For the formats, the greatest length and what happens beyond it, and what is held out.
+        config: Formats, maximum length and its handling, and held-out share.
         encoder: Renders and tokenizes.
-        vocabulary: Tokens that the model knows, to check rows that are tokens already; None to trust them.
-        progress: Told how many rows have been read; may raise to stop.
-        preflight: Refuses what would waste the run; None to refuse nothing.
+        vocabulary: Vocabulary size, to check pretokenized rows; None to trust them.
+        progress: Called with the number of rows read; may raise to stop.
+        preflight: Refuses data that would waste the run; None to refuse nothing.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Loader:
         """The training rows, and the held-out rows, if there are any.
 
         Raises:
-            UserError: As :meth:`load`, or if what was read would waste the run and is not allowed.
+            UserError: As :meth:`load`, or if the data would waste the run and that is not allowed.
         """
         config, dataset = self._config, Dataset()
         weighted = training_sources(config.data)
@@ -150,7 +151,7 @@ class Loader:
         return dataset, held_out
 
     def _each_of(self, dataset: Dataset) -> Iterator[Example]:
-        """The examples of a dataset, for work on which a stop is heard."""
+        """The examples of a dataset, with regular checks for a stop."""
         for number, example in enumerate(dataset.examples):
             if number % CHUNK_ROWS == CHUNK_ROWS - 1:
                 self._progress(dataset.read)
@@ -171,15 +172,15 @@ class Loader:
         self._preflight.check_stop(len(ends) + dataset.dropped[NO_STOP_TOKEN], sum(ends))
 
     def load(self, references: str | list[str], *, limit: int | None = None) -> Dataset:
-        """The rows of files, directories and entries of registries.
+        """The rows of files, directories and registry entries.
 
         Args:
             references: One or several.
-            limit: Use at most so many rows.
+            limit: Maximum number of rows.
 
         Raises:
-            UserError: If one cannot be read, its format is not known or not trained on, a row is too long where that is
-                refused, or nothing is left to use.
+            UserError: If a file cannot be read, its format is unknown or cannot be trained on, a row is too long and
+                that is refused, or no row is usable.
         """
         dataset = Dataset()
         sources = flat_sources(references, self._config.data.format, self._config.data.columns)
@@ -221,7 +222,7 @@ class Loader:
                 else:
                     dataset.rows.append(kept)
                     dataset.examples.append(example)
-                    # Tables have rows and no lines.
+                    # Tables have rows instead of lines.
                     dataset.places.append(FileLine(row.file or source.path.name, row.line or row.index + 1))
             self._progress(dataset.read)
 
@@ -230,14 +231,14 @@ class Loader:
         return [next(encoded) if example.ids is None else self._as_tokens(example) for example in examples]
 
     def _as_tokens(self, example: Example) -> TokenizedRow | RowError:
-        """A row that is tokens already."""
+        """A pretokenized row."""
         ids = np.asarray(example.ids, dtype=np.int32)
         if self._vocabulary is not None and int(ids.max()) >= self._vocabulary:
             return RowError(
                 "bad_tokens", f"The row has the token {int(ids.max())}; the model knows those below {self._vocabulary}."
             )
         supervised = np.asarray(example.labels, dtype=np.int32) != IGNORED_LABEL
-        supervised[0] = False  # nothing precedes it, so it is not predicted
+        supervised[0] = False  # nothing predicts the first token
         if not supervised.any():
             return RowError(NOTHING_SUPERVISED, "No token of the row is learned.")
         return TokenizedRow(ids, supervised)
@@ -254,7 +255,7 @@ class Loader:
         return RowError("overlong", f"The row has {longest} tokens, more than train.max_length = {limit}.")
 
     def _divide(self, dataset: Dataset, bounds: list[int], weights: list[float]) -> Dataset | None:
-        """Hold rows out and repeat the others by weight; ``bounds`` are where each entry's rows begin and end."""
+        """Hold rows out and repeat the others by weight. ``bounds`` are the limits of each entry's rows."""
         share, seed = self._config.data.eval_share, self._config.train.seed
         prints = Fingerprints()
         for number, example in enumerate(self._each_of(dataset)):

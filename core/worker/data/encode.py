@@ -23,30 +23,30 @@ from core.template.stops import stop_token_ids as stops_of
 from core.template.tokenizer import SPECIAL_NAMES, ModelTokenizer
 from core.text import one_line
 
-#: Processor time for the rows that are made into tokens at once, or for a prompt; a hundredth of a second is usual.
+#: CPU seconds for a batch of rows or a prompt; a hundredth of a second is usual.
 _SECONDS = 60
-#: Characters of these rows, beyond which fewer are made at once.
+#: Maximum number of characters of a batch of rows.
 _CHARACTERS = 4 << 20
 _PLAIN = MaskSettings("")
 
 
 class TokenizedRow(TokenRow["np.ndarray[Any, np.dtype[np.int32]]", "np.ndarray[Any, np.dtype[np.bool_]]"]):
-    """One row, ready for batching: ``input_ids`` and ``supervised`` are ``(length,)``, int32 and bool."""
+    """A row ready for batching: ``input_ids`` and ``supervised`` are ``(length,)``, int32 and bool."""
 
 
 class Encoder:
-    """Renders examples with the model's chat template and tokenizes them; what is learned is told in ``core.template``.
+    """Renders examples with the model's chat template and tokenizes them. See :mod:`core.template` for the loss masks.
 
     Args:
-        tokenizer: The model's tokenizer, of transformers.
+        tokenizer: The model's transformers tokenizer.
         stop_ids: The tokens that end an answer.
         template: A Jinja chat template instead of the tokenizer's own.
-        settings: What of a conversation is learned, and which rows are used.
-        now: The moment of the date that a template writes; None for the present one.
-        check: Called while rows are encoded, however long a template takes; may raise to stop.
+        settings: Supervised parts of a conversation, and usable rows.
+        now: Date for templates that insert one; None for today.
+        check: Called regularly while rows are encoded; may raise to stop.
 
     Raises:
-        UserError: As all of its methods, if template or tokenizer take more memory or time than any should.
+        UserError: If template or tokenizer exceed the limits on memory or time; also raised by all methods.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Encoder:
         self._stops = frozenset(self._masker.stop_ids)
 
     def encode(self, examples: Sequence[Example]) -> list[TokenizedRow | RowError]:
-        """Tokenize examples, in order; an example that cannot be used yields the reason."""
+        """Tokenize examples in order. An unusable example yields its error."""
         masked = itertools.chain.from_iterable(map(self._mask, portions(examples, _CHARACTERS)))
         return [row if isinstance(row, RowError) else _tokenized(row) for row in masked]
 
@@ -83,11 +83,11 @@ class Encoder:
 
     @property
     def ended(self) -> int:
-        """Answers so far behind which the end of text was put."""
+        """Number of answers so far to which the end-of-text token was added."""
         return self._masker.ended
 
     def learns_stop(self, row: TokenizedRow) -> bool:
-        """Whether a token that ends an answer is learned."""
+        """True if a stop token is in the loss."""
         return not self._stops.isdisjoint(row.input_ids[row.supervised].tolist())
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -96,7 +96,7 @@ class Encoder:
             return self._masker.prompt(messages)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """The same as tokens: those that a row of training has before the answer.
+        """The same as tokens, identical to the tokens before the answer in a training row.
 
         Args:
             messages: ``role``, ``content`` and the other fields of each.
@@ -106,18 +106,18 @@ class Encoder:
             return self._masker.prompt_ids(messages, tools)
 
     def text_ids(self, text: str) -> list[int]:
-        """A text that the model is to go on with, as tokens: those that it has in training, without their end."""
+        """A text for the model to continue, as tokens, identical to those in training without the end."""
         with _bounded("a text", self._check):
             return self._masker.text_ids(text)
 
 
 @contextlib.contextmanager
 def _bounded(work: str, check: Callable[[], None] | None) -> Iterator[None]:
-    """Limit the time and the memory of template and tokenizer.
+    """Context that limits time and memory of template and tokenizer.
 
     Args:
-        work: What they are used on, for the error.
-        check: Called meanwhile; may raise to stop.
+        work: Work inside, for the error message.
+        check: Called regularly; may raise to stop.
 
     Raises:
         UserError: If a limit is exceeded.
@@ -144,10 +144,10 @@ def _tokenized(row: MaskedRow) -> TokenizedRow:
 
 
 def as_model_tokenizer(tokenizer: Any, stop_ids: Sequence[int]) -> ModelTokenizer:
-    """A tokenizer of transformers as one of ours, which gives the same tokens.
+    """A transformers tokenizer converted to ours, with the same tokens.
 
     Raises:
-        UserError: If it is of a kind that cannot be converted.
+        UserError: If it cannot be converted.
     """
     template = tokenizer.chat_template
     named = template if isinstance(template, dict) else {"default": template}
@@ -163,16 +163,16 @@ def as_model_tokenizer(tokenizer: Any, stop_ids: Sequence[int]) -> ModelTokenize
 
 
 def backend_of(tokenizer: Any) -> Tokenizer:
-    """The tokenizers object inside; one is made where transformers works with sentencepiece or Python."""
+    """The tokenizers object inside, or a conversion if transformers uses sentencepiece or Python."""
     found = getattr(tokenizer, "backend_tokenizer", None)
     if isinstance(found, Tokenizer):
-        # What an earlier call asked for stays in the object.
+        # Truncation and padding of an earlier call stay in the object.
         found.no_truncation()
         found.no_padding()
         return found
     try:
         return _converted(tokenizer)
-    except Exception as error:  # whatever the converters of each kind raise
+    except Exception as error:  # each converter raises its own
         reason = one_line(str(error), 160).rstrip(".")
         raise UserError(
             f"The model's tokenizer ({type(tokenizer).__name__}) cannot be converted: {reason}.",
@@ -193,12 +193,12 @@ def stop_token_ids(
 ) -> list[int]:
     """The tokens that end an answer, without duplicates.
 
-    They are the generation configuration's, the tokenizer's, those that a template of ours brings, and where none of
-    them is what the chat template ends an answer with, the token that it ends one with.
+    They come from the generation configuration, the tokenizer, and our own template. If the chat template ends answers
+    with another token, that token is added.
 
     Args:
-        generation_config: The model's, of transformers; None where it has none.
-        tokenizer: The model's.
+        generation_config: The model's transformers generation configuration, if any.
+        tokenizer: The model's tokenizer.
         template: A chat template instead of the tokenizer's own.
         check: As for :class:`Encoder`.
 

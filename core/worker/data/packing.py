@@ -1,9 +1,9 @@
-"""Sequence packing and shared prefixes: the rows of a batch as one sequence, so that nothing is computed twice and
-padding hardly at all.
+"""Sequence packing and shared prefixes: the rows of a batch in one sequence, with nothing computed twice and hardly any
+padding.
 
-What is behind a row's last supervised token changes nothing and is left out. Where rows begin alike, as conversations
-with one system prompt or the two answers of a pair do, the common beginning lies there once, and each row continues it:
-every hidden state that the loss needs is what it would be with the row alone.
+Tokens after a row's last supervised token have no effect and are left out. If rows begin alike, like conversations with
+one system prompt or the two answers of a pair, the common prefix is computed once and each row continues it. Every
+hidden state in the loss is the same as with the row alone.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from core.worker.data.batches import upload
 from core.worker.data.encode import TokenizedRow
 from core.worker.fused.attention import Group, Layout
 
-#: A beginning that saves fewer tokens than this share of the batch is not worth its own part of each attention.
+#: Minimum share of tokens that a shared prefix must save to be worth its own part of each attention.
 WORTHWHILE = 0.05
-#: Price of a pair of tokens behind a dense mask, in pairs of causal attention: the mask is read beside it, and kernels
-#: that take one are slower. Pairs that the mask hides are computed as well, and count. An estimate.
+#: Cost of a pair of tokens behind a dense mask, relative to causal attention: the mask must be read, and kernels that
+#: take one are slower. Masked pairs are computed as well, and count. An estimate.
 MASKED_PAIR = 2.0
 
 #: Members of each group, and the length of their prefix.
@@ -38,14 +38,14 @@ class Packing:
     """Packing of batches in a run."""
 
     share: bool = False
-    """Whether what rows begin with alike is computed once."""
+    """True to compute common prefixes once."""
     pack: bool = False
-    """Whether rows lie one behind another without padding."""
+    """True to concatenate rows without padding."""
     common: int = 0
-    """Tokens that all rows of the data begin with alike, before any is learned from; 0 where none are shared."""
+    """Length in tokens of the prefix common to all rows, before any supervised token; 0 if none is shared."""
     pair: float = 0.0
-    """Price of a pair of tokens in attention, in tokens that go through the layers, where the device needs dense masks
-    for shared beginnings; 0 elsewhere: what sharing saves is then all that counts."""
+    """Cost of a pair of tokens in attention, relative to a token going through the layers, if the device needs dense
+    masks for shared prefixes; else 0, so only saved tokens count."""
 
 
 #: Padded batches.
@@ -59,10 +59,10 @@ class LaidOut:
     input_ids: torch.Tensor
     """``(1, tokens)``, int64."""
     position_ids: torch.Tensor
-    """``(1, tokens)``, int64: the place of each token in its row; of padding, that of the row's last token."""
+    """``(1, tokens)``, int64: position of each token in its row; for padding, the row's last position."""
     layout: Layout
     predicting_positions: torch.Tensor
-    """``(supervised,)``, int64: the position in the sequence that predicts each supervised token, row by row."""
+    """``(supervised,)``, int64: position that predicts each supervised token, row by row."""
 
 
 def choose_layout(
@@ -74,18 +74,18 @@ def choose_layout(
     pack: bool,
     pair: float = 0.0,
 ) -> LaidOut | None:
-    """Lay out a padded batch in the way that leaves the fewest tokens.
+    """Pack a padded batch into the layout with the fewest tokens.
 
     Args:
         input_ids: ``(rows, width)``.
-        supervised: ``(rows, width)``: what is learned. A first token, which nothing predicts, does not count.
-        device: Where the sequence is to be.
-        most_shared: The most tokens of what rows begin with alike that are computed once; None for no limit.
-        pack: Leave out all padding; otherwise rows behind one prefix have one width.
+        supervised: ``(rows, width)``: tokens in the loss, except a first token, which nothing predicts.
+        device: Target device.
+        most_shared: Maximum length in tokens of a shared prefix that is computed once; None for no limit.
+        pack: Leave out all padding; otherwise rows after one prefix have one width.
         pair: As in :class:`Packing`.
 
     Returns:
-        None where the padded batch is as good.
+        The layout; None if the padded batch is as good.
     """
     lengths = _lengths(supervised)
     free = [_free(row) for row in supervised]
@@ -103,21 +103,21 @@ def choose_layout(
 
 
 def _lengths(supervised: BoolRows) -> list[int]:
-    """Tokens of each row up to its last supervised one."""
+    """Length in tokens of each row up to its last supervised token."""
     return [int(row.nonzero()[0].max(initial=0)) + 1 for row in supervised]
 
 
 def _free(supervised: np.ndarray[Any, np.dtype[np.bool_]]) -> int:
-    """Number of tokens at a row's beginning that may be shared: the token before the first supervised one stays in the
-    row, as its hidden state predicts for this row alone."""
+    """Number of leading tokens that may be shared. The token before the first supervised one stays in the row, because
+    its hidden state predicts for this row alone."""
     return max(0, int(supervised.argmax()) - 1)
 
 
 def common_beginning(rows: Iterable[TokenizedRow]) -> int:
-    """Length in tokens of the common prefix of all rows, before any of them is learned from.
+    """Length in tokens of the common prefix of all rows, before any supervised token.
 
     Args:
-        rows: Of the data, something learned in each of them; both answers of a pair count.
+        rows: Training rows; both answers of a pair count.
     """
     first: np.ndarray[Any, np.dtype[np.int32]] | None = None
     for sequence in itertools.chain.from_iterable(row.sequences for row in rows):
@@ -145,7 +145,7 @@ def _best_grouping(input_ids: IntRows, lengths: Sequence[int], free: Sequence[in
 
 
 def _common(input_ids: IntRows, members: Sequence[int], free: Sequence[int]) -> int:
-    """Length in tokens of the common prefix of rows, before any of them is learned from; 0 for a single one."""
+    """Length in tokens of the common prefix of rows, before any supervised token; 0 for a single row."""
     limit = min(free[row] for row in members)
     if len(members) < 2 or limit <= 0:
         return 0
@@ -158,7 +158,7 @@ def _tokens(groups: Grouping, lengths: Sequence[int]) -> int:
 
 
 def _pairs(groups: Grouping, lengths: Sequence[int]) -> float:
-    """Pairs of tokens that attention computes, those behind a dense mask at their price."""
+    """Cost of the token pairs that attention computes, with pairs behind a dense mask weighted."""
     total = 0.0
     for members, prefix in groups:
         width = _width(members, prefix, lengths)
@@ -172,7 +172,7 @@ def _width(members: Sequence[int], prefix: int, lengths: Sequence[int]) -> int:
 
 
 def _split(members: list[int], prefix: int, lengths: Sequence[int]) -> Grouping:
-    """Rows without a prefix one by one; those behind one stay together."""
+    """Rows without a prefix grouped by length; rows after a prefix stay together."""
     if prefix:
         return [(members, prefix)]
     ordered = sorted(members, key=lambda row: lengths[row])
@@ -183,14 +183,14 @@ def _split(members: list[int], prefix: int, lengths: Sequence[int]) -> Grouping:
 
 
 def lay_out(input_ids: IntRows, supervised: BoolRows, device: torch.device, groups: Grouping) -> LaidOut:
-    """Lay out a padded batch in given groups.
+    """Pack a padded batch in given groups.
 
     Args:
         input_ids: ``(rows, width)``.
         supervised: ``(rows, width)``.
-        device: Where the sequence is to be.
-        groups: Rows that begin alike, with the length of the beginning; each row is in one of them. Rows of one
-            length without a beginning are not padded.
+        device: Target device.
+        groups: Rows with a common prefix, and its length; each row is in one group. Rows of one length without a prefix
+            are not padded.
     """
     lengths = _lengths(supervised)
     ids: list[IntRows] = []
@@ -208,11 +208,11 @@ def lay_out(input_ids: IntRows, supervised: BoolRows, device: torch.device, grou
         for row in members:
             own = input_ids[row, prefix : prefix + width]
             ids.append(np.pad(own, (0, width - len(own))))
-            # Padding behind the last place of the row would lie beyond what learned positions there are.
+            # Padding must not get positions beyond the learned ones.
             positions.append(np.minimum(np.arange(prefix, prefix + width), lengths[row] - 1))
             starts[row] = (at, prefix)
             at += width
-    # Of what is predicted, the places before it: none predicts a first token.
+    # Positions before the supervised tokens; none predicts a first token.
     before = [np.flatnonzero(supervised[row, 1:]) - starts[row][1] + starts[row][0] for row in range(len(input_ids))]
     return LaidOut(
         upload(np.concatenate(ids), device)[None],

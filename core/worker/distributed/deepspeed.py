@@ -1,9 +1,9 @@
-"""The strategy ``deepspeed``: ZeRO shares out optimizer states (stage 1), gradients (2) and weights (3).
+"""The strategy ``deepspeed``: ZeRO shards optimizer states (stage 1), gradients (2) and weights (3).
 
-Where every process has the whole model and gradients are small or stay whole (stage 1, and 2 with adapters), they stay
-in the process until the end of a step: its rows may be cut, and run again, as with ``replicate``. Elsewhere every pass
-has sums of gradients in it, which need all processes: they agree on the number of micro-batches, and where memory runs
-out in one, the run ends with a sentence, as what DeepSpeed has summed by then cannot be taken back.
+If every process has the whole model, and gradients are small or not sharded (stage 1, and 2 with adapters), gradients
+stay local until the end of a step: rows may be cut and run again, as with ``replicate``. Otherwise every pass reduces
+gradients, which needs all processes: they agree on the number of micro-batches, and running out of memory ends the run
+with an error, because reductions that DeepSpeed has begun cannot be undone.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from core.worker.optim.update import Update, WeightUpdate
 
 @dataclass
 class DeepSpeed:
-    """Trained tensors shared out by DeepSpeed's ZeRO.
+    """Trained tensors sharded by DeepSpeed's ZeRO.
 
     Args:
-        orders: Of the first process to the others.
-        config: Of the run.
-        tell: Told what takes long.
+        orders: Orders of rank 0.
+        config: The run's configuration.
+        tell: Reports slow work.
     """
 
     orders: Orders
@@ -53,18 +53,18 @@ class DeepSpeed:
     _update: ZeroUpdate | None = field(default=None, init=False)
     _zero: Zero | None = field(default=None, init=False)
     _held: AbstractContextManager[None] | None = field(default=None, init=False)
-    """Holds the sums of gradients back until the end of a step; None where they are made within each pass."""
+    """Context that postpones gradient reductions to the end of a step; None if each pass reduces."""
     _stays_whole: bool = field(default=True, init=False)
     """True if a process has all gradients until then."""
 
     @property
     def is_sharded(self) -> bool:
-        """True if weights are shared out as well."""
+        """True if weights are sharded as well."""
         return self.config.distributed.zero_stage == 3
 
     @property
     def fetches_modules(self) -> bool:
-        """True if weights are shared out as well: DeepSpeed fetches them module by module."""
+        """True if weights are sharded: DeepSpeed gathers them module by module."""
         return self.is_sharded
 
     @property
@@ -82,25 +82,25 @@ class DeepSpeed:
 
     @property
     def zero(self) -> Zero:
-        """The trained tensors, once they are shared out."""
+        """The sharded training state."""
         if self._zero is None:
             raise ValueError("Nothing is shared out yet.")
         return self._zero
 
     @property
     def layers(self) -> ZeroLayers:
-        """The parts of the model that are shared out, where some are."""
+        """The sharded parts of the model, in stage 3."""
         if self._layers is None:
             raise ValueError("Every process has the whole model.")
         return self._layers
 
     def place(self, model: Any) -> None:
-        """Tell what of the model is shared out, and bring the rest to the device. Each process does so for itself."""
+        """Choose the sharded parts of the model, and move the rest to the device. Local."""
         if self.is_sharded:
             self._layers = ZeroLayers(model, self.ranks.device)
 
     def prepare(self, model: Any) -> Any:
-        """Share weights out, where they are, and run the first pass. Together then."""
+        """Shard the weights in stage 3, and run the first pass. Together then."""
         if self.is_sharded:
             self._update = self._make_update(model)
             self.layers.begin(self.zero.optimizer.parameter_offload.get_param_coordinator())
@@ -134,7 +134,7 @@ class DeepSpeed:
         return ZeroUpdate(self._zero, order, kept, by_name=self._trains_weights, stepped=self._stepped)
 
     def _groups(self, model: Any) -> list[dict[str, Any]]:
-        """The groups of the optimizer. Norms and biases of weights that are trained have no weight decay."""
+        """Parameter groups of the optimizer. Trained norms and biases have no weight decay."""
         if not self._trains_weights:
             found: Any = parameter_groups(model, self.config.method.loraplus_ratio)
             return found if isinstance(found[0], dict) else [{"params": found}]
@@ -144,7 +144,7 @@ class DeepSpeed:
         return [group for group in (matrices, others) if group["params"]]
 
     def _groups_of_one(self, model: Any) -> list[dict[str, Any]]:
-        """The groups, as the optimizer of a run of one process saves them: over all adapters, or over one tensor."""
+        """Parameter groups as saved by a run of one process: over all adapters, or over one tensor."""
         if self._trains_weights:
             one = [torch.nn.Parameter(torch.empty(0))]
             optimizer = make_optimizer(one, self.config.train, weight_decay=0.0)
@@ -154,9 +154,10 @@ class DeepSpeed:
         return saved
 
     def begin(self, trained: Mapping[str, torch.Tensor]) -> None:
-        """Trained tensors become those of the first process, unless all have read them from a checkpoint. Together."""
+        """Copy the trained tensors of rank 0 to all processes, unless all have read them from a checkpoint.
+        Together."""
         if not self.zero.is_restored:
-            if not (self.is_sharded and self._trains_weights):  # these have been read by each, and are the same
+            if not (self.is_sharded and self._trains_weights):  # each process has read the same ones
                 self._replicated.begin(trained)
             self.zero.take_weights()
 
@@ -167,8 +168,8 @@ class DeepSpeed:
         return self._replicated.share(window, costs)
 
     def passes(self, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
-        """The micro-batches of this process, and passes for the others where gradients are summed within each pass and
-        they have more. Together then."""
+        """Micro-batches of this process, plus idle passes if other processes have more and each pass reduces gradients.
+        Together then."""
         if self._held is not None:
             yield from micro_batches
             return
@@ -184,10 +185,10 @@ class DeepSpeed:
                 run_token(self._causal, self.ranks.device)
 
     def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
-        """The failed micro-batches of this process.
+        """Failed micro-batches of this process.
 
         Raises:
-            MemoryShortageError: If there are any, and the sums of their gradients have begun.
+            MemoryShortageError: If there are any, and their gradient reductions have begun.
         """
         if failed is not None and self._held is None:
             raise MemoryShortageError(
@@ -199,10 +200,10 @@ class DeepSpeed:
         return failed
 
     def reduce(self, parameters: Sequence[torch.nn.Parameter], sums: Sequence[float]) -> list[float]:
-        """Sum the numbers, and gradients that are not yet. Together."""
+        """Reduce the numbers, and gradients not reduced yet. Together."""
         if self._held is not None:
             for parameter in parameters:
-                # All processes sum the same ones, also one without a row.
+                # All processes must reduce the same gradients, even without rows.
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             held, self._held = self._held, None
@@ -210,13 +211,12 @@ class DeepSpeed:
         return self._replicated.reduce([], sums)
 
     def clip(self, parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
-        """Never asked for: the update does it."""
+        """Not used: the update clips."""
         del parameters, limit
         raise ValueError("DeepSpeed clips in its step.")
 
     def _stepped(self) -> None:
-        """After a step: hold the sums of gradients back until the end of the next one, where that can be, and bring
-        together what is to be whole."""
+        """After a step: postpone the next step's reductions if possible, and gather the pinned weights."""
         if self.is_sharded:
             self.layers.pin()
         if self._stays_whole and self._held is None:
@@ -226,45 +226,45 @@ class DeepSpeed:
     # Between two steps.
 
     def leading(self) -> AbstractContextManager[None]:
-        """A context in which the first process runs the model alone, without gradients; may be nested."""
+        """Context in which rank 0 runs the model alone, without gradients; may be nested."""
         return self.orders.leading(self.layers.leading if self.is_sharded else None)
 
     def lend(self) -> None:
-        """In another process: take part in a pass of the first one."""
+        """In other ranks: take part in a pass of rank 0."""
         self.layers.lend()
 
-    # What is trained.
+    # Trained tensors.
 
     def trained(self, usual: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.nn.Parameter]:
-        """All of it, by an optimizer of its own."""
+        """All of it, with DeepSpeed's optimizer."""
         return usual
 
     def square_sum(self, value: float) -> float:
-        """Never asked for: the update knows the norm."""
+        """Not used: the update computes the norm."""
         return value
 
     def whole_update(self, update: WeightUpdate) -> Update:
-        """Never asked for: the update is this strategy's own."""
+        """Not used: the strategy has its own update."""
         return update
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Trained tensors, whole; in the first process alone where weights are shared out. Together then."""
+        """Whole trained tensors; only in rank 0 if weights are sharded. Together then."""
         if not (self.is_sharded and self._trains_weights):
             return usual
         return self.zero.whole_weights(usual)
 
     def read_weights(self, path: Path, usual: Mapping[str, torch.Tensor]) -> None:
-        """Read all of it; the optimizer takes it from there with its states."""
+        """Read all weights; the optimizer copies them with its states."""
         read_tensors(path, self.zero.places(usual) if self.is_sharded else usual)
 
     def whole_model(self, model: Any) -> dict[str, torch.Tensor] | None:
-        """All weights of the model, on the host of the first process; None where the model has them. Together where
-        weights are shared out."""
+        """All weights of the model, on the host of rank 0; None if the model has them. Together if weights are
+        sharded."""
         return self.zero.whole_weights(dict(model.named_parameters())) if self.is_sharded else None
 
 
 def _refuse_fp16(causal: Any) -> None:
-    """Refuse a card that computes in fp16 by itself, where ``train.precision`` is auto."""
+    """Refuse a card that computes in fp16 with ``train.precision = auto``."""
     if causal.get_input_embeddings().weight.dtype == torch.float16:
         raise UserError(
             "distributed.strategy is deepspeed, and this card trains in fp16, which needs a scaler of its own there.",

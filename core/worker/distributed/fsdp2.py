@@ -1,9 +1,9 @@
-"""The strategy ``fsdp2``: weights shared out among the processes, each of which works on its rows.
+"""The strategy ``fsdp2``: weights are sharded over the processes, and each process works on its rows.
 
-A forward pass needs all processes, as each has a share of every layer. In a step they cut their rows into equally many
-micro-batches, those with fewer filling up with passes of a single token. Where memory runs out in one of them, that
-pass is ended by a token as well, and all run the window again. Between two steps the first process runs the model alone
-for evaluations and answers, and tells the others of each pass, to which they lend their shares.
+A forward pass needs all processes, because each has a shard of every layer. In a step they cut their rows into equally
+many micro-batches, filling up with idle passes of a single token. If one runs out of memory, an idle pass completes its
+failed one, and all run the window again. Between steps rank 0 runs the model alone for evaluations and answers, and
+announces each pass so that the others contribute their shards.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from core.worker.optim.update import Update, WeightUpdate
 
 @dataclass
 class Fsdp2:
-    """Weights shared out by ``torch.distributed.fsdp.fully_shard``.
+    """Weights sharded by ``torch.distributed.fsdp.fully_shard``.
 
     Args:
-        orders: Of the first process to the others.
-        offload: Whether what is shared out lives in the machine's memory.
+        orders: Orders of rank 0.
+        offload: Keep shards in host memory.
     """
 
     orders: Orders
@@ -44,7 +44,7 @@ class Fsdp2:
     _model: ShardedModel | None = field(default=None, init=False)
     _shards: Shards | None = field(default=None, init=False)
     _passes: int = field(default=0, init=False)
-    """Passes of the window on hand that are still to be done, the one under way among them."""
+    """Remaining passes of the current window, including the current one."""
 
     @property
     def ranks(self) -> Ranks:
@@ -53,30 +53,30 @@ class Fsdp2:
 
     @property
     def _replicated(self) -> Replicate:
-        """How adapters are dealt with, which every process has whole."""
+        """Strategy of adapters, which every process has whole."""
         return Replicate(self.orders)
 
     @property
     def sharded(self) -> ShardedModel:
-        """The model, once it is shared out."""
+        """The sharded model."""
         if self._model is None:
             raise ValueError("The model is not shared out yet.")
         return self._model
 
     def place(self, model: Any) -> None:
-        """Share the model out, layer by layer. Each process does so for itself."""
+        """Shard the model layer by layer. Local."""
         mesh = init_device_mesh(self.ranks.device.type, (self.ranks.count,))
         self._model = ShardedModel(model, mesh, self.ranks.device, offload=self.offload)
 
     def prepare(self, model: Any) -> Any:
-        """Run the first pass through it. Together."""
+        """Run the first pass through the model. Together."""
         self.sharded.begin()
         if self.sharded.trained:
             self._shards = Shards(self.sharded.trained)
         return model
 
     def begin(self, trained: Mapping[str, torch.Tensor]) -> None:
-        """Adapters become those of the first process; weights have been read by each, and are the same."""
+        """Copy the adapters of rank 0; full weights were read by each process and are equal."""
         if self._shards is None:
             self._replicated.begin(trained)
 
@@ -87,7 +87,7 @@ class Fsdp2:
         return self._replicated.share(window, costs)
 
     def passes(self, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
-        """The micro-batches of this process, and passes for the others where they have more. Together."""
+        """Micro-batches of this process, plus idle passes if other processes have more. Together."""
         counts = torch.zeros(self.ranks.count)
         counts[self.ranks.rank] = len(micro_batches)
         self.ranks.sum(counts)
@@ -101,7 +101,7 @@ class Fsdp2:
             self._passes -= 1
 
     def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
-        """The failed micro-batches of all processes, once each has done all passes of the window. Together."""
+        """Failed micro-batches of all processes, once each has finished all passes of the window. Together."""
         if failed is not None and self._passes:
             release()
             self.sharded.end_failed_pass()
@@ -113,8 +113,8 @@ class Fsdp2:
         return self._gathered(failed or []) if any_failed else None
 
     def _gathered(self, batches: list[list[int]]) -> list[list[int]]:
-        """The micro-batches of all processes."""
-        # Rows one behind another; zero is the end of a batch, so that they are counted from one.
+        """Micro-batches of all processes."""
+        # Rows in sequence, counted from 1; zero ends a batch.
         sent = [number for batch in batches for number in (*(row + 1 for row in batch), 0)]
         lengths = torch.zeros(self.ranks.count, dtype=torch.int64)
         lengths[self.ranks.rank] = len(sent)
@@ -131,46 +131,46 @@ class Fsdp2:
         return [batch for batch in found if batch]
 
     def reduce(self, parameters: Sequence[torch.nn.Parameter], sums: Sequence[float]) -> list[float]:
-        """As :meth:`Replicate.reduce`; gradients of what is shared out are summed already."""
+        """As :meth:`Replicate.reduce`; gradients of sharded tensors are reduced already."""
         return self._replicated.reduce(parameters if self._shards is None else [], sums)
 
     def clip(self, parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
-        """As :meth:`Replicate.clip`, of adapters."""
+        """As :meth:`Replicate.clip`, for adapters."""
         return self._replicated.clip(parameters, limit)
 
     # Between two steps.
 
     def leading(self) -> AbstractContextManager[None]:
-        """A context in which the first process runs the model alone, without gradients; may be nested."""
+        """Context in which rank 0 runs the model alone, without gradients; may be nested."""
         return self.orders.leading(self.sharded.leading)
 
     def lend(self) -> None:
-        """In another process: take part in a pass of the first one."""
+        """In other ranks: take part in a pass of rank 0."""
         self.sharded.lend()
 
-    # What is trained.
+    # Trained tensors.
 
     def trained(self, usual: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.nn.Parameter]:
-        """Its shares, or the adapters."""
+        """The shards, or the adapters."""
         return usual if self._shards is None else self._shards.parameters
 
     def square_sum(self, value: float) -> float:
-        """The sum of a number of each process. Together."""
+        """Sum of a number over all processes. Together."""
         sums = torch.tensor([value], dtype=torch.float64)
         self.ranks.sum(sums)
         return float(sums)
 
     def own_update(self, model: Any) -> Update | None:
-        """None: shares are updated as whole tensors are."""
+        """None: shards are updated like whole tensors."""
         del model
         return None
 
     def whole_update(self, update: WeightUpdate) -> Update:
-        """An update whose states are saved and loaded whole."""
+        """Update whose states are saved and loaded whole."""
         return update if self._shards is None else ShardedUpdate(update, self._shards)
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Trained tensors, whole; in the first process alone where they are shared out. Together."""
+        """Whole trained tensors; only in rank 0 if they are sharded. Together."""
         return usual if self._shards is None else self._shards.weights()
 
     def read_weights(self, path: Path, usual: Mapping[str, torch.Tensor]) -> None:
@@ -181,6 +181,6 @@ class Fsdp2:
             read_tensors(path, self._shards.parameters, rows=self._shards.own_rows)
 
     def whole_model(self, model: Any) -> dict[str, torch.Tensor] | None:
-        """All weights of the model, on the host of the first process. Together."""
+        """All weights of the model, on the host of rank 0. Together."""
         self.sharded.release()
         return whole_state(model)

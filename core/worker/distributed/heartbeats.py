@@ -1,8 +1,8 @@
-"""Heartbeats of processes that have no supervisor, as under torchrun and Slurm: each counts up a number in the store
-over which they have met, and one that waits for the others without a limit looks at theirs.
+"""Heartbeats of processes without a supervisor, as under torchrun and Slurm: each increments a number in the rendezvous
+store, and a process that waits without a limit watches the others' numbers.
 
-The store is in the first process. Where that one is suspended, or its machine is gone, a question to the store is not
-answered and has no limit of time: so one thread beats, and another one watches.
+The store is in rank 0. If that process is suspended or its machine is gone, requests to the store block forever; so one
+thread beats, and another one watches.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch.distributed import distributed_c10d
 
 from core.worker.process.pulse import AwakeClock, Unchanged
 
-#: What the first process tells its pulse by.
+#: Store key of rank 0's pulse.
 _PULSE = "pulse"
-#: Seconds beyond the limit of common work, in which that ends by itself.
+#: Extra seconds beyond the timeout of collectives, which end by themselves.
 _QUIET_SECONDS = 5.0
-#: Beats in the time after which a process is taken for lost, and the most seconds between two of them.
+#: Beats per timeout, and maximum seconds between two beats.
 _BEATS, _MOST_SECONDS = 10.0, 5.0
 
 
 @dataclass
 class Heartbeats:
-    """Beats of this process, and those that it has heard of the others; one thread beats, another one may watch.
+    """Beats of this process, and the last known beats of the others. One thread beats, another may watch.
 
     Args:
-        store: What all processes write to and read; the first one has it.
-        rank: The number of this process.
-        count: How many there are.
-        clock: Seconds that only ever go up.
-        pulse: In the first process, what it tells of its training thread: see
-            :class:`core.worker.process.pulse.Pulse`; None while that waits for the others.
+        store: Store that all processes write to and read; rank 0 hosts it.
+        rank: Rank of this process.
+        count: Number of processes.
+        clock: Monotonic clock in seconds.
+        pulse: In rank 0, the pulse of its training thread: see :class:`core.worker.process.pulse.Pulse`; None while it
+            waits for the others.
     """
 
     store: Store
@@ -45,11 +45,11 @@ class Heartbeats:
     pulse: Callable[[], int | None] = lambda: None
     _beats: int = field(default=0, init=False)
     _heard: dict[int, tuple[int, float]] = field(default_factory=dict, init=False)
-    """The last beat of each other process, and when it was heard."""
+    """Last beat of each other process, and its time."""
     _listened: float = field(default=0.0, init=False)
-    """When all of them were last asked for, and the store has answered."""
+    """Time when the store last answered for all of them."""
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False)
-    """Of what was heard; never held while the store is asked."""
+    """Guards the beats; never held during a request to the store."""
 
     def __post_init__(self) -> None:
         self._listened = self.clock()
@@ -57,7 +57,7 @@ class Heartbeats:
         self._heard = {rank: (0, self._listened) for rank in range(self.count) if rank != self.rank}
 
     def beat(self) -> None:
-        """Beat once, and listen to the others; a store that does not answer has nothing new. It may never return."""
+        """Beat once, and read the others' beats; a store that does not answer has no news. May block forever."""
         self._beats += 1
         try:
             self.store.set(str(self.rank), str(self._beats))
@@ -66,13 +66,13 @@ class Heartbeats:
                 if self.store.check([str(rank)]) and (newest := int(self.store.get(str(rank)))) != beat:
                     with self._guard:
                         self._heard[rank] = newest, self.clock()
-        except RuntimeError:  # of the connection
+        except RuntimeError:  # connection error
             return
         with self._guard:
             self._listened = self.clock()
 
     def _tell_pulse(self) -> None:
-        """Tell the pulse in the first process, hear it in the others."""
+        """Write the pulse in rank 0, read it in the others."""
         if self.rank == 0:
             count = self.pulse()
             self.store.set(_PULSE, "" if count is None else str(count))
@@ -82,16 +82,15 @@ class Heartbeats:
                 self._first.note(int(told) if told else None)
 
     def still(self) -> float:
-        """Seconds in which the first process has done nothing that it would soon be done with; 0 where that is not
-        known."""
+        """Seconds without progress of rank 0 in work that should be short; 0 if unknown."""
         with self._guard:
             return self._first.seconds if self.clock() - self._listened < _QUIET_SECONDS + _MOST_SECONDS else 0.0
 
     def silent(self, seconds: float) -> int | None:
-        """The number of a process that has not been heard for so long; None where there is none.
+        """Rank of a process without a beat for this long; None if there is none.
 
-        Others are silent as long as the store has answered meanwhile. Where it has not for so long, it is the first one
-        that is silent, which has it: nothing is known of the others.
+        Processes are silent while the store answers. If the store has not answered for this long, rank 0 is the silent
+        one, because it hosts the store; nothing is known of the others.
         """
         with self._guard:
             listened, heard = self._listened, dict(self._heard)
@@ -110,15 +109,15 @@ def keep_beating(
     wait: Callable[[], int] = lambda: 0,
     pulse: Callable[[], int | None] = lambda: None,
 ) -> None:
-    """Beat on a thread, and watch on another one, once the processes have met.
+    """Beat on one thread and watch on another, once the processes have met.
 
     Args:
-        rank: The number of this process.
-        count: How many there are.
-        seconds: Without a beat, after which a process is lost. Those in which this one was suspended are not counted.
-        is_waiting: Whether this process waits for the others.
-        lost: Called where it waits, and another one is lost: the wait itself has no end.
-        wait: The number of its present wait.
+        rank: Rank of this process.
+        count: Number of processes.
+        seconds: Seconds without a beat after which a process is lost, excluding suspensions of this process.
+        is_waiting: Returns True while this process waits for the others.
+        lost: Called if it waits for a lost process, since the wait itself never ends.
+        wait: Returns the number of its current wait.
         pulse: As for :class:`Heartbeats`.
     """
     pause = min(seconds / _BEATS, _MOST_SECONDS)
@@ -140,7 +139,7 @@ def keep_beating(
                 lost(f"process {silent} has given no sign of life for {seconds:.0f} s")
                 return
             waited.note(wait() if is_waiting() else None)
-            # Common work ends by itself before that: what is waited for is an order of the first process.
+            # Collectives time out before that: this is a wait for an order of rank 0.
             if min(waited.seconds, heartbeats.still()) >= seconds + _QUIET_SECONDS:
                 lost(f"process 0 hangs: it has been waited for for {waited.seconds:.0f} s, and does nothing")
                 return

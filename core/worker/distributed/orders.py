@@ -1,8 +1,8 @@
-"""Orders of the first process of a run to the others, so that all do the same at the same moment.
+"""Orders of rank 0 to the other processes, so that all do the same at the same moment.
 
-The first process alone decides: on commands, on limits, on the next evaluation. The others carry out its orders until
-one of them is to leave. While it works alone (a pause, an evaluation, a checkpoint) they wait for it without a limit;
-every now and then it orders them to wait, and hears so that they are there, and whether one of them holds the run.
+Rank 0 alone decides on commands, limits and evaluations. The others carry out its orders until it orders them to leave.
+While it works alone (a pause, an evaluation, a checkpoint) they wait without a limit. Regular orders to wait show that
+they are alive, and whether one of them holds the run.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from core.worker.distributed.ranks import Ranks
 from core.worker.process.control import StopRequested
 from core.worker.progress.state import TrainState
 
-#: ``step``: one optimizer step · ``leave``: the end. The others are for strategies that share the weights out:
-#: ``forward``: take part in a forward pass of the first process · ``save``, ``result``: send it the shares.
+#: ``step``: one optimizer step · ``leave``: the end. The rest is for strategies that shard weights: ``forward``: take
+#: part in a forward pass of rank 0 · ``save``, ``result``: send it the shards.
 OrderName = Literal["step", "leave", "forward", "save", "result"]
 _WAIT = "wait"
-#: Orders to wait in the time after which a process counts as lost, and the most seconds between two of them.
+#: Orders to wait per timeout, and maximum seconds between two of them.
 _SIGNS, _MOST_SECONDS = 10.0, 5.0
 
-#: Forward passes of the first process alone; the argument is called before each of them.
+#: Context of forward passes of rank 0 alone; the argument is called before each of them.
 Passes = Callable[[Callable[[], None]], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Order:
-    """An order of the first process."""
+    """An order of rank 0."""
 
     name: str
     args: dict[str, Any]
@@ -39,15 +39,15 @@ class Order:
 
 @dataclass
 class Orders:
-    """Gives orders in the first process, and takes them in the others. In a run of one process it does nothing.
+    """Gives orders in rank 0, and receives them in the others. No-op in a run of one process.
 
-    With every order each process can raise a flag, which the first one hears.
+    With every order each process can raise a flag for rank 0.
 
     Args:
         ranks: The processes.
         timeout: Seconds of silence after which a process counts as lost.
-        holds: Whether this process holds the run, as for the heat of its card.
-        clock: Monotonic seconds.
+        holds: Returns True if this process holds the run, for example because its card is hot.
+        clock: Monotonic clock in seconds.
     """
 
     ranks: Ranks
@@ -55,15 +55,15 @@ class Orders:
     holds: Callable[[], bool] = lambda: False
     clock: Callable[[], float] = time.monotonic
     others_hold: bool = field(default=False, init=False)
-    """In the first process: whether another one holds the run."""
+    """In rank 0: True if another process holds the run."""
     _last: float | None = field(default=None, init=False)
     _depth: int = field(default=0, init=False)
-    """Contexts of :meth:`leading` within each other."""
+    """Nesting depth of :meth:`leading`."""
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """The steps of a run in its first process. The others take orders inside, and leave at its end or at a stop;
-        those that are late count as lost.
+        """Context of a run's steps in rank 0. The others receive orders inside, and leave at its end or at a stop; late
+        ones count as lost.
 
         Raises:
             RankLostError: If another process does not answer.
@@ -82,16 +82,16 @@ class Orders:
             self.ranks.pulse.end()
 
     def alone(self) -> AbstractContextManager[None]:
-        """Inside, the others wait for the first process as long as it takes. Outside it is soon done with anything:
-        where they wait in vain, it hangs."""
+        """Context in which rank 0 may take arbitrarily long. Outside it every wait for rank 0 is short; a long one
+        means that it hangs."""
         return self.ranks.pulse.alone()
 
     @contextlib.contextmanager
     def leading(self, passes: Passes | None = None) -> Iterator[None]:
-        """Inside, the first process runs the model alone, without gradients; may be nested.
+        """Context in which rank 0 runs the model alone, without gradients; may be nested.
 
         Args:
-            passes: The passes of a model whose weights are shared out; None where this process has it whole.
+            passes: Context of passes of a sharded model; None if this process has it whole.
         """
         self._depth += 1
         try:
@@ -105,7 +105,7 @@ class Orders:
             self._depth -= 1
 
     def step(self, state: TrainState) -> None:
-        """In the first process: order the next optimizer step. Nothing in the others, which are at it.
+        """In rank 0: order the next optimizer step. No-op in the others, which are executing it.
 
         Raises:
             RankLostError: If another process does not answer.
@@ -114,7 +114,7 @@ class Orders:
             self.give("step", step=state.step, overrides=state.overrides)
 
     def give(self, name: OrderName, **args: Any) -> None:
-        """Give an order, in the first process of several.
+        """Give an order, in rank 0 of several processes.
 
         Raises:
             RankLostError: If another process does not answer.
@@ -123,8 +123,8 @@ class Orders:
             self._exchange({"do": name, **args})
 
     def look_after(self) -> None:
-        """Order the others to wait, and hear their flags, if the last order is a while ago. Cheap; called wherever the
-        first process works alone.
+        """Order the others to wait and read their flags, if the last order was some time ago. Cheap; called wherever
+        rank 0 works alone.
 
         Raises:
             RankLostError: If another process does not answer.
@@ -135,7 +135,7 @@ class Orders:
             self._exchange({"do": _WAIT})
 
     def take(self) -> Order:
-        """In the other processes: wait for the next order.
+        """In the other ranks: wait for the next order.
 
         Raises:
             RankLostError: If the first process does not answer.

@@ -1,10 +1,9 @@
-"""Ranks: the processes of a run and what they say to each other, over :mod:`torch.distributed`.
+"""Ranks: the processes of a run and their messages over :mod:`torch.distributed`.
 
-What is said is numbers and JSON, never a pickled object. A wait in the midst of common work has a limit: a process that
-is lost, or a cable that is pulled, ends the others with :class:`RankLostError`, and whoever started them starts them
-again. Where one process may do something alone for as long as it takes, such as writing a checkpoint, the others wait
-without a limit, by a group of their own: there its signs of life count, which its supervisor hears, or the others
-(:mod:`core.worker.distributed.heartbeats`).
+Messages are numbers and JSON, never pickled objects. Waits in collectives have a limit: a lost process or a pulled
+cable ends the others with :class:`RankLostError`, and the supervisor starts them again. Where a process may work alone
+for as long as it takes, such as writing a checkpoint, the others wait without a limit in a separate group; its
+heartbeats count then, watched by its supervisor or by the others (:mod:`core.worker.distributed.heartbeats`).
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ from core.worker.distributed.rendezvous import Meeting, RankLostError
 from core.worker.oom.retry import is_out_of_memory
 from core.worker.process.pulse import Pulse
 
-#: As good as no limit of a wait.
+#: Practically unlimited wait.
 _UNLIMITED = timedelta(days=365)
 
 
 @dataclass
 class Ranks:
-    """The processes of a run as one of them sees them.
+    """Processes of a run as seen by one of them.
 
-    A run of one process has :meth:`single`, with which nothing below does anything or costs anything.
+    A run of one process uses :meth:`single`, whose methods do nothing.
 
     Args:
-        rank: The number of this process.
-        count: How many there are.
-        device: Where gradients are.
-        patient: The group in which they wait for each other without a limit.
+        rank: Rank of this process.
+        count: Number of processes.
+        device: Device of the gradients.
+        patient: Process group for waits without a limit.
     """
 
     rank: int
@@ -48,11 +47,11 @@ class Ranks:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     patient: dist.ProcessGroup | None = None
     is_waiting: bool = field(default=False, init=False)
-    """True if this process waits for the others right now; read by the thread that gives signs of life."""
+    """True while this process waits for the others; read by the heartbeat thread."""
     waits: int = field(default=0, init=False)
-    """Number of waits so far, the present one included."""
+    """Number of waits so far, including the current one."""
     pulse: Pulse = field(default_factory=Pulse, init=False)
-    """That of the training thread, in the first process."""
+    """Pulse of the training thread, in rank 0."""
     members: list[dict[str, Any]] = field(default_factory=list, init=False)
     """Each process as :class:`core.runs.record.state.Rank`; empty in a run of one."""
 
@@ -62,23 +61,23 @@ class Ranks:
         return cls(0, 1)
 
     def signs(self) -> dict[str, Any]:
-        """The fields of a sign of life: whether it waits, the number of that wait, and the pulse."""
+        """Fields of a heartbeat: whether it waits, the number of that wait, and the pulse."""
         is_waiting = self.is_waiting
         return {"waiting": is_waiting, "wait": self.waits if is_waiting else 0, "pulse": self.pulse.count}
 
     @property
     def is_first(self) -> bool:
-        """True if this is the one that writes the record, hears commands and decides."""
+        """True for the process that writes the record, receives commands and decides."""
         return self.rank == 0
 
     @property
     def is_single(self) -> bool:
-        """True if there is no other."""
+        """True if there is only one process."""
         return self.count == 1
 
     def meet(self) -> None:
-        """Wait until all have come here, whatever each has been doing, for as long as they live. Together; before
-        common work, in which a wait is short.
+        """Wait until all processes arrive here, for as long as they live. Together; used before collectives, whose
+        waits are short.
 
         Raises:
             RankLostError: If one is gone.
@@ -86,19 +85,19 @@ class Ranks:
         self.any([False], patient=True)
 
     def limit_patience(self, seconds: float) -> None:
-        """From now on this process waits for so long at most wherever it does."""
+        """Limit all waits of this process from now on, in seconds."""
         if self.patient is not None:
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), self.patient)
 
     def any(self, flags: Sequence[bool], *, patient: bool = False) -> list[bool]:
-        """For each flag, whether any process has raised it.
+        """For each flag, True if any process has raised it.
 
         Args:
-            flags: Those of this process.
-            patient: Whether the others are waited for without a limit.
+            flags: Flags of this process.
+            patient: Wait for the others without a limit.
 
         Raises:
-            RankLostError: If one does not answer.
+            RankLostError: If another process does not answer.
         """
         if self.is_single:
             return list(flags)
@@ -108,13 +107,13 @@ class Ranks:
         return [bool(flag) for flag in raised.tolist()]
 
     def broadcast(self, message: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The message of the first process, in all of them.
+        """The message of rank 0, in all processes.
 
         Args:
-            message: JSON; that of the others is not looked at.
+            message: JSON; ignored in other ranks.
 
         Raises:
-            RankLostError: If one does not answer.
+            RankLostError: If another process does not answer.
         """
         if self.is_single:
             return message or {}
@@ -130,13 +129,13 @@ class Ranks:
         return found
 
     def gather(self, message: dict[str, Any]) -> list[dict[str, Any]]:
-        """The messages of all processes, by their numbers, in each of them.
+        """Messages of all processes by rank, in each of them.
 
         Args:
             message: JSON of this process.
 
         Raises:
-            RankLostError: If one does not answer.
+            RankLostError: If another process does not answer.
         """
         if self.is_single:
             return [message]
@@ -152,13 +151,13 @@ class Ranks:
         return [json.loads(bytes(body.numpy()).rstrip(b"\0")) for body in found]
 
     def sum(self, values: torch.Tensor) -> None:
-        """Replace values by their sum over all processes, the same bits in each.
+        """Replace values by their sum over all processes, with the same bits in each.
 
         Args:
             values: Contiguous; on the CPU or on the device.
 
         Raises:
-            RankLostError: If one does not answer.
+            RankLostError: If another process does not answer.
         """
         if not self.is_single:
             with self._waiting():
@@ -166,13 +165,13 @@ class Ranks:
                 _settle(values)
 
     def spread(self, values: torch.Tensor) -> None:
-        """Replace values by those of the first process.
+        """Replace values by those of rank 0.
 
         Args:
             values: Contiguous; on the CPU or on the device.
 
         Raises:
-            RankLostError: If one does not answer.
+            RankLostError: If another process does not answer.
         """
         if not self.is_single:
             with self._waiting():
@@ -180,7 +179,7 @@ class Ranks:
                 _settle(values)
 
     def close(self) -> None:
-        """Leave the others; not waited for, as one may be gone."""
+        """Leave the process group, without waiting, since another process may be gone."""
         if not self.is_single and dist.is_initialized():
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
@@ -191,7 +190,7 @@ class Ranks:
         self.is_waiting = True
         try:
             yield
-        except RuntimeError as error:  # torch's own errors of distribution are these as well
+        except RuntimeError as error:  # includes torch's distributed errors
             if is_out_of_memory(error):
                 raise
             raise _lost(error) from error
@@ -201,10 +200,10 @@ class Ranks:
 
 @contextlib.contextmanager
 def lost_ranks_told() -> Iterator[None]:
-    """Inside, libraries may let the processes speak with each other: FSDP, say, which brings weights together.
+    """Context in which libraries may communicate between processes, such as FSDP gathering weights.
 
     Raises:
-        RankLostError: In place of what they raise when another process does not answer.
+        RankLostError: Instead of their error if another process does not answer.
     """
     try:
         yield
@@ -215,7 +214,7 @@ def lost_ranks_told() -> Iterator[None]:
 
 
 def _is_of_connections(error: RuntimeError) -> bool:
-    # Those of gloo are plain ones, and name its source file.
+    # Errors of gloo are plain RuntimeErrors that name its source file.
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
@@ -225,7 +224,7 @@ def _lost(error: RuntimeError) -> RankLostError:
 
 
 def _settle(values: torch.Tensor) -> None:
-    """Wait on the host for what a card has been given to do, so that its limit of time is noticed here."""
+    """Wait for the card on the host, so that its timeout is noticed here."""
     if values.device.type == "cuda":
         torch.cuda.synchronize(values.device)
 
@@ -234,13 +233,13 @@ def join(meeting: Meeting, seconds: float, *, cuda: bool) -> Ranks:
     """Meet the other processes of the run.
 
     Args:
-        meeting: Where, and who this is.
-        seconds: How long each waits for the others, here and in common work.
-        cuda: Whether gradients are on a card, so that NCCL carries them; all else goes by gloo.
+        meeting: Address and rank.
+        seconds: Timeout, here and in collectives.
+        cuda: Gradients are on a card and go by NCCL; everything else goes by gloo.
 
     Raises:
-        RankLostError: If they do not come in time.
-        UserError: If the address cannot be listened at.
+        RankLostError: If they do not arrive in time.
+        UserError: If the address cannot be bound.
     """
     timeout = timedelta(seconds=seconds)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
@@ -260,7 +259,7 @@ def join(meeting: Meeting, seconds: float, *, cuda: bool) -> Ranks:
 
 
 def _store(meeting: Meeting, timeout: timedelta) -> Any:
-    """The store at the address of the meeting; the first process listens there, and on no other address."""
+    """Store at the meeting's address; rank 0 listens only there."""
     address, port = meeting.address
     listening = None
     if meeting.rank == 0:

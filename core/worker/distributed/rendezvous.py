@@ -1,7 +1,7 @@
-"""Rendezvous of the processes of a run: who each is, and where they meet. Nothing here imports torch.
+"""Rendezvous of the processes of a run: rank of each, and address. Nothing here imports torch.
 
-On one machine they meet over a file in the run directory, and speak over loopback alone. Over several,
-torchrun or Slurm name the address and port where they meet; the first one listens there and nowhere else.
+On one machine they meet over a file in the run directory, and communicate only over loopback. On several machines
+torchrun or Slurm provide address and port; rank 0 listens only there.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import psutil
 
 from core.errors import UserError
 
-#: Environment variable with the place where the processes meet: ``file:///…`` or ``tcp://address:port``.
+#: Environment variable with the rendezvous: ``file:///…`` or ``tcp://address:port``.
 MEETING = "LOCALTUNE_MEETING"
-#: Environment variables of torchrun: number of the process, how many there are, number on its machine, where they meet.
+#: Environment variables of torchrun: rank, number of processes, local rank, and address.
 RANK, WORLD_SIZE, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 MASTER_ADDRESS, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"
-#: The same of Slurm's srun, which does not say where they meet.
+#: Their counterparts of Slurm's srun, which gives no address.
 _SLURM = {RANK: "SLURM_PROCID", WORLD_SIZE: "SLURM_NTASKS", LOCAL_RANK: "SLURM_LOCALID"}
 _LOOPBACK = "lo"
 
 
 class RankLostError(Exception):
-    """Another process of the run does not answer any more."""
+    """Another process of the run no longer answers."""
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """The place of one process among those of its run.
+    """Rank and rendezvous of one process of a run.
 
     Args:
-        rank: Its number, from 0; the first one writes the record and hears commands.
-        count: How many there are.
-        local: Its number on its machine.
-        place: Where they meet: ``file:///…`` or ``tcp://address:port``.
+        rank: Its rank; rank 0 writes the record and receives commands.
+        count: Number of processes.
+        local: Local rank on its machine.
+        place: Rendezvous: ``file:///…`` or ``tcp://address:port``.
     """
 
     rank: int
@@ -52,7 +52,7 @@ class Meeting:
 
     @property
     def is_local(self) -> bool:
-        """True if all are on this machine."""
+        """True if all processes are on this machine."""
         return self.place.startswith("file:")
 
     @property
@@ -62,7 +62,7 @@ class Meeting:
         return found.hostname or "", found.port or 0
 
     def variables(self) -> dict[str, str]:
-        """The environment that tells a process its place."""
+        """Environment variables for a process."""
         return {
             RANK: str(self.rank),
             WORLD_SIZE: str(self.count),
@@ -71,16 +71,16 @@ class Meeting:
         }
 
     def keep_inside(self, environment: MutableMapping[str, str]) -> None:
-        """Have gloo and NCCL use the interface of the meeting and no other; before torch is imported."""
+        """Restrict gloo and NCCL to the interface of the rendezvous; before torch is imported."""
         name = _LOOPBACK if self.is_local else _interface_of(self.address[0])
         if name is not None:
-            # gloo takes the name as it is; NCCL takes it for a prefix, ``eth1`` for that of ``eth10``, unless ``=``
-            # stands before it (NVIDIA, NCCL user guide, Environment Variables, NCCL_SOCKET_IFNAME).
+            # gloo takes an exact name; NCCL takes a prefix, so that ``eth1`` matches ``eth10``, unless it starts with
+            # ``=`` (NVIDIA, NCCL user guide, Environment Variables, NCCL_SOCKET_IFNAME).
             environment.update({"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"})
 
 
 def _interface_of(address: str) -> str | None:
-    """The network interface that has a numeric address; None if none has it."""
+    """Network interface with a numeric address; None if there is none."""
     wanted = address.partition("%")[0]
     for name, addresses in psutil.net_if_addrs().items():
         if any(found.address.partition("%")[0] == wanted for found in addresses):
@@ -89,29 +89,29 @@ def _interface_of(address: str) -> str | None:
 
 
 def file_meeting(path: Path) -> str:
-    """The place of a meeting over a file, which must not exist yet."""
+    """Rendezvous over a file, which must not exist yet."""
     return path.absolute().as_uri()
 
 
 def tcp_meeting(address: str, port: int) -> str:
-    """The place of a meeting over a network.
+    """Rendezvous over a network.
 
     Args:
-        address: A numeric address of the machine of the first process.
+        address: Numeric address of rank 0's machine.
         port: The port.
     """
     return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
 
 
 def read_meeting(environment: Mapping[str, str]) -> Meeting | None:
-    """The place of this process, as its environment says: by our own supervisor, torchrun or srun. None where it is the
-    only one.
+    """Rank and rendezvous of this process from the environment, as set by our supervisor, torchrun or srun. None for a
+    single process.
 
     Args:
         environment: Environment variables.
 
     Raises:
-        UserError: If the variables make no sense together.
+        UserError: If the variables are inconsistent.
     """
     names = {name: name for name in _SLURM} if RANK in environment else _SLURM
     values = {name: environment.get(alias, "") for name, alias in names.items()}
@@ -132,7 +132,7 @@ def read_meeting(environment: Mapping[str, str]) -> Meeting | None:
 
 
 def forget(environment: MutableMapping[str, str] | None = None) -> None:
-    """Remove what tells a place, so that processes started from here do not take it for theirs."""
+    """Remove the variables, so that child processes do not take them for theirs."""
     environment = os.environ if environment is None else environment
     for name in (RANK, WORLD_SIZE, LOCAL_RANK, MEETING, MASTER_ADDRESS, MASTER_PORT):
         environment.pop(name, None)

@@ -1,7 +1,7 @@
-"""Replicated training: every process has the whole model and works on its rows; gradients are summed once a step.
+"""Replicated training: every process has the whole model and works on its rows; gradients are reduced once a step.
 
-There is no wrapper around the model, so that a window may be cut, and run again after memory ran out, in each process
-for itself.
+There is no wrapper around the model, so each process may cut its window, and run it again after memory ran out,
+independently.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from core.worker.optim.update import Update, WeightUpdate
 
 @dataclass(frozen=True)
 class Replicate:
-    """The strategy of replicated training, and that of a run of one process, for which it does nothing.
+    """Strategy of replicated training, and of a run of one process, for which it does nothing.
 
     Args:
-        orders: Of the first process to the others.
+        orders: Orders of rank 0.
     """
 
     orders: Orders
@@ -40,14 +40,14 @@ class Replicate:
         return self.orders.ranks
 
     def place(self, model: Any) -> None:
-        """It is where it belongs."""
+        """No-op."""
 
     def prepare(self, model: Any) -> Any:
-        """The model as it is."""
+        """The model, unchanged."""
         return model
 
     def begin(self, trained: Mapping[str, torch.Tensor]) -> None:
-        """Send what is trained from the first process to the others."""
+        """Broadcast the trained tensors of rank 0."""
         if self.ranks.is_single:
             return
         for bucket in _buckets(list(trained.values())):
@@ -57,24 +57,24 @@ class Replicate:
                 _put_back(flat, bucket)
 
     def share(self, window: Sequence[int], costs: Sequence[int]) -> list[int]:
-        """Rows with about as many tokens as the other processes have; see :func:`split_rows`."""
+        """Rows with about as many tokens as those of the other processes; see :func:`split_rows`."""
         if self.ranks.is_single:
             return list(window)
         return split_rows(window, costs, self.ranks.count)[self.ranks.rank]
 
     def passes(self, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
-        """The micro-batches, by this process alone."""
+        """Micro-batches of this process."""
         yield from micro_batches
 
     def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
-        """The failed micro-batches of this process."""
+        """Failed micro-batches of this process."""
         return failed
 
     def reduce(self, parameters: Sequence[torch.nn.Parameter], sums: Sequence[float]) -> list[float]:
-        """Sum gradients and numbers in one message, as long as all fit into :data:`BUCKET`."""
+        """Reduce gradients and numbers, in one message if all fit into :data:`BUCKET`."""
         if self.ranks.is_single:
             return list(sums)
-        # Whether a parameter has a gradient anywhere: one without any is left without, as the optimizer passes it over.
+        # A parameter without a gradient in any process keeps none, because the optimizer skips it.
         extra = torch.tensor([*sums, *(float(parameter.grad is not None) for parameter in parameters)])
         extra = extra.to(self.ranks.device)
         gradients = [_gradient(parameter) for parameter in parameters]
@@ -91,58 +91,58 @@ class Replicate:
         return numbers[: len(sums)]
 
     def clip(self, parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
-        """The norm is that of the summed gradients, which every process has."""
+        """Clip by the norm of the reduced gradients, which every process has."""
         return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
     def leading(self) -> AbstractContextManager[None]:
-        """Each process has the whole model: the others only wait."""
+        """Context in which the others only wait, since each process has the whole model."""
         return self.orders.leading()
 
     def lend(self) -> None:
-        """Never asked for."""
+        """Not used."""
         raise ValueError("Every process has the whole model.")
 
     def trained(self, usual: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.nn.Parameter]:
-        """All that is trained."""
+        """All trainable parameters."""
         return usual
 
     def square_sum(self, value: float) -> float:
-        """The number: all processes update the same."""
+        """The number itself: all processes make the same update."""
         return value
 
     def own_update(self, model: Any) -> Update | None:
-        """None: every process has an optimizer over all."""
+        """None: the recipe's optimizer covers all parameters."""
         del model
         return None
 
     def whole_update(self, update: WeightUpdate) -> Update:
-        """The update."""
+        """The update, unchanged."""
         return update
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """The trained tensors."""
+        """The trained tensors, unchanged."""
         return usual
 
     def read_weights(self, path: Path, usual: Mapping[str, torch.Tensor]) -> None:
-        """Read all of it."""
+        """Read all of them."""
         read_tensors(path, usual)
 
     def whole_model(self, model: Any) -> dict[str, torch.Tensor] | None:
-        """The model has them."""
+        """None: the model has them."""
         del model
         return None
 
 
 def single() -> Replicate:
-    """The strategy of a run of one process."""
+    """Strategy of a run of one process."""
     return Replicate(Orders(Ranks.single()))
 
 
 def split_rows(window: Sequence[int], costs: Sequence[int], count: int) -> list[list[int]]:
     """Split the rows of a step among processes.
 
-    Longest first, each row goes to the process with the fewest tokens so far (Graham's rule: no process gets more than
-    4/3 of the best split's most). It depends on rows and their lengths alone, so that every process finds the same.
+    Longest first, each row goes to the process with the fewest tokens so far (Graham's rule: at most 4/3 of the optimal
+    maximum). It depends only on rows and lengths, so every process computes the same split.
 
     Args:
         window: Row indices.
@@ -150,7 +150,7 @@ def split_rows(window: Sequence[int], costs: Sequence[int], count: int) -> list[
         count: Number of processes.
 
     Returns:
-        For each process its rows, in the order of the window; empty where there are fewer rows than processes.
+        Rows of each process, in the order of the window; empty lists if there are fewer rows than processes.
     """
     loads = [0] * count
     owner: dict[int, int] = {}
@@ -167,8 +167,8 @@ def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """The tensors in order, as many together as fit into :data:`BUCKET`, larger ones in pieces that share their values;
-    at least one bucket."""
+    """Tensors in order, grouped into buckets of at most :data:`BUCKET` elements; larger ones are split into views. At
+    least one bucket."""
     bucket: list[torch.Tensor] = []
     size = 0
     for tensor in (piece for whole in tensors for piece in _pieces(whole)):
@@ -185,7 +185,7 @@ def _pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
 
 
 def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The values of tensors one after another, in fp32."""
+    """Values of tensors concatenated in fp32."""
     return torch.cat([tensor.reshape(-1).to(torch.float32) for tensor in tensors])
 
 

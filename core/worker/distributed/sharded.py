@@ -1,18 +1,16 @@
-"""A model whose decoder layers are shared out among the processes by FSDP2, ``torch.distributed.fsdp.fully_shard``.
+"""A model whose decoder layers are sharded over the processes by FSDP2, ``torch.distributed.fsdp.fully_shard``.
 
-What is shared out: the matrices of the decoder layers, 4-bit ones as they are packed; and, where the model's own
-weights are trained, all that is trained, with its gradients and optimizer states. What every process has whole:
-adapters, which are small and whose gradients are added up once a step; embeddings, head and norms where they are
-frozen, as their memory would have to be there during a whole pass anyway; and the scales of 4-bit weights, a thirtieth
-of these.
+Sharded are the matrices of the decoder layers, including packed 4-bit ones, and all trained weights with their
+gradients and optimizer states if the model's own weights are trained. Every process keeps whole: adapters, which are
+small and reduced once a step; frozen embeddings, head and norms, which a pass needs from start to end anyway; and the
+scales of 4-bit weights, a thirtieth of their size.
 
-``fully_shard`` is called directly: accelerate makes DDP of it on a CPU, without a word.
+``fully_shard`` is called directly, because accelerate silently replaces it by DDP on a CPU.
 
-Its collectives are counted, so that a pass that failed on one process can be ended without the others noticing. Every
-process issues the same collectives in the same order: the layers' all-gathers and, where they are trained, the
-reduce-scatters of their gradients. A process that runs out of memory in the middle of a pass has issued some of them,
-and the others wait in the next. It then runs the pass once more with a single token, leaves out as many collectives as
-it has issued already, and takes part in the rest.
+Collectives are counted, so that a pass that failed in one process can be completed without the others noticing. Every
+process issues the same collectives in the same order: the layers' all-gathers and, for trained layers, reduce-scatters.
+A process that runs out of memory has issued some of them, and the others wait in the next one. It repeats the pass with
+a single token, skips the collectives already issued, and takes part in the rest.
 
 Source: Zhao et al., PyTorch FSDP (arXiv 2304.11277).
 """
@@ -41,10 +39,10 @@ from core.worker.model.model import decoder_layers, decoder_of, evaluation_mode
 
 
 class Collectives:
-    """Counts what a pass has issued.
+    """Counter of the collectives issued by a pass.
 
     Args:
-        before: Called before each collective is issued; tests fail there.
+        before: Called before each collective is issued; tests inject failures there.
     """
 
     def __init__(self, before: Callable[[int], None] = lambda _: None) -> None:
@@ -57,11 +55,11 @@ class Collectives:
         self.issued = self._left_out = 0
 
     def repeat(self) -> None:
-        """Begin the same pass again, in which those that are issued already are left out."""
+        """Begin the same pass again, skipping the collectives already issued."""
         self._left_out, self.issued = self.issued, 0
 
     def take(self) -> bool:
-        """Count one; returns whether it is to be issued."""
+        """Count a collective; returns True if it should be issued."""
         if not self._left_out:
             self.before(self.issued)
         wanted = self.issued >= self._left_out
@@ -69,10 +67,10 @@ class Collectives:
         return wanted
 
     def install(self, module: FSDPModule) -> None:
-        """Count those of a module that is sharded.
+        """Count the collectives of a sharded module.
 
         Raises:
-            UserError: If this version of torch has no way to.
+            UserError: If this version of torch does not support it.
         """
         if not hasattr(FSDPModule, "reset_iter_state") or not hasattr(FSDPModule, "set_custom_reduce_scatter"):
             raise UserError(
@@ -121,16 +119,16 @@ class _CountedReduceScatter(ReduceScatter):
 
 
 class ShardedModel:
-    """A model that is shared out, and the passes in which all processes have to take part.
+    """A sharded model, and the passes that need all processes.
 
     Args:
         model: A causal language model of transformers, or a ``PeftModel`` around one; on the host or the device.
         mesh: The processes, one dimension.
-        device: That of this process.
-        offload: Whether what is shared out lives in the machine's memory.
+        device: Device of this process.
+        offload: Keep shards in host memory.
 
     Raises:
-        UserError: If it has weights that cannot be shared out.
+        UserError: If it has weights that cannot be sharded.
     """
 
     def __init__(
@@ -150,16 +148,16 @@ class ShardedModel:
         _keep_scales(self._causal, device)
         self.trained = {} if isinstance(model, PeftModel) else _trained(model)
         _shard(self._causal, mesh, device, self.collectives, trains=bool(self.trained), offload=offload)
-        # As DTensors; a module has them in its attributes only while it is not in use.
+        # As DTensors, which a module only exposes while it is not in use.
         names = dict(model.named_parameters())
         self.trained = {name: names[name] for name in self.trained}
         self._root: FSDPModule = self._causal
         self._forward_collectives = 0
 
     def begin(self) -> None:
-        """Run a first pass, once all processes have shared the model out. Together."""
+        """Run a first pass, once all processes have sharded the model. Together."""
         with torch.no_grad(), evaluation_mode(self._causal):
-            # The module that runs first becomes the root.
+            # The first module to run becomes the root.
             self._causal(input_ids=token(self.device), use_cache=False)
         self.lend()
         self._forward_collectives = self.collectives.issued
@@ -168,43 +166,42 @@ class ShardedModel:
     # Passes of training.
 
     def begin_pass(self) -> None:
-        """Begin a forward pass with its backward, once what came before is given back."""
+        """Begin a forward pass with its backward, after releasing the previous one."""
         self.release()
         self.collectives.begin()
         self._root.unshard()
 
     def release(self) -> None:
-        """Give back what a pass has brought together. Passes without gradients leave it, and change which layer is
-        fetched early, and so the order of collectives."""
+        """Release the weights gathered by a pass. Passes without gradients keep them, and change which layer is
+        prefetched, and so the order of collectives."""
         self._root.reset_iter_state()
 
     def idle_pass(self) -> None:
-        """Take part in a forward and a backward pass of the others, with a token that has no weight."""
+        """Take part in a forward and backward pass of the others, with a token of zero weight."""
         self.begin_pass()
         run_token(self._causal, self.device)
 
     def end_failed_pass(self) -> None:
-        """Take part in what is left of a pass that has failed here. Its gradients are good for nothing, on every
-        process."""
+        """Complete a pass that failed here. Its gradients are invalid in every process."""
         self.release()
         self.collectives.repeat()
         self._root.unshard()
         run_token(self._causal, self.device)
 
-    # Forwards that one process does alone: an evaluation, samples, a chat. The others lend it their shares.
+    # Forward passes of one process alone (evaluation, samples, chat), to which the others contribute shards.
 
     @contextlib.contextmanager
     def leading(self, announce: Callable[[], None]) -> Iterator[None]:
-        """Inside, this process runs forward passes of its own, without gradients.
+        """Context in which this process runs forward passes of its own, without gradients.
 
         Args:
-            announce: Called before each of them: tells all others to :meth:`lend`.
+            announce: Called before each pass, to make all others :meth:`lend`.
         """
 
         entered: list[Any] = []
 
         def begin(module: Any, _inputs: Any) -> None:
-            # Answers go through the whole model, the loss through the decoder alone.
+            # Answers use the whole model, the loss only the decoder.
             if not entered:
                 entered.append(module)
                 announce()
@@ -228,14 +225,14 @@ class ShardedModel:
 
     @torch.no_grad()
     def lend(self) -> None:
-        """Take part in a forward pass of the process that is :meth:`leading`."""
+        """Take part in a forward pass of the :meth:`leading` process."""
         self.begin_pass()
-        # Without dropout: nothing is drawn.
+        # Without dropout, so that nothing is drawn.
         with evaluation_mode(self._causal):
             self._decoder(input_ids=token(self.device), use_cache=False)
 
     def _complete(self) -> None:
-        """End a forward pass for the others that has failed here."""
+        """Complete a forward pass that failed here, for the others."""
         if self.collectives.issued >= self._forward_collectives:
             return
         self.release()
@@ -254,38 +251,38 @@ def _shard(
     trains: bool,
     offload: bool,
 ) -> None:
-    """Share a model out layer by layer: a layer on the host goes to the device whole, and leaves its share there."""
+    """Shard a model layer by layer: a layer on the host moves to the device whole, and only its shard stays there."""
     whole = set(_kept_whole(causal, trains=trains))
     for parameter in whole:
         parameter.data = parameter.data.to(device)
     policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
-    # Weights have the dtype of the arithmetic already; sums over processes are in fp32.
+    # Weights already have the compute dtype; reductions are in fp32.
     mixed = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     layers = decoder_layers(causal)
     for module in (*layers, causal):
         family = type(module).__module__
         fully_shard(module, mesh=mesh, mp_policy=mixed, offload_policy=policy, ignored_params=whole)
-        # The class of a sharded module is one of torch's making; others look for the family's code in its module.
+        # fully_shard replaces the class; other code looks up the family's code by its module.
         type(module).__module__ = family
         collectives.install(module)
-        # The loss is divided by the weight of the whole window: gradients are added, not averaged.
+        # The loss is divided by the weight of the whole window, so gradients are added, not averaged.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
         module.set_reduce_scatter_unused_params(True, recurse=False)
-    # Layers are not run through the model's own forward, which would have one fetched while another computes.
+    # Prefetching is explicit, because layers are not run through the model's own forward.
     for layer, following in itertools.pairwise(layers):
         layer.set_modules_to_forward_prefetch([following])
 
 
 def _kept_whole(causal: Any, *, trains: bool) -> Iterator[torch.nn.Parameter]:
-    """Parameters that every process has whole."""
+    """Parameters that every process keeps whole."""
     in_layers = {id(parameter) for layer in decoder_layers(causal) for parameter in layer.parameters()}
     for name, parameter in causal.named_parameters():
         if parameter.requires_grad:
             if not trains:
                 yield parameter
         elif parameter.dim() < 2 or id(parameter) not in in_layers or f".{INITIAL}." in name:
-            # What was taken out of the base is frozen, and saved with the adapter.
+            # Initial adapter weights, taken out of the base, are frozen and saved with the adapter.
             yield parameter
 
 
@@ -294,8 +291,8 @@ def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def _keep_scales(causal: Any, device: torch.device) -> None:
-    """Hang the scales of 4-bit weights on their layers, where bitsandbytes looks for them as well: a shared-out
-    parameter is a plain one when it is brought together."""
+    """Attach the scales of 4-bit weights to their layers, where bitsandbytes also looks for them: a gathered parameter
+    is a plain one."""
     for module in causal.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.quant_state = module.weight.quant_state

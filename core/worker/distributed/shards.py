@@ -1,7 +1,7 @@
-"""Shares of what is trained: gathered for a checkpoint that knows nothing of processes, and taken out of one again.
+"""Shards of trained tensors: gathered for a checkpoint independent of the number of processes, and cut out of it again.
 
-FSDP2 cuts a tensor along its first dimension into as many parts as there are processes, of equally many rows but for
-the last ones, which may have fewer or none.
+FSDP2 splits a tensor along its first dimension into equal parts, one per process; the last ones may have fewer rows or
+none.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from core.worker.optim.update import Update
 
 
 class Shards:
-    """The shares of this process of trained tensors, as plain parameters, which any optimizer can update.
+    """This process's shards of trained tensors, as plain parameters for any optimizer.
 
     Args:
-        trained: Parameters as FSDP2 keeps them, by name.
+        trained: FSDP2's parameters by name.
     """
 
     def __init__(self, trained: Mapping[str, Any]) -> None:
@@ -30,21 +30,21 @@ class Shards:
         }
 
     def take_gradients(self) -> None:
-        """Give the parameters the gradients of a window, which FSDP2 has summed over the processes."""
+        """Move the gradients of a window, reduced by FSDP2, to the parameters."""
         for name, parameter in self._trained.items():
             gradient, parameter.grad = parameter.grad, None
             self.parameters[name].grad = None if gradient is None else gradient.to_local()
 
     def rows(self, name: str) -> int:
-        """Rows of the whole tensor."""
+        """Number of rows of the whole tensor."""
         return int(self._trained[name].shape[0])
 
     def gather(self, name: str, local: torch.Tensor) -> torch.Tensor | None:
-        """A whole tensor on the host of the first process, of which each process has its rows; None elsewhere.
+        """A whole tensor, on the host of rank 0; None elsewhere.
 
         Args:
-            name: The parameter that is cut so.
-            local: The rows of this process: of the parameter, or of a state of its optimizer.
+            name: Name of the sharded parameter.
+            local: This process's rows of the parameter, or of its optimizer state.
         """
         return gather_rows(local, self.rows(name))
 
@@ -53,7 +53,7 @@ class Shards:
         return whole[own_rows(len(whole))]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """All trained tensors, whole, on the host of the first process; empty elsewhere. Together."""
+        """All trained tensors, whole, on the host of rank 0; empty elsewhere. Together."""
         found = {name: self.gather(name, parameter.detach()) for name, parameter in self.parameters.items()}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -63,10 +63,10 @@ class Shards:
 
 
 class ShardedUpdate:
-    """An update of shares, whose states are saved and loaded whole.
+    """Update of shards, whose states are saved and loaded whole.
 
     Args:
-        update: Updates the parameters of the shares, each with an optimizer of its own by name.
+        update: Updates the shards, with one optimizer per name.
         shards: The shares.
     """
 
@@ -79,22 +79,22 @@ class ShardedUpdate:
         self.begin, self.step, self.rehearsal = update.begin, update.step, update.rehearsal
 
     def clip(self) -> float:
-        """Clip by the norm of the gradients of all processes, which is returned. Together."""
+        """Clip by the gradient norm over all processes, which is returned. Together."""
         self._shards.take_gradients()
         return self._update.clip()
 
     def drop(self) -> None:
-        """Drop the gradients, those that are not taken yet as well."""
+        """Drop the gradients, including those not taken yet."""
         self._shards.take_gradients()
         self._update.drop()
 
     def state_dict(self) -> dict[str, Any]:
-        """States of every whole tensor's optimizer, by name, in the first process; nothing elsewhere. Together."""
+        """Optimizer states of every whole tensor by name, in rank 0; empty elsewhere. Together."""
         found = {name: self._gathered(name, state) for name, state in self._update.state_dict().items()}
         return found if dist.get_rank() == 0 else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put this process's rows of :meth:`state_dict` back."""
+        """Restore this process's rows of :meth:`state_dict`."""
         self._update.load_state_dict({name: self._cut(name, saved) for name, saved in state.items()})
 
     def _gathered(self, name: str, state: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class ShardedUpdate:
         def part(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
-            # Copies, as what is read may be a file's memory.
+            # Copied, because loaded tensors may be memory-mapped.
             return (self._shards.part(value) if value.dim() and len(value) == rows else value).clone()
 
         return {**state, "state": {at: _mapped(values, part) for at, values in state["state"].items()}}
@@ -131,18 +131,18 @@ def own_rows(rows: int) -> slice:
 
 @torch.no_grad()
 def gather_rows(local: torch.Tensor, rows: int) -> torch.Tensor | None:
-    """A whole tensor on the host of the first process; None elsewhere. Together.
+    """A whole tensor, on the host of rank 0; None elsewhere. Together.
 
     Args:
-        local: The rows of this process, as :func:`own_rows`.
-        rows: Of the whole.
+        local: This process's rows, see :func:`own_rows`.
+        rows: Number of rows of the whole tensor.
     """
     count, rank = dist.get_world_size(), dist.get_rank()
     share = -(-rows // count)
-    # A process with fewer rows sends some more, which are cut off.
+    # Shorter shards are padded; the padding is cut off below.
     sent = torch.zeros((share, *local.shape[1:]), dtype=local.dtype)
     sent[: len(local)].copy_(local)
-    # As bytes: gloo does not know every dtype.
+    # As bytes, because gloo does not support every dtype.
     flat = sent.view(-1).view(torch.uint8)
     if rank:
         dist.gather(flat, None, 0)
@@ -153,8 +153,7 @@ def gather_rows(local: torch.Tensor, rows: int) -> torch.Tensor | None:
 
 
 def whole_state(model: Any) -> dict[str, torch.Tensor]:
-    """All parameters of a model, whole, on the host of the first process; empty elsewhere. Together, with no layer in
-    use."""
+    """All parameters of a model, whole, on the host of rank 0; empty elsewhere. Together, with no layer in use."""
     found: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor):

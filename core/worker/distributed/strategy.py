@@ -29,9 +29,9 @@ from core.worker.progress.state import TrainState
 
 
 class Strategy(Protocol):
-    """A strategy as the recipe uses it; the same calls in the same order in every process.
+    """Strategy, as used by the recipe; the same calls in the same order in every process.
 
-    Where a call has to be made by all of them at the same moment, it says "together".
+    "Together" marks calls that all processes must make at the same moment.
     """
 
     @property
@@ -40,39 +40,38 @@ class Strategy(Protocol):
 
     @property
     def orders(self) -> Orders:
-        """Orders of the first process to the others."""
+        """Orders of rank 0."""
 
     @property
     def is_sharded(self) -> bool:
-        """True if a process has a share of the weights only, so that a pass of the model needs all of them."""
+        """True if a process has only a shard of the weights, so that a pass needs all processes."""
 
     @property
     def fetches_modules(self) -> bool:
-        """True if weights are there only while their own module is called, so that layers cannot be fused."""
+        """True if weights exist only while their own module is called, so that layers cannot be fused."""
 
     @property
     def gathers(self) -> bool:
-        """True if optimizer states, or weights, are brought together for a checkpoint, which needs all processes."""
+        """True if checkpoints gather optimizer states or weights, which needs all processes."""
 
     def place(self, model: Any) -> None:
-        """Share a model out: its adapters are attached, its layers are not fused yet. On the host it has been until now
-        only this process's share is left.
+        """Shard a model with its adapters, before its layers are fused. Only this process's shard remains on the host.
 
         Args:
             model: A ``transformers`` model, or a ``PeftModel`` around one.
 
         Raises:
-            UserError: If it has weights that cannot be shared out.
+            UserError: If it has weights that cannot be sharded.
         """
 
     def prepare(self, model: Any) -> Any:
-        """The model as it is trained, once it is placed everywhere. Together where :attr:`is_sharded`."""
+        """The model for training, once it is placed everywhere. Together if :attr:`is_sharded`."""
 
     def begin(self, trained: Mapping[str, torch.Tensor]) -> None:
-        """Before the first step: what is trained becomes that of the first process in all of them. Together.
+        """Before the first step: copy the trained tensors of rank 0 to all processes. Together.
 
         Args:
-            trained: What is trained, by name.
+            trained: Trainable tensors by name.
         """
 
     def share(self, window: Sequence[int], costs: Sequence[int]) -> list[int]:
@@ -84,77 +83,75 @@ class Strategy(Protocol):
         """
 
     def passes(self, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
-        """The micro-batches of this process's rows, one by one. Together where :attr:`is_sharded`."""
+        """Micro-batches of this process's rows, one by one. Together if :attr:`is_sharded`."""
 
     def failures(self, failed: list[list[int]] | None) -> list[list[int]] | None:
-        """The end of an attempt at a window: the micro-batches of one for which there was no memory, so that it is to
-        be run again: by all together where :attr:`is_sharded`, else by each process for itself.
+        """End an attempt at a window. Returned micro-batches ran out of memory, and the window must run again: in all
+        processes if :attr:`is_sharded` (together), else in this one.
 
         Args:
-            failed: Those of this process; None where there was memory.
+            failed: Micro-batches of this process that ran out of memory, or None.
 
         Returns:
-            Those of all processes that had none; None where all had.
+            Failed micro-batches of all processes, or None.
         """
 
     def reduce(self, parameters: Sequence[torch.nn.Parameter], sums: Sequence[float]) -> list[float]:
-        """The end of a window: gradients become their sum over all processes. Together.
+        """End a window: reduce gradients over all processes. Together.
 
         Args:
-            parameters: What is trained, in the same order everywhere; some without a gradient.
-            sums: Numbers of this process.
+            parameters: Trainable parameters, in the same order everywhere; some without a gradient.
+            sums: Numbers to sum over processes.
 
         Returns:
             The numbers, summed.
         """
 
     def clip(self, parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
-        """Clip gradients by the norm of all of them; returns it."""
+        """Clip gradients by their common norm, which is returned."""
 
     def leading(self) -> AbstractContextManager[None]:
-        """A context in which the first process runs the model alone, between two steps, while the others wait."""
+        """Context in which rank 0 runs the model alone, between two steps, while the others wait."""
 
     def lend(self) -> None:
-        """In another process: take part in a pass that the first one does alone."""
+        """In other ranks: take part in a pass of rank 0."""
 
     def trained(self, usual: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.nn.Parameter]:
         """The tensors that the optimizer of this process updates.
 
         Args:
-            usual: What is trained, by name.
+            usual: Trainable tensors by name.
         """
 
     def square_sum(self, value: float) -> float:
-        """The sum of a number over processes that update different things. Together where :attr:`is_sharded`."""
+        """Sum of a number over processes with different shards. Together if :attr:`is_sharded`."""
 
     def own_update(self, model: Any) -> Update | None:
-        """The update of a strategy that has an optimizer of its own; None where the recipe's is used. Together.
+        """Update of a strategy with its own optimizer; None for the recipe's. Together.
 
         Args:
-            model: The model, ready to be trained.
+            model: The model, ready for training.
         """
 
     def whole_update(self, update: WeightUpdate) -> Update:
-        """An update whose states are saved and loaded as those of a run of one process."""
+        """Update whose states are saved and loaded as in a run of one process."""
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Trained tensors as in a run of one process, for a checkpoint; in the first process. Together where
-        :attr:`is_sharded`.
+        """Trained tensors as in a run of one process, for a checkpoint; in rank 0. Together if :attr:`is_sharded`.
 
         Args:
-            usual: What is trained, by name.
+            usual: Trainable tensors by name.
         """
 
     def read_weights(self, path: Path, usual: Mapping[str, torch.Tensor]) -> None:
-        """Read what is trained from a checkpoint's file.
+        """Read the trained weights of a checkpoint's file.
 
         Raises:
             UserError: If it does not fit.
         """
 
     def whole_model(self, model: Any) -> dict[str, torch.Tensor] | None:
-        """All weights of a model, by name, in the first process; None where the model has them. Together where
-        :attr:`is_sharded`."""
+        """All weights of a model by name, in rank 0; None if the model has them. Together if :attr:`is_sharded`."""
 
 
 def make_update(
@@ -165,16 +162,16 @@ def make_update(
     state: TrainState,
     warn: Callable[[str, str, str], None],
 ) -> Update:
-    """The update of a run: one optimizer over all adapters, one for each tensor of the model's own weights, or that of
-    the strategy. Together where it shares optimizer states out.
+    """Update of a run: one optimizer over all adapters, one per tensor of the model's own weights, or the strategy's.
+    Together if optimizer states are sharded.
 
     Args:
         strategy: Of the run.
-        config: With the optimizer that this machine can use.
-        loaded: The model, ready to be trained.
+        config: The configuration, with an optimizer that works on this machine.
+        loaded: The model, ready for training.
         accelerator: Of the model.
         state: Of the training.
-        warn: Called where memory runs out, and where kernels cannot be used: ``warn(code, message, hint)``.
+        warn: Called if memory runs out or kernels cannot be used: ``warn(code, message, hint)``.
     """
     train, retry = config.train, Retry(lambda: f"step {state.step + 1}", warn)
     if (own := strategy.own_update(loaded.model)) is not None:
@@ -203,8 +200,8 @@ def make_update(
 def share_window(
     strategy: Strategy, window: Sequence[int], costs: Sequence[int], *, seed: int, step: int
 ) -> Iterator[list[int]]:
-    """The rows of a window that this process works on. Inside, the random draws of several processes differ; afterwards
-    all of them, and the checkpoints, have the same state of the generators.
+    """This process's rows of a window. Inside, random draws differ between processes; afterwards all generators have
+    the same state.
 
     Args:
         strategy: Of the run.
@@ -222,12 +219,12 @@ def share_window(
 
 
 def reduce_window(strategy: Strategy, model: Any, loss: float, objective: Objective) -> tuple[float, Rewards]:
-    """Sum the gradients of a window, its loss and its rewards over all processes. Together.
+    """Reduce the gradients of a window, its loss and its rewards over all processes. Together.
 
     Args:
         strategy: Of the run.
         model: The model, with the gradients of this process.
-        loss: The loss of this process's rows.
+        loss: Loss of this process's rows.
         objective: The objective, with the rewards of these rows.
 
     Returns:
@@ -241,12 +238,12 @@ def reduce_window(strategy: Strategy, model: Any, loss: float, objective: Object
 
 
 def token(device: torch.device) -> torch.Tensor:
-    """The token, ``(1, 1)``."""
+    """Input of an idle pass, ``(1, 1)``, int64."""
     return torch.zeros((1, 1), dtype=torch.int64, device=device)
 
 
 def run_token(causal: Any, device: torch.device) -> None:
-    """Run it forward and backward: the gradients of all that is trained are zero, and there.
+    """Run an idle pass forward and backward, so that all trainable parameters get zero gradients.
 
     Args:
         causal: A causal language model of transformers.

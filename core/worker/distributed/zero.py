@@ -1,9 +1,9 @@
-"""ZeRO by DeepSpeed: gradients and optimizer states of what is trained are shared out among the processes, by stage 3
-the weights of the whole model as well.
+"""ZeRO by DeepSpeed: gradients and optimizer states are sharded over the processes, in stage 3 also the model's
+weights.
 
-``deepspeed.initialize`` is called directly: through accelerate every process takes itself for the only one, on a CPU.
-The model is run as ever, not through DeepSpeed's engine; of this only the optimizer is used, and the hooks that it
-hangs on parameters and modules.
+``deepspeed.initialize`` is called directly, because through accelerate every process on a CPU takes itself for the only
+one. The model does not run through DeepSpeed's engine; only its optimizer and its hooks on parameters and modules are
+used.
 
 Source: Rajbhandari et al., ZeRO (arXiv 1910.02054); Ren et al., ZeRO-Offload (arXiv 2101.06840).
 """
@@ -27,22 +27,22 @@ from core.memory.cards import DEEPSPEED_BUCKET
 from core.worker.distributed.ranks import Ranks
 from core.worker.optim.optim import make_optimizer
 
-#: DeepSpeed's kernels for sums between processes of one machine: gloo does the same, and nothing is to be compiled.
+#: DeepSpeed's op for reductions on one machine; gloo does the same without compilation.
 _SUMS_IN_SHARED_MEMORY = "deepspeed_shm_comm"
-#: The moments of Adam, as torch and DeepSpeed call them.
+#: Adam's moments, as named by torch and DeepSpeed.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class ZeroOptions:
-    """The options of a run that DeepSpeed has to know.
+    """Options of a run for DeepSpeed.
 
     Args:
         stage: 1, 2 or 3.
-        on_host: Whether optimizer states live in the machine's memory.
-        weights_on_host: Whether the weights do so too; by stage 3 alone.
-        max_grad_norm: Gradients are clipped to this norm; 0 leaves them.
-        timeout: Seconds after which a process that says nothing is taken for lost.
+        on_host: Keep optimizer states in host memory.
+        weights_on_host: Keep weights there too; stage 3 only.
+        max_grad_norm: Norm to clip gradients to; 0 for no clipping.
+        timeout: Seconds of silence after which a process counts as lost.
     """
 
     stage: int
@@ -61,8 +61,8 @@ class ZeroOptions:
 
 
 def make_adam(groups: list[dict[str, Any]], train: TrainSection, *, on_host: bool) -> Any:
-    """AdamW over groups of parameters: torch's, or DeepSpeed's own for states in the machine's memory. That is compiled
-    when it is first used."""
+    """AdamW over parameter groups: torch's, or DeepSpeed's for states in host memory, which is compiled on first
+    use."""
     if not on_host:
         return make_optimizer(groups, train)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -71,8 +71,8 @@ def make_adam(groups: list[dict[str, Any]], train: TrainSection, *, on_host: boo
 
 
 def _forget_powers(optimizer: Any) -> None:
-    """Have DeepSpeed's own AdamW compute the powers of its betas anew: it multiplies them on from step to step, and so
-    has others, in the last bit, than one that goes on from a checkpoint."""
+    """Make DeepSpeed's AdamW recompute the powers of its betas. It multiplies them step by step, and would differ in
+    the last bit from a resumed run."""
     native, group = optimizer.ds_opt_adam, optimizer.param_groups[0]
     native.destroy_adam(optimizer.opt_id)
     native.create_adam(
@@ -87,7 +87,7 @@ def _forget_powers(optimizer: Any) -> None:
 
 
 def import_package(device: torch.device) -> Any:
-    """Import DeepSpeed, which asks the environment which kind of device it is for."""
+    """Import DeepSpeed, which reads its device type from the environment."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
@@ -98,12 +98,12 @@ def import_package(device: torch.device) -> Any:
 
 
 class Zero:
-    """Parameters, gradients and optimizer states, shared out by DeepSpeed's ZeRO.
+    """Parameters, gradients and optimizer states sharded by DeepSpeed's ZeRO.
 
     Args:
-        module: Has what is trained; by stage 3 all that is shared out.
-        trained: What is trained, by name.
-        optimizer: AdamW over it.
+        module: Module with the trainable parameters; in stage 3 all sharded ones.
+        trained: Trainable parameters by name.
+        optimizer: AdamW over them.
         options: Of the run.
         ranks: The processes.
     """
@@ -120,7 +120,7 @@ class Zero:
         self.stage = options.stage
         self.is_first = ranks.is_first
         self.is_restored = False
-        """True if weights and states are those of a checkpoint, which all processes have read."""
+        """True if all processes have read weights and states from a checkpoint."""
         self._count = ranks.count
         self._inner = optimizer
         self._is_own = options.on_host
@@ -128,7 +128,7 @@ class Zero:
         package, settings = import_package(ranks.device), _settings(self.trained, options, ranks)
         with _place_in_environment(ranks):
             if self.stage == 3:
-                # Otherwise all of it goes to the device at once before it is shared out.
+                # Otherwise the whole module would go to the device before it is sharded.
                 where = "cpu" if options.weights_on_host else None
                 package.zero.Init(module=module, config_dict_or_path=settings, remote_device=where, pin_memory=False)
             self.engine, self.optimizer, *_ = package.initialize(
@@ -138,9 +138,9 @@ class Zero:
                 config=settings,
                 dist_init_required=False,
             )
-        # Groups that it makes wait for half an hour otherwise.
+        # DeepSpeed's process group has a default timeout of half an hour.
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=options.timeout), self.optimizer.dp_process_group)
-        # DeepSpeed finds the states of the first group only, where they come to be in its first step.
+        # DeepSpeed only finds states of the first group if its first step creates them.
         self.set_steps(0)
         if self.stage != 3:
             self.optimizer._lazy_init_hp_params_optimizer_state()
@@ -148,10 +148,10 @@ class Zero:
     # A step.
 
     def begin_pass(self, *, last: bool) -> None:
-        """Begin a pass forward and backward within which gradients are summed.
+        """Begin a forward and backward pass that reduces gradients.
 
         Args:
-            last: Whether it is the last one of a step.
+            last: True for the last pass of a step.
         """
         self.engine.set_gradient_accumulation_boundary(last)
         self.optimizer.clear_backward_seen_flag()
@@ -159,17 +159,17 @@ class Zero:
         self.optimizer.enter_backward()
 
     def norm(self) -> float:
-        """The norm of all gradients, summed over the processes; not a number where one is not finite. Together."""
+        """Norm of all gradients over the processes; NaN if one is not finite. Together."""
         with self._summing():
             if self.stage == 3:
                 norms = [float(norm) for norm in self.optimizer._get_norm_groups()]
             else:
                 norms = [float(self.optimizer.scaled_global_norm())]
-        # It says -1 of a norm that is not finite.
+        # DeepSpeed returns -1 for a non-finite norm.
         return math.hypot(*norms) * self._count if min(norms) >= 0 else math.nan
 
     def step(self) -> None:
-        """A step by the clipped gradients, which are dropped. Together."""
+        """Step by the clipped gradients, which are dropped. Together."""
         if self._is_own:
             _forget_powers(self._inner)
         with self._summing():
@@ -177,7 +177,7 @@ class Zero:
         self.optimizer.zero_grad(set_to_none=True)
 
     def drop(self) -> None:
-        """Drop gradients that have been summed already."""
+        """Drop gradients that are reduced already."""
         optimizer = self.optimizer
         optimizer.zero_grad(set_to_none=True)
         for group in list(optimizer.averaged_gradients):
@@ -191,8 +191,8 @@ class Zero:
 
     @contextlib.contextmanager
     def _summing(self) -> Iterator[None]:
-        """Inside, gradients are taken for sums over the processes: DeepSpeed has made means of them, whose scale it
-        takes out with that of the loss."""
+        """Context in which gradients count as sums over the processes. DeepSpeed has averaged them; the loss scale
+        makes up for it."""
         self.optimizer.override_loss_scale(1.0 / self._count)
         try:
             yield
@@ -203,7 +203,7 @@ class Zero:
 
     @torch.no_grad()
     def take_weights(self) -> None:
-        """Have the optimizer begin from the weights as they are in the model."""
+        """Copy the model's weights to the optimizer."""
         if self.stage != 3:
             self.optimizer.refresh_fp32_params()
             return
@@ -214,7 +214,7 @@ class Zero:
                 self._put_share(parameter, parameter.ds_tensor.data)  # type: ignore[attr-defined]
 
     def whole_weights(self, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Weights of the model, whole, on the host of the first process; empty elsewhere. Together.
+        """Whole weights of the model, on the host of rank 0; empty elsewhere. Together.
 
         Args:
             wanted: Parameters, by name.
@@ -229,12 +229,12 @@ class Zero:
         return found
 
     def places(self, wanted: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Tensors to read weights into that are shared out: whole ones, of which this process takes its share."""
+        """Whole tensors to read sharded weights into; this process keeps its shard of each."""
         return _Places(self, wanted)
 
     @torch.no_grad()
     def put_weight(self, name: str, whole: torch.Tensor) -> None:
-        """Put a weight into the model, of which this process has a share; the optimizer takes it from there."""
+        """Put a whole weight into the model, of which this process has a shard; the optimizer copies it from there."""
         parameter: Any = self.trained[name]
         parameter.ds_tensor.data.copy_(_share(parameter, whole))
         if is_whole(parameter):
@@ -242,19 +242,19 @@ class Zero:
 
     @property
     def steps(self) -> int:
-        """Steps that the optimizer has done."""
+        """Number of steps the optimizer has done."""
         states = [self._inner.state.get(flat) for flat in self._flats]
         return max((int(state["step"]) for state in states if state), default=0)
 
     @property
     def _flats(self) -> list[torch.Tensor]:
-        """The shares of this process, as the optimizer updates them."""
+        """This process's flat shards, as updated by the optimizer."""
         optimizer = self.optimizer
         found = optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
         return list(found)
 
     def set_steps(self, steps: int) -> None:
-        """Say how many steps the optimizer's states are of; zero ones where it has none."""
+        """Set the step count of the optimizer's states; missing states become zeros."""
         for flat in self._flats:
             state = self._inner.state[flat]
             for name in MOMENTS:
@@ -263,7 +263,7 @@ class Zero:
             state["step"] = steps if self._is_own else torch.tensor(float(steps), device=flat.device)
 
     def gather(self, name: str, moment: str | None = None) -> torch.Tensor:
-        """A whole tensor in fp32 on the device: the weight of a name, or a moment of it. Together."""
+        """A whole fp32 tensor on the device: a weight by name, or one of its moments. Together."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         parameter = self.trained[name]
@@ -274,16 +274,16 @@ class Zero:
         return found
 
     def gather_first(self, name: str, moment: str | None = None) -> torch.Tensor | None:
-        """As :meth:`gather`, on the host of the first process; None elsewhere. Together."""
+        """As :meth:`gather`, on the host of rank 0; None elsewhere. Together."""
         found = self.gather(name, moment)
         return found.cpu() if self.is_first else None
 
     def has_master(self, name: str) -> bool:
-        """True if the optimizer has a copy of a weight in fp32 that says more than the weight."""
+        """True if the optimizer has an fp32 copy of the weight."""
         return self.trained[name].dtype != torch.float32
 
     def put(self, name: str, whole: torch.Tensor, moment: str | None = None) -> None:
-        """Put this process's share of a whole tensor where :meth:`gather` takes it from."""
+        """Put this process's shard of a whole tensor where :meth:`gather` reads it."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         parameter = self.trained[name]
@@ -299,17 +299,17 @@ class Zero:
             safe_set_full_optimizer_state(parameter, value, moment)
 
     def _put_share(self, parameter: Any, share: torch.Tensor, moment: str | None = None) -> None:
-        """Put this process's share of a tensor into the optimizer."""
+        """Put this process's shard of a tensor into the optimizer."""
         self.optimizer.set_local_hp_param(share, parameter, moment)
 
 
 def is_whole(parameter: Any) -> bool:
-    """True if this process has a parameter whole right now."""
+    """True if this process currently has the whole parameter."""
     return bool(parameter.numel() == getattr(parameter, "ds_numel", parameter.numel()))
 
 
 class _Places(Mapping[str, torch.Tensor]):
-    """Whole tensors, one at a time: what has been written into one is shared out before the next."""
+    """Whole tensors, one at a time: each is sharded after it was written, before the next."""
 
     def __init__(self, zero: Zero, wanted: Mapping[str, torch.Tensor]) -> None:
         self._zero = zero
@@ -326,7 +326,7 @@ class _Places(Mapping[str, torch.Tensor]):
         return len(self._wanted)
 
     def items(self) -> Any:
-        """Names and tensors; each counts until the next is asked for."""
+        """Names and tensors; each is valid until the next."""
         for name in self._wanted:
             whole = self[name]
             yield name, whole
@@ -334,7 +334,7 @@ class _Places(Mapping[str, torch.Tensor]):
 
 
 def _share(parameter: Any, whole: torch.Tensor) -> torch.Tensor:
-    """This process's share of a whole tensor, flat; zeros behind its end, where the last processes have less."""
+    """This process's flat shard of a whole tensor, zero-padded in the last processes."""
     length = parameter.ds_tensor.numel()
     own = whole.reshape(-1)[dist.get_rank() * length :][:length]
     return torch.nn.functional.pad(own, (0, length - own.numel()))
@@ -356,15 +356,14 @@ def _settings(trained: Mapping[str, torch.nn.Parameter], options: ZeroOptions, r
     if options.weights_on_host:
         zero["offload_param"] = host
     if options.stage == 3:
-        # A layer is fetched when it is its turn: what is fetched early depends on what ran before, which between two
-        # steps is not the same in all processes.
+        # No prefetching: it depends on earlier passes, which differ between processes outside of steps.
         zero |= {
             "stage3_prefetch_bucket_size": 0,
             "stage3_max_reuse_distance": 0,
             "stage3_param_persistence_threshold": 0,
         }
     return {
-        # Of these DeepSpeed makes the number of rows that it reports.
+        # DeepSpeed derives its reported batch size from these.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": options.max_grad_norm,
@@ -378,7 +377,7 @@ def _settings(trained: Mapping[str, torch.nn.Parameter], options: ZeroOptions, r
 
 @contextlib.contextmanager
 def _place_in_environment(ranks: Ranks) -> Iterator[None]:
-    """Inside, the environment tells which process this is and which card it has, as DeepSpeed wants it."""
+    """Context with rank and card of this process in the environment, as DeepSpeed needs it."""
     wanted = {"RANK": ranks.rank, "WORLD_SIZE": ranks.count, "LOCAL_RANK": ranks.device.index or 0}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update({name: str(value) for name, value in wanted.items()})

@@ -1,11 +1,11 @@
-"""A model whose weights are shared out by ZeRO's third stage, and the passes in which all processes have to take part.
+"""A model whose weights are sharded by ZeRO stage 3, and the passes that need all processes.
 
-DeepSpeed brings the weights of a module together when the module is called, and drops them after it. It is given the
-decoder layers, and what is trained outside of them; embeddings, head and norms that are frozen stay whole in every
-process, as a pass needs them from its beginning to its end.
+DeepSpeed gathers the weights of a module when it is called, and drops them afterwards. It gets the decoder layers, and
+trained modules outside of them; frozen embeddings, head and norms stay whole in every process, because a pass needs
+them from start to end.
 
-What has to be whole between two passes as well is pinned: adapters, which are small, and trained weights outside of the
-layers, whose head is called within the loss.
+Weights that must be whole between passes are pinned: adapters, which are small, and trained weights outside of the
+layers, since the head is called within the loss.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import decoder_layers, decoder_of, evaluation_mode
 from core.worker.oom.retry import is_out_of_memory
 
-#: What carries messages between processes, as its errors name it.
+#: Communication libraries, by name in their errors.
 _LIBRARIES = ("gloo", "nccl")
-#: Stands for a module that never ends, among those that a weight is in use by.
+#: Pseudo module id that keeps a weight in use.
 _PIN = -1
 
 
 class ZeroLayers:
-    """The parts of a model that are shared out.
+    """The sharded parts of a model.
 
     Args:
         model: A causal language model of transformers, or a ``PeftModel`` around one; on the host or the device.
-        device: That of this process.
+        device: Device of this process.
 
     Raises:
-        UserError: If it has weights that cannot be shared out.
+        UserError: If it has weights that cannot be sharded.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -58,12 +58,12 @@ class ZeroLayers:
         self.module = torch.nn.ModuleList([*layers, *owners])
         self.pinned = [one for one in trained if id(one) in outside or isinstance(model, PeftModel)]
         self._order: list[Any] = []
-        """The modules that a pass calls, in their order."""
+        """Modules called by a pass, in order."""
         self._coordinator: Any = None
         _move_others(self._causal, {id(parameter) for parameter in self.module.parameters()}, device)
 
     def pin(self) -> None:
-        """Bring together what is pinned, where it is not, and keep it. Together."""
+        """Gather the pinned weights where necessary, and keep them. Together."""
         missing = [parameter for parameter in self.pinned if not is_whole(parameter)]
         if missing:
             missing[0].all_gather(missing)  # type: ignore[attr-defined]
@@ -75,13 +75,13 @@ class ZeroLayers:
         run_token(self._causal, self.device)
 
     def begin(self, coordinator: Any) -> None:
-        """Run a first pass, once all processes have shared the model out. Together.
+        """Run a first pass, once all processes have sharded the model. Together.
 
         Args:
-            coordinator: DeepSpeed's, which brings weights together.
+            coordinator: DeepSpeed's coordinator, which gathers weights.
 
         Raises:
-            UserError: If the model uses weights that are not there, as their own module is not called.
+            UserError: If the model uses weights outside of their own module's call.
         """
         self._coordinator = coordinator
         self.pin()
@@ -100,16 +100,16 @@ class ZeroLayers:
 
     @contextlib.contextmanager
     def leading(self, announce: Callable[[], None]) -> Iterator[None]:
-        """Inside, this process runs forward passes of its own, without gradients.
+        """Context in which this process runs forward passes of its own, without gradients.
 
         Args:
-            announce: Called before each of them: tells all others to :meth:`lend`.
+            announce: Called before each pass, to make all others :meth:`lend`.
         """
         entered: list[Any] = []
         called: list[Any] = []
 
         def begin(module: Any, _inputs: Any) -> None:
-            # Answers go through the whole model, the loss through the decoder alone.
+            # Answers use the whole model, the loss only the decoder.
             if not entered:
                 entered.append(module)
                 called.clear()
@@ -133,15 +133,15 @@ class ZeroLayers:
 
     @torch.no_grad()
     def lend(self) -> None:
-        """Take part in a forward pass of the process that is :meth:`leading`."""
-        # Without dropout: nothing is drawn.
+        """Take part in a forward pass of the :meth:`leading` process."""
+        # Without dropout, so that nothing is drawn.
         with evaluation_mode(self._causal):
             self._decoder(input_ids=token(self.device), use_cache=False)
 
     @contextlib.contextmanager
     def _noting(self, called: list[Any]) -> Iterator[None]:
-        """Inside, modules whose weights have been brought together are noted when they are called; not those of what is
-        pinned, which answers without adapters leave out."""
+        """Context that records calls of modules with gathered weights. Pinned weights do not count, because answers
+        without adapters skip them."""
 
         def note(module: Any, _inputs: Any) -> None:
             called.append(module)
@@ -156,15 +156,15 @@ class ZeroLayers:
                 handle.remove()
 
     def _complete(self, called: int) -> None:
-        """End a forward pass for the others that has failed here.
+        """Complete a forward pass that failed here, for the others.
 
         Args:
-            called: How many modules have been called in it.
+            called: Number of modules called in it.
         """
         if called >= len(self._order):
             return
         if all(is_whole(parameter) for parameter in self._order[called].parameters(recurse=False)):
-            called += 1  # its weights had been brought together when it failed
+            called += 1  # its weights were gathered when it failed
         for parameter in self.module.parameters():
             if _PIN not in parameter.ds_active_sub_modules:  # type: ignore[attr-defined]
                 parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
@@ -179,7 +179,7 @@ def _owns(module: torch.nn.Module, wanted: set[int]) -> bool:
 
 
 def _move_others(causal: Any, shared: set[int], device: torch.device) -> None:
-    """Bring to the device what is not shared out: other weights, buffers, and the scales of 4-bit weights."""
+    """Move everything that is not sharded to the device: other weights, buffers, and scales of 4-bit weights."""
     for module in causal.modules():
         for parameter in module.parameters(recurse=False):
             if id(parameter) not in shared:

@@ -1,4 +1,4 @@
-"""Updates by DeepSpeed's optimizer, whose states are saved and loaded as those of a run of one process."""
+"""Updates by DeepSpeed's optimizer, whose states are saved and loaded as in a run of one process."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _HINT = (
 
 
 class ZeroUpdate:
-    """Clips by the norm of all gradients, and takes one step of DeepSpeed's optimizer.
+    """Clipping by the norm of all gradients, and one step of DeepSpeed's optimizer.
 
     Args:
-        zero: What is trained.
-        names: Of what is trained, in the order of the optimizer's groups.
-        groups: The groups of an optimizer of a run of one process: of all adapters, or of each tensor by itself.
-        by_name: Whether each tensor has an optimizer of its own in a run of one process.
-        stepped: Called after a step, and where gradients are dropped.
+        zero: The sharded training state.
+        names: Names of the trainable parameters, in the order of the optimizer's groups.
+        groups: Parameter groups of a run of one process: of all adapters, or of each tensor by itself.
+        by_name: Each tensor has its own optimizer in a run of one process.
+        stepped: Called after a step, and after gradients were dropped.
     """
 
     in_backward = False
@@ -49,16 +49,16 @@ class ZeroUpdate:
         self._stepped = stepped
 
     def begin(self, learning_rate: float) -> None:
-        """Set the learning rate, in each group by its own ratio."""
+        """Set the learning rate of each group, by its own ratio."""
         set_learning_rate(self._zero.optimizer, learning_rate)
 
     def clip(self) -> float:
-        """The norm of the gradients of all processes. DeepSpeed clips by it in its step. Together."""
+        """Gradient norm over all processes, by which DeepSpeed clips in its step. Together."""
         with shortage_explained("in taking the norm of the gradients", _HINT):
             return self._zero.norm()
 
     def step(self) -> None:
-        """A step by the clipped gradients. Together."""
+        """Step by the clipped gradients. Together."""
         with shortage_explained("in DeepSpeed's step", _HINT):
             self._zero.step()
         self._stepped()
@@ -70,12 +70,12 @@ class ZeroUpdate:
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """Inside, gradients are made that no step follows."""
+        """Context for gradients that no step follows."""
         yield
         self.drop()
 
     def state_dict(self) -> dict[str, Any]:
-        """States as of a run of one process, in the first process; nothing elsewhere. Together."""
+        """States as in a run of one process, in rank 0; empty elsewhere. Together."""
         steps = self._zero.steps
         states = {name: self._state(name, steps) for name in self._names} if steps else {}
         if not self._zero.is_first:
@@ -94,7 +94,7 @@ class ZeroUpdate:
         return {"step": torch.tensor(float(steps)), **{key: value for key, value in found.items() if value is not None}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put states of a run of any number of processes back, once the weights are there. Together."""
+        """Restore states of a run of any number of processes, once the weights are restored. Together."""
         self._zero.take_weights()
         self._zero.is_restored = True
         states = {name: self._saved(state, at, name) for at, name in enumerate(self._names)}

@@ -1,4 +1,4 @@
-"""Evaluation on held-out rows: the loss, and where asked, exact matches of the model's own answers."""
+"""Evaluation on held-out rows: the loss, and optionally exact matches of the model's own answers."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Evaluator:
     """Measures a model on the same held-out rows each time.
 
     Args:
-        loaded: The model; it is put back into training mode after each measurement.
+        loaded: The model; back in training mode after each measurement.
         dataset: The held-out rows.
         objective: The training objective on these rows.
-        token_budget: The most tokens at once, padding included.
-        autocast: Makes the context of the forward passes.
-        max_new_tokens: The longest answer; 0 to measure the loss only.
+        token_budget: Token budget of a batch, padding included.
+        autocast: Context of the forward passes.
+        max_new_tokens: Maximum length of an answer; 0 to measure only the loss.
         template: A chat template instead of the tokenizer's own.
-        check: Called often; may raise to give up.
-        samples: Of the answers, so many are given as samples.
-        notice: Told of what is cut or left out when memory runs out: ``notice(code, message, hint)``.
+        check: Called often; may raise to stop.
+        samples: Number of answers reported as samples.
+        notice: Receives warnings of cuts and skipped answers when memory runs out: ``notice(code, message, hint)``.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Evaluator:
         self._check = check
         self._samples = samples
         self._notice = notice
-        # An example may have several rows, and is asked once; what is called a bad answer is not expected.
+        # An example may have several rows but is asked once; an answer labeled bad is not expected.
         examples = {id(item): item for item in dataset.examples if item.messages and item.label is not False}
         self._asked = list(examples.values()) if max_new_tokens else []
         self._conversations = [[message.fields() for message in example.prompt] for example in self._asked]
@@ -79,14 +79,13 @@ class Evaluator:
         return len(self._dataset.rows)
 
     def measure(self, step: int, progress: Callable[[str, int, int], None]) -> tuple[EvalEvent, list[SampleEvent]]:
-        """Measure the model as it is after ``step`` optimizer steps.
+        """Measure the model after ``step`` optimizer steps.
 
         Args:
             step: Optimizer steps done.
-            progress: Told what is measured (``loss`` or ``answers``), rows done, of how many.
+            progress: Called with the current part (``loss`` or ``answers``), rows done, of how many.
 
-        When memory runs out, fewer rows are measured at once from then on; answers that do not fit one by one are left
-        out.
+        If memory runs out, batches shrink from then on. Answers that do not fit one by one are skipped.
 
         Raises:
             MemoryShortageError: If a single row does not fit.
@@ -124,7 +123,7 @@ class Evaluator:
         return bool(self._conversations[: self._samples])
 
     def answer_samples(self, step: int, progress: Callable[[str, int, int], None]) -> list[SampleEvent]:
-        """Answer the questions of the samples alone, without a measurement."""
+        """Answer only the sample questions."""
         with evaluation_mode(self._loaded.model):
             answers = self._answers_that_fit(
                 self._conversations[: self._samples],
@@ -173,7 +172,7 @@ class Evaluator:
     def _answers_that_fit(
         self, conversations: list[list[dict[str, Any]]], without: str, progress: Callable[[int, int], None]
     ) -> list[str]:
-        """The answers; none where they do not fit in memory, and a notice that begins with ``without``."""
+        """The answers; empty if they do not fit in memory, with a notice that begins with ``without``."""
         try:
             return self._answers(conversations, progress)
         except MemoryShortageError as error:

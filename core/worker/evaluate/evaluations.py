@@ -1,4 +1,4 @@
-"""Evaluations of a run, with their events: held-out rows, the general probe, sample answers."""
+"""Evaluations of a run, with their events: held-out rows, general probe, sample answers."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from core.worker.process.control import EvaluationSkipped, StopRequested
 from core.worker.process.recorder import Recorder
 from core.worker.progress.state import TrainState
 
-#: Progress of an evaluation: its part, rows done, all rows.
+#: Callback with the part of an evaluation, rows done, and all rows.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Measures the model of a run between its steps, keeps the best checkpoint, and writes the events.
+    """Measures the model between steps, keeps the best checkpoint, and writes the events.
 
-    A stop cuts an evaluation short; the control point that follows acts on it.
+    A stop interrupts an evaluation; the next control point acts on it.
 
     Args:
-        evaluator: On held-out rows; None where nothing is held out.
-        probe: The general probe; None where it is not measured.
+        evaluator: Evaluator on held-out rows; None without held-out rows.
+        probe: The general probe; None if it is off.
         samples: The sample answers.
-        state: Of the training.
-        checkpointer: Saves the best step; the other processes of the run wait meanwhile.
+        state: Training state.
+        checkpointer: Saves the best step; keeps other processes waiting.
         recorder: Of the run.
-        attend: The control point, called often; may raise to give up.
+        attend: The control point, called often; may raise to stop.
     """
 
     evaluator: Evaluator | None
@@ -48,7 +48,7 @@ class Evaluations:
     attend: Callable[[], None]
 
     def evaluate(self) -> bool:
-        """Measure the present step, unless it is measured already; returns whether anything was to be measured."""
+        """Measure the current step, unless it was measured already. Returns True if there was anything to measure."""
         state, step = self.state, self.state.step
         if state.evaluated == step or (self.evaluator is None and not self.samples.is_needed):
             return False
@@ -61,8 +61,8 @@ class Evaluations:
         return True
 
     def look_first(self) -> None:
-        """The general probe and the sample answers of the untouched model, for comparison with later ones. Rows are not
-        measured."""
+        """Run the general probe and the sample answers of the untrained model, for later comparison. Held-out rows are
+        not measured."""
         if self.probe is not None:
             self._probe_first(self.probe)
         if self.samples.is_needed or (self.evaluator is not None and self.evaluator.has_samples):
@@ -70,7 +70,7 @@ class Evaluations:
 
     @contextlib.contextmanager
     def _passes(self) -> Iterator[None]:
-        """Forward passes without gradients; a stop or a skip ends them."""
+        """Context of forward passes without gradients; a stop or a skip ends it."""
         state = self.state
         state.measures_baseline = state.step == 0
         try:
@@ -98,7 +98,7 @@ class Evaluations:
             recorder.event(sample)
 
     def _measure_rows(self, evaluator: Evaluator, report: Progress) -> bool:
-        """Measure the held-out rows and the probe; returns whether memory sufficed."""
+        """Measure the held-out rows and the probe; returns True if memory sufficed."""
         state, step = self.state, self.state.step
         paused, began = state.paused_seconds, time.monotonic()
         try:
@@ -110,7 +110,7 @@ class Evaluations:
             return False
         if self.probe is not None:
             event = dataclasses.replace(event, probe_loss=self.probe.measure(functools.partial(report, "probe")))
-        # Both go on while a pause is waited through.
+        # Time spent in a pause does not count.
         seconds = time.monotonic() - began - (state.paused_seconds - paused)
         event = dataclasses.replace(event, seconds=seconds)
         for told in (event, *samples):
@@ -131,7 +131,7 @@ class Evaluations:
 
     def _answer_first(self) -> None:
         evaluator, recorder, step = self.evaluator, self.recorder, self.state.step
-        # Where rows are measured later, this says nothing of how long that takes, and so has a name of its own.
+        # A separate name: its duration is no estimate for later measurements of rows.
         part = "samples" if evaluator is None else "first answers"
         tell = recorder.reporter("evaluating", self.attend)
 

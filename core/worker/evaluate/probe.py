@@ -1,4 +1,4 @@
-"""The loss on the general probe: what a model forgets while it learns the rows of a run."""
+"""Loss on the general probe: how much a model forgets while it learns the rows of a run."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from core.worker.oom.retry import MemoryShortageError
 
 
 def encode_probe(encoder: Encoder) -> list[TokenizedRow]:
-    """The probe as rows of a model: its answers are measured. What its template cannot have is left out; without a
-    template, question and answer are measured as plain text.
+    """The probe as rows for a model; its answers are measured. Examples that its template cannot render are left out;
+    without a template, question and answer are measured as plain text.
 
     Args:
-        encoder: With the template of the run.
+        encoder: Encoder with the run's template.
     """
     examples = read_probe()
     for chosen in (examples, [as_text(example) for example in examples]):
-        with contextlib.suppress(UserError):  # a template that takes too much of time or memory is refused elsewhere
+        with contextlib.suppress(UserError):  # a template beyond the limits is refused elsewhere
             rows = [row for row in encoder.encode(chosen) if isinstance(row, TokenizedRow)]
             if rows:
                 return rows
@@ -38,16 +38,16 @@ def encode_probe(encoder: Encoder) -> list[TokenizedRow]:
 
 @dataclass
 class Probe:
-    """Measures a model on the probe. It draws no random numbers and changes nothing of what is trained.
+    """Measures a model on the probe, without random draws and without changing trained state.
 
     Args:
-        loaded: The model; it is put back into training mode after each measurement.
+        loaded: The model; back in training mode after each measurement.
         loss: Sums the loss of a batch.
         rows: The probe, encoded.
-        token_budget: The most tokens at once, padding included.
-        autocast: Makes the context of the forward passes.
-        check: Called between two batches; may raise to give up.
-        notice: Told what is left out: ``notice(code, message, hint)``.
+        token_budget: Token budget of a batch, padding included.
+        autocast: Context of the forward passes.
+        check: Called between two batches; may raise to stop.
+        notice: Receives the warning if it is skipped: ``notice(code, message, hint)``.
     """
 
     loaded: LoadedModel
@@ -64,10 +64,10 @@ class Probe:
 
     @torch.no_grad()
     def measure(self, progress: Callable[[int, int], None] = lambda _done, _total: None) -> float | None:
-        """The mean loss per token of its answers, in nats; None where it does not fit in memory.
+        """Mean loss per token of the probe's answers, in nats; None if it does not fit in memory.
 
         Args:
-            progress: Told rows done, of how many.
+            progress: Called with rows done, of how many.
         """
         total, done = 0.0, 0
         weight = self._objective.begin(range(len(self.rows)), self._batches.token_budget)

@@ -1,4 +1,4 @@
-"""Sample answers to the same few questions at each evaluation, so that the model's learning can be seen."""
+"""Sample answers to the same few questions at each evaluation, to show the model's progress."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from core.worker.data.dataset import Dataset
 from core.worker.generate.generate import generate_batch
 from core.worker.model.model import LoadedModel, evaluation_mode
 
-#: Room for an answer beyond the longest expected one.
+#: Extra tokens for an answer beyond the longest expected one.
 ANSWER_MARGIN_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of each evaluation."""
+    """Questions of each evaluation."""
 
     conversations: list[list[dict[str, Any]]]
-    """Messages as chat templates expect them, the last one the user's."""
+    """Messages in the format of chat templates, the last one from the user."""
     max_new_tokens: int
-    """The longest answer."""
+    """Maximum length of an answer in tokens."""
     expected: Expected = field(default_factory=Expected)
-    """The answers to them, where they are known; empty where none is."""
+    """Expected answers, if known; empty if none is."""
 
 
 def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
-    """The prompts of ``eval.prompts``, or some of the held-out questions; the first of those, each once.
+    """The prompts of ``eval.prompts``, or the first few distinct held-out questions.
 
-    Where ``eval.exact_match`` answers the held-out questions anyway, they are not asked a second time.
+    With ``eval.exact_match`` the held-out questions are answered anyway, so they are not asked again.
 
     Raises:
         UserError: If the file of prompts cannot be used.
@@ -51,7 +51,7 @@ def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
     every = [(example, row) for example, row in chosen.values() if example.messages]
     asked = every[: config.eval.samples]
     most = max((supervised_count(row) for _, row in asked), default=0)
-    # What is called a bad answer is not expected.
+    # An answer labeled bad is not expected.
     expected = Expected.of([example.answer if example.label is not False else None for example, _ in every])
     return Questions(
         [[message.fields() for message in example.prompt] for example, _ in asked],
@@ -62,14 +62,14 @@ def choose_questions(config: Config, held_out: Dataset | None) -> Questions:
 
 @dataclass
 class SampleWriter:
-    """Has a model answer the same questions, greedily.
+    """Answers the same questions each time, greedily.
 
     Args:
-        loaded: The model; it is put back into training mode after each time.
-        questions: What is asked.
-        autocast: Makes the context of the forward passes.
+        loaded: The model; back in training mode each time.
+        questions: The questions.
+        autocast: Context of the forward passes.
         template: A chat template instead of the tokenizer's own.
-        warn: Told, once, why there are no answers: ``warn(message, hint)``.
+        warn: Receives the reason, once, if there are no answers: ``warn(message, hint)``.
     """
 
     loaded: LoadedModel
@@ -78,7 +78,7 @@ class SampleWriter:
     template: str | None
     warn: Callable[[str, str], None]
     failing: bool = field(default=False, init=False)
-    """True if there were no answers the last time."""
+    """True if the last attempt gave no answers."""
 
     @property
     def is_needed(self) -> bool:
@@ -86,11 +86,11 @@ class SampleWriter:
         return bool(self.questions.conversations)
 
     def write(self, step: int, progress: Callable[[int, int], None]) -> list[SampleEvent]:
-        """The answers of the model as it is after ``step`` optimizer steps; none where it cannot answer.
+        """Answers of the model after ``step`` optimizer steps; empty if it cannot answer.
 
         Args:
             step: Optimizer steps done.
-            progress: Told rows done, of how many, every few tokens; it may raise to give up.
+            progress: Called with rows done, of how many, every few tokens; may raise to stop.
         """
         asked = self.questions
         if not asked.conversations:
@@ -106,7 +106,7 @@ class SampleWriter:
                     template=self.template,
                 )
         except UserError as error:
-            # Samples are for the eye; a run does not end for want of them.
+            # Samples are for information only; failing to write them never ends a run.
             if not self.failing:
                 self.warn(f"There are no samples: {error.message}", error.hint)
             self.failing = True
@@ -117,7 +117,7 @@ class SampleWriter:
 def samples_of(
     step: int, conversations: Sequence[Sequence[dict[str, Any]]], texts: Sequence[str], expected: Expected
 ) -> list[SampleEvent]:
-    """Answers as events, each with the question that it is to, the expected answer and what became of it."""
+    """Answers as events, each with its question, the expected answer and the comparison."""
     wanted = expected if expected.answers else Expected((None,) * len(texts))
     return [
         SampleEvent(

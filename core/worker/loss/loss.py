@@ -1,4 +1,4 @@
-"""The loss on supervised positions only, so that full-vocabulary logits of a batch never exist."""
+"""Loss on supervised positions only, so that the full-vocabulary logits of a batch never exist."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from core.worker.model.model import decoder_of
 
 
 class Head(torch.nn.Module):
-    """A causal language model's way from hidden states to logits, with the scalings that some families put on top.
+    """Output head of a causal language model: hidden states to logits, with the scalings of some families.
 
     Gemma caps logits (``final_logit_softcapping``), Cohere multiplies (``logit_scale``), Granite divides
     (``logits_scaling``), each as its config names it.
@@ -43,7 +43,7 @@ class Head(torch.nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        """Logits of a position."""
+        """Vocabulary size."""
         return int(self._linear[0].weight.shape[0])
 
     def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
@@ -66,8 +66,8 @@ def chunked_cross_entropy(
 ) -> torch.Tensor:
     """Summed cross-entropy of a head's logits, chunk by chunk.
 
-    The gradient with respect to ``hidden`` is taken while each chunk's logits exist, so backward needs no logits. A
-    head with trainable parameters goes through activation checkpointing instead, so that these get their gradients too.
+    The gradient with respect to ``hidden`` is computed while each chunk's logits exist, so backward needs no logits. A
+    head with trainable parameters uses activation checkpointing instead, so its parameters get gradients too.
 
     Args:
         head: Maps hidden states to logits, ``(n, hidden) -> (n, vocabulary)``.
@@ -131,7 +131,7 @@ def _is_frozen(head: torch.nn.Module) -> bool:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy, with the gradient taken in the forward pass, where each chunk's logits are."""
+    """Summed cross-entropy, with the gradient computed in the forward pass while each chunk's logits exist."""
 
     @staticmethod
     def forward(
@@ -156,10 +156,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 class _ChunkedTokenLosses(torch.autograd.Function):
-    """Cross-entropy of each position, with the gradients taken in the forward pass.
+    """Cross-entropy of each position, with gradients computed in the forward pass.
 
-    A position's loss depends on its own hidden state alone, so its gradient can be taken before its factor is known,
-    and be multiplied by that in backward.
+    A position's loss depends on its own hidden state alone, so its gradient is computed before its factor is known, and
+    multiplied by the factor in backward.
     """
 
     @staticmethod
@@ -185,7 +185,7 @@ class _ChunkedTokenLosses(torch.autograd.Function):
 
 
 class SupervisedLoss:
-    """Runs a causal language model up to its hidden states, and its head on the supervised positions alone.
+    """Runs a causal language model up to its hidden states, and its head on supervised positions only.
 
     Args:
         model: A causal language model or a ``PeftModel`` around one.
@@ -202,14 +202,14 @@ class SupervisedLoss:
         """Forward and summed loss of a padded batch.
 
         Rows are padded on the right. Causal attention never looks to the right, so real tokens do not see padding and
-        no mask is needed; what padding itself computes is not used.
+        no mask is needed. Hidden states of padding are ignored.
 
         Args:
             input_ids: ``(rows, length)``, int64.
-            supervised: ``(rows, length)``, bool: which tokens are to be learned. A row's first token cannot be.
+            supervised: ``(rows, length)``, bool: tokens in the loss. A row's first token cannot be one.
 
         Returns:
-            A scalar in fp32: the sum over supervised tokens of their negative log-likelihood.
+            A scalar in fp32: the negative log-likelihood summed over supervised tokens.
         """
         return self.summed(self.hidden(input_ids, supervised), input_ids, supervised)
 
@@ -233,9 +233,9 @@ class SupervisedLoss:
         return chunked_cross_entropy(self.head, hidden, _learned(input_ids, supervised, host), chunk)
 
     def log_probabilities(self, input_ids: torch.Tensor, supervised: torch.Tensor) -> torch.Tensor:
-        """The log-probability of what is supervised in each row, as the sum over its tokens.
+        """Log-probability of the supervised tokens of each row, summed over the row.
 
-        It is computed by the same arithmetic with gradients and without, so that the two can be compared.
+        Computed by the same arithmetic with and without gradients, so that both can be compared.
 
         Args:
             input_ids: As in a call; padded on the right.
@@ -259,7 +259,7 @@ class SupervisedLoss:
         """Log-probabilities of rows, as :meth:`log_probabilities`, from their :meth:`hidden` states."""
         chunk = chunk_positions(self.head.vocabulary)
         losses = chunked_token_losses(self.head, hidden, _learned(input_ids, supervised, host), chunk)
-        # Not index_add, whose order on a GPU, and so whose last bits, differ from run to run.
+        # Not index_add: its order on a GPU, and so its last bits, differ between runs.
         counts = supervised[:, 1:].sum(dim=1).tolist() if host is None else host.counts()
         rows = losses.split(counts)  # type: ignore[no-untyped-call]
         return torch.stack([-row.sum() for row in rows])
@@ -272,19 +272,19 @@ class SupervisedLoss:
         most_shared: int | None = None,
         host: HostBatch | None = None,
     ) -> torch.Tensor:
-        """Forward pass to the hidden states that predict the supervised tokens of a batch, row by row.
+        """Forward pass to the hidden states that predict the supervised tokens, row by row.
 
         Args:
             input_ids: As in a call.
             supervised: As in a call.
-            most_shared: The most tokens of a common beginning that are computed once; None for no limit.
-            host: The batch on the host, so that nothing has to be fetched back from the device; the result is the same.
+            most_shared: Maximum length in tokens of a shared prefix that is computed once; None for no limit.
+            host: The batch on the host, to avoid device syncs; the result is the same.
 
         Returns:
             ``(supervised, hidden)``.
         """
         laid = self._lay_out(input_ids, supervised, most_shared, host)
-        # Raised by the first layer that asks for more; the padded batch has it.
+        # The first layer that needs more raises it; the padded batch always works.
         with contextlib.suppress(LayoutError):
             if laid is not None:
                 return self.hidden_laid_out(laid)
@@ -329,13 +329,13 @@ class SupervisedLoss:
         )
 
     def hidden_laid_out(self, laid: LaidOut) -> torch.Tensor:
-        """Hidden states as :meth:`hidden` returns them, of a batch that is packed.
+        """Hidden states as in :meth:`hidden`, of a packed batch.
 
         Args:
             laid: The batch.
 
         Raises:
-            LayoutError: If the model's attention does not allow it for rows of this length.
+            LayoutError: If the model's attention does not support it for rows of this length.
         """
         with masks_left_out(laid.layout):
             states = self._decoder(
@@ -346,14 +346,14 @@ class SupervisedLoss:
 
     @torch.no_grad()
     def verify(self, input_ids: torch.Tensor) -> tuple[float, torch.Tensor]:
-        """The largest difference between our logits and the model's own on short rows; families that put something
-        between hidden states and logits that this module does not know show here.
+        """The largest difference between our logits and the model's own on short rows. It exposes families with an
+        unknown step between hidden states and logits.
 
         Args:
             input_ids: ``(rows, length)``, int64.
 
         Returns:
-            It, and the hidden states, ``(rows, length, hidden)``.
+            The difference, and the hidden states, ``(rows, length, hidden)``.
         """
         states: list[torch.Tensor] = []
         handle = self._decoder.register_forward_hook(lambda _module, _inputs, out: states.append(out.last_hidden_state))
@@ -366,5 +366,5 @@ class SupervisedLoss:
 
 
 def _learned(input_ids: torch.Tensor, supervised: torch.Tensor, host: HostBatch | None = None) -> torch.Tensor:
-    """The supervised tokens of a batch, row by row: ``(supervised,)``, int64."""
+    """Supervised tokens of a batch, row by row: ``(supervised,)``, int64."""
     return input_ids[:, 1:][supervised[:, 1:]] if host is None else upload(host.targets(), input_ids.device)

@@ -1,7 +1,7 @@
-"""Training objectives: how the rows of a micro-batch become a summed loss, and what that is divided by.
+"""Training objectives: the summed loss of a micro-batch, and the weight of a window that divides it.
 
-The weight of a window is known before its first micro-batch, and the loss of a micro-batch is a sum, so that the result
-does not depend on how a window is cut.
+The weight is known before the window's first micro-batch, and losses are sums, so the result does not depend on how a
+window is cut.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def dpo_losses(chosen: torch.Tensor, rejected: torch.Tensor, beta: float, kind: 
     """The loss of each pair.
 
     Args:
-        chosen: ``(pairs,)``: by how much the better answer's log-probability is above that of the reference; for
-            ``ipo`` divided by the answer's tokens, as its authors do so that long answers do not decide alone.
+        chosen: ``(pairs,)``: log-ratio to the reference of the better answer; for ``ipo`` divided by the answer's
+            tokens, as its authors do so that long answers do not dominate.
         rejected: ``(pairs,)``: the same of the worse answer.
         beta: How strongly the reference binds; for ``ipo`` the paper's tau.
-        kind: Which loss of the difference.
+        kind: Loss function of the difference.
 
     Returns:
         ``(pairs,)``.
@@ -47,11 +47,11 @@ def dpo_losses(chosen: torch.Tensor, rejected: torch.Tensor, beta: float, kind: 
 
 
 def odds_ratio_losses(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-    """ORPO's second term for each pair, its factor left out: how far the odds of the better answer are not above those
-    of the worse one.
+    """ORPO's second term for each pair, without its factor: low if the odds of the better answer are above those of the
+    worse one.
 
     Args:
-        chosen: ``(pairs,)``: the better answer's log-probability, as the mean over its tokens.
+        chosen: ``(pairs,)``: mean log-probability per token of the better answer.
         rejected: ``(pairs,)``: the same of the worse answer.
 
     Returns:
@@ -62,7 +62,7 @@ def odds_ratio_losses(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Ten
 
 
 def _log_complement(log_probability: torch.Tensor) -> torch.Tensor:
-    """``log(1 - exp(x))`` for ``x`` below 0; finite where an answer is all but certain."""
+    """``log(1 - exp(x))`` for ``x`` below 0; finite even if an answer is almost certain."""
     return torch.log(-torch.expm1(log_probability.clamp(max=-1e-6)))
 
 
@@ -72,12 +72,12 @@ def kto_losses(
     """The loss of each answer.
 
     Args:
-        ratios: ``(rows,)``: by how much the answer's log-probability is above that of the reference.
-        good: ``(rows,)``, bool: whether it was called good.
-        divergence: A scalar without gradient: how far the model is from the reference, not below 0; the point from
-            which gains and losses count.
-        beta: How strongly the reference binds.
-        weights: Of good answers, and of bad ones.
+        ratios: ``(rows,)``: log-ratio of each answer to the reference.
+        good: ``(rows,)``, bool: label of each answer.
+        divergence: Scalar without gradient, at least 0: divergence of the model from the reference, the zero point of
+            gains and losses.
+        beta: Strength of the reference.
+        weights: Weights of good and of bad answers.
 
     Returns:
         ``(rows,)``.
@@ -90,46 +90,46 @@ def kto_losses(
 
 @dataclass(frozen=True)
 class Rewards:
-    """Reward margin and accuracy of a window's answers; None where there is none."""
+    """Reward margin and accuracy of a window's answers; None if not defined."""
 
     margin: float | None = None
-    """The mean reward of better answers less that of worse ones."""
+    """Mean reward of better answers minus that of worse ones."""
     accuracy: float | None = None
-    """The share of pairs, or of answers with a label, that are on the right side."""
+    """Fraction of pairs, or of labeled answers, on the right side."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The forward pass of a micro-batch."""
+    """Forward pass of a micro-batch."""
 
     hidden: torch.Tensor
     """Hidden states that predict the supervised tokens, ``(supervised, hidden)``."""
     reference: torch.Tensor | float = 0.0
-    """Log-probabilities of its sequences by the reference, ``(sequences,)``; 0 where the objective has none."""
+    """Reference log-probabilities of its sequences, ``(sequences,)``; 0 without a reference."""
 
 
 class Objective(Protocol):
-    """An objective as the loop and the evaluation use it."""
+    """Training objective, as used by the loop and the evaluation."""
 
     sequences_per_row: int
-    """How many sequences a row is for the model."""
+    """Sequences per row."""
 
     def sequences(self, batch: Sequence[int]) -> list[TokenizedRow]:
-        """Sequences that go through the model for some rows."""
+        """Sequences of some rows that go through the model."""
 
     def begin(self, window: Sequence[int], token_budget: int) -> float:
         """Begin a window, before its first micro-batch.
 
         Args:
             window: Its rows.
-            token_budget: The most tokens of a batch, should the model have to be run.
+            token_budget: Token budget of a batch, if the model has to run.
 
         Returns:
-            What the window's summed loss is divided by.
+            Weight that divides the window's summed loss.
         """
 
     def forward(self, batch: MicroBatch) -> Outputs:
-        """The forward pass of a micro-batch, whose sequences are the :meth:`sequences` of its rows."""
+        """Forward pass of a micro-batch, made of the :meth:`sequences` of its rows."""
 
     def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
         """The summed loss of a micro-batch from its forward pass."""
@@ -138,17 +138,17 @@ class Objective(Protocol):
         """Rewards over the micro-batches since :meth:`begin`."""
 
     def reward_sums(self) -> list[float]:
-        """Numbers whose sums over the processes of a run are what :meth:`rewards_of` wants; always as many."""
+        """Fixed-length list of numbers to sum over the processes of a run, for :meth:`rewards_of`."""
 
     def rewards_of(self, sums: Sequence[float]) -> Rewards:
-        """Rewards over the micro-batches of all processes."""
+        """Rewards from numbers summed over all processes."""
 
     def reference_sequences(self) -> list[TokenizedRow]:
-        """All sequences that the reference may be asked about."""
+        """All sequences that need reference log-probabilities."""
 
 
 class SupervisedObjective:
-    """The mean negative log-likelihood of the supervised tokens.
+    """Mean negative log-likelihood of the supervised tokens.
 
     Args:
         loss: Sums the loss of a batch.
@@ -171,7 +171,7 @@ class SupervisedObjective:
         return sum(supervised_count(self._rows[row]) for row in window)
 
     def forward(self, batch: MicroBatch) -> Outputs:
-        """Hidden states alone."""
+        """Hidden states only."""
         hidden = self._loss.hidden(batch.input_ids, batch.supervised, most_shared=batch.most_shared, host=batch.host)
         return Outputs(hidden)
 
@@ -198,7 +198,7 @@ class SupervisedObjective:
 
 
 class _Pairs:
-    """Preference pairs in a batch: better answers first, then the worse ones in the same order."""
+    """Preference pairs in a batch: all better answers, then the worse ones in the same order."""
 
     sequences_per_row = 2
 
@@ -225,7 +225,7 @@ class _Pairs:
         return Rewards(float(margins.mean()), float((margins > 0).float().mean()))
 
     def reward_sums(self) -> list[float]:
-        """The sum of the margins, the pairs in the right order, and all pairs."""
+        """Sum of the margins, number of correctly ordered pairs, number of pairs."""
         margins = torch.cat(self._margins) if self._margins else torch.zeros(0)
         return [float(margins.sum()), float((margins > 0).sum()), float(margins.numel())]
 
@@ -239,7 +239,7 @@ class _Pairs:
 
 
 class DpoObjective(_Pairs):
-    """Direct preference optimization: the mean loss of the pairs.
+    """Direct preference optimization: mean loss of the pairs.
 
     Args:
         loss: Gives log-probabilities.
@@ -285,18 +285,18 @@ class OrpoObjective(_Pairs):
     """
 
     def begin(self, window: Sequence[int], token_budget: int) -> float:
-        """The number of pairs; the tokens of the better answers are counted."""
+        """The number of pairs; also counts the tokens of the better answers."""
         pairs = super().begin(window, token_budget)
         tokens = sum(int(self._rows[row].supervised[1:].sum()) for row in window)
         self._pairs_per_token = pairs / tokens
         return pairs
 
     def forward(self, batch: MicroBatch) -> Outputs:
-        """Hidden states alone."""
+        """Hidden states only."""
         return _forward(self._loss, batch)
 
     def loss(self, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
-        """Summed over the pairs; the first term so that the window's weight makes it a mean over tokens."""
+        """Summed over the pairs; the first term is scaled so that the window's weight makes it a mean over tokens."""
         sums = self._loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
         chosen, rejected = (sums / batch.supervised[:, 1:].sum(dim=1)).chunk(2)
         self._note(chosen, rejected)
@@ -309,21 +309,21 @@ class OrpoObjective(_Pairs):
 
 
 class KtoObjective:
-    """Kahneman-Tversky optimization: the mean loss of answers that are called good or bad.
+    """Kahneman-Tversky optimization: mean loss of answers labeled good or bad.
 
-    The point from which gains and losses count is the model's divergence from the reference, taken over the window on
-    prompts with answers to others: each row has one other row of the data for that, far from it, since neighbors are
-    often answers to the same prompt.
+    The zero point of gains and losses is the model's divergence from the reference, measured over the window on prompts
+    with unrelated answers. Each row is paired with one distant row of the data, because neighbors often answer the same
+    prompt.
 
     Args:
-        loss: Gives log-probabilities.
+        loss: Computes log-probabilities.
         rows: All rows, each with a label.
-        reference: Of the same rows.
-        loaded: The model, to run the prompts with other answers.
-        autocast: The arithmetic of training.
+        reference: Reference of the same rows.
+        loaded: The model, to run the prompts with unrelated answers.
+        autocast: Precision of training.
         beta: See :func:`~core.worker.loss.objectives.kto_losses`.
-        weights: The same.
-        max_length: Prompts with other answers are cut at so many tokens.
+        weights: See there.
+        max_length: Maximum length in tokens of prompts with unrelated answers.
     """
 
     sequences_per_row = 1
@@ -359,11 +359,11 @@ class KtoObjective:
 
     @torch.no_grad()
     def begin(self, window: Sequence[int], token_budget: int) -> float:
-        """The number of rows; the divergence is measured, without dropout."""
+        """The number of rows; also measures the divergence, without dropout."""
         self._ratios, self._good = [], []
         others = [self._other[row] for row in window]
         total = torch.zeros((), device=self._loaded.device)
-        # A context of its own: autocast keeps casts of weights, and those made here have no gradient.
+        # A separate context: autocast caches casts of weights, and these have no gradient.
         with evaluation_mode(self._loaded.model), self._autocast():
             for batch in split_window(range(len(others)), list(map(len, others)), token_budget):
                 chosen = [others[place] for place in batch]
@@ -386,8 +386,8 @@ class KtoObjective:
         return kto_losses(ratios, good, self._divergence, self._beta, self._weights).sum()
 
     def rewards(self) -> Rewards:
-        """The margin where there are good and bad answers; and the share of good answers above the divergence and bad
-        ones not above it."""
+        """Margin, if there are good and bad answers; and the fraction of good answers above the divergence and bad
+        answers not above it."""
         ratios, good = torch.cat(self._ratios), torch.cat(self._good)
         margin = None
         if bool(good.any()) and not bool(good.all()):
@@ -395,7 +395,7 @@ class KtoObjective:
         return Rewards(margin, float(((ratios > self._divergence) == good).float().mean()))
 
     def reward_sums(self) -> list[float]:
-        """The sum over good answers and their number, the same of the bad ones, and those on the right side."""
+        """Sum and number of good answers, of bad answers, and the number on the right side."""
         if not self._ratios:
             return [0.0] * 5
         ratios, good = torch.cat(self._ratios), torch.cat(self._good)
@@ -410,7 +410,7 @@ class KtoObjective:
         return Rewards(margin, right / (good_count + bad_count))
 
     def reference_sequences(self) -> list[TokenizedRow]:
-        """The rows, and their prompts with other answers."""
+        """The rows, and their prompts with unrelated answers."""
         return [*self._rows, *self._other]
 
 
@@ -420,13 +420,13 @@ def _forward(
     reference: Reference | None = None,
     sequences: Sequence[TokenizedRow] = (),
 ) -> Outputs:
-    """The forward pass of an objective on log-probabilities, the same with gradients and without.
+    """Forward pass of an objective on log-probabilities, identical with and without gradients.
 
     Args:
         loss: Of the model.
         batch: The micro-batch.
-        reference: The reference, where the objective has one; it is asked first, while no activations are held.
-        sequences: What it is asked about.
+        reference: The reference, if the objective has one; it runs first, before activations take memory.
+        sequences: Sequences for the reference.
     """
     before = 0.0 if reference is None else reference(sequences, batch.input_ids, batch.supervised)
     with comparable():
@@ -435,15 +435,15 @@ def _forward(
 
 
 def _log_ratios(loss: SupervisedLoss, batch: MicroBatch, outputs: Outputs) -> torch.Tensor:
-    """Log-probabilities of the sequences of a batch, less those of the reference, ``(sequences,)``."""
+    """Log-ratios to the reference of the sequences of a batch, ``(sequences,)``."""
     sums = loss.row_log_probabilities(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
     return sums - outputs.reference
 
 
 def _exchanged(row: TokenizedRow, other: TokenizedRow, max_length: int) -> TokenizedRow:
-    """The prompt of a row with the answer of another."""
+    """The prompt of a row with the answer of another row."""
     prompt, begins = int(row.supervised.argmax()), int(other.supervised.argmax())
-    # One token of the answer is left in any case.
+    # At least one token of the answer is kept.
     room = max(max_length - prompt, 1)
     answer = slice(begins, begins + room)
     return TokenizedRow(
@@ -490,21 +490,21 @@ def make_objectives(
     progress: Callable[[int, int], None],
     measured: PrecomputedReference | None = None,
 ) -> tuple[Objective, Objective | None]:
-    """The objective on the training rows, and the same on the held-out ones; where weights are trained themselves, what
-    the reference says is measured here, before they change and before a checkpoint is put back.
+    """Objectives on the training and held-out rows. If the model's own weights are trained, the reference is computed
+    here, before the weights change and before a checkpoint is restored.
 
     Args:
-        config: Says what is learned.
+        config: The run's configuration.
         loss: Of the model.
-        rows: What is trained on.
-        held_out: What is measured on, if anything is.
+        rows: Training rows.
+        held_out: Held-out rows, if any.
         loaded: The model as training begins, adapters attached.
         autocast: The arithmetic of training.
-        progress: Told sequences that the reference has measured, of how many; may raise to stop.
-        measured: What the reference says is kept here, where weights are trained themselves; None otherwise.
+        progress: Called with the sequences the reference has done, of how many; may raise to stop.
+        measured: Holds the reference if the model's own weights are trained; None otherwise.
 
     Raises:
-        MemoryShortageError: If a single answer does not fit for the reference.
+        MemoryShortageError: If a single answer of the reference does not fit.
     """
     reference: Reference = AdapterOffReference(loaded.model, loss) if measured is None else measured
     objective = make_objective(config, loss, rows, reference, loaded, autocast)

@@ -1,4 +1,4 @@
-"""Reference log-probabilities of preference training: those that answers had before it, from no second model."""
+"""Reference log-probabilities of preference training, without a second model."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from core.worker.model.model import LoadedModel, evaluation_mode
 from core.worker.oom.no_grad_batches import NoGradBatches
 from core.worker.oom.retry import ignore
 
-#: Makes a context of the arithmetic of training.
+#: Context of the training precision.
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 class Reference(Protocol):
-    """Says how likely answers were before training."""
+    """Log-probabilities of answers before training."""
 
     def __call__(
         self, sequences: Sequence[TokenizedRow], input_ids: torch.Tensor, supervised: torch.Tensor
     ) -> torch.Tensor:
-        """The log-probability of what is supervised in each sequence.
+        """Log-probability of the supervised tokens of each sequence.
 
         Args:
-            sequences: As they were before they were padded.
+            sequences: The sequences before padding.
             input_ids: ``(rows, length)``, int64.
             supervised: ``(rows, length)``, bool.
 
@@ -42,10 +42,10 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class AdapterOffReference:
-    """The model that is trained, its adapter switched off and without dropout.
+    """The model in training with its adapter disabled, without dropout.
 
     Args:
-        model: With adapters that leave its base as it was and begin without effect.
+        model: Model with adapters that leave the base unchanged and begin without effect.
         loss: Of the same model.
     """
 
@@ -62,18 +62,18 @@ class AdapterOffReference:
 
 
 class PrecomputedReference:
-    """Log-probabilities taken from the weights as they are now, before these change.
+    """Log-probabilities computed from the weights before training.
 
-    When memory runs out, fewer are taken at once. ``token_budget`` then says how all of them were taken, so that a run
-    that takes them again with it has the same to the last bit.
+    If memory runs out, batches become smaller. ``token_budget`` is then the budget of all of them, so that a run that
+    computes them again gets the same bits.
 
     Args:
-        token_budget: The most tokens of a batch.
-        notice: Told of what is cut: ``notice(code, message, hint)``.
+        token_budget: Token budget of a batch.
+        notice: Receives warnings of cuts: ``notice(code, message, hint)``.
     """
 
     def __init__(self, token_budget: int, notice: Callable[[str, str, str], None] = ignore) -> None:
-        # By identity: rows that are repeated are the same object, and whoever asks holds it.
+        # By identity: repeated rows are the same object, and callers hold them.
         self._known: dict[int, float] = {}
         self._notice = notice
         self.token_budget = token_budget
@@ -86,14 +86,14 @@ class PrecomputedReference:
         autocast: Autocast,
         progress: Callable[[int, int], None],
     ) -> None:
-        """Run the model over all sequences that may be asked for.
+        """Run the model over all sequences that will be needed.
 
         Args:
-            sequences: What is asked for later; the same objects.
+            sequences: Sequences needed later; the same objects.
             loaded: The model, its weights untouched.
             loss: Of the same model.
             autocast: The arithmetic of training.
-            progress: Told sequences done, of how many; may raise to stop.
+            progress: Called with sequences done, of how many; may raise to stop.
 
         Raises:
             MemoryShortageError: If a single one does not fit.
@@ -103,7 +103,7 @@ class PrecomputedReference:
 
         def run(batch: list[int]) -> list[float]:
             rows = [wanted[place] for place in batch]
-            # A context of its own for each: what autocast keeps would be held alive while memory is given back.
+            # One context per batch: autocast's cache would be kept alive while memory is released.
             with torch.no_grad(), evaluation_mode(loaded.model), autocast():
                 padded = collate(rows, loaded.pad_id, loaded.device)
                 found: list[float] = loss.log_probabilities(*padded).tolist()
@@ -115,7 +115,7 @@ class PrecomputedReference:
 
         batches = NoGradBatches(self.token_budget, self._warn_of_cut, refusal)
         budgets: set[int] = set()
-        while len(budgets) != 1:  # once, and once more where the budget was cut on the way
+        while len(budgets) != 1:  # twice if the budget was cut on the way
             budgets, done = set(), 0
             for batch, found in batches.run(lengths, run):
                 self._known |= {id(wanted[place]): value for place, value in zip(batch, found, strict=True)}

@@ -1,1 +1,1 @@
-"""Out of memory: work that is tried again in smaller parts."""
+"""Handling of running out of memory."""

@@ -1,4 +1,4 @@
-"""Batches without gradient, smaller from then on where memory runs out."""
+"""Batches without gradients that shrink when memory runs out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ class NoGradBatches:
     """Cuts rows into batches by a token budget.
 
     Args:
-        token_budget: The most tokens of a batch, padding included; halved for good when memory runs out.
-        on_cut: Called each time: ``on_cut(rows, now)``, rows that were too many at once, and how many are taken now.
-        refusal: Says of a single row that does not fit what it is and what would help: ``refusal(row)`` gives message
-            and hint; why it did not fit is added.
-        sequences_per_row: How many sequences a row is for the model.
+        token_budget: Token budget of a batch, padding included; halved for good when memory runs out.
+        on_cut: Called after each cut: ``on_cut(rows, now)``, with the old and new number of rows at once.
+        refusal: Gives message and hint for a single row that does not fit: ``refusal(row)``. The reason is appended.
+        sequences_per_row: Sequences per row.
     """
 
     def __init__(
@@ -38,17 +37,17 @@ class NoGradBatches:
         self._sequences = sequences_per_row
 
     def run(self, lengths: Sequence[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
-        """Go through all rows.
+        """Run all rows.
 
         Args:
-            lengths: Tokens of each row, where it has several sequences of the longest.
-            work: Done with the indices of each batch's rows; begun again where memory runs out.
+            lengths: Length in tokens of each row's longest sequence.
+            work: Called with the row indices of each batch; restarted if memory runs out.
 
         Yields:
-            Each batch with what the work gave.
+            Each batch with the result of ``work``.
 
         Raises:
-            MemoryShortageError: If a single row does not fit, at the second try either.
+            MemoryShortageError: If a single row does not fit twice.
         """
         waiting = self._split(range(len(lengths)), lengths)
         tried_alone = False
@@ -68,7 +67,7 @@ class NoGradBatches:
                 message, hint = self._refusal(batch[0])
                 raise MemoryShortageError(f"{message}: {tried.reason}", hint)
             else:
-                tried_alone = True  # once more, with what was cached given back
+                tried_alone = True  # try once more, after cached memory was released
 
     def _split(self, rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
         return split_window(rows, lengths, max(1, self.token_budget // self._sequences))

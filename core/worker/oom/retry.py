@@ -1,4 +1,4 @@
-"""Out-of-memory errors: recognized, the memory that they hold alive released, the work retried where that is right."""
+"""Out-of-memory errors: detection, release of the memory they hold, and retries."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from core.worker.process.malloc import give_back
 
 T = TypeVar("T")
 
-#: How often the same work is tried before it is taken not to fit.
+#: Number of attempts before work is considered not to fit.
 TRIES = 3
-#: The longest part of an error's first line that is repeated.
+#: Maximum length of a quoted error line.
 REASON_LENGTH = 200
-#: Sentences of libraries that say so besides torch's own class: those of the driver, the handles and workspaces of
-#: NVIDIA's libraries, which are outside torch's allocator, Triton, and the host's mappings. A handle that cannot be
-#: created tells of no reason; where memory is not it, the tries run out and the sentence is shown.
+#: Messages of libraries besides torch's own class: of the driver, of handles and workspaces of NVIDIA's libraries
+#: outside torch's allocator, of Triton, and of host mappings. A handle that cannot be created gives no reason; if
+#: memory is not the cause, the attempts fail and the message is shown.
 _SHORTAGE = re.compile(
     r"CUDA (driver )?error: out of memory"
     r"|Triton Error \[CUDA\]: out of memory"
@@ -33,21 +33,21 @@ _SHORTAGE = re.compile(
     r"|CU[A-Z]+_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)\b.*\bcu[a-zA-Z]+Create"
     r"|Cannot allocate memory",
 )
-#: From numpy, for the null pointer that bitsandbytes gets in place of managed memory.
+#: numpy's error for the null pointer that bitsandbytes gets instead of managed memory.
 _NO_MANAGED_MEMORY = "NULL pointer access"
 
 
 class MemoryShortageError(UserError):
-    """Memory that does not suffice for a step, an answer or a file, however it is cut."""
+    """Not enough memory for a step, an answer or a file, however it is cut."""
 
 
 class TornUpdateError(MemoryShortageError):
-    """Memory ran out when some of the weights of a step had been updated, so that it cannot be run again."""
+    """Memory ran out after some weights of a step were updated, so the step cannot run again."""
 
 
 @dataclass(frozen=True)
 class Attempt(Generic[T]):
-    """The outcome of an attempt: a result, or why memory did not suffice."""
+    """Result of an attempt, or the reason why memory ran out."""
 
     result: T | None
     reason: str | None
@@ -63,9 +63,9 @@ def ignore(*_: str) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True if an error says that memory ran out, on the device or on the host.
+    """True if an error means that memory ran out, on the device or on the host.
 
-    Torch has a class of its own for its allocators on a device; that of the CPU and some libraries tell by a sentence.
+    Torch has its own class for device allocators; its CPU allocator and some libraries only have messages.
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -77,10 +77,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def attempt(work: Callable[[], T]) -> Attempt[T]:
-    """Do something, and survive that memory runs out; every other error is passed on.
+    """Run work and catch running out of memory; all other errors propagate.
 
-    When it returns, the error is gone, and with it the tensors that its traceback held alive, and what the allocator
-    had cached is given back.
+    On return the error is gone, along with the tensors its traceback held alive, and the allocator's cache is released.
     """
     try:
         return Attempt(work(), None)
@@ -95,14 +94,14 @@ def attempt(work: Callable[[], T]) -> Attempt[T]:
 
 @contextlib.contextmanager
 def shortage_explained(what: str, hint: str) -> Iterator[None]:
-    """Turn running out of memory into a sentence, where the work inside cannot be begun again.
+    """Turn running out of memory into a user error, for work that cannot be restarted.
 
     Args:
         what: For the message: ``in attaching the adapters``.
-        hint: What would help.
+        hint: Advice for the user.
 
     Raises:
-        MemoryShortageError: In place of what says so; every other error is passed on.
+        MemoryShortageError: Instead of an out-of-memory error; all other errors propagate.
     """
     try:
         yield
@@ -114,12 +113,12 @@ def shortage_explained(what: str, hint: str) -> Iterator[None]:
 
 
 def shortage_reason(error: Exception) -> str:
-    """The first line of an error, short enough for a message."""
+    """First line of an error, shortened for a message."""
     return one_line((str(error).splitlines() or [type(error).__name__])[0], REASON_LENGTH)
 
 
 def release() -> None:
-    """Give back what is held and not used: tensors in reference cycles, and the allocator's cached blocks."""
+    """Release unused memory: tensors in reference cycles, and the allocator's cached blocks."""
     gc.collect()
     give_back()
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -128,27 +127,27 @@ def release() -> None:
 
 @dataclass(frozen=True)
 class Retry:
-    """Retries work that has run out of memory and can be begun again.
+    """Retries restartable work that ran out of memory.
 
     Args:
-        where: Names the place for messages: ``step 12``.
-        notice: Told of each time: ``notice(code, message, hint)``.
+        where: Names the place, for messages: ``step 12``.
+        notice: Called before each retry: ``notice(code, message, hint)``.
     """
 
     where: Callable[[], str] = lambda: "a step"
     notice: Callable[[str, str, str], None] = ignore
 
     def run(self, work: Callable[[], T], undo: Callable[[], None], what: str, hint: str) -> T:
-        """Do something until it is done.
+        """Run work until it succeeds.
 
         Args:
-            work: What is done.
-            undo: Puts back what a failed try has changed.
+            work: The work.
+            undo: Reverts a failed attempt.
             what: For messages: ``in the optimizer``.
-            hint: What would help when it fails to the last.
+            hint: Advice if all attempts fail.
 
         Raises:
-            MemoryShortageError: If memory runs out at every try; the last one is undone too.
+            MemoryShortageError: If memory runs out at every attempt; the last one is reverted too.
         """
         for number in range(1, TRIES + 1):
             tried = attempt(work)
@@ -162,17 +161,18 @@ class Retry:
 
 
 def create_handles(device: torch.device) -> None:
-    """Create the cuBLAS handles of both threads that multiply, whose memory is outside torch's allocator. Each thread
-    takes its own at its first product, autograd's in the first backward pass, when cached memory may fill the card.
+    """Create the cuBLAS handles of both threads that multiply. Their memory is outside torch's allocator, and each
+    thread allocates its own at its first product: autograd's in the first backward pass, when cached memory may fill
+    the card.
 
     Args:
-        device: Of the run; on a CPU there are none.
+        device: Device of the run; a CPU has none.
     """
     if device.type == "cuda":
         multiply_both_ways(device)
 
 
 def multiply_both_ways(device: torch.device) -> None:
-    """A small product, forward and backward."""
+    """Compute a small product, forward and backward."""
     square = torch.ones(16, 16, device=device, requires_grad=True)
     (square @ square).sum().backward()  # type: ignore[no-untyped-call]

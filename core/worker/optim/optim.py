@@ -1,7 +1,7 @@
-"""Optimizers by their names in the configuration, their steps parameter by parameter, and the learning rate.
+"""Optimizers by configuration name, their steps per parameter, and the learning rate.
 
-The own ``step`` of bitsandbytes' optimizers waits for the device after each parameter. Kernels and copies of a run are
-on one stream, in order, so that no wait is needed; the reader of paged states on the host waits once, see
+The ``step`` of bitsandbytes' optimizers waits for the device after each parameter. All kernels and copies of a run are
+on one stream, in order, so no wait is needed; the host waits once before it reads paged states, see
 :func:`core.worker.optim.paged.settle`.
 """
 
@@ -27,20 +27,18 @@ def make_optimizer(
     weight_decay: float | None = None,
     buffers: PagedBuffers | None = None,
 ) -> Any:
-    """The optimizer of ``train.optimizer`` over parameters, or over groups of them.
+    """The optimizer of ``train.optimizer`` over parameters or groups of them.
 
     AdamW: Loshchilov and Hutter, arXiv 1711.05101. Adafactor: Shazeer and Stern, arXiv 1804.04235. Lion: Chen et al.,
-    arXiv 2302.06675. The bitsandbytes ones keep 8-bit states in blocks; the paged one moves them to host memory under
-    pressure on CUDA.
-
-    Adafactor is that of transformers: torch's multiplies the rate by each tensor's size, which cannot be switched off
-    there, so that matrices that begin at zero would hardly move.
+    arXiv 2302.06675. bitsandbytes keeps 8-bit states in blocks; its paged optimizers move them to host memory under
+    pressure on CUDA. Adafactor is transformers' version: torch's always multiplies the rate by each tensor's size, so
+    matrices that begin at zero would hardly move.
 
     Args:
-        parameters: What is trained.
-        train: Which optimizer, and its rates.
+        parameters: Trainable parameters, or groups of them.
+        train: The optimizer and its rates.
         weight_decay: Instead of ``train.weight_decay``.
-        buffers: Of paged optimizers: where they get their states; shared by those that follow one another.
+        buffers: State buffers of paged optimizers, shared by successive optimizers.
     """
     decay = train.weight_decay if weight_decay is None else weight_decay
     options: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": decay}
@@ -58,21 +56,21 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
-    """Give every group of parameters the rate, times the group's own ``lr_ratio`` where it has one."""
+    """Set the rate of every parameter group, times the group's own ``lr_ratio`` if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_ratio", 1.0)
 
 
 def is_blockwise(optimizer: Any) -> bool:
-    """True if it is one of bitsandbytes'."""
+    """True for a bitsandbytes optimizer."""
     return isinstance(optimizer, Optimizer8bit)
 
 
 def allocates(optimizer: Any, device: torch.device) -> bool:
-    """True if an update takes memory once the states are there.
+    """True if an update allocates memory once the states exist.
 
-    The kernels of a card write weights and states in place. Those of the CPU dequantize the states, change the weights
-    and then quantize the states into new tensors, so that memory can run out in between.
+    CUDA kernels write weights and states in place. CPU kernels dequantize the states, change the weights and quantize
+    the states into new tensors, so memory can run out in between.
     """
     return not is_blockwise(optimizer) or device.type != "cuda"
 
@@ -80,13 +78,13 @@ def allocates(optimizer: Any, device: torch.device) -> bool:
 def step_parameter(
     optimizer: Any, group: dict[str, Any], parameter: torch.nn.Parameter, places: tuple[int, int] = (0, 0)
 ) -> None:
-    """Step one parameter; its states are made where it has none.
+    """Step one parameter, creating its states if necessary.
 
     Args:
-        optimizer: One of bitsandbytes'.
-        group: The parameter's.
-        parameter: With a gradient.
-        places: The group's among the groups, and the parameter's in it.
+        optimizer: A bitsandbytes optimizer.
+        group: The parameter's group.
+        parameter: A parameter with a gradient.
+        places: Index of the group, and of the parameter in it.
     """
     if not optimizer.state.get(parameter):
         optimizer.init_state(group, parameter, *places)
@@ -95,7 +93,7 @@ def step_parameter(
 
 
 def forget_state(optimizer: Any, parameter: torch.nn.Parameter) -> None:
-    """Drop the state of a parameter; of any optimizer."""
+    """Drop the state of a parameter, for any optimizer."""
     state = optimizer.state.pop(parameter, None)
     buffers = getattr(optimizer, "get_state_buffer", None)
     if state and isinstance(buffers, PagedBuffers):
@@ -103,12 +101,12 @@ def forget_state(optimizer: Any, parameter: torch.nn.Parameter) -> None:
 
 
 class LearningRate:
-    """The learning rate of the next step: the peak in force, times the schedule's share of it, as the schedules of
-    transformers define it.
+    """Learning rate of the next step: the current peak times the schedule's factor, as defined by transformers'
+    schedules.
 
     Args:
         train: Peak, schedule and warm-up.
-        state: The step, and a peak that was set while running.
+        state: Current step, and a peak changed while running.
     """
 
     def __init__(self, train: TrainSection, state: TrainState) -> None:
@@ -117,18 +115,18 @@ class LearningRate:
         self._warmup = warmup_steps(train.warmup, state.total_steps)
 
     def __call__(self) -> float:
-        """The rate of the step after those that are done."""
+        """The rate of the next step."""
         peak = float(self._state.overrides.get("train.learning_rate", self._train.learning_rate))
         return peak * lr_factor(self._train.scheduler, self._state.step, self._warmup, self._state.total_steps)
 
 
 def warmup_steps(warmup: float, total_steps: int) -> int:
-    """``train.warmup`` in steps: a share of all steps below 1 (rounded up), a number of steps from 1."""
+    """``train.warmup`` in steps: a fraction of all steps below 1 (rounded up), a number of steps from 1."""
     return math.ceil(warmup * total_steps) if warmup < 1 else int(warmup)
 
 
 def lr_factor(scheduler: str, step: int, warmup: int, total_steps: int) -> float:
-    """The share of the peak learning rate that optimizer step ``step`` (from 0) uses.
+    """Fraction of the peak learning rate at optimizer step ``step``, counted from 0.
 
     Args:
         scheduler: ``cosine``, ``linear`` or ``constant``.

@@ -1,11 +1,11 @@
-"""Paged optimizer states: managed memory that the driver moves between the card and the machine's memory.
+"""Paged optimizer states: managed memory that the driver moves between the card and the host.
 
-bitsandbytes asks CUDA for it by a call that ends the process where there is none. Here the room is looked at before,
-the driver is asked itself, so that a refusal is an error like any other, and a buffer that a failed or rehearsed step
-has left is used again, as managed memory is never given back.
+bitsandbytes allocates it with a call that ends the process on failure. Here the free memory is checked first, and the
+driver is called directly so that a refusal is an ordinary error. Buffers left by a failed or rehearsed step are reused,
+because managed memory is never freed.
 
-To torch such a buffer is a tensor of the host. The host must not touch it while kernels run that may use it: its pages
-would move there and back at each step, and on a card without concurrent access the process would be killed.
+To torch such a buffer is a host tensor. The host must not touch it while kernels may use it: its pages would move back
+and forth at each step, and on a card without concurrent access the process would be killed.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from core.errors import UserError
 from core.hardware import cpu
 from core.units import format_bytes
 
-#: Elements from which on bitsandbytes pages a state.
+#: Number of elements from which bitsandbytes pages a state.
 SMALLEST = 100_000
-#: Memory of the machine that paged states leave free.
+#: Host memory that paged states leave free, in bytes.
 HOST_RESERVE = 1 << 30
-#: Of the driver's interface: visible to every stream of every device.
+#: CUDA driver API: memory visible to every stream on every device.
 _ATTACH_GLOBAL = 1
 _OUT_OF_MEMORY = 2
 
-#: Makes a buffer: shape, dtype and device.
+#: Allocator of a buffer: shape, dtype and device.
 Allocate = Callable[[tuple[int, ...], torch.dtype, torch.device], torch.Tensor]
 
 
 def is_paged(value: Any) -> bool:
-    """Whether a state is a buffer in managed memory."""
+    """True if a state is a buffer in managed memory."""
     return bool(getattr(value, "is_paged", False))
 
 
 def unpaged_where_needed(optimizer: str, *, wsl: bool) -> str:
-    """The optimizer that is used for ``train.optimizer``: on WSL2 a paged one's unpaged form, whose states are the
-    same, as the driver of Windows cannot move pages while a kernel runs."""
+    """The optimizer to use for ``train.optimizer``. On WSL2 a paged one is replaced by its unpaged form with the same
+    states, because the Windows driver cannot move pages while a kernel runs."""
     return optimizer.removeprefix("paged_") if wsl else optimizer
 
 
 def check_room(needed: int, host: int, card: int) -> None:
-    """Check that a buffer fits into what the driver may move it to.
+    """Check that a buffer fits into the memory the driver may move it to.
 
     Args:
-        needed: Bytes of it.
-        host: Free bytes of the machine.
-        card: Free bytes of the card.
+        needed: Size of the buffer in bytes.
+        host: Free host memory in bytes.
+        card: Free memory of the card in bytes.
 
     Raises:
         UserError: If it does not.
@@ -69,11 +69,11 @@ def check_room(needed: int, host: int, card: int) -> None:
 
 
 class PagedBuffers:
-    """Buffers for the states of paged optimizers; called as bitsandbytes' ``get_state_buffer``.
+    """State buffers of paged optimizers; called like bitsandbytes' ``get_state_buffer``.
 
     Args:
-        allocate: Makes one, on whatever device; None for managed memory on a card, and nothing paged elsewhere.
-        clear: Fills one with zeros; None for bitsandbytes' way, on the card.
+        allocate: Allocates a buffer on any device; None for managed memory on a card and ordinary memory elsewhere.
+        clear: Fills a buffer with zeros; None for bitsandbytes' way, on the card.
     """
 
     def __init__(self, allocate: Allocate | None = None, clear: Callable[[torch.Tensor], object] | None = None) -> None:
@@ -83,7 +83,7 @@ class PagedBuffers:
         self._unused: dict[tuple[tuple[int, ...], torch.dtype], list[torch.Tensor]] = defaultdict(list)
 
     def __call__(self, parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Zeros of the shape of a parameter: paged on a card, where they are large enough."""
+        """Zeros in the shape of a parameter, paged if it is on a card and large enough."""
         if parameter.device.type not in self._devices or parameter.numel() < SMALLEST:
             return torch.zeros_like(parameter, dtype=dtype)
         shape = tuple(parameter.shape)
@@ -93,7 +93,7 @@ class PagedBuffers:
         return buffer
 
     def give_back(self, state: Mapping[str, Any]) -> None:
-        """Take the buffers of a parameter's state that is dropped, to use them again."""
+        """Reclaim the buffers of a dropped parameter state for reuse."""
         for value in state.values():
             if is_paged(value):
                 self._unused[tuple(value.shape), value.dtype].append(value)
@@ -102,16 +102,16 @@ class PagedBuffers:
 def allocate_managed(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, driver: Any = None
 ) -> torch.Tensor:
-    """A paged tensor as bitsandbytes makes it, but without the end of the process where there is no memory.
+    """A paged tensor as bitsandbytes allocates it, but without ending the process when memory runs out.
 
     Args:
-        shape: Of it.
-        dtype: Of it.
-        device: The card that it is used on.
-        driver: CUDA's driver library; loaded where it is not given.
+        shape: Shape of the tensor.
+        dtype: Its dtype.
+        device: The card that uses it.
+        driver: CUDA driver library; None to load it.
 
     Raises:
-        UserError: If there is no room to page it to.
+        UserError: If there is no memory to page it to.
         torch.OutOfMemoryError: If the driver has no memory for it.
     """
     size = math.prod(shape) * dtype.itemsize
@@ -131,7 +131,7 @@ def allocate_managed(
         return buffer
     pointer = ctypes.cast(ctypes.c_void_p(address.value), ctypes.POINTER(ctypes.c_ubyte))
     made: Any = torch.frombuffer(np.ctypeslib.as_array(pointer, shape=(size,)), dtype=dtype).view(shape)
-    # The names by which bitsandbytes knows one.
+    # Attributes by which bitsandbytes recognizes paged tensors.
     made.is_paged = True
     made.page_deviceid = device.index
     paged: torch.Tensor = made
@@ -141,24 +141,24 @@ def allocate_managed(
 def load_states(
     optimizer: Any, saved: dict[str, Any], like: Callable[[torch.Tensor], torch.Tensor] = lambda parameter: parameter
 ) -> None:
-    """Put an optimizer's state back; what is paged becomes paged again.
+    """Restore an optimizer's state; paged states become paged again.
 
     Args:
-        optimizer: Any, with its buffers from :class:`PagedBuffers` if it is paged.
+        optimizer: Any optimizer; a paged one has its buffers from :class:`PagedBuffers`.
         saved: Its ``state_dict``.
-        like: Gives a tensor of the shape and device of a parameter's states.
+        like: Returns a tensor with the shape and device of a parameter's states.
     """
     if not getattr(optimizer, "is_paged", False):
         optimizer.load_state_dict(saved)
         for state in optimizer.state.values():
-            # Copied and saved tensors keep the name by which paged ones are known.
+            # Copies keep the attribute that marks paged tensors.
             state.update({name: value.detach() for name, value in state.items() if is_paged(value)})
         return
     settle(optimizer)
     buffers: PagedBuffers = optimizer.get_state_buffer
     for state in optimizer.state.values():
         buffers.give_back(state)
-    # What it would move to the card would stay there.
+    # A state moved to the card would stay there.
     optimizer.load_state_dict(saved, move_to_device=False)
     for parameter, state in optimizer.state.items():
         of = like(parameter)
@@ -169,7 +169,7 @@ def load_states(
 
 
 def settle(optimizer: Any) -> None:
-    """Wait until no kernel uses paged states any more, before the host reads or writes them."""
+    """Wait until no kernel uses paged states, before the host reads or writes them."""
     if getattr(optimizer, "is_paged", False) and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
 

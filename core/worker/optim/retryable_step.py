@@ -1,14 +1,13 @@
-"""Retryable optimizer step: each part of it is done once, however often memory runs out.
+"""Optimizer step in parts that can be retried: each part takes effect once, however often memory runs out.
 
-The step is done part by part. A part is a group of parameters for torch's fused AdamW, which makes all states first
-and then updates a group in one call that allocates nothing; and one parameter for all other optimizers, which go from
-one to the next by themselves. What a part changes is kept before it, put back when it fails, and the part is done
-again; parts that are done stay done.
+With torch's fused AdamW a part is a parameter group: it creates all states first and then updates the group in one call
+without allocations. With every other optimizer a part is one parameter. The values that a part changes are saved before
+it, and restored if it fails; then it runs again. Finished parts stay finished.
 
-What is exact: weights and states after a step that failed and was done again are, bit for bit, those of one that did
-not fail. Where an update takes no memory, only counters can have changed when it runs out, and they alone are kept: of
-fused AdamW, whose weights and moments would be three times the adapters' size for every step, and of bitsandbytes'
-optimizers on a card. Paged states are never kept, as a copy would bring their pages to the host.
+Weights and states after a retried step are bit for bit those of a step that did not fail. If an update does not
+allocate, only counters can have changed when memory runs out, and only they are saved: for fused AdamW, whose weights
+and moments would be three times the adapters' size at every step, and for bitsandbytes on a card. Paged states are
+never saved, because copying would move their pages to the host.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ HINT = (
     "again."
 )
 
-#: Puts something back as it was.
+#: Restores saved values.
 PutBack = Callable[[], None]
-#: A part of a step: the work, and what keeps before it what the work may change.
+#: A part of a step: its work, and the function that saves the values it may change.
 _Part = tuple[Callable[[], None], Callable[[], PutBack]]
 
 
 class RetryableStep:
-    """Steps an optimizer in parts that can be done again.
+    """Step of an optimizer, in parts that can be retried.
 
     Args:
         optimizer: Any torch optimizer whose update of a parameter depends on that parameter, its gradient and state.
-        retry: Does parts again.
-        in_place: Whether an update of bitsandbytes' takes no memory; None to tell by the device of the parameter.
+        retry: Retries parts.
+        in_place: bitsandbytes updates do not allocate; None to decide by the parameter's device.
     """
 
     def __init__(self, optimizer: Any, retry: Retry, *, in_place: bool | None = None) -> None:
@@ -51,10 +50,10 @@ class RetryableStep:
         self._step = optimizer.step
 
     def __call__(self, _closure: None = None) -> None:
-        """One step; there is no closure.
+        """Do one step, without a closure.
 
         Raises:
-            MemoryShortageError: If a part does not fit; those before it are done.
+            MemoryShortageError: If a part does not fit; earlier parts are done.
         """
         for part in self._parts():
             kept: list[PutBack] = []
@@ -112,15 +111,15 @@ class RetryableStep:
 
 
 def keep_state(state: dict[str, Any], *, plain_only: bool = False, smaller_than: int | None = None) -> PutBack:
-    """Keep a parameter's optimizer state; paged tensors are left out.
+    """Save a parameter's optimizer state, except paged tensors.
 
     Args:
         state: Names to tensors and plain values.
-        plain_only: Keep plain values only.
-        smaller_than: Keep tensors of fewer elements, and plain values, only.
+        plain_only: Save only plain values.
+        smaller_than: Save only plain values and tensors with fewer elements.
 
     Returns:
-        What puts it back, in place.
+        A function that restores it in place.
     """
     limit = 0 if plain_only else smaller_than
     tensors = {
@@ -143,10 +142,10 @@ def keep_state(state: dict[str, Any], *, plain_only: bool = False, smaller_than:
 
 
 def keep_counters(optimizer: torch.optim.AdamW, parameters: list[torch.nn.Parameter]) -> PutBack:
-    """Keep the counters of parameters that fused AdamW updates in one call.
+    """Save the step counters of parameters that fused AdamW updates in one call.
 
-    It counts up all those of a device and dtype by one call, before the update that may fail. So one of them tells
-    whether that has happened, even where the numbers differ, as those of experts do that are not always asked.
+    One call increments all counters of a device and dtype, before the update that may fail. So the first counter shows
+    whether that happened, even if counters differ because some experts had no gradient in earlier steps.
     """
     states = optimizer.state
     fresh = [parameter for parameter in parameters if not states.get(parameter)]

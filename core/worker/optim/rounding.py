@@ -1,10 +1,10 @@
 """Adding small updates to bf16 weights without losing them.
 
-bf16 has 8 significant bits, so an update below 1/256 of a weight would always be rounded away. Rounding up or down by
-chance, with the probability of the distance, keeps the update in expectation (Gupta et al., 2015, arXiv 1502.02551;
-for bf16 training Zamirai et al., 2020, arXiv 2010.06192).
+bf16 has 8 significant bits, so an update below 1/256 of a weight would always be rounded away. Stochastic rounding, up
+or down with probability by distance, keeps the update in expectation (Gupta et al., 2015, arXiv 1502.02551; for bf16
+training Zamirai et al., 2020, arXiv 2010.06192).
 
-This is the plain way, of the CPU above all; :mod:`core.worker.optim.rounding_kernels` does it in one pass.
+This is the plain implementation, mainly for the CPU; :mod:`core.worker.optim.rounding_kernels` does it in one pass.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 
 from core.text import one_line
 
-#: Elements that are added at a time, so that their fp32 copies stay small.
+#: Number of elements per slice, so that fp32 copies stay small.
 SLICE = 1 << 24
-#: The bits of an fp32 that a bf16 does not have.
+#: Low bits of an fp32 value that bf16 drops.
 _LOST_BITS = 16
 
 
@@ -31,7 +31,7 @@ def add_update(weights: torch.Tensor, update: torch.Tensor, *, keep: float = 1.0
     Args:
         weights: Contiguous, bf16 or fp32.
         update: Of the same shape, any floating dtype.
-        keep: What weight decay leaves of the weights.
+        keep: Factor on the weights, for weight decay.
     """
     for _ in add_slices(weights, update, keep=keep):
         pass
@@ -39,21 +39,21 @@ def add_update(weights: torch.Tensor, update: torch.Tensor, *, keep: float = 1.0
 
 @torch.no_grad()
 def add_slices(weights: torch.Tensor, update: torch.Tensor, *, keep: float = 1.0, begin: int = 0) -> Iterator[int]:
-    """As :func:`add_update`, slice by slice, so that it can go on where memory ran out.
+    """As :func:`add_update`, slice by slice, so that it can continue after running out of memory.
 
     Args:
         weights: As there.
         update: As there.
         keep: As there.
-        begin: Elements that are done already.
+        begin: Number of elements already done.
 
     Yields:
-        Elements that are done now.
+        Number of elements done so far.
     """
     flat, change = weights.view(-1), update.reshape(-1)
     for start in range(begin, flat.numel(), SLICE):
         part = flat[start : start + SLICE]
-        # In bf16 a slice is written by the last call alone; in fp32 in place, which takes no memory that could lack.
+        # A bf16 slice is only written by the last call; an fp32 slice is changed in place, without allocations.
         exact = part.float()
         if keep != 1.0:
             exact.mul_(keep)
@@ -63,35 +63,35 @@ def add_slices(weights: torch.Tensor, update: torch.Tensor, *, keep: float = 1.0
 
 
 def round_stochastically(exact: torch.Tensor) -> torch.Tensor:
-    """Round fp32 values to neighbors that bf16 has: up with the probability of how far up the value lies.
+    """Round fp32 values to bf16 neighbors: up with a probability by distance.
 
     Args:
-        exact: fp32; overwritten. Values that are not finite stay as they are.
+        exact: fp32; overwritten. Non-finite values stay as they are.
 
     Returns:
-        The same tensor, every value exact in bf16.
+        The same tensor, with every value representable in bf16.
     """
     bits = exact.view(torch.int32)
-    # For both signs a larger magnitude has larger bits, so that the carry of the noise rounds away from zero.
+    # For both signs a larger magnitude has larger bits, so the carry rounds away from zero.
     noise = torch.empty_like(bits).random_(0, 1 << _LOST_BITS)
-    # What is infinite has no bits that it could carry from; what is no number may.
+    # Infinities have no low bits to carry from; NaNs may.
     noise.masked_fill_(exact.isnan(), 0)
     bits.add_(noise).bitwise_and_(-(1 << _LOST_BITS))
     return exact
 
 
-#: Roundings of which the mean is taken.
+#: Number of roundings to average.
 COUNT = 1 << 20
-#: The most that the mean may be off, in distances of neighbors.
+#: Maximum bias of the average, in units of the neighbor distance.
 BIAS = 1e-3
-#: What is added to one, in distances of its neighbors in bf16.
+#: Update added to 1.0, in units of the neighbor distance.
 SHARE = 2.0**-5
-#: The distance of one's neighbor.
+#: Distance from 1.0 to its upper neighbor in bf16.
 SPACING = 2.0**-7
 
 
 class Kernels(Protocol):
-    """The kernels, as :mod:`core.worker.optim.rounding_kernels` has them."""
+    """Kernels, as in :mod:`core.worker.optim.rounding_kernels`."""
 
     def add_update(
         self,
@@ -102,18 +102,18 @@ class Kernels(Protocol):
         seed: int,
         wanted: torch.Tensor | None = None,
     ) -> None:
-        """Add an update to weights, rounded stochastically to bf16, unless the device says that it is not wanted."""
+        """Add an update to weights, rounded stochastically to bf16, unless a flag on the device is 0."""
 
     def clear_unless(self, wanted: torch.Tensor, values: torch.Tensor) -> None:
-        """Set values to zero unless the device says that they are wanted."""
+        """Set values to zero if a flag on the device is 0."""
 
 
 def choose_kernels(device: torch.device, notice: Callable[[str, str, str], None]) -> Kernels | None:
-    """The kernels, where they can be used and pass the trial; they are imported on a GPU only.
+    """The kernels, if the device is a GPU and they pass the trial.
 
     Args:
-        device: Where training goes on.
-        notice: Told why there are none on a GPU: ``notice(code, message, hint)``.
+        device: Device of the run.
+        notice: Receives the reason if a GPU gets none: ``notice(code, message, hint)``.
     """
     if device.type != "cuda":
         return None
@@ -121,7 +121,7 @@ def choose_kernels(device: torch.device, notice: Callable[[str, str, str], None]
         from core.worker.optim import rounding_kernels
 
         fault = find_fault(rounding_kernels, device)
-    except Exception as error:  # whatever a kernel, a compiler or a driver makes of it: there is another way
+    except Exception as error:  # of kernel, compiler or driver; there is a fallback
         fault = f"it fails with {type(error).__name__}: {one_line((str(error).strip().splitlines() or [''])[0], 200)}"
     if fault:
         message = f"Weights are rounded by torch's own operations: the kernel for it is not used, as {fault}."
@@ -131,12 +131,12 @@ def choose_kernels(device: torch.device, notice: Callable[[str, str, str], None]
 
 
 def find_fault(kernels: Kernels, device: torch.device, count: int = COUNT) -> str:
-    """Why the kernels cannot be used; empty where they do as they should.
+    """Reason why the kernels cannot be used; empty if they work correctly.
 
     Args:
-        kernels: What is tried.
-        device: Where.
-        count: Roundings of which the mean is taken; few show a smaller bias than there is, or a larger one.
+        kernels: Kernels to try.
+        device: Device to try them on.
+        count: Number of roundings to average; with few, the measured bias is inexact.
     """
     ones = torch.ones(count + 3, dtype=torch.bfloat16, device=device)
     kernels.add_update(ones, torch.full_like(ones, SHARE * SPACING, dtype=torch.float32), keep=1.0, seed=1)
@@ -150,7 +150,7 @@ def find_fault(kernels: Kernels, device: torch.device, count: int = COUNT) -> st
         return f"the mean of {count} roundings is off by {bias:.2g} of a distance"
     if bool((ones == again).all()):
         return "two seeds round alike"
-    # Every bf16 there is, in both ways to say that nothing is added; but what lies below 1e-38 may become zero.
+    # Every bf16 value must survive a zero update, and an update with flag 0. Values below 1e-38 may become zero.
     every = torch.arange(-(1 << 15), 1 << 15, device=device).to(torch.int16).view(torch.bfloat16)
     numbers = every[(every == 0) | (every.abs() >= torch.finfo(torch.bfloat16).tiny)]
     for flag, update in ((None, 0.0), (torch.zeros((), dtype=torch.int32, device=device), 1.0)):

@@ -1,8 +1,7 @@
-"""Triton kernels of the update of weights: the update added and rounded in one pass, and gradients that are not finite
-left out without the host waiting to hear of it.
+"""Triton kernels of weight updates: add and round in one pass, and skip non-finite gradients without a device sync.
 
-Triton comes with torch where that is built for CUDA. The kernels are taken where a trial on the device gives what
-:mod:`core.worker.optim.rounding` gives, which does the same in ten passes and stays the way of the CPU.
+Triton comes with CUDA builds of torch. The kernels are used if a trial on the device agrees with
+:mod:`core.worker.optim.rounding`, which does the same in ten passes and serves the CPU.
 """
 
 from __future__ import annotations
@@ -11,24 +10,24 @@ import torch
 import triton
 import triton.language as tl
 
-#: Elements of a program's quarter: a call of the random generator gives four numbers.
+#: Elements per quarter of a program: one call of the random generator gives four numbers.
 _QUARTER = 512
 _BLOCK = 4 * _QUARTER
 
-# The kernels' arguments have no annotations but constexpr: Triton looks every name up in them, and knows no others.
+# Kernel arguments have no annotations except constexpr: Triton resolves every annotation and knows no other.
 
 
 def add_update(
     weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: int, wanted: torch.Tensor | None = None
 ) -> None:
-    """As :func:`core.worker.optim.rounding.add_update`; takes no memory.
+    """As :func:`core.worker.optim.rounding.add_update`, without allocations.
 
     Args:
         weights: Contiguous, bf16 or fp32.
         update: Contiguous, of as many elements, any floating dtype.
-        keep: What weight decay leaves of the weights.
-        seed: Of the rounding.
-        wanted: 0 or 1 on the device, int32: at 0 the weights stay as they are. None: it is wanted.
+        keep: Factor on the weights, for weight decay.
+        seed: Seed of the rounding.
+        wanted: int32 flag on the device: at 0 the weights stay unchanged. None for 1.
     """
     total = weights.numel()
     programs = triton.cdiv(total, _BLOCK)
@@ -47,11 +46,11 @@ def add_update(
 
 
 def clear_unless(wanted: torch.Tensor, values: torch.Tensor) -> None:
-    """Set values to zero if they are not wanted, which the device knows; otherwise they are not even read.
+    """Set values to zero if the flag on the device is 0; otherwise they are not even read.
 
     Args:
-        wanted: The same.
-        values: Contiguous.
+        wanted: The flag.
+        values: Contiguous values.
     """
     _clear_unless[(triton.cdiv(values.numel(), _BLOCK),)](values, wanted, values.numel(), block=_BLOCK)
 
@@ -70,7 +69,7 @@ def _add_update(
 ):
     program = tl.program_id(0)
     lane = tl.arange(0, quarter)
-    # A position of the generator for four elements.
+    # One generator position per four elements.
     first, second, third, fourth = tl.randint4x(seed, program * quarter + lane)
     at = program.to(tl.int64) * (4 * quarter) + lane
     _add_quarter(weights, update, wanted, at, total, keep, first, guarded, rounded)
@@ -98,7 +97,7 @@ def _add_quarter(
     exact = old * keep + tl.load(update + at, mask=inside, other=0.0).to(tl.float32)
     if rounded:
         bits = exact.to(tl.uint32, bitcast=True)
-        # The noise must not carry from a value that is not finite into its sign.
+        # The noise must not carry from a non-finite value into its sign.
         noise = tl.where((bits & 0x7F800000) == 0x7F800000, 0, random.to(tl.uint32) & 0xFFFF)
         exact = ((bits + noise.to(tl.uint32)) & 0xFFFF0000).to(tl.float32, bitcast=True)
     tl.store(weights + at, exact.to(weights.dtype.element_ty), mask=inside)

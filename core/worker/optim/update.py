@@ -1,9 +1,9 @@
 """Updates: clipped gradients of an optimizer step become new values of adapters or weights.
 
 :class:`AdapterUpdate` has one optimizer for all adapters, which are fp32. :class:`WeightUpdate` updates the model's own
-weights tensor by tensor, each with an optimizer of its own: after the window, or inside backward as soon as a tensor's
-gradient is there, so that the gradients of a whole model never exist at once (LOMO, arXiv 2306.09782, is the idea; the
-states are those of any optimizer here).
+weights tensor by tensor, each with its own optimizer: after the window, or inside backward as soon as a tensor's
+gradient exists, so the gradients of a whole model never exist at once (as in LOMO, arXiv 2306.09782, but with any
+optimizer).
 """
 
 from __future__ import annotations
@@ -22,65 +22,65 @@ from core.worker.optim.paged import load_states, settle
 from core.worker.optim.retryable_step import HINT, WHAT, RetryableStep, keep_state
 from core.worker.optim.rounding import Kernels, add_slices
 
-#: Name of the fp32 copy of a 16-bit weight among its states, which other optimizers have made; there is none here.
+#: State key for the fp32 copy of a 16-bit weight, written by other optimizers; not used here.
 MASTER = "master"
-#: Makes an optimizer, without weight decay, over the given parameters.
+#: Creates an optimizer, without weight decay, over the given parameters.
 OptimizerMaker = Callable[[list[torch.nn.Parameter]], Any]
 
 
-#: Clips the gradients of parameters to a norm; returns their norm before.
+#: Clips the gradients of parameters to a norm; returns their norm before clipping.
 Clip = Callable[[Sequence[torch.nn.Parameter], float], float]
 
 
 def clip_norm(parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
-    """Clip gradients by their common norm; returns it."""
+    """Clip gradients by their common norm, which is returned."""
     return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
 
 class Update(Protocol):
-    """An update as the recipe uses it."""
+    """Update, as used by the recipe."""
 
     in_backward: bool
-    """Whether weights change while gradients are made, so that a window must be one micro-batch."""
+    """True if weights change during backward, so that a window must be one micro-batch."""
 
     def begin(self, learning_rate: float) -> None:
-        """Begin an optimizer step, before its gradients are made; sets the learning rate."""
+        """Begin an optimizer step, before its gradients exist; sets the learning rate."""
 
     def clip(self) -> float:
-        """Clip the gradients of a window to ``train.max_grad_norm``; returns their norm before."""
+        """Clip the gradients of a window to ``train.max_grad_norm``; returns their norm before clipping."""
 
     def step(self) -> None:
-        """The optimizer's step by the clipped gradients, which are dropped."""
+        """Do the optimizer step, then drop the gradients."""
 
     def drop(self) -> None:
-        """Drop the gradients without a step. What was done inside backward stays."""
+        """Drop the gradients without a step. Updates already made inside backward stay."""
 
     @property
     def partial(self) -> bool:
-        """Whether weights of the window on hand have been changed already, so that it cannot be run again."""
+        """True if the current window has already changed weights, so it cannot run again."""
 
     def rehearsal(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which gradients change nothing, but take the memory that they will take."""
+        """Context in which gradients change nothing but take the memory of a real step."""
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer states; plain values and tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put :meth:`state_dict` back."""
+        """Restore :meth:`state_dict`."""
 
 
 class AdapterUpdate:
-    """Clips by the norm of all gradients, and takes one step of one optimizer.
+    """Clipping by the norm of all gradients, and one step of one optimizer.
 
-    When memory runs out in either, the part on hand is done again; see :mod:`core.worker.optim.retryable_step`.
+    If memory runs out in either, the current part is retried; see :mod:`core.worker.optim.retryable_step`.
 
     Args:
-        accelerator: Has the gradient scaler, where fp16 needs one.
-        optimizer: Over the parameters.
-        parameters: What is trained.
-        max_grad_norm: Gradients are clipped to this norm; 0 leaves them.
-        retry: Does again what has run out of memory.
-        clip: Clips gradients by their common norm, which it returns; told the parameters and the most norm.
+        accelerator: Holds the gradient scaler, if fp16 needs one.
+        optimizer: Optimizer over the parameters.
+        parameters: Trainable parameters.
+        max_grad_norm: Norm to clip gradients to; 0 for no clipping.
+        retry: Retries parts that run out of memory.
+        clip: Clips gradients by their common norm.
     """
 
     in_backward = False
@@ -99,14 +99,14 @@ class AdapterUpdate:
         self._accelerator = accelerator
         self._retry = retry
         self._states = optimizer
-        # On the optimizer itself, as the gradient scaler calls it there.
+        # Set on the optimizer itself, because the gradient scaler calls it there.
         optimizer.step = RetryableStep(optimizer, retry)
         self._optimizer = accelerator.prepare_optimizer(optimizer)
         self._parameters = parameters
         self._limit = max_grad_norm or math.inf
 
     def begin(self, learning_rate: float) -> None:
-        """Set the learning rate, in each group by its own ratio."""
+        """Set the learning rate of each group, by its own ratio."""
         set_learning_rate(self._optimizer, learning_rate)
 
     def clip(self) -> float:
@@ -115,23 +115,23 @@ class AdapterUpdate:
         return self._retry.run(self._clip_norm, lambda: None, "in clipping the gradients", HINT)
 
     def step(self) -> None:
-        """One step of the optimizer by the clipped gradients."""
+        """Step the optimizer and drop the gradients."""
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
     def drop(self) -> None:
-        """No step; the scaler has seen an overflow when the gradients were clipped, and backs off."""
+        """Drop the gradients. The scaler saw any overflow during clipping, and backs off."""
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
 
     def _clip_norm(self) -> float:
-        # It takes memory for the norms only, and scales in place afterwards: what fails has changed nothing.
+        # It allocates only for the norms, then scales in place: a failed attempt has changed nothing.
         return self._clip_gradients(self._parameters, self._limit)
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """A context like any other: whoever makes gradients drops them."""
+        """Context without effect: the caller drops the gradients."""
         yield
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,26 +141,26 @@ class AdapterUpdate:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the optimizer's states back."""
+        """Restore the optimizer's states."""
         load_states(self._states, state)
 
 
 class WeightUpdate:
-    """Updates the weights of a model tensor by tensor.
+    """Tensor-by-tensor update of a model's weights.
 
     Args:
-        parameters: What is trained, by name; bf16 or fp32.
-        make_optimizer: Makes the optimizer of a tensor.
-        states_in_fp32: Whether the optimizer keeps its states in the dtype of its parameter, which must be fp32 then;
-            those of bitsandbytes do not.
-        weight_decay: Decoupled; norms and biases have none.
-        max_grad_norm: Gradients are clipped to this norm; 0 leaves them. Inside backward the norm is known when all is
-            done, and nothing is clipped.
-        in_backward: When to update.
-        retry: Does again what has run out of memory.
-        kernels: Add updates on a GPU, and leave out those of gradients that are not finite without the host waiting
-            for each; None for the plain way.
-        square_sum: Adds up the squares of the norms of parts that other processes have.
+        parameters: Trainable parameters by name; bf16 or fp32.
+        make_optimizer: Creates the optimizer of a tensor.
+        states_in_fp32: The optimizer keeps its states in the dtype of its parameter, so it must get fp32; bitsandbytes
+            does not.
+        weight_decay: Decoupled weight decay; norms and biases have none.
+        max_grad_norm: Norm to clip gradients to; 0 for no clipping. Inside backward the norm is only known at the end,
+            and nothing is clipped.
+        in_backward: Update inside backward.
+        retry: Retries parts that run out of memory.
+        kernels: GPU kernels that add updates, and skip non-finite gradients without a device sync; None for plain
+            torch.
+        square_sum: Sums the squared norms over processes with different shards.
     """
 
     def __init__(
@@ -198,18 +198,18 @@ class WeightUpdate:
 
     @property
     def partial(self) -> bool:
-        """Whether a tensor has been updated since :meth:`begin`."""
+        """True if a tensor has been updated since :meth:`begin`."""
         return self._done > 0
 
     def begin(self, learning_rate: float) -> None:
-        """Set the learning rate, and forget the former window."""
+        """Set the learning rate, and forget the previous window."""
         self._learning_rate = learning_rate
         self._norms = []
         self._done = 0
 
     def clip(self) -> float:
-        """The norm of all gradients, those of an update inside backward included. They are scaled where the step reads
-        them, tensor by tensor in the optimizer's dtype, as a second set of them would not fit."""
+        """The norm of all gradients, including updates made inside backward. The step scales them tensor by tensor in
+        the optimizer's dtype, because a second set of gradients would not fit."""
         if not self.in_backward:
             gradients = [stepper.parameter.grad for stepper in self._steppers.values()]
             self._norms = self._retry.run(
@@ -223,22 +223,22 @@ class WeightUpdate:
         return norm
 
     def step(self) -> None:
-        """A step of each tensor's optimizer; inside backward all are done by now."""
+        """Step each tensor's optimizer; inside backward all have stepped by now."""
         for stepper in self._steppers.values():
             if stepper.parameter.grad is not None:
                 stepper.step(self._learning_rate, self._scale)
         self.drop()
 
     def drop(self) -> None:
-        """Drop the gradients that are there."""
+        """Drop the remaining gradients."""
         for stepper in self._steppers.values():
             stepper.parameter.grad = None
         self._done = 0
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """Inside, the optimizers run on zero learning rate, so that their states come to be; those that had none
-        before are without any afterwards."""
+        """Context in which the optimizers run with zero learning rate, to allocate their states. New states are dropped
+        afterwards."""
         self._rehearsing = True
         try:
             yield
@@ -255,7 +255,7 @@ class WeightUpdate:
         return {name: stepper.optimizer.state_dict() for name, stepper in self._steppers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the states of every tensor's optimizer back."""
+        """Restore the states of every tensor's optimizer."""
         for name, stepper in self._steppers.items():
             stepper.load(state[name])
 
@@ -281,27 +281,27 @@ class WeightUpdate:
 
 
 def _norm(gradient: torch.Tensor) -> torch.Tensor:
-    """A gradient's norm, summed in fp32; on the device."""
+    """Norm of a gradient, summed in fp32 on the device."""
     norm: torch.Tensor = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
     return norm
 
 
 def _square_sum(norms: list[torch.Tensor]) -> float:
-    """The sum of the squares of norms, which are read at once."""
+    """Sum of squared norms, read from the device at once."""
     values: list[float] = torch.stack(norms).tolist() if norms else []
     return sum(value**2 for value in values)
 
 
 class _TensorStepper:
-    """One tensor and its optimizer.
+    """A tensor and its optimizer.
 
-    The optimizer works on a stand-in that is zero before each step, so that what it leaves there is the update alone;
-    this is then added to the tensor with the rounding that the tensor needs. Optimizers whose step depends on the
-    values of their parameter, but for weight decay, cannot be used so.
+    The optimizer works on a zero stand-in, so the stand-in's value after the step is the update alone, which is then
+    added to the tensor with the rounding it needs. Optimizers whose step depends on the parameter's value, other than
+    by weight decay, cannot be used.
 
-    When memory runs out, the optimizer's part is done again with its states put back: the small ones from a copy, while
-    those as large as the tensor change in the optimizer's last call alone, after all memory has been taken. Adding the
-    update goes on where it failed. The result is the same, but for the draws of stochastic rounding.
+    If memory runs out, the optimizer part is retried with its states restored. Only small states need a copy: those as
+    large as the tensor change in the optimizer's last call, after all allocations. Adding the update continues at the
+    slice that failed. The result is the same except for the draws of stochastic rounding.
     """
 
     def __init__(
@@ -330,18 +330,18 @@ class _TensorStepper:
         return torch.empty(0, dtype=self._dtype, device=self.parameter.device)
 
     def step(self, learning_rate: float, scale: float = 1.0, finite: torch.Tensor | None = None) -> None:
-        """Update the tensor by its gradient, times ``scale``.
+        """Update the tensor by its gradient times ``scale``.
 
         Args:
             learning_rate: The rate.
-            scale: Of the gradient.
-            finite: On the device, whether the gradient is finite; if not, the tensor stays as it is. None: it is.
+            scale: Factor on the gradient.
+            finite: Flag on the device: if False, the tensor stays unchanged. None for True.
         """
         self._fresh = False
         wanted = None if finite is None else finite.to(torch.int32)
         update = self._run_to_the_end(learning_rate, scale, wanted)
         keep, done, kernels, weights = 1.0 - learning_rate * self._decay, 0, self._kernels, self.parameter.data
-        # Drawn where the checkpoint has the generator's state, and without asking the device.
+        # Drawn on the host, from the generator that checkpoints save, without a device sync.
         seed = 0 if kernels is None else int(torch.randint(1 << 31, ()))
 
         def add() -> None:
@@ -375,18 +375,18 @@ class _TensorStepper:
         return self._retry.run(run, undo, WHAT, HINT)
 
     def rehearse(self) -> None:
-        """Take the memory of a step."""
+        """Allocate the memory of a step."""
         if self._fresh:
             self._run(0.0, 0.0)
 
     def end_rehearsal(self) -> None:
-        """Forget the states that only the rehearsal has made."""
+        """Drop states that only the rehearsal created."""
         if self._fresh:
             forget_state(self.optimizer, self._stand_in)
             self._renew()
 
     def load(self, state: dict[str, Any]) -> None:
-        """Put an optimizer's state back, in place of the one there is; paged states become paged again."""
+        """Replace the optimizer's state; paged states become paged again."""
         self._fresh = not state["state"]
         own = {at: {key: value for key, value in kept.items() if key != MASTER} for at, kept in state["state"].items()}
         load_states(self.optimizer, {**state, "state": own}, lambda _: self.parameter)
@@ -412,8 +412,8 @@ class _TensorStepper:
         return update
 
     def _leave_out_unless(self, wanted: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Keep a gradient that is not finite from the states. Fused AdamW leaves them as they are, as for the gradient
-        scaler of fp16; for the others it becomes zero, so that their moments decay by a step."""
+        """Keep a non-finite gradient out of the states. Fused AdamW skips it through ``found_inf``, as with the fp16
+        gradient scaler; for other optimizers it becomes zero, so their moments decay by a step."""
         if isinstance(self.optimizer, torch.optim.AdamW):
             self.optimizer.found_inf = (1 - wanted).float()  # type: ignore[attr-defined]
         elif self._kernels is not None and gradient.is_contiguous():

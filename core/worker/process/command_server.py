@@ -1,7 +1,7 @@
-"""Commands over standard input and output (:mod:`core.runs.control.protocol`): one by one, heard at any time.
+"""Commands over standard input and output (:mod:`core.runs.control.protocol`), carried out one by one.
 
-``ping`` and ``cancel`` (``id`` of the command to end) are answered at once, in the middle of another command. The
-process ends when its input is closed, whatever it is doing.
+``ping`` and ``cancel`` (with the ``id`` of a command) are answered at once, even during another command. The process
+ends when its input is closed.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from core.runs.control.protocol import LINE_LIMIT, ProtocolError, Request, decod
 
 @dataclass(frozen=True)
 class Call:
-    """A command that is carried out."""
+    """A command in progress."""
 
     args: dict[str, Any]
     tell: Callable[[dict[str, Any]], None]
     """Sends a message before the answer."""
     cancelled: Callable[[], bool]
-    """Whether the command is to end early."""
+    """Returns True if the command should end early."""
 
 
-#: What carries a command out: it returns the fields of the answer, or raises a ``UserError``.
+#: Carries out a command: returns the fields of its answer, or raises a ``UserError``.
 Handler = Callable[[Call], dict[str, Any]]
 
 
 class CommandServer:
-    """Carries out commands on the main thread while another one reads them.
+    """Carries out commands on the main thread while another thread reads them.
 
     Args:
-        name: What it is, as the beginning of a sentence: ``The reader``.
-        handlers: What carries out each command.
-        requests: Where lines come from.
-        answers: Where lines go.
+        name: Name of the process, as the beginning of a sentence: ``The reader``.
+        handlers: Handler of each command.
+        requests: Stream of requests.
+        answers: Stream of answers.
     """
 
     def __init__(self, name: str, handlers: Mapping[str, Handler], requests: IO[bytes], answers: IO[bytes]) -> None:
@@ -56,7 +56,7 @@ class CommandServer:
         self._cancelled: dict[str, threading.Event] = {}
 
     def serve(self) -> None:
-        """Work until the process ends; it ends with its input."""
+        """Serve until the process ends with its input."""
         threading.Thread(target=self._read, name="requests", daemon=True).start()
         while True:
             self._carry_out(*self._queue.get())
@@ -69,11 +69,11 @@ class CommandServer:
                 self._hear(decode_request(line))
             except ProtocolError as error:
                 self._send({"id": None, "ok": False, "error": f"Not understood: {error}.", "hint": ""})
-        # Whoever asked has gone. The main thread may be in the middle of a long call, and there is nothing to save.
+        # The parent is gone. The main thread may be in a long call, and there is nothing to save.
         os._exit(0)
 
     def _hear(self, request: Request) -> None:
-        """On the reading thread: what can be answered at once is, the rest is queued."""
+        """On the reading thread: answer at once if possible, else queue."""
         if request.command == "ping":
             self._send({"id": request.id, "ok": True, "pid": os.getpid()})
         elif request.command == "cancel":
@@ -95,12 +95,12 @@ class CommandServer:
         except UserError as error:
             self._refuse(request, error)
         except Exception as error:
-            # A bug, or a failure of a library that nobody has foreseen: it costs this answer, not the process.
+            # A bug, or an unexpected failure of a library: it costs this answer, not the process.
             traceback.print_exc()
             failed = f"{self._name} failed: {type(error).__name__}: {error}"
             self._refuse(request, UserError(failed, "Its log has the details."))
         finally:
-            # Another one may have the same id.
+            # Another command may have the same id.
             if self._cancelled.get(request.id) is cancelled:
                 del self._cancelled[request.id]
 
@@ -113,13 +113,13 @@ class CommandServer:
                 self._answers.write(encode_message(message))
                 self._answers.flush()
         except OSError:
-            os._exit(0)  # nobody listens any more
+            os._exit(0)  # the parent is gone
 
 
 def private_streams() -> tuple[IO[bytes], IO[bytes]]:
-    """Standard input and output for this process's own messages, at the start of a helper that is tied to its parent.
+    """Standard input and output for this process's own messages; ties the process to its parent.
 
-    Libraries print and prompt: what they print goes to the log, what they ask gets no answer.
+    Output printed by libraries goes to the log, and their prompts get no answer.
     """
     tie_to_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -34,19 +34,19 @@ from core.runs.record.store import RUNTIME_SOCKETS, is_private, made_directories
 from core.text import one_line
 from core.worker.process.log import log
 
-#: Seconds that a peer may take to read what it has asked for.
+#: Seconds a peer may take to read its answer.
 SEND_SECONDS = 5
-#: Commands that wait at most; a person gives one at a time.
+#: Maximum number of pending commands; a person gives one at a time.
 WAITING_LIMIT = 100
-#: Seconds between two tries to accept a connection when the system has no room for one.
+#: Seconds between two attempts to accept a connection when the system has no resources for it.
 ACCEPT_SECONDS = 0.5
-#: Signals that ask for a stop after a checkpoint. SIGUSR1 is for Slurm: its srun passes that one on to the processes,
-#: and kills them at SIGTERM.
+#: Signals that request a stop after a checkpoint. SIGUSR1 is for Slurm, whose srun passes it to the processes but kills
+#: them at SIGTERM.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class StopRequested(Exception):  # noqa: N818 - it is a request, not an error
-    """Raised at a point where the run can stop; ``sender`` asked for it, and with ``now`` nothing is saved."""
+class StopRequested(Exception):  # noqa: N818 - a request, not an error
+    """Raised at a point where the run can stop, as requested by ``sender``; with ``now``, nothing is saved."""
 
     def __init__(self, sender: str, *, now: bool = False) -> None:
         super().__init__(sender)
@@ -54,37 +54,37 @@ class StopRequested(Exception):  # noqa: N818 - it is a request, not an error
         self.now = now
 
 
-class EvaluationSkipped(Exception):  # noqa: N818 - it is a request, not an error
-    """Raised between two passes of an evaluation that is to be left out."""
+class EvaluationSkipped(Exception):  # noqa: N818 - a request, not an error
+    """Raised between two passes of an evaluation that should be skipped."""
 
 
 class ParkRequested(StopRequested):
-    """Raised where a run can stop when it is to give its device back: it stops after a checkpoint, and goes on later.
+    """Raised where a run can stop when it must give its device back: it stops after a checkpoint, and continues later.
 
     Args:
-        sender: Who asked for it.
-        cause: Why, as the end of a sentence: ``ollama is running``; empty where somebody asked.
+        sender: Source of the request.
+        cause: Reason, as the end of a sentence: ``ollama is running``; empty if a person asked.
     """
 
     def __init__(self, sender: str, cause: str = "") -> None:
         super().__init__(sender)
         self.cause = cause
         self.paused = False
-        """Whether the user has paused the run."""
+        """True if the user has paused the run."""
 
 
 @dataclass(eq=False)
 class Command:
-    """A request that waits for the training thread."""
+    """A request waiting for the training thread."""
 
     request: Request
     send: Callable[[dict[str, Any]], None]
-    """Sends one line to the asker; quietly does nothing when it has gone."""
+    """Sends one line to the peer; does nothing once the peer is gone."""
     cancelled: threading.Event = field(default_factory=threading.Event)
-    """Set when the asker has closed the connection."""
+    """Set when the peer closes the connection."""
     answered: bool = False
     taken_back: tuple[str, ...] = ()
-    """Pending requests that this one took back when it arrived."""
+    """Pending requests that this one withdrew on arrival."""
 
     def answer(self, **fields: Any) -> None:
         """Answer with success."""
@@ -92,20 +92,20 @@ class Command:
         self.send({"id": self.request.id, "ok": True, **fields})
 
     def refuse(self, error: str, hint: str = "", **fields: Any) -> None:
-        """Answer with a sentence that says why not."""
+        """Answer with an error."""
         self.answered = True
         self.send({"id": self.request.id, "ok": False, "error": error, "hint": hint, **fields})
 
     def token(self, text: str, source: str) -> None:
-        """Send a piece of an answer that is being generated, and which weights say it."""
+        """Send a piece of a generated answer, with the weights that produced it."""
         self.send({"id": self.request.id, "token": text, "source": source})
 
 
 class Controls:
-    """The queue between those who ask and the training thread.
+    """Queue of commands for the training thread.
 
-    Only the training thread carries out commands, so that none of them meets half a step. What waits for that is told
-    at once, by :attr:`pending`, and can be taken back until it is carried out.
+    Only the training thread carries out commands, so none meets half a step. Pending requests are visible at once in
+    :attr:`pending`, and can be withdrawn until they are carried out.
     """
 
     def __init__(self) -> None:
@@ -117,37 +117,37 @@ class Controls:
         self._stopping = False
         self._closed = False
         self.changes: queue.SimpleQueue[None] = queue.SimpleQueue()
-        """Gets an item whenever a request has arrived or was taken back."""
+        """Gets an item whenever a request arrives or is withdrawn."""
 
     @property
     def stop_sender(self) -> str | None:
-        """Who asked for the stop, or None; the first one, if several did."""
+        """Source of the first stop request, or None."""
         return next(iter(list(self._stops)), None)
 
     @property
     def is_leaving(self) -> bool:
-        """Whether the run is to stop, or to give its device back."""
+        """True if the run should stop or give its device back."""
         return bool(self._stops or self._parks)
 
     @property
     def pending(self) -> tuple[str, ...]:
-        """The requests that wait for the training thread or are being carried out, of :data:`PENDING`."""
+        """Requests of :data:`PENDING` that wait for the training thread or are being carried out."""
         with self._guard:
             names: set[str] = set()
             for command in (*([self._at_work] if self._at_work is not None else []), *self._waiting):
                 names.add(command.request.command)
                 if command.request.command == "resume":
-                    names.discard("pause")  # it comes to nothing
+                    names.discard("pause")  # it has no effect
         asked = {"stop": self._stops, "park": self._parks}
         return tuple(name for name in PENDING if name in names or asked.get(name))
 
     @property
     def waiting_count(self) -> int:
-        """Number of commands that wait."""
+        """Number of pending commands."""
         return len(self._waiting)
 
     def put(self, command: Command) -> None:
-        """Queue a command from another thread; a stop is seen at once, wherever the run is."""
+        """Queue a command from another thread. A stop takes effect at once, wherever the run is."""
         name = command.request.command
         answers: list[Callable[[], None]] = []
         with self._guard:
@@ -169,7 +169,7 @@ class Controls:
                     hint = "Try again when the training has got to them."
                     answers.append(partial(command.refuse, "Too many commands are waiting.", hint))
         self.changes.put(None)
-        for answer in answers:  # a peer may be slow to read, and the training thread does not wait for it
+        for answer in answers:  # outside the lock, because a peer may be slow to read
             answer()
 
     def _append(self, command: Command) -> None:
@@ -177,14 +177,14 @@ class Controls:
         self._guard.notify()
 
     def _take_back(self, command: Command, names: Sequence[str]) -> list[Callable[[], None]]:
-        """Take waiting requests back; returns the answers to those who asked for them."""
+        """Withdraw pending requests; returns the answers to their senders."""
         taken = [other for other in self._waiting if other.request.command in names and not other.answered]
         self._waiting = deque(other for other in self._waiting if other not in taken)
         command.taken_back = tuple(name for name in names if name in {other.request.command for other in taken})
         return [partial(other.refuse, "It was taken back.", withdrawn=True) for other in taken]
 
     def _withdraw(self, command: Command) -> list[Callable[[], None]]:
-        """Carry out a ``withdraw``, which waits for nothing; it is queued only to be recorded."""
+        """Carry out a ``withdraw`` at once; it is queued only to be recorded."""
         asked = command.request.args.get("what")
         if asked is not None and asked not in PENDING:
             hint = f"These can be: {', '.join(PENDING)}."
@@ -208,43 +208,42 @@ class Controls:
         return answers
 
     def request_stop(self, sender: str, *, now: bool = False) -> None:
-        """Ask for a stop; safe in a signal handler.
+        """Request a stop; safe in a signal handler.
 
         Args:
-            sender: Who asks; the first one is told.
-            now: Without a checkpoint, even where one with a checkpoint has been asked for before.
+            sender: Source of the request; the first one is reported.
+            now: Stop without a checkpoint, even if an earlier request wanted one.
         """
-        # No lock, which the interrupted code may hold; each of these is one step for the interpreter.
+        # No lock, because the interrupted code may hold it; each of these operations is atomic.
         self._stops.setdefault(sender, now)
         if now:
             self._stops[sender] = now
         self.changes.put(None)
 
     def request_park(self, sender: str, cause: str) -> None:
-        """Ask the run to give its device back.
+        """Request that the run gives its device back.
 
         Args:
-            sender: Who asks; the first one is told.
-            cause: Why, as the end of a sentence.
+            sender: Source of the request; the first one is reported.
+            cause: Reason, as the end of a sentence.
         """
         with self._guard:
             self._parks.setdefault(sender, cause)
         self.changes.put(None)
 
     def drop_park(self) -> None:
-        """The device cannot be given back now: the checkpoint was not written."""
+        """Forget park requests: the device cannot be given back now, because the checkpoint was not written."""
         with self._guard:
             self._parks.clear()
             self._stopping = False
         self.changes.put(None)
 
     def check_stop(self) -> None:
-        """Raise if a stop was asked for: called in the phases that have nothing to save. From then on it is under way,
-        and cannot be taken back.
+        """Raise if a stop was requested, in phases without anything to save. From then on it cannot be withdrawn.
 
         Raises:
-            StopRequested: If so.
-            ParkRequested: If the run is to give its device back, and not to end.
+            StopRequested: If a stop was requested.
+            ParkRequested: If the run should give its device back instead.
         """
         with self._guard:
             sender, parks = self.stop_sender, list(self._parks.items())
@@ -257,12 +256,12 @@ class Controls:
         raise StopRequested(sender, now=now)
 
     def waiting(self) -> Iterator[Command]:
-        """The commands that wait now, in order."""
+        """Pending commands, in order."""
         while (command := self._next()) is not None:
             yield command
 
     def wait(self, seconds: float) -> Command | None:
-        """The next command, or None after ``seconds`` without one (or at once when a signal has asked for a stop)."""
+        """The next command, or None after ``seconds`` without one (or at once after a stop signal)."""
         deadline = time.monotonic() + seconds
         while (command := self._next()) is None:
             left = deadline - time.monotonic()
@@ -274,7 +273,7 @@ class Controls:
         return command
 
     def rest(self, seconds: float) -> bool:
-        """Wait while nothing is asked for, so long at most; whether that was so."""
+        """Sleep for ``seconds`` unless a request arrives; returns True if none did."""
         with self._guard:
             return not self._guard.wait_for(lambda: bool(self._waiting or self._stops), seconds)
 
@@ -284,17 +283,17 @@ class Controls:
             return self._at_work
 
     def done(self) -> None:
-        """The command taken last has been carried out."""
+        """Mark the last command as carried out."""
         with self._guard:
             self._at_work = None
 
     def close(self, reason: str = "The run has ended.", hint: str = "", *, met: Collection[str] = ()) -> None:
-        """Refuse what still waits and all that comes.
+        """Refuse all pending and later commands.
 
         Args:
-            reason: Why, a sentence.
-            hint: What to do.
-            met: Waiting commands that are answered all the same, as what they ask for comes anyway.
+            reason: Error message.
+            hint: Advice for the user.
+            met: Pending commands that succeed anyway, because their effect comes anyway.
         """
         with self._guard:
             self._closed = True
@@ -310,7 +309,7 @@ class Controls:
 
 
 def install_signals(controls: Controls) -> None:
-    """Stop after a checkpoint at one of :data:`STOP_SIGNALS`; SIGHUP means nothing (the terminal may go)."""
+    """Stop after a checkpoint on :data:`STOP_SIGNALS`; ignore SIGHUP, because the terminal may close."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         controls.request_stop(signal.Signals(number).name)
@@ -321,15 +320,15 @@ def install_signals(controls: Controls) -> None:
 
 
 def remove_stale_sockets() -> list[Path]:
-    """Remove the sockets outside of run directories that killed workers of this user have left; returns them.
+    """Remove sockets outside of run directories left by killed workers of this user; returns them.
 
-    What a worker leaves in its run directory, the next worker of that run replaces.
+    A socket in a run directory is replaced by the next worker of that run.
     """
     removed: list[Path] = []
     made = made_directories()
     for directory in [*([runtime_dir()] if is_private(runtime_dir()) else []), *made]:
         for path in directory.glob(RUNTIME_SOCKETS):
-            with contextlib.suppress(OSError):  # it may be gone by now, or another's
+            with contextlib.suppress(OSError):  # it may be gone by now, or belong to another user
                 status = path.lstat()
                 if status.st_uid == os.getuid() and stat.S_ISSOCK(status.st_mode) and not _is_served(path):
                     path.unlink()
@@ -346,18 +345,17 @@ def _is_served(path: Path) -> bool:
         except ConnectionRefusedError:
             return False
         except OSError:
-            return True  # a busy one has no room for another connection
+            return True  # a busy server has no room for another connection
     return True
 
 
 class ControlServer:
-    """Listens on a Unix socket for this user alone, and queues what it hears.
+    """Listens on a Unix socket for this user only, and queues commands.
 
     Args:
-        path: Where to listen, if that is safe (:func:`private_socket_path`); a socket left by an earlier worker is
-            replaced.
-        controls: Where commands go.
-        status: Fields that answer a ``ping``.
+        path: Socket path, if that is safe (:func:`private_socket_path`); a socket of an earlier worker is replaced.
+        controls: Queue for commands.
+        status: Fields of the answer to a ``ping``.
 
     Raises:
         UserError: If the socket cannot be made.
@@ -371,7 +369,7 @@ class ControlServer:
         try:
             remove_stale_sockets()
             self._wanted, path = path, private_socket_path(path)
-            # Under another name until it listens: a socket that refuses is one of a worker that is gone.
+            # Created under another name until it listens: a socket that refuses belongs to a dead worker.
             hidden = path.with_name(f".{os.getpid()}")
             hidden.unlink(missing_ok=True)
             mask = os.umask(0o177)
@@ -382,7 +380,7 @@ class ControlServer:
             self._listener.listen(8)
             os.replace(hidden, path)
             self.path = path
-            """Where it listens."""
+            """Path of the socket."""
         except OSError as error:
             self._listener.close()
             raise UserError(
@@ -423,8 +421,8 @@ class ControlServer:
                 try:
                     connection.sendall(encode_message(message))
                 except OSError:
-                    # A peer that has gone, or does not read, holds up training once at most.
-                    with contextlib.suppress(OSError):  # it may be closed already
+                    # A peer that is gone or does not read delays training at most once.
+                    with contextlib.suppress(OSError):  # possibly closed already
                         connection.shutdown(socket.SHUT_RDWR)
 
         connection.settimeout(None)

@@ -1,4 +1,4 @@
-"""CUDA as torch finds it: whether it computes, and why not."""
+"""Trial of torch's CUDA."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def cuda_error() -> str | None:
-    """Reason for which a torch with CUDA cannot use a card; None where it can, or was built without."""
+    """Reason why a CUDA build of torch cannot use a card; None if it can, or is a CPU build."""
     if torch.version.cuda is None and torch.version.hip is None:
         return None
     try:
@@ -14,6 +14,6 @@ def cuda_error() -> str | None:
         # An installation without kernels for this card imports well and fails at the first product.
         square = torch.ones(16, 16, device="cuda")
         torch.cuda.synchronize((square @ square).device)
-    except Exception as error:  # whatever it is, it keeps the card from being used
+    except Exception as error:  # any failure means that the card cannot be used
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
     return None

@@ -1,8 +1,8 @@
-"""Determinism: whether a run that goes on from a checkpoint ends bit for bit as one that was never interrupted.
+"""Determinism: whether a resumed run ends bit for bit like an uninterrupted one.
 
-The state that a checkpoint holds is exact always. On a CPU what is computed from it is as well. On a GPU some kernels
-add up in the order in which their threads come to it, attention's gradient above all, and two passes over the same
-numbers differ in the last bits; deterministic forms of them exist, which take more time.
+A checkpoint always holds the exact state, and on a CPU the following steps are exact too. On a GPU some kernels, mainly
+attention's backward, add in the order in which their threads arrive, so two passes over the same numbers differ in the
+last bits. Deterministic versions exist and are slower.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from core.errors import UserError
 
 Determinism = Literal["strict", "fast"]
 
-#: Notice of a run that is not strict, and what would make it so.
+#: Notice of a run that is not strict, and its advice.
 TO_ROUNDING = (
     "This run is fast, not strict: a checkpoint holds its state exactly, and what a GPU computes from it is equal to "
     "rounding, not bit for bit."
 )
 BIT_FOR_BIT = "Set train.deterministic = strict in a new run for bit for bit; attention's backward pass is slower then."
-#: What torch's deterministic matrix products ask for, and the two values that it accepts.
+#: Variable that torch's deterministic matrix products need, and its two accepted values.
 _WORKSPACE, _WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 _NO_SUCH_FORM = re.compile(r"^(?P<operation>.{1,120}?) does not have a deterministic implementation, but you set")
 
 
 def choose_determinism(wanted: str, device: str) -> Determinism:
-    """The determinism of ``train.deterministic`` on a type of device. A CPU is strict whatever is wanted, since that
-    costs nothing there.
+    """Determinism of ``train.deterministic`` on a type of device. A CPU is always strict, since that costs nothing
+    there.
 
     Args:
         wanted: ``auto``, ``strict`` or ``fast``.
@@ -42,27 +42,27 @@ def choose_determinism(wanted: str, device: str) -> Determinism:
 
 
 def fix_workspace(wanted: str) -> None:
-    """Give matrix products the fixed workspace that deterministic ones need; to be called before the first on a GPU,
-    and so before the device is known.
+    """Give matrix products the fixed workspace that deterministic ones need. Must be called before the first product on
+    a GPU, and so before the device is known.
 
     Args:
-        wanted: As ``train.deterministic``.
+        wanted: Value of ``train.deterministic``.
     """
     if wanted == "strict" and os.environ.get(_WORKSPACE) not in _WORKSPACES:
         os.environ[_WORKSPACE] = _WORKSPACES[0]
 
 
 def apply_determinism(kind: Determinism, device: str) -> None:
-    """Have torch use deterministic kernels where that is asked for, beside :func:`fix_workspace`.
+    """Make torch use deterministic kernels if requested, in addition to :func:`fix_workspace`.
 
     Args:
-        kind: What :func:`choose_determinism` chose.
-        device: ``cpu``, where nothing need be set, or ``cuda``.
+        kind: Result of :func:`choose_determinism`.
+        device: ``cpu``, which needs nothing, or ``cuda``.
     """
     if kind == "fast" or device == "cpu":
         return
     torch.use_deterministic_algorithms(True)
-    # Else every new tensor is filled with NaN, which would cost more than the kernels do.
+    # Otherwise every new tensor is filled with NaN, which costs more than the kernels.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -70,10 +70,10 @@ def apply_determinism(kind: Determinism, device: str) -> None:
 
 @contextlib.contextmanager
 def nondeterminism_explained() -> Iterator[None]:
-    """Turn torch's refusal of an operation without a deterministic form into a sentence.
+    """Turn torch's refusal of an operation without a deterministic implementation into a user error.
 
     Raises:
-        UserError: In its place.
+        UserError: Instead of it.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Devices that a worker holds while it trains (:mod:`core.runs.control.devices`), and failures of a GPU in words."""
+"""Device locks of a worker (:mod:`core.runs.control.devices`), and explanations of GPU failures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from core.text import one_line
 
 
 def hold_devices(run: Run) -> Hold | str:
-    """Hold the devices of a run; before anything is loaded.
+    """Lock the devices of a run, before anything is loaded.
 
     Args:
         run: The run.
 
     Returns:
-        What is held, to be kept while it trains; or, where it has to wait for a device of its own, for what: the end of
-        a sentence.
+        The locks, to be kept while it trains; or the reason to wait for an exclusive device, as the end of a sentence.
     """
     try:
         devices = run_devices(run.config())
@@ -36,8 +35,8 @@ def hold_devices(run: Run) -> Hold | str:
 
 
 def reason_to_wait(run: Run) -> Callable[[], str | None]:
-    """The reason that a parked run waits for devices of its own, as the end of a sentence. It
-    tells None where they are free, and for all other runs.
+    """Function that returns the reason why a parked run waits for exclusive devices, as the end of a sentence. It
+    returns None if they are free, and for runs that share devices.
 
     Args:
         run: The run.
@@ -47,7 +46,7 @@ def reason_to_wait(run: Run) -> Callable[[], str | None]:
     try:
         devices = run_devices(run.config())
     except UserError:
-        return lambda: None  # it goes on, and records what is wrong
+        return lambda: None  # it continues, and records the error
 
     def look() -> str | None:
         found = occupant(devices, run.id)
@@ -57,25 +56,25 @@ def reason_to_wait(run: Run) -> Callable[[], str | None]:
 
 
 def own_device(config: Config, number: int) -> str:
-    """The device of one of the processes of a run on this machine.
+    """Device of one of a run's processes on this machine.
 
     Args:
         config: Of the run.
-        number: Of the process on this machine.
+        number: Local rank of the process.
 
     Raises:
-        UserError: If a card that it names is not there.
+        UserError: If a configured card does not exist.
     """
     devices = run_devices(config)
     return devices[min(number, len(devices) - 1)]
 
 
 def shared_device(run_ids: Sequence[str], place: str = "") -> NoticeEvent:
-    """The warning of a run that was started beside others.
+    """Warning of a run started beside others.
 
     Args:
-        run_ids: The others, one at least.
-        place: The process of the run whose device it is, for a run of several: ``Process 1 on tower``.
+        run_ids: The other runs, at least one.
+        place: The process on the shared device, in a run of several: ``Process 1 on tower``.
     """
     runs = f"Run {run_ids[0]} is" if len(run_ids) == 1 else f"Runs {', '.join(run_ids[:-1])} and {run_ids[-1]} are"
     slower = "both get" if len(run_ids) == 1 else "all get"
@@ -92,7 +91,7 @@ def _wait_words(name: str) -> str:
     return f"{name} has the device"
 
 
-#: Seconds for which an error that the driver has reported may be the cause of what torch raises.
+#: Maximum age in seconds of a driver error that may be the cause of torch's.
 _CAUSE_SECONDS = 120.0
 _REACHED = (
     "Reboot before you train on this card again; if it comes back, check its power cables, its seating and its cooling."
@@ -100,7 +99,7 @@ _REACHED = (
 _MEMORY = "Reset the card or reboot; if it comes back, have the card's memory tested."
 _PROGRAM = "If it comes back, take back any overclocking, update the driver and torch, and report it."
 _OTHER = "Look for 'Xid' in 'sudo dmesg'."
-#: What torch passes on from the driver's interface, and what helps.
+#: Patterns of driver errors passed on by torch, with a description and advice.
 _KINDS: tuple[tuple[str, str, str], ...] = (
     (
         r"GPU is lost|no CUDA-capable device|no (HIP|ROCm)-capable device|devices? .*(busy or )?unavailable"
@@ -120,14 +119,14 @@ _SIGN = re.compile(r"(CUDA|HIP) (driver )?error|CU[A-Z]+_STATUS_(EXECUTION_FAILE
 
 
 def device_failure(error: BaseException, step: int, device: Device | None) -> UserError | None:
-    """A failure of the GPU as a sentence; None for any other error.
+    """A failure of the GPU as a user error; None for any other error.
 
     Args:
-        error: What ended the run; running out of memory has been told before.
+        error: Error that ended the run; running out of memory is handled before.
         step: Optimizer steps done.
-        device: The run's device as its meters last showed it.
+        device: Last snapshot of the run's device.
     """
-    # By name: torch is not imported where a run ends before it needs it.
+    # By name: torch may not be imported yet.
     is_failure = type(error).__name__ == "AcceleratorError" or (
         isinstance(error, RuntimeError) and _SIGN.search(str(error)) is not None
     )

@@ -1,4 +1,4 @@
-"""Environment variables that torch and its family need before they are imported."""
+"""Environment variables that torch and its libraries need before they are imported."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from core.hardware.visible import ORDER, VISIBLE, find_gpu
 from core.hardware.wsl import is_wsl
 from core.hub.job import OFFLINE
 
-#: Offline and silent: no hub look-ups, no telemetry, no tracker that phones home.
+#: Offline and private: no hub look-ups, no telemetry, no online trackers.
 _PRIVATE = {**OFFLINE, "WANDB_MODE": "offline"}
 _DEFAULTS = {
-    # The rows are tokenized before any fork could be a problem, and the library's warning about it is noise.
+    # Rows are tokenized before any fork, so the library's warning about forks is noise.
     "TOKENIZERS_PARALLELISM": "false",
-    # Cards are numbered as nvidia-smi and NVML number them, so that the plan and the run speak of the same one.
+    # nvidia-smi's and NVML's numbering of cards, so that plan and run mean the same card.
     ORDER: "PCI_BUS_ID",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    # Progress is told by events; bars would fill the log.
+    # Progress is reported by events; bars would fill the log.
     "TQDM_DISABLE": "1",
 }
 
 
 def prepare() -> None:
-    """Set the variables; the private ones always, the others where the user has not."""
+    """Set the private variables, and the others unless the user has set them."""
     os.environ.update(_PRIVATE)
     for name, value in (_DEFAULTS | allocator_defaults(os.environ, wsl=is_wsl())).items():
         os.environ.setdefault(name, value)
-    # With the package "kernels", importing bitsandbytes fetches native code from a hub. Here it counts as not
-    # installed, and bitsandbytes' advice to install it is not passed on.
+    # With the package "kernels", importing bitsandbytes downloads native code. Mark it as not installed, and silence
+    # the advice to install it.
     sys.modules["kernels"] = None  # type: ignore[assignment]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # Notes of libraries to one another; in a user's log they read like something to act on.
+    # Libraries' notes to each other would look like advice in a user's log.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\b")
 
 
 def choose_gpu(gpu: str | None) -> None:
-    """Leave CUDA one card, before anything asks it for its cards.
+    """Make only one card visible to CUDA, before anything initializes it.
 
     Args:
-        gpu: ``hardware.gpu``; None leaves the environment as it is.
+        gpu: Value of ``hardware.gpu``; None leaves the environment unchanged.
 
     Raises:
         UserError: If there is no such card, or it is hidden.
@@ -61,11 +61,11 @@ def choose_gpu(gpu: str | None) -> None:
 
 
 def choose_card(config: Config, number: int = 0) -> None:
-    """Leave CUDA the card of one of the processes of a run on this machine.
+    """Make only the card of one of a run's processes visible to CUDA.
 
     Args:
         config: Of the run.
-        number: Of the process on this machine.
+        number: Local rank of the process.
 
     Raises:
         UserError: If there is no such card, or it is hidden.

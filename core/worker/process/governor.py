@@ -1,4 +1,4 @@
-"""The governor: a thread that reads the meters, asks the policy, and has its decisions carried out."""
+"""Governor: a thread that reads the meters, asks the policy, and carries out its decisions."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from core.runs.record.events import Event, GovernorEvent, NightEvent
 from core.worker.process.control import Controls
 from core.worker.process.throttle import Throttle
 
-#: Seconds between two looks at the meters, and for the first reading.
+#: Seconds between two readings of the meters, and for the first reading.
 INTERVAL, FIRST_READING = 1.0, 5.0
-#: Seconds without a reading after which the user is told that nothing is held.
+#: Seconds without a reading after which the user is warned that no limit is kept.
 BLIND_SECONDS = 30.0
 
 
 class Meters(Protocol):
-    """What the governor needs of a :class:`core.hardware.sampler.Sampler`."""
+    """The part of :class:`core.hardware.sampler.Sampler` that the governor uses."""
 
     @property
     def energy_wh(self) -> float | None:
-        """Energy used so far; None where the device does not tell."""
+        """Energy used so far, in Wh; None if the device does not report it."""
 
     def refresh(self, timeout: float) -> list[Device]:
         """A fresh reading, or the last one."""
@@ -46,17 +46,17 @@ class Meters(Protocol):
 
 
 class PowerLever(Protocol):
-    """Sets the power limit of a card, where the system permits it."""
+    """Sets the power limit of a card, if the system permits it."""
 
     def set(self, uuid: str, watts: float) -> object:
-        """Set it.
+        """Set the limit.
 
         Raises:
             UserError: If it cannot be set.
         """
 
     def restore(self, uuid: str) -> object:
-        """Put back the one that was there before.
+        """Restore the previous limit.
 
         Raises:
             UserError: If it cannot be set.
@@ -64,15 +64,15 @@ class PowerLever(Protocol):
 
 
 class Notice(Protocol):
-    """Tells the user something: ``notice(level, code, message, hint)``."""
+    """Reports to the user: ``notice(level, code, message, hint)``."""
 
     def __call__(self, level: str, code: str, message: str, hint: str = "") -> None:
-        """Tell it."""
+        """Report."""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """An optimizer step, as the training thread tells it."""
+    """An optimizer step, as reported by the training thread."""
 
     tokens: int
     seconds: float
@@ -81,24 +81,24 @@ class _Step:
     paused: float
     steps_left: int
     joules: float | None
-    """Energy counted at its end."""
+    """Energy counter at its end."""
 
 
 class Governor:
-    """Governs one run. With nothing to keep to, it has no thread.
+    """Governs one run. Without limits, it has no thread.
 
     Args:
         config: Of the run.
-        meters: Of the run's device.
+        meters: Meters of the run's device.
         controls: Stops the run.
         throttle: Slows the training thread.
-        tell: Where events go.
-        notice: Tells the user something.
-        directory: The run's, whose disk is watched.
-        is_paused: Whether the run is paused, by whomever.
-        lever: Sets the card's power limit; None where there is no way.
-        interval: Seconds between two looks.
-        clock: Seconds that only ever go up.
+        tell: Receives events.
+        notice: Reports to the user.
+        directory: Run directory, whose disk is watched.
+        is_paused: Returns True if the run is paused, for any reason.
+        lever: Sets the card's power limit; None if impossible.
+        interval: Seconds between two readings.
+        clock: Monotonic clock in seconds.
         wall: Unix seconds.
     """
 
@@ -120,16 +120,16 @@ class Governor:
     ) -> None:
         self.throttle = throttle
         self.pause: Action | None = None
-        """Why training pauses by itself; None where it does not. Read by the training thread."""
+        """Action that pauses training; None if there is none. Read by the training thread."""
         self._config, self._meters, self._controls = config, meters, controls
         self._tell, self._notice, self._directory, self._is_paused = tell, notice, directory, is_paused
         self._lever, self._interval, self._clock, self._wall = lever, interval, clock, wall
         self._limits = Limits.of(config)
-        """Those that are asked for now."""
+        """Limits in force."""
         self._next: Limits | None = None
         self._guard = threading.Lock()
         self._planning = threading.Lock()
-        """Held while the course and the night are read or changed."""
+        """Guards the course and the night."""
         self._course = Course()
         self._steps: list[_Step] = []
         self._last_step_end: float | None = None
@@ -149,14 +149,14 @@ class Governor:
     # For the training thread.
 
     def check(self, overrides: Mapping[str, Any] | None = None) -> Limits:
-        """The limits of the configuration, with what is set; they are kept only where the device can tell.
+        """The configured limits with changes applied, if this device can keep them.
 
         Args:
-            overrides: ``section.key`` to value.
+            overrides: Changed options by ``section.key``.
 
         Raises:
-            UserError: If a limit cannot be held here, a wish cannot be kept whatever the run costs, or a new one cannot
-                be met at the pace of this run.
+            UserError: If a limit cannot be kept here, a wish cannot be met at any cost of the run, or a new wish cannot
+                be met at this run's pace.
         """
         mine = {name: value for name, value in (overrides or {}).items() if name in GOVERNED}
         limits = Limits.of(changed(self._config, mine))
@@ -172,8 +172,8 @@ class Governor:
             raise UserError(found.sentence, found.hint)
 
     def _refuse_unmet(self, limits: Limits) -> None:
-        """Refuse new wishes that cannot be met. Limits of heat and power are no wishes: they hold, and a wish that they
-        make impossible is given up."""
+        """Refuse new wishes that cannot be met. Limits on heat and power are not wishes: they hold, and wishes that
+        they make impossible are given up."""
         before, night = self._limits, self._night
         if limits.wishes == before.wishes:
             return
@@ -187,10 +187,10 @@ class Governor:
 
     @contextlib.contextmanager
     def governing(self, overrides: Mapping[str, Any]) -> Iterator[None]:
-        """Govern inside; the card's power limit is put back at the end.
+        """Context with the governor on; the card's power limit is restored at the end.
 
         Args:
-            overrides: What was set while the run was on, ``section.key`` to value.
+            overrides: Options changed while running, by ``section.key``.
         """
         limits = self.check(overrides)
         self._put_back()
@@ -205,14 +205,14 @@ class Governor:
             self._limit_power(None)
 
     def _put_back(self) -> None:
-        """Put back the power limit that a killed run has left on the card."""
+        """Restore the power limit that a killed run has left on the card."""
         devices = self._meters.refresh(self._interval) if self._lever is not None else []
         if self._lever is not None and devices and devices[0].uuid:
-            with contextlib.suppress(UserError):  # what may not be set is as it was
+            with contextlib.suppress(UserError):  # without permission it was never changed
                 self._lever.restore(devices[0].uuid)
 
     def change(self, limits: Limits) -> None:
-        """Keep to other limits from now on."""
+        """Apply other limits from now on."""
         self._limits = limits
         with self._guard:
             self._next = limits
@@ -222,14 +222,14 @@ class Governor:
             self._thread.start()
 
     def step_done(self, *, tokens: int, seconds: float, rested: float, paused: float, steps_left: int) -> None:
-        """An optimizer step is done.
+        """Report a finished optimizer step.
 
         Args:
-            tokens: Trained in it.
-            seconds: It took, rests included.
-            rested: Seconds of it that were rest.
+            tokens: Tokens of the step.
+            seconds: Duration, including rests.
+            rested: Seconds of rest in it.
             paused: Seconds of pause before it.
-            steps_left: Optimizer steps to come.
+            steps_left: Remaining optimizer steps.
         """
         now = self._clock()
         between = 0.0 if self._last_step_end is None else max(now - self._last_step_end - seconds - paused, 0.0)
@@ -242,7 +242,7 @@ class Governor:
             self._steps.append(step)
 
     def take_checkpoint(self) -> bool:
-        """Whether a checkpoint is wanted; it is asked for once."""
+        """True if a checkpoint is wanted; resets the request."""
         wanted, self._wants_checkpoint = self._wants_checkpoint, False
         return wanted
 
@@ -284,7 +284,7 @@ class Governor:
         self._tell_blindness()
 
     def _begin(self, limits: Limits) -> None:
-        """Take limits in; what is held already goes on where its limit is the same."""
+        """Apply new limits; actions whose limit is unchanged continue."""
         self._policy = self._policy.with_limits(limits)
         with self._planning:
             if not limits.wants_plan:
@@ -295,13 +295,13 @@ class Governor:
                 self._night.change(limits, self._wall())
 
     def _take_in(self, steps: list[_Step]) -> None:
-        """Take the steps into the course of the run, whether anybody plans by it or not."""
+        """Add steps to the course of the run, which is kept even without a plan."""
         with self._planning:
             for step in steps:
                 before, self._joules_before = self._joules_before, step.joules
                 used = step.joules - before if step.joules is not None and before is not None else None
                 if used is not None:
-                    # What was used between two steps was used at about the same power.
+                    # Energy between two steps was used at about the same power.
                     used *= step.seconds / max(step.seconds + step.between + step.paused, 1e-9)
                 self._course.step_done(
                     tokens=step.tokens,
@@ -313,7 +313,7 @@ class Governor:
                 )
 
     def _plan(self, steps: list[_Step], now: float, wall: float, joules: float | None) -> float:
-        """The most duty that the plan wants, after the steps that are done."""
+        """Maximum duty cycle wanted by the plan after the finished steps."""
         self._take_in(steps)
         seconds, self._looked = now - (self._looked if self._looked is not None else now), now
         if (night := self._night) is None:
@@ -346,7 +346,7 @@ class Governor:
             self._controls.request_stop(stopped_by(action.cause, action.value, action.limit))
 
     def _limit_power(self, watts: float | None, device: Device | None = None) -> bool:
-        """Set the card's power limit, or put its own back; whether that was done."""
+        """Set the card's power limit, or restore its own; returns True if done."""
         lever = self._lever
         if watts is None and not self._limited:
             return False

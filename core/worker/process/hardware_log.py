@@ -1,4 +1,4 @@
-"""The hardware in a run's record: samples of the devices, and notices of what happens to them."""
+"""Hardware in a run's record: samples of the devices, and notices of problems."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from core.hardware.xid import explain_xid
 from core.runs.record.events import HardwareEvent
 
 #: Seconds between two samples while nothing changes, and while the meters move. A card warms by a degree in seconds and
-#: its fans take minutes: 10 s show every turn of such a curve, and make half a megabyte of record in an hour.
+#: its fans take minutes: 10 s show every turn of the curve, and make half a megabyte of record per hour.
 STEADY_SECONDS, MOVING_SECONDS = 10.0, 5.0
-#: What counts as moving: degrees, a share of the memory, a share of the power limit, points of utilization.
+#: Minimum change that counts as moving: degrees, share of memory, share of the power limit, points of utilization.
 _DEGREES, _MEMORY_SHARE, _POWER_SHARE, _POINTS = 2.0, 0.01, 0.1, 20.0
-#: Share of the machine's memory that is recorded at once: where the kernel kills a run for want of memory, the last
-#: record is what tells it.
+#: Change of host memory, as a share, that is recorded at once: if the kernel kills a run for lack of memory, the last
+#: record is the evidence.
 _HOST_SHARE = 0.02
-#: Seconds without an answer of a driver after which that is told.
+#: Seconds without an answer of a driver before it is reported.
 SILENT_SECONDS = 15.0
-#: Seconds between two notices of the same Xid of a card: a program that fails again and again makes hundreds.
+#: Seconds between two notices of the same Xid of a card: a failing program produces hundreds.
 XID_SECONDS = 60.0
 
 Notice = Callable[[str, str, str, str], None]
 
 
 class HardwareLog:
-    """The samples and notices of one run.
+    """Samples and notices of one run.
 
     Args:
         sampler: The sampler of the devices.
         event: Writes an event.
-        notice: Writes a notice of a level, a code, a message and a hint.
-        clock: Seconds on a clock that is not set.
+        notice: Writes a notice: ``notice(level, code, message, hint)``.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class HardwareLog:
         self._moment: float | None = None
 
     def tick(self) -> None:
-        """Look at the newest reading: tell what is new, and record it when it is time to."""
+        """Check the newest reading: report news, and record it if due."""
         devices = self._sampler.latest()
         self._news.tell(devices)
         since = None if self._moment is None else self._clock() - self._moment
@@ -59,7 +59,7 @@ class HardwareLog:
             self._record(devices)
 
     def close(self) -> None:
-        """Record the last reading, so that the energy is that of the whole run."""
+        """Record the last reading, so that the energy covers the whole run."""
         if self._sampler.host() is not None:
             self._record(self._sampler.latest())
 
@@ -78,10 +78,10 @@ class HardwareLog:
 
 
 class DeviceNews:
-    """Notices about devices, each once: an error, a card that is lost or back, a driver that is silent.
+    """Notices about devices, each once: an error, a card lost or back, a silent driver.
 
     Args:
-        notice: Writes a notice of a level, a code, a message and a hint.
+        notice: Writes a notice: ``notice(level, code, message, hint)``.
     """
 
     def __init__(self, notice: Notice) -> None:
@@ -91,7 +91,7 @@ class DeviceNews:
         self._told: dict[tuple[int, int], float] = {}
 
     def tell(self, devices: Sequence[Device]) -> None:
-        """Tell what is new."""
+        """Report news."""
         for device in devices:
             self._tell_xids(device)
             self._tell_loss(device)
@@ -130,12 +130,12 @@ class DeviceNews:
 
 
 def is_due(recorded: Sequence[Device], devices: Sequence[Device], since: float | None) -> bool:
-    """Whether a reading is to be recorded.
+    """True if a reading should be recorded.
 
     Args:
         recorded: The devices as last recorded.
         devices: The devices now.
-        since: Seconds since the last record; None where there is none.
+        since: Seconds since the last record; None if there is none.
     """
     if since is None or since >= STEADY_SECONDS or len(recorded) != len(devices):
         return True
@@ -146,13 +146,13 @@ def is_due(recorded: Sequence[Device], devices: Sequence[Device], since: float |
 
 
 def _has_filled(before: Host | None, after: Host) -> bool:
-    """Whether the memory of the machine is another than was recorded."""
+    """True if host memory differs from the last record."""
     least = (after.ram_total or 0) * _HOST_SHARE
     return before is not None and least > 0 and _apart(before.ram_used, after.ram_used, least)
 
 
 def _state(device: Device) -> tuple[object, ...]:
-    """What is recorded at once when it changes."""
+    """Values whose change is recorded at once."""
     return device.uuid, device.problem, device.age_s is None, len(device.xid), device.power_limit_w
 
 

@@ -1,4 +1,4 @@
-"""The worker's log: standard error, which the launcher has pointed at ``worker.log``."""
+"""The worker's log: standard error, which the launcher redirects to ``worker.log``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["RedactedStream", "log", "log_exception", "redact_streams"]
 
 
 def log(text: str) -> None:
-    """Write a line, secrets in it replaced."""
-    # The log may be on a full disk, or its reader gone: neither is a reason to end the training.
+    """Write a line, with secrets replaced."""
+    # A full disk or a closed reader must not end the training.
     with contextlib.suppress(OSError):
         print(redact(text), file=sys.stderr, flush=True)
 
 
 def log_exception() -> None:
-    """Write the traceback of the exception that is being handled."""
+    """Write the traceback of the current exception."""
     log(traceback.format_exc())

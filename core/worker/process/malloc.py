@@ -5,23 +5,23 @@ from __future__ import annotations
 import ctypes
 import sys
 
-#: Parameters of glibc's ``mallopt``, as its header numbers them.
+#: Parameters of glibc's ``mallopt``, numbered as in its header.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-#: Tensors up to this size come from the heap, and are found there again a moment later.
+#: Maximum size of tensors allocated on the heap, where they are reused.
 _LARGEST_IN_HEAP = 1 << 30
 _MOST_FREE = (1 << 31) - 1
 _GROWTH = 64 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Have malloc keep what is freed, for the next tensor of a step.
+    """Make malloc keep freed memory for the next tensor of a step.
 
-    By default glibc gives large blocks back to the system at once, and gets them again as pages of zeros: on a CPU,
-    where the tensors of a layer are small and its arithmetic fast, clearing these pages takes longer than many an
-    operation on them. What is free already is given back before.
+    By default glibc returns large blocks to the system at once, and gets them back as zeroed pages. On a CPU, where
+    the tensors of a layer are small, zeroing takes longer than many operations on them. Memory that is free already is
+    returned first.
 
     Returns:
-        Whether this is possible: it is with glibc, not with another C library.
+        True if this is possible, which it is with glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -34,7 +34,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back() -> None:
-    """Give what is free in the heap back to the system."""
+    """Return the free memory of the heap to the system."""
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):

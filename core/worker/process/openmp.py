@@ -1,14 +1,13 @@
 """OpenMP threads beside other processes: how long they spin while they wait for each other.
 
-At the end of each parallel region the threads of OpenMP wait for the last of them, and between two regions for the next
-one. Spinning is the fastest way to do so while each thread has a core: libgomp spins 300,000 rounds before a thread
-sleeps. Where another process takes a core, the thread that is waited for is not running, and the others burn the
-time that it needs: measured on two cores, training falls to a twentieth of its speed.
+At the end of a parallel region OpenMP threads wait for the last of them, and between regions for the next one. Spinning
+is fastest while each thread has a core: libgomp spins 300,000 rounds before a thread sleeps. If another process takes a
+core, the awaited thread is not running, and the others burn the time it needs: measured on two cores, training falls to
+a twentieth of its speed.
 
-libgomp has a mode for that: where a process has more OpenMP threads than cores, they spin 1,000 rounds only
-(``GOMP_SPINCOUNT`` in its manual). The number of rounds can be set before a process starts, that of the threads at any
-time: teams of threads that sleep turn the mode on, and their end turns it off. What is computed stays the same, as the
-number of threads that compute does.
+libgomp spins only 1,000 rounds if a process has more OpenMP threads than cores (``GOMP_SPINCOUNT`` in its manual). The
+number of rounds is fixed at process start, but the number of threads is not: teams of sleeping threads turn this mode
+on, and ending them turns it off. Results stay the same, because the number of computing threads does.
 """
 
 from __future__ import annotations
@@ -23,48 +22,47 @@ from pathlib import Path
 import psutil
 import torch
 
-#: Cores that others take beyond those that are free, from which on spinning loses: measured on two cores beside a
-#: process that takes 0.3, 0.5 and 0.7 of one, 369, 270 and 165 tokens a second with spinning, 280, 260 and 251 without.
+#: Cores taken by others beyond the free ones at which spinning loses. Measured on two cores beside a process that takes
+#: 0.3, 0.5 and 0.7 of one: 369, 270 and 165 tokens/s with spinning, 280, 260 and 251 without.
 CROWDED = 0.55
-#: Share of their time that our threads must have waited for a core; beside one busy process it is a half, beside none a
-#: hundredth. In a container others' load may be on cores that are not ours.
+#: Minimum share of time that our threads must have waited for a core: beside one busy process it is a half, alone a
+#: hundredth. In a container, the load of others may be on cores that are not ours.
 WAITED = 0.1
-#: Looks without a crowd until the threads spin again.
+#: Number of calm readings before the threads spin again.
 CALM = 10
-#: Seconds between two looks.
+#: Seconds between two readings.
 BEAT = 1.0
-#: Elements that torch divides among its threads.
+#: Number of elements that torch splits among its threads.
 SHARED_WORK = 1 << 17
 
 
 @dataclass(frozen=True)
 class CpuLoad:
-    """The load of the cores that this process may use, since the last look."""
+    """Load of the cores available to this process, since the last reading."""
 
     cores: int
     threads: int
     """OpenMP threads that compute."""
     others: float
-    """Cores that other processes took."""
+    """Cores used by other processes."""
     waited: float | None
-    """Share of the time that one of our threads waited for a core, as if there were ``threads`` of them; None where the
-    system does not tell."""
+    """Share of time that one of ``threads`` threads waited for a core; None if the system does not report it."""
 
     @property
     def is_crowded(self) -> bool:
-        """Whether others take cores that our threads need."""
+        """True if others use cores that our threads need."""
         return self.threads > 1 and self.others > self.cores - self.threads + CROWDED
 
 
 @dataclass
 class SpinPolicy:
-    """Whether threads should spin but for a moment; it goes back only after a while without a crowd."""
+    """Decides whether threads spin only briefly; switches back after a calm period."""
 
     is_brief: bool = False
     _calm: int = field(default=0, repr=False)
 
     def decide(self, load: CpuLoad) -> bool:
-        """Take a look into account; returns whether threads should spin but for a moment."""
+        """Add a reading; returns True if threads should spin only briefly."""
         if load.is_crowded:
             self._calm = 0
             self.is_brief = self.is_brief or load.waited is None or load.waited >= WAITED
@@ -75,7 +73,7 @@ class SpinPolicy:
 
 
 class CpuLoadMeter:
-    """A meter of the cores' load.
+    """Meter of CPU load.
 
     Args:
         threads: OpenMP threads that compute.
@@ -87,7 +85,7 @@ class CpuLoadMeter:
         self._last = self._read()
 
     def _read(self) -> tuple[float, float, float, float | None]:
-        """Time; seconds that the cores were busy, that this process computed, and that its threads waited."""
+        """Time; busy seconds of the cores; CPU seconds of this process; seconds its threads waited."""
         times = psutil.cpu_times(percpu=True)
         busy = sum(
             sum(times[core]) - times[core].idle - times[core].iowait for core in self._cores if core < len(times)
@@ -95,7 +93,7 @@ class CpuLoadMeter:
         return time.monotonic(), busy, time.process_time(), waited_seconds()
 
     def look(self) -> CpuLoad:
-        """The load since the last look."""
+        """Load since the last reading."""
         before, now = self._last, self._read()
         self._last = now
         seconds = max(now[0] - before[0], 1e-3)
@@ -105,7 +103,7 @@ class CpuLoadMeter:
 
 
 def waited_seconds() -> float | None:
-    """Seconds that the threads of this process have waited for a core; None where Linux does not count them."""
+    """Seconds that the threads of this process have waited for a core; None if Linux does not count them."""
     total = 0
     try:
         for task in Path("/proc/self/task").iterdir():
@@ -119,11 +117,11 @@ def waited_seconds() -> float | None:
 
 
 class SpinControl:
-    """Lets OpenMP's threads spin while there is a core for each, and but for a moment where there is not.
+    """Lets OpenMP threads spin while each has a core, and only briefly otherwise.
 
     Args:
-        look: Tells the load since it was last called; that of this machine, if None.
-        beat: Seconds between two looks.
+        look: Returns the load since the last call; None for this machine's.
+        beat: Seconds between two readings.
     """
 
     def __init__(self, look: Callable[[], CpuLoad] | None = None, *, beat: float = BEAT) -> None:
@@ -134,17 +132,17 @@ class SpinControl:
         self._teams: list[_SleepingTeam] = []
 
     def start(self) -> None:
-        """Begin to look, where there is more than one thread."""
+        """Start watching the load, if there is more than one thread."""
         if self._threads > 1:
             threading.Thread(target=self._watch, name="openmp", daemon=True).start()
 
     def close(self) -> None:
-        """Look no longer."""
+        """Stop watching."""
         self._ended.set()
 
     @property
     def is_brief(self) -> bool:
-        """Whether threads spin but for a moment."""
+        """True if threads spin only briefly."""
         return bool(self._teams)
 
     def _watch(self) -> None:
@@ -156,7 +154,7 @@ class SpinControl:
 
     def _spin(self, *, brief: bool) -> None:
         if brief and not self._teams:
-            # The first thread of a team is none of libgomp's.
+            # The first thread of a team does not belong to libgomp.
             missing = len(os.sched_getaffinity(0)) + 1 - self._threads
             self._teams = [_SleepingTeam() for _ in range(max(-(-missing // (self._threads - 1)), 1))]
         elif not brief and self._teams:
@@ -166,19 +164,19 @@ class SpinControl:
 
 
 def renew_thread_pool(threads: int | None = None) -> None:
-    """Renew torch's pool of threads in a forked process, while it has one thread.
+    """Recreate torch's thread pool in a forked process while it has one thread.
 
-    Torch replaces the pool of the process that was forked at its first use; a second thread that comes at that moment
-    finds none, and fails with "Invalid thread pool".
+    Torch replaces the parent's pool on first use; a second thread that arrives at that moment fails with "Invalid
+    thread pool".
 
     Args:
-        threads: How many it has; None for as many as before.
+        threads: Number of threads; None to keep it.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
 
 
 class _SleepingTeam:
-    """A team of OpenMP threads with nothing to do: they sleep, and count."""
+    """Team of sleeping OpenMP threads, which only count."""
 
     def __init__(self) -> None:
         self._ended = threading.Event()
@@ -186,7 +184,7 @@ class _SleepingTeam:
         self._thread.start()
 
     def _hold(self) -> None:
-        # A thread's first parallel region gives it a team of its own, which ends with the thread.
+        # A thread's first parallel region creates its team, which ends with the thread.
         torch.ones(SHARED_WORK).add_(1.0)
         self._ended.wait()
 

@@ -1,5 +1,5 @@
-"""Probe of torch and its family on this machine, as a job: an import of these libraries takes seconds, and a broken
-installation of one may end the process that tries it."""
+"""Probe of torch and its libraries on this machine, as a job: importing them takes seconds, and a broken installation
+may end the process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def probe(job: dict[str, Any], answers: Answers) -> dict[str, Any]:  # noqa: ARG
     """Gather the facts.
 
     Args:
-        job: ``device_only``: leave out all but torch and its cards, which take a third of the time.
-        answers: Not used.
+        job: ``device_only``: only torch and its cards, which takes a third of the time.
+        answers: Unused.
 
     Returns:
         The facts, and ``errors`` by library.
@@ -23,7 +23,7 @@ def probe(job: dict[str, Any], answers: Answers) -> dict[str, Any]:  # noqa: ARG
     for name, ask in (("torch", _torch), ("bitsandbytes", _bitsandbytes), ("transformers", _versions)):
         try:
             facts.update(ask())
-        except Exception as error:  # of any kind: a failure of a library is a finding
+        except Exception as error:  # any failure of a library is a finding
             facts["errors"][name] = f"{type(error).__name__}: {error}"
         if job["device_only"]:
             break
@@ -44,7 +44,7 @@ def _torch() -> dict[str, Any]:
                     "name": properties.name,
                     "capability": f"{properties.major}.{properties.minor}",
                     "memory": properties.total_memory,
-                    # Emulated bfloat16 works on older cards, at a fraction of the speed.
+                    # Older cards emulate bfloat16 at a fraction of the speed.
                     "bf16": properties.major >= 8,
                     "uuid": f"GPU-{getattr(properties, 'uuid', '')}",
                 }

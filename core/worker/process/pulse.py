@@ -1,4 +1,4 @@
-"""Pulse of the thread that leads a run of several processes, and the clock of a process without its suspensions."""
+"""Pulse of the training thread in rank 0 of a run of several processes, and a clock that excludes suspensions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 
 class Pulse:
-    """A count that goes up with whatever the thread has done; none while it may take as long as it likes.
+    """Counter that the training thread increments; None while the thread may take arbitrarily long.
 
-    Beaten by the training thread, read by the one that gives signs of life.
+    Incremented by the training thread, read by the heartbeat thread.
     """
 
     def __init__(self) -> None:
@@ -19,20 +19,20 @@ class Pulse:
         self._is_on = False
 
     def begin(self) -> None:
-        """From now on it counts."""
+        """Start counting."""
         self._is_on = True
 
     def end(self) -> None:
-        """It counts no more: what is left takes as long as it takes."""
+        """Stop counting: the remaining work may take arbitrarily long."""
         self._is_on = False
 
     def beat(self) -> None:
-        """Something is done."""
+        """Count one piece of work."""
         self._count += 1
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Inside, this process does something that the others wait for, for as long as it takes."""
+        """Context for work that the other processes wait for, for as long as it takes."""
         self._holds += 1
         try:
             yield
@@ -42,15 +42,15 @@ class Pulse:
 
     @property
     def count(self) -> int | None:
-        """The count; None while the thread may take as long as it likes."""
+        """The count; None while the thread may take arbitrarily long."""
         return self._count if self._is_on and not self._holds else None
 
 
 class Unchanged:
-    """For how long a number that is told again and again has been the same.
+    """Measures how long a reported number has been unchanged.
 
     Args:
-        clock: Seconds that only ever go up.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -59,38 +59,38 @@ class Unchanged:
         self._since = 0.0
 
     def note(self, value: object) -> None:
-        """The number as told, by another machine perhaps; what is none counts as none."""
+        """Report the number, possibly from another machine; any other value counts as none."""
         number = value if type(value) is int else None
         if number != self._value:
             self._value, self._since = number, self._clock()
 
     @property
     def seconds(self) -> float:
-        """Seconds since it has changed; 0 where there is none."""
+        """Seconds since it last changed; 0 without a number."""
         return 0.0 if self._value is None else self._clock() - self._since
 
 
 @dataclass
 class AwakeClock:
-    """Seconds in which this process was awake; it hears nobody while it is suspended. A thread looks at the clock
-    regularly: a far longer pause between two looks was a suspension, by SIGSTOP, a frozen container or Slurm.
+    """Seconds in which this process was awake, since a suspended process hears nobody. A thread ticks it regularly: a
+    much longer gap between two ticks was a suspension, by SIGSTOP, a frozen container or Slurm.
 
     Args:
-        most: Seconds between two looks that count at most.
-        clock: Seconds that only ever go up.
+        most: Maximum seconds counted between two ticks.
+        clock: Monotonic clock in seconds.
     """
 
     most: float
     clock: Callable[[], float] = time.monotonic
     seconds: float = field(default=0.0, init=False)
-    """As of the last look; may be read by any thread."""
+    """As of the last tick; may be read by any thread."""
     _looked: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self._looked = self.clock()
 
     def tick(self) -> float:
-        """Look at the clock; the seconds until now."""
+        """Update the clock; returns the seconds so far."""
         now = self.clock()
         self.seconds += min(now - self._looked, self.most)
         self._looked = now

@@ -48,31 +48,30 @@ from core.worker.process.step_watchdog import StepWatchdog, stage_of
 
 #: Seconds between heartbeats (the contract allows five) and between hardware samples.
 HEARTBEAT_SECONDS = 2.0
-#: Seconds between two looks at how far a step or an evaluation is, which are written where that has changed.
+#: Seconds between two checks of the progress of a step or an evaluation, which is written if it changed.
 PROGRESS_SECONDS = 1.0
-#: Seconds between two reports of how far a phase is.
+#: Seconds between two progress reports of a phase.
 REPORT_SECONDS = 0.5
 
 
 class Recorder:
-    """Writes ``events.jsonl`` and ``state.json`` of one run; may be used from any thread.
+    """Writes ``events.jsonl`` and ``state.json`` of one run; usable from any thread.
 
-    A full disk or another failure to write never ends training: it is printed to the log, once, and writing is tried
-    again with the next event. The heartbeat has a thread of its own, so that a step that hangs is told from a process
-    that is gone.
+    A full disk or another write error never ends training: it is logged once, and writing is retried with the next
+    event. The heartbeat has its own thread, so a hanging step differs from a dead process.
 
     Args:
         run: The run directory.
-        resume: Whether ``events.jsonl`` is continued.
-        vanished: Called when the run directory is not there any more, so that nobody will see what is written.
-        pending: The requests that wait for the training thread; in the state, until that is to stop.
-        changes: Gets an item whenever they have changed, which is then written at once.
-        parked: Why the run has given its device back; its meters are not recorded then. Empty while it has the device.
-        heard: Told each event, in the thread that it comes from.
-        owner: The pid of the process that the run is known by, which starts and ends this one; None for this one.
-        keeps: Whether anything is written. It is not by the processes of a run that are not its first: they have the
-            same recipe, and a log of their own.
-        pass_on: Told the warnings of such a process: ``pass_on(level, code, message, hint)``.
+        resume: Continue ``events.jsonl``.
+        vanished: Called when the run directory is gone, so that nobody will see the record.
+        pending: Returns the requests waiting for the training thread; written to the state until the run stops.
+        changes: Gets an item whenever they change, so that they are written at once.
+        parked: Reason why the run has given its device back, whose meters are not recorded then. Empty while it has the
+            device.
+        heard: Receives each event, in the thread that reports it.
+        owner: Pid of the supervisor that starts and ends this process; None if this process owns the run.
+        keeps: Write files. False in ranks after the first, which run the same recipe with their own log.
+        pass_on: Receives the warnings of such a process: ``pass_on(level, code, message, hint)``.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class Recorder:
         self._progress: StepProgress | None = None
         self._directory = os.stat(run.path)
         self.rested: Callable[[], float] = float
-        """Seconds that the training thread has rested so far, which make no step a slow one."""
+        """Seconds that the training thread has rested so far; rests do not make a step slow."""
         self._watchdog = StepWatchdog(lambda: time.monotonic() - self.rested())
         pid, identity = own_identity() if owner is None else (owner, start_identity(owner))
         counter, kills = own_counter()
@@ -128,7 +127,7 @@ class Recorder:
         )
         self._mend_last_line()
         self._sampler = Sampler(HEARTBEAT_SECONDS)
-        # What the meters of a parked run's device say is of those who have it now.
+        # While a run is parked, the meters show other users of its device.
         self._hardware = None if parked or not keeps else HardwareLog(self._sampler, self.event, self.notice)
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.update()
@@ -141,17 +140,17 @@ class Recorder:
 
     @property
     def device(self) -> Device | None:
-        """The run's own device as last read; None where it is not read yet."""
+        """Last snapshot of the run's own device; None before the first reading."""
         devices = self._sampler.latest()
         return devices[0] if devices else None
 
     @property
     def device_peak(self) -> int:
-        """The most bytes that the run has taken of its device's memory so far, as far as it was recorded."""
+        """Recorded peak of the run's device memory, in bytes."""
         return next((peak for device, peak in self._peaks.items() if device != "cpu"), self._peaks.get("cpu", 0))
 
     def event(self, event: Event) -> None:
-        """Append one event, secrets in its texts replaced."""
+        """Append an event, with secrets in its texts replaced."""
         if isinstance(event, StepEvent):
             self._watchdog.done(event.seconds)
         if isinstance(event, MemoryEvent):
@@ -159,10 +158,10 @@ class Recorder:
             self._peaks[event.device] = max(bytes_ or 0 for bytes_ in known)
         event = _redacted(event)
         with self._lock:
-            # Several threads report; the times in the file go up.
+            # Several threads report; times in the file must not decrease.
             data = encode_event(dataclasses.replace(event, t=time.time())).encode("utf-8", errors="replace")
             if self._torn:
-                # The disk filled up within an earlier line; this one must not be glued to its half.
+                # The disk filled up in the middle of an earlier line; do not append to its half.
                 data = b"\n" + data
             try:
                 written = os.write(self._file, data)
@@ -179,8 +178,8 @@ class Recorder:
         """Add a link to the run's hash chain, over the events so far (:mod:`core.runs.record.chain`).
 
         Args:
-            kind: What it tells of.
-            body: As JSON.
+            kind: Kind of link.
+            body: Body as JSON.
         """
         if not self._keeps:
             return
@@ -192,14 +191,14 @@ class Recorder:
                 self._warn_once(CHAIN_NAME, error)
 
     def phase(self, name: str, detail: str = "", done: int | None = None, total: int | None = None) -> None:
-        """Say which phase it is, or how far."""
+        """Report the current phase or its progress."""
         self.event(PhaseEvent(name=name, detail=detail, done=done, total=total))
 
     def reporter(
         self, name: str, check: Callable[[], None] = lambda: None
     ) -> Callable[[str, int | None, int | None], None]:
-        """A function that tells how far a phase is, twice a second at most; it calls ``check`` each time, which may
-        raise to give up."""
+        """A function that reports the progress of a phase, at most twice a second. It calls ``check`` each time, which
+        may raise to stop."""
         last = 0.0
 
         def report(detail: str, done: int | None, total: int | None) -> None:
@@ -213,54 +212,54 @@ class Recorder:
         return report
 
     def progress(self, what: str, done: int = 0, total: int = 0) -> None:
-        """Say how far a step or an evaluation is. It costs next to nothing: another thread writes it to the state, once
-        a second at most.
+        """Report the progress of a step or an evaluation. Cheap: another thread writes it to the state, at most once a
+        second.
 
         Args:
             what: ``micro_batches``, ``evaluation``, ``answers``, ``probe``, ``samples`` or ``checkpoint``.
-            done: How many are done.
-            total: Of how many; 0 where they are not counted.
+            done: Number done.
+            total: Total number; 0 if not counted.
         """
         self._progress = StepProgress(what, done, total)
 
     def end_progress(self) -> None:
-        """What :meth:`progress` told of is over."""
+        """End the progress reported by :meth:`progress`."""
         self._progress = None
 
     def notice(self, level: str, code: str, message: str, hint: str = "") -> None:
-        """Tell the user something, in the run's record and in the log."""
+        """Report to the user, in the run's record and in the log."""
         self.event(NoticeEvent(level=level, code=code, message=message, hint=hint))
         if level != "info":
             self._pass_on(level, code, message, hint)
         log(f"{level}: {message} {hint}".rstrip())
 
     def warn(self, code: str, message: str, hint: str) -> None:
-        """Give notice of something that went wrong and does not end the run."""
+        """Warn of a problem that does not end the run."""
         self.notice("warning", code, message, hint)
 
     def watch(self, device: str) -> None:
-        """Read the meters of the run's own device from now on: of the GPU with a UUID, or of the ``cpu``."""
+        """Read the meters of the run's own device from now on: a GPU by UUID, or ``cpu``."""
         self._sampler.watch(device)
 
     @property
     def sampler(self) -> Sampler:
-        """The meters of the run's own device."""
+        """Meters of the run's own device."""
         return self._sampler
 
     def memory(self, device: str, **values: Any) -> None:
-        """Record the device's memory, and the peak of this process's resident memory."""
+        """Record the device's memory, and the peak resident memory of this process."""
         if device != "cpu":
             self.event(MemoryEvent(device=device, **values))
             values = {}
         self.event(MemoryEvent(device="cpu", **{**values, "peak_bytes": peak_rss_bytes()}))
 
     def memory_of_process(self, predicted: dict[str, int] | None, *, rehearsed: bool) -> None:
-        """Record the memory of a run on the CPU: resident memory, the libraries and the loading of the model included,
+        """Record the memory of a run on the CPU: resident memory, including the libraries and the loading of the model,
         as in the plan.
 
         Args:
             predicted: The plan's parts.
-            rehearsed: Whether the rehearsal has just been done, so that the peak so far is its own.
+            rehearsed: The rehearsal has just ended, so the peak is its own.
         """
         used, total = cpu_memory()
         peak = peak_rss_bytes()
@@ -276,12 +275,12 @@ class Recorder:
         )
 
     def update(self, **changes: Any) -> None:
-        """Change fields of the state and write it, heartbeat included."""
+        """Change fields of the state and write it, including the heartbeat."""
         if "reason" in changes:
             changes["reason"] = redact(changes["reason"])
         with self._lock:
             now, beat, began = time.time(), time.monotonic(), self._step_began
-            # Told of the present, so that it is right for a reader even when the clock has been set meanwhile.
+            # Relative to now, so that it is right for readers even if the clock was changed.
             started = now - (beat - began) if began is not None else None
             self._state = dataclasses.replace(
                 self._state,
@@ -306,14 +305,14 @@ class Recorder:
         return () if state == "stopping" or state in END_STATES else self._read_pending()
 
     def begin_step(self) -> None:
-        """An optimizer step begins; the next heartbeat tells since when it runs."""
+        """Note the start of an optimizer step, for the next heartbeat."""
         self.end_progress()
         with self._lock:
             self._step_began = time.monotonic()
         self._watchdog.begin()
 
     def end_step(self, step: int) -> None:
-        """An optimizer step is done."""
+        """Note the end of an optimizer step."""
         self._watchdog.end()
         self.end_progress()
         with self._lock:
@@ -322,15 +321,15 @@ class Recorder:
 
     @property
     def energy_wh(self) -> float | None:
-        """Energy that the devices have taken since the worker began, in Wh; None where none reports its power."""
+        """Energy used by the devices since the worker began, in Wh; None if none reports its power."""
         return self._sampler.energy_wh
 
     def close(self, state: str, reason: str, final: FinishedEvent) -> None:
-        """Write the last event and the end state; nothing is written afterwards."""
+        """Write the last event and the final state; nothing is written afterwards."""
         if state not in END_STATES:
             raise ValueError(f"{state} is not an end state")
         self._end_threads()
-        # Others of the run's processes may have something to tell at this moment.
+        # Other processes of the run may report something at this moment.
         with closing_record(self._file) if self._keeps else nullcontext():
             self.event(final)
             self.seal("end", {"state": state, "step": final.step})
@@ -338,7 +337,7 @@ class Recorder:
         os.close(self._file)
 
     def hand_over(self, **changes: Any) -> None:
-        """Leave the record to the program that this process goes on with.
+        """Leave the record to the program that this process continues as.
 
         Args:
             **changes: Fields of the state.
@@ -365,7 +364,7 @@ class Recorder:
             self.update(socket=None, **changes)
 
     def sync(self) -> None:
-        """Make the events so far survive a power cut."""
+        """Flush the events so far to disk."""
         if not self._keeps:
             return
         try:
@@ -383,7 +382,7 @@ class Recorder:
             due = time.monotonic() + HEARTBEAT_SECONDS
             self.update()
             if self._has_vanished():
-                # A directory that was made anew takes the state, and nobody looks for it there.
+                # A recreated directory accepts the state, but nobody looks for it there.
                 self._vanished()
             if (slow := self._watchdog.look()) is not None:
                 self._tell_slow(*slow)
@@ -391,15 +390,15 @@ class Recorder:
                 self._hardware.tick()
 
     def _wait_for_change(self, seconds: float) -> bool:
-        """Wait for a change of what is pending, for so long at most; whether the run goes on."""
+        """Wait for a change of pending requests, at most for ``seconds``; returns True while the run continues."""
         with suppress(queue.Empty):
             self._changes.get(timeout=max(min(seconds, PROGRESS_SECONDS), 0.0))
-            while True:  # one answer for all that have come
+            while True:  # one update for all changes so far
                 self._changes.get_nowait()
         return not self._closed.is_set()
 
     def _tell_change(self) -> None:
-        """Write the state if it does not tell what is pending, or how far the step is."""
+        """Write the state if pending requests or progress changed."""
         state = self._state
         if self._pending(state.state) != state.pending or self._progress != state.progress:
             self.update()
@@ -417,16 +416,16 @@ class Recorder:
         )
 
     def _has_vanished(self) -> bool:
-        """Whether the run directory was removed, or replaced by another one."""
+        """True if the run directory was removed or replaced."""
         try:
             return not os.path.samestat(os.stat(self.run.path), self._directory)
         except FileNotFoundError:
             return True
         except OSError:
-            return False  # a file system that does not answer may answer again
+            return False  # the file system may answer again later
 
     def _mend_last_line(self) -> None:
-        """A line that a killed worker left unfinished gets its newline, so that readers count it as one bad line."""
+        """Terminate a line that a killed worker left unfinished, so that readers count it as one bad line."""
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":
             os.write(self._file, b"\n")
@@ -438,7 +437,7 @@ class Recorder:
 
 
 def _redacted(event: Event) -> Event:
-    """The event without secrets; what a model has said is left as it is."""
+    """The event without secrets; text generated by a model stays as it is."""
     if isinstance(event, SampleEvent):
         return event
     texts: dict[str, Any] = {
@@ -450,7 +449,7 @@ def _redacted(event: Event) -> Event:
 
 
 def peak_rss_bytes() -> int:
-    """The highest resident memory of this process so far, in bytes (``VmHWM``)."""
+    """Peak resident memory of this process so far, in bytes (``VmHWM``)."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):

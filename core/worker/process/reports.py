@@ -1,4 +1,4 @@
-"""Reports of a process of a run to its supervisor, as lines of JSON in a pipe: signs of life, the reason of an end."""
+"""Reports of a process to its supervisor, as lines of JSON in a pipe: heartbeats, and the reason of an end."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 
 from core.worker.process.step_watchdog import place_of
 
-#: Environment variables with the descriptor of the pipe, and the supervisor's pid.
+#: Environment variables with the pipe's descriptor, and the supervisor's pid.
 REPORTS, SUPERVISOR = "LOCALTUNE_REPORTS", "LOCALTUNE_SUPERVISOR"
-#: Seconds between two signs of life.
+#: Seconds between two heartbeats.
 BEAT_SECONDS = 1.0
-#: Of ``prctl``: the signal that this process gets when its parent ends.
+#: ``prctl`` option: signal for this process when its parent ends.
 _PDEATHSIG = 1
 
 
 class Reports:
-    """The reports of a process of a run to its supervisor, and its signs of life.
+    """Reports and heartbeats of a process to its supervisor.
 
     Args:
-        descriptor: Of the pipe; None without a supervisor.
+        descriptor: Descriptor of the pipe; None without a supervisor.
         supervisor: The supervisor's pid.
     """
 
@@ -35,8 +35,8 @@ class Reports:
         self._guard = threading.Lock()
         self.supervisor = supervisor
         self.signs: Callable[[], dict[str, Any]] = lambda: {"waiting": False}
-        """The fields of a sign of life: ``waiting``, whether the process waits for the others; ``wait``, the number of
-        that wait; ``pulse``, see :class:`core.worker.process.pulse.Pulse`."""
+        """Fields of a heartbeat: ``waiting``, True if the process waits for the others; ``wait``, the number of that
+        wait; ``pulse``, see :class:`core.worker.process.pulse.Pulse`."""
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
             threading.Thread(target=self._beat, name="reports", daemon=True).start()
@@ -45,13 +45,13 @@ class Reports:
         """Send a report.
 
         Args:
-            **fields: ``error`` and ``hint``: the reason of an end; ``following``: the options that the run goes on
-                with; ``host``, ``pid`` and ``device``: the place of the process.
+            **fields: ``error`` and ``hint``: reason of an end; ``following``: options the run continues with; ``host``,
+                ``pid`` and ``device``: place of the process.
         """
         if self._descriptor is None:
             return
         line = json.dumps(fields).encode("utf-8") + b"\n"
-        # Without a supervisor this process is about to be ended as well.
+        # If the supervisor is gone, this process is about to be killed as well.
         with self._guard, contextlib.suppress(OSError):
             os.write(self._descriptor, line)
 
@@ -67,12 +67,12 @@ class Reports:
 
 
 def report_to_supervisor() -> Reports:
-    """The reports of this process, which ends with its supervisor from now on; silent where it has none."""
+    """Reports of this process, which ends with its supervisor from now on; silent without one."""
     number, supervisor = os.environ.pop(REPORTS, ""), os.environ.pop(SUPERVISOR, "")
     if not number or not supervisor:
         return Reports(None, None)
-    # The kernel also ends a process that is suspended, or deep in a driver's code.
+    # The kernel kills it even if it is suspended or deep in a driver.
     ctypes.CDLL(None, use_errno=True).prctl(_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != int(supervisor):
-        os._exit(1)  # it has ended before that
+        os._exit(1)  # the supervisor has ended before
     return Reports(int(number), int(supervisor))

@@ -1,7 +1,6 @@
-"""Random generators: the state of all that training draws from, kept and put back.
+"""Random generators: saving and restoring the state of all that training draws from.
 
-Of the GPUs only the current one counts, which is the one that is trained on: a run may go on where more or fewer cards
-are visible than before.
+Only the current GPU counts, because a run may be resumed with more or fewer visible cards.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every random generator that training draws from; tensors and plain values only."""
+    """State of every random generator used in training, as tensors and plain values."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     state: dict[str, Any] = {
@@ -31,15 +30,15 @@ def rng_state() -> dict[str, Any]:
         ],
         "python": [version, list(internal), gauss_next],
     }
-    # Asked of a GPU that is in use alone, as a run on the CPU would take memory of it otherwise.
+    # Only of a GPU in use: otherwise a run on the CPU would allocate GPU memory.
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = [torch.cuda.get_rng_state()]
     return state
 
 
 def seed_unused(seed: int) -> None:
-    """Seed the generators of Python and NumPy, which checkpoints hold and nothing in training draws from, so that equal
-    runs have equal checkpoints. Torch's is seeded where it is first drawn from.
+    """Seed Python's and NumPy's generators, which checkpoints save and training never uses, so that equal runs have
+    equal checkpoints. Torch's is seeded where it is first used.
 
     Args:
         seed: Of the run.
@@ -49,7 +48,7 @@ def seed_unused(seed: int) -> None:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Put :func:`rng_state` back, where it was made with as many cards or not."""
+    """Restore :func:`rng_state`, even if saved with another number of cards."""
     torch.set_rng_state(state["torch"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
@@ -62,14 +61,14 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def own_draws(seed: int, step: int, rank: int) -> Iterator[None]:
-    """Inside, torch draws from numbers that belong to one process and one step, as dropout must differ between the
-    processes of a run; afterwards it goes on as if nothing had been drawn, so that all of them, and the checkpoints,
-    have the same state.
+    """Context in which torch draws from numbers specific to a process and a step, because dropout must differ between
+    processes. Afterwards the generators continue as if nothing had been drawn, so all processes and checkpoints have
+    the same state.
 
     Args:
         seed: Of the run.
         step: Steps done.
-        rank: Number of the process.
+        rank: Rank of the process.
     """
     before = rng_state()
     digest = hashlib.blake2b(f"{seed}:{step}:{rank}".encode(), digest_size=8).digest()

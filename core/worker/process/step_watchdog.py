@@ -1,4 +1,4 @@
-"""Watchdog of optimizer steps: one that takes much longer than others, and the stage that a thread is at."""
+"""Watchdog of optimizer steps: detects unusually long ones, and the stage a thread is at."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-#: A step takes long from so many times the median on, and from so many seconds on.
+#: A step is long from this multiple of the median, and this number of seconds.
 LONG_FACTOR, LONG_SECONDS = 10.0, 30.0
-#: Steps whose median counts, and the fewest that make one.
+#: Number of steps in the median, and its minimum.
 MEDIAN_OF, MEDIAN_FROM = 64, 5
 
 
 class StepWatchdog:
-    """Watchdog of the training thread, which tells it of its steps; another thread looks at it.
+    """Watchdog of the training thread, which reports its steps; read by another thread.
 
     Args:
-        clock: Seconds that only ever go up.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,22 +31,22 @@ class StepWatchdog:
         self._told = False
 
     def begin(self) -> None:
-        """A step begins."""
+        """Note the start of a step."""
         with self._guard:
             self._began, self._told = self._clock(), False
 
     def done(self, seconds: float) -> None:
-        """A step took so long."""
+        """Note the duration of a step in seconds."""
         with self._guard:
             self._seconds.append(seconds)
 
     def end(self) -> None:
-        """No step is under way."""
+        """Note that no step is running."""
         with self._guard:
             self._began = None
 
     def look(self) -> tuple[float, float] | None:
-        """Seconds of the step under way and the median, once for a step that takes long; else None."""
+        """Seconds of the current step and the median, once per long step; else None."""
         with self._guard:
             if self._began is None or self._told or len(self._seconds) < MEDIAN_FROM:
                 return None
@@ -57,9 +57,9 @@ class StepWatchdog:
             return took, median
 
 
-#: What runs the backward pass; inside it are frames of the forward pass, where that is computed again.
+#: Module of the backward pass; recomputed forward frames lie inside it.
 _BACKWARD = "torch.autograd.graph"
-#: Modules whose frames tell the stage; of several the innermost one.
+#: Stage by module prefix; the innermost frame decides.
 _STAGES: tuple[tuple[str, str], ...] = (
     ("core.worker.data.", "reading its rows"),
     ("core.worker.optim.", "the optimizer's update"),
@@ -71,7 +71,7 @@ _STAGES: tuple[tuple[str, str], ...] = (
 
 
 def stage_of(thread: threading.Thread) -> str:
-    """The stage of a step that a thread is at, as the end of a sentence; empty where its stack does not tell.
+    """Stage of a step that a thread is at, as the end of a sentence; empty if its stack does not show it.
 
     Args:
         thread: The training thread.
@@ -83,8 +83,8 @@ def stage_of(thread: threading.Thread) -> str:
 
 
 def place_of(thread: threading.Thread) -> str:
-    """The place in the program that a thread is at: its stage of a step where it is at one, else the innermost function
-    of the program's own, ``attend (core.worker.control_point)``; empty where its stack does not tell.
+    """Place in the program that a thread is at: its stage of a step, and the innermost function of our own, ``attend
+    (core.worker.control_point)``; empty if its stack does not show it.
 
     Args:
         thread: The training thread.
@@ -100,7 +100,7 @@ def place_of(thread: threading.Thread) -> str:
 
 
 def _modules(frame: FrameType | None) -> Iterator[str]:
-    """The modules of a stack's frames, the innermost one first."""
+    """Modules of a stack's frames, innermost first."""
     while frame is not None:
         yield str(frame.f_globals.get("__name__", ""))
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""The duty cycle of the training thread: rests between micro-batches."""
+"""Duty cycle of the training thread: rests between micro-batches."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Callable
 
 from core.worker.process.control import Controls
 
-#: The most rest that is owed, in seconds: what a request has cut short is made up for, within bounds.
+#: Maximum owed rest, in seconds: rest cut short by a request is made up for, within this bound.
 MOST_OWED = 120.0
-#: The longest rest without a look at the duty cycle and at signals, in seconds.
+#: Maximum rest before checking the duty cycle and signals again, in seconds.
 SLICE = 0.2
-#: The shortest rest that is worth one, in seconds.
+#: Minimum rest, in seconds.
 SHORTEST = 1e-4
 
 
 def _nothing() -> None:
-    """A CPU has done its work when the call returns."""
+    """A CPU is done when the call returns."""
 
 
 class Throttle:
-    """Rests so that a share of the time is worked. Another thread sets :attr:`duty`; the training thread calls
-    :meth:`rest`, which with full duty costs a comparison.
+    """Rests so that a given share of the time is spent working. Another thread sets :attr:`duty`; the training thread
+    calls :meth:`rest`, which costs one comparison at full duty.
 
     Args:
-        controls: A request ends a rest at once; what is left of it is owed.
-        duty: The share of the time that is worked.
-        synchronize: Waits until the device has done what it was given, as work on a GPU goes on after the call.
-        clock: Seconds that only ever go up.
+        controls: A request ends a rest at once; the remainder is owed.
+        duty: Share of time spent working.
+        synchronize: Waits until the device is idle, since GPU work continues after the call.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Throttle:
         self._owed = 0.0
 
     def rest(self) -> None:
-        """Rest for what was worked since the last call."""
+        """Rest for the work since the last call."""
         duty = self.duty
         if duty >= 1.0:
             self._since = None
@@ -72,5 +72,5 @@ class Throttle:
         self._owed = 0.0
 
     def paused(self) -> None:
-        """A pause is over, which was rest enough."""
+        """Reset after a pause, which was rest enough."""
         self._since, self._owed = None, 0.0

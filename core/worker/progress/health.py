@@ -1,4 +1,4 @@
-"""Health of the training: losses and gradients that are not finite, and loss spikes, with the rows behind them."""
+"""Training health: non-finite losses and gradients, and loss spikes, with the rows behind them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from core.analysis.file_lines import FileLine, name_places
 from core.errors import UserError
 from core.units import exact_number, format_number
 
-#: Updates in a row that are skipped for a loss or gradient that is not finite, before a run gives up.
+#: Number of consecutive non-finite updates after which a run gives up.
 NONFINITE_LIMIT = 5
 
 
 class NotFiniteError(UserError):
-    """A run that gave up because its losses or gradients were no numbers any more; ``good`` is the step of its newest
+    """Error of a run that gave up because losses or gradients stayed non-finite. ``good`` is the step of its newest
     good checkpoint, if there is one."""
 
     def __init__(self, message: str, hint: str, good: int | None) -> None:
@@ -26,18 +26,18 @@ class NotFiniteError(UserError):
 
 
 class FiniteCheck:
-    """Looks at the loss and the gradient of each step.
+    """Checks the loss and the gradient of each step.
 
     Args:
-        notice: Told what is wrong: ``notice(code, message, hint)``.
-        places: Where the training rows come from, by their index.
+        notice: Receives warnings: ``notice(code, message, hint)``.
+        places: Source of each training row, by index.
     """
 
     def __init__(self, notice: Callable[[str, str, str], None], places: Sequence[FileLine]) -> None:
         self._notice = notice
         self._places = places
         self.skipped = 0
-        """Updates that were skipped so far, because something was not finite."""
+        """Number of updates skipped so far."""
         self._streak = 0
         self._zero_told = False
         self._where = ""
@@ -48,15 +48,15 @@ class FiniteCheck:
         return self._streak >= NONFINITE_LIMIT
 
     def accepts(self, step: int, loss: float, norm: float, window: Sequence[int], *, overflow: bool = False) -> bool:
-        """True if the update of a step may be made.
+        """True if a step may update the weights.
 
         Args:
-            step: The step under way, counted from 1.
+            step: Current step, counted from 1.
             loss: Its mean loss.
             norm: The norm of its gradient, before clipping.
             window: Indices of its rows.
-            overflow: Whether a gradient that is not finite comes of the scale of fp16 and is mended by a smaller one;
-                it does not count then.
+            overflow: A non-finite gradient comes from the fp16 loss scale, which a smaller scale fixes; it does not
+                count.
         """
         if math.isfinite(loss) and math.isfinite(norm):
             self._streak = 0
@@ -79,10 +79,10 @@ class FiniteCheck:
         return False
 
     def verdict(self, good: int | None) -> NotFiniteError:
-        """The error that ends a hopeless run.
+        """Error that ends a hopeless run.
 
         Args:
-            good: The step of its newest good checkpoint.
+            good: Step of its newest good checkpoint.
         """
         kept = f"the last good checkpoint is that of step {good}" if good else "no checkpoint is known to be good"
         return NotFiniteError(
@@ -93,11 +93,11 @@ class FiniteCheck:
         )
 
     def facts(self) -> dict[str, Any]:
-        """All of it as JSON, for a checkpoint."""
+        """State as JSON, for a checkpoint."""
         return {"skipped": self.skipped, "streak": self._streak, "zero_told": self._zero_told}
 
     def restore(self, facts: dict[str, Any]) -> None:
-        """Put :meth:`facts` back."""
+        """Restore :meth:`facts`."""
         self.skipped, self._streak = int(facts["skipped"]), int(facts["streak"])
         self._zero_told = bool(facts["zero_told"])
 
@@ -111,17 +111,17 @@ class FiniteCheck:
         self._notice("zero_gradient", message, hint)
 
     def _name(self, window: Sequence[int]) -> str:
-        # Rows that were made in memory, as tests do, come from nowhere.
+        # Rows made in memory, as in tests, have no source.
         return name_places([self._places[row] for row in window if row < len(self._places)])
 
 
-#: Times that a run goes back for a spike; at the next one it stops.
+#: Number of rollbacks for spikes; at the next spike the run stops.
 ROLLBACK_LIMIT = 3
-#: Losses whose median is the level; residuals that tell the noise; how many of these there have to be.
+#: Number of losses whose median is the level; of residuals that give the noise; minimum number of residuals.
 LEVEL, NOISE, FEWEST = 16, 128, 20
-#: The least noise that is assumed, in nats: where rows are known by heart, one that is not stands out by nature.
+#: Minimum noise, in nats: once rows are memorized, any new row would stand out.
 LEAST_NOISE = 0.05
-#: Spikes that are told in a start of a run.
+#: Maximum number of spikes reported per start of a run.
 MOST_TOLD = 10
 
 Action = Literal["warn", "skip", "rollback", "stop"]
@@ -129,11 +129,11 @@ Told = Callable[[str, str, str], None]
 
 
 class RecentLosses:
-    """The losses of the last steps, robustly summed up: their level, and how far above it a step has to be.
+    """Robust statistics of the last losses: their level, and how far above it a step is.
 
-    The level is the median of the last :data:`LEVEL` losses, moved by the median of the residuals, that is the
-    trend. The noise is the greater one of two robust deviations of the residuals: by their median, and by their 95th
-    percentile, which sees a few steps in twenty that are of another kind, such as those of the shortest rows.
+    The level is the median of the last :data:`LEVEL` losses, shifted by the median of the residuals (the trend). The
+    noise is the greater of two robust deviations of the residuals: one from their median, and one from their 95th
+    percentile, which catches a few steps in twenty of another kind, such as steps of the shortest rows.
     """
 
     def __init__(self) -> None:
@@ -143,15 +143,15 @@ class RecentLosses:
 
     @property
     def is_enough(self) -> bool:
-        """True if they say anything yet."""
+        """True if there are enough losses to judge by."""
         return len(self._residuals) >= FEWEST
 
     def add(self, loss: float, tokens: int) -> None:
-        """Take a step in.
+        """Add a step.
 
         Args:
             loss: Its mean loss, in nats.
-            tokens: The supervised tokens that it is the mean of.
+            tokens: Number of supervised tokens behind the mean.
         """
         if self._losses:
             self._residuals.append(loss - _median(self._losses))
@@ -159,12 +159,12 @@ class RecentLosses:
         self._losses.append(loss)
 
     def expected(self) -> float:
-        """The loss that the next step should have."""
+        """Expected loss of the next step."""
         return _median(self._losses) + _median(self._residuals)
 
     def deviations(self, loss: float, tokens: int) -> float:
-        """How many deviations a loss is above the expected one; 0 where one of the last steps was as far above the
-        level. The mean of few tokens deviates more, by the root of their number."""
+        """Number of deviations of a loss above the expected one; 0 if a recent step was as far above the level. The
+        mean of few tokens deviates more, by the square root of their number."""
         level, trend, usual = _median(self._losses), _median(self._residuals), _median(self._tokens)
         if loss - level <= max(self._residuals):
             return 0.0
@@ -177,16 +177,16 @@ class RecentLosses:
         return (loss - level - trend) / (max(typical, upper, LEAST_NOISE) * _widening(tokens, usual))
 
     def forget(self) -> None:
-        """Begin anew, at another level."""
+        """Start over at another level."""
         for each in (self._losses, self._residuals, self._tokens):
             each.clear()
 
     def facts(self) -> dict[str, Any]:
-        """All of it as JSON, for a checkpoint."""
+        """State as JSON, for a checkpoint."""
         return {"losses": list(self._losses), "residuals": list(self._residuals), "tokens": list(self._tokens)}
 
     def restore(self, facts: Mapping[str, Any]) -> None:
-        """Put :meth:`facts` back."""
+        """Restore :meth:`facts`."""
         self.forget()
         self._losses.extend(map(float, facts["losses"]))
         self._residuals.extend(map(float, facts["residuals"]))
@@ -195,46 +195,46 @@ class RecentLosses:
 
 @dataclass(frozen=True)
 class Spike:
-    """Steps in a row whose losses were far too high."""
+    """Consecutive steps whose losses were far too high."""
 
     first: int
-    """The first of them, counted from 1."""
+    """First step, counted from 1."""
     last: int
     loss: float
     """The highest loss."""
     expected: float | None
-    """The loss that the first one should have had; None where that is not known yet."""
+    """Expected loss of the first step; None if not known yet."""
     rows: tuple[int, ...]
-    """Indices of their rows."""
+    """Indices of the rows of these steps."""
 
     @property
     def count(self) -> int:
-        """The number of the steps."""
+        """Number of steps."""
         return self.last - self.first + 1
 
     def followed_by(self, step: int, loss: float, window: Sequence[int]) -> Spike:
-        """With one more step."""
+        """The spike with one more step."""
         return Spike(self.first, step, max(loss, self.loss), self.expected, (*self.rows, *window))
 
     @property
     def sentence(self) -> str:
-        """In words: ``7.13 at step 41, where about 1.2 was expected``."""
+        """Description: ``7.13 at step 41, where about 1.2 was expected``."""
         at = f"step {self.first}" if self.count == 1 else f"steps {self.first} to {self.last}"
         about = "" if self.expected is None else f", where about {format_number(self.expected)} was expected"
         return f"{format_number(self.loss)} at {at}{about}"
 
 
 class LossSpikes:
-    """Looks for spikes in the losses of a run, and says what is to be done.
+    """Detects loss spikes of a run and decides the response.
 
     Args:
-        action: As ``train.on_loss_spike``.
-        threshold: Deviations above the expected loss from which a step is one; 0: losses are not compared.
-        patience: Such steps in a row after which the run goes back or stops; when updates are skipped, the most.
-        limit: A loss above which a step is one whatever was before; None for no limit.
-        warmup: Steps of warm-up, which are not looked at.
-        notice: Told of spikes: ``notice(code, message, hint)``.
-        places: Where the training rows come from, by their index.
+        action: The option ``train.on_loss_spike``.
+        threshold: Deviations above the expected loss that make a spike; 0 to not compare losses.
+        patience: Consecutive steps after which the run goes back or stops; with ``skip``, the most updates skipped.
+        limit: A loss above which any step is a spike; None for no limit.
+        warmup: Warm-up steps, which are ignored.
+        notice: Receives warnings: ``notice(code, message, hint)``.
+        places: Source of each training row, by index.
     """
 
     def __init__(
@@ -254,20 +254,20 @@ class LossSpikes:
         self._recent = RecentLosses()
         self._told = 0
         self.spike: Spike | None = None
-        """The one that is on; None while losses are as expected."""
+        """Current spike; None while losses are as expected."""
         self.left_out: set[int] = set()
-        """Steps, counted from 1, that are left out as a spike began with their rows."""
+        """Steps, counted from 1, that are skipped because a spike began with their rows."""
         self.rollbacks = 0
-        """Times that the run went back for a spike."""
+        """Number of rollbacks for spikes."""
 
     @property
     def acts(self) -> bool:
-        """True if a spike changes what is trained."""
+        """True if spikes change the training."""
         return self._action != "warn"
 
     @property
     def _ends(self) -> bool:
-        """True if the run returns to a good checkpoint."""
+        """True if a spike returns the run to a good checkpoint."""
         return self._action in ("rollback", "stop")
 
     @property
@@ -277,24 +277,24 @@ class LossSpikes:
 
     @property
     def needs_checkpoint(self) -> bool:
-        """True if there has to be a checkpoint that the run can return to."""
+        """True if the run needs a checkpoint to return to."""
         return self._ends and self.spike is None and (self._recent.is_enough or self._limit is not None)
 
     @property
     def due(self) -> Spike | None:
-        """The spike for which the run has to go back or stop now."""
+        """Spike for which the run must go back or stop now."""
         return self.spike if self.spike is not None and self._ends and self.spike.count >= self._patience else None
 
     @property
     def may_go_back(self) -> bool:
-        """True if the run goes on after a rollback, and does not stop."""
+        """True if the run continues after a rollback instead of stopping."""
         return self._action == "rollback" and self.rollbacks < ROLLBACK_LIMIT
 
     def accepts(self, step: int, loss: float, tokens: int, window: Sequence[int]) -> bool:
-        """True if the update of a step may be made.
+        """True if a step may update the weights.
 
         Args:
-            step: The step under way, counted from 1.
+            step: Current step, counted from 1.
             loss: Its mean loss, which is finite.
             tokens: Its supervised tokens.
             window: Indices of its rows.
@@ -313,7 +313,7 @@ class LossSpikes:
             self.spike = Spike(step, step, loss, expected, tuple(window))
             self._tell(self.spike, above)
         else:
-            # Of one that stays, only the steps that are acted on keep their rows.
+            # Rows of a lasting spike are only kept up to the step that triggers the response.
             rows = window if self.spike.count < self._patience else ()
             self.spike = self.spike.followed_by(step, loss, rows)
         if self._ends or self.spike.count <= self._patience:
@@ -322,7 +322,7 @@ class LossSpikes:
         return True
 
     def _settle(self, spike: Spike, loss: float, tokens: int) -> None:
-        """Take a loss that has stayed high for the new level."""
+        """Accept a loss that has stayed high as the new level."""
         if spike.count == self._patience + 1:
             self._recent.forget()
             if self._action == "skip":
@@ -352,22 +352,22 @@ class LossSpikes:
         self._notice("loss_spike", f"The loss spikes: {why}. Its rows: {self.name(spike)}.{more}", hint)
 
     def name(self, spike: Spike) -> str:
-        """Where the rows of a spike are."""
-        # Rows that were made in memory, as tests do, come from nowhere.
+        """Sources of the rows of a spike."""
+        # Rows made in memory, as in tests, have no source.
         return name_places([self._places[row] for row in spike.rows if row < len(self._places)])
 
     def begin_anew(self) -> None:
-        """Forget earlier losses: other weights are trained from now on."""
+        """Forget earlier losses, because other weights are trained from now on."""
         self._recent.forget()
         self.spike = None
 
     def leave_out(self, spike: Spike) -> None:
-        """The steps of a spike are not done again when the run has gone back."""
+        """Skip the steps of a spike after a rollback."""
         self.left_out.update(range(spike.first, spike.last + 1))
         self.rollbacks += 1
 
     def facts(self) -> dict[str, Any]:
-        """All of it as JSON, for a checkpoint."""
+        """State as JSON, for a checkpoint."""
         return {
             "recent": self._recent.facts(),
             "spike": None if self.spike is None else vars(self.spike),
@@ -376,10 +376,10 @@ class LossSpikes:
         }
 
     def restore(self, facts: Mapping[str, Any] | None) -> None:
-        """Put :meth:`facts` back; what was left out since stays so.
+        """Restore :meth:`facts`; steps skipped since stay skipped.
 
         Args:
-            facts: None where a checkpoint has none, as the run did nothing about spikes then.
+            facts: None if the checkpoint has none, because the run only warned of spikes then.
         """
         self._recent.forget()
         self.spike = None
@@ -393,7 +393,7 @@ class LossSpikes:
 
 
 def _widening(tokens: int, usual: float) -> float:
-    """By how much the mean of few tokens deviates more than that of the usual number."""
+    """Factor by which the mean of few tokens deviates more than the mean of the usual number."""
     return math.sqrt(max(usual / max(tokens, 1), 1.0))
 
 

@@ -1,4 +1,5 @@
-"""Training state in a checkpoint, besides weights, optimizer and random generators; limits and intervals of a run."""
+"""Training state saved in checkpoints besides weights, optimizer and random generators; limits and intervals of a
+run."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ from core.worker.progress.health import FiniteCheck, LossSpikes
 
 
 class BestStep:
-    """Early stopping: the best step by held-out loss, the patience that is left, and the newest good checkpoint.
+    """Early stopping: the best step by held-out loss, the remaining patience, and the newest good checkpoint.
 
-    A checkpoint is good when its very weights have given a finite loss and a finite gradient: the loss of its step was
-    computed before the update that it contains, and says nothing of that.
+    A checkpoint is good once its own weights have given a finite loss and gradient. The loss of its step was computed
+    before the update it contains, and does not prove that.
 
     Args:
-        patience: Evaluations without improvement after which the run ends; None: never.
-        min_delta: By how much the held-out loss must fall to count as an improvement.
+        patience: Evaluations without improvement after which the run ends; None for never.
+        min_delta: Minimum decrease of the held-out loss that counts as an improvement.
     """
 
     def __init__(self, patience: int | None = None, min_delta: float = 0.0) -> None:
@@ -38,31 +39,31 @@ class BestStep:
         self.waited = 0
         """Evaluations since the last improvement."""
         self.last_measured: int | None = None
-        """Step of the last evaluation that was carried through."""
+        """Step of the last completed evaluation."""
         self._reference = math.inf
         self._proven: int | None = None
         self._saved: int | None = None
 
     @property
     def is_exhausted(self) -> bool:
-        """True if the held-out loss has not improved for as many evaluations as there is patience."""
+        """True if patience has run out."""
         return self.patience is not None and self.waited >= self.patience
 
     @property
     def protected(self) -> frozenset[int]:
-        """Steps whose checkpoints outlive the rotation."""
+        """Steps whose checkpoints survive the rotation."""
         return frozenset(step for step in (self.best_step, self.last_good) if step is not None)
 
     def measured(self, step: int, loss: float, *, proves: bool = True) -> bool:
-        """Take in an evaluation; the untouched model (step 0) is no candidate.
+        """Add an evaluation. The untrained model (step 0) is no candidate.
 
         Args:
-            step: Of the weights.
+            step: Step of the weights.
             loss: The held-out loss.
-            proves: Whether a finite one proves the weights good, as it does not while the training loss spikes.
+            proves: A finite loss proves the weights good; False during a loss spike.
 
         Returns:
-            Whether it is the best one so far.
+            True if it is the best one so far.
         """
         if self.last_measured is not None and step <= self.last_measured:
             return False  # a resumed run measures its last step again
@@ -81,23 +82,23 @@ class BestStep:
         return False
 
     def begin_anew(self) -> None:
-        """Forget earlier measurements: other weights are measured from now on."""
+        """Forget earlier measurements, because other weights are measured from now on."""
         self.best_step, self.best_loss, self._reference, self.waited = None, math.inf, math.inf, 0
 
     def saved(self, step: int) -> None:
-        """A checkpoint of a step has been written. An evaluation of its weights may have proved them already."""
+        """Note that a checkpoint was written. An evaluation may have proved its weights already."""
         self._saved = step
         if step == self._proven:
             self.last_good = step
 
     def proved(self, step: int) -> None:
-        """The weights after so many steps have given a finite loss and gradient."""
+        """Note that the weights after this step have given a finite loss and gradient."""
         self._proven = step
         if self._saved == step:
             self.last_good = step
 
     def facts(self) -> dict[str, Any]:
-        """All of it as JSON, for a checkpoint."""
+        """State as JSON, for a checkpoint."""
         return {
             "best": None if self.best_step is None else {"step": self.best_step, "loss": self.best_loss},
             "last_good": self.last_good,
@@ -108,11 +109,11 @@ class BestStep:
         }
 
     def restore(self, facts: dict[str, Any], step: int | None) -> None:
-        """Put :meth:`facts` back.
+        """Restore :meth:`facts`.
 
         Args:
-            facts: Of whatever moment.
-            step: The checkpoint that the run goes on from; None for its beginning.
+            facts: Facts of any earlier moment.
+            step: Step of the checkpoint the run continues from; None for its beginning.
         """
         best = facts["best"]
         self.best_step, self.best_loss = (None, math.inf) if best is None else (int(best["step"]), float(best["loss"]))
@@ -125,13 +126,13 @@ class BestStep:
 
 
 class Limits:
-    """Limits of a run: hours of work and energy, counted over all its starts, after which it ends with its result.
+    """Limits on working hours and energy, summed over all starts of a run, after which it ends with its result.
 
     Args:
-        hours: Hours of work at most; None for no limit.
-        watt_hours: Energy at most; None for no limit.
-        energy: Watt-hours that this process has taken; None where no device reports its power.
-        clock: Seconds, by a clock that nobody sets.
+        hours: Maximum working hours; None for no limit.
+        watt_hours: Maximum energy; None for no limit.
+        energy: Returns the watt-hours of this process; None if no device reports its power.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class Limits:
         self._seconds_before = self._energy_before = 0.0
 
     def pause(self, seconds: float) -> None:
-        """Seconds of pause that are over do not count."""
+        """Exclude finished seconds of pause."""
         self._paused += seconds
 
     @property
@@ -166,14 +167,14 @@ class Limits:
 
     @property
     def is_blind(self) -> bool:
-        """True if energy is limited, and no device reports its power."""
+        """True if energy is limited but no device reports its power."""
         return self._watt_hours is not None and self._energy() is None
 
     def reached(self, pausing: float = 0.0) -> str | None:
-        """The limit that is reached, as the reason of an end; None while none is.
+        """The limit that was reached, as a reason; None if none was.
 
         Args:
-            pausing: Seconds of pause that :meth:`pause` has not been told yet.
+            pausing: Seconds of pause not yet passed to :meth:`pause`.
         """
         if self._hours is not None and self.seconds - pausing >= self._hours * 3600:
             return f"train.max_hours = {exact_number(self._hours)} is reached"
@@ -182,11 +183,11 @@ class Limits:
         return None
 
     def facts(self) -> dict[str, Any]:
-        """The hours and the energy spent, as JSON, for a checkpoint."""
+        """Hours and energy spent, as JSON, for a checkpoint."""
         return {"seconds": self.seconds, "watt_hours": self.watt_hours}
 
     def resume(self, facts: Mapping[str, Any] | None) -> None:
-        """Go on from what a checkpoint says was spent; None where it is of an earlier version."""
+        """Continue from the amounts in a checkpoint; None from earlier versions."""
         if facts is not None:
             self._seconds_before = float(facts["seconds"])
             self._energy_before = float(facts["watt_hours"])
@@ -194,56 +195,55 @@ class Limits:
 
 @dataclass
 class TrainState:
-    """Progress of a run: its parts share one, read it and change it."""
+    """Progress of a run, shared and changed by its parts."""
 
     total_steps: int
     token_budget: int
-    """The most tokens of a micro-batch, padding included; smaller once memory has run out."""
+    """Token budget of a micro-batch, padding included; smaller once memory has run out."""
     best: BestStep
     finite: FiniteCheck
     scaler: GradScaler | None = None
     reference_budget: int | None = None
-    """The most tokens of a batch that the reference log-probabilities were computed with, where that is done once."""
+    """Token budget of the precomputed reference, if there is one."""
     checkpointing: bool = False
     """True if activations are recomputed in backward."""
     kept_layers: int = 0
-    """With that, the number of layers, the last ones, whose activations are kept nevertheless."""
+    """Number of last layers whose activations are kept despite ``checkpointing``."""
     offloading: bool = False
-    """True if what recomputing starts from is kept in host memory meanwhile."""
+    """True if the inputs of recomputed layers are offloaded to host memory."""
     deterministic: Determinism = "strict"
-    """True if a run that goes on is equal bit for bit, or to rounding."""
+    """Reproducibility of a resumed run: bit for bit, or to rounding."""
     file: dict[str, str] | None = None
-    """The type of the file whose weights are trained now (``type``), and the dtype that they are merged in
-    (``dtype``); None where they are not."""
+    """Type (``type``) and merge dtype (``dtype``) of the file whose weights are trained now; None if there is none."""
     limits: Limits = field(default_factory=Limits)
-    """Hours and energy after which the run ends, and what is spent of them."""
+    """Limits on hours and energy, and the amounts spent."""
     spikes: LossSpikes = field(default_factory=LossSpikes)
-    """Steps whose loss is far too high, and those that are left out for it."""
+    """Loss spikes, and the steps skipped because of them."""
     step: int = 0
     """Optimizer steps done."""
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Options changed while running, ``section.key`` to value."""
+    """Options changed while running, by ``section.key``."""
     saved: int | None = None
-    """The step of the newest whole checkpoint; as what follows, no checkpoint holds it."""
+    """Step of the newest whole checkpoint. This and all following fields are not saved in checkpoints."""
     paused: bool = False
     """True if the run pauses at the next control point."""
     paused_seconds: float = 0.0
     """Seconds of pause since the last step."""
     evaluated: int | None = None
-    """The step of the last evaluation in this process, whether or not it was carried through."""
+    """Step of the last evaluation in this process, complete or not."""
     measures_baseline: bool = False
-    """True if the evaluation before the first step is under way."""
+    """True during the evaluation before the first step."""
     skipping: bool = False
-    """True if the evaluation that is under way is to be left out."""
+    """True if the current evaluation should be skipped."""
 
     @property
     def may_overflow(self) -> bool:
-        """True if a gradient that is not finite may come of the scale of fp16, which then shrinks."""
+        """True if a non-finite gradient may come from the fp16 loss scale, which then shrinks."""
         return self.scaler is not None and self.scaler.get_scale() > 1.0
 
     def facts(self) -> dict[str, Any]:
-        """The state as JSON, under the keys of a checkpoint's manifest; ``limits`` and ``spikes`` only
-        of a run that has some, or acts on them, as the checkpoints of two equal runs are equal otherwise."""
+        """State as JSON, under the keys of a checkpoint's manifest. ``limits`` and ``spikes`` are only written if the
+        run has limits or acts on spikes; otherwise equal runs would have unequal checkpoints."""
         spent = {"limits": self.limits.facts()} if self.limits.is_set else {}
         spikes = {"spikes": self.spikes.facts()} if self.spikes.acts else {}
         return {
@@ -253,7 +253,7 @@ class TrainState:
             "reference_budget": self.reference_budget,
             "gradient_checkpointing": self.checkpointing,
             "activation_offload": self.offloading,
-            # Earlier versions could sum the loss with Liger's kernel, and wrote its version here.
+            # Earlier versions could use Liger's loss kernel, and wrote its version here.
             "liger": None,
             "overrides": self.overrides,
             "selection": self.best.facts(),
@@ -266,18 +266,18 @@ class TrainState:
         }
 
     def restore(self, manifest: Mapping[str, Any]) -> None:
-        """Go back to where a checkpoint was written. What was set while running (``overrides``) stays in force, and
-        what a run settles before its first step (``reference_budget``, ``deterministic``) is settled.
+        """Restore the state of a checkpoint. Options changed while running (``overrides``) and settings fixed before
+        the first step (``reference_budget``, ``deterministic``) stay.
 
         Args:
-            manifest: The checkpoint's: its ``step``, and :meth:`facts`.
+            manifest: Manifest of the checkpoint: its ``step``, and :meth:`facts`.
         """
         if self.scaler is not None and manifest["scaler"] is not None:
             self.scaler.load_state_dict(manifest["scaler"])
         self.step = self.saved = int(manifest["step"])
         self.token_budget = int(manifest["token_budget"])
         self.checkpointing = bool(manifest["gradient_checkpointing"])
-        # Checkpoints of earlier versions do not say where activations were kept, and of which layers.
+        # Manifests of earlier versions lack these keys.
         self.kept_layers = int(manifest.get("kept_layers", 0))
         self.offloading = bool(manifest.get("activation_offload", False))
         self.best.restore(manifest["selection"], self.step)
@@ -285,7 +285,7 @@ class TrainState:
         self.spikes.restore(manifest.get("spikes"))
 
     def restart(self, beginning: Mapping[str, Any]) -> None:
-        """Go back to before the first step, with what memory has asked for since still given up.
+        """Return to the moment before the first step. Everything given up for memory stays given up.
 
         Args:
             beginning: The :meth:`facts` of that moment.
@@ -298,11 +298,11 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Evaluation and checkpoint intervals, as configured or set since; due or not after the step just done.
+    """Evaluation and checkpoint intervals, and whether they are due after the last step.
 
     Args:
-        config: The intervals at the start of the run.
-        state: The step, and the intervals that were set since.
+        config: Configured intervals.
+        state: Current step, and intervals changed while running.
         steps_per_epoch: Optimizer steps in one pass over the rows.
     """
 
@@ -312,7 +312,7 @@ class Intervals:
 
     @property
     def is_evaluation_due(self) -> bool:
-        """True if an evaluation is due; an interval that was set counts in steps."""
+        """True if an evaluation is due. An interval changed while running counts in steps."""
         step, config = self.state.step, self.config.eval
         every: int | None = self.state.overrides.get("eval.every_steps", config.every_steps)
         now, before = (evaluations_by(at, every, config.every_epochs, self.steps_per_epoch) for at in (step, step - 1))

@@ -1,4 +1,4 @@
-"""Parts of a run, built in one place from its configuration."""
+"""Construction of a run's parts from its configuration."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ from core.worker.steps import EmbeddingNoise, FileTraining, GradientCheckpointin
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a run, each fully configured."""
+    """The parts of a run, fully configured."""
 
     loaded: LoadedModel
     dataset: Dataset
@@ -78,13 +78,13 @@ class Parts:
     control_point: ControlPoint
     governor: Governor
     compilation: Compilation | None
-    """None where layers run as they are."""
+    """None if layers are not compiled."""
     file: FileTraining | None
-    """None where no file's weights are trained."""
+    """None without ``method.train_for``."""
     provenance: Provenance | None
-    """None in a process that is not the first one of the run."""
+    """None except in rank 0."""
     strategy: Strategy
-    """How the processes of the run share the model and the work."""
+    """Distribution of model and work over the processes of the run."""
 
 
 def set_up(
@@ -95,14 +95,14 @@ def set_up(
     *,
     resume: bool,
 ) -> Parts:
-    """Build the parts of a run, and put them where it goes on from.
+    """Build the parts of a run, and restore the checkpoint it continues from.
 
     Args:
         config: The configuration, paths absolute.
         recorder: Of the run.
         controls: Stops it.
         ranks: The processes of the run; None for this one alone.
-        resume: Whether it goes on from the newest checkpoint.
+        resume: Continue from the newest checkpoint.
 
     Raises:
         RankLostError: If another process does not answer.
@@ -131,13 +131,13 @@ def build(
     found: Checkpoint | None,
     ranks: Ranks | None = None,
 ) -> Parts:
-    """Read the rows, load the model and build what trains it.
+    """Read the rows, load the model and build the parts that train it.
 
     Args:
         config: The configuration, paths absolute.
         recorder: Of the run.
         controls: Stops it.
-        found: The checkpoint that the run goes on from; None at its beginning. It is not restored here.
+        found: The checkpoint the run continues from; None at its beginning. It is not restored here.
         ranks: The processes of the run; None for this one alone.
 
     Raises:
@@ -166,7 +166,7 @@ def build(
 
     # The model, and the memory for it.
     recorder.phase("loading_model", config.model.base)
-    # Hashes are computed beside the loading, which reads the same files.
+    # Hashed while the model loads, which reads the same files.
     fingerprints = Fingerprints.of(prepared.base, prepared.data_fingerprint, prepared.held_out_fingerprint)
     files = Provenance.hash_files(config) if ranks.is_first else None
     token_budget = first_budget(device, whole=updates_in_backward(config))
@@ -182,9 +182,9 @@ def build(
     # The objective, and the state at the beginning.
     goal = make_goal(config, prepared, model, found, recorder, controls)
     order = DataOrder(dataset.lengths, config.train.batch_size, config.train.seed)
-    # Some have loaded the model from a slower disk; an optimizer that is shared out is made together.
+    # Disks differ in speed, and a sharded optimizer is created together.
     ranks.meet()
-    # All processes see the same losses: one of them warns.
+    # All processes see the same losses, so only rank 0 warns.
     warn = recorder.warn if ranks.is_first else _silent
     train = config.train
     total_steps = train.max_steps or math.ceil(train.epochs * order.steps_per_epoch)
@@ -302,4 +302,4 @@ def build(
 
 
 def _silent(code: str, message: str, hint: str) -> None:
-    """Warn of nothing."""
+    """Discard a warning."""

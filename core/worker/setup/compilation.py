@@ -1,7 +1,7 @@
-"""Compilation of layers by torch: for training alone, after a trial of one layer, with a report of what came of it.
+"""Compilation of decoder layers with :func:`torch.compile`, for training only, after a trial of one layer.
 
-Passes without gradients, those of evaluation and generation, run the layers as they are: their shapes would fill the
-compiler's cache. Recomputation and offloading stay outside of what is compiled, so that all of them share its programs.
+Passes without gradients (evaluation and generation) run uncompiled: their shapes would fill the compiler's cache.
+Activation recomputation and offloading stay outside the compiled function, so all variants share its programs.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from core.worker.fused.trial import compare
 from core.worker.model.model import LoadedModel, decoder_layers
 from core.worker.oom.retry import is_out_of_memory
 
-#: Programs of one function that torch keeps; its own limit, 8, is reached by a few kinds of batches.
+#: Limit of compiled programs per function. Torch's own limit, 8, is reached by a few kinds of batches.
 RECOMPILE_LIMIT = 64
-#: Optimizer steps after which it is told what was compiled.
+#: Optimizer steps before the compilation is reported.
 REPORT_STEP = 10
-#: Largest difference of a compiled layer's outputs and gradients, relative: the compiler rounds less often.
+#: Largest relative difference of a compiled layer's outputs and gradients; the compiler rounds less often.
 ALLOWED = {torch.bfloat16: 0.05, torch.float16: 0.02, torch.float32: 1e-3}
-#: Rows and tokens of the trial; two rows, since torch makes a program of its own for one.
+#: Rows and tokens of the trial; two rows, since torch specializes programs for one.
 TRIAL_SHAPE = (2, 16)
 
 #: ``notice(code, message, hint)``.
@@ -47,18 +47,18 @@ Notice = Callable[[str, str, str], None]
 
 @dataclass(frozen=True)
 class Toolchain:
-    """Tools of a machine that torch's compiler needs."""
+    """Build tools on a machine that torch's compiler needs."""
 
     kind: str
-    """Kind of the device."""
+    """Device type."""
     triton: bool
-    """Whether the package triton is installed."""
+    """True if the triton package is installed."""
     compiler: bool
-    """Whether a compiler is found: for C on a card, where triton builds its launcher with it, for C++ on a CPU."""
+    """True if a compiler is found: C for a GPU, where triton builds its launcher with it; C++ for a CPU."""
     headers: bool
-    """Whether Python.h is there, which the launcher includes."""
+    """True if Python.h is installed, which the launcher includes."""
     python: str
-    """Version of Python, as ``3.12``."""
+    """Python version, like ``3.12``."""
     system: Mapping[str, str]
     """The fields of ``/etc/os-release``."""
 
@@ -106,7 +106,7 @@ def _os_release() -> dict[str, str]:
 
 
 def missing(toolchain: Toolchain) -> tuple[str, str] | None:
-    """Reason why nothing can be compiled, and the command that changes it; None where it can.
+    """Reason why nothing can be compiled, and the command that fixes it; None if compilation works.
 
     Args:
         toolchain: Of the machine.
@@ -122,7 +122,7 @@ def missing(toolchain: Toolchain) -> tuple[str, str] | None:
     return None
 
 
-#: Commands and names of packages by families of distributions.
+#: Install commands and package names by distribution family.
 _PACKAGES = {
     "debian": ("sudo apt install", {"gcc": "gcc", "g++": "g++", "headers": "python{}-dev"}),
     "fedora": ("sudo dnf install", {"gcc": "gcc", "g++": "gcc-c++", "headers": "python{}-devel"}),
@@ -150,14 +150,14 @@ def _install(toolchain: Toolchain, wanted: str) -> str:
 
 @dataclass
 class Health:
-    """The state that all compiled layers of a model share."""
+    """State shared by all compiled layers of a model."""
 
     notice: Notice
     failure: str | None = None
-    """Why layers are not compiled any more."""
+    """Reason why layers are no longer compiled."""
 
     def fail(self, error: Exception) -> None:
-        """Give up on compiled layers, and say so."""
+        """Stop using compiled layers, and warn."""
         self.failure = _in_a_line(error)
         self.notice(
             "compilation_ended",
@@ -167,7 +167,7 @@ class Health:
 
 
 class CompiledForward:
-    """The forward of a layer that is compiled for passes with gradients, and those that are compared with them.
+    """Forward of a layer, compiled for passes with gradients and for passes compared with them.
 
     Args:
         layer: A decoder layer.
@@ -180,7 +180,7 @@ class CompiledForward:
         self._health = health
         self._usual = layer.forward
         function = type(layer).forward
-        # Layers of transformers recompute their activations within their forward.
+        # transformers' layers recompute activations inside their own forward.
         self._recomputes = (
             isinstance(layer, GradientCheckpointingLayer)
             and function.__code__.co_name == "forward_with_checkpointing"
@@ -202,7 +202,7 @@ class CompiledForward:
         return self.run(*args, **kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's output by its compiled code; by itself where that cannot be made."""
+        """Output of the compiled layer, or of the plain layer if compilation fails."""
         if self._health.failure is None:
             try:
                 return self._compiled(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -232,9 +232,9 @@ class Counts:
 
     graphs: int
     breaks: tuple[str, ...]
-    """Reasons why a layer is more than one program, each once."""
+    """Distinct reasons for graph breaks."""
     limited: bool
-    """Whether the limit of programs was reached."""
+    """True if the recompile limit was reached."""
 
     @classmethod
     def read(cls) -> Counts:
@@ -258,11 +258,11 @@ class Compilation:
     _reported: bool = field(default=False, init=False)
 
     def report(self, step: int, notice: Callable[[str, str, str, str], None]) -> None:
-        """Tell what was compiled, once, after the first steps.
+        """Report the compiled programs once, after the first steps.
 
         Args:
             step: Steps done.
-            notice: Told: ``notice(level, code, message, hint)``.
+            notice: Receives the report: ``notice(level, code, message, hint)``.
         """
         if self._reported or self.health.failure is not None or step < REPORT_STEP:
             return
@@ -279,9 +279,9 @@ def told(layers: int, graphs: int, breaks: list[str], *, limited: bool) -> tuple
 
     Args:
         layers: Layers of the model.
-        graphs: Programs that were made.
-        breaks: Reasons why a layer is more than one of them.
-        limited: Whether the limit of programs was reached.
+        graphs: Number of compiled programs.
+        breaks: Reasons for graph breaks.
+        limited: True if the recompile limit was reached.
     """
     programs = "1 program" if graphs == 1 else f"{graphs} programs"
     message = f"The {layers} layers are compiled: {programs} for all of them and all lengths"
@@ -305,16 +305,16 @@ def try_compilation(
     *,
     backend: str = "inductor",
 ) -> bool:
-    """Compile one layer and compare it with itself as it is, forward and backward.
+    """Compile one layer and compare it with the plain layer, forward and backward.
 
     Args:
         loaded: The model, adapters attached.
         autocast: The arithmetic of training.
-        notice: Told why nothing is compiled.
+        notice: Receives the reason if nothing is compiled.
         backend: Torch's compiler.
 
     Returns:
-        Whether layers can be compiled.
+        True if layers can be compiled.
     """
     lacking = missing(this_toolchain(loaded.device)) if backend == "inductor" else None
     if lacking is not None:
@@ -329,8 +329,8 @@ def try_compilation(
     return failed is None
 
 
-class _Reached(Exception):  # noqa: N818 - it is no error
-    """A pass has come to its first layer."""
+class _Reached(Exception):  # noqa: N818 - not an error
+    """A pass has reached its first layer."""
 
 
 def _try_layer(loaded: LoadedModel, autocast: Callable[[], AbstractContextManager[Any]], backend: str) -> str | None:
@@ -341,7 +341,7 @@ def _try_layer(loaded: LoadedModel, autocast: Callable[[], AbstractContextManage
     (first, *others), kwargs = _layer_arguments(loaded, layer, autocast) or ((None,), {})
     if not isinstance(first, torch.Tensor):
         return "it takes no hidden states"
-    # Recomputed activations are no part of what is compiled.
+    # Recomputation happens outside the compiled function.
     health = Health(lambda *_: None)
     compiled = CompiledForward(layer, health, backend)
     loaded.model.train()
@@ -369,7 +369,7 @@ def _try_layer(loaded: LoadedModel, autocast: Callable[[], AbstractContextManage
 def _layer_arguments(
     loaded: LoadedModel, layer: torch.nn.Module, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """The arguments that a pass of the model calls a layer with; None where it has no positional ones."""
+    """Arguments that the model passes to a layer; None if no positional ones."""
     caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def catch(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -388,12 +388,12 @@ def _layer_arguments(
 
 
 def compile_layers(loaded: LoadedModel, notice: Notice, *, backend: str = "inductor") -> Compilation:
-    """Have torch compile the layers of a model when they are first run with gradients; one code for all of them and for
-    every length. Where that fails on the way, they run as they are from then on.
+    """Compile the layers of a model on their first run with gradients, as one function for all layers and lengths. If
+    that fails later, they run uncompiled from then on.
 
     Args:
         loaded: The model, adapters attached.
-        notice: Told if it fails.
+        notice: Receives the warning if it fails.
         backend: Torch's compiler.
     """
     _raise_limits()

@@ -1,4 +1,4 @@
-"""The device of a run, its determinism, the optimizer that it can use, and the governor on it."""
+"""Device, determinism, optimizer and governor of a run."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ from core.worker.process.throttle import Throttle
 
 
 def settle_device(config: Config, recorder: Recorder) -> torch.device:
-    """Choose the device, give notice of it, and read the meters of that one.
+    """Choose the device, report it, and point the meters at it.
 
     Returns:
         The device.
 
     Raises:
-        UserError: If there is a card that torch cannot use, or the device cannot do what was asked.
+        UserError: If torch cannot use the card, or the device cannot do as asked.
     """
-    # Deterministic matrix products ask for it before the first one on a GPU.
+    # Deterministic matrix products need it before the first one on a GPU.
     fix_workspace(config.train.deterministic)
     seed_unused(config.train.seed)
     wanted = config.hardware.device
@@ -73,7 +73,7 @@ def settle_device(config: Config, recorder: Recorder) -> torch.device:
 
 
 def settle_determinism(config: Config, device: torch.device, recorder: Recorder) -> Determinism:
-    """The determinism of the run, set for all that follows, and recorded where it costs bits."""
+    """Determinism of the run: applied, and recorded if it costs bits."""
     deterministic = choose_determinism(config.train.deterministic, device.type)
     apply_determinism(deterministic, device.type)
     if deterministic == "fast":
@@ -84,13 +84,13 @@ def settle_determinism(config: Config, device: torch.device, recorder: Recorder)
 def with_usable_optimizer(
     config: Config, device: torch.device, recorder: Recorder, *, wsl: bool | None = None
 ) -> Config:
-    """The configuration with the optimizer that the machine can use; another one than the user's is recorded.
+    """The configuration with an optimizer that works on this machine. A replacement is recorded.
 
     Args:
         config: Of the run.
         device: That of the training.
         recorder: Of the run.
-        wsl: Whether this is WSL2; None: it is looked up.
+        wsl: True for WSL2; None to detect it.
     """
     wanted = config.train.optimizer
     wsl = is_wsl() if wsl is None else wsl
@@ -103,48 +103,48 @@ def with_usable_optimizer(
 
 
 class CardPower:
-    """The power limit of the run's card, by its driver."""
+    """Power limit of the run's card, set through its driver."""
 
     def set(self, uuid: str, watts: float) -> float:
-        """Set it; returns the one before, in watts.
+        """Set the power limit; returns the previous one in watts.
 
         Raises:
-            UserError: If this user may not, or the card cannot be set to it.
+            UserError: If this user is not allowed to, or the card does not support the value.
         """
         return set_power_limit(uuid, watts)
 
     def restore(self, uuid: str) -> float | None:
-        """Put back the one that was there before; returns it, in watts.
+        """Restore the previous limit; returns it in watts.
 
         Raises:
-            UserError: If this user may not.
+            UserError: If this user is not allowed to.
         """
         return restore(uuid)
 
 
 def _tell(recorder: Recorder, event: Event) -> None:
-    """Write an event of the governor; a pause for want of disk space, which ends only when somebody makes room, is told
-    to the user as well. Pauses for heat end by themselves."""
+    """Write an event of the governor. A pause for lack of disk space also notifies the user, since somebody has to make
+    room; pauses for heat end by themselves."""
     recorder.event(event)
     if isinstance(event, GovernorEvent) and event.action == "pause" and event.cause == DISK:
         notify(Notice("paused", reason(event.cause, event.value, event.limit), recorder.run.id))
 
 
 def make_governor(config: Config, recorder: Recorder, controls: Controls, device: torch.device) -> Governor:
-    """The governor of a run; what it cannot keep on this device is refused before minutes are spent on the rows.
+    """The governor of a run. Limits that this device cannot keep are refused before minutes are spent on the rows.
 
     Args:
         config: Of the run.
-        recorder: Reads the meters, and writes what is done.
+        recorder: Reads the meters and writes the events.
         controls: Stops the run.
         device: That of the training.
 
     Raises:
-        UserError: If a limit cannot be held here, or a wish cannot be kept whatever the run costs.
+        UserError: If a limit cannot be kept here.
     """
     throttle = Throttle(controls)
     if device.type == "cuda":
-        # A GPU computes after the call.
+        # A GPU is still computing when the call returns.
         throttle.synchronize = lambda: torch.cuda.synchronize(device)
     recorder.rested = lambda: throttle.rested_seconds
     governor = Governor(

@@ -19,13 +19,13 @@ from core.worker.setup.self_check import SelfCheck
 
 
 def fuse_layers(config: Config, loaded: LoadedModel, *, attention_alone: bool = False) -> Fused:
-    """Put the fused parts into a model that is about to be trained.
+    """Install the fused layers in a model about to be trained.
 
     Args:
         config: Of the run.
         loaded: The model, adapters attached.
-        attention_alone: Leave the other layers as they are: they are to be compiled, and the compiler fuses them by
-            itself, or their weights are there only while a module is called.
+        attention_alone: Fuse only the attention: the other layers will be compiled, which fuses them, or have their
+            weights only while a module is called.
     """
     if not config.train.fused_layers:
         return Fused((), 0, False, False)
@@ -33,12 +33,12 @@ def fuse_layers(config: Config, loaded: LoadedModel, *, attention_alone: bool = 
 
 
 def keep_weights(fused: Fused, dtype: torch.dtype, notice: Callable[[str, str, str], None]) -> None:
-    """Dequantize 4-bit weights once and keep the copies; where they do not fit, all are dropped again.
+    """Dequantize 4-bit weights once and keep the copies. If they do not fit, all are dropped.
 
     Args:
         fused: The fused parts of the model.
         dtype: Of the arithmetic.
-        notice: Told so: ``notice(code, message, hint)``.
+        notice: Receives the warning in that case: ``notice(code, message, hint)``.
     """
     tried = attempt(lambda: fused.keep_weights(dtype))
     if tried.failed:
@@ -49,17 +49,17 @@ def keep_weights(fused: Fused, dtype: torch.dtype, notice: Callable[[str, str, s
 
 
 def wants_packing(config: Config, fused: Fused) -> bool:
-    """Whether batches are to be packed, so far as configuration and attention go.
+    """True if configuration and attention allow packed batches.
 
     Args:
         config: Of the run.
-        fused: What has been put into the model.
+        fused: The fused parts of the model.
     """
     return fused.attention and (config.train.packing or _shares(config))
 
 
 def _shares(config: Config) -> bool:
-    # With dropout or noise, rows with one beginning would have one draw of it.
+    # Rows that share a prefix would share its dropout or noise.
     drawn = config.method.dropout > 0 or config.method.neftune_alpha is not None
     return config.train.share_prefix and not drawn
 
@@ -67,7 +67,7 @@ def _shares(config: Config) -> bool:
 def choose_packing(
     config: Config, loaded: LoadedModel, rows: Sequence[TokenizedRow], fused: Fused, check: SelfCheck
 ) -> Packing:
-    """Sequence packing and shared prefixes of a run, where the model keeps rows apart.
+    """Sequence packing and shared prefixes of a run, if the model keeps rows apart.
 
     Args:
         config: Of the run.
@@ -89,18 +89,19 @@ def choose_packing(
             "Set train.packing = false; rows of like length go together anyway, so that little is padded.",
         )
     share = share and not check.draws and reason is None
-    # A CPU's price is in what has been measured there.
+    # On a CPU the price is part of the measured constant.
     pair = _pair_price(loaded) if share and check.masked and loaded.device.type != "cpu" else 0.0
     return Packing(share, pack, common_beginning(rows) if share else 0, pair)
 
 
 def _pair_price(loaded: LoadedModel) -> float:
-    """Price of a pair of tokens in causal attention, in tokens that go through the layers: by the multiplications."""
+    """Cost of a pair of tokens in causal attention, relative to a token going through the layers, by
+    multiplications."""
     settings = loaded.model.config.get_text_config()
     head = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
     layers = decoder_layers(loaded.model)
     products = [module for layer in layers for module in layer.modules() if hasattr(module, "in_features")]
-    # An adapter's layer has the features of the one inside it.
+    # An adapter layer repeats the features of its base layer.
     weights = sum(int(m.in_features) * int(m.out_features) for m in products if not hasattr(m, "base_layer"))
     return 2.0 * float(settings.num_attention_heads * head) * len(layers) / max(weights, 1)
 

@@ -1,4 +1,4 @@
-"""Memory decisions of a run that is about to train, and its memory events: the plan against what is measured."""
+"""Memory decisions at the start of training, and memory events: the plan against measurements."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ from core.worker.progress.state import TrainState
 
 @dataclass(frozen=True)
 class MemoryDecision:
-    """Memory decisions of a run at its beginning."""
+    """Memory decisions at the start of a run."""
 
     token_budget: int
-    """The most tokens of a micro-batch, padding included."""
+    """Token budget of a micro-batch, padding included."""
     checkpointing: bool
     """True if activations are recomputed in backward."""
     kept_layers: int
-    """With that, the number of layers, the last ones, whose activations are kept nevertheless."""
+    """Number of last layers whose activations are kept despite ``checkpointing``."""
     checkpointing_reason: str
     offload: bool
-    """True if the inputs of recomputed layers are kept in the machine's memory."""
+    """True if the inputs of recomputed layers are offloaded to host memory."""
     offload_reason: str
-    """Empty where there is nothing to say."""
+    """Empty if there is nothing to say."""
     dequantized: bool
     """True if 16-bit copies of 4-bit weights are kept."""
     cut: bool = False
-    """True if micro-batches are smaller than they would be with more memory."""
+    """True if more memory would allow larger micro-batches."""
 
 
 def measure_ahead(config: Config, device: torch.device) -> None:
-    """Begin to measure the model for the plan, if it has not been, while the rows are read; the first plan waits for
-    the rest.
+    """Start measuring the model for the plan while the rows are read, unless it is cached. The first plan waits for the
+    result.
 
     Args:
         config: Of the run.
@@ -64,7 +64,7 @@ def measure_ahead(config: Config, device: torch.device) -> None:
     """
 
     def measure() -> None:
-        # Whoever needs the plan meets the error.
+        # The first plan raises the error again.
         with contextlib.suppress(UserError):
             make_plan(load_architecture(locate_model(config.model.base)), config, _machine(device))
 
@@ -72,8 +72,8 @@ def measure_ahead(config: Config, device: torch.device) -> None:
 
 
 def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> MemoryDecision:
-    """Decide when the model is loaded: by the configuration, and where that says auto by the plan, with the memory that
-    is free by then.
+    """Memory decisions once the model is loaded: by the configuration, and for ``auto`` by the plan with the memory
+    free by then.
 
     Args:
         config: Of the run.
@@ -94,10 +94,10 @@ def decide_memory(config: Config, device: torch.device, dataset: Dataset, token_
 
 
 def decide_experts(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> tuple[bool, str]:
-    """True if the 4-bit experts of a mixture live in the machine's memory, decided before the model is loaded; and the
-    reason as a sentence, empty where there is nothing to say.
+    """Decide whether the 4-bit experts of a mixture live in host memory, before the model is loaded. Returns the
+    decision and its reason, which is empty if there is nothing to say.
 
-    The numbers are the same either way, so that a resumed run may decide otherwise.
+    The numbers are the same either way, so a resumed run may decide differently.
 
     Args:
         config: Of the run.
@@ -121,13 +121,13 @@ def decide_experts(config: Config, device: torch.device, dataset: Dataset, token
 
 
 def with_experts(config: Config, *, there: bool) -> Config:
-    """The configuration with its experts in the machine's memory, or on the device, as it was decided."""
+    """The configuration with the decision about experts: in host memory or on the device."""
     memory = config.memory.model_copy(update={"offload_experts": "on" if there else "off"})
     return config.model_copy(update={"memory": memory})
 
 
 def _reason(config: Config, device: torch.device, plan: Plan | None, *, cut: bool) -> str:
-    """The reason why activations are kept or recomputed, as a sentence."""
+    """Reason why activations are kept or recomputed."""
     wanted = config.memory.gradient_checkpointing
     if wanted == "auto" and config.memory.activation_offload == "on" and device.type == "cuda":
         return "Activations are recomputed, as memory.activation_offload = on moves what that starts from."
@@ -143,14 +143,14 @@ def _reason(config: Config, device: torch.device, plan: Plan | None, *, cut: boo
 
 @dataclass(frozen=True)
 class MemoryMeter:
-    """Memory events: the peak of a run so far, and after the rehearsal the plan's prediction.
+    """Memory events: the peak so far, and after the rehearsal the plan's prediction.
 
     Args:
         config: Of the run.
         device: Where it runs.
         dataset: The training rows.
         state: Of the training.
-        fused: Whose copies of weights count.
+        fused: Fused layers, whose copies of weights count.
         recorder: Where events go.
     """
 
@@ -162,7 +162,7 @@ class MemoryMeter:
     recorder: Recorder
 
     def reset_peak(self) -> None:
-        """Measure the peak of a GPU from now on."""
+        """Reset the peak of a GPU."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -170,7 +170,7 @@ class MemoryMeter:
         """Record the peak.
 
         Args:
-            rehearsed: Whether the rehearsal has just been done, so that the peak so far is its own.
+            rehearsed: The rehearsal has just ended, so the peak is its own.
         """
         device, predicted = self.device, None
         if rehearsed:
@@ -193,17 +193,17 @@ class MemoryMeter:
 def predict_memory(
     config: Config, device: str, dataset: Dataset, state: TrainState, *, dequantized: bool = False
 ) -> dict[str, int] | None:
-    """The plan of a run, its micro-batches and checkpointing as they are now.
+    """Planned memory of a run with its current micro-batches and checkpointing.
 
     Args:
         config: Of the run.
         device: ``cpu`` or ``cuda``.
         dataset: The training rows.
-        state: The token budget, and whether activations are recomputed.
-        dequantized: Whether 16-bit copies of 4-bit weights are kept.
+        state: Current token budget and checkpointing.
+        dequantized: 16-bit copies of 4-bit weights are kept.
 
     Returns:
-        Part to bytes; None for a model whose memory cannot be told, which is no reason not to train it.
+        Bytes by part; None if this model cannot be planned, which is no reason not to train it.
     """
     plan = _plan(
         config,
@@ -221,15 +221,15 @@ def predict_memory(
 def decide_offload(
     config: Config, device: torch.device, dataset: Dataset, token_budget: int, recomputing: bool
 ) -> tuple[bool, str]:
-    """True if the inputs of recomputed layers are kept in the machine's memory from the beginning, and the reason as a
-    sentence, empty where there is nothing to say.
+    """Decide whether the inputs of recomputed layers are offloaded to host memory from the start. Returns the decision
+    and its reason, which is empty if there is nothing to say.
 
     Args:
         config: Of the run.
         device: Where it runs.
         dataset: The training rows.
         token_budget: Tokens of a micro-batch.
-        recomputing: Whether activations are recomputed.
+        recomputing: Activations are recomputed.
     """
     wanted = config.memory.activation_offload
     if device.type != "cuda":
@@ -259,7 +259,7 @@ def decide_offload(
 
 
 def spare_bytes(config: Config, device: torch.device, dataset: Dataset, token_budget: int) -> int | None:
-    """Memory beyond the least that the run needs by its plan, which quality has before speed; None where that cannot be
+    """Memory beyond the minimum plan of the run, in bytes, available for quality before speed; None if it cannot be
     planned.
 
     Args:
@@ -282,14 +282,14 @@ def spare_bytes(config: Config, device: torch.device, dataset: Dataset, token_bu
 
 
 def plan_strategy(config: Config, device: torch.device, dataset: Dataset, processes: int) -> Chosen | None:
-    """The strategy of a run of several processes, by the memory that its device has for this one; None where it cannot
-    be planned.
+    """Strategy of a run of several processes, by the free memory of this process's device; None if it cannot be
+    planned.
 
     Args:
         config: Of the run.
         device: Where this process runs; the model is not loaded yet.
         dataset: The training rows.
-        processes: How many there are, on all machines.
+        processes: Number of processes on all machines.
     """
     try:
         architecture = load_architecture(locate_model(config.model.base))
@@ -310,7 +310,7 @@ def _plan(
     offload: bool | None = None,
     dequantized: bool | None = None,
 ) -> Plan | None:
-    """The plan of a run; None where it cannot be made."""
+    """The plan of a run; None if it cannot be made."""
     try:
         return make_plan(
             load_architecture(locate_model(config.model.base)),
@@ -328,7 +328,7 @@ def _plan(
 
 
 def _rows(config: Config, dataset: Dataset) -> Rows:
-    """The rows that are trained on, as the plan takes them."""
+    """The training rows, in the plan's form."""
     supervised = sum(map(supervised_count, dataset.rows)) // sequences_per_row(config.train.objective)
     return rows_of_tokens(dataset.lengths, supervised)
 
@@ -355,12 +355,12 @@ def _machine(device: torch.device) -> Machine:
 
 
 def _with_limit(device: torch.device) -> Machine:
-    """This machine with the memory that is free for the whole run."""
+    """This machine with the memory available to the whole run."""
     return replace(_machine(device), limit_bytes=_limit(device))
 
 
 def has_expandable_segments(environment: Mapping[str, str]) -> bool:
-    """True if torch's allocator for GPUs is asked for expandable segments, by either of the names of its settings.
+    """True if expandable segments are requested from torch's CUDA allocator, under either name of its settings.
 
     Args:
         environment: Environment variables.
@@ -370,7 +370,7 @@ def has_expandable_segments(environment: Mapping[str, str]) -> bool:
 
 
 def _limit(device: torch.device) -> int:
-    """Memory for the whole run: what is free, and what the run has taken already, as the plan counts both."""
+    """Memory available to the whole run: free memory plus its own usage so far, counted as the plan counts it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         runtime = gpu_runtime(read_calibration(torch.cuda.get_device_name(device)))

@@ -1,4 +1,4 @@
-"""Objective of a run with its loss, once the model has passed the self-check, and its evaluations."""
+"""Loss, objective and evaluations of a run, built after the model has passed its self-check."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from core.worker.setup.self_check import check_head, check_model
 
 @dataclass(frozen=True)
 class Goal:
-    """The objective of a run, and the loss in it."""
+    """Loss and objective of a run."""
 
     loss: SupervisedLoss
     """Sums the loss of a batch."""
     objective: Objective
-    """On the rows trained on."""
+    """Objective on the training rows."""
     held_out: Objective | None
-    """The same on the held-out rows; None where there are none."""
+    """Objective on the held-out rows; None if there are none."""
     reference_budget: int | None
-    """The most tokens of a batch in which the reference was measured; None where it was not, before training."""
+    """Token budget with which the reference was precomputed; None if it was not."""
 
 
 def make_goal(
@@ -47,7 +47,7 @@ def make_goal(
     recorder: Recorder,
     controls: Controls,
 ) -> Goal:
-    """Check the model, and make the loss and the objectives with it.
+    """Check the model, and build its loss and objectives.
 
     Args:
         config: Of the run.
@@ -99,10 +99,10 @@ def make_evaluations(control_point: ControlPoint, prepared: Prepared, goal: Goal
     """The evaluations of a run.
 
     Args:
-        control_point: Attended to between two passes; with the model, the state and the checkpointer of the run.
+        control_point: Attended between two passes; holds the model, the state and the checkpointer.
         prepared: The held-out rows, the probe and the questions.
         goal: The objective on the held-out rows.
-        token_budget: The most tokens at once, if there is room.
+        token_budget: Token budget of a batch, memory permitting.
     """
     config, loaded, recorder = control_point.config, control_point.loaded, control_point.recorder
     autocast, template, attend = control_point.autocast, control_point.template, control_point.attend

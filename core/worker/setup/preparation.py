@@ -1,4 +1,4 @@
-"""Preparation of a run before its model is loaded: base, tokenizer, template and rows, and whether to go on."""
+"""Preparation of a run before its model is loaded: base, tokenizer, template and rows, with the preflight checks."""
 
 from __future__ import annotations
 
@@ -35,45 +35,45 @@ from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base, load_generation_config, vocabulary_size
 from core.worker.process.recorder import Recorder
 
-#: Formats whose rows are not rendered.
+#: Formats that no template renders.
 UNRENDERED = ("text", "tokens")
-#: Seconds between two looks whether to stop, while rows are tried in the sandbox.
+#: Seconds between two checks for a stop while rows are tried in the sandbox.
 _SECONDS_PER_CHECK = 0.2
-#: The template that is taken where none is there and that is allowed: it suits every tokenizer.
+#: Template of a model without one, if allowed: it works with every tokenizer.
 FALLBACK_TEMPLATE = "alpaca"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The inputs of a run, its model's weights aside."""
+    """Inputs of a run, except the model's weights."""
 
     base: Path
     """Directory of the base model."""
     tokenizer: Any
-    """The model's, of transformers."""
+    """The model's transformers tokenizer."""
     template: str | None
-    """A chat template instead of the tokenizer's own."""
+    """Chat template, if not the tokenizer's own."""
     dataset: Dataset
     held_out: Dataset | None
     data_fingerprint: str
-    """SHA-256 over the rows trained on."""
+    """SHA-256 of the training rows."""
     held_out_fingerprint: str
-    """The same over the rows that are measured; empty where there are none."""
+    """SHA-256 of the held-out rows; empty if there are none."""
     probe: list[TokenizedRow]
-    """The general probe; empty where it is not measured."""
+    """Rows of the general probe; empty if it is off."""
     questions: Questions
     """The questions of each evaluation."""
 
 
 def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], now: datetime | None) -> Prepared:
-    """Make the base ready, read and tokenize the rows, and refuse what would waste the run.
+    """Make the base ready, read and tokenize the rows, and refuse anything that would waste the run.
 
     Args:
         config: The configuration, paths absolute.
-        recorder: Told how far it is, of what is dropped, and of what was found and is allowed.
+        recorder: Receives progress, dropped rows and problems that are allowed.
         check_stop: Called often; may raise to stop.
-        now: The date for templates that insert one: a run that goes on another day keeps the one it began with, so
-            that its rows are the same. None: today's.
+        now: Date for templates that insert one. A resumed run keeps its first date, so its rows stay the same. None for
+            today.
 
     Raises:
         UserError: If there is no such model, or the rows cannot be used or would waste the run.
@@ -93,7 +93,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
         template = template_source(None, FALLBACK_TEMPLATE)
     if config.template.variables:
         template = _with_variables(tokenizer, template, config.template.variables)
-        # For the chat with a checkpoint; a finished run has the template beside its result.
+        # Needed to chat with a checkpoint; a finished run has the template beside its result.
         write_atomic(recorder.run.template_path, template)
     _try_template(config, base, template, check_stop)
     stops = stop_token_ids(load_generation_config(base), tokenizer, template, check_stop)
@@ -114,7 +114,7 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
     measured = fingerprint(held_out.rows) if held_out is not None else ""
     probe: list[TokenizedRow] = []
     if config.eval.probe and held_out is not None:
-        # Its answers alone count, whatever is learned of the rows, so that it says the same in all runs.
+        # Only answers count, whatever the run supervises, so that probe losses of all runs are comparable.
         answers = dataclasses.replace(settings, supervise="assistant")
         probe = encode_probe(Encoder(tokenizer, stops, template, settings=answers, now=now, check=check_stop))
     questions = choose_questions(config, held_out)
@@ -122,11 +122,11 @@ def prepare(config: Config, recorder: Recorder, check_stop: Callable[[], None], 
 
 
 def _try_template(config: Config, base: Path, template: str | None, check_stop: Callable[[], None]) -> None:
-    """Render a few rows in the sandbox: the kernel ends a template that does not return to Python there, and cannot
-    here, where a run would hang.
+    """Render a few rows in the sandbox. The kernel ends a template that never returns to Python there; in this process
+    it would hang the run.
 
     Raises:
-        UserError: If it takes more time or memory than any should.
+        UserError: If it exceeds the limits on time or memory.
     """
     request = request_for(config, model=str(base), template=template)
     with ThreadPoolExecutor(1, "sandbox") as thread:
@@ -135,7 +135,7 @@ def _try_template(config: Config, base: Path, template: str | None, check_stop: 
             while not wait([trial], _SECONDS_PER_CHECK).done:
                 check_stop()
         finally:
-            # It is needed no more, and its end is that of an unfinished trial; one that has just begun has none yet.
+            # Closing the pool ends an unfinished trial; a trial that is just starting has no process to end yet.
             POOL.close()
             while not wait([trial], _SECONDS_PER_CHECK).done:
                 POOL.close()
@@ -143,10 +143,10 @@ def _try_template(config: Config, base: Path, template: str | None, check_stop: 
 
 
 def _with_variables(tokenizer: Any, template: str | None, variables: Mapping[str, VariableValue]) -> str:
-    """The chat template with the values of its variables: the given one, else the model's own.
+    """The given chat template, else the model's own, with values for its variables.
 
     Raises:
-        UserError: If there is none, or it does not read one of them.
+        UserError: If there is no template, or it does not use one of the variables.
     """
     if template is None:
         own = tokenizer.chat_template
@@ -161,7 +161,7 @@ def _with_variables(tokenizer: Any, template: str | None, variables: Mapping[str
 
 
 def _has_conversations(config: Config) -> bool:
-    """Whether any source has rows that a chat template renders."""
+    """True if any source has rows that a chat template renders."""
     data = config.data
     for references in (data.train, data.eval):
         for source in flat_sources(references, data.format, data.columns):

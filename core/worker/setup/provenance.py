@@ -1,4 +1,4 @@
-"""Provenance of a run, for the first link of each start in its hash chain: data, rows, base, machine, software."""
+"""Provenance of a run, the ``start`` link of its hash chain: data, rows, base, machine, software."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.data.batches import row_bytes
 from core.worker.data.dataset import Dataset
 
-#: Rows that are told from one another; of more, neighbors share their digits.
-_TOLD_ROWS = 100_000
+#: Number of rows with digits of their own; beyond it, neighbors share them.
+_DISTINCT_ROWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Provenance:
     """Hashes of the data files, rows and base of a run.
 
     Args:
-        files: Hashes of its data files.
+        files: Hashes of the data files.
         dataset: The rows trained on.
-        checkpointer: Knows the fingerprints of rows and base, and the state.
+        checkpointer: Holds the fingerprints of rows and base, and the state.
     """
 
     files: DataHashes
@@ -43,7 +43,7 @@ class Provenance:
 
     @staticmethod
     def hash_files(config: Config) -> DataHashes:
-        """Begin to hash the data files, on a thread."""
+        """Start hashing the data files on a thread."""
         return DataHashes(config.data)
 
     def facts(self, config: Config, found: Checkpoint | None) -> dict[str, Any]:
@@ -73,19 +73,19 @@ class Provenance:
 
 
 def row_digits(dataset: Dataset) -> str:
-    """A few digits of each training row, one after the other, by which a changed one is found."""
+    """A few digits per training row, concatenated, by which a changed row is found."""
     rows = dataset.rows
     each = rows_together(len(rows))
     return "".join(short(b"".join(map(row_bytes, rows[first : first + each]))) for first in range(0, len(rows), each))
 
 
 def rows_together(rows: int) -> int:
-    """Neighboring rows that share their digits."""
-    return -(-rows // _TOLD_ROWS) or 1
+    """Number of neighboring rows that share their digits."""
+    return -(-rows // _DISTINCT_ROWS) or 1
 
 
 def changed_rows(dataset: Dataset, recorded: str) -> Sequence[int]:
-    """The rows whose digits are not those that were recorded for their place."""
+    """Rows whose digits differ from the recorded ones."""
     now, each = row_digits(dataset), rows_together(len(dataset.rows))
     width = len(short(b""))
     return [
@@ -95,7 +95,7 @@ def changed_rows(dataset: Dataset, recorded: str) -> Sequence[int]:
     ]
 
 
-#: Packages whose code has a part in the numbers.
+#: Packages whose code affects the numbers.
 PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers", "numpy"),
     *("triton", "mamba-ssm", "causal-conv1d"),
@@ -103,7 +103,7 @@ PACKAGES = (
 
 
 def software() -> dict[str, str]:
-    """Versions by name of package; packages that are not installed are left out."""
+    """Versions by package name, without packages that are not installed."""
     found = {"localtune-tui": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -114,7 +114,7 @@ def software() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The processor with its instructions, the threads, and the card with its driver where there is one.
+    """Processor and its instructions, threads, and the card with its driver if there is one.
 
     Args:
         device: That of the training.
@@ -125,7 +125,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "instructions": _instructions(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "environment": {name: os.environ[name] for name in _TOLD if name in os.environ},
+        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -135,12 +135,15 @@ def machine(device: torch.device) -> dict[str, Any]:
     return found
 
 
-#: Variables that change which code computes.
-_TOLD = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "CUBLAS_WORKSPACE_CONFIG")
+#: Environment variables that select code paths.
+_VARIABLES = (
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS"),
+    "CUBLAS_WORKSPACE_CONFIG",
+)
 
 
 def _instructions() -> str:
-    """A digest of the instructions that the processor has; empty where the kernel does not tell."""
+    """Digest of the processor's instruction set; empty if the kernel does not report it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""The model of a run made ready to be trained: loaded, its adapters attached, its layers fused."""
+"""Model of a run, ready for training: loaded, adapters attached, layers fused."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ from core.worker.setup.fast_paths import fuse_layers, keep_weights
 from core.worker.setup.preparation import Prepared
 from core.worker.setup.strategy import needs_turns
 
-#: Advice where memory runs out before there is a step that could be cut smaller.
+#: Advice if memory runs out before there is a step to cut smaller.
 SMALLER = "Close what else holds memory, or choose a smaller model or method.name = qlora."
 
 
 @dataclass(frozen=True)
 class ReadyModel:
-    """A model that is ready to be trained, and how that is done."""
+    """A model ready for training."""
 
     loaded: LoadedModel
-    """The base with its adapters, or with its trained weights chosen."""
+    """Base model with its adapters, or with its trainable weights chosen."""
     accelerator: Accelerator
     fused: Fused
     """The fused parts of its layers."""
     is_compiled: bool
-    """True if its layers are to be compiled, which a trial has shown to work."""
+    """True if its layers will be compiled, after a successful trial."""
     file_weights: FileWeights | None
-    """None where no file's weights are trained."""
+    """None without ``method.train_for``."""
 
     def tell_experts(self, why: str, recorder: Recorder) -> None:
-        """Record that the experts are in the machine's memory, with a warning where that is slow.
+        """Record that the experts are in host memory, with a warning if that is slow.
 
         Args:
-            why: The reason; empty for the model's own sentence.
+            why: The reason; empty for the model's own.
             recorder: Of the run.
         """
         offload = self.loaded.offload
@@ -66,7 +66,7 @@ class ReadyModel:
         recorder.notice("info", "offload_experts", why or message)
 
     def keep_dequantized(self, recorder: Recorder) -> None:
-        """Keep 16-bit copies of 4-bit weights, if memory suffices for all of them."""
+        """Keep 16-bit copies of 4-bit weights, if there is memory for all of them."""
         keep_weights(self.fused, self.loaded.dtype, recorder.warn)
 
 
@@ -80,17 +80,16 @@ def make_ready(
     *,
     host_experts: bool = False,
 ) -> ReadyModel:
-    """Load the model and make it ready.
+    """Load the model and make it ready for training.
 
     Args:
         config: The configuration, paths absolute.
         prepared: The inputs of the run.
-        recorder: Told how far it is.
+        recorder: Receives progress.
         controls: Stops it.
-        found: The checkpoint that its adapters come from, and the way in which its base is stored; None where the run
-            begins.
-        strategy: How processes share it; shares it out before anything is run through it.
-        host_experts: Whether 4-bit experts live in the machine's memory.
+        found: The checkpoint with its adapters and the storage of its base; None at the beginning of a run.
+        strategy: Distribution over processes; shards the model before its first pass.
+        host_experts: 4-bit experts live in host memory.
 
     Raises:
         StopRequested: If a stop was asked for.
@@ -122,7 +121,7 @@ def _load_shared(
     *,
     host_experts: bool,
 ) -> LoadedModel:
-    """The model with what is trained of it, shared out among the processes."""
+    """The model with its trainable parts, distributed over the processes."""
 
     def load() -> LoadedModel:
         on_host = strategy.is_sharded
@@ -145,7 +144,7 @@ def _load_shared(
 
 
 def _tell_kernels(base: Path, loaded: LoadedModel, recorder: Recorder) -> None:
-    """Name the kernels that would make recurrent layers faster on this device; they are for cards alone."""
+    """Name the kernels that would speed up recurrent layers on this card."""
     if loaded.device.type != "cuda" or not recurrent_kinds(loaded.model):
         return
     if missing := missing_kernels(read_description(base / "config.json") or {}):
@@ -162,7 +161,7 @@ def _load_model(
     host_experts: bool,
     on_host: bool,
 ) -> LoadedModel:
-    """The base model with what is trained of it: adapters, or weights of its own."""
+    """The base model with adapters, or with its trainable weights chosen."""
     storage = storage_of(config, found)
     loaded = load_model(
         prepared.base,
@@ -205,7 +204,7 @@ def _load_model(
 def _try_compilation(
     config: Config, loaded: LoadedModel, accelerator: Accelerator, recorder: Recorder, controls: Controls
 ) -> bool:
-    """True if the model's layers can be compiled; the attention of training is in them when that is tried."""
+    """True if the model's layers can be compiled; tried with the attention of training installed."""
     fuse_layers(config, loaded, attention_alone=True)
     controls.check_stop()
     recorder.phase("loading_model", "compiling a layer")

@@ -1,5 +1,5 @@
-"""Self-check before training: our way through hidden states and head must give the model's own logits, and packed rows
-the hidden states that they have alone."""
+"""Self-check before training: our path through hidden states and head must give the model's own logits, and packed rows
+must give the hidden states of the rows alone."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from core.worker.model.recurrent import describe_kind, recurrent_kinds
 from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory
 from core.worker.process.rng import restore_rng, rng_state
 
-#: The greatest difference between our logits and the model's own that rounding explains.
+#: Largest difference between our logits and the model's that rounding explains.
 LOGIT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.25}
-#: How far hidden states of rows laid out may be from those of the rows alone, as a share of their size. Rounding to 16
-#: bit stays below a hundredth; a row that sees another one is off by more than a tenth.
+#: Largest relative difference of hidden states between packed rows and the rows alone. Rounding to 16 bit stays below a
+#: hundredth; leaking between rows exceeds a tenth.
 LAYOUT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
-#: Tokens of the rows that are tried, and how many of them are a common beginning.
+#: Length of the rows tried, and of their common prefix, in tokens.
 LENGTH, PREFIX = 24, 10
-#: Tokens of the one row that is tried where these do not fit.
+#: Length of the single row tried if these do not fit, in tokens.
 LEAST = 16
-#: Two behind their common beginning, and one by itself.
+#: Two rows after their common prefix, and one alone.
 GROUPS = (([0, 1], PREFIX), ([2], 0))
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """The result."""
+    """Result of the self-check."""
 
     logits_differ: float
     """The largest difference between our logits and the model's own."""
     mixed: str | None
-    """Why packing would leak between rows; None if it does not, or was not tested."""
+    """Reason why packing would leak between rows; None if it does not, or was not tested."""
     draws: bool = False
-    """Whether the model has random draws of its own in training; told where rows were laid out."""
+    """True if the model draws random numbers in training; known if packing was tested."""
     masked: bool = False
-    """Whether the device needs dense masks for shared beginnings; told where rows were laid out."""
+    """True if the device needs dense masks for shared prefixes; known if packing was tested."""
 
 
 def check_model(
@@ -59,17 +59,17 @@ def check_model(
     *,
     laid_out: bool,
 ) -> SelfCheck:
-    """Run three short rows through the model in its own way and in ours, in evaluation mode: dropout would make the two
-    differ. The random state is left as it is.
+    """Run three short rows through the model in its own way and in ours, in evaluation mode because dropout would make
+    them differ. The random state is left unchanged.
 
-    Where these do not fit in memory, the beginning of one of them is tried, which tells of the logits alone.
+    If they do not fit in memory, the beginning of one of them is tried, which checks only the logits.
 
     Args:
         loaded: The model.
         loss: Of the model.
-        rows: Of the data, whose tokens are taken.
+        rows: Training rows, for their tokens.
         autocast: The arithmetic of training.
-        laid_out: Whether to try them one behind another, too; see :mod:`core.worker.data.packing`.
+        laid_out: Also try them packed; see :mod:`core.worker.data.packing`.
 
     Raises:
         MemoryShortageError: If not even that fits.
@@ -80,7 +80,7 @@ def check_model(
         try:
             return _try_rows(loaded, loss, made, autocast, laid_out=laid_out)
         except Exception as error:
-            # A family that looks into its masks wants them as tensors.
+            # Some families inspect their masks and need tensors.
             if is_out_of_memory(error) or not spell_windows_out(loaded.device):
                 raise
         return _try_rows(loaded, loss, made, autocast, laid_out=laid_out)
@@ -131,8 +131,8 @@ def _try_rows(
 
 
 def _runs_on(model: Any) -> str | None:
-    """Reason why rows cannot lie one behind another in a model with recurrent layers; None without such layers. What
-    their state carries over may be less than rounding here, and much where the model remembers."""
+    """Reason why rows cannot be packed in a model with recurrent layers; None without such layers. This is not
+    measured: a state carried over may be below rounding here and still matter in a trained model."""
     kinds = recurrent_kinds(model)
     if not kinds:
         return None
@@ -146,25 +146,26 @@ def _mixed(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut, wanted: tor
         loaded: The model.
         loss: Of the model.
         laid: The rows.
-        wanted: Their hidden states alone, ``(supervised, hidden)``.
+        wanted: Hidden states of the rows alone, ``(supervised, hidden)``.
     """
     try:
         found = loss.hidden_laid_out(laid)
-    except Exception as error:  # whatever a model makes of arguments it does not know
+    except Exception as error:  # models raise anything for unknown arguments
         if is_out_of_memory(error):
             raise
         first = (str(error).splitlines() or [""])[0]
         return f"the model refuses it ({type(error).__name__}: {first})"
     layers, attended = len(decoder_layers(loaded.model)), len(laid.layout.attended)
     if attended < layers:
-        # What the others do with the ends of rows is not known.
+        # Other kinds of layers may ignore the ends of rows.
         return f"{attended} of its {layers} layers have attention that can be told where rows end"
     share = float((found.float() - wanted.float()).norm() / wanted.float().norm())
     return None if share <= LAYOUT_TOLERANCE[loaded.dtype] else f"its hidden states would differ by {share:.1%}"
 
 
 def _may_draw(model: Any) -> bool:
-    """Whether anything in a model is called dropout or jitter and is not zero; the adapters' own has been looked at."""
+    """True if any setting or module named dropout or jitter is nonzero. The adapters' own dropout is checked
+    elsewhere."""
     settings: dict[str, Any] = model.config.to_dict()
     places = [settings, *(vars(module) for module in model.modules())]
     named = (
@@ -178,8 +179,8 @@ def _may_draw(model: Any) -> bool:
 
 
 def _in_training(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut) -> tuple[str | None, bool]:
-    """Reason why rows cannot be packed in training, None if they can; and whether the model draws random numbers there,
-    as one with dropout of its own does."""
+    """Reason why rows cannot be packed in training, None if they can; and True if the model draws random numbers there,
+    for example for dropout."""
     before = rng_state()
     was_training = loaded.model.training
     loaded.model.train()
@@ -195,7 +196,7 @@ def _in_training(loaded: LoadedModel, loss: SupervisedLoss, laid: LaidOut) -> tu
 
 
 def _is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether torch's generators are in the same states."""
+    """True if torch's generators are in the same states."""
     pairs = zip(_generators(first), _generators(second), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
 
@@ -205,7 +206,7 @@ def _generators(state: dict[str, Any]) -> list[torch.Tensor]:
 
 
 def check_head(found: SelfCheck, dtype: torch.dtype, base: str) -> None:
-    """Refuse a model whose way from hidden states to logits is not known here.
+    """Refuse a model whose path from hidden states to logits is not supported.
 
     Args:
         found: Of the model.
@@ -224,7 +225,7 @@ def check_head(found: SelfCheck, dtype: torch.dtype, base: str) -> None:
 
 
 def _rows(rows: Sequence[TokenizedRow]) -> list[TokenizedRow]:
-    """Three short rows of the data's own tokens with one beginning, of different lengths."""
+    """Three short rows of different lengths from the data's own tokens, with a common prefix."""
     tokens = np.concatenate([row.input_ids for row in rows[:64]])
     tokens = np.resize(tokens, 4 * LENGTH)
     made = []

@@ -1,4 +1,4 @@
-"""Strategy of a run of several processes, and the decisions that they share: memory, layers kept in 16 bit.
+"""Strategy of a run of several processes, and the decisions they share: memory, and layers kept in 16 bit.
 
 ``model.keep_16bit = auto`` finds these layers of a 4-bit base before the model is loaded.
 """
@@ -35,7 +35,7 @@ from core.worker.setup.preparation import Prepared
 
 
 def check_strategy(config: Config, ranks: Ranks) -> None:
-    """Refuse a strategy that several processes cannot have here, before minutes are spent on the rows.
+    """Refuse a strategy that is not possible with these processes, before minutes are spent on the rows.
 
     Raises:
         UserError: If so.
@@ -50,14 +50,14 @@ def check_strategy(config: Config, ranks: Ranks) -> None:
 
 
 def settle_strategy(config: Config, device: torch.device, dataset: Dataset, recorder: Recorder, ranks: Ranks) -> Config:
-    """The configuration with the strategy that ``auto`` takes: fsdp2 where the plan says that some process's device is
-    too small for the whole model, and the run can be done so.
+    """The configuration with ``auto`` resolved: fsdp2 if the plan finds the device of any process too small for the
+    whole model, else replicate.
 
     Args:
         config: Of the run.
         device: Where this process runs; the model is not loaded yet.
-        dataset: What is trained on: the plan counts by the lengths of its rows.
-        recorder: Told which and why.
+        dataset: Training rows; the plan uses their lengths.
+        recorder: Receives the choice and its reason.
         ranks: The processes.
 
     Raises:
@@ -67,7 +67,7 @@ def settle_strategy(config: Config, device: torch.device, dataset: Dataset, reco
         return config
     chosen = plan_strategy(config, device, dataset, ranks.count)
     too_small = chosen is not None and chosen.strategy == "fsdp2"
-    # The others may prepare their rows for much longer.
+    # Other processes may take much longer to prepare their rows.
     (shares,) = ranks.any([too_small], patient=True)
     if shares:
         reason = chosen.reason if chosen is not None and too_small else "fsdp2: another process's card is too small."
@@ -83,13 +83,13 @@ def _with_strategy(config: Config, strategy: str) -> Config:
 def make_strategy(
     config: Config, ranks: Ranks, recorder: Recorder, holds: Callable[[], bool] = lambda: False
 ) -> Strategy:
-    """The strategy of a run, once it is checked and settled.
+    """The strategy of a run, after it was checked and settled.
 
     Args:
         config: Of the run.
         ranks: Its processes.
-        recorder: For work that takes long.
-        holds: Whether this process holds the run, as for the heat of its card.
+        recorder: Receives the phase of slow work.
+        holds: True if this process holds the run, for example because its card is hot.
     """
     orders = Orders(ranks, config.distributed.timeout, holds)
     wanted = "replicate" if ranks.is_single else config.distributed.strategy
@@ -105,12 +105,12 @@ def make_strategy(
 
 
 def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Config:
-    """The configuration with what is off where weights are shared out.
+    """The configuration without options that do not work with a sharded model.
 
     Args:
         config: Of the run.
         strategy: Of the run.
-        recorder: Told what is off.
+        recorder: Receives a notice for each.
     """
     if not strategy.is_sharded:
         return config
@@ -123,14 +123,14 @@ def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Co
         memory = config.memory.model_copy(update={"gradient_checkpointing": "on"})
         config = config.model_copy(update={"memory": memory})
     if config.train.compile:
-        # The option stays as it is: a checkpoint is compared with those of the run's file.
+        # The option itself stays: checkpoints are compared with the run's configuration file.
         message = f"Layers are not compiled: distributed.strategy = {config.distributed.strategy} moves their weights."
         recorder.notice("info", "not_compiled", message, "The numbers are the same.")
     return config
 
 
 def agree_memory(decision: MemoryDecision, strategy: Strategy) -> MemoryDecision:
-    """The memory decision of the first process, for all, where their passes depend on each other.
+    """The memory decision of rank 0 for all processes, if their passes depend on each other.
 
     Raises:
         RankLostError: If another process does not answer.
@@ -142,14 +142,14 @@ def agree_memory(decision: MemoryDecision, strategy: Strategy) -> MemoryDecision
     return MemoryDecision(**said)
 
 
-#: Share of the machine's free memory that copies of the model may take while it is shared out.
+#: Share of free host memory available for copies of the model while it is sharded.
 _FOR_COPIES = 0.8
-#: Bytes of a 4-bit model beside those of its files, which are in 16 bit.
+#: Size of a 4-bit model relative to its 16-bit files.
 _QUANTIZED = 0.35
 
 
 def needs_turns(config: Config, base: Path, ranks: Ranks) -> bool:
-    """True if the processes have to load the model one after another, as the machine has no room for a copy each.
+    """True if the processes must load the model one after another, because host memory has no room for a copy each.
 
     Args:
         config: Of the run.
@@ -167,7 +167,7 @@ def needs_turns(config: Config, base: Path, ranks: Ranks) -> bool:
 
 
 def first_goes_ahead(config: Config, recorder: Recorder, check_stop: Callable[[], None], ranks: Ranks) -> None:
-    """Let the first process prepare a base that is not ready yet, while the others wait: it is made once.
+    """Let rank 0 prepare a base that is not ready yet, while the others wait.
 
     Raises:
         RankLostError: If another process does not answer.
@@ -188,7 +188,7 @@ def agree_kept_layers(
     check_stop: Callable[[], None],
     ranks: Ranks,
 ) -> Config:
-    """As :func:`~core.worker.setup.strategy.settle_kept_layers`, by the memory of the first process, for all.
+    """As :func:`settle_kept_layers`, by the memory of rank 0, for all processes.
 
     Raises:
         RankLostError: If another process does not answer.
@@ -196,7 +196,7 @@ def agree_kept_layers(
     """
     if ranks.is_first:
         config = settle_kept_layers(config, prepared, device, recorder, check_stop)
-    # It comes after the rows, for which no two machines take equally long.
+    # Machines differ in the time they need for the rows.
     ranks.meet()
     if ranks.is_first:
         ranks.broadcast({"keep_16bit": config.model.keep_16bit})
@@ -208,8 +208,8 @@ def agree_kept_layers(
 def settle_kept_layers(
     config: Config, prepared: Prepared, device: torch.device, recorder: Recorder, check_stop: Callable[[], None]
 ) -> Config:
-    """The configuration with the layers that stay in 16 bit, where they are to be found out; written into the run, so
-    that whoever loads its base again loads the same.
+    """The configuration with the layers that stay in 16 bit, if they are to be found out. It is written into the run,
+    so that every later load of its base gets the same layers.
 
     Args:
         config: Of the run.

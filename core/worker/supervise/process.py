@@ -1,4 +1,4 @@
-"""Process of a run, as its supervisor sees it."""
+"""Process of a run, as seen by its supervisor."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from core.worker.process.pulse import Unchanged
 from core.worker.process.reports import REPORTS, SUPERVISOR
 from core.worker.supervise.verdict import Sign
 
-#: The longest line of a report, and how much of a log is read for its last lines.
+#: Maximum length of a report, and number of log bytes read for last words.
 _LINE_LIMIT, _TAIL_BYTES = 1 << 16, 16 << 10
-#: Of a warning in a report: level, code, message and hint; and the levels that there are.
+#: Number of fields of a warning (level, code, message, hint), and its valid levels.
 _NOTICE_PARTS, _LEVELS = 4, ("warning", "error")
 
 
@@ -34,10 +34,10 @@ class Start:
     """Command line and environment of a process of a run.
 
     Args:
-        rank: Its number.
+        rank: Its rank.
         command: The command line.
-        environment: Its variables.
-        log: Where its output goes.
+        environment: Its environment.
+        log: File for its output.
         label: Its name in messages: ``Process 1``.
     """
 
@@ -50,13 +50,13 @@ class Start:
 
 @dataclass
 class RankProcess:
-    """A process that was started, in a session of its own; the kernel ends it when its supervisor is gone.
+    """A process in its own session, which the kernel kills when its supervisor is gone.
 
     Args:
         start: Its command line and environment.
-        lock: Descriptor of the worker lock, which it holds too: the run is taken until all its processes are gone.
-        devices: Descriptors of the locks of its devices, which are taken as long.
-        clock: Seconds by which its silence is measured.
+        lock: Descriptor of the worker lock, inherited so that the run is locked until all its processes are gone.
+        devices: Descriptors of its device locks, inherited for the same reason.
+        clock: Clock for measuring its silence, in seconds.
 
     Raises:
         OSError: If it cannot be started.
@@ -78,7 +78,7 @@ class RankProcess:
         path = self.start.log
         try:
             log = open_beneath(path.parent, path.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            # Earlier lines are those of other processes.
+            # Earlier lines belong to other processes.
             self._log_began = os.fstat(log).st_size
             try:
                 self._child = subprocess.Popen(
@@ -103,15 +103,15 @@ class RankProcess:
         finally:
             os.close(writing)
         self.handle = os.pidfd_open(self._child.pid)
-        """Becomes readable when it ends."""
+        """Pidfd; becomes readable when the process ends."""
         self._heard = self.clock()
         self._wait, self._pulse = Unchanged(self.clock), Unchanged(self.clock)
         self.has_begun = False
-        """True if it has given a sign of life, and so hears signals."""
+        """True after its first heartbeat, when it handles signals."""
 
     @property
     def rank(self) -> int:
-        """Its number."""
+        """Its rank."""
         return self.start.rank
 
     def listen(self) -> None:
@@ -140,13 +140,13 @@ class RankProcess:
             self._pulse.note(said.get("pulse"))
 
     def take_notices(self) -> list[NoticeEvent]:
-        """The warnings that it has reported since the last time; a process that is not the first writes no record."""
+        """Warnings reported since the last call; ranks after the first write no record."""
         taken, self._notices = self._notices, []
         return taken
 
     def sign(self) -> Sign:
-        """The signs of life so far."""
-        # The status first: the last reports of a process that has ended are there to be read then.
+        """Current life signs."""
+        # Status first: the last reports of an ended process are readable then.
         status = self._status()
         self.listen()
         following = self._signs.get("following")
@@ -170,7 +170,7 @@ class RankProcess:
     def _status(self) -> int | None:
         """Its exit code, negative for the signal that ended it; None while it lives.
 
-        It is not reaped: until :meth:`end` its number belongs to it and its children.
+        The process is not reaped, so that its pid stays reserved until :meth:`end`.
         """
         if self._child.returncode is not None:
             return self._child.returncode
@@ -185,10 +185,10 @@ class RankProcess:
             signal.pidfd_send_signal(self.handle, number)
 
     def end(self, seconds: float) -> bool:
-        """End it and its children by SIGKILL, once it had time to end by itself; returns whether it is gone.
+        """Kill it and its children by SIGKILL, after a grace period; returns True if it is gone.
 
         Args:
-            seconds: To wait before, and at most as long again for the kernel to end it.
+            seconds: Grace period; then at least 10 s for the kernel to end it.
         """
         ended = select.poll()
         ended.register(self.handle, select.POLLIN)
@@ -208,7 +208,7 @@ class RankProcess:
         os.close(self.handle)
 
     def last_words(self) -> str:
-        """The reason that it gave for its end, else the last line of its log."""
+        """Reported reason of its end, else the last line of its log."""
         if said := str(self._signs.get("error", "")):
             return one_line(said)
         try:
@@ -217,6 +217,6 @@ class RankProcess:
                 lines = (file.read(_TAIL_BYTES) or b"").decode("utf-8", errors="replace").splitlines()
         except OSError:
             return ""
-        # Lines of the launcher and the supervisor are none of its words.
+        # Lines of the launcher and the supervisor do not count.
         kept = [one_line(line, 300) for line in lines if line.strip() and not line.startswith("== ")]
         return kept[-1] if kept else ""

@@ -1,9 +1,9 @@
-"""The supervisor of a run of several processes: ``python -m core.worker RUN`` becomes it before torch is imported.
+"""Supervisor of a run of several processes: ``python -m core.worker RUN`` becomes it before torch is imported.
 
-Its pid is the run's, and it holds the run's lock. It starts the processes of the run, the first of which is a worker as
-in any run, and passes stop signals on to it. When a process is lost, it ends all and starts them again from the last
-checkpoint, ``distributed.restarts`` times at most. A process that waits for others runs no signal handler, and a
-suspended one none at all: they are ended by SIGKILL.
+Its pid is the run's, and it holds the run's lock. It starts the processes of the run, of which rank 0 is an ordinary
+worker, and forwards stop signals to it. If a process is lost, it ends all of them and restarts them from the last
+checkpoint, up to ``distributed.restarts`` times. Processes that wait for others or are suspended run no signal
+handlers, so they are ended by SIGKILL.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from core.worker.process.pulse import AwakeClock
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.verdict import Ended, Lost, Refused, Sign, Verdict, judge
 
-#: Seconds between two looks when nothing happens.
+#: Seconds between two checks without events.
 _LOOK_SECONDS = 0.5
-#: Most seconds that count between two looks: in more, this process was suspended and could hear nobody.
+#: Maximum seconds counted between two checks: a longer gap was a suspension of this process, which heard nobody.
 _MISSED_SECONDS = 2.0
-#: Seconds until the end of a lost process is known, after the end of the processes that noticed.
+#: Seconds to wait for the end of a lost process, after the processes that noticed have ended.
 _SETTLE_SECONDS = 2.0
-#: Seconds that the others may take to end, after the first one has recorded the end and after a loss.
+#: Seconds for the others to end, after rank 0 has recorded the end, and after a loss.
 _GRACE_SECONDS, _LOST_SECONDS = 5.0, 1.0
 
-#: Seconds between two records of the signs of life.
+#: Seconds between two records of the processes' signs.
 _RECORD_SECONDS = 2.0
 
-#: Label of each process, and its last words.
+#: Label and last words of each process.
 Words = dict[int, tuple[str, str]]
-#: Starts of all processes, from their options (``--resume``) and a file to meet over that does not exist yet.
+#: Commands of all processes, from their options (``--resume``) and a rendezvous file that does not exist yet.
 Starts = Callable[[Sequence[str], Path], Sequence[Start]]
 
 
@@ -67,7 +67,7 @@ class Supervisor:
         run: The run.
         config: Its configuration.
         lock: Descriptor of the worker lock.
-        starts: Starts of its processes.
+        starts: Commands of its processes.
     """
 
     run: Run
@@ -75,22 +75,22 @@ class Supervisor:
     lock: int
     starts: Starts
     devices: Hold = field(default_factory=Hold)
-    """The devices of the run, which its processes hold too."""
+    """Devices of the run, which its processes hold too."""
     _stops: list[signal.Signals] = field(default_factory=list, init=False)
     _wake: int = field(default=-1, init=False)
     _awake: AwakeClock = field(default_factory=lambda: AwakeClock(_MISSED_SECONDS), init=False)
-    """The clock for silence."""
+    """Clock for measuring silence."""
     _recorded: float = field(default=float("-inf"), init=False)
-    """Time of the last record of the signs of life."""
+    """Time of the last record."""
 
     def supervise(self, options: Sequence[str]) -> int | list[str]:
         """Carry the run out.
 
         Args:
-            options: Those that the worker was started with.
+            options: Options of the worker.
 
         Returns:
-            The exit code, or the options of the worker that the run goes on as.
+            The exit code, or the options of the worker that the run continues as.
         """
         with self._hearing_stops():
             try:
@@ -101,7 +101,7 @@ class Supervisor:
                 return self._fail(error.message, error.hint)
 
     def _go_through(self, options: Sequence[str]) -> int | list[str]:
-        """Start the processes, again where one was lost, until the run has ended.
+        """Start the processes, again after each loss, until the run has ended.
 
         Raises:
             UserError: If they cannot be started.
@@ -115,7 +115,7 @@ class Supervisor:
                 return self._fail(verdict.error, verdict.hint)
             sentence = _sentence(verdict, words)
             if self._stops:
-                # New processes would have nothing to do but to stop.
+                # New processes would only stop at once.
                 self._tell(NoticeEvent(level="warning", code="rank_lost", message=f"{sentence}.", hint=""))
                 break
             if restarts >= self.config.distributed.restarts:
@@ -150,10 +150,10 @@ class Supervisor:
         if isinstance(verdict, Ended):
             return verdict, words
         if (code := self._recorded_end(before)) is not None:
-            # The fate of a process after that, in a driver that it left, changes nothing.
+            # A process that dies in a driver afterwards changes nothing.
             return Ended(code), words
         if not all(gone):
-            # It waits for a driver or a disk; another set of processes would share its device with it.
+            # It is stuck in a driver or on a disk; new processes would share its device.
             label = words[gone.index(False)][0]
             verdict = Refused(gone.index(False), f"{label} does not end: it waits for a device or a disk", "Reboot.")
         return verdict, words
@@ -173,10 +173,10 @@ class Supervisor:
             ) from error
 
     def _recorded_end(self, before: RunState | None) -> int | None:
-        """The exit code of the end that the first process has recorded; None where it has not.
+        """Exit code of the end recorded by rank 0; None if there is none.
 
         Args:
-            before: The state before it was started, which may be the end of an earlier one.
+            before: State before the start, possibly the end of an earlier one.
         """
         state = RunState.read(self.run.state_path)
         return None if state is None or state == before else state.exit_code
@@ -212,7 +212,8 @@ class Supervisor:
             _forget_ended(poll, processes)
 
     def _record(self, signs: Sequence[Sign]) -> None:
-        """Record the signs of life (:mod:`core.runs.record.state`) every few seconds; a full disk makes them stale."""
+        """Record the processes' signs (:mod:`core.runs.record.state`) every few seconds; on a full disk they become
+        stale."""
         if time.monotonic() - self._recorded < _RECORD_SECONDS:
             return
         self._recorded, now = time.monotonic(), time.time()
@@ -231,24 +232,24 @@ class Supervisor:
             write_ranks(self.run.path, ranks)
 
     def _pass_on(self, processes: Sequence[RankProcess]) -> None:
-        """Record the warnings of processes that write no record, until the first one has closed it."""
+        """Record warnings of ranks that write no record, until rank 0 has closed it."""
         for notice in [notice for process in processes for notice in process.take_notices()]:
             self._tell(notice, append_while_open)
 
     def _begin_again(self, sentence: str, number: int) -> list[str]:
-        """Record that all starts again; returns the options for that."""
+        """Record the restart; returns its options."""
         state = RunState.read(self.run.state_path)
         found = complete_checkpoints(self.run)
         where = f"goes on from {found[-1].name}" if found else "begins again"
         of = self.config.distributed.restarts
         message = f"{sentence}. The run {where}, by new processes ({number} of {of} times)."
         self._tell(NoticeEvent(level="warning", code="rank_lost", message=message, hint=""))
-        # A pause of the governor's has a reason, and ends with it.
+        # A pause by the governor has a reason, and ends with the process.
         paused = state is not None and state.state == "paused" and not state.reason
         return [*(["--resume"] if found else []), *(["--paused"] if paused else [])]
 
     def _fail(self, reason: str, hint: str) -> int:
-        """Record that the run has failed, as its first process cannot."""
+        """Record that the run has failed, because rank 0 cannot."""
         return self._end("failed", FailedEvent, reason if reason.endswith((".", ")")) else f"{reason}.", hint)
 
     def _stopped(self) -> int:
@@ -258,7 +259,7 @@ class Supervisor:
         return self._end("stopped", StoppedEvent, f"stopped {by} after step {step}", way_on(self.run))
 
     def _end(self, state: Literal["failed", "stopped"], kind: type[FinishedEvent], reason: str, hint: str) -> int:
-        """Record the end of the run; its exit code."""
+        """Record the end of the run; returns its exit code."""
         recorded = RunState.read(self.run.state_path) or RunState(state="starting", pid=os.getpid())
         found = complete_checkpoints(self.run)
         adapter = str((found[-1] / "adapter").relative_to(self.run.path)) if found else None
@@ -283,7 +284,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _hearing_stops(self) -> Iterator[None]:
-        """Inside, signals that ask for a stop are kept for the first process; SIGHUP means nothing."""
+        """Context that keeps stop signals for rank 0 and ignores SIGHUP."""
 
         def keep(number: int, _frame: FrameType | None) -> None:
             self._stops.append(signal.Signals(number))
@@ -294,7 +295,7 @@ class Supervisor:
         signal.set_wakeup_fd(writing)
         before = {number: signal.signal(number, keep) for number in STOP_SIGNALS}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        # Where it is ignored, the kernel forgets how a process has ended.
+        # If it were ignored, the kernel would discard exit codes.
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             yield
@@ -307,7 +308,7 @@ class Supervisor:
 
 
 def _forget_ended(poll: select.poll, processes: Sequence[RankProcess]) -> None:
-    """Do not poll processes that have ended: their descriptors are readable for good."""
+    """Stop polling ended processes, whose descriptors stay readable."""
     for process in processes:
         if process.sign().status is not None:
             for descriptor in (process.reading, process.handle):
@@ -316,7 +317,7 @@ def _forget_ended(poll: select.poll, processes: Sequence[RankProcess]) -> None:
 
 
 def _sentence(lost: Lost, words: Words) -> str:
-    """The fate of a lost process, with its last words."""
+    """Fate of a lost process, with its last words."""
     if lost.rank is None:
         return f"The processes of the run {lost.what}"
     label, said = words[lost.rank]
@@ -325,12 +326,12 @@ def _sentence(lost: Lost, words: Words) -> str:
 
 
 def local_starts(run: Run, cards: Sequence[str | None], environment: Mapping[str, str]) -> Starts:
-    """Starts of the processes of a run on this machine, which share its cores.
+    """Commands of a run's processes on this machine, which share its cores.
 
     Args:
         run: The run.
         cards: The card of each process; None for the default one.
-        environment: Of the supervisor as it was started.
+        environment: Environment at the start of the supervisor.
     """
     count = len(cards)
     threads = str(max(1, len(os.sched_getaffinity(0)) // count))
@@ -350,13 +351,13 @@ def local_starts(run: Run, cards: Sequence[str | None], environment: Mapping[str
 def supervisor_of(
     run: Run, lock: int, environment: Mapping[str, str], devices: Hold | None = None
 ) -> Supervisor | None:
-    """The supervisor of a run; None for a run of one process, or a configuration that its worker will refuse.
+    """Supervisor of a run; None for a run of one process, or a configuration that its worker will refuse.
 
     Args:
         run: The run.
         lock: Descriptor of the worker lock.
-        environment: Of this process as it was started.
-        devices: The devices of the run that this process holds.
+        environment: Environment at the start of this process.
+        devices: Devices held by this process.
     """
     try:
         config = run.config()

@@ -1,4 +1,4 @@
-"""Verdicts on the processes of a run: the end of the run, or the process that is lost. Pure."""
+"""Verdicts on the processes of a run: the end of the run, or a lost process. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ from dataclasses import dataclass
 from core.helper import describe_end
 from core.runs.record.state import EXIT_CODES, EXIT_REFUSED
 
-#: Exit code of a process that another one of the run does not answer any more. Lower than the codes of a recorded end:
-#: srun's own code is the highest of its tasks. Argparse ends with it too, before there is any sign of life.
+#: Exit code of a process that lost contact to another one. Lower than the codes of a recorded end, because srun exits
+#: with the highest code of its tasks. Argparse uses it too, but before any heartbeat.
 EXIT_LOST = 2
-#: Exit code of a process that ended by an error that should not happen; Python's own.
+#: Exit code of a process after an unexpected error; Python's own.
 EXIT_CRASHED = 1
-#: Exit codes of the first process with which it has recorded the end of the run.
+#: Exit codes of rank 0 after it has recorded the end of the run.
 FINAL = frozenset({*EXIT_CODES.values(), EXIT_REFUSED})
-#: Seconds of silence after which the others have waited for a process in vain.
+#: Seconds of silence after which a process that others wait for counts as the lost one.
 QUIET_SECONDS = 5.0
-#: Seconds that a process may take to its first sign of life: an interpreter starts, on a busy machine.
+#: Maximum seconds until the first heartbeat: an interpreter starts on a busy machine.
 START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Sign:
-    """Signs of life of one process.
+    """Life signs of one process.
 
     Args:
-        rank: Its number.
-        status: Its exit code, negative for the signal that ended it; None while it lives.
-        silent: Seconds since its last sign of life, or since its start.
-        has_begun: Whether it has given one.
-        is_waiting: Whether it waited for the others then.
-        waits: Seconds of its present wait; 0 where it does not wait.
-        still: Seconds without progress in short work; 0 in work without a limit, and in all processes but
-            the first.
-        at: Its place in the program, if it has been still.
-        error: The reason of its end, if it gave one.
-        hint: The remedy.
-        following: The options that the run goes on with.
+        rank: Its rank.
+        status: Its exit code, negative for a signal; None while it lives.
+        silent: Seconds since its last heartbeat, or since its start.
+        has_begun: True after its first heartbeat.
+        is_waiting: True if it waited for the others at that time.
+        waits: Seconds of its current wait; 0 if it does not wait.
+        still: Seconds without progress in short work; 0 in work without a limit, and in ranks after the first.
+        at: Its place in the program, if it makes no progress.
+        error: Reason of its end, if reported.
+        hint: Advice for the user.
+        following: Options the run continues with.
         host: Its machine, by its report; likewise its pid and its device.
     """
 
@@ -58,13 +57,13 @@ class Sign:
 
     @property
     def has_lost(self) -> bool:
-        """True if it has ended because another one does not answer."""
+        """True if it ended because another process does not answer."""
         return self.status == EXIT_LOST and self.has_begun
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The run has ended, or goes on as something else; the first process has recorded it."""
+    """The run has ended, or continues as something else; rank 0 has recorded it."""
 
     code: int
     following: tuple[str, ...] | None = None
@@ -72,7 +71,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Refused:
-    """A process other than the first one cannot go on."""
+    """A rank after the first cannot continue."""
 
     rank: int
     error: str
@@ -81,23 +80,23 @@ class Refused:
 
 @dataclass(frozen=True)
 class Lost:
-    """A process is lost; None where it is not known which one."""
+    """A process is lost; ``rank`` is None if unknown."""
 
     rank: int | None
     what: str
-    """The fate of the process, as the end of a sentence: ``was ended by SIGKILL``."""
+    """Fate of the process, as the end of a sentence: ``was ended by SIGKILL``."""
 
 
 Verdict = Ended | Refused | Lost
 
 
 def judge(signs: Sequence[Sign], timeout: float, *, settled: bool) -> Verdict | None:
-    """The verdict on the processes of a run; None while it goes on.
+    """Verdict on the processes of a run; None while it continues.
 
     Args:
-        signs: Of each process, the first one first.
-        timeout: Seconds without a sign of life after which a process is lost.
-        settled: Whether those who have lost another have ended for long enough that the other's end is known too.
+        signs: Signs by rank.
+        timeout: Seconds without a heartbeat after which a process is lost.
+        settled: Processes that lost another one ended long enough ago that its end is known too.
     """
     first = signs[0]
     if first.status in FINAL:
@@ -118,9 +117,8 @@ def judge(signs: Sequence[Sign], timeout: float, *, settled: bool) -> Verdict | 
 
 
 def _hangs(signs: Sequence[Sign], timeout: float) -> Lost | None:
-    """The first process, where it lives and does nothing, and all others bear witness: each has waited for it, in one
-    wait, for longer than common work may take.
-    """
+    """Rank 0, if it makes no progress while all others have waited for it, in one wait, longer than the timeout of
+    collectives."""
     first, *others = signs
     patience = timeout + QUIET_SECONDS
     if any(sign.status is not None or sign.silent >= QUIET_SECONDS for sign in signs):
