@@ -96,7 +96,7 @@ def _epsilon(module: Any) -> float | None:
 
 
 def _is_rms_norm(module: Any) -> bool:
-    """True if a module is a frozen RMS norm by name and trial: some families add one to the weight, or weigh in fp32."""
+    """True if a module is a frozen RMS norm by name and trial; some families add 1 to the weight, or weigh in fp32."""
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, torch.nn.Parameter):
         return False
