@@ -306,11 +306,11 @@ class _Likeliest:
         return not settings.top_k and settings.top_p >= 1 and drawn < self._shares.sum().item()
 
     def draw(self, drawn: float, settings: GenerationSettings) -> int:
-        """The token at a place of the distribution that the settings cut.
+        """The token at a place of the truncated distribution.
 
         Args:
             drawn: Place, from 0 to below 1.
-            settings: ``top_k`` likeliest tokens count; of these, a token while the ones before it have not filled the
+            settings: The ``top_k`` likeliest tokens count; of these, a token while those before it have not filled the
                 share ``top_p``, and while its probability is at least ``min_p`` of the likeliest one's.
         """
         upto, count = self._shares.cumsum(-1), self._nucleus(settings)
@@ -328,7 +328,7 @@ class _Likeliest:
         return settings.top_k <= len(self.tokens)
 
     def _nucleus(self, settings: GenerationSettings) -> int:
-        """Tokens of these that count, at least one."""
+        """Number of these tokens that count, at least one."""
         shares, logits = self._shares, self.logits
         whole = 1.0
         if 0 < settings.top_k < len(shares):
