@@ -1,1 +1,1 @@
-"""Training executed again from a checkpoint, and compared byte for byte with what was recorded."""
+"""Replay of training from a checkpoint, compared byte for byte with the record."""

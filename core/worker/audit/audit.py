@@ -1,4 +1,4 @@
-"""The execution of a run again, as a job."""
+"""Replay of a run, as a job."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def audit(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
-    """Compare base and files, and execute the spans.
+    """Compare base and files, and replay the spans.
 
-    Each span is executed by processes of its own, as many as have trained it, forked from this one once the libraries
-    are imported: the first to train would leave its settings to the next.
+    Each span is replayed by new processes, as many as trained it, forked from this one after the libraries are
+    imported: in a shared process a span's settings would leak into the next.
 
     Args:
-        job: ``run``; a ``directory`` for copies; the ``spans``, as :mod:`core.audit.request` has them, each with the
+        job: ``run``; a ``directory`` for copies; the ``spans`` in the form of :mod:`core.audit.request`, each with the
             body of its ``start`` link; the ``manifests`` by step; the newest ``start`` and ``manifest``; ``config``.
         answers: Receives the progress.
 
@@ -75,7 +75,7 @@ def _skipped(span: dict[str, Any], reason: str) -> dict[str, Any]:
 
 
 def _executed(job: dict[str, Any], span: dict[str, Any], config: Config, progress: Progress) -> dict[str, Any]:
-    """Execute a span in processes of its own, as many as have trained it; its result."""
+    """Replay a span in new processes, as many as trained it; returns its result."""
     work = Path(job["directory"]) / f"{span['begin']}-{span['end']}"
     work.mkdir(mode=0o700)
 
@@ -92,7 +92,7 @@ def _executed(job: dict[str, Any], span: dict[str, Any], config: Config, progres
 
 
 def _execute(job: dict[str, Any], span: dict[str, Any], config: Config, work: Path, rank: int, told: Answers) -> None:
-    """In a process of a span: execute it with the others; the first one tells the result."""
+    """Replay a span with the other processes of the span; the first process sends the result."""
     from core.worker.audit.replay import ChangedRowsError, Replay
     from core.worker.process.openmp import SpinControl, renew_thread_pool
 
@@ -116,11 +116,11 @@ def _execute(job: dict[str, Any], span: dict[str, Any], config: Config, work: Pa
 
 
 def _silent(_activity: str, _done: int | None, _total: int | None) -> None:
-    """Tell nothing: the first process does."""
+    """Report nothing: the first process does."""
 
 
 def _meet(rank: int, count: int, work: Path) -> Ranks:
-    """Meet the other processes of a span over a file, as those of a run on one machine do."""
+    """Meet the other processes of a span over a file, like those of a run on one machine."""
     from core.worker.audit.replay import PATIENCE
     from core.worker.distributed.ranks import Ranks, join
 

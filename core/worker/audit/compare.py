@@ -1,4 +1,4 @@
-"""A checkpoint that was computed again against the one that was recorded: every tensor, value and fact."""
+"""Comparison of a recomputed checkpoint with the recorded one: every tensor, value and fact."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from core.small_files import hash_file
 from core.text import one_line
 from core.worker.checkpoint.checkpoint import Checkpoint, load_tensors
 
-#: Facts of a manifest that are not a matter of the training: names and hashes that are compared by themselves, and the
-#: time and the energy that a run took.
+#: Facts of a manifest that do not depend on the training: names and hashes that are compared separately, and the time
+#: and energy of a run.
 _ELSEWHERE = frozenset({"files", "manifest_sha256", "version", "step", "limits", "base_sha256"})
 RNG_FILE = "rng.pt"
-#: Largest text file of a checkpoint that is compared by its values, in bytes.
+#: Largest text file of a checkpoint whose values are compared, in bytes.
 _TEXT_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A checkpoint as it was recorded.
+    """A recorded checkpoint.
 
     Args:
         step: Its step.
-        manifest: What the chain says of it, else its own.
-        path: Its directory, relative names of differences start with its name; the content may be gone.
+        manifest: The manifest in the chain, else its own.
+        path: Its directory, whose name starts the files' names in differences; the content may be gone.
     """
 
     step: int
     manifest: Mapping[str, Any]
     path: Path
     is_unseeded: bool = False
-    """Whether the generators of Python and NumPy were as the operating system had seeded them: an earlier version began
-    with them so, and nothing draws from them."""
+    """True if the operating system seeded the generators of Python and NumPy, as in runs of an earlier version;
+    nothing draws from them."""
 
 
 def compare_checkpoints(recorded: Recorded, again: Checkpoint) -> list[Difference]:
-    """What differs between a recorded checkpoint and the one that was computed again."""
+    """Differences between a recorded checkpoint and the recomputed one."""
     found = [*_facts(recorded, again), *_files(recorded, again)]
     return found[:MOST]
 
@@ -57,7 +57,7 @@ def _facts(recorded: Recorded, again: Checkpoint) -> Iterator[Difference]:
     before, now = recorded.manifest, again.manifest
     for name in sorted({*before, *now} - _ELSEWHERE):
         old, new = _training(name, before.get(name)), _training(name, now.get(name))
-        # What an earlier version did not write cannot be compared.
+        # Facts that an earlier version did not write cannot be compared.
         if name in before and canonical(old) != canonical(new):
             yield Difference(
                 what=f"The {name} of step {recorded.step} came out otherwise.",
@@ -70,7 +70,7 @@ def _facts(recorded: Recorded, again: Checkpoint) -> Iterator[Difference]:
 
 
 def _training(name: str, value: Any) -> Any:
-    """A fact without what is not a matter of the training."""
+    """A fact without its parts that do not depend on the training."""
     if name == "overrides" and isinstance(value, dict):
         return {option: setting for option, setting in value.items() if option in TRAINING}
     return value
@@ -111,8 +111,8 @@ def _sha(facts: Any) -> str:
 
 
 def _contents(recorded: Path, again: Path, step: int, shown: str) -> Iterator[Difference]:
-    """What differs in two files, by their tensors and values; nothing where the recorded one is gone, or where they
-    hold the same in another layout."""
+    """Differences of two files by tensors and values; none where the recorded one is gone, or where they hold the same
+    in another layout."""
     if not recorded.is_file():
         return
     try:
@@ -149,7 +149,7 @@ def _values(path: Path) -> dict[str, Any]:
 
 
 def _ordered(value: Any) -> Any:
-    """A list of names in one order, as earlier versions wrote PEFT's sets in any."""
+    """A list of names in sorted order, since earlier versions wrote PEFT's sets in random order."""
     is_names = isinstance(value, list) and all(isinstance(item, str) for item in value)
     return sorted(value) if is_names else value
 
@@ -168,7 +168,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _first_difference(before: Any, now: Any) -> tuple[str, str, str] | None:
-    """Where two values differ, and how: the first element of tensors; None where they are equal in every bit."""
+    """Place and values of the first difference of two values; None where they are equal in every bit."""
     if isinstance(before, torch.Tensor) and isinstance(now, torch.Tensor):
         return _first_element(before, now)
     if type(before) is type(now) and repr(before) == repr(now):
@@ -182,7 +182,7 @@ def _first_element(before: torch.Tensor, now: torch.Tensor) -> tuple[str, str, s
     if before.numel() == 0:
         return None
     old, new = before.contiguous().reshape(-1), now.contiguous().reshape(-1)
-    # By bytes, as a NaN is no other's equal, and 0 is -0's.
+    # By bytes: NaN equals itself, and 0 differs from -0.
     unequal = (old.view(torch.uint8) != new.view(torch.uint8)).nonzero()
     if not len(unequal):
         return None

@@ -1,4 +1,4 @@
-"""The base and the data files of a run against what its hash chain, or its checkpoints, say of them."""
+"""Comparison of a run's base and data files with its hash chain or its checkpoints."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from core.worker.model.starter import resolve_base
 
 @dataclass
 class Inputs:
-    """What base and data files are against what was recorded."""
+    """Differences of base and data files from the record."""
 
     differences: list[Difference] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What is not there to be compared, in sentences."""
+    """Missing inputs, a sentence each."""
     obstacle: str = ""
-    """Why nothing can be executed again, in a sentence; empty where it can."""
+    """The reason that nothing can be replayed, a sentence; empty where it can."""
 
 
 def part_of(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of what a chain says; empty where it is none, as a chain may come from anywhere."""
+    """A part of a chain's facts; empty if it is no table, as a chain may come from anywhere."""
     found = facts.get(name)
     return found if isinstance(found, dict) else {}
 
 
 def compare_inputs(config: Config, start: Mapping[str, Any], manifest: Mapping[str, Any], progress: Progress) -> Inputs:
-    """Compare base and data files, which are all read.
+    """Compare base and data files, reading all of them.
 
     Args:
-        config: Of the run.
-        start: What the chain says of its start; empty where it says nothing.
-        manifest: Of a checkpoint.
-        progress: Told what is done.
+        config: The run's configuration.
+        start: The facts of its start in the chain; empty where there are none.
+        manifest: A checkpoint's manifest.
+        progress: Called with each stage.
     """
     found = Inputs()
     try:
@@ -93,7 +93,7 @@ def _of_base(path: Path, name: str, sealed: Mapping[str, Any], now: Mapping[str,
 def _of_files(sealed: Mapping[str, Any], now: Mapping[str, str]) -> Iterator[Difference]:
     for name in _unequal(sealed, now):
         if name in now and not now[name]:
-            continue  # not there, which proves nothing
+            continue  # a missing file proves nothing
         what = "was added" if name not in sealed else "is read no more" if name not in now else "has changed"
         yield Difference(
             what=f"The data file {one_line(name, 200)} {what} since the run began.",

@@ -1,7 +1,8 @@
-"""Processes that execute a span together: forked from that of the audit, heard by it, and ended with the first one.
+"""Processes that replay a span together: forked from the audit's process, which reads their messages and ends them
+with the first one.
 
-Each tells by a pipe of its own, in lines of JSON. What the first one has told at last is the result. The others wait
-for it where it ends, so that they are ended by SIGKILL, as by the supervisor of a run.
+Each writes lines of JSON to its own pipe; the last message of the first process is the result. The others may still
+wait for the first when it ends, so they are ended by SIGKILL, as by the supervisor of a run.
 """
 
 from __future__ import annotations
@@ -23,30 +24,30 @@ from core.jobs.process import Answers
 from core.worker.distributed.rendezvous import RankLostError
 
 Message = dict[str, Any]
-#: What a process does: told its number and how it tells. It tells at last its result, or ``error`` with a sentence.
+#: Work of a process, called with its number and its answers. Its last message is the result, or an ``error``.
 Work = Callable[[int, Answers], object]
-#: Message of a process that waits in vain for another one.
+#: Key of a process's message that it waits for another one in vain.
 _LOST = "lost"
-#: Seconds that the first process has to notice that another one has ended.
+#: Seconds for the first process to notice that another one has ended.
 _SETTLE_SECONDS = 10.0
-#: Seconds that the others have to end after the first one has lost one of them, so that it is known which.
+#: Seconds for the others to end after the first has lost one, so that the cause is known.
 _REASON_SECONDS = 2.0
 _BLOCK = 1 << 16
 
 
 @dataclass
 class ForkedProcess:
-    """A process that was forked from this one.
+    """A process forked from this one.
 
     Args:
-        pid: Of the process.
-        reading: The pipe with what it tells.
+        pid: Process ID.
+        reading: Its pipe.
     """
 
     pid: int
     reading: int
     last: Message = field(default_factory=dict)
-    """What it has told at last."""
+    """Its last message."""
     _rest: bytes = b""
 
     def __post_init__(self) -> None:
@@ -55,14 +56,14 @@ class ForkedProcess:
 
     @classmethod
     def begin(cls, rank: int, work: Work) -> ForkedProcess:
-        """Fork one.
+        """Fork a process.
 
         Args:
             rank: Its number.
-            work: Done by it.
+            work: Its work.
 
         Raises:
-            OSError: If the system has no room for it.
+            OSError: If the system cannot fork.
         """
         reading, writing = os.pipe()
         sys.stdout.flush()
@@ -75,10 +76,10 @@ class ForkedProcess:
         return cls(pid, reading)
 
     def listen(self, heard: Callable[[Message], None] = lambda _: None) -> bool:
-        """Read what it tells, waiting for something; whether there is more to come.
+        """Read a part of its messages, blocking; returns False at the end.
 
         Args:
-            heard: Told each message.
+            heard: Called with each message.
         """
         data = os.read(self.reading, _BLOCK)
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -88,7 +89,7 @@ class ForkedProcess:
         return bool(data)
 
     def end(self) -> int | None:
-        """End it if it lives; the exit code with which it has ended by itself, negative for a signal, else None."""
+        """Kill it if it is alive; returns the exit code if it had ended by itself, negative for a signal, else None."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if not pid:
             with suppress(ProcessLookupError):
@@ -102,7 +103,7 @@ class ForkedProcess:
 
 
 def _work(rank: int, work: Work, answers: Answers) -> NoReturn:
-    """In a process that was forked: do its work and leave; nothing of it goes on as what it was forked from."""
+    """Body of the forked process: work and exit, without returning into the parent's code."""
     code = 1
     try:
         work(rank, answers)
@@ -117,18 +118,18 @@ def _work(rank: int, work: Work, answers: Answers) -> NoReturn:
 
 
 def work_together(count: int, work: Work, heard: Callable[[Message], None]) -> Message | str:
-    """Let processes do some work together.
+    """Let processes work together.
 
     Args:
-        count: How many.
-        work: Done by each.
-        heard: Told what the first one tells.
+        count: Number of processes.
+        work: Work of each.
+        heard: Called with the first process's messages.
 
     Returns:
-        What the first one has told at last; a sentence where it has not come to an end.
+        The last message of the first process; a sentence with the reason if it has failed.
 
     Raises:
-        OSError: If the system has no room for them.
+        OSError: If the system cannot fork.
     """
     processes: list[ForkedProcess] = []
     try:
@@ -148,7 +149,7 @@ def work_together(count: int, work: Work, heard: Callable[[Message], None]) -> M
 
 
 def _hear_first(processes: Sequence[ForkedProcess], heard: Callable[[Message], None]) -> bool:
-    """Listen to the first process until it has told all; whether it has, as it may wait for one that has ended."""
+    """Read the first process's messages to the end; returns False if it waits for a process that has ended."""
     first, *others = processes
     poll = select.poll()
     for descriptor in (first.reading, *(process.handle for process in others)):
@@ -171,8 +172,8 @@ def _wait_for(processes: Sequence[ForkedProcess], seconds: float | None = None) 
     """Wait until processes have ended.
 
     Args:
-        processes: All of them.
-        seconds: At most; None for as long as it takes.
+        processes: The processes.
+        seconds: Timeout; None for none.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     for process in processes:
@@ -180,11 +181,11 @@ def _wait_for(processes: Sequence[ForkedProcess], seconds: float | None = None) 
 
 
 def _reason(statuses: Sequence[int | None], last: Sequence[Message]) -> str:
-    """The sentence about processes that have not come to an end: which of them was the reason.
+    """The message about failed processes, naming the first one to fail.
 
     Args:
-        statuses: How each has ended by itself.
-        last: What each has told at last.
+        statuses: Exit codes of processes that ended by themselves.
+        last: Last message of each.
     """
     if statuses[0] is not None and _LOST not in last[0]:
         return f"The process that executed it {describe_end(statuses[0])}."

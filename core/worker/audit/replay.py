@@ -1,6 +1,6 @@
-"""A span of a run executed again, in a private copy: built as the run was, from the checkpoint that it began with.
+"""Replay of a span of a run in a private copy: built as the run was, from the checkpoint at its start.
 
-A span that several processes have trained is executed by as many, of which the first one follows the record.
+A span trained by several processes is replayed by as many, of which the first one follows the record.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ from core.worker.setup.provenance import changed_rows, machine, software
 from core.worker.setup.strategy import needs_turns
 from core.worker.train import FinetuneRecipe
 
-#: Rows that are named one by one.
+#: Changed rows listed in a message.
 _NAMED_ROWS = 5
-#: Governed options that a replay keeps to: those that protect the machine, and cost only time.
+#: Governed options that a replay obeys: they protect the machine, and cost only time.
 _KEPT_LIMITS = ("temperature_limit_c", "memory_temperature_limit_c")
 _DROPPED_LIMITS = ("power_limit_w", "host_memory_limit_percent", "disk_free_min_gb")
-#: Seconds that processes wait for each other: fewer cores may have to do the work of several machines.
+#: Timeout in seconds between processes: fewer cores may do the work of several machines.
 PATIENCE = 3600.0
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What is executed again, and what it is compared with.
+    """The replay of a span, and its comparison with the record.
 
     Args:
         run: The run; it is only read.
-        config: The configuration that it was started with.
+        config: The configuration of its start.
         span: The interval.
         work: An empty directory for the copy.
         manifests: Manifests by step, as recorded.
-        start: What the chain says of the start that the span belongs to; empty where it says nothing.
-        progress: Told what is done, how much of it, and of how much.
-        ranks: The processes that execute it; they have met.
+        start: The facts in the chain of the start that the span belongs to; empty where there are none.
+        progress: Called with the stage, the amount done and the total.
+        ranks: The processes of the replay; they have met.
     """
 
     run: Run
@@ -77,10 +77,10 @@ class Replay:
     _changed: list[str] = field(default_factory=list)
 
     def execute(self) -> SpanResult:
-        """Execute the span, in the first process; there is a result, whatever happens in it.
+        """Replay the span, in the first process; it returns a result even if the replay fails.
 
         Raises:
-            ChangedRowsError: If the rows are not those of the run.
+            ChangedRowsError: If the rows differ from the run's.
             RankLostError: If another process does not answer.
         """
         began = time.monotonic()
@@ -91,8 +91,8 @@ class Replay:
         return dataclasses.replace(result, seconds=round(time.monotonic() - began, 3))
 
     def follow(self) -> None:
-        """Do this process's part of the span, where it is not the first one: that one ends where it has seen all, and
-        whoever started this one ends it.
+        """Do this process's part of the span, in any process but the first, which ends at the end of the record; the
+        parent then ends the others.
 
         Raises:
             RankLostError: If another process does not answer.
@@ -116,7 +116,7 @@ class Replay:
         return self._judge(script)
 
     def _make_copy(self) -> None:
-        """The run's directory for the replay, with the checkpoint that it begins with."""
+        """The replay's copy of the run's directory, with the first checkpoint."""
         copy = self._copy
         copy.checkpoints_path.mkdir(mode=paths.DIRECTORY_MODE, parents=True)
         write_atomic(copy.config_path, dump_config(self.config))
@@ -133,7 +133,7 @@ class Replay:
             recipe.run()
 
     def _make_recipe(self, recorder: Recorder, controls: Controls) -> FinetuneRecipe:
-        """Build what trains, and put it where the span begins. By all processes together."""
+        """Build the recipe at the start of the span; all processes together."""
         config = self._config
         name = checkpoint_name(self.span.begin)
         found = verify_checkpoint(self._copy.checkpoints_path / name) if self.span.begin else None
@@ -148,8 +148,8 @@ class Replay:
 
     @property
     def _config(self) -> Config:
-        """The configuration without what only says when a run rests, waits or ends; of several processes with what
-        their start has decided."""
+        """The configuration without options that only decide when a run rests, waits or ends; for several processes
+        with their start's decisions."""
         hardware: dict[str, Any] = dict.fromkeys(_DROPPED_LIMITS)
         distributed: dict[str, Any] = {"timeout": PATIENCE}
         if self.span.team.is_several:
@@ -165,7 +165,7 @@ class Replay:
 
     @property
     def _distributed(self) -> DistributedSection:
-        """The options of several processes as of the start that the span belongs to: a run may go on with others."""
+        """The options for several processes at the span's start: a run may continue with others."""
         config = self.start.get("config")
         if not isinstance(config, dict):
             return self.config.distributed
@@ -175,7 +175,7 @@ class Replay:
             return self.config.distributed
 
     def _check_room(self, config: Config) -> None:
-        """Refuse to load as many models as several machines have had, where this one has no room for them.
+        """Reject a replay that needs the models of several machines where this one has no room for them.
 
         Raises:
             UserError: If so.
@@ -189,7 +189,7 @@ class Replay:
             )
 
     def _check_rows(self, parts: Parts) -> None:
-        """Refuse rows that are not those of the run, by their names.
+        """Reject changed rows, by their names.
 
         Raises:
             ChangedRowsError: If so.
@@ -203,7 +203,7 @@ class Replay:
             raise ChangedRowsError("The held-out rows are not those that the run was measured on.")
 
     def _begin(self, parts: Parts, found: Checkpoint | None) -> None:
-        """Put the state where it was at the beginning of the span."""
+        """Set the state to the start of the span."""
         state = parts.state
         if found is not None:
             parts.checkpointer.resume(found)
@@ -213,7 +213,7 @@ class Replay:
         state.overrides |= self.span.changes
         state.spikes.left_out.update(self.span.left_out)
         state.spikes.rollbacks = max(state.spikes.rollbacks, self.span.rollbacks)
-        # A replay is not to end earlier for being slower.
+        # A slower replay must not end earlier.
         state.limits = Limits()
         if self.span.rolled_back:
             parts.checkpointer.checkpointing.enable()
@@ -224,11 +224,11 @@ class Replay:
         self._note_machine(parts)
 
     def _decide_as_before(self, parts: Parts) -> None:
-        """What was decided by the memory that was free then is not decided anew."""
+        """Restore decisions that depended on the free memory, instead of deciding anew."""
         facts = part_of(self.start, "facts") or self.manifests[self.span.end]
         state = parts.state
         if not self.start and any(event.type == "notice" for event in self.span.script):
-            return  # what was in force before memory ran out is not known
+            return  # the settings before memory ran out are unknown
         state.token_budget = _count(facts.get("token_budget"), state.token_budget)
         state.checkpointing = bool(facts.get("gradient_checkpointing", state.checkpointing))
         state.kept_layers = _count(facts.get("kept_layers"), 0)
@@ -268,7 +268,7 @@ class Replay:
         if not script.differences:
             return SpanResult(begin=begin, end=end, outcome="equal")
         differences = tuple(script.differences)
-        # Where weights and states came out equal, the machine computes the same bits, and what differs was changed.
+        # Equal weights and states show that the machine computes the same bits, so other differences are changes.
         if self._changed and any(difference.file != EVENTS_NAME for difference in differences):
             reason = f"Equal bits are not to be expected here: {'; '.join(self._changed)}."
             return SpanResult(begin=begin, end=end, outcome="inexact", reason=reason, differences=differences)
@@ -276,8 +276,8 @@ class Replay:
 
 
 def dated_name(run: Run) -> str:
-    """A name for the copy of a run that begins with its date, as templates may write that: the run's own, or where that
-    was renamed, the time of its first event."""
+    """A name for a run's copy that starts with its date, which templates may write: the run's own, or the time of its
+    first event if it was renamed."""
     if run.created is not None:
         return run.id
     first = next((event for events in EventTail(run.events_path).batches() for event in events), None)
@@ -289,11 +289,11 @@ def _count(value: Any, otherwise: int) -> int:
 
 
 class ChangedRowsError(Exception):
-    """The rows are not those of the run; its text is a sentence that names them."""
+    """The rows differ from the run's; the message names them."""
 
 
 def _name_rows(parts: Parts, digits: str, count: Any) -> str:
-    """The sentence about rows that are not those of the run."""
+    """The message about changed rows."""
     dataset = parts.dataset
     if not digits:
         return "The training rows are not those of the run; which of them is not recorded."

@@ -1,7 +1,7 @@
-"""The script of a replay: what was recorded of an interval, compared event by event with what is told again.
+"""The script of a replay: the recorded events of an interval, compared with the replay's one by one.
 
-Commands that changed the training are given again where they were carried out, checkpoints that somebody asked for are
-written again, and memory runs out again where it did.
+Commands that changed the training are repeated at their place, requested checkpoints are written again, and memory runs
+out again at the same places.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from core.text import one_line
 from core.worker.loss.objectives import Objective
 from core.worker.process.control import Command, Controls
 
-#: Fields that tell of time, and so differ each time.
+#: Fields that depend on time, and so differ each time.
 _TIMES = frozenset({"t", "seconds", "tokens_per_second", "paused_seconds", "bytes"})
 
 
 class ReplayEnded(BaseException):
-    """Raised when all of an interval has been told again, or when it goes another way.
+    """Raised at the end of an interval, or when the replay takes another course.
 
-    It is no error, so that nothing on its way catches it.
+    It is not an error, so that nothing on the way catches it.
     """
 
 
 class Script:
-    """Follows a span while it is executed again.
+    """Follows a span during its replay.
 
     Args:
-        span: What was recorded.
-        controls: Of the replay; commands are given by it.
+        span: The record.
+        controls: The replay's controls, for repeated commands.
         compare: Compares the checkpoint of a step that was just written.
-        step: Told each step that is done.
+        step: Called after each step.
     """
 
     def __init__(
@@ -63,23 +63,23 @@ class Script:
         self._rehearses = False
         self.differences: list[Difference] = []
         self.is_astray = ""
-        """Why it is not the run's fault that the replay went another way; empty where it is."""
+        """The reason, not the run's fault, that the replay took another course; empty for none."""
 
     def begin(self) -> None:
-        """Give the commands that come before the first step."""
+        """Repeat the commands before the first step."""
         self._give()
 
     @property
     def expects_shortage(self) -> bool:
-        """Whether memory runs out next: in the rehearsal where it did there, else in the step."""
+        """True if memory runs out next: in the rehearsal if it did so there, else in the step."""
         expected = self._next
         return isinstance(expected, NoticeEvent) and ran_out_in_rehearsal(expected) == self._rehearses
 
     def heard(self, event: Event) -> None:
-        """Compare what training tells with what it has told.
+        """Compare an event of the replay with the record.
 
         Raises:
-            ReplayEnded: If that was all, or it is something else.
+            ReplayEnded: If it was the last one, or of another kind.
         """
         if isinstance(event, PhaseEvent):
             self._rehearses = event.name == "rehearsing"
@@ -88,7 +88,7 @@ class Script:
             return
         expected = self._next
         if isinstance(event, SampleEvent) and event.step == self._saved and not isinstance(expected, SampleEvent):
-            return  # told after the checkpoint of its step, where one span ends and another begins
+            return  # a sample follows the checkpoint of its step, where one span ends and another begins
         if expected is None or type(expected) is not type(event) or _step(expected) != _step(event):
             self._stray(event, expected)
         self._place += 1
@@ -110,7 +110,7 @@ class Script:
         return script[self._place] if self._place < len(script) else None
 
     def _give(self) -> None:
-        """Give what was asked for here."""
+        """Repeat the commands at this place."""
         while isinstance(self._next, ControlEvent):
             event = self._next
             if event.command == "set":
@@ -119,8 +119,8 @@ class Script:
                 self._put(event.command, {})
             self._place += 1
         if isinstance(self._next, CheckpointEvent) and self._next.step == self._done:
-            # Where one is due it is written before that is carried out, which then does nothing. One of a later step
-            # comes after steps that are left out, which tell nothing.
+            # A checkpoint that is due is written before the command runs, which then does nothing. A checkpoint of a
+            # later step follows skipped steps, which have no events.
             self._put("checkpoint", {})
 
     def _put(self, command: str, args: dict[str, Any]) -> None:
@@ -144,12 +144,12 @@ class Script:
 
 
 def compare_events(recorded: Event, again: Event) -> Iterator[Difference]:
-    """What differs in two events, times aside: losses, norms and rates to the last bit."""
+    """Differences of two events except times: losses, norms and rates to the last bit."""
     for item in fields(recorded):
         if item.name in _TIMES:
             continue
         before, now = as_json(getattr(recorded, item.name)), as_json(getattr(again, item.name))
-        # One of an earlier version may lack a figure.
+        # Events of an earlier version may lack a figure.
         if before is not None and (before != now or type(before) is not type(now)):
             yield Difference(
                 what=f"{item.name} of {_name(recorded)} came out otherwise.",
@@ -180,11 +180,11 @@ def _name(event: Event) -> str:
 
 
 class ShortOfMemory:
-    """An objective that runs out of memory where the script says so, as a micro-batch of the run did.
+    """An objective that runs out of memory where a micro-batch of the run did.
 
     Args:
-        objective: Does the work.
-        script: Says where.
+        objective: The wrapped objective.
+        script: The script.
     """
 
     def __init__(self, objective: Objective, script: Script) -> None:
@@ -196,7 +196,7 @@ class ShortOfMemory:
         self.reward_sums, self.rewards_of = objective.reward_sums, objective.rewards_of
 
     def begin(self, window: Any, token_budget: int) -> float:
-        """Begin a window, or run out of memory."""
+        """Begin a window, or raise an out-of-memory error."""
         if self._script.expects_shortage:
             raise torch.OutOfMemoryError("Out of memory, as in the run.")
         return self._objective.begin(window, token_budget)

@@ -1,1 +1,1 @@
-"""Processes that write exports, and that prove them."""
+"""Processes that write exports, and that verify them."""

@@ -18,13 +18,13 @@ from core.worker.model.model import load_tokenizer
 from core.worker.model.support import load_generation_config
 
 TEMPLATE = "chat_template.jinja"
-#: Files of the tokenizer and of its template, which go along byte for byte.
+#: Files of the tokenizer and of its template, copied byte for byte.
 _TOKENIZER_FILES = (
     *TOKENIZERS,
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
     *(TEMPLATE, "chat_template.json"),
 )
-#: Templates of a base for conversations of some kinds, as those with tools, for which they go before the usual one.
+#: A base's templates for some conversations, such as with tools, which take precedence over the usual one.
 _FURTHER_TEMPLATES = "additional_chat_templates"
 _LICENSES = ("LICENSE", "NOTICE", "USE_POLICY")
 #: The types of weights as ``config.json`` names them.
@@ -33,28 +33,28 @@ _DTYPE_NAMES: dict[Quant, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "
 
 @dataclass(frozen=True)
 class Conversation:
-    """Chat template and stop tokens of a model: what becomes of a conversation with it."""
+    """Chat template and stop tokens of a model."""
 
     template: str | None
     """The chat template of the training, without training tags; None where the model has none."""
     is_own: bool
-    """Whether it is the base's own, as its files have it."""
+    """True if it is the base's own, as in its files."""
     stop_ids: tuple[int, ...]
-    """The tokens that end an answer."""
+    """The stop tokens."""
     stops: tuple[str, ...]
     """Their texts."""
     bos: str
-    """The token that begins a text; empty for none."""
+    """The token that begins a text; empty without one."""
     eos: str
-    """The token that ends a text; empty for none."""
+    """The token that ends a text; empty without one."""
 
 
 def read_conversation(base: Path, trained: TrainedModel) -> Conversation:
-    """How the model of a run is talked to.
+    """Template and stop tokens of a run's model.
 
     Args:
         base: The directory with its tokenizer.
-        trained: What was trained.
+        trained: The trained model.
 
     Raises:
         UserError: If tokenizer or template cannot be read.
@@ -75,14 +75,14 @@ def read_conversation(base: Path, trained: TrainedModel) -> Conversation:
 
 
 def _default(templates: Any) -> str | None:
-    """The template for conversations without tools, where a model has several."""
+    """The template for conversations without tools, if a model has several."""
     found = templates.get("default") if isinstance(templates, dict) else None
     return found if isinstance(found, str) else None
 
 
 def copy_tokenizer(base: Path, directory: Path, conversation: Conversation) -> None:
-    """Copy the tokenizer's files and the license of a model, byte for byte, and put the chat template beside them that
-    it was trained with, which is then the only one.
+    """Copy the tokenizer's files and the license of a model, byte for byte, and write the chat template of the training
+    beside them, which is then the only one.
 
     Raises:
         OSError: If they cannot be written.
@@ -101,15 +101,15 @@ def copy_tokenizer(base: Path, directory: Path, conversation: Conversation) -> N
 
 
 def write_configs(base: Path, directory: Path, quant: Quant, conversation: Conversation, *, untied: bool) -> None:
-    """Write ``config.json`` and ``generation_config.json`` of a merged model: the base's, with the type of the weights
-    and the tokens that end an answer.
+    """Write ``config.json`` and ``generation_config.json`` of a merged model: the base's, with the new dtype and stop
+    tokens.
 
     Args:
         base: The directory of the base.
-        directory: That of the merged model.
+        directory: Directory of the merged model.
         quant: The type of its weights.
-        conversation: How it is talked to.
-        untied: Whether head and embeddings are two tensors, other than in the base.
+        conversation: Its template and stop tokens.
+        untied: Head and embeddings are two tensors, unlike in the base.
 
     Raises:
         OSError: If they cannot be written.

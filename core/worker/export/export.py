@@ -1,4 +1,4 @@
-"""An export, from the run to the directory that is put into place; a job."""
+"""Export job: from a run to the directory in its final place."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def write_adapter(base: Path, trained: TrainedModel, directory: Path, conversation: Conversation) -> None:
-    """Write an adapter into a directory: its weights byte for byte, its configuration with the base's name on the hub.
+    """Write an adapter into a directory: its weights byte for byte, its configuration with the base's hub name.
 
     Args:
         base: The directory of the base.
-        trained: What was trained, with an adapter.
-        directory: Where it goes.
-        conversation: How the model is talked to.
+        trained: The trained model, with an adapter.
+        directory: The target directory.
+        conversation: Template and stop tokens.
 
     Raises:
         UserError: If its configuration cannot be read.
@@ -66,7 +66,7 @@ def write_adapter(base: Path, trained: TrainedModel, directory: Path, conversati
     config = read_description(trained.adapter / _CONFIG)
     if config is None:
         raise UserError(f"{trained.adapter} has no {_CONFIG}.", "Export another step.")
-    # On another machine only the hub's name leads to the base; a base from elsewhere is found where it was here.
+    # On another machine only the hub name leads to the base; a local base is named by its path.
     config["base_model_name_or_path"] = describe_base(trained.base, base).hub_id or str(base)
     shutil.copyfile(trained.adapter / _WEIGHTS, directory / _WEIGHTS)
     text = json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True)
@@ -74,18 +74,18 @@ def write_adapter(base: Path, trained: TrainedModel, directory: Path, conversati
     copy_tokenizer(base, directory, conversation)
 
 
-#: Most rows that are read; with more of them than tokens are asked for, further ones add nothing.
+#: Most rows to read; further ones hardly matter.
 _MOST_ROWS = 1000
 
 
 def read_rows(base: Path, trained: TrainedModel, conversation: Conversation, progress: Progress) -> Dataset:
-    """Training rows; none where the files cannot be read any more.
+    """Training rows; empty if the files can no longer be read.
 
     Args:
         base: The directory with the tokenizer.
-        trained: What was trained.
-        conversation: How the model is talked to.
-        progress: Told how many rows have been read.
+        trained: The trained model.
+        conversation: Template and stop tokens.
+        progress: Called with the number of rows read.
     """
     config = trained.config
     template = None if conversation.is_own else conversation.template
@@ -99,17 +99,17 @@ def read_rows(base: Path, trained: TrainedModel, conversation: Conversation, pro
 
 
 def conversations(dataset: Dataset) -> list[list[dict[str, Any]]]:
-    """The conversations among the rows, as a chat template has them."""
+    """The conversations among the rows, as messages for a chat template."""
     return [[message.fields() for message in example.messages] for example in dataset.examples if example.messages]
 
 
-#: Where an export is made, in the hidden directory that becomes its own: other files are beside it meanwhile.
+#: Names inside the hidden directory that becomes the export: the export itself, and temporary files beside it.
 _MADE, _MERGED, _PROOF, _BASE, _DECODED = "made", "merged", "proof", "base.gguf", "decoded"
 
 
 @dataclass(frozen=True)
 class _Made:
-    """An export that is written, and not in its place yet."""
+    """A written export that is not in its place yet."""
 
     quant: Quant | None
     agreement: Agreement | None = None
@@ -121,21 +121,21 @@ class _Proof:
     """The trained model's answers, measured once, and comparisons with them.
 
     Args:
-        trained: What was trained.
-        request: What is exported.
-        directory: Where the answers go, once there is something to compare.
-        progress: Told what goes on.
+        trained: The trained model.
+        request: The request.
+        directory: Directory for the answers, made at the first comparison.
+        progress: Called with each stage.
     """
 
     def __init__(self, trained: TrainedModel, request: ExportRequest, directory: Path, progress: Progress) -> None:
         self._trained, self._request, self._directory, self._progress = trained, request, directory, progress
 
     def compare(self, exported: Path, kind: Kind, quant: Quant | None, base: Path | None = None) -> Agreement:
-        """Compare what is in a directory with the trained model.
+        """Compare the export in a directory with the trained model.
 
         Raises:
-            NotVerifiedError: If there is no reader of its kind.
-            UserError: If it cannot be read, or the rows or the base are not there any more.
+            NotVerifiedError: If there is no reader for its kind.
+            UserError: If it cannot be read, or the rows or the base are gone.
         """
         refuse_unreadable(kind)
         if not self._directory.exists():
@@ -153,11 +153,11 @@ class _Proof:
 
 
 class Export:
-    """One export.
+    """An export.
 
     Args:
-        request: What is exported.
-        progress: Told what goes on, and how far the whole export is.
+        request: The request.
+        progress: Called with each stage, and the progress of the whole export.
     """
 
     def __init__(self, request: ExportRequest, progress: Progress) -> None:
@@ -166,15 +166,15 @@ class Export:
         self._trained: TrainedModel = self._plan.trained
 
     def make(self) -> ExportResult:
-        """Make it.
+        """Make the export.
 
         Returns:
-            What is in its place now.
+            The export in its place.
 
         Raises:
-            UserError: If it cannot be made, or misses the bars of its agreement; nothing of it remains then.
+            UserError: If it fails, or misses the bars of its agreement; it then leaves nothing behind.
         """
-        # A run that is on would rotate it out long before the answers are compared.
+        # A run in training would delete the checkpoint long before the answers are compared.
         with held_checkpoint(self._trained.checkpoint):
             return self._make()
 
@@ -201,10 +201,10 @@ class Export:
         return result
 
     def _find_base(self) -> tuple[Path, str | None]:
-        """The base's directory, which must be that of the training; and its fingerprint.
+        """The directory of the base, which must be the training's; and its fingerprint.
 
         Raises:
-            UserError: If it is missing, cannot be used, or has changed.
+            UserError: If it is missing, unsupported or changed.
         """
         trained = self._trained
         base = resolve_base(trained.base, self._progress)
@@ -214,7 +214,7 @@ class Export:
         if self._request.kind == "card":
             return base, trained.base_sha256
         if self._request.kind in ("gguf", "ollama"):
-            # Before minutes are spent on hashing and merging.
+            # Before minutes of hashing and merging.
             check_arithmetic(base)
         self._progress(COMPARING_BASE, None, None)
         fingerprint = BaseFingerprint(base)
@@ -237,7 +237,7 @@ class Export:
         return self._write_gguf(base, made, directory / _MERGED, conversation)
 
     def _write_merged(self, base: Path, made: Path, conversation: Conversation) -> _Made:
-        """A merged model: in the type asked for, else in the first of those there are that meets its bar."""
+        """Write a merged model: in the requested type, else in the first type that meets its bar."""
         asked, missed = self._request.quant, ""
         for quant in MERGED_QUANTS if asked is None else (asked,):
             is_last = quant in (asked, MERGED_QUANTS[-1])
@@ -268,9 +268,9 @@ class Export:
         return write_merged(base, self._trained, place, quant, way, conversation, compare, self._progress)
 
     def _write_gguf(self, base: Path, made: Path, merged: Path, conversation: Conversation) -> _Made:
-        """A GGUF file of the merged model, which is gone in the end; for Ollama with its Modelfile."""
+        """Write a GGUF file of the merged model, which is then deleted; for Ollama also a Modelfile."""
         quant = self._request.weights or "Q8_0"
-        # Before minutes are spent on merging.
+        # Before minutes of merging.
         if self._request.kind == "ollama":
             check_carried(conversation)
         require_quantizer(quant)
@@ -308,7 +308,7 @@ class Export:
         return replace(written, notes=(*written.notes, *asked))
 
     def _merged_for(self, base: Path, place: Path, conversation: Conversation) -> Merge:
-        """The merged model that a GGUF file is made from; in 32 bit where 16 have no room for its weights."""
+        """The merged model for a GGUF file; in 32 bits where its weights exceed the range of 16."""
         quant = merged_quant(self._request, self._trained)
         place.mkdir(mode=paths.DIRECTORY_MODE)
         try:
@@ -321,7 +321,7 @@ class Export:
         return self._merge(base, place, "F32", conversation)
 
     def _write_adapter_gguf(self, base: Path, made: Path, directory: Path, conversation: Conversation) -> _Made:
-        """A GGUF file of the adapter, read together with one of the base, which is gone in the end."""
+        """Write a GGUF file of the adapter, verified with a GGUF file of the base, which is then deleted."""
         if self._trained.adapter is None:
             raise ValueError(f"{self._trained.label} has no adapter")
         base, base_gguf = self._decoded(base, directory / _DECODED, conversation), directory / _BASE
@@ -337,7 +337,7 @@ class Export:
         return written
 
     def _decoded(self, base: Path, place: Path, conversation: Conversation) -> Path:
-        """The base in 16 bit, for a converter that reads no quantization: in another directory where it has one."""
+        """The base in 16 bits for the converter, which reads no quantized files: decoded into a directory if needed."""
         quantization = read_quantization(base)
         if quantization is None:
             return base
@@ -359,12 +359,12 @@ class Export:
         return f"{self._slug}{step}-{'adapter' if self._request.adapter_only else self._request.weights}.gguf"
 
     def _describe(self, base: Path) -> BaseModel:
-        """The base of the training, which is not that of the merge where all weights are in the result."""
+        """The base of the training, which is not the merge's base if all weights are in the result."""
         trained = self._trained
         return describe_base(trained.config.model.base, base if trained.base == trained.config.model.base else None)
 
     def _proven(self, made: Path, written: _Made, base: Path | None = None) -> _Made:
-        """The export with what another reader of it finds; with a note where none is there."""
+        """The export with its measured agreement; with a note if there is no reader."""
         try:
             agreement = self._proof.compare(made, self._request.kind, written.quant, base)
         except NotVerifiedError as error:
@@ -372,7 +372,7 @@ class Export:
         return replace(written, agreement=agreement)
 
     def _notes_of_file(self, quant: Quant | None) -> list[str]:
-        """What there is to know where the model was trained for another file than this one."""
+        """Notes on a model that was trained for another file than this one."""
         file = self._trained.file
         if file is None or self._request.kind == "card" or quant == file.type:
             return []
@@ -381,7 +381,7 @@ class Export:
         return [f"It was trained for a {file.type} file, whose weights this one holds in {quant}."]
 
     def _notes_of_parts(self, base: Path) -> list[str]:
-        """That a result is the text part of its base alone, whose other parts are not in it."""
+        """Note on a result that is only the text part of its base."""
         trained = self._trained
         if trained.base == trained.config.model.base or self._request.kind not in ("merged", "card"):
             return []
@@ -392,7 +392,10 @@ class Export:
         return ["It is the language model of its base alone, without what that has for images or sound."]
 
     def _refuse_others(self, written: _Made) -> None:
-        """Refuse an export that does not answer as the trained model does.
+        """Reject an export that does not answer as the trained model does.
+
+        Raises:
+            UserError: If so; it names the missed bar.
 
         Raises:
             UserError: If so; it says which bar is missed.
@@ -405,7 +408,7 @@ class Export:
             )
 
     def _record(self, base: Path, fingerprint: str | None, made: Path, written: _Made, began: float) -> ExportResult:
-        """Put the card and the record beside the files."""
+        """Write the card and the record beside the files."""
         trained, kind = self._trained, self._request.kind
         described = self._describe(base)
         warning = (trained.warning,) if trained.warning else ()
@@ -455,7 +458,7 @@ def _files(directory: Path) -> Iterator[ExportedFile]:
 
 
 def export(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
-    """Make an export.
+    """Job that makes an export.
 
     Args:
         job: ``request``, an :class:`~core.export.request.ExportRequest`.

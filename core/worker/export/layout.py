@@ -1,4 +1,4 @@
-"""Parameters of a model in its weight files: the name that each has there, which need not be that in the program."""
+"""Mapping of a model's parameters to its weight files, where their names may differ from the program's."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from core.worker.model.text_part import causal_lm
 
 @dataclass(frozen=True)
 class ExpertPart:
-    """A tensor in the files that is a part of the experts of a layer, which the program has in one.
+    """A tensor in the files that is a part of a layer's experts, which the program has in one parameter.
 
     Args:
         parameter: The parameter of the program: ``model.layers.0.mlp.experts.gate_up_proj``.
         number: The expert.
-        parts: The tensors that its matrix is made of, one above the other: of the gate, and of what it gates.
-        place: Which of them this one is.
+        parts: The tensors that its matrix is stacked from: gate and up.
+        place: Index of this one among them.
     """
 
     parameter: str
@@ -50,17 +50,17 @@ class Layout:
 
     directory: Path
     model: Any
-    """The model of ``transformers``, on the device ``meta``; of a composite one the text part."""
+    """The model of ``transformers``, on the device ``meta``; of a composite model the text part."""
     checkpoint: Checkpoint
     """Its files, decoded where they are quantized."""
     keys: dict[str, str]
-    """Parameter to its name in the files; those that the files hold as they are, one to one."""
+    """Parameter to its name in the files; parameters stored unchanged, one to one."""
     tied: dict[str, str]
-    """Parameter to the other one that it is: the head to the embeddings."""
+    """Tied parameter to its other one: the head to the embeddings."""
     expert_parts: dict[str, ExpertPart]
-    """Tensors of the files that are parts of experts, by their names there."""
+    """Tensors of the files that are parts of experts, by their names."""
     others: frozenset[str] = frozenset()
-    """Names in the files of what is not of the text part of a composite model, which stays as it is."""
+    """Names in the files outside the text part of a composite model; these tensors stay as they are."""
 
     @property
     def files(self) -> dict[Path, dict[str, Tensor]]:
@@ -69,14 +69,14 @@ class Layout:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of all files, by their names there."""
+        """The tensors of all files by their names."""
         return {key: tensor for tensors in self.files.values() for key, tensor in tensors.items()}
 
     def module(self, name: str) -> Any:
         """A module of the model by its name.
 
         Raises:
-            UserError: If it has none of this name.
+            UserError: If there is none.
         """
         try:
             return self.model.get_submodule(name)
@@ -120,12 +120,12 @@ def read_layout(base: Path) -> Layout:
 
 
 def _expert_parts(merged: dict[str, dict[str, list[str]]], converters: list[Any]) -> dict[str, ExpertPart]:
-    """The parts of experts among the tensors that make up a parameter: those that transformers stacks by expert, the
-    parts of each one above the other.
+    """The parts of experts among the tensors that make up a parameter: stacked by expert by transformers, with the
+    parts of each expert concatenated.
 
     Args:
-        merged: Parameter to the patterns of its parts, each with the tensors that it matches.
-        converters: What transformers does with them.
+        merged: Parameter to the patterns of its parts, each with the matching tensors.
+        converters: transformers' converters.
     """
     found: dict[str, ExpertPart] = {}
     for parameter, by_pattern in merged.items():
@@ -135,7 +135,7 @@ def _expert_parts(merged: dict[str, dict[str, list[str]]], converters: list[Any]
             continue
         if any(not isinstance(operation, Concatenate) or operation.dim != 1 for operation in joining):
             continue
-        # By the order of the patterns, and of the numbers in the names.
+        # In the order of the patterns, and of the numbers in the names.
         columns = [sorted(by_pattern.get(pattern, ()), key=dot_natural_key) for pattern in converter.source_patterns]
         for number, parts in enumerate(zip(*columns, strict=False)):
             for place, key in enumerate(parts):
@@ -144,11 +144,11 @@ def _expert_parts(merged: dict[str, dict[str, list[str]]], converters: list[Any]
 
 
 def rounded_layers(layout: Layout, keep: Sequence[str] = ()) -> set[str]:
-    """The parameters that QLoRA loads in 4 bit: linear layers but the head and routers, and the experts of mixtures.
+    """The parameters that QLoRA loads in 4 bits: linear layers except head and routers, and the experts of mixtures.
 
     Args:
         layout: The layout of a base.
-        keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
+        keep: Names and patterns of layers that stay in 16 bits, as ``model.keep_16bit``.
     """
     quantizer = FourBitQuantizer(four_bit_config(torch.bfloat16, keep), pre_quantized=False)
     model = read_layout(layout.directory).model

@@ -1,7 +1,7 @@
-"""Merging: what a run has trained put into the weights of its base, a tensor at a time.
+"""Merging of trained weights into those of the base, one tensor at a time.
 
-The base's files are read tensor by tensor, what was trained is added in fp32, and the sum goes into a file of the same
-name: neither the model nor one of its files is ever in memory as a whole.
+The base's files are read tensor by tensor, the trained change is added in fp32, and the sum goes into a file of the
+same name: neither the model nor one of its files is ever in memory as a whole.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ from core.worker.model.safetensors_io import DTYPES, TensorSpec, stream_tensors,
 
 
 class Source:
-    """The tensors of a base, one at a time; quantized ones are decoded.
+    """The tensors of a base, read one at a time; quantized ones are decoded.
 
     Args:
         layout: The layout of its files.
         config: The configuration of the run.
-        rounded: Whether linear layers are rounded to 4 bit, and back. Weights that the training used as they are saved
-            are so in any case.
+        rounded: Round linear layers to 4 bits and back. Weights that the training used as saved are rounded in any
+            case.
 
     Raises:
-        UserError: If a weight is of a type that is not known.
+        UserError: If a weight's type is unknown.
     """
 
     def __init__(self, layout: Layout, config: Config, *, rounded: bool) -> None:
@@ -79,11 +79,11 @@ class Source:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the training, as far as this machine has it."""
+        """The dtype of the training, as far as this machine supports it."""
         return self._dtype
 
     def is_packed(self, key: str) -> bool:
-        """Whether the training used a tensor in the 4 bits that it is saved in."""
+        """True if the training used a tensor in the 4 bits that it is saved in."""
         return self._is_saved and key in self._checkpoint.encoded
 
     def keys(self, path: Path) -> Sequence[str]:
@@ -91,10 +91,10 @@ class Source:
         return list(self.files[path])
 
     def spec(self, key: str) -> TensorSpec:
-        """Dtype and shape of a tensor, as :meth:`read` gives it.
+        """Dtype and shape of a tensor as returned by :meth:`read`.
 
         Raises:
-            UserError: If its type is not known.
+            UserError: If its type is unknown.
         """
         found = self.files[self._places[key]][key]
         if found.dtype not in DTYPES:
@@ -121,7 +121,7 @@ class Source:
         return stored
 
     def _round(self, weight: torch.Tensor) -> torch.Tensor:
-        """What NF4 with double quantization leaves of a matrix, in the arithmetic of the training."""
+        """A matrix after NF4 with double quantization, in the arithmetic of the training."""
         given = weight.to(self._device, self._dtype)
         packed, state = bnb.functional.quantize_4bit(given, quant_type="nf4", compress_statistics=True)
         restored: torch.Tensor = bnb.functional.dequantize_4bit(packed, state).cpu()
@@ -129,19 +129,19 @@ class Source:
 
 
 def _arithmetic(config: Config) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of the training, as far as this machine has them."""
+    """Device and dtype of the training, as far as this machine supports them."""
     try:
         device = choose_device(config.hardware.device)
         return device, choose_dtype(config.train.precision, device, config.method.name)
-    except UserError:  # the card is not here any more
+    except UserError:  # the card is gone
         return torch.device("cpu"), torch.float32
 
 
-#: Turns a weight, in fp32, into the trained one.
+#: Turns an fp32 weight into the trained one.
 Change = Callable[[torch.Tensor], torch.Tensor]
 #: The factors of a plain adapter.
 _PLAIN = {"lora_A.weight", "lora_B.weight"}
-#: Settings of an adapter that choose layers, which is done here, or are not of a single layer.
+#: Settings of an adapter that select layers, which is done here, or do not concern a single layer.
 _CHOOSING = (
     *("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "trainable_token_indices"),
     *("target_parameters", "layer_replication"),
@@ -149,7 +149,7 @@ _CHOOSING = (
 
 
 def weight_changes(path: Path) -> dict[str, Change]:
-    """Parameters that were trained themselves, by their names.
+    """Changes of parameters that were trained themselves, by their names.
 
     Args:
         path: A checkpoint's safetensors file.
@@ -161,16 +161,16 @@ def weight_changes(path: Path) -> dict[str, Change]:
 
 
 def adapter_changes(layout: Layout, adapter: Path, kind: GgmlType | None = None) -> dict[str, Change]:
-    """Parameters that an adapter changes: LoRA, rsLoRA and DoRA of linear layers and embeddings, and layers that are
-    saved as a whole.
+    """Changes of parameters by an adapter: LoRA, rsLoRA and DoRA of linear layers and embeddings, and layers saved as a
+    whole.
 
     Args:
-        layout: The base that it is for.
+        layout: Layout of the base.
         adapter: A directory in PEFT's format.
-        kind: The type of the file whose weights were trained, which the layers then have; None for plain sums.
+        kind: The type of the file that the weights were trained for, which the layers then have; None for plain sums.
 
     Raises:
-        UserError: If it cannot be read, has factors of a kind that is not known, or is for another base.
+        UserError: If it cannot be read, has factors of an unknown kind, or belongs to another base.
     """
     path = adapter / "adapter_model.safetensors"
     with _reading(path):
@@ -207,7 +207,7 @@ def adapter_changes(layout: Layout, adapter: Path, kind: GgmlType | None = None)
 
 
 def embedding_changes(layout: Layout) -> dict[str, Change]:
-    """Embeddings and head as a file has them whose weights were trained; they have no adapters."""
+    """Changes of embeddings and head for a file whose weights were trained; they have no adapters."""
     modules = (layout.model.get_input_embeddings(), layout.model.get_output_embeddings())
     ids = {id(module.weight) for module in modules if module is not None}
     names = [name for name, weight in layout.model.named_parameters(remove_duplicate=False) if id(weight) in ids]
@@ -216,17 +216,17 @@ def embedding_changes(layout: Layout) -> dict[str, Change]:
 
 @dataclass(frozen=True)
 class _Matrix:
-    """A matrix of the experts of a layer that has an adapter."""
+    """A matrix of a layer's experts with an adapter."""
 
     parameter: str
     experts: int
     transposed: bool
-    """Whether it is stored as inputs by outputs."""
+    """True if it is stored as inputs by outputs."""
 
 
 def _matrices_of_experts(layout: Layout, config: Any) -> dict[str, _Matrix]:
-    """The matrices of experts by the names of the modules that their adapters have in a file: those of a layer are
-    nested there, the first one innermost."""
+    """The matrices of experts by the module names of their adapters in a file, where the adapters of a layer are
+    nested, the first one innermost."""
     named = list(getattr(config, "target_parameters", None) or ())
     found = {}
     for name, module in experts_of(layout.model):
@@ -238,10 +238,10 @@ def _matrices_of_experts(layout: Layout, config: Any) -> dict[str, _Matrix]:
 
 
 class ExpertsChange:
-    """The change of a matrix of the experts of a layer by its adapter.
+    """The change of a matrix of a layer's experts by its adapter.
 
     Args:
-        matrix: Which.
+        matrix: The matrix.
         config: The adapter's configuration.
         path: The file of its factors.
         parts: The factors' names in PEFT's layer to their names in the file.
@@ -251,7 +251,7 @@ class ExpertsChange:
         self._matrix, self._config, self._path, self._parts = matrix, config, path, parts
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
-        """All experts with their adapters: ``(experts, rows, columns)``, as transformers stores them, in fp32.
+        """All experts with their adapters: ``(experts, rows, columns)``, in transformers' layout, in fp32.
 
         Raises:
             UserError: If the factors do not fit it.
@@ -262,10 +262,10 @@ class ExpertsChange:
         return changed
 
     def part(self, part: ExpertPart, sizes: Sequence[int]) -> Change:
-        """The change of a tensor that is a part of one expert's matrix.
+        """The change of a tensor that is a part of a single expert's matrix.
 
         Args:
-            part: Which.
+            part: The part.
             sizes: Rows of the parts of the matrix.
         """
         begin = sum(sizes[: part.place])
@@ -290,7 +290,7 @@ class ExpertsChange:
 
 class _Rounded:
     """The change of a layer's weight by an adapter that was trained with the weights of a file: merged and rounded as
-    in training, to the bit.
+    in training, bit for bit.
 
     Args:
         config: The adapter's configuration.
@@ -304,7 +304,7 @@ class _Rounded:
         self._scale = float(config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight as the file has it, in fp32."""
+        """The weight as in the file, in fp32."""
         down, up = (_read(self._path, self._parts[f"lora_{factor}.weight"]).float() for factor in "AB")
         return fake_quantize(merge_exactly(weight, down, up, self._scale), self._kind)
 
@@ -323,7 +323,7 @@ class _Adapted:
     def __init__(self, name: str, module: Any, config: PeftConfig, path: Path, parts: dict[str, str]) -> None:
         self._name, self._module, self._path, self._parts = name, module, path, parts
         self._config = copy.copy(config)
-        # A layer that stands alone is named in full, for the patterns of ranks and scales.
+        # With its full name, the layer matches the patterns of ranks and scales.
         self._config.target_modules = [name]
         self._config.init_lora_weights = False
         for setting in _CHOOSING:
@@ -331,10 +331,10 @@ class _Adapted:
                 setattr(self._config, setting, None)
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight with the adapter in it, in fp32.
+        """The weight with the adapter merged, in fp32.
 
         Raises:
-            UserError: If the factors do not fit it, or the sum has numbers that are not finite.
+            UserError: If the factors do not fit it, or the sum is not finite.
         """
         alone = copy.deepcopy(self._module)
         alone.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
@@ -361,7 +361,7 @@ class _Adapted:
 
 
 def _factor(layer: Any, part: str) -> Any:
-    """The parameter of a factor: of ``lora_A.weight``, ``lora_magnitude_vector`` or ``lora_embedding_A``."""
+    """The parameter of a factor: ``lora_A.weight``, ``lora_magnitude_vector`` or ``lora_embedding_A``."""
     kind, _, rest = part.partition(".")
     found = getattr(layer, kind)[TRAINED]
     if isinstance(found, torch.nn.Module):
@@ -375,7 +375,7 @@ def _replacement(path: Path, name: str) -> Change:
 
 @functools.lru_cache(maxsize=8)
 def _read_again(path: Path, name: str) -> torch.Tensor:
-    """Factors that are read for each expert of a layer."""
+    """Factors, cached because each expert of a layer reads them."""
     return _read(path, name)
 
 
@@ -387,7 +387,7 @@ def _read(path: Path, name: str) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what the readers of a file raise into a sentence."""
+    """Turn a file reader's errors into a ``UserError``."""
     try:
         yield
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -398,7 +398,7 @@ MERGED_DTYPES: dict[Quant, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.
 
 
 class BeyondRangeError(UserError):
-    """A weight does not fit into the type that is to be written."""
+    """A weight exceeds the range of the written type."""
 
 
 @dataclass(frozen=True)
@@ -406,9 +406,9 @@ class _Entry:
     """A tensor to be written."""
 
     key: str
-    """The one of the base that it is made from."""
+    """The base's tensor that it is made from."""
     change: Change | None
-    """What was trained of it; None where nothing was."""
+    """Its trained change; None without one."""
     spec: TensorSpec
 
 
@@ -419,21 +419,20 @@ def merge_weights(
     """Write the weights of a trained model as safetensors, in files of the base's names.
 
     Args:
-        base: The directory of the base, or of the result where all weights are in it.
-        trained: What was trained.
-        directory: Where the files go.
-        quant: Their type: ``BF16``, ``F16`` or ``F32``. What the base keeps in more bits than most of its weights stays
-            as it is, and so do towers of a composite model.
-        rounded: Whether an adapter is merged into weights that are rounded to 4 bit first, as they were in training,
-            instead of the base's own.
-        progress: Told about every tensor, in bytes.
+        base: The directory of the base, or of the result if all weights are in it.
+        trained: The trained model.
+        directory: Directory for the files.
+        quant: Their type: ``BF16``, ``F16`` or ``F32``. Weights that the base keeps in more bits than most stay as they
+            are, and so do towers of a composite model.
+        rounded: Merge an adapter into weights rounded to 4 bits, as in training, instead of the base's own.
+        progress: Called after every tensor, in bytes.
 
     Returns:
-        Whether head and embeddings, one and the same in the base, are two tensors now.
+        True if head and embeddings, tied in the base, are two tensors now.
 
     Raises:
-        UserError: If the base's files hold a trained weight in another form than the program, or a weight does not fit
-            into the type.
+        UserError: If the base's files hold a trained weight in an unsupported form, or a weight exceeds the range of
+            the type.
         OSError: If they cannot be written.
     """
     layout = read_layout(base)
@@ -447,7 +446,7 @@ def merge_weights(
     last = next(reversed(layout.files))
     for path in layout.files:
         entries = arrangement.entries(source.keys(path), is_last=path == last, source=source, usual=usual, quant=quant)
-        # Wide types first, so that each tensor begins at a multiple of its width.
+        # Wide types first, so that each tensor is aligned to its width.
         ordered = dict(sorted(entries.items(), key=lambda item: -item[1].spec.dtype.itemsize))
 
         def read(name: str, entries: Mapping[str, _Entry] = ordered) -> torch.Tensor:
@@ -474,7 +473,7 @@ def merge_weights(
 
 
 class _Arrangement:
-    """Which tensor of the base each one that is written is made from, and what was trained of it."""
+    """For each written tensor, the base's tensor that it is made from, and its trained change."""
 
     def __init__(self, layout: Layout, trained: TrainedModel) -> None:
         self._layout = layout
@@ -485,7 +484,7 @@ class _Arrangement:
             changes = {} if trained.weights is None else weight_changes(trained.weights)
         self._check(changes)
         tied = {name: other for name, other in layout.tied.items() if other in layout.keys}
-        # Trained weights are one where they were one; an adapter of the head leaves the embeddings alone.
+        # Tied weights that were trained stay tied; an adapter of the head leaves the embeddings alone.
         self.is_untied = has_adapter and any(name in changes or other in changes for name, other in tied.items())
         if file is not None:
             changes = embedding_changes(layout) | changes
@@ -507,10 +506,10 @@ class _Arrangement:
                 self._added[name] = made
 
     def _check(self, changes: Mapping[str, Change]) -> None:
-        """Refuse what was trained of weights that the files hold in another form.
+        """Reject trained weights that the files hold in another form.
 
         Raises:
-            UserError: If there is some.
+            UserError: If there are any.
         """
         known = {*self._layout.keys, *self._layout.tied}
         stacked = {part.parameter for part in self._layout.expert_parts.values()}
@@ -525,7 +524,7 @@ class _Arrangement:
     def entries(
         self, keys: Sequence[str], *, is_last: bool, source: Source, usual: torch.dtype, quant: Quant
     ) -> dict[str, _Entry]:
-        """The tensors that are written into a file, by their names there."""
+        """The tensors of a written file, by their names there."""
         made = {key: self._made.get(key, (key, None)) for key in keys} | (self._added if is_last else {})
         found = {}
         for name, (key, change) in made.items():
@@ -537,13 +536,13 @@ class _Arrangement:
 
 
 def _trained_dtype(file: TrainedFile, source: Source) -> torch.dtype:
-    """The dtype that weights had in training, from which what was trained for a file is merged."""
+    """The dtype of the weights in training, which are merged in it for a file."""
     names = {str(dtype).removeprefix("torch."): dtype for dtype in MERGED_DTYPES.values()}
     return names.get(file.dtype or "", source.dtype)
 
 
 def _usual_dtype(source: Source) -> torch.dtype:
-    """The floating type of most weights."""
+    """The floating-point dtype of most weights."""
     counts: Counter[torch.dtype] = Counter()
     for path in source.files:
         for key in source.keys(path):

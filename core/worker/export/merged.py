@@ -1,4 +1,4 @@
-"""A merged model: a directory in the format of transformers, from weights that answer as the trained ones do."""
+"""A merged model: a directory in transformers' format, with weights that answer as the trained model does."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Compare = Callable[[Path], Agreement]
 
 @dataclass(frozen=True)
 class Merge:
-    """A merged model that has been written."""
+    """A written merged model."""
 
     way: Way | None
-    """The weights that the adapter was merged into; None where it was none."""
+    """The weights that the adapter was merged into; None without an adapter."""
     agreement: Agreement | None
-    """What was measured of it; None where there was nothing to choose."""
+    """Its measured agreement; None where there was no choice to make."""
     notes: tuple[str, ...] = ()
 
 
@@ -47,15 +47,15 @@ def write_merged(
     """Write a merged model.
 
     Args:
-        base: The directory of the base, or of the result where all weights are in it.
-        trained: What was trained.
+        base: The directory of the base, or of the result if all weights are in it.
+        trained: The trained model.
         directory: An empty directory.
         quant: The type of the weights.
-        way: The weights that an adapter is merged into. ``auto`` merges into both kinds where the adapter was trained
-            on rounded weights, compares both with the trained model, and keeps the better one.
-        conversation: How the model is talked to.
+        way: The weights that an adapter is merged into. ``auto`` merges into both kinds if the adapter was trained on
+            rounded weights, compares both with the trained model, and keeps the better one.
+        conversation: Template and stop tokens.
         compare: Compares it with the trained model.
-        progress: Told what goes on.
+        progress: Called with each stage.
 
     Raises:
         UserError: If it cannot be merged or compared.
@@ -88,13 +88,13 @@ def write_merged(
 
 
 def ways_to_merge(base: Path, trained: TrainedModel, way: MergeFrom) -> tuple[Way, ...]:
-    """The weights that an adapter can be merged into, of those asked for."""
+    """The weights to merge an adapter into, among the requested ones."""
     if trained.adapter is None:
         return ("base",)
     quantization = read_quantization(base)
     if quantization is not None and quantization.is_used_as_saved(trained.config.method.name):
-        return ("quantized",)  # its files have no others
-    if trained.file is not None:  # merged in training already, so that there is one way
+        return ("quantized",)  # the files have no others
+    if trained.file is not None:  # the training merged already
         return ("quantized",) if trained.config.method.name == "qlora" else ("base",)
     if way == "auto":
         return ("quantized", "base") if trained.config.method.name == "qlora" else ("base",)

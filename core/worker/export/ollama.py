@@ -1,4 +1,4 @@
-"""An export for Ollama: a Modelfile beside the GGUF file, and where Ollama is, the model created and asked once."""
+"""An export for Ollama: a Modelfile beside the GGUF file; if Ollama is installed, the model is created and asked."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from core.text import one_line
 from core.worker.export.beside import Conversation
 
 MODELFILE = "Modelfile"
-#: Tokens of context that Ollama reserves memory for; models name up to a million.
+#: Default tokens of context; Ollama reserves memory for all of them, and models name up to a million.
 _CONTEXT = 8192
-#: Rows of the training that the template is proven on.
+#: Training rows that the template is checked on.
 _ROWS = 200
 _LICENSE_LIMIT = 256 << 10
 _QUESTION = "Hello!"
 
 
 def check_carried(conversation: Conversation) -> None:
-    """Refuse a chat template that no Modelfile can have, before minutes are spent on the file beside it.
+    """Reject a chat template that a Modelfile cannot express, before minutes are spent on the GGUF file.
 
     Raises:
-        UserError: If it cannot be carried; the message has the construct.
+        UserError: If it cannot be expressed; the message names the construct.
     """
     special = {"bos_token": conversation.bos, "eos_token": conversation.eos}
     refused = None
@@ -64,15 +64,15 @@ def write_modelfile(
         gguf: The file.
         base: The directory of the base.
         trained: The trained model.
-        conversation: How the model is talked to.
-        license_name: The license of the base; empty where it is not known.
-        rows: Conversations of the training, which the template must write as training did.
+        conversation: Template and stop tokens.
+        license_name: The license of the base; empty where unknown.
+        rows: Training conversations, which the template must render as in training.
 
     Returns:
         Differences from training in Ollama, a sentence each.
 
     Raises:
-        UserError: If the chat template cannot be carried, or the file does not say how prompts begin.
+        UserError: If the chat template cannot be expressed, or the file does not say how prompts begin.
         OSError: If it cannot be written.
     """
     config = trained.config
@@ -96,7 +96,7 @@ def write_modelfile(
 
 
 def create_and_ask(directory: Path, trained: TrainedModel, quant: Quant, progress: Progress) -> tuple[str, ...]:
-    """Create the model in Ollama, if that is installed, and ask it once. A failure is reported, and the files stay.
+    """Create the model in Ollama, if installed, and ask it once. A failure is reported, and the files stay.
 
     Returns:
         The result, in sentences.
@@ -115,7 +115,7 @@ def create_and_ask(directory: Path, trained: TrainedModel, quant: Quant, progres
 
 
 def _sampling(settings: GenerationSettings) -> dict[str, float]:
-    """Sampling settings by Ollama's names; all of them, as Ollama has other defaults."""
+    """Sampling settings by Ollama's names; all of them, as Ollama's defaults differ."""
     named = {
         "temperature": settings.temperature,
         "top_k": settings.top_k,
@@ -135,7 +135,7 @@ def _template(conversation: Conversation) -> str:
 
 
 def _context(base: Path, config: Config) -> int | None:
-    """Tokens of context: as many as the model reads, up to a usual number or the longest row of the training."""
+    """Tokens of context: as many as the model reads, up to a default or the longest row of the training."""
     positions = text_part(read_description(base / "config.json") or {}).get("max_position_embeddings")
     if type(positions) is not int or positions < 1:
         return None
@@ -143,7 +143,7 @@ def _context(base: Path, config: Config) -> int | None:
 
 
 def _license(base: Path) -> str:
-    """The text of the base's license; empty where there is none."""
+    """The text of the base's license; empty without one."""
     for path in sorted(base.glob("LICENSE*")):
         try:
             return read_small(path, _LICENSE_LIMIT).decode("utf-8")

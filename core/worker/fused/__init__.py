@@ -1,8 +1,8 @@
-"""Fused layers: faster forms of a model's layers that keep less for backward than the modules that they replace.
+"""Fused layers: faster forms of a model's layers that keep fewer tensors for backward than the modules they replace.
 
-Each fused form replaces a module's forward where it is known, or measured, to compute the same; anything that is not
-recognized keeps its own. On a GPU, Triton kernels take the place of torch's operations where a trial on the device
-finds that they compute the same (:mod:`core.worker.fused.kernels`). Passes without gradients, as for evaluation and
-chat, use the fused adapters only; those of preference training, which are compared with ones with gradients, use all
-of them (:mod:`core.worker.fused.mode`).
+A fused form replaces a module's forward where it is known, or measured, to compute the same; every other module keeps
+its own. On a GPU, Triton kernels replace torch's operations where a trial on the device gives the same result
+(:mod:`core.worker.fused.kernels`). Passes without gradients, as for evaluation and chat, use the fused adapters only.
+Preference training compares passes without gradients to passes with them, so there both use all fused forms
+(:mod:`core.worker.fused.mode`).
 """

@@ -1,16 +1,17 @@
 """Packed attention: causal self-attention over packed rows, with a shared prefix computed once.
 
-It is registered with transformers under :data:`NAME`, next to its own implementations. Called without a
-:class:`Layout` it is torch's SDPA, as transformers calls it. With one, the sequence is cut into its groups, and each
-group's rows attend to the group's prefix and to themselves, never to another row.
+It is registered with transformers under :data:`NAME`, next to its own implementations. Without a :class:`Layout` it is
+torch's SDPA, as transformers calls it. With a layout, the sequence is cut into its groups, and each group's rows attend
+to the group's prefix and to themselves, never to another row.
 
-On a GPU no dense mask is made where a kernel of :mod:`core.worker.fused.attention_kernels` says the same. Which one is
-tried on the device for every shape of heads; a sliding window reaches the layers as a :class:`Window` for it.
+On a GPU no dense mask is made where a kernel of :mod:`core.worker.fused.attention_kernels` computes the same. The
+kernel is chosen by a trial on the device for every shape of heads; a sliding window reaches the layers as a
+:class:`Window`.
 
 Short rows on a CPU go through :mod:`core.worker.fused.short_attention`.
 
-In layers that are compiled, packed rows and windows are one operation that the compiler does not look into: it would
-make a program of its own for every pattern of groups.
+In compiled layers, packed rows and windows are one opaque operation: the compiler would otherwise build a program for
+every pattern of groups.
 """
 
 from __future__ import annotations
@@ -76,10 +77,10 @@ class Layout:
     attended: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
     """The attention layers that have used the layout, by identity."""
     kernels: set[Kernel] = field(default_factory=set, init=False, repr=False, compare=False)
-    """The kernels that have."""
+    """The kernels used for the layout."""
     table: torch.Tensor = field(init=False, repr=False, compare=False)
-    """The groups for compiled layers, three numbers each and three zeros, int64 on the host: with a tensor, other
-    groups need no other program. It has one dimension, lest torch tell it by one that equals the other."""
+    """The groups for compiled layers, three numbers each and three zeros, int64 on the host: in a tensor, new groups
+    do not recompile. It is flat, so that no dimension specializes on the number of groups."""
     _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ class Layout:
 
     @functools.cached_property
     def sequences(self) -> Sequences:
-        """Prefixes and rows as sequences of their own; a row's keys are those of its prefix and its own."""
+        """Prefixes and rows as separate sequences; the keys of a row are its prefix and itself."""
         queries: list[int] = []
         keys: list[int] = []
         for group in self.groups:
@@ -115,7 +116,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A causal mask with a sliding window, which a kernel needs not see spelled out."""
+    """A causal mask with a sliding window, kept symbolic for kernels that take the window size."""
 
     size: int
     """Tokens that a query sees, itself included."""
@@ -123,7 +124,7 @@ class Window:
     _sequences: dict[tuple[int, int], Sequences] = field(default_factory=dict, init=False, repr=False)
 
     def mask(self, query: torch.Tensor) -> torch.Tensor:
-        """The mask itself, true where a query sees a key, ``(length, length)``; once for all layers of a batch."""
+        """The dense mask, True where a query sees a key, ``(length, length)``; made once for all layers of a batch."""
         wanted = (query.shape[2], query.device)
         if wanted not in self._made:
             with torch.inference_mode(False):
@@ -139,7 +140,7 @@ class Window:
         return self._sequences[rows, length]
 
 
-#: Kinds of devices whose kernels know sliding windows; a family that looks into its masks takes itself out.
+#: Types of devices whose kernels take sliding windows; cleared by a model family that inspects its masks.
 _windowed = {"cuda"}
 
 
@@ -150,7 +151,7 @@ def spell_windows_out(device: torch.device) -> bool:
         device: The device of the model.
 
     Returns:
-        Whether that is a change.
+        True if that is a change.
     """
     if device.type not in _windowed:
         return False
@@ -189,7 +190,7 @@ def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | Window | None:
 
 
 def _window(size: int | None, kwargs: dict[str, Any]) -> Window | None:
-    """The mask as a window, where the device's kernels may know one and it is a sliding one: chunks have a size too."""
+    """The mask as a window, on devices whose kernels take one; chunked attention has a size too, but no window."""
     config = kwargs.get("config")
     slides = size is not None and getattr(config, "sliding_window", None) == size
     if size is None or not slides or getattr(config, "attention_chunk_size", None) == size:
@@ -198,7 +199,7 @@ def _window(size: int | None, kwargs: dict[str, Any]) -> Window | None:
 
 
 def _is_first_pass(kwargs: dict[str, Any]) -> bool:
-    """Whether rows are whole and unpadded, and the mask is causal but for its window."""
+    """True if rows are whole and unpadded, and the mask is causal but for its window."""
     offsets = [kwargs.get(name, 0) for name in ("q_offset", "kv_offset")]
     if not all(isinstance(offset, int) and offset == 0 for offset in offsets):
         return False
@@ -250,8 +251,8 @@ def _attend_packed(
         layout: The layout of the rows.
         size: Tokens that a query sees, itself included; None for all before it.
         scaling: The factor of the scores; None for one over the root of the head's size.
-        told: Whether the model made a mask for the window, and not the layer alone.
-        module: The layer, which is noted.
+        told: True if the model made a mask for the window, False if only the layer has the size.
+        module: The layer, recorded in the layout.
     """
     windowed = size is not None and layout.longest > size
     kernel = choose_kernel(query, key, value, window=windowed)
@@ -340,7 +341,7 @@ def _opaque_forward(
     scaling: float | None,
     told: bool,
 ) -> torch.Tensor:
-    # Gradients are off here, and are not in the pass that this is a part of.
+    # Gradients are off inside the operation, but on in the surrounding pass.
     with comparable():
         return _attend_by_table(query, key, value, table, size, scaling, told).contiguous()
 
@@ -366,14 +367,14 @@ def _opaque_backward(
         inputs = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
         out = _attend_by_table(inputs[0], inputs[1], inputs[2], table, size, scaling, told)
         found = torch.autograd.grad(out, inputs, gradient)
-    # Operations may not give out views of one another.
+    # Custom operations may not return views of one another.
     to_query, to_key, to_value = (part.clone(memory_format=torch.contiguous_format) for part in found)
     return to_query, to_key, to_value
 
 
 @contextlib.contextmanager
 def _recorded() -> Iterator[None]:
-    """A context in which autograd records within an operation, below which torch leaves it out."""
+    """A context in which autograd records inside an operation, where torch turns it off."""
     include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     for name in ("AutogradFunctionality", "AutogradOther", "AutogradCPU", "AutogradCUDA", "ADInplaceOrView"):
         if hasattr(torch._C.DispatchKey, name):
@@ -400,7 +401,7 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) 
 
 
 def _gradients(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    # The attention is computed again: what its kernel keeps is not this operation's to hand over.
+    # The attention is computed again: the operation cannot pass on the tensors that its kernel saved.
     found = torch.ops.localtune.attention_backward(gradient, *ctx.saved_tensors, *ctx.others)
     return *found, None, None, None, None
 
@@ -430,7 +431,7 @@ def _attend_by_table(
 
 
 def try_opaque(device: torch.device, dtype: torch.dtype) -> Trial:
-    """Compare attention as compiled layers call it with attention as others do, forward and backward.
+    """Compare attention as compiled layers call it with attention as eager layers do, forward and backward.
 
     Args:
         device: The device.
@@ -449,7 +450,7 @@ def try_opaque(device: torch.device, dtype: torch.dtype) -> Trial:
 
 @functools.lru_cache(maxsize=1)
 def _layout_of(table: tuple[int, ...]) -> Layout:
-    """One for all layers of a batch, so that what it makes is made once."""
+    """The layout of a batch, cached so that all its layers share the masks."""
     return Layout(tuple(Group(*table[at : at + 3]) for at in range(0, len(table) - 3, 3)))
 
 
@@ -461,7 +462,7 @@ def _window_of(size: int) -> Window:
 # The choice of a kernel.
 
 
-#: Compute capability by the kind of device, once known: compiled layers cannot ask for it.
+#: Compute capability by type of device, once known: compiled layers cannot query it.
 _capabilities: dict[str, tuple[int, int] | None] = {"cpu": None}
 
 
@@ -475,7 +476,7 @@ def capability_of(device: torch.device) -> tuple[int, int] | None:
 
 
 def choose_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: bool) -> Kernel:
-    """The kernel for packed rows or a sliding window: the fastest that gives the same as a dense mask on the device.
+    """The kernel for packed rows or a sliding window: the fastest that matches a dense mask on the device.
 
     Args:
         query: ``(rows, heads, tokens, head)``.
@@ -498,15 +499,15 @@ def _proven_kernel(
         if kernel is Kernel.MASKED:
             break
         inputs = trial_inputs(device, dtype, heads, key_heads, head, value_head)
-        # Hooks of activation checkpointing, inside of which this may be, would take what the trial saves for theirs;
-        # within the operation of compiled layers there would be no gradients to compare.
+        # Activation checkpointing's hooks may be active here and would capture the tensors that the trial saves;
+        # inside the operation of compiled layers no gradients would be recorded.
         with saved_tensors_hooks(_as_it_is, _as_it_is), _recorded():
             if try_kernel(kernel, inputs, window=window).passed:
                 return kernel
     return Kernel.MASKED
 
 
-#: The trial's rows: a shared beginning, two rows of one length, and one by itself, longer than the trial's window.
+#: The trial's rows: a shared prefix, two rows of one length, and a single row longer than the trial's window.
 TRIAL_LAYOUT = ((5, 2, 11), (0, 2, 7), (0, 1, 19))
 TRIAL_WINDOW = 6
 
@@ -554,7 +555,8 @@ def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _repeats_keys(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether grouped heads would lead SDPA to its math kernel, which keeps all scores: the one before knows none."""
+    """True if grouped heads would lead SDPA to its math kernel, which keeps all scores: memory-efficient attention
+    does not support them."""
     capability = capability_of(query.device)
     if capability is None or query.shape[1] == key.shape[1]:
         return False
@@ -567,7 +569,7 @@ def _arithmetic(query: torch.Tensor) -> torch.dtype:
 
 
 def _cast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Tensors in the dtype of the arithmetic: autocast does not know all kernels."""
+    """Tensors in the dtype of the arithmetic: some kernels do not take part in autocast."""
     dtype = _arithmetic(tensors[0])
     return tuple(tensor.to(dtype) for tensor in tensors)
 
@@ -632,7 +634,7 @@ def _rows(tensor: torch.Tensor, begin: int, end: int, group: Group) -> torch.Ten
 
 
 def _with_prefixes(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Keys or values, ``(tokens, heads, head)``, each row's behind those of its prefix."""
+    """Keys or values, ``(tokens, heads, head)``, each row's after its prefix."""
     if not any(group.prefix for group in layout.groups):
         return tensor
     parts: list[torch.Tensor] = []
@@ -641,7 +643,7 @@ def _with_prefixes(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
         before, end = at + group.prefix, at + group.tokens
         own, shared = tensor[before:end], tensor[at:before]
         if group.prefix:
-            # Repeated by expansion, not by an index, whose gradient would be summed in no certain order.
+            # Repeated by expansion, not by an index, whose gradient would be summed in an undefined order.
             both = [shared.expand(group.rows, *shared.shape), own.reshape(group.rows, group.width, *own.shape[1:])]
             own = torch.cat(both, dim=1).flatten(0, 1)
         parts += [shared, own]

@@ -1,8 +1,8 @@
 """Attention kernels: which of torch's serve a device and a shape, and their calls for sequences of variable length.
 
-On a GPU a dense mask is dear: with one, torch leaves flash attention, looks at every pair of tokens, and keys are
-repeated for every query head. Variable-length attention needs none for packed rows, shared beginnings and sliding
-windows; the lower-right causal bias none for shared beginnings.
+On a GPU a dense mask is expensive: with it, torch avoids flash attention, visits every pair of tokens, and repeats keys
+for every query head. Variable-length attention needs no mask for packed rows, shared prefixes and sliding windows; the
+lower-right causal bias replaces it for shared prefixes.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch.nn.attention.bias import causal_lower_right
 
-#: Largest head that flash attention serves, and its multiple in variable-length attention.
+#: Largest head that flash attention supports, and the multiple that variable-length attention needs.
 FLASH_HEAD, VARLEN_MULTIPLE = 256, 8
-#: Heads above the first and up to the second cannot be trained by flash attention on these cards: sm86, sm89, sm12x.
+#: On sm86, sm89 and sm12x flash attention cannot train heads above the first number and up to the second.
 FLASH_GAP = (192, 224)
 HALF = (torch.bfloat16, torch.float16)
 
-#: Torch's ``varlen_attn``, or one that takes the same.
+#: Torch's ``varlen_attn``, or a function with the same arguments.
 VarlenFunction = Callable[..., torch.Tensor]
 
 
 class Kernel(enum.Enum):
-    """A way to attend."""
+    """An attention kernel."""
 
     VARLEN = "variable-length flash attention"
-    """One call for all rows of a layer, whatever their beginnings and windows."""
+    """A single call for all rows of a layer, whatever their prefixes and windows."""
     FLASH = "flash attention"
-    """A call for each group of rows; beginnings by the lower-right causal bias."""
+    """A call for each group of rows; prefixes by the lower-right causal bias."""
     EFFICIENT = "memory-efficient attention"
-    """The same, keys repeated for every query head: the kernel knows no grouped heads."""
+    """The same, keys repeated for every query head: the kernel does not support grouped heads."""
     MASKED = "attention with a dense mask"
-    """The same, with a mask wherever queries and keys differ in number, or there is a window. The CPU's way."""
+    """The same, with a mask wherever queries and keys differ in number, or there is a window. The choice for CPUs."""
 
 
 def flash_serves(capability: tuple[int, int], dtype: torch.dtype, head: int, value_head: int) -> bool:
-    """Whether flash attention can be trained on a card.
+    """True if flash attention can be trained on a card.
 
     Args:
         capability: Compute capability of the card.
@@ -73,7 +73,7 @@ def kernels_for(
         head: Features of a head of the queries and keys.
         value_head: The same of the values.
         window: Whether rows are longer than a sliding window.
-        varlen: Whether torch has variable-length attention that knows what is asked of it.
+        varlen: True if torch has variable-length attention with the needed arguments.
     """
     if capability is None:
         return (Kernel.MASKED,)
@@ -98,7 +98,7 @@ def find_varlen() -> VarlenFunction | None:
 
 
 def _tensors_alone(function: Callable[..., torch.Tensor | tuple[torch.Tensor, torch.Tensor]]) -> VarlenFunction:
-    """A function that gives more than its output where it is asked to, which it never is here."""
+    """The function with its output alone; torch returns more on request."""
 
     @functools.wraps(function)
     def alone(*args: object, **kwargs: object) -> torch.Tensor:
@@ -111,7 +111,7 @@ def _tensors_alone(function: Callable[..., torch.Tensor | tuple[torch.Tensor, to
 def varlen_arguments(
     known: Collection[str], *, grouped: bool, window: int | None, scale: float | None, head: int
 ) -> dict[str, object] | None:
-    """Keyword arguments of torch's variable-length attention, which has learned more with every version.
+    """Keyword arguments of torch's variable-length attention, which differ between versions.
 
     Args:
         known: Names of its parameters.
@@ -121,7 +121,7 @@ def varlen_arguments(
         head: Features of a head.
 
     Returns:
-        None where this version does not know one of them.
+        None where this version lacks one.
     """
     arguments: dict[str, object] = {}
     if "window_size" in known:
@@ -140,7 +140,7 @@ def varlen_arguments(
 
 
 def has_varlen(*, grouped: bool, window: int | None, scale: float | None, head: int) -> bool:
-    """Whether this version of torch has variable-length attention that knows what is asked of it.
+    """True if this version of torch has variable-length attention with the needed arguments.
 
     Args:
         grouped: As in :func:`varlen_arguments`.
@@ -157,7 +157,7 @@ def has_varlen(*, grouped: bool, window: int | None, scale: float | None, head: 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Lengths of sequences that lie one behind another; the last query of each belongs to its last key."""
+    """Lengths of concatenated sequences; the last query of each belongs to its last key."""
 
     queries: tuple[int, ...]
     keys: tuple[int, ...]
@@ -166,13 +166,13 @@ class Sequences:
     )
 
     def sums(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where sequences begin and end, int32 ``(sequences + 1,)`` for queries and for keys; one transfer for all
-        layers of a batch."""
+        """Cumulative lengths, int32 ``(sequences + 1,)`` for queries and for keys; transferred once for all layers of
+        a batch."""
         if device not in self._sums:
             both = [[0, *itertools.accumulate(lengths)] for lengths in (self.queries, self.keys)]
             with torch.inference_mode(False):
                 host = torch.tensor(both, dtype=torch.int32)
-                # From pinned memory, as the host would wait for all that the device has yet to do otherwise.
+                # A copy from pageable memory would wait for all pending work of the device.
                 queries, keys = host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
             self._sums[device] = (queries, keys)
         return self._sums[device]
@@ -201,7 +201,7 @@ def attend_sequences(
         ``(queries, heads, head)``.
 
     Raises:
-        NotImplementedError: If this version of torch does not know what is asked.
+        NotImplementedError: If this version of torch lacks a needed argument.
     """
     function = find_varlen()
     arguments = None
@@ -215,7 +215,7 @@ def attend_sequences(
     return function(query, key, value, begins, key_begins, max(sequences.queries), max(sequences.keys), **arguments)
 
 
-# One group of rows.
+# A single group of rows.
 
 
 def repeated(tensor: torch.Tensor, heads: int) -> torch.Tensor:

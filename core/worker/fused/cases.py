@@ -1,4 +1,4 @@
-"""Cases of trials: for each kind of layer its plain form, as transformers writes it, and inputs of uneven shapes."""
+"""Cases of trials: for each kind of layer its plain form, as transformers writes it, and inputs of odd shapes."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def plain_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 def gated_trial(name: str, gating: Gating, device: torch.device, dtype: torch.dtype) -> Trial:
-    """Trial of a gated product, of two projections and of one that is both: the gradients of all of them.
+    """Trial of a gated product, of two projections and of a joined one: the gradients of all of them.
 
     Args:
         name: The name of the fast path.

@@ -1,14 +1,13 @@
-"""Grouped products of a mixture's experts: rows sorted by expert, times the matrix of their expert, with no loop over
-experts.
+"""Grouped products of a mixture's experts: rows sorted by expert, multiplied by their expert's matrix without a loop.
 
-Experts that have rows come in blocks, as many as are dequantized together (:func:`core.memory.sizes.experts_at_once`),
-and each block is one grouped product: torch's kernel where a card has it, else batched products over padded groups. The
-ends of the groups are asked of the device once a layer.
+Experts with rows come in blocks of as many as are dequantized together (:func:`core.memory.sizes.experts_at_once`).
+Each block is one grouped product: torch's kernel where the card has it, else batched products over padded groups. The
+ends of the groups are read from the device once per layer.
 
-torch's ``grouped_mm`` is a kernel in bf16 on cards of compute capability 9 and 10 alone. On others, those of consumers
-among them, it is a loop over all groups (pytorch/pytorch#161407, issue 186620), which padded groups replace here.
+torch's ``grouped_mm`` is a bf16 kernel on cards of compute capability 9 and 10 only. On all others, consumer cards
+included, it loops over the groups (pytorch/pytorch#161407, issue 186620); padded groups replace it here.
 
-The arithmetic is that of the loop in :mod:`core.worker.model.experts_implementation`, which stays the way of a CPU.
+The arithmetic is that of the loop in :mod:`core.worker.model.experts_implementation`, which a CPU still uses.
 """
 
 from __future__ import annotations
@@ -19,24 +18,24 @@ from dataclasses import dataclass
 
 import torch
 
-#: First numbers of the compute capabilities with torch's grouped kernel.
+#: Major compute capabilities with torch's grouped kernel.
 KERNEL_CAPABILITIES = (9, 10)
-#: Bytes that the rows of its matrices are multiples of.
+#: Alignment in bytes of the rows of the kernel's matrices.
 _ALIGNMENT = 16
-#: Rows that cost as much as the copy of a matrix, which a second round of padded groups needs; estimated from the rates
+#: Rows that cost as much as copying a matrix, which a second round of padded groups needs; estimated from the rates
 #: of an RTX 4090 (350) and an RTX 3090 (170).
 _COPY_ROWS = 256
-#: Lengths of padded groups that are weighed, as multiples of the average.
+#: Candidate lengths of padded groups, as multiples of the average.
 _LENGTHS = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Offsets:
-    """Where the groups of rows end.
+    """Offsets at which the groups of rows end.
 
     Args:
         host: End of each expert's rows.
-        device: Where the rows are.
+        device: Device of the rows.
     """
 
     host: Sequence[int]
@@ -62,7 +61,7 @@ class Offsets:
         return {}
 
     def blocks(self, at_once: int) -> Iterator[list[int]]:
-        """Experts that have rows, in blocks of at most so many, whose rows follow each other.
+        """Experts with rows, in blocks of at most ``at_once``; the rows of a block are contiguous.
 
         Args:
             at_once: Most experts of a block.
@@ -75,7 +74,7 @@ class Offsets:
         return slice(self.host[block[0]] - self.counts[block[0]], self.host[block[-1]])
 
     def part(self, block: Sequence[int]) -> Offsets:
-        """The offsets of a block of experts, counted from its own first row; made once, as both matrices and the
+        """The offsets of a block of experts, counted from its own first row; cached, since both matrices and the
         backward pass ask for them.
         """
         key = tuple(block)
@@ -104,7 +103,7 @@ class Round:
     Args:
         groups: Groups of the round; None for all.
         index: Their rows, ``(groups, length)``; padded places have the last row of their group.
-        is_row: Whether a place is not padded.
+        is_row: True where a place is not padding.
     """
 
     groups: torch.Tensor | None
@@ -113,7 +112,7 @@ class Round:
 
 
 def as_index(block: Sequence[int]) -> slice | list[int]:
-    """Experts as an index: a slice where they follow each other, which takes no copy."""
+    """Experts as an index: a slice where they are contiguous, which avoids a copy."""
     follow = block[-1] - block[0] == len(block) - 1
     return slice(block[0], block[-1] + 1) if follow else list(block)
 
@@ -132,10 +131,10 @@ def grouped_product(
     Args:
         rows: ``(rows, inputs)``, sorted by expert.
         offsets: Where each expert's rows end.
-        block: Gives the matrices of some experts, ``(experts, a, b)``, in the rows' dtype.
-        at_once: Most experts that it is asked for.
+        block: Returns the matrices of the given experts, ``(experts, a, b)``, in the rows' dtype.
+        at_once: Most experts that ``block`` is called with.
         width: Outputs.
-        transpose: Whether the matrices are transposed before: ``inputs`` are b then, else a.
+        transpose: Multiply by the transposed matrices: ``inputs`` is then b, else a.
 
     Returns:
         ``(rows, outputs)``.
@@ -167,7 +166,7 @@ def multiply(
         return found.copy_(_kernel(rows, matrices, offsets.ends))
     for one in offsets.rounds:
         product = torch.bmm(rows[one.index], matrices if one.groups is None else matrices[one.groups])
-        # A padded place writes its group's last row once more, with the same numbers.
+        # A padded place writes its group's last row again, with the same numbers.
         found[one.index.flatten()] = product.flatten(0, 1)
     return found
 
@@ -199,7 +198,7 @@ def multiply_between(left: torch.Tensor, right: torch.Tensor, offsets: Offsets) 
 
 
 def row_experts(offsets: Offsets) -> torch.Tensor:
-    """The expert of each row, ``(rows,)``, without asking the device."""
+    """The expert of each row, ``(rows,)``, without a device synchronization."""
     counts = offsets.ends.diff(prepend=offsets.ends.new_zeros(1))
     numbers = torch.arange(len(offsets.host), device=counts.device)
     return torch.repeat_interleave(numbers, counts, output_size=offsets.host[-1])
@@ -209,10 +208,10 @@ def row_experts(offsets: Offsets) -> torch.Tensor:
 
 
 def takes_kernel(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether torch has a grouped kernel for two tensors: on a GPU that has it, in bf16, with aligned rows.
+    """True if torch has a grouped kernel for two tensors: on a supporting GPU, in bf16, with aligned rows.
 
     Args:
-        left: ``(rows, inputs)``, or ``(inputs, rows)`` where the groups are among what is summed over.
+        left: ``(rows, inputs)``, or ``(inputs, rows)`` where the sum runs over the rows of a group.
         right: ``(groups, inputs, outputs)``, or ``(rows, outputs)``.
     """
     if not left.is_cuda or left.dtype != torch.bfloat16 or right.dtype != torch.bfloat16:
@@ -222,8 +221,8 @@ def takes_kernel(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def is_aligned(matrix: torch.Tensor) -> bool:
-    """Whether a tensor has the strides and the address that torch's grouped kernel asks for: of the last two dimensions
-    one is dense, and the other's steps are multiples of 16 bytes.
+    """True if a tensor has the strides and the address that torch's grouped kernel needs: one of the last two
+    dimensions is dense, and the stride of the other is a multiple of 16 bytes.
     """
     rows, columns = matrix.stride()[-2:]
     shape = matrix.shape[-2:]
@@ -245,10 +244,10 @@ def _kernel(left: torch.Tensor, right: torch.Tensor, offsets: torch.Tensor) -> t
 
 
 def plan_rounds(counts: Sequence[int]) -> list[tuple[list[int], int]]:
-    """Rounds of equally long groups in which each row comes once: the groups of each, and their length.
+    """Rounds of equally long groups that together cover each row once: the groups of each round, and their length.
 
-    Groups that are much longer than others are taken in a second round, and so on, where that is cheaper than to pad
-    all of them to the longest; it needs a copy of their matrices, which costs as much as :data:`_COPY_ROWS` rows.
+    Groups much longer than others continue in a further round where that is cheaper than padding all groups to the
+    longest; the copy of their matrices costs as much as :data:`_COPY_ROWS` rows.
 
     Args:
         counts: Rows of each group.
@@ -273,7 +272,7 @@ def plan_rounds(counts: Sequence[int]) -> list[tuple[list[int], int]]:
 def _round(
     groups: list[int], begin: list[int], left: list[int], length: int, device: torch.device, *, whole: bool
 ) -> Round:
-    # Small tensors go to the device, which makes the large ones.
+    # Only small tensors are transferred; the device makes the large ones.
     starts, sizes = torch.tensor([begin, left], device=device).unsqueeze(-1)
     places = torch.arange(length, device=device).unsqueeze(0)
     index = starts + torch.minimum(places, sizes - 1)

@@ -1,8 +1,8 @@
 """The weights of a model as a GGUF file holds them: adapters merged, matrices quantized.
 
-Matrices with adapters are merged and quantized by their fused layers. Embeddings and head, which have none and are one
-in many models, are replaced by what Q8_0 leaves of them: exports write them so (:data:`EMBEDDINGS`), whatever the type
-of the file.
+Matrices with adapters are merged and quantized by their fused layers. Embeddings and head, which have no adapters and
+are tied in many models, are replaced by their values after Q8_0: exports store them in it (:data:`EMBEDDINGS`),
+whatever the type of the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HINT = "Leave method.train_for out."
 
 
 class FileWeights:
-    """A model whose weights can be switched to those of a file and back.
+    """A model that can switch between its own weights and those of a file.
 
     Args:
         model: A ``PeftModel`` with one adapter.
@@ -42,7 +42,7 @@ class FileWeights:
     ) -> None:
         self.kind = kind
         self.in_use = False
-        """Whether the model computes with the weights of the file."""
+        """True while the model computes with the weights of the file."""
         self._layers, self._stored = layers, stored
         causal = model.get_base_model()
         modules = (causal.get_input_embeddings(), causal.get_output_embeddings())
@@ -66,12 +66,12 @@ class FileWeights:
             raise UserError(f"The model has rows that are no whole blocks of {self.kind}.", _HINT)
 
     def use(self, in_use: bool, keep: torch.dtype | None = None) -> None:
-        """Compute with the weights of the file from now on, or with those that there are.
+        """Switch to the weights of the file, or back to the model's own.
 
         Args:
-            in_use: Which of the two.
-            keep: The dtype in which merged copies are kept until the adapters change; None to keep those that are kept
-                dequantized, or none.
+            in_use: True for the weights of the file.
+            keep: The dtype in which merged copies are kept until the adapters change; None to keep copies only where
+                dequantized ones are kept already.
         """
         if in_use == self.in_use:
             return
@@ -88,13 +88,14 @@ class FileWeights:
             self._own = []
 
     def changed(self) -> None:
-        """The adapters have changed: what was merged holds no more."""
+        """Drop the merged copies: the adapters have changed."""
         for layer in self._layers:
             layer.weight.forget_merged()
 
     @contextlib.contextmanager
     def base_alone(self) -> Iterator[None]:
-        """The base's own embeddings inside, for answers without adapters; its matrices are so anyway."""
+        """Restore the base's own embeddings inside, for answers without adapters; its matrices are restored by
+        switching adapters off."""
         if not self.in_use:
             yield
             return
@@ -118,7 +119,7 @@ class FileWeights:
 def use_file_weights(
     model: Any, adapter: str, kind: GgmlType, stored: torch.dtype | None, keep: torch.dtype
 ) -> FileWeights:
-    """Have a model that answers compute with the weights of a file.
+    """Let a model in evaluation mode compute with the weights of a file.
 
     Args:
         model: A ``PeftModel`` in evaluation mode, whose adapters do not change.

@@ -10,8 +10,7 @@ import torch
 
 from core.worker.fused.ggml_quant import GgmlType, fake_quantize
 
-#: Elements of a matrix that are merged at once, by type of device: what is needed for them stays small, and on a CPU in
-#: its cache.
+#: Elements of a matrix merged at a time, by type of device: keeps temporaries small, and in cache on a CPU.
 AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
@@ -34,22 +33,22 @@ class FrozenWeight:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it is stored in 4 bits."""
+        """True if it is stored in 4 bits."""
         return isinstance(self._layer, bnb.nn.Linear4bit)
 
     @property
     def is_kept(self) -> bool:
-        """Whether a copy is kept in the dtype of the arithmetic."""
+        """True if a copy is kept in the dtype of the arithmetic."""
         return self._keeps is not None
 
     @property
     def file_type(self) -> GgmlType | None:
-        """The type of a file that it is trained for; None where it is used as it is."""
+        """The file type that it is trained for; None where it is used as it is."""
         return self._file_type
 
     def keep(self, dtype: torch.dtype) -> None:
-        """Dequantize it once and keep the copy, or what it is merged to for a file; a matrix that is used as it is
-        stored is left alone."""
+        """Dequantize it once, or merge it once for a file, and keep the copy. A matrix that is used as it is stored
+        is left alone."""
         if self.is_quantized or self._file_type is not None:
             self._keeps = dtype
             self._kept = self._dequantized().to(dtype) if self._file_type is None else None
@@ -64,7 +63,7 @@ class FrozenWeight:
         return torch.Size((self._layer.out_features, self._layer.in_features))
 
     def train_for(self, kind: GgmlType | None, stored: torch.dtype | None = None) -> None:
-        """Use it from now on as a file of a type has it; None: as it is.
+        """Use it from now on as a file of this type holds it; None for as it is.
 
         Args:
             kind: The type.
@@ -79,7 +78,7 @@ class FrozenWeight:
             self.keep(kept)
 
     def forget_merged(self) -> None:
-        """Forget what was merged: the adapter has changed."""
+        """Drop the merged copy: the adapter has changed."""
         if self._file_type is not None:
             self._kept = None
 
@@ -128,7 +127,7 @@ class FrozenWeight:
 
     def _dequantized(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         weight = self._layer.weight
-        # A weight that is shared out among processes is a plain tensor where it is brought together.
+        # A sharded weight is a plain tensor after the gather.
         state = getattr(weight, "quant_state", None) or self._layer.quant_state
         if dtype is not None and state.dtype != dtype:
             state = copy.copy(state)
@@ -139,7 +138,7 @@ class FrozenWeight:
 
 def merge_exactly(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
     """A weight with its adapter in fp32, ``W + s B A``. It is computed in fp64 and rounded once, so that the order of
-    the sums, which differs between devices, does not show.
+    the sums, which differs between devices, has no effect.
 
     Args:
         weight: ``W``, ``(outputs, inputs)``.

@@ -1,8 +1,7 @@
 """Fused gated feed-forward network: ``down(activation(gate(x)) * up(x))`` (GLU variants, arXiv 2002.05202).
 
-Of its four wide tensors only the two projections are kept for backward. The activated gate, and its product with the
-other projection, which is the input of the down projection's adapter, are made again there by two elementwise
-operations.
+Of its four wide tensors only the two projections are kept for backward. Backward recomputes the activated gate and its
+product with the up projection, which is the input of the down projection's adapter, by two elementwise operations.
 """
 
 from __future__ import annotations

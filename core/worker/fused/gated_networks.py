@@ -23,15 +23,15 @@ INPUTS, WIDTH, SPREAD = 6, 8, 20.0
 
 @dataclass(frozen=True)
 class Form:
-    """The form of a network."""
+    """The form of a gated network."""
 
     projections: tuple[str, ...]
-    """Names of the layers that make the gate and the other projection: two, or one that makes both."""
+    """Names of the gate and up projections; a single name where one layer makes both."""
     activation: Activation
 
 
 def fuse_gated(causal: Any, layers: Mapping[Any, FusedLora], dtype: torch.dtype) -> int:
-    """Replace the forward of the frozen gated networks of a model; returns how many.
+    """Replace the forward of the frozen gated networks of a model; returns their number.
 
     Args:
         causal: The model, its adapters fused.
@@ -61,9 +61,10 @@ def fuse_gated(causal: Any, layers: Mapping[Any, FusedLora], dtype: torch.dtype)
 
 
 def recognize(module: Any) -> Form | None:
-    """The form of a gated network: its forward is tried with small layers of ours in the place of its own, so that
-    whatever else it asks for, or does to large values, shows. None if it is none that is known.
+    """The form of a gated network, or None for an unknown one.
 
+    Its forward is called on a stand-in with small layers of ours, so that a missing attribute or a clamp of large
+    values shows.
     Args:
         module: The network.
     """
@@ -82,14 +83,14 @@ def recognize(module: Any) -> Form | None:
         wanted = down(Gating(activation).product(*projected.chunk(2, dim=-1)))
         try:
             found = type(module).forward(stand_in, x)
-        except Exception:  # whatever a forward makes of a stand-in that lacks what it asks for
+        except Exception:  # any error of a forward whose stand-in lacks an attribute
             return None
     same = isinstance(found, torch.Tensor) and found.shape == wanted.shape
     return Form(names, activation) if same and torch.allclose(found, wanted, rtol=1e-4, atol=1e-2) else None
 
 
 def _projections(module: Any) -> tuple[str, ...]:
-    """Names of a module's projections; empty if it is no gated network by its parts."""
+    """Names of a module's projections; empty if its parts are not those of a gated network."""
     for names in (SEPARATE, JOINED):
         if all(isinstance(getattr(module, name, None), torch.nn.Module) for name in (*names, DOWN)):
             return names if _activation(module)[0] else ()
@@ -109,7 +110,7 @@ def _recognize_activation(function: Any) -> Activation | None:
     try:
         with torch.no_grad():
             wanted = function(x.clone())
-    except Exception:  # an activation with weights on another device, or none of one tensor
+    except Exception:  # an activation with weights on another device, or with several inputs
         return None
     if not isinstance(wanted, torch.Tensor):
         return None
@@ -123,7 +124,7 @@ def _small_layer(inputs: int, outputs: int, generator: torch.Generator) -> Calla
 
 
 def _is_plain(layer: Any, layers: Mapping[Any, FusedLora]) -> bool:
-    """Whether a linear layer is frozen: with a fused adapter, or without any."""
+    """True if a linear layer is frozen: with a fused adapter, or without any."""
     if layer._forward_hooks or layer._forward_pre_hooks:
         return False
     frozen = not any(parameter.requires_grad for parameter in layer.parameters())
@@ -131,7 +132,7 @@ def _is_plain(layer: Any, layers: Mapping[Any, FusedLora]) -> bool:
 
 
 def _has_own_forward(module: Any) -> bool:
-    """Whether nobody but us has replaced a module's forward."""
+    """True if nobody but us has replaced a module's forward."""
     replaced = vars(module).get("forward")
     return replaced is None or isinstance(replaced, GatedFeedForward)
 

@@ -1,8 +1,8 @@
 """Quantization and dequantization of ggml's types Q8_0 and Q4_0, to the last bit as llama.cpp does it.
 
-Both divide a row into blocks of 32 weights with one scale ``d``, which is stored in fp16; codes are found by division
-by the scale before it is rounded. Values that are quantized once are kept by a second time: ``d`` times the largest
-code is exact in fp32, and gives ``d`` back.
+Both divide a row into blocks of 32 weights with one scale ``d``, stored in fp16; codes are computed with the scale
+before it is rounded. Quantizing twice changes nothing: ``d`` times the largest code is exact in fp32, and gives ``d``
+back.
 
 Source: ``quantize_row_q8_0_ref`` and ``quantize_row_q4_0_ref`` of llama.cpp (``ggml/src/ggml-quants.c``).
 """
@@ -16,22 +16,22 @@ import torch
 GgmlType = Literal["Q8_0", "Q4_0"]
 #: Weights with one scale.
 BLOCK = 32
-#: Blocks at a time: what is needed for them stays in a processor's cache.
+#: Blocks at a time, so that temporaries stay in the CPU's cache.
 AT_ONCE = 1 << 13
 
 
 def ggml_type(name: str) -> GgmlType:
-    """The type by its name, however it is written: ``q4_0``.
+    """The type by its name in any case: ``q4_0``.
 
     Raises:
-        ValueError: If it is another one.
+        ValueError: If it is unknown.
     """
     known: tuple[GgmlType, ...] = get_args(GgmlType)
     return known[known.index(name.upper())]
 
 
 def can_quantize(shape: torch.Size) -> bool:
-    """Whether a tensor can be quantized: its rows are whole blocks."""
+    """True if a tensor can be quantized: its rows are whole blocks."""
     return len(shape) >= 2 and shape[-1] % BLOCK == 0
 
 
@@ -68,7 +68,7 @@ def quantize_q8_0(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     scales = blocks.abs().amax(dim=1, keepdim=True).div_(127)
     scaled = blocks * _reciprocal(scales)
-    # Halves away from zero, other than torch rounds. What is left of the next whole number is exact.
+    # Halves round away from zero, unlike torch's round. The fraction is exact.
     whole = scaled.trunc()
     codes = whole.add_(scaled.sub_(whole).mul_(2).trunc_())
     return scales.half(), codes.clamp_(-127, 127)
@@ -94,7 +94,7 @@ def _first_largest(blocks: torch.Tensor) -> torch.Tensor:
     low, high = torch.aminmax(blocks, dim=1, keepdim=True)
     largest = torch.where(-low > high, low, high)
     if bool((tied := (high == -low)[:, 0]).any()):
-        # The first place is looked for in so many words: argmax does not promise on every device which it gives.
+        # argmax does not guarantee the first place on every device.
         some, places = blocks[tied], torch.arange(BLOCK, device=blocks.device)
         first = torch.where(some.abs() == high[tied], places, BLOCK).amin(dim=1, keepdim=True)
         largest[tied] = some.gather(1, first)
@@ -102,9 +102,9 @@ def _first_largest(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _reciprocal(scales: torch.Tensor) -> torch.Tensor:
-    """``1 / d``; 0 where that is no number, since such blocks are zeros in fp16."""
+    """``1 / d``; 0 where that overflows, since such blocks are zeros in fp16."""
     return torch.where(scales.abs() < _SMALLEST, 0.0, scales.reciprocal())
 
 
-#: The smallest magnitude whose reciprocal is a number in fp32.
+#: The smallest magnitude whose reciprocal is finite in fp32.
 _SMALLEST = 2.0**-126

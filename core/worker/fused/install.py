@@ -1,4 +1,4 @@
-"""Installation of the fused layers in a model, where they compute the same as its own."""
+"""Installation of the fused layers into a model, where they compute the same as its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from core.worker.fused.lora import FusedLora, can_fuse
 from core.worker.fused.mode import is_fused
 from core.worker.fused.rms_norm import RmsNormFunction
 
-#: Largest relative difference of a norm's values from its module's: the last bit of 16, and fp32's noise.
+#: Largest relative difference of a norm's values from its module's: the last bit of 16-bit types, the noise of fp32.
 TOLERANCE = {torch.bfloat16: 2**-7, torch.float16: 2**-9, torch.float32: 1e-5}
 #: Features of a head in the comparison of rotary embeddings.
 ROTARY_TRIAL = 8
@@ -29,15 +29,15 @@ ROTARY_TRIAL = 8
 
 @dataclass(frozen=True)
 class Fused:
-    """The fused layers that a model has got."""
+    """The fused layers of a model."""
 
     lora: tuple[FusedLora, ...]
     norms: int
     rotary: bool
     attention: bool
-    """Whether packing is possible; see :mod:`core.worker.data.packing`."""
+    """True if packing is possible; see :mod:`core.worker.data.packing`."""
     gated: int = 0
-    """Feed-forward networks whose wide tensors are made again in backward."""
+    """Feed-forward networks whose wide tensors are recomputed in backward."""
 
     def keep_weights(self, dtype: torch.dtype) -> None:
         """Dequantize every 4-bit matrix once and keep the copies.
@@ -50,7 +50,7 @@ class Fused:
 
     @property
     def keeps_weights(self) -> bool:
-        """Whether copies of :meth:`keep_weights` exist."""
+        """True if copies of :meth:`keep_weights` exist."""
         return any(layer.weight.is_kept for layer in self.lora)
 
     def drop_weights(self) -> bool:
@@ -62,12 +62,12 @@ class Fused:
 
 
 def fuse(model: Any, adapter: str, *, attention_alone: bool = False) -> Fused:
-    """Fuse the layers of a model that are recognized, adapters attached.
+    """Fuse the recognized layers of a model, with adapters attached.
 
     Args:
         model: A causal language model of transformers, or a ``PeftModel`` around one.
         adapter: The name of the trained adapter.
-        attention_alone: Leave all other layers unfused.
+        attention_alone: Leave all other layers as they are.
     """
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     if attention_alone:
@@ -96,7 +96,7 @@ def _epsilon(module: Any) -> float | None:
 
 
 def _is_rms_norm(module: Any) -> bool:
-    """Whether a module is a frozen RMS norm by name and test: some families add one to the weight, or weigh in fp32."""
+    """True if a module is a frozen RMS norm by name and trial; some families add 1 to the weight, or weigh in fp32."""
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, torch.nn.Parameter):
         return False
@@ -116,7 +116,7 @@ def _is_rms_norm(module: Any) -> bool:
 
 
 def _with_values(module: Any) -> tuple[Any, torch.Tensor]:
-    """A norm with values in its weight, for one that has none: of a model that is measured and not loaded."""
+    """A copy of a norm with values in its weight, for a model on fake tensors."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(len(module.weight), generator=generator).to(module.weight.dtype)
     filled = copy.copy(module)
@@ -140,8 +140,8 @@ def _normalize(module: Any, function: type[torch.autograd.Function], hidden_stat
 
 
 def _fuse_rotary(causal: Any) -> bool:
-    """Replace the function in the model's module; it is one for all models of the family in this process, and computes
-    same for each of them."""
+    """Replace the function in the model's modeling file. All models of the family in this process share it, and it
+    computes the same for each of them."""
     file, weights = sys.modules[type(causal).__module__], causal.get_input_embeddings().weight
     rotary.choose(weights.device, weights.dtype, rotation_of(weights.device, weights.dtype))
     usual = getattr(file, "apply_rotary_pos_emb", None)
@@ -153,7 +153,7 @@ def _fuse_rotary(causal: Any) -> bool:
         same = _rotates_alike(usual, turned=ROTARY_TRIAL)
     except (TypeError, ValueError, RuntimeError):
         return False
-    # With angles for a part of the features only, many a family's function fails, and so is never called that way.
+    # With angles for a part of the features only, the function of many families fails: it is never called that way.
     with contextlib.suppress(TypeError, ValueError, RuntimeError):
         same = same and _rotates_alike(usual, turned=ROTARY_TRIAL // 2)
     if not same:
@@ -163,7 +163,7 @@ def _fuse_rotary(causal: Any) -> bool:
 
 
 def _rotates_alike(usual: Any, *, turned: int) -> bool:
-    """Whether a function rotates as ours; ``turned`` of the features."""
+    """True if a function rotates ``turned`` of the features as ours does."""
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, heads, 3, ROTARY_TRIAL, generator=generator) for heads in (4, 2))
     angles = torch.randn(1, 3, turned // 2, generator=generator).repeat(1, 1, 2)
@@ -180,5 +180,5 @@ def _fuse_attention(causal: Any) -> bool:
         return False
     attention.register()
     causal.set_attn_implementation(attention.NAME)
-    # Some families cannot be switched and stay as they are.
+    # Some families do not support the switch and stay as they are.
     return bool(causal.config._attn_implementation == attention.NAME)

@@ -22,7 +22,7 @@ Function = type[torch.autograd.Function]
 
 
 def can_use(capability: tuple[int, int] | None, dtype: torch.dtype) -> bool:
-    """Whether a trial of Triton's kernels is worth while.
+    """True if a trial of Triton's kernels is worthwhile.
 
     Args:
         capability: Compute capability of the device; None for one without.
@@ -92,7 +92,7 @@ def _usable(device: torch.device, dtype: torch.dtype) -> bool:
 def _is_installed() -> bool:
     try:
         importlib.import_module("triton")
-    except Exception:  # whatever a damaged installation makes of it
+    except Exception:  # a damaged installation can raise anything
         return False
     return True
 

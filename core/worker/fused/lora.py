@@ -1,7 +1,7 @@
 """Fused LoRA: a frozen linear layer and its adapter as one autograd function.
 
 ``y = x W' + b + s (x A') B'``, with gradients for ``x``, ``A`` and ``B`` only. Besides ``x`` only ``x A'`` is kept for
-backward, the adapter's part is added within the matrix product, and no copy of ``x`` in fp32 is made.
+backward, the adapter's part is added inside the matrix product, and no copy of ``x`` in fp32 is made.
 
 Source: LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314.
 """
@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from core.worker.fused.frozen_weight import FrozenWeight
 from core.worker.fused.mode import is_fused
 
-#: Rows up to which bitsandbytes multiplies by a 4-bit matrix without dequantizing all of it, on CUDA: its own choice
-#: reaches from 64 to 128 for most matrices of 7B models, and for others it dequantizes as the fused layer would.
+#: Rows up to which bitsandbytes multiplies by a 4-bit matrix without dequantizing all of it, on CUDA. Its own limit is
+#: 64 to 128 for most matrices of 7B models; above it bitsandbytes dequantizes like the fused layer.
 SMALL_PRODUCT = 64
 
 
@@ -66,8 +66,8 @@ def adapter_gradients(
     """Gradients of ``A`` and ``B``, in their dtypes.
 
     Args:
-        gradient: That of the output, ``(rows, outputs)``.
-        through: That of the adapter's intermediate, ``(rows, rank)``.
+        gradient: Gradient of the output, ``(rows, outputs)``.
+        through: Gradient of the adapter's intermediate, ``(rows, rank)``.
         seen: As for :func:`product_with_adapter`.
         low: The adapter's intermediate.
         down: ``A``.
@@ -78,15 +78,15 @@ def adapter_gradients(
 
 
 def shaped_as(flat: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Rows in the shape of an input but for the last dimension: no view to autograd, as no output of torch's own linear
-    layers is, so that a model may change it in place (Llama 4 adds its experts' output to that of the shared one).
+    """Rows in the shape of an input but for the last dimension. To autograd the result is not a view, so a model may
+    change it in place as it may the output of torch's own linear layers (Llama 4 adds its experts' output to it).
     """
     shaped: torch.Tensor = torch.ops.aten._unsafe_view(flat, (*like.shape[:-1], flat.shape[-1]))
     return shaped
 
 
 class LoraLinear(torch.autograd.Function):
-    """The autograd function; matrix products are in the dtype of the arithmetic, the adapter's gradients in its own."""
+    """LoRA as an autograd function; products are in the dtype of the arithmetic, the adapter's gradients in its own."""
 
     @staticmethod
     def forward(
@@ -143,7 +143,7 @@ class LoraLinear(torch.autograd.Function):
 
 
 class FrozenLinear(torch.autograd.Function):
-    """A frozen linear layer alone, rounded as :class:`LoraLinear` rounds it; its matrix is made again for backward."""
+    """A frozen linear layer alone, rounded as :class:`LoraLinear` rounds it; backward dequantizes its matrix again."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: FrozenWeight, dtype: torch.dtype) -> torch.Tensor:
@@ -195,8 +195,8 @@ class FusedLora:
         self.weight = FrozenWeight(layer.get_base_layer())
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The layer's output; where adapters are merged, or :func:`has_faster_kernel` says so, by the layer's own
-        forward."""
+        """The layer's output; by the layer's own forward where adapters are merged or it is faster
+        (:func:`has_faster_kernel`)."""
         layer, weight = self._layer, self.weight
         rows = x.numel() // max(x.shape[-1], 1)
         faster = has_faster_kernel(rows, x.device.type, quantized=weight.is_quantized, kept=weight.is_kept)
@@ -222,7 +222,7 @@ class FusedLora:
         return found
 
     def applied(self) -> Adapter | None:
-        """The adapter that is applied in the current pass; None if it is off, merged, or another is on as well."""
+        """The adapter of the current pass; None if it is off, merged, or not the only active one."""
         layer, name = self._layer, self._adapter
         if layer.disable_adapters or layer.merged or layer.active_adapters != [name]:
             return None
@@ -241,7 +241,7 @@ class FusedLora:
 
 
 def arithmetic_of(x: torch.Tensor) -> torch.dtype:
-    """The dtype of products with a tensor: that of autocast, where it is on.
+    """The dtype of products with a tensor: autocast's where it is on.
 
     Args:
         x: The tensor.
@@ -251,8 +251,8 @@ def arithmetic_of(x: torch.Tensor) -> torch.dtype:
 
 
 def has_faster_kernel(rows: int, device: str, *, quantized: bool, kept: bool) -> bool:
-    """Whether a layer's own forward multiplies so few rows faster: a single one, and, on CUDA, as many as bitsandbytes
-    has a kernel for that reads the matrix in 4 bits.
+    """True if a layer's own forward is faster for so few rows: a single one, and, on CUDA, as many as bitsandbytes'
+    kernel for 4-bit matrices takes.
 
     Args:
         rows: Rows of the input.
@@ -266,7 +266,7 @@ def has_faster_kernel(rows: int, device: str, *, quantized: bool, kept: bool) ->
 
 
 def can_fuse(layer: Any, adapter: str) -> bool:
-    """Whether :class:`FusedLora` computes the same as a module: one plain adapter on a frozen linear layer.
+    """True if :class:`FusedLora` computes the same as a module: a single plain adapter on a frozen linear layer.
 
     Args:
         layer: Any module.

@@ -1,4 +1,4 @@
-"""Passes that use the fused layers: those with gradients, and those that are compared with them."""
+"""Switch for the passes that use the fused layers: passes with gradients, and passes compared with them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _compared: list[None] = []
 
 @contextlib.contextmanager
 def comparable() -> Iterator[None]:
-    """A context in which passes without gradients are computed like those with them.
+    """A context in which passes without gradients are computed like passes with them.
 
     Where the log-probability of an answer is computed once with gradients and once without, the difference is the
-    training signal. Two ways of rounding would add a difference of their own, which grows with the answer.
+    training signal. Two ways of rounding would add an error that grows with the answer.
     """
     _compared.append(None)
     try:
@@ -25,5 +25,5 @@ def comparable() -> Iterator[None]:
 
 
 def is_fused() -> bool:
-    """Whether the current pass uses the fused layers."""
+    """True if the current pass uses the fused layers."""
     return torch.is_grad_enabled() or bool(_compared)

@@ -1,10 +1,10 @@
 """Fused rotary position embedding (RoFormer, arXiv 2104.09864) of queries or keys, in transformers' half-split form.
 
-Where there are fewer angles than features, the first ones are rotated, and the others left as they are. The result
-keeps its dtype: some families have their angles in fp32 and their features in 16 bit.
+Where there are fewer angles than features, the first features are rotated and the others stay as they are. The result
+keeps its dtype: some families have angles in fp32 and features in 16 bits.
 
-``rotate_half`` in the modeling files makes copies of both halves and keeps them; a rotation's backward is the rotation
-by the negative angle, and needs only the angles.
+``rotate_half`` in the modeling files copies both halves and keeps them; a rotation's backward is the rotation by the
+negative angle, and needs only the angles.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ def apply_rotary_pos_emb(
     return apply(q, cos, sin, rotation), apply(k, cos, sin, rotation)  # type: ignore[no-untyped-call]
 
 
-#: Other ways to rotate, by device and dtype of the features. They belong to the process, as the function above does:
-#: a model's file has one for all its models.
+#: Other implementations, by device and dtype of the features. They are global like the function above: a modeling file
+#: has a single one for all its models.
 _chosen: dict[tuple[torch.device, torch.dtype], Rotation] = {}
 
 
 def choose(device: torch.device, dtype: torch.dtype, rotation: Rotation) -> None:
-    """Have features of a device and dtype rotated in another way that computes the same.
+    """Use another implementation for features of a device and dtype.
 
     Args:
         device: The device.

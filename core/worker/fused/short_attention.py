@@ -1,5 +1,7 @@
-"""Attention of short rows on a CPU in whole products: torch's kernel for the CPU cuts them into pieces so small that
-its backward takes three times as long."""
+"""Attention of short rows on a CPU by whole matrix products.
+
+Torch's CPU kernel splits short rows into such small pieces that its backward takes three times as long.
+"""
 
 from __future__ import annotations
 

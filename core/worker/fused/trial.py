@@ -37,21 +37,21 @@ class Trial:
 
     @property
     def passed(self) -> bool:
-        """Whether the fast path computes the same."""
+        """True if the fast path computes the same."""
         return self.reason is None and self.worst <= self.allowed
 
 
 def compare(name: str, fast: Way, plain: Way, inputs: Sequence[torch.Tensor], allowed: float | None = None) -> Trial:
     """Run a fast path and its plain form, forward and backward, and compare outputs and gradients.
 
-    Nothing is raised: an exception of either is a failed trial. Both start from one random state; the caller's is
-    left as it was.
+    Nothing is raised: an exception of either is a failed trial. Both start from the same random state; the caller's is
+    restored.
 
     Args:
         name: The fast path.
         fast: The fast path; it may change its inputs, which are copies.
         plain: The plain form.
-        inputs: Arguments of both, on the device; gradients are compared for those that require one.
+        inputs: Arguments of both, on the device; gradients are compared for inputs that require them.
         allowed: Largest relative difference; by default that of :data:`ALLOWED` for the dtype of the first input.
     """
     dtype, device = inputs[0].dtype, inputs[0].device
@@ -62,7 +62,7 @@ def compare(name: str, fast: Way, plain: Way, inputs: Sequence[torch.Tensor], al
             wanted = _outputs_and_gradients(plain, inputs)
             found = _outputs_and_gradients(fast, inputs)
         worst = _worst(found, wanted)
-    except Exception as error:  # whatever a kernel, a compiler or a driver makes of it
+    except Exception as error:  # kernels, compilers and drivers can raise anything
         first = (str(error).splitlines() or [""])[0]
         return Trial(name, dtype, math.inf, limit, f"{type(error).__name__}: {first}")
     return Trial(name, dtype, worst, limit, None if worst <= limit else f"differs by {worst:.2g}, {limit:.2g} allowed")
@@ -71,9 +71,9 @@ def compare(name: str, fast: Way, plain: Way, inputs: Sequence[torch.Tensor], al
 def _outputs_and_gradients(way: Way, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
         _seed(inputs[0].device)
-        # Copies with the same strides, of which non-contiguous ones are a part of what is tried.
+        # Copies keep the strides: non-contiguous inputs are a part of the trial.
         copies = [_copy(tensor) for tensor in inputs]
-        # A path that works in place may not do so on a leaf, nor does it meet one in a model.
+        # An in-place path would fail on a leaf, and meets none in a model.
         made = way(*(tensor.view_as(tensor) for tensor in copies))
         outputs = [made] if isinstance(made, torch.Tensor) else list(made)
         learned = [tensor for tensor in copies if tensor.requires_grad]

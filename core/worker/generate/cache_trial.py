@@ -1,8 +1,7 @@
-"""Trial of a model's cache: whether tokens that are read after others, by what is kept of these, give what all of them
-read at once do.
+"""Trial of a model's cache: tokens read after cached ones must give the same logits as all tokens read at once.
 
-Attention's keys and values always do. A recurrent layer's state does where the model's code takes it up again; several
-families begin anew with every piece of a text, some even with every token, without an error.
+Attention's keys and values always do. A recurrent layer's state does only where the model's code resumes from it;
+several families silently start over with every piece of a text, some even with every token.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from transformers import DynamicCache
 from core.worker.model.recurrent import recurrent_kinds
 from core.worker.oom.retry import is_out_of_memory
 
-#: Largest difference of logits, as a share of their size, that rounding explains.
+#: Largest difference of logits from rounding, as a share of their norm.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
-#: Tokens that are tried, those of the first piece, and those of padding.
+#: Tokens of the trial, of its first piece, and of padding.
 _LENGTH, _FIRST, _PADDING = 20, 12, 5
 _FOUND = "_cache_use"
 
 
 @dataclass(frozen=True)
 class CacheUse:
-    """Uses that a model's cache of keys and values was found right for.
+    """Correct uses of a model's cache of keys and values.
 
     Args:
-        recurrent: Whether a part of it is a state, which cannot be cut to fewer tokens.
-        tokens: Whether a single token may be read after others.
-        pieces: Whether several tokens may be.
-        padding: Whether a row that is padded on the left is read as it is alone.
+        recurrent: It contains a state, which cannot be cut to fewer tokens.
+        tokens: A single token may be read after others.
+        pieces: Several tokens may be read after others.
+        padding: A row padded on the left gives the same as alone.
     """
 
     recurrent: bool = False
@@ -43,12 +42,12 @@ class CacheUse:
 
 
 def cache_argument(network: Any) -> str:
-    """The name of the cache among the arguments of a model."""
+    """Name of a model's argument for the cache."""
     return "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
 
 
 def cache_use(network: Any) -> CacheUse:
-    """What a model's cache is good for; tried once for a model with recurrent layers.
+    """The correct uses of a model's cache; tried once for a model with recurrent layers.
 
     Args:
         network: A causal language model of transformers, in evaluation mode.
@@ -70,7 +69,7 @@ def _try(network: Any) -> CacheUse:
     def is_same(read: Callable[[], torch.Tensor]) -> bool:
         try:
             share = (read().float() - wanted.float()).norm() / wanted.float().norm()
-        except Exception as error:  # whatever a model makes of a cache that is none of its own
+        except Exception as error:  # a model may fail in any way on a cache of another type
             if is_out_of_memory(error):
                 raise
             return False
@@ -88,7 +87,7 @@ def _try(network: Any) -> CacheUse:
         mask = torch.ones_like(filled)
         mask[:, :_PADDING] = 0
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        # As an answer is decoded: the row, and a token behind it.
+        # As in decoding: the row, and a token after it.
         parts = [slice(None, -1), slice(-1, None)] if tokens else [slice(None)]
         cache = {cache_argument(network): DynamicCache(config=network.config)} if tokens else {}
         found: torch.Tensor = wanted

@@ -1,4 +1,4 @@
-"""The chat engine: a child of the app that holds one base model and answers as that or with adapters on it.
+"""The chat engine: a child of the app that holds a base model and answers as the base or with adapters on it.
 
 ``python -m core.worker.generate.chat_engine`` speaks :mod:`core.runs.control.protocol` on standard input and output.
 It ends when its input is closed, whatever it is doing. Commands:
@@ -6,19 +6,19 @@ It ends when its input is closed, whatever it is doing. Commands:
 ``load``
     ``base``, ``adapter`` (a directory or null), ``weights`` (a file of trained weights or null), ``method``,
     ``keep_16bit`` (the patterns of ``model.keep_16bit``), ``precision``, ``device``, ``gpu`` (as ``hardware.gpu``, or
-    null), ``template`` (a Jinja file or null), ``source_name`` (what answers of the adapter, or of trained weights, are
-    called), ``base_sha256`` (of the base that they were trained on, or null), ``file``
+    null), ``template`` (a Jinja file or null), ``source_name`` (label for answers of the adapter or of trained
+    weights), ``base_sha256`` (fingerprint of the base that they were trained on, or null), ``file``
     (:class:`core.runs.catalog.trained.TrainedFile` or null). Sends ``{"id", "progress", "done", "total"}`` before its
     answer; a progress that ends with a full stop is a warning.
 ``add``
-    ``name`` (the source that it answers as), ``adapter`` (a directory), ``source_name``, ``template`` and
+    ``name`` (of the source), ``adapter`` (a directory), ``source_name``, ``template`` and
     ``base_sha256`` as for ``load``: another adapter on the same base.
 ``remove``
-    ``name``: such an adapter, to be unloaded.
+    ``name`` of such an adapter, to be unloaded.
 ``generate``
     :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer.
 ``cancel``
-    ``id`` of the ``generate`` to end; answered at once, in the middle of it.
+    ``id`` of the ``generate`` to cancel; answered at once, in the middle of it.
 ``ping``
     Answered at once.
 """
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from core.worker.model.model import LoadedModel
     from core.worker.process.openmp import SpinControl
 
-#: Output features that bitsandbytes' kernel for inference on a CPU computes at once.
+#: Output features per block of bitsandbytes' inference kernel for CPUs.
 _KERNEL_ROWS = 32
 
 
 class ChatEngine:
-    """Carries out the commands with the base model that was loaded last."""
+    """Executes the commands with the most recently loaded base model."""
 
     def __init__(self) -> None:
         self._sources: Sources | None = None
@@ -79,7 +79,7 @@ class ChatEngine:
             self._spin_control = SpinControl()
             self._spin_control.start()
 
-        # The former model goes first: two may not fit.
+        # The previous model is freed first: two may not fit.
         self._sources = None
         base = resolve_base(str(args["base"]), report)
         template = named_or_file(args.get("template"))
@@ -169,7 +169,7 @@ class ChatEngine:
                     json_schema=asked.json_schema,
                 )
             except UserError:
-                # Memory may have run out: what is kept for other turns goes first.
+                # Memory may have run out: the caches of other turns are dropped first.
                 sources.kept.forget()
                 raise
         return {**generation.to_answer(sources.said_of(source)), "reused_tokens": generation.reused_tokens}
@@ -178,15 +178,15 @@ class ChatEngine:
 def _load_trained(
     base: Path, args: Mapping[str, Any], report: Callable[[str], None]
 ) -> tuple[LoadedModel, BaseFingerprint | None]:
-    """Load a base with the adapter, or the trained weights, that a ``load`` names.
+    """Load a base with the adapter, or the trained weights, of a ``load`` command.
 
     Args:
         base: The directory of the base.
-        args: Of the command.
-        report: Told what goes on.
+        args: Arguments of the command.
+        report: Receives the progress.
 
     Returns:
-        The model, ready to answer; and the fingerprint of its base, where that was compared with the one of the
+        The model, ready to answer; and the fingerprint of its base, if it was compared with the fingerprint of the
         training.
 
     Raises:
@@ -203,7 +203,7 @@ def _load_trained(
     check_base(base)
     if adapter:
         check_adapter(Path(adapter), base)
-    # Beside the loading, which reads the same files.
+    # Computed during the loading, which reads the same files.
     fingerprint = BaseFingerprint(base) if recorded else None
     report("loading the model")
     _ask_beside_runs(base, method, device)
@@ -227,7 +227,7 @@ def _load_trained(
 
 
 def _runs_beside(device: Any) -> list[str]:
-    """The runs that train on the same device."""
+    """The runs training on the same device."""
     import torch
 
     from core.runs.control.devices import runs_on_card, runs_on_cpu
@@ -256,11 +256,10 @@ def _ask_beside_runs(base: Path, method: str, device: str) -> None:
 
 
 def _allow_fast_kernels(model: Any) -> None:
-    """Let 4-bit layers on a CPU use their kernel for inference: twice the speed of one conversation here.
+    """Let 4-bit layers on a CPU use bitsandbytes' inference kernel, which doubles the speed of a conversation.
 
-    It has no backward pass, which is why models that are trained must not use it; this process never trains. It takes
-    whole blocks only, which a layer of another shape, such as the input of Granite's state-space layers, cannot be cut
-    into.
+    It has no backward pass, so models in training must not use it; this process never trains. It takes whole blocks
+    only, and some layers, such as the input of Granite's state-space layers, are no multiple of them.
     """
     import bitsandbytes as bnb
     from bitsandbytes.functional import has_avx512bf16

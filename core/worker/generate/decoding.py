@@ -1,4 +1,4 @@
-"""The pieces of decoding: forward passes that extend keys and values, the choice of a token, text out of tokens."""
+"""Building blocks of decoding: cached forward passes, the choice of a token, and text from tokens."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from core.worker.generate.cache_trial import cache_argument, cache_use
 
 #: Tokens of a prompt read at once: between two pieces the answer can be cancelled.
 PREFILL_TOKENS = 512
-#: Fewer shared tokens than this are not worth a pass of their own.
+#: Fewer shared tokens are not worth a separate pass.
 SHORTEST_SHARED_PREFIX = 16
-#: Tokens that a draw looks at first; of a language model's distribution, these hold nearly all.
+#: Tokens that a draw considers first; they hold nearly all of a language model's distribution.
 LIKELIEST = 512
 
 
 class KeyValues:
     """The keys and values of a growing sequence (or a batch of them), and the forward passes that extend them.
 
-    Where a model cannot go on from what is kept of earlier tokens, they are read again with each new one.
+    Where a model cannot continue from its cache, all earlier tokens are read again with each new one.
 
     Args:
         network: A transformers causal language model, in evaluation mode.
@@ -38,7 +38,7 @@ class KeyValues:
         self.length = 0
         """Tokens read so far."""
         self.use = cache_use(network)
-        """What the cache is good for."""
+        """Correct uses of the cache."""
         self._cache = DynamicCache(config=network.config) if self.use.tokens else None
         self._read: list[dict[str, torch.Tensor]] = []
         self._network = network
@@ -51,13 +51,13 @@ class KeyValues:
 
         Args:
             input_ids: ``(rows, tokens)``, on any device.
-            **arguments: More of the model's own.
+            **arguments: Further arguments of the model.
 
         Returns:
             The logits after the last token, ``(rows, vocabulary)``.
         """
         if self._limits_head:
-            # An index, not a count: the count makes the model slice its hidden states, and for a frozen head torch then
+            # An index, not a count: with a count the model slices its hidden states, and for a frozen head torch then
             # copies the whole head for every row of a batch.
             arguments["logits_to_keep"] = torch.tensor([input_ids.shape[1] - 1])
         self.length += input_ids.shape[1]
@@ -68,7 +68,7 @@ class KeyValues:
         return logits[:, -1]
 
     def _extend_plainly(self, input_ids: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
-        """All tokens so far read again, without a cache."""
+        """Read all tokens so far again, without a cache."""
         known = ("position_ids",)
         self._read.append({"input_ids": input_ids} | {name: arguments[name] for name in known if name in arguments})
         every = {name: torch.cat([part[name].to(self.device) for part in self._read], 1) for name in self._read[0]}
@@ -78,7 +78,7 @@ class KeyValues:
         return logits[:, -1]
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep some rows of the batch, or some of them several times.
+        """Keep some rows of the batch; a row may be repeated.
 
         Args:
             rows: Their numbers, int64.
@@ -92,9 +92,9 @@ class KeyValues:
             self._cache.batch_select_indices(rows)
 
     def cut(self, wanted: int) -> bool:
-        """Cut to the first tokens; whether that could be done.
+        """Cut to the first tokens; returns True on success.
 
-        A window that has moved on has lost what was before it, and a state has no tokens.
+        A sliding window has lost its earlier tokens, and a state cannot be cut.
         """
         if wanted == self.length:
             return True
@@ -109,14 +109,14 @@ class KeyValues:
 
     @property
     def may_be_kept(self) -> bool:
-        """Whether it can go on with a later text."""
+        """True if it can be kept for a later text."""
         if self._cache is None or not self.use.pieces:
             return False
         plain = (DynamicLayer, DynamicSlidingWindowLayer)
         return self.use.recurrent or all(type(layer) in plain for layer in self._cache.layers)
 
     def read(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> torch.Tensor | None:
-        """Read a prompt piece by piece: the logits after it, ``(1, vocabulary)``, or None when cancelled or empty."""
+        """Read a prompt in pieces: the logits after it, ``(1, vocabulary)``, or None when cancelled or empty."""
         logits: torch.Tensor | None = None
         step = PREFILL_TOKENS if self.use.pieces and self._cache is not None else max(1, len(tokens))
         for begin in range(0, len(tokens), step):
@@ -127,7 +127,7 @@ class KeyValues:
 
 
 class BatchDecoder:
-    """Several conversations decoded together, padded on the left, always with the likeliest token.
+    """Greedy decoding of several conversations together, padded on the left.
 
     Args:
         network: A transformers causal language model.
@@ -138,12 +138,12 @@ class BatchDecoder:
 
     def __init__(self, network: Any, prompts: Sequence[Sequence[int]], pad_id: int, stop_ids: frozenset[int]) -> None:
         self.answers: list[list[int]] = [[] for _ in prompts]
-        """Tokens so far, without the one that ended the answer."""
+        """Tokens so far, without the final stop token."""
         self.finished = 0
-        """Answers that have ended."""
+        """Finished answers."""
         self._stop_ids = stop_ids
         self._state = KeyValues(network)
-        #: Which prompt each row of the batch is; -1 for one that has ended.
+        #: Prompt number of each row of the batch; -1 for a finished one.
         self._rows = list(range(len(prompts)))
         shared = self._read_shared(prompts)
         width = max(map(len, prompts)) - shared
@@ -158,7 +158,7 @@ class BatchDecoder:
         self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
 
     def _read_shared(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Read what all prompts begin with once; at least a token of each prompt is left.
+        """Read the common prefix of all prompts once; at least one token of each prompt is left.
 
         Returns:
             The number of tokens read.
@@ -166,7 +166,7 @@ class BatchDecoder:
         shared = common_prefix([prompt[:-1] for prompt in prompts])
         if len(prompts) < 2 or shared < SHORTEST_SHARED_PREFIX:
             return 0
-        # What is padded behind it would run through a state.
+        # Padding after the prefix would run through a state.
         if self._state.use.recurrent:
             return 0
         self._state.read(prompts[0][:shared], lambda: False)
@@ -174,7 +174,7 @@ class BatchDecoder:
         return shared
 
     def step(self) -> None:
-        """Give every unfinished row one more token."""
+        """Append a token to every unfinished row."""
         logits = self._state.extend(self._input, attention_mask=self._mask, position_ids=self._positions)
         chosen = logits.argmax(-1)
         kept: list[int] = []
@@ -195,7 +195,7 @@ class BatchDecoder:
             self._keep(kept)
 
     def _keep(self, places: list[int]) -> None:
-        """Let finished rows leave."""
+        """Keep only these rows."""
         index = torch.tensor(places, device=self._state.device)
         self._state.select(index)
         self._input, self._positions, self._mask = self._input[index], self._positions[index], self._mask[index]
@@ -203,25 +203,24 @@ class BatchDecoder:
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """The number of tokens that all sequences begin with."""
+    """The length of the common prefix of all sequences."""
     if not sequences:
         return 0
-    # What the least and the greatest share, all between them share.
+    # The least and the greatest sequence share the prefix of all.
     low, high = min(map(list, sequences)), max(map(list, sequences))
     return next((place for place, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))  # noqa: B905
 
 
 class Sampler:
-    """Chooses tokens; its random numbers are its own, so that those of training stay as they are.
+    """Chooses tokens, with random numbers apart from those of training.
 
-    Logits stay on their device: of a draw, the :data:`LIKELIEST` tokens and the mass of all of them come to the host
-    in one transfer, of the likeliest token alone a single value. The distribution is exact. Where these tokens do not
-    hold what is drawn, as with a flat distribution, all of them are sorted, on the device too.
+    Logits stay on their device: a draw transfers the :data:`LIKELIEST` tokens and the mass of all in a single copy, a
+    greedy choice only one value. The distribution is exact: where those tokens do not contain the draw, as with a flat
+    distribution, all tokens are sorted, on the device too.
 
     Args:
-        settings: Penalty, temperature, which tokens are drawn from, and the seed. There is one draw a token, from a
-            generator on the host: the same seed gives the same tokens on every device, so far as its logits are the
-            same.
+        settings: Penalty, temperature, truncation and seed. There is one draw per token, from a generator on the host:
+            the same seed gives the same tokens on every device, as far as its logits are the same.
         before: Tokens of the conversation, for the repetition penalty.
     """
 
@@ -242,7 +241,7 @@ class Sampler:
             logits: ``(vocabulary,)``.
 
         Raises:
-            UserError: If the logits are no numbers.
+            UserError: If the logits are not finite.
         """
         if self._settings.repetition_penalty == 1:
             return self._choose(logits)
@@ -251,7 +250,7 @@ class Sampler:
         return token
 
     def _penalized(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits with those of earlier tokens divided by the penalty where positive, else multiplied by it."""
+        """The logits with earlier tokens' logits divided by the penalty where positive, else multiplied by it."""
         if self._seen_here is None:
             self._seen_here = torch.tensor(self._seen, device=logits.device, dtype=torch.long)
         elif len(self._seen) > len(self._seen_here):
@@ -283,21 +282,20 @@ class _Likeliest:
     logits: torch.Tensor
     tokens: torch.Tensor
     log_mass: float
-    """Logarithm of the sum over the exponentials of all logits, these and the others."""
+    """Log-sum-exp of all logits."""
     everything: bool
-    """Whether there are no others."""
+    """True if these are all tokens."""
 
     @classmethod
     def of(cls, logits: torch.Tensor, count: int) -> _Likeliest:
-        """The likeliest of ``(vocabulary,)`` logits; fp64 holds tokens and fp32 values exactly, so that one transfer
-        does."""
+        """The likeliest of ``(vocabulary,)`` logits, in one transfer: fp64 holds tokens and fp32 values exactly."""
         values, tokens = logits.topk(count)
         parts = [values.double(), tokens.double(), logits.logsumexp(-1, keepdim=True).double()]
         host = torch.cat(parts).cpu()
         return cls(host[:count], host[count:-1], host[-1].item(), count == len(logits))
 
     def decide(self, drawn: float, settings: GenerationSettings) -> bool:
-        """Whether the token at a place is known without the others.
+        """True if the drawn token is known without the others.
 
         Args:
             drawn: As in :meth:`draw`.
@@ -308,11 +306,11 @@ class _Likeliest:
         return not settings.top_k and settings.top_p >= 1 and drawn < self._shares.sum().item()
 
     def draw(self, drawn: float, settings: GenerationSettings) -> int:
-        """The token at a place of the distribution that the settings cut.
+        """The token at a place of the truncated distribution.
 
         Args:
             drawn: Place, from 0 to below 1.
-            settings: ``top_k`` likeliest tokens count; of these, a token while the ones before it have not filled the
+            settings: The ``top_k`` likeliest tokens count; of these, a token while those before it have not filled the
                 share ``top_p``, and while its probability is at least ``min_p`` of the likeliest one's.
         """
         upto, count = self._shares.cumsum(-1), self._nucleus(settings)
@@ -324,13 +322,13 @@ class _Likeliest:
         return (self.logits - self.log_mass).exp()
 
     def _is_whole(self, count: int, settings: GenerationSettings) -> bool:
-        """Whether no token beyond these could count, and the mass that the share is of is known."""
+        """True if no further token could count, and the total mass is known."""
         if self.everything or not settings.top_k:
             return self.everything or count < len(self.tokens)
         return settings.top_k <= len(self.tokens)
 
     def _nucleus(self, settings: GenerationSettings) -> int:
-        """Tokens of these that count, at least one."""
+        """Number of these tokens that count, at least one."""
         shares, logits = self._shares, self.logits
         whole = 1.0
         if 0 < settings.top_k < len(shares):
@@ -351,15 +349,15 @@ def _check_finite(logit: float) -> None:
 
 
 class TextStream:
-    """Text out of tokens as they come, never half a character.
+    """Incremental detokenization that never emits half a character.
 
-    Tokens are decoded together with those before them, as some tokenizers write spaces by what precedes.
+    Tokens are decoded together with earlier ones, as some tokenizers write spaces depending on the context.
 
     Args:
-        tokenizer: Decodes.
+        tokenizer: The tokenizer.
     """
 
-    #: A character has at most four bytes, so more tokens than this that end in U+FFFD mean it.
+    #: A character has at most four bytes, so with more pending tokens U+FFFD is the intended text.
     _PENDING_LIMIT = 8
 
     def __init__(self, tokenizer: Any) -> None:
@@ -371,11 +369,11 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """The text given out so far."""
+        """The text emitted so far."""
         return "".join(self._pieces)
 
     def push(self, token: int) -> str:
-        """Add a token and return the text that is complete with it."""
+        """Add a token and return the newly completed text."""
         self.tokens.append(token)
         return self._advance(final=False)
 

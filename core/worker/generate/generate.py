@@ -1,8 +1,8 @@
 """Answers of a model that may be in the middle of its training.
 
 The decoding loop is written out rather than taken from ``model.generate``: it can be cancelled between two tokens and
-between two pieces of a long prompt, and it leaves no trace in the model. The random state of training, the training
-flags and the gradients are the same before and after.
+between two pieces of a long prompt, and it leaves no trace in the model. Training's random state, flags and gradients
+are the same before and after.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 
 class Grammar:
-    """Holds one answer to a JSON Schema, token by token.
+    """Constrains an answer to a JSON Schema, token by token.
 
     Args:
         tokenizer: The model's tokenizer, of transformers.
-        stop_ids: Tokens that end an answer; they are allowed once the JSON is complete.
+        stop_ids: Stop tokens; they are allowed once the JSON is complete.
         schema: The schema, as JSON.
 
     Raises:
-        QuestionError: If no answer can be held to the schema.
+        QuestionError: If the schema is unsupported.
     """
 
     def __init__(self, tokenizer: Any, stop_ids: Iterable[int], schema: str) -> None:
@@ -51,13 +51,13 @@ class Grammar:
         self._check()
 
     def allow(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits with those of tokens that do not fit at minus infinity.
+        """The logits, with minus infinity for tokens that violate the schema.
 
         Args:
             logits: ``(vocabulary,)``.
 
         Raises:
-            QuestionError: If the schema is too complex to be followed further.
+            QuestionError: If the schema is too complex to continue.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
@@ -67,7 +67,7 @@ class Grammar:
         return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
 
     def take(self, token: int) -> None:
-        """Go on after a token that was chosen.
+        """Advance by a chosen token.
 
         Raises:
             QuestionError: As :meth:`allow`.
@@ -77,7 +77,7 @@ class Grammar:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the JSON has come to its end, and nothing can follow."""
+        """True if the JSON is complete and nothing can follow."""
         return bool(self._matcher.is_stopped())
 
     def _check(self) -> None:
@@ -88,28 +88,28 @@ class Grammar:
 
 @functools.lru_cache(maxsize=2)
 def _tokens(tokenizer: Any, stop_ids: tuple[int, ...]) -> LLTokenizer:
-    """The tokenizer as llguidance reads it; that takes about half a second."""
+    """The tokenizer for llguidance; takes about half a second."""
     from llguidance import LLTokenizer
 
     return LLTokenizer(backend_of(tokenizer).to_str(), eos_token=list(stop_ids))
 
 
-#: Conversations kept: one for each column of the chat.
+#: Kept conversations: one for each column of the chat.
 KEPT = 3
 
 
 class PrefixCache:
     """The keys and values of the newest conversation of each source.
 
-    They hold for the weights that computed them: whoever changes the weights of a source forgets it.
+    They are valid for the weights that computed them: a change of a source's weights must call :meth:`forget`.
     """
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[list[int], KeyValues, float]] = {}
 
     def take(self, source: str, prompt: Sequence[int], network: Any) -> tuple[KeyValues, int]:
-        """Keys and values for a prompt, and the number of its tokens that they have already; at least one is left to
-        read. They are no longer kept here, so that nothing is left of an answer that fails."""
+        """Keys and values for a prompt, and the number of its tokens that they cover; at least one is left to read.
+        They leave the cache, so a failed answer leaves nothing behind."""
         tokens, state, _ = self._kept.pop(source, ([], None, 0.0))
         if state is not None:
             shared = common_prefix([tokens, prompt[:-1]])
@@ -118,7 +118,7 @@ class PrefixCache:
         return KeyValues(network), 0
 
     def keep(self, source: str, tokens: Sequence[int], state: KeyValues) -> None:
-        """Keep the keys and values of these tokens for the next turn; those that were used longest ago go."""
+        """Keep the keys and values of these tokens for the next turn; the least recently used are dropped."""
         if not state.may_be_kept:
             return
         self._kept[source] = (list(tokens[: state.length]), state, time.monotonic())
@@ -139,7 +139,7 @@ class PrefixCache:
 
 __all__ = ["Generation", "GenerationSettings", "answering_as", "generate", "generate_batch"]
 
-#: Bounds of a batch in :func:`generate_batch`: rows, and tokens with the answers (keys and values stay).
+#: Bounds of a batch in :func:`generate_batch`: rows, and tokens including the answers (keys and values stay).
 BATCH_ROWS = 32
 BATCH_TOKENS = 8192
 #: Steps between two reports of :func:`generate_batch`.
@@ -150,12 +150,12 @@ Finish = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class Generation:
-    """An answer and how it came."""
+    """An answer and its figures."""
 
     text: str
-    """As the model wrote it; sanitize it to show it."""
+    """As written by the model; sanitize it before display."""
     tokens: int
-    """Tokens of the text, the one that ended it not counted."""
+    """Tokens of the text, without the stop token."""
     first_token_seconds: float
     """From the question to the first token."""
     tokens_per_second: float
@@ -164,15 +164,15 @@ class Generation:
     prompt_tokens: int = 0
     """Tokens of the conversation before the answer."""
     context_limit: int | None = None
-    """Tokens that the model reads at most, conversation and answer together; None where it does not say."""
+    """Largest number of tokens of conversation and answer together; None where the model does not say."""
     reused_tokens: int = 0
-    """Tokens of the conversation that were not read again, as their keys and values were kept."""
+    """Tokens of the conversation that were not read again, thanks to cached keys and values."""
 
     def to_answer(self, source: str) -> dict[str, Any]:
         """The fields of an answer, as every engine and a run in training send them.
 
         Args:
-            source: What has answered.
+            source: Label of the source.
         """
         return {
             "text": self.text,
@@ -188,7 +188,7 @@ class Generation:
 
 @contextlib.contextmanager
 def answering_as(model: Any, source: str) -> Iterator[None]:
-    """Let a ``PeftModel`` answer as its ``base`` or ``tuned`` inside; other models are their own base."""
+    """Let a ``PeftModel`` answer as its ``base`` or ``tuned`` inside; other models are always their base."""
     if source == BASE and hasattr(model, "disable_adapter"):
         with switched_off(model):
             yield
@@ -198,17 +198,17 @@ def answering_as(model: Any, source: str) -> Iterator[None]:
 
 @dataclass
 class Prompt:
-    """A conversation that a model is to answer, as tokens."""
+    """A tokenized conversation to be answered."""
 
     network: Any
-    """The transformers model inside, adapters and all."""
+    """The transformers model, with its adapters."""
     tokens: list[int]
     stop_ids: frozenset[int]
-    """Tokens that end the answer."""
+    """Stop tokens."""
     budget: int
-    """Tokens that the answer may have."""
+    """Most tokens of the answer."""
     context_limit: int | None
-    """Tokens that the model reads at most; None where it does not say."""
+    """Largest number of tokens that the model reads; None where it does not say."""
 
 
 def prepare_prompt(
@@ -229,8 +229,8 @@ def prepare_prompt(
         messages: The conversation.
         max_new_tokens: Longest answer.
         template: A chat template instead of the tokenizer's own.
-        tools: Tools that the answer may call, in OpenAI's schema.
-        text: A text to go on with, instead of the conversation.
+        tools: Tools offered to the model, in OpenAI's schema.
+        text: A text to continue, instead of the conversation.
     """
     network = _network(model)
     stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
@@ -262,9 +262,7 @@ def generate(
         template: A chat template instead of the tokenizer's own.
 
     Raises:
-        UserError: If the conversation cannot be rendered or is too long for the model, or the model computes no
-            numbers.
-        MemoryShortageError: If it does not fit in memory.
+        UserError: If the conversation cannot be rendered or is too long for the model, or the logits are not finite.
     """
     began = time.monotonic()
     prompt = prepare_prompt(model, tokenizer, messages, settings.max_new_tokens, template)
@@ -284,7 +282,7 @@ def answer_prompt(
     source: str = "",
     json_schema: str | None = None,
 ) -> Generation:
-    """Answer a conversation that has been prepared; the rest as for :func:`generate`.
+    """Answer a prepared conversation; the rest as for :func:`generate`.
 
     Args:
         model: The model.
@@ -293,10 +291,10 @@ def answer_prompt(
         settings: Length and randomness.
         on_token: Called with each piece of text.
         cancelled: Asked between two tokens.
-        began: When the question came, by the monotonic clock.
-        kept: Keys and values of earlier turns; None to keep none, as for weights that change.
-        source: Whose they are.
-        json_schema: A JSON Schema that the answer follows, as JSON.
+        began: Time of the question, by the monotonic clock.
+        kept: Keys and values of earlier turns; None to keep none, as for changing weights.
+        source: Their source.
+        json_schema: A JSON Schema for the answer, as JSON.
     """
     tokens, limit, read = prompt.tokens, prompt.context_limit, 0
     grammar = Grammar(tokenizer, prompt.stop_ids, json_schema) if json_schema is not None else None
@@ -319,7 +317,7 @@ def answer_prompt(
 
 @dataclass
 class _Answer:
-    """An answer while it is decoded: its tokens, and the text that is passed on."""
+    """An answer while it is decoded: its tokens, and the emitted text."""
 
     prompt: Prompt
     stream: TextStream
@@ -327,11 +325,11 @@ class _Answer:
     grammar: Grammar | None
     on_token: Callable[[str], None]
     first_token: float = 0.0
-    """When the first token came, by the monotonic clock."""
+    """Time of the first token, by the monotonic clock."""
 
     @property
     def tokens(self) -> list[int]:
-        """Tokens so far, without the one that ends it."""
+        """Tokens so far, without the stop token."""
         return self.stream.tokens
 
     @property
@@ -340,11 +338,11 @@ class _Answer:
         return self.stops.text
 
     def decode(self, state: KeyValues, logits: torch.Tensor, sampler: Sampler, cancelled: Callable[[], bool]) -> Finish:
-        """Decode until it ends; the reason why it does.
+        """Decode to the end; returns the reason for it.
 
         Args:
-            state: Keys and values of the prompt; those of the answer are added.
-            logits: Of the first token.
+            state: Keys and values of the prompt, extended by the answer.
+            logits: Logits of the first token.
             sampler: Chooses tokens.
             cancelled: Asked between two tokens.
         """
@@ -357,7 +355,7 @@ class _Answer:
             logits = state.extend(torch.tensor([[token]]))
 
     def _take(self, token: int) -> Finish | None:
-        """Take a token; the reason why the answer ends with it, None where it goes on."""
+        """Append a token; the reason that the answer ends with it, None where it continues."""
         if not self.tokens:
             self.first_token = time.monotonic()
         if token in self.prompt.stop_ids:
@@ -370,7 +368,7 @@ class _Answer:
         return "length" if len(self.tokens) >= self.prompt.budget else None
 
     def flush(self) -> None:
-        """Pass on what was held back."""
+        """Emit the held-back text."""
         self._give(self.stops.push(self.stream.flush()))
         self._give(self.stops.flush())
 
@@ -389,23 +387,23 @@ def generate_batch(
     template: str | None = None,
     notice: Callable[[str], None] = ignore,
 ) -> list[str]:
-    """Answer many conversations, always with the likeliest token; the answers are in the order of the questions.
+    """Answer many conversations greedily; the answers are in the order of the questions.
 
-    Conversations of similar length are answered together, what all of them begin with (a system prompt) is read once,
-    and rows that are done leave the batch. A batch that runs out of memory is halved and begun again.
+    Conversations of similar length are answered together, their common prefix (a system prompt) is read once, and
+    finished rows leave the batch. A batch that runs out of memory is halved and restarted.
 
     Args:
         model: As for :func:`generate`.
         tokenizer: Its tokenizer.
         conversations: ``role`` and ``content`` each.
         max_new_tokens: Longest answer.
-        progress: Told rows done, of how many, several times a batch; it may raise to give up.
+        progress: Called with finished rows and their total, several times a batch; it may raise to cancel.
         template: A chat template instead of the tokenizer's own.
-        notice: Told in a sentence when memory ran out, and what was cut.
+        notice: Called with a message when memory ran out and the batch was cut.
 
     Raises:
         UserError: As :func:`generate`.
-        MemoryShortageError: If a conversation does not fit by itself.
+        MemoryShortageError: If a single conversation does not fit.
     """
     network = _network(model)
     stop_ids = frozenset(stop_token_ids(getattr(network, "generation_config", None), tokenizer, template))
@@ -420,7 +418,7 @@ def generate_batch(
         return decoder.answers
 
     with _no_gradients(model):
-        # What a model with recurrent layers makes of padding is tried, not known.
+        # Padding is tried: models with recurrent layers may not support it.
         together = cache_use(network).padding
         waiting = _batches([len(prompt) for prompt in prompts], max_new_tokens, padded=together)
         while waiting:
@@ -443,7 +441,7 @@ def generate_batch(
 
 
 def _decode(decoder: BatchDecoder, budget: int, rows: int, report: Callable[[int], None]) -> None:
-    """Decode a batch until all rows are done, or the budget is; told how many are, several times."""
+    """Decode a batch until all rows are finished or the budget is used up; ``report`` gets the finished rows."""
     reported = -1
     for step in range(budget):
         decoder.step()
@@ -455,14 +453,14 @@ def _decode(decoder: BatchDecoder, budget: int, rows: int, report: Callable[[int
 
 
 def _try(answer: Callable[[list[int]], list[list[int]]], batch: list[int]) -> Attempt[list[list[int]]]:
-    """Answer a batch, where memory may run out; a single row is tried again with what was cached given back."""
+    """Answer a batch, where memory may run out; a single row is tried again with caches emptied."""
     tried = attempt(functools.partial(answer, batch))
     return attempt(functools.partial(answer, batch)) if tried.result is None and len(batch) == 1 else tried
 
 
 def _batches(lengths: Sequence[int], max_new_tokens: int, *, padded: bool = True) -> list[list[int]]:
-    """Rows of similar length together, or of one length where none may be padded; the longest first, so that a batch
-    that is too big shows at once."""
+    """Rows of similar length together, or of equal length without padding; the longest first, so that a batch that is
+    too large fails at once."""
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         current = batches[-1] if batches else []
@@ -476,7 +474,7 @@ def _batches(lengths: Sequence[int], max_new_tokens: int, *, padded: bool = True
 
 
 def _network(model: Any) -> Any:
-    """The transformers model inside, adapters and all."""
+    """The transformers model, with its adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -487,7 +485,7 @@ def _encode(
     template: str | None,
     tools: Sequence[dict[str, Any]] = (),
 ) -> list[list[int]]:
-    """The conversations as tokens, ready for the answer: rendered and tokenized by the same code as training rows."""
+    """The conversations as tokens, ready for the answer: encoded by the same code as training rows."""
     encoder = Encoder(tokenizer, sorted(stop_ids), template)
     try:
         return [encoder.prompt_ids(messages, tools) for messages in conversations]
@@ -496,7 +494,7 @@ def _encode(
 
 
 def _room(network: Any, prompt: Sequence[int], wanted: int) -> int:
-    """Tokens that the answer may have."""
+    """Most tokens of the answer."""
     limit = _context_limit(network)
     if not limit:
         return wanted
@@ -516,10 +514,10 @@ def _context_limit(network: Any) -> int | None:
 
 @contextlib.contextmanager
 def _no_gradients(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients inside, every module's own mode after.
+    """Evaluation mode without gradients inside; every module's own mode is restored after.
 
-    Not inference mode: what layers keep from their first pass (tables, converted weights) would then be refused by the
-    backward pass of the next training step.
+    Not inference mode: the next backward pass would reject tensors that layers cache in their first pass (tables,
+    converted weights).
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -533,7 +531,7 @@ def _no_gradients(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _out_of_memory_explained() -> Iterator[None]:
-    """Turn running out of memory into a sentence, and give the memory back."""
+    """Turn running out of memory into a ``MemoryShortageError``, and free the memory."""
     try:
         yield
     except Exception as error:
@@ -542,7 +540,7 @@ def _out_of_memory_explained() -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     else:
         return
-    # Outside of the handler, which would keep the failed pass's tensors alive.
+    # Outside the handler, which would keep the failed pass's tensors alive.
     release()
     raise _too_large(reason)
 

@@ -1,4 +1,4 @@
-"""Room for an answer: what it takes is asked for before it begins, so that a training beside it keeps its memory."""
+"""Memory for an answer, checked before it starts, so that a training beside it keeps its memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from core.worker.generate.decoding import PREFILL_TOKENS
 from core.worker.generate.generate import Prompt
 from core.worker.oom.retry import MemoryShortageError, release
 
-#: Share of an estimate by which the memory that is asked for is larger, for the allocator's rounding.
+#: Factor on an estimate, for the allocator's rounding.
 _MARGIN = 1.1
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free bytes of a device; on a card those that the allocator holds and does not use count as well."""
+    """Free bytes of a device; on a card the allocator's unused memory counts too."""
     if device.type != "cuda":
         return free_memory()
     free, _ = torch.cuda.mem_get_info(device)
@@ -30,12 +30,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 def needed_bytes(prompt: Prompt, dtype: torch.dtype, kept: int = 0) -> int | None:
-    """Bytes that an answer takes at most beside the model; None where the architecture does not tell.
+    """Peak bytes of an answer beside the model; None where the architecture is unknown.
 
     Args:
         prompt: The conversation and the longest answer.
         dtype: The model's arithmetic.
-        kept: Tokens of the conversation whose keys and values are there already.
+        kept: Tokens of the conversation with cached keys and values.
     """
     with suppress(UserError):
         model = read_architecture(prompt.network.config.to_dict(), "the model")
@@ -61,15 +61,15 @@ def ask_for_room(
     give_up: Callable[[], None] = lambda: None,
     beside: str = "the training",
 ) -> None:
-    """Check that an answer fits beside the model before it begins; what is cached is given back where it does not.
+    """Check that an answer fits beside the model before it starts; caches are dropped where it does not.
 
     Args:
         prompt: The conversation and the longest answer.
         dtype: The model's arithmetic.
-        device: Where it is computed.
-        kept: Tokens of the conversation whose keys and values are there already.
-        give_up: Gives up what could be done without, where there is no room.
-        beside: Who has the rest of the memory, for the message.
+        device: Device of the computation.
+        kept: Tokens of the conversation with cached keys and values.
+        give_up: Drops caches, called where there is no room.
+        beside: User of the rest of the memory, for the message.
 
     Raises:
         MemoryShortageError: If it does not fit.
@@ -79,7 +79,7 @@ def ask_for_room(
         return
     give_up()
     release()
-    # What was given up has to be computed again.
+    # The dropped cache has to be computed again.
     needed = needed_bytes(prompt, dtype)
     free = free_bytes(device)
     if needed is not None and needed > free:
@@ -91,7 +91,7 @@ def ask_for_room(
 
 
 def _sliding_layers(config: Any) -> int:
-    """The number of layers with a sliding window, as transformers' cache takes them."""
+    """The number of layers with a sliding window, by the rule of transformers' cache."""
     types = getattr(config, "layer_types", None)
     if types is not None:
         return sum(kind == "sliding_attention" for kind in types)

@@ -1,4 +1,4 @@
-"""The sources of one loaded base: the base itself, and adapters on it by name, of which one answers at a time."""
+"""The sources of a loaded base: the base itself, and named adapters on it, which answer one at a time."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class _Folded:
     parent: Any
     name: str
     wrapper: Any
-    """The layer with its adapter, which is out of the model meanwhile."""
+    """The layer with its adapter, removed from the model meanwhile."""
     weight: torch.Tensor | None
-    """The base's own weight, on the host; None where the sum is in a layer of its own."""
+    """The base's own weight, on the host; None where the sum is in a new layer."""
 
 
 class FoldedAdapter:
@@ -49,7 +49,7 @@ class FoldedAdapter:
 
     @torch.no_grad()
     def unfold(self) -> None:
-        """Put the base's weights and the layers with adapters back, bit for bit."""
+        """Restore the base's weights and the adapted layers, bit for bit."""
         for layer in self._layers:
             if layer.weight is not None:
                 layer.wrapper.get_base_layer().weight.data.copy_(layer.weight)
@@ -66,7 +66,7 @@ def fold(model: Any, name: str) -> FoldedAdapter | None:
         name: PEFT's name of the adapter.
 
     Returns:
-        What undoes it; None where it cannot be folded exactly, or the host has no room for the base's own weights.
+        The folded adapter; None where it cannot be folded exactly, or the host has no room for the base's weights.
     """
     base = model.get_base_model()
     found = [
@@ -100,7 +100,7 @@ def fold(model: Any, name: str) -> FoldedAdapter | None:
 
 
 def _dequantized(layer: bnb.nn.Linear4bit) -> torch.nn.Linear:
-    """A plain linear layer with a 4-bit one's weights, and its bias, in the dtype that it computes in."""
+    """A plain linear layer with a 4-bit layer's weights and bias, in its compute dtype."""
     weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     plain.weight = torch.nn.Parameter(weight.to(layer.compute_dtype), requires_grad=False)
@@ -109,7 +109,7 @@ def _dequantized(layer: bnb.nn.Linear4bit) -> torch.nn.Linear:
 
 
 def _copy_bytes(layer: Any) -> int:
-    """Bytes that folding takes for a layer: a copy of its weights."""
+    """Bytes that folding a layer takes: a copy of its weights."""
     if isinstance(layer, bnb.nn.Linear4bit):
         return int(layer.in_features * layer.out_features * layer.compute_dtype.itemsize)
     return int(layer.weight.numel() * layer.weight.element_size())
@@ -119,7 +119,7 @@ def _is_plain(layer: Any, name: str) -> bool:
     inner = layer.get_base_layer()
     if isinstance(inner, bnb.nn.Linear4bit):
         return inner.weight.device.type == "cpu" and inner.compute_dtype is not None and _has_no_variant(layer, name)
-    # Not their subclasses, which compute with their weights in ways of their own.
+    # Exact types: subclasses may compute with their weights differently.
     if type(inner) not in (torch.nn.Linear, Conv1D) or not inner.weight.is_floating_point():
         return False
     return _has_no_variant(layer, name)
@@ -134,9 +134,9 @@ def _has_no_variant(layer: Any, name: str) -> bool:
 class _Adapter:
     peft_name: str
     said: str
-    """What its answers are called."""
+    """Label of its answers."""
     template: str | None
-    """The chat template of its training, in place of the model's own."""
+    """The chat template of its training, instead of the model's own."""
 
 
 class Sources:
@@ -145,11 +145,11 @@ class Sources:
     Args:
         loaded: The model, with or without an adapter.
         base: Its directory.
-        said: What answers of :data:`~core.chat.request.TUNED` are called: of the adapter, or of trained weights.
-        has_adapter: Whether an adapter is loaded; else the model answers for either.
-        template: The chat template in place of the model's own.
-        fingerprint: That of the base, where it has been computed.
-        file_weights: Those that the adapter answers with, where it was trained for a file.
+        said: Label of :data:`~core.chat.request.TUNED`: the adapter, or the trained weights.
+        has_adapter: True if an adapter is loaded; else the model answers for either source.
+        template: The chat template instead of the model's own.
+        fingerprint: The base's fingerprint, if computed.
+        file_weights: The weights of a file that the adapter was trained for.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Sources:
         self._model = loaded.model
         self._base, self._fingerprint, self._template = base, fingerprint, template
         self._adapters = {TUNED: _Adapter(TRAINED, said, template)} if has_adapter else {}
-        # A model without an adapter is its own base, unless its weights have been trained; then it has a name.
+        # A model without an adapter is its own base, unless its weights were trained; then it has a name.
         self._said_of_base = BASE if has_adapter or said == "adapter" else said
         self._numbers = itertools.count(1)
         self._folded: FoldedAdapter | None = None
@@ -182,19 +182,19 @@ class Sources:
 
     @property
     def is_folded(self) -> bool:
-        """Whether the adapter is part of the weights now."""
+        """True while the adapter is part of the weights."""
         return self._folded is not None
 
     def fold(self) -> None:
-        """Fold a single adapter into the weights, where that can be done: until another source is asked, decoding takes
-        no longer than the base's. Then it stays apart, so that switching costs nothing."""
+        """Fold a single adapter into the weights where possible: decoding is then as fast as the base's. The first
+        request for another source unfolds it for good, so that switching costs nothing."""
         is_single = len(self._adapters) == 1 and len(self._model.peft_config) == 1
         if is_single and self._folded is None and self._file_weights is None:
             self._folded = fold(self._model, next(iter(self._adapters.values())).peft_name)
             self.kept.forget()
 
     def said_of(self, source: str) -> str:
-        """What the answers of a source are called.
+        """The label of a source's answers.
 
         Raises:
             UserError: If there is no such source.
@@ -203,19 +203,19 @@ class Sources:
         return adapter.said if adapter is not None else self._said_of_base
 
     def template_of(self, source: str) -> str | None:
-        """The chat template that a source is asked with."""
+        """The chat template of a source."""
         adapter = self._find(source)
         return adapter.template if adapter is not None else self._template
 
     def add(self, name: str, directory: Path, *, said: str, template: str | None, base_sha256: str | None) -> None:
-        """Load another adapter onto the base.
+        """Load a further adapter onto the base.
 
         Args:
-            name: The source that it answers as.
+            name: Name of the new source.
             directory: In PEFT's format.
-            said: What its answers are called.
+            said: Label of its answers.
             template: The chat template of its training.
-            base_sha256: The fingerprint of the base that it was trained on; None where it is not known.
+            base_sha256: The fingerprint of the base that it was trained on; None where unknown.
 
         Raises:
             UserError: If it is for another base, does not fit, or there are too many.
@@ -243,18 +243,18 @@ class Sources:
         peft_name = f"source_{next(self._numbers)}" if hasattr(self._model, "peft_config") else TRAINED
         self._model = add_adapter(self._model, directory, peft_name)
         self._model.eval()
-        # Loading repacks weights in 4 bits on some CPUs, which then compute a little else.
+        # Loading repacks 4-bit weights on some CPUs, which then compute slightly differently.
         self.kept.forget()
         self._adapters[name] = _Adapter(peft_name, said, template)
 
     def remove(self, name: str) -> None:
-        """Unload an adapter; the one that the model was opened with stays."""
+        """Unload an adapter; the model's first one stays."""
         if name == TUNED or name not in self._adapters:
             return
         self._unfold()
         self.kept.forget(name)
         if len(self._adapters) == 1:
-            # PEFT keeps at least one; it costs little, and answers to no name any more.
+            # PEFT keeps at least one adapter; it costs little, and is no longer reachable by name.
             del self._adapters[name]
             return
         adapter = self._adapters.pop(name)
@@ -285,7 +285,7 @@ class Sources:
                 yield self._model
 
     def _weights_of(self, source: str) -> contextlib.AbstractContextManager[None]:
-        """The weights of the file for the adapter that was trained with them, the base's own for all others."""
+        """The weights of the file for the adapter trained with them, the base's own for all others."""
         if self._file_weights is None or (source == TUNED and TUNED in self._adapters):
             return contextlib.nullcontext()
         return self._file_weights.base_alone()

@@ -1,4 +1,4 @@
-"""Texts that end an answer: found in a stream, which holds back what may be the beginning of one."""
+"""Stop texts: found in a stream that holds back a possible beginning of one."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ class StopTexts:
     """A stream of text that ends before the first of some texts.
 
     Args:
-        stops: The texts; none lets everything through at once.
+        stops: The texts; with none everything passes at once.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.found = False
-        """Whether one of them has come; what follows it is dropped."""
+        """True once a stop text was found; the text after it is dropped."""
         self._stops = tuple(stops)
         self._held = ""
         self._given: list[str] = []
 
     @property
     def text(self) -> str:
-        """All that was let through."""
+        """All text passed on."""
         return "".join(self._given)
 
     def push(self, piece: str) -> str:
-        """Add text, and return what is certain not to belong to one of the texts."""
+        """Add text, and return the part that cannot belong to a stop text."""
         if self.found:
             return ""
         self._held += piece
@@ -38,7 +38,7 @@ class StopTexts:
         return self._give(len(self._held) - beginning_at_end(self._held, self._stops))
 
     def flush(self) -> str:
-        """What was held back, at the end of the answer."""
+        """The held-back text, at the end of the answer."""
         return self._give(len(self._held))
 
     def _give(self, count: int, *, drop: bool = False) -> str:

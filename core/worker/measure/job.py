@@ -1,8 +1,8 @@
-"""The measurement of a model without weights, as a job.
+"""Job that measures a model without weights.
 
-Its request has the ``description`` (the content of a ``config.json``), its name in messages (``where``), and for the
-passes of a run its ``config`` and ``how`` (:class:`core.memory.sizes.Arithmetic`). The result is the structure, and
-the passes if asked for.
+Its request has the ``description`` (the content of a ``config.json``), its name for messages (``where``), and for the
+passes of a run its ``config`` and ``how`` (:class:`core.memory.sizes.Arithmetic`). The result is the structure, or the
+passes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     """Measure a model.
 
     Args:
-        job: ``description``, the content of a ``config.json``; ``where``, the name of the model in messages;
+        job: ``description``, the content of a ``config.json``; ``where``, the name of the model for messages;
             ``seconds`` of processor time; for the passes of a run its ``config`` and ``how``
             (:class:`core.memory.sizes.Arithmetic`).
         answers: Receives the progress.
@@ -28,7 +28,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     Returns:
         ``architecture``, or ``passes``.
     """
-    # Once the environment is prepared.
+    # After the environment is prepared.
     import torch
 
     from core.config.schema import Config
@@ -57,7 +57,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
                 passes = measure_passes(build_skeleton(bare, config, how), answers.progress)
             except UserError:
                 raise
-            except Exception as error:  # code of a family that asks for values, which there are none of
+            except Exception as error:  # a family's code may ask for values, which do not exist here
                 raise _unmeasured(where, error) from error
             return {"passes": passes_to_dict(passes)}
     except TimeLimitError:

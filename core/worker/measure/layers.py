@@ -1,4 +1,4 @@
-"""Measured passes of single layers: what they keep for backward, and their peaks, at given sizes of a micro-batch."""
+"""Measured passes of single layers: bytes kept for backward, and peaks, at given sizes of a micro-batch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from core.worker.measure.skeleton import Skeleton, without_values
 from core.worker.measure.tracker import AllocationTracker, RememberedOperations, Run, run_operation
 from core.worker.model.model import decoder_layers, decoder_of
 
-#: Names of a layer's or module's own number in the code of transformers.
+#: Attributes with a layer's or module's own number in transformers.
 _NUMBERS = frozenset(("layer_idx", "layer_number", "layer_id", "idx"))
 
 
-#: Tokens that the gated delta rule of transformers takes at once.
+#: Chunk length of the gated delta rule in transformers.
 DELTA_CHUNK = 64
 
 
 @dataclass(frozen=True)
 class Traced:
-    """Bytes alive after each operation of a pass, over those before it."""
+    """Bytes alive after each operation of a pass, relative to its start."""
 
     points: tuple[int, ...]
 
@@ -42,16 +42,16 @@ class Traced:
 
 @dataclass(frozen=True)
 class LayerPasses:
-    """Passes of a layer at one size, without its input, its output and the gradient of that, each of which counts once
+    """Passes of a layer at one size, without its input, its output and the output's gradient, each of which counts once
     where layers meet.
 
     Args:
         kept: Bytes kept for backward, the input among them if it is kept.
         forward: Forward pass.
         backward: Backward pass with activations kept.
-        again: Recomputation and backward pass, the layer's input not counted.
+        again: Recomputation and backward pass, without the layer's input.
         casts: Bytes kept beside the input if activations are recomputed.
-        left: Bytes left after recomputation and backward pass: states that the layer has put where others read them.
+        left: Bytes left after recomputation and backward pass: states that the layer shares with other layers.
     """
 
     kept: int
@@ -64,7 +64,7 @@ class LayerPasses:
 
 @dataclass
 class _Call:
-    """Arguments that the model calls a layer with, but for the hidden states."""
+    """Arguments of the model's call to a layer, except the hidden states."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -72,7 +72,7 @@ class _Call:
     kwargs: dict[str, Any]
 
     def arguments(self, slot: torch.Tensor | None) -> _Call:
-        """The same, to be used once: tensors that need a gradient do so from ``slot`` on, if there is one."""
+        """A copy for a single use: tensors that need a gradient depend on ``slot``, if given."""
 
         def fresh(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
@@ -90,17 +90,17 @@ class _Call:
 
 @dataclass
 class SizedPass:
-    """Everything measured at one size of a micro-batch.
+    """All measurements at one size of a micro-batch.
 
     Args:
         rows: Number of rows.
         length: Tokens of a row.
-        around: Bytes alive while layers run: masks, positions, inputs that all layers share.
-        shared: Bytes that recomputation leaves beside a layer: the gradients of what all layers are called with, and
-            the states that layers have put where others read them.
+        around: Bytes alive while layers run: masks, positions, inputs shared by all layers.
+        shared: Bytes that recomputation leaves beside a layer: the gradients of arguments of all layers, and states
+            that layers share.
         end_kept: Bytes that the end of the decoder, its last norm, keeps for backward.
-        end_backward: Its peak in backward, over what was alive before the end, its output and gradient left out.
-        kinds: Passes by the number of the kind, and whether the layer's input needs a gradient.
+        end_backward: Its peak in backward, relative to before the end, without its output and gradient.
+        kinds: Passes by the number of the kind, and by whether the layer's input needs a gradient.
     """
 
     rows: int
@@ -112,17 +112,17 @@ class SizedPass:
     kinds: dict[tuple[int, bool], LayerPasses] = field(default_factory=dict)
 
 
-#: Types of layers that carry a state from token to token instead of attending.
+#: Types of layers with a state from token to token instead of attention scores.
 WITHOUT_SCORES = frozenset(("linear_attention", "mamba", "conv", "recurrent", "moe", "mlp"))
 
 
 def kinds_without_scores(skeleton: Skeleton, kinds: list[int]) -> frozenset[int]:
-    """Kinds of layers whose memory grows with the tokens, whatever the length of a row."""
+    """Kinds of layers whose memory is linear in the tokens, whatever the length of a row."""
     return frozenset(kind for number, kind in enumerate(kinds) if layer_type(skeleton.config, number) in WITHOUT_SCORES)
 
 
 def layer_multiples(skeleton: Skeleton, kinds: list[int]) -> dict[int, int]:
-    """Tokens that a layer of each kind takes rows in pieces of, as scans over a state do; 1 for most."""
+    """Chunk length of a layer of each kind, as scans over a state have; 1 for most."""
     found: dict[int, int] = {}
     for number, (kind, layer) in enumerate(zip(kinds, decoder_layers(skeleton.causal), strict=True)):
         sizes = [size for module in layer.modules() if isinstance(size := getattr(module, "chunk_size", None), int)]
@@ -137,8 +137,8 @@ class _ReachedError(Exception):
 
 
 def layer_kinds(causal: Any) -> list[int]:
-    """The kind of every decoder layer, numbered in the order in which they first come: layers of one kind have the
-    same modules with the same settings, and the same parameters.
+    """The kind of every decoder layer, numbered in order of appearance: layers of one kind have the same modules with
+    the same settings, and the same parameters.
     """
     known: dict[Any, int] = {}
     return [
@@ -148,7 +148,7 @@ def layer_kinds(causal: Any) -> list[int]:
 
 
 def layer_type(config: Any, number: int) -> str:
-    """The type of a layer by the configuration: ``sliding_attention``; empty if it tells none."""
+    """The type of a layer by the configuration: ``sliding_attention``; empty if it has none."""
     types = getattr(config, "layer_types", None) or ()
     return str(types[number]) if number < len(types) else ""
 
@@ -156,7 +156,7 @@ def layer_type(config: Any, number: int) -> str:
 def _signature(layer: Any) -> tuple[Any, ...]:
     found: list[Any] = []
     for name, module in layer.named_modules():
-        # Factors do not matter to memory, but whether there are any does.
+        # The value of a factor does not matter to memory, but its presence does.
         own = {
             key: bool(value) if isinstance(value, float) else value
             for key, value in vars(module).items()
@@ -176,7 +176,7 @@ class Passes:
 
     Args:
         skeleton: The model.
-        told: Called with what is measured.
+        told: Called with the current measurement.
     """
 
     def __init__(self, skeleton: Skeleton, told: Callable[[str], None] = lambda _what: None) -> None:
@@ -189,7 +189,7 @@ class Passes:
         self.kinds = layer_kinds(skeleton.causal)
         self._first = dict(sorted((kind, self.kinds.index(kind)) for kind in set(self.kinds)))
         self.gradient_from = self._gradient_from()
-        # Of kinds that have been run: what they return beside the hidden states, and whether others read their states.
+        # For kinds that have run: their further return values; and True if layers share states.
         self._beside: dict[int, tuple[Any, ...]] = {}
         self._shared = False
 
@@ -199,7 +199,7 @@ class Passes:
         Args:
             rows: Number of its rows.
             length: Tokens of a row.
-            but: Kinds of layers that are left out.
+            but: Kinds of layers to leave out.
         """
         found = SizedPass(rows, length)
         with self._running() as tracker:
@@ -211,7 +211,7 @@ class Passes:
                 self._told(f"layer {number + 1}, {rows} x {length} tokens")
                 for reached in (True, False) if kind == first else (True,):
                     found.kinds[kind, reached] = self._measure(tracker, self._layers[number], calls[kind], reached)
-            # The gradient so far, and the part that a layer adds.
+            # The accumulated gradient, and the part that a layer adds.
             found.shared = 2 * _learned_from(calls.values())
             found.shared += sum(passes.left for (_, reached), passes in found.kinds.items() if reached)
         return found
@@ -246,18 +246,18 @@ class Passes:
         gc.collect()
         with contextlib.ExitStack() as stack:
             if gc.isenabled():
-                # What it frees would be counted as freed by an operation.
+                # Its frees would be attributed to an operation.
                 gc.disable()
                 stack.callback(gc.enable)
             for parameter in self._skeleton.model.parameters():
                 if parameter.requires_grad:
-                    # As where gradients are added to those that there are.
+                    # As where gradients are added to existing ones.
                     stack.callback(parameter.register_post_accumulate_grad_hook(_drop_gradient).remove)
             stack.enter_context(self._skeleton.mode)
             stack.enter_context(tracker)
             stack.enter_context(without_values(how))
             if how.cuda and how.autocast:
-                # PEFT and others ask for it.
+                # PEFT and others query it.
                 stack.callback(torch.set_autocast_enabled, "cuda", torch.is_autocast_enabled("cuda"))
                 torch.set_autocast_enabled("cuda", True)
             yield tracker
@@ -265,7 +265,7 @@ class Passes:
     # The decoder around its layers
 
     def _run_decoder(self, tracker: AllocationTracker, found: SizedPass) -> dict[int, _Call]:
-        """Run the decoder with its layers passed by, but for the first of each kind, whose states others may read."""
+        """Run the decoder with its layers bypassed, except the first of each kind, which may fill shared states."""
         calls: dict[int, _Call] = {}
         slot = torch.empty((), requires_grad=True)
         before = tracker.live
@@ -278,7 +278,7 @@ class Passes:
             if kind not in calls:
                 calls[kind] = _Call(hidden.shape, hidden.dtype, args, kwargs)
                 self._shared = self._shared or any(isinstance(value, (dict, UserDict)) for value in kwargs.values())
-                # Masks of short rows are made in the first layer that has such, and kept for all.
+                # Masks of short rows are made in the first layer that needs them, and kept for all.
                 if self._shared or kind not in self._beside or found.length <= SHORT_ROW:
                     out = type(layer).forward(layer, hidden, *args, **kwargs)
                     self._beside[kind] = tuple(None for _ in out[1:]) if isinstance(out, tuple) else ()
@@ -300,7 +300,7 @@ class Passes:
         return calls
 
     def _decode(self, found: SizedPass, instead: Callable[..., Any]) -> torch.Tensor:
-        """The decoder's output, with something else in the place of each layer."""
+        """The decoder's output, with ``instead`` in place of each layer."""
         ids = torch.zeros(found.rows, found.length, dtype=torch.int64)
         usual = [vars(layer).get("forward") for layer in self._layers]
 
@@ -322,11 +322,11 @@ class Passes:
         states: torch.Tensor = out
         return states
 
-    # One layer
+    # A single layer
 
     def _measure(self, tracker: AllocationTracker, layer: Any, call: _Call, reached: bool) -> LayerPasses:
         slot = torch.empty((), requires_grad=True) if reached else None
-        # Layers may put states of theirs into what they are called with.
+        # Layers may store states in their arguments.
         arguments = call.arguments(slot)
         hidden = call.shape.numel() * call.dtype.itemsize
         base = tracker.live
@@ -352,7 +352,7 @@ class Passes:
                     x,
                     use_reentrant=False,
                     preserve_rng_state=False,
-                    # Within backward no function mode is on.
+                    # Function modes are off inside backward.
                     context_fn=lambda: (contextlib.nullcontext(), self._skeleton.operations()),
                 )
             )
@@ -372,7 +372,7 @@ class Passes:
 
 
 def _learned_from(calls: Iterable[_Call]) -> int:
-    """Bytes of the tensors that need a gradient among the arguments of layers; each storage once."""
+    """Bytes of the tensors that need a gradient among the layers' arguments; each storage counts once."""
     tensors = (
         leaf
         for call in calls
@@ -387,7 +387,7 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 
 
 def _begin(slot: torch.Tensor | None, call: _Call) -> torch.Tensor:
-    """Hidden states that enter a layer: no leaf of the graph, which would be kept."""
+    """Hidden states that enter a layer; not a leaf, whose gradient would be kept."""
     if slot is None:
         return torch.empty(call.shape, dtype=call.dtype)
     made: torch.Tensor = _Begin.apply(slot, call.shape, call.dtype)  # type: ignore[no-untyped-call]
@@ -400,7 +400,7 @@ def _first_of(made: Any) -> torch.Tensor:
 
 
 class _Begin(torch.autograd.Function):
-    """Makes hidden states; their gradient goes nowhere."""
+    """Creates hidden states; their gradient is dropped."""
 
     @staticmethod
     def forward(ctx: Any, slot: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:  # noqa: ARG004
@@ -414,7 +414,7 @@ class _Begin(torch.autograd.Function):
 
 
 class _Alias(torch.autograd.Function):
-    """A tensor that comes of the slot; its gradient goes nowhere."""
+    """A tensor that depends on the slot; its gradient is dropped."""
 
     @staticmethod
     def forward(ctx: Any, slot: torch.Tensor, held: list[torch.Tensor]) -> torch.Tensor:  # noqa: ARG004
@@ -428,7 +428,7 @@ class _Alias(torch.autograd.Function):
 
 
 class _End(torch.autograd.Function):
-    """Takes hidden states, of which it keeps nothing, and makes their gradient."""
+    """Consumes hidden states without keeping any, and creates their gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Measurement of a model's passes: at a few sizes for each regime of row lengths, fitted to growths."""
+"""Measurement of a model's passes at a few sizes per regime of row lengths, and the fit of growths to them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from core.models.architecture.measuring import Growth, LayerGrowth, Peak, Regime
 from core.worker.measure.layers import LayerPasses, Passes, SizedPass, Traced, kinds_without_scores, layer_multiples
 from core.worker.measure.skeleton import Skeleton
 
-#: Rows of the smallest micro-batch that is measured; what is for all rows is little in it.
+#: Rows of the smallest measured micro-batch; with few rows their shared part is small.
 ROWS = 2
-#: Shortest rows of the last regime that are measured.
+#: Shortest measured rows of the last regime.
 LONG = 512
-#: Shortest rows at which layers without scores are measured, and how often these double: scans of long rows take long.
+#: Shortest measured rows for layers without scores, and the number of doublings: scans of long rows take long.
 SCAN, DOUBLED = 128, 2
+#: Rows and lengths at which moments of a peak are compared; a moment that is the largest at none of them is dropped.
 #: Rows and lengths at which moments of a peak are compared; one that is the largest at none of them is dropped.
 _COMPARED_ROWS = (1, 2, 4, 8, 16, 64, 256)
 _COMPARED_LENGTHS = (8, 64, 256, 512, 1024, 4096, 16_384, 131_072)
 
 Told = Callable[[str], None]
-#: A size that was measured: rows, tokens of a row, bytes.
+#: A measured size: rows, tokens of a row, bytes.
 Sample = tuple[int, int, float]
 #: Fit of growths to samples.
 Fit = Callable[[Sequence[Sample]], tuple[Growth, ...]]
@@ -34,7 +35,7 @@ def measure_passes(skeleton: Skeleton, told: Told = lambda _what: None) -> measu
 
     Args:
         skeleton: The model, ready to be trained.
-        told: Called with what is measured.
+        told: Called with the current measurement.
     """
     passes = Passes(skeleton, told)
     bounds = _bounds(skeleton)
@@ -55,7 +56,7 @@ def measure_passes(skeleton: Skeleton, told: Told = lambda _what: None) -> measu
         for name, module in skeleton.causal.named_modules()
         if getattr(module, "lora_A", None)
     }
-    # In the order of the names within a layer.
+    # In the order of names within a layer.
     ordered = sorted(adapted, key=lambda name: [part for part in name.split(".") if not part.isdecimal()])
     targets = Counter(name.rpartition(".")[2] for name in ordered)
     return measuring.Passes(
@@ -68,7 +69,7 @@ def measure_passes(skeleton: Skeleton, told: Told = lambda _what: None) -> measu
 
 
 def _bounds(skeleton: Skeleton) -> list[int]:
-    """Lengths of rows at which other kernels or masks come into use."""
+    """Row lengths at which other kernels or masks are used."""
     how, config = skeleton.how, skeleton.config
     eager = config._attn_implementation == "eager"
     found = {SHORT_ROW} if how.short_attention and not eager else set()
@@ -76,7 +77,7 @@ def _bounds(skeleton: Skeleton) -> list[int]:
         for name in ("sliding_window", "attention_chunk_size"):
             window = getattr(config, name, None)
             if isinstance(window, int) and window > LENGTH_MULTIPLE:
-                # A row as long as the window has a mask already.
+                # A row as long as the window already has a mask.
                 found.add((window - 1) // LENGTH_MULTIPLE * LENGTH_MULTIPLE)
     bounds: list[int] = []
     for bound in sorted(found):
@@ -86,7 +87,7 @@ def _bounds(skeleton: Skeleton) -> list[int]:
 
 
 def _scans(passes: Passes, multiples: dict[int, int], kinds: Set[int]) -> tuple[LayerGrowth, ...]:
-    """Layers without scores, whatever the regime: measured at rows of whole pieces of a scan."""
+    """Layers without scores, for every regime: measured at rows that are multiples of the chunk length."""
     if not kinds:
         return ()
     piece = max(multiples[kind] for kind in kinds)
@@ -105,7 +106,7 @@ def _scans(passes: Passes, multiples: dict[int, int], kinds: Set[int]) -> tuple[
 def _regime(
     passes: Passes, multiples: dict[int, int], shortest: int, longest: int | None, known: tuple[LayerGrowth, ...]
 ) -> Regime:
-    """The regime of rows longer than ``shortest``, up to ``longest`` tokens; with ``known`` layers, the same in all."""
+    """The regime of rows longer than ``shortest``, up to ``longest`` tokens; ``known`` layers are the same in all."""
     short = max(LONG, 2 * shortest) if longest is None else _padded((shortest + longest) // 2)
     long = 2 * short if longest is None else longest
     but = {layer.kind for layer in known}
@@ -153,7 +154,7 @@ def _layer(
 
 
 def _fitted(sizes: Sequence[SizedPass], values: Sequence[int], fit: Fit) -> Growth:
-    """Growth of what is there in rows of any length: that between the longest counts."""
+    """Growth at rows of any length: the last one of the fit counts."""
     return _grown(sizes, values, fit)[-1]
 
 
@@ -162,8 +163,8 @@ def _grown(sizes: Sequence[SizedPass], values: Sequence[int], fit: Fit) -> tuple
 
 
 def _peak(sizes: Sequence[SizedPass], traces: Sequence[Traced], fit: Fit) -> Peak:
-    """The moments of a pass that are its peak at some size; of passes whose operations differ in number, as loops over
-    pieces of a row make them, the peak itself.
+    """The moments of a pass that are its peak at some size; where the number of operations differs between sizes, as in
+    loops over chunks of a row, the peak itself.
     """
     if len({len(trace.points) for trace in traces}) > 1:
         moments = [[trace.peak for trace in traces]]
@@ -180,13 +181,13 @@ def _peak(sizes: Sequence[SizedPass], traces: Sequence[Traced], fit: Fit) -> Pea
 
 
 def fit_layer(samples: Sequence[Sample]) -> Growth:
-    """Growth of something of a layer, whose tensors all have a part for each row.
+    """Growth of a figure of a layer whose tensors all have a part for each row.
 
     Args:
-        samples: Of ``(r, l)``, ``(2r, l)`` and ``(r, k)`` rows and tokens, in this order.
+        samples: At ``(r, l)``, ``(2r, l)`` and ``(r, k)`` rows and tokens, in this order.
     """
     (rows, length, first), (_, _, double), (_, longer, third) = samples
-    # Twice the rows: once what grows with them.
+    # Doubling the rows adds once the part that grows with them.
     tokens = double - first
     once = first - tokens
     pairs = (third - once) / (rows * longer) - tokens / (rows * length)
@@ -195,14 +196,14 @@ def fit_layer(samples: Sequence[Sample]) -> Growth:
 
 
 def fit_scan(samples: Sequence[Sample]) -> tuple[Growth, ...]:
-    """Growth of something of a layer that carries a state from token to token, which takes no pairs of tokens.
+    """Growth of a figure of a layer with a state, which has no term for pairs of tokens.
 
     Args:
-        samples: Of ``(r, l)``, ``(2r, l)``, and ``(r, k)`` rows and tokens, with more of longer rows.
+        samples: At ``(r, l)``, ``(2r, l)``, and ``(r, k)`` rows and tokens, then at longer rows.
 
     Returns:
-        A growth for each two lengths that follow each other; of a peak the larger counts, as different moments are the
-        peak of short and of long rows.
+        A growth for each two successive lengths; for a peak the larger counts, since short and long rows peak at
+        different moments.
     """
     (rows, length, first), (_, _, double), *longer = samples
     once = 2 * first - double
@@ -215,13 +216,13 @@ def fit_scan(samples: Sequence[Sample]) -> tuple[Growth, ...]:
 
 
 def fit_around(samples: Sequence[Sample]) -> Growth:
-    """Growth of what is around the layers, some of which is for all rows.
+    """Growth of the memory around the layers, some of which is shared by all rows.
 
     Args:
-        samples: Of ``(r, l)``, ``(2r, l)``, ``(r, k)`` and ``(2r, k)`` rows and tokens and ``(r, m)``, in this order.
+        samples: At ``(r, l)``, ``(2r, l)``, ``(r, k)`` and ``(2r, k)`` rows and tokens and ``(r, m)``, in this order.
     """
     (rows, length, first), (_, _, double), (_, longer, third), (_, _, fourth), (_, longest, fifth) = samples
-    # What grows with the rows, and the rest.
+    # The part that grows with the rows, and the rest.
     by_rows = ((length, (double - first) / rows), (longer, (fourth - third) / rows))
     per_pair = (by_rows[1][1] / longer - by_rows[0][1] / length) / (longer - length)
     per_token = by_rows[0][1] / length - per_pair * length
@@ -237,5 +238,5 @@ def fit_around(samples: Sequence[Sample]) -> Growth:
 
 
 def _whole(value: float) -> float:
-    """A figure without the noise of its arithmetic."""
+    """A figure without rounding noise."""
     return round(value, 6) + 0.0

@@ -1,10 +1,10 @@
-"""Skeleton of a model: its modules with fake tensors (torch's ``FakeTensorMode``), which have shapes and no values.
+"""Skeleton of a model: its modules with fake tensors (torch's ``FakeTensorMode``), which have shapes but no values.
 
-It is built from ``config.json`` alone and made ready to train as a run would: layers in 4 bits, adapters attached,
-fused functions put in. A model of 100 billion parameters takes some megabytes.
+It is built from ``config.json`` alone and prepared for training as in a run: layers in 4 bits, adapters attached, fused
+functions installed. A model of 100 billion parameters takes some megabytes.
 
-Fake tensors are on the CPU, where autograd needs no card. For a run on a card, torch's kernels for cards are called by
-name, and the differences of autocast and dropout are made by hand.
+Fake tensors are on the CPU, where autograd needs no card. For a run on a card, torch's CUDA kernels are called by name,
+and the differences in autocast and dropout are emulated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from core.worker.model.text_part import CausalLM, cannot_be_built
 
 #: Name of the attention for ``set_attn_implementation``.
 CARD_ATTENTION = "localtune_card"
-#: Operations that autocast runs in fp32 on CUDA and in 16 bit on a CPU (torch's documentation of ``torch.amp``).
+#: Operations that autocast runs in fp32 on CUDA and in 16 bits on a CPU (torch's documentation of ``torch.amp``).
 _IN_FP32 = frozenset(
     (
         "exp",
@@ -99,7 +99,7 @@ def _wide(value: Any) -> Any:
 def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:  # noqa: ARG001
     if not training or not p:
         return x
-    # One byte of the mask for each element; the CPU's has the width of the input.
+    # The mask has a byte per element; the CPU's has the width of the input.
     made: torch.Tensor = torch.native_dropout(x, p, True)[0]
     return made
 
@@ -126,7 +126,7 @@ def register(how: Arithmetic) -> None:
         return out.transpose(1, 2).contiguous(), None
 
     def mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-        # Variable-length attention knows sliding windows without a mask.
+        # Variable-length attention takes sliding windows without a mask.
         size = kwargs.get("local_size")
         slides = size is not None and getattr(kwargs.get("config"), "sliding_window", None) == size
         if slides and how.fused_attention and how.flash:
@@ -146,7 +146,7 @@ def _attend(
     mask: torch.Tensor | None,
     dropout: float,
     scaling: float | None,
-    window: int | None,  # noqa: ARG001 - the kernel with a window allocates as that without
+    window: int | None,  # noqa: ARG001 - the kernel allocates the same with a window
     how: Arithmetic,
 ) -> torch.Tensor:
     """Attention by the kernel that torch would choose: ``(rows, heads, queries, value)``."""
@@ -160,7 +160,7 @@ def _attend(
         flash: torch.Tensor = made[0]
         return flash
     if grouped and mask is None and not how.fused_attention:
-        # Neither flash nor memory-efficient attention serves: the scores are made.
+        # Neither flash nor memory-efficient attention supports it: the scores are allocated.
         made = aten._scaled_dot_product_attention_math(
             query, key, value, None, dropout, causal, None, scale=scaling, enable_gqa=True
         )
@@ -184,7 +184,7 @@ class Skeleton:
         model: A causal language model of transformers, or a ``PeftModel`` around one.
         causal: The causal language model.
         config: Its configuration.
-        mode: The mode that its tensors belong to.
+        mode: The fake tensor mode of its tensors.
         dtype: Dtype of its hidden states.
         how: The arithmetic.
     """
@@ -203,7 +203,7 @@ class Skeleton:
             yield
 
     def operations(self) -> contextlib.AbstractContextManager[Any]:
-        """The context in which operations are a card's, if the run is on one."""
+        """The context of a card's operations, if the run is on one."""
         if not self.how.cuda:
             return contextlib.nullcontext()
         return CardOperations(self.dtype if self.how.autocast else None)
@@ -240,7 +240,7 @@ def _put(model: Any, name: str, parameter: torch.nn.Parameter) -> None:
 
 
 def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
-    """Make a bare model ready to be trained as a run would; it is changed.
+    """Prepare a bare model for training as in a run; it is changed.
 
     Args:
         model: As of :func:`build_bare`.
@@ -248,7 +248,7 @@ def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:
         how: Its arithmetic.
 
     Raises:
-        UserError: If nothing in it is trained.
+        UserError: If nothing is trained.
     """
     dtype = next(iter(model.get_input_embeddings().parameters())).dtype
     experts: set[int] = set()
@@ -295,8 +295,8 @@ def _without_seed() -> Iterator[None]:
 
 
 def _give_storage(model: Any, mode: FakeTensorMode, dtype: torch.dtype, experts: Set[int]) -> None:
-    """Replace parameters and buffers on the meta device by fake tensors on the CPU, tied ones once, and those of
-    ``experts``, by ``id``, in 4 bits.
+    """Replace parameters and buffers on the meta device by fake tensors on the CPU; tied ones stay tied, and parameters
+    in ``experts``, by ``id``, become 4-bit.
     """
     made: dict[int, torch.nn.Parameter] = {}
     with mode:
@@ -326,7 +326,7 @@ def _parameter(module: Any, name: str, parameter: torch.nn.Parameter, dtype: tor
 
 
 def _four_bits(module: Any, dtype: torch.dtype) -> torch.nn.Parameter:
-    """The weight of a layer in 4 bits, with its state of quantization."""
+    """The weight of a layer in 4 bits, with its quantization state."""
     elements = module.in_features * module.out_features
     blocks = math.ceil(elements / NF4_BLOCK)
     inner = bnb.functional.QuantState(
@@ -362,7 +362,7 @@ def _four_bit_experts(shape: torch.Size, dtype: torch.dtype) -> torch.nn.Paramet
     experts, elements = shape[0], shape[1:].numel()
     blocks = math.ceil(elements / NF4_BLOCK)
     weight: Any = torch.empty(experts, math.ceil(elements / 2), dtype=torch.uint8, device="cpu")
-    # A tensor without values is made by its mode alone.
+    # Only its mode can make a fake tensor.
     weight.__class__ = _FakeExperts
     weight.quant_state = ExpertsQuantState(
         shape=shape,
@@ -379,8 +379,8 @@ def _four_bit_experts(shape: torch.Size, dtype: torch.dtype) -> torch.nn.Paramet
 
 @contextlib.contextmanager
 def without_values(how: Arithmetic) -> Iterator[None]:
-    """A context in which no code reads values, which fake tensors lack: batches are neither padded on the left nor
-    packed, and experts are chosen evenly.
+    """A context in which no code reads values, which fake tensors lack: batches have no left padding or packing, and
+    experts are chosen evenly.
 
     Args:
         how: The arithmetic of the run.

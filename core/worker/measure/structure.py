@@ -15,7 +15,7 @@ from core.worker.measure.layers import WITHOUT_SCORES, layer_kinds, layer_type
 from core.worker.model.experts import bare_experts, expert_count, experts_of, matrix_shapes
 from core.worker.model.model import decoder_layers
 
-#: Names of the number of experts that a token passes through.
+#: Names of the option for the number of experts per token.
 _ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k")
 
 
@@ -68,7 +68,7 @@ def read_structure(causal: Any, description: str) -> Architecture:
 
 
 def _saved_buffers(module: Any) -> Iterator[torch.Tensor]:
-    """Buffers that are saved with a model, and so count as its parameters: corrections of routers, scales of layers."""
+    """Buffers saved with a model, which count as parameters: corrections of routers, scales of layers."""
     for inner in module.modules():
         for name, buffer in inner._buffers.items():
             if buffer is not None and name not in inner._non_persistent_buffers_set:
@@ -104,7 +104,7 @@ def _layer(layer: Any, config: Any, number: int, count: int) -> Layer:
 
 
 def _experts(layer: Any, config: Any) -> tuple[Experts | None, str]:
-    """The experts of a layer that can be taken to 4 bits, and the name of the router."""
+    """The experts of a layer that can be quantized to 4 bits, and the name of the router."""
     name, module = next(experts_of(layer), ("", None))
     if module is None:
         return None, ""
@@ -124,7 +124,7 @@ def _experts(layer: Any, config: Any) -> tuple[Experts | None, str]:
 
 def _attention(layer: Any, config: Any, number: int) -> Attention:
     kind = layer_type(config, number)
-    # Layers may differ, as Gemma 4's in key and value heads; the model's own configuration then refuses to say.
+    # Layers may differ, as Gemma 4's in key and value heads; the model's own configuration then raises.
     differing = getattr(config, "per_layer_config", None)
     config = differing[number] if differing else config
     window = _size(config, "sliding_window") if kind.startswith("sliding") or not kind else None

@@ -1,12 +1,12 @@
 """Tracker of allocations on tensors without values: bytes alive after every operation, and a cache of operations.
 
 ``FakeTensorMode`` has a cache of its own, whose keys and tensors cost several times more than is needed here: all
-tensors are on one device, their shapes are numbers, and none has a value. Layers run the same operations again and
-again, forward, backward and once more; scans over the pieces of a row do so within a layer.
+tensors are on one device, their shapes are numbers, and none has a value. Layers repeat the same operations in forward,
+backward and recomputation, and scans over the chunks of a row repeat them within a layer.
 
-The key of an operation is the same as there (``torch/_subclasses/fake_tensor.py``), but for two things: the bytes of a
-storage, which only decide whether a view is refused, and whether an operation is built in, as those of bitsandbytes
-follow from shapes too. Autocast has changed the arguments by then.
+The key of an operation is the same as there (``torch/_subclasses/fake_tensor.py``), with two exceptions: the bytes of a
+storage, which only decide if a view is rejected, and the check for built-in operations, since bitsandbytes' follow from
+shapes too. Autocast has changed the arguments by then.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _CPU = torch.device("cpu")
-#: Tags of operations whose results depend on values, or that change the shape of an argument.
+#: Tags of operations whose results depend on values, or that change an argument's shape.
 _BY_MORE = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output, torch.Tag.inplace_view)
-#: The shape of an index of numbers decides the shape of the result; that of a mask does not.
+#: An index of numbers determines the result's shape by its own; a mask does not.
 _INDEX, _MASKS = torch.ops.aten.index.Tensor, (torch.bool, torch.uint8)
 #: Operations that make a fake tensor from one with values.
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
@@ -45,8 +45,8 @@ class _Recipe:
     """Shape and storage of a tensor that an operation makes.
 
     Args:
-        base: Place of the argument tensor whose storage it shares; None for a storage of its own.
-        same: Whether it is that argument itself, changed in place.
+        base: Place of the argument tensor whose storage it shares; None for a new storage.
+        same: True if it is that argument itself, changed in place.
     """
 
     shape: torch.Size
@@ -66,7 +66,7 @@ class RememberedOperations:
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
-        #: Results by key, one tensor or several; None for operations that the mode runs each time.
+        #: Results by key, a single tensor or several; None for operations that the mode runs each time.
         self._recipes: dict[Hashable, _Recipe | tuple[_Recipe, ...] | list[_Recipe] | None] = {}
         self._by_shapes: dict[Any, bool] = {}
 
@@ -99,11 +99,11 @@ class RememberedOperations:
         """The part of a key that an argument adds; its tensors are added to ``tensors``.
 
         Raises:
-            _UnknownError: If values decide, or properties of a tensor that only the mode knows.
+            _UnknownError: If the result depends on values, or on properties of a tensor that only the mode knows.
         """
         kind = type(value)
         if kind is FakeTensor:
-            # Numbers that became tensors take part in the promotion of dtypes in ways of their own; they are constants.
+            # Numbers turned into tensors are constants, with special rules of dtype promotion.
             if value.constant is not None or value.fake_device != _CPU:
                 raise _UnknownError
             if value._has_symbolic_sizes_strides or value.fake_mode is not self._mode:
@@ -113,7 +113,7 @@ class RememberedOperations:
             except RuntimeError as error:
                 raise _UnknownError from error  # a sparse one has none
             tensors.append(value)
-            # Conjugate and negative views, inference tensors and quantized ones differ by their dispatch keys.
+            # Dispatch keys tell apart conjugate and negative views, inference tensors and quantized ones.
             keys = _dispatch_keys(value).raw_repr()
             return value.shape, stride, value.storage_offset(), value.dtype, keys, value.requires_grad
         if kind is tuple or kind is list:
@@ -121,7 +121,7 @@ class RememberedOperations:
         # Tensors with values, symbols, generators, dictionaries.
         if kind not in _PLAIN:
             raise _UnknownError
-        # Equal numbers of two types are not the same argument.
+        # Equal numbers of different types are different arguments.
         return kind, value
 
     def _made(self, known: Any, tensors: Sequence[torch.Tensor]) -> Any:
@@ -186,12 +186,12 @@ def _recipe(made: Any, tensors: Sequence[torch.Tensor]) -> _Recipe | None:
     recipe = _Recipe(*_shape(made), bases[0] if bases else None)
     if bases:
         return recipe
-    # Scalars that are no part of another tensor may be numbers, see above.
+    # Scalars that are not part of another tensor may be numbers, see above.
     if not made.dim():
         return None
     with no_dispatch():
         own = torch.empty_strided(recipe.shape, recipe.stride, dtype=recipe.dtype, device="meta").untyped_storage()
-    # Parts of a larger storage that the operation has made are left to the mode.
+    # Parts of a larger storage made by the operation are left to the mode.
     return recipe if not recipe.offset and own.nbytes() == storage.nbytes() else None
 
 
@@ -208,12 +208,12 @@ def _is_peculiar(made: FakeTensor) -> bool:
 
 
 def _dequantized(arguments: tuple[Any, ...]) -> int:
-    """Bytes of the matrix that a product with a 4-bit one dequantizes."""
+    """Bytes of the matrix that a 4-bit product dequantizes."""
     x, _, shape = arguments[:3]
     return int(shape[0] * shape[1] * x.element_size())
 
 
-#: Operations that allocate within themselves: bytes of their workspace, from their arguments.
+#: Operations with internal allocations: bytes of their workspace, from their arguments.
 _WORKSPACES: dict[str, Callable[[tuple[Any, ...]], int]] = {"bitsandbytes::gemm_4bit": _dequantized}
 
 
@@ -230,8 +230,8 @@ def run_operation(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages that operations allocate, until they are freed.
 
-    Works on fake tensors as on real ones; :attr:`points` has the bytes alive after every operation, those of its
-    workspace included.
+    Works on fake tensors as on real ones; :attr:`points` has the bytes alive after every operation, including its
+    workspace.
 
     Args:
         run: Runs an operation on its arguments, positional and named.
@@ -246,7 +246,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled under it, and keeping the compiler away costs more than most operations."""
+        """False: nothing is compiled under it, and keeping the compiler away costs more than most operations."""
         return False
 
     def begin(self) -> None:
@@ -261,12 +261,12 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation and count what it allocates."""
+        """Run an operation and count its allocations."""
         if func is _DEVICE:
-            # Autograd asks every fake tensor for its device, more often than all operations are run.
+            # Autograd asks every fake tensor for its device, more often than it runs operations.
             return args[0].fake_device
         made = self._run(func, args, kwargs or {})
-        # A tensor made from numbers (``torch.tensor``) comes as an argument first.
+        # ``torch.tensor`` first passes the new tensor as an argument.
         known = () if func is torch.ops.aten.lift_fresh.default else args
         for tensor in _tensors(made):
             self._note(tensor, known)

@@ -1,13 +1,12 @@
-"""Copies of activations to the host and back, on streams of their own, while the device computes.
+"""Copies of activations to the host and back on separate streams, while the device computes.
 
-A layer's input is copied away while the layer runs, and back while the layer behind it is run backward: one layer of
-prefetch, as torchtune's activation offloading has it. Three rules keep the memory right, without the host ever waiting:
+A layer's input is copied away while the layer runs, and back while the layer above it runs backward: a prefetch of one
+layer, as in torchtune's activation offloading. Three rules keep memory correct without a wait on the host:
 
-* Every block of the device is taken and given back on the stream that computes. So a copy into a new block waits for
-  what has been computed by then, as the block may still be in use.
-* A tensor is held until the stream that computes has waited for the copy of it. So what takes the block next comes
-  after the copy.
-* Pinned blocks are torch's, which marks in them the streams that copy, and uses none again before they have done so.
+* Device blocks are allocated and freed on the compute stream. A copy into a new block waits for all work queued there
+  so far, since the block may still be in use.
+* A tensor is held until the compute stream has waited for its copy, so the next user of the block comes after the copy.
+* Pinned blocks are torch's: the allocator records the copying streams and reuses no block before they are done.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ class Stream(Protocol):
     """A stream of the device, in which work is done in order."""
 
     def wait_event(self, event: Any) -> None:
-        """Let what comes into the stream later wait for an event."""
+        """Let later work in the stream wait for an event."""
 
     def record_event(self) -> Any:
-        """An event that is there when the stream has come so far."""
+        """An event at the stream's current position."""
 
 
 class Lanes(Protocol):
@@ -42,7 +41,7 @@ class Lanes(Protocol):
         """Copies to the device."""
 
     def computing(self) -> Stream:
-        """The stream that computes, on which all blocks of the device are taken and given back."""
+        """The compute stream, on which all device blocks are allocated and freed."""
 
     def on_host(self, like: torch.Tensor) -> torch.Tensor:
         """Pinned memory for a copy."""
@@ -55,20 +54,20 @@ class Lanes(Protocol):
 
 
 class CudaLanes:
-    """The lanes of a CUDA device; the streams are made when the first copy asks for them."""
+    """The lanes of a CUDA device; the streams are made for the first copy."""
 
     @functools.cached_property
     def out(self) -> torch.cuda.Stream:
-        """A stream of its own."""
+        """A separate stream."""
         return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     @functools.cached_property
     def back(self) -> torch.cuda.Stream:
-        """Another one: the two directions of the bus are independent."""
+        """A further stream: the two directions of the bus are independent."""
         return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def computing(self) -> torch.cuda.Stream:
-        """The stream of the thread that asks: in backward, that of the forward pass."""
+        """The current stream of the calling thread: in backward, the stream of the forward pass."""
         return torch.cuda.current_stream()
 
     def on_host(self, like: torch.Tensor) -> torch.Tensor:
@@ -76,11 +75,11 @@ class CudaLanes:
         return torch.empty_like(like, device="cpu", pin_memory=True)
 
     def on_device(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """A tensor of torch's allocator."""
+        """A tensor from torch's allocator."""
         return torch.empty_like(like, device=device, pin_memory=False)
 
     def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Any) -> None:
-        """Without waiting, as one side is pinned."""
+        """Asynchronous, as one side is pinned."""
         with torch.cuda.stream(stream):
             into.copy_(of, non_blocking=True)
 
@@ -90,11 +89,11 @@ class Moved:
     """An activation that has been moved to the host.
 
     Args:
-        copy: On the host; whole after ``gone``.
-        device: Where it came from.
+        copy: The copy on the host; complete after ``gone``.
+        device: The original device.
         gone: The event of its copy.
-        before: What was moved before it in the same forward pass, and so is needed after it.
-        asked: Whether it has been asked for.
+        before: The activation moved before it in the same forward pass, and so needed after it.
+        asked: True once it was requested.
     """
 
     copy: torch.Tensor
@@ -115,7 +114,7 @@ class ActivationMover:
     """Moves activations away and back.
 
     Args:
-        lanes: Of the device.
+        lanes: The device's.
     """
 
     def __init__(self, lanes: Lanes) -> None:
@@ -125,12 +124,12 @@ class ActivationMover:
         self._last: weakref.ref[Moved] | None = None
 
     def away(self, tensor: torch.Tensor) -> Moved:
-        """Begin to move an activation, which is held until :meth:`settle`.
+        """Start moving an activation, which is held until :meth:`settle`.
 
         Args:
             tensor: Without gradient.
         """
-        self._take_arriving()  # of a backward pass that ended early
+        self._take_arriving()  # left over from a backward pass that ended early
         lanes = self._lanes
         copy = lanes.on_host(tensor)
         lanes.out.wait_event(lanes.computing().record_event())
@@ -143,8 +142,8 @@ class ActivationMover:
         return moved
 
     def settle(self) -> None:
-        """Let go of the activations on their way, when their layer's work has been given to the device: what comes
-        after it waits for the copies, and may have their memory."""
+        """Release the activations in transit, once their layer's work is queued: later work waits for the copies, and
+        may reuse the memory."""
         computing = self._lanes.computing()
         while self._going:
             _, gone = self._going[0]
@@ -152,7 +151,7 @@ class ActivationMover:
             del self._going[0]
 
     def back(self, moved: Moved) -> torch.Tensor:
-        """An activation on its device, for work that is given to it from now on; the one before it is fetched as well.
+        """An activation on its device, for work queued from now on; the one before it is prefetched.
 
         Args:
             moved: From :meth:`away`.
@@ -175,7 +174,7 @@ class ActivationMover:
         try:
             tensor, there = self._fetch(moved)
         except torch.OutOfMemoryError:
-            return  # it is fetched when it is asked for
+            return  # it is fetched on request
         self._arriving = _Arriving(weakref.ref(moved), tensor, there)
 
     def _fetch(self, moved: Moved) -> tuple[torch.Tensor, Any]:
@@ -187,7 +186,7 @@ class ActivationMover:
         return tensor, lanes.back.record_event()
 
     def _take_arriving(self) -> _Arriving | None:
-        """What was fetched ahead; from now on its memory may be used and given back."""
+        """The prefetched activation; from now on its memory may be used and freed."""
         arriving, self._arriving = self._arriving, None
         if arriving is not None:
             self._lanes.computing().wait_event(arriving.there)

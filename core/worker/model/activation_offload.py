@@ -1,10 +1,10 @@
 """Activation offloading: inputs of checkpointed layers live in pinned host memory between forward and backward.
 
-With activations recomputed, each layer's input is what stays of the forward pass: layers x tokens x features numbers.
-Torch's non-reentrant checkpoint keeps it as a saved tensor, so that a pair of saved-tensor hooks around the call of a
-layer gets hold of it, and of nothing that the layer, the last norm or the loss saves.
+With activations recomputed, only the input of each layer is left of the forward pass: layers x tokens x features
+numbers. Torch's non-reentrant checkpoint keeps it as a saved tensor, so a pair of saved-tensor hooks around the call of
+a layer catches it, and none of the tensors saved by the layer, the last norm or the loss.
 
-On a GPU :mod:`core.worker.model.activation_mover` makes the copies, beside what is computed.
+On a GPU :mod:`core.worker.model.activation_mover` makes the copies in the background.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from core.worker.model.activation_mover import ActivationMover, CudaLanes, Moved
 
 
 def is_large_activation(tensor: torch.Tensor) -> bool:
-    """Whether a saved tensor is worth moving: an activation on a GPU, of a megabyte or more.
+    """True if a saved tensor is worth moving: an activation on a GPU, of a megabyte or more.
 
-    Masks and tables of positions need no gradient, and are the same for many layers; parameters and their views are on
-    the device anyway.
+    Masks and position tables need no gradient, and are shared by many layers; parameters and their views stay on the
+    device anyway.
     """
     return tensor.is_cuda and tensor.nbytes >= OFFLOAD_SMALLEST and is_activation(tensor)
 
 
 def is_activation(tensor: torch.Tensor) -> bool:
-    """Whether it comes of what is trained, is not itself trained, and holds anything.
+    """True if it depends on trained parameters, is not a parameter itself, and is not empty.
 
     Checkpointing before torch 2.11 saves an empty tensor beside a layer's inputs.
     """
@@ -41,7 +41,7 @@ def is_activation(tensor: torch.Tensor) -> bool:
 
 
 def cpu_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in memory of the host."""
+    """A copy in host memory."""
     return tensor.to("cpu", copy=True)
 
 
@@ -50,9 +50,9 @@ class ActivationOffload:
     """Moves layers' inputs away and back.
 
     Args:
-        wanted: Which of the tensors that a layer is called with are moved.
-        store: Makes the copy that is kept, without gradient, where nothing moves it.
-        mover: Moves it beside what is computed; None for ``store``.
+        wanted: Predicate for the tensors that are moved.
+        store: Makes the copy on the host, without gradient, where there is no mover.
+        mover: Moves it in the background; None for ``store``.
     """
 
     wanted: Callable[[torch.Tensor], bool] = is_large_activation
@@ -63,8 +63,8 @@ class ActivationOffload:
         """A checkpoint function whose saved inputs are moved.
 
         Args:
-            checkpoint: ``torch.utils.checkpoint.checkpoint``, non-reentrant, or a partial of it. What runs inside of it
-                has hooks of its own, which come before these.
+            checkpoint: ``torch.utils.checkpoint.checkpoint``, non-reentrant, or a partial of it. Its own hooks take
+                precedence inside.
         """
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -78,11 +78,11 @@ class ActivationOffload:
         return call
 
     def install(self, model: torch.nn.Module) -> None:
-        """Move the inputs of all layers that are recomputed.
+        """Move the inputs of all recomputed layers.
 
         Args:
-            model: A ``transformers`` model with activation checkpointing on; turning that on or off again takes this
-                away.
+            model: A ``transformers`` model with activation checkpointing on; switching that on or off again removes
+                the offload.
 
         Raises:
             ValueError: If it has no such layer.
@@ -94,7 +94,7 @@ class ActivationOffload:
             layer._gradient_checkpointing_func = self.around(layer._gradient_checkpointing_func)
 
     def _pack(self, tensor: torch.Tensor) -> Moved | tuple[torch.Tensor, torch.device]:
-        # Without the graph that made it, which would hold itself alive.
+        # Detached: the graph would otherwise keep itself alive.
         plain = tensor.detach()
         if not self.wanted(tensor):
             return plain, tensor.device
@@ -112,9 +112,9 @@ class ActivationOffload:
 
 
 def available_offload(choice: str, device: torch.device) -> ActivationOffload | None:
-    """The way to move activations off a device; None where ``memory.activation_offload`` or the device has none.
+    """The offload for a device; None where ``memory.activation_offload`` or the device rules it out.
 
-    Under WSL 2 memory that cannot be paged is short, so that it must be asked for.
+    Under WSL 2 page-locked memory is scarce, so it takes an explicit ``on``.
     """
     wanted = choice == "on" or (choice == "auto" and not is_wsl())
     return ActivationOffload(mover=ActivationMover(CudaLanes())) if device.type == "cuda" and wanted else None

@@ -1,10 +1,10 @@
-"""LoRA adapters: which layers get them, how they begin, how they are saved and read back.
+"""LoRA adapters: their target layers, initialization, saving and loading.
 
-PiSSA begins with a part of the base's own weights and takes that part out of the base. Here the base stays as it is:
-beside the adapter that is trained lies a frozen one, :data:`INITIAL`, which is the beginning with the sign turned.
-Their sum is the model of the paper, with these consequences: the adapter switched off is the untouched base, on 4-bit
-weights too; the weights are not rounded a second time; and both together are one plain adapter of twice the rank,
-which is what is saved and what any tool loads onto the original base.
+PiSSA initializes the adapter with a part of the base's weights and subtracts that part from the base. Here the base is
+unchanged: a second, frozen adapter, :data:`INITIAL`, holds the initial one with its sign flipped. The sum is the model
+of the paper, with three advantages: switching the adapters off gives the untouched base, on 4-bit weights too; the
+weights are not rounded a second time; and both together are a plain adapter of twice the rank, which is saved and which
+any tool loads onto the original base.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ OVERSAMPLING, ITERATIONS = 16, 4
 
 @dataclass(frozen=True)
 class Factors:
-    """Two factors of a matrix; ``scale * up @ down`` is what the adapter adds to it.
+    """Two factors of a matrix; the adapter adds ``scale * up @ down`` to it.
 
     Args:
         down: ``(rank, inputs)``, fp32.
@@ -75,32 +75,32 @@ def pissa_factors(weight: torch.Tensor, rank: int, scale: float) -> Factors:
     Args:
         weight: ``(outputs, inputs)``, fp32.
         rank: Of the adapter; at most the smaller side.
-        scale: What the adapter's output is multiplied by.
+        scale: Factor of the adapter's output.
     """
     return _balanced(weight, rank, scale)
 
 
 def loftq_factors(full: torch.Tensor, quantized: torch.Tensor, rank: int, scale: float) -> Factors:
-    """Low-rank factors that best make up for a matrix's rounding (LoftQ, arXiv 2310.08659; one step, rounding kept).
+    """Low-rank factors that best compensate a matrix's rounding (LoftQ, arXiv 2310.08659; one step, rounding kept).
 
     Args:
         full: The matrix before it was quantized, ``(outputs, inputs)``, fp32.
         quantized: The same after.
         rank: As above.
-        scale: As above; the factors are divided by it, so that the sum is the nearest whatever it is.
+        scale: As above; the factors are divided by it, so that the sum does not depend on it.
     """
     return _balanced(full - quantized, rank, scale)
 
 
 def _balanced(matrix: torch.Tensor, rank: int, scale: float) -> Factors:
-    """The best approximation of a rank, its singular values shared equally by both factors."""
+    """The best approximation of a given rank, with the singular values split equally between both factors."""
     left, values, right = _decompose(matrix, rank)
     roots = (values / scale).sqrt()
     return Factors((roots[:, None] * right.T).contiguous(), (left * roots).contiguous())
 
 
 def _decompose(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Singular vectors and values: all of a small matrix, the greatest of a large one by random projection."""
+    """Singular vectors and values: all for a small matrix, the largest by random projection for a large one."""
     wanted = rank + OVERSAMPLING
     if 4 * wanted >= min(matrix.shape):
         left, values, transposed = torch.linalg.svd(matrix, full_matrices=False)
@@ -111,13 +111,13 @@ def _decompose(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Ten
 
 
 _T = TypeVar("_T")
-#: What PEFT puts before the names of modules.
+#: PEFT's prefix of module names.
 PREFIX = "base_model.model."
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def names_in_files(model: Any, state: dict[str, _T]) -> dict[str, _T]:
-    """An adapter's tensors by the names that they have in files.
+    """An adapter's tensors by their names in files.
 
     Args:
         model: The base in memory.
@@ -129,7 +129,7 @@ def names_in_files(model: Any, state: dict[str, _T]) -> dict[str, _T]:
 
 
 def names_in_memory(model: Any, state: dict[str, _T]) -> dict[str, _T]:
-    """An adapter's tensors by the names that they have in memory; those on towers are left out.
+    """An adapter's tensors by their names in memory; tensors on towers are left out.
 
     Args:
         model: The base in memory.
@@ -143,12 +143,12 @@ def names_in_memory(model: Any, state: dict[str, _T]) -> dict[str, _T]:
 
 def targets_in_files(model: Any, adapted: Iterable[str], targets: Any) -> Any:
     """``target_modules`` as they are saved: an expression for the full names in the whole model and in its text part,
-    so that no layer of a tower is one.
+    which matches no layer of a tower.
 
     Args:
         model: The base in memory.
-        adapted: Names of the layers that have adapters.
-        targets: What PEFT would save.
+        adapted: Names of the layers with adapters.
+        targets: PEFT's own value.
     """
     if not is_text_part(model):
         return targets
@@ -161,7 +161,7 @@ def targets_in_files(model: Any, adapted: Iterable[str], targets: Any) -> Any:
 
 
 def _expression(model: Any, names: Iterable[str]) -> str:
-    """An expression for names, in which ``#`` is any number, by both their names."""
+    """A regular expression for names by both their forms, in which ``#`` is any number."""
     body = {name.removeprefix("model.") for name in names if name.startswith("model.")}
     others = {name for name in names if not name.startswith("model.")}
     place = whole_name(model, "model")
@@ -174,8 +174,8 @@ def _any(names: Iterable[str]) -> str:
 
 
 def targets_in_memory(model: Any, targets: Any) -> Any:
-    """``target_modules`` of a saved adapter for the base in memory: full names of the whole model by those here, and
-    an expression as the modules that it matches by either name."""
+    """``target_modules`` of a saved adapter for the base in memory: full names are mapped from the whole model, and an
+    expression becomes the modules that it matches by either name."""
     if not is_text_part(model) or not targets or targets == "all-linear":
         return targets
     if isinstance(targets, str):
@@ -191,15 +191,15 @@ def targets_in_memory(model: Any, targets: Any) -> Any:
 
 
 class WeightFiles:
-    """The 16-bit weights in the files of a model's directory; quantized ones are decoded. Those of a composite model go
-    by the names of its text part.
+    """The 16-bit weights in the files of a model's directory, decoded where they are quantized; a composite model's by
+    the names of its text part.
 
     Args:
         directory: The directory.
-        prefix: What the model puts before the names of its body: ``model``. Files may have them without it.
+        prefix: The model's prefix for the names of its body: ``model``. Files may lack it.
 
     Raises:
-        UserError: If they cannot be read, or the weights are saved as QLoRA uses them, so that there are no others.
+        UserError: If they cannot be read, or are stored only in the 4 bits that QLoRA uses.
     """
 
     def __init__(self, directory: Path, prefix: str) -> None:
@@ -215,14 +215,14 @@ class WeightFiles:
         self._stored = {text_name(name): name for name in self._checkpoint}
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """A tensor by the name of its parameter, as it lies in the file or as it is decoded.
+        """A tensor by the name of its parameter, as stored or decoded.
 
         Args:
             name: ``model.layers.0.self_attn.q_proj.weight``.
-            shape: What it must have.
+            shape: The expected shape.
 
         Raises:
-            UserError: If the files have none of this name and shape, as families do that store their layers fused.
+            UserError: If the files have no tensor of this name and shape, as in families with fused layers.
         """
         for known in (name, name.removeprefix(self._prefix)):
             stored = self._stored.get(known)
@@ -235,7 +235,7 @@ class WeightFiles:
         )
 
 
-#: PEFT's names of the adapter that is trained, and of the one that takes its beginning out again.
+#: PEFT's names of the trained adapter, and of the adapter that subtracts its initial value.
 TRAINED, INITIAL = "default", "initial"
 
 #: Families in which PEFT refuses adapters on the output projection of Mamba.
@@ -245,7 +245,7 @@ Progress = Callable[[int, int], None]
 
 
 def _silent(done: int, total: int) -> None:
-    """Tells nobody."""
+    """Report nothing."""
 
 
 def attach_adapters(
@@ -266,15 +266,15 @@ def attach_adapters(
         method: Rank, scale, dropout, target modules, initialization and variant.
         seed: Seed of the adapters' initialization.
         base: The directory that the model was loaded from; needed for LoftQ, which reads the weights in 16 bit.
-        fresh: Whether they begin here; False where :func:`load_state` will fill them, which saves computing what would
-            be overwritten.
-        progress: Told how many layers of how many have begun, where that takes a while.
+        fresh: Initialize them; False where :func:`load_state` follows, which saves computing values only to overwrite
+            them.
+        progress: Called with the number of initialized layers and their total, where that takes a while.
 
     Returns:
         A ``PeftModel`` in training mode.
 
     Raises:
-        UserError: If no module matches ``method.target_modules``, or a layer cannot begin as ``method.init`` says.
+        UserError: If no module matches ``method.target_modules``, or a layer cannot be initialized by ``method.init``.
     """
     config = LoraConfig(
         r=method.rank,
@@ -304,9 +304,9 @@ def attach_adapters(
 
 
 def _targets(model: Any, targets: str | list[str]) -> str | list[str]:
-    """Target modules for PEFT: patterns as the full names of the linear layers that they match, the head left out.
+    """Target modules for PEFT: patterns expanded to the full names of matching linear layers, without the head.
 
-    So are those of a mixture in any case, as PEFT would take experts and routers for some of them.
+    For a mixture names are always expanded, since PEFT would take experts and routers for some of them.
     """
     if any(True for _ in experts_of(model)) or bare_experts(model):
         return target_modules(model, targets) or (targets if isinstance(targets, list) else [targets])
@@ -314,14 +314,14 @@ def _targets(model: Any, targets: str | list[str]) -> str | list[str]:
         return targets
     head = model.get_output_embeddings()
     linear = [name for name, module in model.named_modules() if _is_linear(module) and module is not head]
-    # Where nothing matches, PEFT's own refusal is what is explained.
+    # Where nothing matches, the names go to PEFT, whose error is then explained.
     return [name for name in linear if any(is_target(name, entry) for entry in targets)] or list(targets)
 
 
 def _excluded(model: Any, targets: str | list[str]) -> list[str]:
-    """Full names of layers that get no adapter whatever the targets: kernels read their weights past them.
+    """Full names of layers that get no adapter whatever the targets, as kernels bypass their forward.
 
-    PEFT refuses some of them in some families in any case, which is left to the user only where they are named.
+    PEFT rejects some layers in some families; the error reaches the user only where the layers are named.
     """
     refused = model.config.model_type in _MAMBA and (isinstance(targets, str) or has_patterns(targets))
     return [
@@ -350,7 +350,7 @@ def _is_linear(module: Any) -> bool:
 
 
 def adapted_layers(model: Any) -> dict[str, int]:
-    """Last parts of the names of the layers that have adapters, and how many are called so; for experts the matrix."""
+    """Counts of adapted layers by the last part of their names; for experts by matrix."""
     return dict(
         Counter(
             f"experts.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else name.rpartition(".")[2]
@@ -365,13 +365,13 @@ def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-# How adapters begin.
+# Initialization.
 
 
 def _add_initial(model: Any, config: LoraConfig) -> None:
-    """Put the frozen adapter beside the trained one. It sees its input whole: dropout belongs to what is learned.
+    """Put the frozen adapter beside the trained one, without dropout, which is for trained weights.
 
-    It comes first in the sum: what is left of the base's output is small, and loses little to rounding.
+    It comes first in the sum: the remainder of the base's output is small, and loses little to rounding.
     """
     frozen = copy.deepcopy(config)
     frozen.lora_dropout = 0.0
@@ -391,7 +391,7 @@ def _begin(model: Any, method: MethodSection, base: Path | None, progress: Progr
     for done, (name, layer) in enumerate(layers):
         progress(done, len(layers))
         if method.init == "loftq" and rounded and not _is_rounded(layer):
-            continue  # in 16 bit among others in 4: it has nothing to make up for
+            continue  # in 16 bits among others in 4: there is no rounding to compensate
         weight = _dense_weight(name, layer, method)
         down, up = layer.lora_A[TRAINED].weight, layer.lora_B[TRAINED].weight
         scale = float(layer.scaling[TRAINED])
@@ -410,7 +410,7 @@ def _dense_weight(name: str, layer: Any, method: MethodSection) -> torch.Tensor:
     """A layer's matrix, ``(outputs, inputs)`` in fp32, as forward uses it.
 
     Raises:
-        UserError: If it is no plain linear layer, or smaller than the rank.
+        UserError: If it is not a plain linear layer, or smaller than the rank.
     """
     base = layer.get_base_layer()
     if not _is_linear(base):
@@ -448,13 +448,13 @@ def _is_rounded(layer: Any) -> bool:
     return isinstance(layer.get_base_layer().weight, bnb.nn.Params4bit)
 
 
-# Saving and reading back.
+# Saving and loading.
 
 
 def adapter_state(model: Any) -> tuple[dict[str, torch.Tensor], PeftConfig]:
-    """An adapter as it is saved: tensors by PEFT's names and the configuration, for the original base.
+    """An adapter as it is saved, for the original base: tensors by PEFT's names, and the configuration.
 
-    A beginning that was taken out of the base is part of it: twice the rank, the second half frozen.
+    With PiSSA the frozen initial adapter is included: twice the rank, the second half frozen.
 
     Args:
         model: The ``PeftModel``.
@@ -477,10 +477,10 @@ def adapter_state(model: Any) -> tuple[dict[str, torch.Tensor], PeftConfig]:
 
 
 def load_state(model: Any, state: dict[str, torch.Tensor]) -> list[str]:
-    """Put what :func:`adapter_state` gave back into a model with adapters of the same kind.
+    """Load the result of :func:`adapter_state` into a model with adapters of the same kind.
 
     Returns:
-        Names of tensors that are missing or not expected; empty where all fits.
+        Names of missing and unexpected tensors; empty where all fits.
 
     Raises:
         RuntimeError: If a tensor has another shape.
@@ -502,7 +502,7 @@ def load_state(model: Any, state: dict[str, torch.Tensor]) -> list[str]:
 
 
 def _joint(name: str) -> int:
-    """The dimension of the rank: rows of the matrix down, columns of the matrix up."""
+    """The dimension of the rank: rows of A, columns of B."""
     return 0 if ".lora_A." in name else 1
 
 
@@ -514,7 +514,7 @@ def _halves(tensor: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def initial_parameters(model: Any) -> int:
-    """Elements of the frozen adapter, which are saved with the trained one; 0 where there is none."""
+    """Elements of the frozen adapter, which is saved with the trained one; 0 where there is none."""
     return sum(int(parameter.numel()) for name, parameter in model.named_parameters() if f".{INITIAL}." in name)
 
 
@@ -522,7 +522,7 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
     """Put a saved adapter on a base.
 
     Raises:
-        UserError: If it does not fit, lacks factors of layers that its configuration names, or has others.
+        UserError: If it does not fit, lacks factors that its configuration names, or has unexpected ones.
     """
     with _misfit_explained(adapter):
         config = _read_config(model, adapter)
@@ -535,7 +535,7 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
 
 
 def add_adapter(model: Any, adapter: Path, name: str) -> Any:
-    """Load a saved adapter under a name, beside those that are there; it is not trained, and not switched on.
+    """Load a saved adapter under a name, beside the existing ones; it is not trained, and not switched on.
 
     Args:
         model: A base, or a ``PeftModel`` around one.
@@ -546,7 +546,7 @@ def add_adapter(model: Any, adapter: Path, name: str) -> Any:
         The ``PeftModel``.
 
     Raises:
-        UserError: As :func:`load_adapter`; the adapters that were there are untouched.
+        UserError: As :func:`load_adapter`; the existing adapters are untouched.
     """
     if not isinstance(model, PeftModelForCausalLM):
         return load_adapter(model, adapter, trainable=False)
@@ -577,7 +577,7 @@ def _read_into(adapted: Any, adapter: Path, name: str, *, trainable: bool) -> An
     renamed = KEY_MAPPING if is_text_part(base) else getattr(base, "_checkpoint_conversion_mapping", None) or {}
     read = adapted.load_adapter(str(adapter), name, is_trainable=trainable, key_mapping=renamed, local_files_only=True)
     if is_text_part(base):
-        # What an earlier version put on towers; it has no place here.
+        # Adapters on towers, which earlier versions wrote; the text part has no place for them.
         with safe_open(str(adapter / WEIGHTS), framework="pt") as file:
             others = split_names(key.removeprefix(PREFIX) for key in file.keys()).others  # noqa: SIM118
         towers = {_module(key) for key in others}
@@ -591,7 +591,7 @@ def _module(key: str) -> str:
 
 @contextlib.contextmanager
 def _misfit_explained(adapter: Path) -> Iterator[None]:
-    """Turn what PEFT raises for an adapter that does not fit into a sentence."""
+    """Turn PEFT's errors for an adapter that does not fit into a ``UserError``."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
@@ -602,8 +602,7 @@ def _misfit_explained(adapter: Path) -> Iterator[None]:
 
 
 def _check_read(read: Any, adapter: Path) -> None:
-    """Refuse an adapter that is not whole: PEFT leaves missing factors at their random beginning, and those that it has
-    no place for out."""
+    """Reject an incomplete adapter: PEFT leaves missing factors at their random values, and drops unexpected ones."""
     for names, what in (
         (read.missing_keys, "lacks factors that its configuration asks for"),
         (read.unexpected_keys, "has factors that it has no place for"),
@@ -616,9 +615,9 @@ def _check_read(read: Any, adapter: Path) -> None:
 
 @contextlib.contextmanager
 def switched_off(model: Any) -> Iterator[None]:
-    """The untouched base inside; what was trained and what was frozen is so again after.
+    """A context with all adapters off; ``requires_grad`` flags are restored after.
 
-    PEFT itself makes everything trainable when it switches adapters on again, the frozen one too.
+    PEFT makes everything trainable when it switches adapters back on, the frozen one too.
     """
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -629,14 +628,14 @@ def switched_off(model: Any) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-# What the optimizer is given.
+# Parameter groups of the optimizer.
 
 
 def parameter_groups(model: Any, ratio: float | None) -> list[torch.nn.Parameter] | list[dict[str, Any]]:
-    """The trained parameters; with a ratio in two groups, which say it as ``lr_ratio`` (LoRA+).
+    """The trained parameters; with a ratio in two groups, marked by ``lr_ratio`` (LoRA+).
 
-    The second group is the second matrix of each adapter, B, which begins at zero; DoRA's magnitudes stay with the
-    first.
+    The second group is the second matrix of each adapter, B, which starts at zero; DoRA's magnitudes stay in the first
+    group.
 
     Args:
         model: The model.

@@ -1,7 +1,7 @@
-"""Missing, unexpected and mismatched weights: a model must have those of its architecture, no more and no fewer.
+"""Missing, unexpected and mismatched weights: a model must have exactly the weights of its architecture.
 
-transformers fills what is missing or of another shape with noise, leaves out what it does not know, and goes on; its
-report is looked at here.
+transformers fills missing weights and weights of another shape with noise, skips unknown ones, and continues; here its
+report is checked.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from core.models.tensors import Tensor
 from core.models.text_part import is_composite, split_names
 from core.text import one_line
 
-#: Names told in one sentence, and the most layers that predict further tokens.
+#: Names in an error message, and the most layers that predict further tokens.
 _TOLD, _MOST_FURTHER = 10, 8
-#: What to do where weights and description differ.
+#: Hint for weights that differ from the description.
 TAKE_BOTH = "Take config.json and weights from the same model."
-#: What old files have beside the weights: tables that are computed.
+#: Computed tables, which old files store with the weights.
 _COMPUTED = re.compile(r"(^|\.)(inv_freq|cos_cached|sin_cached|masked_bias|causal_mask|position_ids)$")
-#: Parts that are not built where the text part alone is, and layers that predict further tokens.
+#: Parts that are not built for the text part alone, and layers that predict further tokens.
 _OTHER_PARTS = re.compile(r"(^|\.)(vision|visual|audio|image|speech|multi_modal|mm_|embed_vision|embed_audio)[^.]*\.")
 _FURTHER = re.compile(r"(^|\.)(mtp|nextn)[^.]*\.")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def tell(names: Iterable[str]) -> str:
-    """Names in a sentence: the first ones, and how many there are more."""
+    """Names for an error message: the first ones, and the number of further ones."""
     found = sorted(names)
     more = len(found) - _TOLD
     return ", ".join(one_line(name, 120) for name in found[:_TOLD]) + (f" and {more} more" if more > 0 else "")
@@ -45,18 +45,18 @@ def check_loaded(
     tensors: Mapping[str, Tensor],
     hint: str = TAKE_BOTH,
 ) -> None:
-    """See that a model has got every weight from its files, in its shape, and that nothing was left over.
+    """Check that every weight of a model came from its files, in its shape, and that no weight was left over.
 
     Args:
-        base: What it was loaded from.
+        base: The directory.
         model: The model.
-        loading: What transformers reports of the loading (``output_loading_info``).
+        loading: transformers' report of the loading (``output_loading_info``).
         config: The content of ``config.json``.
-        tensors: Those in the files.
-        hint: What to do about it.
+        tensors: The tensors in the files.
+        hint: Advice for the message.
 
     Raises:
-        UserError: If not; the weights are named.
+        UserError: If not; it names the weights.
     """
     if missing := loading.get("missing_keys"):
         raise UserError(f"The model in {base} lacks weights of its architecture: {tell(missing)}.", hint)
@@ -84,7 +84,7 @@ def _shape(shape: Iterable[int]) -> str:
 
 
 def _misquantized(model: Any) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """4-bit weights of another shape than their layer: transformers compares those that are not quantized only."""
+    """4-bit weights of another shape than their layer: transformers compares only unquantized ones."""
     found: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
     for name, module in model.named_modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
@@ -97,11 +97,11 @@ def _misquantized(model: Any) -> list[tuple[str, tuple[int, ...], tuple[int, ...
 
 
 def _is_harmless(name: str, config: Mapping[str, Any], tensor: Tensor | None) -> bool:
-    """Whether a weight that the architecture does not take changes nothing about the text that it writes."""
+    """True if an unexpected weight has no effect on the text that the model writes."""
     if _COMPUTED.search(name) or _FURTHER.search(name):
         return True
     if tensor is not None and name.endswith(".bias") and len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1):
-        return True  # which position sees which, as a table
+        return True  # a causal mask as a table
     if _OTHER_PARTS.search(name) and any(key.endswith("_config") for key in config):
         return True
     layer = _LAYER.search(name)
@@ -109,7 +109,7 @@ def _is_harmless(name: str, config: Mapping[str, Any], tensor: Tensor | None) ->
 
 
 def _further_layers(config: Mapping[str, Any]) -> range:
-    """The numbers of layers behind the last one that are there to predict further tokens."""
+    """The numbers of the layers after the last one, which predict further tokens."""
     part = text_part(dict(config))
     depth, further = part.get("num_hidden_layers"), part.get("num_nextn_predict_layers")
     if type(depth) is not int or type(further) is not int:
@@ -118,18 +118,18 @@ def _further_layers(config: Mapping[str, Any]) -> range:
 
 
 def check_size(model: Any, base: Path, elements: int) -> None:
-    """See that a model is not much larger than its files: what is missing would be made before it is refused.
+    """Check that a model is not much larger than its files, before memory for the missing weights is allocated.
 
     Args:
         model: The model without its weights, on the device ``meta``.
-        base: What it is to be loaded from.
+        base: Its directory.
         elements: Numbers in the files, once decoded.
 
     Raises:
         UserError: If it is.
     """
     wanted = sum(parameter.numel() for parameter in model.parameters())
-    # A head that is tied may be saved all the same.
+    # A tied head may be saved all the same.
     if wanted > elements + elements // 4 + 1_000_000:
         raise UserError(
             f"The model in {base} has {elements:,} weights in its files, and is described as one of {wanted:,}.",
@@ -138,7 +138,7 @@ def check_size(model: Any, base: Path, elements: int) -> None:
 
 
 def unconverted(error: BaseException) -> list[str]:
-    """The weights that transformers could not put together; it tells them in its log only."""
+    """The weights that transformers failed to convert; it reports them in its log only."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         failed = getattr(frame.f_locals.get("loading_info"), "conversion_errors", None)
         if isinstance(failed, dict) and failed:

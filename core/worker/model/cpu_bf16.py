@@ -10,12 +10,12 @@ from core.hardware import cpu
 
 #: Rows, inputs and outputs of the product: a micro-batch in a layer of the smallest models.
 SHAPE = (256, 576, 1536)
-#: Products of each dtype; the fastest counts, so that other processes make no difference.
+#: Products of each dtype; the fastest counts, so other processes do not matter.
 TRIALS = 7
 
 
 def prefers_bf16() -> bool:
-    """Whether this CPU computes faster in bf16 than in fp32; measured in a tenth of a second where it is not known."""
+    """True if this CPU computes faster in bf16 than in fp32; measured in a tenth of a second where it is unknown."""
     if cpu.is_bf16_measured():
         return cpu.prefers_bf16()
     return cpu.keep_bf16_measurement(speed_ratio())
@@ -29,7 +29,7 @@ def speed_ratio() -> float:
 @torch.no_grad()
 def _seconds(dtype: torch.dtype) -> float:
     rows, inputs, outputs = SHAPE
-    # Zeros take as long as any values, and leave the random state alone.
+    # Zeros take as long as other values, and do not touch the random state.
     x, weight = torch.zeros(rows, inputs, dtype=dtype), torch.zeros(outputs, inputs, dtype=dtype)
     taken = []
     for _ in range(TRIALS):

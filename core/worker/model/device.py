@@ -1,4 +1,4 @@
-"""The device of a run: chosen, told, and kept to the memory that it really has."""
+"""The device of a run: its choice, its description, and the limit of its real memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def torch_build() -> Build:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device for ``auto``, ``cuda`` or ``cpu``; a card that is there and cannot be used is an error for ``auto``.
+    """The device for ``auto``, ``cuda`` or ``cpu``; an unusable card is an error for ``auto`` too.
 
     Raises:
         UserError: If CUDA was asked for and there is none, or torch cannot use the card.
@@ -65,16 +65,16 @@ def choose_device(wanted: str) -> torch.device:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """A card that torch computes on, as torch has it, with what NVML says of it.
+    """A card that torch computes on, with facts from torch and NVML.
 
     Args:
         name: Its name.
         capability: Its compute capability.
         memory: Its memory in bytes.
-        uuid: ``GPU-…``; empty where torch does not tell it.
+        uuid: ``GPU-…``; empty where torch does not report it.
         index: Its index in NVML; None where NVML does not list it.
         driver: Version of the driver; empty where unknown.
-        allocator: The allocator's segments, in half a sentence.
+        allocator: The allocator's segments, in words.
     """
 
     name: str
@@ -94,7 +94,7 @@ def describe_device(build: Build, dtype: torch.dtype, card: CardFacts | None, *,
         dtype: The arithmetic.
         card: The card; None for the CPU.
         threads: Threads of the CPU.
-        reason: Why it is the CPU, in half a sentence; empty where that needs no word.
+        reason: The reason for the CPU, in words; empty where that is obvious.
     """
     arithmetic = _NAMES.get(dtype, str(dtype).removeprefix("torch."))
     if card is None:
@@ -111,7 +111,7 @@ def describe_device(build: Build, dtype: torch.dtype, card: CardFacts | None, *,
 
 
 def read_card(device: torch.device, sight: Sight) -> CardFacts:
-    """The facts on the card of a device of torch."""
+    """The facts about the card of a torch device."""
     properties = torch.cuda.get_device_properties(device)
     uuid = f"GPU-{properties.uuid}" if getattr(properties, "uuid", None) else ""
     return CardFacts(
@@ -126,8 +126,8 @@ def read_card(device: torch.device, sight: Sight) -> CardFacts:
 
 
 def differs_from_plan(card: CardFacts, sight: Sight) -> str:
-    """A sentence where CUDA's first card is not the one that NVML and the variables say; empty where it is, or that
-    cannot be told."""
+    """A warning where CUDA's first card is not the one expected from NVML and the environment; empty where it is, or
+    where that is unknown."""
     planned = choose(sight.cards, os.environ, None)
     if planned is None or planned.is_instance or not planned.uuid or not card.uuid or planned.uuid == card.uuid:
         return ""
@@ -136,7 +136,7 @@ def differs_from_plan(card: CardFacts, sight: Sight) -> str:
 
 
 def reason_for_cpu(wanted: str, sight: Sight) -> str:
-    """Why a run with ``hardware.device = "auto"`` is on the CPU, in half a sentence; empty where there is no card."""
+    """The reason that a run with ``hardware.device = "auto"`` is on the CPU, in words; empty where there is no card."""
     if wanted != "auto":
         return ""
     if sight.cards and hides_all(os.environ):
@@ -145,14 +145,14 @@ def reason_for_cpu(wanted: str, sight: Sight) -> str:
 
 
 def memory_share(free: int, total: int, *, wsl: bool) -> float | None:
-    """The share of a card's memory that torch may take, so that it raises an error beyond; None for all of it.
+    """The share of a card's memory that torch may take before it raises an error; None for all of it.
 
-    Under WSL 2 Windows hands out the host's memory where the card's is full, and a run goes on at a crawl instead.
+    Under WSL 2 Windows spills to host memory when the card is full, and a run would continue at a crawl.
 
     Args:
-        free: Bytes that are free before anything is loaded.
+        free: Free bytes before anything is loaded.
         total: Bytes of the card.
-        wsl: Whether this is Linux under Windows.
+        wsl: True for Linux under Windows.
     """
     if not wsl or total <= 0:
         return None
@@ -160,7 +160,7 @@ def memory_share(free: int, total: int, *, wsl: bool) -> float | None:
 
 
 def keep_to_memory(device: torch.device, *, wsl: bool) -> None:
-    """Keep torch to the memory that is free on a card; before the model is loaded."""
+    """Limit torch to the free memory of a card; before the model is loaded."""
     if device.type != "cuda":
         return
     share = memory_share(*torch.cuda.mem_get_info(device), wsl=wsl)

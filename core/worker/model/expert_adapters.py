@@ -1,15 +1,14 @@
 """Adapters on the experts of a mixture: LoRA on fused parameters, as PEFT's ``target_parameters`` saves them.
 
-PEFT adds the adapters' product to the whole tensor of experts in every pass, which needs it in 16 bit, as large as a
-layer, and keeps it for backward. :class:`ParamWrapper` hands the two narrow matrices to
-:func:`core.worker.model.experts_implementation.experts_forward` instead, which multiplies the rows of each expert with
-its own. Names and shapes of what is saved are PEFT's, so that PEFT loads it on the 16-bit model by itself.
+PEFT adds the adapters' product to the whole tensor of experts in every pass, which takes a 16-bit copy as large as the
+layer, and keeps it for backward. :class:`ParamWrapper` instead hands the two low-rank matrices to
+:func:`core.worker.model.experts_implementation.experts_forward`, which multiplies the rows of each expert by its own.
+Saved names and shapes are PEFT's, so PEFT loads the adapter on the 16-bit model by itself.
 
-PEFT also rewrites the target modules of some families: of ``gate_proj``, ``up_proj`` and ``down_proj`` it makes
-adapters on experts, those of shared experts and dense layers included. What gets adapters is decided here by
-:mod:`core.config.experts`, for plan and run alike; in the saved configuration the layers that PEFT would rewrite are
-written as parameters, which it leaves alone: ``shared_expert.gate_proj.weight``. An adapter has the same names and
-shapes in both ways."""
+PEFT also rewrites the target modules of some families: ``gate_proj``, ``up_proj`` and ``down_proj`` become adapters on
+experts, shared experts and dense layers included. Here :mod:`core.config.experts` decides which layers get adapters,
+for plan and run alike; the saved configuration lists layers that PEFT would rewrite as parameters, which it leaves
+alone: ``shared_expert.gate_proj.weight``. The adapter has the same names and shapes either way."""
 
 from __future__ import annotations
 
@@ -35,19 +34,19 @@ _WEIGHT = ".weight"
 class ParamWrapper(PeftParamWrapper):  # type: ignore[misc]
     """LoRA layer around the experts of a layer, for one of their matrices.
 
-    Those of both matrices are nested, as PEFT nests them. It has the name of PEFT's own, which PEFT looks for. Dropout,
-    which PEFT's has not, drops inputs of the adapter.
+    The wrappers of both matrices are nested, as in PEFT, and the class has the name that PEFT looks for. Dropout, which
+    PEFT's wrapper lacks, drops inputs of the adapter.
     """
 
     def __init__(
         self, base_layer: Any, adapter_name: str, parameter_name: str, config: LoraConfig, **kwargs: Any
     ) -> None:
-        """As PEFT makes its own."""
+        """Same arguments as PEFT's wrapper."""
         super().__init__(base_layer, adapter_name, parameter_name, config=_without_dropout(config), **kwargs)
         self._drop(adapter_name, config)
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any) -> None:
-        """Make the matrices of an adapter."""
+        """Create the matrices of an adapter."""
         super().update_layer(adapter_name, r, lora_alpha, config=_without_dropout(config), **kwargs)
         self._drop(adapter_name, config)
 
@@ -82,17 +81,17 @@ class ParamWrapper(PeftParamWrapper):  # type: ignore[misc]
 
 
 def _without_dropout(config: LoraConfig) -> LoraConfig:
-    """The same configuration without dropout, which PEFT's wrapper refuses."""
+    """A copy without dropout, which PEFT's wrapper rejects."""
     plain = copy.copy(config)
     plain.lora_dropout = 0.0
     return plain
 
 
-# What gets adapters.
+# Target layers.
 
 
 def target_parameters(model: Any, method: MethodSection) -> list[str]:
-    """Names of the matrices of experts that get adapters, as short as PEFT can tell them apart.
+    """Names of the matrices of experts that get adapters, shortened as far as they stay unambiguous to PEFT.
 
     Args:
         model: The base model.
@@ -107,14 +106,14 @@ def target_parameters(model: Any, method: MethodSection) -> list[str]:
 
 
 def _shortest(wanted: Sequence[str], left: Sequence[str]) -> list[str]:
-    """The last two parts of names where these are not those of names that are left out, else the names in full."""
+    """The last two parts of names, or the full name where a left-out name ends the same."""
     short = {name: ".".join(name.split(".")[-2:]) for name in wanted}
     ambiguous = {end for end in set(short.values()) if any(_is_called(name, end) for name in left)}
     return sorted({name if end in ambiguous else end for name, end in short.items()})
 
 
 def target_modules(model: Any, targets: str | Sequence[str]) -> list[str]:
-    """Names of the linear layers of a mixture that get adapters, in full.
+    """Full names of the linear layers of a mixture that get adapters.
 
     Args:
         model: The base model.
@@ -129,12 +128,12 @@ def target_modules(model: Any, targets: str | Sequence[str]) -> list[str]:
 
 
 def _linear_names(model: Any) -> list[str]:
-    """Names of the linear layers, with adapters around them or not."""
+    """Names of the linear layers, with or without adapters."""
     return [_bare(name) for name, module in model.named_modules() if _is_linear(module) and ".lora_" not in name]
 
 
 def _bare(name: str) -> str:
-    """A module's name in the base, whatever is around it now."""
+    """A module's name in the base, without PEFT's wrappers."""
     return name.replace(".base_layer", "")
 
 
@@ -143,7 +142,7 @@ def _is_linear(module: Any) -> bool:
 
 
 def left_out(model: Any, method: MethodSection) -> str | None:
-    """Sentence that says why the experts of a model have no adapters; None where they have, or it was asked for.
+    """Reason that the experts of a model have no adapters; None where they have, or where that was asked for.
 
     Args:
         model: A model of transformers, without adapters or beneath them.
@@ -159,15 +158,14 @@ def left_out(model: Any, method: MethodSection) -> str | None:
 
 
 def prepare(config: Any, model: Any) -> bool:
-    """Have a configuration of PEFT make our adapters on the experts of a model.
+    """Adapt a PEFT configuration so that it uses our adapters on the experts of a model.
 
     Args:
-        config: The configuration, which is changed: layers that :func:`saved` wrote as parameters are modules again.
-        model: The base model, perhaps with adapters; its experts are computed by us where the configuration has some
-            on them.
+        config: The configuration, changed in place: layers that :func:`saved` listed as parameters become modules.
+        model: The base model, perhaps with adapters; its experts are computed by us if the configuration adapts some.
 
     Returns:
-        Whether PEFT must be kept from rewriting it; see :func:`as_it_is`.
+        True if PEFT must be kept from rewriting it; see :func:`as_it_is`.
     """
     experts = dict(experts_of(model))
     named = list(getattr(config, "target_parameters", None) or ())
@@ -193,8 +191,7 @@ def prepare(config: Any, model: Any) -> bool:
 
 
 def adapted_matrices(name: str, module: Any, named: Sequence[str]) -> list[str]:
-    """Names of the matrices of experts that a configuration of PEFT adapts, in the order in which PEFT nests them: the
-    innermost first.
+    """Names of the matrices of experts that a PEFT configuration adapts, in PEFT's nesting order: the innermost first.
 
     Args:
         name: The name of the module of experts in the model.
@@ -202,7 +199,7 @@ def adapted_matrices(name: str, module: Any, named: Sequence[str]) -> list[str]:
         named: As ``target_parameters`` of the configuration.
     """
     wanted = [matrix for matrix in matrix_names(module) if any(_is_called(f"{name}.{matrix}", end) for end in named)]
-    # PEFT goes through the parameters as the module has them.
+    # PEFT iterates over the module's parameters in their order.
     return [parameter for parameter in module._parameters if parameter in wanted]
 
 
@@ -222,7 +219,7 @@ def as_it_is() -> Iterator[None]:
 
 
 def saved(config: Any, model: Any) -> Any:
-    """A configuration as it is saved: one that PEFT by itself reads as it was meant.
+    """A configuration as it is saved, so that PEFT alone reads it with the same meaning.
 
     Args:
         config: The configuration of the adapters in the model.
@@ -240,15 +237,15 @@ def saved(config: Any, model: Any) -> Any:
         made.target_modules = {name for name in modules if name not in rewritten} or None
         made.target_parameters = sorted([*(config.target_parameters or []), *(f"{name}{_WEIGHT}" for name in short)])
     if made.target_parameters:
-        made.lora_dropout = 0.0  # PEFT refuses it there, and an adapter that is used drops nothing
+        made.lora_dropout = 0.0  # PEFT rejects dropout there, and inference drops nothing
     return made
 
 
 def not_parameters(config: Any, modules: Iterable[str]) -> list[str]:
-    """Of modules with adapters those that a configuration does not name as parameters; see :func:`saved`.
+    """Adapted modules that a configuration does not list as parameters; see :func:`saved`.
 
     Args:
-        config: As :func:`saved` gave it.
+        config: Result of :func:`saved`.
         modules: Names of modules in the model.
     """
     named = [name.removesuffix(_WEIGHT) for name in config.target_parameters or () if name.endswith(_WEIGHT)]
@@ -256,6 +253,6 @@ def not_parameters(config: Any, modules: Iterable[str]) -> list[str]:
 
 
 def _is_rewritten(name: str, model: Any) -> bool:
-    """Whether PEFT takes a target module for one of the experts' of a family."""
+    """True if PEFT takes a target module for one of a family's experts."""
     family = conversion._MODEL_TO_CONVERSION_PATTERN.get(getattr(model.config, "model_type", None))
     return name.rpartition(".")[2] in conversion._MOE_TARGET_MODULE_MAPPING.get(family, {})

@@ -1,12 +1,12 @@
-"""Experts in host memory: the 4-bit experts of a mixture that a GPU has no room for, brought in layer by layer.
+"""Experts in host memory: the 4-bit experts of a mixture that do not fit on the GPU, fetched layer by layer.
 
-While the model is loaded, each matrix of experts is quantized on the GPU and copied to the host before the next one, so
-that never more than one is there. What stays of it on the GPU are its small tables. Afterwards a :class:`WeightMover`
-has the experts of the layer at work and of the next one on the GPU.
+During loading, each matrix of experts is quantized on the GPU and copied to the host before the next, so only one is
+there at a time. Only its small tables stay on the GPU. Afterwards a :class:`WeightMover` keeps the experts of the
+current layer and of the next one on the GPU.
 
-A layer asks for its experts when it begins, so that the next ones travel while all of it is computed, and each product
-asks again, in backward too. So the experts are right with activations recomputed or kept, in training, evaluation and
-answers, and the numbers are those of experts on the GPU, to the last bit.
+A layer fetches its experts when it starts, so that the next layer's are copied while it computes, and each product asks
+again, in backward too. The experts are thus correct with activations recomputed or kept, in training, evaluation and
+generation, and the numbers are bit-equal to those of experts on the GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from core.worker.model.activation_mover import CudaLanes, Lanes
 from core.worker.model.expert_weights import ExpertsParams4bit
 from core.worker.model.experts import experts_of, matrix_names
 
-#: Tensors in a buffer begin at multiples of it, which suits every dtype and the bus.
+#: Alignment of tensors in a buffer, which suits every dtype and the bus.
 _ALIGNMENT = 512
 
 
@@ -49,12 +49,12 @@ class _Place:
 
 @dataclass(frozen=True, eq=False)
 class HostWeights:
-    """Tensors of one layer on the host, as pieces of one row of bytes.
+    """Tensors of a layer on the host, as pieces of one row of bytes.
 
     Args:
         pieces: Bytes, in order.
-        places: Places of the tensors within the row.
-        bytes: Its length.
+        places: Places of the tensors in the row.
+        bytes: Length of the row.
     """
 
     pieces: tuple[torch.Tensor, ...]
@@ -63,7 +63,7 @@ class HostWeights:
 
     @classmethod
     def joined(cls, layers: Sequence[HostWeights]) -> HostWeights:
-        """Tensors that were kept one after the other as those of one layer.
+        """Tensors that were kept one by one, joined as those of one layer.
 
         Args:
             layers: The weights.
@@ -77,19 +77,19 @@ class HostWeights:
         return cls(pieces, tuple(places), begin)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Copies of the tensors in ordinary memory of the host."""
+        """Copies of the tensors in pageable host memory."""
         whole = torch.cat([*self.pieces]) if self.pieces else torch.empty(0, dtype=torch.uint8)
         return tuple(place.of(whole) for place in self.places)
 
 
 class HostStore:
-    """Pinned memory of the host that is filled once and never given back.
+    """Pinned host memory that is filled once and never freed.
 
-    Torch rounds pinned blocks up to powers of two, so that it is taken in slabs of :data:`HOST_SLAB` bytes, over whose
-    borders tensors go on. Where no memory can be pinned, ordinary memory is used, from which copies are slower.
+    Torch rounds pinned blocks up to powers of two, so memory comes in slabs of :data:`HOST_SLAB` bytes, and tensors may
+    cross their borders. Where memory cannot be pinned, pageable memory is used, from which copies are slower.
 
     Args:
-        lanes: Of the device.
+        lanes: The device's.
         slab: Bytes of a slab.
     """
 
@@ -97,9 +97,9 @@ class HostStore:
         self._lanes = lanes
         self._slab = slab
         self._free = torch.empty(0, dtype=torch.uint8)
-        #: Bytes that were taken of the host's memory.
+        #: Bytes allocated on the host.
         self.bytes = 0
-        #: Bytes of it that could not be pinned.
+        #: Of these, bytes that could not be pinned.
         self.unpinned = 0
 
     def keep(self, tensors: Sequence[torch.Tensor]) -> HostWeights:
@@ -141,7 +141,7 @@ class HostStore:
 
 
 def _write(row: torch.Tensor, offset: int, pieces: Sequence[torch.Tensor]) -> None:
-    """Write bytes into a row that is in pieces, from an offset on."""
+    """Write bytes into a row in pieces, starting at an offset."""
     for piece in pieces:
         if offset < piece.numel() and row.numel():
             room = piece[offset : offset + row.numel()]
@@ -153,7 +153,7 @@ def _write(row: torch.Tensor, offset: int, pieces: Sequence[torch.Tensor]) -> No
 @dataclass(eq=False)
 class _Buffer:
     memory: torch.Tensor
-    #: Number of the layer whose weights it holds, or that are on their way.
+    #: Number of the layer whose weights it holds or receives.
     layer: int | None = None
     #: Event of their copy.
     there: Any = None
@@ -161,10 +161,10 @@ class _Buffer:
 
 
 class WeightMover:
-    """Brings the weights of layers to the device.
+    """Fetches the weights of layers to the device.
 
     Args:
-        lanes: Of the device.
+        lanes: The device's.
         layers: Weights of each layer, in the order of the forward pass; not empty.
         device: The device.
 
@@ -181,13 +181,13 @@ class WeightMover:
         self._up = True
 
     def fetch(self, number: int, *, returns: bool) -> tuple[torch.Tensor, ...]:
-        """Weights of a layer on the device, for work that is given to it until another layer is asked for.
+        """Weights of a layer on the device, for work queued until another layer is fetched.
 
-        The layer that comes next is fetched ahead: the one above in forward, the one below in backward.
+        The next layer is prefetched: the one above in forward, the one below in backward.
 
         Args:
             number: Number of the layer.
-            returns: Whether a backward pass follows, or is on; else the next pass begins at the first layer.
+            returns: True if a backward pass follows or is running; else the next pass starts at the first layer.
         """
         buffer = self._holding(number)
         if buffer is None:
@@ -203,7 +203,7 @@ class WeightMover:
         return buffer.views
 
     def _next(self, *, returns: bool) -> int | None:
-        """Number of the layer that will be asked for; None where that is not known, as at the turn to backward."""
+        """Number of the layer fetched next; None where that is unknown, as at the turn to backward."""
         if not self._up:
             return self._at - 1 if self._at else None
         if self._at + 1 < len(self._layers):
@@ -217,7 +217,7 @@ class WeightMover:
         return next((one for one in self._buffers if one is not buffer), self._buffers[0])
 
     def _copy(self, number: int, buffer: _Buffer) -> None:
-        """Copy a layer into a buffer, after all that the device has been given to do so far."""
+        """Copy a layer into a buffer, after all work queued on the device so far."""
         lanes, layer, done = self._lanes, self._layers[number], 0
         lanes.back.wait_event(lanes.computing().record_event())
         for piece in layer.pieces:
@@ -227,13 +227,13 @@ class WeightMover:
         buffer.views = tuple(place.of(buffer.memory) for place in layer.places)
 
 
-#: Room beside the weights that a model that answers must have on a GPU: for keys, values and the workspace of products.
+#: Memory on a GPU beside the weights for generation: keys, values and the workspace of products.
 _ANSWER_ROOM = 1 << 30
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Gives packed weights of the experts of a layer, and the scales of their blocks, in place of the parameter."""
+    """Source of a layer's packed experts and the scales of their blocks, in place of the parameter."""
 
     read: Callable[[], tuple[torch.Tensor, ...]]
 
@@ -246,10 +246,10 @@ class _Source:
 
 
 class ExpertOffload:
-    """The experts of one model in host memory.
+    """The experts of a model in host memory.
 
     Args:
-        lanes: Of the device.
+        lanes: The device's.
         device: The device.
     """
 
@@ -265,7 +265,7 @@ class ExpertOffload:
 
         Args:
             name: Its name in the model.
-            parameter: The parameter, which keeps its shapes.
+            parameter: The parameter, which keeps its shapes only.
         """
         state = parameter.quant_state
         kept = self._kept[name] = self.store.keep([parameter.data, state.absmax])
@@ -273,7 +273,7 @@ class ExpertOffload:
         parameter.data, state.absmax = _stand_in(parameter.data), _stand_in(state.absmax)
 
     def install(self, model: Any, layers: list[Any]) -> None:
-        """Bring the experts in layer by layer from now on.
+        """Fetch the experts layer by layer from now on.
 
         Args:
             model: The model of transformers, loaded.
@@ -301,7 +301,7 @@ class ExpertOffload:
                     yield name, getattr(module, matrix)
 
     def tell(self) -> tuple[str, str]:
-        """Where the experts are, in a sentence, and what to do about it where it is slow; else an empty one."""
+        """The place of the experts as a message, and advice where it is slow; else an empty hint."""
         size = format_bytes(self.store.bytes)
         if self.store.unpinned:
             return (
@@ -313,13 +313,13 @@ class ExpertOffload:
 
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape that takes a single element."""
+    """A tensor of the same shape that stores a single element."""
     return tensor.new_zeros(()).expand(tensor.shape)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # copies beside what is computed
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # asynchronous copies
 def _begin(mover: WeightMover, number: int, *_: Any) -> None:
-    """A layer begins; without gradients no backward pass follows."""
+    """Fetch at the start of a layer; without gradients no backward pass follows."""
     mover.fetch(number, returns=torch.is_grad_enabled())
 
 
@@ -328,12 +328,12 @@ def _fetch(mover: WeightMover, number: int, place: int) -> tuple[torch.Tensor, .
 
 
 def needs_host_experts(base: Path, device: torch.device, width: int, keep: Sequence[str] = ()) -> bool:
-    """Whether a 4-bit model that is only to answer has no room for its experts on a GPU.
+    """True if a 4-bit model loaded for generation has no room for its experts on a GPU.
 
     Args:
         base: Its directory.
         device: The device.
-        width: Bytes of an element of its arithmetic.
+        width: Bytes of an element of the arithmetic.
         keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
     """
     if device.type != "cuda":
@@ -349,7 +349,7 @@ def needs_host_experts(base: Path, device: torch.device, width: int, keep: Seque
 
 
 def cuda_offload(device: torch.device) -> ExpertOffload | None:
-    """Offload of experts from a device; None where it has no memory of its own.
+    """Offload of experts from a device; None for a CPU.
 
     Args:
         device: The device.

@@ -1,9 +1,9 @@
-"""Weights of experts in 4 bits: one parameter for the experts of a layer, each of which is dequantized alone.
+"""Weights of experts in 4 bits: one parameter for the experts of a layer, each dequantized separately.
 
-transformers keeps the experts of a layer in one tensor for each matrix, ``(experts, rows, columns)``, which
-bitsandbytes leaves as it is. Here every expert is quantized as bitsandbytes quantizes a linear layer of its shape,
-NF4 with double quantization, and the results are stacked. So an expert has blocks, scales and an offset of its own,
-can be brought from the host alone, and a grouped kernel finds it at a constant stride.
+transformers keeps the experts of a layer in one tensor per matrix, ``(experts, rows, columns)``, which bitsandbytes
+does not quantize. Here every expert is quantized as bitsandbytes quantizes a linear layer of its shape, NF4 with double
+quantization, and the results are stacked. An expert thus has its own blocks, scales and offset, can be copied from the
+host alone, and sits at a constant stride for a grouped kernel.
 
 Source: NF4 and double quantization, QLoRA, arXiv 2305.14314.
 """
@@ -21,24 +21,24 @@ import torch
 from core.worker.fused.experts import as_index
 from core.worker.model.nf4 import whole_blocks
 
-#: Weights with one scale, and scales with one scale of their own, as in bitsandbytes.
+#: Weights per scale, and scales per second-level scale, as in bitsandbytes.
 BLOCK, NESTED_BLOCK = 64, 256
 
 
 @dataclass
 class ExpertsQuantState:
-    """What is needed beside packed weights to dequantize them: bitsandbytes' ``QuantState`` of every expert, stacked.
+    """Quantization state of packed experts: bitsandbytes' ``QuantState`` of every expert, stacked.
 
     Args:
         shape: ``(experts, rows, columns)`` of the weights, as transformers stores them.
-        dtype: Of dequantized weights.
+        dtype: Dtype of dequantized weights.
         absmax: Scales of the blocks, themselves quantized: ``(experts, blocks)``, uint8.
-        offset: Mean that was taken from the scales of an expert before: ``(experts,)``, fp32.
+        offset: Mean subtracted from the scales of an expert: ``(experts,)``, fp32.
         nested_absmax: Scales of the scales: ``(experts, nested blocks)``, fp32.
         code: The values of NF4: ``(16,)``, fp32.
-        nested_code: The values that scales are quantized to: ``(256,)``, fp32.
-        source: Gives packed weights and ``absmax`` where they live elsewhere; the parameter and the table of that name
-            have their shapes alone then.
+        nested_code: The quantization levels of the scales: ``(256,)``, fp32.
+        source: Returns packed weights and ``absmax`` where they are offloaded; the parameter and the table of that
+            name then have only their shapes.
     """
 
     shape: torch.Size
@@ -61,7 +61,7 @@ class ExpertsQuantState:
                 setattr(self, field.name, value.to(device))
 
     def of(self, number: int, absmax: torch.Tensor) -> bnb.functional.QuantState:
-        """The state of one expert, whose tensors are views.
+        """The state of a single expert; its tensors are views.
 
         Args:
             number: The expert.
@@ -83,10 +83,10 @@ class ExpertsQuantState:
 
 
 class ExpertsParams4bit(torch.nn.Parameter):
-    """Parameter with the packed weights of the experts of a layer, ``(experts, bytes)``, uint8, which is never trained.
+    """Parameter with the packed weights of the experts of a layer, ``(experts, bytes)``, uint8; never trained.
 
     Attributes:
-        quant_state: The tables beside it.
+        quant_state: Its quantization tables.
     """
 
     quant_state: ExpertsQuantState
@@ -103,7 +103,7 @@ class ExpertsParams4bit(torch.nn.Parameter):
         return made
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        """Move it to a device, with its tables; a dtype is left out, as the data is no number."""
+        """Move it to a device, with its tables; a dtype is ignored, as the data is packed."""
         parsed: tuple[Any, ...] = torch._C._nn._parse_to(*args, **kwargs)
         device, _, non_blocking, _ = parsed
         if device is None:
@@ -117,7 +117,7 @@ class ExpertsParams4bit(torch.nn.Parameter):
         return made
 
     def expert(self, number: int) -> torch.Tensor:
-        """The matrix of one expert, ``(rows, columns)``, dequantized.
+        """The dequantized matrix of a single expert, ``(rows, columns)``.
 
         Args:
             number: The expert.
@@ -129,13 +129,13 @@ class ExpertsParams4bit(torch.nn.Parameter):
         return matrix.view(self.quant_state.shape[1:])
 
     def packed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Packed weights and quantized scales, wherever they live; to be used at once."""
+        """Packed weights and quantized scales from the device or the host; to be used at once."""
         state = self.quant_state
         return (self.data, state.absmax) if state.source is None else state.source()
 
     def block(self, numbers: Sequence[int]) -> torch.Tensor:
-        """The matrices of some experts dequantized together: ``(experts, rows, columns)``, the same numbers as of each
-        alone.
+        """The matrices of some experts, dequantized together: ``(experts, rows, columns)``, with the same values as one
+        by one.
 
         Args:
             numbers: The experts.
@@ -143,7 +143,7 @@ class ExpertsParams4bit(torch.nn.Parameter):
         state = self.quant_state
         _, rows, columns = state.shape
         if rows * columns % BLOCK:
-            # The last block of an expert is not whole, so that the next one begins within a block of the row of all.
+            # The last block of an expert is not full, so the next expert would start inside a block.
             return torch.stack([self.expert(number) for number in numbers])
         data, absmax = self.packed()
         chosen = as_index(numbers)
@@ -167,15 +167,15 @@ class ExpertsParams4bit(torch.nn.Parameter):
 
 
 def quantize_experts(matrices: Iterable[torch.Tensor], shape: torch.Size | tuple[int, ...]) -> ExpertsParams4bit:
-    """Quantize the experts of a layer one after the other.
+    """Quantize the experts of a layer one by one.
 
     Args:
-        matrices: Their matrices in order, ``(rows, columns)``, on the device where they stay; taken one at a time, so
-            that one that reads them from a file holds a single one in memory.
+        matrices: Their matrices in order, ``(rows, columns)``, on the target device; consumed lazily, so a generator
+            that reads from a file holds a single matrix in memory.
         shape: ``(experts, rows, columns)``.
 
     Raises:
-        ValueError: If there are more or fewer, or one has another shape.
+        ValueError: If their number or a shape is different.
     """
     shape = torch.Size(shape)
     packed: list[torch.Tensor] = []
@@ -209,7 +209,7 @@ def quantize_experts(matrices: Iterable[torch.Tensor], shape: torch.Size | tuple
 
 
 def dequantized(parameter: torch.Tensor) -> torch.Tensor:
-    """All experts of a layer as one tensor, ``(experts, rows, columns)``; those that are not quantized as they are.
+    """All experts of a layer as one tensor, ``(experts, rows, columns)``; an unquantized one is returned as it is.
 
     Args:
         parameter: A :class:`ExpertsParams4bit`, or a tensor of that shape.

@@ -1,6 +1,6 @@
-"""Experts of a mixture as transformers has them: which modules they are, and their matrices.
+"""Expert modules of mixtures in transformers, and their matrices.
 
-transformers marks the classes of experts with ``use_experts_implementation``; how they are computed is in
+transformers marks the classes of experts with ``use_experts_implementation``; their computation is in
 :mod:`core.worker.model.experts_implementation`.
 """
 
@@ -15,9 +15,8 @@ from core.worker.model.expert_weights import ExpertsParams4bit
 
 
 def is_experts(module: Any) -> bool:
-    """Whether a module has the fused experts of a layer, whatever the family calls its class.
-
-    It is one that transformers' decorator ``use_experts_implementation`` has marked.
+    """True if a module has the fused experts of a layer, whatever the family calls its class: transformers' decorator
+    ``use_experts_implementation`` has marked it.
     """
     return isinstance(module, torch.nn.Module) and all(
         name in module.__dict__ for name in ("has_gate", "has_bias", "is_transposed", "is_concatenated")
@@ -38,7 +37,7 @@ def experts_of(model: Any) -> Iterator[tuple[str, Any]]:
 def bare_experts(model: Any) -> int:
     """Number of elements of experts whose class transformers does not mark, as in Llama 4, DBRX and JetMoE.
 
-    They are computed as their family does it: they stay in 16 bit, and get no adapters.
+    They are computed by their family's own code: they stay in 16 bits, and get no adapters.
 
     Args:
         model: A model of transformers, or a part of one, without adapters or beneath them.
@@ -67,7 +66,7 @@ def stored_shape(parameter: torch.Tensor) -> torch.Size:
 
 
 def matrix_shapes(module: Any) -> tuple[tuple[int, int], ...]:
-    """Outputs and inputs of the matrices of one expert.
+    """Outputs and inputs of the matrices of an expert.
 
     Args:
         module: A module of experts.

@@ -1,13 +1,13 @@
-"""Computation of the experts of a mixture from weights in 4 or 16 bits, with adapters or without.
+"""Computation of a mixture's experts from weights in 4 or 16 bits, with or without adapters.
 
-transformers asks its table of implementations which function computes the experts of a model. :data:`IMPLEMENTATION`
-is ours: it takes the weights of one expert at a time, dequantized for the tokens that have chosen it, and keeps nothing
-of them for backward, where they are dequantized again. With frozen weights the gradient of a product does not need its
-input either, so that what is kept is that of the adapters and the gate.
+transformers looks up the function that computes the experts of a model in a table. :data:`IMPLEMENTATION` is ours: it
+dequantizes the weights of one expert at a time for the tokens that chose it, keeps none of them for backward, and
+dequantizes them again there. With frozen weights the gradient of a product does not need its input either, so only the
+tensors of the adapters and the gate are kept.
 
-:func:`group_by_expert` is the one place where tokens are sorted by expert, and :func:`product` the one where they are
-multiplied: a grouped kernel takes the same groups and parameters. A parameter that has a method ``expert(number)``
-gives the matrix of one expert; see :class:`core.worker.model.expert_weights.ExpertsParams4bit`.
+:func:`group_by_expert` is the single place that sorts tokens by expert, and :func:`product` the single place that
+multiplies them: a grouped kernel takes the same groups and parameters. A parameter with a method ``expert(number)``
+returns the matrix of one expert; see :class:`core.worker.model.expert_weights.ExpertsParams4bit`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from core.worker.model.experts import expert_count, experts_of, matrix_names, st
 
 #: Name of the implementation in transformers' table.
 IMPLEMENTATION = "localtune"
-#: Attribute of a module of experts with the adapters that are in use, by the name of the matrix.
+#: Attribute of an expert module with its active adapters, by the name of the matrix.
 ADAPTERS = "_expert_adapters"
 
-#: Whether products of tensors without values are grouped; None where tensors have values.
+#: Group the products of tensors without values; None where tensors have values.
 _grouped_without_values: ContextVar[bool | None] = ContextVar("grouped_without_values", default=None)
 
 
@@ -41,7 +41,7 @@ _grouped_without_values: ContextVar[bool | None] = ContextVar("grouped_without_v
 
 @dataclass(frozen=True)
 class Groups:
-    """The choices of a batch sorted by expert.
+    """The choices of a batch, sorted by expert.
 
     Args:
         order: Positions of the sorted choices among all, ``(tokens * chosen,)``; position p is choice ``p % chosen`` of
@@ -58,17 +58,17 @@ class Groups:
 
     @functools.cached_property
     def ends(self) -> Offsets:
-        """The offsets on the host, for which it waits the first time."""
+        """The offsets on the host; the first access waits for the device."""
         if (grouped := _grouped_without_values.get()) is None:
             return Offsets(self.offsets.tolist(), self.offsets.device)
         choices, experts = len(self.order), len(self.offsets)
-        # One by one each takes what another does, so that two stand for all.
+        # In a loop each expert takes as much as any other, so two stand for all.
         chosen = experts if grouped else min(experts, 2)
         ends = [choices * min(number, chosen) // chosen for number in range(1, experts + 1)]
         return Offsets(ends, self.offsets.device)
 
     def parts(self) -> Iterator[tuple[int, slice]]:
-        """Experts that were chosen at all, with their part of the sorted choices. It waits for the device."""
+        """Chosen experts with their part of the sorted choices. It waits for the device."""
         start = 0
         for number, end in enumerate(self.ends.host):
             if end > start:
@@ -93,7 +93,7 @@ def group_by_expert(top_k_index: torch.Tensor, experts: int) -> Groups:
 
 
 class _Spread(torch.autograd.Function):
-    """Tokens, ``(tokens, width)``, as a row for each choice, sorted by expert. Its gradient is a sum in fixed order."""
+    """Tokens, ``(tokens, width)``, as a row per choice, sorted by expert. The gradient is summed in a fixed order."""
 
     @staticmethod
     def forward(ctx: Any, tokens: torch.Tensor, groups: Groups) -> torch.Tensor:
@@ -108,7 +108,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """Rows sorted by expert in the order of tokens and choices again: ``(tokens, chosen, width)``."""
+    """Rows sorted by expert, back in the order of tokens and choices: ``(tokens, chosen, width)``."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, groups: Groups) -> torch.Tensor:
@@ -125,8 +125,8 @@ class _Collect(torch.autograd.Function):
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """Rows times the frozen matrices of their experts, with the gradient of the rows alone; nothing is kept for it but
-    the parameter and the groups.
+    """Rows times the frozen matrices of their experts, with the gradient of the rows only; it keeps just the parameter
+    and the groups.
     """
 
     @staticmethod
@@ -146,8 +146,8 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def is_grouped(device: torch.device) -> bool:
-    """Whether products are grouped, as on a GPU, where a loop over experts would be a loop of small kernels; on a CPU
-    experts are multiplied one by one, of which each is dequantized alone.
+    """True if products are grouped, as on a GPU, where a loop over experts would launch many small kernels; on a CPU
+    experts are dequantized and multiplied one by one.
     """
     grouped = _grouped_without_values.get()
     return device.type == "cuda" if grouped is None else grouped
@@ -155,10 +155,10 @@ def is_grouped(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def without_values(*, grouped: bool) -> Iterator[None]:
-    """A context for tensors that have no values, as a measurement has: choices count as split evenly.
+    """A context for tensors without values, as in a measurement: choices count as evenly split.
 
     Args:
-        grouped: Whether products are grouped, as on a GPU.
+        grouped: Group the products, as on a GPU.
     """
     token = _grouped_without_values.set(grouped)
     try:
@@ -168,7 +168,7 @@ def without_values(*, grouped: bool) -> Iterator[None]:
 
 
 def _times_frozen(rows: torch.Tensor, weight: Any, groups: Groups, *, transpose: bool) -> torch.Tensor:
-    """Rows times the frozen matrices of their experts, or these transposed."""
+    """Rows times the frozen matrices of their experts, optionally transposed."""
     _, first, second = shape = stored_shape(weight)
     if is_grouped(rows.device):
         quantized = isinstance(weight, ExpertsParams4bit)
@@ -201,8 +201,8 @@ class ExpertAdapter:
     Args:
         down: Matrices down, ``(rank * experts, inputs)``.
         up: Matrices up, ``(outputs, rank * experts)``; the rank comes before the experts.
-        scale: What the product is multiplied by.
-        dropout: Share of inputs that are dropped; 0 outside of training.
+        scale: Factor of the product.
+        dropout: Share of dropped inputs; 0 outside of training.
     """
 
     down: torch.Tensor
@@ -212,7 +212,7 @@ class ExpertAdapter:
 
 
 class _AdapterProduct(torch.autograd.Function):
-    """Rows times the adapters of their experts, with all gradients; the rows and the narrow ones are kept for it."""
+    """Rows times the adapters of their experts, with all gradients; it keeps the rows and the low-rank ones."""
 
     @staticmethod
     def forward(
@@ -255,21 +255,21 @@ class _AdapterProduct(torch.autograd.Function):
 
 
 def _by_expert(down: torch.Tensor, up: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(experts, rank, inputs)`` and ``(experts, outputs, rank)`` of PEFT's matrices: views, but where products are
-    grouped, as kernels want the numbers of an expert beside each other.
+    """``(experts, rank, inputs)`` and ``(experts, outputs, rank)`` of PEFT's matrices: views, except for grouped
+    products, whose kernels need the numbers of an expert to be contiguous.
     """
     downs, ups = down.view(experts, -1, down.shape[1]), up.view(len(up), -1, experts).permute(2, 0, 1)
     return downs, ups.contiguous() if is_grouped(up.device) else ups
 
 
 def product(module: Any, name: str, rows: torch.Tensor, groups: Groups) -> torch.Tensor:
-    """Rows times a matrix of their experts, with its bias and the adapters that are in use.
+    """Rows times a matrix of their experts, with its bias and the active adapters.
 
     Args:
         module: A module of experts.
         name: Name of the matrix: ``gate_up_proj``.
         rows: ``(tokens * chosen, inputs)``, sorted by expert, in the dtype of the arithmetic.
-        groups: Which are whose.
+        groups: The groups of the rows.
     """
     bias = getattr(module, f"{name}_bias") if module.has_bias else None
     found: torch.Tensor = _FrozenProduct.apply(  # type: ignore[no-untyped-call]
@@ -288,17 +288,17 @@ def product(module: Any, name: str, rows: torch.Tensor, groups: Groups) -> torch
     return found
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # how many tokens an expert gets is data
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # an expert's number of tokens depends on the data
 def experts_forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """Forward of a module of experts, as transformers' table of implementations wants it.
+    """Forward of an expert module, with the signature of transformers' table of implementations.
 
     Args:
         self: The module of experts.
         hidden_states: ``(tokens, hidden)``.
         top_k_index: The experts of each token, ``(tokens, chosen)``.
-        top_k_weights: What their outputs are multiplied by, of the same shape.
+        top_k_weights: Weights of their outputs, of the same shape.
 
     Returns:
         ``(tokens, hidden)``.
@@ -326,13 +326,13 @@ def _arithmetic(module: Any, hidden_states: torch.Tensor) -> torch.dtype:
 
 
 def use_own_experts(model: Any) -> int:
-    """Have the experts of a model computed by :func:`experts_forward`.
+    """Compute the experts of a model by :func:`experts_forward`.
 
     Args:
         model: A model of transformers, without adapters or beneath them.
 
     Returns:
-        The number of modules of experts.
+        The number of expert modules.
     """
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, experts_forward)
     found = [module for _, module in experts_of(model)]

@@ -1,4 +1,4 @@
-"""Training the model's own weights: which of them, and how they come back from a checkpoint."""
+"""Training of the model's own weights: their selection, and their return from a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from core.worker.model.safetensors_io import read_tensors, tensor_names
 
 
 def choose_weights(model: Any, method: MethodSection, *, seed: int) -> Any:
-    """Let the model's own weights be trained: all of them, or those of its first or last decoder layers.
+    """Make the model's own weights trainable: all of them, or those of its first or last decoder layers.
 
     Args:
         model: The base model, frozen.
         method: ``name`` full or freeze, ``trainable_layers`` and ``trainable_end``.
-        seed: Seed of what is drawn from then on: dropout and rounding.
+        seed: Seed of later draws: dropout and rounding.
 
     Returns:
         The same model, in training mode.
@@ -46,15 +46,15 @@ def choose_weights(model: Any, method: MethodSection, *, seed: int) -> Any:
 
 
 def put_weights(model: Any, path: Path, method: str) -> None:
-    """Put a checkpoint's trained weights over those of a base model.
+    """Load a checkpoint's trained weights over a base model.
 
     Args:
         model: The base model.
         path: A safetensors file.
-        method: What they were trained by: ``full`` has all weights, ``freeze`` those of whole layers.
+        method: Training method: ``full`` has all weights, ``freeze`` those of whole layers.
 
     Raises:
-        UserError: If they do not fit it, or some are missing.
+        UserError: If they do not fit, or some are missing.
     """
     own = dict(model.named_parameters())
     names = tensor_names(path)

@@ -1,6 +1,6 @@
-"""GGUF files turned into directories that transformers trains from: read once, dequantized, kept as safetensors.
+"""Conversion of GGUF files to directories that transformers trains from: read once, dequantized, kept as safetensors.
 
-The 16-bit model, up to four times as large as the file, is in memory a tensor at a time: what is dequantized goes to a
+The 16-bit model, up to four times as large as the file, is in memory one tensor at a time: dequantized tensors go to a
 file in the new directory, and from there to the safetensors.
 """
 
@@ -29,26 +29,26 @@ from core.units import format_bytes
 from core.worker.model.completeness import check_loaded, check_size, tell
 
 GGUF_MAGIC = b"GGUF"
-#: In ``localtune.json`` of a conversion: that all weights were there, and no other.
+#: Key in a conversion's ``localtune.json``: the file had exactly the weights of its architecture.
 CHECKED = "checked"
-#: Bytes that a dequantized weight takes on disk: bfloat16, which is what models are published in. The rounding is far
-#: below the error that the GGUF's own quantization has left, and the files are half of what float32 would take.
+#: Bytes of a dequantized weight on disk: bfloat16, the usual dtype of published models. The rounding is far below the
+#: error of the GGUF's own quantization, and the files are half the size of float32.
 BYTES_PER_WEIGHT = 2
-#: Bytes in memory for each number of the tensor that is dequantized: 32 bits as read and as put into its place, then
-#: 16; experts of one kind that lie in one tensor are copied once more, beside those of another.
+#: Peak bytes in memory per number of a tensor during conversion: 32 bits as read and again in its place, then 16;
+#: stacked experts are copied once more.
 BYTES_AT_WORK, BYTES_AT_WORK_STACKED = 10, 16
-#: The largest safetensors file; some versions of its writer hold one in memory.
+#: The largest safetensors file; some versions of its writer hold a whole file in memory.
 SHARD = "4GB"
-#: Tensors that hold no weights: factors of the rotary embedding, which transformers takes from elsewhere.
+#: Tensors without weights: factors of the rotary embedding, which transformers derives from the configuration.
 _COMPUTED = re.compile(r"(^|\.)rope_(freqs|factors_long|factors_short)\.weight$")
 _AGAIN = "Take the file again from where the model is from."
 
 
 def check_magic(gguf: Path) -> None:
-    """Refuse a file that is no GGUF.
+    """Reject a file that is not GGUF.
 
     Raises:
-        UserError: If it cannot be read or does not begin as one.
+        UserError: If it cannot be read or does not start like one.
     """
     try:
         with gguf.open("rb") as file:
@@ -71,13 +71,13 @@ def convert_gguf(
 ) -> Path:
     """Dequantize a GGUF file into a directory of safetensors, tokenizer, chat template and generation config.
 
-    The directory appears whole or not at all; the caller holds its lock.
+    The directory appears complete or not at all; the caller holds its lock.
 
     Args:
         gguf: The file.
-        target: The directory to make; one that is there already is replaced.
-        progress: Told what goes on; it may raise to give up.
-        record: Kept in ``localtune.json``, together with the sizes of the files.
+        target: The directory to make; an existing one is replaced.
+        progress: Called with each stage; it may raise to cancel.
+        record: Content of ``localtune.json``, together with the sizes of the files.
         adjust: Called with the model and the tokenizer before they are saved.
 
     Raises:
@@ -89,7 +89,7 @@ def convert_gguf(
     try:
         with whole_directory(target) as directory:
             needed = sum(tensor.elements for tensor in header.tensors.values()) * BYTES_PER_WEIGHT
-            # Once as it is read, and once as safetensors.
+            # Once as read, and once as safetensors.
             require_space(directory, 2 * needed, "the converted model")
             _require_memory(gguf, header)
             with _alone(gguf, directory) as source:
@@ -107,18 +107,18 @@ def convert_gguf(
 
 
 def recheck(gguf: Path, converted: Path, progress: Progress) -> Path:
-    """See that an earlier version, which did not look, has converted a file that was whole; once.
+    """Check the file of a conversion by an earlier version, which did not compare the weights; once.
 
     Args:
         gguf: The file.
-        converted: The directory that it was converted to.
-        progress: Told what goes on; it may raise to give up.
+        converted: The directory of the conversion.
+        progress: Called with each stage; it may raise to cancel.
 
     Returns:
         The directory.
 
     Raises:
-        UserError: If the file lacks weights, or has others than its architecture.
+        UserError: If the file lacks weights, or has unexpected ones.
     """
     record = read_record(converted) or {}
     if record.get(CHECKED):
@@ -134,7 +134,7 @@ def recheck(gguf: Path, converted: Path, progress: Progress) -> Path:
 
 @contextlib.contextmanager
 def _alone(gguf: Path, inside: Path) -> Iterator[Path]:
-    """The file alone in a directory, so that nothing that lies beside it (a config, a tokenizer) is read with it."""
+    """The file alone in a directory, so that no file beside it (a config, a tokenizer) is read with it."""
     with tempfile.TemporaryDirectory(prefix="source-", dir=inside) as alone:
         source = Path(alone) / "model.gguf"
         source.symlink_to(gguf.absolute())
@@ -143,7 +143,7 @@ def _alone(gguf: Path, inside: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _reading_explained(shown: Path) -> Iterator[None]:
-    # Reading a file that anyone may have made fails in as many ways as there are checks in the reader.
+    # A file from anyone fails in as many ways as there are checks in the reader.
     try:
         yield
     except UserError:
@@ -168,7 +168,7 @@ def _unreadable(shown: Path, error: BaseException) -> UserError:
 
 
 def _require_memory(gguf: Path, header: GgufHeader) -> None:
-    """Refuse a file whose largest tensor cannot be dequantized in the memory that is free.
+    """Reject a file whose largest tensor cannot be dequantized in the free memory.
 
     Raises:
         UserError: If so.
@@ -209,14 +209,14 @@ def _read(source: Path, shown: Path, header: GgufHeader, progress: Progress) -> 
 
 
 def _load_by_mapping(source: Path, described: Any, _architecture: str) -> tuple[Any, Any]:
-    """The model by the loader of transformers that reads tensors when they are asked for, and what it tells of them."""
+    """The model by transformers' lazy loader, and its loading report."""
     import torch
     from transformers import GgufConfig
 
     from core.worker.model.spill import Spill, parameters_spilled
 
     spill = Spill(source.with_name("weights"))
-    # Several threads would read far ahead of what is put into the model.
+    # Several threads would read far ahead of the loading.
     with parameters_spilled(spill), _variable("HF_DEACTIVATE_ASYNC_LOAD", "1"):
         loaded: tuple[Any, Any] = type(described).from_pretrained(
             str(source.parent),
@@ -232,8 +232,8 @@ def _load_by_mapping(source: Path, described: Any, _architecture: str) -> tuple[
 
 
 def _load_by_processor(source: Path, described: Any, architecture: str) -> tuple[Any, Any]:
-    """The model by what transformers does with each tensor of older architectures, and what its loader tells of them.
-    Its own reader of these holds all tensors before it makes the model.
+    """The model by transformers' processors of tensors of older architectures, and its loading report. Transformers'
+    own reader for these holds all tensors before it builds the model.
     """
     import numpy as np
     import torch
@@ -273,7 +273,7 @@ def _load_by_processor(source: Path, described: Any, architecture: str) -> tuple
 
 @contextlib.contextmanager
 def _variable(name: str, value: str) -> Iterator[None]:
-    """An environment variable inside; as before after."""
+    """An environment variable inside; restored after."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -286,10 +286,10 @@ def _variable(name: str, value: str) -> Iterator[None]:
 
 
 def _describe(source: Path, shown: Path, header: GgufHeader) -> Any:
-    """The model in a file, without its weights, which are those of its architecture as the header tells.
+    """The model of a file without its weights, which match its architecture by the header.
 
     Raises:
-        UserError: If they are not; they are named.
+        UserError: If they do not match; it names them.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -306,17 +306,17 @@ def _describe(source: Path, shown: Path, header: GgufHeader) -> Any:
 
 
 def _check_names(model: Any, architecture: str, shown: Path, header: GgufHeader) -> None:
-    """See that a file has the weights of its architecture, for the loader of transformers that skips those it does not
-    know and says nothing of them.
+    """Check that a file has the weights of its architecture, for the loader of transformers that silently skips unknown
+    ones.
 
     Raises:
-        UserError: If it has others.
+        UserError: If it does not.
     """
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config={})
     wanted: dict[str, str] = get_gguf_hf_weights_map(model, processor)
-    # Stacked experts are named without the end that they have in the file.
+    # Stacked experts are mapped without the suffix that they have in the file.
     found = {
         short if (short := name.removesuffix(".weight")) in wanted else name: tensor
         for name, tensor in header.tensors.items()
@@ -343,11 +343,11 @@ def _check_names(model: Any, architecture: str, shown: Path, header: GgufHeader)
 
 
 def _save(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Save both without what only described the GGUF file."""
+    """Save both without the traces of the GGUF file."""
     from safetensors import SafetensorError
     from transformers import GenerationConfig
 
-    # The GGUF's metadata and the loader leave names and paths that mean nothing to who loads the directory.
+    # The GGUF's metadata and the loader leave names and paths that are meaningless outside this conversion.
     vars(model.config).pop("_model_name_or_path", None)
     for name in ("is_local", "local_files_only", "gguf_file"):
         tokenizer.init_kwargs.pop(name, None)
@@ -359,6 +359,6 @@ def _save(model: Any, tokenizer: Any, directory: Path) -> None:
         model.save_pretrained(directory, max_shard_size=SHARD)
         tokenizer.save_pretrained(directory)
     except SafetensorError as error:
-        # The writer reports the operating system's error in words only.
+        # The writer reports the operating system's error as text only.
         number = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
         raise OSError(number, os.strerror(number)) from error

@@ -1,8 +1,8 @@
-"""The base model and its adapters, loaded so that training them is right.
+"""Loading of the base model and its adapters.
 
-Measured traps handled here, each with its test: ``BitsAndBytesConfig`` defaults to FP4 without double quantization; on
-CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation and then loses gradients without an
-error; ``prepare_model_for_kbit_training`` casts embeddings to fp32 (it is not called; what it is needed for is done in
+Traps handled here, each with its test: ``BitsAndBytesConfig`` defaults to FP4 without double quantization; on CPUs with
+AVX512-BF16 bitsandbytes repacks 4-bit weights at the first evaluation and then loses gradients without an error;
+``prepare_model_for_kbit_training`` casts embeddings to fp32 (it is not called; its necessary part is in
 :func:`core.worker.model.adapters.attach_adapters`).
 """
 
@@ -45,8 +45,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 class LoadedModel:
     """A model on its device.
 
-    ``model`` is a ``transformers`` causal language model, or a ``PeftModel`` around one; ``dtype`` that of its
-    16- or 32-bit weights and of its arithmetic; ``offload`` keeps its experts on the host, where they live there.
+    ``model`` is a ``transformers`` causal language model, or a ``PeftModel`` around one; ``dtype`` is the dtype of its
+    16- or 32-bit weights and of its arithmetic; ``offload`` holds offloaded experts.
     """
 
     model: Any
@@ -57,18 +57,18 @@ class LoadedModel:
 
     @property
     def pad_id(self) -> int:
-        """The token that rows are padded with."""
+        """The padding token."""
         return self.tokenizer.pad_token_id or 0
 
 
 def choose_dtype(precision: str, device: torch.device, method: str = "lora") -> torch.dtype:
-    """The arithmetic for ``auto``, ``bf16``, ``fp16`` or ``fp32``: what the device does well.
+    """The dtype of the arithmetic for ``auto``, ``bf16``, ``fp16`` or ``fp32``.
 
-    ``auto`` takes bf16 where it is fast (NVIDIA from compute capability 8.0, CPUs as measured), else fp16 on a GPU and
-    fp32 on a CPU. Weights that are trained themselves are never fp16, which is too narrow for them.
+    ``auto`` takes bf16 where it is fast (NVIDIA from compute capability 8.0, CPUs by measurement), else fp16 on a GPU
+    and fp32 on a CPU. Trained base weights are never fp16, whose range is too narrow for them.
 
     Raises:
-        UserError: If the device cannot do what was asked.
+        UserError: If the device does not support the precision.
     """
     if device.type == "cuda":
         native_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
@@ -99,9 +99,9 @@ def load_tokenizer(base: Path) -> Any:
 
 @contextlib.contextmanager
 def _loading_explained(base: Path, what: str = "The model") -> Iterator[None]:
-    """Turn what transformers raises for a model that is not whole into a sentence.
+    """Turn transformers' errors about a damaged model into a ``UserError``.
 
-    Its files may be anyone's, and fail in as many ways as there are lines that read them.
+    Its files may come from anyone, and fail in as many ways as there are lines that read them.
     """
     try:
         yield
@@ -131,7 +131,7 @@ def load_model(
     host_experts: bool | None = None,
     on_host: bool = False,
 ) -> LoadedModel:
-    """Load a base model from a directory, with an adapter where one is given.
+    """Load a base model from a directory, with an optional adapter.
 
     Args:
         base: A directory in the transformers format, weights as safetensors; quantized ones are decoded.
@@ -139,13 +139,12 @@ def load_model(
         precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
         device: ``auto``, ``cuda`` or ``cpu``.
         adapter: A directory in PEFT's format to put on top.
-        for_training: Whether the adapter's weights are to be trained.
-        tokenizer: Its tokenizer, where that is loaded already.
+        for_training: Make the adapter's weights trainable.
+        tokenizer: Its tokenizer, if already loaded.
         keep_16bit: Names and patterns of the layers that ``qlora`` leaves in 16 bit.
-        always_16bit: Those that it leaves so besides, in every model.
-        host_experts: Whether 4-bit experts live in host memory; None where a GPU has no room for them.
-        on_host: Whether what is large of it stays in host memory, from where it is shared out among devices: 4-bit
-            weights, or all weights.
+        always_16bit: Layers that it leaves so in every model.
+        host_experts: Keep 4-bit experts in host memory; None to do so where a GPU has no room for them.
+        on_host: Leave large tensors in host memory for sharding: 4-bit weights, or all weights.
 
     Raises:
         UserError: If it cannot be loaded.
@@ -173,7 +172,7 @@ def load_model(
 
 
 def _four_bit(target: torch.device, dtype: torch.dtype, keep: Sequence[str], always: Sequence[str]) -> Any:
-    """The quantization of ``qlora``, for which bitsandbytes is made ready on a device."""
+    """The quantization of ``qlora``; prepares bitsandbytes on the device."""
     install()
     if target.type == "cpu":
         quantize_quickly()
@@ -183,7 +182,7 @@ def _four_bit(target: torch.device, dtype: torch.dtype, keep: Sequence[str], alw
 
 @contextlib.contextmanager
 def _fitting_on(target: torch.device, base: Path) -> Iterator[None]:
-    """Turn a lack of memory while a model is loaded into a sentence."""
+    """Turn a lack of memory during loading into a ``UserError``."""
     try:
         yield
     except Exception as error:
@@ -205,8 +204,7 @@ def _load_weights(
     *,
     on_host: bool,
 ) -> tuple[Any, dict[str, Any]]:
-    """The model with the weights of a directory, and what transformers says of loading them; arguments as of
-    :func:`load_model`."""
+    """The model with its weights, and transformers' loading report; arguments as of :func:`load_model`."""
     staged = on_host and method == "qlora"
     with _loading_explained(base), offloading_experts(offload), staging_on_host(staged=staged):
         found = causal_lm(base)
@@ -223,7 +221,7 @@ def _load_weights(
 
 
 def make_accelerator(loaded: LoadedModel) -> Accelerator:
-    """Accelerate for one process: autocast in the model's dtype, and a gradient scaler where fp16 needs one."""
+    """Accelerate for a single process: autocast in the model's dtype, and a gradient scaler for fp16."""
     names: dict[Any, Any] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
     return Accelerator(cpu=loaded.device.type == "cpu", mixed_precision=names[loaded.dtype])
 
@@ -231,9 +229,9 @@ def make_accelerator(loaded: LoadedModel) -> Accelerator:
 def keep_gradients(model: Any) -> None:
     """Forbid bitsandbytes' inference-only CPU kernel on every 4-bit layer.
 
-    On CPUs with AVX512-BF16 a forward pass in evaluation mode repacks the weights for a kernel that has no backward;
-    training passes after it then yield wrong gradients, with a warning at most. That kernel also computes in bf16,
-    whatever dtype the layer was loaded in.
+    On CPUs with AVX512-BF16 a forward pass in evaluation mode repacks the weights for a kernel without a backward;
+    later training passes then yield wrong gradients, with a warning at most. That kernel also computes in bf16,
+    whatever the layer's dtype.
     """
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -246,25 +244,25 @@ def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
 
 
 def decoder_of(causal: Any) -> Any:
-    """The decoder of a causal language model: what makes hidden states of tokens, without the head.
+    """The decoder of a causal language model, without the head.
 
     Args:
         causal: A causal language model of ``transformers``.
     """
     decoder = causal.get_decoder()
-    # Llama 4's text part has its decoder under another name than it says (``base_model_prefix``), and gives itself.
+    # Llama 4's text part stores its decoder under another name than ``base_model_prefix``, and returns itself.
     return causal.model if decoder is causal else decoder
 
 
 def decoder_layers(model: Any) -> list[Any]:
-    """The decoder's layers, from the first to the last, whatever the family calls their list.
+    """The decoder's layers from first to last, whatever the family calls their list.
 
     Args:
         model: A causal language model of ``transformers``, or a ``PeftModel`` around one.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder = decoder_of(base)
-    # Experts and the like are lists too, within the layers.
+    # Layers contain lists too, such as experts.
     lists = [module for module in decoder.children() if isinstance(module, torch.nn.ModuleList)]
     lists = lists or [module for module in decoder.modules() if isinstance(module, torch.nn.ModuleList)]
     return list(max(lists, key=len, default=[]))
@@ -277,12 +275,12 @@ def set_gradient_checkpointing(
 
     Args:
         model: A ``transformers`` model, or a ``PeftModel`` around one.
-        enabled: Whether they are recomputed.
-        offload: Where what that starts from goes meanwhile; None: it stays on the device.
-        kept_layers: Number of layers, the last ones, that keep them nevertheless.
+        enabled: True to recompute them.
+        offload: Offload of the layers' inputs; None keeps them on the device.
+        kept_layers: Number of layers at the end that keep their activations nevertheless.
 
     Returns:
-        The number of layers that do: none where the model's code has no switch for a single layer.
+        The number of layers that keep them: 0 where the model's code has no switch for a single layer.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not enabled:
@@ -302,7 +300,7 @@ def set_gradient_checkpointing(
 
 @contextlib.contextmanager
 def evaluation_mode(model: Any) -> Any:
-    """Evaluation mode inside, the former mode after."""
+    """Evaluation mode inside, the previous mode after."""
     was_training = model.training
     model.eval()
     try:

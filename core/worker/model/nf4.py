@@ -1,12 +1,12 @@
-"""Quantization to NF4 on a CPU, without a search for every weight; and back, for rows of any length.
+"""NF4 on a CPU: quantization without a search per weight, and dequantization of rows of any length.
 
-bitsandbytes quantizes there with torch's own operations, and finds each weight's value by a binary search, which takes
-most of the time in which a model is loaded. Here a table tells the value of every small range, and one comparison the
-rest. What comes out is the same to the last bit.
+bitsandbytes quantizes on CPUs with torch's own operations, and finds each weight's code by a binary search, which
+dominates the time to load a model. Here a table has the code for every small range, and one comparison decides the
+rest. The results are bit-equal.
 
-Blocks are counted through a whole tensor, so that one may begin within a row. bitsandbytes' kernel for CPUs begins one
-with each row instead, where the length of rows is a multiple of 16 and not of the block (bitsandbytes 0.50): weights
-come back with the scales of others then. Here it is given the same numbers in rows of whole blocks.
+Blocks run through the whole tensor, so a block may start inside a row. bitsandbytes' kernel for CPUs instead starts a
+block with each row, where the row length is a multiple of 16 but not of the block (bitsandbytes 0.50), and applies the
+wrong scales. Here it gets the same numbers in rows of whole blocks.
 
 Source: NF4, QLoRA, arXiv 2305.14314.
 """
@@ -24,20 +24,20 @@ import torch
 
 OPERATOR = "bitsandbytes::quantize_4bit"
 NAMESPACE, RESTORE = "bitsandbytes", "dequantize_4bit"
-#: Ranges between -1 and 1; so many that no range has two bounds between values in it.
+#: Ranges between -1 and 1; enough that no range contains two bounds between codes.
 RANGES = 1024
-#: How far rounding can take a weight out of its range, much exceeded.
+#: Generous limit of how far rounding moves a weight out of its range.
 MARGIN = 1e-6
-#: Weights at a time: what is needed for them stays in the processor's cache.
+#: Weights at a time, so that temporaries stay in the CPU's cache.
 AT_ONCE = 1 << 18
 
 
 @functools.cache
 def quantize_quickly() -> bool:
-    """Have bitsandbytes quantize to 4 bit in this way from now on, for tensors on a CPU.
+    """Make bitsandbytes quantize tensors on a CPU to 4 bits by this module from now on.
 
     Returns:
-        Whether it does; not if bitsandbytes has code of its own for CPUs.
+        True if it does; False if bitsandbytes has its own code for CPUs.
     """
     if torch._C._dispatch_has_kernel_for_dispatch_key(OPERATOR, "CPU"):
         return False
@@ -46,21 +46,21 @@ def quantize_quickly() -> bool:
 
 
 def whole_blocks(elements: int, block: int) -> torch.Size:
-    """A shape for weights that are quantized, whose rows are whole blocks.
+    """A shape for quantized weights, with rows of whole blocks where possible.
 
     Args:
         elements: Their number.
-        block: Weights with one scale.
+        block: Weights per scale.
     """
     return torch.Size((elements // block, block) if elements % block == 0 else (1, elements))
 
 
 @functools.cache
 def dequantize_rightly() -> torch.library.Library | None:
-    """Have bitsandbytes restore weights of any width from 4 bit from now on, for tensors on a CPU.
+    """Make bitsandbytes dequantize 4-bit weights of any width correctly on a CPU from now on.
 
     Returns:
-        What keeps it so; None if bitsandbytes has no code of its own for CPUs, and nothing has to be done.
+        The registration, which must be kept alive; None if bitsandbytes has no code for CPUs, and none is needed.
     """
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{RESTORE}", "CPU"):
         return None
@@ -81,7 +81,7 @@ def dequantize_rightly() -> torch.library.Library | None:
 
     library = torch.library.Library(NAMESPACE, "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch tells that a kernel is replaced, which is what is wanted
+        warnings.simplefilter("ignore")  # torch warns that a kernel is replaced, which is intended
         library.impl(RESTORE, dequantize, "CPU", allow_override=True)  # type: ignore[no-untyped-call]
     return library
 
@@ -93,12 +93,12 @@ def quantize_4bit(
 
     Args:
         weights: Any shape, floating point.
-        blocksize: Weights with one scale.
+        blocksize: Weights per scale.
         quant_type: ``nf4`` or ``fp4``.
-        quant_storage: The dtype that two values a byte are given as.
+        quant_storage: Dtype of the packed result.
 
     Returns:
-        Two values a byte, ``(bytes, 1)`` in ``quant_storage``; and each block's largest magnitude, fp32.
+        Two codes per byte, ``(bytes, 1)`` in ``quant_storage``; and each block's largest magnitude, fp32.
     """
     flat = weights.reshape(-1)
     packed, largest = [], []
@@ -117,11 +117,11 @@ def quantize_4bit(
 
 
 def _scale(flat: torch.Tensor, blocksize: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights between -1 and 1, and the magnitudes that they were divided by; fp32."""
+    """Weights scaled to -1 to 1, and their divisors; fp32."""
     whole = len(flat) - len(flat) % blocksize
     blocks, rest = flat[:whole].view(-1, blocksize), flat[whole:]
     magnitudes = blocks.abs().amax(dim=1)
-    # Rounded as bitsandbytes does: a product with the reciprocal, but a quotient for a block that is not full.
+    # Rounded as in bitsandbytes: a product with the reciprocal, but a quotient for an incomplete block.
     scaled = (blocks * (1.0 / magnitudes.clamp(min=_SMALLEST))[:, None]).view(-1)
     if len(rest):
         magnitude = rest.abs().amax().clamp(min=_SMALLEST)
@@ -130,12 +130,12 @@ def _scale(flat: torch.Tensor, blocksize: int) -> tuple[torch.Tensor, torch.Tens
     return scaled, magnitudes
 
 
-#: What bitsandbytes divides a block of zeros by.
+#: bitsandbytes' divisor for a block of zeros.
 _SMALLEST = 1e-38
 
 
 def _values(scaled: torch.Tensor, quant_type: str) -> torch.Tensor:
-    """The nearest value's code of each weight, uint8."""
+    """The code of the nearest value for each weight, uint8."""
     tables = _tables(quant_type)
     ranges = torch.add(RANGES / 2, scaled, alpha=RANGES / 2).to(torch.int32)
     places = tables.lowest.index_select(0, ranges)
@@ -144,7 +144,7 @@ def _values(scaled: torch.Tensor, quant_type: str) -> torch.Tensor:
 
 
 def _values_searched(scaled: torch.Tensor, quant_type: str) -> torch.Tensor:
-    """The same, for weights some of which are not finite, and so in no range."""
+    """The same, where some weights are not finite, and so in no range."""
     tables = _tables(quant_type)
     places = torch.bucketize(scaled.clamp(-1, 1), tables.between, out_int32=True)
     return places.to(torch.uint8) if tables.order is None else tables.order.index_select(0, places)
@@ -157,11 +157,11 @@ class _Tables:
     between: torch.Tensor
     """Bounds between two values, ``(15,)``, fp32."""
     lowest: torch.Tensor
-    """Of each range the place of the value nearest to its beginning, among all in order; uint8."""
+    """For each range the rank of the value nearest to its start; uint8."""
     bounds: torch.Tensor
-    """Of each range the bound to the next value; fp32."""
+    """For each range the bound to the next value; fp32."""
     order: torch.Tensor | None
-    """The codes of the values in order, uint8, where these are others than their places."""
+    """The codes of the values in order, uint8; None where they equal the ranks."""
 
 
 @functools.cache

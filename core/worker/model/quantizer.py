@@ -1,12 +1,12 @@
-"""The quantizer for 4-bit models: bitsandbytes' own in transformers, with our choice of the layers that stay in 16 bit,
-and with the experts of mixtures, which bitsandbytes' own leaves as they are.
+"""The quantizer for 4-bit models: transformers' bitsandbytes quantizer with our choice of 16-bit layers, extended to
+the experts of mixtures, which bitsandbytes leaves alone.
 
-It replaces transformers' class in its table of quantizers, so that ``from_pretrained``, PEFT and everything else that
-asks a model for its quantization see bitsandbytes as ever.
+It replaces transformers' class in its table of quantizers, so that ``from_pretrained``, PEFT and others still see
+bitsandbytes.
 
-Memory while loading: transformers reads one tensor of the model at a time where it quantizes. Experts that a checkpoint
-has one by one are read, merged and quantized one by one, so that a single expert is there in 16 bit at a time; those
-that it has fused are read as one tensor of a layer, which is then the most. Neither grows with the number of layers.
+Memory during loading: transformers reads one tensor at a time where it quantizes. Experts stored one by one are read,
+merged and quantized one by one, so a single expert is in 16 bits at a time; fused experts are read as one tensor per
+layer, which is then the peak. Neither grows with the number of layers.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def four_bit_config(dtype: torch.dtype, keep: Sequence[str] = (), always: Sequen
     """Configuration for NF4 with double quantization.
 
     Args:
-        dtype: Of the arithmetic.
-        keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
-        always: Those that do so besides, in every model.
+        dtype: Dtype of the arithmetic.
+        keep: Names and patterns of layers that stay in 16 bits, as ``model.keep_16bit``.
+        always: Layers that stay so in every model.
     """
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -54,11 +54,11 @@ def four_bit_config(dtype: torch.dtype, keep: Sequence[str] = (), always: Sequen
 
 
 def quantized_experts(model: Any, keep: Sequence[str]) -> dict[str, torch.Size]:
-    """Matrices of experts that are quantized: their names in the model, and their shapes.
+    """Quantized matrices of experts: their names in the model, and their shapes.
 
     Args:
         model: A model of transformers, without adapters.
-        keep: Names and patterns of all layers that stay in 16 bit.
+        keep: Names and patterns of all layers that stay in 16 bits.
     """
     return {
         f"{name}.{matrix}": stored_shape(getattr(module, matrix))
@@ -69,13 +69,13 @@ def quantized_experts(model: Any, keep: Sequence[str]) -> dict[str, torch.Size]:
 
 
 class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
-    """Quantizer for NF4; entries of ``llm_int8_skip_modules`` are patterns as of ``method.target_modules``."""
+    """Quantizer for NF4; entries of ``llm_int8_skip_modules`` are patterns as in ``method.target_modules``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers makes it."""
+        """Same arguments as transformers' class."""
         super().__init__(*args, **kwargs)
         self._offload = _OFFLOAD.get()
-        #: Shapes of the matrices of experts that are quantized, by their names in the model.
+        #: Shapes of the quantized matrices of experts, by their names in the model.
         self.expert_shapes: dict[str, torch.Size] = {}
 
     def _process_model_before_weight_loading(self, model: Any, device_map: Any, **kwargs: Any) -> None:
@@ -103,7 +103,7 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
         return self.expert_shapes
 
     def quantize_experts(self, name: str, matrices: Iterable[torch.Tensor]) -> ExpertsParams4bit:
-        """Quantize the experts of a layer, which go to the host where :func:`offloading_experts` says so.
+        """Quantize the experts of a layer; inside :func:`offloading_experts` they go to the host.
 
         Args:
             name: Name of the parameter in the model.
@@ -115,24 +115,24 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
         return parameter
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
-        """Whether a parameter is quantized: the weight of a linear layer, or a matrix of experts."""
+        """True if a parameter is quantized: the weight of a linear layer, or a matrix of experts."""
         return param_name in self.expert_shapes or super().param_needs_quantization(model, param_name, **kwargs)
 
     def get_quantize_ops(self) -> Any:
-        """The operation that quantizes one parameter."""
+        """The operation that quantizes a parameter."""
         return _Quantize(self)
 
     def update_weight_conversions(self, weight_conversions: Any, model: Any) -> Any:
-        """The model's converters, with those that merge experts taking them one by one."""
+        """The model's converters, with merging of experts replaced by ours, which takes them one by one."""
         found = super().update_weight_conversions(weight_conversions, model)
         return [_ExpertConverter.of(entry) if _merges_experts(entry) else entry for entry in found]
 
     def get_modules_to_not_convert(
         self, model: Any, skip_modules: list[str] | None = None, keep_in_fp32_modules: list[str] | None = None
     ) -> list[str]:
-        """Names of the modules that stay as they are: head and tied embeddings, routers, and those asked for."""
+        """Names of the modules that stay as they are: head and tied embeddings, routers, and requested ones."""
         if self.pre_quantized:
-            # The saved configuration names the layers that were left out, in transformers' own way.
+            # The saved configuration names the excluded layers, in transformers' own format.
             return list(super().get_modules_to_not_convert(model, skip_modules, keep_in_fp32_modules))
         kept = [
             name
@@ -143,7 +143,7 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
 
 
 class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]
-    """Quantization of one parameter: experts by :func:`quantize_experts`, linear layers as bitsandbytes does."""
+    """Quantization of a parameter: experts by :func:`quantize_experts`, linear layers by bitsandbytes."""
 
     def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         shapes = self.hf_quantizer.expert_shapes
@@ -158,7 +158,7 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]
 
 
 def _merges_experts(entry: Any) -> bool:
-    """Whether a converter of transformers makes one tensor of experts that a checkpoint has one by one."""
+    """True if a converter of transformers merges experts that a checkpoint stores one by one."""
     return (
         type(entry) is WeightConverter
         and len(entry.target_patterns) == 1
@@ -170,14 +170,14 @@ def _merges_experts(entry: Any) -> bool:
 class _ExpertConverter(WeightConverter):  # type: ignore[misc]
     """Converter that merges and quantizes experts one by one.
 
-    The operations of the model's own converter are run for each expert as if the layer had this one alone.
+    The operations of the model's own converter run for each expert as if the layer had only this one.
     """
 
     __slots__ = ()
 
     @classmethod
     def of(cls, entry: Any) -> Any:
-        """The same for a converter of transformers."""
+        """Our version of a transformers converter."""
         made = entry.copy(
             list(entry._original_source_patterns), list(entry._original_target_patterns), operations=entry.operations
         )
@@ -187,7 +187,7 @@ class _ExpertConverter(WeightConverter):  # type: ignore[misc]
     def convert(
         self, layer_name: str, model: Any = None, config: Any = None, hf_quantizer: Any = None, loading_info: Any = None
     ) -> Any:
-        """The parameter by its name; one that is not quantized is merged as transformers does."""
+        """The parameter by its name; an unquantized one is merged by transformers."""
         shape = hf_quantizer.expert_shapes.get(layer_name) if hf_quantizer is not None else None
         sources: dict[str, list[Any]] = self.collected_tensors
         if shape is None or any(len(readers) != shape[0] or not callable(readers[0]) for readers in sources.values()):
@@ -208,7 +208,7 @@ class _ExpertConverter(WeightConverter):  # type: ignore[misc]
 
 
 def _staged(found: dict[str, Any]) -> dict[str, Any]:
-    """Quantized weights, on the host where :func:`staging_on_host` says so; their scales stay on the device."""
+    """Quantized weights, moved to the host inside :func:`staging_on_host`; their scales stay on the device."""
     if _STAGED.get():
         for parameter in found.values():
             parameter.data = parameter.data.cpu()
@@ -217,11 +217,11 @@ def _staged(found: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def staging_on_host(*, staged: bool) -> Iterator[None]:
-    """Have the 4-bit weights of models that are loaded inside go to the host, each as soon as it is quantized: they are
-    shared out from there, as one device would not hold all of them.
+    """Move the 4-bit weights of models loaded inside to the host as soon as each is quantized; they are sharded from
+    there, as one device could not hold all of them.
 
     Args:
-        staged: Whether they do.
+        staged: False for no effect.
     """
     token = _STAGED.set(staged)
     try:
@@ -232,10 +232,10 @@ def staging_on_host(*, staged: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def offloading_experts(offload: ExpertOffload | None) -> Iterator[None]:
-    """Have the experts of models that are loaded inside kept on the host.
+    """Keep the experts of models loaded inside on the host.
 
     Args:
-        offload: Which does so; None to leave them where they are.
+        offload: The offload; None for no effect.
     """
     token = _OFFLOAD.set(offload)
     try:
@@ -245,5 +245,5 @@ def offloading_experts(offload: ExpertOffload | None) -> Iterator[None]:
 
 
 def install() -> None:
-    """Have transformers quantize with :class:`FourBitQuantizer` from now on."""
+    """Make transformers quantize with :class:`FourBitQuantizer` from now on."""
     AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = FourBitQuantizer

@@ -1,7 +1,7 @@
-"""Recurrent layers of hybrid models: those that carry a state from token to token instead of attending to each.
+"""Recurrent layers of hybrid models, which carry a state from token to token instead of attending to each.
 
-Mamba, gated delta nets, short convolutions, linear attention: a state runs on where the next row of a packed batch
-begins, it cannot be cut at a token, and not every model's code takes one up again in the middle of a text.
+Mamba, gated delta nets, short convolutions, linear attention: the state leaks into the next row of a packed batch, it
+cannot be cut at a token, and not every model's code resumes from one in the middle of a text.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 
 from core.worker.model.model import decoder_layers
 
-#: Class names of modules that carry a state, in the families of transformers. Most have a convolution as well.
+#: Class names of stateful modules in transformers' families. Most have a convolution as well.
 _NAMED = re.compile(
     r"Mamba|DeltaNet|DeltaAttention|ShortConv|LinearAttention|LightningAttention|Recurrent|Rwkv|Retention|xLSTM"
 )
 
-#: What they are called, by a part of the class name.
+#: Their names for users, by a part of the class name.
 _WORDS = (
     (re.compile(r"Mamba"), "Mamba layers"),
     (re.compile(r"DeltaNet|DeltaAttention"), "gated delta nets"),
@@ -28,12 +28,12 @@ _WORDS = (
 
 
 def describe_kind(kind: str) -> str:
-    """What modules of a class are called, in the plural: ``short convolutions`` for ``Lfm2ShortConv``."""
+    """Plural name for modules of a class: ``short convolutions`` for ``Lfm2ShortConv``."""
     return next((words for pattern, words in _WORDS if pattern.search(kind)), "recurrent layers")
 
 
 def recurrent_kinds(model: Any) -> tuple[str, ...]:
-    """Class names of the modules in a model's decoder layers that carry a state; empty where every layer attends.
+    """Class names of the stateful modules in a model's decoder layers; empty where every layer attends.
 
     Args:
         model: A causal language model of transformers, or a ``PeftModel`` around one.

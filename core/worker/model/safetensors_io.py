@@ -1,4 +1,4 @@
-"""Tensors to and from safetensors files, one at a time: neither way needs a second copy of a large model in memory.
+"""Streaming safetensors files: tensors are read and written one by one, without a second copy of a large model.
 
 The format is https://huggingface.co/docs/safetensors: eight bytes with the header's length, the header as JSON, the
 tensors' bytes. It is written through a Python file, so that a full disk is an ``OSError``.
@@ -38,7 +38,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Dtype and shape of a tensor that is yet to be written."""
+    """Dtype and shape of a tensor still to be written."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class TensorSpec:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors into a safetensors file; each is copied to the host by itself.
+    """Write tensors into a safetensors file; each is copied to the host separately.
 
     Raises:
         OSError: If it cannot be written.
@@ -60,12 +60,12 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def stream_tensors(path: Path, specs: Mapping[str, TensorSpec], read: Callable[[str], torch.Tensor]) -> None:
-    """Write a safetensors file whose tensors are asked for one after the other, when they are written.
+    """Write a safetensors file whose tensors are read one by one as they are written.
 
     Args:
         path: The file.
         specs: Its tensors, in their order.
-        read: Gives a tensor of the dtype and shape that was announced for its name.
+        read: Returns a tensor of the dtype and shape in its spec.
 
     Raises:
         OSError: If it cannot be written.
@@ -87,10 +87,10 @@ def stream_tensors(path: Path, specs: Mapping[str, TensorSpec], read: Callable[[
 
 
 def tensor_names(path: Path) -> dict[str, str]:
-    """The tensors of a file of trained weights: name in the model to that in the file.
+    """The tensors of a file of trained weights: name in the model to name in the file.
 
-    Files of earlier versions, which trained composite models as a whole, have the names of the whole model, and towers
-    as they were, which are left out.
+    Earlier versions trained composite models whole: their files use the names of the whole model, and contain towers,
+    which are left out.
 
     Raises:
         UserError: If it cannot be read.
@@ -108,12 +108,11 @@ def read_tensors(path: Path, into: Mapping[str, torch.Tensor], *, rows: Callable
 
     Args:
         path: A safetensors file.
-        into: Every tensor that the file must hold, and no other, in the same shape and dtype; see
-            :func:`tensor_names`.
-        rows: Those of a tensor that are read, by its name; None for all.
+        into: Every tensor of the file, and no other, in the same shape and dtype; see :func:`tensor_names`.
+        rows: Returns the rows of a tensor to read, by its name; None for all.
 
     Raises:
-        UserError: If it cannot be read or holds something else.
+        UserError: If it cannot be read or its content differs.
     """
     names = tensor_names(path)
     if different := sorted(set(names) ^ set(into)):
@@ -122,7 +121,7 @@ def read_tensors(path: Path, into: Mapping[str, torch.Tensor], *, rows: Callable
         with safe_open(path, framework="pt") as file:
             for name, tensor in into.items():
                 if rows is not None and rows(name).start == rows(name).stop:
-                    continue  # a share without rows, which safetensors refuses to read
+                    continue  # safetensors refuses to read a shard without rows
                 stored = file.get_tensor(names[name]) if rows is None else file.get_slice(names[name])[rows(name)]
                 if stored.shape != tensor.shape or stored.dtype != tensor.dtype:
                     raise UserError(

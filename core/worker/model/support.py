@@ -1,4 +1,4 @@
-"""Support by the installed transformers: a base must load as a causal language model, asked before it is loaded."""
+"""Support by the installed transformers: checks that a base is a causal language model before it is loaded."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from core.worker.model.text_part import CausalLM, causal_lm
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without a period at its end; its kind where it has none."""
+    """The first line of an error's message, without a period at its end; its type where it has none."""
     return one_line(str(error).strip().partition("\n")[0], 300).rstrip(".") or type(error).__name__
 
 
 def why_not(error: BaseException, base: Path) -> str:
-    """What to do about a model that a library fails to load, as a hint.
+    """A hint for a model that a library fails to load.
 
     Args:
-        error: What it raised.
+        error: The library's error.
         base: The model's directory.
     """
     if isinstance(error, ImportError):
@@ -51,10 +51,10 @@ def why_not(error: BaseException, base: Path) -> str:
 
 
 def load_config(base: Path) -> Any:
-    """The ``config`` of a model; of a composite one that of its text part.
+    """The ``config`` of a model; of a composite one its text part's.
 
     Raises:
-        UserError: If it cannot be read, or is not that of a model which writes text.
+        UserError: If it cannot be read, or is not that of a model that writes text.
     """
     try:
         return causal_lm(base).config
@@ -63,7 +63,7 @@ def load_config(base: Path) -> Any:
 
 
 def load_generation_config(base: Path) -> Any:
-    """The ``generation_config`` that a model has, or would have.
+    """The ``generation_config`` of a model, or its default.
 
     Raises:
         UserError: If it cannot be read.
@@ -78,7 +78,7 @@ def load_generation_config(base: Path) -> Any:
 
 
 def vocabulary_size(base: Path) -> int:
-    """Rows of a model's embeddings, by its ``config``.
+    """Rows of a model's embeddings by its ``config``.
 
     Raises:
         UserError: As :func:`load_config`.
@@ -87,10 +87,10 @@ def vocabulary_size(base: Path) -> int:
 
 
 def check_base(base: Path) -> None:
-    """See that a base is of an architecture that is known and as large as its files, and that its weights can be read.
+    """Check that a base has a known architecture, is as large as its files, and that its weights can be read.
 
     Args:
-        base: A directory that :func:`core.models.check.check_model_directory` has let pass.
+        base: A directory that has passed :func:`core.models.check.check_model_directory`.
 
     Raises:
         UserError: If not.
@@ -103,7 +103,7 @@ def check_base(base: Path) -> None:
         found = causal_lm(base)
     except UserError:
         raise
-    except Exception as error:  # whatever the code of that architecture makes of numbers that make no sense
+    except Exception as error:  # any error of an architecture's code on senseless numbers
         raise _unreadable(base, error) from error
     check_quantization(base, config)
     if not shapes_are_known(config, base):
@@ -115,10 +115,10 @@ def _unreadable(base: Path, error: Exception) -> UserError:
 
 
 def _check_size(base: Path, config: dict[str, Any], found: CausalLM) -> None:
-    """See that an architecture whose shapes are not compared beforehand is not larger than its files.
+    """Check that an architecture whose shapes are not compared beforehand is not larger than its files.
 
     Raises:
-        UserError: If it is, or transformers cannot make sense of its configuration.
+        UserError: If it is, or if transformers cannot use its configuration.
     """
     try:
         model = found.build()

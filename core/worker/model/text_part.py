@@ -1,9 +1,8 @@
-"""The class that a base is loaded as: its causal language model, of a composite model the text part alone.
+"""The class that a base is loaded as: its causal language model; of a composite model only the text part.
 
-Everything that builds or loads a base asks here, so that a run, its chat, its exports and their proof have the same
-model: :func:`causal_lm` for class, configuration and names of weights, :func:`described_causal_lm` where there is a
-``config.json`` alone; :func:`whole_name` for the names that modules have in the whole model, by which adapters are
-saved.
+Everything that builds or loads a base uses it, so that a run, its chat, its exports and their verification share the
+same model: :func:`causal_lm` for class, configuration and names of weights, :func:`described_causal_lm` where there is
+only a ``config.json``; :func:`whole_name` for the names of modules in the whole model, by which adapters are saved.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ from core.text import one_line
 
 #: Lists of layers, by name, in the configurations of saved quantizations.
 _LAYER_LISTS = ("llm_int8_skip_modules", "modules_to_not_convert", "ignore")
-#: Attributes of a loaded model: the whole model's configuration, and where body and head are in the whole model.
+#: Attributes of a loaded model: the whole model's configuration, and the names of body and head in the whole model.
 _WHOLE, _PLACES = "_whole_config", "_places_in_whole"
-#: Where most whole models have body and head.
+#: Names of body and head in most whole models.
 _USUAL_PLACES = ("model.language_model", "lm_head")
 
 
 @dataclass(frozen=True)
 class CausalLM:
-    """Class and configuration that a base is loaded with as a causal language model.
+    """Class and configuration for loading a base as a causal language model.
 
     Args:
-        config: The configuration of the class; of a composite model that of the text part.
+        config: The configuration of the class; for a composite model its text part's.
         model_class: Its class in transformers.
-        key_mapping: Names in the files to those in the class, for ``from_pretrained``; None where they are the same.
+        key_mapping: Names in the files to names in the class, for ``from_pretrained``; None where they are equal.
         whole: The configuration of the composite model; None where the base is text only.
     """
 
@@ -58,7 +57,7 @@ class CausalLM:
         """The model without its weights, on the device ``meta``.
 
         Args:
-            dtype: Of its weights; None for that of the configuration.
+            dtype: Dtype of its weights; None for the configuration's.
         """
         with torch.device("meta"):
             model = self.model_class._from_config(copy.deepcopy(self.config), dtype=dtype)
@@ -66,16 +65,16 @@ class CausalLM:
         return model
 
     def load(self, base: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """The model with its weights; those of other parts are not read.
+        """The model with its weights; other parts are not read.
 
         Args:
             base: The directory.
-            options: As of ``from_pretrained``; they may name another source than the directory's files.
+            options: Options of ``from_pretrained``; they may name another source than the directory's files.
 
         Returns:
-            The model, and what transformers reports of the loading.
+            The model, and transformers' loading report.
         """
-        # Its report of weights that are left over would name those of every tower.
+        # Its report of unexpected weights would name those of every tower.
         with _quiet() if self.whole is not None else contextlib.nullcontext():
             model, loading = self.model_class.from_pretrained(
                 **{"pretrained_model_name_or_path": base, "config": self.config, **options},
@@ -85,7 +84,7 @@ class CausalLM:
                 trust_remote_code=False,
             )
         if self.whole is not None:
-            # Saved as what it is, by the names of its own class.
+            # It is saved by the names of its own class.
             model._weight_conversions = [each for each in model._weight_conversions or () if not _is_ours(each)]
         _mark(model, self.whole)
         return model, loading
@@ -93,7 +92,7 @@ class CausalLM:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Errors only in transformers' log inside."""
+    """Only errors in transformers' log inside."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
@@ -112,31 +111,31 @@ def _mark(model: Any, whole: Any) -> None:
 
 
 def causal_lm(base: Path) -> CausalLM:
-    """How a base is loaded.
+    """The class and configuration of a base.
 
     Args:
-        base: A directory with a ``config.json``, and with weights or without.
+        base: A directory with a ``config.json``; weights are optional.
 
     Raises:
         UserError: If transformers has no class for it that writes text, or for its text part alone.
-        OSError, ValueError, KeyError: What transformers raises for a configuration that it cannot read.
+        OSError, ValueError, KeyError: transformers' errors for a configuration that it cannot read.
     """
     config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     said = read_description(base / "config.json") or {}
     names: Iterable[str] = ()
     if is_composite(said):
-        # Weights that are missing or damaged are told when they are to be loaded.
+        # Missing or damaged weights are reported when they are loaded.
         with contextlib.suppress(UserError):
             names = read_weights(base)
     return _choose_class(config, as_files_are_tied(said, names), str(base))
 
 
 def described_causal_lm(said: Mapping[str, Any], where: str) -> CausalLM:
-    """How a base with this ``config.json`` is loaded; nothing of it is looked at but that.
+    """The class and configuration of a base by its ``config.json`` alone.
 
     Args:
-        said: The content of ``config.json``; whether a composite model's embeddings are tied is as it says.
-        where: Name of the model in messages.
+        said: The content of ``config.json``; it also decides if a composite model's embeddings are tied.
+        where: Name of the model for messages.
 
     Raises:
         UserError: If the installed transformers does not know it, or has no class for it, as :func:`causal_lm`.
@@ -144,20 +143,20 @@ def described_causal_lm(said: Mapping[str, Any], where: str) -> CausalLM:
     try:
         # JSON has no infinity; transformers writes and reads it in a form of its own.
         config = AutoConfig.for_model(**PreTrainedConfig._decode_special_floats(dict(said)))
-    except Exception as error:  # a configuration that is anyone's fails in as many ways as there are lines
+    except Exception as error:  # a configuration from anyone fails in as many ways as there are lines
         raise cannot_be_built(where, str(said.get("model_type", "")), error) from error
     return _choose_class(config, said, where)
 
 
 def cannot_be_built(where: str, family: str, error: Exception) -> UserError:
-    """The error for a model that transformers cannot build by its configuration.
+    """The error for a model that transformers cannot build from its configuration.
 
     Args:
-        where: Name of the model in messages.
+        where: Name of the model for messages.
         family: Its ``model_type``.
-        error: What transformers raised.
+        error: transformers' error.
     """
-    # Some errors name the field in their first line and what is wrong with it in the next.
+    # Some errors name the field in their first line and the problem in the next.
     why = one_line(" ".join(str(error).split()) or type(error).__name__, 200).rstrip(".:")
     return UserError(
         f"{where} is of the family {one_line(family, 60)}, and its memory cannot be measured: {why}.",
@@ -166,7 +165,7 @@ def cannot_be_built(where: str, family: str, error: Exception) -> UserError:
 
 
 def _choose_class(config: Any, said: Mapping[str, Any], base: str) -> CausalLM:
-    """The class that a base is loaded as, by its configuration object and the content of its ``config.json``."""
+    """The class of a base, by its configuration object and the content of its ``config.json``."""
     found = _class_of(config)
     if not is_composite(said):
         if found is None:
@@ -201,7 +200,7 @@ def _class_of(config: Any) -> Any:
 
 
 def _carry_quantization(whole: Any, text: Any) -> None:
-    """Give the text part the quantization that the whole model was saved in, with layers by its own names."""
+    """Copy the whole model's saved quantization to the text part, with layers by its own names."""
     saved = copy.deepcopy(getattr(whole, "quantization_config", None))
     if isinstance(saved, dict):
         for key in _LAYER_LISTS:
@@ -215,15 +214,15 @@ def _carry_quantization(whole: Any, text: Any) -> None:
 
 
 def is_text_part(model: Any) -> bool:
-    """Whether a model in memory is the text part of a composite one."""
+    """True if a model in memory is the text part of a composite one."""
     return getattr(model, _WHOLE, None) is not None
 
 
 def whole_name(model: Any, name: str) -> str:
-    """A module's or tensor's name in the whole model, by its name in the text part that is loaded of it.
+    """A module's or tensor's name in the whole model, by its name in the loaded text part.
 
     Args:
-        model: The causal language model, as :class:`CausalLM` loads it.
+        model: The causal language model from :class:`CausalLM`.
         name: ``model.layers.0.self_attn.q_proj``.
 
     Returns:
@@ -249,7 +248,7 @@ def _find_places(config: Any, model: Any) -> tuple[str, str]:
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             whole = found._from_config(copy.deepcopy(config))
-    except Exception:  # towers may ask for libraries that text does without
+    except Exception:  # towers may need libraries that text does without
         return _USUAL_PLACES
     names = {id(module): name for name, module in whole.named_modules()}
     body = next((name for name, module in whole.named_modules() if type(module) is type(model.model)), None)

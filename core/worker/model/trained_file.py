@@ -1,4 +1,4 @@
-"""Models that were trained with the weights of a file (``method.train_for``), loaded to answer with these weights."""
+"""Loading of models trained with the weights of a file (``method.train_for``), for inference with these weights."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from core.worker.model.model import DTYPES, LoadedModel
 
 
 def answer_with_file(loaded: LoadedModel, base: Path, file: TrainedFile) -> FileWeights:
-    """Have a loaded model with its adapter answer with the weights of the file that it was trained for.
+    """Let a loaded model with its adapter compute with the weights of the file that it was trained for.
 
     Args:
-        loaded: The model, in whatever dtype.
+        loaded: The model, in any dtype.
         base: The directory of its base.
         file: The file.
 
     Raises:
-        UserError: If the adapter is not one that was trained so.
+        UserError: If the adapter was not trained so.
     """
     trained_in = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}.get(file.dtype or "")
-    # What is saved in 4 bits is dequantized to what is saved with it, whatever the training computes in.
+    # Weights saved in 4 bits are dequantized to their saved dtype, whatever the training computes in.
     method = "qlora" if any(isinstance(module, bnb.nn.Linear4bit) for module in loaded.model.modules()) else "lora"
     quantization = read_quantization(base)
     is_saved = quantization is not None and quantization.is_used_as_saved(method)

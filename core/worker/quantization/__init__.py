@@ -1,1 +1,1 @@
-"""The measurement of what NF4 costs: the base in 4 bits against the base in 16 bit, layer by layer, on some rows."""
+"""Measurement of the cost of NF4: the base in 4 bits against the base in 16 bits, layer by layer, on some rows."""

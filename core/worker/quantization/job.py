@@ -1,4 +1,4 @@
-"""The cost of four bits, measured as a job; beside a run on the same device only where that keeps its memory."""
+"""Job that measures the cost of four bits; refused beside a run on the same device where memory is short."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from core.worker.process.openmp import SpinControl
 from core.worker.quantization.measure import Settings, measure_cost, token_budget
 from core.worker.quantization.sample import read_sample
 
-#: Bytes for activations, logits and the code on the device, whatever the model.
+#: Bytes for activations, logits and code on the device, for any model.
 _AROUND = 2 << 30
 
 
@@ -36,7 +36,7 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     """Measure the cost of four bits.
 
     Args:
-        job: ``config``; ``rows``, the most that are measured; ``free_bytes`` for layers in 16 bit, null where unknown.
+        job: ``config``; ``rows``, their largest number; ``free_bytes`` for layers in 16 bits, null where unknown.
         answers: Receives the progress.
 
     Returns:
@@ -66,12 +66,12 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
 
 def needed_bytes(tensors: Mapping[str, Tensor], width: int) -> int:
-    """Most bytes that a measurement takes: the weights outside the layers, and the largest layer twice, as its parts
-    are there beside what they are merged into.
+    """Peak bytes of a measurement: the weights outside the layers, and the largest layer twice, as its parts exist
+    beside their merged tensor.
 
     Args:
-        tensors: Of the model's files.
-        width: Bytes of an element in 16 or 32 bit.
+        tensors: Tensors of the model's files.
+        width: Bytes of an element in 16 or 32 bits.
     """
     layers = [sum(tensor.elements for tensor in layer.values()) for layer in by_layer(tensors).values()]
     outside = sum(tensor.elements for tensor in tensors.values()) - sum(layers)
@@ -82,7 +82,7 @@ def refuse_beside_run(base: Path, device: torch.device, dtype: torch.dtype) -> N
     """Check that a measurement fits beside the runs on its device.
 
     Raises:
-        UserError: If a run trains there, and it does not fit.
+        UserError: If a run trains there and the measurement does not fit.
     """
     needed, free = needed_bytes(read_decoded(base).tensors, dtype.itemsize), free_bytes(device)
     if needed <= free:

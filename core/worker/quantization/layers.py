@@ -1,4 +1,4 @@
-"""A causal language model whose decoder layers are read from its files when they are needed, one at a time."""
+"""A causal language model whose decoder layers are read from its files on demand, one at a time."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from transformers.core_model_loading import (
 from core.errors import UserError
 from core.worker.model.model import LoadedModel, decoder_layers, keep_gradients, load_model
 
-#: The place of the tensors that are in no decoder layer.
+#: Place of the tensors outside the decoder layers.
 OUTSIDE = -1
 _IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 class LayeredModel:
-    """A base model as :func:`core.worker.model.model.load_model` loads it, its decoder layers left in their files.
+    """A base model as :func:`core.worker.model.model.load_model` loads it, without its decoder layers.
 
-    What is outside the layers (embeddings, norms, head) is on the device. The weights of a layer are read, converted
-    and quantized by transformers' own loader, as those of a whole model.
+    Everything outside the layers (embeddings, norms, head) is on the device. The weights of a layer are read, converted
+    and quantized by transformers' own loader, as in a whole model.
 
     Args:
         base: Directory of the model.
-        method: ``qlora`` for layers in 4 bits, ``lora`` for layers in 16 bit.
+        method: ``qlora`` for layers in 4 bits, ``lora`` for layers in 16 bits.
         precision: As ``train.precision``.
         device: As ``hardware.device``.
         keep_16bit: As ``model.keep_16bit``.
-        tokenizer: Its tokenizer, where that is loaded already.
-        beside: The same model in 16 bit, whose tensors outside the layers are taken where they are the same.
+        tokenizer: Its tokenizer, if already loaded.
+        beside: The same model in 16 bits, whose equal tensors outside the layers are shared.
 
     Raises:
         UserError: If it cannot be loaded.
@@ -67,7 +67,7 @@ class LayeredModel:
                 device=device,
                 tokenizer=tokenizer,
                 keep_16bit=keep_16bit,
-                # There is room for those of one layer.
+                # A single layer's experts fit on the device.
                 host_experts=False,
             )
         if len(sources) != 1:
@@ -76,10 +76,10 @@ class LayeredModel:
                 "Take a checkpoint with its weights as safetensors.",
             )
         (self._source,) = sources
-        #: Whether anything outside the layers is in 4 bits.
+        #: True if anything outside the layers is in 4 bits.
         self.quantizes_outside: bool = self._source.quantizes_outside
         self.layers: list[Any] = self._source.layers
-        # Copied before anything hooks into the layers that the model calls.
+        # Copied before hooks are added to the model's layers.
         self._blank = [_copy(layer) for layer in self.layers]
 
     @property
@@ -88,13 +88,13 @@ class LayeredModel:
         return self._source.names
 
     def materialize(self, index: int) -> Any:
-        """Read a layer. Its weights are on the device as long as what is returned is held.
+        """Read a layer. Its weights are on the device as long as the result is referenced.
 
         Args:
             index: Its place among the decoder layers.
 
         Raises:
-            UserError: If the files lack weights of it, or cannot be read.
+            UserError: If the files lack some of its weights, or cannot be read.
         """
         layer = _copy(self._blank[index])
         standing = self.layers[index]
@@ -118,12 +118,12 @@ class LayeredModel:
 
 
 def held_bytes(module: Any) -> int:
-    """Bytes of a module's tensors, with the scales of what is in 4 bits."""
+    """Bytes of a module's tensors, including the scales of 4-bit ones."""
     return sum(tensor.nbytes + _tables_bytes(tensor) for _, tensor in _tensors(module))
 
 
 def _tables_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of what is needed beside packed weights: of the state itself, and of the one that its scales have."""
+    """Bytes of a packed tensor's quantization state, and of the nested state of its scales."""
     state = getattr(tensor, "quant_state", None)
     total = 0
     while state is not None:
@@ -133,7 +133,7 @@ def _tables_bytes(tensor: torch.Tensor) -> int:
 
 
 def _copy(layer: Any) -> Any:
-    """The modules of a layer copied, its tensors shared: loading replaces them, and changes none."""
+    """A copy of a layer's modules with shared tensors: loading replaces tensors, and changes none."""
     return copy.deepcopy(layer, {id(tensor): tensor for _, tensor in _tensors(layer)})
 
 
@@ -143,14 +143,14 @@ def _tensors(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class _Source:
-    """The files of one model, and how transformers puts them into it.
+    """The files of a model, and their loading by transformers.
 
     Args:
         model: The model, its tensors on the meta device.
         files: Its weight files.
-        state: Its tensors by name, where they come from somewhere else.
+        state: Its tensors by name, where they are decoded ones.
         config: ``LoadStateDictConfig`` of transformers.
-        donor: The same model, loaded in 16 bit; None where there is none.
+        donor: The same model, loaded in 16 bits; None for none.
     """
 
     def __init__(self, model: Any, files: Sequence[str], state: dict[str, Any] | None, config: Any, donor: Any) -> None:
@@ -164,21 +164,21 @@ class _Source:
         )
         self._taken = set() if donor is None else self._take(donor)
         self._keys: dict[int, dict[str, str]] = defaultdict(dict)
-        """Place to the keys of its tensors and the file of each."""
+        """Place to the keys of its tensors, each with its file."""
         for key, file in self._files_of(files).items():
             target = self._target(key)
             if target not in self._taken:
                 self._keys[self.place(target)][key] = file
 
     def place(self, name: str) -> int:
-        """The layer that a tensor belongs to, or :data:`OUTSIDE`."""
+        """The layer of a tensor, or :data:`OUTSIDE`."""
         for index, prefix in enumerate(self.names):
             if name.startswith(f"{prefix}."):
                 return index
         return OUTSIDE
 
     def load(self, place: int) -> Any:
-        """Load the tensors of a layer, or those outside, into the model; ``LoadStateDictInfo`` of transformers.
+        """Load the tensors of a layer, or those outside, into the model; returns transformers' ``LoadStateDictInfo``.
 
         Raises:
             UserError: If a file cannot be read, or tensors do not fit.
@@ -216,7 +216,7 @@ class _Source:
         return found
 
     def _target(self, key: str) -> str:
-        """The name in the model of a tensor of the files; of several that it is made into, the first."""
+        """The name in the model for a tensor of the files; the first where it is split into several."""
         mapping = self._config.weight_mapping or []
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
@@ -231,7 +231,7 @@ class _Source:
         return quantizer is not None and bool(quantizer.param_needs_quantization(self._model, name))
 
     def _take(self, donor: Any) -> set[str]:
-        """Take the tensors outside the layers from the donor; the names of those taken."""
+        """Share the donor's tensors outside the layers; returns their names."""
         taken = set()
         for name, tensor in donor.state_dict(keep_vars=True).items():
             own = self._own.get(name)
@@ -245,7 +245,7 @@ class _Source:
 
 @contextlib.contextmanager
 def _in_turn(wanted: bool) -> Iterator[None]:
-    """Inside, transformers asks for tensors one after the other, where each costs work; else its threads read ahead."""
+    """Inside, transformers reads tensors one by one, where each costs work; else its threads read ahead."""
     before = os.environ.get(_IN_TURN)
     if wanted:
         os.environ[_IN_TURN] = "1"
@@ -265,10 +265,10 @@ def _open(path: str) -> Any:
 
 @contextlib.contextmanager
 def _layers_left_out(donor: Any) -> Iterator[list[_Source]]:
-    """Inside, transformers loads of a model what is outside its decoder layers.
+    """Inside, transformers loads only the tensors outside a model's decoder layers.
 
-    ``from_pretrained`` decides the class, the names and the quantization as ever; its last step, which reads the files,
-    is the one replaced.
+    ``from_pretrained`` decides on class, names and quantization as usual; only its last step, which reads the files, is
+    replaced.
     """
     found: list[_Source] = []
     whole: Callable[..., Any] = PreTrainedModel._load_pretrained_model

@@ -1,7 +1,7 @@
-"""The cost of NF4: loss and Kullback-Leibler divergence of the base in 4 bits against the base in 16 bit, by layer.
+"""The cost of NF4: loss and Kullback-Leibler divergence of the base in 4 bits against the base in 16 bits, by layer.
 
-The cost of a layer is measured directly: the divergence with this layer alone in 4 bits. All layers are measured in one
-pass: a stream of hidden states leaves the one in 16 bit at its layer and goes on in 16 bit.
+A layer's cost is measured directly: the divergence with only this layer in 4 bits. All layers are measured in one pass:
+each has a stream of hidden states that branches off the 16-bit stream at its layer and continues in 16 bits.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from core.worker.quantization.layers import LayeredModel
 from core.worker.quantization.sample import Sample
 from core.worker.quantization.streams import EntangledError, Stream, StreamedForward
 
-#: Bytes of the hidden states of all streams that wait in the machine's memory at one time, and at most what part of the
-#: free memory they are.
+#: Limits of the hidden states of all streams that wait in host memory at a time: in bytes, and as a share of the free
+#: memory.
 STREAM_BYTES, STREAM_SHARE = 4 << 30, 0.25
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Options by which a run would load its base.
+    """Options for loading the base as in a run.
 
     Args:
         precision: As ``train.precision``.
         device: As ``hardware.device``.
-        keep_16bit: As ``model.keep_16bit``; what was in 16 bit already.
+        keep_16bit: As ``model.keep_16bit``; the layers already in 16 bits.
     """
 
     precision: str
@@ -59,18 +59,18 @@ def measure_cost(
     free_bytes: int | None = None,
     tokenizer: Any = None,
 ) -> QuantizationCost:
-    """Measure what four bits cost.
+    """Measure the cost of four bits.
 
     Args:
         base: Directory of the base model.
         sample: The rows.
-        settings: How the run loads it.
-        progress: Told what goes on.
-        free_bytes: What layers in 16 bit may take more; None where that is not known.
-        tokenizer: The base's, where that is loaded already.
+        settings: Options for loading the base.
+        progress: Called with each stage.
+        free_bytes: Additional bytes available for layers in 16 bits; None where unknown.
+        tokenizer: The base's, if already loaded.
 
     Raises:
-        UserError: If the model cannot be loaded, or has been saved in 4 bits.
+        UserError: If the model cannot be loaded, or was saved in 4 bits.
     """
     began = time.monotonic()
     _refuse_saved_quantized(base)
@@ -97,10 +97,10 @@ def measure_cost(
 
 
 def _refuse_saved_quantized(base: Path) -> None:
-    """Check that the files have weights in 16 bit to compare with.
+    """Check that the files have weights in 16 bits to compare with.
 
     Raises:
-        UserError: If the model was saved in 4 bits, which ``qlora`` uses as they are.
+        UserError: If the model was saved in 4 bits, which ``qlora`` uses unchanged.
     """
     saved = read_quantization(base)
     if saved is not None and saved.is_used_as_saved("qlora"):
@@ -111,7 +111,7 @@ def _refuse_saved_quantized(base: Path) -> None:
 
 
 def _load_both(base: Path, settings: Settings, tokenizer: Any) -> tuple[LayeredModel, LayeredModel]:
-    """The base in 16 bit and in 4 bits, without their layers; the peak of a card's memory counts from here."""
+    """The base in 16 bits and in 4 bits, without their layers; resets the peak of a card's memory."""
     plain = LayeredModel(base, method="lora", precision=settings.precision, device=settings.device, tokenizer=tokenizer)
     if plain.loaded.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(plain.loaded.device)
@@ -130,7 +130,7 @@ def _load_both(base: Path, settings: Settings, tokenizer: Any) -> tuple[LayeredM
 def _keep_costliest(
     measured: _Measurement, costs: Sequence[LayerCost], whole: Figures, free_bytes: int | None
 ) -> Kept | None:
-    """The layers that pay most in 16 bit, with the figures measured with them there; None where none are kept."""
+    """The layers that gain most from 16 bits, with the figures measured with them; None for none."""
     tried: dict[tuple[int, ...], Figures] = {}
 
     def with_kept(layers: tuple[int, ...]) -> float:
@@ -145,18 +145,18 @@ def _keep_costliest(
 
 
 def _peak_bytes(device: torch.device) -> int:
-    """Highest memory of the measurement: of the card, or of the process on a CPU."""
+    """Peak memory of the measurement: of the card, or of the process on a CPU."""
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_rss_bytes()
 
 
 def token_budget(device: torch.device) -> int:
-    """Tokens of the sample, padding included: as many as a run has at once on this device."""
+    """Tokens of the sample, padding included: the device's usual budget of a batch."""
     return TOKEN_BUDGETS[device.type]
 
 
 @dataclass(frozen=True)
 class _Ended:
-    """A stream behind the last layer, and the forward that it is of."""
+    """A stream after the last layer, and its forward."""
 
     forward: StreamedForward
     stream: Stream
@@ -166,10 +166,10 @@ class _Measurement:
     """Passes of the two models over the sample.
 
     Args:
-        plain: The base in 16 bit.
+        plain: The base in 16 bits.
         coarse: The base in 4 bits.
         rows: The sample.
-        progress: Told of the layers and rows.
+        progress: Called with the layers and rows.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class _Measurement:
         model, device = plain.loaded.model, plain.loaded.device
         self._input_ids, supervised = collate(rows, plain.loaded.pad_id, device)
         self._places = [row[1:].nonzero()[:, 0] for row in supervised]
-        """Of each row the places whose next token is supervised."""
+        """For each row the places whose next token is supervised."""
         self._chunk = chunk_positions(model.get_output_embeddings().weight.shape[0])
         self._all = frozenset(range(len(plain.layers)))
         self._sizes: dict[tuple[int, bool], int] = {}
@@ -187,9 +187,9 @@ class _Measurement:
         self.reference_loss = 0.0
 
     def costs(self) -> tuple[Figures, list[LayerCost]]:
-        """Figures with all layers in 4 bits, and what each costs alone."""
+        """Figures with all layers in 4 bits, and the cost of each layer alone."""
         whole = Stream(self._all)
-        # Where something outside the layers is in 4 bits as well, the base in 4 bits has a forward of its own.
+        # Where anything outside the layers is in 4 bits, the 4-bit base needs its own forward.
         apart = self._coarse.quantizes_outside
         streams = [*([] if apart else [whole]), *(Stream(frozenset({place})) for place in sorted(self._all))]
         used, total = memory()
@@ -208,7 +208,7 @@ class _Measurement:
         return figures[0], [LayerCost(name, each.kl, size) for name, each, size in alone]
 
     def with_kept(self, kept: Sequence[int]) -> Figures:
-        """Figures with all layers but some in 4 bits."""
+        """Figures with all layers except some in 4 bits."""
         driver = self._coarse if self._coarse.quantizes_outside else self._plain
         return self._compare(self._pass(driver, [Stream(self._all - set(kept))]))[0]
 
@@ -218,7 +218,7 @@ class _Measurement:
         return int(self._input_ids.numel()) * width * loaded.dtype.itemsize
 
     def _pass(self, driver: LayeredModel, streams: Sequence[Stream]) -> list[_Ended]:
-        """Streams through all layers."""
+        """Pass streams through all layers."""
         depth = len(driver.layers)
         forward = StreamedForward(
             driver,
@@ -252,7 +252,7 @@ class _Measurement:
         return [Figures(float(a), max(float(b), 0.0), float(c)) for a, b, c in sums / tokens]
 
     def _chunks(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Of each row in turn some places: the row, the next tokens there, and the places."""
+        """Chunks of places of each row in turn: the row, the next tokens, and the places."""
         for row, learned in enumerate(self._places):
             for places in learned.split(self._chunk):
                 yield row, self._input_ids[row][places + 1], places
@@ -266,7 +266,7 @@ class _Measurement:
         logits: torch.Tensor = ended.forward.end(
             ended.stream, row, lambda: model(input_ids=ids, use_cache=False, logits_to_keep=places).logits[0]
         )
-        if len(logits) != len(places):  # a model that has no such argument gives them all
+        if len(logits) != len(places):  # the model ignores the argument and returns all
             logits = logits[places]
         return logits.float().log_softmax(dim=-1)
 

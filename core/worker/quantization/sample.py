@@ -1,4 +1,4 @@
-"""Rows that are measured: held-out ones, as the run would read them."""
+"""Sample of rows for the measurement: held-out ones where possible, read as by the run."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from core.worker.data.dataset import Loader
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
 from core.worker.model.support import load_generation_config, vocabulary_size
 
-#: Training rows that are read where nothing is held out.
+#: Training rows to read where nothing is held out.
 _TRAINING = 1000
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows that are measured, each one sequence; at least one."""
+    """Measured rows, each one sequence; at least one."""
 
     rows: list[TokenizedRow]
     data: Data
 
 
 def read_sample(config: Config, base: Path, tokenizer: Any, count: int, budget: int, progress: Progress) -> Sample:
-    """Read, render and tokenize rows, and choose some.
+    """Read, render and tokenize rows, and choose a sample.
 
     Args:
         config: The configuration.
         base: Directory of the model.
         tokenizer: Its tokenizer.
-        count: How many rows, at most.
-        budget: Tokens that they have together, padding included, at most.
-        progress: Told how many rows have been read; may raise to give up.
+        count: Largest number of rows.
+        budget: Largest number of tokens of all rows together, padding included.
+        progress: Called with the number of rows read; may raise to cancel.
 
     Raises:
-        UserError: If the files cannot be read, or no row can be used.
+        UserError: If the files cannot be read, or contain no usable row.
     """
     template = template_source(config.template.file, config.template.name)
     stops = stop_token_ids(load_generation_config(base), tokenizer, template)
@@ -66,16 +66,16 @@ def read_sample(config: Config, base: Path, tokenizer: Any, count: int, budget: 
 
 
 def choose_sample(rows: Sequence[TokenizedRow], count: int, budget: int, data: Data) -> Sample:
-    """Rows at even distances that are as one padded batch within a token budget; always the same of the same rows.
+    """Evenly spaced rows that fit a token budget as one padded batch; deterministic.
 
     Args:
-        rows: To choose from.
-        count: How many, at most.
-        budget: Tokens, padding included. A row that has more by itself is cut.
-        data: Where they are from.
+        rows: The rows to choose from.
+        count: Largest number of rows.
+        budget: Tokens, padding included. A row that exceeds it alone is cut.
+        data: Source of the rows.
 
     Raises:
-        UserError: If nothing is learned of any.
+        UserError: If no row has a supervised token.
     """
     spread = [rows[place * len(rows) // count] for place in range(count)] if len(rows) > count else rows
     chosen: list[TokenizedRow] = []

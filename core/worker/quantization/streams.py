@@ -1,7 +1,7 @@
-"""Several streams of hidden states through one model, side by side: each in 16 bit in some layers, in 4 bits in others.
+"""Several streams of hidden states through a model side by side: each in 16 bits in some layers, in 4 bits in others.
 
-The model's own forward runs once. Where it calls a layer, that layer is read from the files, all streams go through it,
-and it is dropped again; so there is never more than one layer, whatever the number of streams, and each is read once.
+The model's own forward runs once. At each call of a layer, the layer is read from the files, all streams pass through
+it, and it is dropped: only one layer is in memory, whatever the number of streams, and each layer is read once.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 
 from core.worker.quantization.layers import LayeredModel, held_bytes
 
-#: Told of a layer that is done: its place.
+#: Called with the place of a finished layer.
 LayerDone = Callable[[int], None]
 
 
 class EntangledError(Exception):
-    """A layer that gives the next one more than hidden states, so that streams cannot go side by side."""
+    """A layer passes more than hidden states to the next, so streams cannot go side by side."""
 
 
 @dataclass
@@ -29,9 +29,9 @@ class Stream:
     """Hidden states on their way through the layers.
 
     Args:
-        quantized: Layers that are in 4 bits.
-        hidden: ``(rows, length, hidden)``; None as long as they are those of the first stream.
-        passed: What layers pass on to later ones beside it, by the name of the argument.
+        quantized: Layers in 4 bits.
+        hidden: ``(rows, length, hidden)``; None while equal to the first stream's.
+        passed: States passed to later layers beside it, by the name of the argument.
     """
 
     quantized: frozenset[int]
@@ -44,11 +44,11 @@ class StreamedForward:
 
     Args:
         driver: The model whose forward runs, with its own weights outside the layers.
-        plain: Where layers in 16 bit come from.
-        coarse: Where layers in 4 bits come from.
-        streams: The streams; the first is the one that the driver sees.
-        done: Told of each layer.
-        sizes: Gets the bytes of each layer that is read, by its place and whether it is in 4 bits.
+        plain: Source of layers in 16 bits.
+        coarse: Source of layers in 4 bits.
+        streams: The streams; the driver sees the first.
+        done: Called after each layer.
+        sizes: Filled with the bytes of each layer, by its place and whether it is in 4 bits.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class StreamedForward:
         self._sizes = {} if sizes is None else sizes
         self._last: Any = None
         self._further: dict[int, tuple[Any, ...] | None] = {}
-        """What each layer returned beside the hidden states; None where it returns these alone."""
-        # Streams beside the first wait in the machine's memory.
+        """Further return values of each layer; None where it returns only hidden states."""
+        # Streams beside the first wait in host memory.
         self._kept = torch.device("cpu")
 
     @torch.no_grad()
     def run(self, forward: Callable[[], Any]) -> Any:
-        """Run the driver's forward; what it returns is of the first stream.
+        """Run the driver's forward; returns its result for the first stream.
 
         Args:
             forward: Calls the driver.
@@ -85,8 +85,8 @@ class StreamedForward:
 
     @torch.no_grad()
     def end(self, stream: Stream, row: int, forward: Callable[[], Any]) -> Any:
-        """Run the driver's forward for one row, with a stream's hidden states in place of what its layers return, once
-        :meth:`run` has been."""
+        """Run the driver's forward for a row, with a stream's hidden states in place of its layers' results; after
+        :meth:`run`."""
         found = self._streams[0].hidden if stream.hidden is None else stream.hidden
         hidden = None if found is None else found[row : row + 1]
 
@@ -107,14 +107,14 @@ class StreamedForward:
                 del layer.forward
 
     def _through(self, index: int, *args: Any, **kwargs: Any) -> Any:
-        """All streams through a layer; what it returns for the first."""
+        """Pass all streams through a layer; returns its result for the first."""
         first, *others = self._streams
         incoming = _incoming(args, kwargs)
         if others and self._last is not None and incoming is not self._last:
             raise EntangledError
         for stream in others:
             if stream.hidden is None and (index in stream.quantized) != (index in first.quantized):
-                # A copy, as a layer may change what it is given.
+                # A copy, as a layer may change its input.
                 stream.hidden = incoming.clone()
                 stream.passed = {name: copy.copy(each) for name, each in kwargs.items() if isinstance(each, dict)}
         returned: Any = None
@@ -142,7 +142,7 @@ class StreamedForward:
 
 
 def _incoming(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """The hidden states that a layer is called with."""
+    """The hidden states among a layer's arguments."""
     found: torch.Tensor = args[0] if args else kwargs["hidden_states"]
     return found
 
@@ -150,7 +150,7 @@ def _incoming(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
 def _for_stream(
     stream: Stream, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a layer for a stream: masks, positions and the like are the first stream's."""
+    """The arguments of a layer for a stream: masks, positions and other arguments are the first stream's."""
     if stream.hidden is None:
         raise ValueError("the stream goes with the first one")
     hidden, own = stream.hidden.to(device), kwargs | stream.passed

@@ -1,1 +1,1 @@
-"""Checks of the self-test that need torch or train, each in a process of its own."""
+"""Checks of the self-test that need torch or train, each in a separate process."""

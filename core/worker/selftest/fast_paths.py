@@ -1,4 +1,4 @@
-"""Check of the fast paths: outputs and gradients of each against the plain path, in every dtype of the device."""
+"""Check of the fast paths: outputs and gradients against the plain path, in every dtype of the device."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from core.worker.fused.rotary import rotate
 from core.worker.fused.trial import Trial
 from core.worker.selftest.check import Bench, Outcome
 
-#: A kind of fast paths: its trials for a device and a dtype.
+#: A group of fast paths: its trials for a device and a dtype.
 Source = Callable[[torch.device, torch.dtype], Iterator[Trial]]
 
 
 def trials(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
-    """Every fast path of this package that there is for a device, tried one after another.
+    """Trials of all fast paths for a device, one by one.
 
     Args:
         device: The device.
@@ -58,17 +58,17 @@ def _attention(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     yield try_opaque(device, dtype)
 
 
-#: The kinds of fast paths.
+#: The groups of fast paths.
 SOURCES: tuple[Source, ...] = (_elementwise, kernel_trials, _linear, _attention)
 
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-#: Failed trials that are told of one by one.
+#: Failed trials listed in the message.
 _TOLD = 3
 
 
 def check(bench: Bench) -> Outcome:
-    """Try every fast path on the device that a run would take."""
+    """Try every fast path on the device of a run."""
     from core.worker.model.device import choose_device
 
     device = choose_device(bench.sizes.device)
@@ -81,7 +81,7 @@ def check(bench: Bench) -> Outcome:
 
 
 def dtypes(kind: str, major: int) -> list[torch.dtype]:
-    """The dtypes that a run may take on a device: ``major`` is that of a card's compute capability."""
+    """The dtypes of a run on a device: ``major`` is the first number of a card's compute capability."""
     if kind == "cpu":
         return [torch.float32, torch.bfloat16]
     return [torch.float32, torch.float16, *([torch.bfloat16] if major >= 8 else [])]

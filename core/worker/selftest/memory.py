@@ -1,4 +1,4 @@
-"""Check of memory: what runs of three shapes take, against the plan; and the plan's constants, measured and kept."""
+"""Check of memory: measured peaks of three shapes against the plan; and calibration of the plan's constants."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from core.worker.selftest.check import Bench, Outcome
 from core.worker.selftest.worker_run import WorkerRun, shape_config
 from core.worker.selftest.wrapped import CARD_VARIABLE, Footprint
 
-#: How far the measured peak may be from the predicted one: as a share of it, and by how much in any case.
+#: Allowed difference of the measured peak from the predicted one: as a share, and in bytes in any case.
 SHARE, LEAST = 0.15, 128 << 20
 #: The second step has gradients, optimizer states and activations at once.
 _STEPS = 2
 #: Parts of a prediction for a card that the allocator's peak leaves out.
 _OUTSIDE = ("fragmentation", "runtime")
-#: A runtime on a card outside is a reading that another program has disturbed.
+#: Readings of the runtime on a card outside this range were disturbed by another program.
 _RUNTIME_RANGE = (64 << 20, 4 << 30)
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The peak of a run: predicted and measured bytes, and what its process took besides."""
+    """The peak of a run: predicted and measured bytes, and its process's memory besides."""
 
     shape: Shape
     predicted: int
@@ -38,17 +38,17 @@ class Peak:
 
     @property
     def error(self) -> float:
-        """How much more was predicted, as a share of what was measured."""
+        """Excess of the prediction, as a share of the measured peak."""
         return self.predicted / self.measured - 1
 
     @property
     def is_right(self) -> bool:
-        """Whether the prediction is as near as is promised."""
+        """True if the prediction is within the allowed difference."""
         return abs(self.predicted - self.measured) <= max(SHARE * self.measured, LEAST)
 
 
 def check(bench: Bench) -> Outcome:
-    """Train two steps of each shape, compare, and keep the constants."""
+    """Train two steps of each shape, compare the peaks, and keep the constants."""
     if "index" in bench.device:
         os.environ[CARD_VARIABLE] = str(bench.device["index"])
     peaks = [_measure(bench, number, shape) for number, shape in enumerate(bench.sizes.shapes, start=1)]
@@ -68,7 +68,7 @@ def check(bench: Bench) -> Outcome:
 
 
 def keep(found: Calibration) -> None:
-    """Write constants over those that were measured before.
+    """Write constants over earlier ones.
 
     Raises:
         UserError: If they cannot be written.
@@ -93,7 +93,7 @@ def _measure(bench: Bench, number: int, shape: Shape) -> Peak:
 
 
 def predicted_total(parts: Mapping[str, int], *, cuda: bool) -> int:
-    """The predicted bytes that the measured peak is compared with."""
+    """The predicted bytes to compare the measured peak with."""
     return sum(size for name, size in parts.items() if not (cuda and name in _OUTSIDE))
 
 
@@ -112,10 +112,10 @@ def torch_version(peaks: Sequence[Peak]) -> str:
 
 
 def constants(peaks: Sequence[Peak], device: Mapping[str, object], torch: str, today: str) -> Calibration | None:
-    """The plan's constants out of what was measured; None where they cannot be told.
+    """The plan's constants from the measurements; None where they are not determined.
 
     Args:
-        peaks: Of the runs.
+        peaks: Peaks of the runs.
         device: Facts about the device.
         torch: Version of torch.
         today: The date.
@@ -128,7 +128,7 @@ def constants(peaks: Sequence[Peak], device: Mapping[str, object], torch: str, t
         runtimes = [item for item in runtimes if low <= item <= high]
     if not runtimes or not isinstance(name, str):
         return None
-    # Reserved in the same shapes again and again: what is held beyond the tensors is what does not fit into gaps.
+    # The runs repeat the same shapes, so the reserve beyond the tensors is fragmentation.
     shares = [
         item.reserved_bytes / item.allocated_bytes - 1
         for item in prints
@@ -140,7 +140,7 @@ def constants(peaks: Sequence[Peak], device: Mapping[str, object], torch: str, t
     before = read_calibration(name)
     return Calibration(
         device=name,
-        # The most: kernels are loaded when they are first used, and another configuration uses others.
+        # The maximum: kernels are loaded at their first use, and other configurations use others.
         runtime_bytes=max(runtimes) if cuda else int(statistics.median(runtimes)),
         fragmentation=fragmentation,
         torch=torch,

@@ -1,4 +1,4 @@
-"""Check of resume: a run that is stopped and goes on in another process ends as one that was not, bit for bit."""
+"""Check of resume: a run stopped and resumed in another process ends like an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from core.selftest.curve import curve_config
 from core.worker.selftest.check import Bench, Outcome
 from core.worker.selftest.worker_run import WorkerRun, strict
 
-#: Share of adapter inputs dropped, so that random numbers must go on where they were.
+#: Share of dropped adapter inputs, so that the random state must be resumed too.
 _DROPOUT = 0.1
 
 

@@ -13,12 +13,11 @@ from core.units import format_bytes
 from core.worker.selftest.check import RECORD, Bench, Outcome
 from core.worker.selftest.worker_run import WorkerRun, shape_config
 
-#: Steps of the run: both shortages, and some after.
+#: Steps of the run: both shortages, and a few after.
 _STEPS = 4
-#: Notices of a recovery.
+#: Codes of recovery notices.
 RECOVERIES = ("memory_weights", "memory_cut", "memory_checkpointing", "memory_offload", "memory_again")
-#: How far the loss of a step that was cut may be from one that was not, as a share of it: its sums are rounded in
-#: another order.
+#: Allowed difference of the loss of a step that was cut, as a share: its sums are rounded in another order.
 ALLOWED = 0.02
 
 
@@ -49,10 +48,10 @@ def judge(
     """The outcome.
 
     Args:
-        taken: What ballast was taken, and where.
-        notices: Of the run that was short of memory.
-        losses: Of the same.
-        undisturbed: Of the other.
+        taken: The ballast taken, and where.
+        notices: Notices of the run that was short of memory.
+        losses: Its losses.
+        undisturbed: Losses of the other run.
     """
     recovered = [notice for notice in notices if notice.code in RECOVERIES]
     places = [str(item.get("where")) for item in taken]

@@ -1,4 +1,4 @@
-"""Check of speed: tokens a second, and what share of the device's own matrix rate that is."""
+"""Check of speed: tokens per second, and their share of the device's matrix rate."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from core.worker.selftest.check import Bench, Outcome
 from core.worker.selftest.memory import keep
 from core.worker.selftest.worker_run import WorkerRun, shape_config
 
-#: Steps before those that are measured: kernels are chosen and memory is got.
+#: Steps before the measured ones: kernels are chosen and memory is allocated.
 _WARM_UP = 2
-#: Products and copies that a rate is measured with; the best is taken, since other work only takes time away.
+#: Products and copies per measured rate; the fastest count, since other work only takes time away.
 _TRIES = 7
 #: Bytes of a copy.
 _COPIED = 512 << 20
@@ -27,9 +27,9 @@ _COPIED = 512 << 20
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates of a device: floating-point operations and bytes a second, and the dtype of the former.
+    """Rates of a device: floating-point operations and bytes per second, and the dtype of the former.
 
-    ``host`` are bytes a second that come from pinned memory of the host; None on a CPU, or where none can be pinned.
+    ``host`` is bytes per second from pinned host memory; None on a CPU, or where none can be pinned.
     """
 
     matrix: float
@@ -56,11 +56,11 @@ def check(bench: Bench) -> Outcome:
 
 
 def keep_rates(name: str, rate: float, rates: Rates) -> None:
-    """Keep the rates with the device's calibration, where it has one and they were not disturbed.
+    """Keep the rates with the device's calibration, if it has one and they were undisturbed.
 
     Args:
         name: Name of the device.
-        rate: Floating-point operations of training's matrix products in a second.
+        rate: Floating-point operations per second of training's matrix products.
         rates: The device's rates.
 
     Raises:
@@ -75,15 +75,15 @@ def keep_rates(name: str, rate: float, rates: Rates) -> None:
 
 
 def describe_share(rate: float, rates: Rates) -> str:
-    """The share of the device's matrix rate that training takes, as a clause.
+    """The share of the device's matrix rate that training reaches, as a clause.
 
     Args:
-        rate: Floating-point operations of its matrix products in a second.
+        rate: Floating-point operations per second of its matrix products.
         rates: The device's rates, measured after it.
     """
     measured = f"{rates.matrix / 1e12:.2f} TFLOPS; {rates.memory / 1e9:.0f} GB/s of memory"
     if rate > rates.matrix:
-        # No share can be: the two were not measured under the same conditions.
+        # A share above 1: the two were not measured under the same conditions.
         return (
             f"which is more than {rates.dtype} matrix products did by themselves right after it ({measured}): "
             "something else used the device"
@@ -98,7 +98,7 @@ def operations_per_token(model: Architecture) -> float:
 
 
 def measure(bench: Bench) -> Rates:
-    """The rates of the device, in the dtype that a run would take."""
+    """The rates of the device, in the dtype of a run."""
     from core.worker.process import environment
 
     environment.prepare()
@@ -128,7 +128,7 @@ def measure(bench: Bench) -> Rates:
 
 
 def best_seconds(work: Callable[[], Any], wait: Callable[[], Any]) -> float:
-    """The median of the faster half of some tries, after one that does not count."""
+    """The median of the faster half of some tries, after one warm-up."""
     work()
     wait()
     taken = []
@@ -141,4 +141,4 @@ def best_seconds(work: Callable[[], Any], wait: Callable[[], Any]) -> float:
 
 
 def _nothing() -> None:
-    """Waits for nothing: a CPU is done when it returns."""
+    """Wait for nothing: a CPU is done when it returns."""

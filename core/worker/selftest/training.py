@@ -1,4 +1,4 @@
-"""Check of training: the losses of the first steps on the sample data, against those that were shipped."""
+"""Check of training: the losses of the first steps on the sample data, against the shipped ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from core.worker.selftest.worker_run import WorkerRun
 
 
 def check(bench: Bench) -> Outcome:
-    """Train as the curve was recorded, on this device and in its own precision."""
+    """Train as in the recording of the curve, on this device and in its own precision."""
     sizes = bench.sizes
     run = WorkerRun(bench, "training", curve_config(sizes.model, sizes.curve_steps, device=sizes.device))
     run.train()

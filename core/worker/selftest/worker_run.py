@@ -1,4 +1,4 @@
-"""Runs of the self-test: carried out by real workers, in directories that are no runs of the user's."""
+"""Runs of the self-test: executed by real workers, in directories apart from the user's runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from core.worker.selftest.check import Bench
 
 #: Seconds between two looks at a worker.
 _INTERVAL = 0.02
-#: Rows of exact length have random tokens between these, which every vocabulary has, and hardly any as special ones.
+#: Range of the random tokens in rows of exact length: every vocabulary has them, and hardly any as special tokens.
 _FIRST_TOKEN, _TOKENS = 100, 300
 
 
@@ -35,10 +35,10 @@ class WorkerRun:
 
     Args:
         bench: The bench.
-        name: Its name, in the directory and in progress.
+        name: Its name, for the directory and progress.
         config: Its configuration.
-        module: The module that carries it out.
-        before: Its arguments before the run directory.
+        module: The module of the worker.
+        before: The worker's arguments before the run directory.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class WorkerRun:
         self.events: list[Event] = []
 
     def train(self, *, resume: bool = False, stop: Callable[[Sequence[StepEvent]], bool] | None = None) -> str:
-        """Have a worker carry it out, to its end.
+        """Run a worker to its end.
 
         Args:
-            resume: Whether it goes on from its newest checkpoint.
-            stop: Whether it is to be stopped, by the steps that are done; asked after each. It is told once.
+            resume: Resume from its newest checkpoint.
+            stop: Predicate to stop it, called with the finished steps after each; it is signaled once.
 
         Returns:
             Its state: ``finished`` or ``stopped``.
 
         Raises:
-            UserError: If it fails, or its process ends otherwise.
+            UserError: If it fails, or its process dies.
         """
         begun = len(self.events)
         command = [sys.executable, "-m", *self._command, str(self.run.path), *(["--resume"] if resume else [])]
@@ -121,7 +121,7 @@ class WorkerRun:
 
 
 def rows_of(bench: Bench, shape: Shape, steps: int) -> Path:
-    """A file of rows as long as a shape says, of random tokens, enough for a number of steps."""
+    """A file of random rows in a shape's length, enough for a number of steps."""
     path = bench.work / f"rows-{shape.rows}-{shape.length}.jsonl"
     drawn = random.Random(1)  # noqa: S311 - the same rows each time
     with path.open("w", encoding="utf-8") as file:
@@ -132,7 +132,7 @@ def rows_of(bench: Bench, shape: Shape, steps: int) -> Path:
 
 
 def shape_config(bench: Bench, shape: Shape, steps: int) -> Config:
-    """The configuration of a run of a shape's batches."""
+    """The configuration of a run with a shape's batches."""
     return Config.model_validate(
         {
             "model": {"base": bench.sizes.model},
@@ -160,7 +160,7 @@ def shape_config(bench: Bench, shape: Shape, steps: int) -> Config:
 
 
 def strict(config: Config) -> Config:
-    """The configuration with deterministic kernels, where this version can ask for them."""
+    """The configuration with deterministic kernels, if this version has the option."""
     if "deterministic" not in TrainSection.model_fields:
         return config
     return config.model_copy(update={"train": config.train.model_copy(update={"deterministic": "strict"})})

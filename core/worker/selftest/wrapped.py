@@ -1,6 +1,6 @@
-"""Workers with something around them: ``measured RUN`` leaves what its process took, ``starved RUN`` meets a shortage.
+"""Wrapped workers: ``measured RUN`` records its process's memory, ``starved RUN`` meets a shortage.
 
-Both do the run by the worker's own entry; only what is around it differs.
+Both execute the run by the worker's own entry point.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from core.hardware import cpu
 from core.helper import tie_to_parent
 
 MEASURED = "measured.json"
-#: The variable with NVML's index of the card that a measured worker computes on.
+#: Variable with NVML's index of a measured worker's card.
 CARD_VARIABLE = "LOCALTUNE_SELFTEST_CARD"
 
 
@@ -26,10 +26,10 @@ class Footprint:
     """Memory of a worker's process besides its tensors.
 
     Args:
-        runtime_bytes: On a card what its context, libraries and their workspaces took, on a CPU the interpreter with
-            its libraries; None where it could not be told.
-        allocated_bytes: The most that tensors took on a card; None on a CPU.
-        reserved_bytes: The most that the allocator held for them.
+        runtime_bytes: On a card its context, libraries and their workspaces, on a CPU the interpreter with its
+            libraries; None where unknown.
+        allocated_bytes: Peak of the tensors on a card; None on a CPU.
+        reserved_bytes: Peak of the allocator's memory for them.
         torch: Version of torch.
     """
 
@@ -40,7 +40,7 @@ class Footprint:
 
     @classmethod
     def read(cls, run: Path) -> Footprint | None:
-        """What a measured worker has left in its run directory; None if it has left nothing."""
+        """The record of a measured worker in its run directory; None for none."""
         try:
             data = json.loads((run / MEASURED).read_text(encoding="utf-8"))
             return cls(**data)
@@ -49,7 +49,7 @@ class Footprint:
 
 
 def measured(run: str) -> int:
-    """Do a run, and leave a :class:`Footprint` in its directory; returns the worker's exit code."""
+    """Execute a run, and write a :class:`Footprint` into its directory; returns the worker's exit code."""
     from core.worker.__main__ import main
     from core.worker.libraries import import_libraries
     from core.worker.process import environment
@@ -79,7 +79,7 @@ def measured(run: str) -> int:
 
 
 def _free_memory() -> int | None:
-    """Free memory of the card that is computed on, by its driver; None without one."""
+    """Free memory of the used card by its driver; None without one."""
     from core.worker.selftest.driver import free_memory
 
     number = os.environ.get(CARD_VARIABLE, "")
@@ -87,7 +87,7 @@ def _free_memory() -> int | None:
 
 
 def starved(run: str) -> int:
-    """Do a run in which memory runs out in the forward pass of one step and in the backward pass of another."""
+    """Execute a run in which memory runs out in the forward pass of one step and the backward pass of another."""
     from core.worker.__main__ import main
     from core.worker.process import environment
 

@@ -1,1 +1,1 @@
-"""Processes that write GGUF files: the converter, the quantizer, and what they need of a model."""
+"""Processes that write GGUF files: converter, quantizer and importance matrix."""

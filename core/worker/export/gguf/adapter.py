@@ -1,8 +1,8 @@
 """Conversion of LoRA adapters to GGUF, as a job.
 
-llama.cpp adds ``alpha / rank * B A x`` to a product, with one ``alpha`` for all layers. Which rows of a weight go where
-in llama.cpp's file is asked of its converter: it is given a weight whose numbers are their own places, and what comes
-out is the order of the rows of ``B``.
+llama.cpp adds ``alpha / rank * B A x`` to a product, with one ``alpha`` for all layers. The order of a weight's rows in
+llama.cpp's file is found through its converter: given a weight whose numbers are their own places, its output is the
+order for the rows of ``B``.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Array = npt.NDArray[np.float32]
 _MERGED = "Export merged, where it is part of the weights."
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NAME = re.compile(r"^base_model\.model\.(?P<module>.+?)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])(?:\.weight)?$")
-#: PEFT saves an embedding itself with what is added to it.
+#: PEFT saves an adapted embedding itself too.
 _UNCHANGED = ".base_layer.weight"
-#: Most rows and columns, whose numbers are told apart in 32 bit.
+#: Most rows and columns, whose numbers must be exact in 32 bits.
 _MOST_PLACES = 1 << 24
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two factors of a module: what it adds is ``up @ down``, times ``alpha / rank``.
+    """The two factors of a module, which add ``up @ down``, times ``alpha / rank``.
 
     Args:
         down: ``(rank, inputs)``.
@@ -52,13 +52,13 @@ def convert_adapter(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
     Args:
         job: ``converter``, ``adapter``, ``base`` and ``target`` (paths).
-        answers: Told what goes on.
+        answers: Receives the progress.
 
     Returns:
         ``bytes`` of the file and ``modules`` in it.
 
     Raises:
-        UserError: If the adapter has parts that the file cannot have.
+        UserError: If the adapter has unsupported parts.
     """
     adapter, target = Path(job["adapter"]), Path(job["target"])
     config = json.loads((adapter / _CONFIG).read_text(encoding="utf-8"))
@@ -87,13 +87,13 @@ def convert_adapter(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
 
 def refuse_unknown(config: dict[str, Any]) -> None:
-    """Refuse an adapter that is more than pairs of factors.
+    """Reject an adapter that is more than pairs of factors.
 
     Args:
         config: The content of ``adapter_config.json``.
 
     Raises:
-        UserError: If it is; the part is named.
+        UserError: If so; it names the part.
     """
     if config.get("peft_type") != "LORA":
         kind = one_line(str(config.get("peft_type")), 40)
@@ -107,7 +107,7 @@ def refuse_unknown(config: dict[str, Any]) -> None:
         "fan_in_fan_out": "transposed weights (fan_in_fan_out)",
         "alora_invocation_tokens": "invocation tokens (aLoRA)",
     }
-    # Linear layers that PEFT would take for experts are saved as parameters; they are pairs like others.
+    # Linear layers that PEFT would take for experts are saved as parameters; they are ordinary pairs.
     named = [name for name in config.get("target_parameters") or () if not str(name).endswith("_proj.weight")]
     found = [title for key, title in parts.items() if (named if key == "target_parameters" else config.get(key))]
     if config.get("bias", "none") != "none":
@@ -127,7 +127,7 @@ def read_pairs(weights: Path, config: dict[str, Any]) -> tuple[float, dict[str, 
         config: The content of ``adapter_config.json``.
 
     Raises:
-        UserError: If it has tensors that are no factors.
+        UserError: If it has tensors that are not factors.
     """
     from safetensors import safe_open
 
@@ -142,9 +142,9 @@ def read_pairs(weights: Path, config: dict[str, Any]) -> tuple[float, dict[str, 
                     f"The adapter has {one_line(name, 120)}, which an adapter in a GGUF file cannot have.", _MERGED
                 )
             tensor = file.get_tensor(name).float().numpy()
-            # Of an embedding, the first factor is (rank, tokens) and is looked up by token.
+            # An embedding's first factor is (rank, tokens) and is looked up by token.
             is_looked_up = match["embedding"] is not None and match["part"] == "A"
-            # As in the base's text part, which alone is in the file.
+            # Only the base's text part is in the file, under its own names.
             module = text_name(f"{match['module']}.").removesuffix(".")
             factors.setdefault(module, {})[match["part"]] = tensor.T if is_looked_up else tensor
     rank, alpha = int(config["r"]), float(config["lora_alpha"])
@@ -163,7 +163,7 @@ def read_pairs(weights: Path, config: dict[str, Any]) -> tuple[float, dict[str, 
 
 
 def _pattern(patterns: Any, module: str, default: float) -> float:
-    """The value for a module, whose name ends as a key says; keys are regular expressions, as in PEFT."""
+    """The value for a module by its name's ending; keys are regular expressions, as in PEFT."""
     for key, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({key})$", module):
             return float(value)
@@ -171,13 +171,13 @@ def _pattern(patterns: Any, module: str, default: float) -> float:
 
 
 def _placed(instance: Any, module: str, pair: Pair, torch: Any) -> dict[str, Pair]:
-    """The factors by the names of weights in llama.cpp's file, of which one module may have several."""
+    """The factors by the names of weights in llama.cpp's file; a module may have several."""
     name = f"{module}.weight"
     if (item := type(instance).filter_tensors((name, lambda: None))) is None:
         raise UserError(f"The adapter changes {one_line(module, 120)}, which is not in a GGUF file.", _MERGED)
     name = item[0]
     if module.endswith("embed_tokens"):
-        # Looked up, so (tokens, rank): no row of it is moved.
+        # Looked up, so (tokens, rank): the rows keep their order.
         return {instance.map_tensor_name(name): pair}
     outputs, inputs = pair.up.shape[0], pair.down.shape[1]
     if max(outputs, inputs) > _MOST_PLACES:
@@ -201,12 +201,12 @@ def _placed(instance: Any, module: str, pair: Pair, torch: Any) -> dict[str, Pai
 
 
 def _order(rows: npt.NDArray[Any], columns: npt.NDArray[Any], inputs: int) -> npt.NDArray[np.int64] | None:
-    """Which rows a weight is made of.
+    """The rows that a weight is made of.
 
     Args:
-        rows: What became of a weight whose numbers are those of their rows.
-        columns: The same of their columns.
-        inputs: How many columns there are.
+        rows: The converter's output for a weight whose numbers are their rows.
+        columns: The same for their columns.
+        inputs: Number of columns.
 
     Returns:
         The rows in order; None if the weight is not made of whole rows.

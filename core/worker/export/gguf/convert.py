@@ -1,7 +1,7 @@
 """Conversion of models to GGUF with llama.cpp's converter, as a job.
 
-The converter is imported from its own directory, whose package ``gguf`` is newer than the installed one. What it takes
-from a model's directory is prepared by :mod:`core.export.gguf.write`. A tensor at a time is in memory.
+The converter is imported from its own directory, whose package ``gguf`` is newer than the installed one.
+:mod:`core.export.gguf.write` prepares its inputs in a model's directory. One tensor at a time is in memory.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from core.worker.export.gguf.vocabulary import (
 _TEMPLATE = "tokenizer.chat_template"
 _NAME = "general.name"
 _TOKENS = "tokenizer.ggml.tokens"
-#: Keys of the tokens that end a text, a turn and a message; llama.cpp knows more of them by their texts.
+#: Keys of the tokens that end a text, a turn and a message; llama.cpp finds more of them by their texts.
 _EOS_KEY, *_STOP_KEYS = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 #: Tokens that the converter sets by number for whole families.
 _GUESSED = ("eot", "eom", "fim_pre", "fim_suf", "fim_mid", "fim_sep", "prefix", "suffix", "middle", "fsep")
 _FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
-#: The converter's warnings after which the file would be another model.
+#: Warnings of the converter about a part of the model that it drops.
 _FATAL = re.compile(r"Unknown RoPE type: (?!default$)")
 
 
@@ -53,7 +53,7 @@ def convert(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
         answers: Receives the progress.
 
     Returns:
-        ``bytes`` of the file, and ``notes``: sentences on what llama.cpp reads otherwise than it was trained.
+        ``bytes`` of the file, and ``notes``: sentences on differences between llama.cpp and the training.
     """
     answers.progress("importing the converter")
     import_converter(job["converter"])
@@ -96,10 +96,10 @@ class _Warnings(logging.Handler):
         self.texts.append(record.getMessage())
 
     def refuse_fatal(self) -> None:
-        """Refuse what the converter only warns of.
+        """Raise for a warning that means a wrong model.
 
         Raises:
-            UserError: If there is such a thing.
+            UserError: If there is one.
         """
         for text in self.texts:
             if _FATAL.match(text):
@@ -110,7 +110,7 @@ class _Warnings(logging.Handler):
 
 
 def _prepare_vocabulary(instance: Any, model: Path, job: dict[str, Any], usual: Callable[[Path], Any]) -> None:
-    """Have the converter write the tokenizer that the model was trained with."""
+    """Make the converter write the tokenizer of the training."""
     content = read_tokenizer(model)
     rows = _embedding_rows(instance.gguf_writer)
     if job["base_gguf"] is not None and _copied_tokens(Path(job["base_gguf"]), rows):
@@ -141,7 +141,7 @@ def _write_sentencepiece(writer: Any, content: dict[str, Any], model: Path, size
 
 
 def _copied_tokens(source: Path, rows: int | None) -> bool:
-    """Whether the tokenizer of a GGUF file fits a model with this many tokens."""
+    """True if the tokenizer of a GGUF file fits a model with this many tokens."""
     import gguf
 
     field = gguf.GGUFReader(str(source)).fields.get(_TOKENS)
@@ -159,10 +159,10 @@ def _copy_vocabulary(writer: Any, source: Path) -> None:
 
 
 def _set_metadata(writer: Any, model: Path, job: dict[str, Any]) -> list[str]:
-    """Set what the export says, and what keeps a conversation's tokens those of the training.
+    """Set the export's entries, and those that keep a conversation's tokens as in training.
 
     Returns:
-        Sentences on where they are others nonetheless.
+        Sentences on remaining differences.
     """
     import gguf
 
@@ -186,16 +186,16 @@ def _set_metadata(writer: Any, model: Path, job: dict[str, Any]) -> list[str]:
 
 
 def _set_prompt(found: dict[str, Any], template: str, content: dict[str, Any] | None, *, is_copied: bool) -> str | None:
-    """Set what programs put around the prompts of a template.
+    """Set the tokens and spaces that programs put around a template's prompts.
 
     Args:
         found: The metadata.
         template: The chat template.
         content: The content of ``tokenizer.json``, if there is one.
-        is_copied: Whether the tokenizer is that of a GGUF file, which says how it puts spaces before text.
+        is_copied: The tokenizer comes from a GGUF file, which has its own rule for spaces before text.
 
     Returns:
-        A sentence on where llama.cpp puts a space and the training did not, if it does.
+        A sentence on places where llama.cpp adds a space and the training did not; None without any.
     """
     import gguf
 
@@ -204,13 +204,13 @@ def _set_prompt(found: dict[str, Any], template: str, content: dict[str, Any] | 
     if prompt is None:
         return None
     flag = functools.partial(gguf.GGUFValue, type=gguf.GGUFValueType.BOOL)
-    # Programs put this token before what the template renders, unless that begins with it already.
+    # Programs add this token before the rendered prompt, unless it begins with it already.
     if not (bos and prompt.startswith(bos)):
         found["tokenizer.ggml.add_bos_token"] = flag(False)
     elif found["tokenizer.ggml.model"].value != "llama" and "tokenizer.ggml.add_bos_token" not in found:
-        # Programs differ in what they do where nothing is said.
+        # Programs differ where the key is missing.
         found["tokenizer.ggml.add_bos_token"] = flag(_begins_texts(content, bos))
-    # A prompt that ends with this one would be at its end.
+    # These tokens would go to the end of a prompt.
     for name in ("eos", "sep"):
         if (key := f"tokenizer.ggml.add_{name}_token") in found:
             found[key] = flag(False)
@@ -222,13 +222,13 @@ def _set_prompt(found: dict[str, Any], template: str, content: dict[str, Any] | 
 
 
 def _begins_texts(content: dict[str, Any] | None, bos: str) -> bool:
-    """Whether a tokenizer puts a token before every text."""
+    """True if a tokenizer puts a token before every text."""
     return bos in json.dumps((content or {}).get("post_processor"), ensure_ascii=False)
 
 
 def _limit_context(writer: Any, settings: dict[str, Any]) -> None:
-    """Shorten the context of a model whose sliding window llama.cpp does not compute to that window: up to there it is
-    the same model.
+    """Limit the context of a model whose sliding window llama.cpp does not implement to that window: up to there the
+    model is the same.
     """
     import gguf
 
@@ -239,10 +239,10 @@ def _limit_context(writer: Any, settings: dict[str, Any]) -> None:
 
 
 def _set_stops(found: dict[str, Any], stops: list[int], gguf: Any) -> None:
-    """Name the tokens that end an answer: there is room for two beside the tokenizer's own end.
+    """Name the tokens that end an answer: there is room for two besides the tokenizer's own end.
 
-    That one stays as it is, as templates may write its text. A token that the converter has guessed from the
-    architecture goes where it is one of plain text.
+    The end itself stays, as templates may write its text. A token that the converter guessed from the architecture is
+    removed if it is a normal one.
     """
     kinds = found.get("tokenizer.ggml.token_type")
     for name in _GUESSED:
@@ -256,7 +256,7 @@ def _set_stops(found: dict[str, Any], stops: list[int], gguf: Any) -> None:
 
 
 def _text(found: dict[str, Any], key: str) -> str:
-    """The text of a special token; empty if there is none."""
+    """The text of a special token; empty without one."""
     if key not in found:
         return ""
     token = found[_TOKENS].value[int(found[key].value)]
@@ -264,7 +264,7 @@ def _text(found: dict[str, Any], key: str) -> str:
 
 
 def _prompt(template: str, specials: dict[str, str]) -> str | None:
-    """The prompt of a question; None if the template refuses it."""
+    """The prompt of a question; None if the template rejects it."""
     try:
         return ChatTemplate(template, specials).render([{"role": "user", "content": "a"}], add_generation_prompt=True)
     except RowError:

@@ -1,4 +1,4 @@
-"""llama.cpp's converter, imported from its own directory, and the class in it that writes a model."""
+"""llama.cpp's converter, imported from its own directory, and its class for a model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from core.errors import UserError
 from core.text import one_line
 
-#: What the wheel's model classes name and its package ``gguf``, which is a little older, lacks. Without a stand-in,
-#: whole modules of it could not be imported, for the sake of classes that are not asked for.
+#: Names used by the wheel's model classes but missing in its slightly older package ``gguf``. Without stand-ins, whole
+#: modules could not be imported because of classes that are not needed.
 _MISSING = {
     "MODEL_TENSOR": ("DSPARK_CONF_PROJ", "DSPARK_MARKOV_W1", "DSPARK_MARKOV_W2"),
     "MODEL_ARCH": ("HY_V3", "LAGUNA", "MINIMAXM3", "NANBEIGE"),
@@ -18,10 +18,10 @@ _MISSING = {
 
 
 def import_converter(directory: str) -> Any:
-    """Import the converter; afterwards ``gguf`` is its package of that name, in all of this process.
+    """Import the converter; afterwards ``gguf`` is its own package of that name in the whole process.
 
     Args:
-        directory: Where it is; see :mod:`core.export.gguf.tools`.
+        directory: Its directory; see :mod:`core.export.gguf.tools`.
 
     Returns:
         Its package ``gguf``.
@@ -40,15 +40,15 @@ def import_converter(directory: str) -> Any:
 
 
 def open_model(directory: Path, target: Path, file_type: str) -> Any:
-    """The converter's object for a model, which reads tensors when they are asked for.
+    """The converter's object for a model, which reads tensors lazily.
 
     Args:
         directory: The model's directory.
-        target: The file that it writes.
+        target: The file to write.
         file_type: A member of ``gguf.LlamaFileType``.
 
     Raises:
-        UserError: If the converter has no class for the model's architecture that works.
+        UserError: If the converter has no working class for the model's architecture.
     """
     import gguf
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
@@ -66,7 +66,7 @@ def open_model(directory: Path, target: Path, file_type: str) -> Any:
 
 
 def _with_earlier_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with keys that transformers has moved, where the converter still looks for them."""
+    """A configuration with keys that transformers has moved, at the places where the converter looks for them."""
     rope = settings.get("rope_parameters")
     partial = rope.get("partial_rotary_factor") if isinstance(rope, dict) else None
     return settings if partial is None else {"rotary_pct": partial, "partial_rotary_factor": partial} | settings

@@ -1,9 +1,8 @@
 """Importance matrices, computed as a job.
 
-For each column of a weight it is the mean square of the activation that meets it, over the tokens of some rows: the
-quantizer rounds columns that are seldom driven more coarsely. llama.cpp computes the rows, and calls back at every
-product of a weight with activations, so that names and shapes are those that the quantizer knows, for any
-architecture.
+For each column of a weight it is the mean square of its activations over the tokens of some rows: the quantizer rounds
+columns with small activations more coarsely. llama.cpp computes the rows, and calls back at every product of a weight
+with activations, so names and shapes are the quantizer's own, for any architecture.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ const char * ggml_op_desc(const struct ggml_tensor * tensor);
 
 
 class Ggml:
-    """Tensors of ggml; see :func:`load_ggml`.
+    """Access to ggml's tensors; see :func:`load_ggml`.
 
     Args:
-        library: llama.cpp's library, which computes them.
+        library: llama.cpp's library.
     """
 
     def __init__(self, library: Library) -> None:
@@ -58,10 +57,10 @@ class Ggml:
         self._lib: Any = bindings.get_backend_base_lib()
 
     def operation(self, tensor: Any) -> str:
-        """What a tensor is the result of: ``MUL_MAT``.
+        """The operation that computes a tensor: ``MUL_MAT``.
 
         Raises:
-            UserError: If the library's tensors are of another layout.
+            UserError: If the library's tensors have another layout.
         """
         if self.text(tensor.name) != self.text(self._lib.ggml_get_name(tensor)):
             raise UserError(
@@ -71,7 +70,7 @@ class Ggml:
         return self.text(self._lib.ggml_op_desc(tensor))
 
     def text(self, text: Any) -> str:
-        """A text of C."""
+        """A C string."""
         found: bytes = self._ffi.string(text)
         return found.decode("utf-8", errors="replace")
 
@@ -79,7 +78,7 @@ class Ggml:
         """A view of a tensor's numbers, outermost dimension first, whatever its strides.
 
         Args:
-            tensor: One in the processor's memory.
+            tensor: A tensor in host memory.
             dtype: The type of its numbers.
         """
         shape = tuple(int(size) for size in reversed(list(tensor.ne)))
@@ -91,21 +90,21 @@ class Ggml:
 
 @functools.cache
 def load_ggml() -> Ggml:
-    """The tensors of this process' library, which can be declared once only.
+    """Access to the tensors of this process's library; their C declarations may be loaded only once.
 
     Raises:
-        UserError: If the library is not installed or cannot be loaded.
+        UserError: If the library is missing or cannot be loaded.
     """
     return Ggml(load_library())
 
 
-#: Products whose weights are quantized by importance; embedding and head are used in other ways as well.
+#: Prefix of weights that are quantized by importance; embedding and head have other uses too.
 _PREFIX = "blk."
 _PRODUCT, _EXPERTS = "MUL_MAT", "MUL_MAT_ID"
 _F32 = 0
-#: Tokens computed at once. Their logits are all in memory.
+#: Tokens per batch; the logits of all of them are in memory.
 _BATCH = 256
-#: Least importance of a column, as a share of the mean: a column that no row drives still has to be rounded somehow.
+#: Least importance of a column, as a share of the mean: unused columns must be rounded somehow, too.
 _FLOOR = 1e-4
 
 
@@ -114,13 +113,13 @@ def compute_importance(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
     Args:
         job: ``source`` (a GGUF file in 16 or 32 bit), ``target``, ``rows`` of token ids.
-        answers: Told what goes on.
+        answers: Receives the progress.
 
     Returns:
-        ``weights`` and ``tokens`` that were counted.
+        Numbers of ``weights`` and ``tokens``.
 
     Raises:
-        UserError: If llama.cpp cannot read the file, or computes it in another form than is known here.
+        UserError: If llama.cpp cannot read the file, or its tensors have an unknown layout.
     """
     answers.progress(LOADING_MODEL)
     rows = [list(map(int, row)) for row in job["rows"]]
@@ -138,7 +137,7 @@ class _Counter:
     """Sums of squares of activations, by weight.
 
     Args:
-        library: llama.cpp's.
+        library: llama.cpp's library.
     """
 
     def __init__(self, library: Library) -> None:
@@ -152,7 +151,7 @@ class _Counter:
         ffi, lib = self._library.ffi, self._library.lib
         settings = lib.llama_model_default_params()
         settings.n_gpu_layers = 0
-        # Weights stay in the form that they have in the file.
+        # Weights keep the layout of the file.
         settings.use_extra_bufts = False
         model = lib.llama_model_load_from_file(as_path(source), settings)
         if model == ffi.NULL:
@@ -185,12 +184,12 @@ class _Counter:
             lib.llama_model_free(model)
 
     def means(self) -> dict[str, Array]:
-        """Mean squares by weight; those of experts one behind the other."""
+        """Mean squares by weight; those of experts are concatenated."""
         found: dict[str, Array] = {}
         for name, sums in self._sums.items():
             counts = self._counts[name][:, None]
             means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
-            # An expert that no row has chosen is rounded as if all columns mattered alike.
+            # An expert that no row has chosen gets equal importance for all columns.
             means[self._counts[name] == 0] = 1.0
             means += _FLOOR * means.mean(axis=1, keepdims=True)
             if np.isfinite(means).all() and (means > 0).all():
@@ -198,7 +197,7 @@ class _Counter:
         return found
 
     def _decode(self, context: Any, tokens: list[int], begin: int) -> None:
-        # All logits are asked for: the last layer leaves out what nobody does.
+        # All logits are requested: the last layer skips the others.
         code = self._library.decode(context, tokens, begin, range(len(tokens)))
         if self._failure is not None:
             raise self._failure
@@ -209,7 +208,7 @@ class _Counter:
             )
 
     def _evaluated(self, tensor: Any, ask: bool, _: Any) -> bool:
-        """Called by llama.cpp: first whether a result is wanted, then with it."""
+        """Called by llama.cpp: first to ask if a result is wanted, then with it."""
         try:
             if not self._is_counted(tensor):
                 return not ask

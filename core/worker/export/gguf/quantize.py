@@ -17,7 +17,7 @@ def quantize(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     Args:
         job: ``source`` and ``target`` (paths), ``quant``, ``expected`` bytes of the result;
             ``embeddings``, the type of embeddings and head, or None; ``importance`` (a file of
-            :mod:`core.worker.export.gguf.importance`) or None, and of how many ``rows``.
+            :mod:`core.worker.export.gguf.importance`) or None, and its number of ``rows``.
         answers: Receives the progress.
 
     Returns:
@@ -51,11 +51,11 @@ def quantize(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
 
 def _set_importance(library: Library, parameters: Any, path: Path, rows: int) -> list[Any]:
-    """Give the quantizer an importance matrix: a C array of named vectors, ended by one without a name; and have the
-    file say that there was one, under the keys that llama.cpp's own program uses.
+    """Pass an importance matrix to the quantizer: a C array of named vectors, terminated by one without a name; and
+    record it in the file under the keys of llama.cpp's own program.
 
     Returns:
-        What has to be kept until the quantizer is done.
+        References to keep until the quantizer is done.
     """
     import numpy as np
 
@@ -71,7 +71,7 @@ def _set_importance(library: Library, parameters: Any, path: Path, rows: int) ->
     array[len(vectors)].name = ffi.NULL
     parameters.imatrix = array
     counts = {"entries_count": len(vectors), "chunks_count": rows}
-    # All zero at the end: a key without a text ends the array.
+    # Zeros at the end: an empty key terminates the array.
     said = ffi.new("struct llama_model_kv_override[]", len(counts) + 2)
     for entry, (name, count) in zip(said, counts.items(), strict=False):
         entry.key = f"quantize.imatrix.{name}".encode()

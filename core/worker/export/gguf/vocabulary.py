@@ -1,9 +1,9 @@
-"""Vocabularies of GGUF files: the very tokenizer that the model was trained with, which is its ``tokenizer.json``.
+"""Vocabularies of GGUF files: exactly the tokenizer of the training, which is its ``tokenizer.json``.
 
-llama.cpp's converter asks transformers for the tokenizer. For some model types that puts the pre-tokenizer of the type
-in place of the one in the file, and a tokenizer of SentencePiece's kind without ``tokenizer.model`` gets the same score
-for all of its tokens, which makes other tokens of a text. Both are mended here. What llama.cpp cannot do as the
-tokenizer does is told in a sentence.
+llama.cpp's converter loads the tokenizer through transformers. For some model types that replaces the file's
+pre-tokenizer by the type's, and a SentencePiece tokenizer without ``tokenizer.model`` gets the same score for all of
+its tokens, which changes the tokens of a text. Both are corrected here. Behavior of the tokenizer that llama.cpp cannot
+reproduce is reported in a sentence.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from core.text import one_line
 #: Parts of the regular expressions of pre-tokenizers.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-#: Names of splits by the regular expression, and by whether whole words are looked up before any merge.
+#: Names of splits by the regular expression, and by whether whole words are looked up before merging.
 _SPLITS = {(_WORDS + r"\p{N}{1,3}" + _REST, True): "llama-bpe", (_WORDS + r"\p{N}" + _REST, False): "qwen2"}
-#: A text that tokenizers take apart differently.
+#: A text that distinguishes tokenizers.
 _PROBE = "Hello  World 1234567 it's\n\n  we'RE 3.14, naïve 日本語 кот\t!?"
-#: Scores of tokens that no merge makes, and of added ones, as SentencePiece and llama.cpp's converter have them.
+#: Scores of tokens without a merge, and of added ones, as in SentencePiece and llama.cpp's converter.
 _UNMERGED, _ADDED = -1e4, -1000.0
-#: What llama.cpp looks for in a model's name, in any case. Special tokens then swallow the blanks after them, all but
-#: three; and the file is not loaded if one of these three or ``</s>`` is missing.
+#: llama.cpp's pattern for a model's name, in any case. Special tokens then strip the blanks after them, except for
+#: three tokens; and the file does not load if one of these three or ``</s>`` is missing.
 _PHI3 = re.compile(r"(phi)-?(3)", re.IGNORECASE)
 _END, _SWALLOW_NOTHING = "</s>", frozenset({"<unk>", "<s>", "<|endoftext|>"})
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
 
 def read_tokenizer(directory: Path) -> dict[str, Any] | None:
-    """The content of ``tokenizer.json``; None if there is none."""
+    """The content of ``tokenizer.json``; None without one."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         return None
@@ -44,17 +44,17 @@ def read_tokenizer(directory: Path) -> dict[str, Any] | None:
 
 
 def is_sentencepiece(content: dict[str, Any]) -> bool:
-    """Whether a ``tokenizer.json`` is byte-pair encoding as SentencePiece does it, which falls back to single bytes."""
+    """True if a ``tokenizer.json`` is byte-pair encoding in SentencePiece's way, with byte fallback."""
     model = content.get("model") or {}
     return model.get("type") == "BPE" and bool(model.get("byte_fallback"))
 
 
 @contextlib.contextmanager
 def plain_tokenizers() -> Iterator[Callable[[Path], Any]]:
-    """Inside, transformers loads tokenizers as their files have them, and never code that comes with a model.
+    """Inside, transformers loads tokenizers exactly as in their files, and never code that comes with a model.
 
     Yields:
-        What loads a tokenizer as transformers does without this.
+        Transformers' own way of loading a tokenizer.
     """
     import transformers
 
@@ -81,19 +81,19 @@ def pre_tokenizer_name(
     """llama.cpp's name of a tokenizer's pre-tokenizer.
 
     Args:
-        recognize: The converter's own recognition, by the tokens of a text; it raises where it knows none.
-        tokenizer: The tokenizer as its file has it.
+        recognize: The converter's recognition by the tokens of a text; it raises for an unknown one.
+        tokenizer: The tokenizer as in its file.
         directory: The model's directory.
-        usual: Loads the tokenizer as transformers does it; some add other tokens at the beginning of a text.
+        usual: Loads the tokenizer in transformers' own way; some then add other tokens at the start of a text.
 
     Raises:
-        UserError: If it is none that llama.cpp has.
+        UserError: If llama.cpp has no such pre-tokenizer.
     """
     with contextlib.suppress(NotImplementedError):
         return recognize(tokenizer)
     try:
         other = usual(directory)
-    except Exception:  # of many kinds: a class that needs other files, or code that is not run
+    except Exception:  # of many kinds: a class that needs other files, or code that is not executed
         other = None
     if other is not None and other.encode(_PROBE, add_special_tokens=False) == tokenizer.encode(
         _PROBE, add_special_tokens=False
@@ -111,13 +111,13 @@ def pre_tokenizer_name(
 
 
 def _name_by_rules(content: dict[str, Any]) -> str | None:
-    """llama.cpp's name of a pre-tokenizer whose rules are exactly those; None for others."""
+    """llama.cpp's name of a pre-tokenizer with exactly these rules; None for others."""
     normalizer, rules = content.get("normalizer"), content.get("pre_tokenizer") or {}
     model = content.get("model") or {}
     if model.get("type") != "BPE" or (normalizer is not None and normalizer.get("type") != "NFC"):
         return None
     steps = rules.get("pretokenizers", [rules])
-    # Spaces at the beginning, and offsets, are not what splits.
+    # A space at the beginning, and offsets, do not affect splitting.
     *before, last = steps
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
         return None
@@ -135,14 +135,14 @@ def _name_by_rules(content: dict[str, Any]) -> str | None:
 
 
 def sentencepiece_vocabulary(content: dict[str, Any], size: int) -> tuple[list[bytes], list[float], list[int]]:
-    """Tokens, scores and types of a tokenizer of SentencePiece's kind, from its ``tokenizer.json``.
+    """Tokens, scores and types of a SentencePiece tokenizer, from its ``tokenizer.json``.
 
-    A token's score says when it is merged: llama.cpp merges the pair whose result has the highest score first, and
-    ``tokenizer.json`` has the merges in that order.
+    Scores are the order of merges: llama.cpp first merges the pair whose result has the highest score, and
+    ``tokenizer.json`` lists the merges in that order.
 
     Args:
         content: The content of the file.
-        size: How many tokens the model has; those without a text are filled up.
+        size: The model's number of tokens; missing ones are filled up.
     """
     vocabulary: dict[str, int] = content["model"]["vocab"]
     ranks: dict[str, int] = {}
@@ -169,21 +169,21 @@ def sentencepiece_vocabulary(content: dict[str, Any], size: int) -> tuple[list[b
 
 
 def adds_space_prefix(content: dict[str, Any], begins_with_token: bool) -> bool:
-    """Whether a space comes before a text, as llama.cpp does it: before each piece of text between special tokens.
+    """True if llama.cpp must put a space before a text: before each piece of text between special tokens.
 
     Args:
         content: The content of ``tokenizer.json``.
-        begins_with_token: Whether texts begin with a special token, so that none of them begins with plain text.
+        begins_with_token: True if texts begin with a special token, so that none begins with plain text.
     """
     schemes = _prefix_schemes(content)
     return _prepends(content) or "always" in schemes or ("first" in schemes and not begins_with_token)
 
 
 def prefix_difference(content: dict[str, Any], begins_with_token: bool) -> str | None:
-    """The sentence that tells where llama.cpp puts a space before a text, and the tokenizer does not; None for nowhere.
+    """A sentence on texts where llama.cpp adds a space and the tokenizer does not; None without any.
 
     Args:
-        content: The content of ``tokenizer.json``, of SentencePiece's kind.
+        content: The content of ``tokenizer.json``, of a SentencePiece tokenizer.
         begins_with_token: As for :func:`adds_space_prefix`.
     """
     if _prepends(content) or not adds_space_prefix(content, begins_with_token):
@@ -200,13 +200,13 @@ def prefix_difference(content: dict[str, Any], begins_with_token: bool) -> str |
 
 
 def _prepends(content: dict[str, Any]) -> bool:
-    """Whether a space comes before every piece of text, whatever it begins with."""
+    """True if a space comes before every piece of text, whatever its beginning."""
     normalizer = content.get("normalizer") or {}
     return any(step.get("type") == "Prepend" for step in normalizer.get("normalizers", [normalizer]))
 
 
 def _prefix_schemes(content: dict[str, Any]) -> list[str]:
-    """When a space comes before a piece of text that does not begin with one: ``always``, ``first`` or ``never``."""
+    """Rules for a space before a piece of text that does not begin with one: ``always``, ``first`` or ``never``."""
     rules = content.get("pre_tokenizer") or {}
     return [
         step.get("prepend_scheme", "always")
@@ -216,18 +216,17 @@ def _prefix_schemes(content: dict[str, Any]) -> list[str]:
 
 
 def name_for_blanks(name: str, content: dict[str, Any]) -> tuple[str, str | None]:
-    """A model's name with which llama.cpp swallows the blanks after special tokens that the tokenizer swallows.
+    """A model's name with which llama.cpp strips the same blanks after special tokens as the tokenizer.
 
-    The name is all that it goes by: with ``phi-3`` in it, special tokens swallow blanks as those of Phi 3 do; with any
-    other, none does.
+    llama.cpp decides by the name alone: with ``phi-3`` in it, special tokens strip blanks as in Phi 3; with any other
+    name they do not.
 
     Args:
-        name: The name that the model is to have.
+        name: The intended name of the model.
         content: The content of ``tokenizer.json``.
 
     Returns:
-        The name, changed where it has to be; and the sentence that tells of blanks that are swallowed by one of the two
-        alone, None if there are none.
+        The name, changed if necessary; and a sentence on blanks that only one of the two strips, None without any.
     """
     added: list[dict[str, Any]] = content.get("added_tokens") or []
     texts = {str(token["content"]) for token in added}

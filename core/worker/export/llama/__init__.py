@@ -1,1 +1,1 @@
-"""An independent reader of GGUF files: llama.cpp's own library, in a process of its own."""
+"""An independent reader of GGUF files: llama.cpp's own library, in a separate process."""

@@ -1,23 +1,23 @@
-"""The reader of GGUF files: ``python -m core.worker.export.llama FILE…``, a child of whoever asks.
+"""The reader of GGUF files: ``python -m core.worker.export.llama FILE…``, a child of its user's process.
 
-It is confined, and reads no files of the user's but those that it is started with: what is loaded must be among them.
+It is sandboxed, and reads none of the user's files except its arguments: loaded files must be among them.
 
-It speaks :mod:`core.runs.control.protocol` on standard input and output as the chat engine does, with the same ``load``
-and ``generate``, so that a session of the chat talks to either. Commands:
+It speaks :mod:`core.runs.control.protocol` on standard input and output like the chat engine, with the same ``load``
+and ``generate``, so that a chat session works with either. Commands:
 
 ``load``
-    ``base`` (a GGUF file), ``adapter`` (a GGUF file with a LoRA adapter, or null), ``source_name`` (what its answers
-    are called), ``template`` (the chat template of the training, a Jinja file or the name of one of ours, or null: that
-    of the file is used, and held against it). Sends ``{"id", "progress", "done", "total"}`` before its answer; a
+    ``base`` (a GGUF file), ``adapter`` (a GGUF file with a LoRA adapter, or null), ``source_name`` (label of its
+    answers), ``template`` (the chat template of the training, a Jinja file or the name of a built-in one, or null: the
+    file's template is used, and compared with it). Sends ``{"id", "progress", "done", "total"}`` before its answer; a
     progress that ends with a full stop is a warning.
 ``generate``
     :class:`core.chat.request.ChatRequest`. Sends ``{"id", "token"}`` before its answer.
 ``template``
-    The chat templates of the metadata by name, and the special tokens that they are given.
+    The chat templates of the metadata by name, and their special tokens.
 ``tokenize``
-    ``messages`` or ``text``: the token ids, of messages those of the rendered prompt.
+    ``messages`` or ``text``: the token ids; for messages those of the rendered prompt.
 ``logits``
-    ``tokens``, ``positions`` and ``count``: the likeliest tokens at each place with their logarithms of probability.
+    ``tokens``, ``positions`` and ``count``: the likeliest tokens at each place with their log-probabilities.
 ``cancel``, ``ping``
     Answered at once.
 """
@@ -35,11 +35,11 @@ from core.worker.process.command_server import CommandServer, private_streams
 def main() -> None:
     """Serve until the input is closed."""
     requests, answers = private_streams()
-    # The engine limits itself further, by the size of the file that it loads.
+    # The engine tightens the limit by the size of the loaded file.
     limit_process(machine_memory())
-    # Runs, as a model is not loaded where it crowds out one in training.
+    # The run directories are readable, since a model may not crowd out a run in training.
     enclose(reading(*sys.argv[1:], runs_dir()))
-    # Afterwards, as numpy starts threads, which the walls would not be around.
+    # Imported last: numpy starts threads, which the sandbox would not cover.
     from core.worker.export.llama.engine import GgufEngine
 
     engine = GgufEngine()

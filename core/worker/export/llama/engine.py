@@ -23,14 +23,14 @@ from core.worker.process.command_server import Call, Handler
 
 
 class GgufTemplate:
-    """The chat template of a file with the special tokens of its vocabulary.
+    """The chat template of a file, with the special tokens of its vocabulary.
 
     Args:
         model: The loaded file.
         now: Time for templates that write the date; None for the present.
 
     Raises:
-        UserError: If the file has none, or it is not valid.
+        UserError: If the file has none, or an invalid one.
     """
 
     def __init__(self, model: GgufModel, now: datetime | None = None) -> None:
@@ -44,17 +44,17 @@ class GgufTemplate:
         """A conversation as text, ready for the model to answer.
 
         Raises:
-            RowError: If the template refuses it.
-            UserError: If it takes more time than any should.
+            RowError: If the template rejects it.
+            UserError: If it takes too much time.
         """
         with growth_limit():
             return self._template.render(messages, tools=tools, add_generation_prompt=True)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """The same, for a conversation of a user.
+        """The same, for a user's conversation.
 
         Raises:
-            QuestionError: If the template refuses it.
+            QuestionError: If the template rejects it.
             UserError: As :meth:`render`.
         """
         try:
@@ -63,22 +63,22 @@ class GgufTemplate:
             raise QuestionError(error.message, "Change the conversation.") from error
 
 
-#: A conversation that shows whether two templates write the same.
+#: A conversation that shows if two templates write the same.
 _PROBE = (
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hello?"},
     {"role": "assistant", "content": "Hello."},
     {"role": "user", "content": "And now?"},
 )
-#: Bytes of memory that llama.cpp may take beside weights, keys and values. It has weights in the file's own pages, and
-#: a second time where it puts them in another order.
+#: Bytes of memory for llama.cpp beside weights, keys and values. Weights are memory-mapped, and copied where llama.cpp
+#: reorders them.
 _AT_WORK = 4 << 30
-#: Most places and tokens of an answer to ``logits``, which is one line.
+#: Most places and tokens in an answer to ``logits``, which is a single line.
 _MOST_PLACES, _MOST_TOKENS = 1024, 100
 
 
 class GgufEngine:
-    """Carries out the commands with the file that was loaded last."""
+    """Executes the commands with the most recently loaded file."""
 
     def __init__(self) -> None:
         self._model: GgufModel | None = None
@@ -93,7 +93,7 @@ class GgufEngine:
         }
 
     def load(self, call: Call) -> dict[str, Any]:
-        """Load a file in place of the former one.
+        """Load a file in place of the previous one.
 
         Raises:
             UserError: If it cannot be loaded, or does not fit beside a run on the CPU.
@@ -102,7 +102,7 @@ class GgufEngine:
         args = call.args
         call.tell({"progress": "loading llama.cpp", "done": None, "total": None})
         if self._model is not None:
-            # The former one goes first: two may not fit.
+            # The previous model is freed first: two may not fit.
             self._model.close()
             self._model = self._template = None
         path, adapter = Path(str(args["base"])), args.get("adapter")
@@ -134,7 +134,7 @@ class GgufEngine:
         return {"device": "cpu", "dtype": model.path.name, "seconds": time.monotonic() - began}
 
     def _difference(self, trained: str | None) -> str:
-        """A warning where the template of the training writes another prompt than that of the file."""
+        """A warning if the template of the training writes other prompts than the file's."""
         if trained is None or self._template is None or self._model is None:
             return ""
         other = ChatTemplate(trained, self._model.specials)
@@ -150,10 +150,10 @@ class GgufEngine:
         return ""
 
     def generate(self, call: Call) -> dict[str, Any]:
-        """Answer a conversation, or go on with a text.
+        """Answer a conversation, or continue a text.
 
         Raises:
-            QuestionError: If the answer is to follow a JSON Schema, or the template refuses the conversation.
+            QuestionError: If a JSON Schema is requested, or the template rejects the conversation.
         """
         asked = ChatRequest.from_args(call.args)
         if asked.json_schema is not None:
@@ -175,7 +175,7 @@ class GgufEngine:
         }
 
     def _prompt(self, asked: ChatRequest) -> list[int]:
-        """The tokens that are answered: of the conversation with its tools, or of the text to go on with."""
+        """The tokens of the prompt: of the conversation with its tools, or of the text to continue."""
         if asked.prompt is not None:
             return self._loaded().prompt_ids(asked.prompt)
         model, template = self._ready()
@@ -226,10 +226,10 @@ class GgufEngine:
 
 
 def _ids(values: object, limit: int) -> list[int]:
-    """Whole numbers from 0 to below a limit.
+    """Integers from 0 to below a limit.
 
     Raises:
-        UserError: If they are something else.
+        UserError: If they are not.
     """
     if not isinstance(values, list) or not all(type(item) is int and 0 <= item < limit for item in values):
         raise UserError("The tokens are none of the model, or a position is not in them.", "Give lists of numbers.")

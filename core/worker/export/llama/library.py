@@ -1,4 +1,4 @@
-"""llama.cpp's library, through the C interface that the package ``llama-cpp-py-sync`` brings."""
+"""llama.cpp's library, through the C interface of the package ``llama-cpp-py-sync``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from core.text import one_line
 
 #: Level of ggml's log for errors.
 _ERROR = 4
-#: The newest errors of the library's log, the first of which tells why a file cannot be loaded.
+#: The latest errors of the library's log; the first one has the reason of a failure.
 _errors: deque[str] = deque(maxlen=20)
 
 
 class Library:
-    """The functions of llama.cpp, and what makes their arguments.
+    """The functions of llama.cpp, and helpers for their arguments.
 
-    A structure that is passed by its address has to be kept in a name of Python until the call that reads it last.
+    A structure passed by its address must stay referenced in Python until the last call that reads it.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Library:
         self.ffi: Any = bindings.get_ffi()
         self.lib: Any = bindings.get_lib()
         self.version = f"llama.cpp {__llama_cpp_tag__} (llama-cpp-py-sync {__version__})"
-        # As long-lived as the library, which calls it.
+        # It must live as long as the library, which calls it.
         self._log = self.ffi.callback("void(enum ggml_log_level, const char *, void *)", self._hear)
         self.lib.llama_log_set(self._log, self.ffi.NULL)
         self.lib.llama_backend_init()
@@ -45,16 +45,16 @@ class Library:
             sys.stderr.write(said)
 
     def decode(self, context: Any, tokens: Sequence[int], begin: int, places: Collection[int]) -> int:
-        """Have a context read tokens.
+        """Let a context read tokens.
 
         Args:
             context: The context.
             tokens: The tokens.
-            begin: The position of the first of them.
-            places: Those among them whose logits are asked for.
+            begin: The position of the first token.
+            places: Places of tokens whose logits are needed.
 
         Returns:
-            0, or the library's code of a failure.
+            0, or the library's error code.
         """
         batch = self.lib.llama_batch_init(len(tokens), 0, 1)
         try:
@@ -68,9 +68,9 @@ class Library:
             self.lib.llama_batch_free(batch)
 
     def failure(self) -> str:
-        """The first error that the library told since the last one, as the rest of a sentence; empty without one.
+        """The first error logged since the last call, as the rest of a sentence; empty without one.
 
-        Those that follow only say that nothing came of it.
+        The errors after it are only consequences.
         """
         lines = [one_line(line.strip(), 200) for line in _errors if line.strip()]
         _errors.clear()
@@ -79,10 +79,10 @@ class Library:
 
 @functools.cache
 def load_library() -> Library:
-    """The library of this process.
+    """The library, loaded once per process.
 
-    Raises:
-        UserError: If it is not installed or cannot be loaded.
+    UserError: If it is missing or cannot be loaded.
+    UserError: If it is not installed or cannot be loaded.
     """
     try:
         return Library()
@@ -97,7 +97,7 @@ def load_library() -> Library:
 
 
 def threads() -> int:
-    """Threads that compute: ``OMP_NUM_THREADS``, else as many as this process has cores."""
+    """Compute threads: ``OMP_NUM_THREADS``, else the number of this process's cores."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").strip()
     if wanted.isascii() and wanted.isdecimal() and 0 < int(wanted) <= 512:
         return int(wanted)
@@ -105,5 +105,5 @@ def threads() -> int:
 
 
 def as_path(path: Path) -> bytes:
-    """A path as the library takes it."""
+    """A path as the library's argument."""
     return os.fsencode(path)

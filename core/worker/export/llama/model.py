@@ -1,4 +1,4 @@
-"""A GGUF file loaded with llama.cpp: its tokenizer, its logits, its answers."""
+"""A GGUF file loaded with llama.cpp: tokenizer, logits and answers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from core.worker.generate.stops import StopTexts
 
 #: Tokens of a prompt read at once: between two pieces the answer can be cancelled.
 PIECE_TOKENS = 512
-#: The least context that is made; it doubles as conversations grow.
+#: The smallest context; it doubles as conversations grow.
 LEAST_CONTEXT = 512
 #: ``GGML_TYPE_F32``, and ``LLAMA_FLASH_ATTN_TYPE_DISABLED``.
 _F32, _NO_FLASH_ATTENTION = 0, 0
-#: Bytes of an element of the keys and values, which llama.cpp keeps in fp16 unless it is told otherwise.
+#: Bytes of an element of keys and values, which llama.cpp keeps in fp16 by default.
 _KV_WIDTH = 2
 _AGAIN = "Export it again."
 
@@ -37,7 +37,7 @@ Logits = np.ndarray[Any, np.dtype[np.float32]]
 
 @dataclass(frozen=True)
 class GgufAnswer:
-    """An answer and how it came; as :class:`core.worker.generate.generate.Generation`."""
+    """An answer and its figures; see :class:`core.worker.generate.generate.Generation`."""
 
     text: str
     tokens: list[int]
@@ -47,7 +47,7 @@ class GgufAnswer:
 
 
 def context_bytes(path: Path, tokens: int) -> int:
-    """Bytes of the keys and values of a context; 0 where the architecture does not tell.
+    """Bytes of the keys and values of a context; 0 for an unknown architecture.
 
     Args:
         path: The GGUF file of the model.
@@ -68,13 +68,13 @@ class GgufModel:
     Args:
         path: The GGUF file.
         adapter: A GGUF file with a LoRA adapter to put on top.
-        exact: Keep keys and values in fp32 and compute attention plainly, as a comparison wants it; otherwise as
-            llama.cpp does by default.
-        ask: Told the tokens of a context before it is made; it may raise to refuse it.
-        progress: Told the share that is loaded, from 0 to 1; it may raise to give up.
+        exact: Keep keys and values in fp32 and compute attention plainly, for comparisons; otherwise use llama.cpp's
+            defaults.
+        ask: Called with the tokens of a context before it is allocated; it may raise to refuse.
+        progress: Called with the share loaded, from 0 to 1; it may raise to cancel.
 
     Raises:
-        UserError: If the library is not there, or a file is damaged or of an architecture that it does not know.
+        UserError: If the library is missing, or a file is damaged or of an unknown architecture.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class GgufModel:
         self._ffi, self._lib = self.library.ffi, self.library.lib
         self._context: Any = None
         self._size = 0
-        #: Tokens whose keys and values are in the context.
+        #: Tokens with keys and values in the context.
         self._cached: list[int] = []
         self._adapters: Any = None
         self._model = self._load(path, progress)
@@ -119,7 +119,7 @@ class GgufModel:
         def report(share: float, _: Any) -> bool:
             try:
                 progress(share)
-            except BaseException as error:  # it cannot pass through the library, which is told to stop
+            except BaseException as error:  # it cannot pass through C, so loading is stopped instead
                 failed.append(error)
             return not failed
 
@@ -141,14 +141,14 @@ class GgufModel:
                 f"llama.cpp cannot put {one_line(str(path))} on the model{self.library.failure()}.",
                 "Take the GGUF file of the base that it was trained on.",
             )
-        # The context that is given them reads both arrays later.
+        # The context reads both arrays later.
         self._adapters = (
             self._ffi.new("struct llama_adapter_lora *[]", [loaded]),
             self._ffi.new("float[]", [1.0]),
         )
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Free its memory."""
         if self._context is not None:
             self._lib.llama_free(self._context)
             self._context = None
@@ -160,7 +160,7 @@ class GgufModel:
 
     @property
     def specials(self) -> dict[str, str]:
-        """The special tokens that llama.cpp gives to chat templates."""
+        """The special tokens that llama.cpp passes to chat templates."""
         ids = {
             "bos_token": self._lib.llama_vocab_bos(self._vocabulary),
             "eos_token": self._lib.llama_vocab_eos(self._vocabulary),
@@ -168,11 +168,11 @@ class GgufModel:
         return {name: self.piece(int(token), special=True).decode("utf-8", "replace") for name, token in ids.items()}
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Tokens of a text; special tokens written in it become those tokens.
+        """Tokens of a text; special tokens written in it are parsed.
 
         Args:
-            text: Any.
-            add_special: Whether the tokens that the file asks for are put around it.
+            text: The text.
+            add_special: Add the tokens that the file asks for around it.
         """
         raw = text.encode("utf-8")
         room = len(raw) + 16
@@ -183,9 +183,9 @@ class GgufModel:
         return list(self._ffi.unpack(found, count)) if count else []
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Tokens of a rendered prompt, as llama.cpp's server makes them.
+        """Tokens of a rendered prompt, as in llama.cpp's server.
 
-        It adds the tokens that the file asks for, and takes those that the template has written already out first.
+        It adds the tokens that the file asks for, after removing those that the template has written already.
         """
         specials = self.specials
         if self._lib.llama_vocab_get_add_bos(self._vocabulary) and specials["bos_token"]:
@@ -195,7 +195,7 @@ class GgufModel:
         return self.tokenize(text, add_special=True)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """Bytes of a token; of a special one none, unless they are asked for."""
+        """Bytes of a token; a special token has none unless ``special`` is set."""
         if token < 0:
             return b""
         room = 256
@@ -207,13 +207,13 @@ class GgufModel:
             room = -count
 
     def ends_answer(self, token: int) -> bool:
-        """Whether a token ends an answer, by the file."""
+        """True if the file marks a token as the end of an answer."""
         return bool(self._lib.llama_vocab_is_eog(self._vocabulary, token))
 
     # Logits
 
     def logits(self, tokens: Sequence[int], positions: Sequence[int]) -> Iterator[Logits]:
-        """Logits after some of the tokens, from a fresh context: ``(vocabulary,)`` each, in the order of positions.
+        """Logits after the tokens at some positions, from a fresh context: ``(vocabulary,)`` each, in order.
 
         Args:
             tokens: The sequence.
@@ -240,7 +240,7 @@ class GgufModel:
         return row
 
     def _decode(self, tokens: Sequence[int], begin: int, places: Sequence[int]) -> None:
-        """Read tokens that follow those in the context, with logits at some of their places."""
+        """Read tokens after those in the context, with logits at some of their places."""
         status = self.library.decode(self._context, tokens, begin, frozenset(places))
         if status:
             raise UserError(
@@ -249,7 +249,7 @@ class GgufModel:
             )
 
     def _forget(self, keep: int = 0) -> None:
-        """Drop keys and values after so many tokens; all of them where the model cannot drop some."""
+        """Drop keys and values after ``keep`` tokens; all of them if the model cannot drop some."""
         memory = self._lib.llama_get_memory(self._context)
         if not keep or not self._lib.llama_memory_seq_rm(memory, 0, keep, -1):
             self._lib.llama_memory_clear(memory, True)
@@ -257,10 +257,10 @@ class GgufModel:
         self._cached = self._cached[:keep]
 
     def _prepare(self, needed: int) -> None:
-        """A context of so many tokens at least.
+        """Provide a context of at least ``needed`` tokens.
 
         Raises:
-            UserError: If the model reads fewer, it is refused, or memory is short.
+            UserError: If the model reads fewer, the context is refused, or memory is short.
         """
         if needed > self.longest_context:
             raise QuestionError(
@@ -305,7 +305,7 @@ class GgufModel:
         on_text: Callable[[str], None],
         cancelled: Callable[[], bool],
     ) -> GgufAnswer:
-        """Answer a prompt, streaming; keys and values of what it begins with stay from the question before.
+        """Answer a prompt, streaming; keys and values of the common prefix with the previous question are reused.
 
         Args:
             prompt: Its tokens.
@@ -356,12 +356,12 @@ class GgufModel:
         return GgufAnswer(stream.text, made, first - began, decoded / max(seconds, 1e-9), finish)
 
     def _take_in(self, prompt: Sequence[int], cancelled: Callable[[], bool]) -> int | None:
-        """Compute the keys and values of a prompt, without those that stay from the question before.
+        """Compute the keys and values of a prompt, reusing those of the previous question.
 
         Returns:
-            The place of its last token in the batch that was decoded last, where the logits are; None if cancelled.
+            The place of its last token in the last decoded batch, for its logits; None if cancelled.
         """
-        # At least a token is read again, for its logits.
+        # At least one token is read again, for its logits.
         self._forget(_common(self._cached, prompt[:-1]))
         place = -1
         for begin in range(len(self._cached), len(prompt), PIECE_TOKENS):
@@ -381,7 +381,7 @@ class GgufModel:
             )
 
     def _sampler(self, settings: GenerationSettings, prompt: Sequence[int]) -> Any:
-        """A chain of llama.cpp's own samplers, in the order of ours: see :class:`GenerationSettings`."""
+        """A chain of llama.cpp's own samplers, in our order: see :class:`GenerationSettings`."""
         lib = self._lib
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         links = []
@@ -412,7 +412,7 @@ class GgufModel:
 
 
 class _Text:
-    """Text out of the bytes of tokens, whole characters only."""
+    """Text from the bytes of tokens, whole characters only."""
 
     def __init__(self, on_text: Callable[[str], None], stops: Sequence[str]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -425,7 +425,7 @@ class _Text:
 
     @property
     def is_over(self) -> bool:
-        """Whether a text that ends the answer has come."""
+        """True if a stop text has come."""
         return self._stops.found
 
     def push(self, data: bytes) -> None:
@@ -440,7 +440,7 @@ class _Text:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """The number of tokens that both begin with."""
+    """The length of the common prefix."""
     for place, (one, other) in enumerate(zip(first, second, strict=False)):
         if one != other:
             return place

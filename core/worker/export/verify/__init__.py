@@ -1,1 +1,1 @@
-"""The proof of an export: what was trained against what was written, each measured in a process of its own."""
+"""Verification of an export: the trained model against the written files, each measured in a separate process."""

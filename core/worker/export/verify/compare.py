@@ -1,4 +1,4 @@
-"""An exported file compared with the measured answers of the trained model, whatever reads it."""
+"""Comparison of an exported file with the measured answers of the trained model, through any reader."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.export.stages import MEASURING_FILE
 from core.worker.export.verify.store import LogitsFile, Proof, ProofRow
 
 Logits = np.ndarray[Any, np.dtype[Any]]
-#: The models that a file is compared with.
+#: Names of the measured models.
 MODELS = ("trained", "plain", "base")
 
 
@@ -34,7 +34,7 @@ class Reader(Protocol):
         """
 
     def logits(self, tokens: Sequence[int], positions: Sequence[int]) -> Iterator[Logits]:
-        """Logits after some of the tokens, ``(vocabulary,)`` in fp32 each."""
+        """Logits after the tokens at some positions, ``(vocabulary,)`` in fp32 each."""
 
 
 @dataclass
@@ -49,12 +49,12 @@ class Figures:
     differences: float = 0.0
 
     def add(self, wanted: Logits, found: Logits) -> None:
-        """Compare the logits at a place; ``found`` may have more of them, for a vocabulary that is padded."""
+        """Compare the logits at a place; ``found`` may have more of them, with a padded vocabulary."""
         size = min(len(wanted), len(found))
         first, second = _centered(wanted[:size]), _centered(found[:size])
         log_first, log_second = _log_shares(first), _log_shares(second)
         self.places += 1
-        # Rounding can take it below zero, where it is none.
+        # Rounding can make it slightly negative.
         self.divergence += max(float((np.exp(log_first) * (log_first - log_second)).sum()), 0.0)
         self.same += int(first.argmax() == second.argmax())
         self.delta = max(self.delta, float(np.abs(first - second).max()))
@@ -62,7 +62,7 @@ class Figures:
         self.differences += float(((first - second) ** 2).mean())
 
     def to_dict(self) -> dict[str, float]:
-        """The means, and the greatest difference; empty where nothing was compared."""
+        """The means, and the largest difference; empty where nothing was compared."""
         if not self.places:
             return {}
         return {
@@ -75,7 +75,7 @@ class Figures:
 
 @dataclass
 class Comparison:
-    """Result of comparing a file with the model that was trained."""
+    """Result of comparing a file with the trained model."""
 
     figures: dict[str, Figures] = field(default_factory=dict)
     prompts: int = 0
@@ -86,7 +86,7 @@ class Comparison:
     """The base against the trained model."""
 
     def to_dict(self, proof: Proof, reader: str) -> dict[str, Any]:
-        """As a message has it."""
+        """The fields of a message."""
         return {
             "rows": len(proof.rows),
             "data": proof.data,
@@ -102,18 +102,18 @@ class Comparison:
 
 
 def compare(proof: Proof, reader: Reader, progress: Progress) -> Comparison:
-    """Compare what a reader finds in the file with the measured answers.
+    """Compare a reader's results for the file with the measured answers.
 
-    A greedy answer is the same where each of its tokens is the likeliest one after those before it, which one pass over
-    prompt and answer tells.
+    A greedy answer is equal if each of its tokens is the likeliest after the previous ones; a single pass over prompt
+    and answer decides that.
 
     Args:
         proof: The measured answers.
-        reader: Has loaded the file.
-        progress: Told how many rows are done; it may raise to give up.
+        reader: The reader, with the file loaded.
+        progress: Called with the number of finished rows; it may raise to cancel.
 
     Raises:
-        UserError: If the file computes no numbers.
+        UserError: If the file's logits are not finite.
     """
     known = {name: file for name in MODELS if (file := proof.logits(name)) is not None}
     result = Comparison({name: Figures() for name in known})
@@ -131,7 +131,7 @@ def compare(proof: Proof, reader: Reader, progress: Progress) -> Comparison:
 
 
 def _compare_prompt(row: ProofRow, reader: Reader, result: Comparison) -> bool:
-    """Whether the file's tokenizer and template make the prompt of training."""
+    """True if the file's tokenizer and template produce the prompt of training."""
     if not row.prompt_ids:
         return True
     try:

@@ -1,4 +1,4 @@
-"""A GGUF file read by llama.cpp for the proof."""
+"""Reading of a GGUF file by llama.cpp for the verification."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from core.worker.export.verify.store import Proof, ProofRow
 
 
 class GgufReader:
-    """A GGUF file as llama.cpp reads it; prompts are rendered from the template in its metadata.
+    """A GGUF file in llama.cpp; prompts are rendered from the template in its metadata.
 
     Args:
         path: The file.
         adapter: A GGUF file with an adapter to put on top; None for none.
-        now: The date that templates write.
-        progress: Told how far loading is; it may raise to give up.
+        now: The date for templates.
+        progress: Called with the share loaded; it may raise to cancel.
     """
 
     def __init__(self, path: Path, adapter: Path | None, now: datetime | None, progress: Progress) -> None:
@@ -36,7 +36,7 @@ class GgufReader:
         self.name = self._model.library.version
 
     def prompt_ids(self, row: ProofRow) -> list[int]:
-        """Tokens of a row's prompt, as llama.cpp's server makes them."""
+        """Tokens of a row's prompt, as in llama.cpp's server."""
         if not row.messages:
             return self._model.tokenize(row.text, add_special=False)
         if self._template is None:
@@ -44,7 +44,7 @@ class GgufReader:
         return self._model.prompt_ids(self._template.render(row.messages, row.tools))
 
     def logits(self, tokens: Sequence[int], positions: Sequence[int]) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
-        """Logits after some of the tokens."""
+        """Logits after the tokens at some positions."""
         return self._model.logits(tokens, positions)
 
 
@@ -53,12 +53,12 @@ def compare_gguf(proof: Proof, path: Path, adapter: Path | None, progress: Progr
 
     Args:
         proof: The measured answers.
-        path: The file; of an adapter that is exported alone, the base's.
-        adapter: The file of that adapter.
-        progress: Told what goes on; it may raise to give up.
+        path: The file; for an exported adapter, the base's.
+        adapter: The adapter's file.
+        progress: Called with each stage; it may raise to cancel.
 
     Raises:
-        UserError: If the file cannot be read or computes no numbers.
+        UserError: If the file cannot be read or its logits are not finite.
     """
     now = datetime.fromisoformat(proof.now) if proof.now else None
     reader = GgufReader(path, adapter, now, progress)

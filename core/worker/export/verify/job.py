@@ -1,4 +1,4 @@
-"""Measurements that verify an export, as jobs.
+"""Measurements for the verification of an export, as jobs.
 
 A request has a ``task``:
 
@@ -6,8 +6,8 @@ A request has a ``task``:
     ``run``, ``step``, ``directory``, ``rows``, ``plain_base``, ``as_file``: see
     :func:`core.worker.export.verify.reference.measure_reference`.
 ``gguf``, ``merged``, ``adapter``
-    ``directory`` (of the measured answers), ``exported``, and ``base`` where the export is an adapter: a GGUF file, or
-    the name of the model, in 4 bits if ``quantized``, but for the layers of ``keep_16bit``.
+    ``directory`` (of the measured answers), ``exported``, and ``base`` for an adapter: a GGUF file, or the name of the
+    model, in 4 bits if ``quantized``, except for the layers of ``keep_16bit``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from core.worker.process import environment
 
 
 def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
-    """Do a job."""
+    """Execute a job."""
     directory = Path(job["directory"])
     if job["task"] == "reference":
         return _reference(job, directory, answers)

@@ -1,6 +1,6 @@
-"""A merged model read by plain transformers, and an adapter by plain PEFT, for the proof.
+"""Reading of a merged model by plain transformers, and of an adapter by plain PEFT, for the verification.
 
-Nothing of ours is in between: a directory that needs this project to be read would be none to take home.
+None of our code is in between: a directory that only this project could read would be worthless elsewhere.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DATED = "strftime_now"
 
 
 def _with_adapter(model: Any, adapter: Path, *, quantized: bool) -> Any:
-    """A model with an adapter, by PEFT; it knows no experts in 4 bits, whose adapters are computed as in training."""
+    """A model with an adapter, by PEFT; for experts in 4 bits, which PEFT does not support, computed as in training."""
     if not quantized:
         return PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
     config = PeftConfig.from_pretrained(str(adapter), local_files_only=True)
@@ -52,9 +52,9 @@ class PlainReader:
     Args:
         directory: The model's.
         adapter: A directory in PEFT's format to put on top, whose tokenizer is used; None for none.
-        quantized: Whether the model is loaded in 4 bits, as the adapter was trained.
-        now: The date that templates write.
-        keep_16bit: Names and patterns of layers that were in 16 bit in training all the same.
+        quantized: Load the model in 4 bits, as the adapter was trained.
+        now: The date for templates.
+        keep_16bit: Names and patterns of layers that stayed in 16 bits in training.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class PlainReader:
         place = adapter or directory
         quantization = None
         if quantized:
-            # Which layers are in 4 bits is as in training; the rest is bitsandbytes' own.
+            # The choice of 4-bit layers is the training's; the rest is bitsandbytes' own.
             install()
             quantization = four_bit_config(torch.float32, keep_16bit)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
             loader = getattr(transformers, auto_class(read_description(directory / "config.json") or {}))
-            # transformers reads some quantizations otherwise than the training did, and others not at all: an adapter's
-            # base is given to it decoded. A merged model is not quantized.
+            # transformers reads some quantizations differently than the training, and others not at all, so an
+            # adapter's base is decoded for it. A merged model is not quantized.
             config = AutoConfig.from_pretrained(directory, local_files_only=True)
             with weights_source(directory, config, "qlora" if quantized else "lora") as source:
                 found = concrete_class(loader, source["config"]) if source else loader
@@ -89,11 +89,11 @@ class PlainReader:
                 )
             if adapter is not None:
                 self._model = _with_adapter(self._model, adapter, quantized=quantized)
-        except Exception as error:  # whatever a library raises for files that are not whole
+        except Exception as error:  # any error of a library on damaged files
             reason = one_line(str(error).strip().partition("\n")[0], 300).rstrip(".") or type(error).__name__
             program = "PEFT" if adapter is not None else "transformers"
             raise UserError(f"{program} cannot load {one_line(str(place))}: {reason}.", "Export it again.") from error
-        # In fp32, as the trained model was measured: bitsandbytes computes in bf16 where the processor can.
+        # In fp32, like the trained model: bitsandbytes would compute in bf16 on some CPUs.
         keep_gradients(self._model)
         self._model.eval()
         self._now = now
@@ -108,7 +108,7 @@ class PlainReader:
             return found
         template = self._tokenizer.chat_template
         if isinstance(template, str) and _DATED in template:
-            # It would write today's date, where the rows have that of the run.
+            # transformers would render today's date, where the rows have the run's.
             return self._dated(row)
         try:
             text = self._tokenizer.apply_chat_template(
@@ -129,7 +129,7 @@ class PlainReader:
 
     @torch.no_grad()
     def logits(self, tokens: Sequence[int], positions: Sequence[int]) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
-        """Logits after some of the tokens."""
+        """Logits after the tokens at some positions."""
         found = self._model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
         yield from (row.numpy() for row in found[list(positions)].float())
 
@@ -148,13 +148,13 @@ def compare_plain(
     Args:
         proof: The measured answers.
         directory: The model's directory.
-        adapter: The exported adapter's; None for a model that is merged.
-        progress: Told what goes on; it may raise to give up.
-        quantized: Whether the adapter was trained on the model in 4 bits.
+        adapter: The exported adapter's; None for a merged model.
+        progress: Called with each stage; it may raise to cancel.
+        quantized: The adapter was trained on the model in 4 bits.
         keep_16bit: As for :class:`PlainReader`.
 
     Raises:
-        UserError: If the library cannot load it, or it computes no numbers.
+        UserError: If the library cannot load it, or its logits are not finite.
     """
     progress(LOADING_FILE, None, None)
     now = datetime.fromisoformat(proof.now) if proof.now else None

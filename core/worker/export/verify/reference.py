@@ -1,7 +1,7 @@
-"""The trained model measured: what an export of it has to answer.
+"""Measurement of the trained model as the reference for its exports.
 
-It computes in fp32 where that fits, with the weights that training had: the base in 4 bits where it was trained on in 4
-bits, the adapter beside it, not merged; or both as the file holds them that the run was trained for.
+It computes in fp32 where that fits, with the weights of the training: the base in 4 bits if it was trained on in 4
+bits, with the adapter unmerged; or both as in the file that the run was trained for.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base, load_generation_config, vocabulary_size
 from core.worker.model.trained_file import answer_with_file
 
-#: Characters of a plain text whose tokens are compared.
+#: Characters of plain text whose tokens are compared.
 _TEXT_CHARACTERS = 4000
 
 
@@ -63,20 +63,20 @@ def make_encoder(
 def choose_rows(
     config: Config, encoder: Encoder, vocabulary: int, count: int, progress: Callable[[int], None]
 ) -> tuple[list[ProofRow], str]:
-    """Rows that were not trained on, as far as there are any: of ``data.eval``, else of the share held out.
+    """Rows that were not trained on, as far as possible: from ``data.eval``, else from the held-out share.
 
     Args:
         config: The configuration of the run.
-        encoder: That of its training.
-        vocabulary: Tokens that the model knows.
-        count: How many rows.
-        progress: Told how many rows have been read; may raise to give up.
+        encoder: The encoder of its training.
+        vocabulary: Size of the model's vocabulary.
+        count: Number of rows.
+        progress: Called with the number of rows read; may raise to cancel.
 
     Returns:
-        The rows, and where they are from: ``eval``, ``held_out`` or ``training``.
+        The rows and their source: ``eval``, ``held_out`` or ``training``.
 
     Raises:
-        UserError: If the files cannot be read any more.
+        UserError: If the files can no longer be read.
     """
     loader = Loader(config, encoder, vocabulary=vocabulary, progress=progress)
     data, dataset = "training", None
@@ -93,7 +93,7 @@ def choose_rows(
 
 
 def _spread(dataset: Dataset, count: int) -> list[tuple[Example, TokenizedRow]]:
-    """Rows at even distances; of an example that has several rows, one."""
+    """Evenly spaced rows; of an example with several rows, one."""
     single = {id(example): (example, row) for example, row in zip(dataset.examples, dataset.rows, strict=True)}
     pairs = list(single.values())
     if len(pairs) <= count:
@@ -111,24 +111,24 @@ def _proof_row(example: Example, row: TokenizedRow, encoder: Encoder, most: int)
         try:
             prompt = encoder.prompt_ids(messages, tools)
         except RowError:
-            messages = []  # a history that the template takes only as a whole row
+            messages = []  # the template takes this history only as part of a whole row
     elif text:
         prompt = as_model_tokenizer(encoder.tokenizer, ()).encode([text])[0]
     ids = row.input_ids[: learned[-1] + 1].tolist() if learned else row.input_ids[:1].tolist()
     return ProofRow(messages, tools, text, prompt, ids, learned)
 
 
-#: Longest greedy answer, in tokens, and room beyond the longest expected one.
+#: Longest greedy answer in tokens, and margin beyond the longest expected one.
 GREEDY_TOKENS, GREEDY_MARGIN = 64, 16
-#: Memory that a model takes beside its weights.
+#: Factor for a model's memory beside its weights.
 _ROOM = 1.3
-#: Bytes of a weight in fp32, and of one of a model in 4 bits, its embeddings in fp32 included.
+#: Bytes per weight in fp32, and in a 4-bit model including its fp32 embeddings.
 _WHOLE, _QUANTIZED = 4.0, 1.2
 
 
 @dataclass(frozen=True)
 class _Way:
-    """Precision and device that a model is measured with."""
+    """Precision and device of a measurement."""
 
     precision: str
     device: str
@@ -140,11 +140,11 @@ class _Asked:
 
     rows: list[ProofRow]
     data: str
-    """Where they are from: ``eval``, ``held_out`` or ``training``."""
+    """Their source: ``eval``, ``held_out`` or ``training``."""
     vocabulary: int
-    """Logits of a place that count: the rows of the base's embedding."""
+    """Logits per place: the rows of the base's embedding."""
     stops: frozenset[int]
-    """Tokens that end an answer."""
+    """Stop tokens."""
 
 
 def measure_reference(
@@ -158,21 +158,20 @@ def measure_reference(
 ) -> Proof:
     """Measure the trained model on rows of the user's data, and write the answers into a directory.
 
-    Beside it are measured: the base alone, so that an export without what was learned is recognized; and where the base
-    was in 4 bits and ``plain_base`` says so, the adapter on the base in 16 bits, which is what a merge with that base
-    has to be.
+    The base alone is measured too, to recognize an export without the adapter; and if the base was in 4 bits and
+    ``plain_base`` is set, so is the adapter on the base in 16 bits, the expected result of a merge into that base.
 
     Args:
-        trained: What the run has trained.
-        directory: Where the files go.
-        count: How many rows.
-        progress: Told what goes on; it may raise to give up.
-        plain_base: Whether a merge with the base in 16 bits is to be recognized; one that was trained with the weights
-            of a file has been merged already.
-        as_file: Whether such a model answers with the weights of its file; else with its adapter beside the base.
+        trained: The trained model.
+        directory: Directory for the files.
+        count: Number of rows.
+        progress: Called with each stage; it may raise to cancel.
+        plain_base: Recognize a merge with the base in 16 bits; not needed for a model trained with the weights of a
+            file, which is merged already.
+        as_file: Measure such a model with the weights of its file; else with its adapter beside the base.
 
     Raises:
-        UserError: If the base is missing or another one, the rows cannot be read, or disk or memory are short.
+        UserError: If the base is missing or changed, the rows cannot be read, or disk or memory are short.
     """
     config = trained.config
     base = resolve_base(trained.base, progress)
@@ -228,7 +227,7 @@ def _ask(trained: TrainedModel, base: Path, tokenizer: Any, count: int, progress
 
 
 def choose_way(config: Config, needed: float) -> _Way:
-    """fp32 on the card, where no run trains there and it fits, else on the processor; else as in training.
+    """fp32 on the card if no run trains there and it fits, else on the CPU; else as in training.
 
     Args:
         config: The configuration of the run.
@@ -263,7 +262,7 @@ def _load(trained: TrainedModel, base: Path, method: str, way: _Way, tokenizer: 
 
 
 class _Measurement:
-    """Passes of one loaded model over the rows."""
+    """Passes of a loaded model over the rows."""
 
     def __init__(self, loaded: LoadedModel, asked: _Asked, directory: Path, progress: Progress) -> None:
         model = loaded.model
@@ -274,7 +273,7 @@ class _Measurement:
 
     @torch.no_grad()
     def write(self, name: str, activity: str, *, half: bool = False) -> None:
-        """Measure the logits of every row, and keep them as those of a model of this name."""
+        """Measure the logits of every row, and store them under a model name."""
         file = LogitsFile.make(self._directory, name, self._vocabulary, half=half)
         for done, row in enumerate(self._rows):
             self._progress(activity, done, len(self._rows))
@@ -290,7 +289,7 @@ class _Measurement:
 
     @torch.no_grad()
     def greedy(self) -> list[list[int]]:
-        """Greedy answers to the prompts, each with the token that ended it."""
+        """Greedy answers to the prompts, including stop tokens."""
         longest = max((len(row.positions) for row in self._rows), default=0)
         limit = min(GREEDY_TOKENS, longest + GREEDY_MARGIN)
         answers = []
@@ -325,6 +324,6 @@ def logits_at(network: Any, tokens: Sequence[int], positions: Sequence[int]) -> 
     ids = torch.tensor([list(tokens)], device=device)
     places = torch.tensor(list(positions), device=device)
     found: torch.Tensor = network(input_ids=ids, use_cache=False, logits_to_keep=places).logits[0]
-    if len(found) != len(places):  # a model that has no such argument gives them all
+    if len(found) != len(places):  # the model ignores the argument and returns all
         found = found[places]
     return found.float().cpu()

@@ -1,6 +1,7 @@
-"""The measured answers of the trained model, in files: one process writes them, another compares with them.
+"""Files with the measured answers of the trained model, for the processes that compare exports with them.
 
-Logits of a large vocabulary do not fit in memory beside a model: they are written as they come and read row by row.
+Logits of a large vocabulary do not fit in memory beside a model: they are written as they are computed, and read row
+by row.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 
 from core.directories import require_space
 
-#: Most places of an answer whose logits are kept.
+#: Most places per answer with stored logits.
 MOST_PLACES = 64
-#: Most bytes of the logits of one model on disk; of a large vocabulary fewer places are kept.
+#: Most bytes of a model's logits on disk; a large vocabulary gets fewer places.
 MOST_BYTES = 1 << 30
 
 Logits = np.ndarray[Any, np.dtype[Any]]
@@ -25,7 +26,7 @@ Logits = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class ProofRow:
-    """A row of the user's data, as training has it."""
+    """A row of the user's data, encoded as in training."""
 
     messages: list[dict[str, Any]]
     """The conversation before the answer; empty for plain text and tokens."""
@@ -33,43 +34,43 @@ class ProofRow:
     text: str
     """Plain text; empty for conversations."""
     prompt_ids: list[int]
-    """Tokens of the rendered prompt, or of the plain text; empty where the row has none."""
+    """Tokens of the rendered prompt, or of the plain text; empty if the row has none."""
     input_ids: list[int]
-    """Tokens of the row, up to the last place that is compared."""
+    """Tokens of the row, up to the last compared place."""
     positions: list[int]
     """Places whose next token belongs to the answer, ascending."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """The answers of the trained model, and of models near it, in a directory."""
+    """The answers of the trained model, and of related models, in a directory."""
 
     directory: Path
     rows: list[ProofRow]
     greedy: list[list[int]]
-    """The greedy answer to each prompt, with the token that ended it; empty for rows without a prompt to answer."""
+    """The greedy answer to each prompt, including its stop token; empty for rows without a prompt."""
     vocabulary: int
-    """Logits at a place."""
+    """Logits per place."""
     data: str
-    """Where the rows are from: ``eval``, ``held_out`` or ``training``."""
+    """Source of the rows: ``eval``, ``held_out`` or ``training``."""
     now: str
-    """The date that templates write, as ISO has it; empty for the present."""
+    """The date for templates, in ISO format; empty for the present."""
     arithmetic: str
-    """Of the measured model: ``fp32``, or what its training computed in where that does not fit."""
+    """Arithmetic of the measured model: ``fp32``, or its training's where that does not fit."""
 
     @property
     def places(self) -> int:
-        """Places compared, of all rows."""
+        """Compared places of all rows."""
         return sum(len(row.positions) for row in self.rows)
 
     def write(self) -> None:
-        """Write what is not logits."""
+        """Write everything except the logits."""
         content = {**asdict(self), "directory": ""}
         (self.directory / "rows.json").write_text(json.dumps(content), encoding="utf-8")
 
     @classmethod
     def read(cls, directory: Path) -> Proof:
-        """What :meth:`write` has written."""
+        """Read the result of :meth:`write`."""
         content = json.loads((directory / "rows.json").read_text(encoding="utf-8"))
         rows = [ProofRow(**row) for row in content["rows"]]
         return cls(**{**content, "directory": directory, "rows": rows})
@@ -80,11 +81,11 @@ class Proof:
 
 
 class LogitsFile:
-    """Logits of one model, place after place: those of the first row first.
+    """Logits of a model, place after place, in the order of the rows.
 
     Args:
         path: The file.
-        vocabulary: Logits at a place.
+        vocabulary: Logits per place.
     """
 
     def __init__(self, path: Path, vocabulary: int) -> None:
@@ -104,7 +105,7 @@ class LogitsFile:
         return None if found is None else cls(found, vocabulary)
 
     def append(self, rows: Logits) -> None:
-        """Add logits, ``(places, vocabulary)``, each place centered on its mean: only differences mean anything."""
+        """Append logits, ``(places, vocabulary)``, each place centered on its mean: only differences matter."""
         wide = rows.astype(np.float32, copy=False)
         centered = wide - wide.mean(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
         with self._path.open("ab") as file:
@@ -118,15 +119,15 @@ class LogitsFile:
 
 
 def places_kept(rows: int, vocabulary: int) -> int:
-    """Most places of a row, so that the logits of all rows are not too large for the disk."""
+    """Most places per row such that the logits of all rows fit on the disk."""
     return max(1, min(MOST_PLACES, MOST_BYTES // (4 * max(vocabulary, 1) * max(rows, 1))))
 
 
 def require_room(directory: Path, rows: Sequence[ProofRow], vocabulary: int, models: int) -> None:
-    """Refuse to start where the disk has no room for the logits.
+    """Raise an error where the disk has no room for the logits.
 
     Raises:
-        UserError: If there is none.
+        UserError: If so.
     """
     places = sum(len(row.positions) for row in rows)
     require_space(directory, places * vocabulary * 4 * models, "the proof of the export", "Make room there.")

@@ -1,4 +1,4 @@
-"""Kernels of the gated product ``activation(gate) * up``: one pass forward; one backward, which makes it again, too."""
+"""Kernels of the gated product ``activation(gate) * up``: a forward pass, and a backward pass that recomputes it."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class KernelGating(Gating):
     def _gradients(
         self, outer: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, *, again: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``outer`` is overwritten by the gate's gradient if the product is made again."""
+        """Gradients, and the product if ``again``; the gate's gradient then overwrites ``outer``."""
         first, second = _rows(gate), _rows(up)
         to_up = torch.empty(first.shape, dtype=gate.dtype, device=gate.device)
         to_gate = outer if again else torch.empty_like(to_up)
@@ -136,7 +136,7 @@ class KernelGating(Gating):
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """A tensor as rows with adjacent features, among them the halves of a joined projection; else a copy."""
+    """A tensor as rows with adjacent features; a copy only where a view cannot do, unlike halves of a joined one."""
     flat = x.reshape(-1, x.shape[-1])
     return flat if flat.stride(1) == 1 else flat.contiguous()
 

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
-#: Values that one program works on: rows of few features, as of a head, go together.
+#: Values per program: rows of few features, as of a head, share a program.
 TILE = 4096
-#: Features beyond which a row does not fit in the registers of a program.
+#: Most features of a row that fit in the registers of a program.
 MOST = 32768
 
 
@@ -61,7 +61,7 @@ def _norm_backward(
 
 
 class RmsNormKernel(torch.autograd.Function):
-    """The autograd function; see :class:`core.worker.fused.rms_norm.RmsNormFunction`."""
+    """The RMS norm as an autograd function; see :class:`core.worker.fused.rms_norm.RmsNormFunction`."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -100,7 +100,7 @@ class RmsNormKernel(torch.autograd.Function):
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """A tensor as rows with adjacent features; a copy where it cannot be seen so."""
+    """A tensor as rows with adjacent features; a copy where a view cannot do."""
     flat = x.reshape(-1, x.shape[-1])
     return flat if flat.stride(1) == 1 else flat.contiguous()
 

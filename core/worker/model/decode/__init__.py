@@ -1,1 +1,1 @@
-"""Decoding of quantized weights to 16 bit, tensor by tensor; one module a format."""
+"""Decoding of quantized weights to 16 bit, tensor by tensor."""

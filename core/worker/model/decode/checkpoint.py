@@ -1,8 +1,8 @@
 """The weight files of a model, read tensor by tensor, decoded where they are quantized.
 
-Whatever reads weights reads them here: loading, LoftQ, merging. What it sees are the names, shapes and values of the
-16-bit model. Nothing is kept: who asks for one tensor after the other has one decoded at a time. Experts that are
-stored fused, as those of gpt-oss, are one tensor a layer.
+Everything that reads weights uses it: loading, LoftQ, merging. It presents the names, shapes and values of the 16-bit
+model. Nothing is cached, so a caller that reads tensors in turn holds one at a time. Experts stored fused, as in
+gpt-oss, are a single tensor per layer.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Checkpoint:
 
     Args:
         directory: The model's.
-        device: Where tensors are decoded; parts go there as they are stored.
+        device: Device on which tensors are decoded; stored parts are moved there first.
 
     Raises:
-        UserError: If its files are missing or damaged, or quantized in a way that cannot be decoded.
+        UserError: If its files are missing or damaged, or quantized in an unsupported way.
     """
 
     def __init__(self, directory: Path, device: torch.device | None = None) -> None:
@@ -48,10 +48,10 @@ class Checkpoint:
         self._device = device
         self.quantization = read_quantization(directory)
         weights = read_decoded(directory)
-        #: Tensors that are decoded, by their names.
+        #: Quantized tensors, by their names.
         self.encoded = weights.encoded
         self._places = {name: path for path in weight_files(directory) for name in read_header(path)}
-        #: The decoded model's tensors in each file: a decoded one is where its elements are.
+        #: The decoded model's tensors in each file; a decoded tensor belongs to the file of its elements.
         self.files: dict[Path, dict[str, Tensor]] = {path: {} for path in weight_files(directory)}
         for name, tensor in weights.tensors.items():
             self.files[self._place(name)][name] = tensor
@@ -68,11 +68,11 @@ class Checkpoint:
         return (name for tensors in self.files.values() for name in tensors)
 
     def tensor(self, name: str) -> Tensor:
-        """Dtype and shape of a tensor, once decoded."""
+        """Dtype and shape of a tensor once decoded."""
         return self.files[self._place(name)][name]
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor; those that are not decoded are on the CPU, decoded ones are 16 bit and where they were decoded.
+        """A tensor: a stored one on the CPU, a decoded one in 16 bits on the device of its decoding.
 
         Raises:
             UserError: If it cannot be read or decoded.
@@ -143,7 +143,7 @@ class Checkpoint:
         return self._there(found)
 
     def _file(self, part: str) -> Any:
-        """The file of a part, opened once: a header of thousands of experts takes a while to read."""
+        """The file of a part, opened once: a header with thousands of experts takes a while to read."""
         path = self._places[part]
         if path not in self._open:
             self._open[path] = safe_open(str(path), framework="pt")

@@ -1,7 +1,7 @@
-"""Decoding of quantized weights to 16 bit, a function a format.
+"""Decoding of quantized weights to 16 bit, a function per format.
 
-MXFP4, NVFP4 and the experts of gpt-oss; a number an element times a scale, as FP8; packed integers of
-compressed-tensors, GPTQ and AWQ, each ``(q - zero) * scale``; NF4, FP4 and LLM.int8() of bitsandbytes.
+MXFP4, NVFP4 and the experts of gpt-oss; FP8, a number per element times a scale; packed integers of compressed-tensors,
+GPTQ and AWQ, each ``(q - zero) * scale``; NF4, FP4 and LLM.int8() of bitsandbytes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from bitsandbytes.functional import QuantState
 
 from core.worker.model.nf4 import dequantize_rightly
 
-#: The numbers of E2M1, by their four bits: sign, two of the exponent, one of the fraction (OCP Microscaling Formats
+#: The numbers of E2M1 by their four bits: sign, two of the exponent, one of the fraction (OCP Microscaling Formats
 #: (MX) Specification 1.0, 5.3.3).
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-#: The exponent of E8M0 that stands for 1, and the one that stands for no number (the same, 5.4.1).
+#: The exponents of E8M0 for 1 and for NaN (the same, 5.4.1).
 _ONE, _NAN = 127, 255
 
 
@@ -27,7 +27,7 @@ def unpack_words(words: torch.Tensor, bits: int, places: Sequence[int] | None = 
     Args:
         words: ``int32`` of ``(…, n)``.
         bits: Of an element: 2, 4 or 8.
-        places: The places of a word's elements in it, counted from the lowest bits; None: they are in order.
+        places: The places of a word's elements, counted from the lowest bits; None if they are in order.
 
     Returns:
         ``uint8`` of ``(…, n * 32 / bits)``.
@@ -43,11 +43,11 @@ def unpack_words(words: torch.Tensor, bits: int, places: Sequence[int] | None = 
 
 
 def unpack_e2m1(codes: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Numbers of E2M1 that lie two in a byte, the lower four bits first.
+    """Numbers of E2M1, packed two per byte, the lower four bits first.
 
     Args:
         codes: ``uint8`` of ``(…, n)``.
-        dtype: Of the result: 16 or 32 bit, all of which have these numbers.
+        dtype: Dtype of the result: 16 or 32 bits, all of which have these numbers.
 
     Returns:
         ``(…, 2 n)``.
@@ -55,14 +55,14 @@ def unpack_e2m1(codes: torch.Tensor, dtype: torch.dtype = torch.float32) -> torc
     table = torch.tensor([*_E2M1, *(-number for number in _E2M1)], dtype=dtype)
     every = torch.arange(256)
     pairs = torch.stack([table[every & 15], table[every >> 4]], dim=-1)
-    # Two numbers are looked up as one, by their bits.
+    # Two numbers are looked up at once, by their bits.
     looked_up = pairs.view(torch.int64 if dtype.itemsize == 4 else torch.int32).flatten().to(codes.device)
     found = torch.index_select(looked_up, 0, codes.flatten().to(torch.int32))
     return found.view(dtype).view(*codes.shape[:-1], -1)
 
 
 def scale_values(scales: torch.Tensor) -> torch.Tensor:
-    """Scales as numbers: powers of two where they are E8M0.
+    """Scales as numbers; E8M0 ones as powers of two.
 
     Args:
         scales: Any floating type; ``uint8`` and ``float8_e8m0fnu`` are exponents.
@@ -77,7 +77,7 @@ def scale_values(scales: torch.Tensor) -> torch.Tensor:
     return torch.where(exponents == _NAN, torch.nan, values)
 
 
-#: Rows that are computed in fp32 at once.
+#: Rows that are computed in fp32 at a time.
 _ROWS = 1024
 
 
@@ -89,15 +89,15 @@ def decode_fp4(
     factor: torch.Tensor | None = None,
     divisor: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Decode a weight of E2M1 numbers, exactly where the scales are powers of two, else computed in fp32 and rounded
+    """Decode a weight of E2M1 numbers: exactly where the scales are powers of two, else computed in fp32 and rounded
     once.
 
     Args:
         codes: ``uint8`` of ``(…, columns / 2)``, the lower four bits first.
         scales: ``(…, columns / block)``: exponents (MXFP4, blocks of 32) or E4M3 (NVFP4, blocks of 16).
         dtype: Of the result.
-        factor: What all scales are multiplied with, one number; None for none.
-        divisor: What all scales are divided by, one number; None for none.
+        factor: A single factor of all scales; None for none.
+        divisor: A single divisor of all scales; None for none.
 
     Returns:
         ``(…, columns)``.
@@ -107,7 +107,7 @@ def decode_fp4(
     flat, result = codes.reshape(-1, packed), out.view(-1, 2 * packed)
     of_rows = scales.reshape(flat.shape[0], -1)
     width = 2 * packed // of_rows.shape[1]
-    # bf16 has all powers of two that E8M0 has, so that nothing is rounded.
+    # bf16 has all powers of two of E8M0, so nothing is rounded.
     is_exact = dtype == torch.bfloat16 and scales.dtype in (torch.uint8, torch.float8_e8m0fnu)
     is_exact = is_exact and factor is None and divisor is None
     computed = torch.bfloat16 if is_exact else torch.float32
@@ -125,12 +125,12 @@ def decode_fp4(
 def decode_mxfp4_experts(
     read: Callable[[int], tuple[torch.Tensor, torch.Tensor]], shape: tuple[int, ...], dtype: torch.dtype
 ) -> torch.Tensor:
-    """Decode the experts of gpt-oss, one after the other.
+    """Decode the experts of gpt-oss, one at a time.
 
-    The files have them as outputs by inputs, in blocks of 32 inputs; transformers computes with inputs by outputs.
+    The files store outputs by inputs, in blocks of 32 inputs; transformers computes with inputs by outputs.
 
     Args:
-        read: Gives an expert's blocks, ``uint8`` of ``(outputs, blocks, 16)``, and their exponents, ``uint8`` of
+        read: Returns an expert's blocks, ``uint8`` of ``(outputs, blocks, 16)``, and their exponents, ``uint8`` of
             ``(outputs, blocks)``.
         shape: ``(experts, inputs, outputs)``.
         dtype: Of the result.
@@ -160,12 +160,12 @@ def decode_scaled(
 
     Args:
         weight: FP8 (E4M3, E5M2) or integers of 8 bits, ``(…, rows, columns)``.
-        scales: One for each block, those at the end cut off where the shape is no multiple of them; or one for all.
+        scales: A scale per block, the last blocks cut off where the shape is no multiple of them; or a single one.
             ``uint8`` and E8M0 are exponents.
         block: Rows and columns of a block.
         dtype: Of the result.
-        zero_points: As the scales; None for none.
-        groups: ``(columns,)``: the column of scales that each column of the weight takes; None where they are in order.
+        zero_points: In the shape of the scales; None for none.
+        groups: ``(columns,)``: the column of scales for each column of the weight; None where they are in order.
 
     Returns:
         The weight in its shape.
@@ -178,7 +178,7 @@ def decode_scaled(
     if zero_points is not None:
         zeros = zero_points.to(torch.float32).reshape(grid if zero_points.numel() != 1 else (1,) * len(grid))
     out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    # A row of blocks at a time, so that fp32 is never there for all of it.
+    # A row of blocks at a time, so that the fp32 copy stays small.
     flat, result = weight.reshape(-1, rows, columns), out.view(-1, rows, columns)
     shape = (flat.shape[0], *grid[-2:])
     values = values.expand(grid).reshape(shape)
@@ -198,7 +198,7 @@ def decode_scaled(
 def _spread(
     values: torch.Tensor, block: tuple[int, int], shape: torch.Size, groups: torch.Tensor | None
 ) -> torch.Tensor:
-    """Values of blocks for each of their elements, without what the last ones have too many."""
+    """Values per block repeated for each of their elements, cut to the shape."""
     if groups is not None:
         across = values[:, groups.long()]
     elif values.shape[1] == 1:
@@ -208,7 +208,7 @@ def _spread(
     return across if block[0] == 1 else across.repeat_interleave(block[0], dim=0)[: shape[0]]
 
 
-#: The places at which AWQ's kernels expect eight neighbors in a word: the first one in the lowest four bits, the second
+#: The places of eight neighbors in a word, in the order of AWQ's kernels: the first in the lowest four bits, the second
 #: in the fifth four.
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 
@@ -226,16 +226,16 @@ def decode_packed(
 ) -> torch.Tensor:
     """Decode a weight of compressed-tensors' format ``pack-quantized``.
 
-    Args:
-        words: ``int32`` of ``(…, rows, columns * bits / 32)``; elements are stored with half their range added.
-        scales: ``(…, rows, groups)``.
-        group: Columns of a group.
-        bits: 2, 4 or 8.
-        columns: Number of columns; words may have more.
-        dtype: Of the result.
-        zero_points: ``int32`` of ``(…, rows * bits / 32, groups)``, packed along the rows, or ``int8`` as the scales;
-            None for symmetric weights.
-        groups: ``(columns,)``: the group of each column; None, or with a -1 in it, where they are in order.
+    words: ``int32`` of ``(…, rows, columns * bits / 32)``; elements are stored with an offset of half their range.
+    words: ``int32`` of ``(…, rows, columns * bits / 32)``; elements are stored with half their range added.
+    scales: ``(…, rows, groups)``.
+    group: Columns of a group.
+    bits: 2, 4 or 8.
+    columns: Number of columns; words may hold more.
+    dtype: Of the result.
+    zero_points: ``int32`` of ``(…, rows * bits / 32, groups)``, packed along the rows, or ``int8`` as the scales;
+        None for symmetric weights.
+    groups: ``(columns,)``: the group of each column; None, or with a -1, where they are in order.
     """
     half = 1 << (bits - 1)
     numbers = (unpack_words(words, bits)[..., :columns].to(torch.int16) - half).to(torch.int8)
@@ -268,7 +268,7 @@ def decode_gptq(
         group: Inputs of a group.
         bits: 2, 4 or 8.
         dtype: Of the result.
-        zero_offset: What is added to stored zero points.
+        zero_offset: Offset added to stored zero points.
         groups: ``(inputs,)``: the group of each input; None where they are in order.
 
     Returns:
@@ -299,11 +299,11 @@ def decode_awq(
 
 
 def decode_4bit(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Decode a weight of NF4 or FP4, in the dtype and shape that its state says.
+    """Decode a weight of NF4 or FP4, in the dtype and shape of its state.
 
     Args:
-        parts: ``weight`` with two elements a byte, and the others by the names that bitsandbytes gives them behind the
-            weight's: ``absmax``, ``quant_map``, ``quant_state.bitsandbytes__nf4``, …
+        parts: ``weight`` with two elements a byte, and the others by bitsandbytes' suffixes of the weight's name:
+            ``absmax``, ``quant_map``, ``quant_state.bitsandbytes__nf4``, …
     """
     others = {f"weight.{role}": part for role, part in parts.items() if role != "weight"}
     state = QuantState.from_dict(others, device=parts["weight"].device)
@@ -318,7 +318,7 @@ def decode_8bit(weight: torch.Tensor, statistics: torch.Tensor, dtype: torch.dty
 
     Args:
         weight: ``int8`` of ``(outputs, inputs)``.
-        statistics: ``(outputs,)``: the largest absolute value of each row, which is stored as 127.
+        statistics: ``(outputs,)``: the largest absolute value of each row, stored as 127.
         dtype: Of the result.
     """
     return decode_scaled(weight, statistics.to(torch.float32) / 127, (1, weight.shape[1]), dtype)

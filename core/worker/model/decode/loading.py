@@ -1,8 +1,8 @@
-"""Loading of a quantized checkpoint as if its files were 16 bit: ``from_pretrained`` is given tensors that decode
-themselves when they are asked for.
+"""Loading of a quantized checkpoint as if its files were 16 bit: ``from_pretrained`` gets tensors that decode
+themselves on access.
 
-transformers asks for one after the other and puts each where it belongs before the next, on its way through the
-quantizer where the method is QLoRA; so the 16-bit model is never there as a whole unless it is what was asked for.
+transformers reads them one by one and puts each into the model before the next, with QLoRA through the quantizer, so
+the whole 16-bit model exists only where it was asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from core.models.tensors import Tensor
 from core.worker.model.decode.checkpoint import Checkpoint
 from core.worker.model.support import load_generation_config
 
-#: Without it transformers' threads read, and so decode, far ahead of what is put into the model.
+#: Without it transformers' threads read, and so decode, far ahead of the loading.
 _IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
@@ -54,7 +54,7 @@ class _Slice:
 
 
 def is_decoded(base: Path, method: str) -> bool:
-    """Whether a base's weights are decoded for a method, rather than read as they are.
+    """True if a base's weights are decoded for a method, rather than read as they are.
 
     Args:
         base: The directory.
@@ -65,7 +65,7 @@ def is_decoded(base: Path, method: str) -> bool:
 
 
 def without_quantization(config: Any) -> Any:
-    """A configuration of transformers as that of a model which is not quantized; the same one where it is none.
+    """A copy of a transformers configuration without its quantization.
 
     Args:
         config: A ``PretrainedConfig``.
@@ -81,17 +81,17 @@ def without_quantization(config: Any) -> Any:
 def weights_source(
     base: Path, config: Any, method: str, device: torch.device | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The arguments by which ``from_pretrained`` loads a base decoded; it has to be called inside.
+    """The arguments by which ``from_pretrained`` loads a base decoded; to be called inside the context.
 
     Args:
         base: The directory.
-        config: Its configuration, of the class that is loaded.
+        config: Its configuration, for the class that is loaded.
         method: As ``method.name``.
-        device: Where the weights go, and are decoded; None: the CPU.
+        device: Device of the weights and their decoding; None for the CPU.
 
     Yields:
         ``pretrained_model_name_or_path``, which is None, ``config``, ``state_dict``, and ``generation_config``, which
-        transformers reads from directories only; nothing where the files are read as they are.
+        transformers reads from directories only; an empty dictionary where the files are read as they are.
 
     Raises:
         UserError: If the weights cannot be decoded.
@@ -117,10 +117,10 @@ def weights_source(
 
 
 def concrete_class(loader: Any, config: Any) -> Any:
-    """The class of a model that one of transformers' ``Auto`` classes makes, which want a directory to load from.
+    """The model class that a transformers ``Auto`` class resolves to; the ``Auto`` class itself needs a directory.
 
     Args:
-        loader: ``AutoModelForCausalLM`` or another one.
+        loader: ``AutoModelForCausalLM`` or another ``Auto`` class.
         config: The model's configuration.
     """
     with torch.device("meta"):
