@@ -29,8 +29,8 @@ from core.runs.record.store import Run, complete_checkpoints
 from core.runs.record.tail import EventTail
 
 PROGRAM = "core.worker.job audit"
-#: Shell script that waits for the end of its input, then removes a directory; it retries, as processes of the audit that
-#: are about to end may still write there.
+#: Shell script that waits for the end of its input, then removes a directory; it retries, as dying processes of the
+#: audit may still write there.
 _JANITOR = 'cat; for _ in 0 1 2 3 4 5 6 7 8 9; do rm -rf -- "$1" && exit; sleep 1; done'
 _WORK = "work-"
 _FAST = (
