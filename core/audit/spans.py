@@ -303,8 +303,8 @@ def _cut(segment: _Segment, begin: int, changes: dict[str, Any]) -> list[Span]:
 
 
 def _first_cut(segment: _Segment) -> float:
-    """The first step at which one of several processes has split its batch for lack of memory: from then on, the splits
-    of each process are unknown."""
+    """The first step at which a process of a team has split its batch for lack of memory: from then on, the splits of
+    the others are unknown."""
     if not segment.team.is_several:
         return math.inf
     notices = [event for event in segment.events if isinstance(event, NoticeEvent) and event.code in SHORTAGES]

@@ -93,7 +93,7 @@ class QueueRunner:
         return False
 
     def tick(self) -> float | None:
-        """One pass: at most one step of one entry.
+        """One pass, with at most one step of an entry.
 
         Returns:
             Seconds until the next pass; None if nothing is left to do.

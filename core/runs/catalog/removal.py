@@ -26,7 +26,7 @@ from core.runs.record.state import in_words
 from core.runs.record.store import Run
 from core.text import one_line
 
-#: Prefix of directories with runs that are being deleted; one that stays was interrupted.
+#: Prefix of directories with runs that are being deleted; it stays if the deletion is interrupted.
 _ASIDE = ".deleted-"
 #: Age from which such a directory counts as left by an interrupted deletion.
 _INTERRUPTED_SECONDS = 3600.0

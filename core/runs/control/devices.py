@@ -36,7 +36,7 @@ from core.small_files import parse_json
 from core.text import one_line
 from core.units import format_bytes
 
-#: Longest id of a run in a lock file, and how much of the file is read, from its end, in bytes.
+#: Longest id of a run in a lock file, and bytes of the file that are read from its end.
 _ID_LIMIT, _LIMIT = 300, 1 << 16
 
 
