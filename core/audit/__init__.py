@@ -1,1 +1,1 @@
-"""The audit of a run: its hash chain checked, and intervals of its training executed again and compared."""
+"""Audit of a run: its hash chain is checked, and intervals of its training are executed again and compared."""

@@ -1,4 +1,4 @@
-"""The hash chain of a run against what is there: its links, events, checkpoints, configuration and result."""
+"""Check of a run's hash chain against its directory: links, events, checkpoints, configuration and result."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from core.text import one_line
 
 @dataclass
 class Sealed:
-    """Links of a run's chain, as they were read."""
+    """Links of a run's chain, as read."""
 
     links: list[Link] = field(default_factory=list)
     damage: str = ""
-    """What is wrong with the first link that is not sound; empty where all are."""
+    """The fault of the first damaged link; empty if all are sound."""
     exists: bool = False
 
     @property
     def starts(self) -> list[Link]:
-        """The links of starts."""
+        """The links of kind ``start``."""
         return [link for link in self.links if link.kind == "start"]
 
     @property
     def manifests(self) -> dict[int, dict[str, Any]]:
-        """The manifest of each checkpoint by its step, the newest of each."""
+        """The newest manifest of each checkpoint, by step."""
         found: dict[int, dict[str, Any]] = {}
         for link in self.links:
             manifest = link.body.get("manifest")
@@ -44,7 +44,7 @@ class Sealed:
         return found
 
     def start_of(self, step: int) -> dict[str, Any]:
-        """The body of the start that the checkpoint of a step was written after; empty where none is known."""
+        """The body of the start that wrote the checkpoint of a step; empty if unknown."""
         start: dict[str, Any] = {}
         found: dict[str, Any] = {}
         for link in self.links:
@@ -56,10 +56,10 @@ class Sealed:
 
 
 def read_sealed(run: Run) -> Sealed:
-    """The chain of a run, up to the first link that is not sound.
+    """The chain of a run, up to the first damaged link.
 
     Raises:
-        UserError: If it is there and cannot be read.
+        UserError: If it exists and cannot be read.
     """
     found = Sealed()
     try:
@@ -77,7 +77,7 @@ def read_sealed(run: Run) -> Sealed:
 
 
 def check_chain(run: Run, sealed: Sealed) -> ChainResult:
-    """Compare the chain of a run with what is in its directory. Base and data are compared where they are read.
+    """Compare the chain of a run with its directory. Base and data are compared later, when they are read.
 
     Args:
         run: The run, which is over.
@@ -112,12 +112,12 @@ def check_chain(run: Run, sealed: Sealed) -> ChainResult:
 
 
 def compare_head(chain: ChainResult, sealed: Sealed, kept: str) -> ChainResult:
-    """The result with what a head says about it that was written down earlier.
+    """The result after a comparison with an earlier head, which the user has written down.
 
     Args:
         chain: The result so far.
         sealed: The chain.
-        kept: The head, or its beginning, in lower-case hexadecimal digits.
+        kept: The earlier head, or its beginning, in lower-case hexadecimal digits.
     """
     count = len(sealed.links)
     place = next((number for number, link in enumerate(sealed.links, 1) if link.link.startswith(kept)), None)
@@ -136,10 +136,10 @@ def compare_head(chain: ChainResult, sealed: Sealed, kept: str) -> ChainResult:
 
 
 def _broken_off(run: Run, sealed: Sealed) -> Iterator[Difference]:
-    """A chain that lacks its beginning, or the end of a run that has finished."""
+    """A missing beginning of the chain, or a missing end for a finished run."""
     if sealed.damage or not sealed.links:
         return
-    # One that was parked, or has failed, before its rows and model were ready has links of that first.
+    # A run that was parked or failed before its rows and model were ready has links of these kinds first.
     first = next((link.kind for link in sealed.links if link.kind not in ("parked", "end")), "start")
     if first != "start":
         yield Difference(what="The hash chain does not begin with a start of the run.", file=CHAIN_NAME)
@@ -151,7 +151,7 @@ def _broken_off(run: Run, sealed: Sealed) -> Iterator[Difference]:
 
 
 def _added_at_the_end(run: Run, links: Sequence[Link]) -> list[Difference]:
-    """Lines after the end of a run that has finished, after which a worker writes none."""
+    """Lines after the end of a finished run, where a worker writes none."""
     if not links or links[-1].kind != "end" or run.state().state != "finished":
         return []
     if _size_of_events(run) <= links[-1].events.end:
@@ -182,7 +182,7 @@ def _uncovered(run: Run, sealed: Sealed) -> Iterator[str]:
 
 
 def _begins_at(first: Link) -> int:
-    """The step that a chain's first start went on from; 0 for the beginning."""
+    """The step from which a chain's first start continued; 0 for the beginning."""
     step = first.body.get("step")
     return step if type(step) is int and step > 0 else 0
 
@@ -191,7 +191,7 @@ def _begins_at(first: Link) -> int:
 
 
 def _damaged_checkpoints(run: Run, known: Mapping[int, Mapping[str, Any]]) -> Iterator[Difference]:
-    """Files of the checkpoints that are there and are not what their manifests, or the chain, say."""
+    """Files of the present checkpoints that differ from the chain, or else from their manifests."""
     for path in complete_checkpoints(run):
         step = int(path.name.removeprefix("step-"))
         name = str(path.relative_to(run.path))
@@ -225,7 +225,7 @@ def _wrong_file(path: Path, facts: Any) -> str | None:
 
 
 def _changed_options(run: Run, sealed: Sealed) -> list[Difference]:
-    """Options of ``run.toml`` that are not those that the run was started with."""
+    """Options of ``run.toml`` that have changed since the run was started."""
     starts = [link.body.get("config") for link in sealed.starts]
     configs = [config for config in starts if isinstance(config, dict)]
     if not configs:
@@ -248,7 +248,7 @@ def _changed_options(run: Run, sealed: Sealed) -> list[Difference]:
 
 
 def sealed_config(sealed: Sealed) -> Config | None:
-    """The configuration in the chain; None where it has none that this version can read."""
+    """The newest configuration in the chain that this version can read; None without one."""
     for link in reversed(sealed.starts):
         try:
             return Config.model_validate(link.body.get("config"))
@@ -261,14 +261,14 @@ def sealed_config(sealed: Sealed) -> Config | None:
 
 
 def _changed_result(run: Run, sealed: Sealed) -> list[Difference]:
-    """Files of the result that are not what the chain says, or not those of the checkpoint that it is a copy of."""
+    """Files of the result that differ from the chain, or from the checkpoint they were copied from."""
     results = [link.body for link in sealed.links if link.kind == "result"]
     said = results[-1] if results else {}
-    # By its name alone, as a chain may come from anywhere.
+    # Only its name, as a chain may come from anywhere.
     directory = run.path / Path(str(said.get("directory", run.adapter_path.name))).name
     files = said.get("files")
     found = {}
-    if directory.is_dir() and isinstance(files, dict):  # one that the user has moved is not taken for another
+    if directory.is_dir() and isinstance(files, dict):  # the user may have moved it
         for name, digest in files.items():
             if (wrong := _wrong_file(directory / str(name), {"sha256": digest})) is not None:
                 file = f"{directory.name}/{one_line(str(name), 120)}"
@@ -278,7 +278,7 @@ def _changed_result(run: Run, sealed: Sealed) -> list[Difference]:
 
 
 def _other_adapter(run: Run, sealed: Sealed, step: Any) -> Iterator[Difference]:
-    """Files of the adapter that are not those of the checkpoint that it is a copy of."""
+    """Files of the adapter that differ from the checkpoint it was copied from."""
     step = step if type(step) is int else result_step(run)
     if step is None or not run.adapter_path.is_dir():
         return

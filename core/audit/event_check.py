@@ -1,4 +1,4 @@
-"""The event record of a run against its hash chain: which lines were changed, removed, added or moved."""
+"""Check of a run's event record against its hash chain: lines that were changed, removed, added or moved."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from core.runs.record.tail import read_lines
 from core.small_files import open_regular, parse_json
 from core.text import one_line
 
-#: Lines around a change in which it is looked for; more of them are told as a stretch.
+#: Most lines that are compared one by one; a longer change is reported as a range.
 _WINDOW = 5_000
-#: Most pairs of equal lines in it; a record that says one thing again and again has a number of them that is squared.
+#: Most pairs of equal lines among them; repeated lines make their number quadratic.
 _PAIRS = 4 * _WINDOW
-#: Most lines that are read beyond those of the chain: a file of nothing but line breaks would fill the memory.
+#: Most lines that are read beyond the chain: a file of line breaks alone would fill the memory.
 _MORE = 1_000_000
-#: Longest line that is read for its type and step, in bytes; longer ones are no events.
+#: Longest line that is parsed for its type and step, in bytes.
 _LINE_LIMIT = 1 << 20
 
 
 def changed_events(run: Run, links: Sequence[Link]) -> list[Difference]:
-    """Lines of the record that were changed, removed, added or moved, as said by the links of its chain.
+    """Lines of the record that were changed, removed, added or moved since the links sealed them.
 
     Raises:
-        OSError: If the record is there and cannot be read.
+        OSError: If the record exists and cannot be read.
     """
     if all(_is_as_sealed(run.events_path, link) for link in links):
         return []
@@ -41,7 +41,7 @@ def changed_events(run: Run, links: Sequence[Link]) -> list[Difference]:
         present = list(islice(digits_of_lines(run.events_path), len(recorded) + _MORE))
     except FileNotFoundError:
         return [Difference(what=f"{EVENTS_NAME} is gone.", file=EVENTS_NAME)]
-    # What comes after the last link is not covered.
+    # Lines after the last link are not covered.
     if present[: len(recorded)] == recorded:
         present = present[: len(recorded)]
     return _compare_lines(run, recorded, present) or [
@@ -52,7 +52,7 @@ def changed_events(run: Run, links: Sequence[Link]) -> list[Difference]:
 def _is_as_sealed(path: Path, link: Link) -> bool:
     try:
         return _digest(path, link) == link.events.sha256
-    except (OSError, OverflowError):  # a link may name places that no file has
+    except (OSError, OverflowError):  # a link may have any offsets
         return False
 
 
@@ -68,12 +68,12 @@ def _digest(path: Path, link: Link) -> str:
 
 @dataclass(frozen=True)
 class _Change:
-    """A line that is not as it was recorded; numbers count from 0.
+    """A changed line; numbers count from 0.
 
     Args:
-        place: Of the line in the record as it is; of the one that follows where it was removed.
-        what: What has become of it, as the end of a sentence; empty where it was removed.
-        number: Of the line in the record as it was.
+        place: Number of the line in the present record; for a removed line, of the line after it.
+        what: The change as the end of a sentence; empty for a removed line.
+        number: Number of a removed line in the original record.
     """
 
     place: int
@@ -98,13 +98,13 @@ def _compare_lines(run: Run, recorded: list[str], present: list[str]) -> list[Di
 
 
 def _equal_pairs(before: Sequence[str], now: Sequence[str]) -> int:
-    """Pairs of equal lines, which is what comparing them in order costs."""
+    """Number of pairs of equal lines, by which the cost of comparing them grows."""
     counts = Counter(now)
     return sum(count * counts[digits] for digits, count in Counter(before).items())
 
 
 def _stretch(head: int, before: int, now: int) -> str:
-    """What has become of so many lines after the first ``head`` that they are not told one by one."""
+    """A change of many lines after the first ``head`` lines, in words."""
     if not now:
         return f"{before} lines were removed after line {head}" if head else f"its first {before} lines were removed"
     if not before:
@@ -114,7 +114,7 @@ def _stretch(head: int, before: int, now: int) -> str:
 
 
 def _changes(head: int, before: Sequence[str], now: Sequence[str]) -> Iterator[_Change]:
-    """What makes some lines of others, both after the first ``head`` of the record."""
+    """The changes from ``before`` to ``now``, the lines after the first ``head`` of the record."""
     found = difflib.SequenceMatcher(None, before, now, autojunk=False).get_opcodes()
     added = {digits for tag, _, _, a, b in found if tag in ("insert", "replace") for digits in now[a:b]}
     gone = {digits for tag, a, b, _, _ in found if tag in ("delete", "replace") for digits in before[a:b]}
@@ -132,7 +132,7 @@ def _changes(head: int, before: Sequence[str], now: Sequence[str]) -> Iterator[_
 
 
 def _told(change: _Change, event: Mapping[str, Any]) -> Difference:
-    """A change in a sentence, with the event that its place has."""
+    """A change in a sentence, with the event at its place."""
     step = event.get("step") if type(event.get("step")) is int else None
     if not change.what:
         before = f", before that of step {step}" if step is not None else ""
@@ -145,7 +145,7 @@ def _told(change: _Change, event: Mapping[str, Any]) -> Difference:
 
 
 def _events_at(path: Path, places: Iterable[int]) -> dict[int, Mapping[str, Any]]:
-    """The events at some places of the record, which is read once; what is none is left out."""
+    """The events at some places of the record; other lines are left out."""
     wanted, found = set(places), dict[int, Mapping[str, Any]]()
     try:
         with open_regular(path) as file:
@@ -154,7 +154,7 @@ def _events_at(path: Path, places: Iterable[int]) -> dict[int, Mapping[str, Any]
                 if place in wanted and (event := _event(line.data)) is not None:
                     found[place] = event
     except OSError:
-        pass  # a change is told without its event
+        pass  # changes are then reported without their events
     return found
 
 

@@ -1,4 +1,4 @@
-"""An audit as a job: the chain checked here, spans executed by a process of its own that leaves nothing behind."""
+"""Audit as a job: the chain is checked here, and spans are executed by a process that leaves no files behind."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from core.runs.record.store import Run, complete_checkpoints
 from core.runs.record.tail import EventTail
 
 PROGRAM = "core.worker.job audit"
-#: Shell script that waits for the end of its input, then removes a directory. Processes of the audit that are about to
-#: end may still write into it.
+#: Shell script that waits for the end of its input, then removes a directory; it retries, as dying processes of the
+#: audit may still write there.
 _JANITOR = 'cat; for _ in 0 1 2 3 4 5 6 7 8 9; do rm -rf -- "$1" && exit; sleep 1; done'
 _WORK = "work-"
 _FAST = (
@@ -62,14 +62,14 @@ AuditJob = Job[JobProgress, Audit]
 
 
 def audit_job(run: Run, *, spans: int, seed: int, whole: bool = False, head: str | None = None) -> AuditJob:
-    """An audit: the chain checked, and spans of the training executed again. Nothing of its copies remains.
+    """An audit: the chain is checked, and spans of the training are executed again on copies.
 
     Args:
         run: The run, which is over; it is only read.
-        spans: Number of intervals between checkpoints that are executed again.
-        seed: Chooses them.
-        whole: Execute all of it instead, from the untouched base on.
-        head: The head of its chain as it was written down earlier, or the beginning of it; None if there is none.
+        spans: Number of intervals between checkpoints to execute again.
+        seed: Seed of their choice.
+        whole: Execute the whole training instead, from the untouched base on.
+        head: An earlier head of the chain, or its beginning, that the user has written down; None without one.
     """
     asked = _Asked(run, spans, seed, whole, head)
     return Job("the audit", partial(_audit, asked), "Please report it.")
@@ -142,7 +142,7 @@ def _plan(asked: _Asked, sealed: Sealed, chain: ChainResult) -> _Plan:
             if not damaged
             else f"{len(usable)} of {len(spans)} intervals have a whole checkpoint to begin with."
         )
-    # One whose end is damaged tells what was changed in it.
+    # Executing a span whose end is damaged shows the changes in it.
     first = [span for span in usable if span.end in damaged and not span.obstacle]
     count = len(usable) if asked.whole else asked.spans
     chosen = choose(usable, there - damaged, count, asked.seed)
@@ -169,10 +169,10 @@ def _execute(run: Run, plan: _Plan, work: Path, job: AuditJob) -> dict[str, Any]
 
 
 def refuse_live(run: Run) -> None:
-    """Refuse a run that is on: its record and its checkpoints change, and it has the device.
+    """Refuse a live run: its record and checkpoints change, and it has the device.
 
     Raises:
-        UserError: If so.
+        UserError: If it is live.
     """
     state = run.state()
     if not state.is_over:
@@ -183,12 +183,12 @@ def refuse_live(run: Run) -> None:
 
 
 def _is_content(difference: Difference) -> bool:
-    """Whether a checkpoint is not to be gone on from."""
+    """True for a difference in the files of a checkpoint, from which nothing can be executed then."""
     return difference.step is not None and (difference.file or "").startswith("checkpoints/")
 
 
 def _obstacle(spans: Sequence[Span], manifests: Mapping[int, Mapping[str, Any]]) -> str:
-    """Why nothing of a run can be executed again bit for bit; empty where it can."""
+    """Why no part of a run can be executed again bit for bit; empty if it can."""
     if any(span.team.is_several and span.team.has_cards for span in spans):
         return _CARDS
     most = max((span.team.count for span in spans), default=1)
@@ -203,7 +203,7 @@ def _obstacle(spans: Sequence[Span], manifests: Mapping[int, Mapping[str, Any]])
 
 
 def _gap(spans: Sequence[SpanResult], last: int) -> str:
-    """The sentence about a run that was not executed again up to its last step; empty where it was."""
+    """A note that a run was not executed again up to its last step; empty if it was."""
     reached = 0
     for span in spans:
         if span.begin != reached or span.outcome == "skipped":
@@ -227,7 +227,7 @@ def _span_result(values: Mapping[str, Any]) -> SpanResult:
 
 @contextlib.contextmanager
 def _work_directory() -> Iterator[Path]:
-    """A private directory for copies, removed whatever happens to this process.
+    """A private directory for copies, removed even if this process is killed.
 
     Raises:
         UserError: If it cannot be made.
@@ -237,7 +237,7 @@ def _work_directory() -> Iterator[Path]:
         work = Path(tempfile.mkdtemp(prefix=_WORK, dir=parent))
     except OSError as error:
         raise disk_error(parent, error) from error
-    # Its standard input ends with this process, however that ends.
+    # Its standard input is closed when this process ends for any reason.
     janitor = subprocess.Popen(
         ["/bin/sh", "-c", _JANITOR, "sh", str(work)],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Spans as JSON, between the process that asks for an audit and the one that executes them."""
+"""Spans as JSON, for the process that executes them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def span_to(span: Span) -> dict[str, Any]:
 
 
 def span_from(values: Mapping[str, Any]) -> Span:
-    """What :func:`span_to` made."""
+    """The span in the JSON of :func:`span_to`."""
     events = [decode_event(line.encode("utf-8", errors="replace")) for line in values["script"]]
     script: tuple[Event, ...] = tuple(event for event in events if event is not None)
     return Span(
@@ -41,10 +41,10 @@ def span_from(values: Mapping[str, Any]) -> Span:
 
 
 def recorded_threads(start: Mapping[str, Any]) -> int | None:
-    """The threads that each process of a start has computed with; None where that is not recorded.
+    """Number of threads per process of a start; None if it is not recorded.
 
     Args:
-        start: What the chain says of it.
+        start: Body of its link in the chain.
     """
     machine = start.get("machine")
     threads = machine.get("threads") if isinstance(machine, dict) else None

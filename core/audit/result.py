@@ -1,4 +1,4 @@
-"""The result of an audit."""
+"""Result of an audit."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-#: ``equal``: every byte; ``differs``: something; ``inexact``: it differs, and bit equality is not to be expected here;
-#: ``skipped``: it could not be executed again.
+#: ``equal``: every byte is equal; ``differs``: some are not; ``inexact``: some are not, and bit equality cannot be
+#: expected here; ``skipped``: the interval could not be executed again.
 Outcome = Literal["equal", "differs", "inexact", "skipped"]
-#: ``verified``: the chain is whole and all intervals that were chosen were equal; ``differs``: something is not what
-#: was recorded; ``unproven``: neither, as something could not be executed again, or not be compared bit for bit.
+#: ``verified``: the chain is whole and all chosen intervals are equal; ``differs``: there are differences;
+#: ``unproven``: neither, as an interval could not be executed again or compared bit for bit.
 Verdict = Literal["verified", "differs", "unproven"]
-#: Differences of one kind that are told one by one.
+#: Most differences of a kind that are listed.
 MOST = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Something that is not what was recorded."""
+    """A difference from the record."""
 
     what: str
-    """In a sentence."""
+    """Description in a sentence."""
     step: int | None = None
-    """The optimizer step that it is of."""
+    """Its optimizer step."""
     file: str | None = None
     """Relative to the run directory, or a path outside of it."""
     tensor: str | None = None
@@ -31,11 +31,11 @@ class Difference:
     recorded: str | None = None
     """The first value that differs, as recorded."""
     found: str | None = None
-    """The same as it is now, or as it came out again."""
+    """The present or recomputed value."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Difference:
-        """What :func:`dataclasses.asdict` made."""
+        """The difference in a dictionary made by :func:`dataclasses.asdict`."""
         return cls(**{item.name: values.get(item.name) for item in fields(cls)})  # type: ignore[arg-type]
 
 
@@ -44,11 +44,11 @@ class SpanResult:
     """An interval between two checkpoints, executed again."""
 
     begin: int
-    """The step that it begins after: 0 for the untouched base."""
+    """The step before its first; 0 for the untouched base."""
     end: int
     outcome: Outcome
     reason: str = ""
-    """Why it was skipped, or why bits are not to be expected equal; a sentence."""
+    """Why it was skipped, or why bit equality cannot be expected; a sentence."""
     differences: tuple[Difference, ...] = ()
     seconds: float = 0.0
 
@@ -60,13 +60,13 @@ class SpanResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainResult:
-    """The hash chain of a run, checked."""
+    """Result of checking a run's hash chain."""
 
     head: str | None = None
-    """The last link; None where there is no chain."""
+    """The last link; None without a chain."""
     links: int = 0
     notes: tuple[str, ...] = ()
-    """What it does not cover, in sentences."""
+    """Gaps of the chain, in sentences."""
     differences: tuple[Difference, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,24 +81,23 @@ class ChainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """All of it."""
+    """Result of an audit."""
 
     run: str
     chain: ChainResult
     inputs: tuple[Difference, ...]
-    """What base, rows and files are not any more."""
+    """Changes of base, rows and files."""
     spans: tuple[SpanResult, ...]
     notes: tuple[str, ...]
-    """What could not be looked at, in sentences."""
+    """Gaps of the audit, in sentences."""
     seed: int
     seconds: float
     complete: bool = True
-    """Whether all was executed again that was to be: each step up to the last checkpoint, where that was all of the
-    run."""
+    """False if the whole run was to be executed again, and a step up to the last checkpoint was not."""
 
     @property
     def verdict(self) -> Verdict:
-        """What it comes to."""
+        """The verdict on the run."""
         if self.chain.differences or self.inputs or any(span.outcome == "differs" for span in self.spans):
             return "differs"
         are_equal = bool(self.spans) and all(span.outcome == "equal" for span in self.spans)

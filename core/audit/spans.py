@@ -1,7 +1,7 @@
-"""Spans of a run: the intervals between its checkpoints, each with the events by which it is executed again.
+"""Spans of a run: the intervals between its checkpoints, each with the events for executing it again.
 
-The record of a run that was killed, continued or rolled back has steps more than once. Only those that its last step
-goes back to count: from the end, each start is followed to the checkpoint that it went on from.
+The record of a run that was killed, continued or rolled back has some steps more than once. Only steps that led to the
+last step count: from the end, each start is traced to the checkpoint it continued from.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from core.runs.record.events import (
 from core.runs.record.sentences import KEPT, decode_changes
 from core.runs.record.state import Rank
 
-#: What training itself tells, and a replay tells again.
+#: Events that training writes, and that a replay reproduces.
 TOLD = (StepEvent, EvalEvent, ProbeEvent, SampleEvent, CheckpointEvent)
-#: Notices of a step that ran out of memory and was cut; it is cut again at the same step.
+#: Notices of a step that was split after running out of memory; a replay splits the same step.
 SHORTAGES = ("memory_weights", "memory_cut", "memory_checkpointing", "memory_offload")
-#: Notices of what went another way for want of memory or room, and cannot be made to happen again.
+#: Notices of changes for lack of memory or disk space that a replay cannot reproduce.
 _OTHERWISE = {
     "evaluation_skipped": "an evaluation was left out for want of memory",
     "memory_evaluation": "memory ran out in an evaluation",
@@ -46,18 +46,18 @@ _OTHERWISE = {
     "checkpoint_postponed": "a checkpoint was postponed for want of memory",
 }
 _RAN_OUT = re.compile(r"Memory ran out at (step \d+|the rehearsal)")
-#: Notice of a start that has chosen to share the weights out.
+#: Notice of a start that has chosen to shard the weights.
 _SHARED_OUT = "strategy"
 
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a start, as far as what they compute depends on them.
+    """The processes of a start, as far as its results depend on them.
 
     Args:
-        count: How many there were, on all machines.
-        strategy: How they shared the work, as ``distributed.strategy`` has it; empty for one process.
-        machines: How many machines they ran on.
+        count: Number of processes on all machines.
+        strategy: Value of ``distributed.strategy``; empty for one process.
+        machines: Number of machines.
         has_cards: Whether any of them trained on a card.
     """
 
@@ -68,7 +68,7 @@ class Team:
 
     @property
     def is_several(self) -> bool:
-        """Whether there was more than one process."""
+        """True for more than one process."""
         return self.count > 1
 
 
@@ -81,16 +81,15 @@ class Span:
     """An interval of training between two checkpoints.
 
     Args:
-        begin: The step of the checkpoint that it begins with; 0 for the untouched base.
-        end: The step of the checkpoint that it ends with.
-        script: The events in it that training told, and the commands that changed it, in order; the end's checkpoint
-            is one of them.
-        rolled_back: Whether it begins by a rollback for want of memory, after which activations are recomputed.
-        left_out: Steps that are left out from its beginning on, where that is a rollback for a loss spike.
-        rollbacks: How many of these there were by then.
-        changes: Options that were in force at its beginning although the checkpoint does not have them.
+        begin: Step of the checkpoint at its beginning; 0 for the untouched base.
+        end: Step of the checkpoint at its end.
+        script: Events of the training and commands that changed it, in order, including the checkpoint at its end.
+        rolled_back: Whether it begins with a rollback for lack of memory, after which activations are recomputed.
+        left_out: Steps that are left out, if it begins with a rollback for a loss spike.
+        rollbacks: Number of these rollbacks so far.
+        changes: Options in force at its beginning that the checkpoint does not have.
         team: The processes that trained it.
-        obstacle: Why it cannot be executed again, as the rest of a sentence; empty where it can.
+        obstacle: Why it cannot be executed again, as the rest of a sentence; empty if it can.
     """
 
     begin: int
@@ -106,13 +105,13 @@ class Span:
 
 @dataclass(frozen=True)
 class _Spiked:
-    """What a run has done about loss spikes so far, as its checkpoints have it."""
+    """Steps that a run leaves out for loss spikes, as in its checkpoints."""
 
     left_out: frozenset[int] = frozenset()
     rollbacks: int = 0
 
     def after(self, event: RollbackEvent) -> _Spiked:
-        """With one more rollback."""
+        """The same after one more rollback."""
         return _Spiked(self.left_out | set(range(event.first, event.last + 1)), self.rollbacks + 1)
 
 
@@ -121,10 +120,10 @@ class _Segment:
     """Events from a start of the worker, or a rollback, to the next one.
 
     Args:
-        kind: What it begins with: a start, a rollback for want of memory, or one for a loss spike.
-        begin: The step that it goes on from; None where it has done none.
-        spiked: As of its beginning.
-        team: The processes of the start that it belongs to.
+        kind: Its beginning: a start, a rollback for lack of memory, or a rollback for a loss spike.
+        begin: The step it continued from; None if it did no step.
+        spiked: Steps left out at its beginning.
+        team: The processes of its start.
         events: The events.
     """
 
@@ -136,11 +135,11 @@ class _Segment:
 
     @property
     def is_rollback(self) -> bool:
-        """Whether it begins with a rollback."""
+        """True if it begins with a rollback."""
         return self.kind != "start"
 
     def up_to(self, step: int) -> _Segment | None:
-        """The part that ends with the checkpoint of a step; None where it has none."""
+        """The part up to the checkpoint of a step; None without that checkpoint."""
         for place in range(len(self.events) - 1, -1, -1):
             event = self.events[place]
             if isinstance(event, CheckpointEvent) and event.step == step:
@@ -149,10 +148,10 @@ class _Segment:
 
 
 def spans_of(events: Iterable[Event]) -> list[Span]:
-    """The spans that the last step of a run goes back to, in order.
+    """The spans that led to the last step of a run, in order.
 
     Args:
-        events: All that it has told.
+        events: All events of the run.
     """
     segments = _segments(events)
     found: list[Span] = []
@@ -176,13 +175,13 @@ def spans_of(events: Iterable[Event]) -> list[Span]:
 
 
 def choose(spans: Sequence[Span], starts: Collection[int], count: int, seed: int) -> list[Span]:
-    """Some spans at random, those that can be executed again before those that cannot, in order.
+    """A random choice of the spans that can be executed again, in order.
 
     Args:
-        spans: Of a run.
-        starts: Steps whose checkpoints are there and whole; the beginning needs none.
-        count: How many.
-        seed: The same one chooses the same.
+        spans: Spans of a run.
+        starts: Steps with a whole checkpoint; the beginning needs none.
+        count: Most spans to choose.
+        seed: Seed of the choice.
     """
     usable = [span for span in spans if not span.obstacle and (span.begin == 0 or span.begin in starts)]
     drawn = random.Random(seed).sample(usable, min(count, len(usable)))  # noqa: S311 - a choice, not a secret
@@ -190,8 +189,8 @@ def choose(spans: Sequence[Span], starts: Collection[int], count: int, seed: int
 
 
 def join(spans: Sequence[Span]) -> list[Span]:
-    """Spans that follow one another as one each, executed in one go; broken off where one cannot be executed again, was
-    trained by other processes, or begins with a rollback, or a rehearsal that ran out of memory."""
+    """Spans with consecutive ones joined. A span stays apart if it cannot be executed again, was trained by other
+    processes, begins with a rollback, or ran out of memory in its rehearsal."""
     found: list[Span] = []
     for span in spans:
         before = found[-1] if found else None
@@ -205,7 +204,7 @@ def join(spans: Sequence[Span]) -> list[Span]:
 
 
 def ran_out_in_rehearsal(event: Event) -> bool:
-    """Whether it tells that memory ran out in the rehearsal before a start's first step."""
+    """True for a notice that memory ran out in the rehearsal before a start's first step."""
     found = _RAN_OUT.match(event.message) if isinstance(event, NoticeEvent) else None
     return found is not None and found[1] == "the rehearsal"
 
@@ -230,7 +229,7 @@ def _segments(events: Iterable[Event]) -> list[_Segment]:
 
 
 def _team_of(event: RanksEvent) -> Team:
-    """The processes that a start has told of; it tells of another strategy than ``replicate`` that it has chosen."""
+    """The processes of a start; their event names any strategy but ``replicate``."""
     ranks = Rank.all_from(event.ranks)
     if len(ranks) <= 1:
         return ALONE
@@ -239,7 +238,7 @@ def _team_of(event: RanksEvent) -> Team:
 
 
 def _find_beginnings(segments: Sequence[_Segment]) -> None:
-    """Find out from which step each segment goes on, and which steps its run leaves out by then."""
+    """Set the step from which each segment continued, and the steps left out at its beginning."""
     saved: dict[int, _Spiked] = {}
     before = _Spiked()
     for segment in segments:
@@ -251,15 +250,15 @@ def _find_beginnings(segments: Sequence[_Segment]) -> None:
             saved = {step: spiked for step, spiked in saved.items() if step <= rollback.step}
         elif first is not None:
             segment.begin = _gone_on_from(first, saved)
-            # A rollback that no checkpoint tells of is forgotten when the process ends.
+            # A rollback that is in no checkpoint is forgotten when the process ends.
             segment.spiked = before if segment.kind == "memory" else saved.get(segment.begin, _Spiked())
         before = segment.spiked
         saved |= {event.step: before for event in segment.events if isinstance(event, CheckpointEvent)}
 
 
 def _gone_on_from(first: int, saved: Mapping[int, _Spiked]) -> int:
-    """The step after which a segment began: that of a checkpoint from which all steps up to the first one that was done
-    are left out."""
+    """The step after which a segment began: of a checkpoint, if all steps between it and the segment's first step are
+    left out, else the step before the first."""
     for step in range(first - 1, 0, -1):
         if step in saved:
             return step if saved[step].left_out.issuperset(range(step + 1, first)) else first - 1
@@ -304,12 +303,12 @@ def _cut(segment: _Segment, begin: int, changes: dict[str, Any]) -> list[Span]:
 
 
 def _first_cut(segment: _Segment) -> float:
-    """The first step of which a process of several has cut its share finer, for want of memory: from there on nobody
-    knows how each has cut its own."""
+    """The first step at which a process of a team has split its batch for lack of memory: from then on, the splits of
+    the others are unknown."""
     if not segment.team.is_several:
         return math.inf
     notices = [event for event in segment.events if isinstance(event, NoticeEvent) and event.code in SHORTAGES]
-    # Those of the others are told with their numbers before.
+    # Notices of other processes begin with their numbers.
     ran_out = [found[1] for notice in notices if (found := _RAN_OUT.search(notice.message))]
     return min(
         (int(where.removeprefix("step ")) if where.startswith("step ") else 0 for where in ran_out), default=math.inf
@@ -317,9 +316,9 @@ def _first_cut(segment: _Segment) -> float:
 
 
 def _belongs(event: Event, start: int) -> bool:
-    """Whether an event is one that a replay tells again, or follows."""
+    """True if a replay reproduces or obeys an event."""
     if isinstance(event, SampleEvent):
-        # Those of the checkpoint's own step were told by whoever wrote it, before or after.
+        # Answers at the checkpoint's own step belong to the span before.
         return start == 0 or event.step > start
     if isinstance(event, NoticeEvent):
         return event.code in SHORTAGES and _RAN_OUT.match(event.message) is not None
@@ -329,7 +328,7 @@ def _belongs(event: Event, start: int) -> bool:
 
 
 def changes_of(event: Event) -> dict[str, Any]:
-    """The options of the training that a command has changed; those that a run was continued with are in its
+    """Options of the training that a command has changed; options that a run was continued with are in its
     checkpoint."""
     if not isinstance(event, ControlEvent) or event.command != "set" or event.sender == KEPT:
         return {}
@@ -339,9 +338,9 @@ def changes_of(event: Event) -> dict[str, Any]:
 
 
 def _changes_before(segments: Sequence[_Segment], begin: int) -> dict[str, Any]:
-    """What was set between a checkpoint and the rollback to it, which stays in force."""
+    """Options that were set between a checkpoint and the rollback to it, and that stay in force."""
     found: dict[str, Any] = {}
-    # Those of the same process: from its start on.
+    # Only options set in the same process, since its start.
     since = max(place for place, segment in enumerate(segments) if not segment.is_rollback)
     reached = begin in (0, segments[since].begin)
     for segment in segments[since:]:

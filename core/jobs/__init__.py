@@ -1,1 +1,1 @@
-"""Jobs: pieces of work that take a while, each done by helper processes that can be ended at any time."""
+"""Jobs: long-running work in helper processes, which can be ended at any time."""

@@ -131,7 +131,7 @@ class Job(Generic[ProgressType, ResultType]):
         return None if self._helper is None else self._helper.process.pid
 
     def report(self, progress: ProgressType) -> None:
-        """Report progress to the one who runs it."""
+        """Report progress to the caller of :meth:`run`."""
         self.progress = progress
         self._listener(progress)
 
@@ -151,14 +151,14 @@ class Job(Generic[ProgressType, ResultType]):
 
         Args:
             program: Module of the process and its arguments, separated by blanks; or a whole command line.
-            request: The request; its ``title`` and ``hint`` are added.
+            request: The request; ``title`` and ``hint`` are added to it.
             progress: Called with each progress.
-            title: Subject of sentences about this work; that of the job by default.
+            title: Subject of sentences about this work; by default the job's.
             hear: Called with messages of the work's own; anything but None is sent back as JSON.
             seconds: Time limit; None for none.
-            beats: Whether the newest progress is repeated twice a second while the process is silent, so that the one
-                who follows may give up by an exception.
-            environment: Variables of the process; those of this process by default.
+            beats: Whether to repeat the newest progress twice a second while the process is silent, so that
+                ``progress`` can end the job by an exception.
+            environment: Environment of the process; by default inherited.
 
         Returns:
             The result, as JSON has it.
@@ -202,8 +202,8 @@ class Job(Generic[ProgressType, ResultType]):
         Args:
             command: The command line.
             heard: Called with each line of its output.
-            environment: Its variables; those of this process by default.
-            cwd: Its working directory; that of this process by default.
+            environment: Its environment; by default inherited.
+            cwd: Its working directory; by default inherited.
 
         Raises:
             JobCancelledError: If the job is closed meanwhile, or was before.
@@ -247,7 +247,7 @@ class Job(Generic[ProgressType, ResultType]):
 
 
 def _last_words(log: IO[bytes]) -> str:
-    """The line of a log that says how its process ended: the fatal error before a stack, or the last one."""
+    """The line of a log with the cause of death: the fatal error above a stack, or the last line."""
     size = os.fstat(log.fileno()).st_size
     tail = os.pread(log.fileno(), _LOG_LIMIT, max(size - _LOG_LIMIT, 0)).decode("utf-8", errors="replace")
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
@@ -266,7 +266,7 @@ def call(
     beats: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Do a job of one process that nobody else closes; see :class:`Job` and :meth:`Job.call`."""
+    """Do a job of a single process that cannot be closed; see :class:`Job` and :meth:`Job.call`."""
 
     def work(job: Job[JobProgress, dict[str, Any]]) -> dict[str, Any]:
         return job.call(program, request, job.report, seconds=seconds, beats=beats, environment=environment)
@@ -280,7 +280,7 @@ def subject(title: str) -> str:
 
 
 def _send(helper: Helper, message: object) -> None:
-    # A process that died or was closed has no answer, which is noticed.
+    # A process that died or was closed is noticed by its missing answer.
     with contextlib.suppress(OSError, ValueError):
         helper.send(json.dumps(message).encode() + b"\n")
 
@@ -330,7 +330,7 @@ def _lines(helper: Helper, title: str, seconds: float | None = None, beat: float
 
 
 def _status(helper: Helper) -> int:
-    """Exit status of a process that has closed its output; one that goes on nevertheless is ended."""
+    """Exit status of a process that has closed its output; it is killed if it goes on."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         helper.process.wait(_ENDING)
     return helper.end()

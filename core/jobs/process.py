@@ -1,9 +1,9 @@
 """The process of a job: its request on standard input, its answers on standard output.
 
-A request (:mod:`core.jobs.job`) has ``title`` and ``hint``, which its owner adds, the file or the directory that it
-writes (``target`` or ``directory``), and the fields of its work. A request with a limit of ``memory`` (bytes) confines
-the process to that, to the files that it ``reads``, and to the directories that it ``writes`` to. Standard error is
-the log; the output of libraries goes there too.
+A request (:mod:`core.jobs.job`) has ``title`` and ``hint``, the file or directory that is written (``target`` or
+``directory``), and the fields of its work. A request with ``memory`` (bytes) confines the process to that much memory,
+to the files that it ``reads``, and to the directories that it ``writes`` to. Standard error is the log, also for the
+output of libraries.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Processes of a run: starting, continuing and ending its worker, and starting its trackers."""
+"""Processes of a run: start, continuation and end of its worker, and start of its trackers."""

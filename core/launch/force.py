@@ -1,4 +1,4 @@
-"""Forced end of an unresponsive worker: SIGKILL, and its end recorded on its behalf."""
+"""Forced end of an unresponsive worker: SIGKILL, and the end recorded on its behalf."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from core.runs.record.store import Run, complete_checkpoints, way_on
 
 
 def kill(run: Run, timeout: float) -> RunState:
-    """End an unresponsive worker by SIGKILL, and record on its behalf that it was stopped, and by whom.
+    """End an unresponsive worker by SIGKILL, and record on its behalf that it was stopped.
 
-    Its progress since the last checkpoint is lost. A process that is suspended (SIGSTOP) or waits for a device is ended
-    as well.
+    Its progress since the last checkpoint is lost. This also ends a process that is suspended (SIGSTOP) or waits for a
+    device.
 
     Args:
         run: The run.
-        timeout: Seconds to wait for the process to be gone; one that waits for a broken disk may never be.
+        timeout: Seconds to wait for the process to end; a process that waits for a broken disk may never end.
 
     Returns:
         The state afterwards: ``stopped``, unless the worker ended by itself at that moment.
@@ -44,7 +44,7 @@ def kill(run: Run, timeout: float) -> RunState:
         reap()
     try:
         recorded = RunState.read(run.state_path)
-        # A worker that recorded its end and then hung was not stopped by anybody.
+        # A worker that recorded its own end and then hung keeps that end.
         if recorded is not None and run.state().state == "lost":
             _record_kill(run, recorded)
     finally:

@@ -1,4 +1,4 @@
-"""Run launcher: starts, continues and ends workers, detached processes that outlive the one that started them."""
+"""Run launcher: starts, continues and ends workers, detached processes that outlive this one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from core.small_files import open_regular
 from core.text import one_line
 from core.tracking.start import places, record_failure, start_tracker
 
-#: Environment variables that a worker does not need, and that libraries it loads must not see.
+#: Environment variables that a worker does not need, and that its libraries must not see.
 _AGENT_VARIABLES = ("SSH_AUTH_SOCK", "SSH_AGENT_PID")
 _LOG_HEADER = "== worker started "
 _LOG_TAIL_BYTES = 64 << 10
@@ -60,14 +60,14 @@ def launch(run: Run, *, resume: bool = False, alone: bool = False) -> int:
     Args:
         run: A queued run.
         resume: Whether the worker continues from the last checkpoint.
-        alone: Whether it waits until it has its device to itself.
+        alone: Whether it waits for its device to be free of other runs.
 
     Returns:
         The worker's pid.
 
     Raises:
-        UserError: If the run has a worker already, its directory has a file that is not written to, or no process can
-            be started; then the run reads ``failed``.
+        UserError: If the run has a worker already, its directory has an unsafe file, or no process can be started; the
+            run is then ``failed``.
     """
     lock = _lock_or_refuse(run)
     try:
@@ -82,11 +82,11 @@ def continue_run(run: Run, *, alone: bool = False) -> None:
 
     Args:
         run: The run.
-        alone: Whether it waits until it has its device to itself.
+        alone: Whether it waits for its device to be free of other runs.
 
     Raises:
-        UserError: If the run is live or finished, has no checkpoint, or its directory has a file that is not written
-            to; nothing is changed then.
+        UserError: If the run is live or finished, has no checkpoint, or its directory has an unsafe file; nothing is
+            changed then.
     """
     lock = _lock_or_refuse(run)
     try:
@@ -112,7 +112,7 @@ def continue_run(run: Run, *, alone: bool = False) -> None:
 
 
 def refuse_continuation(run: Run, state: RunState) -> None:
-    """Refuse to continue a run that has nothing to go on from.
+    """Refuse to continue a run that cannot be continued.
 
     Args:
         run: The run.
@@ -152,7 +152,7 @@ def wait_until(run: Run, predicate: Callable[[RunState], bool], timeout: float, 
         The first state that satisfies the predicate.
 
     Raises:
-        UserError: If the run ends otherwise (the message says why) or the time is up.
+        UserError: If the run ends without satisfying it, with the reason, or the time is up.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -169,7 +169,7 @@ def wait_until(run: Run, predicate: Callable[[RunState], bool], timeout: float, 
 
 
 def reap() -> None:
-    """Reap the ended workers and trackers of this process, so that none stays a zombie.
+    """Reap ended workers and trackers, so that none stays a zombie.
 
     A worker that ended before it wrote any state is recorded as failed, with the end of its log as the reason.
     """
@@ -188,7 +188,7 @@ def reap() -> None:
 
 
 def failure_reason(run: Run) -> str:
-    """Reason why a run is not training any more, in one line: the recorded one, else the end of its log."""
+    """Reason for the end of a run, in one line: as recorded, else the end of its log."""
     state = run.state()
     if state.state == "lost":
         return f"{state.reason or 'its process is gone'}{_because(run)}"
@@ -199,7 +199,7 @@ def failure_reason(run: Run) -> str:
 
 
 def log_tail(run: Run, lines: int = 20) -> list[str]:
-    """The last lines that the newest worker of a run printed, made safe to show; blank ones left out."""
+    """The last lines that the newest worker of a run printed, without blank lines; safe to show."""
     try:
         with open_regular(run.log_path) as file:
             size = file.seek(0, os.SEEK_END)
@@ -210,22 +210,22 @@ def log_tail(run: Run, lines: int = 20) -> list[str]:
     newest = text.rpartition(_LOG_HEADER)
     if newest[1]:
         text = newest[2].partition("\n")[2]
-    # A progress bar redraws its line with carriage returns; only its last state counts.
+    # A progress bar redraws its line with carriage returns; only the last state counts.
     kept = [line.rstrip().rpartition("\r")[2].rstrip() for line in text.split("\n")]
     return [one_line(line, 500) for line in kept if line][-lines:]
 
 
 def terminate(run: Run, *, force: bool = False) -> bool:
-    """End a worker by signal, for when its socket does not answer: SIGTERM lets it save a checkpoint first.
+    """End a worker by signal, if its socket does not answer; on SIGTERM it saves a checkpoint first.
 
-    The signal goes to the recorded process only, identified by its start time as well as its pid.
+    The signal goes only to the recorded process, identified by pid and start time.
 
     Args:
         run: The run.
-        force: Send SIGKILL, which saves nothing.
+        force: Send SIGKILL, and save nothing.
 
     Returns:
-        False when there is no such process any more.
+        False if the process is gone.
 
     Raises:
         UserError: If the worker runs on another machine or belongs to another user.
@@ -237,7 +237,7 @@ def terminate(run: Run, *, force: bool = False) -> bool:
         raise UserError(f"Run {run.id} runs on {state.host}, not on this machine.", f"Stop it on {state.host}.")
     number = signal.SIGKILL if force else signal.SIGTERM
     try:
-        # A pidfd keeps meaning the same process between the check and the signal.
+        # A pidfd refers to the same process in the check and in the signal.
         handle = os.pidfd_open(state.pid)
     except ProcessLookupError:
         return False
@@ -257,14 +257,14 @@ def terminate(run: Run, *, force: bool = False) -> bool:
 
 
 def terminate_when_begun(run: Run, timeout: float) -> bool:
-    """End a worker by SIGTERM as soon as it has recorded its pid, which one that was just started has not done yet.
+    """End a worker by SIGTERM as soon as it has recorded its pid, which takes a moment after its start.
 
     Args:
         run: The run.
         timeout: Seconds to wait for that at most.
 
     Returns:
-        False when there was no process to end.
+        False if there was no process to end.
 
     Raises:
         UserError: As for :func:`terminate`.
@@ -308,9 +308,9 @@ def _spawn(run: Run, *, resume: bool, lock: int, alone: bool) -> int:
 
 
 def start_trackers(run: Run) -> None:
-    """Start the trackers that the run's configuration asks for, each in its own process next to the worker's.
+    """Start the trackers in the run's configuration, each in its own process.
 
-    An error of a tracker is recorded in the run's ``tracking`` directory, and never delays the run.
+    An error is recorded in the run's ``tracking`` directory, and never delays the run.
     """
     try:
         asked = list(places(run, run.config()))
@@ -345,9 +345,7 @@ def worker_command(run: Run, *, resume: bool = False) -> list[str]:
 
 
 def worker_environment() -> dict[str, str]:
-    """Environment of a worker: this process's without secrets, as a worker is offline and needs none, and with ``core``
-    importable.
-    """
+    """Environment of a worker: without secrets, as a worker is offline, and with ``core`` importable."""
     environment = {
         name: value for name, value in os.environ.items() if not is_secret_name(name) and name not in _AGENT_VARIABLES
     }

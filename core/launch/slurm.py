@@ -1,4 +1,4 @@
-"""Files for Slurm's ``sbatch``: one task for each card, met at the first node, continued where the time ran out."""
+"""Batch files for Slurm's ``sbatch``: a task per card, rendezvous at the first node, requeued when the time is over."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from core.errors import UserError
 from core.text import one_line
 
-#: Seconds before the end of its time at which Slurm tells a job, so that a checkpoint can be written.
+#: Seconds before the end of a job's time at which Slurm sends a signal, so that a checkpoint can be written.
 NOTICE_SECONDS = 180
-#: What Slurm takes for a time limit: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+#: Time limits of Slurm: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
 _TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}", re.ASCII)
-#: Names of partitions and accounts; a list of them with commas.
+#: Names of partitions and accounts, separated by commas.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+-]*", re.ASCII)
 
 _BODY = r"""
@@ -121,15 +121,15 @@ class SlurmJob:
 
     Args:
         config: The configuration file, absolute.
-        options: More words of the command that makes the run: ``--set``, ``section.key=value``.
+        options: More arguments of the command that makes the run: ``--set``, ``section.key=value``.
         name: Subject of the run.
-        nodes: How many machines.
-        processes: Processes on each.
-        cards: Cards on each; 0 on a CPU.
-        restarts: How often it starts again after it lost a process.
-        time: Time limit as Slurm writes it; empty for the partition's.
-        partition: Partition; empty for the default one.
-        account: Account; empty for the default one.
+        nodes: Number of machines.
+        processes: Processes per machine.
+        cards: Cards per machine; 0 for the CPU.
+        restarts: Restarts after a lost process.
+        time: Time limit in Slurm's format; empty for the partition's.
+        partition: Partition; empty for the default.
+        account: Account; empty for the default.
         python: The interpreter, on a disk that all nodes share.
     """
 

@@ -1,4 +1,4 @@
-"""Notices to the user outside the app: a command of their own, the desktop, the terminal's bell."""
+"""Notices to the user outside the app: a command, the desktop, the terminal's bell."""
 
 from core.notify.send import Notice, NotifySettings, load_notify_settings, notify
 

@@ -10,7 +10,7 @@ from core.notify.send import Notice, load_notify_settings, send
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Send it; 1 where something went wrong, which is printed."""
+    """Send the notice; returns 1 after an error, which is printed."""
     state, reason, run = json.loads((sys.argv[1:] if argv is None else argv)[0])
     try:
         problems = send(Notice(str(state), str(reason), str(run)), load_notify_settings())

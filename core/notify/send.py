@@ -1,4 +1,4 @@
-"""Sending of notices: in a process of their own, so that whoever tells waits for nothing."""
+"""Sending of notices, in a process of their own, so that the sender never waits."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from core.small_files import read_small
 from core.text import one_line
 
 _LIMIT = 1 << 16
-#: Placeholders in arguments of the command, with the variables of its environment that hold the same.
+#: Placeholders in arguments of the command, and the environment variables with the same values.
 PLACEHOLDERS = {f"{{{name}}}": f"LOCALTUNE_{name.upper()}" for name in ("run", "state", "reason")}
-#: Arguments that end the options of many programs. What follows may be an option's value all the same: ``sh -c --``.
+#: Arguments that end the options of many programs; the next argument may still be an option's value (``sh -c --``).
 _ENDS_OF_OPTIONS = ("--", "-")
 
 
 @dataclass(frozen=True)
 class NotifySettings:
-    """Ways in which the user wants notices; all are off by default."""
+    """The user's settings for notices; all are off by default."""
 
     command: tuple[str, ...] = ()
-    """A program and its arguments, of which ``{run}``, ``{state}`` and ``{reason}`` are replaced; none where empty."""
+    """A program and its arguments, in which ``{run}``, ``{state}`` and ``{reason}`` are replaced; may be empty."""
     bell: bool = False
-    """Whether the app rings the terminal's bell."""
+    """True if the app rings the terminal's bell."""
     desktop: bool = False
-    """Whether the desktop shows it: by ``notify-send``, and by the app's terminal."""
+    """True if the desktop shows notices, by ``notify-send`` and by the app's terminal."""
 
     @property
     def sends(self) -> bool:
-        """Whether anything is done outside of the app."""
+        """True if notices are sent outside of the app."""
         return bool(self.command) or self.desktop
 
 
@@ -52,10 +52,10 @@ def notify_path() -> Path:
 
 
 def load_notify_settings() -> NotifySettings:
-    """Read the settings; all is off where there is no file.
+    """Read the settings; all are off without a file.
 
     Raises:
-        UserError: If the file cannot be read, or a value makes no sense.
+        UserError: If the file cannot be read, or a value is invalid.
     """
     path = notify_path()
     try:
@@ -84,11 +84,11 @@ def _check(data: Mapping[str, object]) -> NotifySettings:
 
 
 def _check_placeholders(command: list[str], number: int) -> None:
-    """Refuse a placeholder where what stands for it could be run: it may hold text of others.
+    """Refuse a placeholder whose value could be executed: it may be untrusted text.
 
-    What a program does with an argument is not known here, whatever its name. But a text that is put together from
-    pieces has a syntax, and the value of an option may be code (``sh -c``), a pattern, or a file to read
-    (``curl -d @file``). An argument of its own that follows none is taken as it is.
+    The meaning of an argument depends on the program. A text that contains a placeholder has a syntax of its own, and
+    an option's value may be code (``sh -c``), a pattern, or a file to read (``curl -d @file``). Only a placeholder that
+    is a whole argument, and not an option's value, is safe.
     """
     part = command[number]
     mark = next((mark for mark in PLACEHOLDERS if mark in part), None)
@@ -110,13 +110,13 @@ _LONGEST = 300
 
 @dataclass(frozen=True)
 class Notice:
-    """A notice to the user of something that has happened to a run or the queue.
+    """A notice to the user about a run or the queue.
 
     Args:
-        state: A run's state (``finished``, ``stopped``, ``failed``, ``paused``), an entry's (``failed``, ``skipped``),
-            or ``queue_empty``.
-        reason: Why, as a sentence; may be empty.
-        run: Id of the run; empty where it is about none.
+        state: State of a run (``finished``, ``stopped``, ``failed``, ``paused``) or of an entry (``failed``,
+            ``skipped``), or ``queue_empty``.
+        reason: The reason, as a sentence; may be empty.
+        run: Id of the run; empty without one.
     """
 
     state: str
@@ -140,23 +140,23 @@ class Notice:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The same as variables for a program."""
+        """Environment variables with these values."""
         return {f"LOCALTUNE_{name.upper()}": value for name, value in self.values.items()}
 
 
 #: Seconds that a command may take.
 LONGEST = 20.0
-#: Characters that a shell acts on, in their full width: ssh, for one, hands all its arguments to a shell.
+#: Characters with a meaning in a shell, to their full-width forms: ssh, for one, passes its arguments to a shell.
 _FULL_WIDTH = {ord(sign): ord(sign) + 0xFEE0 for sign in "!\"#$&'()*;<>?[\\]^`{|}~"}
-#: At the beginning of an argument: of an option, and of a file to read.
+#: First character of an option, or of an argument that names a file to read.
 _OPENING = re.compile(r"^[-+@]")
 _children: list[subprocess.Popen[bytes]] = []
 
 
 def notify(notice: Notice) -> None:
-    """Tell the user as ``notify.toml`` says; returns at once, and raises nothing.
+    """Send a notice by ``notify.toml``; returns at once, and never raises.
 
-    What goes wrong is written to standard error, which is the log of the run or of the queue's runner.
+    Errors are written to standard error, the log of the run or of the queue's runner.
     """
     try:
         if not load_notify_settings().sends:
@@ -175,15 +175,15 @@ def notify(notice: Notice) -> None:
 
 
 def send(notice: Notice, settings: NotifySettings, timeout: float = LONGEST) -> list[str]:
-    """Run the user's command, and ``notify-send``; waits for both.
+    """Run the user's command and ``notify-send``, and wait for both.
 
     Args:
-        notice: What has happened.
-        settings: How the user wants to be told.
-        timeout: Seconds that each may take; it is then killed with what it has started.
+        notice: The notice.
+        settings: The user's settings.
+        timeout: Seconds that each may take before it is killed with its child processes.
 
     Returns:
-        What went wrong, as sentences; empty where all went well.
+        Errors, as sentences.
     """
     problems = []
     if settings.command:
@@ -195,9 +195,9 @@ def send(notice: Notice, settings: NotifySettings, timeout: float = LONGEST) -> 
 
 
 def fill_in(command: Sequence[str], notice: Notice) -> list[str]:
-    """The command with the arguments that are placeholders replaced, by text that no shell and no option acts on.
+    """The command with its placeholders replaced by text that has no meaning to shells and option parsers.
 
-    The variables of the environment hold the text as it is.
+    The environment variables have the original text.
     """
     values = {f"{{{name}}}": _plain(value) for name, value in notice.values.items()}
     return [values.get(part, part) for part in command]
@@ -208,7 +208,7 @@ def _plain(value: str) -> str:
 
 
 def _desktop_program() -> str | None:
-    """``notify-send``, where it is and a desktop is there to show anything."""
+    """Path of ``notify-send``; None if it is not installed or there is no desktop."""
     has_desktop = any(os.environ.get(name) for name in ("DBUS_SESSION_BUS_ADDRESS", "DISPLAY", "WAYLAND_DISPLAY"))
     return shutil.which("notify-send") if has_desktop else None
 

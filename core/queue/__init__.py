@@ -1,1 +1,1 @@
-"""Queue of runs: what waits for the device, in order, and the process that starts one after the other."""
+"""Queue of runs: entries that wait for the device, in order, and the process that starts them one after another."""

@@ -1,4 +1,4 @@
-"""The process of the queue's runner: ``python -m core.queue``. It ends when nothing waits any more."""
+"""The process of the queue's runner, ``python -m core.queue``. It ends when the queue is empty."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.text import one_line
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Carry out the queue; 0 when nothing waits, or another runner is on."""
+    """Run the queue; returns 0 when it is empty, or another runner is active."""
     argparse.ArgumentParser(prog="core.queue", description="Starts the runs of the queue in order.").parse_args(argv)
     os.umask(0o077)
     try:
@@ -47,7 +47,7 @@ def _tell_end(entry: QueueEntry) -> None:
 
 def _log(text: str) -> None:
     moment = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    # A full disk is no reason to give up the night.
+    # A full disk must not end the queue.
     with contextlib.suppress(OSError):
         sys.stdout.write(f"{moment} {one_line(text, 1000)}\n")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Queue as a value: its entries in order, and what may be done with them. No files are touched here."""
+"""Queue as a value: its entries in order, and the changes to them. No files are touched here."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Queue:
-    """The entries, the next one to start first among those that wait.
+    """The queue.
 
     Args:
-        entries: All of them; those that have ended stay until the queue is cleared.
-        next_id: Id of the next entry. None is given twice.
+        entries: All entries, waiting ones in the order of their start; ended entries stay until the queue is cleared.
+        next_id: Id of the next entry; ids are never reused.
         next_sweep: Number of the next sweep.
     """
 
@@ -31,26 +31,24 @@ class Queue:
     next_id: int = 1
     next_sweep: int = 1
 
-    # What is in it.
-
     @property
     def active(self) -> QueueEntry | None:
-        """The entry that has the device, or is about to; None where there is none."""
+        """The entry that has the device, or is about to take it; None without one."""
         return next((entry for entry in self.entries if entry.state in ACTIVE), None)
 
     @property
     def upcoming(self) -> list[QueueEntry]:
-        """The entries that are to be started or are held, in order."""
+        """The entries that wait or are held, in order."""
         return [entry for entry in self.entries if entry.state in PENDING]
 
     @property
     def next_waiting(self) -> QueueEntry | None:
-        """The entry that is started next; None where none waits."""
+        """The entry to start next; None if none waits."""
         return next((entry for entry in self.entries if entry.state == "waiting"), None)
 
     @property
     def reserved(self) -> frozenset[str]:
-        """Run ids that entries have, whether or not the run is there."""
+        """Run ids of entries, whether or not the runs exist."""
         return frozenset(entry.run for entry in self.entries if entry.run is not None)
 
     def entry(self, entry_id: int) -> QueueEntry:
@@ -79,10 +77,8 @@ class Queue:
             raise UserError(f"There is no sweep {one_line(sweep, 40)} in the queue.", hint)
         return sorted(found, key=lambda entry: entry.id)
 
-    # What may be done with it. Each returns the queue as it is then.
-
     def with_added(self, entries: Sequence[QueueEntry]) -> Queue:
-        """Entries put to the end; they get the next ids.
+        """The queue with entries appended, which get the next ids.
 
         Raises:
             UserError: If no ids are left.
@@ -92,10 +88,10 @@ class Queue:
         return dataclasses.replace(self, entries=(*self.entries, *added), next_id=self.next_id + len(added))
 
     def with_sweep(self) -> tuple[Queue, str]:
-        """The queue once another sweep has an id, and that id.
+        """The queue with one more sweep, and the id of the sweep.
 
         Raises:
-            UserError: If none is left.
+            UserError: If no ids are left.
         """
         self._refuse_beyond(self.next_sweep + 1)
         return dataclasses.replace(self, next_sweep=self.next_sweep + 1), f"s{self.next_sweep}"
@@ -109,12 +105,12 @@ class Queue:
             )
 
     def with_entry(self, changed: QueueEntry) -> Queue:
-        """An entry replaced by what it has become."""
+        """The queue with one entry replaced."""
         entries = tuple(changed if entry.id == changed.id else entry for entry in self.entries)
         return dataclasses.replace(self, entries=entries)
 
     def held(self, entry_id: int) -> Queue:
-        """An entry kept from being started.
+        """The queue with a waiting entry held.
 
         Raises:
             UserError: If it does not wait.
@@ -122,7 +118,7 @@ class Queue:
         return self._move(entry_id, "held", "held", ("waiting",))
 
     def released(self, entry_id: int) -> Queue:
-        """A held entry allowed to be started.
+        """The queue with a held entry released.
 
         Raises:
             UserError: If it is not held.
@@ -130,7 +126,7 @@ class Queue:
         return self._move(entry_id, "waiting", "released", ("held",))
 
     def removed(self, entry_id: int) -> Queue:
-        """An entry taken out before its start.
+        """The queue with an entry removed before its start.
 
         Raises:
             UserError: If it has been started.
@@ -154,8 +150,8 @@ class Queue:
         return "'localtune-tui queue list' shows what each one does."
 
     def with_position(self, entry_id: int, position: int) -> Queue:
-        """An entry put to a place among those that are not started yet; 1 is the next one, and what is too far is the
-        end.
+        """The queue with an entry at another place among the upcoming entries; 1 is the next to start, and a place
+        beyond the end is the end.
 
         Raises:
             UserError: If it has been started.
@@ -170,13 +166,11 @@ class Queue:
         return dataclasses.replace(self, entries=(*started, *order))
 
     def cleared(self) -> Queue:
-        """The queue without the entries that have ended."""
+        """The queue without ended entries."""
         return dataclasses.replace(self, entries=tuple(entry for entry in self.entries if not entry.is_over))
 
-    # As a text.
-
     def dumps(self, indent: int | None = 1) -> str:
-        """The text of ``queue.json``; on one line, without an indent, for programs alone."""
+        """The text of ``queue.json``; on one line without an indent."""
         data = {
             "format": FORMAT,
             "next_id": self.next_id,
@@ -190,8 +184,8 @@ class Queue:
         """Read ``queue.json``.
 
         Raises:
-            ValueError: If it is none, one of a later version, or one that could not be written and read again; the
-                message says what is wrong.
+            ValueError: If it is invalid, is of another version, or does not survive being written and read again; the
+                message has the reason.
         """
         queue = cls._parsed(text)
         try:

@@ -1,4 +1,4 @@
-"""Queue entry: a run that waits for the device, is on, or has ended; and the states that it passes through."""
+"""Queue entry: a run that waits for the device, is active, or has ended; and the states it passes through."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from core.text import one_line
 
 EntryState = Literal["waiting", "held", "starting", "running", "done", "failed", "skipped", "removed"]
 STATES: frozenset[str] = frozenset(get_args(EntryState))
-#: States of an entry that has the device, or is about to.
+#: States of an entry that has the device, or is about to take it.
 ACTIVE: frozenset[str] = frozenset({"starting", "running"})
 #: States of an entry that is still to be started.
 PENDING: frozenset[str] = frozenset({"waiting", "held"})
 ENDED: frozenset[str] = frozenset({"done", "failed", "skipped", "removed"})
 
-#: By state: the states that may follow. ``starting`` follows on ``running`` where a reboot took a run that had saved
-#: nothing: it starts anew.
+#: By state: the states that may follow. ``starting`` follows ``running`` if a reboot ended a run without a checkpoint,
+#: which then starts again.
 FOLLOWS: Mapping[str, frozenset[str]] = {
     "waiting": frozenset({"held", "starting", "skipped", "removed"}),
     "held": frozenset({"waiting", "removed"}),
@@ -34,12 +34,12 @@ FOLLOWS: Mapping[str, frozenset[str]] = {
 
 #: Ids, counts, and the longest text of an entry.
 COUNTS, _TEXT = range(1, 1 << 31), 2000
-#: Fields that are only shown.
+#: Text fields that are only displayed.
 _SHOWN = ("name", "reason", "source", "outcome")
 
 
 def words_of(values: Mapping[str, Any]) -> str:
-    """The values of a variant in few words: ``learning_rate 0.0001, rank 8``."""
+    """The values of a variant, short: ``learning_rate 0.0001, rank 8``."""
     return ", ".join(f"{name.rpartition('.')[2]} {word(value)}" for name, value in values.items())
 
 
@@ -50,7 +50,7 @@ def word(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueEntry:
-    """A line of the queue. Its configuration is a file of its own, as it was when the entry was added."""
+    """An entry of the queue. Its configuration is in a file of its own, as of the time when the entry was added."""
 
     id: int
     name: str
@@ -59,19 +59,19 @@ class QueueEntry:
     added: float = 0.0
     """Unix seconds."""
     source: str = ""
-    """The file that the configuration was read from; empty where it had none."""
+    """The file that the configuration was read from; may be empty."""
     overrides: tuple[str, ...] = ()
     """``section.key=value`` on top of the file."""
     run: str | None = None
-    """Id of its run, written before that is started."""
+    """Id of its run, written before the run is started."""
     starts: int = 0
-    """Starts in a row of which no process came; see :data:`core.queue.runner.MOST_STARTS`."""
+    """Starts in a row that gave no process; see :data:`core.queue.runner.MOST_STARTS`."""
     continued: str | None = None
-    """Boot id of the boot in which the run was continued after a reboot; None where that was not needed."""
+    """Boot id of the boot in which the run was continued after a reboot; None if it never was."""
     reason: str = ""
     """Why it is in its state; may be empty."""
     outcome: str = ""
-    """State that its run ended in: finished, stopped, failed or lost; empty before."""
+    """End state of its run: finished, stopped, failed or lost; empty before the end."""
     begun: float | None = None
     """Start of its run, in Unix seconds."""
     ended: float | None = None
@@ -79,23 +79,23 @@ class QueueEntry:
     sweep: str | None = None
     """Id of the sweep that it belongs to."""
     values: Mapping[str, Any] = field(default_factory=dict)
-    """What the sweep varies, ``section.key`` to this entry's value."""
+    """Options that the sweep varies, ``section.key`` to this entry's value."""
 
     @property
     def title(self) -> str:
-        """Its name for a list; of a variant the sweep and what it varies: ``s1: learning_rate 0.0001, rank 8``."""
+        """Its name for a list; for a variant, the sweep and its values: ``s1: learning_rate 0.0001, rank 8``."""
         return self.name if self.sweep is None else f"{self.sweep}: {words_of(self.values)}"
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will be done with it."""
+        """True if the entry has ended or was removed."""
         return self.state in ENDED
 
     def moved(self, state: EntryState, **changes: Any) -> QueueEntry:
         """The entry in another state.
 
         Raises:
-            ValueError: If that state cannot follow.
+            ValueError: If that state cannot follow its present one.
         """
         if state not in FOLLOWS[self.state]:
             raise ValueError(f"entry {self.id} is {self.state} and cannot become {state}")
@@ -104,16 +104,16 @@ class QueueEntry:
     def to_dict(self) -> dict[str, Any]:
         """The entry as in ``queue.json``."""
         found = dataclasses.asdict(self)
-        # The names of files may be no text.
+        # File names may have bytes that are not UTF-8.
         found |= {name: one_line(found[name], _TEXT) for name in _SHOWN}
         return found | {"overrides": list(self.overrides), "values": dict(self.values)}
 
     @classmethod
     def from_dict(cls, data: Any) -> QueueEntry:
-        """Read an entry, its texts safe to show; fields that this version does not know are left out.
+        """Read an entry, its texts safe to show; unknown fields are ignored.
 
         Raises:
-            ValueError: If a field is missing or has a value of the wrong kind; the message names it.
+            ValueError: If a field is missing or invalid; the message names it.
         """
         if not isinstance(data, dict):
             raise ValueError("an entry is no object")
@@ -153,5 +153,5 @@ def _is_sound(name: str, value: Any) -> bool:
 
 
 def is_run_id(text: str) -> bool:
-    """Whether a text may be the name of a run directory; one that leads elsewhere is none."""
+    """True if a text is a valid name of a run directory, and leads nowhere else."""
     return bool(text) and text not in (".", "..") and not set(text) & {"/", "\0"} and len(text) <= 200

@@ -1,4 +1,4 @@
-"""Estimates of runs that wait: how long each takes, and how much energy, at the pace of earlier runs or by the plan."""
+"""Estimates of waiting runs: duration and energy, at the pace of earlier runs or by the memory plan."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from core.runs.outlook.forecast import cards_here, this_machine
 
 
 class Estimator:
-    """Estimates runs. Blocks, as files are indexed, records and the driver are read, and a few rows are tokenized.
+    """Estimates runs. Blocks: it indexes files, reads records, asks the driver, and tokenizes a few rows.
 
-    Rows of a dataset are counted and sampled once, and the machine is asked once.
+    The rows of a dataset are counted and sampled once, and the driver is asked once.
 
     Args:
         read_paces: Reads the earlier runs.
@@ -46,12 +46,12 @@ class Estimator:
         self._samples: dict[str, Rows | None] = {}
 
     def look_again(self) -> None:
-        """Read the earlier runs again, as one more has ended."""
+        """Read the earlier runs again, after another run has ended."""
         self._paces = self._read_paces()
 
     def estimate(self, config: Config) -> Estimate | NoEstimate:
-        """Duration and energy of a run's steps: at the pace of an earlier run with its base, method and device where
-        there is one, else by its memory plan.
+        """Duration and energy of a run: at the pace of an earlier run with its base, method and device if there is one,
+        else by its memory plan.
         """
         try:
             return expected(config, self._paces.pace(config), lambda: self._plan(config), count=self._rows(config))
@@ -73,7 +73,7 @@ class Estimator:
         return count if count is None else count - held_out_count(count, config.data.eval_share)
 
     def _plan(self, config: Config) -> PlannedRun | NoEstimate:
-        """The memory plan of a run on its cards, as if nothing else used them.
+        """The memory plan of a run on cards that nothing else uses.
 
         Raises:
             UserError: If it cannot be planned.
@@ -92,7 +92,7 @@ class Estimator:
         return self._machines[key]
 
     def _sample(self, config: Config) -> Rows | None:
-        """Lengths of the first rows; None where they cannot be told, so that the plan assumes them."""
+        """Lengths of the first rows; None if unknown, and the plan then assumes them."""
         key = config.model_dump_json(
             include={"model": {"base"}, "data": True, "template": True, "train": {"objective"}}
         )
@@ -110,15 +110,15 @@ class Total:
     """The sum over several runs.
 
     Args:
-        seconds: Of those whose duration is known; None where none is.
-        watt_hours: Of those whose energy is known; None where none is.
+        seconds: Sum of the known durations; None if none is known.
+        watt_hours: Sum of the known energies; None if none is known.
         unknown: Number of runs without a known duration.
         without_energy: Number of runs without a known energy.
         by_pace: Number of runs whose duration is at the pace of an earlier one.
         by_plan: Number of runs whose duration is by their memory plan.
-        assumed: What the plans assume, in words.
-        reason: Why a run has no known duration, as a clause; empty where all have one.
-        early_ends: Those of the runs that a limit of theirs ends before their last step.
+        assumed: Assumptions of the plans, in words.
+        reason: Why a run has no known duration, as a clause; empty if all have one.
+        early_ends: Early ends of runs by their limits.
     """
 
     seconds: float | None
@@ -133,14 +133,14 @@ class Total:
 
     @property
     def by(self) -> Basis | Literal["mixed"] | None:
-        """Basis of the durations that are known; None where none is."""
+        """Basis of the known durations; None if none is known."""
         if self.seconds is None:
             return None
         return "plan" if not self.by_pace else "mixed" if self.by_plan else "pace"
 
 
 def total_of(estimates: Iterable[Estimate | NoEstimate]) -> Total:
-    """Add estimates up."""
+    """The sum of estimates."""
     every = list(estimates)
     known = [found for found in every if isinstance(found, Estimate)]
     energy = [found.watt_hours for found in known if found.watt_hours is not None]

@@ -1,4 +1,4 @@
-"""Fate of an entry's run: what is found of it on the disk and among the processes."""
+"""Fate of an entry's run, by its files and processes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Fate:
     """The state of an entry's run, as the queue's runner finds it.
 
     Args:
-        kind: ``absent`` without a directory; ``unstarted`` where no process has begun; ``live``; ``ended``, also where
-            its process is gone; ``rebooted`` where the machine was started again while it was live.
-        state: Its inferred state; None where it is absent.
+        kind: ``absent`` without a directory; ``unstarted`` before its first process; ``live``; ``ended``, also if its
+            process is gone; ``rebooted`` if the machine was rebooted while it was live.
+        state: Its inferred state; None if it is absent.
     """
 
     kind: FateKind
@@ -50,7 +50,7 @@ def run_of(entry: QueueEntry) -> Run:
 
 
 def find_fate(run: Run) -> Fate:
-    """Find out what has become of a run; its lock is looked at only where no process is recorded."""
+    """Find the fate of a run; its lock is checked only if no process is recorded."""
     if not run.config_path.is_file():
         return Fate("absent")
     recorded, state = RunState.read(run.state_path), run.state()
@@ -61,7 +61,7 @@ def find_fate(run: Run) -> Fate:
     if not state.is_over:
         return Fate("live", state)
     if is_same_process(recorded.pid, recorded.pid_started):
-        # It has recorded its end, and is about to give its memory back.
+        # It has recorded its end, and is about to free its memory.
         return Fate("live", state)
     if state.state == "lost" and _is_of_earlier_boot(recorded):
         return Fate("rebooted", state)
@@ -69,7 +69,7 @@ def find_fate(run: Run) -> Fate:
 
 
 def is_locked(run: Run) -> bool:
-    """Whether a worker, or a launcher about to start one, holds the run's lock.
+    """True if a worker, or a launcher about to start one, holds the run's lock.
 
     Raises:
         UserError: If the lock file cannot be made.
@@ -91,12 +91,12 @@ def _is_of_earlier_boot(recorded: RunState) -> bool:
 
 
 def live_run(besides: str | None = None) -> Run | None:
-    """A run of this home that is live on this machine and has its device, or will have it; None where there is none.
+    """A run of this home that is live on this machine and has its device, or will take it; None without one.
 
-    One that was parked by hand has given it back until somebody asks for it.
+    A run that was parked by hand does not count: only a person brings it back.
 
     Args:
-        besides: Id of a run that does not count.
+        besides: Id of a run to leave out.
     """
     for run in list_runs():
         if run.id == besides:
@@ -110,7 +110,7 @@ def live_run(besides: str | None = None) -> Run | None:
 
 
 def continuable(run: Run) -> bool:
-    """Whether a run that is over has a checkpoint to go on from."""
+    """True if an ended run can be continued from a checkpoint."""
     from core.launch.launcher import refuse_continuation
 
     try:

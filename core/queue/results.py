@@ -1,4 +1,4 @@
-"""Results of a sweep: what each variant has come to, the best one marked."""
+"""Results of a sweep: the figures of each variant, with the best marked."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from core.runs.record.history import RunHistory, read_history
 
 @dataclass(frozen=True)
 class SweepRow:
-    """A variant and its figures; None where one is not known (yet)."""
+    """A variant and its figures; None for unknown ones."""
 
     entry: int
     state: str
-    """State of the entry; of its run, once that has ended: finished, stopped, failed, lost."""
+    """State of the entry, or of its run once that has ended: finished, stopped, failed, lost."""
     run: str | None
     values: Mapping[str, Any]
     best_eval_loss: float | None = None
@@ -31,7 +31,7 @@ class SweepRow:
     seconds: float | None = None
     """Seconds of work, without pauses."""
     is_best: bool = False
-    """Whether it has the lowest held-out loss of the sweep."""
+    """True for the lowest held-out loss of the sweep."""
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON."""
@@ -53,8 +53,8 @@ class SweepRow:
 def sweep_rows(entries: Sequence[QueueEntry]) -> list[SweepRow]:
     """The rows of a sweep's entries; reads the records of their runs.
 
-    The best is that with the lowest held-out loss; where nothing was held out, none is, as a training loss says
-    little about what was learned.
+    The best has the lowest held-out loss. Without held-out rows none is marked: a training loss says little about
+    quality.
     """
     rows = [_row(entry) for entry in entries]
     measured = [row.best_eval_loss for row in rows if row.best_eval_loss is not None]
@@ -81,7 +81,7 @@ def _row(entry: QueueEntry) -> SweepRow:
 
 
 def _best(history: RunHistory) -> tuple[float | None, int | None]:
-    """The lowest held-out loss after the start, and its step; the untouched model is no result."""
+    """The lowest held-out loss and its step; the untouched model does not count."""
     found = [event for event in history.evals if event.step > 0 and math.isfinite(event.loss)]
     best = min(found, key=lambda event: event.loss, default=None)
     return (None, None) if best is None else (best.loss, best.step)

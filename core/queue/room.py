@@ -1,4 +1,4 @@
-"""Room for a run: whether its device is free, and whether it fits into the GPU while other programs use it too."""
+"""Room for a run: whether its device is free, and whether it fits into the GPU beside other programs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from core.units import format_bytes
 
 
 def device_taken(config: Config) -> str | None:
-    """What a run has to wait for on its device, in words: another run, or one that has just ended and still holds
-    memory; None where the device is free. Asks the driver.
+    """The run that has the device, live or about to free its memory, in words; None if the device is free. Asks the
+    driver.
 
     Args:
         config: Configuration of the run.
@@ -22,15 +22,15 @@ def device_taken(config: Config) -> str | None:
     try:
         found = occupant(run_devices(config))
     except UserError:
-        return None  # its worker says what is wrong with the device
+        return None  # its worker reports the problem with the device
     return None if found is None else f"the device, which {found} has"
 
 
 def lack_of_room(config: Config) -> str | None:
-    """Why a run has to wait for memory of the GPU, in words; None where it can be started.
+    """Why a run has to wait for GPU memory, in words; None if it can be started.
 
-    A run that would not fit into an empty card is started all the same: its worker says what to change, which waiting
-    would never do. So is one that cannot be planned. Blocks: asks the driver, and reads the model's headers.
+    A run that would not even fit into an empty card is started, as is a run that cannot be planned: its worker reports
+    the remedy, while waiting would not help. Blocks: asks the driver, and reads the model's headers.
 
     Args:
         config: Configuration of the run.
@@ -55,10 +55,10 @@ def lack_of_room(config: Config) -> str | None:
 
 
 def judge(machine: Machine, total: int, plan: Callable[[Machine], Plan]) -> str | None:
-    """The reason to wait, from plans for the memory that is free and for all of the card's.
+    """The reason to wait, from a plan for the free memory and a plan for all memory of the card.
 
     Args:
-        machine: The machine as it is now.
+        machine: The machine with its present free memory.
         total: Bytes of the card.
         plan: Plans the run for a machine.
 

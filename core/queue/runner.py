@@ -1,8 +1,8 @@
-"""Runner of the queue: starts the entries one after the other, and follows each run to its end.
+"""Runner of the queue: starts the entries one after another, and follows each run to its end.
 
-What it has decided is on the disk before it acts, so that it may be killed at any moment: an entry's run id is written
-before the run is made, the directory is made whole or not at all, and the lock that the worker inherits tells whether
-a process was started. A runner that begins looks at these, and goes on from there.
+Each decision is on the disk before it is carried out, so the runner may be killed at any moment: an entry's run id is
+written before the run is made, the run directory appears whole or not at all, and the lock that the worker inherits
+shows whether a process was started. The next runner continues from there.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from core.runs.record.state import END_STATES, RunState, boot_id, hostname
 from core.runs.record.store import Run, complete_checkpoints, free_run_id, make_run
 from core.text import one_line
 
-#: Starts in a row of which no process came, before an entry is given up.
+#: Starts in a row without a process after which an entry is given up.
 MOST_STARTS = 5
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds between two looks of the runner."""
+    """Seconds between two passes of the runner."""
 
     follow: float = 1.0
-    """At a run that is on."""
+    """While a run is active."""
     soonest: float = 2.0
-    """At what it waits for, at first; twice as long each time."""
+    """While it waits, at first; doubled each time."""
     latest: float = 30.0
-    """The longest."""
+    """While it waits, at most."""
 
 
 class QueueRunner:
-    """Carries out the queue, a pass at a time; belongs to the one process that holds the runner's lock.
+    """Runs the queue, one pass at a time, in the process that holds the runner's lock.
 
     Args:
-        told: Gets every event as a sentence: an entry that starts, ends, waits.
-        ended: Told of an entry that has ended without a worker that could tell it itself.
-        room: Why a run has to wait for memory; None where it fits.
-        pace: How often it looks.
-        release: Gives up being the runner; called under the queue's lock when nothing waits.
+        told: Receives each event as a sentence: an entry starts, ends, waits.
+        ended: Receives each entry that has ended without a worker that reports it.
+        room: Why a run has to wait for memory; None if it fits.
+        pace: Intervals between passes.
+        release: Releases the runner's lock; called under the queue's lock when nothing waits.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class QueueRunner:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """End after the present pass; the run that is on goes on."""
+        """End after the present pass; the active run goes on."""
         self._stopped.set()
 
     def install_signals(self) -> None:
-        """Let SIGTERM and SIGINT end it; a terminal that is gone does nothing."""
+        """End on SIGTERM and SIGINT; ignore SIGHUP."""
 
         def ask(_number: int, _frame: FrameType | None) -> None:
             self.stop()
@@ -84,7 +84,7 @@ class QueueRunner:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def run(self) -> bool:
-        """Pass after pass, until nothing waits or it is stopped; returns whether the queue was carried out."""
+        """Repeat passes until nothing waits (returns True) or it is stopped (False)."""
         while not self._stopped.is_set():
             seconds = self.tick()
             if seconds is None:
@@ -93,10 +93,10 @@ class QueueRunner:
         return False
 
     def tick(self) -> float | None:
-        """One pass: at most one step with one entry.
+        """One pass, with at most one step of an entry.
 
         Returns:
-            Seconds until the next pass; None where nothing is left to do.
+            Seconds until the next pass; None if nothing is left to do.
         """
         try:
             launcher.reap()
@@ -107,16 +107,14 @@ class QueueRunner:
                 return self._finish()
             return self._begin(queue.next_waiting)
         except (UserError, OSError) as error:
-            # A full disk, or a file that cannot be read: neither is a reason to give up the night.
+            # A full disk or an unreadable file must not end the queue.
             return self._await(f"waits: {error}", None)
         except Exception as error:
-            # A mistake of the program in one pass must not leave the device idle for the night.
+            # A bug in one pass must not leave the device idle for the night.
             if not self._has_failed:
                 traceback.print_exc()
             self._has_failed = True
             return self._await(f"waits: a mistake of the program itself: {type(error).__name__}: {error}", None)
-
-    # An entry that has the device.
 
     def _tend(self, entry: QueueEntry) -> float:
         if entry.run is None:
@@ -134,7 +132,7 @@ class QueueRunner:
         return self._follow(entry, fate)
 
     def _start(self, entry: QueueEntry, run: Run) -> float:
-        """Start the run of an entry that is starting, for the first time or once more after a kill in between."""
+        """Start the run of a starting entry, again if the runner was killed in between."""
         if entry.starts >= MOST_STARTS:
             return self._end(entry, "failed", f"{entry.starts} starts of its process came to nothing; see worker.log")
         try:
@@ -145,7 +143,8 @@ class QueueRunner:
         recorded = RunState.read(run.state_path) or RunState(state="queued")
         # The heartbeat of a run that was made before a power cut is old; without a new one it would read as lost.
         replace(recorded, host=hostname(), updated=time.time()).write(run.state_path)
-        # A start counts once all is written, as a full disk is none; and before it is made: this process may be killed.
+        # A start counts after all is written, as a full disk is no start, and before the launch, as this process may be
+        # killed.
         entry = self._record(entry, starts=entry.starts + 1)
         launcher.launch(run, resume=bool(complete_checkpoints(run)), alone=True)
         self._say(f"entry {entry.id} is started as {run.id}", entry.id)
@@ -172,7 +171,7 @@ class QueueRunner:
         return self._end(entry, "failed", launcher.failure_reason(run_of(entry)), state)
 
     def _go_on(self, entry: QueueEntry, run: Run) -> float:
-        """Let a run that a reboot has ended go on from its checkpoint, or anew where it has none; once."""
+        """Continue a run that a reboot has ended, once: from its checkpoint, or from the start without one."""
         here = boot_id()
         if entry.continued not in (None, here) or entry.starts >= MOST_STARTS:
             return self._end(entry, "failed", "the machine was started again, for the second time", run.state())
@@ -194,14 +193,12 @@ class QueueRunner:
         recorded = self._record(entry, state, reason=one_line(reason, 500), outcome=outcome, ended=ended)
         self._wait = self._pace.soonest
         if recorded.state != state:
-            return 0.0  # somebody has held it at this moment
+            return 0.0  # it was held at this moment
         self._say(f"entry {entry.id} is {state}{f': {reason}' if reason else ''}", None)
         if outcome not in END_STATES or run_state is None or run_state.pid is None:
-            # A worker tells itself of an end that it has come to.
+            # A worker reports its own end.
             self._ended(replace(entry, state=state, reason=reason))
         return 0.0
-
-    # The next one.
 
     def _begin(self, entry: QueueEntry) -> float:
         if (other := live_run()) is not None:
@@ -217,23 +214,21 @@ class QueueRunner:
         return 0.0
 
     def _finish(self) -> float | None:
-        """Give up being the runner, unless something was added at this moment."""
+        """Release the runner's lock, unless an entry was added at this moment."""
         with store.locked():
             if store.read_queue().next_waiting is not None:
                 return 0.0
             self._release()
         return None
 
-    # Records and words.
-
     def _record(self, entry: QueueEntry, state: EntryState | None = None, **changes: object) -> QueueEntry:
-        """Write what an entry has become; returns it."""
+        """Write a changed entry; returns it."""
 
         def how(queue: Queue) -> Queue:
             present = queue.entry(entry.id)
             if state is None:
                 return queue.with_entry(replace(present, **changes))  # type: ignore[arg-type]
-            # One that was held at this moment, for instance, stays so.
+            # An entry that was held at this moment, for instance, stays held.
             return queue.with_entry(present.moved(state, **changes)) if state in FOLLOWS[present.state] else queue
 
         return store.change(how).entry(entry.id)
@@ -244,7 +239,7 @@ class QueueRunner:
         return seconds
 
     def _say(self, sentence: str, entry: int | None, *, keep: bool = False) -> None:
-        """Tell what it does, to people; the same sentence once where ``keep`` is set."""
+        """Report an activity; with ``keep``, only if it is not the same as before."""
         if keep and sentence == self._said:
             return
         self._said = sentence
@@ -253,7 +248,7 @@ class QueueRunner:
 
 
 def _claim(queue: Queue, entry_id: int) -> Queue:
-    """The entry given the device and a run id, if it is still the next one and nothing else has the device."""
+    """The queue with the device and a run id given to an entry, if it is still the next and the device is free."""
     entry = queue.next_waiting
     if entry is None or entry.id != entry_id or queue.active is not None:
         return queue

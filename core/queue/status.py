@@ -1,4 +1,4 @@
-"""Runner of the queue as a process: whether it is on, what it is doing, how it is started and ended."""
+"""Process of the queue's runner: its status, start and end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LIMIT = 1 << 16
 _children: list[subprocess.Popen[bytes]] = []
 #: Seconds that a runner may take to begin or to end.
 PATIENCE = 20.0
-#: Seconds that one may take to say so that has come first.
+#: Seconds that another runner, which came first, may take to write its status.
 _SECOND = 3.0
 
 
@@ -40,14 +40,14 @@ class RunnerStatus:
     pid: int
     pid_started: str | None
     doing: str = ""
-    """A sentence for people: what it does or waits for."""
+    """Its present activity, as a sentence."""
     entry: int | None = None
-    """The entry that this is about."""
+    """The entry of that activity."""
     updated: float = 0.0
     """Unix seconds."""
 
     def write(self) -> None:
-        """Replace the file; nothing where there is no room, as it is only for people."""
+        """Replace the file; skipped if the disk is full, as it is only for people."""
         with contextlib.suppress(OSError):
             write_atomic(_status_path(), json.dumps(dataclasses.asdict(self), indent=1) + "\n", durable=False)
 
@@ -65,7 +65,7 @@ def try_runner_lock() -> int | None:
     """Try to become the runner of this home.
 
     Returns:
-        The descriptor that holds the lock as long as it is open, or None if there is a runner.
+        The descriptor that holds the lock while it is open, or None if there is a runner.
 
     Raises:
         UserError: If the lock file cannot be made or locked.
@@ -75,13 +75,13 @@ def try_runner_lock() -> int | None:
 
 
 def release_runner_lock(descriptor: int) -> None:
-    """Give up being the runner; from then on none is on, though the process takes a moment to end."""
+    """Stop being the runner; from then on there is none, though the process takes a moment to end."""
     _status_path().unlink(missing_ok=True)
     os.close(descriptor)
 
 
 def read_status() -> RunnerStatus | None:
-    """The status of the runner that is on; None where none is."""
+    """The status of the active runner; None without one."""
     try:
         data: Any = read_json(_status_path(), _LIMIT)
         pid, identity, entry = data["pid"], data["pid_started"], data["entry"]
@@ -106,10 +106,10 @@ def runner_command() -> list[str]:
 
 
 def start_runner(timeout: float = PATIENCE) -> tuple[RunnerStatus, bool]:
-    """Start the runner, detached; the one that is on, where there is one.
+    """Start the runner, detached, unless one is active.
 
     Returns:
-        Its status, and whether it was started by this.
+        Its status, and True if it was started by this call.
 
     Raises:
         UserError: If it does not begin.
@@ -138,7 +138,7 @@ def start_runner(timeout: float = PATIENCE) -> tuple[RunnerStatus, bool]:
         if child.poll() is not None:
             if child.returncode or not _has_work():
                 break
-            # Another one is on, and may be about to say so.
+            # Another runner is active, and may be about to write its status.
             deadline = min(deadline, ended + _SECOND)
         else:
             ended = time.monotonic()
@@ -150,13 +150,13 @@ def start_runner(timeout: float = PATIENCE) -> tuple[RunnerStatus, bool]:
                 "container.",
                 f"Look there; its log is {log_path()}.",
             )
-        # It had nothing to do, and has ended already.
+        # It had nothing to do, and has already ended.
         return RunnerStatus(pid=child.pid, pid_started=None, doing="has ended: nothing waits"), True
     raise UserError("The runner of the queue has not begun.", f"Its log is {log_path()}.")
 
 
 def _has_work() -> bool:
-    """Whether a runner would go on: it ends at once only where nothing waits, or another one is on."""
+    """True if a runner would go on; it ends at once only if nothing waits or another runner is active."""
     try:
         queue = read_queue()
     except UserError:
@@ -165,10 +165,10 @@ def _has_work() -> bool:
 
 
 def stop_runner(timeout: float = PATIENCE) -> bool:
-    """End the runner; the run that is on goes on, and the next runner takes it over.
+    """End the runner; the active run goes on, and the next runner takes it over.
 
     Returns:
-        False where none was on.
+        False if there was none.
 
     Raises:
         UserError: If it does not end, or belongs to another user.

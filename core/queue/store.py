@@ -1,4 +1,4 @@
-"""Files of the queue: ``queue.json``, the configurations of its entries, the lock that changes are made under."""
+"""Files of the queue: ``queue.json``, the configurations of its entries, and the lock for changes."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def queue_path() -> Path:
 
 
 def config_path(entry_id: int) -> Path:
-    """The configuration of an entry, as it was when it was added, every value resolved."""
+    """The configuration of an entry, as of the time when it was added, every value resolved."""
     return paths.queue_dir() / f"{entry_id}.toml"
 
 
 def read_queue() -> Queue:
-    """The queue as it is now; an empty one where there was never any. Needs no lock, as the file is replaced whole.
+    """The present queue; empty without a file. Needs no lock, as the file is replaced atomically.
 
     Raises:
-        UserError: If it cannot be read. Nothing is guessed then, since an entry that is taken for one that waits would
-            be trained twice.
+        UserError: If it cannot be read. Nothing is guessed: an entry wrongly taken for a waiting one would be trained
+            twice.
     """
     path = queue_path()
     try:
@@ -56,7 +56,7 @@ def read_queue() -> Queue:
 
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
-    """Hold the lock of the queue, for as short as possible; who comes second waits.
+    """Hold the lock of the queue for a short time; others wait.
 
     Raises:
         UserError: If its directory cannot be written.
@@ -72,13 +72,13 @@ def locked() -> Iterator[None]:
 
 
 def change(how: Callable[[Queue], Queue]) -> Queue:
-    """Change the queue under its lock; what is returned is on the disk.
+    """Change the queue under its lock; returns the queue as written.
 
     Args:
-        how: Makes the new queue of the present one; nothing is written where it raises.
+        how: Makes the new queue from the present one; if it raises, nothing is written.
 
     Raises:
-        UserError: If the queue cannot be read or written; it is then as before.
+        UserError: If the queue cannot be read or written; it is then unchanged.
     """
     with locked():
         before = read_queue()
@@ -92,20 +92,20 @@ def write_queue(queue: Queue) -> None:
     """Replace ``queue.json``; the caller holds the lock.
 
     Raises:
-        UserError: If it cannot be written; the old one is then untouched.
+        UserError: If it cannot be written; the old file is then unchanged.
     """
     _write(queue_path(), queue.dumps())
 
 
 def add(entries: Sequence[tuple[QueueEntry, Config]], *, is_sweep: bool = False) -> list[QueueEntry]:
-    """Put runs to the end of the queue, all of them or none.
+    """Append runs to the queue, all or none.
 
     Args:
-        entries: Entries, whose ids are given here, each with its checked configuration, paths absolute.
+        entries: Entries, which get their ids here, each with its checked configuration, paths absolute.
         is_sweep: Whether they are the variants of a sweep, which then gets an id.
 
     Returns:
-        The entries as they were added.
+        The entries as added.
 
     Raises:
         UserError: If the queue cannot be read or written.
@@ -130,7 +130,7 @@ def add(entries: Sequence[tuple[QueueEntry, Config]], *, is_sweep: bool = False)
 
 
 def _forget_configurations(entries: Sequence[QueueEntry]) -> None:
-    """Remove the configurations of entries that did not get into the queue: a disk may fail after the file is there."""
+    """Remove the configurations of entries that did not get into the queue."""
     with contextlib.suppress(UserError, OSError):
         there = {entry.id for entry in read_queue().entries}
         for entry in entries:
@@ -139,7 +139,7 @@ def _forget_configurations(entries: Sequence[QueueEntry]) -> None:
 
 
 def clear() -> int:
-    """Take out the entries that have ended, and their configurations; returns how many.
+    """Remove ended entries and their configurations; returns their number.
 
     Raises:
         UserError: If the queue cannot be read or written.
@@ -166,7 +166,7 @@ def read_entry_config(entry: QueueEntry) -> Config:
 
 
 def read_entry_text(entry: QueueEntry) -> str:
-    """The text of its configuration.
+    """The text of an entry's configuration.
 
     Raises:
         UserError: If it cannot be read.

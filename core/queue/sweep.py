@@ -1,4 +1,4 @@
-"""Sweep: one configuration with several values for some options, each combination a run."""
+"""Sweep: one configuration with several values for some options; each combination is a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPENING, _CLOSING = "[{(", "]})"
 
 @dataclass(frozen=True)
 class Axis:
-    """An option and the values that it takes, as they were typed."""
+    """An option and its values, as typed."""
 
     name: str
     values: tuple[str, ...]
@@ -30,7 +30,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination of a sweep's values.
+    """A combination of a sweep's values.
 
     Args:
         assignments: ``section.key=value`` on top of the configuration.
@@ -44,10 +44,10 @@ class Variant:
 
 
 def parse_axis(text: str) -> Axis:
-    """Read ``train.learning_rate=1e-4,2e-4``; commas within brackets and quotes do not separate.
+    """Parse ``train.learning_rate=1e-4,2e-4``; commas within brackets and quotes do not separate.
 
     Raises:
-        UserError: If it is not of this form, or a value is there twice.
+        UserError: If it is not of this form, or a value is repeated.
     """
     name, found, listed = text.partition("=")
     name = name.strip()
@@ -62,7 +62,7 @@ def parse_axis(text: str) -> Axis:
 
 
 def split_values(text: str) -> list[str]:
-    """The values in a text, cut at the commas that are in no bracket and no quotes."""
+    """The values in a text, separated by commas outside of brackets and quotes."""
     found, piece, depth, quote = [], "", 0, ""
     for character in text:
         if quote:
@@ -82,15 +82,15 @@ def split_values(text: str) -> list[str]:
 
 
 def combinations(axes: Sequence[Axis], count: int | None = None, seed: int = 0) -> list[tuple[str, ...]]:
-    """The assignments of all combinations, the last option varying fastest; or of some of them, chosen at random.
+    """The assignments of all combinations, the last option varying fastest, or of a random choice of them.
 
     Args:
         axes: The options that vary.
         count: Number of combinations to choose; None for all.
-        seed: Of the choice, so that it can be made again.
+        seed: Seed of the choice.
 
     Raises:
-        UserError: If an option is there twice, or there are more than :data:`MOST_VARIANTS`.
+        UserError: If an option is repeated, or there are more than :data:`MOST_VARIANTS`.
     """
     names = [axis.name for axis in axes]
     if doubled := next((name for name in names if names.count(name) > 1), None):
@@ -110,7 +110,7 @@ def combinations(axes: Sequence[Axis], count: int | None = None, seed: int = 0) 
 
 
 def _combination(axes: Sequence[Axis], number: int) -> tuple[str, ...]:
-    """The combination with a number, without making all those before it."""
+    """The combination with a number, computed directly."""
     found = []
     for axis in reversed(axes):
         number, index = divmod(number, len(axis.values))
@@ -119,15 +119,15 @@ def _combination(axes: Sequence[Axis], number: int) -> tuple[str, ...]:
 
 
 def make_variants(path: Path, overrides: Sequence[str], choices: Sequence[tuple[str, ...]]) -> list[Variant]:
-    """The configurations of the combinations, each checked.
+    """The checked configurations of combinations.
 
     Args:
         path: The configuration file.
-        overrides: ``section.key=value`` that hold for all of them.
-        choices: Of :func:`combinations`.
+        overrides: ``section.key=value`` for all of them.
+        choices: Result of :func:`combinations`.
 
     Raises:
-        UserError: For the first combination that is not valid; the hint names it.
+        UserError: For the first invalid combination; the hint names it.
     """
     variants = []
     for assignments in choices:
@@ -152,10 +152,10 @@ def make_variants(path: Path, overrides: Sequence[str], choices: Sequence[tuple[
 
 
 def _plain(value: Any) -> Any:
-    """A value without the wrappers of the TOML library, as JSON can hold it."""
+    """A value without the wrappers of the TOML library, for JSON."""
     return value.unwrap() if hasattr(value, "unwrap") else value
 
 
 def name_of(base: str, values: Mapping[str, Any]) -> str:
-    """The name of a variant's run, whose slug ends its id: ``faq-lr0.0001-r8`` would be cut, so values come shortly."""
+    """The name of a variant's run, ``faq 0.0001 8``; values without option names, as the slug in the id is short."""
     return f"{base[:16]} {' '.join(word(value) for value in values.values())}"

@@ -16,22 +16,22 @@ UNIT = "localtune-queue.service"
 
 
 def unit_path() -> Path:
-    """Where user units are read from: ``$XDG_CONFIG_HOME/systemd/user``, else ``~/.config/systemd/user``."""
+    """The unit's file, in ``$XDG_CONFIG_HOME/systemd/user``, else in ``~/.config/systemd/user``."""
     return paths.config_dir().parent / "systemd" / "user" / UNIT
 
 
 def unit_text() -> str:
     """The unit for this interpreter, this copy of the program and this home.
 
-    ``KillMode=process``: ending the unit ends the runner, and never the run. ``OOMPolicy=continue``: a run that the
-    kernel kills for want of memory does not take the runner with it.
+    ``KillMode=process``: stopping the unit ends the runner, and never the run. ``OOMPolicy=continue``: an OOM kill of
+    the run does not end the runner.
     """
     environment = finding_core({})
     lines = [f"Environment={_quoted(f'{name}={environment[name]}')}" for name in ("PYTHONSAFEPATH", "PYTHONPATH")]
     lines.append(f"Environment={_quoted(f'LOCALTUNE_HOME={paths.home()}')}")
     if config_home := os.environ.get("XDG_CONFIG_HOME"):
         lines.append(f"Environment={_quoted(f'XDG_CONFIG_HOME={config_home}')}")
-    # Variables are expanded in a command, and in nothing else.
+    # systemd expands variables only in commands.
     program = " ".join(_quoted(word).replace("$", "$$") for word in (sys.executable, "-m", "core.queue"))
     return "\n".join(
         [
@@ -55,7 +55,7 @@ def unit_text() -> str:
 
 
 def unit_commands() -> list[str]:
-    """What the user has to do once, so that the unit is started at boot, without a login."""
+    """Commands that the user runs once, so that the unit starts at boot without a login."""
     return [
         "systemctl --user daemon-reload",
         f"systemctl --user enable {UNIT}",
@@ -64,7 +64,7 @@ def unit_commands() -> list[str]:
 
 
 def write_unit() -> Path:
-    """Write the unit; what was there is replaced.
+    """Write the unit, replacing an older one.
 
     Raises:
         UserError: If it cannot be written.
@@ -79,7 +79,7 @@ def write_unit() -> Path:
 
 
 def _quoted(text: str) -> str:
-    """A word of a unit file: in quotes, with what systemd would expand doubled.
+    """A word of a unit file in quotes, with its special characters escaped.
 
     Raises:
         UserError: If it has a line break, which a unit cannot hold.

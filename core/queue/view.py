@@ -1,4 +1,4 @@
-"""View of the queue: its entries with what their runs do, and when each is expected to begin and to end."""
+"""View of the queue: its entries with the progress of their runs, and their expected begin and end."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from core.runs.record.tail import EventTail
 
 @dataclass(frozen=True)
 class EntryView:
-    """An entry with what is expected of it.
+    """An entry with its expected times.
 
     Args:
         entry: The entry.
-        place: Its place among those that wait, 1 for the next one; None for others.
-        seconds: Expected duration of its run, or of the rest of it; None where that is not known.
-        watt_hours: Expected energy; None where that is not known.
-        begins: Expected begin in Unix seconds; None where that is not known, or no runner is on.
-        ends: Expected end, the same way.
-        state: State of the run of an entry that has the device; empty for others.
-        step: Steps done of that run.
-        total_steps: Steps of it; 0 while unknown.
-        by: Basis of the duration: ``pace``, measured on this run or an earlier one, or its memory ``plan``; None where
-            it is not known.
-        early_end: Where a limit of its run ends it; None where it does all its steps.
+        place: Its place among upcoming entries, 1 for the next; None for others.
+        seconds: Expected duration of its run, or time left; None if unknown.
+        watt_hours: Expected energy; None if unknown.
+        begins: Expected begin in Unix seconds; None if unknown, or without a runner.
+        ends: Expected end, likewise.
+        state: State of the run of an active entry; empty for others.
+        step: Steps done by that run.
+        total_steps: Steps of that run; 0 while unknown.
+        by: Basis of the duration: ``pace``, measured on this run or an earlier one, or its memory ``plan``; None if
+            unknown.
+        early_end: Early end of the run by a limit; None if it does all its steps.
     """
 
     entry: QueueEntry
@@ -53,7 +53,7 @@ class EntryView:
 
     @property
     def marks(self) -> str:
-        """The marks of the duration: ``*`` if it is by the memory plan, ``^`` if a limit of the run ends it early."""
+        """Marks of the duration: ``*`` if it is by the memory plan, ``^`` if a limit ends the run early."""
         return "*" * (self.by == "plan") + "^" * (self.early_end is not None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,20 +87,20 @@ class EntryView:
 
 @dataclass(frozen=True)
 class QueueView:
-    """The queue as it is shown: what is on, then what waits, then what has ended."""
+    """The queue as shown: the active entry, upcoming entries, ended entries."""
 
     rows: tuple[EntryView, ...]
     runner: RunnerStatus | None
-    """The runner that is on; None where none is, and nothing will start."""
+    """The active runner; None without one, and nothing will start."""
 
     @property
     def upcoming(self) -> list[EntryView]:
-        """Entries that are on, wait or are held."""
+        """Entries that are active, wait or are held."""
         return [row for row in self.rows if not row.entry.is_over]
 
     @property
     def has_plans(self) -> bool:
-        """Whether a duration is by a memory plan, and not by what was measured."""
+        """True if a duration is by a memory plan, and not measured."""
         return any(row.by == "plan" for row in self.rows)
 
     @property
@@ -110,18 +110,18 @@ class QueueView:
 
     @property
     def ends(self) -> float | None:
-        """When all that waits is expected to be done; None where that is not known."""
+        """Expected end of all waiting entries in Unix seconds; None if unknown."""
         rows = [row for row in self.upcoming if row.entry.state != "held"]
         return rows[-1].ends if rows else None
 
 
 class QueueReader:
-    """Reads the queue again and again: of a run that is on only what is new, of datasets and earlier runs once.
+    """Reads the queue repeatedly: only new events of the active run; datasets and earlier runs once.
 
-    Blocks, as configurations and records are read; belongs to one thread at a time.
+    Blocks, as it reads configurations and records; for use by one thread at a time.
 
     Args:
-        estimator: Estimates runs that wait; None where nothing is expected of them.
+        estimator: Estimates waiting runs; None to leave them without estimates.
     """
 
     def __init__(self, estimator: Estimator | None = None) -> None:
@@ -131,12 +131,11 @@ class QueueReader:
         self._active_id: int | None = None
 
     def read(self, now: float | None = None, *, known_only: bool = False) -> QueueView:
-        """The queue as it is now.
+        """The present queue.
 
         Args:
             now: Unix seconds; by default the present.
-            known_only: Whether runs that have not been estimated yet are left without an estimate, which may take a
-                second or two the first time.
+            known_only: Whether to make no new estimates; the first one may take a second or two.
 
         Raises:
             UserError: If it cannot be read.
@@ -163,14 +162,14 @@ class QueueReader:
         return QueueView((*shown, *map(EntryView, over)), runner)
 
     def _note_end(self, active: QueueEntry | None) -> None:
-        """Estimate anew what has no measured pace, where another run has ended: it may have one."""
+        """After a run has ended, drop estimates by plans: the run may give a measured pace."""
         before, self._active_id = self._active_id, active.id if active is not None else None
         if self._estimator is not None and before not in (None, self._active_id):
             self._estimator.look_again()
             self._known = {number: view for number, view in self._known.items() if view.by == "pace"}
 
     def _active(self, entry: QueueEntry, now: float) -> EntryView:
-        """The entry whose run is on, with its time left."""
+        """The active entry with its time left."""
         if entry.run is None or not (run := run_of(entry)).config_path.is_file():
             return EntryView(entry, begins=entry.begun)
         state, history = run.state(), self._history(run)
@@ -180,7 +179,7 @@ class QueueReader:
         seconds, end = left.seconds if left is not None else None, None
         if seconds is not None:
             seconds, end = cut_rest(values, history, state.step, state.total_steps, seconds)
-        # Nobody knows for how long a pause will be.
+        # The end of a pause is unknown.
         ends = now + seconds if seconds is not None and state.state != "paused" else None
         by: Basis | None = "pace" if seconds is not None else None
         shown = EntryView(entry, None, seconds, None, entry.begun, ends, by=by, early_end=end)
@@ -204,10 +203,10 @@ class QueueReader:
 
 
 def next_begin(estimator: Estimator, now: float | None = None) -> float | None:
-    """When a run that is added now is expected to begin, in Unix seconds; None where that is not known by measurements.
+    """Expected begin of a run that is added now, in Unix seconds; None if it is not known by measurements.
 
     Args:
-        estimator: Estimates the runs before it.
+        estimator: Estimates the entries before it.
         now: Unix seconds; by default the present.
     """
     moment = time.time() if now is None else now

@@ -1,1 +1,1 @@
-"""The self-test: whether this program trains rightly on this very machine, without torch in this process."""
+"""Self-test: checks that training works correctly on this machine, without torch in this process."""

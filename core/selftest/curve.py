@@ -1,6 +1,6 @@
-"""Loss curve: the losses of the first steps on the sample data, recorded on a CPU in fp32 and shipped with the program.
+"""Loss curve: losses of the first steps on the sample data, recorded on a CPU in fp32 and shipped with the program.
 
-``bench/loss_curve.py`` records it. The learning rate is constant, so that a shorter run has the same losses.
+``bench/loss_curve.py`` records it. The learning rate is constant, so a shorter run has the same losses.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from core.config.schema import (
 )
 
 FILE = Path(__file__).with_name("loss_curve.json")
-#: Band: how far a loss may be from the recorded one, as a share of it; the first, before anything is learned, those of
-#: later steps, and their mean. In bf16 the first is 0.1 % off, and learning is slower than in fp32: by 8 % from the
-#: second step on, by 26 % at most, by 10 % in the mean, whether layers are fused or not.
+#: Largest relative deviation from the recorded losses: of the first step, of later steps, and of their mean. In bf16
+#: the first loss is 0.1 % off, and learning is slower than in fp32: later losses are off by 8 % from the second step
+#: on, by 26 % at most, and by 10 % in the mean, with and without fused layers.
 FIRST_SHARE, STEP_SHARE, MEAN_SHARE = 0.02, 0.35, 0.20
-#: By how much a loss may differ in any case: late ones are small.
+#: Deviation that is always allowed, as late losses are small.
 LEAST = 0.1
 
 
@@ -38,7 +38,7 @@ class LossCurve:
 
     Args:
         losses: Mean over the supervised tokens of each step.
-        recorded: Processor, versions and precision that they were recorded with.
+        recorded: Processor, versions and precision of the recording.
     """
 
     losses: tuple[float, ...]
@@ -46,12 +46,12 @@ class LossCurve:
 
     @classmethod
     def shipped(cls) -> LossCurve:
-        """The one that comes with the program."""
+        """The curve shipped with the program."""
         data = json.loads(FILE.read_text(encoding="utf-8"))
         return cls(tuple(map(float, data["losses"])), str(data["recorded"]))
 
     def deviation(self, losses: Sequence[float]) -> Deviation:
-        """How losses of as many steps or fewer differ from the recorded ones."""
+        """Deviation of losses from the recorded ones; there may be fewer steps."""
         pairs = list(zip(losses, self.losses, strict=False))
         outside = [
             number
@@ -66,7 +66,7 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class Deviation:
-    """Deviation of losses from recorded ones; shares of the latter, infinite where a loss is not finite."""
+    """Relative deviation of losses from the recorded ones; infinite for a loss that is not finite."""
 
     steps: int
     most: float
@@ -76,7 +76,7 @@ class Deviation:
 
     @property
     def is_inside(self) -> bool:
-        """Whether every step and their mean are inside the band."""
+        """True if every step and their mean are inside the band."""
         return self.steps > 0 and not self.outside and self.mean <= MEAN_SHARE
 
 
@@ -85,13 +85,13 @@ def _share(found: float, wanted: float) -> float:
 
 
 def curve_config(model: str, steps: int, *, device: str, precision: str = "auto") -> Config:
-    """The configuration that the losses were recorded with.
+    """The configuration of the recording.
 
     Args:
         model: The base model.
-        steps: How many steps.
+        steps: Number of steps.
         device: ``auto``, ``cuda`` or ``cpu``.
-        precision: ``fp32`` where it is recorded.
+        precision: ``train.precision``; ``fp32`` for a recording.
     """
     return Config(
         model=ModelSection(base=model),

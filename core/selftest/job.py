@@ -1,4 +1,4 @@
-"""The self-test as a job: each check in a process of its own, one after another, with a deadline."""
+"""Self-test as a job: each check in a process of its own, one after another, with a deadline."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from core.text import one_line
 PROGRAM = "core.worker.job self-test"
 #: Seconds allowed for fetching and converting the starter model.
 PREPARE_SECONDS = 900.0
-#: The most characters of what a check says.
+#: Most characters of a check's detail.
 _DETAIL_LENGTH = 600
 _WORK = "work-"
 
@@ -40,9 +40,9 @@ class SelfTestProgress(JobProgress):
     """Progress of the self-test.
 
     Args:
-        device: The device in words; empty until it is known.
+        device: Name of the device; empty until it is known.
         checks: Results so far.
-        current: The check at work; None before the first and after the last.
+        current: The running check; None before the first and after the last.
     """
 
     activity: str = ""
@@ -62,9 +62,9 @@ def selftest_job(
     """The self-test. It is refused beside a run or another self-test.
 
     Args:
-        subjects: The checks that are made.
-        shape: Turns the sizes for a kind of device into those that are used.
-        environment: Variables of the checks' processes besides those of every worker.
+        subjects: The checks.
+        shape: Adapts the sizes for a kind of device.
+        environment: Additional environment variables of the checks' processes.
     """
 
     def work(job: SelfTestJob) -> Report:
@@ -86,7 +86,7 @@ class _Outcome:
 
 @dataclass
 class _SelfTest:
-    """One self-test at work; the arguments are those of :func:`selftest_job`."""
+    """A running self-test; arguments as for :func:`selftest_job`."""
 
     job: SelfTestJob
     subjects: Sequence[Subject]
@@ -99,7 +99,7 @@ class _SelfTest:
         self._shown = SelfTestProgress()
 
     def run(self) -> Report:
-        """Make all checks."""
+        """Run all checks."""
         missing: str | None = None
         prepared = False
         for subject in self.subjects:
@@ -123,7 +123,7 @@ class _SelfTest:
         self.job.report(progress)
 
     def _prepare(self) -> str | None:
-        """Make the starter model ready where it is not; returns why that cannot be."""
+        """Make the starter model ready; returns an error, or None on success."""
         if self._sizes().model != STARTER_NAME or read_record(paths.models_dir() / STARTER_NAME) is not None:
             return None
         outcome = self._make("prepare", PREPARE_SECONDS)
@@ -133,7 +133,7 @@ class _SelfTest:
         return self.shape(Sizes.of(str(self._device.get("kind") or "cpu")))
 
     def _make(self, name: str, deadline: float) -> _Outcome:
-        """Have a process make a check in a directory of its own; however it ends, there is an outcome."""
+        """Run a check in a process with a directory of its own; every error becomes an outcome."""
         place = self.directory / name
         request = {"name": name, "work": str(place), "sizes": self._sizes().to_dict(), "device": self._device}
 
@@ -147,7 +147,7 @@ class _SelfTest:
                 PROGRAM, request, progress, title="the check", seconds=deadline, environment=environment
             )
         except OSError as error:
-            # The results of the checks before it are not lost.
+            # The results of earlier checks are kept.
             return _Outcome("fail", str(disk_error(self.directory, error)))
         except UserError as error:
             return _Outcome("fail", str(error))
@@ -159,10 +159,10 @@ class _SelfTest:
 
 
 def refuse_beside_run() -> None:
-    """Refuse while a run is on: two trainings at once take each other's memory and time.
+    """Refuse while a run is live: two trainings at once take each other's memory and time.
 
     Raises:
-        UserError: If one is.
+        UserError: If a run is live.
     """
     for run in list_runs():
         state = run.state()
@@ -175,10 +175,10 @@ def refuse_beside_run() -> None:
 
 @contextlib.contextmanager
 def _work_directory() -> Iterator[Path]:
-    """A directory for the runs of a self-test, removed at its end; only one self-test has one at a time.
+    """A directory for the runs of a self-test, removed at its end; only one self-test at a time can have it.
 
     Raises:
-        UserError: If another one is on, or it cannot be made.
+        UserError: If another self-test is running, or the directory cannot be made.
     """
     parent = paths.make_private_dir(paths.selftest_dir())
     try:
@@ -190,7 +190,7 @@ def _work_directory() -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError("Another self-test is on.", "Wait for its end.") from None
-        # A file system without locks: another self-test may be on, so nothing of it is removed.
+        # A file system without locks: another self-test may be running, so nothing is removed.
         except OSError:
             pass
         else:

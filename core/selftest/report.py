@@ -1,4 +1,4 @@
-"""Report of the self-test: the table, the fields for ``--json``, and a file that can be attached to a bug report."""
+"""Report of the self-test: the table, the fields for ``--json``, and a file for bug reports."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ RESULTS: tuple[Result, ...] = ("pass", "fail", "not applicable")
 
 @dataclass(frozen=True)
 class Subject:
-    """A check that is there to be made.
+    """A check of the self-test.
 
     Args:
         name: Its name in the report.
-        title: The same in a word or two.
-        proves: What it proves, as a clause.
-        deadline: Seconds after which it is ended and has failed: far beyond what it takes on a slow machine.
+        title: Its title.
+        proves: The proven property, as a clause.
+        deadline: Seconds after which it is ended and has failed; ample for a slow machine.
         needs_model: Whether it trains the starter model.
     """
 
@@ -47,7 +47,7 @@ class Subject:
     needs_model: bool = True
 
 
-#: In the order in which they are made: the device first, since the others are told of by its name.
+#: In order of execution: the device first, as the progress of the others shows its name.
 SUBJECTS: tuple[Subject, ...] = (
     Subject("driver", "driver", "the driver's readings are of the card that torch computes on", 120, needs_model=False),
     Subject("fast_paths", "fast paths", "each fast path computes what the plain path computes", 300, needs_model=False),
@@ -74,7 +74,7 @@ class Check:
 
 
 def passed(checks: Iterable[Check]) -> bool:
-    """Whether all checks that apply here have passed."""
+    """True if all checks that apply here have passed."""
     return all(check.result != "fail" for check in checks)
 
 
@@ -87,9 +87,9 @@ def subject(name: str) -> Subject:
     return {item.name: item for item in SUBJECTS}[name]
 
 
-#: Libraries whose versions are told.
+#: Libraries whose versions are reported.
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "triton", "nvidia-ml-py")
-#: Variables that change what torch does; their values are told.
+#: Environment variables that affect torch; their values are reported.
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "CUDA_DEVICE_ORDER",
@@ -102,13 +102,13 @@ VARIABLES = (
 )
 LABELS: Mapping[Result, str] = {"pass": "pass", "fail": "FAIL", "not applicable": "n/a"}
 _WIDEST = 120
-#: An absolute path, also within quotes, or one in a directory that has been replaced; what follows a letter or a digit
-#: is a part of a word, such as tokens/s.
+#: An absolute path, also within quotes or below a replaced directory (NUL). A slash after a letter or a digit belongs
+#: to a word, such as tokens/s.
 _PATH = re.compile(r"(?:\0|(?<![\w.:/<>~\0])~?(?=/))(?:/[^\s/'\",:;()<>\0]+)*/?")
 _UUID = re.compile(r"\b(GPU|MIG)-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b")
-#: Names shorter than this are left: they would be found inside words.
+#: Shortest name that is replaced: shorter ones occur by chance.
 _SHORTEST_NAME = 3
-#: Names that everybody has.
+#: Common names that identify nobody.
 _NO_NAMES = ("root", "localhost", "user")
 
 
@@ -117,9 +117,9 @@ class Report:
     """The results of a self-test.
 
     Args:
-        device: Facts about the device: ``kind``, ``name``, and more where there is more.
+        device: Facts about the device: ``kind``, ``name`` and others.
         checks: The results.
-        moment: Local time at its end.
+        moment: Local time of its end.
     """
 
     device: dict[str, Any]
@@ -128,12 +128,12 @@ class Report:
 
     @classmethod
     def of(cls, device: dict[str, Any], checks: Sequence[Check]) -> Report:
-        """A report of what has just been found."""
+        """A report of results that were just found."""
         return cls(device, tuple(checks), datetime.now().astimezone())
 
     @property
     def passed(self) -> bool:
-        """Whether all checks that apply here have passed."""
+        """True if all checks that apply here have passed."""
         return passed(self.checks)
 
     @property
@@ -171,7 +171,7 @@ def table(checks: Sequence[Check], width: int) -> list[str]:
 
 
 def device_line(device: Mapping[str, Any]) -> str:
-    """The device in a line: its name, and what else is known of it."""
+    """The device in a line: its name and its known properties."""
     parts = [str(device.get("name") or "unknown device")]
     if device.get("capability"):
         parts.append(f"compute {device['capability']}")
@@ -187,7 +187,7 @@ def device_line(device: Mapping[str, Any]) -> str:
 
 
 def report_text(report: Report) -> str:
-    """The report as a text for others: versions, device, system and results; no names, no paths."""
+    """The report as a text for others: versions, device, system and results, without names and paths."""
     lines = [
         f"localtune-tui {__version__} self-test, {report.moment:%Y-%m-%d}",
         f"device     {device_line(report.device)}",
@@ -197,7 +197,7 @@ def report_text(report: Report) -> str:
     settings = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
     if settings:
         lines.append(f"settings   {', '.join(settings)}")
-    # Before they are wrapped: a name may have a space in it.
+    # Before wrapping: a name may contain a space.
     lines = [without_names(line) for line in lines]
     checks = [replace(check, detail=without_names(check.detail)) for check in report.checks]
     return "\n".join([*lines, "", *table(checks, 100), "", report.summary()]) + "\n"
@@ -208,7 +208,7 @@ def write_report(report: Report, path: Path | None = None) -> Path:
 
     Args:
         report: The report.
-        path: The file; by default one in the home, over the one before.
+        path: The file; by default ``report.txt`` in the home, which is overwritten.
 
     Returns:
         The file.
@@ -225,13 +225,13 @@ def write_report(report: Report, path: Path | None = None) -> Path:
 
 
 def refuse_place(path: Path) -> None:
-    """Refuse a place where no report can be written, before anything is done.
+    """Refuse a path where no report can be written, before the self-test starts.
 
     Args:
-        path: The file that it is to be written to.
+        path: The file of the report.
 
     Raises:
-        UserError: If it is a directory or a device, or nothing can be written beside it.
+        UserError: If it is a directory or a device, or its directory cannot be written.
     """
     try:
         if path.exists() and not path.is_file():
@@ -243,7 +243,7 @@ def refuse_place(path: Path) -> None:
 
 
 def _elsewhere(directory: Path, error: OSError) -> UserError:
-    """The error for a report that cannot be written where it was asked for."""
+    """The error for a report that cannot be written to the path of ``--report``."""
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return UserError(
         f"The report cannot be written to {one_line(str(directory), 300)}: {reason}.",
@@ -276,8 +276,7 @@ def _versions() -> list[str]:
 
 
 def without_names(text: str) -> str:
-    """A text without what tells of whom and where it is: paths, the names of user and machine, a card's number, and
-    secrets."""
+    """A text without private facts: paths, the names of user and machine, a card's UUID, and secrets."""
     for place in sorted(_places(), key=len, reverse=True):
         text = text.replace(place, "\0")
     text = _PATH.sub(_hidden, _UUID.sub(r"\1-<number>", redact(text)))
@@ -288,12 +287,12 @@ def without_names(text: str) -> str:
 
 
 def _hidden(found: re.Match[str]) -> str:
-    # A slash alone is a sign of division.
+    # A lone slash is a division sign.
     return "<path>" if len(found[0].rstrip("/")) else found[0]
 
 
 def _places() -> set[str]:
-    """Directories that are named in messages, with any character in their names; none of them the root."""
+    """Directories that messages may name, except the root."""
     found = [paths.working_directory()]
     for ask in (Path.home, paths.home):
         try:

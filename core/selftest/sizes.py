@@ -1,4 +1,4 @@
-"""Sizes of the self-test: how many steps, and of what shapes, by the kind of device."""
+"""Sizes of the self-test: numbers of steps and shapes of batches, by kind of device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.models.find import STARTER_NAME
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape of batches that memory is measured with.
+    """A shape of batches for measuring memory.
 
     Args:
         rows: Rows of a step.
@@ -25,8 +25,8 @@ class Shape:
     recompute: bool = False
 
 
-#: Three shapes: activations kept, recomputed, and a 16-bit base. On a card they are large enough for the constants of a
-#: process to be a part of the whole and no more.
+#: Three shapes: activations kept, activations recomputed, and a 16-bit base. On a card they are so large that the
+#: constant memory of a process does not dominate.
 CPU_SHAPES = (Shape(4, 128), Shape(4, 256, recompute=True), Shape(4, 128, "lora"))
 CUDA_SHAPES = (Shape(8, 512), Shape(8, 2048, recompute=True), Shape(8, 512, "lora"))
 
@@ -36,14 +36,14 @@ class Sizes:
     """Sizes of all checks.
 
     Args:
-        model: Base model that is trained.
-        curve_steps: Steps that are compared with the shipped losses.
-        shapes: Shapes that memory is measured with.
-        resume_steps: Steps of the run that is interrupted.
-        shortage: Shape of the batches of a run that is short of memory; several rows, so that it can give way.
-        speed: Shape of the batches whose speed is measured.
-        speed_steps: Steps measured; those before are warm-up.
-        matrix: Edge of the matrices whose product gives the matrix rate.
+        model: Base model.
+        curve_steps: Steps compared with the shipped losses.
+        shapes: Shapes for measuring memory.
+        resume_steps: Steps of the interrupted run.
+        shortage: Shape for the run that is short of memory; several rows, so that the batch can be split.
+        speed: Shape for measuring speed.
+        speed_steps: Measured steps, after the warm-up.
+        matrix: Rows and columns of the matrices for measuring the matrix rate.
         device: ``hardware.device`` of the runs.
     """
 
@@ -72,7 +72,7 @@ class Sizes:
         )
 
     def smallest(self) -> Sizes:
-        """The same with as little work as each check makes sense with."""
+        """The least sizes with which each check is meaningful."""
         one = replace(self.shapes[0], rows=2, length=64)
         return replace(
             self,
@@ -91,7 +91,7 @@ class Sizes:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Sizes:
-        """From what :meth:`to_dict` gave, once it has been JSON."""
+        """The sizes in the JSON of :meth:`to_dict`."""
         shapes = tuple(Shape(**shape) for shape in data["shapes"])
         one = {name: Shape(**data[name]) for name in ("shortage", "speed")}
         return cls(**{**data, **one, "shapes": shapes})

@@ -1,7 +1,7 @@
 """The tracker process: ``python -m core.tracking RUN TOOL [--online]``.
 
-It reads the run directory and the training does not know of it, so a library that fails, ends the process or
-hangs takes only the tracker with it. It exits with 0 when everything was sent, and with 4 when not.
+It only reads the run directory, so a library that fails, exits or hangs ends the tracker, and never the training. Its
+exit code is 0 if everything was sent, and 4 if not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from core.tracking.start import EXIT_BUSY, EXIT_FAILED, PATIENCE
 
 def main(argv: list[str] | None = None) -> int:
     """Send a run's metrics; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="core.tracking", description="Tells a tracker the figures of a run.")
+    parser = argparse.ArgumentParser(prog="core.tracking", description="Sends the metrics of a run to a tracker.")
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("tool", choices=TRACKERS)
     parser.add_argument("--online", action="store_true", help="send to the tracker's server")
@@ -63,7 +63,7 @@ def _forward(place: TrackerFiles, patience: float) -> int:
 
     reason = ""
     try:
-        # What the library writes is not opened by this program.
+        # The library's own files are not opened by this program.
         refuse_unsafe_files(place.run, FOLDER)
         refuse_missing(place.tool)
         config = place.run.config()
@@ -84,13 +84,13 @@ def _forward(place: TrackerFiles, patience: float) -> int:
         print(f"error: {reason}", file=sys.stderr)
         failed = dataclasses.replace(Position.read(place.position_path), state="failed", reason=reason)
         failed.write(place)
-    # The libraries' work at the exit of the interpreter is watched too.
+    # The watchdog also covers the libraries' work at the exit of the interpreter.
     faulthandler.dump_traceback_later(min(patience, 30.0), exit=True, file=2)
     return EXIT_FAILED if reason else 0
 
 
 def _lock(place: TrackerFiles, patience: float) -> int | None:
-    """The lock of the tracker; waits for a holder that is about to end. None when it is not acquired."""
+    """The lock of the tracker; waits for a holder that is about to end. None if it cannot be acquired."""
     descriptor = place.open(place.lock, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + patience
     while True:

@@ -1,4 +1,4 @@
-"""Destinations: opening each tracker, logging metrics to it, and restoring it to the last confirmed position.
+"""Destinations: how each tracker is opened, receives metrics, and is restored to the last confirmed position.
 
 A library is imported only when its destination is opened, in the tracker's own process.
 """
@@ -20,7 +20,7 @@ from core.directories import remove_tree
 from core.errors import UserError
 from core.tracking.position import FOLDER, TrackerFiles
 
-#: The package of each tracker, which is an extra of this project too.
+#: Title of each tracker, by its package, which is also an extra of this project.
 _TITLES: Mapping[Tracker, str] = {"wandb": "Weights & Biases", "tensorboard": "TensorBoard", "trackio": "trackio"}
 
 
@@ -44,7 +44,7 @@ class Destination(ABC):
         told: The part of the configuration that is sent to the tracker.
     """
 
-    #: Whether metrics are safe once flushed, and not only once the destination is closed.
+    #: True if metrics are safe after a flush, and not only after the destination is closed.
     durable = False
 
     def __init__(self, place: TrackerFiles, project: str, name: str, told: dict[str, Any]) -> None:
@@ -59,10 +59,10 @@ class Destination(ABC):
 
         Args:
             memory: The result of :meth:`remember`.
-            clean: Whether the destination was closed since.
+            clean: Whether the destination was closed since then.
 
         Returns:
-            False if only everything can be undone: the run is then sent from its first event.
+            False if only the whole run can be undone; it is then sent from its first event.
         """
 
     @abstractmethod
@@ -81,12 +81,12 @@ class Destination(ABC):
         """
 
     def flush(self) -> None:
-        """Make logged metrics safe, where the tracker can."""
+        """Make logged metrics safe, if the tracker can."""
         return
 
     @abstractmethod
     def close(self) -> None:
-        """Make logged metrics safe, and end."""
+        """Make logged metrics safe, and close the destination."""
 
     def remember(self) -> dict[str, Any]:
         """The state that :meth:`restore` needs."""
@@ -94,7 +94,7 @@ class Destination(ABC):
 
 
 class TensorBoard(Destination):
-    """An event file in TensorBoard's format, appended to; a crash's remainder is cut off by the remembered size."""
+    """An event file in TensorBoard's format; after a crash it is cut to the remembered size."""
 
     durable = True
     _file: BinaryIO
@@ -122,7 +122,7 @@ class TensorBoard(Destination):
             os.close(descriptor)
 
     def open(self) -> None:
-        """Open the file; a new one gets the record of the format version."""
+        """Open the file; a new file begins with the format version."""
         self._protos = importlib.import_module("tensorboard.compat.proto.event_pb2")
         self._summaries = importlib.import_module("tensorboard.compat.proto.summary_pb2")
         records = importlib.import_module("tensorboard.summary.writer.record_writer")
@@ -156,10 +156,10 @@ class TensorBoard(Destination):
 
 
 class Wandb(Destination):
-    """Weights & Biases: a directory for ``wandb sync`` at each opening, or its server where that was asked for.
+    """Weights & Biases: a directory for ``wandb sync`` at each opening, or its server if that is configured.
 
-    With the same run id and rising row numbers the server drops rows that it has already; offline, a directory that was
-    not closed properly is removed and its rows are sent again.
+    With the same run id and rising row numbers, the server drops duplicate rows. Offline, a directory that was not
+    closed properly is removed, and its rows are sent again.
     """
 
     _run: Any
@@ -223,12 +223,12 @@ class Wandb(Destination):
 
 
 class Trackio(Destination):
-    """The trackio database in the run directory; one that was not closed properly is made anew."""
+    """The trackio database in the run directory, made again if it was not closed properly."""
 
     _run: Any
 
     def restore(self, memory: Mapping[str, Any], *, clean: bool) -> bool:
-        """Keep the database if it was closed, else remove it."""
+        """Keep a closed database; remove any other."""
         if clean:
             return True
         with directory_beneath(self.place.run.path, FOLDER) as root:

@@ -1,4 +1,4 @@
-"""Forwarding of a run's events to a tracker, each one once, until the run is over."""
+"""Forwarding of a run's events to a tracker, each exactly once, until the run is over."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from core.tracking.position import Position, TrackerFiles
 _STEP = ("loss", "lr", "grad_norm", "epoch", "tokens", "supervised_tokens", "seconds", "tokens_per_second")
 _EVAL = ("loss", "perplexity", "seconds", "exact_match", "valid_json", "rows", "probe_loss")
 _DEVICE = ("temperature_c", "memory_temperature_c", "memory_used", "utilization", "power_w", "fan", "clock")
-#: The form of a device's name; a tracker makes a series of each name.
+#: Valid device names; a tracker makes a series of each name.
 _DEVICE_NAME = re.compile(r"[a-z]{1,16}([:-][0-9]{1,4})?")
 #: Sections of the configuration that are sent to a tracker; data and prompts are not.
 _TOLD = ("method", "train", "memory")
 
 
 def figures(event: Event) -> dict[str, float]:
-    """The metrics of an event by name, as ``train/loss``; empty for an event that has none.
+    """The metrics of an event by name, such as ``train/loss``; may be empty.
 
-    Units are those of the events: seconds, bytes, °C, percent, W, MHz. Unreported values are left out.
+    Units are as in events: seconds, bytes, °C, percent, W, MHz. Unreported values are left out.
     """
     if isinstance(event, StepEvent):
         return _numbers("train", event, _STEP)
@@ -52,7 +52,7 @@ def figures(event: Event) -> dict[str, float]:
 
 
 def step_of(event: Event, before: int) -> int:
-    """The optimizer step of an event: its own, else the latest one."""
+    """The optimizer step of an event: its own, else the latest."""
     return (
         event.step
         if isinstance(event, (StepEvent, EvalEvent, ProbeEvent)) and 0 <= event.step < INTEGER_LIMIT
@@ -88,8 +88,8 @@ class Forwarder:
 
     Args:
         place: The files of the tracker.
-        destination: The destination; it is opened at the first metrics, so that nothing is made where there are none.
-        alive: Called after each answer of the tracker, and before the next call.
+        destination: The destination; it is opened at the first metrics, so a run without any makes no files.
+        alive: Called before and after each call of the tracker.
     """
 
     def __init__(self, place: TrackerFiles, destination: Destination, alive: Callable[[], None]) -> None:
@@ -116,7 +116,7 @@ class Forwarder:
         tail = EventTail(self._place.run.events_path, self._position.offset)
         rows, step = self._position.rows, self._position.step
         while True:
-            # Checked before the events are read: after an end, all events have then been read.
+            # Checked before the events are read, so that no event of an ended run is missed.
             is_over = self._place.run.state().is_over
             for events in tail.batches():
                 self._alive()

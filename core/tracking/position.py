@@ -26,15 +26,15 @@ WORKING = frozenset({"waiting", "sending"})
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """The confirmed position of a tracker. Everything after it is sent again.
+    """The confirmed position of a tracker; everything after it is sent again.
 
     Args:
         offset: Bytes of ``events.jsonl`` that have been sent.
         rows: Sets of metrics among them.
         step: The latest optimizer step among them.
-        memory: The state that the destination needs to undo everything after that.
+        memory: State of the destination, for undoing everything after the position.
         state: ``waiting``, ``sending``, ``done`` or ``failed``; empty before the first attempt.
-        reason: The reason for a failure, in a sentence.
+        reason: The reason for a failure.
         pid: The running process.
         pid_started: Its start identity.
     """
@@ -50,7 +50,7 @@ class Position:
 
     @property
     def is_working(self) -> bool:
-        """Whether its process is running."""
+        """True if its process is running."""
         return self.state in WORKING and is_same_process(self.pid, self.pid_started)
 
     def write(self, place: TrackerFiles) -> None:
@@ -64,7 +64,7 @@ class Position:
 
     @classmethod
     def read(cls, path: Path) -> Position:
-        """The position in the file; the beginning where there is none or it is damaged."""
+        """The position in a file; the beginning if it is missing or invalid."""
         try:
             data: Any = read_json(path, _FILE_LIMIT)
             found = cls(**{item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data})
@@ -85,7 +85,7 @@ class TrackerFiles:
     Args:
         run: The run.
         tool: The tracker.
-        online: Whether metrics go to its server; that has a directory of its own, which begins at the first event.
+        online: Whether metrics go to its server; its directory and position are separate.
     """
 
     run: Run
@@ -123,7 +123,7 @@ class TrackerFiles:
         return self.root / f"{self.name}.json"
 
     def position(self) -> Position:
-        """The position; one whose process ended without a final state reads ``failed``."""
+        """The position; ``failed`` if its process ended without a final state."""
         found = Position.read(self.position_path)
         if found.state in WORKING and not found.is_working:
             reason = f"its process hung or was ended; see {self.log}"
@@ -134,7 +134,7 @@ class TrackerFiles:
         """Make the directories, readable by the user alone.
 
         Raises:
-            UserError: If they cannot be made, or one of them is a link.
+            UserError: If they cannot be made, or there is a link in their path.
         """
         try:
             with directory_beneath(self.run.path, f"{FOLDER}/{self.name}", make=True):
@@ -146,7 +146,7 @@ class TrackerFiles:
         """Open a file in the directory of all trackers (:func:`core.beneath.open_beneath`).
 
         Raises:
-            UserError: If it cannot be opened, or a part of its name is a link.
+            UserError: If it cannot be opened, or there is a link in its path.
         """
         try:
             return open_beneath(self.run.path, str(path.relative_to(self.run.path)), flags)

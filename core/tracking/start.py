@@ -1,4 +1,4 @@
-"""Start of the tracker processes, one each, detached, during the run or after it."""
+"""Start of tracker processes, each detached, during the run or after it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def tracker_environment(base: Mapping[str, str], place: TrackerFiles) -> dict[st
 
     Args:
         base: The environment of a worker, which has no secrets.
-        place: The tracker; only an online one gets its key, from this process's environment.
+        place: The tracker; only an online tracker gets its API key, from this process's environment.
     """
     found = {name: value for name, value in base.items() if name not in _DIVERTING} | _PRIVATE
     data = str(place.data)
@@ -74,7 +74,7 @@ def start_tracker(place: TrackerFiles, base: Mapping[str, str]) -> subprocess.Po
         base: The environment of a worker.
 
     Raises:
-        UserError: If the directory cannot be made, or a part of its name is a link.
+        UserError: If the directory cannot be made, or there is a link in its path.
         OSError: If no process can be started.
     """
     place.make()

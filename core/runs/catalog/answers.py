@@ -1,7 +1,7 @@
-"""Answers of a run by question, from the untouched model on, and the words in which two of them differ.
+"""Answers of a run by question, from the untouched model on, and the words in which two answers differ.
 
-Texts that have little in common, or are long and differ in many places, count as rewritten: marks everywhere would say
-no more.
+Texts that have little in common, or are long and differ in many places, count as rewritten: marks everywhere would not
+help a reader.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Literal
 
 from core.runs.record.events import SampleEvent
 
-#: Longest expected answer, in characters, that an answer is wrong for not being, unless it is JSON: of a longer text
-#: there are many good versions.
+#: Longest expected answer, in characters, from which another text is called wrong, unless it is JSON: a longer text has
+#: many good versions.
 LONGEST_EXACT = 80
 
 Verdict = Literal["right", "wrong", ""]
@@ -28,14 +28,14 @@ Against = Literal["former", "first", "wanted"]
 
 @dataclass(frozen=True)
 class SampleAnswer:
-    """The answer of the model as it was after ``step`` optimizer steps; the untouched one's at step 0."""
+    """The answer of the model after ``step`` optimizer steps; at step 0, of the untouched model."""
 
     step: int
     text: str
     verdict: Verdict
-    """Verdict by the expected answer; empty where that is unknown or does not matter."""
+    """Verdict by the expected answer; empty if that is unknown or does not matter."""
     is_broken_json: bool
-    """True if JSON was wanted and it is none."""
+    """True if JSON was expected and the answer is not JSON."""
 
 
 @dataclass
@@ -48,11 +48,11 @@ class Question:
     """Answers by rising step."""
 
     def at(self, step: int) -> SampleAnswer | None:
-        """The answer at a step; None where there is none."""
+        """The answer at a step; None without one."""
         return next((answer for answer in self.answers if answer.step == step), None)
 
     def beside(self, step: int, against: Against) -> SampleAnswer | None:
-        """The earlier answer to put beside that of a step; None where there is none, or the wanted one is."""
+        """The earlier answer to compare a step's answer with; None without one, or for the expected answer."""
         if against == "wanted" and self.expected is not None:
             return None
         earlier = [answer for answer in self.answers if answer.step < step]
@@ -60,7 +60,7 @@ class Question:
 
     @property
     def repeats(self) -> set[int]:
-        """The steps at which the answer was that of the evaluation before, to the letter."""
+        """The steps at which the answer was identical to the one before."""
         return {now.step for former, now in itertools.pairwise(self.answers) if now.text == former.text}
 
 
@@ -97,23 +97,23 @@ def steps_of(questions: Iterable[Question]) -> list[int]:
 
 
 Kind = Literal["same", "changed", "rewritten"]
-#: First character of a piece of text, and the one after its last.
+#: Begin and end of a piece of text, in characters; the end is exclusive.
 Span = tuple[int, int]
 
 #: Share of the words in common below which a text counts as rewritten.
 LEAST_COMMON = 0.3
-#: Most pairs of equal words in two texts that are searched, for some 0.1 s; with more, both are long and differ in many
-#: places.
+#: Most pairs of equal words in two texts that are compared, for 0.1 s of work; with more, both are long and differ in
+#: many places.
 _MOST_PAIRS = 50_000
-#: Words; signs, each by itself; characters of scripts that are written without spaces.
+#: A character of a script without spaces, a word, or a punctuation mark.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]")
 
 
 @dataclass(frozen=True)
 class WordDiff:
-    """The difference of two texts, as ranges of characters that hold whole words and no space at their ends.
+    """The difference of two texts, as ranges of characters that begin and end with words.
 
-    Texts that differ in their spaces alone are ``changed``, without ranges.
+    Texts that differ only in their spaces are ``changed``, without ranges.
     """
 
     kind: Kind
@@ -132,7 +132,7 @@ def word_diff(before: str, after: str) -> WordDiff:
     words = [before[start:end] for start, end in places]
     new_words = [after[start:end] for start, end in new_places]
     if _is_little(words, new_words, (Counter(words) & Counter(new_words)).elements()):
-        # Not even in another order.
+        # The words have little in common in any order.
         return WordDiff("rewritten")
     kept = _kept(words, new_words)
     if kept is None or _is_little(words, new_words, [words[old] for old, _ in kept]):
@@ -150,7 +150,7 @@ def _words(text: str) -> list[Span]:
         start, end = match.span()
         is_mark = not text[start].isascii() and unicodedata.category(text[start]).startswith("M")
         if is_mark and found and found[-1][1] == start:
-            # Accents and vowel signs are no signs of their own.
+            # Combining accents and vowel signs belong to the character before.
             found[-1] = (found[-1][0], end)
         else:
             found.append((start, end))
@@ -158,7 +158,7 @@ def _words(text: str) -> list[Span]:
 
 
 def _kept(words: Sequence[str], new_words: Sequence[str]) -> list[tuple[int, int]] | None:
-    """Places of the words that stay, in both texts; None where finding them takes too long."""
+    """Places of the common words in both texts; None if finding them takes too long."""
     from difflib import SequenceMatcher  # not before the first paint
 
     shorter = min(len(words), len(new_words))
@@ -178,11 +178,11 @@ def _kept(words: Sequence[str], new_words: Sequence[str]) -> list[tuple[int, int
 
 
 def _is_little(words: Sequence[str], new_words: Sequence[str], common: Iterable[str]) -> bool:
-    """True if two texts have little in common, unless one is the beginning of the other."""
+    """True if two texts have little in common, unless all words of one are in the other."""
     kept = list(common)
     if len(kept) == min(len(words), len(new_words)):
         return not kept and bool(words) and bool(new_words)
-    # Signs count where there is nothing else.
+    # Punctuation counts only in texts without words.
     counted = [sum(map(_is_word, texts)) for texts in (words, new_words, kept)]
     ours, theirs, both = counted if counted[0] + counted[1] else map(len, (words, new_words, kept))
     return 2 * both < LEAST_COMMON * (ours + theirs)
@@ -193,7 +193,7 @@ def _is_word(text: str) -> bool:
 
 
 def _left_over(places: Sequence[Span], kept: set[int]) -> tuple[Span, ...]:
-    """The ranges of the words that are not kept, neighbors as one."""
+    """The ranges of the words that are not kept; neighbors are joined."""
     found: list[Span] = []
     for number, (start, end) in enumerate(places):
         if number in kept:

@@ -89,7 +89,7 @@ class Fact:
     words: tuple[str, ...]
     """The same as they are shown, with their units."""
     best: tuple[int, ...] = ()
-    """The places of the best values, where one can be better than another."""
+    """The places of the best values, if values can be better than others."""
     unit: str = ""
     """The unit of the plain values."""
 
@@ -101,7 +101,7 @@ class ComparedAnswers:
     prompt: str
     expected: str | None
     texts: tuple[str | None, ...]
-    """The answer of each run; None where it was not asked."""
+    """The answer of each run; None if it was not asked."""
     steps: tuple[int | None, ...]
     right: tuple[bool | None, ...]
     """True for the expected answer, False for a wrong one, None if unknown."""
@@ -252,7 +252,7 @@ def _paths(value: object) -> str | None:
 
 
 def _answers(records: Sequence[RunRecord]) -> tuple[ComparedAnswers, ...]:
-    """The last answers to each question, those first that most runs were asked."""
+    """The last answers to each question; questions that most runs were asked come first."""
     asked: dict[tuple[str, str | None], dict[int, tuple[str, int, bool | None]]] = {}
     for place, record in enumerate(records):
         for question in questions_of(record.history.samples):
@@ -277,7 +277,7 @@ def _differ_in_held_out(places: Sequence[int], data: Sequence[Fact]) -> bool:
     held_out = {"held-out files", "SHA-256 of those held out", "rows held out"}
     for fact in data:
         values = {fact.values[place] for place in places} if fact.name in held_out else set()
-        # A run without a checkpoint has no hash of its rows; one without files holds out a share of others.
+        # A run without a checkpoint has no hash of its rows; a run without files holds out a share of its data.
         if len(values if fact.name == "held-out files" else values - {None}) > 1:
             return True
     return False
@@ -366,8 +366,8 @@ def _escaped(text: str) -> str:
 
 
 def to_csv(comparison: RunComparison) -> str:
-    """A row a run: its figures, and the data and options that differ. Texts that a spreadsheet would take for a formula
-    begin with an apostrophe."""
+    """A row per run: its figures, and the data and options that differ. A text that a spreadsheet would take for a
+    formula begins with an apostrophe."""
     facts = [*comparison.figures, *comparison.data, *comparison.options]
     found = io.StringIO()
     writer = csv.writer(found, lineterminator="\n")
@@ -379,7 +379,7 @@ def to_csv(comparison: RunComparison) -> str:
 
 
 def to_curves_csv(comparison: RunComparison) -> str:
-    """A row a value of a curve: ``run``, ``metric``, ``step``, ``tokens``, ``seconds``, ``value``.
+    """A row per value of a curve: ``run``, ``metric``, ``step``, ``tokens``, ``seconds``, ``value``.
 
     A long curve is thinned out.
     """

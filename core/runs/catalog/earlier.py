@@ -1,5 +1,5 @@
-"""Earlier runs to begin from: the newest one like a configuration, its configuration again, and the base models on this
-machine.
+"""Earlier runs to begin from: the newest run like a configuration, a new configuration from a run, and the base models
+on this machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOOKED_AT = 100
 
 @dataclass(frozen=True)
 class LikeRun:
-    """A run and the options that it was started with, ``section.key`` to value."""
+    """A run and the options it was started with, ``section.key`` to value."""
 
     run: Run
     values: Mapping[str, Any]
@@ -68,15 +68,15 @@ def is_named(identity: str, name: str) -> bool:
 
 @dataclass(frozen=True)
 class Origin:
-    """The run whose configuration another one was begun with."""
+    """The run that a new configuration was copied from."""
 
     run: Run
     values: Mapping[str, Any]
-    """The values of the run, ``section.key`` to value; they stay known when it is deleted."""
+    """The values of the run, ``section.key`` to value; they stay known after it is deleted."""
 
     @classmethod
     def of(cls, run: Run) -> Origin:
-        """The origin for a run, whose configuration may be unreadable by now."""
+        """The origin for a run, whose configuration may have become unreadable."""
         return cls(run, run.values())
 
     def covers(self, document: ConfigDocument) -> bool:
@@ -85,14 +85,14 @@ class Origin:
 
 
 def begin_from(run: Run) -> ConfigDocument:
-    """A new configuration with the values of a run; options with their default are left out.
+    """A new configuration with the values of a run; options at their default are left out.
 
     Raises:
         UserError: If ``run.toml`` is missing or is not TOML.
     """
     document = ConfigDocument(ConfigDocument.load(run.config_path).dumps())
     if document.problems():
-        # Written by another version, or by hand: left for the user to see as it is.
+        # Written by another version, or by hand: the user sees it as it is.
         return document
     for option in options():
         if not option.required and document.get(option.name) == option.default:
@@ -101,7 +101,7 @@ def begin_from(run: Run) -> ConfigDocument:
 
 
 def run_name(document: ConfigDocument, origin: Origin | None = None) -> str:
-    """The name of a run of a configuration: after its file, the run it was begun with, else its data; may be empty."""
+    """The name of a run of a configuration, after its file, its origin, or its data; may be empty."""
     if document.path is not None:
         return document.path.stem
     if origin is not None and origin.covers(document):
@@ -118,7 +118,7 @@ def belongs(run: Run, document: ConfigDocument, origin: Origin | None = None) ->
 
 
 def read_run(path: str) -> Run | None:
-    """The run of a directory; None where there is none any more."""
+    """The run in a directory; None if it is gone."""
     try:
         run = Run(Path(path))
         return run if path and run.config_path.is_file() else None
@@ -126,7 +126,7 @@ def read_run(path: str) -> Run | None:
         return None
 
 
-#: A directory of the user's own that is searched.
+#: Usual directory of a user's models.
 _OWN = "~/models"
 #: Most files of a directory whose changes are noticed.
 _MOST_FILES = 2000
@@ -141,11 +141,11 @@ class ModelCatalog:
         self._known: dict[Path, tuple[_Stamp, ModelFacts]] = {}
 
     def find(self, directory: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[FoundModel | UnreadPlace]:
-        """Find the models, as yet unread; see :func:`core.models.places.find_models`.
+        """Find the models without reading them; see :func:`core.models.places.find_models`.
 
         Args:
             directory: The directory of the configuration.
-            stop: Whether the search has been given up.
+            stop: True once the search has been cancelled.
         """
         from core.models.places import find_models
 
@@ -169,7 +169,7 @@ class ModelCatalog:
 
 
 def search_places(directory: Path) -> list[Path]:
-    """Directories to search: of work, of the configuration, of the user's models, and of models used earlier."""
+    """Directories to search: the working directory, that of the configuration, and those with models."""
     found = [working_directory(), directory.absolute(), user_path(_OWN), *(base.parent for base in used_bases())]
     return list(dict.fromkeys(found))
 
@@ -198,7 +198,7 @@ def _exists(text: str) -> bool:
 
 
 def _stamp(path: Path) -> _Stamp:
-    """The state of a model's files, to notice a change.
+    """Names, sizes and times of a model's files, to notice a change.
 
     Raises:
         OSError: If it cannot be read.
@@ -213,6 +213,6 @@ def _stamp(path: Path) -> _Stamp:
                 facts = entry.stat()
                 found.append((entry.name, facts.st_size, facts.st_mtime_ns))
             except OSError:
-                # A link that leads nowhere.
+                # A broken link.
                 found.append((entry.name, -1, 0))
     return tuple(sorted(found))

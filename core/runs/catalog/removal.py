@@ -1,7 +1,7 @@
 """Removal of runs: their size on the disk, their deletion, and the trash.
 
-Each deletion to the trash has a directory of its own in the home, named by its time, with the run directory in it. A
-run comes in and goes out by one rename, so that no half of a run is ever listed.
+Each deletion to the trash has a directory of its own in the home, named by its time, which holds the run directory. A
+run enters and leaves by one rename, so that a partial run is never listed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from core.runs.record.state import in_words
 from core.runs.record.store import Run
 from core.text import one_line
 
-#: Prefix of directories with deleted runs; a directory that is left was interrupted.
+#: Prefix of directories with runs that are being deleted; it stays if the deletion is interrupted.
 _ASIDE = ".deleted-"
 #: Age from which such a directory counts as left by an interrupted deletion.
 _INTERRUPTED_SECONDS = 3600.0
@@ -52,7 +52,7 @@ def directory_size(path: Path) -> int:
 
 
 def refuse_removal(run: Run) -> None:
-    """Refuse to delete a run that is live, or is no plain directory among the runs of this home.
+    """Refuse to delete a run that is live, or is not a plain directory among the runs of this home.
 
     Raises:
         UserError: In these cases.
@@ -72,7 +72,7 @@ def refuse_removal(run: Run) -> None:
 
 
 def move_aside(run: Run, place: Path) -> None:
-    """Move an ended run into another directory of the same file system, at once and whole, and forget its socket.
+    """Move an ended run into another directory of the same file system by one rename, and remove its socket.
 
     Raises:
         UserError: If it is live, or cannot be moved.
@@ -97,12 +97,12 @@ def move_aside(run: Run, place: Path) -> None:
 
 
 def remove_run(run: Run) -> None:
-    """Delete an ended run with everything in it, for good.
+    """Delete an ended run for good.
 
-    It is moved aside first, so that no half of a run is ever listed; links in it are deleted, and never followed.
+    It is moved aside first, so that a partial run is never listed. Links in it are deleted, and never followed.
 
     Raises:
-        UserError: If it is live, or cannot be deleted; the message names what is left of it.
+        UserError: If it is live, or cannot be deleted; the message names the files that are left.
     """
     refuse_removal(run)
     try:
@@ -143,7 +143,7 @@ def _sweep(runs: Path) -> None:
     """Delete the remains of interrupted deletions."""
     with suppress(OSError):
         for left in runs.glob(f"{_ASIDE}*"):
-            # A newer one may be at work in another process.
+            # A newer one may be in progress in another process.
             if not left.is_symlink() and left.stat().st_mtime < time.time() - _INTERRUPTED_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
 
@@ -161,7 +161,7 @@ class TrashedRun:
 
     @property
     def id(self) -> str:
-        """The id that it had, and has again once it is restored."""
+        """The id of the run, before its deletion and after its restoration."""
         return self.path.name
 
     @property
@@ -198,7 +198,7 @@ def trash_run(run: Run) -> TrashedRun:
 
 
 def list_trash() -> list[TrashedRun]:
-    """All runs in the trash, the one deleted last first."""
+    """All runs in the trash, last deleted first."""
     found = []
     with suppress(OSError):
         for place in sorted(paths.trash_dir().iterdir(), reverse=True):
@@ -230,7 +230,7 @@ def restore_run(item: TrashedRun) -> Run:
     """Move a run back among the runs.
 
     Raises:
-        UserError: If another run has its id by now, or it cannot be moved.
+        UserError: If another run has its id, or it cannot be moved.
     """
     run = Run(paths.make_private_dir(paths.runs_dir()) / item.id)
     shown = one_line(item.id, 100)
@@ -251,10 +251,10 @@ def restore_run(item: TrashedRun) -> Run:
 def remove_trashed(item: TrashedRun) -> None:
     """Delete a run in the trash for good; links in it are deleted, and never followed.
 
-    Its place is hidden first, so that no half of a run can be restored.
+    Its directory is hidden first, so that a partial run can never be restored.
 
     Raises:
-        UserError: If something is left of it.
+        UserError: If it cannot be deleted completely.
     """
     place = item.path.parent
     aside = place.with_name(f"{_ASIDE}{place.name}")

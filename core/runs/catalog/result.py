@@ -21,13 +21,13 @@ from core.runs.record.store import Run
 from core.text import one_line
 from core.units import exact_number, format_ago, format_fixed, format_number
 
-#: Between the sentences of several bars that are missed.
+#: Separator between missed bars.
 _BETWEEN = "; "
 
 
 @dataclass
 class GateFigures:
-    """The figures that a gate looks at, gathered from the events of a run.
+    """The figures for a gate, gathered from the events of a run.
 
     Args:
         step: The step of the result.
@@ -37,7 +37,7 @@ class GateFigures:
     before: EvalEvent | None = None
     """The evaluation of the untouched model."""
     after: EvalEvent | None = None
-    """That of the result."""
+    """The evaluation of the result."""
     probe_before: float | None = None
     """The loss on the probe of the untouched model."""
 
@@ -57,7 +57,7 @@ class GateFigures:
         return found
 
     def values(self, figure: Figure) -> tuple[float | None, float | None]:
-        """A figure before training and of the result; None where it was not measured."""
+        """A figure before training and of the result; None if it was not measured."""
         before: float | None = getattr(self.before, figure, None)
         if figure == "probe_loss":
             before = self.probe_before
@@ -66,7 +66,7 @@ class GateFigures:
 
 
 def judge(bars: Sequence[Bar], figures: GateFigures) -> str:
-    """Missed bars, a clause each; empty if all are reached. A figure that was not measured reaches no bar."""
+    """Missed bars, a clause each; empty if all are met. A figure that was not measured meets no bar."""
     return _BETWEEN.join(filter(None, (_miss(bar, figures) for bar in bars)))
 
 
@@ -86,11 +86,11 @@ def _miss(bar: Bar, figures: GateFigures) -> str:
     return f"{bar.figure} is {format_number(after)} and should be {wanted} ({bar.text}, before {format_number(before)})"
 
 
-#: Most steps at the end of a run whose mean is its last training loss, and the part of the run that they are at most.
+#: Most steps at the end of a run whose mean is its last training loss, and most of the run as a fraction 1/N.
 LAST_STEPS, LAST_SHARE = 50, 10
 #: The name of the loss on the general probe.
 PROBE_LOSS = "probe loss"
-#: Least rise of it that is spoken of.
+#: Least rise of it that is reported.
 FORGOTTEN = 0.005
 #: Most files of a result whose sizes are added up.
 _MOST_ENTRIES = 1000
@@ -100,7 +100,7 @@ Unit = Literal["share", "loss"]
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure before and after training; ``before`` is None where it was measured only once."""
+    """A figure before and after training; ``before`` is None if it was measured only once."""
 
     name: str
     before: float | None
@@ -112,13 +112,13 @@ class Measure:
     """The same in another unit."""
 
     def words(self, value: float | None) -> str:
-        """A value of it as it is shown; ``–`` where there is none."""
+        """A value as it is shown; ``–`` for None."""
         return format_fixed(value, 2) if self.unit == "share" else format_number(value)
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of a run that has ended in one way or another."""
+    """The result of an ended run."""
 
     state: str
     """Its end state, or ``lost``."""
@@ -127,9 +127,9 @@ class RunResult:
     seconds: float
     """Seconds of work, without pauses and the time between a stop and its continuation."""
     energy_wh: float | None
-    """Energy over all starts, in Wh; None where no device reported any."""
+    """Energy over all starts, in Wh; None if no device reported any."""
     reason: str
-    """Why it ended; empty where all steps were done."""
+    """Why it ended; empty if all steps were done."""
     hint: str
     measures: tuple[Measure, ...]
     before: str
@@ -137,8 +137,8 @@ class RunResult:
     after: str
     """When ``after`` was measured: ``after``, or ``step 30``."""
     path: Path | None
-    """Directory of the adapter, or of the model where its own weights were trained; of the newest checkpoint's where
-    the run did not finish. None where it is not there."""
+    """Directory of the adapter or of the model, in the newest checkpoint if the run did not finish; None if it is
+    missing."""
     bytes: int | None
     is_model: bool
     saved_step: int | None
@@ -160,7 +160,7 @@ def result_of(run: Run, state: RunState, history: RunHistory) -> RunResult:
     before, after = _compared(history.evals, end)
     measures = _measures(history, before, after)
     if after is not None and before is None and state.state == "finished":
-        # After a single evaluation, this is the only sign of a gain.
+        # With a single evaluation, this is the only sign of a gain.
         measures += _training_loss(history.loss)
     path = result_path(run, end)
     size = None if path is None else _size(path)
@@ -190,16 +190,16 @@ def refusal_of(state: RunState, end: FinishedEvent | None) -> str:
 
 
 def result_path(run: Run, end: FinishedEvent | None) -> Path | None:
-    """The directory of an ended run's adapter or model; None where it has none."""
+    """The directory of an ended run's adapter or model; None without one."""
     if end is None or not end.adapter:
         return None
-    # It is in the run directory, whatever a record says.
+    # A record may come from anywhere; the result is always in the run directory.
     is_inside = ".." not in Path(end.adapter).parts and not Path(end.adapter).is_absolute() and "\0" not in end.adapter
     return run.path / end.adapter if is_inside else None
 
 
 def _compared(evals: Sequence[EvalEvent], end: FinishedEvent | None) -> tuple[EvalEvent | None, EvalEvent | None]:
-    """The first evaluation, if it is not the last one, and that of the result: the last one, or the best."""
+    """The first evaluation, if there are several, and the evaluation of the result: the last one or the best."""
     if not evals:
         return None, None
     after = evals[-1]
@@ -230,20 +230,20 @@ def _measures(history: RunHistory, before: EvalEvent | None, after: EvalEvent | 
 
 
 def _probe(history: RunHistory, before: EvalEvent | None, after: EvalEvent) -> tuple[Measure, ...]:
-    """The loss on the general probe, which is measured before the first step whether or not the rows are."""
+    """The loss on the general probe, which is always measured before the first step."""
     probe = history.probe_loss
     if after.probe_loss is None:
         return ()
     first = probe.values[0] if probe.steps and probe.steps[0] < after.step else None
     note = "" if first is None else forgetting(after.probe_loss - first)
     if note and before is not None and probe.steps[0] < before.step:
-        # The heading names the first evaluation, which came later.
+        # The heading names the first evaluation, which is later.
         note = f"since step {probe.steps[0]}: {note}"
     return (Measure(PROBE_LOSS, first, after.probe_loss, "loss", tuple(probe.values), note),)
 
 
 def forgetting(rise: float) -> str:
-    """A rise of the loss on the probe in words: ``0.12 forgotten``."""
+    """A rise of the probe loss in words: ``0.12 forgotten``."""
     return f"{format_fixed(rise, 2)} forgotten" if rise >= FORGOTTEN else "nothing forgotten"
 
 
@@ -255,7 +255,7 @@ def _perplexity(before: EvalEvent | None, after: EvalEvent) -> str:
 
 
 def _training_loss(loss: Series) -> tuple[Measure, ...]:
-    """The loss of the first step, which the untouched model has, and the mean of the last ones."""
+    """The loss of the first step, which is the untouched model's, and the mean of the last steps."""
     first = next((value for value in loss.values if math.isfinite(value)), None)
     if first is None or loss.last_step is None or len(loss) < 2:
         return ()
@@ -264,7 +264,7 @@ def _training_loss(loss: Series) -> tuple[Measure, ...]:
 
 
 def _size(directory: Path) -> int | None:
-    """Bytes of the files in a directory; None where there is none, or it cannot be read."""
+    """Bytes of the files in a directory; None if it is missing, empty or unreadable."""
     try:
         with os.scandir(directory) as entries:
             files = [entry for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
@@ -273,7 +273,7 @@ def _size(directory: Path) -> int | None:
         return None
 
 
-#: States whose reason says more than their numbers.
+#: States whose reason says more than their figures.
 _FAILED = ("failed", "lost")
 
 
@@ -286,15 +286,15 @@ class RunOutcome:
     loss: float | None = None
     """Loss of the last step; None without a step."""
     exact_match: float | None = None
-    """Share of held-out rows answered exactly, at the last evaluation; None where it was not measured."""
+    """Share of held-out rows answered exactly, at the last evaluation; None if it was not measured."""
 
     @property
     def ended(self) -> float:
-        """Time of the last state update, in Unix seconds: the end, or the last sign of life of a lost run."""
+        """Time of the last state update in Unix seconds: the end, or the last sign of life of a lost run."""
         return self.state.updated
 
     def tell(self, now: float) -> str:
-        """The end in a sentence for somebody who was away: ``203633-faq finished 12 min ago while you were away: …``.
+        """The end in a sentence, ``203633-faq finished 12 min ago while you were away: …``.
 
         Args:
             now: Unix seconds.
@@ -320,7 +320,7 @@ _VERBS = {"stopped": "was stopped", "lost": "was lost"}
 
 
 def read_outcome(run: Run) -> RunOutcome | None:
-    """The end of a run; None while it is live, or where its state cannot be read."""
+    """The end of a run; None while it is live, or if its state cannot be read."""
     state = run.state()
     if not state.is_over or not state.updated:
         return None
@@ -342,7 +342,7 @@ def ended_since(run: Run, since: float) -> bool:
 
 @dataclass(frozen=True)
 class OptionChange:
-    """An option whose value differs between two runs; the values as they are written, without directories."""
+    """An option that differs between two runs; values as written, without directories."""
 
     name: str
     before: str
@@ -356,12 +356,12 @@ class RunDetail:
     Args:
         run: The run.
         loss: The loss by step.
-        evals: Loss of the first and of the last evaluation; empty before one.
-        exact_matches: Share of exact answers in them, likewise.
+        evals: Loss of the first and of the last evaluation; empty before the first.
+        exact_matches: Share of exact answers in them.
         reason: Why it ended, and a hint; may be empty.
-        data: Names of the files it was trained on.
-        before: The run that it is compared with; None for the first one.
-        changes: Options that differ from that run's.
+        data: Names of its training files.
+        before: The run it is compared with; None for the first run.
+        changes: Options that differ from that run.
     """
 
     run: Run
@@ -375,13 +375,13 @@ class RunDetail:
 
 
 def read_detail(run: Run, before: Run | None) -> RunDetail:
-    """The account of a run, compared with another one."""
+    """The account of a run, compared with another run."""
     state, values = run.state(), run.values()
     history = read_glimpse(run) or read_history(run)
     reason = history.end_reason(state)
     if state.refused:
         reason = f"{reason.rstrip('.')}. Refused by eval.gate: {state.refused}".lstrip(". ")
-    # Of a run that has done all it should, it is the command that talks to it.
+    # The hint of a finished run is the command to chat with it.
     is_wanted = state.is_over and state.state != "finished"
     hint = history.end.hint if history.end is not None and is_wanted else ""
     ends = [history.evals[0], history.evals[-1]] if history.evals else []
@@ -422,5 +422,5 @@ def shown_value(name: str, value: Any) -> str:
         return ", ".join(names[:MOST_FILES])
     if type(value) is float:
         return exact_number(float(f"{value:.6g}"))
-    # A path in full has no room; its end says which one it is.
+    # A full path has no room; its last part identifies it.
     return Path(value).name or value if isinstance(value, str) and value.startswith("/") else shown(value).strip('"')

@@ -39,7 +39,7 @@ T = TypeVar("T")
 VERSION = 2
 #: Largest cache file, in bytes: some hundred for each run.
 FILE_LIMIT = 64 << 20
-#: Times as long as it took to read a live run it is left alone afterwards.
+#: Rest after reading a live run, as a multiple of the time that it took.
 _REST = 30.0
 #: Seconds between two writes of the cache file.
 _SAVE_SECONDS = 5.0
@@ -60,9 +60,9 @@ _GREATEST = 1e9
 
 
 class RunCache(Generic[T]):
-    """Facts of runs by id, each with a stamp of its files; belongs to one thread.
+    """Facts of runs by id, each with a stamp of its files; for use by one thread.
 
-    Facts of ended runs outlive the process. Several processes may write the file: the last one wins.
+    Facts of ended runs outlive the process. Several processes may write the file; the last one wins.
 
     Args:
         kind: Dataclass of the facts, whose fields are numbers, texts or tuples of texts.
@@ -78,13 +78,13 @@ class RunCache(Generic[T]):
         self._is_changed = False
 
     def get(self, run_id: str) -> tuple[Stamp, T] | None:
-        """Stamp and facts of a run; None if they are not known."""
+        """Stamp and facts of a run; None if unknown."""
         if run_id not in self._known and (found := self._decoded(self._read().get(run_id))) is not None:
             self._known[run_id] = found
         return self._known.get(run_id)
 
     def put(self, run_id: str, stamp: Stamp, facts: T, *, is_over: bool) -> None:
-        """Set the facts of a run; :meth:`save` saves them if it is over."""
+        """Set the facts of a run; :meth:`save` writes them if it is over."""
         self._known[run_id] = stamp, facts
         if is_over and self._name:
             self._read()[run_id] = {"stamp": stamp, "facts": dict(vars(facts))}
@@ -99,7 +99,7 @@ class RunCache(Generic[T]):
         self._known = {run_id: known for run_id, known in self._known.items() if run_id in run_ids}
 
     def save(self) -> None:
-        """Write the file, if it has changed; without room for it, nothing is saved."""
+        """Write the file if it has changed; on a full disk nothing is saved."""
         if not self._is_changed:
             return
         self._is_changed = False
@@ -148,15 +148,15 @@ class RunRow:
         model: The base model's name and the method, for display; empty if the configuration cannot be read.
         step: Optimizer steps done.
         total_steps: Optimizer steps of the whole run; 0 while unknown.
-        loss: Loss of the last step; None before the first one.
+        loss: Loss of the last step; None before the first.
         started: Time of creation, in Unix seconds.
         seconds: Duration from start to end, or until now while it lives.
         reason: Reason for its state; may be empty.
         base: ``model.base`` of the run; None if the configuration cannot be read.
         updated: Time of the last state update, in Unix seconds; 0 if unknown.
-        learning_rate: ``train.learning_rate``; None if the configuration cannot be read, as the next two.
-        rank: ``method.rank``; None for a run that trains no adapter.
-        batch_size: ``train.batch_size``.
+        learning_rate: ``train.learning_rate``; None if the configuration cannot be read.
+        rank: ``method.rank``; None also for a run that trains no adapter.
+        batch_size: ``train.batch_size``; None if the configuration cannot be read.
         pending: Requests that wait for the end of its step.
         progress: Progress within its present step or evaluation; None between them.
     """
@@ -184,10 +184,10 @@ class RunRow:
     method: str = ""
     """``method.name``; empty if the configuration cannot be read."""
     data: tuple[str, ...] = ()
-    """Names of the files that it is trained on, without their directories."""
+    """Names of its training files, without directories."""
     labels: Labels = NO_LABELS
     tariff: Tariff = NO_TARIFF
-    """Price of its energy, by its configuration."""
+    """Price of its energy."""
 
     @property
     def name(self) -> str:
@@ -207,7 +207,7 @@ class RunRow:
 
 @dataclass(frozen=True)
 class _Facts:
-    """Facts of a run by its configuration and its newest step."""
+    """Facts of a run from its configuration and its newest step."""
 
     base: str | None = None
     model: str = ""
@@ -239,7 +239,7 @@ class _Facts:
         ).advanced(run)
 
     def advanced(self, run: Run) -> _Facts:
-        """The same with the newest step of the run."""
+        """These facts with the newest step of the run."""
         last = last_step(run)
         return self if last is None else replace(self, step=last.step, loss=last.loss)
 
@@ -248,7 +248,7 @@ _UNKNOWN = _Facts()
 
 
 class RunCatalog:
-    """Reads all runs into rows; belongs to one thread.
+    """Reads all runs into rows; for use by one thread.
 
     Args:
         is_cached: Whether facts of ended runs outlive the process.
@@ -266,8 +266,8 @@ class RunCatalog:
         """Rows of all runs as they are now, newest first.
 
         Args:
-            seconds: Time for reading the facts of runs that are not known yet: model, loss and the like. Rows for
-                which there is no time are without them, until the next call.
+            seconds: Time budget for reading unknown facts, such as model and loss; rows beyond it lack them until the
+                next call.
         """
         runs = list_runs()
         self.is_whole, self._seconds_left = True, seconds
@@ -312,8 +312,8 @@ class RunCatalog:
         )
 
     def _read_facts(self, run: Run, *, is_over: bool) -> _Facts:
-        """Facts of a run, read where its files have changed and there is time for it."""
-        # As text: of a thousand runs, making paths would take longer than all else.
+        """Facts of a run, read again if its files have changed and there is time."""
+        # As text: for a thousand runs, making Path objects would take longer than anything else.
         place = os.fspath(run.path)
         stamp = (modified(f"{place}/{CONFIG_NAME}"), modified(f"{place}/{EVENTS_NAME}"))
         before, facts = self._cache.get(run.id) or ((), _UNKNOWN)
@@ -329,7 +329,7 @@ class RunCatalog:
         return facts
 
     def _read_labels(self, run: Run) -> Labels:
-        """Labels of a run; read again where their file has changed."""
+        """Labels of a run, read again if their file has changed."""
         stamp = modified(f"{os.fspath(run.path)}/{LABELS_NAME}")
         before = self._labels.get(run.id)
         if before is None or before[0] != stamp:
@@ -365,7 +365,7 @@ def _name_of(base: str) -> str:
 
 
 def file_names(value: object) -> list[str]:
-    """Names of the files that an option names, without their directories."""
+    """Names of the files in an option, without directories."""
     values = [value] if isinstance(value, str) else value if isinstance(value, list) else []
     return [one_line(os.path.basename(item.rstrip("/")), 60) for item in values if isinstance(item, str)]
 
@@ -385,12 +385,12 @@ class RunFigures:
 
     Args:
         size: Bytes on the disk.
-        working_seconds: Time that its workers have spent on it, pauses left out.
+        working_seconds: Time that its workers have spent on it, without pauses.
         tokens: Tokens trained on, without padding and replayed steps.
-        tokens_per_second: These over the seconds of its steps.
+        tokens_per_second: ``tokens`` over the seconds of its steps.
         energy_wh: Energy of its devices over all starts.
         eval_loss: Loss of the last evaluation.
-        exact_match: Share of exact answers in it; None where the dataset defines none.
+        exact_match: Share of exact answers in it; None if the dataset defines none.
         best_loss: Least loss of an evaluation.
         best_step: The step of that evaluation.
     """
@@ -407,7 +407,7 @@ class RunFigures:
 
     @classmethod
     def of(cls, run: Run, totals: RunTotals) -> RunFigures:
-        """Figures of a run whose record adds up to some totals; reads the sizes of its files."""
+        """Figures of a run from the totals of its record; reads the sizes of its files."""
         last, best = totals.evals[-1] if totals.evals else None, totals.best
         return cls(
             size=directory_size(run.path),
@@ -423,7 +423,7 @@ class RunFigures:
 
 
 def read_totals(events: Path) -> RunTotals:
-    """Totals of an event record, in one pass that decodes little; empty if it cannot be read."""
+    """Totals of an event record, in one fast pass; empty if it cannot be read."""
     totals = RunTotals()
     try:
         with open_regular(events) as file:
@@ -442,7 +442,7 @@ def read_totals(events: Path) -> RunTotals:
 
 
 class FigureReader:
-    """Reads figures of runs, and again only where their files have changed; belongs to one thread.
+    """Reads figures of runs, again only if their files have changed; for use by one thread.
 
     Args:
         is_cached: Whether figures of ended runs outlive the process.
@@ -455,17 +455,17 @@ class FigureReader:
 
     @staticmethod
     def stamp(run: Run) -> Stamp:
-        """Times of the last changes of a run's directories and of its record, which is behind them."""
+        """Modification times of a run's directories, followed by time and size of its record."""
         return (*_directory_stamp(run), *_record_stamp(run))
 
     def read(self, run: Run) -> RunFigures:
-        """Figures of a run as it is now; of a live run as they were a moment ago, if reading them takes long."""
+        """Present figures of a run; for a live run with a long record, they may be some seconds old."""
         stamp, now = self.stamp(run), time.monotonic()
         known = self._cache.get(run.id)
         if known is not None and (known[0] == stamp or now < self._rests_until.get(run.id, 0.0)):
             return known[1]
         if known is not None and known[0][2:] == stamp[2:]:
-            # The size of a record of a million steps does not change with the note on it.
+            # The record itself is unchanged, and reading a long one is slow.
             figures = dataclasses.replace(known[1], size=directory_size(run.path))
         else:
             figures = RunFigures.of(run, read_totals(run.events_path))
@@ -481,16 +481,16 @@ class FigureReader:
         return known is not None and known[0][2:] == _record_stamp(run)
 
     def save(self) -> None:
-        """Write the figures of ended runs down."""
+        """Save the figures of ended runs."""
         self._saved = time.monotonic()
         self._cache.save()
 
 
 def rest_after(begun: float) -> float:
-    """Time from which a live run may be read again, by the monotonic clock: a long record is not read all the time.
+    """Time from which a live run may be read again, by the monotonic clock; later for a long record.
 
     Args:
-        begun: Time at which reading it has begun.
+        begun: Time at which reading it began.
     """
     now = time.monotonic()
     return now + _REST * (now - begun)
@@ -509,7 +509,7 @@ def _directory_stamp(run: Run) -> Stamp:
 
 
 def modified(path: Path | str) -> int:
-    """Time of the last change of a file in nanoseconds; 0 if there is none."""
+    """Modification time of a file in nanoseconds; 0 if it is missing."""
     try:
         return os.stat(path).st_mtime_ns
     except OSError:
@@ -522,23 +522,23 @@ TAIL_BYTES = 256 << 10
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The present of a run."""
+    """The present status of a run."""
 
     run: Run
     state: RunState
     row: RunRow
     recent: RunHistory
-    """Its newest events only, folded: step, devices, energy since its worker has started, phase."""
+    """History of its newest events only: step, devices, energy since its worker has started, phase."""
     eval_loss: float | None
-    """Loss of the last evaluation; None before one."""
+    """Loss of the last evaluation; None before the first."""
     eta: Eta | None
-    """The time left, by the pace of the newest steps; None while it is unknown."""
+    """The time left, by the pace of the newest steps; None if unknown."""
     ranks: tuple[Rank, ...] = ()
     """Its processes with their signs of life; empty for a run of one."""
 
 
 def read_status(run: Run, now: float) -> RunStatus:
-    """The present of a run.
+    """Read the present status of a run.
 
     Args:
         run: The run.
@@ -561,7 +561,7 @@ def live_runs() -> list[Run]:
 
 
 def newest_live(runs: Sequence[Run]) -> Run | None:
-    """The run that is going on: the first of some that has a process, else the first that waits for one.
+    """The run to follow: the first live run with a process, else the first that waits for one.
 
     Args:
         runs: The runs, newest first.

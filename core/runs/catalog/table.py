@@ -55,13 +55,13 @@ DEFAULT_SORT = next(iter(SORT_COLUMNS))
 def sort_rows(
     rows: Iterable[RunRow], figures: Mapping[str, RunFigures], by: str = DEFAULT_SORT, *, reverse: bool = False
 ) -> list[RunRow]:
-    """Rows in the order of a column; those without a value come last either way, and equal ones newest first.
+    """Rows in the order of a column, equal values newest first; rows without a value always come last.
 
     Args:
         rows: The rows.
-        figures: Figures by run id, as far as they are known.
+        figures: Known figures by run id.
         by: A name of :data:`SORT_COLUMNS`.
-        reverse: Whether to turn the column's usual direction around.
+        reverse: Whether to reverse the column's usual direction.
     """
     column = SORT_COLUMNS[by]
     known: list[tuple[float | str, RunRow]] = []

@@ -1,4 +1,4 @@
-"""Trained models of a run: its result or one of its checkpoints, and how to load them.
+"""Trained models of a run, results and checkpoints, and how to load them.
 
 While a checkpoint is read, a shared lock of the kernel makes a live run keep it.
 """
@@ -32,7 +32,7 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @contextlib.contextmanager
 def held_checkpoint(checkpoint: Path | None) -> Iterator[None]:
-    """Inside, the run does not rotate a checkpoint out. A process that is killed lets it go.
+    """Inside, the run does not rotate a checkpoint out. The kernel releases the lock of a process that is killed.
 
     Args:
         checkpoint: Its directory; None for anything else, such as the result of a run.
@@ -84,7 +84,7 @@ class KeptCheckpoint:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Manifest of a checkpoint; empty if it cannot be read. The worker verifies its hashes."""
+    """Manifest of a checkpoint; empty if it cannot be read. The worker verifies the hashes in it."""
     try:
         found = read_json(checkpoint / "manifest.json", _MANIFEST_LIMIT, finite=False)
     except (OSError, ValueError, RecursionError):
@@ -151,7 +151,7 @@ class TrainedFile:
     type: Literal["Q8_0", "Q4_0"]
     """The type of its matrices; embeddings and head are Q8_0."""
     dtype: str | None
-    """The dtype of torch that the base's weights had in training: ``bfloat16``; None where it is not known."""
+    """The torch dtype of the base's weights in training: ``bfloat16``; None if unknown."""
 
 
 @dataclass(frozen=True)
@@ -164,22 +164,22 @@ class TrainedModel:
     step: int | None
     """The step of the checkpoint; None for the result."""
     base: str
-    """The model to load: the base of the run, or the directory of the result where all weights are in it."""
+    """The model to load: the base of the run, or the directory of the result if it has all weights."""
     adapter: Path | None
-    """A directory in PEFT's format; None where weights were trained."""
+    """A directory in PEFT's format; None if the run trained the model's own weights."""
     weights: Path | None
     """A checkpoint's safetensors file, whose weights replace weights of the base."""
     template: str | None
     """A chat template instead of the base's own: a Jinja file, or the name of a built-in one."""
     base_sha256: str | None
-    """The fingerprint of the base in training, where it is known and ``base`` is that model."""
+    """Fingerprint of the base in training; None if unknown, or if ``base`` is another model."""
     refused: str = ""
-    """Missed bars of ``eval.gate`` of a run that has checkpoints only; else empty."""
+    """Missed bars of ``eval.gate``, if the run has checkpoints only; else empty."""
     file: TrainedFile | None = None
-    """The file whose weights it was trained with; None where the adapter is used beside its base."""
+    """The file whose weights it was trained with; None for an adapter that is used beside its base."""
     judged: int | None = None
-    """The step of the refused result, whose figures ``refused`` has; None where nothing was refused, or the record
-    does not say."""
+    """The step of the refused result, to which ``refused`` belongs; None if nothing was refused, or the record does
+    not say."""
 
     @property
     def checkpoint(self) -> Path | None:
@@ -197,25 +197,25 @@ class TrainedModel:
 
     @property
     def label(self) -> str:
-        """The run, the step of a checkpoint, and whether the run's result was refused."""
+        """The run, the step of a checkpoint, and a note if the run's result was refused."""
         step = "" if self.step is None else f", {self.name}"
         refused = f" (the result, step {self.judged}, is refused by eval.gate)" if self._is_another else REFUSED
         return f"{self.run.id}{step}{refused if self.refused else ''}"
 
     @property
     def warning(self) -> str:
-        """That the result of the run was refused, and why, as a sentence; empty where it was not."""
+        """Warning that the result of the run was refused, with the reason; empty if it was not."""
         step = f", that of step {self.judged}," if self._is_another else ""
         return f"The result of this run{step} was refused by eval.gate: {self.refused}." if self.refused else ""
 
     @property
     def _is_another(self) -> bool:
-        """True if it is another step than the refused one."""
+        """True if its step is not the refused step."""
         return self.judged is not None and self.judged != self.step
 
 
 def split_step(reference: str) -> tuple[str, int | None]:
-    """``RUN@120`` in two; the step is None where none is named. A path with an ``@`` in it is left whole."""
+    """``RUN@120`` as run and step; the step is None if none is named. A path with an ``@`` in it stays whole."""
     name, _, step = reference.rpartition("@")
     if not name or not step.isdecimal() or not step.isascii() or len(step) > 18 or os.path.exists(user_path(reference)):
         return reference, None
@@ -243,8 +243,8 @@ def find_trained(run: Run, step: int | None = None) -> TrainedModel:
 
     Args:
         run: The run.
-        step: The checkpoint's; by default the result, else the checkpoint that stands in for it: of a result that
-            ``eval.gate`` has refused that of the step it has judged and no other, else the newest complete one.
+        step: Step of a checkpoint. The default is the result. Without a result, it is the checkpoint that
+            ``eval.gate`` has refused, if any, else the newest complete checkpoint.
 
     Raises:
         UserError: If the run has none, or its configuration cannot be read.
@@ -337,8 +337,8 @@ def stand_in_step(run: Run) -> int | None:
 
 
 def _judged_step(run: Run) -> int | None:
-    """The step of a result that ``eval.gate`` has refused; None where it has refused none, or the record does not say
-    which. A result that is there has passed."""
+    """The step of a result that ``eval.gate`` has refused; None if it refused none, or the record does not say which.
+    A result that is on the disk has passed."""
     return result_step(run) if run.state().refused and not has_result(run) else None
 
 
@@ -349,7 +349,7 @@ def result_step(run: Run) -> int | None:
 
 
 def _candidates(run: Run, step: int | None) -> list[tuple[int, Path]]:
-    """Complete checkpoints with their steps, newest first; that of a step alone where one is given."""
+    """Complete checkpoints with their steps, newest first; only the checkpoint of ``step`` if it is given."""
     found = [(_step_of(path), path) for path in reversed(complete_checkpoints(run))]
     return [(number, path) for number, path in found if step is None or number == step]
 
@@ -469,6 +469,6 @@ def _base_of(adapter: Path) -> str:
 
 
 def _quoted(path: Path | str) -> str:
-    """A path as a Python string; a repr is one whatever the path has in it."""
+    """A path as a Python string literal; :func:`ascii` makes one of any path."""
     text = os.fspath(path)
     return f'"{text}"' if text.isprintable() and '"' not in text and "\\" not in text else ascii(text)

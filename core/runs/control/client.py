@@ -20,7 +20,7 @@ from core.text import one_line
 
 #: Timeout in seconds of the connection itself; the worker's listener never waits for a training step.
 CONNECT_SECONDS = 5.0
-#: Seconds that a worker may take to become another program: the program of a parked run, or the training again.
+#: Seconds that a worker may take to replace its program, when a run is parked or resumed.
 CHANGE_SECONDS = 20.0
 #: Timeout in seconds of an answer: a command is executed between two steps, and a step may be long.
 ANSWER_SECONDS = 60.0
@@ -30,22 +30,22 @@ _CHUNK_BYTES = 64 << 10
 
 
 class WithdrawnError(UserError):
-    """A request was taken back before the worker got to it."""
+    """A request was withdrawn before the worker executed it."""
 
 
 class PendingError(UserError):
-    """A request was not answered in time, but was heard, and waits for the end of a step."""
+    """A request was not answered in time, but was received, and waits for the end of a step."""
 
 
 class ControlClient:
-    """Client of one run. Every command has a connection of its own, so that a late answer is never taken for another's.
+    """Client of one run. Each command has a connection of its own, so a late answer is never taken for another's.
 
     Methods block and belong in a thread; ``close`` may be called from any other.
 
     Args:
         run: The run.
         timeout: Seconds to wait for an answer, or between two tokens.
-        ways: The words for an action that helps where the run refuses.
+        ways: Puts the action that helps after a refusal into words.
     """
 
     def __init__(self, run: Run, *, timeout: float = ANSWER_SECONDS, ways: Ways = by_command) -> None:
@@ -161,7 +161,7 @@ class ControlClient:
         return connection
 
     def _socket_path(self) -> str:
-        """Where the run listens; waited for while its process changes from one program to the next."""
+        """Path of the run's socket; waits while its process changes from one program to the next."""
         deadline = time.monotonic() + CHANGE_SECONDS
         while True:
             recorded = RunState.read(self.run.state_path)

@@ -1,11 +1,11 @@
-"""Devices that runs share: a lock for each card of this machine and one for its CPU.
+"""Devices that runs share: a lock for each card of this machine, and a lock for its CPU.
 
-Machines that share a home have a folder each. A run that was started by hand holds the lock of its device together with
-others of its kind; a run of the queue waits until it can hold it alone. The kernel releases a lock when the last of its
-processes is gone, so that it shows memory that is still taken, where a recorded state only shows intent.
+Machines that share a home have a folder each. Runs that were started by hand hold the lock of their device together; a
+run of the queue waits until it can hold it alone. The kernel releases a lock when the last process of a run is gone, so
+a lock shows that memory is still in use, while a recorded state only shows intent.
 
-A line of a lock file is a holder as JSON: the run's id, and the process that holds the lock for it. Lines are only
-added, each in one write, until a run has the device alone.
+Each line of a lock file is a holder as JSON: the run's id, and the process that holds the lock. Lines are only
+appended, each in one write, until a run has the device alone.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from core.small_files import parse_json
 from core.text import one_line
 from core.units import format_bytes
 
-#: Longest id of a run in a lock file, and how much of the file is read, from its end, in bytes.
+#: Longest id of a run in a lock file, and bytes of the file that are read from its end.
 _ID_LIMIT, _LIMIT = 300, 1 << 16
 
 
 def sign(descriptor: int, run_id: str, *, is_first: bool = False) -> None:
-    """Write who has a device, for the sentences of others; nothing where there is no room.
+    """Write the holder of a device into its lock file, for messages of other runs; skipped if the disk is full.
 
     Args:
-        descriptor: Of the lock file.
-        run_id: Who has it; this process holds the lock.
-        is_first: Whether nobody else has it, so that whoever has signed before is of the past.
+        descriptor: Descriptor of the lock file.
+        run_id: The run; this process holds the lock.
+        is_first: Whether no other run has the device, so that earlier lines are outdated.
     """
     pid, identity = own_identity()
     name = run_id.encode("utf-8", errors="replace")[:_ID_LIMIT].decode("utf-8", errors="ignore")
@@ -59,11 +59,11 @@ def sign(descriptor: int, run_id: str, *, is_first: bool = False) -> None:
 
 
 def live_holders(descriptor: int, besides: str = "") -> tuple[str, ...]:
-    """The runs that have signed a lock file and are on the device, in the order in which they came.
+    """The live runs that have signed a lock file, in the order in which they came.
 
     Args:
-        descriptor: Of the lock file.
-        besides: Id of a run that is not meant.
+        descriptor: Descriptor of the lock file.
+        besides: Id of a run to leave out.
     """
     try:
         size = os.fstat(descriptor).st_size
@@ -75,7 +75,7 @@ def live_holders(descriptor: int, besides: str = "") -> tuple[str, ...]:
 
 
 def _live_run(line: bytes) -> str | None:
-    """The run of a line; None where that is no holder, or one whose process is gone or has given the device back."""
+    """The run in a line; None if the line is invalid, or its process is gone or has given the device back."""
     try:
         said: Any = parse_json(line)
         name, pid, identity = said["run"], said["pid"], said["pid_started"]
@@ -91,7 +91,7 @@ def _live_run(line: bytes) -> str | None:
     return None if state is not None and (state.is_over or state.parked) else str(name)
 
 
-#: Environment variable of a worker that has its devices to itself: the queue's runner sets it.
+#: Environment variable of a worker that has its devices to itself; the queue's runner sets it.
 ALONE_VARIABLE = "LOCALTUNE_DEVICE_ALONE"
 #: The name of the CPU among devices.
 CPU = "cpu"
@@ -103,8 +103,9 @@ class Hold:
     """Locks of devices that a run holds.
 
     Args:
-        descriptors: Hold the locks for as long as one of their copies is open. They are not inherited by themselves.
-        beside: Ids of the live runs that are on one of the devices too.
+        descriptors: Descriptors of the lock files. A lock is held until the last copy of its descriptor is closed;
+            child processes get a copy only if it is passed to them.
+        beside: Ids of the live runs on the same devices.
     """
 
     descriptors: tuple[int, ...] = ()
@@ -125,8 +126,8 @@ def run_devices(config: Config, sight: Sight | None = None, environment: Mapping
     """The devices that the processes of a run on this machine compute on: UUIDs of cards, or ``cpu``.
 
     Args:
-        config: Its configuration.
-        sight: Cards by the driver; None to ask the driver if that matters.
+        config: Configuration of the run.
+        sight: Cards as the driver reports them; None to ask the driver if needed.
         environment: Environment variables, which may hide cards; None for the environment of this process.
 
     Raises:
@@ -143,11 +144,11 @@ def run_devices(config: Config, sight: Sight | None = None, environment: Mapping
 
 
 def take_alone(devices: Sequence[str], run_id: str) -> Hold | None:
-    """Take devices, as the only run on each; None if another run is on any of them.
+    """Take devices as the only run on each; None if another run is on any of them.
 
     Args:
         devices: Names of devices.
-        run_id: Who takes them.
+        run_id: The run that takes them.
     """
     taken: list[int] = []
     for device in devices:
@@ -164,11 +165,11 @@ def take_alone(devices: Sequence[str], run_id: str) -> Hold | None:
 
 
 def take_beside(devices: Sequence[str], run_id: str) -> Hold:
-    """Take devices, whoever is on them; a device that another run has to itself is taken once that run has ended.
+    """Take devices that other runs may be on; a device that another run has to itself is taken when that run ends.
 
     Args:
         devices: Names of devices.
-        run_id: Who takes them.
+        run_id: The run that takes them.
     """
     taken: list[int] = []
     beside: list[str] = []
@@ -180,7 +181,7 @@ def take_beside(devices: Sequence[str], run_id: str) -> Hold:
         is_first = _try_flock(descriptor, _WHOLE)
         if not is_first:
             beside += live_holders(descriptor, run_id)
-        # Also before it has the lock: it computes there all the same.
+        # Even before it has the lock: it computes on the device anyway.
         sign(descriptor, run_id, is_first=is_first)
         if not _try_flock(descriptor, _SHARED):
             threading.Thread(target=_wait_to_share, args=(descriptor, run_id), name="device", daemon=True).start()
@@ -192,7 +193,7 @@ def occupant(devices: Sequence[str], run_id: str = "") -> str | None:
 
     Args:
         devices: Names of devices.
-        run_id: A run that is not meant.
+        run_id: A run to leave out.
     """
     for device in devices:
         descriptor = _open_lock(device)
@@ -212,7 +213,7 @@ def lock_path(device: str) -> Path:
 
 
 def _open_lock(device: str) -> int | None:
-    """The lock file of a device; None where it cannot be made, which is no reason not to train."""
+    """The lock file of a device; None if it cannot be made, which must not prevent training."""
     path = lock_path(device)
     try:
         paths.make_private_dir(path.parent)
@@ -223,8 +224,7 @@ def _open_lock(device: str) -> int | None:
 
 
 def _try_flock(descriptor: int, how: int) -> bool:
-    """Take a lock or change it, without waiting; whether that was possible. On a file system without locks it always
-    is."""
+    """Take or change a lock without waiting; True on success, and on a file system without locks."""
     try:
         fcntl.flock(descriptor, how)
     except OSError as error:
@@ -235,34 +235,34 @@ def _try_flock(descriptor: int, how: int) -> bool:
 def _wait_to_share(descriptor: int, run_id: str) -> None:
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        # A run that came first meanwhile has cut the signature off.
+        # A run that has taken the device alone meanwhile has truncated the file.
         sign(descriptor, run_id)
 
 
-#: Size of a model in 4 bits by that of its weights in 16: the embeddings stay as they are.
+#: Size of a model in 4 bits, as a share of its size in 16 bits: the embeddings stay in 16 bits.
 _QUANTIZED = 0.35
 
 
 def model_bytes(files: int, method: str) -> int:
-    """The memory that a model takes at least, by the size of its weight files, in 16 bits.
+    """The least memory that a model needs, in bytes.
 
     Args:
-        files: Bytes of the files.
-        method: ``qlora`` loads it in 4 bits.
+        files: Bytes of its weight files, in 16 bits.
+        method: ``method.name``; ``qlora`` loads the model in 4 bits.
     """
     return int(files * _QUANTIZED) if method == "qlora" else files
 
 
 def refuse_crowding(needed: int, free: int, runs: Callable[[], Sequence[str]], what: str = "the model") -> None:
-    """Check that something fits beside the runs on the same device, before the memory for it is taken.
+    """Refuse to load something that does not fit beside the runs on the same device.
 
-    Without a run nobody is harmed: a model that does not fit is reported when memory runs out.
+    Without a run, nothing is at risk: running out of memory is then reported as usual.
 
     Args:
-        needed: Bytes that it takes.
+        needed: Bytes that it needs.
         free: Bytes that are free on the device.
-        runs: Finds the runs that train there; called only where it does not fit, as that takes a while.
-        what: Its name in the sentence.
+        runs: Finds the runs that train there; slow, and called only if it does not fit.
+        what: Its name in the message.
 
     Raises:
         UserError: If a run trains there, and it does not fit.
@@ -303,7 +303,7 @@ def _processes(uuid: str) -> set[int]:
 
 
 def _runs_of(pids: Collection[int] | None, *, on_cpu: bool = False) -> list[str]:
-    """Runs with any of the processes; None for all that may be on the device, as Windows lists no processes."""
+    """Runs with any of the processes; with None all runs that may be on the device, as WSL lists no processes."""
     found = []
     for run in list_runs():
         state = run.state()

@@ -1,8 +1,8 @@
 """The line protocol of the control socket and of the chat engine: one JSON object per line, both ways.
 
 A request is ``{"id", "command", "args"}``; its answer ``{"id", "ok", …}``, before which a ``generate`` may send any
-number of ``{"id", "token"}`` (a worker adds ``source``). An answer that is not ok carries ``error`` (a sentence) and
-``hint``; ``action`` where another command helps, which whoever shows the hint puts into their reader's words.
+number of ``{"id", "token"}`` (a worker adds ``source``). An answer that is not ok carries ``error``, ``hint``, and, if
+another command helps, ``action``, which the client puts into words for its users.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from core.errors import UserError
 
 #: Actions that a worker's refusal may name; each is a command of its own.
 ACTIONS = ("resume", "set", "stop")
-#: Words for an action where it is shown; called with a name of :data:`ACTIONS` and the run's id.
+#: Puts an action into words; called with a name of :data:`ACTIONS` and the run's id.
 Ways = Callable[[str, str], str]
 
 
 class ActionError(UserError):
-    """A refusal after which an action of the user's helps. Who shows it says how that is done there.
+    """A refusal that an action of the user resolves.
 
     Args:
         message: As for :class:`~core.errors.UserError`.
-        hint: The same, without the way to the action, which is put at its end: ``Let it go on first.``
+        hint: The same; the client appends the command or the key for the action: ``Let it go on first.``
         action: Name in :data:`ACTIONS`.
     """
 
@@ -38,12 +38,12 @@ class ActionError(UserError):
 
 
 def by_command(action: str, run: str) -> str:
-    """The command that does an action, in quotes."""
+    """The command for an action, in quotes."""
     return f"'localtune-tui {action} {run}'"
 
 
 def with_way(hint: str, way: str) -> str:
-    """A hint that ends with the way to its action: ``Let it go on first: 'localtune-tui resume tickets'.``"""
+    """A hint with the command for its action: ``Let it go on first: 'localtune-tui resume tickets'.``"""
     return f"{hint.rstrip('.')}: {way}."
 
 
@@ -61,12 +61,12 @@ class ProtocolError(ValueError):
 
 
 class QuestionError(UserError):
-    """A question that the model cannot answer as it is: the question has to change, and nothing else is wrong.
+    """An invalid question to the model, such as one that is too long.
 
     Args:
         message: As for :class:`~core.errors.UserError`.
         hint: The same.
-        code: A word for programs.
+        code: Error code for programs.
     """
 
     def __init__(self, message: str, hint: str = "", code: str = "") -> None:
@@ -75,22 +75,22 @@ class QuestionError(UserError):
 
 
 def refusal(error: UserError) -> dict[str, Any]:
-    """The fields of an answer that refuses: ``error``, ``hint``, ``question``, a code, if that is at fault, and
-    ``action`` if one helps."""
+    """The fields of a refusal: ``error`` and ``hint``; ``question`` (a code) for an invalid question; ``action`` if an
+    action helps."""
     fault = {"question": error.code} if isinstance(error, QuestionError) else {}
     helps = {"action": error.action} if isinstance(error, ActionError) else {}
     return {"error": error.message, "hint": error.hint, **fault, **helps}
 
 
 def refused(error: str, hint: str, answer: dict[str, Any], run: str = "", ways: Ways = by_command) -> UserError:
-    """The error for an answer that refuses; its sentences come from another process, and are safe to show already.
+    """The error for a refusal from another process.
 
     Args:
-        error: Its sentence.
-        hint: Its hint.
-        answer: The whole of it.
-        run: The run that has refused.
-        ways: The words for an action that helps.
+        error: Its message, safe to show.
+        hint: Its hint, safe to show.
+        answer: The whole answer.
+        run: The run that refused.
+        ways: Puts an action into words.
     """
     code, action = answer.get("question"), answer.get("action")
     if isinstance(code, str):

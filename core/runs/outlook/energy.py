@@ -10,7 +10,7 @@ from typing import Any
 from core.text import one_line
 from core.units import format_fixed
 
-#: Least cost that is a figure: below it only its order matters.
+#: Least cost that is shown as a figure.
 _LEAST = 0.01
 #: Most characters of a currency that are shown.
 _CURRENCY = 8
@@ -21,7 +21,7 @@ class Tariff:
     """The price of electricity.
 
     Args:
-        per_kwh: Price of a kilowatt-hour; None where it is not known, and no cost is shown.
+        per_kwh: Price of a kilowatt-hour; None if unknown, and no cost is shown.
         currency: The currency, as it is shown after a sum.
     """
 
@@ -53,7 +53,7 @@ class Tariff:
         return f"{figure} {one_line(self.currency, _CURRENCY)}".rstrip()
 
 
-#: Of a run that names no price.
+#: Tariff of a run without a price.
 NO_TARIFF = Tariff()
 
 
@@ -70,11 +70,11 @@ def energy_words(energy_wh: float | None, tariff: Tariff) -> list[str]:
 
 
 def expected_energy(watt_hours: float | None, *, is_most: bool = False) -> str:
-    """An estimated energy: ``4.1 Wh``, ``at most 41 Wh``; empty where it is unknown.
+    """An estimated energy: ``4.1 Wh``, ``at most 41 Wh``; empty if unknown.
 
     Args:
         watt_hours: The energy.
-        is_most: Whether the run may take less.
+        is_most: Whether it is an upper bound.
     """
     if watt_hours is None:
         return ""

@@ -148,9 +148,9 @@ def _pace(run: Run, config: Config) -> RunPace | None:
 _SECONDS_PER_HOUR = 3600
 #: The unit of each option that ends a run.
 _UNITS = {"train.max_hours": "h", "train.max_energy_wh": "Wh"}
-#: Beyond any limit that an option takes.
+#: Above every valid limit.
 _MOST = 1e12
-#: Digits of a step that is estimated.
+#: Significant digits of an estimated step.
 _DIGITS = 2
 
 
@@ -161,7 +161,7 @@ class EarlyEnd:
     Args:
         option: The option that ends it.
         limit: Its value, in hours or watt-hours.
-        step: The step at which that is expected, rounded; None where it need not come to that.
+        step: The step at which that is expected, rounded; None if the limit may not be reached.
         steps: Optimizer steps of the whole run.
     """
 
@@ -178,14 +178,14 @@ class EarlyEnd:
 def cut(
     config: Config, steps: int, seconds: float, watt_hours: float | None, *, is_most: bool = False
 ) -> tuple[float, float | None, EarlyEnd | None]:
-    """An estimate as far as the limits of a run allow.
+    """An estimate cut at the limits of a run.
 
     Args:
         config: Configuration of the run.
         steps: Optimizer steps of the whole run.
         seconds: Their estimated duration.
         watt_hours: Their estimated energy; None if unknown.
-        is_most: Whether that is the most they can take, so that a limit of energy may not be reached.
+        is_most: Whether these are upper bounds, so that a limit of energy may not be reached.
 
     Returns:
         Seconds and watt-hours until the run ends, and its early end; None if it does all its steps.
@@ -211,11 +211,11 @@ def cut(
 def cut_rest(
     values: Mapping[str, Any], history: RunHistory, step: int, steps: int, seconds: float
 ) -> tuple[float, EarlyEnd | None]:
-    """The time left of a run that is on, as far as its limits allow.
+    """The time left of a live run, cut at its limits.
 
     Args:
         values: ``section.key`` to value, unchecked, as in ``run.toml``.
-        history: Its history, for its time and energy so far.
+        history: Its history, for time and energy so far.
         step: Steps done.
         steps: Optimizer steps of the whole run.
         seconds: The estimated time left.
@@ -252,7 +252,7 @@ def _positive(value: object) -> float | None:
 
 
 def _about(step: float) -> int:
-    """A step with two digits, as more would promise too much."""
+    """A step rounded to two digits: more would suggest false precision."""
     whole = max(round(step), 1)
     return round(whole, _DIGITS - len(str(whole)))
 
@@ -263,22 +263,22 @@ Basis = Literal["pace", "plan"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated duration and energy, as far as the limits of the run allow.
+    """Estimated duration and energy, cut at the limits of the run.
 
     Args:
         seconds: Duration of the optimizer steps, and of ``between_seconds``.
-        steps: Number of optimizer steps, those after an early end among them.
-        watt_hours: Energy of the steps, by the plan at most; None if the earlier run had no reading, or the device
-            reports no power limit.
+        steps: Number of optimizer steps, including steps after an early end.
+        watt_hours: Energy of the steps; by the plan, an upper bound. None if the earlier run had no reading, or the
+            device reports no power limit.
         run: The earlier run; empty for an estimate by the plan.
         by: Basis of the estimate.
         assumed: Assumptions of the plan in words: ``rows of 2048 tokens``.
-        elsewhere: Whether it is for a card that is not here.
-        early_end: Where a limit of the run ends it; None where it does all its steps.
-        work_share: Share of the steps' duration that is work at full speed; the rest is what the governor of the
-            earlier run has let it rest.
-        between_seconds: Duration of the evaluations and checkpoints, as the earlier run has measured them; 0 by the
-            plan, which knows nothing of them.
+        elsewhere: Whether it is for a card that is not in this machine.
+        early_end: The early end by a limit; None if the run does all its steps.
+        work_share: Share of the steps' duration that is work at full speed; the governor of the earlier run made it
+            rest for the remainder.
+        between_seconds: Duration of the evaluations and checkpoints, as measured in the earlier run; 0 by the plan,
+            which does not model them.
     """
 
     seconds: float
@@ -300,10 +300,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class NoEstimate:
-    """No estimate.
+    """No estimate is possible.
 
     Args:
-        reason: Why there is none, as a clause: ``the speed of this CPU is not known to the plan``.
+        reason: The reason as a clause: ``the speed of this CPU is not known to the plan``.
     """
 
     reason: str
@@ -331,13 +331,13 @@ def expected(
     rows: Rows | None = None,
     count: int | None = None,
 ) -> Estimate | NoEstimate:
-    """The estimate of a run: at the pace of an earlier one of its kind where there is one, else by the memory plan; as
-    far as its limits allow.
+    """The estimate of a run: at the pace of an earlier run of its kind if there is one, else by the memory plan. The
+    limits ``train.max_hours`` and ``train.max_energy_wh`` cut it.
 
     Args:
         config: Configuration of the run.
-        pace: Pace of the earlier run; None where there is none.
-        plan: Makes the plan; called only where it is needed.
+        pace: Pace of the earlier run; None without one.
+        plan: Makes the plan; called only if it is needed.
         rows: Lengths of all of its rows; None if unknown.
         count: Number of rows trained on, if their lengths are unknown.
     """
@@ -352,7 +352,7 @@ def expected(
 
 
 def limited(config: Config, found: Estimate) -> Estimate:
-    """An estimate of all steps of a run, as far as its limits allow."""
+    """An estimate of all steps of a run, cut at its limits."""
     seconds, energy, end = cut(config, found.steps, found.seconds, found.watt_hours, is_most=found.by == "plan")
     between = found.between_seconds * (seconds / found.seconds if found.seconds > 0 else 1.0)
     return replace(found, seconds=seconds, watt_hours=energy, early_end=end, between_seconds=between)
@@ -361,7 +361,7 @@ def limited(config: Config, found: Estimate) -> Estimate:
 def estimate(config: Config, rows: Rows | None, pace: RunPace, count: int | None = None) -> Estimate | None:
     """Estimated duration at an earlier run's pace; None if the number of steps is unknown.
 
-    If the rows' tokens are unknown, a row is assumed to take as long as one of the earlier run.
+    If the rows' tokens are unknown, a row is assumed to take as long as a row of the earlier run.
 
     Args:
         config: Configuration of the run.
@@ -387,8 +387,8 @@ def estimate(config: Config, rows: Rows | None, pace: RunPace, count: int | None
 
 
 def _between(config: Config, pace: RunPace, steps: int, rows: int | None) -> float:
-    """Seconds of the evaluations and checkpoints of a run, as the earlier one has measured them: evaluations only where
-    they measure the same."""
+    """Seconds of the evaluations and checkpoints of a run, as measured in an earlier run; evaluations only if both runs
+    evaluate the same."""
     checkpoint, evaluation = pace.checkpoint_seconds or 0.0, 0.0
     checkpoints = checkpoints_by(steps - 1, config.checkpoint.every_steps, steps) + 1
     if pace.evaluation_seconds is not None and pace.evaluated == evaluated_by(config):
@@ -402,7 +402,7 @@ def _between(config: Config, pace: RunPace, steps: int, rows: int | None) -> flo
 
 
 def by_plan(config: Config, planned: PlannedRun, rows: Rows | None, count: int | None) -> Estimate | NoEstimate:
-    """Estimated duration by the plan's step time; energy at the power limit of all cards, so that it is at most that.
+    """Estimated duration by the plan's step time; energy at the power limit of all cards, an upper bound.
 
     Args:
         config: Configuration of the run.
@@ -429,7 +429,7 @@ def by_plan(config: Config, planned: PlannedRun, rows: Rows | None, count: int |
 def lack_of_speed(machine: Machine) -> NoEstimate | None:
     """Reason why a machine has no known duration; None if it has.
 
-    CPUs differ too much by their cores and instructions to take the rates of another CPU.
+    CPUs differ too much in cores and instructions to use the rates of another CPU.
     """
     if machine.kind == "cpu" and not is_known_speed(machine.device, machine.calibration):
         return NoEstimate("the speed of this CPU is not known to the plan")
@@ -437,7 +437,7 @@ def lack_of_speed(machine: Machine) -> NoEstimate | None:
 
 
 class EstimateWords(NamedTuple):
-    """An estimate in words for a line, each empty where there is nothing to say."""
+    """An estimate in words; each part may be empty."""
 
     duration: str
     """``about 14m 02s``."""
@@ -464,18 +464,18 @@ def _basis(found: Estimate) -> str:
 
 
 def tell_assumed(assumed: Sequence[str]) -> str:
-    """Assumptions of a plan as a clause after its basis; empty where it has none."""
+    """Assumptions of a plan as a clause; empty without any."""
     return f"; {' and '.join(assumed)} assumed" if assumed else ""
 
 
 def _kept(config: Config, rows: Rows | None) -> Rows | None:
-    """The rows that are not dropped, those held out among them."""
+    """The rows that are not dropped, held-out rows included."""
     return rows.limited(config.train.max_length, config.data.overlong) if rows is not None else None
 
 
 def _trained_rows(config: Config, kept: Rows | None, count: int | None) -> int | None:
     """Number of rows trained on; None if unknown."""
-    # Lengths are of all rows, those held out among them.
+    # Lengths are of all rows, held-out rows included.
     return count if kept is None else kept.count - held_out_count(kept.count, config.data.eval_share)
 
 

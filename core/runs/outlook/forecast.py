@@ -1,4 +1,4 @@
-"""Forecast of a run on this machine: memory plan, duration and energy, and wishes for the night that it cannot meet."""
+"""Forecast of a run on this machine: memory plan, duration, energy, and wishes for the night that cannot be met."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Forecast:
     advice: tuple[Advice, ...]
     estimate: Estimate | None
     rows: Rows | None = None
-    """Lengths of the rows that it was made for; None for rows of ``train.max_length``."""
+    """Lengths of the rows; None for rows of ``train.max_length``."""
     chosen: Chosen | None = None
     """How several cards share the run; None for one card."""
     elsewhere: bool = False
-    """True for a card that is not here."""
+    """True for a card that is not in this machine."""
 
     @property
     def fits(self) -> bool | None:
@@ -62,12 +62,12 @@ class Forecast:
 
     @property
     def is_rough(self) -> bool:
-        """Whether anything of it follows from a rough bound, as the model has not been measured for it yet."""
+        """True if a figure is a rough bound, because the model has not been measured yet."""
         return self.plan.is_rough or any(advice.is_rough for advice in self.advice)
 
     @property
     def each(self) -> str:
-        """Where the planned memory is, of several cards or processes: ``on each of 2 cards``; empty for one."""
+        """Location of the planned memory, ``on each of 2 cards``; empty for a single card or process."""
         number = 1 if self.chosen is None else self.chosen.sharing.cards.number
         return f"on each of {number} {'cards' if self.plan.device == 'cuda' else 'processes'}" if number > 1 else ""
 
@@ -81,7 +81,7 @@ def forecast(
     cards: Cards | None = None,
     source: Source = "measured",
 ) -> Forecast:
-    """Forecast a configuration's run; blocks for seconds where the model is measured first.
+    """Forecast a configuration's run; blocks for seconds if the model has to be measured first.
 
     Args:
         config: Configuration of the run.
@@ -93,13 +93,13 @@ def forecast(
         source: As for :func:`core.memory.planner.make_plan`.
 
     Raises:
-        UserError: If the model is not on this machine or its memory cannot be planned, or the rows do not suit it.
+        UserError: If the model is not on this machine, its memory cannot be planned, or the rows do not suit it.
     """
     base = locate_model(config.model.base)
     architecture = load_architecture(base)
     found = cards_here(config) if cards is None else cards
     chosen = chosen_strategy(architecture, config, machine, rows, cards=found, source=source)
-    # Runs that were recorded here are no measure of another card.
+    # Runs on this machine say nothing about another card.
     pace = None if machine.elsewhere else (PaceBook() if paces is None else paces).pace(config)
     part, card = part_of_card(config, chosen.sharing), part_of_machine(machine, found)
     guess = expected(config, pace, lambda: PlannedRun(chosen, machine, rows), rows, count)
@@ -118,17 +118,17 @@ def forecast(
 def forecast_here(
     config: Config, lengths: Lengths | None, count: int | None, paces: PaceBook, source: Source = "measured"
 ) -> Forecast:
-    """Forecast a configuration's run on this machine; asks the driver and reads headers, so call it from a thread.
+    """Forecast a configuration's run on this machine; blocks, as it asks the driver and reads headers.
 
     Args:
         config: Configuration of the run.
-        lengths: Lengths of its rows, as an analysis has measured them; None if unknown.
+        lengths: Lengths of its rows, from an analysis; None if unknown.
         count: Number of rows trained on; None if unknown.
         paces: Earlier runs.
         source: As for :func:`core.memory.planner.make_plan`.
 
     Raises:
-        UserError: As :func:`forecast`, and where there is a card that torch cannot use, as the run would say.
+        UserError: As :func:`forecast`, and if torch cannot use the card, with the run's own message.
     """
     from core.hardware.obstacle import CardUnusableError
 
@@ -143,7 +143,7 @@ def forecast_here(
 
 
 def cards_here(config: Config) -> Cards:
-    """The cards of a run; asks the driver how many there are where a run takes all of them."""
+    """The cards of a run; asks the driver for their number if the run takes all of them."""
     from core.hardware.sampler import snapshot
 
     section = config.distributed
@@ -161,7 +161,7 @@ def machine_for(config: Config) -> Machine:
 
 
 def rough_seconds(config: Config, plan: Plan, steps: int, row_tokens: float) -> float:
-    """Rough duration of the steps on a CPU whose speed the plan does not know: the right order of magnitude, no more.
+    """Order of magnitude of the steps' duration in seconds, on a CPU whose speed the plan does not know.
 
     Args:
         config: Configuration of the run.
@@ -175,12 +175,12 @@ def rough_seconds(config: Config, plan: Plan, steps: int, row_tokens: float) -> 
 
 
 def this_machine(config: Config, gpu_memory: int | None = None, *, empty: bool = False) -> Machine:
-    """This machine's present resources for a run; with several cards, of the card with the least free memory.
+    """This machine's present resources for a run; with several cards, the card with the least free memory counts.
 
     Args:
         config: Configuration, for its device.
         gpu_memory: Free bytes of a hypothetical GPU to plan for instead.
-        empty: Whether to plan for a card that nothing else uses, as a run has it that waits for the others.
+        empty: Whether to plan for a card that nothing else uses, for a run that waits for the others to end.
 
     Raises:
         UserError: If the requested GPU does not exist, or torch cannot use it.
@@ -232,7 +232,7 @@ def this_machine(config: Config, gpu_memory: int | None = None, *, empty: bool =
 
 
 def _smallest(config: Config, gpus: Sequence[Device]) -> Device:
-    """The card of a run; of several that with the least free memory."""
+    """The card of a run; of several, the one with the least free memory."""
     names = config.distributed.named_gpus or ((config.hardware.gpu,) if config.hardware.gpu is not None else ())
     if ALL_GPUS in names:
         found = list(gpus)
@@ -256,10 +256,10 @@ def _disk_free() -> int | None:
         return None
 
 
-#: Share of the energy of an earlier run that another duty cycle may need at the least: a card that works less leaks
-#: less, while it idles longer.
+#: Least share of the energy of an earlier run that another duty cycle may need: a card that works less leaks less, but
+#: idles longer.
 LEAST_SHARE = 0.9
-#: The same where a limit of average power may lower the card's own, which makes its clock slower and its voltage lower.
+#: The same if a limit of average power may lower the card's own limit, and with it clock and voltage.
 LEAST_SHARE_BY_POWER = 0.7
 _FEWER = "or train fewer steps"
 
@@ -270,9 +270,9 @@ class Unmet:
 
     Args:
         option: ``night.deadline`` or ``night.energy_kwh``.
-        sentence: Why.
-        hint: The nearest that can be met.
-        is_measured: Whether an earlier run has shown it; else it is by the memory plan, which may be wrong.
+        sentence: The reason.
+        hint: The nearest wish that can be met.
+        is_measured: Whether an earlier run shows it; else the memory plan does, which may be wrong.
     """
 
     option: str
@@ -290,15 +290,15 @@ def wants_plan(config: Config) -> bool:
 
 
 def unmet(config: Config, found: Estimate | NoEstimate | None, begins: float | None) -> Iterator[Unmet]:
-    """The wishes that a run cannot meet even at full speed, and with the least energy that it may take.
+    """The wishes that a run cannot meet even at full speed and with the least energy.
 
-    Loading comes on top, so that a wish found here is certainly unmet by the estimate. The energy of the memory plan is
-    an upper bound, and proves nothing.
+    Loading is not counted, so the run takes even longer. The energy of the memory plan is an upper bound, and proves
+    nothing.
 
     Args:
         config: Configuration of the run.
         found: Its estimate.
-        begins: When it starts, in Unix seconds; None where that is not known, so that a deadline cannot be looked at.
+        begins: Start in Unix seconds; None if unknown, and the deadline is then not checked.
     """
     try:
         limits = Limits.of(config)

@@ -10,9 +10,9 @@ from typing import Any
 from core.runs.record.timings import PARTS, EvaluationTiming, Timings
 from core.units import format_duration
 
-#: Checkpoints in a run where checkpoint.every_steps says nothing.
+#: Checkpoints in a run without checkpoint.every_steps.
 DEFAULT_CHECKPOINTS = 10
-#: A share is exact where an epoch is, and would otherwise be just below it.
+#: Added to a quotient that rounding may leave just below a whole number.
 _ROUNDING = 1e-9
 _MOST = 1e15
 
@@ -20,11 +20,11 @@ _MOST = 1e15
 def evaluations_by(
     step: int, every_steps: int | None, every_epochs: float | None, steps_per_epoch: float | None
 ) -> int:
-    """How many evaluations are due by a step, that step included; the one before the first is left out.
+    """Number of evaluations due up to and including a step, without the baseline before the first step.
 
     Args:
         step: The step.
-        every_steps: ``eval.every_steps``, which goes first.
+        every_steps: ``eval.every_steps``, which takes precedence.
         every_epochs: ``eval.every_epochs``.
         steps_per_epoch: Optimizer steps in one pass over the rows; None where unknown.
     """
@@ -36,7 +36,7 @@ def evaluations_by(
 
 
 def checkpoints_by(step: int, every_steps: int | None, total: int) -> int:
-    """How many checkpoints are due by a step, that step included.
+    """Number of checkpoints due up to and including a step.
 
     Args:
         step: The step.
@@ -99,7 +99,7 @@ class Schedule:
         return found
 
     def steps_left(self, step: int, total: int) -> float:
-        """Steps to come, by the time that one takes now."""
+        """Steps to come, weighted by their duration relative to a step of now."""
         from core.config.derived import FILE_SLOWNESS, steps_before_file
 
         left = max(total - step, 0)
@@ -113,13 +113,13 @@ class Schedule:
         return self.measures or self.samples > 0
 
     def evaluations_by(self, step: int, steps_per_epoch: float | None) -> int:
-        """How many evaluations are due by a step, that step included; the one before the first is left out."""
+        """Number of evaluations due up to and including a step, without the baseline before the first step."""
         if not self.evaluates:
             return 0
         return evaluations_by(step, self.eval_steps, self.eval_epochs, steps_per_epoch)
 
     def checkpoints_by(self, step: int, total: int) -> int:
-        """How many checkpoints are due by a step, that step included."""
+        """Number of checkpoints due up to and including a step."""
         return checkpoints_by(step, self.checkpoint_steps, total)
 
 
@@ -130,20 +130,20 @@ def _count(value: object) -> int | None:
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    # Compared as it is: a whole number may be larger than any float.
+    # Compared before the conversion: an integer may be larger than any float.
     return float(value) if 0 < value < _MOST else None
 
 
-#: Steps, and the share of a run's, after which its pace is known.
+#: Steps, and the share of a run's steps, after which its pace is known.
 KNOWN_STEPS, KNOWN_SHARE = 5, 0.1
-#: Seconds of a checkpoint before one was measured: adapters of a small model.
+#: Seconds assumed for a checkpoint before the first: the adapter of a small model.
 CHECKPOINT_SECONDS = 0.3
 #: Saving the result takes about this share of a checkpoint, which has the optimizer's states as well.
 RESULT_SHARE = 0.25
 #: Measuring a token takes a single pass, training on it three.
 FORWARD_SHARE = 1 / 3
-#: Answers are decoded so many rows at a time, and a decoding step, which reads all weights, takes as long as measuring
-#: so many tokens. The longest answer, which the others wait for, is longer than the mean one by a factor and a margin.
+#: Rows of a batch of answers; tokens measured in the time of a decoding step, which reads all weights; factor and
+#: margin by which the longest answer of a batch, which the others wait for, is longer than the mean.
 BATCH_ROWS, DECODED_TOKENS, LONGER, MARGIN_TOKENS = 32, 64, 1.25, 16
 
 
@@ -166,10 +166,10 @@ class Eta:
 
 
 def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float) -> Eta | None:
-    """Estimate the time until a run has ended by itself; pauses are not foreseen, and early stopping is not.
+    """Estimate the time until a run ends by itself, without pauses and early stopping.
 
     Args:
-        timings: Of the run, so far.
+        timings: Timings of the run so far.
         schedule: Its evaluations and checkpoints, with changes to the live run.
         total_steps: Steps of the whole run.
         now: Unix seconds; the present step, evaluation or checkpoint counts down with it.
@@ -207,7 +207,7 @@ def estimate(timings: Timings, schedule: Schedule, total_steps: int, now: float)
     return Eta(steps, evaluation, saving, not known or is_unmeasured)
 
 
-#: Share of an evaluation from which its pace says how long it still takes.
+#: Share of an evaluation from which its pace predicts its end.
 _TELLING_SHARE = 0.1
 
 
@@ -216,7 +216,7 @@ def evaluation_seconds_left(timings: Timings, schedule: Schedule, now: float) ->
     current = timings.evaluation
     if current is None:
         return None
-    # The first answers take longest: they are made in batches, of which the first says nothing yet.
+    # Answers come in batches, and the first batch takes longest.
     has_begun = bool(current.done and current.total) and current.done >= _TELLING_SHARE * current.total
     if timings.evaluation_seconds is None and not has_begun:
         return None
@@ -234,7 +234,7 @@ def _is_evaluation_due(timings: Timings, schedule: Schedule, total: int) -> bool
 
 
 def _evaluations_left(timings: Timings, schedule: Schedule, total: int) -> int:
-    """Evaluations to come, without the one under way."""
+    """Evaluations to come, without the present one."""
     if not schedule.evaluates:
         return 0
     step, epoch = timings.step, timings.steps_per_epoch
@@ -262,7 +262,7 @@ def _evaluation_seconds(timings: Timings, schedule: Schedule) -> float:
     if measured is not None:
         if not timings.is_only_base_measured or schedule.prompts or answer <= 0:
             return measured
-        # The untouched model answers to the limit, which is a margin above the longest answer; a tuned one stops.
+        # The untouched model answers up to the limit, a margin above the longest answer; a tuned model stops earlier.
         parts = timings.part_seconds
         return measured - (parts.get("answers", 0.0) + parts.get("samples", 0.0)) * MARGIN_TOKENS / decoding
     if data is None:
@@ -279,7 +279,7 @@ def _evaluation_seconds(timings: Timings, schedule: Schedule) -> float:
 
 
 def _rest_of(current: EvaluationTiming, timings: Timings, each: float, now: float) -> float:
-    """Seconds left of an evaluation: as the last one took, else by how much is done of the part under way."""
+    """Seconds left of an evaluation: by the duration of the last one, else by the progress of its present part."""
     elapsed = max(now - current.began - current.paused, 0.0)
     before = {} if timings.is_only_base_measured else timings.part_seconds
     in_part = max(now - (current.part_began or current.began), 0.0)
@@ -295,12 +295,11 @@ def _rest_of(current: EvaluationTiming, timings: Timings, each: float, now: floa
 
 
 def eta_words(eta: Eta | None, *, split: bool = False) -> str:
-    """Time left, ``4m 10s``, with ``~`` while it is a guess: ``~4m 10s``, or ``~`` alone while it is unknown.
+    """Time left, ``4m 10s``; ``~4m 10s`` for a guess, ``~`` alone if unknown.
 
     Args:
-        eta: The time left; None while it is unknown.
-        split: Whether to list its parts, if there is more than steps: ``4m 10s (steps 2m 05s, evaluation
-            2m 05s)``.
+        eta: The time left; None if unknown.
+        split: Whether to list its parts, if there are several: ``4m 10s (steps 2m 05s, evaluation 2m 05s)``.
     """
     if eta is None:
         return "~"
@@ -312,6 +311,6 @@ def eta_words(eta: Eta | None, *, split: bool = False) -> str:
 
 
 def _left(seconds: float) -> str:
-    """Time left in whole seconds, so that its width does not change with each that goes by."""
+    """Time left in whole seconds, so that its width stays the same."""
     whole = math.ceil(seconds - 0.5) if seconds >= 1 else math.ceil(seconds)
     return f"{whole}s" if whole < 60 else format_duration(whole)

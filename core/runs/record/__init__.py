@@ -1,1 +1,1 @@
-"""Record of a run: its directory, state and events, and the history that they add up to."""
+"""Record of a run: its directory, state, events, and their history."""

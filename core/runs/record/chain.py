@@ -2,14 +2,14 @@
 
 A link is a line of JSON: ``n`` (counted from 0), ``kind``, ``t`` (Unix seconds), ``events`` (the lines of
 ``events.jsonl`` since the link before), ``body`` (by kind), ``prev`` (the ``link`` of the line before, 64 zeros for the
-first) and ``link``, the SHA-256 of all the rest in canonical JSON. The last ``link`` is the head: whoever has written
-it down can verify everything before it.
+first) and ``link``, the SHA-256 of all other fields in canonical JSON. The last ``link`` is the head: a user who has
+written it down can verify everything before it.
 
 =============  ========================================================================================================
-``start``      a worker has rows and model ready: configuration, base, rows, files, machine, software, the checkpoint
-               that it goes on from
+``start``      a worker has rows and model ready: configuration, base, rows, files, machine, software, the checkpoint it
+               continues from
 ``checkpoint`` a checkpoint is durable: its whole manifest, which has the hash of each file
-``rollback``   the run has gone back within its process: to which step
+``rollback``   the run has gone back to a step within its process
 ``parked``     the device was given back
 ``result``     the adapter or the model was written: the hash of each file
 ``end``        how the run ended
@@ -48,7 +48,7 @@ _MOST = 1 << 62
 
 
 class DamagedLinkError(ValueError):
-    """A line of a chain that is no link, or has been changed; its text gives the reason."""
+    """An invalid or changed line of a chain; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class SealedEvents:
 
 @dataclass(frozen=True)
 class Link:
-    """A link that is sound in itself."""
+    """A link whose digest is correct."""
 
     n: int
     kind: str
@@ -77,11 +77,11 @@ class Link:
 
 
 class Chain:
-    """Writes the chain of a run; to be used by one process at a time, and by one thread.
+    """Writes the chain of a run; for one process at a time, and one thread.
 
     Args:
-        directory: Of the run.
-        events: Its record of events.
+        directory: Directory of the run.
+        events: Its event record.
     """
 
     def __init__(self, directory: Path, events: Path) -> None:
@@ -122,7 +122,7 @@ class Chain:
             return None
 
     def _open(self) -> None:
-        """Go on from the last whole link; a line that a killed worker left unfinished is cut off."""
+        """Continue after the last whole link; a line that a killed worker left unfinished is cut off."""
         end, self._n, self._prev, self._sealed = 0, 0, NOTHING, 0
         try:
             descriptor = open_beneath(self._directory, CHAIN_NAME, os.O_RDWR)
@@ -166,12 +166,12 @@ class Chain:
 
 
 def canonical(value: Any) -> bytes:
-    """A value as the one JSON text that digests are made of."""
+    """A value as canonical JSON, for digests."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 
 
 def digest_of(link: dict[str, Any]) -> str:
-    """The SHA-256 of a link without its own, in hexadecimal."""
+    """The SHA-256 of a link without its ``link`` field, in hexadecimal."""
     return hashlib.sha256(canonical({name: value for name, value in link.items() if name != "link"})).hexdigest()
 
 
@@ -181,7 +181,7 @@ def short(data: bytes) -> str:
 
 
 def seal_events(path: Path, begin: int) -> dict[str, Any]:
-    """The whole lines of an event record from an offset on, :data:`SEALED_LINES` at most, as a link has them.
+    """Field ``events`` of a link: the whole lines of an event record from an offset on, :data:`SEALED_LINES` at most.
 
     Raises:
         OSError: If they cannot be read.
@@ -215,7 +215,7 @@ def digits_of_lines(path: Path) -> Iterator[str]:
 
 
 def _pieces(path: Path, begin: int) -> Iterator[tuple[bytes, bool]]:
-    """The pieces of a file's lines, and whether each ends one: a line may be longer than a piece."""
+    """Pieces of a file's lines, each with True if it ends its line: a line may be longer than a piece."""
     with open_regular(path) as file:
         file.seek(begin)
         while block := file.read(_BLOCK):
@@ -258,7 +258,7 @@ def parse_link(line: bytes) -> Link:
     """A line of a chain.
 
     Raises:
-        DamagedLinkError: If it is no link, or its digest is not that of its content.
+        DamagedLinkError: If it is invalid, or its digest does not match its content.
     """
     try:
         found = parse_json(line, finite=False)
@@ -288,7 +288,7 @@ def _count(value: Any) -> int:
 
 
 def chain_head(directory: Path) -> str | None:
-    """The last link of a run's chain as it is written there, unchecked; None without one."""
+    """The last readable link of a run's chain; None without one."""
     head = None
     try:
         for link in read_links(directory / CHAIN_NAME):

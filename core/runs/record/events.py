@@ -22,8 +22,8 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 #: Longest line of an event, in bytes.
 LINE_LIMIT = 1 << 20
-#: Most characters of a prompt or an answer, and of any other text; longer ones are truncated. They fit into a line
-#: together, even if every character is escaped.
+#: Most characters of a prompt or an answer, and of any other text; longer texts are truncated. All texts of an event
+#: fit into a line, even if every character is escaped.
 TEXT_LIMIT, SENTENCE_LIMIT = 50_000, 4_000
 #: Most entries of a list or a dictionary, and most characters of a key or a text in one.
 ENTRIES_LIMIT, NAME_LIMIT = 256, 200
@@ -31,7 +31,7 @@ ENTRIES_LIMIT, NAME_LIMIT = 256, 200
 INTEGER_LIMIT = 1 << 63
 #: Greatest time, positive or negative, in Unix seconds: the year 9891, within the calendar of datetime.
 TIME_LIMIT = 2.5e11
-#: End of the reason of a run whose result is that of its best step.
+#: End of the reason of a run whose result is of its best step.
 BEST_CHOSEN = "the best one"
 
 
@@ -161,8 +161,8 @@ class SampleEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareEvent(Event):
-    """Devices as dictionaries of :class:`core.hardware.snapshot.Device`, the memory of the machine or of the container
-    in bytes, which the kernel kills for, and the rest of the machine as a dictionary of
+    """Devices as dictionaries of :class:`core.hardware.snapshot.Device`, the memory in bytes of the machine or of the
+    container, by which the kernel's OOM killer decides, and the rest of the machine as a dictionary of
     :class:`core.hardware.snapshot.Host`; missing figures are null."""
 
     type: ClassVar[str] = "hardware"
@@ -196,9 +196,9 @@ class CheckpointEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GovernorEvent(Event):
-    """The governor acts for heat, power, memory, disk or the night (:mod:`core.governor.policy`): ``action`` is
-    ``slow``, ``full``, ``power_limit``, ``pause``, ``resume``, ``checkpoint`` or ``stop``; ``duty`` the share of the
-    time that is worked from now on."""
+    """An action of the governor for heat, power, memory, disk or the night (:mod:`core.governor.policy`): ``slow``,
+    ``full``, ``power_limit``, ``pause``, ``resume``, ``checkpoint`` or ``stop``; ``duty`` is the share of time spent
+    working from then on."""
 
     type: ClassVar[str] = "governor"
     action: str
@@ -210,9 +210,9 @@ class GovernorEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class NightEvent(Event):
-    """Promise of the plan for the night, beside its first promise (:class:`core.governor.night.Promise`);
-    times in Unix seconds, energies in kWh of this start. Where a wish is given up, ``nearest_deadline`` or
-    ``nearest_energy_kwh`` takes its place."""
+    """Promise of the plan for the night, beside its first promise (:class:`core.governor.night.Promise`); times in Unix
+    seconds, energies in kWh of this start. ``nearest_deadline`` or ``nearest_energy_kwh`` replaces a wish that is given
+    up."""
 
     type: ClassVar[str] = "night"
     cause: str
@@ -245,9 +245,8 @@ class NightEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackEvent(Event):
-    """The run has gone back to the checkpoint of ``step`` for a loss spike; the steps from ``first`` to ``last``, whose
-    loss was up to ``loss`` where about ``expected`` was expected, are left out from then on. ``rows`` says where their
-    rows are."""
+    """The run has gone back to the checkpoint of ``step`` for a loss spike; the steps from ``first`` to ``last`` are
+    left out from then on. Their loss was up to ``loss`` instead of about ``expected``; ``rows`` names their rows."""
 
     type: ClassVar[str] = "rollback"
     step: int
@@ -416,7 +415,7 @@ def _to_object(value: JSONValue) -> dict[str, Any]:
 
 
 def _to_plain(value: JSONValue) -> JSONValue:
-    """A number, a text, or a list of them or of objects that have nothing else; None for anything else."""
+    """A number, a text, or a list of these or of flat objects; None for anything else."""
     if isinstance(value, list):
         return [_to_leaf(item) for item in _first(value) if not isinstance(item, list)]
     return _to_scalar(value)
@@ -495,7 +494,7 @@ _STEP_LINE = re.compile(
 
 
 def decode_step(line: bytes) -> StepEvent | None:
-    """A step in its usual form, in a quarter of the time that any event takes; None for any other line."""
+    """A step in its usual form, decoded four times as fast as other events; None for any other line."""
     found = _STEP_LINE.fullmatch(line)
     if found is None:
         return None
@@ -527,8 +526,8 @@ _HARDWARE_LINE = re.compile(
 
 
 def decode_totals(line: bytes) -> Event | None:
-    """An event as far as :class:`core.runs.record.timings.RunTotals` needs it: as :func:`decode_event`, but of a report
-    of the devices only time and energy, in a tenth of the time.
+    """Decode an event for :class:`core.runs.record.timings.RunTotals`: as :func:`decode_event`, but a hardware event
+    gets only time and energy, in a tenth of the time.
 
     Raises:
         MalformedEventError: As :func:`decode_event`.

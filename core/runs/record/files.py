@@ -1,11 +1,11 @@
 """Writing to a run directory: foreign files are refused, events are appended, and one worker holds the lock.
 
-A run directory may come from elsewhere, and a link in it leads wherever whoever packed it wanted: directories and plain
-files with one name pass. The one link that is followed is ``checkpoints`` to another disk, once the user has confirmed
-where it leads; the home remembers that.
+A run directory may come from anywhere, and a link in it may lead anywhere: only directories and plain files with a
+single name are accepted. The exception is ``checkpoints``, which may link to another disk once the user has confirmed
+its target; the home remembers that.
 
-The lock on ``worker.lock`` lives exactly as long as the worker does. The launcher takes it, and the worker inherits the
-open descriptor, so there is no moment between the two at which a second launcher could get in.
+The lock on ``worker.lock`` is held exactly as long as the worker lives. The launcher takes it, and the worker inherits
+the open descriptor, so a second launcher never finds it free in between.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _TRACKERS = "tracking"
 
 
 def refuse_unsafe_files(run: Run, below: str = "") -> None:
-    """Look at every file of a run before it is written to.
+    """Refuse a run with unsafe files, before it is written to.
 
     Args:
         run: The run.
-        below: Only this directory of it.
+        below: Check only this directory of it.
 
     Raises:
-        UserError: If one is a link, a pipe, a device or has a second name, or a directory cannot be read.
+        UserError: If a file is a link, a pipe, a device or has a second name, or a directory cannot be read.
     """
     try:
         for path in _files_of(run, run.path / below):
-            # Others of the run's processes may be at work, and remove files meanwhile.
+            # Other processes of the run may remove files meanwhile.
             with suppress(FileNotFoundError):
                 _refuse_unsafe(run, path, os.stat(path, follow_symlinks=False))
     except OSError as error:
@@ -59,7 +59,7 @@ def refuse_unsafe_files(run: Run, below: str = "") -> None:
 
 
 def _files_of(run: Run, directory: Path) -> Iterator[Path]:
-    """Whatever is in a directory of a run, at any depth, but for directories; the directory itself where it is none."""
+    """All entries in a directory of a run, at any depth, except directories; the path itself if it is a link."""
     if directory == run.checkpoints_path and directory.is_symlink():
         refuse_moved_checkpoints(run)
     elif directory.is_symlink() and directory != run.path:
@@ -80,7 +80,7 @@ def _files_of(run: Run, directory: Path) -> Iterator[Path]:
 
 def _refuse_unsafe(run: Run, path: Path, status: os.stat_result) -> None:
     reason = unsafe_kind(status)
-    # Workers listen on a socket; nothing can be written to one.
+    # Workers listen on a socket; writing to its path is impossible.
     if reason is None or stat.S_ISSOCK(status.st_mode) or _is_of_tracker(run, path, status):
         return
     hint = "Remove it if you did not put it there."
@@ -102,10 +102,10 @@ def _is_of_tracker(run: Run, path: Path, status: os.stat_result) -> bool:
 
 
 def refuse_moved_checkpoints(run: Run) -> None:
-    """Refuse ``checkpoints`` that is a link, unless the user has confirmed where it leads.
+    """Refuse a link ``checkpoints``, unless the user has confirmed its target.
 
     Raises:
-        UserError: If so.
+        UserError: If the target is not confirmed.
     """
     path = run.checkpoints_path
     if not path.is_symlink():
@@ -120,14 +120,14 @@ def refuse_moved_checkpoints(run: Run) -> None:
 
 
 def confirm_checkpoints(run: Run, directory: Path) -> None:
-    """Remember that the checkpoints of a run are in a directory elsewhere, which ``checkpoints`` is a link to.
+    """Remember that ``checkpoints`` of a run is a link to a directory elsewhere.
 
     Args:
         run: The run.
-        directory: Where the user says that they are.
+        directory: The target that the user confirms.
 
     Raises:
-        UserError: If ``checkpoints`` is no link, leads elsewhere, or the record cannot be written.
+        UserError: If ``checkpoints`` is not a link or has another target, or the record cannot be written.
     """
     path = run.checkpoints_path
     if not path.is_symlink():
@@ -153,7 +153,7 @@ def confirm_checkpoints(run: Run, directory: Path) -> None:
 
 
 def _confirmed_directory(run: Run) -> str | None:
-    """Directory that the user has confirmed for the checkpoints of a run; None where none was."""
+    """Directory that the user has confirmed for the checkpoints of a run; None without one."""
     try:
         data = read_json(_record_path(run), _RECORD_LIMIT)
         is_of_run = data["run"] == os.path.realpath(run.path)
@@ -181,15 +181,15 @@ def append_events(run: Run, *events: Event) -> None:
 
 
 def append_while_open(run: Run, *events: Event) -> bool:
-    """Append events, unless the end of the run is recorded, or is being recorded (:func:`closing_record`): nothing
-    comes after it.
+    """Append events, unless the end of the run is recorded or being recorded (:func:`closing_record`), after which
+    nothing may follow.
 
     Args:
         run: The run; its worker may be alive.
         *events: The events.
 
     Returns:
-        Whether they were added.
+        True if they were added.
 
     Raises:
         UserError: If they cannot be written.
@@ -221,7 +221,7 @@ def closing_record(descriptor: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # Also a process that was forked with it would keep it.
+        # A forked process with the same descriptor would keep the lock.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
 
@@ -253,7 +253,7 @@ def try_lock(run: Run) -> int | None:
 
     Returns:
         The descriptor that holds it (close it to release), or None if another process has it. On a file system without
-        locks a descriptor is returned nevertheless.
+        locks, always a descriptor.
 
     Raises:
         UserError: If the lock file cannot be made or locked.
@@ -265,7 +265,7 @@ def hold_worker_lock(run: Run) -> int:
     """Adopt the inherited lock, or take it if started by hand; called by the worker before anything else.
 
     Returns:
-        The descriptor, to be kept open for the life of the process; the worker's own children do not get it.
+        The descriptor, to keep open for the life of the process; the worker's own children do not inherit it.
 
     Raises:
         UserError: If another worker has the lock.

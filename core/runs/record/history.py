@@ -50,7 +50,7 @@ from core.small_files import open_regular
 
 
 class Samples:
-    """The answers of a run in the order of their steps: those given first, and the newest."""
+    """The answers of a run in the order of their steps: the first and the newest."""
 
     def __init__(self) -> None:
         self.kept: deque[SampleEvent] = deque()
@@ -71,7 +71,7 @@ class Samples:
             self._first += 1
         self.kept.append(event)
         self._characters += _sample_characters(event)
-        # The first answers stay: all others are compared with them.
+        # The first answers stay, as all others are compared with them.
         while len(self.kept) > SAMPLES or self._characters > SAMPLE_CHARACTERS:
             place = self._first if len(self.kept) > self._first else 0
             self._first -= 0 if place else 1
@@ -103,7 +103,7 @@ _HALTS = {"pause": "paused", "park": "parked", "resume": "going_on"}
 _TAIL_LIMIT, _EVAL_LIMIT = 16 << 20, 4 << 20
 #: Bytes from which a record is long: reading it takes more than a second.
 LONG_BYTES = 8 << 20
-#: Places of a long record at which a step is read, and bytes that are read at each.
+#: Places of a long record at which a step is read, and bytes read at each.
 PLACES, PLACE_BYTES = 2000, 2048
 #: Phases that recur within one start.
 _RECURRING = frozenset({"training", "evaluating", "saving"})
@@ -155,7 +155,6 @@ class Mark:
 class RunHistory:
     """The present view of a run; feed it every event in order."""
 
-    # Its course.
     starts: int = field(default=0, init=False)
     """Number of times a worker has started on the run."""
     phases: dict[str, RunPhase] = field(default_factory=dict, init=False)
@@ -199,7 +198,7 @@ class RunHistory:
     power: Series = field(default_factory=Series, init=False)
     """Power of the first device in W."""
     device_memory: Series = field(default_factory=Series, init=False)
-    """Memory in use on the first device in GB, whoever uses it."""
+    """Memory in use on the first device in GB, by all processes."""
 
     # The machine.
     devices: list[Device] = field(default_factory=list, init=False)
@@ -210,7 +209,7 @@ class RunHistory:
     governor: GovernorEvent | None = field(default=None, init=False)
     """Last action of the governor."""
     slowed: GovernorEvent | None = field(default=None, init=False)
-    """The newest action that slowed the run; None where it is at full speed, or pauses."""
+    """The newest action that slowed the run; None at full speed, and during a pause."""
     night: NightEvent | None = field(default=None, init=False)
     """The newest promise of the plan for the night."""
 
@@ -231,7 +230,7 @@ class RunHistory:
 
     @property
     def samples(self) -> deque[SampleEvent]:
-        """Answers to the sample questions: those given first, and the newest."""
+        """Answers to the sample questions: the first and the newest."""
         return self._samples.kept
 
     @property
@@ -241,12 +240,12 @@ class RunHistory:
 
     @property
     def evals(self) -> list[EvalEvent]:
-        """Evaluations, replayed ones left out; of very many, the newest."""
+        """Evaluations, without replayed ones; of very many, the newest."""
         return self.totals.evals
 
     @property
     def energy_wh(self) -> float | None:
-        """Energy of the devices over all starts, in Wh; None where none reports it."""
+        """Energy of the devices over all starts, in Wh; None if no device reports it."""
         return self.totals.energy_wh
 
     @property
@@ -266,8 +265,8 @@ class RunHistory:
 
     @property
     def work_share(self) -> float:
-        """Share of the seconds in steps that was work, and not a rest by the governor: 1 without rests. By the duty
-        cycles in its events, which come at every tenth."""
+        """Share of the seconds in steps that was work, and not a rest by the governor, by the duty cycles in its
+        events; 1 without rests."""
         return self._worked_seconds / self._stepped_seconds if self._stepped_seconds > 0 else 1.0
 
     @property
@@ -281,7 +280,7 @@ class RunHistory:
         return self.totals.work.seconds
 
     def end_reason(self, state: RunState) -> str:
-        """Why the run has ended, by its state or else by its last event; empty where all steps were done."""
+        """Why the run has ended, by its state or else by its last event; empty if all steps were done."""
         reason = state.reason or (self.end.reason if self.end is not None else "")
         return "" if reason == sentences.ALL_DONE else reason
 
@@ -297,7 +296,7 @@ class RunHistory:
         return self.phase.seconds - self.phase.seconds_before + max(now - self.updated, 0.0)
 
     def log_since(self, count: int) -> list[LogLine]:
-        """Lines written after the first ``count`` ever (see ``log_count``), as far as they are kept."""
+        """Lines after the first ``count`` ever written (see ``log_count``), as far as they are kept."""
         fresh = min(self.log_count - count, len(self.log))
         return list(islice(self.log, len(self.log) - fresh, None)) if fresh > 0 else []
 
@@ -307,7 +306,7 @@ class RunHistory:
         self.totals.apply(event)
         starting = isinstance(event, PhaseEvent) and self._is_new_start(event)
         if self.phase is not None and self.updated is not None and not starting:
-            # The time between a killed worker and its successor belongs to no phase.
+            # The time between a killed worker and the next one belongs to no phase.
             passed = sound(event.t - self.updated)
             self.phase.seconds += passed
             self.phase_seconds[self.phase.name] = self.phase_seconds.get(self.phase.name, 0.0) + passed
@@ -428,7 +427,7 @@ class RunHistory:
             (self.power, read.power_w if read is not None else None),
             (self.device_memory, used / _GIGABYTE if used is not None else None),
         ):
-            # A value that was never there is no gap.
+            # A gap needs an earlier value.
             if value is not None or len(series):
                 series.gather(self.step, math.nan if value is None else value)
 
@@ -454,7 +453,7 @@ class RunHistory:
         self._write(event.t, "info", sentences.night(event))
 
     def _apply_rollback(self, event: RollbackEvent) -> None:
-        # The steps that were undone go at once: their marks would come after that of the rollback.
+        # The undone steps go at once: their marks would follow the mark of the rollback.
         self._rewind(event.step + 1)
         line = sentences.rollback(event)
         append_bounded(self.marks, Mark(event.step, "rollback", line))
@@ -548,8 +547,8 @@ def is_long(run: Run) -> bool:
 
 
 def read_glimpse(run: Run) -> RunHistory | None:
-    """History of a long record in milliseconds: the loss of some steps from all over it, the newest step, the last
-    evaluation and the end, but no sums. None where the record is short, cannot be read or has no steps there.
+    """History of a long record in milliseconds: the loss of a sample of its steps, the newest step, the last evaluation
+    and the end, but no sums. None if the record is short or unreadable, or the sample has no steps.
 
     Of replayed steps, the last ones in the record are kept.
     """
@@ -575,7 +574,7 @@ def read_glimpse(run: Run) -> RunHistory | None:
 
 
 def _step_near(file: FileIO, place: int) -> StepEvent | None:
-    """The first step that begins in the piece of the file at a place; None where it has none."""
+    """The first step that begins in the piece of the file at an offset; None without one."""
     lines = os.pread(file.fileno(), min(PLACE_BYTES, LINE_LIMIT), place).split(b"\n")
     # The first piece is the rest of a line, the last one the beginning of another.
     return next((step for line in lines[1:-1] if (step := decode_step(line)) is not None), None)

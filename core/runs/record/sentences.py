@@ -1,4 +1,4 @@
-"""Sentences of a run for its log and status line, safe to show: events, changes, and its present activity."""
+"""Sentences for the log and status line of a run, safe to show: events, changes, and its present activity."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _STAMP_PREFIX = re.compile(r"\d{8}-\d{6}-(?=.)", re.ASCII)
 
 
 def slug_of(identity: str) -> str:
-    """The slug that a run's id ends with; the whole id where it does not begin with a time."""
+    """The slug at the end of a run's id; the whole id if it does not begin with a time."""
     return _STAMP_PREFIX.sub("", identity, count=1) if _STAMP_PREFIX.match(identity) else identity
 
 
@@ -117,7 +117,7 @@ PHASES = {
     "evaluating": "evaluating",
     "saving": "saving",
 }
-#: End reason of a run that reached its last step, and whose adapter is that of its last step.
+#: End reason of a run that reached its last step, and whose adapter is of that step.
 ALL_DONE = "all steps done"
 #: Phases that report their own result.
 _SILENT = frozenset({"evaluating", "saving"})
@@ -311,28 +311,28 @@ _WITHIN = {
     "probe": "measuring the general probe",
     "checkpoint": "saving a checkpoint",
 }
-#: Steps that take less than so many seconds are over before a line about them has been read.
+#: Shortest step, in seconds, whose progress is worth a line.
 LONG_STEP_SECONDS = 3.0
 #: Parts of an evaluation besides the loss, in short.
 _BESIDE_LOSS = {"answers": "answers", "samples": "samples", "probe": "probe"}
 
 
 def doing(pending: Sequence[str]) -> str:
-    """The requests that wait in one word, ``pausing``; empty where there are none."""
+    """Pending requests in one word, ``pausing``; empty without any."""
     return next((word for name, word in _DOING.items() if name in pending), "")
 
 
 def pending_words(
     pending: Sequence[str], state: RunState, timings: Timings, now: float, *, is_short: bool = False
 ) -> str:
-    """The requests that wait: ``pausing after this step (≤ 20 s)``, ``stopping …``; empty where there are none.
+    """Pending requests: ``pausing after this step (≤ 20 s)``, ``stopping …``; empty without any.
 
     Args:
         pending: The requests.
-        state: Of the run.
-        timings: Of the run.
+        state: State of the run.
+        timings: Timings of the run.
         now: Unix seconds.
-        is_short: Whether to leave out the obvious: ``pausing (≤ 20 s)``.
+        is_short: Whether to use the short form ``pausing (≤ 20 s)``.
     """
     word = doing(pending)
     if not word:
@@ -346,7 +346,7 @@ def pending_words(
 
 
 def step_seconds_left(state: RunState, timings: Timings, now: float) -> float | None:
-    """Seconds that the present step still takes at most, if it is no slower than the slowest of the recent ones."""
+    """Most seconds left of the present step, if it is no slower than the slowest recent step; None if unknown."""
     slowest, began = timings.slowest_step_seconds, state.step_started or timings.anchor
     if slowest is None or began is None:
         return None
@@ -360,7 +360,7 @@ def _whole(seconds: float) -> str:
 
 
 def progress_words(progress: StepProgress | None) -> str:
-    """Progress within a step or an evaluation: ``micro-batch 3/8``, ``evaluating 18/80``; empty where there is none."""
+    """Progress within a step or an evaluation: ``micro-batch 3/8``, ``evaluating 18/80``; empty without any."""
     if progress is None:
         return ""
     name = _WITHIN.get(progress.what, progress.what.replace("_", " "))
@@ -368,12 +368,12 @@ def progress_words(progress: StepProgress | None) -> str:
 
 
 def evaluation_count(progress: StepProgress | None, done: int | None, total: int | None) -> str:
-    """Progress of an evaluation, behind its name: ``18/80``, ``probe 19/40``, ``samples 1/3``; empty where it is not
+    """Progress of an evaluation, to follow its name: ``18/80``, ``probe 19/40``, ``samples 1/3``; empty if it is not
     counted.
 
     Args:
-        progress: Of the run. Parts after the loss have no phase of their own.
-        done: Rows done, by the phase.
+        progress: Progress of the run. Parts after the loss have no phase of their own.
+        done: Rows done in the phase.
         total: Rows of the phase.
     """
     part = _BESIDE_LOSS.get(progress.what) if progress is not None else None
@@ -383,7 +383,7 @@ def evaluation_count(progress: StepProgress | None, done: int | None, total: int
 
 
 def step_progress(state: RunState, timings: Timings, now: float) -> StepProgress | None:
-    """Progress within the present step where it is worth telling: of several micro-batches, in steps that take long."""
+    """Progress within the present step, if it has several micro-batches and takes long; else None."""
     progress, began = state.progress, state.step_started
     if progress is None or progress.what != "micro_batches" or progress.total < 2:
         return None
@@ -392,7 +392,7 @@ def step_progress(state: RunState, timings: Timings, now: float) -> StepProgress
 
 
 def long_progress(state: RunState, timings: Timings, now: float) -> StepProgress | None:
-    """Progress within an evaluation, a checkpoint, or a step that takes long."""
+    """Progress within an evaluation, a checkpoint, or a long step; None without any."""
     progress = state.progress
     if progress is not None and progress.what != "micro_batches":
         return progress
@@ -400,10 +400,10 @@ def long_progress(state: RunState, timings: Timings, now: float) -> StepProgress
 
 
 def needed_for(event: Event) -> str:
-    """Why an event of a live run needs somebody, as a sentence or a part of one; empty where it does not.
+    """Why an event of a live run needs the user, as a sentence or clause; empty if it does not.
 
-    Room on the disk is made by nobody else, and an error that has not ended a run has paused it. Pauses for heat and
-    quiet hours end by themselves.
+    A full disk needs the user, and so does an error that has paused the run. Pauses for heat and quiet hours end by
+    themselves.
     """
     if isinstance(event, GovernorEvent) and (event.action, event.cause) == ("pause", DISK):
         return words.reason(event.cause, event.value, event.limit)

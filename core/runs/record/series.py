@@ -5,10 +5,9 @@ Values that are not finite are gaps: they interrupt the curve, are listed, and n
 A curve never has more points than a screen can resolve. If it would, neighbors are merged into one point, which keeps
 their extremes and their sum. All is kept in arrays: 64 bytes a point.
 
-Smoothing is a local linear regression, whose window grows with the run. A moving average lags behind a falling curve,
-the more the heavier it is. The window here lies around each point, and at both ends, where it is cut, the fitted line
-leads on: nothing lags. It is narrow at the beginning, where a loss falls steeply, and grows with the distance from
-there.
+Smoothing is a local linear regression. A moving average lags behind a falling curve; here the window is centered on
+each point, and the fitted line extrapolates at both ends, so nothing lags. The window is narrow at the beginning, where
+a loss falls steeply, and grows with the distance from there and with the run.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import NamedTuple
 
 #: Steps below which a curve is shown as it is.
 FEWEST = 30
-#: Half a window, as a part of the distance from the first point, and its greatest part of the whole run.
+#: Half a window, as a share of the distance from the first point, and its greatest share of the whole run.
 GROWTH, SHARE = 0.4, 1 / 11
 #: Steps by which the greatest window grows: the picture of a run that goes on is extended and seldom redrawn.
 _LADDER = 1.25
@@ -63,7 +62,7 @@ def smooth(points: Sequence[_Point], first: float, last: float) -> list[float]:
     for step in steps:
         half = min((step - first) * GROWTH, widest)
         begin, end = bisect_left(steps, step - half), bisect_right(steps, step + half)
-        # The window reaches to the next points, whose weight would be nothing.
+        # The window reaches to the next points outside, whose weight would be 0.
         half += max(steps[min(end, len(steps) - 1)] - step - half, step - half - steps[max(begin - 1, 0)], 1.0)
         offsets = [other - step for other in steps[begin:end]]
         # The Epanechnikov kernel: the nearer a point, the more it counts.
@@ -75,7 +74,7 @@ def smooth(points: Sequence[_Point], first: float, last: float) -> list[float]:
 
 
 def _fit(offsets: Sequence[float], values: Sequence[float], weights: Sequence[float]) -> float:
-    """The value at the offset 0 of the line with the least squares."""
+    """The value at offset 0 of the least-squares line."""
     total = sum(weights)
     weighted = list(map(mul, weights, values))
     mean: float = sum(weighted) / total
@@ -169,8 +168,8 @@ class Series:
             self._halve()
 
     def gather(self, step: int, value: float) -> None:
-        """Append a value, or merge it into the newest point where that is of the same step: several measurements
-        during a step. Its extremes stay, and its value becomes the newest finite one."""
+        """Append a value, or merge it into the newest point if that is of the same step, for several measurements
+        during a step: the point keeps its extremes, and takes the newest finite value."""
         if step != self._last_step or not self.steps:
             self.append(step, value)
             return

@@ -1,9 +1,9 @@
 """State of a run: ``state.json``, the identity of its processes, and the state that a reader infers from them.
 
-A pid is recorded with its start time, since a pid alone is reused. A worker that is gone without an end may have been
-killed for want of memory; the evidence is the kernel's messages, the counter of the control group, or the last figures
-of the record. A run of several processes lists them in ``ranks.json``, replaced every few seconds by the process that
-hears them all: the supervisor, or the first process where another program has started them.
+A pid is recorded with its start time, since pids are reused. A worker that is gone without an end may have been killed
+for lack of memory; the evidence is the kernel's messages, the counter of the control group, or the last figures of the
+record. A run of several processes lists them in ``ranks.json``, replaced every few seconds by the supervisor, or by the
+first process if another program has started them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from core.units import format_bytes, format_duration
 
 
 def start_identity(pid: int) -> str | None:
-    """Start identity: a text that no other process with this pid will ever have; None if there is no process, or only
-    its zombie.
+    """Start identity of a process, unique among all processes with its pid; None if there is no process, or a zombie.
 
-    It is the boot's id with the process's start in clock ticks since boot (``/proc/PID/stat``, field 22), which no
-    change of the wall clock moves.
+    It is the boot id with the process's start in clock ticks since boot (``/proc/PID/stat``, field 22), so changes of
+    the wall clock do not matter.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -93,17 +92,17 @@ FILE_LIMIT = 1 << 20
 #: Valid process ids of the kernel, and valid step numbers.
 _PIDS, _COUNTS = range(1 << 31), range(1 << 63)
 
-#: Value of ``parked`` for a run that a person has parked, and that only a person brings back.
+#: Value of ``parked`` for a run that was parked by hand, and is only resumed by hand.
 PARKED_BY_HAND = "on request"
-#: Commands that wait for the end of a step, or of a pass of an evaluation, and can be taken back until then.
+#: Commands that wait for the end of a step or of an evaluation's pass, and can be withdrawn until then.
 PENDING = ("pause", "checkpoint", "skip_evaluation", "park", "stop")
-#: Fields that are shown.
+#: Text fields that are displayed.
 _TEXTS = ("reason", "host", "refused", "parked")
-#: States as the end of a sentence about a run, where "is" and the state would not do.
+#: States as the end of a sentence about a run, if they are not "is" and the state.
 _PHRASES = {"failed": "has failed", "stopped": "was stopped"}
 
 EXIT_CODES = {"finished": 0, "stopped": 3, "failed": 4}
-#: That of a finished run whose result misses a bar of ``eval.gate``.
+#: Exit code of a finished run whose result misses a bar of ``eval.gate``.
 EXIT_REFUSED = 5
 
 
@@ -120,7 +119,7 @@ class StepProgress:
     """``micro_batches``, ``evaluation``, ``answers``, ``probe``, ``samples`` or ``checkpoint``."""
     done: int = 0
     total: int = 0
-    """Of how many; 0 where they are not counted."""
+    """Number of all; 0 if they are not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +144,9 @@ class RunState:
     beat: float | None = None
     """Heartbeat by :func:`time.monotonic`, which cannot be set; valid while the process that wrote it lives."""
     pending: tuple[str, ...] = ()
-    """Requests that were heard and wait for the end of the step: pause, checkpoint, skip_evaluation, park, stop."""
+    """Requests that wait for the end of the step: pause, checkpoint, skip_evaluation, park, stop."""
     progress: StepProgress | None = None
-    """How far the present step or evaluation is; None between them."""
+    """Progress of the present step or evaluation; None between them."""
     refused: str = ""
     """Missed bars of ``eval.gate`` of a finished run; empty if it passes."""
     parked: str = ""
@@ -160,7 +159,7 @@ class RunState:
 
     @property
     def word(self) -> str:
-        """The state as it is shown: a run that has given its device back is ``parked``."""
+        """The state to display: a run that has given its device back is ``parked``."""
         return "parked" if self.parked and self.state == "paused" else self.state
 
     @property
@@ -191,7 +190,7 @@ class RunState:
     @classmethod
     def read(cls, path: Path) -> RunState | None:
         """The state in a file, its texts safe to show; None if it is missing, unreadable or of an unknown state."""
-        # Read again, as a file that is overwritten in place may be read half-written.
+        # Read twice, as a file that is overwritten in place may be half-written.
         data = _load_state(path) or _load_state(path)
         if data is None:
             return None
@@ -209,7 +208,7 @@ def _pending(value: Any) -> tuple[str, ...]:
 
 
 def _progress(value: Any) -> StepProgress | None:
-    """The progress in a file; None where there is none or it makes no sense."""
+    """The progress in a file; None if it is missing or invalid."""
     if not isinstance(value, dict):
         return None
     what, done, total = value.get("what"), value.get("done"), value.get("total")
@@ -383,8 +382,8 @@ def _counter_files() -> list[Path]:
 
 
 def _killed_by_message(pid: int, since: float) -> bool | None:
-    """True if the kernel's messages say that it killed a process for its control group, False for the machine, None for
-    neither.
+    """True if, by the kernel's messages, it killed a process because the control group ran out of memory; False if the
+    machine did; None for neither.
     """
     texts = [_kernel_messages()]
     for path in _LOGS:
@@ -452,9 +451,9 @@ class Rank:
         host: The machine that it runs on.
         pid: Its process id there; None while it has not begun.
         device: Its device: ``cuda:0``, ``cpu``.
-        heard: Its last sign of life, in Unix seconds by the clock of the machine that keeps the record; None where
-            nobody hears them.
-        is_waiting: Whether it said then that it waits for the others.
+        heard: Its last sign of life, in Unix seconds by the clock of the machine that keeps the record; None if signs
+            are not collected.
+        is_waiting: Whether it was then waiting for the others.
     """
 
     rank: int
@@ -465,7 +464,7 @@ class Rank:
     is_waiting: bool = False
 
     def silent_seconds(self, now: float) -> float | None:
-        """Seconds since its last sign of life; None where they are not known."""
+        """Seconds since its last sign of life; None if unknown."""
         return None if self.heard is None else max(now - self.heard, 0.0)
 
     def is_silent(self, now: float) -> bool:
@@ -479,7 +478,7 @@ class Rank:
 
     @classmethod
     def from_dict(cls, value: Any) -> Rank | None:
-        """From JSON that may be of anybody; None if it is no rank."""
+        """A rank from untrusted JSON; None if it is invalid."""
         if not isinstance(value, dict) or not _is_count(value.get("rank")):
             return None
         pid = value.get("pid")
@@ -535,11 +534,11 @@ def rank_words(ranks: Sequence[Rank]) -> str:
 
 
 def sign_words(rank: Rank, now: float) -> str:
-    """The last sign of life of a process in words: ``1s ago``; ``–`` where it is not known."""
+    """The last sign of life of a process in words: ``1s ago``; ``–`` if unknown."""
     seconds = rank.silent_seconds(now)
     if seconds is None:
         return "–"
-    # Whole seconds: a tenth that changes at every look is noise.
+    # Whole seconds: tenths would only flicker.
     return f"{f'{seconds:.0f}s' if seconds < 60 else format_duration(seconds)} ago"
 
 

@@ -1,7 +1,7 @@
 """Run directories: their files, names and labels; creating, listing and finding them.
 
-A run's id and directory never change; its display name stands beside them, in ``labels.json``. A run directory may come
-from anywhere, so labels are read like any other foreign text: up to a size, cut, and safe to show.
+A run's id and directory never change; its display name is in ``labels.json``. A run directory may come from anywhere,
+so labels are read as untrusted text: up to a size, truncated, and safe to show.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def labels_path(directory: Path) -> Path:
 
 
 def read_labels(directory: Path) -> Labels:
-    """The labels of a run directory; empty ones where there is no file, or it cannot be read."""
+    """The labels of a run directory; empty without a readable file."""
     try:
         data: Any = read_json(labels_path(directory), LABELS_LIMIT)
     except (OSError, ValueError):
@@ -175,7 +175,7 @@ def read_labels(directory: Path) -> Labels:
 
 
 def write_labels(directory: Path, labels: Labels) -> None:
-    """Replace the labels of a run directory; no file is left where all of them are empty.
+    """Replace the labels of a run directory; the file is removed if all of them are empty.
 
     Raises:
         UserError: If the file cannot be written.
@@ -266,7 +266,7 @@ class Run:
 
     @property
     def template_path(self) -> Path:
-        """The chat template of the training with the values of ``template.variables``, where there are any."""
+        """The chat template of the training, with the values of ``template.variables`` if there are any."""
         return self.path / "chat_template.jinja"
 
     @property
@@ -357,7 +357,7 @@ class Run:
 
 
 def _told_end(recorded: RunState, events: Path) -> FinishedEvent | None:
-    """The end event at the end of a record; None if the worker went on, or a later one has started since."""
+    """The end event at the end of a record; None if the worker went on, or a later worker has started."""
     try:
         status = os.stat(events)
     except OSError:
@@ -437,14 +437,14 @@ def free_run_id(name: str, taken: Collection[str] = ()) -> str:
 
 
 def make_run(run_id: str, configuration: str) -> Run:
-    """Make the directory of a queued run whole or not at all, so that it can be done again after a kill.
+    """Make the directory of a queued run atomically, so that it can be repeated after a kill.
 
     Args:
-        run_id: The id, of :func:`free_run_id`.
+        run_id: The id, from :func:`free_run_id`.
         configuration: The text of its ``run.toml``, every value resolved.
 
     Returns:
-        The run; as it is, where its directory is there already.
+        The run; unchanged if its directory exists.
 
     Raises:
         UserError: If the home cannot be written or is full.
@@ -468,7 +468,7 @@ def list_runs() -> list[Run]:
     """All runs, newest first."""
     try:
         with os.scandir(paths.runs_dir()) as entries:
-            # A hidden one is being made.
+            # A hidden directory is still being made.
             names = [entry.path for entry in entries if not entry.name.startswith(".")]
             found = [Run(Path(name)) for name in names if os.path.isfile(f"{name}/{CONFIG_NAME}")]
     except OSError:
@@ -484,7 +484,7 @@ def _is_run(path: Path) -> bool:
 
 
 def find_run(name: str) -> Run:
-    """Find the run that a user names by an id, the beginning or a part of one, a display name, a path, or ``latest``.
+    """Find the run that a user names by its id or a part of it, a display name, a path, or ``latest``.
 
     Raises:
         UserError: If there is no such run, more than one, or the name is empty.
@@ -492,7 +492,7 @@ def find_run(name: str) -> Run:
     if os.sep in name and _is_run(Path(name)):
         return Run(Path(name).absolute())
     if not any(map(str.isalnum, name)):
-        # The empty text, as from an unset variable, and a dash are parts of every id.
+        # An empty text, as from an unset variable, or a dash would match every id.
         raise UserError("No run is named.", "Name one, or take 'latest' for the newest.")
     runs = list_runs()
     if not runs:
@@ -502,7 +502,7 @@ def find_run(name: str) -> Run:
     if name == "latest":
         return runs[0]
     matches = [run for run in runs if run.id == name] or [run for run in runs if name in run.id]
-    # A display name is no part of an id: it is looked for only where no id is meant.
+    # Display names count only if no id matches.
     matches = matches or [run for run in runs if read_labels(run.path).name.lower() == name.lower()]
     if not matches:
         raise UserError(f"There is no run called {one_line(name, 200)}.", _guess(name, runs))
@@ -515,7 +515,7 @@ def find_run(name: str) -> Run:
 
 
 def _guess(name: str, runs: Sequence[Run]) -> str:
-    """The run that a mistyped name most likely meant, as a hint: by its whole id, or by the words at its end."""
+    """The run that a mistyped name most likely means, as a hint: by its whole id, or by its slug."""
     found = nearest(name, [run.id for run in runs])
     if found is None:
         by_slug = {slug_of(run.id): run.id for run in reversed(runs)}

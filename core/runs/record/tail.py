@@ -75,7 +75,7 @@ def skip_hole(file: FileIO, place: int) -> int:
     try:
         return os.lseek(file.fileno(), place, os.SEEK_DATA)
     except OSError as error:
-        # No more of them, or a file system that knows no holes.
+        # No more data, or a file system without holes.
         return os.lseek(file.fileno(), *((0, os.SEEK_END) if error.errno == errno.ENXIO else (place, os.SEEK_SET)))
 
 
@@ -206,8 +206,8 @@ def _last_lines(path: Path, limit: int) -> Iterator[bytes]:
                 file.seek(begin)
                 lines = ((file.read(place - begin) or b"") + rest).split(b"\n")
                 place = begin
-                # The first piece is the rest of a line that begins earlier, unless the file begins with it. Of a line
-                # that is too long, no more is kept than shows that.
+                # The first piece is the rest of a line that begins earlier, unless the file begins with it. A line that
+                # is too long is kept only up to the limit.
                 rest = lines.pop(0)[: LINE_LIMIT + 1] if place else b""
                 if is_end and lines:
                     lines.pop()

@@ -35,7 +35,7 @@ _LONGEST_SECONDS = 3e9
 
 
 def sound(seconds: float) -> float:
-    """A plausible duration: not negative (a clock may have been set back), and no longer than a life."""
+    """A plausible duration: not negative (a clock may have been set back), and less than a century."""
     return seconds if 0 < seconds < _LONGEST_SECONDS else 0.0
 
 
@@ -89,8 +89,8 @@ _FIRST_PHASE = "importing"
 class WorkingTime:
     """Working time of a run, without pauses and the time between workers, by its events in order.
 
-    A pause counts as long as requests make it, or as the next step reports, whichever is longer: some pauses nobody
-    asks for, and no step may follow the last one.
+    A pause counts as long as its requests show, or as the next step reports, whichever is longer: some pauses have no
+    request, and the last pause may have no next step.
     """
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class WorkingTime:
 
     def advance(self, time: float, phase: str = "") -> None:
         """Apply the time of an event, and the phase that it reports; empty for an event of another type."""
-        # A worker reports its first phase again where that has got further.
+        # A worker reports its first phase repeatedly, with progress.
         if phase and (self._is_over or (phase == _FIRST_PHASE and self._phase != _FIRST_PHASE)):
             self.settle(0.0)
             self.starts += 1
@@ -141,7 +141,7 @@ class WorkingTime:
         self._last = time if not math.isnan(time) else self._last
 
     def _pause(self, who: str, *, is_on: bool) -> None:
-        """Apply the beginning or the end of a pause; that of the user and that of the governor end apart."""
+        """Apply the beginning or the end of a pause; pauses of the user and of the governor end separately."""
         if is_on:
             self._pausers.add(who)
         else:
@@ -161,7 +161,7 @@ class RunTotals:
         self.work = WorkingTime()
         self.evals: list[EvalEvent] = []
         self.energy_wh: float | None = None
-        """Energy over all starts; None where no device reports it."""
+        """Energy over all starts; None if no device reports it."""
         self._energy_before = 0.0
         self._starts = 0
         self._dropped_best: EvalEvent | None = None
@@ -228,16 +228,16 @@ def truncate(items: list[Any], step: int) -> None:
 RECENT_STEPS, RECENT_SECONDS, MOST_STEPS = 16, 60.0, 1024
 #: Newest evaluations and checkpoints that count.
 RECENT = 4
-#: A step that takes so many times the median is an accident, and counts as if it had taken that.
+#: A step is an outlier from this multiple of the median on, to which it is cut.
 OUTLIER = 3.0
-#: Relative spread of the tokens of steps from which on their pace is one per token.
+#: Relative spread of the tokens per step from which the pace is counted per token.
 VARIED = 0.08
 #: Longest plausible duration of one thing, in seconds, and plausible numbers of steps in an epoch.
 _LONGEST = 3e7
 _FEWEST_STEPS, _MOST_STEPS = 1e-6, 1e12
 #: Phase in which the model is measured, and the parts that its progress names.
 EVALUATING, PARTS = "evaluating", ("loss", "answers", "probe", "samples")
-#: Events that may come at any time, whatever is being done.
+#: Events that may come during any activity.
 _BESIDE = (HardwareEvent, MemoryEvent, NoticeEvent)
 
 
@@ -248,7 +248,7 @@ class StepTiming:
     tokens: int
     seconds: float
     between: float | None
-    """Seconds from the step before to the beginning of this one; None where something else was done in between."""
+    """Seconds from the step before to the beginning of this one; None if something else was done in between."""
 
 
 @dataclass
@@ -272,7 +272,7 @@ class EvaluationTiming:
     """True if it has given a result."""
 
     def progress(self, event: PhaseEvent) -> None:
-        """Take in how far it is."""
+        """Take in a report of progress."""
         if event.detail not in PARTS or event.total is None or event.done is None:
             return
         if event.detail != self.part:
@@ -284,20 +284,20 @@ class EvaluationTiming:
         self.done, self.total, self.at = event.done, event.total, event.t
 
     def part_seconds(self, part: str) -> float | None:
-        """Seconds of a part that is over; None of others."""
+        """Seconds of a part that is over; None for others."""
         if part == self.part and self.done == self.total > 0:
             return _sound(self.at - (self.part_began or self.began))
         return self.seconds.get(part)
 
     def close(self, moment: float) -> float:
-        """End it; returns its seconds, pauses left out."""
+        """End it; returns its seconds without pauses."""
         if self.part:
             self.seconds[self.part] = _sound(moment - (self.part_began or self.began))
         return _sound(moment - self.began - self.paused)
 
 
 class Timings:
-    """The timings of a run; feed it every event in order. Earlier starts of the run go on to count."""
+    """The timings of a run; feed it every event in order. Earlier starts of the run still count."""
 
     def __init__(self) -> None:
         self.data: DataEvent | None = None
@@ -309,17 +309,17 @@ class Timings:
         self.evaluation: EvaluationTiming | None = None
         """The evaluation under way."""
         self.evaluated_step: int | None = None
-        """Step of the newest evaluation that is over, whatever it gave."""
+        """Step of the newest evaluation that is over."""
         self.saved_step: int | None = None
         """Step of the newest checkpoint."""
         self.phase = ""
         self.detail = ""
         """Present phase and its detail."""
         self.anchor: float | None = None
-        """When that which is being done has begun: a step, an evaluation, saving."""
+        """Begin of the present activity in Unix seconds: a step, an evaluation, saving."""
         self._pausers: set[str] = set()
         self.paused_since: float | None = None
-        """When the pause has begun that is on; None where there is none."""
+        """Begin of the present pause in Unix seconds; None without one."""
         self._steps: deque[StepTiming] = deque(maxlen=MOST_STEPS)
         self._evaluations: deque[tuple[float, dict[str, float]]] = deque(maxlen=RECENT)
         self._checkpoints: deque[float] = deque(maxlen=RECENT)
@@ -332,7 +332,7 @@ class Timings:
 
     @property
     def evaluation_seconds(self) -> float | None:
-        """Seconds of the newest evaluation, as a model that learns answers ever shorter; None before the first."""
+        """Seconds of the newest evaluation, as answers get shorter in training; None before the first."""
         return self._evaluations[-1][0] if self._evaluations else None
 
     @property
@@ -347,14 +347,14 @@ class Timings:
 
     @property
     def checkpoint_seconds(self) -> float | None:
-        """Seconds of a checkpoint: the shorter of the newest two, as a disk may be busy once; None before the first."""
+        """Seconds of a checkpoint: the shorter of the last two, as a disk may be busy; None before the first."""
         return min(list(self._checkpoints)[-2:], default=None)
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Expected seconds of a step to come, with the gap before it; None before the first.
+        """Expected seconds of a future step, with the gap before it; None before the first.
 
-        Where the tokens of steps vary, a pace per token is applied to the mean step of the data.
+        If the tokens of steps vary, a pace per token is applied to the mean step of the data.
         """
         steps = self._recent()
         if not steps:
@@ -364,7 +364,7 @@ class Timings:
 
     @property
     def seconds_per_token(self) -> float | None:
-        """Seconds of training a token, padding left out; None before the first step."""
+        """Seconds of training per token, without padding; None before the first step."""
         steps = self._recent()
         tokens = sum(step.tokens for step in steps)
         return sum(step.seconds for step in steps) / tokens if tokens > 0 else None
@@ -375,7 +375,7 @@ class Timings:
         return max((step.seconds for step in self._recent()), default=None)
 
     def _recent(self) -> list[StepTiming]:
-        """The steps whose pace counts; the first of a start, which warms up, only while there is no other."""
+        """The steps whose pace counts; the first step of a start, which warms up, only without others."""
         if not self._steps:
             return [self._warm_up] if self._warm_up is not None else []
         recent: list[StepTiming] = []
@@ -454,7 +454,7 @@ class Timings:
             return
         self.evaluated_step = current.step
         seconds = current.close(moment)
-        # An evaluation that was cut short is no measure of the next.
+        # An evaluation that was cut short says nothing about the next.
         if current.measured or (current.part == "samples" and current.done == current.total):
             self._evaluations.append((seconds, current.seconds))
             self._measured_step = current.step
@@ -502,7 +502,7 @@ class Timings:
             self.evaluation.part = ""
 
     def _apply_pause(self, who: str, moment: float, *, is_on: bool) -> None:
-        """The user or the governor pauses, or goes on; it lasts until both do."""
+        """Apply a pause or resumption by the user or the governor; a pause lasts until both have resumed."""
         if is_on:
             self._pausers.add(who)
             self.paused_since = moment if self.paused_since is None else self.paused_since
@@ -519,18 +519,18 @@ class Timings:
 
 
 def _steady(seconds: list[float]) -> float:
-    """Mean of durations, accidents cut off."""
+    """Mean of durations, outliers cut."""
     most = OUTLIER * _median(seconds)
     return sum(min(value, most) for value in seconds) / len(seconds)
 
 
 def _median(values: Iterable[float]) -> float:
-    # Not that of the standard library, whose imports the first screen would wait for.
+    # Not statistics.median, whose imports would delay the first screen.
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def _sound(seconds: float) -> float:
-    """A plausible duration: not negative (a clock may have been set back), and not endless."""
+    """A plausible duration: not negative (a clock may have been set back), and less than a year."""
     return seconds if 0 < seconds < _LONGEST else 0.0
