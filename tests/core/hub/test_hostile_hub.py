@@ -100,7 +100,7 @@ TEXTS = [
 
 
 def hostile(value: Any) -> list[Any]:
-    """What a hub could write in place of a value."""
+    """Values that a hub could write in place of another one."""
     of_kind = TEXTS if isinstance(value, str) else NUMBERS if isinstance(value, int) else []
     return [*OTHER_KINDS, *of_kind]
 
