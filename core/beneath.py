@@ -1,8 +1,8 @@
-"""Files beneath a directory that may come from anywhere, such as that of a run: opened beneath it, or not at all.
+"""Files beneath an untrusted directory, such as a foreign run: opened beneath it, or not at all.
 
 Each part of a name is opened by itself, relative to the part before, and no part may be a link, the last one included:
 the guarantee of openat2(2) with ``RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS``, on every kernel, and in containers that
-refuse that call. What is opened is a plain file with one name, as bytes written to a hard link, a pipe or a device
+refuse that call. Only a plain file with one name is opened, as bytes written to a hard link, a pipe or a device
 arrive elsewhere. To cut a file, pass its descriptor to ``os.ftruncate``.
 """
 
@@ -29,11 +29,10 @@ _KINDS = (
 
 
 def unsafe_kind(status: os.stat_result) -> str | None:
-    """The reason in words why nothing may be read or written there; None for a directory, or a plain file with one
-    name.
+    """The reason in words why a file must not be read or written; None for a directory, or a plain file with one name.
 
     Args:
-        status: Of the file itself; of a link, not of its target.
+        status: Status of the file itself; of a link, not of its target.
     """
     for is_kind, words in _KINDS:
         if is_kind(status.st_mode):
@@ -48,7 +47,7 @@ def open_beneath(root: Path, name: str, flags: int) -> int:
     Args:
         root: The directory, which may be reached through links.
         name: The file, relative to it: ``tracking/wandb.log``.
-        flags: Those of ``os.open``; not ``O_TRUNC``, which cuts what may be refused. A new file is private.
+        flags: Flags of ``os.open``; not ``O_TRUNC``, which cuts a file before it is checked. A new file is private.
 
     Returns:
         The descriptor, which children of the process do not get.
@@ -89,16 +88,16 @@ def _refuse(status: os.stat_result, path: Path) -> None:
 
 @contextlib.contextmanager
 def directory_beneath(root: Path, name: str, *, make: bool = False) -> Iterator[Path]:
-    """A directory beneath another one, held open.
+    """A directory beneath another directory, held open.
 
     Args:
         root: The upper directory, which may be reached through links.
         name: The directory, relative to it.
-        make: Whether it is made, private, where it is missing.
+        make: Make it, private, if it is missing.
 
     Yields:
-        A path of it that is valid inside the ``with`` block and in this process, and stays that of the same directory
-        whatever becomes of its name.
+        A path that is valid inside the ``with`` block and in this process, and stays the same directory even if its
+        name is taken by another one.
 
     Raises:
         OSError: If it cannot be opened or made, or a part of the name is a link; ``strerror`` has the reason in words.

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 PACKAGE = "deepspeed"
 INSTALL = "pip install 'localtune-tui[deepspeed]'"
-#: Where it is missing: a sentence, and what to do.
+#: The error and the hint if it is missing.
 MISSING = (
     "distributed.strategy is deepspeed, and DeepSpeed is not installed.",
     f"{INSTALL}, or set distributed.strategy = fsdp2.",
@@ -14,5 +14,5 @@ MISSING = (
 
 
 def is_installed() -> bool:
-    """Whether DeepSpeed is installed."""
+    """True if DeepSpeed is installed."""
     return find_spec(PACKAGE) is not None

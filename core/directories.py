@@ -30,10 +30,10 @@ _UNFINISHED = (".tmp", ".partial")
 def whole_directory(target: Path) -> Iterator[Path]:
     """A directory that is whole or not there: filled under a hidden name, fsynced, renamed, its parent fsynced.
 
-    Nobody else makes the same one meanwhile, so leftovers of earlier attempts are removed first.
+    The caller makes sure that nobody else makes it meanwhile; leftovers of earlier attempts are removed first.
 
     Args:
-        target: Where it goes; what is there already is replaced.
+        target: Its path; an existing file or directory is replaced.
 
     Yields:
         The directory to fill.
@@ -63,9 +63,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory with everything in it, as far as possible. A link, or whatever else has that name, is removed
-    itself; its target stays.
-    """
+    """Remove a directory with everything in it, as far as possible; of a link the link alone, not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -77,11 +75,11 @@ def remove_tree(path: Path) -> None:
 def new_directory(target: Path) -> Iterator[Path]:
     """A new directory that is whole or not there: as :func:`whole_directory`, but nothing is ever replaced.
 
-    The hidden directory that is filled is locked meanwhile; one that nobody holds was left by an attempt that was
-    killed, and is removed by the next one.
+    The hidden directory is locked while it is filled. Without a lock it is a leftover of a killed attempt, and the next
+    attempt removes it.
 
     Args:
-        target: Where it goes. Its parent must exist.
+        target: Its path. Its parent must exist.
 
     Yields:
         The directory to fill.
@@ -115,25 +113,25 @@ def new_directory(target: Path) -> Iterator[Path]:
 
 
 def refuse_existing(target: Path) -> None:
-    """Refuse a place where something is.
+    """Refuse an existing path.
 
     Raises:
-        UserError: If so.
+        UserError: If it exists.
     """
     if os.path.lexists(target):
         raise UserError(f"{target} is there already, and nothing is overwritten.", "Name another place, or remove it.")
 
 
 def _unfinished(target: Path) -> list[Path]:
-    """Hidden directories that a target is, or was, made in."""
+    """Hidden directories of present and earlier attempts at a target."""
     return sorted(target.parent.glob(f".{glob.escape(target.name)}.*.tmp"))
 
 
 def remove_abandoned(directory: Path) -> bool:
-    """Remove a directory of :func:`new_directory` that its process has left behind.
+    """Remove a leftover directory of :func:`new_directory`.
 
     Returns:
-        Whether it is gone; False where a process is still at it.
+        True if it is gone; False if a process still fills it.
     """
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -182,8 +180,8 @@ def require_space(directory: Path, needed: int, what: str, hint: str = _MAKE_ROO
     Args:
         directory: Any directory on the disk.
         needed: Bytes.
-        what: Needs them; for the sentence.
-        hint: With the error.
+        what: The subject of the message: ``the download``.
+        hint: The hint of the error.
 
     Raises:
         UserError: If fewer bytes are free.

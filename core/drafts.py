@@ -50,17 +50,17 @@ class Draft:
 
     @property
     def is_left(self) -> bool:
-        """Whether the process that wrote it has ended, so that it can be taken over."""
+        """True if the process that wrote it has ended, so that it can be taken over."""
         return not is_same_process(self.pid, self.started)
 
     @property
     def is_released(self) -> bool:
-        """Whether it was left by choice, not by an app that was killed or crashed."""
+        """True if it was left by choice, not by an app that was killed or crashed."""
         return self.pid is None
 
     @property
     def is_of_new_config(self) -> bool:
-        """Whether it is a configuration that was never saved."""
+        """True if it is a configuration that was never saved."""
         return self.kind == "config" and self.subject.endswith("/")
 
     @property
@@ -71,7 +71,7 @@ class Draft:
 
 
 def config_subject(path: Path | None) -> str:
-    """The subject of a configuration's draft: its file, or, with a slash at the end, the directory of a new one."""
+    """The subject of a configuration's draft: its file, or for a new configuration its directory with a slash."""
     return str(working_directory() / path) if path is not None else f"{working_directory()}/"
 
 

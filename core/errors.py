@@ -31,7 +31,7 @@ class UserError(Exception):
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether a library in Rust gave up on its input (a panic), which in Python is a ``BaseException`` of its own."""
+    """True if a library in Rust panicked on its input, which in Python is a ``BaseException`` of its own."""
     return type(error).__name__ == "PanicException"
 
 

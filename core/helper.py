@@ -34,11 +34,11 @@ class Helper:
     :func:`tie_to_parent`.
 
     Args:
-        module: The module that it runs: ``core.data.files.unpack``; or the beginning of another command line.
+        module: Module to run: ``core.data.files.unpack``; or the beginning of another command line.
         arguments: The rest of its command line.
-        pass_fds: Descriptors that it has as well.
-        environment: Its variables; by default those of this process.
-        cwd: Its working directory; by default that of this process.
+        pass_fds: Further descriptors that it inherits.
+        environment: Its variables; by default this process's.
+        cwd: Its working directory; by default this process's.
         log: Descriptor that its standard error goes to; by default nowhere.
 
     Raises:
@@ -109,7 +109,7 @@ class Helper:
         return map(json.loads, self.lines())
 
     def lines(self) -> Iterator[bytes]:
-        """The lines that it writes to its standard output; one that it was killed in is left out."""
+        """The complete lines of its standard output; a line cut short by its end is left out."""
         for line in io.BufferedReader(cast("io.RawIOBase", self.stdout)):
             if line.endswith(b"\n"):
                 yield line
@@ -223,7 +223,8 @@ def tie_to_parent() -> None:
 
 
 def private_output() -> IO[bytes]:
-    """In a helper: standard output for its own messages alone; what libraries print goes to standard error now."""
+    """In a helper: standard output for its own messages alone; output of libraries goes to standard error from now
+    on."""
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return output

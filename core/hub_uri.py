@@ -77,12 +77,12 @@ class HubEntry:
 
 
 def is_hub_entry(text: str | Path) -> bool:
-    """Whether a text, or a path made from one, denotes an entry of the Hub."""
+    """True if a text, or a path made from a text, denotes an entry of the Hub."""
     return _PREFIX.match(str(text)) is not None
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form ``owner/name``."""
+    """True if a name has the form ``owner/name``."""
     owner, slash, rest = name.partition("/")
     return bool(slash and len(name) <= _LONGEST_REPOSITORY) and all(
         _NAME.fullmatch(part) and ".." not in part and "--" not in part for part in (owner, rest)
@@ -90,7 +90,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def is_commit(revision: str) -> bool:
-    """Whether a revision is a full commit hash, which never changes its meaning."""
+    """True if a revision is a full commit hash, which never changes its meaning."""
     return _COMMIT.fullmatch(revision) is not None
 
 
@@ -178,7 +178,7 @@ def short_name(text: str) -> str:
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a file name of a repository is a safe path inside a directory; see :func:`why_unsafe`."""
+    """True if a file name of a repository is a safe path inside a directory; see :func:`why_unsafe`."""
     return not why_unsafe(name)
 
 

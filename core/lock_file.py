@@ -1,6 +1,6 @@
-"""Lock files: what one process at a time may do. The kernel lets go of a lock when its holder ends, however it ends.
+"""Lock files, held by one process at a time. The kernel releases a lock when its holder ends, in any way.
 
-The file itself says nothing and is never removed: who opened it before would hold a lock that nobody meets.
+The file is empty and never removed: a process that has it open would hold a lock on a file that others no longer find.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 def open_lock_file(path: Path) -> int:
-    """Open a lock file, made private where there is none; a link is not followed.
+    """Open a lock file, created private if missing; a link is not followed.
 
     Returns:
         A descriptor, which children of the process do not get.
@@ -35,8 +35,8 @@ def try_lock_file(path: Path, *, needs_locks: bool) -> int | None:
     """Try to take the lock of a file, without waiting.
 
     Args:
-        path: Of the lock file.
-        needs_locks: Whether a file system without locks is refused; there the open file counts as the lock otherwise.
+        path: The lock file.
+        needs_locks: Refuse a file system without locks; otherwise the open file counts as the lock there.
 
     Returns:
         The descriptor that holds the lock for as long as it is open; None where another process has it.

@@ -1,7 +1,7 @@
-"""Path kinds: what a file or directory that a user named is, by its name and its first bytes.
+"""Path kinds: the kind of a file or directory that a user named, by its name and its first bytes.
 
-For sentences about a file of another kind than the one that was wanted, and for arguments that may be of several kinds;
-whoever reads the file judges it anew.
+For errors about a file of the wrong kind, and for arguments that accept several kinds. The reader of the file checks it
+again.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ PathKind = Literal["missing", "data", "config", "yaml", "run", "model", "gguf", 
 
 #: Suffixes of files with rows.
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".feather", ".gz", ".zst")
-#: Those whose lines are JSON objects.
+#: Suffixes of files whose lines are JSON objects.
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 YAML_SUFFIXES = (".yml", ".yaml")
 
 _HEAD_BYTES, _DESCRIPTION_BYTES = 4 << 10, 64 << 10
 _DATA_MAGIC = (b"PAR1", b"ARROW1", b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
-#: The first line of a configuration: one of its sections, or an option of one.
+#: The first line of a configuration: a section, or an option with its section.
 _CONFIG_LINE = re.compile(
     rb"\s*(\[\s*{0}\s*\]\s*(#.*)?|{0}\.\w+\s*=.*)".replace(
         b"{0}",
         b"(model|data|template|method|train|memory|eval|checkpoint|hardware|night|parking|tracking|chat|distributed)",
     )
 )
-#: What the description of a model has, and no other config.json.
+#: Keys of a model's config.json that no other config.json has.
 _MODEL_KEYS = (b'"model_type"', b'"architectures"')
 _NOUNS: dict[PathKind, str] = {
     "data": "a data file",
@@ -62,12 +62,12 @@ def path_kind(path: Path) -> PathKind:
 
 
 def refuse_kind(path: Path, wanted: Literal["data", "config"]) -> None:
-    """Refuse a path that is plainly of another kind than the one that is wanted.
+    """Refuse a path that is plainly of another kind than the wanted kind.
 
-    A file of no known kind passes, as does a missing one: whoever reads it knows better what is wrong with it.
+    A file of no known kind passes, and a missing file too: its reader has the better error.
 
     Raises:
-        UserError: A sentence with its kind, and the command that takes it.
+        UserError: With the path's kind, and the command that takes it.
     """
     kind = path_kind(path)
     # A registry of datasets is YAML too, and holds data.
@@ -79,7 +79,7 @@ def refuse_kind(path: Path, wanted: Literal["data", "config"]) -> None:
 
 
 def command_for(path: Path, kind: PathKind) -> str:
-    """The commands that take a path of this kind, as a sentence; empty where none does."""
+    """The commands that take a path of this kind, as a hint; empty if none does."""
     name = one_line(shlex.quote(str(path)), 200)
     sentences: dict[PathKind, str] = {
         "data": f"'localtune-tui {name}' opens it, 'localtune-tui init {name}' makes a configuration of it.",

@@ -51,7 +51,7 @@ def exports_dir() -> Path:
 
 
 def queue_dir() -> Path:
-    """The queue of runs, their configurations, and what its runner is doing."""
+    """The queue of runs, their configurations, and the activity of its runner."""
     return home() / "queue"
 
 
@@ -66,12 +66,12 @@ def drafts_dir() -> Path:
 
 
 def tools_dir() -> Path:
-    """Programs of others that are run from there without being installed, a directory each."""
+    """Third-party programs that are used without installation, a directory each."""
     return home() / "tools"
 
 
 def cache_dir() -> Path:
-    """What is known of runs, so that it need not be read again; may be deleted at any time."""
+    """Cached facts about runs; may be deleted at any time."""
     return home() / "cache"
 
 
@@ -91,12 +91,12 @@ def calibration_dir() -> Path:
 
 
 def audits_dir() -> Path:
-    """Copies of runs that are executed again; empty but for audits that are on."""
+    """Copies of runs that an audit executes again; empty without a running audit."""
     return home() / "audits"
 
 
 def selftest_dir() -> Path:
-    """The last report of the self-test, and its runs while it is on."""
+    """The last report of the self-test, and its runs while it is running."""
     return home() / "selftest"
 
 
@@ -127,7 +127,7 @@ def _expanded(path: str) -> Path:
 
 
 def working_directory() -> Path:
-    """The working directory; once it has been deleted, what it was when it was last asked for, or else the root."""
+    """The working directory; after its deletion its last known path, or else the root."""
     with contextlib.suppress(OSError):
         _known_directories[:] = [os.getcwd()]
     return Path(_known_directories[0] if _known_directories else "/")

@@ -20,7 +20,7 @@ _NO_WORD = 12
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a variable or a key with this name holds a secret: ``HF_TOKEN``, ``wandb_api_key``."""
+    """True if a variable or a key with this name holds a secret: ``HF_TOKEN``, ``wandb_api_key``."""
     return _SECRET_NAME.search(name) is not None
 
 

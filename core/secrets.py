@@ -104,7 +104,7 @@ def _redacted_value(match: re.Match[str]) -> str:
 
 
 def find_email(text: str) -> bool:
-    """Whether a text holds an e-mail address that is not one of those reserved for examples."""
+    """True if a text holds an e-mail address whose domain is not reserved for examples."""
     if "@" not in text:
         return False
     return any(not _EXAMPLE_HOSTS.search(match.group().rpartition("@")[2]) for match in _EMAIL.finditer(text))

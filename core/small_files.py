@@ -14,7 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-#: The largest integer in JSON, and with a minus the smallest: what 64 bits hold.
+#: The largest magnitude of an integer in JSON, as 64 bits hold it.
 INTEGER_LIMIT = 1 << 63
 
 _SPECIAL = (
@@ -88,21 +88,20 @@ def read_json(path: Path | str, limit: int, *, finite: bool = True) -> Any:
 
     Raises:
         OSError: If it is not a regular file, too large or cannot be read.
-        ValueError: If it is no such JSON.
+        ValueError: If it is not such JSON.
     """
     return parse_json(read_small(path, limit), finite=finite)
 
 
 def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
-    """Parse JSON. Python's own parser takes integers of any length, which no float, file or clock has room for, and
-    NaN, which is no JSON and equals not even itself.
+    """Parse JSON within the limits of other parsers: Python's own accepts integers of any length, and NaN.
 
     Args:
         text: The JSON; bytes are UTF-8, with or without a byte order mark.
         finite: Whether NaN and infinities are refused.
 
     Raises:
-        ValueError: If it is no JSON, is nested too deeply, or has an integer beyond ±2^63; the message says which.
+        ValueError: If it is not JSON, is nested too deeply, or has an integer beyond ±2^63; the message says which.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8-sig")

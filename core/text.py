@@ -11,7 +11,7 @@ REPLACEMENT = "\ufffd"
 _TABLE: dict[int, str | None] = {
     code: REPLACEMENT for code in [*range(0x20), 0x7F, *range(0x80, 0xA0)] if code not in (0x09, 0x0A)
 }
-# Bidirectional controls reorder what follows them on screen; they are removed rather than shown.
+# Bidirectional controls reorder the text after them on screen; they are removed rather than shown.
 _TABLE.update(dict.fromkeys([0x200E, 0x200F, 0x061C, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
 # Line and paragraph separators move the cursor in some terminals.
 _TABLE.update({0x2028: "\n", 0x2029: "\n"})
@@ -38,7 +38,7 @@ def sanitize(text: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8; names and arguments from other encodings cannot."""
+    """True if a text can be written as UTF-8; names and arguments from other encodings cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -47,8 +47,8 @@ def is_unicode(text: str) -> bool:
 
 
 def beginning_at_end(text: str, words: Collection[str]) -> int:
-    """The most characters at the end of a text with which one of the words begins; 0 for none. A stream holds them back
-    until it is known whether the word comes."""
+    """Length of the longest end of a text that is the beginning of a word; 0 if there is none. A stream holds it back
+    until the next characters decide."""
     longest = max(map(len, words), default=0)
     lengths = range(min(longest - 1, len(text)), 0, -1)
     return next((length for length in lengths if any(word.startswith(text[-length:]) for word in words)), 0)

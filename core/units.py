@@ -94,7 +94,7 @@ def format_ago(seconds: float) -> str:
 def coarse_ago(seconds: float) -> str:
     """A time in the past as by :func:`format_ago`, in steps of five minutes within the first hour.
 
-    For what stands on a screen for long, which is repainted whenever it differs.
+    For text that stays on a screen for long and is repainted whenever it changes.
     """
     return format_ago(seconds // 300 * 300 if 0 <= seconds < 3600 else seconds)
 

@@ -1,4 +1,4 @@
-"""``bits CONFIG``: what four bits cost on the rows of a configuration, layer by layer, before a run."""
+"""``bits CONFIG``: the cost of 4-bit weights on a configuration's rows, layer by layer, before a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and print the result in a sentence with the layers below; the exit code is 0 whatever it is."""
+    """Measure, and print the result with a table of layers; the exit code is 0 for any result."""
     from core.commands.configuration import read_config
     from core.commands.live_line import ProgressLine
     from core.jobs.job import JobProgress

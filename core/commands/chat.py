@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer ``--prompt`` (or what is piped in), or hold a conversation."""
+    """Answer ``--prompt`` or standard input, or hold a conversation."""
     prompt = _read_prompt(args)
     if prompt is None and args.json:
         note(f"{PROGRAM} chat: error: --json needs --prompt.")
@@ -90,10 +90,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_target_at(name: str) -> tuple[Run, int] | tuple[Run | Path | str, None]:
-    """The target of ``RUN|MODEL``, and the step of a checkpoint where it is ``RUN@STEP``.
+    """The target of ``RUN|MODEL``, and the checkpoint's step for ``RUN@STEP``.
 
     Raises:
-        UserError: As :func:`find_target`, or if what is before the step is no run.
+        UserError: As :func:`find_target`, or if a step is given and there is no such run.
     """
     from core.runs.catalog.trained import split_step
     from core.runs.record.store import Run
@@ -111,7 +111,7 @@ def find_target(name: str) -> Run | Path | str:
     """The target of ``RUN|MODEL``: a run, the path of a model, or a model's name.
 
     Raises:
-        UserError: If the name is empty, or a part of several runs' ids.
+        UserError: If the name is empty or ambiguous.
     """
     from core.models.find import find_model
     from core.paths import user_path
@@ -219,8 +219,7 @@ class Conversation:
         return answer
 
     def _keep(self) -> None:
-        """Keep the conversation with its run; where that cannot be written, it is said once, and the conversation goes
-        on."""
+        """Save the conversation with its run; warn once if it cannot be written, and go on."""
         if self._run is None:
             return
         from core.chat.transcripts import keep_transcript
@@ -337,7 +336,7 @@ def _is_step(text: str) -> bool:
 
 
 def _prepare(session: ChatSession) -> None:
-    """Load the model, and say on a terminal that it is being loaded."""
+    """Load the model, with its progress on a terminal."""
     from core.commands.live_line import LiveLine
 
     line = LiveLine()

@@ -45,7 +45,7 @@ def add_app_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command_parser(name: str) -> ArgumentParser:
-    """The parser of one command; ``run_command`` of what it parses carries the command out."""
+    """The parser of one command; ``run_command`` of its result carries the command out."""
     module = load_command(name)
     parser = ArgumentParser(
         prog=f"{PROGRAM} {name}",
@@ -59,7 +59,7 @@ def command_parser(name: str) -> ArgumentParser:
 
 
 def whole_parser() -> ArgumentParser:
-    """A parser of every command line at once; it loads all commands, which a single command line need not."""
+    """A parser of every command line; unlike :func:`command_parser` it imports all commands."""
     parser = ArgumentParser(prog=PROGRAM)
     add_app_options(parser)
     commands = parser.add_subparsers(metavar="COMMAND")
@@ -85,7 +85,7 @@ def _listing() -> str:
 
 
 def _examples(name: str) -> str:
-    """The examples of a command, their meanings as comments: in a column, or above where a terminal is too narrow."""
+    """The examples of a command with their meanings as comments, in a column if they fit, else above each line."""
     meanings = [f"  # {meaning}" if meaning else "" for _, meaning in EXAMPLES[name]]
     pairs = list(zip([f"  {line}" for line in example_lines(name)], meanings, strict=True))
     width = max((len(line) for line, meaning in pairs if meaning), default=0)

@@ -29,7 +29,7 @@ CLEAR_LINE = "\r\x1b[K"
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
-#: Why two arguments do not go together of which each prints its own.
+#: The reason why two arguments that each print to standard output exclude each other.
 BOTH_PRINTED = "both are printed to standard output."
 #: A run that ended without a final state counts as failed.
 EXIT_LOST = 4
@@ -83,23 +83,24 @@ def note(text: str) -> None:
 
 
 def tell_measuring() -> Callable[[str, float], None]:
-    """Tells once that a model is being measured, for :func:`core.models.architecture.measuring.telling`."""
+    """A callback that prints once that a model is being measured; for
+    :func:`core.models.architecture.measuring.telling`."""
     said: list[str] = []
 
-    def told(_activity: str, _seconds: float) -> None:
+    def report(_activity: str, _seconds: float) -> None:
         if not said:
             said.append("measuring")
             note("measuring how much memory a model of this family takes, which is done once and takes some seconds")
 
-    return told
+    return report
 
 
 def agrees(question: str, hint: str) -> bool:
-    """Whether the user says yes.
+    """True if the user answers yes.
 
     Args:
         question: The question, which ends with ``?``.
-        hint: What to do where there is no terminal to ask at.
+        hint: The remedy without a terminal to ask at.
 
     Raises:
         UserError: If there is none.
@@ -117,7 +118,7 @@ def print_table(table: Sequence[Sequence[str]], right: Container[int] = ()) -> N
 
     Args:
         table: The rows.
-        right: Columns whose cells are at the right.
+        right: Indices of right-aligned columns.
     """
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     for line in table:
@@ -198,7 +199,7 @@ def _trace() -> None:
 
 
 def _refused_by_system(error: OSError | UnicodeEncodeError) -> UserError:
-    """The error for a refusal by the system that no other part has turned into a better sentence."""
+    """The error for an OSError that nothing else has explained."""
     try:
         os.getcwd()
     except OSError:

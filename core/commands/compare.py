@@ -1,4 +1,4 @@
-"""``compare RUN RUN …``: which was better, and what was different about it."""
+"""``compare RUN RUN …``: the differences between runs, in results and in options."""
 
 from __future__ import annotations
 

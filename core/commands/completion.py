@@ -1,4 +1,4 @@
-"""``completion SHELL``: a script by which a shell completes the command line, without starting this program for it.
+"""``completion SHELL``: a completion script for a shell, which completes without starting this program.
 
 shtab writes the script from the parsers; ``shells/`` has the functions that list runs, models and files.
 """
@@ -26,7 +26,7 @@ _BY_METAVAR = {
     "SECTION.KEY=VALUE": "keys",
     "KEY=VALUE": "live_keys",
 }
-#: The same by command and argument, where the name of the value does not say enough.
+#: The same by command and argument, where the name of the value is ambiguous.
 _BY_ARGUMENT = {
     ("compare", "markdown"): "any_file",
     ("compare", "csv"): "any_file",
@@ -93,7 +93,7 @@ def completion_script(shell: str) -> str:
     for command, action in arguments_of(parser):
         if (name := completer(command, action)) is not None:
             function = f"_localtune_tui_{name}"
-            # How shtab is told: by an attribute that argparse does not have.
+            # shtab reads this attribute, which argparse does not declare.
             vars(action)["complete"] = {"bash": function, "zsh": function, "fish": f"({function})"}
     functions = files("core.commands").joinpath("shells").joinpath(f"functions.{shell}").read_text(encoding="utf-8")
     lists = "\n".join(_assignment(shell, f"_localtune_tui_{name}", words) for name, words in _word_lists().items())
@@ -105,8 +105,8 @@ def completion_script(shell: str) -> str:
 
 
 def arguments_of(parser: argparse.ArgumentParser, command: str = "") -> Iterator[tuple[str, argparse.Action]]:
-    """The arguments that take a value, each with its command; the app's own with an empty one."""
-    # argparse does not tell of its arguments in public; shtab reads them so as well.
+    """The arguments that take a value, each with its command; the app's own with an empty name."""
+    # argparse has no public list of arguments; shtab reads the private one too.
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, below in action.choices.items():

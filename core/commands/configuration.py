@@ -33,7 +33,7 @@ def read_config(
         path: The TOML file.
         assignments: ``section.key=value`` overrides.
         preset: Name of a preset, or ``auto``, for the options that neither the file nor the overrides set.
-        is_for_here: Whether this machine will train by it, so that its meters have to do for the limits.
+        is_for_here: Whether this machine trains it, so that its meters must support the limits.
 
     Raises:
         UserError: One sentence that names file, line and key.
@@ -63,7 +63,7 @@ def _fill(document: ConfigDocument, config: Config, name: str) -> Config:
 
 
 def choose(name: str, config: Config, aim: Aim = "balanced", gpu_memory: int | None = None) -> Choice:
-    """The preset with a name, or the one that suits the model, the card and the first rows of the data.
+    """The preset with a name, or for ``auto`` the best fit for the model, the card and the first rows of the data.
 
     Args:
         name: Its name, or ``auto``.

@@ -1,4 +1,4 @@
-"""``data FILE``: a dataset's properties, its faults, and what a model would learn from it."""
+"""``data FILE``: a dataset's properties, its problems, and the tokens that a model would learn from it."""
 
 from __future__ import annotations
 
@@ -105,11 +105,11 @@ def make_request(args: argparse.Namespace) -> AnalysisRequest:
         template = template_source(config.template.file, config.template.name)
     request = request_for(config, model=_model_directory(args, config), template=template)
     if args.columns is not None:
-        # Checked here, where a mistake is not yet one of the configuration.
+        # Checked here, so that the error names --columns and not data.columns.
         mapped = ColumnMap(args.columns)
         request = dataclasses.replace(request, columns={str(part): name for part, name in mapped.columns.items()})
     if args.config is None:
-        # Without a configuration nobody has set a limit, so the default limit does not drop rows here.
+        # Without a configuration nobody has set a limit, so the default does not drop rows.
         request = request.without_limit()
     if args.file is None:
         return request

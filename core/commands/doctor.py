@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(*, quick: bool = False) -> list[Finding]:
-    """All findings, the basics first and what depends on them later."""
+    """All findings, the basics first."""
     from core.commands.checks import gpu, meters, security, software, system, terminal
     from core.hardware.drivers import installed_build
 

@@ -114,7 +114,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _evaluate(evaluation: Evaluation) -> bool:
-    """Ask; whether it was done and not interrupted."""
+    """Run the evaluation; False if it was interrupted."""
     from core.commands.live_line import LiveLine
 
     line = LiveLine()
@@ -211,7 +211,7 @@ def _harness_model(name: str) -> tuple[HarnessModel, str]:
 
 
 def harness_summary(model: HarnessModel, result: HarnessResult) -> dict[str, Any]:
-    """A benchmark as ``--json`` prints it: ``model``, ``path`` of what is kept, ``harness`` (its version) and
+    """A benchmark as ``--json`` prints it: ``model``, ``path`` of the saved result, ``harness`` (its version) and
     ``figures`` (``task``, ``metric``, ``filter``, ``value``, ``stderr``)."""
     from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""``export RUN``: what a run has trained, as files for other programs."""
+"""``export RUN``: a run's trained model as files for other programs."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _quant(text: str) -> str:
-    """A type of weights, however it is written."""
+    """A quantization type in any case."""
     return text.upper()
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the export, and print what was written and how it agrees with the trained model."""
+    """Make the export, and print its files and its agreement with the trained model."""
     from core.export.job import export_job
     from core.export.plan import plan_export
     from core.export.request import ExportRequest
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan_line(plan: ExportPlan) -> str:
-    """What is exported, where it goes and what it takes, in a sentence."""
+    """The plan on one line: source, target and size."""
     from core.units import format_bytes
 
     takes = ""
@@ -116,7 +116,7 @@ def plan_line(plan: ExportPlan) -> str:
 
 
 def result_lines(result: ExportResult) -> list[str]:
-    """An export in lines: its files, and how it agrees with the trained model."""
+    """An export in lines: its files, and its agreement with the trained model."""
     from core.export.card import agreement_rows
     from core.text import one_line
     from core.units import format_bytes, format_duration

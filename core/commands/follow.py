@@ -1,4 +1,4 @@
-"""Following a run to its end: its events are read and shown as they come, and Ctrl-C is handled."""
+"""Following a run to its end: events are shown as they come, and Ctrl-C is handled."""
 
 from __future__ import annotations
 

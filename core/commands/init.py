@@ -81,7 +81,7 @@ def _output(args: argparse.Namespace) -> Path | None:
 
 
 class _Made(NamedTuple):
-    """A new configuration, and what was decided for it."""
+    """A new configuration, with the decisions behind it."""
 
     text: str
     choice: Choice
@@ -154,7 +154,7 @@ def _as_json(made: _Made, out: Path | None) -> dict[str, Any]:
 
 
 def _tell(made: _Made, out: Path) -> None:
-    """What was written, why, and how to go on."""
+    """Print the file, the reasons and the next command."""
     say(f"Written to {out} with the preset {made.choice.why}")
     if made.held_out is not None:
         note(f"{made.held_out} (data.eval_share), to measure on; --eval names other rows.")

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Change what is given, and show the labels.
+    """Change the given labels, and show all of them.
 
     Raises:
         UserError: If there is no such run, a text is too long, or several runs would get one name.
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def changed(labels: Labels, args: argparse.Namespace) -> Labels:
-    """Labels with what the arguments ask for.
+    """Labels with the changes of the arguments.
 
     Raises:
         UserError: If a text is too long, there are too many tags, or one is to be added and taken away.

@@ -1,4 +1,4 @@
-"""Live lines on standard error: one that is drawn over itself on a terminal, a plain one now and then elsewhere."""
+"""Live progress lines on standard error: redrawn in place on a terminal, printed now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 #: Seconds between two plain lines where standard error is no terminal.
 PLAIN_SECONDS = 5.0
-#: Seconds after which a command without progress says what keeps it.
+#: Seconds after which a command without progress shows its activity.
 BUSY_SECONDS = 2.0
 _DEFAULT_COLUMNS = 80
 
 
 class LiveLine:
-    """A line on standard error that is drawn over itself; nothing where that is no terminal, or one without a cursor.
+    """A line on standard error that is redrawn in place; nothing without a terminal, or on one without a cursor.
 
     Args:
         plain: Whether to draw nothing on any terminal.
@@ -51,8 +51,8 @@ class LiveLine:
             self._line = text
 
     def loading(self, detail: str, done: int | None, total: int | None) -> None:
-        """Draw what of a model is being loaded (:data:`core.chat.engine.Progress`); a sentence is a warning, and stays
-        above the line."""
+        """Draw the progress of loading a model (:data:`core.chat.engine.Progress`); a whole sentence is a warning, and
+        stays above the line."""
         if detail.endswith("."):
             self.message(f"warning: {detail}")
         else:
@@ -79,7 +79,7 @@ class LiveLine:
 
 
 class ProgressLine:
-    """The progress of something that takes a while, on a live line; a plain line now and then where there is none."""
+    """Progress on a live line; without a terminal, a plain line now and then."""
 
     def __init__(self) -> None:
         self._line = LiveLine()
@@ -112,7 +112,7 @@ def progress_words(progress: JobProgress) -> str:
 
 @contextlib.contextmanager
 def busy(activity: str) -> Iterator[None]:
-    """Inside, say on a terminal what goes on, once it has taken :data:`BUSY_SECONDS`.
+    """Show an activity on a terminal once it has taken :data:`BUSY_SECONDS`.
 
     Args:
         activity: In a few words: ``reading the first rows``.

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send it and wait for it; the exit code is 1 where something went wrong."""
+    """Send it and wait; the exit code is 1 if something went wrong."""
     from core.notify import Notice, load_notify_settings
     from core.notify.send import notify_path, send
 

@@ -1,4 +1,4 @@
-"""The command-line parser: its output is safe for a terminal, whatever the arguments hold."""
+"""Command-line parser whose output is safe for a terminal, whatever the arguments hold."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class ArgumentParser(argparse.ArgumentParser):
         """Refuse two arguments that contradict each other.
 
         Args:
-            first: One of them as it is typed: ``--detach``, ``--out -`` for one value of an option, or the name of a
-                positional one in the help.
-            second: The other one.
+            first: An argument as it is typed: ``--detach``, ``--out -`` for one value of an option, or the metavar of a
+                positional argument.
+            second: The other argument.
             why: The reason, as the end of a sentence.
         """
         self._conflicts.append((first, second, why))

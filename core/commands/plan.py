@@ -80,8 +80,8 @@ def _plan(args: argparse.Namespace) -> int:
     config = document.validate()
     machine = this_machine(config, card_memory(args.gpu_memory))
     base = locate_model(config.model.base)
-    # What is too damaged to plan for, or asks for foreign code, is refused before a family is measured; other errors of
-    # the model and the options before the rows are, which may take a while as well.
+    # A damaged model, or one with code of its own, is refused before its family is measured; other errors of the model
+    # and of the options are found before the rows are measured. Both measurements may take a while.
     read_model(base)
     _warn(base)
     architecture = load_architecture(base)
@@ -148,13 +148,13 @@ def _document(args: argparse.Namespace) -> tuple[ConfigDocument, bool]:
 def _remarks(
     document: ConfigDocument, config: Config, machine: Machine, architecture: Architecture, is_here: bool
 ) -> list[tuple[Remark, str]]:
-    """Findings of the rules between options, with their place in the file; they are told as ``train`` tells them."""
+    """Findings of the rules between options, with their place in the file; printed as ``train`` prints them."""
     from core.commands.configuration import gather_facts
 
     facts = replace(gather_facts(config), model=architecture)
     facts = facts if is_here else facts.elsewhere()
     if machine.kind == "cuda" and facts.device is None:
-        # The card may be one that is not here.
+        # The card may be in another machine.
         facts = replace(facts, device="cuda", device_bytes=machine.limit_bytes)
     found = [(remark, str(document.complaint(remark))) for remark in document.remarks(facts)]
     for remark, complaint in found:
@@ -163,7 +163,7 @@ def _remarks(
 
 
 def _tell_wishes(config: Config, found: Forecast) -> list[Unmet]:
-    """The wishes for the night that a run cannot meet if it starts now; they are told."""
+    """The options of ``[night]`` that a run started now cannot meet; each is printed as a warning."""
     import time
 
     from core.runs.outlook.forecast import unmet
@@ -253,7 +253,7 @@ def _rows(config: Config, wanted: str) -> Rows | None:
 
 
 def _is_large(config: Config) -> bool:
-    """Whether the training data is too large to be analyzed without a request; missing data is not."""
+    """True if the training data is too large to be analyzed without a request; missing data counts as small."""
     entries = [config.data.train] if isinstance(config.data.train, str) else config.data.train
     total = 0
     for entry in entries:
@@ -275,9 +275,9 @@ def as_json(
     """The result as described in ``docs/reference/commands.md``.
 
     Args:
-        found: The plan and what goes with it.
+        found: The plan with its estimate and advice.
         remarks: Findings of the rules between options, with their place in the file.
-        wishes: The wishes for the night that cannot be met.
+        wishes: The options of ``[night]`` that cannot be met.
     """
     from core.memory.batching import WHOLE
 

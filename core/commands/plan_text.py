@@ -25,7 +25,7 @@ def render(found: Forecast, columns: int | None = None, torchrun: str = "") -> l
     """Aligned lines, safe for a terminal.
 
     Args:
-        found: The plan and what goes with it.
+        found: The plan with its estimate and advice.
         columns: Columns that they may take; None: each line stays whole.
         torchrun: The command line that starts the processes elsewhere; empty for a run of one process.
     """
@@ -38,7 +38,7 @@ def render(found: Forecast, columns: int | None = None, torchrun: str = "") -> l
 
 
 def _fitted(lead: str, text: str, columns: int | None) -> list[str]:
-    """A line, its text wrapped beside what leads it."""
+    """A line with its text wrapped beside its lead."""
     if columns is None or len(lead) + len(text) <= columns:
         return [f"{lead}{text}"]
     if columns - len(lead) < NARROWEST:  # below it, where there is no room beside it
@@ -48,7 +48,7 @@ def _fitted(lead: str, text: str, columns: int | None) -> list[str]:
 
 
 def _named(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Lines with their names in a column; one that goes on with the subject of the line before has none."""
+    """Lines with their names in a column; a repeated name is left out."""
     before = ""
     for name, text in lines:
         yield f"{name if name != before else '':<12} ", text
@@ -56,7 +56,7 @@ def _named(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 
 
 def _about(found: Forecast) -> Iterator[tuple[str, str]]:
-    """What is planned."""
+    """The planned run: model, adapters, device, micro-batch and cards."""
     from core.text import one_line
     from core.units import format_bytes
 
@@ -75,7 +75,7 @@ def _about(found: Forecast) -> Iterator[tuple[str, str]]:
 
 
 def _recomputed(plan: Plan) -> str:
-    """What is recomputed, and what is kept elsewhere."""
+    """The recomputed activations and the offloaded parts."""
     which = "activations"
     if plan.kept_layers:
         which += f" of {plan.layers - plan.kept_layers} of {plan.layers} layers"
@@ -96,7 +96,7 @@ def _parts(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _besides(found: Forecast) -> Iterator[tuple[str, str]]:
-    """What goes with a plan: disk, time, advice and notes."""
+    """The lines beside a plan: disk, time, advice and notes."""
     from core.text import one_line
 
     yield "disk", _disk(found.plan)
@@ -122,8 +122,8 @@ def _elsewhere(torchrun: str) -> Iterator[tuple[str, str]]:
 def bar(plan: Plan, width: int = BAR_WIDTH) -> list[str]:
     """The parts as a stacked bar against the free memory, and the measure of it in words.
 
-    A character has the letter of the part that fills most of it, so that one smaller than that may not be seen. Dots
-    are free; what does not fit is behind ``|``.
+    A cell has the letter of the part that fills most of it, so a small part may not show. Dots are free memory; bytes
+    that do not fit are behind ``|``.
     """
     from core.units import format_bytes
 
@@ -158,7 +158,7 @@ def _layers(plan: Plan) -> str:
 
 
 def verdict(found: Forecast) -> str:
-    """Whether the run fits, in a sentence."""
+    """The verdict in a sentence: the run fits, or it does not."""
     from core.units import format_bytes
 
     plan, chosen = found.plan, found.chosen

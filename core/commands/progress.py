@@ -89,7 +89,7 @@ def present(followed: Followed) -> str:
     state, history = followed.state, followed.history
     last, phase = history.last_step, history.phase
     now = time.time()
-    # What is asked of the run comes first: the line is cut where the terminal ends.
+    # Pending requests come first, as the line is cut at the terminal's width.
     waits = pending_words(state.pending, state, history.timings, now)
     front = f"{waits}  " if waits else ""
     if state.state == "paused":

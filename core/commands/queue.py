@@ -152,7 +152,7 @@ def describe_added(entry: QueueEntry, total: Total, *, runner: bool) -> dict[str
 
 
 def _start(args: argparse.Namespace) -> int:
-    """Start the runner; without ``--detach`` tell what it does, until Ctrl-C or its end."""
+    """Start the runner; without ``--detach`` show its activity until Ctrl-C or its end."""
     from core.queue.status import start_runner
 
     status, is_new = start_runner()
@@ -252,7 +252,7 @@ def _move(args: argparse.Namespace) -> int:
 
 
 def _changed(args: argparse.Namespace, how: Callable[[Queue], Queue]) -> int:
-    """Change one entry, and print what it is now."""
+    """Change one entry, and print its new state."""
     from core.queue import store
 
     queue = store.change(how)
@@ -292,7 +292,7 @@ def _clear(args: argparse.Namespace) -> int:
 
 
 def _at_boot(args: argparse.Namespace) -> int:
-    """Show the unit, ask, write it; what has to be done then is printed, and left to the user."""
+    """Show the unit, ask, write it, and print the commands that the user has to run to enable it."""
     from core.queue.unit import unit_commands, unit_path, unit_text, write_unit
 
     path, text = unit_path(), unit_text()

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show what will go, ask, and delete; the exit code is 1 where something is left, or the answer is no."""
+    """Show the runs, ask, and delete them; the exit code is 1 if some are left, or the answer is no."""
     from core.runs.catalog.removal import directory_size, free_bytes, refuse_removal, remove_run, trash_run
     from core.units import format_bytes
 
@@ -92,7 +92,7 @@ def _room() -> str:
 
 
 def _choose(names: list[str], *, failed: bool) -> list[Run]:
-    """The runs that are named, each once, and those that have failed where asked for.
+    """The named runs, each once; with ``--failed`` all failed runs too.
 
     Raises:
         UserError: If none is named, or a name is that of no run.

@@ -1,4 +1,4 @@
-"""``runs``: runs with what each came to, newest first or in another order."""
+"""``runs``: runs with their results, newest first or in another order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FIGURES = (
     "working_seconds",
     "size",
 )
-#: Runs whose records take long enough to read that it is said.
+#: Number of unread records from which on reading them is announced.
 _MANY = 50
 
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_figures(rows: Sequence[RunRow]) -> dict[str, RunFigures]:
-    """The figures of runs, by id; those of ended ones are kept for the next time."""
+    """The figures of runs, by id; figures of ended runs are cached on disk."""
     from core.runs.catalog.rows import FigureReader
 
     reader = FigureReader(is_cached=True)
@@ -103,8 +103,9 @@ def describe_row(row: RunRow, exports: Sequence[str] = (), figures: RunFigures |
         ``id``, ``state``, ``reason``, ``step``, ``total_steps``, ``loss`` (of the last step), ``model``, ``started``
         and ``updated`` (Unix seconds), ``path``, ``pending`` (requests that wait for the end of the step),
         ``progress`` (``what``, ``done`` and ``total`` within a step or an evaluation), ``exports`` (the directories of
-        its exports in the home, newest first) and ``refused`` (what the result misses of ``eval.gate``, empty where it
-        passes); of its configuration ``method``, ``rank``, ``learning_rate``, ``batch_size`` and ``data`` (file names);
+        its exports in the home, newest first) and ``refused`` (the bars of ``eval.gate`` that the result misses, empty
+        if it passes); of its configuration ``method``, ``rank``, ``learning_rate``, ``batch_size`` and ``data`` (file
+        names);
         its labels ``name``, ``tags``, ``note`` and ``archived``; its figures ``eval_loss`` and ``exact_match`` (of the
         last evaluation), ``best_loss`` and ``best_step`` (of the best one), ``tokens``, ``tokens_per_second``,
         ``energy_wh``, ``working_seconds`` and ``size`` (bytes), and with its tariff ``cost`` and ``currency``. None
@@ -143,7 +144,7 @@ def describe_row(row: RunRow, exports: Sequence[str] = (), figures: RunFigures |
 
 
 def state_words(row: RunRow) -> str:
-    """The state, and what the run is about to do or how far its step is: ``training (pausing)``, ``training (3/8)``."""
+    """The state with a pending request or the progress of the step: ``training (pausing)``, ``training (3/8)``."""
     from core.runs.record.sentences import doing, progress_words
 
     if row.refused:
@@ -180,7 +181,7 @@ def _cells(row: RunRow, figures: RunFigures) -> dict[str, str]:
     }
 
 
-#: Columns that are right-aligned, and those that are left out first where a terminal is too narrow.
+#: Right-aligned columns, and the order in which columns are dropped on a narrow terminal.
 _NUMBERS = frozenset({"STEP", "LOSS", "BEST", "SPEED", "ENERGY", "COST", "SIZE"})
 _LEAVING = ("SIZE", "METHOD", "DATA", "COST", "ENERGY", "SPEED", "MODEL", "NOTE", "STARTED", "BEST")
 

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         test.close()
         shown.end()
-    # Minutes of work are told of wherever they can be: in the file if the output is gone, and the other way round.
+    # Minutes of work must not be lost: the file is written even if the output is gone, and the other way round.
     try:
         written: Path | UserError = write_report(report, place)
     except UserError as error:
@@ -104,7 +104,7 @@ class _Shown:
 
 
 def activity_line(progress: SelfTestProgress) -> str:
-    """The check at work and how far it is, in a line; empty where none is."""
+    """The current check and its progress on one line; empty if there is none."""
     if progress.current is None and not progress.activity:
         return ""
     title = progress.current.title if progress.current is not None else "starter model"

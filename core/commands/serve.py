@@ -1,4 +1,4 @@
-"""``serve RUN[@STEP] [RUN…|MODEL]``: what was trained, for programs that speak OpenAI's API."""
+"""``serve RUN[@STEP] [RUN…|MODEL]``: models for programs that speak OpenAI's API."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _introduce(address: ServerAddress, options: ServeOptions, *, is_own_key: bool) -> None:
-    """What clients need, and a line to try it."""
+    """Print the address, the key and the models for clients."""
     say(f"base URL  {address.url}")
     if options.uds is not None:
         say(f"socket    {options.uds}")

@@ -1,4 +1,4 @@
-"""Estimates of queued runs as commands tell them, and whether a runner starts them."""
+"""Shared output of the queue's commands: the estimate of the added runs, and the state of the runner."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from core.commands.common import PROGRAM, note
 if TYPE_CHECKING:
     from core.queue.estimate import Total
 
-#: Said where entries wait and nobody starts them.
+#: The note for waiting entries without a runner.
 NOBODY_STARTS = f"No runner is on, so nothing starts. Start it with: {PROGRAM} queue start"
 
 
 def tell_runner(*, start: bool) -> bool:
-    """Start the runner where that is asked for, and say whether anything will start by itself.
+    """Start the runner on request, and print a note if nothing will start by itself.
 
     Args:
-        start: Whether it is to be started.
+        start: Whether to start it.
 
     Returns:
-        Whether one is on.
+        Whether a runner is on.
 
     Raises:
         UserError: If it does not begin.
@@ -38,7 +38,7 @@ def tell_runner(*, start: bool) -> bool:
 
 
 def tell_total(count: int, total: Total) -> str:
-    """What runs would take together, as a sentence; what is not known is said so.
+    """The expected time and energy of runs together, in a sentence that also names the unknown parts.
 
     Args:
         count: Number of runs.
@@ -58,7 +58,7 @@ def tell_total(count: int, total: Total) -> str:
 
 
 def _basis(total: Total) -> str:
-    """How many durations are by the plan, and what it assumes; empty where all are at a measured pace."""
+    """The number of durations that come from the plan, and its assumptions; empty if all come from measured runs."""
     from core.runs.outlook.estimate import tell_assumed
 
     if not total.by_plan:
@@ -70,7 +70,7 @@ def _basis(total: Total) -> str:
 
 
 def _early_ends(count: int, total: Total) -> str:
-    """That limits end runs before their last step; empty where none does."""
+    """The clause about runs that a limit ends before their last step; empty if there are none."""
     from core.runs.outlook.estimate import tell_early_end
 
     ends = total.early_ends

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from core.runs.catalog.rows import RunStatus
     from core.runs.record.store import Run
 
-#: Columns of the line where nothing else is asked for.
+#: Default width of the line, in columns.
 DEFAULT_WIDTH = 80
 #: Prefix of the names of metrics.
 PREFIX = "localtune_"
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find(name: str | None) -> Run | None:
-    """The run that is named, else the newest that is going on, else the newest one.
+    """The named run, else the newest live run, else the newest run.
 
     Raises:
         UserError: If there is no run of that name.
@@ -171,13 +171,13 @@ def describe(status: RunStatus) -> dict[str, Any]:
 
 
 def status_line(status: RunStatus, width: int) -> str:
-    """A run in at most so many columns: the parts that matter least are left out, and none is cut in two."""
+    """A run in at most ``width`` columns; the least important parts are left out, and none is cut in two."""
     from core.text import one_line
 
     parts = _parts(status)
     kept: set[int] = set()
     room = width
-    # By importance; the first one is there in any case, cut if it must be.
+    # By importance; the first part is always there, cut if it must be.
     for place in sorted(range(len(parts)), key=lambda place: parts[place][0]):
         needed = len(parts[place][1]) + (2 if kept else 0)
         if needed <= room or not kept:
@@ -187,7 +187,7 @@ def status_line(status: RunStatus, width: int) -> str:
 
 
 def _parts(status: RunStatus) -> list[tuple[int, str]]:
-    """The parts of the line in their order, each with its importance; the least number is the most important one."""
+    """The parts of the line in order, each with its rank; the lowest rank is the most important."""
     from core.runs.outlook.time_left import eta_words
     from core.runs.record.sentences import brief_id, doing
     from core.runs.record.state import silent_words

@@ -23,8 +23,8 @@ def summarize(followed: Followed) -> dict[str, Any]:
     Returns:
         ``run``, ``state``, ``step``, ``total_steps``, ``loss`` (of the last step), ``tokens_per_second`` (padding,
         pauses and start-up left out), ``peak_rss_bytes`` (of the first process), ``processes``, ``adapter`` (an
-        absolute path, or None), and for a run that did not finish ``reason`` and ``hint``; of a result that
-        ``eval.gate`` refuses, what it misses as ``refused``, and ``hint``.
+        absolute path, or None), and for a run that did not finish ``reason`` and ``hint``; for a result that
+        ``eval.gate`` refuses, the missed bars as ``refused``, and ``hint``.
     """
     run, state, history = followed.run, followed.state, followed.history
     last = history.last_step
@@ -66,10 +66,10 @@ def report(followed: Followed, *, as_json: bool) -> int:
 
 
 def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
-    """The summary for a reader, with what to do next."""
+    """The summary for a reader, with the next command."""
     run = followed.run
     lines = [f"run       {run.id}", f"state     {describe_state(followed.state)}"]
-    # What a run that ended before its first step has not measured is left out.
+    # A run that ended before its first step has no loss.
     if summary["loss"] is not None:
         lines.append(f"loss      {format_number(summary['loss'])}")
     lines += _gain_lines(result_of(run, followed.state, followed.history))
@@ -93,12 +93,12 @@ def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
 
 
 def _each(processes: int) -> str:
-    """That memory is that of one of several processes."""
+    """The clause that memory is measured in the first of several processes; empty for one process."""
     return f" in the first of {processes} processes" if processes > 1 else ""
 
 
 def _gain_lines(result: RunResult) -> list[str]:
-    """Each figure of an evaluation, what was gained where it was measured before too, and what it took."""
+    """The figures of the last evaluation, each with its baseline if there is one, and the run's time and energy."""
     lines = [
         f"measured  {measure.name} {measure.words(measure.after)}"
         if measure.before is None
@@ -116,7 +116,7 @@ def _gain_lines(result: RunResult) -> list[str]:
 
 
 def _tracker_lines(run: Run) -> list[str]:
-    """Lines about trackers that have failed so far; one that is still at work is not waited for."""
+    """Lines about failed trackers; nothing waits for a tracker that is still at work."""
     try:
         asked = list(places(run, run.config()))
     except UserError:

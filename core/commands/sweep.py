@@ -1,4 +1,4 @@
-"""``queue sweep`` and ``queue results``: a run for each combination of values, and what they have come to."""
+"""``queue sweep`` and ``queue results``: a run for each combination of values, and a table of their results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """Show how many runs it would be and what they would take, ask, and put them into the queue."""
+    """Show the runs with their expected time and energy, ask, and put them into the queue."""
     from core.queue import store
     from core.queue.entry import QueueEntry, words_of
     from core.queue.estimate import Estimator, total_of
@@ -33,7 +33,7 @@ def sweep(args: argparse.Namespace) -> int:
     estimates = [estimator.estimate(variant.config) for variant in variants]
     total = total_of(estimates)
     for variant, found in zip(variants, estimates, strict=True):
-        # When each begins is not known, and with it whether its deadline can be met.
+        # The start of a variant is unknown, so its deadline is not checked.
         wishes = "".join(f" · {wish}" for wish in unmet(variant.config, found, None))
         note(f"  {words_of(variant.values)}{wishes}")
     note(tell_total(len(variants), total))
@@ -81,7 +81,7 @@ def describe_sweep(sweep_id: str, entries: Sequence[int], total: Total, *, runne
 
 
 def _check(variants: Sequence[Variant]) -> None:
-    """Refuse what would fail at its start: models, data, and what does not go together.
+    """Check the models, the data and the rules between options of all variants.
 
     Raises:
         UserError: For the first variant that is refused.

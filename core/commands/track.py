@@ -34,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send the metrics that the trackers do not have yet; those of a live run follow in the background.
+    """Send the metrics that the trackers do not have yet; a live run's trackers go on in the background.
 
     Returns:
-        0, or 1 when one of them failed.
+        0, or 1 if a tracker failed.
     """
     from core.launch.launcher import worker_environment
     from core.runs.record.store import find_run
@@ -71,7 +71,7 @@ def _places(target: Run, names: list[Tracker] | None, *, online: bool) -> list[T
     """The tracker destinations.
 
     Raises:
-        UserError: If none is named, or one that has no server is asked for online.
+        UserError: If there is none, or a tracker without a server is named with ``--online``.
     """
     from core.tracking.position import TrackerFiles
     from core.tracking.start import places
@@ -90,7 +90,7 @@ def _places(target: Run, names: list[Tracker] | None, *, online: bool) -> list[T
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a tracker's process, which itself ends a library that hangs."""
+    """Wait for a tracker's process, which ends by itself even if its library hangs."""
     try:
         process.wait()
     except BaseException:

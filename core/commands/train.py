@@ -51,7 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what a run is made from: the configuration, and what is added to it for this run."""
+    """Declare the configuration of a run, and the additions to it for this run."""
     from core.config.choices import RefusalCode
 
     add_config(parser)
@@ -82,14 +82,14 @@ def add_job_options(parser: argparse._ActionsContainer) -> None:
 
 
 def read_run_config(args: argparse.Namespace, more: Sequence[str] = ()) -> Config:
-    """The configuration that :func:`add_run_options` has been given.
+    """The configuration by the arguments of :func:`add_run_options`.
 
     Args:
         args: The arguments.
-        more: Assignments besides, ``section.key=value``.
+        more: Further assignments, ``section.key=value``.
 
     Raises:
-        UserError: If it is wrong, if there is no such model, or if the check of the data refuses it.
+        UserError: If it is invalid, there is no such model, or the data cannot be used.
     """
     from core.commands.configuration import read_config
 
@@ -102,8 +102,8 @@ def read_run_config(args: argparse.Namespace, more: Sequence[str] = ()) -> Confi
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``; 2 where its
-    wishes cannot be met, and nobody agrees to that."""
+    """Train; the exit code is that of the run: 0 finished, 3 stopped, 4 failed, 5 refused by ``eval.gate``; 2 if a
+    deadline or an energy cannot be met and the user does not agree to that."""
     from core.commands.follow import Interrupts
     from core.commands.live_line import busy
 
@@ -135,7 +135,7 @@ def write_batch_file(args: argparse.Namespace, output: str | None, processes: in
     Args:
         args: The configuration and the options of the file.
         output: The file, ``-`` for standard output; None for the run's name.
-        processes: Processes on each node; None for those of the configuration.
+        processes: Processes on each node; None for the configuration's number.
         *more: Words of the command line that makes the run, besides ``--set``.
 
     Raises:

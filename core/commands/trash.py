@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it; the exit code is 1 where something could not be done, or the answer is no.
+    """Carry out the action; the exit code is 1 if some of it failed, or the answer is no.
 
     Raises:
         UserError: If a run is not in the trash, or none is named to be restored.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from core.audit.result import Audit, Difference, SpanResult
 
-#: Exit code of a run that is not what was recorded.
+#: Exit code of a run that differs from its record.
 EXIT_DIFFERS = 6
 #: Intervals that are executed again by default.
 SPANS = 3
@@ -47,7 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the audit, and print what it comes to; the exit code is 6 where something is not what was recorded."""
+    """Make the audit and print its result; the exit code is 6 if the run differs from its record."""
     from core.audit.job import audit_job
     from core.runs.record.store import find_run
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if audit.verdict != "unproven":
         return EXIT_DIFFERS if audit.verdict == "differs" else 0
     if args.spans == 0 and not args.whole and audit.chain.head is not None:
-        return 0  # the chain alone is what was asked for
+        return 0  # with --spans 0 the chain alone is checked
     note(f"{found.id} is neither verified nor found to differ; the lines above say what was missing.")
     return EXIT_ERROR
 

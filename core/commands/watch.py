@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class JsonLines:
-    """A view that prints each event as JSON, and the state where no event tells it; a
-    :class:`~core.commands.follow.View`."""
+    """A view that prints each event as JSON, and the state between events; a :class:`~core.commands.follow.View`."""
 
     def __init__(self) -> None:
         self._told: tuple[object, ...] = ((), None)
@@ -96,7 +95,7 @@ class JsonLines:
 
 
 class Log:
-    """A view that prints a line per event with its time, and on a terminal what the run is doing below; a
+    """A view that prints a line per event with its time, and on a terminal the run's activity below; a
     :class:`~core.commands.follow.View`.
 
     Args:
@@ -128,7 +127,7 @@ class Log:
                 self._say(f"{clock(event.t)} process {rank.rank}: {rank.host}, {rank.device}, pid {rank.pid}")
 
     def tick(self, followed: Followed) -> None:
-        """Print what no event reports: a state, and requests that wait for the end of a step."""
+        """Print the changes without an event: a state, and requests that wait for the end of a step."""
         from core.commands.progress import present
         from core.runs.record.sentences import clock, pending_words
 

@@ -1,4 +1,4 @@
-"""Consent to a run whose wishes for the night cannot be met."""
+"""Consent to a run that cannot meet its deadline or energy of ``[night]``."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def add_consent(parser: argparse.ArgumentParser) -> None:
 
 
 def starts_all_the_same(found: Iterable[Unmet], *, yes: bool) -> bool:
-    """Tell which wishes cannot be met, and ask whether the run is to start all the same where an earlier run has shown
-    it; what is only estimated is a warning.
+    """Print the wishes that cannot be met; where an earlier run has shown it, ask whether to start all the same. An
+    estimate without such a run is only a warning.
 
     Args:
         found: The wishes.
@@ -44,7 +44,7 @@ def starts_all_the_same(found: Iterable[Unmet], *, yes: bool) -> bool:
 
 
 def unmet_now(config: Config) -> list[Unmet]:
-    """The wishes that a run cannot meet if it starts now; earlier runs are read only where it has any."""
+    """The wishes that a run cannot meet if it starts now; earlier runs are read only if it has wishes."""
     import time
 
     from core.queue.estimate import Estimator
@@ -54,8 +54,7 @@ def unmet_now(config: Config) -> list[Unmet]:
 
 
 def unmet_in_queue(config: Config, estimator: Estimator, *, held: bool = False) -> list[Unmet]:
-    """The wishes that a run cannot meet if it is put to the end of the queue; no deadline where nobody knows when it
-    begins.
+    """The wishes that a run at the end of the queue cannot meet; its deadline only if its start can be estimated.
 
     Args:
         config: Its configuration.

@@ -1,4 +1,4 @@
-"""Options that differ between two recorded configurations, in words: what changed, from what to what."""
+"""Options that differ between two recorded configurations, with both values in words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ChangedOption:
     now: Any
 
     def __str__(self) -> str:
-        """What changed, from what to what: ``train.seed changed from 42 (the default) to 7``."""
+        """The change in words: ``train.seed changed from 42 (the default) to 7``."""
         if self._said(self.before) is None:
             return f"{self.name} was not set and is now {self.now_in_words}"
         if self._said(self.now) is None:
@@ -34,12 +34,12 @@ class ChangedOption:
 
     @property
     def before_in_words(self) -> str:
-        """The value that it had."""
+        """The former value."""
         return self._said(self.before) or "not set"
 
     @property
     def now_in_words(self) -> str:
-        """The value that it has."""
+        """The present value."""
         return self._said(self.now) or "not set"
 
     def _said(self, value: Any) -> str | None:
@@ -54,7 +54,7 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterat
     """The options that differ, by name.
 
     Args:
-        before: Sections of options as JSON, without those that have their default; what is no section is passed over.
+        before: Sections of options as JSON, without options at their default; anything but a section is skipped.
         now: The same of now.
     """
     then, here = _flat(before), _flat(now)

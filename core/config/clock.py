@@ -1,4 +1,4 @@
-"""Times of day as the options of ``[night]`` have them: ``07:00``, and ``23:00-07:00`` for a span of every day."""
+"""Times of day and daily spans of ``[night]`` and ``[parking]``: ``07:00``, ``23:00-07:00``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DailySpan:
     end: int
 
     def contains(self, moment: float) -> bool:
-        """Whether a Unix time is in it."""
+        """True if a Unix time is in the span."""
         local = datetime.fromtimestamp(moment)
         minute = local.hour * 60 + local.minute
         if self.begin < self.end:
@@ -33,7 +33,7 @@ class DailySpan:
         return minute >= self.begin or minute < self.end
 
     def next_edge(self, moment: float) -> float:
-        """The Unix time, after a Unix time, at which it begins or ends."""
+        """The next begin or end after a Unix time, as a Unix time."""
         return min(next_time(self.begin, moment), next_time(self.end, moment))
 
 
@@ -41,7 +41,7 @@ def parse_time(text: str) -> int:
     """Minutes after midnight of ``07:00``.
 
     Raises:
-        UserError: If it is no time of day.
+        UserError: If it is invalid.
     """
     found = _TIME.fullmatch(text.strip())
     if found is None:
@@ -53,7 +53,7 @@ def parse_span(text: str) -> DailySpan:
     """The span of ``23:00-07:00``.
 
     Raises:
-        UserError: If it is none, or is empty.
+        UserError: If it is invalid, or empty.
     """
     begin, dash, end = text.partition("-")
     hint = 'Write two times of day: "23:00-07:00".'

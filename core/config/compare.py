@@ -58,12 +58,12 @@ def differences(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[st
 
 
 def is_same(value: Any, other: Any) -> bool:
-    """Whether two values of an option mean the same: a list of one entry is that entry, and true is not 1."""
+    """True if two values of an option mean the same: a list of one entry equals that entry, and true is not 1."""
     return bool(_plain(value) == _plain(other))
 
 
 def differing(configurations: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The options whose values are not the same in all configurations, each with its value in every one of them.
+    """The options whose values differ between configurations, each with its value in every configuration.
 
     Args:
         configurations: As for :func:`differences`; an option that one lacks has its default there.

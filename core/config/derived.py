@@ -10,7 +10,7 @@ from core.config.schema import WEIGHT_METHODS, Config
 
 #: Optimizers that keep their states in the dtype of the parameter; the others come from bitsandbytes.
 FP32_STATES = frozenset({"adamw", "adafactor"})
-#: What ``distributed.gpus`` says for every visible card.
+#: The value of ``distributed.gpus`` for every visible card.
 ALL_GPUS = "all"
 #: Share of the steps, the last ones, that train the weights of a file (``method.train_for``), and how much longer than
 #: others they take; see docs/performance.md.
@@ -60,8 +60,8 @@ def refusal_of_machines(config: Config) -> tuple[str, str] | None:
 
 
 def updates_in_backward(config: Config) -> bool:
-    """True if the optimizer step runs inside backward: by choice, and by default where a whole model is trained by one
-    process; the gradients of several are added up before."""
+    """True if the optimizer step runs inside backward: by choice, and by default where one process trains a whole
+    model; the gradients of several processes must be added up first."""
     wanted = config.memory.optimizer_in_backward
     if config.method.name not in WEIGHT_METHODS:
         return False
@@ -82,7 +82,7 @@ def step_count(config: Config, rows: int | None) -> int | None:
 
 
 def steps_before_file(total: int) -> int:
-    """Optimizer steps that are done before those that train the weights of a file (``method.train_for``).
+    """Optimizer steps before the last part of a run, which trains the weights of a file (``method.train_for``).
 
     Args:
         total: Steps of the whole run.
@@ -91,7 +91,7 @@ def steps_before_file(total: int) -> int:
 
 
 def usual_steps(config: Config, steps: int) -> float:
-    """Optimizer steps by the time that they take: those for a file count more.
+    """Optimizer steps weighted by their duration: steps for a file take longer.
 
     Args:
         config: Configuration of the run.

@@ -71,7 +71,8 @@ def line_of(text: str, *path: str) -> int | None:
 
 
 def repeated_line(text: str) -> int | None:
-    """The line, counted from 1, on which a key or a section is repeated; None where none is, or it is too far down."""
+    """The line, counted from 1, on which a key or a section is repeated; None if there is none, or it is too far
+    down."""
     lines = text.split("\n")
     for count in range(1, min(len(lines), _ATTEMPTS) + 1):
         try:
@@ -110,7 +111,7 @@ __all__ = ["ConfigDocument", "describe_type", "dump_config", "load_config", "par
 class ConfigDocument:
     """A TOML configuration as its author wrote it, comments and order included.
 
-    ``get`` and ``set`` work on what the file says; ``validate`` turns it into a :class:`~core.config.schema.Config`.
+    ``get`` and ``set`` work on the written values; ``validate`` returns a :class:`~core.config.schema.Config`.
 
     Args:
         text: The TOML text; empty for a new configuration.
@@ -189,7 +190,7 @@ class ConfigDocument:
 
     @property
     def has_changed_on_disk(self) -> bool:
-        """Whether another program has written the file since it was read or saved here."""
+        """True if another program has written the file since it was read or saved here."""
         return self.path is not None and self._file is not None and not self._file.is_still(self.path)
 
     def save(self, path: Path | None = None, *, overwrite: bool = False) -> None:

@@ -1,6 +1,6 @@
-"""Adapters in a mixture of experts: what gets them, and the sentence that says why not.
+"""Adapters in a mixture of experts: the layers that get adapters, and the reason why others do not.
 
-The memory plan and the worker both ask here, so that what is planned is what is trained.
+The memory plan and the worker share these functions, so that the plan matches the training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from core.config.schema import MethodSection
 from core.config.targets import is_target, stays_16bit
 from core.units import short_count
 
-#: Adapters on experts are taken by themselves where they have at most this share of the experts' own parameters.
+#: ``auto`` puts adapters on experts if these have at most this share of the experts' own parameters.
 LARGEST_SHARE = 0.01
 #: Names that the matrices of experts have: fused, as transformers keeps them, and one by one, as checkpoints do.
 _MATRICES = ("gate_up_proj", "up_proj", "down_proj", "0.gate_proj", "0.up_proj", "0.down_proj", "0.w1", "0.w2", "0.w3")
@@ -21,11 +21,11 @@ Matrices = Sequence[tuple[int, int]]
 
 
 def adapts_experts(method: MethodSection, module: str, matrices: Matrices) -> bool:
-    """Whether the experts of a layer get adapters.
+    """True if the experts of a layer get adapters.
 
-    ``on`` and ``off`` say it. ``auto`` does so where ``method.target_modules`` names them (``all-linear`` does), the
-    adapters have at most :data:`LARGEST_SHARE` of the experts' own parameters, and neither DoRA nor a beginning
-    computed from the weights is asked for, which experts do not have.
+    ``auto`` decides for adapters if ``method.target_modules`` names the experts (``all-linear`` does), the adapters
+    have at most :data:`LARGEST_SHARE` of the experts' own parameters, and neither DoRA nor an initialization computed
+    from the weights is set, as experts support neither.
 
     Args:
         method: The method.
@@ -43,9 +43,9 @@ def adapts_experts(method: MethodSection, module: str, matrices: Matrices) -> bo
 
 
 def adapts_linear(name: str, targets: str | Sequence[str]) -> bool:
-    """Whether a linear layer of the decoder gets an adapter; the output head is not asked for.
+    """True if a linear layer of the decoder gets an adapter; not for the output head.
 
-    ``all-linear`` leaves routers and small gates out: they are those that always stay in 16 bit.
+    ``all-linear`` excludes routers and small gates, the layers that always stay in 16 bit.
 
     Args:
         name: The module's name in the model: ``model.layers.0.self_attn.q_proj``.
@@ -57,7 +57,7 @@ def adapts_linear(name: str, targets: str | Sequence[str]) -> bool:
 
 
 def names_experts(targets: str | Sequence[str], module: str) -> bool:
-    """Whether ``method.target_modules`` names the experts of a layer, or one of their matrices.
+    """True if ``method.target_modules`` names the experts of a layer, or one of their matrices.
 
     Args:
         targets: As ``method.target_modules``.
@@ -70,13 +70,13 @@ def names_experts(targets: str | Sequence[str], module: str) -> bool:
 
 
 def adapter_share(matrices: Matrices, rank: int) -> float:
-    """Parameters of the adapters of experts by the experts' own; the number of experts does not matter."""
+    """Ratio of adapter parameters to the experts' own parameters; the number of experts does not matter."""
     own = sum(outputs * inputs for outputs, inputs in matrices)
     return rank * sum(outputs + inputs for outputs, inputs in matrices) / own
 
 
 def without_adapters(method: MethodSection, matrices: Matrices, experts: int) -> str | None:
-    """Sentence that says why ``auto`` leaves experts without adapters; None where it was asked for, or they get some.
+    """The reason why ``auto`` leaves experts without adapters; None if the user decided, or they get adapters.
 
     Args:
         method: The method.

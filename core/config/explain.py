@@ -22,14 +22,14 @@ _SHOWN = 80
 #: Order of Pydantic's error types where one key has several: the error about a text comes before "not a list", and
 #: "missing" comes last, since the option may be there under a misspelled name, which is then reported.
 _ORDER = {"string_unicode": 0, "string_pattern_mismatch": 0, "missing": 2}
-#: Shares of letters from which on a word is taken for a mistyped one: where it stands, and in another section.
+#: Similarity from which on a word counts as a typing error: for a name in its place, and for a key of another section.
 _ALIKE, _VERY_ALIKE = 0.6, 0.75
 #: The hint for a secret in a file.
 SECRET_HINT = "Keys and tokens are read from the environment (HF_TOKEN, WANDB_API_KEY), never from a file; remove it."  # noqa: S105
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The known word that a mistyped one most likely meant, of those that are alike by a share of their letters."""
+    """The known word most similar to a mistyped word; None if none has the share ``cutoff`` of its letters."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return found[0] if found else None
 
@@ -50,7 +50,7 @@ def shown(value: Any) -> str:
 
 
 def unknown_option(name: str) -> UserError:
-    """The error for an option that does not exist, with the nearest one that does."""
+    """The error for an unknown option, with the nearest known option."""
     section, _, key = name.partition(".")
     if is_secret_name(key):
         return UserError(f"There is no option {name}.", SECRET_HINT)
@@ -60,7 +60,7 @@ def unknown_option(name: str) -> UserError:
 
 
 def _nearest_option(section: str, key: str) -> str | None:
-    """The option that was most likely meant: of the section that is named, else one of that name in another."""
+    """The option that was most likely meant, in the named section or else by its key in another section."""
     every = [option.name for option in options()]
     if not key and section in sections():
         return None
@@ -75,7 +75,7 @@ def _nearest_option(section: str, key: str) -> str | None:
 
 
 def _known_names(section: str) -> str:
-    """The names that there are: the options of a section, or the sections where there is no such one."""
+    """The known names: the options of a section, or the sections if it does not exist."""
     keys = [option.key for option in options() if option.section == section]
     if not keys:
         return f"The sections are {', '.join(sections())}."

@@ -24,7 +24,7 @@ class DiskNeed(NamedTuple):
 
 
 class Unkept(NamedTuple):
-    """An option that the run's device cannot keep: why, and the remedy."""
+    """An option that the run's device does not support, with the reason and the remedy."""
 
     option: str
     sentence: str
@@ -73,7 +73,7 @@ class Facts:
 
 
 def trains_on_cpu(config: Config, facts: Facts) -> bool:
-    """Whether a run is known to train on the CPU."""
+    """True if a run is known to train on the CPU."""
     return config.hardware.device == "cpu" or (config.hardware.device == "auto" and facts.device == "cpu")
 
 

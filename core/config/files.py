@@ -67,7 +67,7 @@ class FileText:
         return FileText(text, self.crlf, self.bom, _digest(raw))
 
     def is_still(self, path: Path) -> bool:
-        """Whether a file still has these bytes, or is gone, so that writing it loses nothing."""
+        """True if a file still has these bytes, or is gone, so that overwriting it loses nothing."""
         try:
             return _digest(read_small(path, LIMIT)) == self.digest
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The bars of ``eval.gate``: what a result has to reach, as ``loss <= 0.9*before`` or ``exact_match >= 0.8``.
+"""The bars of ``eval.gate`` that a result must reach: ``loss <= 0.9*before``, ``exact_match >= 0.8``.
 
 A bar is a figure, a comparison and a sum. The sum has numbers and ``before`` in it, each with a factor if need be:
 ``probe_loss <= before + 0.1``, ``loss < 0.5*before - 0.01``. ``before`` is the same figure of the untouched model.
@@ -43,7 +43,7 @@ class Bar:
     """The factor of the figure before training; 0 where the bar does not look at it."""
     offset: float
     needs_before: bool
-    """Whether the bar says ``before``."""
+    """True if the bar refers to ``before``."""
 
     def limit(self, before: float | None) -> float:
         """The number that the figure is held against.
@@ -56,7 +56,7 @@ class Bar:
         return self.share * (math.nan if before is None else before) + self.offset
 
     def is_met(self, after: float, before: float | None) -> bool:
-        """Whether the figure reaches it. What is not a number reaches nothing."""
+        """True if the figure reaches the bar; NaN reaches none."""
         limit = self.limit(before)
         return {
             "<=": after <= limit,
@@ -70,7 +70,7 @@ def read_bars(gate: str | Sequence[str] | None) -> list[Bar]:
     """The bars of ``eval.gate``, in its order.
 
     Raises:
-        UserError: For the first one that is none.
+        UserError: For the first invalid bar.
     """
     return [parse_bar(text) for text in bar_texts(gate)]
 
@@ -81,10 +81,10 @@ def bar_texts(gate: str | Sequence[str] | None) -> Sequence[str]:
 
 
 def parse_bar(text: str) -> Bar:
-    """A bar.
+    """Parse a bar.
 
     Raises:
-        UserError: If the text is none; the sentence names what is wrong in it.
+        UserError: If the text is not a bar; the message names the wrong part.
     """
     shown = one_line(text, 80)
     if len(text) > LENGTH_LIMIT:
@@ -118,7 +118,7 @@ def _words(text: str, shown: str) -> list[str]:
 
 
 def _sum(words: list[str], shown: str) -> tuple[float, float, bool]:
-    """The factor of ``before``, the number beside it, and whether ``before`` was said."""
+    """The factor of ``before``, the number beside it, and whether ``before`` appears."""
     if not words:
         raise UserError(f"'{shown}' ends where a number should be.", _HINT)
     share, offset, needs_before = 0.0, 0.0, False

@@ -1,4 +1,4 @@
-"""The configuration as JSON Schema (draft 2020-12), for editors that check and complete TOML by one."""
+"""The configuration as JSON Schema (draft 2020-12), for editors that check and complete TOML."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _option(option: Option | None, written: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(option: Option) -> str:
-    """The help of an option in paragraphs: what it is, what it does, what it costs."""
+    """The help of an option in paragraphs: summary, effect, unit, costs and source."""
     entry = option.manual
     costs = [f"{what}: {text}." for what, text in (("Memory", entry.memory), ("Time", entry.time)) if text]
     unit = f"Unit: {option.unit}." if option.unit else ""
@@ -81,7 +81,7 @@ def _clean(node: Any) -> Any:
 
 
 def _arms(arms: list[Any]) -> Iterator[Any]:
-    """The alternatives of a union without null, those of nested unions among them."""
+    """The alternatives of a union without null, nested unions flattened."""
     for arm in arms:
         if arm == {"type": "null"}:
             continue

@@ -12,9 +12,9 @@ from core.config.schema import Config, find_option
 from core.config.values import parse_value
 from core.errors import UserError
 
-#: Those of the training, as ``section.key``.
+#: Options of the training, as ``section.key``.
 TRAINING = ("train.learning_rate", "eval.every_steps", "checkpoint.every_steps")
-#: Those that the governor keeps to.
+#: Limits of the governor.
 GOVERNED = (
     "hardware.temperature_limit_c",
     "hardware.memory_temperature_limit_c",
@@ -26,7 +26,7 @@ GOVERNED = (
     "night.quiet_hours",
     "night.quiet_power_w",
 )
-#: All of them.
+#: All options that may be changed.
 CHANGEABLE = (*TRAINING, *GOVERNED)
 
 

@@ -24,7 +24,7 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pat
 #: The name of a column, which may begin or end with a space.
 Column = Annotated[str, StringConstraints(min_length=1)]
 Paths = Text | Annotated[list[Text], Field(min_length=1)]
-#: A text of any kind, so long as it is whole characters.
+#: Any text of valid characters.
 Prose = Annotated[str, StringConstraints(min_length=0)]
 #: A text that ends an answer, which may be a blank or a line break.
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -62,8 +62,8 @@ def _option(
 
 
 class Section(BaseModel):
-    """A section of the configuration file; unknown keys are errors, and so are values of another type: no text is read
-    as a number, and true is not 1."""
+    """A section of the configuration file. Unknown keys and values of another type are errors: no text is read as a
+    number, and true is not 1."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, strict=True, frozen=True)
 
@@ -594,17 +594,17 @@ class Option:
     audience: Audience
     required: bool
     optional: bool
-    """Whether it may be absent."""
+    """True if it may be absent."""
     default: Any
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
     above: bool = False
-    """Whether the minimum itself is excluded."""
+    """True if the minimum itself is excluded."""
     below: bool = False
-    """Whether the maximum itself is excluded."""
+    """True if the maximum itself is excluded."""
     closed: bool = False
-    """Whether a list accepts only the choices."""
+    """True if a list accepts only the choices."""
     manual: Entry = NOTHING_SAID
     """The long help: effect, cost and source."""
 
@@ -642,7 +642,7 @@ def _kind(annotation: Any) -> tuple[Any, bool, tuple[str, ...], str]:
 
 
 def _is_closed(annotation: Any) -> bool:
-    """Whether an annotation accepts a list whose items are choices."""
+    """True if an annotation accepts a list whose items are choices."""
     return any(get_origin(arm) is list and get_origin(get_args(arm)[0]) is Literal for arm in get_args(annotation))
 
 

@@ -19,12 +19,12 @@ MOST_REPETITIONS = 5
 
 
 def is_pattern(entry: str) -> bool:
-    """Whether an entry is a wildcard or a regular expression rather than a name."""
+    """True if an entry is a wildcard or a regular expression rather than a name."""
     return entry.startswith(EXPRESSION) or _WILDCARDS.search(entry) is not None
 
 
 def has_patterns(targets: str | Sequence[str]) -> bool:
-    """Whether any entry is a pattern; ``all-linear`` is not."""
+    """True if any entry is a pattern; ``all-linear`` is not."""
     return not isinstance(targets, str) and any(map(is_pattern, targets))
 
 
@@ -49,15 +49,15 @@ def expression_problem(entry: str) -> str | None:
 
 
 def is_target(name: str, entry: str) -> bool:
-    """Whether an entry matches a module.
+    """True if an entry matches a module.
 
-    A name matches every module that has it, or whose name ends with it after a dot, as in PEFT. A wildcard
+    A name matches every module with that name, or whose name ends with it after a dot, as in PEFT. A wildcard
     (``*``, ``?``, ``[...]``) must match a whole name or the part after a dot. ``re:`` and a regular expression, which
     must match the whole name, corresponds to a string instead of a list in PEFT.
 
     Args:
         name: The module's name in the model: ``model.layers.0.self_attn.q_proj``.
-        entry: One of ``method.target_modules``; an expression that :func:`expression_problem` refuses matches nothing.
+        entry: Item of ``method.target_modules``; an expression that :func:`expression_problem` refuses matches nothing.
     """
     if entry.startswith(EXPRESSION):
         if expression_problem(entry) is not None:
@@ -96,12 +96,12 @@ def kept_patterns(keep: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def stays_16bit(name: str, keep: str | Sequence[str] | None = (), always: Sequence[str] = ALWAYS) -> bool:
-    """Whether a linear layer of the decoder stays in 16 bit; the output head does so in any case and is not asked for.
+    """True if a linear layer of the decoder stays in 16 bit; the output head always does, and is not asked for.
 
     Args:
         name: The module's name in the model: ``model.layers.0.mlp.gate``.
-        keep: ``model.keep_16bit``, whose names and patterns are matched as those of ``method.target_modules``.
-        always: Names that stay in 16 bit besides; another list than :data:`ALWAYS` for a base as it was in a run.
+        keep: ``model.keep_16bit``; names and patterns match as in ``method.target_modules``.
+        always: Further names that stay in 16 bit; another list than :data:`ALWAYS` for the base of an earlier run.
     """
     return is_read_by_kernels(name) or any(is_target(name, entry) for entry in (*always, *kept_patterns(keep)))
 
@@ -109,7 +109,7 @@ def stays_16bit(name: str, keep: str | Sequence[str] | None = (), always: Sequen
 def experts_stay_16bit(
     module: str, matrix: str, keep: str | Sequence[str] | None = (), always: Sequence[str] = ALWAYS
 ) -> bool:
-    """Whether a matrix of the experts of a layer stays in 16 bit: where it is named, or all of them are.
+    """True if a matrix of a layer's experts stays in 16 bit, because it or all its experts are named.
 
     Args:
         module: Name of the module of the experts: ``model.layers.0.mlp.experts``.
@@ -122,13 +122,13 @@ def experts_stay_16bit(
 
 @functools.cache
 def has_mamba_kernels() -> bool:
-    """Whether mamba-ssm is installed, whose kernels transformers then uses for the layers of Mamba."""
+    """True if mamba-ssm is installed, whose kernels transformers then uses for the layers of Mamba."""
     return importlib.util.find_spec("mamba_ssm") is not None
 
 
 def is_read_by_kernels(name: str) -> bool:
-    """Whether a linear layer's weight is read by a kernel of mamba-ssm, past the layer: what is packed in 4 bits there
-    would be taken for numbers, and an adapter on it would never be asked.
+    """True if a kernel of mamba-ssm reads a linear layer's weight directly: it would take packed 4-bit values for
+    numbers, and an adapter on the layer would never run.
 
     Args:
         name: The module's name in the model.

@@ -1,4 +1,4 @@
-"""Options that only some values of another option use: the rank of adapters, say, where all weights are trained."""
+"""Options that only some values of another option use: the rank of adapters is unused where all weights are trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from core.config.schema import WEIGHT_METHODS
 
 _METHOD, _OBJECTIVE, _STRATEGY = "method.name", "train.objective", "distributed.strategy"
 _ADAPTERS = ("qlora", "lora")
-#: Options that others do not use: the option that decides, and its values that use them.
+#: Options that are not always used: the option that decides, and its values that use them.
 _USERS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{f"method.trainable_{key}": (_METHOD, ("freeze",)) for key in ("layers", "end")},
     **{
@@ -33,11 +33,11 @@ _USERS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def used_by(name: str, value_of: Callable[[str], object]) -> tuple[str, ...]:
-    """The values of the deciding option that an option is for; none where it is for the present one.
+    """The values of the deciding option that use an option; empty if its present value does.
 
     Args:
         name: The option.
-        value_of: The value of an option that holds, its default included.
+        value_of: Returns the effective value of an option.
     """
     decides, users = _USERS.get(name, ("", ()))
     return users if users and value_of(decides) not in users else ()

@@ -8,21 +8,21 @@ from core.config.document import ConfigDocument
 from core.config.schema import Config, DataSection
 from core.errors import UserError
 
-#: Stands for training data that is not chosen yet.
+#: Placeholder for training data that is not chosen yet.
 _NO_DATA = "rows"
-#: Values that are given up may be all that made others wrong, and the other way round.
+#: Removing an invalid value may make another one valid or invalid.
 _ROUNDS = 3
 
 
 def valid_part(document: ConfigDocument) -> Config:
-    """A configuration with defaults in place of what is wrong in it, its training data included.
+    """A configuration with defaults in place of its invalid values, its training data included.
 
     Args:
         document: The configuration; it is only read.
     """
     probe = ConfigDocument(document.dumps(), document.path)
     for _ in range(_ROUNDS):
-        # What is wrong in it is taken out below, and it is tried again.
+        # Invalid values are removed below before the next attempt.
         with contextlib.suppress(UserError):
             return probe.validate()
         try:

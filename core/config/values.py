@@ -54,7 +54,7 @@ def parse_value(option: Option, raw: str) -> Any:
 
 
 def unquoted(raw: str) -> str:
-    """What is typed, without the quotes of a TOML string around it; unchanged where it is none."""
+    """A typed value without the quotes of a TOML string; any other text unchanged."""
     text = raw.strip()
     if len(text) < 2 or text[0] != text[-1] or text[0] not in "\"'":
         return raw

@@ -317,7 +317,7 @@ def _wait(headers: Any) -> float | None:
 
 
 def _open_partial(target: Path) -> Any:
-    """Open a file to append to, replacing one that has another hard link, as that would be written to as well."""
+    """Open a file to append to. A file with a second hard link is replaced, as the write would reach both names."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(target, flags, FILE_MODE)
     status = os.fstat(descriptor)
@@ -329,7 +329,7 @@ def _open_partial(target: Path) -> Any:
 
 
 def _is_as_expected(path: Path, file: RemoteFile) -> bool:
-    """Whether a file has the size and the hash recorded by the hub."""
+    """True if a file has the size and the hash recorded by the hub."""
     if path.stat().st_size != file.size:
         return False
     if not file.sha256 and not file.blob:

@@ -217,13 +217,12 @@ def _fetch_checked(transfer: Transfer, wanted: Mapping[str, Path], directory: Pa
         directory: Where the model is being put together.
 
     Raises:
-        UserError: If it is not one that can be trained; told before the first of its weights where the configuration
-            says so.
+        UserError: If it cannot be trained; before any weights are fetched if its configuration shows that.
     """
     described = False
     for name, place in wanted.items():
         if name.endswith(".safetensors") and not described:
-            # Reported before gigabytes are fetched in vain.
+            # Checked before gigabytes are fetched in vain.
             check_model_config(directory)
             described = True
         transfer.fetch(name, place)
@@ -252,7 +251,7 @@ def _note_revision(entry: HubEntry, commit: str) -> None:
 
 
 def _is_this_model(target: Path, commit: str) -> bool:
-    """Whether the model is on this machine already.
+    """True if the model is on this machine already.
 
     Raises:
         UserError: If something else is in its place.
@@ -364,7 +363,7 @@ def _fetch_confined(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
 
 def _confine(entry: HubEntry) -> None:
-    """Confine this process to the network, the directory of what is fetched, and the user's token and certificates."""
+    """Confine this process to the network, the directory of its kind, and the user's token and certificates."""
     try:
         from core.hub.client import TOKEN_PATH
     except ImportError:
@@ -373,7 +372,7 @@ def _confine(entry: HubEntry) -> None:
     moved: list[str] = []
     with contextlib.suppress(UserError, OSError):  # the download meets it again, and reports it
         paths.make_private_dir(place)
-        # What the user keeps on another disk.
+        # Directories that the user keeps on another disk.
         moved = [path.path for path in os.scandir(place) if path.is_symlink()]
     read = (str(TOKEN_PATH), *filter(None, map(os.environ.get, _CERTIFICATES)))
     confine(_MEMORY_LIMIT, Rights(reading(*read).reads, writes=(str(place), *moved), uses_network=True))

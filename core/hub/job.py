@@ -1,4 +1,4 @@
-"""Download jobs: run in a process of its own, the only one that ever connects to a hub."""
+"""Download jobs: each in a process of its own, and no other process connects to a hub."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def fetch_job(entry: HubEntry, confirm: Callable[[FetchPlan], bool]) -> FetchJob
     """A download, whose progress counts bytes. Partial files are kept if it is closed, or not confirmed.
 
     Args:
-        entry: What to fetch.
+        entry: The repository, or its part.
         confirm: Called once the size is known, unless everything is on this machine already.
     """
 

@@ -53,7 +53,7 @@ class Listing:
 
 
 def is_size(value: object) -> bool:
-    """Whether a value is a valid file size in bytes."""
+    """True if a value is a valid file size in bytes."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_BYTES
 
 

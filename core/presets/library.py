@@ -18,7 +18,7 @@ from core.errors import UserError
 from core.text import one_line
 
 DIRECTORY = Path(__file__).parent
-#: Pairs of options that a preset sets together or not at all, as one is of no use without the other.
+#: Pairs of options that a preset sets together or not at all.
 TOGETHER = (("train.epochs", "train.max_steps"), ("method.rank", "method.alpha"))
 
 
@@ -32,7 +32,7 @@ class Preset:
         aim: Its aim.
         memory_gb: Memory of the intended card, in GB as cards are sold; 0 for the CPU.
         parameters: The smallest and the largest intended model, in billions of parameters.
-        values: ``section.key`` to value, those of the preset it extends included.
+        values: ``section.key`` to value, including the preset that it extends.
         notes: The file's comment on a value, by option.
     """
 
@@ -47,7 +47,7 @@ class Preset:
 
 @functools.cache
 def presets() -> Mapping[str, Preset]:
-    """All presets by name: by card, then by model, the balanced one of each first."""
+    """All presets by name, ordered by card, then by model, balanced presets first."""
     found = [_read(path.stem) for path in DIRECTORY.glob("*.toml")]
     found.sort(key=lambda preset: (preset.memory_gb, preset.parameters[0], preset.aim != "balanced", preset.name))
     return {preset.name: preset for preset in found}
@@ -73,7 +73,7 @@ def apply_preset(document: ConfigDocument, preset: Preset, *, keep_written: bool
     Args:
         document: The configuration.
         preset: The preset.
-        keep_written: Leave alone the options that the file sets, and those that go together with one of them.
+        keep_written: Leave alone the options that the file sets, and their partners in :data:`TOGETHER`.
 
     Returns:
         The options that were set.

@@ -1,4 +1,4 @@
-"""Provenance: where each value of a configuration comes from, so that it can be said before a run starts."""
+"""Provenance: the source of each value of a configuration, shown before a run starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Source = Literal["preset", "rows", "model", "run", "file", "user"]
 _SUBJECT = ("data.train", "model.base")
 #: Options that are chosen for the rows of a new configuration; others that were chosen are for its model.
 _FOR_ROWS = ("data.eval_share", "eval.every_epochs")
-#: Sources whose values are written into a configuration: one that has another value by now has been changed.
+#: Sources that write their values into a configuration; a different value there is a change by the user.
 _WRITTEN: tuple[Source, ...] = ("rows", "model", "preset")
 
 
@@ -30,8 +30,8 @@ class ValueGroup:
 
     Args:
         source: The source.
-        name: The name of the preset or of the file, or the id of the run; of the user's, where they cannot be told from
-            those of an imported file or of a run that is gone, its name or id; empty for the others.
+        name: The name of the preset or of the file, or the id of the run. For values of the user that may also come
+            from an imported file or a deleted run, that file's name or run's id. Empty for the other sources.
         values: ``section.key`` to the effective value, in the order of the options.
     """
 
@@ -45,8 +45,8 @@ class Provenance:
     """The sources of the values of a configuration. A value in no group is its default, and nothing says otherwise.
 
     Args:
-        groups: The sources in order, each with one value at least. Those of a preset, and of the file or the user where
-            they override one, may be the default as well.
+        groups: The sources in order, each with at least one value. Values of a preset, and values of the file or the
+            user that override a preset, may equal the default.
         is_chosen: Whether the preset was chosen by the app for model, card and rows.
     """
 

@@ -1,7 +1,7 @@
 """Switching between presets without losing the user's own values; the file itself records its preset.
 
 The record is a comment at the top of the file, ``# preset: 24gb-7b``: it is saved, copied and undone with the rest. A
-second one, ``# chosen: preset 24gb-7b, data.eval_share = 0.1``, says what the app has chosen for a new configuration.
+second comment, ``# chosen: preset 24gb-7b, data.eval_share = 0.1``, records the app's choice for a new configuration.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Chosen:
 
     Args:
         preset: The name of the preset.
-        values: The values beside those of the preset, ``section.key`` to value.
+        values: The values beside the preset's, ``section.key`` to value.
     """
 
     preset: str
@@ -53,7 +53,7 @@ class Change:
 
     @property
     def is_felt(self) -> bool:
-        """Whether the effective value changes; writing out a default changes nothing."""
+        """True if the effective value changes; writing out a default changes nothing."""
         return bool(self._holds(self.before) != self._holds(self.after))
 
     def _holds(self, value: Any) -> Any:
@@ -111,7 +111,7 @@ def chosen_in(document: ConfigDocument) -> Chosen | None:
 
 
 def note_chosen(text: str, chosen: Chosen) -> str:
-    """A configuration's text with a comment at the top that says what was chosen; the rest stays to the byte."""
+    """A configuration's text with the choice as a comment at the top; the rest stays to the byte."""
     values = [f"{name} = {tomlkit.item(as_item(value)).as_string()}" for name, value in chosen.values.items()]
     return _noted(text, _CHOSEN, f"# chosen: {', '.join([f'preset {chosen.preset}', *values])}")
 
@@ -133,7 +133,7 @@ def plan_switch(
         document: The configuration.
         preset: The preset to take.
         max_length: ``train.max_length`` instead of the preset's.
-        keep_own: Keep the user's own values, and leave alone the options that go together with one of them.
+        keep_own: Keep the user's own values, and leave alone their partners in :data:`TOGETHER`.
     """
     new = dict(preset.values) | ({} if max_length is None else {"train.max_length": max_length})
     present = preset_in(document)

@@ -1,4 +1,4 @@
-"""A process of checks that does what each number says, without torch."""
+"""A scripted process of checks, without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs killed at random moments, by the program that measures what is lost."""
+"""The program that kills runs at random moments and measures the loss."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The contracts as the code has them now: ``python -m tests.contracts.collect`` writes them into ``contracts.json``.
 
-Contracts there that only a run can show stay as they are. Where a module is moved, its import here is what changes.
+Contracts that only a run can show stay as they are. If a module moves, only its import here changes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ ROOT = Path(__file__).parents[2]
 HOME = Path(__file__).with_name("run_at_4b94b32") / "home"
 #: Values for the fields of events that have to have one, by annotation.
 _SOME: dict[str, object] = {"str": "", "int": 1, "float": 1.0, "dict[str, int]": {}, "list[dict[str, Any]]": []}
-#: Configurations whose hash is known. Checkpoints hold it, so that a run goes on with what it began with.
+#: Configurations whose hash is known. Checkpoints hold it, so that a run goes on with the configuration it began with.
 _CONFIGS: dict[str, dict[str, dict[str, object]]] = {
     "as little as can be": {"data": {"train": "/data/rows.jsonl"}},
     "lists and tables": {
@@ -106,7 +106,7 @@ _CONFIGS: dict[str, dict[str, dict[str, object]]] = {
 
 
 def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
-    """Each contract by name, with what reads it from the code.
+    """Each contract by name, with a function that reads it from the code.
 
     Args:
         home: A copy of the home with a run; ``LOCALTUNE_HOME`` in the environment when something is read.
@@ -167,7 +167,7 @@ def contracts(home: Path) -> dict[str, Callable[[], JSON]]:
 
 
 def config(name: str) -> Config:
-    """One of the configurations whose hash is known."""
+    """A configuration whose hash is known."""
     return Config.model_validate(_CONFIGS[name])
 
 
@@ -181,7 +181,7 @@ def states() -> dict[str, JSON]:
 
 
 def places(home: Path) -> dict[str, JSON]:
-    """What is where in the home, and for whom."""
+    """Paths and modes in the home."""
     return {
         "models": paths.models_dir().relative_to(home).as_posix(),
         "datasets": paths.datasets_dir().relative_to(home).as_posix(),
@@ -194,7 +194,7 @@ def places(home: Path) -> dict[str, JSON]:
 
 
 def names(run: Run) -> dict[str, JSON]:
-    """What is where in a run directory, as the code says it."""
+    """Paths in a run directory, as the code names them."""
     found: dict[str, JSON] = {
         name: path.relative_to(run.path).as_posix()
         for name, path in (
@@ -249,7 +249,7 @@ def event_types(base: type[events.Event]) -> list[type[events.Event]]:
 
 
 def an_event(kind: type[events.Event]) -> events.Event:
-    """An event of a type, what has to be said being said."""
+    """An event of a type with its required fields."""
     required = [item for item in dataclasses.fields(kind) if item.default is dataclasses.MISSING and item.name != "t"]
     event: events.Event = kind(t=0.5, **{item.name: _SOME.get(str(item.type)) for item in required})
     return event
@@ -269,7 +269,7 @@ def event_line(kind: type[events.Event]) -> str:
 
 
 def option_of(option: Option) -> str:
-    """What a configuration may say for an option."""
+    """The accepted values of an option, in words."""
     limits = (
         (option.minimum, "above" if option.above else "from"),
         (option.maximum, "below" if option.below else "to"),
@@ -320,7 +320,7 @@ def usage(module: str) -> list[JSON]:
 
 
 def printed(*words: str) -> str:
-    """What a command prints with ``--json``."""
+    """The output of a command with ``--json``."""
     with contextlib.redirect_stdout(io.StringIO()) as found, contextlib.redirect_stderr(io.StringIO()) as told:
         main([*words, "--json"])
     assert found.getvalue(), told.getvalue()
@@ -336,7 +336,7 @@ def an_audit() -> dict[str, JSON]:
 
 
 def json_fields(run: Run) -> dict[str, JSON]:
-    """The keys of what the commands print with ``--json``, where they can be asked without a training."""
+    """The keys of the commands' JSON, as far as they need no training."""
     data = str(next(run.path.parents[1].glob("datasets/*/*/train.jsonl")))
     other = run.path / "other.yaml"
     other.write_text(f"base_model: tiny-llama\ndatasets:\n- path: {data}\n  type: alpaca\n", encoding="utf-8")
@@ -347,7 +347,7 @@ def json_fields(run: Run) -> dict[str, JSON]:
     plan: dict[str, JSON] = json.loads(printed("plan", str(run.config_path), "--cards", "2"))
     listed: list[dict[str, JSON]] = json.loads(printed("init", "--list"))
     fetched = FetchPlan("hf://datasets/a/b", "0" * 40, "/d", 1, 1, 0, "")
-    # The keys of what is emptied are names and numbers of the data, or what there is hangs on the machine.
+    # Emptied values have keys that are names or numbers from the data, or depend on the machine.
     return {
         "runs": keys_of(json.loads(printed("runs"))),
         "compare": keys_of(
@@ -389,7 +389,7 @@ def an_entry() -> QueueEntry:
 
 
 def an_evaluation() -> dict[str, JSON]:
-    """What ``eval --json`` prints of two models that have answered six prompts."""
+    """The JSON of ``eval`` for two models that have answered six prompts."""
     items = tuple(PromptItem(str(number), ({"role": "user", "content": "q"},), "a") for number in range(6))
     answered: list[Answered | None] = [Answered("a", scores={"exact_match": 1.0})] * 6
     names = ("a", "b")
@@ -400,18 +400,18 @@ def an_evaluation() -> dict[str, JSON]:
 
 
 def a_benchmark() -> dict[str, JSON]:
-    """What ``eval --with lm-eval --json`` prints of one figure."""
+    """The JSON of ``eval --with lm-eval`` for one figure."""
     result = HarnessResult((Figure("t", "acc", "none", 0.5, 0.1),), "1", Path("/p"))
     return eval_command.harness_summary(HarnessModel("m", Path("/m")), result)
 
 
 def has_main(module: str) -> bool:
-    """Whether ``python -m MODULE`` runs something."""
+    """True if ``python -m MODULE`` runs something."""
     return importlib.util.find_spec(f"{module}.__main__") is not None
 
 
 def project() -> dict[str, JSON]:
-    """What is installed, as ``pyproject.toml`` says it."""
+    """The installed names, by ``pyproject.toml``."""
     declared = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     return {
         "name": declared["project"]["name"],
@@ -422,7 +422,7 @@ def project() -> dict[str, JSON]:
 
 
 def write() -> None:
-    """Write down what the code has now."""
+    """Record the present code."""
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory) / "home"
         shutil.copytree(HOME, home)

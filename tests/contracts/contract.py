@@ -1,4 +1,4 @@
-"""The contracts as they were written down, and how something is told from what it was."""
+"""The recorded contracts, and their comparison with the present code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def written_down() -> dict[str, JSON]:
 
 
 def assert_contract(name: str, found: JSON) -> None:
-    """Fail where something is not as a contract has it; the message says what is missing, new or another."""
+    """Fail if something differs from a contract; the message lists missing, new and changed parts."""
     changes = list(compare(written_down()[name], found))
     assert not changes, "\n".join([f"The contract '{name}' has changed (see {WRITTEN.name}):", *changes])
 
@@ -54,7 +54,7 @@ def compare(wanted: JSON, found: JSON, place: str = "") -> Iterator[str]:
 
 
 def keys_of(value: JSON) -> JSON:
-    """The keys in a value, those of objects in a list taken together; what is no object is an empty text."""
+    """The keys in a value, with the objects of a list merged; any other value is an empty text."""
     if isinstance(value, dict):
         return {key: keys_of(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,16 +1,16 @@
 """Makes the run that later versions have to continue: ``python -m tests.contracts.make_run CODE DIRECTORY``.
 
-``CODE`` is a checkout of the version that the run is to be of, ``git worktree add CODE 4b94b32`` for the one that is
-kept here; it is used as a user does, by its commands. ``DIRECTORY`` then holds
+``CODE`` is a checkout of the version that makes the run (``git worktree add CODE 4b94b32`` for the run that is kept
+here); it is used by its commands, as a user does. ``DIRECTORY`` then holds
 
 - ``home``: a home with a random model, a dataset and a run that was stopped after some of its steps. Model and dataset
-  are named as what has been fetched from a hub is, since such names mean the same in every home; paths would be those
-  of the machine, and are part of the configuration's hash;
-- ``continued``: what that very version comes to when it continues the run: the steps, the evaluations, the last
-  checkpoint, and what decides whether another machine calculates the same bits.
+  have names of a hub, which mean the same in every home; paths would depend on the machine, and are part of the
+  configuration's hash;
+- ``continued``: the same version's result of continuing the run: the steps, the evaluations, the last checkpoint, and
+  the facts that decide whether another machine calculates the same bits.
 
-Both are made by this machine's processor. The host's name and the process are taken out of ``state.json``, locks, logs
-and what is told of the hardware are left out; all else is as that version wrote it.
+Both are made by this machine's processor. Host name and process are removed from ``state.json``; locks, logs and
+hardware events are left out; everything else is as that version wrote it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DATASET = f"hf://datasets/{REPOSITORY}@{COMMIT}"
 TOTAL_STEPS = 14
 #: Steps before the run is stopped, at least; between two checkpoints, so that stopping makes one.
 STEPS_BEFORE = 6
-#: What is changed while the run is on, before its first step.
+#: Options changed in the live run, before its first step.
 OVERRIDES: Message = {"train.learning_rate": 4e-3}
 CONFIG = f"""\
 [model]
@@ -86,7 +86,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def arithmetic() -> dict[str, str]:
-    """What decides how floating-point numbers are added up: where all of it is equal, so are the bits."""
+    """The facts that decide the rounding of sums: if all are equal, so are the bits."""
     import torch
 
     facts: dict[str, str] = {}
@@ -149,7 +149,7 @@ def begin(code: Path, home: Path) -> Path:
 
 
 def go_on(code: Path, run: Path) -> Message:
-    """Have a version continue the run, and tell what came of it."""
+    """Have a version continue the run; its result."""
     before = len(read_events(run))
     _command(code, run.parent.parent, "continue", run.name, "--json")
     told = read_events(run)[before:]
@@ -182,7 +182,7 @@ def _command(code: Path, home: Path, *words: str) -> str:
 
 
 def strip(run: Path) -> None:
-    """Take out what tells of the machine and is of no use to whoever continues the run."""
+    """Remove the traces of this machine that continuing does not need."""
     for name in ("worker.log", "worker.lock", "control.sock"):
         (run / name).unlink(missing_ok=True)
     path = run / "state.json"

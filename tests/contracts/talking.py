@@ -1,4 +1,4 @@
-"""The control socket as the contract has it, spoken without the code that is under test."""
+"""A client of the control socket by the contract, without the code under test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE = 120.0
 
 
 def ask(run: Path, *requests: tuple[str, Message]) -> list[list[Message]]:
-    """Send commands in one go, and wait for what comes back.
+    """Send commands in one go, and wait for the answers.
 
     Args:
         run: The run's directory; its worker may have yet to begin.
@@ -43,7 +43,7 @@ def ask(run: Path, *requests: tuple[str, Message]) -> list[list[Message]]:
 
 
 def _connects(connection: socket.socket, run: Path) -> bool:
-    """Whether the worker listens already, where its state says; what it says first may not be where it comes to be."""
+    """True once the worker listens on the path in its state, which may still change at the start."""
     state: Message = json.loads((run / "state.json").read_text(encoding="utf-8"))
     if not isinstance(path := state["socket"], str):
         return False

@@ -43,11 +43,11 @@ class Continued:
 
     run: Path
     loaded: dict[str, Any]
-    """What the first step found, as ``watched_worker.py`` writes it."""
+    """The state before the first step, as ``watched_worker.py`` writes it."""
     code: int = -1
     summary: Message = field(default_factory=dict)
     events: list[Message] = field(default_factory=list)
-    """What has been told since."""
+    """The events since."""
     answers: list[list[Message]] = field(default_factory=list)
 
 
@@ -59,7 +59,7 @@ def copy_home(directory: Path) -> Path:
 
 
 def computes_alike() -> bool:
-    """Whether this machine calculates the bits that the run was made with."""
+    """True if this machine calculates the bits of the machine that made the run."""
     return bool(RESULT["arithmetic"] == arithmetic())
 
 
@@ -82,7 +82,7 @@ def load(path: Path) -> Any:
 
 
 def flatten(state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of what a file of a checkpoint holds, by path."""
+    """The leaves of a checkpoint file's content, by path."""
     if isinstance(state, dict):
         for key, value in state.items():
             yield from flatten(value, f"{name}/{key}")

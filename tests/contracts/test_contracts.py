@@ -1,7 +1,7 @@
 """The contracts that others rely on: users' files and scripts, and runs of earlier versions.
 
-``contracts.json`` lists them. A failure says which one has changed, what is missing in it and what is new. What is only
-new, and meant, is added to the file by ``python -m tests.contracts.collect``; what is missing breaks somebody's work.
+``contracts.json`` lists them. A failure names the changed contract with its missing and new parts. Intended additions
+go into the file by ``python -m tests.contracts.collect``; a missing part breaks somebody's work.
 """
 
 from __future__ import annotations

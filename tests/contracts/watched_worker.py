@@ -1,7 +1,7 @@
-"""A worker, ``python watched_worker.py STATE RUN [--resume]``, that writes down with what it goes on training.
+"""A worker, ``python watched_worker.py STATE RUN [--resume]``, that saves the state with which it continues training.
 
-It is started like any other, by the module that is its contract. ``STATE`` then holds, as torch saves it, what an
-optimizer works on and with just before its first step: ``parameters``, and ``states``, those of each parameter.
+It runs ``core.worker`` like any other. ``STATE`` is then a torch file with the optimizer's ``parameters`` just before
+its first step, and the ``states`` of each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The error that users see: what it quotes cannot make it endless."""
+"""The error that users see: quotes cannot make it endless."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lock files: one holder at a time, and what becomes of it where a file system has no locks."""
+"""Lock files: one holder at a time, also on a file system without locks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kinds of paths, and the sentence for one of another kind than the one that was wanted."""
+"""Kinds of paths, and the error for a path of the wrong kind."""
 
 from __future__ import annotations
 

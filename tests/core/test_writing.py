@@ -114,7 +114,7 @@ def _kind_of_call(call: ast.Call) -> str | None:
 
 
 def _opens_file(node: ast.expr) -> bool:
-    """Whether an expression is an open file, as what is looped over or bound by ``with``."""
+    """True if an expression is an open file, as the subject of a loop or a ``with``."""
     call = node.args[0] if isinstance(node, ast.Call) and ast.unparse(node.func) == "enumerate" and node.args else node
     if not isinstance(call, ast.Call):
         return False

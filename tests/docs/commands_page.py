@@ -79,7 +79,7 @@ def _command(name: str, fields: dict[str, str]) -> Iterator[str]:
 
 
 def _arguments(parser: argparse.ArgumentParser, before: str = "") -> Iterator[str]:
-    """Tables of a parser's arguments, those of its actions after it."""
+    """Tables of a parser's arguments, followed by its subcommands' tables."""
     rows, below = [], []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -10,7 +10,7 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding: ``what`` is a sentence, ``hint`` the remedy; empty when there is nothing to do."""
+    """Finding of a check: ``what`` is the result, ``hint`` the remedy; empty when there is nothing to do."""
 
     name: str
     status: Status

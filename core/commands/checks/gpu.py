@@ -23,7 +23,7 @@ from core.units import format_bytes, format_duration
 DRIVER_SECONDS = 15.0
 #: Share of a card's memory below which the free memory is worth a warning.
 _ENOUGH_FREE = 0.85
-#: Which CUDA needs which driver, in a line.
+#: The oldest driver for each version of CUDA, on one line.
 TABLE = describe_table()
 
 
@@ -166,7 +166,7 @@ def describe_process(item: GpuProcess) -> str:
 
 
 def _pci_card(root: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Whether an NVIDIA display device is on the bus, with or without a driver."""
+    """True if an NVIDIA display device is on the PCI bus, with or without a driver."""
     try:
         devices = list(root.iterdir())
     except OSError:

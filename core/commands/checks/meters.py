@@ -1,4 +1,4 @@
-"""Checks of the meters: what of heat, power and load can be read on this machine, and what not."""
+"""Checks of the meters: temperature, power and load as far as this machine reports them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.hardware.power import changed_limits, may_set_power, set_command
 from core.hardware.snapshot import Device
 from core.units import format_bytes
 
-#: What a card may report, in words, by the fields that tell it.
+#: Meters of a card in words, each with its fields of :class:`~core.hardware.snapshot.Device`.
 _METERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("temperature", ("temperature_c",)),
     ("where it slows down", ("temperature_limit_c",)),
@@ -28,7 +28,7 @@ _METERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("energy counter", ("energy_j",)),
 )
 _COUNTERS = "/sys/class/powercap/intel-rapl:*/energy_uj"
-#: The sentence for those who come with a Mac.
+#: The finding on a Mac.
 APPLE = (
     "Training on Apple's GPUs is not supported: 4-bit training needs CUDA here, and what PyTorch and bitsandbytes do "
     "on Metal is neither built in nor tried."
@@ -38,7 +38,7 @@ _AMD_HINT = "Runs go to the CPU (docs/models.md). These meters were tried with m
 
 
 def check_platform(platform: str = sys.platform) -> list[Finding]:
-    """Check that this is a system that the program is made for; no finding on Linux."""
+    """Check that the system is supported; no finding on Linux."""
     if platform == "darwin":
         return [Finding("apple", "fail", APPLE, _APPLE_HINT)]
     return []

@@ -16,15 +16,15 @@ from core.errors import UserError
 from core.sandbox.limits import VARIABLE, Walls, walls
 from core.sandbox.pool import sandboxed
 
-#: Library, first fixed version, number of the vulnerability, and its effect. Only those that a run could meet: files
-#: that are loaded, templates that are rendered.
+#: Library, first fixed version, CVE number and effect. Only vulnerabilities that a run could trigger, by loading a file
+#: or rendering a template.
 HOLES: tuple[tuple[str, str, str, str], ...] = (
     ("transformers", "5.3.0", "CVE-2026-4372", "a model's config.json can run code"),
     ("torch", "2.10.0", "CVE-2026-24747", "a checkpoint can corrupt memory when it is loaded"),
     ("jinja2", "3.1.6", "CVE-2025-27516", "a chat template can break out of its sandbox"),
     ("sentencepiece", "0.2.1", "CVE-2026-1260", "a tokenizer's file can corrupt memory"),
 )
-#: Walls by the fields of :class:`~core.sandbox.limits.Walls`: the name, and what it takes.
+#: Walls by the fields of :class:`~core.sandbox.limits.Walls`: the name and its requirements.
 _WALLS = {
     "files": ("Landlock", "Landlock needs Linux 5.13 or later, with landlock in the kernel's list of modules (lsm=)."),
     "calls": ("seccomp", "The filter needs Linux on x86_64 or aarch64, and a container that allows filters."),
@@ -33,7 +33,7 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def check_holes() -> Finding:
-    """Compare the installed versions with those of known vulnerabilities."""
+    """Check the installed versions for known vulnerabilities."""
     open_ones = []
     for name, fixed, number, what in HOLES:
         try:
@@ -49,7 +49,7 @@ def check_holes() -> Finding:
 
 
 def check_walls() -> Finding:
-    """Check which walls hold around the processes that read foreign files: one is started, and asked."""
+    """Check the walls around the processes that read foreign files, by starting one."""
     try:
         found = sandboxed(walls, "The sandbox")()
     except UserError as error:

@@ -39,7 +39,7 @@ def check_python() -> Finding:
 
 
 def check_libraries() -> Finding:
-    """Compare the installed versions with those that the project supports."""
+    """Check the installed versions against the project's requirements."""
     requirements = requirements_of_project()
     if not requirements:
         return Finding("libraries", "warn", "The project's requirements cannot be found.", reinstall())
@@ -149,7 +149,7 @@ def _unused_card(
 
 
 def _has_kernels(capability: str, architectures: list[str]) -> bool:
-    """Whether a build has kernels for a card: its own major version's (``sm_86``), or any older one's as PTX
+    """True if a build has kernels for a card: compiled for its major version (``sm_86``), or PTX of any older version
     (``compute_80``), which the driver compiles."""
     parts = re.fullmatch(r"(\d+)\.(\d+)", capability)
     if parts is None or not architectures:
@@ -205,9 +205,9 @@ def _checkout_requirements() -> list[str]:
 
 
 def satisfies(found: str, wanted: SpecifierSet | str) -> bool:
-    """Whether an installed version is among those wanted, such as ``>=2.10,<2.16``; ``2.10.0+cu130`` is 2.10.0.
+    """True if an installed version matches a specifier such as ``>=2.10,<2.16``; ``2.10.0+cu130`` counts as 2.10.0.
 
-    A version that is not written as PEP 440 has it satisfies nothing.
+    A version that is not valid by PEP 440 matches nothing.
     """
     try:
         return SpecifierSet(str(wanted)).contains(Version(found).public, prereleases=True)

@@ -62,7 +62,7 @@ def check_home() -> Finding:
 
 
 def check_socket() -> Finding:
-    """Check that a run could listen on its control socket: one is made in the same place, and connected to."""
+    """Check that a run could listen on its control socket, by connecting to a socket in the same place."""
     intended = Run(paths.runs_dir() / ("20260101-000000-" + "x" * 16)).socket_path
     inside = paths.runs_dir() in intended.parents
     place = paths.existing_parent(intended.parent)
@@ -111,7 +111,7 @@ def check_logout(root: Path = Path("/")) -> Finding:
 
 
 def kill_user_processes(root: Path = Path("/")) -> bool:
-    """Whether logind kills a user's processes at logout: its answer, else its configuration files, else its default."""
+    """True if logind kills a user's processes at logout, by its answer, its configuration files or its default."""
     if root == Path("/"):
         answer = output(
             [

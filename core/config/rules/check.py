@@ -1,4 +1,4 @@
-"""All rules between options, and what they find in a configuration."""
+"""All rules between options, and their findings in a configuration."""
 
 from __future__ import annotations
 

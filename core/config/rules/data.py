@@ -1,4 +1,4 @@
-"""Rules of ``data`` and ``template``: the rows, what is held out, and how they are written out."""
+"""Rules of ``data`` and ``template``: rows, held-out rows, and the chat template."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def weights_match_entries(config: Config, _: Facts) -> Findings:
 
 @rule("error", "data.eval_share", "data.eval")
 def one_way_to_hold_out(config: Config, _: Facts) -> Findings:
-    """Only one of data.eval and data.eval_share says what is held out."""
+    """data.eval and data.eval_share are not both set."""
     if config.data.eval is not None and config.data.eval_share > 0:
         yield "data.eval and data.eval_share both say what is held out.", "Remove one of the two."
 
@@ -34,7 +34,7 @@ def rows_to_hold_out(config: Config, facts: Facts) -> Findings:
 
 @rule("error", "template.name", "template.file")
 def one_template(config: Config, _: Facts) -> Findings:
-    """Only one of template.name and template.file names the chat template."""
+    """template.name and template.file are not both set."""
     if config.template.name is not None and config.template.file is not None:
         yield "template.name and template.file are both set.", "Remove one of the two."
 

@@ -1,4 +1,4 @@
-"""Rules of ``distributed``: several processes, and what each strategy trains."""
+"""Rules of ``distributed``: several processes, and the limits of each strategy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cards_are_named_once(config: Config, _: Facts) -> Findings:
 
 @rule("error", "distributed.gpus", "hardware.gpu")
 def one_way_to_name_cards(config: Config, _: Facts) -> Findings:
-    """Only one of hardware.gpu and distributed.gpus names cards, and with hardware.gpu there is one process."""
+    """hardware.gpu and distributed.gpus do not both name cards, and with hardware.gpu there is one process."""
     several = (config.distributed.processes or 1) > 1
     if config.hardware.gpu is not None and (config.distributed.named_gpus or several):
         what = "distributed.gpus names others" if config.distributed.named_gpus else "distributed.processes wants more"
@@ -103,7 +103,7 @@ def offload_of_shares(config: Config, _: Facts) -> Findings:
 
 @rule("error", "distributed.strategy", "train.objective", "train.optimizer", "method.train_for", "method.name")
 def shares_are_no_whole_weights(config: Config, _: Facts) -> Findings:
-    """distributed.strategy = fsdp2 is not for what needs whole weights in each process: dpo and kto with adapters,
+    """distributed.strategy = fsdp2 does not support methods that need whole weights: dpo and kto with adapters,
     optimizers of trained weights other than AdamW, method.train_for."""
     if config.distributed.strategy != "fsdp2":
         return

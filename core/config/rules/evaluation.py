@@ -1,4 +1,4 @@
-"""Rules of ``eval``: what is measured, how often, and what it decides."""
+"""Rules of ``eval``: figures, intervals and bars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_EVAL = "Set data.eval or data.eval_share, or remove it."
 
 @rule("error", "eval.every_epochs", "eval.every_steps")
 def one_interval(config: Config, _: Facts) -> Findings:
-    """Only one of eval.every_steps and eval.every_epochs says how often it is measured."""
+    """eval.every_steps and eval.every_epochs are not both set."""
     if config.eval.every_steps is not None and config.eval.every_epochs is not None:
         yield "eval.every_steps and eval.every_epochs both say how often it is measured.", "Remove one of the two."
 

@@ -1,4 +1,4 @@
-"""Rules of ``night`` and ``parking``: times of day, and what the governor can keep to on the run's device."""
+"""Rules of ``night`` and ``parking``: times of day, and limits that the run's device can support."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.errors import UserError
 
 
 def _unread(name: str, texts: Iterable[str], read: Callable[[str], object]) -> Findings:
-    """Times of day that are none."""
+    """Invalid times of day."""
     for text in texts:
         try:
             read(text)
@@ -46,7 +46,7 @@ def quiet_power_needs_hours(config: Config, _: Facts) -> Findings:
 
 
 def _is_kept(option: str, requirement: str) -> Rule:
-    """A rule for an option that may be one that the run's device cannot keep."""
+    """A rule for an option that the run's device may not support."""
 
     def check(config: Config, facts: Facts) -> Findings:
         yield from ((found.sentence, found.hint) for found in facts.unkept(config) if found.option == option)

@@ -10,7 +10,7 @@ from core.config.schema import Config
 
 @rule("error", "train.objective", "data.format")
 def objective_suits_format(config: Config, _: Facts) -> Findings:
-    """data.format is one that train.objective learns from."""
+    """data.format suits train.objective."""
     objective, held = config.train.objective, config.data.format
     wanted = LEARNED.get(objective)
     if held == "auto":

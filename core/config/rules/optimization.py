@@ -44,7 +44,7 @@ def lion_is_slower(config: Config, _: Facts) -> Findings:
 
 @rule("warning", "train.epochs", "train.max_steps")
 def epochs_or_steps(config: Config, _: Facts) -> Findings:
-    """Only one of train.epochs and train.max_steps is set."""
+    """train.epochs and train.max_steps are not both set."""
     if config.train.max_steps is not None and "epochs" in config.train.model_fields_set:
         yield (
             f"train.epochs is ignored, as train.max_steps = {config.train.max_steps} decides alone.",

@@ -1,4 +1,4 @@
-"""A rule between options: what it is about, and what it finds in a configuration."""
+"""A rule between options, and its findings in a configuration."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Rule:
 
 
 def rule(level: Level, *options: str) -> Callable[[Callable[[Config, Facts], Findings]], Rule]:
-    """Make a rule of a function that yields what it finds.
+    """Make a rule of a function that yields its findings.
 
     Args:
         level: ``error`` or ``warning``.

@@ -1,4 +1,4 @@
-"""Rules of ``tracking``: names, and what is installed."""
+"""Rules of ``tracking``: names and installed trackers."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from core.config.schema import WEIGHT_METHODS, Config
 
 
 def _hinders_file(config: Config) -> Iterator[tuple[str, str]]:
-    """What method.train_for does not go with, and the remedy."""
+    """The conflicts of method.train_for, each with its remedy."""
     method, train = config.method, config.train
     if method.name in WEIGHT_METHODS:
         yield f"method.name is {method.name}, which has no adapters to merge", "Set method.name = lora or qlora"

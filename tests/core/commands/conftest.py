@@ -132,7 +132,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 def cli(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], forks: Forks
 ) -> Iterator[CommandLine]:
-    """Command lines with a home of their own; what they start is ended with the test."""
+    """Command lines with a home of their own; processes that they start end with the test."""
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("LOCALTUNE_HOME", str(home))

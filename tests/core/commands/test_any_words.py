@@ -1,4 +1,4 @@
-"""Every argument of every command, taken from the parsers, given what nobody means."""
+"""Every argument of every command, taken from the parsers, with absurd values."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ VALUES = {
     "memory": "/proc/self/mem",
     "itself": ".",
 }
-#: What stands for the positional arguments that are not the one looked at.
+#: Values for the positional arguments that are not under test.
 MEANT = {
     "config": "good.toml",
     "run": "20260101-000000-ended",
     "changes": "train.learning_rate=1e-4",
     "file": "r.jsonl",
 }
-#: What a command needs so that it does something with the rest, and nothing lasting.
+#: Arguments that make a command use the others, without a lasting effect.
 BESIDE = {"init": ["--data", "r.jsonl", "--out", "-"], "demo": ["--set", "train.max_steps=x"]}
 
 
@@ -133,7 +133,7 @@ def carry_out(words: list[str], capsys: pytest.CaptureFixture[str]) -> Result:
 
 
 def check(words: list[str], result: Result) -> None:
-    """It did something, or said in a line what is wrong, and wrote nothing that a terminal acts on."""
+    """It succeeded, or printed its error on one line, and wrote no character that a terminal acts on."""
     told = f"{[word[:60] for word in words]}: {result.code}, {result.err[-400:]!r}"
     assert result.code in (0, 1, 2), told
     assert "mistake of the program" not in result.err, told
@@ -181,7 +181,7 @@ def check_unknown(before: list[str], values: Iterable[str], capsys: pytest.Captu
         for words in ([*before, value, "--bogus"], [*before, f"--bogus={value}"], [*before, f"--js{value}"]):
             result = carry_out(words, capsys)
             check(words, result)
-            # A word with a space in it is no option, so a command may take it for what it is about.
+            # A word with a space is not an option, so a command may take it for its subject.
             assert result.code in (1, 2), words
 
 

@@ -1,4 +1,4 @@
-"""``bits``: what it prints, for people and as JSON, and what it refuses."""
+"""``bits``: its output for people and as JSON, and its errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_sentence_with_the_layers_below_and_the_same_as_json(cli: CommandLine,
     assert set(found) >= FIELDS
     assert found["sentence"] == first
     assert found["rows"] == 3
-    # What it advises can be set.
+    # Its advice can be set.
     kept = json.dumps(found["kept"]["patterns"])
     again = cli("bits", config, "--rows", "3", "--set", f"model.keep_16bit={kept}", "--json").json
     assert again["whole"]["kl"] == pytest.approx(found["kept"]["figures"]["kl"], rel=1e-4)

@@ -1,4 +1,4 @@
-"""``chat``: whom it talks to, and what it makes of a prompt."""
+"""``chat``: its target, and its answers to prompts."""
 
 from __future__ import annotations
 

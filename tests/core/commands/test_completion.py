@@ -1,4 +1,4 @@
-"""``completion``: what the real shells complete with the scripts."""
+"""``completion``: completions of the real shells with the scripts."""
 
 from __future__ import annotations
 

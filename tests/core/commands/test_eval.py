@@ -1,4 +1,4 @@
-"""``eval``: what it refuses before it asks anybody; the rest is in tests/e2e/test_prompt_sets.py."""
+"""``eval``: errors before any model is asked; the rest is in tests/e2e/test_prompt_sets.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``localtune-tui fetch`` as people and scripts call it, and what the other commands say before it was."""
+"""``localtune-tui fetch`` as people and scripts call it, and the errors of other commands before a fetch."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_other_commands_say_that_it_must_be_fetched_and_read_it_then(
     assert (told["format"], told["rows"], told["used"]) == ("prompt_completion", 3, 3)
     assert told["reason"].endswith("The split train is 1 of 2 data files.")
     ended = call("train", str(config))
-    # Both must be of one commit, so that is what is to be fetched.
+    # Both must have the same commit, so the hint names that one.
     missing = f"hf://datasets/me/set@{hub.datasets['me/set'].commit}#test"
     assert f"{missing} is not whole on this machine: test.jsonl is missing." in ended.err
     assert call("fetch", missing).code == 0

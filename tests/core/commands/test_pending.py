@@ -1,4 +1,4 @@
-"""Pending requests and progress within a step, as ``watch``, ``runs`` and the line of progress tell them."""
+"""Pending requests and progress within a step in ``watch``, ``runs`` and the live line."""
 
 from __future__ import annotations
 

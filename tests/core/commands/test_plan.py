@@ -1,4 +1,4 @@
-"""``plan``: what it prints, for people and as JSON, its exit codes, and what it refuses."""
+"""``plan``: its output for people and as JSON, its exit codes and its errors."""
 
 from __future__ import annotations
 

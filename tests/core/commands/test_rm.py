@@ -1,4 +1,4 @@
-"""``rm``: shows what will go, asks, and deletes no more than that."""
+"""``rm``: shows the runs, asks, and deletes no others."""
 
 from __future__ import annotations
 

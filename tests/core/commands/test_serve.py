@@ -1,4 +1,4 @@
-"""The command ``serve``: what it prints, and what it refuses before it listens."""
+"""The command ``serve``: its output, and its errors before it listens."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_metrics_are_in_the_text_format(cli: CommandLine, live: Run) -> None:
     assert f'run="{live.id}"' in text
     assert 'display_name="a \\"b\\" \\\\c"' in text
     assert 'name="RTX \\"4090\\"\\\\"' in text
-    # What the device does not report has no line.
+    # Values that the device does not report have no line.
     assert "localtune_device_fan_ratio" not in text
 
 

@@ -1,4 +1,4 @@
-"""The command ``track``: what was missed is sent, once, and what fails is said."""
+"""The command ``track``: missing metrics are sent once, and failures are reported."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def value_of(option: Option) -> st.SearchStrategy[Any]:
 
 
 def coherent(changes: list[tuple[str, Any]]) -> bool:
-    """Whether options go together as the rules between them ask."""
+    """True if options obey the rules between them."""
     values = dict(changes)
     train = values.get("data.train", "rows.jsonl")
     held_out = "data.eval" in values or values.get("data.eval_share")

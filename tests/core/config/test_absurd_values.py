@@ -1,4 +1,4 @@
-"""Every option of the declaration, set to what nobody means: in the file and by ``--set``."""
+"""Every declared option with absurd values, in the file and by ``--set``."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ assert {*SOME} < {*ABSURD}
 
 
 def outcome(path: Path, *assignments: str) -> Config | UserError:
-    """The configuration where it is taken, and then a run reads what was written for it; else why it is refused."""
+    """The configuration if it is accepted, read again as a run does; else the error."""
     try:
         config = load_config(path, assignments)
     except UserError as error:
@@ -96,7 +96,7 @@ def changed(before: Config, after: Config) -> set[str]:
 
 
 def check(option: Option, error: UserError, path: Path) -> None:
-    """One short sentence that names the option, an option beside it that a rule is about, or the place in the file."""
+    """A short error names the option, another option of the same rule, or the place in the file."""
     assert 0 < len(error.message) < 700
     assert not set(error.message) & set("\x1b\x07\x00\u202e"), error.message
     named = any(f"{other.section}.{other.key}" in error.message for other in EVERY)

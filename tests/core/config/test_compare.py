@@ -1,4 +1,4 @@
-"""What differs between configurations, by option and by line."""
+"""Differences between configurations, by option and by line."""
 
 from __future__ import annotations
 

@@ -388,7 +388,7 @@ def test_a_file_that_is_called_like_a_key_is_a_file(tmp_path: Path) -> None:
     assert load_config(tmp_path / "my.toml").data.train == str(tmp_path / SECRET)
 
 
-#: What no option takes.
+#: Values that no option accepts.
 WRONG = st.sampled_from(["[[1]]", "{a = {b = 1}}", '"\t"', "1979-05-27", "[true]", "-1e300", "nan"])
 SPACING = st.sampled_from(["", "\n", "# a comment\n", "\n\n# train = 1\n"])
 

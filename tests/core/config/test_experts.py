@@ -1,4 +1,4 @@
-"""Which experts get adapters, and what those take."""
+"""Experts that get adapters, and the size of these."""
 
 from __future__ import annotations
 

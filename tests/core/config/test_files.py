@@ -1,4 +1,4 @@
-"""Configurations as files: what is read, saved and read again is the same, and nobody's change is lost."""
+"""Configurations as files: reading, saving and reading again changes nothing, and nobody's change is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bars of a gate: read, refused with what is wrong in them, and held against figures."""
+"""The bars of a gate: parsed, refused with the wrong part, and compared with figures."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ TOKEN = "hf_this_is_a_secret"
 
 @dataclass
 class Repository:
-    """What the hub has under one name.
+    """A repository of the hub.
 
     Args:
         files: Name to content.
@@ -35,19 +35,19 @@ class Repository:
     revisions: tuple[str, ...] = ("main",)
     commit: str = ""
     claimed: dict[str, bytes] = field(default_factory=dict)
-    """Contents whose hashes are told instead of those of the real ones."""
+    """Contents whose hashes are announced instead of the real ones."""
 
     def __post_init__(self) -> None:
         self.commit = (
             self.commit or hashlib.sha1(repr(sorted(self.files.items())).encode(), usedforsecurity=False).hexdigest()
         )
 
-    def told(self, name: str) -> Any:
-        """What the API tells about it."""
+    def described(self, name: str) -> Any:
+        """The API's answer about it."""
         return {"id": name, "sha": self.commit, "siblings": self.siblings(), "cardData": self.card}
 
     def siblings(self) -> list[dict[str, Any]]:
-        """The files as the API tells them."""
+        """The files in the API's answer."""
         return [self._sibling(name, self.claimed.get(name, content)) for name, content in self.files.items()]
 
     def _sibling(self, name: str, content: bytes) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Repository:
 
 @dataclass
 class Reply:
-    """What is answered in place of the truth.
+    """A false answer.
 
     Args:
         body: The bytes.
@@ -78,7 +78,7 @@ class Reply:
 
 @dataclass
 class Asked:
-    """One request as it came in."""
+    """A request as it came in."""
 
     server: str
     method: str
@@ -126,7 +126,7 @@ class FakeHub:
             server.server_close()
 
     def paths(self) -> list[str]:
-        """What has been asked for so far, without the questions behind it."""
+        """The paths of all requests so far, without their queries."""
         return [urlsplit(asked.path).path for asked in self.asked]
 
     def files_asked(self) -> list[str]:
@@ -189,7 +189,7 @@ class FakeHub:
             _send(handler, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             return
         if is_api:
-            _send(handler, 200, json.dumps(repository.told("/".join(parts[:2]))).encode())
+            _send(handler, 200, json.dumps(repository.described("/".join(parts[:2]))).encode())
             return
         name = "/".join(parts[4:])
         if repository.gated and not allowed:
@@ -234,7 +234,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that was killed is what some tests are about."""
+        """Some tests kill the client."""
 
 
 def _send(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:

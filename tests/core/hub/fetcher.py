@@ -37,14 +37,14 @@ class Fetcher:
     """Downloads from the hub and into the home that the environment names each time.
 
     Args:
-        process: What carries them out.
+        process: The process that downloads.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def fetch(self, entry: str) -> dict[str, Any]:
-        """Download, and what the process that downloads would answer: ``done``, or ``error`` and ``hint``."""
+        """Download; the answer of the download process: ``done``, or ``error`` and ``hint``."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         environment = {name: os.environ[name] for name in ("LOCALTUNE_HOME", "HF_ENDPOINT")}
@@ -56,7 +56,7 @@ class Fetcher:
         return answer
 
     def plan(self, entry: str) -> FetchPlan:
-        """Download, and what :func:`~core.hub.job.fetch_job` would return.
+        """Download; the result of :func:`~core.hub.job.fetch_job`.
 
         Raises:
             UserError: If it cannot be fetched.
@@ -81,7 +81,7 @@ def running_fetcher() -> Iterator[Fetcher]:
 
 
 def snapshot(root: Path, *apart: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file below a directory with its time and content, links as what they say; some directories left out."""
+    """Every file below a directory with its time and content, links by their targets; some directories left out."""
     found = {}
     for path in sorted(root.rglob("*")):
         if any(path == place or place in path.parents for place in apart) or path.name.endswith(".lock"):

@@ -83,7 +83,7 @@ def test_the_command_says_it_in_a_line(hub: FakeHub, victim: Path) -> None:
 
 
 def test_another_commit_than_the_one_asked_for_is_refused(hub: FakeHub, fetcher: Fetcher) -> None:
-    told = Repository({"a.jsonl": rows(1)}, commit="d" * 40).told("me/set")
+    told = Repository({"a.jsonl": rows(1)}, commit="d" * 40).described("me/set")
     hub.about = Reply(json.dumps(told).encode())
     assert "answers with the commit dddddddddddd" in said(fetcher.fetch(f"hf://datasets/me/set@{COMMIT}"))
 
@@ -100,7 +100,7 @@ TEXTS = [
 
 
 def hostile(value: Any) -> list[Any]:
-    """What a hub could write in place of a value."""
+    """Values that a hub could write in place of another one."""
     of_kind = TEXTS if isinstance(value, str) else NUMBERS if isinstance(value, int) else []
     return [*OTHER_KINDS, *of_kind]
 
@@ -146,7 +146,7 @@ def check_fields(hub: FakeHub, fetcher: Fetcher, victim: Path, kind: str, every:
     own.parent.mkdir(parents=True)
     # A model's scratch directory has the commit in its name, which may be another one.
     apart = (own, own.with_name(own.name.replace(COMMIT, "d" * 40)))
-    truth = repository.told("me/set")
+    truth = repository.described("me/set")
     before = snapshot(victim.parent, *apart)
     tried = [truth]
     for number, (place, there) in enumerate(places(truth)):

@@ -1,4 +1,4 @@
-"""Advice for a new configuration: taken where it can be, told with its source where it cannot."""
+"""Advice for a new configuration: taken where possible, else shown with its source."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ GIB = 1 << 30
 
 
 def model(billions: float, positions: int | None = 131072) -> Architecture:
-    """A model of about this size in the shape of one that there is, as deep as it takes."""
+    """A model of about this size in the shape of a known one, with as many layers as that needs."""
     shapes = ((1, published.SMOLLM2_135M), (5, published.QWEN_3_4B), (9.5, published.LLAMA_3_8B))
     larger = published.QWEN_2_5_14B if billions < 16 else published.QWEN_2_5_32B
     shape = next((shape for most, shape in shapes if billions < most), larger)
@@ -103,7 +103,7 @@ def test_long_rows_have_a_preset_for_long_rows_chosen() -> None:
     choice = choose_preset(facts(8, 24), lengths=short)
     assert choice.preset.name == "24gb-7b"
     assert "1% of the rows sampled are longer than 4096 tokens" in choice.why
-    # What was asked for stands.
+    # An explicit request is kept.
     assert choose_preset(facts(8, 24), "best-quality", lengths=long).preset.name == "24gb-7b-best-quality"
     assert choose_preset(facts(8, 8), lengths=long).preset.name == "8gb-7b"
 

@@ -1,4 +1,4 @@
-"""Provenance of values: every value that is no default has one source, and the groups hold what the run gets."""
+"""Provenance of values: every value except a default has one source, and the groups hold the run's values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Going from preset to preset: what the user wrote stays, what a preset wrote goes."""
+"""Switching from preset to preset: the user's values stay, the former preset's values go."""
 
 from __future__ import annotations
 

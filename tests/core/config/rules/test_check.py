@@ -377,7 +377,7 @@ BROKEN: list[tuple[dict[str, Any], Facts, str, str]] = [
     ),
 ]
 
-#: The same options and facts, but for what would break the rule.
+#: The same options and facts, without the breach of the rule.
 KEPT: list[tuple[dict[str, Any], Facts]] = [
     ({"data__eval_share": 0.1, "train__batch_size": 1}, Facts(rows=2)),
     ({"distributed__gpus": ["0", "1"], "distributed__processes": 2}, Facts()),
@@ -452,7 +452,7 @@ KEPT: list[tuple[dict[str, Any], Facts]] = [
         _on_disk(5 * 10**8),
     ),
     *(({name.replace(".", "__"): value}, Facts()) for name, value in METERED.items()),
-    # What cannot be planned is refused elsewhere.
+    # A configuration that cannot be planned is refused elsewhere.
     ({"method__target_modules": ["no_such"]}, _on_disk(1)),
     ({}, Facts(free_bytes=1)),
 ]
