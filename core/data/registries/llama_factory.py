@@ -129,7 +129,7 @@ def read_dataset_list(file: Path, values: Mapping[str, Any], name: str) -> list[
     """Read the datasets of a list.
 
     Args:
-        file: The YAML file; paths in it are relative to its directory or, as LLaMA-Factory may be run there, to the parent.
+        file: The YAML file; paths in it are relative to its directory or to the parent, where LLaMA-Factory may run.
         values: Its content.
         name: The dataset; empty for all.
 
