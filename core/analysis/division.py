@@ -1,6 +1,6 @@
-"""Training split: which usable rows are held out, and how often each other row is trained on, as configured.
+"""Training split: the usable rows held out, and how often each other row is trained on.
 
-The worker and the analysis share it, so that the counts shown before a run are those of the run.
+The worker and the analysis share it, so the counts shown before a run match the run.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from core.analysis.duplicates import Fingerprints, group_keys
 from core.analysis.split import held_out_rows, repeats
 
-#: Reasons that come from the configuration, not from a defect of the row: held out for evaluation, left out by
-#: ``data.weights``.
+#: Reasons for not training on a row that has no defect: held out for evaluation, left out by ``data.weights``.
 HELD_OUT, NOT_SAMPLED = "held_out", "not_sampled"
 
 
-#: Least ratio of the held-out rows to the share asked for, or the other way around, if near duplicates stay on one
-#: side; beyond it only equal rows do.
+#: Smallest acceptable ratio of held-out rows to the requested share (or its inverse) with near duplicates kept on one
+#: side; below it, only equal rows are kept together.
 _LEAST_PART = 0.5
 
 
@@ -28,7 +27,7 @@ class Division:
     Args:
         held_out: Positions of the rows held out.
         counts: Times that each row is trained on in an epoch.
-        crosses: Whether near duplicates may be on both sides; equal rows never are.
+        crosses: True if near duplicates may be on both sides; equal rows never are.
     """
 
     held_out: set[int]
@@ -41,15 +40,15 @@ def divide_rows(
 ) -> Division:
     """Split rows into held-out rows and rows trained on, repeated by weight.
 
-    Near duplicates stay on one side. If so many rows are near duplicates that too few others can be held out, as with
-    one long question asked about many subjects, only equal rows stay on one side.
+    Near duplicates stay on one side. If that leaves too few rows to hold out (one long question asked about many
+    subjects, for example), only equal rows stay together.
 
     Args:
         rows: The usable rows.
-        bounds: First row of each entry of ``data.train``, and the end of the last one's.
-        weights: One for each entry; see :func:`~core.analysis.split.repeats`.
-        share: Of all rows, to be held out; see :func:`~core.analysis.split.held_out_rows`.
-        seed: Decides which rows.
+        bounds: First row of each entry of ``data.train``, then the number of rows.
+        weights: Weight of each entry; see :func:`~core.analysis.split.repeats`.
+        share: Share of the rows to hold out; see :func:`~core.analysis.split.held_out_rows`.
+        seed: Seed of the choice of rows.
     """
     keys = list(rows.keys())
     kept_out: set[int] = set()

@@ -1,4 +1,4 @@
-"""Near-duplicate detection: equal and nearly equal rows, by digests and MinHash signatures, in little memory.
+"""Near-duplicate detection: equal and nearly equal rows, by digests and MinHash signatures.
 
 Two rows are equal if their words are, regardless of case and whitespace. They are near duplicates if the Jaccard
 similarity of their word trigrams is about 5/6 or more. This is estimated by one-permutation min-hashing (Li, Owen,
@@ -18,7 +18,7 @@ from zlib import crc32
 
 from core.data.conversation import Example
 
-#: Bins of a signature; rows are candidates if they agree in all bins of a band.
+#: Bins of a signature, and bins of a band. Two rows are compared if they agree in all bins of a band.
 RANGES = 24
 BAND = 3
 #: Bins that must agree for two rows to be near duplicates.
@@ -32,14 +32,14 @@ _LEAST_RUNS = 12
 _MOST_WORDS = 4096
 _LEAST = -(1 << 63)
 _BOUNDS = [_LEAST + (number << 64) // RANGES for number in range(RANGES)]
-#: Most rows of a band that a row is compared with when groups are made.
+#: Most rows per band that a row is compared with when groups are made.
 _COMPARED = 8
 #: Signature of a row that is too short for one.
 NO_SIGNATURE = bytes(SIGNATURE_BYTES)
 
 
 def normalized(example: Example) -> str:
-    """Text of a row for comparison, in lower case and with single spaces between words; roles are left out."""
+    """Text of a row for comparison: case folded, words separated by single spaces, without roles."""
     turns = (*example.messages, *example.chosen, *example.rejected)
     if not turns:
         return " ".join(example.text.casefold().split())
@@ -62,8 +62,7 @@ def digest(example: Example, text: str) -> bytes:
 
 
 def signature(example: Example, text: str) -> bytes:
-    """MinHash signature of a row, the least hash of each bin; :data:`NO_SIGNATURE` for rows that are too short to be
-    compared.
+    """MinHash signature of a row, the least hash of each bin; :data:`NO_SIGNATURE` for rows too short to compare.
 
     System messages are left out: instructions that many rows share do not make them near duplicates.
     """
@@ -75,7 +74,7 @@ def signature(example: Example, text: str) -> bytes:
     else:
         words = text.encode("utf-8", "surrogatepass").split()
         if len(text) > 16 * len(words):
-            # A text without spaces between words: characters take the place of words.
+            # A script without spaces between words: count characters instead.
             units = list(map(ord, text[:_MOST_WORDS]))
         else:
             units = list(map(crc32, words[:_MOST_WORDS]))
@@ -111,7 +110,7 @@ class Fingerprints:
         self.extend((number,), digest(example, text), signature(example, text))
 
     def at(self, places: Sequence[int]) -> Fingerprints:
-        """The fingerprints of the rows at some positions."""
+        """The fingerprints of the rows at these positions."""
         found = Fingerprints()
         for place in places:
             key, start = place * KEY_BYTES, place * SIGNATURE_BYTES
@@ -139,13 +138,13 @@ class Fingerprints:
         return memoryview(self._signatures)[at : at + SIGNATURE_BYTES].cast("I")
 
     def has_signature(self, place: int) -> bool:
-        """Whether a row is long enough for a signature."""
+        """True if a row is long enough for a signature."""
         at = place * SIGNATURE_BYTES
         return self._signatures[at : at + SIGNATURE_BYTES] != NO_SIGNATURE
 
 
 def find_same(rows: Fingerprints) -> dict[int, int]:
-    """Positions of rows that are equal to an earlier one, each to the position of the first such row."""
+    """Positions of rows equal to an earlier row, each mapped to the first of them."""
     first: dict[bytes, int] = {}
     found = {}
     for place, key in enumerate(rows.keys()):
@@ -156,7 +155,7 @@ def find_same(rows: Fingerprints) -> dict[int, int]:
 
 
 def find_near(rows: Fingerprints, same: dict[int, int]) -> dict[int, int]:
-    """Positions of rows that are near duplicates of an earlier one, without those that are equal to one."""
+    """Positions of near duplicates of an earlier row, each mapped to that row; equal rows (``same``) are excluded."""
     found: dict[int, int] = {}
     for number in range(RANGES // BAND):
         first: dict[bytes, int] = {}
@@ -170,10 +169,10 @@ def find_near(rows: Fingerprints, same: dict[int, int]) -> dict[int, int]:
 
 
 def group_keys(rows: Fingerprints) -> list[bytes]:
-    """Group key of each row, shared by all rows of its group: the least of their digests.
+    """Group key of each row: the least digest of its group.
 
-    Equal rows and near duplicates are in one group, transitively. In a band that many rows share, each is compared with
-    the first and the last few.
+    A group holds equal rows and near duplicates, transitively. In a band that many rows share, each row is compared
+    with the first and the last few.
     """
     keys = list(rows.keys())
     parents = array("I", range(len(rows)))
@@ -186,7 +185,7 @@ def group_keys(rows: Fingerprints) -> list[bytes]:
 
     def join(one: int, other: int) -> None:
         first, second = root(one), root(other)
-        # By digest, so that the key of a group does not depend on the order of rows.
+        # By digest, so the key of a group does not depend on the order of rows.
         parents[max(first, second, key=keys.__getitem__)] = min(first, second, key=keys.__getitem__)
 
     same = find_same(rows)
@@ -215,7 +214,7 @@ def find_shared(rows: Fingerprints, others: Fingerprints) -> tuple[dict[int, int
     """Rows that are also in another set.
 
     Returns:
-        Positions in ``rows`` to positions in ``others``: first of the equal rows, then of the near duplicates.
+        Positions in ``rows`` mapped to positions in ``others``: one table for equal rows, one for near duplicates.
     """
     known = {key: place for place, key in enumerate(others.keys())}
     same = {place: known[key] for place, key in enumerate(rows.keys()) if key in known}
@@ -232,5 +231,5 @@ def find_shared(rows: Fingerprints, others: Fingerprints) -> tuple[dict[int, int
 
 
 def alike(one: memoryview, other: memoryview) -> bool:
-    """Whether two signatures agree in enough bins."""
+    """True if two signatures agree in enough bins."""
     return one == other or sum(map(eq, one.tolist(), other.tolist())) >= AGREEING

@@ -1,4 +1,4 @@
-"""Row positions: file and line of a row, and a list of them in words."""
+"""Row positions: file and line of a row, and lists of them in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from core.text import one_line
 
-#: Lines that are listed; of any more, only the count is given.
+#: Most lines listed; the rest are counted.
 NAMED_LINES = 40
 
 
@@ -19,7 +19,7 @@ class FileLine(NamedTuple):
 
 
 def name_places(places: Iterable[FileLine]) -> str:
-    """Positions in words, ``train.jsonl lines 3, 17 and 24; more.csv line 2``, safe to show; each once, in order."""
+    """Positions in words, safe to show: ``train.jsonl lines 3, 17 and 24; more.csv line 2``; each once, in order."""
     by_file: dict[str, list[int]] = {}
     for place in sorted(set(places)):
         by_file.setdefault(place.file, []).append(place.line)

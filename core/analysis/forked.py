@@ -1,8 +1,7 @@
-"""Forked processes that share this one's memory and work through a list of items.
+"""Forked processes that share the memory of this process and work through a list of items.
 
-Each has a pipe of its own, so that one that is killed, whatever it was doing, is noticed at once: in
-``ProcessPoolExecutor`` all write to one pipe, and a process killed in the middle of a result leaves the others waiting
-for the rest of it without end.
+Each has its own pipe, so a killed process is noticed at once. In ``ProcessPoolExecutor`` all processes write to one
+pipe: one killed in the middle of a result leaves the others waiting forever.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ ResultT = TypeVar("ResultT")
 
 
 class ForkedProcessError(Exception):
-    """A forked process is gone before it has given its result; the kernel may have ended it for want of memory.
+    """A forked process died before it returned its result, killed perhaps by the kernel for lack of memory.
 
     Args:
-        status: Its exit status, negative for a signal; None where it is not known.
+        status: Its exit status, negative for a signal; None if unknown.
     """
 
     def __init__(self, status: int | None = None) -> None:
@@ -33,17 +32,20 @@ class ForkedProcessError(Exception):
 def forked_map(
     work: Callable[[ItemT], ResultT], items: Sequence[ItemT], processes: int, prepare: Callable[[], None]
 ) -> Iterator[ResultT]:
-    """Results of the items in their order; nothing but items and results is sent between the processes.
+    """Map a function over items in forked processes; only items and results are sent between processes.
 
     Args:
-        work: What is done with an item.
+        work: The function.
         items: The items.
-        processes: How many there are.
-        prepare: Called first in each of them.
+        processes: Number of processes.
+        prepare: Called first in each process.
+
+    Returns:
+        The results, in the order of the items.
 
     Raises:
         ForkedProcessError: If a process dies.
-        Exception: Whatever ``work`` raises.
+        Exception: Any exception of ``work``.
     """
     context = get_context("fork")
     team: dict[Connection, ForkProcess] = {}
@@ -52,14 +54,14 @@ def forked_map(
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, work, prepare), daemon=True)
             process.start()
-            # A process that is gone must leave an end of file.
+            # A dead process must leave an end of file.
             theirs.close()
             team[ours] = process
         idle, busy, found = list(team), dict[Connection, int](), dict[int, ResultT]()
         begun = 0
         for number in range(len(items)):
             while number not in found:
-                # A few ahead: a slow item must not make the results behind it pile up.
+                # Only a few ahead: results must not pile up behind a slow item.
                 while idle and begun < min(len(items), number + 2 * processes + 1):
                     connection = idle.pop()
                     _send(connection, items[begun], team[connection])
@@ -95,7 +97,7 @@ def _receive(connection: Connection, process: ForkProcess) -> Any:
 
 
 def _death(process: ForkProcess) -> ForkedProcessError:
-    # Its end of the pipe closes a moment before it has ended.
+    # Its end of the pipe closes a moment before it exits.
     process.join(1)
     return ForkedProcessError(process.exitcode)
 
@@ -110,7 +112,7 @@ def _serve(connection: Connection, work: Callable[[ItemT], object], prepare: Cal
         answer: tuple[object, BaseException | None]
         try:
             answer = (work(item), None)
-        except BaseException as error:  # whatever it is, it is for the one who asked
+        except BaseException as error:  # raised in the parent
             answer = (None, error)
         try:
             connection.send(answer)

@@ -1,4 +1,4 @@
-"""Analysis jobs: an analysis in processes of its own."""
+"""Analysis job: an analysis in separate processes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ AnalysisJob = Job[JobProgress, Analysis]
 
 
 def analysis_job(request: AnalysisRequest) -> AnalysisJob:
-    """An analysis. Its progress has the activities ``loading`` (the tokenizer, nothing is counted), ``indexing``
-    (bytes), ``reading`` (rows) and ``comparing`` (rows)."""
+    """A job that analyzes datasets. Activities of its progress: ``loading`` (the tokenizer, without a count),
+    ``indexing`` (bytes), ``reading`` (rows) and ``comparing`` (rows).
+    """
     hint = "Do it again, or look at a part of the rows."
     return Job("the analysis", partial(_analysis, request), hint)
 
@@ -27,8 +28,8 @@ def analyze(request: AnalysisRequest, progress: Callable[[JobProgress], None] | 
     """Run an analysis and wait for it.
 
     Raises:
-        JobDiedError: If its process ends without a result; nothing is known about the rows.
-        UserError: If a file cannot be read, its format is not known or the model has no tokenizer.
+        JobDiedError: If its process ends without a result.
+        UserError: If a file cannot be read, its format is unknown or the model has no tokenizer.
     """
     return analysis_job(request).run(progress)
 

@@ -16,7 +16,7 @@ _NICE = (1, 2, 4, 5, 8)
 
 @dataclass(frozen=True)
 class Bucket:
-    """Range of a histogram bar: rows of ``low`` up to, not including, ``high`` tokens."""
+    """Histogram bar: rows of ``low`` to ``high - 1`` tokens."""
 
     low: int
     high: int
@@ -25,7 +25,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token counts of the rows that the template can render, before rows are truncated or dropped for their length.
+    """Token counts of the rows that the template renders, before rows are truncated or dropped for their length.
 
     Args:
         rows: Number of rows.
@@ -34,7 +34,7 @@ class Lengths:
         p95: 95th percentile.
         max: Tokens of the longest row.
         tokens: Tokens of all rows.
-        supervised: Those of them that are trained on.
+        supervised: Tokens trained on.
         longest: Number of the longest row.
         buckets: The histogram, all bars of the same width.
     """
@@ -72,9 +72,9 @@ def measure_lengths(lengths: Sequence[int], numbers: Sequence[int], tokens: int,
 
     Args:
         lengths: Tokens of each row.
-        numbers: The number of each of these rows.
+        numbers: Number of each of these rows.
         tokens: Tokens of all rows; a row trained on in several sequences counts the tokens of each.
-        supervised: Those of them that are trained on.
+        supervised: Tokens trained on.
     """
     if not lengths:
         return None
@@ -107,7 +107,7 @@ def _histogram(ordered: Sequence[int]) -> tuple[Bucket, ...]:
 
 
 def _bucket_width(longest: int) -> int:
-    """The smallest round bar width that gives few enough bars."""
+    """Smallest round bar width with at most :data:`BUCKETS` bars."""
     scale = 1
     while True:
         for step in _NICE:

@@ -1,4 +1,4 @@
-"""Preflight checks: reasons to refuse a run before its model is loaded; each may be allowed by its code."""
+"""Preflight checks: reasons to refuse a run before its model is loaded; ``data.allow`` lists the codes to let pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STOP_LEARNED_SHARE = 0.5
 #: Greatest share of held-out rows that are also trained on.
 EVAL_LEAK_SHARE = 0.05
 
-#: Receives code, message and hint of a finding that is allowed.
+#: Receives code, message and hint of an allowed finding.
 Notice = Callable[[str, str, str], None]
 
 
@@ -55,7 +55,7 @@ class Preflight:
             ambiguity: Result of :func:`~core.data.formats.ambiguity.find_ambiguity`.
 
         Raises:
-            UserError: If they are ambiguous, and that is not allowed.
+            UserError: If they are ambiguous and that is not allowed.
         """
         if ambiguity:
             self.refuse(
@@ -89,7 +89,7 @@ class Preflight:
             example: A sentence about the first of them.
 
         Raises:
-            UserError: If there are too many, and that is not allowed.
+            UserError: If there are too many and that is not allowed.
         """
         if nothing > NOTHING_SUPERVISED_SHARE * read:
             self.refuse(
@@ -103,12 +103,12 @@ class Preflight:
         """Refuse conversations that do not teach the model to end its answers.
 
         Args:
-            conversations: Rows that are conversations or tokens, including those dropped for having no such token;
-                plain text need not end.
-            stopped: Those in which a token that ends an answer is trained on.
+            conversations: Conversations and tokenized rows, including rows dropped for the lack of a stop token; plain
+                text need not end.
+            stopped: Rows of them in which the token that ends an answer is trained on.
 
         Raises:
-            UserError: If there are too few, and that is not allowed.
+            UserError: If there are too few and that is not allowed.
         """
         if conversations and stopped < STOP_LEARNED_SHARE * conversations:
             self.refuse(
@@ -120,7 +120,7 @@ class Preflight:
             )
 
     def tell_ended(self, answers: int) -> None:
-        """Report that an end-of-text token is appended to answers, which happens only if ``stop_untrained`` is allowed.
+        """Report answers with an appended end-of-text token, which needs ``stop_untrained`` in ``data.allow``.
 
         Args:
             answers: Number of answers that the chat template does not end with a stop token.
@@ -134,7 +134,7 @@ class Preflight:
             )
 
     def tell_alike(self) -> None:
-        """Report that held-out rows have near duplicates among the rows trained on, as there are too few other rows."""
+        """Report near duplicates of held-out rows among the rows trained on, for lack of other rows."""
         self._notice(
             "near_leak",
             "So many rows are almost the same that some like those held out are trained on.",
@@ -142,10 +142,10 @@ class Preflight:
         )
 
     def check_leak(self, train: Iterable[Example], held_out: Iterable[Example]) -> None:
-        """Refuse held-out rows that are also trained on, compared regardless of case and whitespace.
+        """Refuse held-out rows that are also trained on, regardless of case and whitespace.
 
         Raises:
-            UserError: If there are too many, and that is not allowed.
+            UserError: If there are too many and that is not allowed.
         """
         keys = [digest(example, normalized(example)) for example in held_out]
         wanted = set(keys)

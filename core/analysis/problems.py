@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-#: Rows of a problem that are listed with their lines.
+#: Most rows of a problem listed with their lines.
 EXAMPLES = 20
-#: Rows of a problem whose numbers are kept, to filter by.
+#: Most rows of a problem whose numbers are kept, to filter by.
 INDEXED = 1_000_000
 
 #: ``drop``: the row is not used; ``warn``: it is used but should not be; ``note``: it may be intended.
@@ -37,11 +37,11 @@ def _drop(title: str, hint: str) -> Kind:
     return Kind("drop", title, hint)
 
 
-#: Code of the note about columns that are left out.
+#: Code of the note about columns that nothing reads.
 COLUMNS_NOT_READ = "columns_not_read"
 
-#: Every problem by its code. The codes of level ``drop`` are those of :class:`~core.data.conversation.RowError`, and
-#: ``not_trained_on`` for all rows of a format with which a run is refused.
+#: All problems by code. Codes of level ``drop`` come from :class:`~core.data.conversation.RowError`, and
+#: ``not_trained_on`` from a format that a run refuses.
 KINDS: dict[str, Kind] = {
     "not_json": _drop("no JSON", "Fix these lines: each must be one whole JSON object."),
     "not_an_object": _drop("JSON, but no object", "Make each row an object with named columns."),
@@ -148,7 +148,7 @@ class RowPlace:
     Args:
         index: Number of the row, from 0, through all sources in their order.
         line: Line of its file, from 1; 0 if it shares the line with others.
-        file: Name of its file if there are several, else empty. Sanitize it.
+        file: Name of its file if there are several, else empty. Untrusted: sanitize it.
     """
 
     index: int
@@ -157,8 +157,8 @@ class RowPlace:
 
     @property
     def shown(self) -> str:
-        """Position for messages: the line, with the file if there are several, or the row number if it has no line of
-        its own.
+        """Position for messages: the line, or the row number if it shares its line; with the file if there are
+        several.
         """
         where = str(self.line) if self.line else f"row {self.index + 1}"
         return f"{self.file}:{where}" if self.file and self.line else f"{self.file} {where}" if self.file else where
@@ -166,14 +166,14 @@ class RowPlace:
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of problem and the rows that have it.
+    """A kind of problem and the rows that have it.
 
     Args:
         code: A key of :data:`KINDS`.
-        count: How many rows have it.
-        places: Positions of the first of them, at most :data:`EXAMPLES`.
-        indices: The numbers of the first :data:`INDEXED`, ascending.
-        detail: A sentence about the first of them; it may quote the row: sanitize it.
+        count: Number of rows with it.
+        places: Positions of the first :data:`EXAMPLES` rows.
+        indices: Numbers of the first :data:`INDEXED` rows, ascending.
+        detail: A sentence about the first row. It may quote the row: sanitize it.
     """
 
     code: str
@@ -198,7 +198,7 @@ class Problem:
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON, with the row numbers packed."""
-        # Base 85 would be shorter, but Python does it in lists that take a hundred megabytes for a million rows.
+        # Not base 85: Python's encoder takes a hundred megabytes for a million rows.
         return {
             "code": self.code,
             "count": self.count,

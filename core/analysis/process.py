@@ -14,19 +14,19 @@ from core.errors import UserError
 from core.jobs.process import Answers, run_job
 from core.sandbox.limits import TimeLimitError, enclose, limit_process, machine_memory
 
-#: Memory limit in bytes. A few dozen bytes are kept of each row.
+#: Memory limit in bytes. The process keeps a few dozen bytes per row.
 _MEMORY = 4 << 30
 
 
 def analyze(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
-    """Look at every row.
+    """Analyze a dataset.
 
     Args:
-        job: ``analysis``, an :class:`~core.analysis.result.AnalysisRequest`.
+        job: ``analysis``: the :class:`~core.analysis.result.AnalysisRequest`.
         answers: Receives the progress.
 
     Returns:
-        An :class:`~core.analysis.result.Analysis`.
+        The :class:`~core.analysis.result.Analysis`.
     """
     limit_process(min(_MEMORY, machine_memory() // 2))
     # Parallelism comes from processes; threads of the tokenizers library would not survive a fork.
@@ -36,7 +36,7 @@ def analyze(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
 
     request = AnalysisRequest.from_dict(job["analysis"])
     try:
-        # A registry, which names the files, is read in a sandbox of its own.
+        # Registries, which name the files, are read in a sandbox of their own.
         enclose(rights_for(request))
         return survey(request, answers.progress).to_dict()
     except TimeLimitError:

@@ -1,7 +1,6 @@
-"""Analysis request and result: rows used, problems of the others, and token counts.
+"""Analysis request and result: the rows used, the problems of the others, and token counts.
 
-:class:`AnalysisRequest` is the request, :class:`Analysis` the result; :mod:`core.analysis.job` computes it in processes
-of its own, so that the caller is not blocked.
+:mod:`core.analysis.job` computes the result in separate processes.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ class AnalysisRequest:
         overlong: As ``data.overlong``.
         weights: As ``data.weights``, one for each entry of ``train``; None: all 1.
         eval_share: As ``data.eval_share``.
-        seed: As ``train.seed``, which decides the rows held out and left out.
-        objective: As ``train.objective``, which decides the rows trained on.
+        seed: As ``train.seed``; decides the rows held out and left out.
+        objective: As ``train.objective``; decides the rows trained on.
     """
 
     train: tuple[str, ...]
@@ -49,11 +48,11 @@ class AnalysisRequest:
 
     @property
     def max_length(self) -> int:
-        """Greatest length of a row, in tokens; 0 without a tokenizer, and for no limit."""
+        """Greatest length of a row, in tokens; 0 for no limit, or without a tokenizer."""
         return (self.masks.max_length or 0) if self.masks is not None else 0
 
     def without_limit(self) -> AnalysisRequest:
-        """The same request, for rows of any length."""
+        """This request for rows of any length."""
         return self if self.masks is None else replace(self, masks=replace(self.masks, max_length=None))
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,8 +74,8 @@ class SourceFormat:
 
     Args:
         name: Name in the configuration.
-        format: One of :data:`~core.config.choices.FORMATS`.
-        reason: Reason for the format, one sentence.
+        format: A name of :data:`~core.config.choices.FORMATS`.
+        reason: Reason for the format, in one sentence.
         rows: Number of rows; they are numbered from 0 through all sources.
     """
 
@@ -88,18 +87,18 @@ class SourceFormat:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Result of an analysis; ``rows == used + sum(dropped.values())``, as in the run with that configuration.
+    """Result of an analysis. ``rows == used + sum(dropped.values())``, the same counts as in the run.
 
     Args:
-        sources: The sources that are trained on.
+        sources: The sources trained on.
         rows: Rows read.
         used: Rows trained on.
         dropped: Number of rows not trained on, by reason. Reasons that need tokens are found only with a model.
-        problems: Problems that drop rows first, then those to be reviewed; a row may have several.
+        problems: Problems that drop rows, then problems to review; a row may have several.
         turns: Number of rows by number of messages.
         scripts: Number of rows by main writing system; each row counts once.
         lengths: Token counts, if there is a model.
-        stop_learned: Usable rows whose last trained token ends an answer, if there is a model; includes rows held out
+        stop_learned: Usable rows whose last trained token ends an answer, if there is a model, including rows held out
             or left out by weight.
         eval_rows: Held-out rows read.
         seconds: Duration in seconds.
@@ -118,7 +117,7 @@ class Analysis:
     seconds: float = 0.0
 
     def problem(self, code: str) -> Problem | None:
-        """The problem with a code; None if not found."""
+        """The problem with a code, or None."""
         return next((problem for problem in self.problems if problem.code == code), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,7 +149,7 @@ def request_for(config: Config, *, model: str | None, template: str | None = Non
 
     Args:
         config: The configuration.
-        model: Directory of the tokenizer, or None.
+        model: Directory of the tokenizer; None to skip tokenization.
         template: Text of a chat template instead of the model's own.
     """
 

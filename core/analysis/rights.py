@@ -14,15 +14,15 @@ from core.sandbox.rights import Rights, reading
 
 
 def rights_for(request: AnalysisRequest) -> Rights:
-    """Rights to read the rows of a request: its files, and the cache, where indexes and unpacked text are kept.
+    """Rights to read the rows of a request: its files, and the cache of indexes and unpacked text.
 
-    Packed files are unpacked by helpers, which have the same rights.
+    The helpers that unpack packed files have the same rights.
 
     Raises:
-        UserError: If a registry among the sources cannot be read, or data of a hub is not on this machine.
+        UserError: If a registry among the sources cannot be read, or a Hub dataset is not on this machine.
     """
     read = reading(*_named(request), datasets_dir(), cache_dir()).reads
-    with contextlib.suppress(UserError):  # without one, nothing is kept, and a packed file is refused with the reason
+    with contextlib.suppress(UserError):  # without a cache nothing is kept, and packed files are refused later
         make_private_dir(cache_dir())
     return Rights(read, writes=(str(cache_dir()),), starts_helpers=True)
 
@@ -34,5 +34,5 @@ def _named(request: AnalysisRequest) -> Iterator[str]:
         sources = flat_sources(list(references), request.format, request.columns)
         paths = itertools.chain.from_iterable((source.path, *source.files) for source in sources)
         for named in (*references, *map(str, paths)):
-            # An entry of a registry, or a split of a directory, stands behind the mark.
+            # The part after # is a registry entry or a split of a directory.
             yield from {named, named.rpartition("#")[0] or named}

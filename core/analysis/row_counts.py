@@ -1,4 +1,4 @@
-"""Row counts of datasets, without reading what is in the rows."""
+"""Row counts of datasets, without parsing the rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from core.data.registries.resolve import resolve_source
 
-#: Rows compared to see whether a dataset is the same row all over.
+#: Rows compared to find out if a dataset repeats one row.
 _COMPARED = 50
 
 
@@ -17,7 +17,7 @@ class RowCount:
 
     Args:
         rows: The rows, readable or not.
-        differ: Whether at least two of the first ones differ.
+        differ: True if at least two of the first rows differ.
     """
 
     rows: int
@@ -25,10 +25,10 @@ class RowCount:
 
 
 def count_rows(entries: Iterable[str]) -> RowCount:
-    """Count the rows of entries as in ``data.train``; blocks, as every file is indexed.
+    """Count the rows of entries of ``data.train``; blocks, since every file is indexed.
 
     Raises:
-        UserError: If one cannot be read.
+        UserError: If an entry cannot be read.
     """
     count = 0
     seen: set[str] = set()

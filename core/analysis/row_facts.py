@@ -23,15 +23,15 @@ from core.template.mask import Masker
 from core.template.row_tokenizer import MaskedRow
 from core.text import one_line
 
-#: Rows rendered and tokenized in one call, and the characters that limit such a portion.
+#: Most rows and characters rendered and tokenized in one call.
 BATCH_ROWS, BATCH_CHARACTERS = 128, 4 << 20
-#: Processor time for such a call; a tenth of a second is usual.
+#: CPU seconds for one call; a tenth of a second is usual.
 BATCH_SECONDS = 30
-#: Longest part of a text that is searched for damage and secrets.
+#: Most characters of a text searched for damage and secrets.
 SEARCHED = 1 << 20
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-# UTF-8 that was read as Latin-1 or Windows-1252: a lead byte's letter, then what its continuation bytes look like.
+# UTF-8 decoded as Latin-1 or Windows-1252: the letter of a lead byte, then the characters of its continuation bytes.
 _MOJIBAKE = re.compile(
     "[\u00c2\u00c3][\u0080-\u00bf]|\u00c3[\u0192\u201a\u201e\u2026\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d]"
     "|\u00e2\u20ac[\u0080-\u00bf\u2018-\u203a\u0153\u0161\u017e\u02dc\u2122\u0152]|\u00ef\u00bb\u00bf|\u00f0\u0178[\u0080-\u203a]"
@@ -55,15 +55,15 @@ _ANSWER_COLUMNS = frozenset(
         ),
     )
 )
-#: Shortest answer, in characters, for which being contained in the prompt is a problem.
+#: Shortest answer, in characters, that is reported if it is also in the prompt.
 _REPEATED = 24
 
 
 @dataclass
 class RowFacts:
-    """Facts of a portion of rows, small enough to be sent to another process.
+    """Facts of a portion of rows, small enough to send to another process.
 
-    Rows are identified by number; packed fields are in the order of ``used``.
+    ``keys`` and ``signatures`` are packed in the order of ``compared``, ``lengths`` in that of ``measured``.
     """
 
     read: int = 0
@@ -85,9 +85,9 @@ class RowFacts:
     turns: Counter[int] = field(default_factory=Counter)
     scripts: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
-    """Columns that hold something and are not read, with the rows of each."""
+    """Filled columns that nothing reads, with the number of rows of each."""
     rows_unread: int = 0
-    """Rows that have such a column."""
+    """Rows with such a column."""
 
 
 class Examiner:
@@ -119,7 +119,7 @@ class Examiner:
         self._unread = UnreadColumns(detection)
 
     def examine(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
-        """Facts of some rows; ``first`` is added to their numbers."""
+        """Facts of rows; ``first`` is added to their numbers."""
         facts = RowFacts()
         for batch in self._batches(rows, first, facts):
             if self._masker is None:
@@ -133,7 +133,7 @@ class Examiner:
         return facts
 
     def keys(self, rows: Iterable[Row], first: int = 0) -> RowFacts:
-        """Only the digests and signatures of some rows."""
+        """Digests and signatures of rows, and nothing else."""
         facts = RowFacts()
         for _ in self._batches(rows, first, facts, quick=True):
             pass
@@ -221,7 +221,7 @@ class Examiner:
             facts.used += 1
 
     def _too_long(self, sequences: Sequence[MaskedRow], length: int) -> RowError | None:
-        """The reason to drop a row beyond the limit; None if it is truncated and used."""
+        """Reason to drop a row beyond the limit; None if it is truncated and used."""
         limit = self._max_length
         if self._overlong != "truncate":
             refused = " A run is refused for it, as data.overlong says." if self._overlong == "refuse" else ""

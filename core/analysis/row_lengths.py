@@ -1,4 +1,4 @@
-"""Row length sample: token counts of a dataset's first rows, for decisions that cannot wait for a full analysis."""
+"""Row length sample: token counts of the first rows of a dataset, for decisions that cannot wait for an analysis."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 
 #: Rows sampled of each source.
 ROWS = 300
-#: Processor time for all of them.
+#: CPU seconds for all of them.
 _SECONDS = 30
-#: Rows and sources that :func:`try_first_rows` renders, and the characters of a row beyond which it is left out.
+#: Most rows, sources, and characters of a row that :func:`try_first_rows` renders.
 _TRIED_ROWS, _TRIED_SOURCES, _TRIED_CHARACTERS = 8, 8, 1 << 16
 
 
 def sample_lengths(config: Config) -> list[int]:
-    """Token counts of the first rows of each source before truncation, made in the sandbox; of a preference pair, those
-    with the longer answer. Empty if the tokenizer is not on this machine.
+    """Token counts of the first rows of each source before truncation, computed in the sandbox.
+
+    A preference pair counts with its longer answer. Empty if the tokenizer is not on this machine.
 
     Args:
-        config: A checked configuration, its data readable.
+        config: A checked configuration with readable data.
 
     Raises:
         UserError: If tokenizer or template exceed the limits of the sandbox.
@@ -50,10 +51,12 @@ def sample_lengths(config: Config) -> list[int]:
 
 
 def try_first_rows(request: AnalysisRequest) -> None:
-    """Render and tokenize a few rows of each source in the sandbox, before a process does it that must not be ended.
+    """Render and tokenize a few rows of each source in the sandbox, before a process without one does it.
+
+    Errors of files and rows are ignored: the full reading reports them.
 
     Args:
-        request: Names the model. Errors of files and rows are passed over: whoever reads all of them reports these.
+        request: The request; it must name a model.
 
     Raises:
         UserError: If tokenizer or template exceed the limits of a rendering or of the sandbox.
@@ -100,12 +103,12 @@ def _try(request: AnalysisRequest) -> None:
             masker.mask([example for example in examples if example.characters <= _TRIED_CHARACTERS])
     except (TemplateTimeError, MemoryError):
         raise
-    except Exception:  # whatever a library makes of a damaged file
+    except Exception:  # libraries raise anything for a damaged file
         return
 
 
 def _first_examples(source: DataSource, count: int) -> list[Example]:
-    """The usable ones of the first rows."""
+    """Examples of the first rows; unusable rows are skipped."""
     with source.open() as file:
         detection = source.recognize(file)
         examples = []

@@ -1,4 +1,4 @@
-"""Token preview: one row of a dataset as the tokens that the model would see."""
+"""Token preview: a row of a dataset as the tokens that the model sees."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Token:
-    """One token for display; a character made of several tokens is given with the last of them."""
+    """A token for display. A character made of several tokens is in the text of the last of them."""
 
     id: int
     text: str
@@ -39,13 +39,13 @@ class TokenSample:
         index: Number of the row, from 0, through all sources.
         tokens: Tokens of its first training sequence.
         further: Tokens of its further training sequences, for turns that the template renders differently once later
-            ones follow.
-        cut: Position at which it is truncated, if it is longer than the limit.
-        rejected: Tokens with the worse answer of a preference pair; ``tokens`` has the better one.
-        rejected_cut: Position at which these are truncated.
-        label: Whether its answer is labeled good; None for other rows.
-        code: Code of the reason not to use it; empty if it is used.
-        error: That reason in a sentence.
+            turns follow.
+        cut: Position at which ``tokens`` is truncated, if longer than the limit.
+        rejected: Tokens with the worse answer of a preference pair; ``tokens`` has the better answer.
+        rejected_cut: Position at which ``rejected`` is truncated.
+        label: True if its answer is labeled good; None for rows without a label.
+        code: Code of the reason not to use the row; empty if it is used.
+        error: That reason, in a sentence.
     """
 
     index: int
@@ -65,14 +65,14 @@ def sample_row(request: AnalysisRequest, analysis: Analysis, number: int | None 
     Args:
         request: Request of the analysis; it must name a model.
         analysis: Result of the analysis.
-        number: Number of the row, from 1; None for the first one that is used, or would be if its format could be
-            trained on.
+        number: Number of the row, from 1; None for the first usable row, even if the objective does not train on its
+            format.
 
     Returns:
-        The row; None if there is no such row and ``number`` is None.
+        The row; None if ``number`` is None and no row is usable.
 
     Raises:
-        UserError: If there is no such row, or the model's tokenizer cannot be read.
+        UserError: If there is no row of that number, or the tokenizer cannot be read.
     """
     if request.masks is None:
         raise UserError("There is no tokenizer.", "Name a model.")

@@ -9,7 +9,7 @@ from collections import Counter
 #: Letters inspected.
 SAMPLE = 400
 
-# First code point of each range, in order, and the script of its letters; roughly Unicode's blocks.
+# First code point of each range, and the script of its letters; roughly Unicode's blocks.
 _STRETCHES: tuple[tuple[int, str], ...] = (
     (0x0000, "Latin"),
     (0x0370, "Greek"),
@@ -62,20 +62,20 @@ _BEYOND_ASCII = re.compile("[^\x00-\x7f]+")
 
 
 def main_script(text: str) -> str:
-    """The script of most of the first letters; ``none`` for a text without letters."""
+    """Script of most of the first letters; ``none`` for a text without letters."""
     if text.isascii():
         head = text[:SAMPLE]
         return "Latin" if head.upper() != head.lower() or text.upper() != text.lower() else "none"
     counts: dict[str, int] = {}
     head = text[: 4 * SAMPLE]
-    # Letters of ASCII are counted as bytes: most texts consist of them.
+    # ASCII letters, the most common, are counted as bytes, which is faster.
     if latin := len(head.encode("ascii", "ignore").translate(None, _ASCII_NO_LETTERS)):
         counts["Latin"] = latin
     for character, count in Counter("".join(_BEYOND_ASCII.findall(head))).items():
         if character.isalpha():
             script = _STRETCHES[bisect_right(_STARTS, ord(character)) - 1][1]
             counts[script] = counts.get(script, 0) + count
-    # Japanese is kana among Han characters.
+    # Japanese mixes kana with Han characters.
     if counts.get("Japanese", 0) * 8 > counts.get("Han", 0):
         counts["Japanese"] = counts.get("Japanese", 0) + counts.pop("Han", 0)
     return max(counts, key=lambda script: counts[script]) if counts else "none"

@@ -1,4 +1,4 @@
-"""Held-out split and weighted repetition of rows: both decided by a seed, the same each time."""
+"""Held-out split and weighted repetition of rows, both reproducible from a seed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 def held_out_rows(keys: Sequence[bytes], share: float, seed: int) -> set[int]:
     """Choose the rows to hold out of training.
 
-    Rows with the same key stay together, so that no copy of a held-out row is trained on. Groups are taken in a random
-    order fixed by the seed, each if it fits, until the share is reached; at least one group is held out and at least
-    one is left.
+    Rows with the same key stay together, so no copy of a held-out row is trained on. Groups are taken in a random order
+    fixed by the seed, each if it fits, until the share is reached; at least one group is held out and at least one is
+    left.
 
     Args:
-        keys: One for each row, equal for equal rows.
-        share: Of all rows, from 0 up to 1.
-        seed: Decides the order.
+        keys: Key of each row; equal for equal rows.
+        share: Share of the rows, from 0 to 1.
+        seed: Seed of the order.
 
     Returns:
         Positions of the held-out rows; empty if the share is 0 or all rows are equal.
@@ -36,20 +36,20 @@ def held_out_rows(keys: Sequence[bytes], share: float, seed: int) -> set[int]:
 
 
 def held_out_count(rows: int, share: float) -> int:
-    """Number of rows that a share holds out of so many, if no two are alike."""
+    """Number of rows held out, if no two rows are alike."""
     return max(round(share * rows), 1) if share > 0 and rows > 1 else 0
 
 
 def repeats(keys: Sequence[bytes], weight: float, seed: int) -> list[int]:
     """Number of times that each row of a file is used in an epoch.
 
-    The integer part of the weight applies to every row; its fraction to that share of the rows, chosen by the seed: 0.5
-    uses half of them once, 2 all of them twice, 1.5 all of them once and half of them again.
+    The integer part of the weight applies to every row, its fraction to that share of the rows, chosen by the seed. 0.5
+    uses half of the rows once, 2 all rows twice, 1.5 all rows once and half of them again.
 
     Args:
-        keys: One for each row.
-        weight: Above 0.
-        seed: Decides which rows the fraction applies to.
+        keys: Key of each row.
+        weight: The weight, above 0.
+        seed: Seed of the choice of rows for the fraction.
     """
     whole = int(weight)
     extra = round((weight - whole) * len(keys))

@@ -1,4 +1,4 @@
-"""Survey of a dataset: every row examined on all cores, and the findings merged into an analysis."""
+"""Survey of a dataset: examines every row on all cores, and merges the findings into an analysis."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from core.sandbox.limits import cpu_limit, limit_growth
 from core.template.mask import Masker
 from core.text import one_line
 
-#: Rows that a process examines between two reports.
+#: Rows examined between two reports.
 PORTION = 512
 #: Rows per read; each may be as large as the reader's limit.
 _PAGE = 32
-#: Smaller datasets are done before other processes have started.
+#: Rows below which processes would take longer to start than to work.
 _WORTH_PROCESSES = 1500
 _MOST_PROCESSES = 8
-#: Bytes that each forked process may allocate on top of the memory it shares with its parent.
+#: Bytes that a forked process may allocate on top of the memory shared with its parent.
 _GROWTH = 1 << 30
 
 
 @dataclass
 class OpenSource:
-    """A source, open and indexed."""
+    """An open, indexed source."""
 
     source: DataSource
     file: RowFile
@@ -56,35 +56,35 @@ class OpenSource:
     entry: int
     """Index of its entry of ``data.train`` or ``data.eval``."""
     unread: Counter[str] = field(default_factory=Counter)
-    """Columns that hold something and are not read, with the rows of each."""
+    """Filled columns that nothing reads, with the number of rows of each."""
     rows_unread: int = 0
-    """Rows that have such a column."""
+    """Rows with such a column."""
 
     def head(self) -> list[Row]:
         """First rows, for format detection."""
         return self.file.rows(0, min(SAMPLE, self.rows))
 
 
-#: Sources of this process's survey; a global, so that forked worker processes inherit them.
+#: Sources of the survey in this process; global, so forked processes inherit them.
 _open_sources: list[OpenSource] = []
 
 
 def survey(request: AnalysisRequest, report: Progress = lambda *_: None) -> Analysis:
-    """Examine every row; blocks, and forks processes, so it belongs in a process of its own.
+    """Examine every row. Blocks and forks, so call it in a separate process.
 
     Args:
         request: Datasets and settings.
         report: Called with the progress; may raise to stop.
 
     Raises:
-        UserError: If a file cannot be read, its format is not known or the model has no tokenizer.
+        UserError: If a file cannot be read, its format is unknown or the model has no tokenizer.
     """
     began = time.monotonic()
     settings = request.masks
     masker = None
     if settings is not None:
         report("loading", None, None)
-        # The template is tried on some conversations already here.
+        # Making the masker already renders some probe conversations.
         with cpu_limit(row_facts.BATCH_SECONDS):
             masker = settings.masker()
     opened: list[OpenSource] = []
@@ -137,7 +137,7 @@ class _Findings:
         self._weights = weights_of(request.weights, len(request.train))
         self._divides = bool(request.eval_share) or any(weight != 1 for weight in self._weights)
         self._used: list[array[int]] = [array("I") for _ in request.train]
-        """Positions in the fingerprints of the usable rows, by entry; filled only if rows are divided."""
+        """Positions of usable rows in the fingerprints, by entry; filled only if rows are divided."""
         self._total = RowFacts()
         self._eval_read = 0
         self._dropped: dict[str, int] = {}
@@ -258,7 +258,7 @@ class _Findings:
 
 
 def _examine_all(opened: Sequence[OpenSource]) -> Iterator[tuple[OpenSource, RowFacts]]:
-    """Facts of all portions in the order of rows, each with its source."""
+    """Facts of all portions, in row order, each with its source."""
     portions = [
         (place, start, min(PORTION, item.rows - start))
         for place, item in enumerate(opened)
@@ -271,7 +271,7 @@ def _examine_all(opened: Sequence[OpenSource]) -> Iterator[tuple[OpenSource, Row
         return
     lifeline = os.pipe()
     try:
-        # Forked, so that the files, their indexes and the tokenizer are shared and not sent.
+        # Forked processes share the files, their indexes and the tokenizer.
         found = forked_map(lambda portion: _examine(*portion), portions, processes, lambda: _hold_on(*lifeline))
         for portion, facts in zip(portions, found, strict=True):
             yield opened[portion[0]], facts
@@ -281,10 +281,10 @@ def _examine_all(opened: Sequence[OpenSource]) -> Iterator[tuple[OpenSource, Row
 
 
 def _hold_on(reading: int, writing: int) -> None:
-    """In a forked process: exit when its parent does, however the parent ends."""
+    """Exit this forked process when its parent ends, however that happens."""
     os.close(writing)
     limit_growth(_GROWTH)
-    # The readers of the parent's output must see end of file.
+    # Without the parent's standard output, its readers see end of file when the parent ends.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

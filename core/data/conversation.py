@@ -12,26 +12,26 @@ from core.text import one_line
 
 ROLES = ("system", "user", "assistant", "tool")
 
-#: Label of a token that is not in the loss, as in pre-tokenized datasets.
+#: Label of a token outside the loss in pre-tokenized datasets.
 IGNORED_LABEL = -100
 
-#: Most messages of a conversation. To find the trained tokens, each answer is rendered with all messages before it, so
-#: that the time grows with the square of their number.
+#: Most messages of a conversation. Each answer is rendered with all messages before it, so the time grows with the
+#: square of their number.
 MOST_MESSAGES = 1000
 
-#: Half of a UTF-16 pair; JSON can spell one, no tokenizer can encode it.
+#: Half of a UTF-16 pair: valid in JSON, but no tokenizer can encode it.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LARGEST_ID = 2**31 - 1
 
 
 class RowError(Exception):
-    """Reason why one row cannot be used.
+    """Reason why a row cannot be used.
 
     Args:
         code: The kind of problem, one word for counting: ``not_json``, ``not_an_object``, ``not_utf8``, ``bad_csv``,
             ``too_long``, ``wrong_keys``, ``no_messages``, ``bad_role``, ``role_order``, ``bad_content``,
             ``has_media``, ``bad_tool_call``, ``empty_answer``, ``no_answer``, ``bad_label``, ``bad_tokens``.
-        message: One sentence for people. It may quote the row: sanitize it before a terminal sees it.
+        message: One sentence for people. It may quote the row: sanitize it before display.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -42,12 +42,12 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation.
+    """A turn of a conversation.
 
     Args:
         role: ``system``, ``user``, ``assistant`` or ``tool``.
-        content: The text, as the dataset has it.
-        train: Whether the row marks an assistant's turn as trained on; None if it does not say.
+        content: The text, as in the dataset.
+        train: The row's own flag for an assistant's turn: trained on or not; None if it has no flag.
         reasoning: Reasoning of the assistant before its answer, if the dataset stores it separately.
         tool_calls: Calls of tools, each ``{"type": "function", "id": ..., "function": {"name", "arguments"}}`` with the
             arguments as an object; ``id`` only if the dataset has one.
@@ -64,7 +64,7 @@ class Message:
     tool_call_id: str = ""
 
     def fields(self) -> dict[str, Any]:
-        """The turn as chat templates expect it: ``role``, ``content``, and the other fields that it has."""
+        """The turn as chat templates expect it: ``role``, ``content``, and any other fields that are set."""
         values: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.reasoning:
             values["reasoning_content"] = self.reasoning
@@ -83,7 +83,7 @@ class Segment:
 
     Args:
         text: Text for the model; special tokens written in it are encoded as such.
-        train: Whether it is trained on.
+        train: True if it is trained on.
     """
 
     text: str
@@ -92,20 +92,19 @@ class Segment:
 
 @dataclass(frozen=True)
 class Example:
-    """One row ready for the chat template, with one of ``messages``, ``text`` and ``ids`` set.
+    """A row ready for the chat template. Either ``messages``, ``text`` or ``ids`` is set.
 
     Args:
-        messages: The conversation; of a preference pair, the prompt of both answers.
+        messages: The conversation; in a preference pair, the prompt of both answers.
         text: Plain text.
         tools: Tools that the conversation may call, as JSON schemas.
         chosen: The better answer of a preference pair.
-        rejected: The worse one.
-        label: Whether the answer was good (KTO); None for other rows.
-        ids: The tokens of a pre-tokenized row.
-        labels: The tokens that are trained on, :data:`IGNORED_LABEL` for the others.
-        segments: The segments of ``text``, if only parts of it are trained on; each is tokenized by itself.
-        is_framed: Whether the tokens that begin and end a text are added around the segments; other plain text always
-            has them.
+        rejected: The worse answer.
+        label: True if the answer was good (KTO); None for rows without a label.
+        ids: Token ids of a pre-tokenized row.
+        labels: The id of each trained token, :data:`IGNORED_LABEL` elsewhere.
+        segments: The segments of ``text``, if only parts of it are trained on; each is tokenized separately.
+        is_framed: True to add the tokens that begin and end a text around the segments, as around any other plain text.
     """
 
     messages: tuple[Message, ...] = ()
@@ -121,32 +120,32 @@ class Example:
 
     @property
     def is_preference(self) -> bool:
-        """Whether the row is a preference pair."""
+        """True for a preference pair."""
         return bool(self.chosen)
 
     @property
     def characters(self) -> int:
-        """Characters of its texts, which bound how many rows are rendered and tokenized at once."""
+        """Characters of its texts; limits the rows rendered and tokenized at once."""
         turns = (*self.messages, *self.chosen, *self.rejected)
         return len(self.text) + sum(len(turn.content) + len(turn.reasoning) for turn in turns)
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """Turns before the last answer."""
+        """The turns before the last answer."""
         return self.messages if self.is_preference else self.messages[:-1]
 
     @property
     def answer(self) -> str:
-        """The last answer, of a preference pair the better one; empty for plain text and tokens."""
+        """The last answer, or the better answer of a preference pair; empty for plain text and tokens."""
         turns = self.chosen or self.messages
         return turns[-1].content if turns else ""
 
 
 def make_conversation(messages: Iterable[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Example:
-    """Make an example of checked turns.
+    """Check turns and make an example of them.
 
-    A conversation is: optionally one system message, then user and assistant in turn, an assistant's last. Where the
-    assistant calls tools, their answers and then the assistant follow.
+    A conversation is an optional system message, then user and assistant in turn, ending with the assistant. After
+    tool calls come the answers of the tools, then the assistant again.
 
     Raises:
         RowError: ``no_messages``, ``bad_role``, ``role_order``, ``no_answer``, ``empty_answer`` or ``bad_content``.
@@ -171,7 +170,7 @@ def make_text(text: str) -> Example:
 
 
 def make_segments(segments: Iterable[Segment], *, is_framed: bool = False) -> Example:
-    """Make an example of text with only some segments trained on.
+    """Make an example of text in which only some segments are trained on.
 
     Raises:
         RowError: ``empty_answer`` if it is empty, ``no_answer`` if no segment is trained on, ``bad_content`` if it is
@@ -220,11 +219,12 @@ def make_tokens(ids: Sequence[int], labels: Sequence[int] | None = None) -> Exam
     """Make an example of a pre-tokenized row.
 
     Args:
-        ids: The tokens.
-        labels: For each token the token itself, or -100 if it is not in the loss; None if all are trained on.
+        ids: Token ids.
+        labels: The id of each trained token, -100 elsewhere; None to train on all tokens.
 
     Raises:
-        RowError: ``bad_tokens`` if they are not token ids, ``bad_label`` if the labels do not match them.
+        RowError: ``empty_answer`` without tokens, ``bad_tokens`` if they are not token ids, ``bad_label`` if the labels
+            do not match them.
     """
     if not ids:
         raise RowError("empty_answer", "The row has no tokens.")
@@ -300,7 +300,7 @@ def _check_answers(turns: tuple[Message, ...]) -> None:
 
 
 def portions(examples: Sequence[Example], characters: int) -> Iterator[Sequence[Example]]:
-    """Examples in order, in portions of at most ``characters`` characters; a longer example is a portion of its own."""
+    """Portions of at most ``characters`` characters, in order; a longer example makes a portion of its own."""
     begin, taken = 0, 0
     for place, example in enumerate(examples):
         size = example.characters

@@ -1,4 +1,4 @@
-"""Axolotl: its training YAML."""
+"""Axolotl: the training YAML."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _data(work: Translation) -> None:
 
 
 def _template_variables(work: Translation) -> None:
-    """Variables of the chat template, of which lists and tables cannot be set here."""
+    """Convert variables of the chat template; lists and tables cannot be set here."""
     key = "chat_template_kwargs"
     given, name = work.values.get(key), work.value("template.name")
     if not isinstance(given, dict):
@@ -43,7 +43,7 @@ def _template_variables(work: Translation) -> None:
 
 
 def _preferences(work: Translation) -> None:
-    """Preferences: ``rl`` is the objective; each has a key of its own for the same number."""
+    """Convert preferences: ``rl`` is the objective, and each objective has its own key for beta."""
     kind = work.word("rl")
     objectives: dict[str, Objective] = {"dpo": "dpo", "ipo": "dpo", "orpo": "orpo", "kto": "kto"}
     objective = objectives.get(kind)
@@ -72,7 +72,7 @@ def _preferences(work: Translation) -> None:
 
 
 def _method(work: Translation) -> None:
-    """Method: Axolotl's own validation; a combination that it refuses is refused here, too."""
+    """Convert the method; combinations that Axolotl refuses are refused here too."""
     adapter = work.word("adapter")
     in_4bit, in_8bit, gptq = (work.boolean(key) for key in ("load_in_4bit", "load_in_8bit", "gptq"))
     if not adapter:
@@ -104,7 +104,7 @@ def _method(work: Translation) -> None:
 
 
 def _adapters(work: Translation) -> None:
-    """Adapters: rank and alpha have no defaults in Axolotl."""
+    """Convert adapters; rank and alpha have no defaults in Axolotl."""
     ours, is_lora, targets = MethodSection(), work.has("adapter"), "lora_target_modules"
     work.carry("lora_r", "method.rank", work.integer("lora_r"))
     work.carry("lora_alpha", "method.alpha", work.number("lora_alpha"))
@@ -127,7 +127,7 @@ def _adapters(work: Translation) -> None:
 
 
 def _expert_adapters(work: Translation) -> None:
-    """Adapters on parameters: only of experts, which have them on both matrices here."""
+    """Convert adapters on parameters: only experts are supported, always with both matrices."""
     key, option = "lora_target_parameters", "method.target_experts"
     raw = work.values.get(key)
     names = [raw] if isinstance(raw, str) else work.texts(key) or []
@@ -150,7 +150,7 @@ _START = Choice(
 
 
 def _start(work: Translation) -> None:
-    """Initialization: LoftQ compensates for quantization to 4 bits, and is ignored on a base that is not quantized."""
+    """Convert the initialization; LoftQ compensates for 4-bit quantization and is ignored on an unquantized base."""
     key = "peft_init_lora_weights"
     if work.values.get(key) == "loftq" and work.value("method.name") != "qlora":
         work.drop(key, "It compensates for rounding to 4 bits, and nothing is rounded: adapters start without effect.")
@@ -158,7 +158,7 @@ def _start(work: Translation) -> None:
 
 
 def _noise(work: Translation) -> None:
-    """NEFTune: its old key counts where the new one is not given; Axolotl refuses both."""
+    """Convert the old key of NEFTune; Axolotl refuses it beside the new key."""
     old, new = "noisy_embedding_alpha", "neftune_noise_alpha"
     if work.has(old) and work.has(new):
         work.refuse(old, f"is the old name of {new}, which is given too", "Remove it.")
@@ -175,7 +175,7 @@ def _batch(work: Translation) -> None:
     micro, accumulate = "micro_batch_size", "gradient_accumulation_steps"
     size, times, total = (work.integer(key) for key in (micro, accumulate, "batch_size"))
     if total is not None and times is None and total >= (size or 1) > 0:
-        # As Axolotl does; its sentence for the one then fits the other.
+        # As in Axolotl.
         work.values[accumulate] = total // (size or 1)
         work.carry("batch_size", "train.batch_size")
     work.drop("batch_size", f"{accumulate} is given too, and counts.")
@@ -191,7 +191,7 @@ def _epochs(work: Translation) -> float:
 
 
 def _evaluation(work: Translation) -> None:
-    """Evaluation: ``evals_per_epoch`` becomes a share of all steps in Axolotl."""
+    """Convert evaluation; Axolotl turns ``evals_per_epoch`` into a share of all steps."""
     has_rows, option = trainer.is_measured(work), "eval.every_steps"
     times = work.number("evals_per_epoch")
     if times is not None and times > 0 and has_rows:
@@ -214,7 +214,7 @@ def _evaluation(work: Translation) -> None:
 
 
 def _stopping(work: Translation) -> None:
-    """Early stopping: with it, the best checkpoint becomes the result, whatever else is set."""
+    """Convert early stopping, with which Axolotl always keeps the best checkpoint."""
     key, best = "early_stopping_patience", "load_best_model_at_end"
     stops_early = not work.is_(key, 0) and trainer.early_stopping(work, key)
     work.keep(key)
@@ -224,7 +224,7 @@ def _stopping(work: Translation) -> None:
 
 
 def _watchdog(work: Translation) -> None:
-    """Loss watchdog: a run stops after some steps in a row, by default three, with a loss above a limit."""
+    """Convert the loss watchdog, which stops a run after consecutive steps (default: three) above a loss limit."""
     threshold, patience = "loss_watchdog_threshold", "loss_watchdog_patience"
     limit, steps = work.number(threshold), work.integer(patience)
     if limit is None:
@@ -238,7 +238,7 @@ def _watchdog(work: Translation) -> None:
 
 
 def _samples(work: Translation) -> None:
-    """Samples: ``generate_samples`` continues the first halves of rows, ``eval_table_size`` answers held-out rows."""
+    """Convert samples: ``generate_samples`` continues halves of rows, ``eval_table_size`` answers held-out rows."""
     key, count, size, option = "generate_samples", "num_generation_samples", "eval_table_size", "eval.samples"
     wanted, number, has_rows = work.boolean(key), work.integer(count), trainer.is_measured(work)
     answers = work.integer(size) or 0
@@ -262,7 +262,7 @@ def _samples(work: Translation) -> None:
 
 
 def _packing(work: Translation) -> None:
-    """Packing: ``sample_packing`` fills sequences, ``batch_flattening`` lays the rows of a micro-batch out as here."""
+    """Convert packing: ``sample_packing`` fills sequences, ``batch_flattening`` packs a micro-batch, as here."""
     fills, lays = work.boolean("sample_packing"), work.is_("batch_flattening", True, "true", "auto")
     is_compared = bool(work.word("rl"))
     if fills and is_compared:
@@ -300,7 +300,7 @@ _CHECKPOINTING = Choice(
 
 
 def _activations(work: Translation) -> None:
-    """Activations: ``activation_offloading``, and the values of ``gradient_checkpointing`` that mean the same."""
+    """Convert ``activation_offloading``, and the values of ``gradient_checkpointing`` that mean the same."""
     key, checkpointing = "activation_offloading", "gradient_checkpointing"
     no_disk = "The inputs of the layers are kept in host memory, not on a disk."
     if work.is_(key, True, "true", "hidden_states"):
@@ -323,7 +323,7 @@ def _activations(work: Translation) -> None:
 
 
 def _plugins(work: Translation) -> None:
-    """Plugins: the loss of Liger's is supported, others are not loaded."""
+    """Convert plugins: the loss of the Liger plugin is supported, other plugins are not loaded."""
     key = "plugins"
     if work.is_off(key):
         work.keep(key)
@@ -346,7 +346,7 @@ def _saves(work: Translation) -> None:
 
 
 def _trackers(work: Translation) -> None:
-    """Trackers: a project turns W&B on; without a mode it is online there, and offline here."""
+    """Convert trackers; a project turns W&B on, and without a mode it is online there, but offline here."""
     project, is_wanted, mode = work.text("wandb_project"), work.boolean("use_wandb"), work.word("wandb_mode")
     tools: list[Tracker] = ["wandb"] if (project or is_wanted) and mode != "disabled" else []
     offline = "Runs stay in their directory unless tracking.wandb_mode is online."

@@ -1,4 +1,4 @@
-"""Axolotl: its datasets, as ``data.train`` and ``data.eval``, and its chat template."""
+"""Axolotl: datasets, as ``data.train`` and ``data.eval``, and the chat template."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from core.importers.redact import shown
 from core.importers.tool import REASONS, Choice
 from core.importers.translation import Translation, file_name
 
-# Keys of an entry that locate its rows on the Hub; they do not apply to a local path.
+# Keys of an entry that apply only to a dataset of the Hub.
 _OF_HUB = ("name", "revision")
-# Keys of an entry without a counterpart that leave the rows unchanged.
+# Keys of an entry that have no counterpart and do not change the rows.
 _LEFT = {
     *("trust_remote_code", "preprocess_shards", "strict", "conversation", "field_human", "field_model", "input_format"),
     *("input_transform", "logprobs_field", "temperature", "skip", "field_chosen", "field_rejected", "step_separator"),
@@ -38,11 +38,11 @@ _LEFT = {
 }
 _TEXT_COLUMN = "text_column"
 _ENTRY_KEYS = {*KEYS, *_LEFT, *_OF_HUB, _TEXT_COLUMN}
-# Instruction types to the nearest template, by the part of the type after the colon.
+# Nearest template of an instruction type, by the part of the type after the colon.
 _STYLES = {"": "alpaca", "instruct": "alpaca", "chat": "vicuna", "chatml": "chatml", "phi": "phi3"}
 _ALPACA_TYPES = ("alpaca", "gpteacher", "oasst")
 
-#: Chat templates that differ a little from ours of that name.
+#: Chat templates that differ slightly from ours, with the difference.
 _NEAR = {
     "phi_3": "Without the token that begins a text.",
     "qwen_25": "Its default system prompt does not name its maker here.",
@@ -59,16 +59,16 @@ _FALLBACK = "tokenizer_default_fallback_"
 
 @dataclass(frozen=True)
 class _Dataset:
-    """A dataset entry, as far as it can be read.
+    """A dataset entry.
 
     Args:
-        key: ``datasets[1]``.
+        key: Its key, such as ``datasets[1]``.
         sources: Its files.
-        format: The format of its rows, or ``auto``.
-        columns: The columns that its type names, as in ``data.columns``.
-        needs_file: Whether its type needs more than format and columns can express.
-        is_readable: Whether it is one of ``datasets`` and our reader takes it as it is in the file.
-        style: The named template nearest to the format of its type; None for conversations.
+        format: Format of its rows, or ``auto``.
+        columns: Columns of its type, as in ``data.columns``.
+        needs_file: True if ``data.columns`` cannot express its type, so the YAML file must be named instead.
+        is_readable: True if our reader can read the entry from the YAML file.
+        style: The built-in template nearest to the format of its type; None for conversations.
         template: Its own ``chat_template``.
     """
 
@@ -91,7 +91,7 @@ def datasets(work: Translation) -> bool:
     """Convert ``datasets``, ``pretraining_dataset``, ``test_datasets`` and ``chat_template``.
 
     Returns:
-        Whether there are rows for evaluation.
+        True if there are rows for evaluation.
 
     Raises:
         UserError: If a value is of the wrong kind.
@@ -99,7 +99,7 @@ def datasets(work: Translation) -> bool:
     train = _read(work, "datasets") + _read(work, "pretraining_dataset")
     held = _read(work, "test_datasets")
     every = [*train, *held]
-    # Entries in the YAML file define their own format and columns; data.columns is for the others.
+    # An entry named through the YAML file has its own format and columns; data.columns applies to the others.
     named = [entry for entry in every if entry.needs_file and entry.is_readable]
     plain = [entry for entry in every if entry not in named]
     if any(entry.reading != plain[0].reading for entry in plain):
@@ -132,7 +132,7 @@ def datasets(work: Translation) -> bool:
 
 
 def _written(work: Translation, entry: _Dataset, *, is_named: bool) -> list[Written]:
-    """The sources of an entry as they are written."""
+    """Sources of an entry as written to the configuration."""
     if not is_named:
         return entry.sources
     mark = f"#{entry.key.partition('[')[2][:-1]}"
@@ -152,7 +152,7 @@ def _remark(work: Translation, entries: list[_Dataset], named: list[_Dataset]) -
 
 
 def _take_parts(work: Translation, option: str, entries: list[_Dataset], sources: list[Written]) -> None:
-    """Slices of splits as ``data.weights``: the same number of rows, though not the same rows."""
+    """Convert slices of splits to ``data.weights``: as many rows, though not the same rows."""
     parted = [entry for entry in entries if any(source.part is not None for source in entry.sources)]
     train = work.value("data.train")
     problem = ""
@@ -217,7 +217,7 @@ def _read_entry(work: Translation, key: str, entry: Mapping[str, Any]) -> _Datas
     if template != "tokenizer_default":
         given.pop("chat_template", None)
     if kind.partition(":")[0].partition(".")[0] == "chat_template":
-        # As its loader does, which knows no other parts of the name for supervised rows.
+        # Axolotl's loader ignores the rest of the name for supervised rows.
         given["type"] = "chat_template"
     is_whole = (
         template in (None, "tokenizer_default") and given.keys() <= KEYS and given.get("type") == entry.get("type")
@@ -243,7 +243,7 @@ def _read_entry(work: Translation, key: str, entry: Mapping[str, Any]) -> _Datas
 
 
 def _is_found(work: Translation, entry: Mapping[str, Any], sources: list[Written]) -> bool:
-    """True if our reader, whose paths start at the file, takes the same rows of the entry."""
+    """True if our reader, which resolves paths relative to the file, finds the same rows."""
     file, split, path = Path(os.path.abspath(work.source.path)), str(entry.get("split") or ""), str(entry["path"])
     if file.suffix.lower() not in (".yml", ".yaml") or {"[", "+"} & set(split):
         return False
@@ -255,7 +255,7 @@ def _is_found(work: Translation, entry: Mapping[str, Any], sources: list[Written
 
 
 def _style(kind: str) -> str | None:
-    """The named template nearest to the format of an instruction type."""
+    """The built-in template nearest to the format of an instruction type."""
     name, _, style = kind.partition(":")
     if name in _ALPACA_TYPES:
         return _STYLES.get(style)
@@ -263,7 +263,7 @@ def _style(kind: str) -> str | None:
 
 
 def _sources(work: Translation, key: str, entry: Mapping[str, Any]) -> list[Written]:
-    """The files of an entry, or its part of a Hub dataset."""
+    """Files of an entry, or its part of a Hub dataset."""
     path, listed = entry["path"], entry.get("data_files")
     files = [listed] if isinstance(listed, str) else listed or []
     if not isinstance(files, list) or not all(isinstance(name, str) and name for name in files):
@@ -289,7 +289,7 @@ def _sources(work: Translation, key: str, entry: Mapping[str, Any]) -> list[Writ
 
 
 def _of_hub(key: str, entry: Mapping[str, Any], parts: Iterable[Part]) -> list[Written] | None:
-    """The Hub datasets of an entry; None where its path is not a Hub name."""
+    """Hub datasets of an entry; None if its path is not a Hub name."""
     found: list[Written] = []
     try:
         for part in parts:
@@ -303,7 +303,7 @@ def _of_hub(key: str, entry: Mapping[str, Any], parts: Iterable[Part]) -> list[W
 
 
 def _names_split(work: Translation, path: str, split: str) -> bool:
-    """True if the split must be named: for a directory that has it, and for one that is yet to be downloaded."""
+    """True if the split must be named: the directory has it, or is not downloaded yet."""
     if not work.places.exists(path):
         return split != "train" and not work.places.is_local(path)
     try:
@@ -313,7 +313,7 @@ def _names_split(work: Translation, path: str, split: str) -> bool:
 
 
 def _template(work: Translation, train: Sequence[_Dataset]) -> None:
-    """Chat template: instruction types have a format of their own, which counts before ``chat_template``."""
+    """Convert the chat template, which the format of an instruction type overrides."""
     name, jinja, option = "chat_template", "chat_template_jinja", "template.name"
     styles = {entry.style for entry in train}
     if len(styles) == 1 and (style := next(iter(styles))) is not None:

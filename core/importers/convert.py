@@ -1,4 +1,4 @@
-"""Conversion of another tool's configuration to ours: recognized, converted by its table, written as TOML, reported."""
+"""Conversion of another tool's configuration: recognizes the tool, applies its table, writes TOML and a report."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from core.importers.unsloth import UNSLOTH
 from core.text import one_line
 from core.yaml.file import YamlFile, read_yaml
 
-#: The supported tools, by the name that ``--from`` takes.
+#: Supported tools, by the name for ``--from``.
 TOOLS: dict[str, Tool] = {tool.kind: tool for tool in (AXOLOTL, LLAMA_FACTORY, UNSLOTH)}
 
-#: Characters that TOML leaves as they are and a terminal acts on: DEL, C1, bidirectional controls, separators.
+#: Characters that TOML does not escape but a terminal acts on: DEL, C1, bidirectional controls, separators.
 _ACTED_ON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-#: Longest value in the report, and its widest line, in characters.
+#: Longest value and widest line of the report, in characters.
 _LONGEST_VALUE, _WIDEST = 32, 120
 
-# Files next to configurations that are not configurations: some of their keys, and a noun for them.
+# Files often found beside configurations: some of their keys, and a noun for them.
 _OTHERS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"compute_environment", "distributed_type", "num_processes"}), "a configuration of accelerate"),
     (
@@ -50,14 +50,14 @@ class Imported:
 
     Args:
         kind: Its tool: ``axolotl``, ``llama-factory`` or ``unsloth``.
-        title: The tool's name.
-        reason: The evidence for the tool, in a sentence.
-        toml: Our configuration; a value with a comment was decided, one without was copied.
-        carried: The keys that mean the same here.
-        changed: The keys whose meaning differs slightly, and defaults of the tool that differ from ours.
-        unsupported: The keys that are not supported, each with the reason, and keys unknown to the tool.
-        unknown: The keys unknown to the tool.
-        remarks: Findings of the rules between options about the result, each in a sentence or two.
+        title: Name of the tool.
+        reason: Evidence for the tool, in a sentence.
+        toml: Our configuration. Values with a comment were decided, values without were copied.
+        carried: Keys with the same meaning here.
+        changed: Keys with a slightly different meaning, and defaults of the tool that differ from ours.
+        unsupported: Unsupported keys, each with the reason, and keys unknown to the tool.
+        unknown: Keys unknown to the tool.
+        remarks: Findings of our rules about the result, a sentence or two each.
     """
 
     kind: str
@@ -87,12 +87,12 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
 
     Args:
         path: The YAML file.
-        kind: The tool, as ``--from`` takes it; recognized from its keys by default.
-        home: The directory of the result; paths below it are written relative to it, others absolute.
+        kind: The tool, as for ``--from``; None to recognize it from the keys.
+        home: Directory of the result; paths below it are written relative to it, others absolute.
 
     Raises:
-        UserError: If the file cannot be read, its tool is unclear, a value is of the wrong kind, or keys
-            contradict each other in a way that the tool itself refuses. The message names file, line and key.
+        UserError: If the file cannot be read, its tool is unclear, a value is of the wrong kind, or keys contradict
+            each other so that the tool itself refuses them. The message names file, line and key.
     """
     if path.suffix.lower() == ".toml":
         raise UserError(
@@ -113,7 +113,7 @@ def import_config(path: Path, kind: str | None = None, home: Path | None = None)
 
 
 def _flatten(tool: Tool, source: YamlFile) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keys with values, and the keys without; keys of sections as ``section.key``."""
+    """Keys with values, and keys without; keys of sections as ``section.key``."""
     values: dict[str, Any] = {}
     empty: dict[str, Any] = {}
     for key, value in source.values.items():
@@ -159,15 +159,15 @@ def _tool(source: YamlFile, kind: str | None) -> tuple[Tool, str]:
 
 
 def _own_keys(tool: Tool, keys: set[str], values: Mapping[str, Any]) -> list[str]:
-    """The keys of a file that only this tool has, the most telling first."""
+    """Keys of a file that only this tool has, the most characteristic first."""
     others = {key for other in TOOLS.values() if other is not tool for key in other.table}
     if tool.sections:
         mine = [key for key in tool.signs if key in tool.sections and isinstance(values.get(key), dict)]
-        # Its keys are inside sections; each of these counts as much as several flat ones.
+        # Its keys are in sections, so both the sections and their keys count.
         return mine + [f"{key}.{name}" for key in mine for name in values[key] if f"{key}.{name}" in tool.table]
     mine = [key for key in tool.table if key in keys and key not in others]
-    telling = [key for key in tool.signs if key in mine]
-    return telling + [key for key in mine if key not in telling]
+    signs = [key for key in tool.signs if key in mine]
+    return signs + [key for key in mine if key not in signs]
 
 
 def _other_kind(keys: set[str], own: Mapping[str, list[str]]) -> str | None:
@@ -216,7 +216,7 @@ def _toml_value(value: Any) -> str:
 
 
 def render(imported: Imported, width: int) -> list[str]:
-    """The report for people: the tool, the copied keys in short, all others with the reason; then findings of rules."""
+    """Lines of the report: the tool, the copied keys in short, all other keys with reasons, the findings of rules."""
     width = max(min(width, _WIDEST), 40)
     copied = [entry.key for entry in imported.carried if entry.to]
     said = f"carried: {', '.join(copied) or 'nothing'}"
@@ -233,7 +233,7 @@ def render(imported: Imported, width: int) -> list[str]:
 
 
 def _render_entries(entries: list[Entry], width: int) -> list[str]:
-    """Each key with its value and its result; keys with the same reason are grouped."""
+    """Lines with keys, values and results; keys with the same reason are grouped."""
     groups: dict[tuple[str | None, str], list[str]] = {}
     for entry in entries:
         value = "not given" if entry.value is None else one_line(_in_words(entry.value), _LONGEST_VALUE)

@@ -1,4 +1,4 @@
-"""Data of another tool as entries of ``data.train`` and ``data.eval``, and intervals in steps of its rows."""
+"""Data of another tool as entries of ``data.train`` and ``data.eval``, and intervals in steps."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from core.importers.translation import Translation
 
 #: The value of ``data.train`` where the file names no data.
 PLACEHOLDER = "train.jsonl"
-#: Most bytes of data files that are counted; larger ones would keep the user waiting.
+#: Most bytes of data files whose rows are counted; larger files would keep the user waiting.
 COUNTED_BYTES = 256 << 20
 
-# Compressed files, and the cost of one of their bytes in bytes of text.
+# Compressed files, and the cost of their bytes in bytes of text.
 _PACKED, _UNPACKING = (".gz", ".zst", ".parquet", ".arrow", ".feather"), 8
 _PART = re.compile(r"([^\[\]+]*)(?:\[\s*(-?\d+)?\s*(%)?\s*:\s*(-?\d+)?\s*(%)?\s*\])?")
 _UNKNOWN = "The rows cannot be counted before the data is here (import again then)"
-#: Behavior where an interval is unknown, by option.
+#: Behavior with an unknown interval, by option.
 INSTEAD = {
     "eval.every_steps": "evaluation is at the end. Set eval.every_steps.",
     "checkpoint.every_steps": "ten checkpoints in a run. Set checkpoint.every_steps.",
@@ -38,13 +38,13 @@ INSTEAD = {
 
 @dataclass(frozen=True)
 class Part:
-    """A slice of a split, as ``datasets`` writes it: ``train``, ``train[:10%]``.
+    """A slice of a split, in the syntax of ``datasets``: ``train``, ``train[:10%]``.
 
     Args:
         split: Name of the split.
-        begin: The first row, or percent of the rows.
-        end: The end, exclusive; None for the end of the split.
-        is_percent: Whether the two are percents.
+        begin: First row, or percent of the rows.
+        end: End, exclusive; None for the end of the split.
+        is_percent: True if ``begin`` and ``end`` are percents.
     """
 
     split: str
@@ -58,7 +58,7 @@ class Part:
         return self.begin == 0 and (self.end is None or (self.is_percent and self.end == 100))
 
     def share(self, rows: int | None) -> float | None:
-        """The share of the split; None where it depends on the unknown number of its rows."""
+        """Share of the split; None if it depends on an unknown number of rows."""
         rows = 100 if self.is_percent else rows
         if rows is None or rows < 1:
             return None
@@ -67,7 +67,7 @@ class Part:
 
 
 def read_splits(text: str) -> list[Part]:
-    """The slices that a ``split`` names, such as ``train+test``.
+    """Slices named by a ``split``, such as ``train+test``.
 
     Raises:
         ValueError: If the text is not valid.
@@ -84,14 +84,14 @@ def read_splits(text: str) -> list[Part]:
 
 @dataclass(frozen=True)
 class Written:
-    """A source of rows as our configuration names it.
+    """A source of rows in our configuration.
 
     Args:
-        text: The entry in the configuration.
-        note: The decision about it; empty where it was copied.
-        is_read: Whether it can be read here, at once or after a download.
-        fetch: The hub entry that must be downloaded first.
-        part: The wanted part of it; None for all of it.
+        text: Entry of ``data.train`` or ``data.eval``.
+        note: A sentence on a decision; empty if it was copied.
+        is_read: True if it can be read, at once or after a download.
+        fetch: Hub entries to download first.
+        part: Slice of it; None for all rows.
     """
 
     text: str
@@ -106,8 +106,8 @@ def write_file(work: Translation, name: str, mark: str = "") -> Written:
 
     Args:
         work: The translation.
-        name: The tool's name for it.
-        mark: A suffix that our reader takes after the path, as ``#split``.
+        name: Its name in the tool's file.
+        mark: Suffix for our reader, such as ``#split``.
     """
     places = work.places
     if "://" in name:
@@ -123,12 +123,12 @@ def write_file(work: Translation, name: str, mark: str = "") -> Written:
 
 
 def relative_to(work: Translation) -> str:
-    """A sentence about the directory that relative paths start from."""
+    """A sentence on the base directory of relative paths."""
     return f"Paths are relative to {shown('path', str(work.places.base), 80)}."
 
 
 def write_dataset(work: Translation, name: str) -> Written:
-    """A path if it exists, else a dataset of the Hub, of which the split ``train`` is taken."""
+    """A path if it exists, else the split ``train`` of a Hub dataset."""
     if work.places.is_local(name) or not (is_hub_entry(name) or is_hub_id(name)):
         return write_file(work, name)
     try:
@@ -138,11 +138,11 @@ def write_dataset(work: Translation, name: str) -> Written:
 
 
 def write_entry(entry: HubEntry) -> Written:
-    """A dataset of the Hub."""
+    """A Hub dataset."""
     try:
         find_fetched(entry)
     except UserError:
-        # Also where the wanted split is unclear: the command then reports it, with the choices.
+        # Also if the split is unclear: the fetch command then lists the choices.
         return Written(str(entry), "", True, (str(entry),))
     return Written(str(entry), "A dataset of the Hub, which is on this machine.", True)
 
@@ -152,10 +152,10 @@ def put_sources(work: Translation, key: str, option: str, sources: list[Written]
 
     Args:
         work: The translation.
-        key: The key that names the sources.
+        key: Key that names the sources.
         option: Our option.
-        sources: At least one.
-        also: Any other decision; it makes a copied key a changed one.
+        sources: The sources, at least one.
+        also: A sentence on another decision; it makes a copied key a changed key.
     """
     texts = [source.text for source in sources]
     value = texts[0] if len(texts) == 1 else texts
@@ -174,7 +174,7 @@ def put_sources(work: Translation, key: str, option: str, sources: list[Written]
 
 
 def _fetch(entries: Sequence[str], texts: Iterable[str]) -> str:
-    """A sentence with the command that downloads hub entries, some of which the texts beside it may name already."""
+    """A sentence with the command that downloads Hub entries; ``texts`` are the entries shown beside it."""
     if len(entries) == 1:
         return f"'localtune-tui fetch {entries[0]}' downloads it."
     if set(entries) <= set(texts):
@@ -186,9 +186,9 @@ def _fetch(entries: Sequence[str], texts: Iterable[str]) -> str:
 
 
 def count_entries(work: Translation) -> list[int] | None:
-    """Rows of each entry of ``data.train``, counted in the files; None where one cannot be counted.
+    """Rows of each entry of ``data.train``; None if an entry cannot be counted.
 
-    Files that are missing, damaged, not downloaded yet or large are not counted. ``data.train`` must be set already.
+    Missing, damaged, large, or not yet downloaded files are not counted. ``data.train`` must be set already.
     """
     train = work.value("data.train")
     if train is None:
@@ -224,11 +224,7 @@ def _count(names: Sequence[str]) -> list[int] | None:
 
 
 def count_rows(work: Translation) -> int | None:
-    """Rows of an epoch, without the held-out ones, each entry's weighted by ``data.weights``.
-
-    Returns:
-        An estimate; None where they cannot be counted.
-    """
+    """Estimated rows of an epoch, without held-out rows, weighted by ``data.weights``; None if unknown."""
     entries = count_entries(work)
     if entries is None:
         return None
@@ -240,13 +236,13 @@ def count_rows(work: Translation) -> int | None:
 
 
 def every(work: Translation, key: str, option: str, epochs: float | None = None) -> None:
-    """An interval in steps; a value below 1 is a share of all steps.
+    """Convert an interval in steps; a value below 1 is a share of all steps.
 
     Args:
         work: The translation.
-        key: The key of the number.
+        key: Key of the number.
         option: Our option.
-        epochs: The epochs of the run, where ``max_steps`` does not apply; None if they are unknown.
+        epochs: Epochs of the run, for a run without ``max_steps``; None if unknown.
     """
     steps = work.number(key)
     if steps is None or steps <= 0:
@@ -263,18 +259,18 @@ def every(work: Translation, key: str, option: str, epochs: float | None = None)
 
 
 def per_epoch(work: Translation, key: str, option: str, times: float, epochs: float | None = None) -> None:
-    """An interval from a number of times per epoch.
+    """Convert a number of times per epoch to an interval in steps.
 
     Args:
         work: The translation.
-        key: The key that asks for it.
+        key: Key that asks for it.
         option: Our option, in steps.
         times: Times per epoch.
-        epochs: The epochs that a run of ``max_steps`` counts as, where the tool does so.
+        epochs: Epochs that the tool divides a run of ``max_steps`` into; None if it does not.
     """
     total = _most_steps(work)
     if total is not None and epochs:
-        # As Axolotl does: a share of the steps, whatever their number.
+        # Axolotl takes a share of the steps, regardless of the rows.
         number = _whole(total / times / epochs)
         work.change(key, option, number, f"{total} steps / {times:g} times in each of {epochs:g} epochs.")
     elif (found := _steps_of_epoch(work)) is not None:
@@ -286,7 +282,7 @@ def per_epoch(work: Translation, key: str, option: str, times: float, epochs: fl
 
 
 def _steps_of_epoch(work: Translation) -> tuple[int, str] | None:
-    """Steps of an epoch, and how they were found; ``train.batch_size`` must be set already."""
+    """Steps of an epoch, and the computation in words; ``train.batch_size`` must be set already."""
     rows = count_rows(work)
     if rows is None:
         return None

@@ -1,4 +1,4 @@
-"""DeepSpeed and FSDP: the settings of their files, which Axolotl and the trainer of transformers name or contain."""
+"""DeepSpeed and FSDP: their settings in the configurations of Axolotl and transformers, or in files named there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from core.yaml.file import read_yaml
 
 #: Largest file read, in bytes, as for the configurations themselves.
 LIMIT = 128 << 10
-#: Most settings of a file, and how deep they lie.
+#: Most settings of a file, and deepest nesting.
 MOST_SETTINGS, DEEPEST = 400, 6
 
 _STRATEGY, _OFFLOAD = "distributed.strategy", "distributed.offload"
@@ -30,7 +30,7 @@ _LISTED = "Its keys are listed one by one."
 
 _ZERO = "zero_optimization"
 _DEEPSPEED_DEFAULT = "DeepSpeed runs with its own default; optimizer, schedule and logs come from the configuration."
-#: Beginnings of the settings of DeepSpeed that ask for our behavior, or repeat the configuration.
+#: Prefixes of DeepSpeed settings that match our behavior or repeat the configuration.
 _DEEPSPEED_SAME = (
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16", "bfloat16"),
     *("fp16.enabled", "fp16.auto_cast", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"),
@@ -41,7 +41,7 @@ _DEEPSPEED_SAME = (
 _FSDP_DEFAULT = "FSDP2 runs with its own default, and checkpoints are whole."
 _REPLICATED = f"Nothing is sharded: every card has the whole model. {_GPUS}"
 _RESHARDED = "Layers are freed after the forward pass, and gathered again for the backward pass."
-#: Strategies of FSDP's first version, by name and number, to ours with a sentence where it differs.
+#: Strategies of FSDP1, by name and number: our strategy, and a sentence on the difference.
 _SHARDING: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("full_shard", "1"), ("fsdp2", "")),
     **dict.fromkeys(("shard_grad_op", "2"), ("fsdp2", _RESHARDED)),
@@ -50,7 +50,7 @@ _SHARDING: dict[str, tuple[str, str]] = {
     ),
     **dict.fromkeys(("no_shard", "3"), ("replicate", "")),
 }
-#: Settings that FSDP2 makes needless.
+#: Settings that FSDP2 does not need.
 _NEEDLESS = {
     *("cpu_ram_efficient_loading", "sync_module_states", "use_orig_params", "backward_prefetch", "forward_prefetch"),
     *("limit_all_gathers", "transformer_layer_cls_to_wrap"),
@@ -58,13 +58,13 @@ _NEEDLESS = {
 
 
 def file_names(values: Mapping[str, Any]) -> list[str]:
-    """Files of DeepSpeed and FSDP that a configuration names, to find out where its paths start."""
+    """DeepSpeed and FSDP files named in a configuration, to find the base of its paths."""
     found = [values.get(key) for key in ("deepspeed", "fsdp_config")]
     return [name for name in found if isinstance(name, str) and len(name) < 400]
 
 
 def ddp_timeout(work: Translation) -> None:
-    """Convert ``ddp_timeout``, in seconds; examples have years, to say never."""
+    """Convert ``ddp_timeout``, in seconds; examples use years for no timeout."""
     key, option = "ddp_timeout", "distributed.timeout"
     seconds, declared = work.number(key), find_option(option)
     most = declared.maximum if declared is not None else None
@@ -78,7 +78,7 @@ def ddp_timeout(work: Translation) -> None:
 
 
 def deepspeed(work: Translation) -> None:
-    """Convert ``deepspeed``: a file, or its settings within the configuration.
+    """Convert ``deepspeed``: a file, or a table of settings.
 
     Raises:
         UserError: If it is neither, or the file cannot be read.
@@ -119,7 +119,7 @@ def deepspeed(work: Translation) -> None:
 
 
 def _stage(work: Translation, named: Mapping[str, Any]) -> int:
-    """The stage of ZeRO; without it DeepSpeed shards nothing."""
+    """Convert the ZeRO stage; without it DeepSpeed shards nothing."""
     name = f"{_ZERO}.stage"
     value, key = named.get(name, 0), f"deepspeed.{name}"
     if isinstance(value, bool) or str(value) not in ("0", "1", "2", "3"):
@@ -138,7 +138,7 @@ def _stage(work: Translation, named: Mapping[str, Any]) -> int:
 
 
 def _adamw_only(work: Translation) -> None:
-    """AdamW in place of any other optimizer: DeepSpeed shards the states of no other here."""
+    """Replace any other optimizer by AdamW, the only one that DeepSpeed shards here."""
     for key in ("optimizer", "optim"):
         word = work.values.get(key)
         if not isinstance(word, str):
@@ -149,7 +149,7 @@ def _adamw_only(work: Translation) -> None:
 
 
 def _offload(work: Translation, named: Mapping[str, Any], stage: int) -> None:
-    """Host memory: for optimizer states, and for weights with stage 3."""
+    """Convert offloading to host memory: optimizer states, and weights with stage 3."""
     tables = [f"{_ZERO}.offload_optimizer.device", f"{_ZERO}.offload_param.device"]
     optimizer, param = (str(named.get(name, "none")).strip().lower() for name in tables)
     optimizer, param = ("" if device == "none" else device for device in (optimizer, param))
@@ -179,14 +179,14 @@ def _note_device(work: Translation, key: str, device: str) -> None:
 
 
 def fsdp(work: Translation, *keys: str) -> None:
-    """Convert ``fsdp`` and ``fsdp_config``, either of which turns it on.
+    """Convert ``fsdp`` and ``fsdp_config``; either turns FSDP on.
 
     Args:
         work: The translation.
-        keys: All keys of the tool about FSDP.
+        keys: All keys of the tool for FSDP.
 
     Raises:
-        UserError: If a value is of the wrong kind, DeepSpeed is asked for as well, or the file cannot be read.
+        UserError: If a value is of the wrong kind, DeepSpeed is on as well, or the file cannot be read.
     """
     words = _words(work)
     has_config = work.has("fsdp_config") and not work.is_off("fsdp_config")
@@ -212,7 +212,7 @@ def fsdp(work: Translation, *keys: str) -> None:
 
 
 def _words(work: Translation) -> set[str]:
-    """The words of ``fsdp``, in lower case."""
+    """Words of ``fsdp``, in lower case."""
     value = work.values.get("fsdp")
     if value is None or is_one_of(value, OFF):
         return set()
@@ -225,7 +225,7 @@ def _words(work: Translation) -> set[str]:
 
 
 def _config(work: Translation, strategy: str) -> None:
-    """The settings of ``fsdp_config``, one by one."""
+    """Convert the settings of ``fsdp_config``."""
     key = "fsdp_config"
     settings = _settings(work, key)
     if settings is None:
@@ -240,7 +240,7 @@ def _config(work: Translation, strategy: str) -> None:
 
 
 def _setting(work: Translation, key: str, name: str, value: Any) -> None:
-    """A setting of ``fsdp_config``, without its prefix."""
+    """Convert a setting of ``fsdp_config``; ``name`` has no prefix."""
     is_on, word = is_one_of(value, (True, "true")), str(value).strip().lower()
     if value is None or name in _NEEDLESS:
         work.keep(key, reason=EMPTY if value is None else SAME)
@@ -279,9 +279,9 @@ def _version(work: Translation, key: str, word: str) -> None:
 
 
 def _settings(work: Translation, key: str) -> Mapping[str, Any] | None:
-    """Settings of a key: its table, or the content of the file that it names; None where that file is not here.
+    """Settings of a key: its table, or the content of the file it names; None if there is no such file.
 
-    A file is looked for where the paths of the configuration start, and beside the configuration.
+    The file is searched in the base directory of paths, and beside the configuration.
 
     Raises:
         UserError: If it is neither a table nor the name of a file, or the file cannot be read.
@@ -302,14 +302,14 @@ def _settings(work: Translation, key: str) -> Mapping[str, Any] | None:
 
 
 def _listed(work: Translation, key: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their whole names, each of which gets a report entry."""
+    """Settings by full name; each gets a report entry."""
     named = flat(settings)
     work.inner.update({f"{key}.{name}": value for name, value in named.items()})
     return named
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their whole names, ``table.key``; an empty table is a setting itself.
+    """Settings by full name, ``table.key``; an empty table is a setting itself.
 
     Raises:
         UserError: If there are too many.
@@ -348,7 +348,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}.", "Check the path.") from error
     except ValueError as error:
-        # The error's own text is not shown, as it may quote the file.
+        # The text of the error may quote secrets of the file.
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{name}{line} is not JSON.", "Fix it.") from error
     if not isinstance(read, dict):

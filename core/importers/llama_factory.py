@@ -18,7 +18,7 @@ from core.importers.translation import OFF, Translation, is_one_of
 
 _TITLE = "LLaMA-Factory"
 _TRACKERS: dict[str, Tracker] = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio"}
-#: Templates by name; most others are the models' own.
+#: Templates with a built-in counterpart; most others are the models' own.
 _TEMPLATES = Choice(
     "template.name",
     same={
@@ -34,7 +34,7 @@ _TEMPLATES = Choice(
 
 
 def _stage(work: Translation) -> None:
-    """Preferences: ``stage`` is the objective, ``pref_loss`` the loss of pairs; ``pref_beta`` applies to both."""
+    """Convert preferences: ``stage`` is the objective, ``pref_loss`` the loss of pairs."""
     stage, kind = work.word("stage", "sft"), work.word("pref_loss", "sigmoid")
     objectives: dict[str, Objective] = {"dpo": "orpo" if kind == "orpo" else "dpo", "kto": "kto"}
     objective = objectives.get(stage, "sft")
@@ -55,7 +55,7 @@ def _stage(work: Translation) -> None:
 
 
 def _thinking(work: Translation) -> None:
-    """``enable_thinking``: true is the default of templates with reasoning."""
+    """Convert ``enable_thinking``; true is the default of templates with reasoning."""
     key = "enable_thinking"
     if work.boolean(key) or work.values.get("template") in (*_TEMPLATES.same, *_TEMPLATES.near):
         work.keep(key)
@@ -65,7 +65,7 @@ def _thinking(work: Translation) -> None:
 
 
 def _method(work: Translation) -> None:
-    """Method: QLoRA is LoRA on a quantized base."""
+    """Convert the method; QLoRA is LoRA on a quantized base."""
     kind, bits = work.word("finetuning_type", "lora"), work.integer("quantization_bit")
     name = "qlora" if bits and kind == "lora" else kind if kind in WEIGHT_METHODS else "lora"
     if kind == "lora":
@@ -92,7 +92,7 @@ def _method(work: Translation) -> None:
 
 
 def _layers(work: Translation, *, is_freeze: bool) -> None:
-    """Trainable layers: the last ones by a positive number, the first ones by a negative one."""
+    """Convert trainable layers: a positive number counts from the end, a negative number from the start."""
     layers, modules = work.integer("freeze_trainable_layers"), work.word("freeze_trainable_modules")
     if layers is not None and is_freeze:
         if layers < 0:
@@ -105,7 +105,7 @@ def _layers(work: Translation, *, is_freeze: bool) -> None:
 
 
 def _adapters(work: Translation) -> None:
-    """Adapters: ``lora_alpha`` defaults to twice the rank."""
+    """Convert adapters; ``lora_alpha`` defaults to twice the rank."""
     rank = work.integer("lora_rank")
     work.carry("lora_rank", "method.rank", rank)
     work.change("lora_rank", "method.rank", 8, f"Not given: {_TITLE}'s default is 8.")
@@ -119,7 +119,7 @@ def _adapters(work: Translation) -> None:
 
 
 def _supervise(work: Translation) -> None:
-    """Supervised turns: earlier turns are learned there as here; ``mask_history`` leaves them out."""
+    """Convert supervised turns; ``mask_history`` leaves out all but the last."""
     whole, last = work.boolean("train_on_prompt"), work.boolean("mask_history")
     if whole and last:
         work.refuse("mask_history", "does not go with train_on_prompt", f"Remove one; {_TITLE} refuses both.")
@@ -145,7 +145,7 @@ def _epochs(work: Translation) -> float:
 
 
 def _evaluation(work: Translation) -> None:
-    """Evaluation: ``eval_steps`` applies only with ``eval_strategy: steps``; without it there is no evaluation."""
+    """Convert evaluation; ``eval_steps`` applies only with ``eval_strategy: steps``."""
     has_rows, steps_key, option = trainer.is_measured(work), "eval_steps", "eval.every_steps"
     if work.boolean("eval_on_start") and has_rows:
         work.carry("eval_on_start", "eval.baseline", True)
@@ -177,12 +177,12 @@ def _evaluation(work: Translation) -> None:
 
 
 def _stopping(work: Translation) -> None:
-    """Early stopping: ``early_stopping_steps`` counts evaluations, whatever its name says, and not steps."""
+    """Convert early stopping; ``early_stopping_steps`` counts evaluations despite its name."""
     trainer.best_checkpoint(work, stops_early=trainer.early_stopping(work, "early_stopping_steps"))
 
 
 def _answers(work: Translation) -> None:
-    """``predict_with_generate`` has the held-out questions answered, and compares by BLEU and ROUGE."""
+    """Convert ``predict_with_generate``, which answers held-out questions and computes BLEU and ROUGE."""
     key = "predict_with_generate"
     if not work.boolean(key):
         work.keep(key)
@@ -195,7 +195,7 @@ def _answers(work: Translation) -> None:
 
 
 def _packing(work: Translation) -> None:
-    """Packing: ``packing`` lets the rows of a sequence see each other, ``neat_packing`` keeps them apart."""
+    """Convert packing; with ``neat_packing`` the rows of a sequence do not attend to each other."""
     stage, neat, plain = work.word("stage", "sft"), work.boolean("neat_packing"), work.boolean("packing")
     if stage in ("sft", "pt"):
         if neat:
@@ -206,13 +206,13 @@ def _packing(work: Translation) -> None:
 
 
 def _compiling(work: Translation) -> None:
-    """Compilation: a backend or a mode turns it on too."""
+    """Convert compilation; a backend or a mode turns it on too."""
     keys = ("torch_compile", "torch_compile_backend", "torch_compile_mode", "torchdynamo")
     trainer.compile_layers(work, next((key for key in keys if work.has(key) and not work.is_(key, *OFF, "false")), ""))
 
 
 def _adafactor(work: Translation) -> None:
-    """Adafactor: an old key of its own, which counts before ``optim``."""
+    """Convert ``adafactor``, an old key that overrides ``optim``."""
     if work.boolean("adafactor"):
         work.carry("adafactor", trainer.OPTIMIZERS.option, "adafactor")
         work.drop("optim", "adafactor is given too, and counts.")
@@ -220,7 +220,7 @@ def _adafactor(work: Translation) -> None:
 
 
 def _precision(work: Translation) -> None:
-    """Precision: with ``pure_bf16``, adapters are in bf16 there as well."""
+    """Convert the precision; ``pure_bf16`` puts adapters in bf16 there as well."""
     for key, value in {"pure_bf16": "bf16", "bf16": "bf16", "fp16": "fp16"}.items():
         if not work.boolean(key):
             work.keep(key)
@@ -239,7 +239,7 @@ _CHECKPOINTING = Choice(
 
 
 def _activations(work: Translation) -> None:
-    """Activations: ``use_unsloth_gc`` is a kind of gradient checkpointing, unless that is disabled."""
+    """Convert gradient checkpointing; ``use_unsloth_gc`` offloads its inputs."""
     disabled = "disable_gradient_checkpointing"
     is_disabled = work.is_(disabled, True, "true")
     for key in ("use_unsloth_gc", "gradient_checkpointing", "activation_checkpointing"):
@@ -267,7 +267,7 @@ def _device(work: Translation) -> None:
 
 
 def _trackers(work: Translation) -> None:
-    """Trackers: ``report_to`` has one name or several; ``all`` means all that are installed."""
+    """Convert trackers; ``all`` in ``report_to`` means all installed trackers."""
     key, option = "report_to", "tracking.tools"
     names = [name.strip().lower() for name in work.texts(key) or []]
     tools = [_TRACKERS[name] for name in names if name in _TRACKERS]
@@ -288,7 +288,7 @@ def _trackers(work: Translation) -> None:
 
 
 def _chat(work: Translation) -> None:
-    """``do_sample: false`` always takes the likeliest token, whatever ``temperature`` is."""
+    """Convert ``do_sample``; false is greedy decoding, regardless of ``temperature``."""
     key, option = "do_sample", "chat.temperature"
     sample = work.boolean(key)
     if sample and not work.has("temperature"):

@@ -1,4 +1,4 @@
-"""LLaMA-Factory: its datasets, and their mixing weights."""
+"""LLaMA-Factory: datasets and their mixing weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from core.models.find import hub_cache_dir
 REGISTRY = "dataset_info.json"
 
 _ONLINE, _REMOTE = "ONLINE", "REMOTE:"
-#: The most registry entries that are checked; each check reads the whole file.
+#: Most registry entries checked; each check reads the whole file.
 _CHECKED = 50
-# The format of a dataset without an entry in a registry.
+# Columns of a dataset without a registry entry.
 _ALPACA = {"user": "instruction", "context": "input", "assistant": "output"}
 
 
@@ -51,7 +51,7 @@ def datasets(work: Translation) -> None:
 
 
 def _registry(work: Translation, directory: str) -> Path | None:
-    """The path of the registry; None where there is none, or it is on the Hub only."""
+    """Path of the registry; None without one, or if it is not downloaded."""
     if directory == _ONLINE:
         return None
     if not directory.startswith(_REMOTE):
@@ -59,7 +59,7 @@ def _registry(work: Translation, directory: str) -> Path | None:
     repository = directory.removeprefix(_REMOTE)
     if not is_hub_id(repository):
         work.refuse("dataset_dir", f"names no repository of the Hub: {shown('dataset_dir', repository)}")
-    # LLaMA-Factory's own location.
+    # LLaMA-Factory downloads it to here.
     found = hub_cache_dir().glob(f"datasets--{repository.replace('/', '--')}/snapshots/*/{REGISTRY}")
     return max(found, key=lambda path: path.lstat().st_mtime, default=None)
 
@@ -75,7 +75,7 @@ def _sources(work: Translation, directory: str, registry: Path | None, names: li
 
 
 def _source(work: Translation, registry: Path, name: str, *, is_checked: bool) -> Written:
-    """An entry of the registry, as ``dataset_info.json#name``; checked if the registry exists."""
+    """Entry of the registry, as ``dataset_info.json#name``; checked if the registry exists."""
     text = work.places.write(registry, f"#{name}")
     if not registry.is_file():
         return Written(text, f"There is no {shown('dataset_dir', str(registry), 120)}.", False)
@@ -97,9 +97,10 @@ def _source(work: Translation, registry: Path, name: str, *, is_checked: bool) -
 
 
 def _mix(work: Translation) -> None:
-    """Mixing weights of the entries.
+    """Convert the mixing weights of the entries.
 
-    ``max_samples`` takes that many rows of each; ``interleave_*`` draws from all until one, or each, is used up.
+    ``max_samples`` takes that many rows of each entry; ``interleave_under`` draws from all until the first is used up,
+    ``interleave_over`` until all are.
     """
     most = work.integer("max_samples")
     strategy = str(work.values.get("mix_strategy", "concat")).strip().lower()
@@ -135,8 +136,8 @@ def _mix(work: Translation) -> None:
 
 
 def _put_weights(work: Translation, key: str, counts: list[int], taken: list[int]) -> None:
-    """Set ``data.weights`` so that the given number of rows of each entry is used."""
-    # As many digits as give the same number of rows again.
+    """Set ``data.weights`` to use the given number of rows of each entry."""
+    # Enough digits for exactly that number of rows.
     weights = [round(rows / count, len(str(count)) + 1) for rows, count in zip(taken, counts, strict=True)]
     few = ", ".join(f"{rows} of {count}" for rows, count in zip(taken[:4], counts, strict=False))
     more = ", …" if len(taken) > 4 else ""

@@ -1,4 +1,4 @@
-"""Redaction: keys and passwords of other services are kept out of everything that an import writes or prints."""
+"""Redaction: keeps keys and passwords of other services out of all that an import writes or prints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REDACTED = "(redacted)"
 
 #: Longest text of a value in a report, in characters.
 _LONGEST = 400
-# Names whose values are never shown, whatever they look like.
+# Names whose values are never shown.
 _SECRET_NAME = re.compile(
     r"(?:^|[_.\-\]])(?:token|api_?key|access_?key|private_?key|secrets?|passw(?:or)?d|passphrase|auth|authorization|"
     r"credentials?|webhook_url|cookie)$",
@@ -22,9 +22,9 @@ _SECRET_NAME = re.compile(
 )
 # Tokens of a vocabulary are not secrets.
 _VOCABULARY = re.compile(r"(?:^|[_.])(?:bos|eos|pad|unk|cls|sep|mask|eot|image|audio|video|start|end|stop)_token$")
-# Strings that the secret scanner of datasets ignores as too short or too vague are redacted here.
+# Strings too short or too vague for the secret scanner of datasets.
 _LIKELY = re.compile(r"\b(?:hf_[A-Za-z0-9]{12,}|(?:sk|pk|ghp|gho|ghs|wandb)[-_][A-Za-z0-9_-]{16,})\b")
-# Also the form of a commit, which is not a secret: see below, and the directories of the Hugging Face cache.
+# Commits look the same but are no secrets: they follow /snapshots/ in the Hugging Face cache, and @ in a Hub entry.
 _HEX_KEY = re.compile(r"(?<!/snapshots/)\b[0-9a-f]{40}\b")
 
 
@@ -37,7 +37,7 @@ def holds_secret(text: str, key: str = "") -> bool:
     """True if a text contains, or may contain, a key or a password."""
     if find_secret(text) is not None or _LIKELY.search(text):
         return True
-    # An entry of the Hub may name a commit.
+    # A Hub entry may name a commit.
     rest = text.partition("@")[2].partition("/")[2] if is_hub_entry(text) else text
     return "revision" not in key and _HEX_KEY.search(rest) is not None
 
@@ -77,7 +77,7 @@ def shown(key: str, value: Any, limit: int = 40) -> str:
 
 
 def cleaned(text: str) -> str:
-    """A sentence about the values from another library, without the words that contain secrets."""
+    """A message of another library, without words that contain secrets."""
     if not holds_secret(text, "revision"):
         return text
     words = " ".join(REDACTED if holds_secret(word, "revision") else word for word in text.split(" "))

@@ -1,4 +1,4 @@
-"""Importable tools: a table of rules for the keys of each, and the reasons for keys that are not supported."""
+"""Importable tools: a table of rules for the keys of each, and reasons for unsupported keys."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from core.importers.redact import shown
 from core.importers.translation import OFF, SAME, Kind, Translation, is_one_of
 
 _FILE: dict[str, Any] = tomli.loads(Path(__file__).with_name("unsupported.toml").read_text(encoding="utf-8"))
-#: Reasons for keys that are not supported, by name.
+#: Reasons for unsupported keys, by name.
 REASONS: dict[str, str] = _FILE["reasons"]
 
 
 @dataclass(frozen=True)
 class Copy:
-    """Rule for a key with a counterpart that means the same.
+    """Rule for a key that means the same here.
 
     Args:
         option: Our ``section.key``.
-        kind: The kind of its value.
-        absent: The tool's default, if it differs from ours.
-        unset: Values that mean the same as no value.
+        kind: Kind of its value.
+        absent: Default of the tool, if it differs from ours.
+        unset: Values equivalent to no value.
     """
 
     option: str
@@ -55,9 +55,9 @@ class Choice:
 
     Args:
         option: Our ``section.key``.
-        same: The tool's value to ours, where both mean the same; None where it is our default.
-        near: The tool's value to ours, with a sentence about the difference.
-        otherwise: Our value for every other one; None for the default.
+        same: Our value for each value of the tool that means the same; None for our default.
+        near: Our value and a sentence on the difference, for each value that means nearly the same.
+        otherwise: Our value for any other value; None for our default.
         absent: As in :class:`Copy`.
     """
 
@@ -96,18 +96,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Unsupported:
-    """Rule for a key that is not supported.
+    """Rule for an unsupported key.
 
     Args:
-        reason: One of :data:`REASONS`.
-        off: The values for which our behavior is the same.
+        reason: A sentence from :data:`REASONS`.
+        off: Values for which our behavior is the same.
     """
 
     reason: str
     off: tuple[Any, ...] = OFF
 
 
-#: Converts keys that have a meaning only together; called once, before the other rules.
+#: Converts keys together; called once, before the other rules.
 Joint = Callable[[Translation], None]
 Rule = Copy | Choice | Unsupported | Joint
 _T = TypeVar("_T")
@@ -120,10 +120,10 @@ class Tool:
     Args:
         kind: Its name on the command line.
         title: Its name.
-        table: The rule of each of its keys; keys inside ``sections`` are written ``section.key``.
-        signs: Keys that identify its files, the most telling first.
-        places: The relative paths that a file names, some of which should exist in the tool's working directory.
-        sections: Keys whose values are tables of keys in their own right.
+        table: Rule of each key; keys inside ``sections`` are written ``section.key``.
+        signs: Keys that identify its files, the most characteristic first.
+        places: Paths named in a file; relative ones hint at the tool's working directory.
+        sections: Keys whose values are tables of keys.
     """
 
     kind: str
@@ -135,7 +135,7 @@ class Tool:
 
 
 def carry_over(tool: Tool, work: Translation) -> None:
-    """Convert a file by a tool's table; each key of the file gets exactly one report entry.
+    """Convert a file by the table of a tool; each key of the file gets exactly one report entry.
 
     Raises:
         UserError: If a value is of the wrong kind, or keys contradict each other.
@@ -163,12 +163,12 @@ def carry_over(tool: Tool, work: Translation) -> None:
 
 
 def joint(function: Joint, keys: str) -> dict[str, Joint]:
-    """Table part for keys, separated by blanks, that a function converts together."""
+    """Rules for keys, separated by spaces, that a function converts together."""
     return dict.fromkeys(keys.split(), function)
 
 
 def shared(function: Callable[..., None], keys: str, *values: Any) -> dict[str, Joint]:
-    """Table part for keys that a function of several tools converts: its arguments are the keys, then the values."""
+    """Rules for keys that a function of several tools converts; its arguments are the keys, then ``values``."""
     names = keys.split()
 
     def convert(work: Translation) -> None:
@@ -178,14 +178,14 @@ def shared(function: Callable[..., None], keys: str, *values: Any) -> dict[str, 
 
 
 def unsupported(kind: str) -> dict[str, Unsupported]:
-    """Table part for the keys of a tool that are not supported: those of ``unsupported.toml``."""
+    """Rules for the unsupported keys of a tool, read from ``unsupported.toml``."""
     keys, same = _FILE[kind]["keys"], _FILE[kind]["same"]
     named = table(*(dict.fromkeys(names.split(), REASONS[reason]) for reason, names in keys.items()))
     return {key: Unsupported(reason, tuple(same.get(key, OFF))) for key, reason in named.items()}
 
 
 def table(*parts: Mapping[str, _T]) -> dict[str, _T]:
-    """Parts joined in one table.
+    """A table made of parts.
 
     Raises:
         ValueError: If a key has two rules.
@@ -199,7 +199,7 @@ def table(*parts: Mapping[str, _T]) -> dict[str, _T]:
 
 
 def _write_default(work: Translation, key: str, rule: Copy | Choice) -> None:
-    """Write out the tool's default, if ours differs and no other key has set the option."""
+    """Write the default of the tool, if ours differs and no other key has set the option."""
     declared = find_option(rule.option)
     ours = declared.default if declared is not None else None
     if rule.absent not in (None, ours) and rule.option not in work.settings:

@@ -1,4 +1,4 @@
-"""Conversions that several tools share, mostly for keys of the transformers trainer that they all build on."""
+"""Conversions shared by several tools, mostly for keys of the transformers trainer, on which they all build."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ LIGER = Choice(
     otherwise="auto",
 )
 
-#: Reason for keys of evaluation without rows for it.
+#: Reason for evaluation keys without evaluation rows.
 NOTHING_HELD_OUT = "Nothing is held out, so there is nothing to evaluate."
 #: Remark on the batch size of a file with packed rows.
 PACKED_ROWS = " Packed rows held several each: raise it for as many in a step."
@@ -72,12 +72,12 @@ _PATTERN = re.compile(r"[\\*+?()\[\]{}|^$]")
 
 
 def model_base(work: Translation, key: str, *revisions: str) -> None:
-    """Base model: a local path resolved, a hub name kept, with the command that downloads it.
+    """Convert the base model: a resolved path, or a Hub name with the command that downloads it.
 
     Args:
         work: The translation.
-        key: The key of the model.
-        revisions: The keys of its revision on the hub.
+        key: Key of the model.
+        revisions: Keys of its revision on the Hub.
     """
     name = work.text(key)
     given = [revision for revision in revisions if work.has(revision)]
@@ -103,14 +103,13 @@ def model_base(work: Translation, key: str, *revisions: str) -> None:
 
 
 def target_modules(work: Translation, key: str, names: list[str], *, is_text: bool = False) -> None:
-    """Target modules of the adapters: names, a pattern, or all linear layers.
+    """Convert target modules: names, a pattern, or all linear layers.
 
     Args:
         work: The translation.
-        key: The key of the target modules.
+        key: Key of the target modules.
         names: Its value.
-        is_text: Whether the value is a single string, which PEFT takes for a regular expression; in lists PEFT knows
-            names only.
+        is_text: True if the value is a single string, a regular expression for PEFT; PEFT's lists hold names only.
     """
     option = "method.target_modules"
     if any(name.lower() in ("all", "all-linear", "all_linear") for name in names):
@@ -124,13 +123,13 @@ def target_modules(work: Translation, key: str, names: list[str], *, is_text: bo
 
 
 def train_weights(work: Translation) -> None:
-    """Weight training: gradients are accumulated and clipped, as in the other tools."""
+    """Turn off the optimizer in the backward pass: other tools accumulate and clip gradients."""
     reason = "Gradients are accumulated and clipped; auto updates during the backward pass and needs far less memory."
     work.put("memory.optimizer_in_backward", "off", reason)
 
 
 def precision(work: Translation, key: str, value: str, differs: str = "") -> None:
-    """A key that asks for a precision, unless another one is set already."""
+    """Convert a key that asks for a precision, unless another precision is set."""
     if work.value("train.precision") not in (None, "auto", value):
         work.drop(key, "Another precision is given too.")
     elif value == "fp16" and work.value("method.name") in WEIGHT_METHODS:
@@ -140,17 +139,17 @@ def precision(work: Translation, key: str, value: str, differs: str = "") -> Non
 
 
 def offload_activations(work: Translation, key: str, differs: str = "") -> None:
-    """Gradient checkpointing with its inputs in host memory."""
+    """Convert a key that asks for gradient checkpointing with inputs in host memory."""
     work.put("memory.gradient_checkpointing", "on")
     work.take(key, "memory.activation_offload", "on", differs)
 
 
 def compile_layers(work: Translation, by: str) -> None:
-    """Compilation by torch.
+    """Convert the keys of ``torch.compile``.
 
     Args:
         work: The translation.
-        by: The key that turns it on; empty where none does.
+        by: Key that turns it on; empty without one.
     """
     layers = "The layers are compiled, in one program for all, not the model as a whole."
     if by:
@@ -173,14 +172,14 @@ def compile_layers(work: Translation, by: str) -> None:
 
 
 def joined_batch(work: Translation, micro: str, accumulate: str, defaults: tuple[int, int], remark: str = "") -> None:
-    """Batch size: the rows of an optimizer step, as the device's batch size times gradient accumulation steps.
+    """Convert the batch size: rows of an optimizer step, micro-batch size times gradient accumulation steps.
 
     Args:
         work: The translation.
-        micro: The key of the batch size on the device.
-        accumulate: The key of the gradient accumulation steps.
-        defaults: The tool's defaults of the two.
-        remark: Further sentences for the comment, each with a blank before it.
+        micro: Key of the micro-batch size.
+        accumulate: Key of the gradient accumulation steps.
+        defaults: Defaults of the tool for both.
+        remark: Further sentences for the comment, each after a space.
     """
     at_once, times = work.integer(micro), work.integer(accumulate)
     for key, number in ((micro, at_once), (accumulate, times)):
@@ -197,7 +196,7 @@ def joined_batch(work: Translation, micro: str, accumulate: str, defaults: tuple
 
 
 def cut_length(work: Translation, key: str, default: int) -> None:
-    """Maximum length, in tools that truncate longer rows; by our default they are dropped."""
+    """Convert the maximum length of tools that truncate longer rows; our default drops them."""
     cut = f"{work.title} truncates longer rows; here at their end, so that an answer may lose its end."
     length = work.integer(key)
     comment = "" if length else f"{work.title}'s default."
@@ -210,17 +209,17 @@ def cut_length(work: Translation, key: str, default: int) -> None:
 
 
 def special_tokens_act(work: Translation) -> None:
-    """Special tokens in the text of a row act as tokens in all three tools; by our default such rows are dropped."""
+    """Let special tokens in the text of a row act as tokens, as in all three tools; our default drops such rows."""
     work.put("data.special_tokens", "keep", f"In {work.title}, special tokens in the text of a row act as such.")
 
 
 def pack(work: Translation, key: str, differs: str = "") -> None:
-    """Pack the rows, unless another option excludes it.
+    """Convert a key that asks for packing, unless another option excludes it.
 
     Args:
         work: The translation.
-        key: The key that asks for it.
-        differs: The difference from the other tool; empty where there is none.
+        key: Key that asks for it.
+        differs: Difference from the other tool; empty without one.
     """
     noise = [work.values.get(name) for name in ("neftune_noise_alpha", "noisy_embedding_alpha")]
     if any(not is_one_of(value, (None, 0, False, "")) for value in noise):
@@ -236,13 +235,13 @@ FILLED = (
 
 
 def epochs(work: Translation, key: str, steps: str, default: float) -> None:
-    """The length of the run: a number of steps overrides the epochs.
+    """Convert the length of the run; a number of steps overrides the epochs.
 
     Args:
         work: The translation.
-        key: The key of the epochs.
-        steps: The key of the steps.
-        default: The tool's default number of epochs.
+        key: Key of the epochs.
+        steps: Key of the steps.
+        default: Default number of epochs of the tool.
     """
     most, number = work.integer(steps), work.number(key)
     if most is not None and most > 0:
@@ -257,15 +256,15 @@ def epochs(work: Translation, key: str, steps: str, default: float) -> None:
 
 
 def schedule(work: Translation, name: str, ratio: str, steps: str, default: str | None, warmup: float) -> None:
-    """Learning rate schedule and warmup: ``constant`` has no warmup in the other tool, and has one here.
+    """Convert learning rate schedule and warmup; ``constant`` has no warmup in the other tool, but here.
 
     Args:
         work: The translation.
-        name: The key of the schedule.
-        ratio: The key of the warmup as a share.
-        steps: The key of the warmup in steps.
-        default: The tool's default schedule, if it differs from ours.
-        warmup: The tool's default warmup.
+        name: Key of the schedule.
+        ratio: Key of the warmup as a share.
+        steps: Key of the warmup in steps.
+        default: Default schedule of the tool, if it differs from ours.
+        warmup: Default warmup of the tool.
     """
     dataclasses.replace(SCHEDULES, absent=default).apply(work, name)
     if work.is_(name, "constant"):
@@ -299,12 +298,12 @@ def is_measured(work: Translation) -> bool:
 
 
 def held_out(work: Translation, key: str, *, has_rows: bool) -> None:
-    """Held-out rows: a share or a number of the rows, kept out of training.
+    """Convert the share or number of held-out rows.
 
     Args:
         work: The translation.
-        key: The key of the share.
-        has_rows: Whether rows for evaluation are given otherwise.
+        key: Key of the share.
+        has_rows: True if other rows for evaluation are given.
     """
     option, most = "data.eval_share", "At most half of the rows can be held out."
     share = work.number(key)
@@ -323,13 +322,13 @@ def held_out(work: Translation, key: str, *, has_rows: bool) -> None:
         work.drop(key, f"{reason} Set data.eval_share.")
     else:
         wanted, total = int(share), sum(counts)
-        # As many digits as give the same number of rows again.
+        # Enough digits for exactly that number of rows.
         exact = 0.5 if 2 * wanted > total else round(wanted / total, len(str(total)) + 1)
         work.change(key, option, exact, f"{wanted} of {total} rows. {most}")
 
 
 def save_strategy(work: Translation) -> None:
-    """Checkpoint interval from the save strategy; called before ``save_steps``, which applies only with ``steps``."""
+    """Convert the save strategy; call it before ``save_steps``, which applies only with ``steps``."""
     key, option = "save_strategy", "checkpoint.every_steps"
     if work.is_(key, "steps", "best"):
         work.keep(key)
@@ -350,10 +349,10 @@ BEST_KEYS = "load_best_model_at_end metric_for_best_model greater_is_better"
 
 
 def early_stopping(work: Translation, key: str) -> bool:
-    """Patience, which the trainer counts as here: evaluations without a new best.
+    """Convert the patience: evaluations without a new best, in the trainer as here.
 
     Returns:
-        Whether it was set.
+        True if it was set.
     """
     patience = work.integer(key)
     if patience is None:
@@ -370,7 +369,7 @@ def best_checkpoint(work: Translation, *, stops_early: bool) -> None:
 
     Args:
         work: The translation.
-        stops_early: Whether the metric counts for early stopping too.
+        stops_early: True if the metric counts for early stopping too.
     """
     best, metric, greater = BEST_KEYS.split()
     wanted, is_greater, is_loss = work.boolean(best), bool(work.boolean(greater)), _is_loss(work)
@@ -397,7 +396,7 @@ def _is_loss(work: Translation) -> bool:
 
 
 def leave_uncompared(work: Translation, objective: Objective, whole: str) -> None:
-    """Drop the keys that cannot be combined with preference training; ``whole`` is that of training on prompts."""
+    """Drop keys that do not go with preference training; ``whole`` is the key for training on prompts."""
     if objective == "sft":
         return
     if work.boolean(whole):
@@ -407,7 +406,7 @@ def leave_uncompared(work: Translation, objective: Objective, whole: str) -> Non
 
 
 def pair_loss(work: Translation, key: str, kind: str) -> None:
-    """The loss of preference pairs."""
+    """Convert the loss of preference pairs."""
     if kind in ("sigmoid", "ipo", "hinge"):
         work.carry(key, "train.dpo_loss", kind)
     else:
@@ -415,7 +414,7 @@ def pair_loss(work: Translation, key: str, kind: str) -> None:
 
 
 def preference_number(work: Translation, key: str, option: str, *, counts: bool) -> None:
-    """A number that has an effect only with some objectives."""
+    """Convert a number that has an effect only with some objectives."""
     value = work.number(key)
     if not counts:
         work.keep(key, reason="It has no effect with this objective.")
@@ -429,7 +428,7 @@ def preference_number(work: Translation, key: str, option: str, *, counts: bool)
 
 
 def switched_trackers(work: Translation, keys: dict[str, Tracker]) -> list[Tracker]:
-    """The trackers whose switches are on."""
+    """Convert the switches of trackers; returns the trackers that are on."""
     found = [tool for key, tool in keys.items() if work.boolean(key)]
     for key, tool in keys.items():
         work.carry(key, "tracking.tools" if tool in found else None, reason="" if tool in found else SAME)

@@ -1,4 +1,4 @@
-"""Translation of one file of another tool: the options set so far, and one report entry per key."""
+"""Translation of a file of another tool: the options set so far, and a report entry per key."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ _WANTED: dict[Kind, str] = {
     "texts": "a text or a list of texts",
 }
 _TRUE, _FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
-#: Parent directories of the file that may be the tool's working directory.
+#: Most parent directories considered as the tool's working directory.
 _UPWARD = 5
 
 
 @dataclass(frozen=True)
 class Places:
-    """Resolution of the relative paths in another tool's file.
+    """Resolution of relative paths in another tool's file.
 
     Args:
-        base: Directory that the paths are relative to.
-        home: Directory of the new configuration; None if it is not known yet.
+        base: Base directory of the paths.
+        home: Directory of the new configuration; None if not known yet.
     """
 
     base: Path
@@ -53,10 +53,10 @@ class Places:
 
     @classmethod
     def find(cls, file: Path, names: Iterable[str], home: Path | None = None) -> Places:
-        """Guess the tool's working directory, which a file does not record.
+        """Guess the tool's working directory, which the file does not record.
 
-        The candidates are the current directory, that of the file and its parents; the first in which most of the named
-        paths exist is taken, and the current one where none exists.
+        Candidates are the current directory, the directory of the file, and its parents. The first with the most named
+        paths wins.
         """
         start = Path(os.path.abspath(file)).parent
         candidates = list(dict.fromkeys([Path.cwd(), start, *list(start.parents)[:_UPWARD]]))
@@ -66,7 +66,7 @@ class Places:
         return cls(best, Path(os.path.abspath(home)) if home is not None else None)
 
     def locate(self, name: str) -> Path:
-        """The absolute path of a name."""
+        """Absolute path of a name."""
         return Path(os.path.normpath(self.base / os.path.expanduser(name)))
 
     def exists(self, name: str) -> bool:
@@ -74,7 +74,7 @@ class Places:
         return _exists(self.locate(name))
 
     def is_local(self, name: str) -> bool:
-        """True if a name is a path on this machine, not an entry of a hub or a store."""
+        """True if a name is a path on this machine, not on a Hub or in a store."""
         if "://" in name:
             return False
         plain = name.startswith(("/", "./", "../", "~")) or name in (".", "..") or is_data_name(name)
@@ -85,7 +85,7 @@ class Places:
 
         Args:
             path: An absolute path.
-            mark: A suffix after the path, as ``#name``.
+            mark: Suffix of the path, such as ``#name``.
         """
         if self.home is not None and path.is_relative_to(self.home) and path != self.home:
             return f"{path.relative_to(self.home)}{mark}"
@@ -97,10 +97,10 @@ class Entry:
     """Report entry of a key.
 
     Args:
-        key: Its name in the file; a default of the tool is listed too, without a value.
-        value: The value in the file, secrets replaced; None where there is none.
-        to: Our options, separated by commas; None where there is none.
-        reason: A sentence; may be empty where the value was copied.
+        key: Its name in the file, or a key that was not given and has another default here.
+        value: Its value in the file, with secrets replaced; None without a value.
+        to: Our options, separated by commas; None without any.
+        reason: A sentence; may be empty if the value was copied.
     """
 
     key: str
@@ -119,8 +119,8 @@ class Unknown:
 
     Args:
         key: Its name.
-        line: Its line, counted from 1.
-        guess: The key that was most likely meant; empty if none is similar.
+        line: Its line, from 1.
+        guess: The most similar key of the tool; empty if none is similar.
     """
 
     key: str
@@ -130,7 +130,7 @@ class Unknown:
 
 @dataclass
 class Setting:
-    """A value of the new configuration, with the reason for a decision; no comment where it was copied."""
+    """A value of the new configuration, with a comment if it was decided rather than copied."""
 
     value: Any
     comment: str = ""
@@ -159,9 +159,9 @@ class Translation:
     unsupported: list[Entry] = field(default_factory=list)
     unknown: list[Unknown] = field(default_factory=list)
     inner: dict[str, Any] = field(default_factory=dict)
-    """Values inside a key's value, as ``datasets[1].path``, which have entries of their own."""
+    """Values inside the value of a key, such as ``datasets[1].path``, with report entries of their own."""
     counted: dict[tuple[str, ...], list[int] | None] = field(default_factory=dict)
-    """Row counts of the entries of ``data.train``, by their names."""
+    """Cached row counts by entries of ``data.train``."""
     _done: set[str] = field(default_factory=set)
     _as_text: set[str] = field(default_factory=set)
 
@@ -172,7 +172,7 @@ class Translation:
         return key in self.values
 
     def is_(self, key: str, *values: Any) -> bool:
-        """True if the file gives the key one of these values (:func:`is_one_of`)."""
+        """True if the key has any of these values in the file (:func:`is_one_of`)."""
         return key in self.values and is_one_of(self.values[key], values)
 
     def is_off(self, key: str) -> bool:
@@ -188,9 +188,9 @@ class Translation:
         raise UserError(f"{self.source.place(key)}: {redact_name(key)} {problem}.", hint)
 
     def get(self, key: str, kind: Kind) -> Any:
-        """The value of a key, converted to a kind; None where there is none.
+        """Value of a key, converted to a kind; None without a value.
 
-        Numbers and booleans written as strings are converted: YAML itself reads ``2e-4``, which has no point, as a
+        Numbers and booleans written as strings are converted; YAML reads ``2e-4``, without a decimal point, as a
         string.
 
         Raises:
@@ -235,10 +235,10 @@ class Translation:
         found: list[str] | None = self.get(key, "texts")
         return found
 
-    # Results; the first one of a key counts.
+    # Results; only the first result of a key counts.
 
     def value(self, option: str) -> Any:
-        """The value of an option set so far; None where it is not set."""
+        """Value of an option, or None if it is not set."""
         setting = self.settings.get(option)
         return None if setting is None else setting.value
 
@@ -246,7 +246,7 @@ class Translation:
         """Set an option; a comment marks it as a decision.
 
         Returns:
-            None, or the reason why the option cannot have the value; it then keeps its default.
+            None, or the reason why the option cannot have the value and keeps its default.
         """
         declared = find_option(option)
         assert declared is not None, option  # noqa: S101 - the tables are checked by a test
@@ -275,7 +275,7 @@ class Translation:
             self._note(self.carried, key, option, reason)
 
     def keep(self, *keys: str, reason: str = SAME) -> None:
-        """Record keys of the file that set no option, as our behavior is the same or they have no effect."""
+        """Record keys of the file that set no option: our behavior is the same, or they have no effect."""
         for key in keys:
             self.carry(key, None, reason=reason)
 
@@ -364,7 +364,7 @@ def _texts_in(value: Any) -> Iterable[str]:
 
 
 def _as_kind(value: Any, kind: Kind) -> Any:
-    """A value converted to a kind; None where that is impossible."""
+    """A value converted to a kind; None if that is impossible."""
     if kind == "boolean":
         word = value.strip().lower() if isinstance(value, str) else ""
         return value if isinstance(value, bool) else True if word in _TRUE else False if word in _FALSE else None

@@ -1,4 +1,4 @@
-"""Unsloth: the YAML file of its command line and its Studio."""
+"""Unsloth: the YAML file of its command line and of Unsloth Studio."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _targets(work: Translation) -> None:
 
 
 def _loftq(work: Translation) -> None:
-    """LoftQ: it compensates for quantization to 4 bits; Unsloth ignores it on a base that is not quantized."""
+    """Convert LoftQ, which compensates for 4-bit quantization; Unsloth ignores it on an unquantized base."""
     key = "lora.use_loftq"
     if not work.boolean(key):
         work.keep(key)
@@ -69,7 +69,7 @@ def _supervise(work: Translation) -> None:
 
 
 def _evaluation(work: Translation) -> None:
-    """Evaluation: the file holds nothing out, so that the interval counts once rows are held out here."""
+    """Convert the evaluation interval, which takes effect once rows are held out here; the file holds none out."""
     key, steps = "training.eval_steps", work.number("training.eval_steps")
     reason = "Unsloth's command evaluates nothing: give data.eval or data.eval_share."
     if steps is None or steps <= 0:
@@ -95,7 +95,7 @@ _CHECKPOINTING = Choice(
 
 
 def _activations(work: Translation) -> None:
-    """Activations: ``unsloth`` is checkpointing with the layers' inputs offloaded to host memory."""
+    """Convert gradient checkpointing; ``unsloth`` offloads the layer inputs to host memory."""
     key = "training.gradient_checkpointing"
     if work.is_(key, "unsloth"):
         trainer.offload_activations(work, key)
@@ -103,7 +103,7 @@ def _activations(work: Translation) -> None:
 
 
 def _trackers(work: Translation) -> None:
-    """Trackers: the project applies only to W&B."""
+    """Convert trackers; the project applies only to W&B."""
     project = "logging.wandb_project"
     tools = trainer.switched_trackers(
         work, {"logging.enable_wandb": "wandb", "logging.enable_tensorboard": "tensorboard"}

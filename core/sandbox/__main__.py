@@ -1,11 +1,11 @@
 """Sandbox process: ``python -m core.sandbox``.
 
-It serves calls from :mod:`core.sandbox.pool`, one after the other, until its standard input ends. A request comes from
-the process that started it and is a pickle; an answer is JSON, as it derives from untrusted input.
+It serves calls from :mod:`core.sandbox.pool`, one at a time, until the end of its standard input. Requests come from
+the process that started it and are pickles; answers are JSON, as they derive from untrusted input.
 
-It reads nothing foreign itself. It imports the modules of a call, and forks a reader that has the rights of that call
-and no others. The reader serves the next calls too, as long as they ask for no other rights; else another one is
-forked, as a process cannot be given rights that it has lost.
+It never reads untrusted input itself. It imports the modules of a call, and forks a reader with the rights of that
+call. The reader serves later calls with the same rights; for others a new reader is forked, since a process cannot
+regain rights.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from core.sandbox.signature import dump
 def main() -> int:
     """Serve calls; returns the exit code."""
     tie_to_parent()
-    # Ignored, as the parent may have it, it would take the readers' exit statuses away.
+    # A parent that ignores SIGCHLD would leave no exit statuses of readers.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # Output of libraries must not mix with the answers.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     requests = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
-    program_files()  # found once, for all readers
+    program_files()  # cached for all readers
     reader: _Reader | None = None
     try:
         while True:
-            # From the process that started this one, so it is trusted.
+            # Trusted: it comes from the process that started this one.
             modules, rights, call = pickle.loads(read_frame(requests))  # noqa: S301
             for module in modules:
-                with contextlib.suppress(Exception):  # its reader meets it again, and reports it
+                with contextlib.suppress(Exception):  # the reader runs into it again, and reports it
                     importlib.import_module(module)
             reader = _with_rights(reader, rights, (requests.fileno(), answers.fileno()))
             reader.ask(call, answers)
@@ -54,12 +54,12 @@ def main() -> int:
 
 
 class _Reader:
-    """A forked process with some rights.
+    """A forked process with given rights.
 
     Args:
         rights: Its rights.
-        allowed: The files that they are for, see :func:`~core.sandbox.rights.identities`.
-        others: Descriptors of this process that it must not have.
+        allowed: Identities of the files it may use, see :func:`~core.sandbox.rights.identities`.
+        others: Descriptors of this process to close in the fork.
     """
 
     def __init__(self, rights: Rights, allowed: frozenset[tuple[int, int]], others: tuple[int, ...]) -> None:
@@ -77,7 +77,7 @@ class _Reader:
         self._answers = os.fdopen(ours_out, "rb", buffering=0)
 
     def serves(self, rights: Rights, needed: frozenset[tuple[int, int]]) -> bool:
-        """Whether a call of these rights is for this reader."""
+        """True if this reader has exactly the rights of a call, or more files."""
         mine = self._rights
         return needed <= self._allowed and (rights.writes, rights.starts_helpers, rights.uses_network) == (
             mine.writes,
@@ -86,7 +86,7 @@ class _Reader:
         )
 
     def ask(self, call: bytes, answers: IO[bytes]) -> None:
-        """Pass a call to it, and its answer on; where there is none, end as it has ended."""
+        """Pass on a call and its answer; without an answer, end like the reader."""
         try:
             write_frame(self._requests, call)
             relay_frame(self._answers, answers)
@@ -96,7 +96,7 @@ class _Reader:
             _end_as(self.end())
 
     def end(self) -> int:
-        """End it; returns its wait status."""
+        """End the process; returns its wait status."""
         os.kill(self._pid, signal.SIGKILL)
         status = os.waitpid(self._pid, 0)[1]
         with contextlib.suppress(OSError):
@@ -124,14 +124,14 @@ def _end_as(status: int) -> NoReturn:
 
 
 def _read_for_ever(rights: Rights, requests: int, answers: int) -> NoReturn:
-    """Be a reader."""
+    """Serve calls as a confined reader."""
     try:
         confine(rights=rights)
-        with os.fdopen(requests, "rb", buffering=0) as calls, os.fdopen(answers, "wb") as told:
+        with os.fdopen(requests, "rb", buffering=0) as calls, os.fdopen(answers, "wb") as sink:
             is_spent = False
             while not is_spent:
                 answer, is_spent = _answer(read_frame(calls))
-                write_frame(told, answer)
+                write_frame(sink, answer)
     except (FrameError, OSError):
         os._exit(0)
     except BaseException:
@@ -140,10 +140,10 @@ def _read_for_ever(rights: Rights, requests: int, answers: int) -> NoReturn:
 
 
 def _answer(request: bytes) -> tuple[bytes, bool]:
-    """The answer to a request, and whether this process must not be reused."""
+    """Answer to a request, and True if this process must not be reused."""
     is_spent = False
     try:
-        # From the process that started this one, so it is trusted.
+        # Trusted: it comes from the process that started the sandbox.
         module, name, seconds, args, kwargs, directory, variables = pickle.loads(request)  # noqa: S301
         _stand_in(directory, variables)
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
@@ -157,7 +157,7 @@ def _answer(request: bytes) -> tuple[bytes, bool]:
         value, is_spent = {"memory": True}, True
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # any exception of the libraries, Rust panics included
+    except BaseException as error:  # including Rust panics of libraries
         value = {"failure": f"{type(error).__name__}: {error}"[:2000]}
     return dump(value), is_spent
 
@@ -167,9 +167,9 @@ def _stand_in(directory: str, variables: dict[str, str]) -> None:
     try:
         os.chdir(directory)
     except OSError:
-        # It has been removed; the previous caller's directory must not be used.
+        # Removed; the directory of the previous caller must not be used.
         os.chdir("/")
-    # Tokenizers would use all cores, which a run may need. The path is that of a confined process.
+    # Tokenizers would use all cores, which a run may need. PATH stays as set by the confinement.
     variables |= {"TOKENIZERS_PARALLELISM": "false", "PATH": os.environ.get("PATH", "")}
     if os.environ != variables:
         os.environ.clear()

@@ -1,4 +1,4 @@
-"""Message framing between a process and its sandbox: a length of eight bytes, then that many bytes."""
+"""Message framing between a process and its sandbox: a length in eight bytes, then the data."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Stream(Protocol):
     """An unbuffered end of a pipe."""
 
     def fileno(self) -> int:
-        """File descriptor of the pipe."""
+        """File descriptor."""
 
     def read(self, size: int, /) -> bytes | None:
-        """At most ``size`` bytes, as soon as there are any."""
+        """At most ``size`` bytes, as soon as any are available."""
 
 
 class FrameError(Exception):
-    """The peer did not send a whole frame: it has ended, sent nothing in time, or too much."""
+    """The peer did not send a valid frame: it ended, was late, or sent too much."""
 
     def __init__(self, *, is_late: bool = False, is_large: bool = False) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def read_frame(stream: Stream, seconds: float | None = None) -> bytes:
         seconds: Timeout; None to wait without limit.
 
     Raises:
-        FrameError: If it does not arrive in time, the stream ends, or it is larger than :data:`LARGEST`.
+        FrameError: If the frame is late or larger than :data:`LARGEST`, or the stream ends.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     length = int.from_bytes(_read(stream, _LENGTH, deadline), "big")
@@ -60,10 +60,10 @@ def read_frame(stream: Stream, seconds: float | None = None) -> bytes:
 
 
 def relay_frame(source: Stream, sink: IO[bytes]) -> None:
-    """Pass the next frame on, whatever is in it.
+    """Pass on the next frame without looking at it.
 
     Raises:
-        FrameError: If the stream ends before it does.
+        FrameError: If the stream ends before the frame.
         OSError: If the peer has closed the pipe.
     """
     head = _read(source, _LENGTH, None)
@@ -94,7 +94,7 @@ def _read(stream: Stream, count: int, deadline: float | None) -> bytes:
 
 
 def _has_more(stream: Stream, seconds: float) -> bool:
-    # Not select, which does not support descriptors beyond 1023.
+    # select() does not support descriptors above 1023.
     poll = select.poll()
     poll.register(stream.fileno(), select.POLLIN)
     return bool(poll.poll(seconds * 1000))

@@ -1,7 +1,7 @@
-"""Landlock: limits on files, connections and signals that a process sets for itself, for good.
+"""Landlock: limits on files, connections and signals that a process sets for itself, permanently.
 
-See ``Documentation/userspace-api/landlock.rst`` of the kernel, which has it since 5.13. A process needs no privileges
-for it, and neither it nor its children can lift it. It holds for the calling thread and those that it starts.
+See ``Documentation/userspace-api/landlock.rst`` in the kernel (since 5.13). It needs no privileges, and neither the
+process nor its children can lift it. It applies to the calling thread and its children.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ import struct
 
 from core.sandbox.rights import Rights, program_files, with_targets
 
-#: System calls, by the same numbers on all architectures: ``landlock_create_ruleset``, ``_add_rule``,
-#: ``_restrict_self``.
+#: System calls ``landlock_create_ruleset``, ``_add_rule``, ``_restrict_self``; the same on all architectures.
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _VERSION, _PATH_BENEATH = 1, 1
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_DIR, _REMOVE_FILE = (1 << bit for bit in range(6))
 _MAKE_DIR, _MAKE_REG, _MAKE_SYM, _REFER, _TRUNCATE, _IOCTL = 1 << 7, 1 << 8, 1 << 12, 1 << 13, 1 << 14, 1 << 15
-#: Rights to files by the version of the interface that has them first; of the first version all thirteen.
+#: Rights to files by the first version of the interface with them.
 _HANDLED = ((1, (1 << 13) - 1), (2, _REFER), (3, _TRUNCATE), (5, _IOCTL))
-#: Versions that limit connections by TCP; abstract sockets and signals; and all threads of a process at once.
+#: First versions that limit TCP connections; abstract sockets and signals; all threads of a process at once.
 _NET_SINCE, _SCOPE_SINCE, _THREADS_SINCE = 4, 6, 8
 _BIND_AND_CONNECT, _SCOPES, _ALL_THREADS = 0b11, 0b11, 1 << 3
 _READ = _READ_FILE | _READ_DIR
 _WRITE = (
     _READ | _WRITE_FILE | _TRUNCATE | _REMOVE_FILE | _REMOVE_DIR | _MAKE_REG | _MAKE_DIR | _MAKE_SYM | _REFER
 )  # fmt: skip
-#: Rights that a file can have which is no directory.
+#: Rights that apply to files other than directories.
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _RULE = struct.Struct("=Qi")
@@ -38,21 +37,21 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def version() -> int:
-    """Version of the interface in this kernel.
+    """Version of Landlock in this kernel.
 
     Raises:
-        OSError: If the kernel has none (ENOSYS), has it switched off (EOPNOTSUPP), or a container refuses it (EPERM).
+        OSError: If the kernel lacks it (ENOSYS), it is switched off (EOPNOTSUPP), or a container refuses it (EPERM).
     """
     return _call(_CREATE, None, 0, _VERSION)
 
 
 def restrict(rights: Rights) -> None:
-    """Restrict this thread, and those that it starts, to the program's own files and the given rights.
+    """Restrict this thread and its children to the program's own files and the given rights.
 
     ``PR_SET_NO_NEW_PRIVS`` must have been set.
 
     Raises:
-        OSError: If the kernel refuses; nothing is restricted then.
+        OSError: If the kernel refuses; then nothing is restricted.
     """
     known = version()
     handled = sum(bits for since, bits in _HANDLED if known >= since)
@@ -77,7 +76,7 @@ def restrict(rights: Rights) -> None:
 
 
 def _name_servers() -> tuple[str, ...]:
-    """Real directory of the resolver's configuration, which another program writes in ``/run``, or on Windows' disk."""
+    """Real directory of the resolver's configuration, often in ``/run``, or on the Windows disk under WSL."""
     return (os.path.dirname(os.path.realpath("/etc/resolv.conf")),)
 
 
@@ -85,7 +84,7 @@ def _allow(ruleset: int, path: str, bits: int) -> None:
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (OSError, ValueError):
-        return  # what is not there needs no right
+        return  # a missing file needs no right
     try:
         if not stat.S_ISDIR(os.fstat(place).st_mode):
             bits &= _OF_FILES
@@ -95,7 +94,7 @@ def _allow(ruleset: int, path: str, bits: int) -> None:
 
 
 def _call(number: int, *arguments: int | bytes | None) -> int:
-    """A system call; pointers are given as bytes."""
+    """Make a system call; bytes are passed as pointers."""
     passed = [
         ctypes.c_void_p(argument) if argument is None
         else ctypes.c_char_p(argument) if isinstance(argument, bytes)

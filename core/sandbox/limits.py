@@ -1,8 +1,8 @@
-"""Confinement of processes that read untrusted input: limits on what they take, and walls around what they reach.
+"""Confinement of processes that read untrusted input: limits on memory and time, and walls around files and calls.
 
-Both are the operating system's, and apply to Python and native libraries alike. A file, a template or a tokenizer that
-asks for more memory or time than any should ends its reader, and nothing else. One that takes its reader over, by a
-hole in a library, finds neither the user's files nor a network, another program or another process.
+The operating system enforces both, for Python and native libraries alike. A file, template or tokenizer that takes too
+much memory or time ends its reader and nothing else. A file that takes over its reader through a hole in a library
+reaches neither the user's files nor the network, other programs or other processes.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from dataclasses import dataclass
 from core.sandbox import landlock, seccomp
 from core.sandbox.rights import NO_RIGHTS, Rights
 
-#: Memory limit in bytes of a reader of files and templates. The largest tokenizer in use takes about half a gigabyte.
+#: Memory limit of a reader of files and templates, in bytes. The largest known tokenizer takes half a gigabyte.
 MEMORY = 2 << 30
-#: Limit of processor time of one piece of work, in seconds.
+#: CPU time limit of a piece of work, in seconds.
 SECONDS = 10
 #: Seconds between the soft and the hard end of a piece of work.
 _GRACE = 3
-#: Seconds after which work that goes on nevertheless is interrupted again.
+#: Seconds until work that continues is interrupted again.
 _AGAIN = 0.5
-#: Seconds by which the kernel's timer and the clock may differ.
+#: Seconds by which the timer of the kernel and the clock may differ.
 _TICK = 0.02
 
-#: Of ``prctl``: this process and its children gain no rights by running a program (setuid, file capabilities).
+#: ``PR_SET_NO_NEW_PRIVS``: this process and its children gain no rights from setuid programs or file capabilities.
 _SET_NO_NEW_PRIVS = 38
 #: ``_LINUX_CAPABILITY_VERSION_3``, and CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER.
 _CAPABILITY_VERSION, _KEPT_CAPABILITIES = 0x20080522, 0b1111
-#: The environment variable that leaves the walls out, for systems that they do not get along with, and its value.
+#: Environment variable and value that turn the walls off, for systems where they cause trouble.
 VARIABLE, WITHOUT = "LOCALTUNE_SANDBOX", "limits"
 _OFF = f"switched off by {VARIABLE}={WITHOUT}"
 _REASONS = {
@@ -53,7 +53,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Walls:
-    """The walls around a process: of each, why it does not hold; empty where it does."""
+    """Walls around a process: for each, the reason why it does not hold, or empty text."""
 
     files: str
     calls: str
@@ -63,26 +63,25 @@ _walls: Walls | None = None
 
 
 def confine(memory: int = MEMORY, rights: Rights = NO_RIGHTS) -> None:
-    """Confine this process and its children for the rest of their lives.
+    """Confine this process and its children permanently.
 
     It may allocate ``memory`` bytes, or half of the machine's memory if that is less; it leaves no core file; and the
-    kernel's OOM killer takes it first, before a run. It reads and writes only what its rights name and what the
-    interpreter and the libraries read themselves (Landlock), and makes none of the system calls that no reader needs
-    (seccomp). Descriptors that it has stay usable. Where the kernel or a container refuses a wall, the process goes on
-    without it; ``doctor`` says so.
+    OOM killer takes it before a run. It can only use the files in its rights and those of the interpreter and the
+    libraries (Landlock), and cannot make system calls that no reader needs (seccomp). Open descriptors stay usable. If
+    the kernel or a container refuses a wall, the process continues without it, which ``doctor`` reports.
 
-    Call it before threads are started: Landlock holds for those that are started later, until version 8.
+    Call it before starting threads: before version 8, Landlock does not apply to running threads.
 
     Args:
         memory: Bytes of writable memory (``RLIMIT_DATA``); address space reserved by allocators does not count.
-        rights: What it may use.
+        rights: Its rights.
     """
     limit_process(min(memory, machine_memory() // 2))
     enclose(rights)
 
 
 def limit_process(memory: int) -> None:
-    """Set the limits of :func:`confine` alone.
+    """Set only the limits of :func:`confine`.
 
     Args:
         memory: Bytes of writable memory.
@@ -94,25 +93,24 @@ def limit_process(memory: int) -> None:
 
 
 def enclose(rights: Rights) -> None:
-    """Raise the walls of :func:`confine` alone."""
+    """Raise only the walls of :func:`confine`."""
     global _walls
     if os.environ.get(VARIABLE) == WITHOUT:
         _walls = Walls(_OFF, _OFF)
         return
-    # Libraries ask for a directory for temporary files as they are imported. Python looks for one that can be written
-    # to, and fails where there is none.
+    # Some libraries ask for a temporary directory when imported. Python fails if it finds no writable one.
     tempfile.tempdir = next(iter(rights.writes), os.devnull)
-    # Where Python finds a compiler, it writes a temporary file to ask it for the path of a library.
+    # Without a compiler in PATH, ctypes does not write a temporary file to find a library.
     os.environ["PATH"] = ""
     libc = ctypes.CDLL(None, use_errno=True)
     _drop_capabilities(libc)
     libc.prctl(_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
-    # Landlock first, as it opens the files that it allows.
+    # Landlock first, as it must open the allowed files.
     _walls = Walls(_attempt(landlock.restrict, rights), _attempt(seccomp.restrict, rights))
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:
-    """Give up what root may do beyond reading and owning files: to read the memory of all processes, to lift limits."""
+    """Drop the capabilities of root other than reading and owning files, such as reading the memory of processes."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     held = ctypes.create_string_buffer(struct.calcsize("=6I"))
     if libc.capget(header, held) == 0:
@@ -130,21 +128,21 @@ def _attempt(restrict: Callable[[Rights], None], rights: Rights) -> str:
 
 
 def is_confined() -> bool:
-    """Whether this process is confined, so that it may read untrusted input itself."""
+    """True if this process is confined, so it may read untrusted input itself."""
     return _walls is not None
 
 
 def walls() -> Walls:
-    """The walls around this process, which must be confined."""
+    """Walls around this process, which must be confined."""
     if _walls is None:
         raise ValueError("This process is not confined.")
     return _walls
 
 
 class TimeLimitError(BaseException):
-    """A piece of work exceeded its processor time.
+    """A piece of work exceeded its CPU time.
 
-    Not an ``Exception``, so that handlers for errors of a template do not catch it.
+    Not an ``Exception``, so handlers for template errors do not catch it.
     """
 
 
@@ -152,15 +150,14 @@ class TimeLimitError(BaseException):
 def cpu_limit(
     seconds: float = SECONDS, *, kills: bool = True, check: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Limit the processor time of a piece of work, of all threads together; other processes do not count.
+    """Limit the CPU time of a piece of work, of all threads of this process together.
 
     Args:
-        seconds: The limit. Beyond it :class:`TimeLimitError` is raised between two bytecode instructions, in the main
-            thread; other threads are only limited by ``kills``.
-        kills: Have the kernel end the process (SIGXCPU) some seconds later, as a native library may not return to
-            Python.
-        check: Called in the main thread twice in each second of processor time, between two bytecode instructions.
-            What it raises ends the work, past all handlers of the work itself, and is raised here.
+        seconds: The limit. Beyond it :class:`TimeLimitError` is raised in the main thread, between two bytecode
+            instructions; other threads are limited only by ``kills``.
+        kills: Let the kernel end the process (SIGXCPU) some seconds later, in case a native library does not return.
+        check: Called in the main thread, twice per second of CPU time, between two bytecode instructions. An exception
+            from it ends the work, past all its handlers, and is raised here.
 
     Raises:
         TimeLimitError: If the limit is exceeded.
@@ -186,7 +183,7 @@ def cpu_limit(
 
 @contextlib.contextmanager
 def _timer(seconds: float, check: Callable[[], None] | None) -> Iterator[None]:
-    # Limits may be nested; afterwards the rest of the outer one applies again.
+    # Limits may be nested: restore the rest of the outer limit afterwards.
     left, _ = signal.getitimer(signal.ITIMER_PROF)
     ends = time.process_time() + seconds
 
@@ -201,7 +198,7 @@ def _timer(seconds: float, check: Callable[[], None] | None) -> Iterator[None]:
 
     handler = signal.signal(signal.SIGPROF, interrupt)
     try:
-        # Repeatedly: the interpreter drops exceptions raised in finalizers.
+        # Repeatedly, since exceptions in finalizers are dropped.
         signal.setitimer(signal.ITIMER_PROF, seconds if check is None else min(seconds, _AGAIN), _AGAIN)
         yield
     finally:
@@ -219,7 +216,7 @@ def growth_limit(memory: int = MEMORY) -> Iterator[None]:
     """Limit the memory growth of a piece of work in a process with a larger limit overall.
 
     Args:
-        memory: Bytes on top of present use; half of the machine's memory if that is less.
+        memory: Bytes on top of current use; half of the machine's memory if that is less.
     """
     before, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit_growth(memory)
@@ -230,11 +227,11 @@ def growth_limit(memory: int = MEMORY) -> Iterator[None]:
 
 
 def limit_growth(memory: int, *, most: int | None = None) -> None:
-    """Limit this process to its present memory and some more.
+    """Limit the memory growth of this process.
 
     Args:
-        memory: Bytes on top of present use.
-        most: The most of them in any case; by default half of the machine's memory.
+        memory: Bytes on top of current use.
+        most: Upper bound of ``memory``; by default half of the machine's memory.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = _data_bytes() + min(memory, machine_memory() // 2 if most is None else most)
@@ -242,7 +239,7 @@ def limit_growth(memory: int, *, most: int | None = None) -> None:
 
 
 def _data_bytes() -> int:
-    """Memory of this process that RLIMIT_DATA counts."""
+    """Memory of this process as counted by RLIMIT_DATA, in bytes."""
     with open("/proc/self/statm", encoding="ascii") as file:
         # Data and stack together, the sixth number, in pages.
         return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")

@@ -27,8 +27,7 @@ from core.text import one_line
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: Wall time of an answer as a multiple of its processor time, on a machine that does other things; and seconds that it
-#: may take in any case.
+#: Most wall time of an answer, as a multiple of its CPU time on a busy machine, and its minimum in seconds.
 _PATIENCE, _LEAST_WAIT = 6, 60
 _HINT = "Get it again from where it is from, or take another one."
 
@@ -39,7 +38,7 @@ class SandboxError(UserError):
 
 @dataclass(frozen=True)
 class _Work:
-    """Description of a call for its error messages; see :func:`sandboxed`."""
+    """Description of a call for error messages; see :func:`sandboxed`."""
 
     about: str
     seconds: float
@@ -50,7 +49,7 @@ class _Work:
         if error.is_late or status == -signal.SIGXCPU:
             return self.too_slow()
         if error.is_large or status in (-signal.SIGABRT, -signal.SIGKILL):
-            # Native libraries abort when they get no memory.
+            # Native libraries abort when out of memory.
             return self.too_large()
         return self.failure(f"its reader {describe_end(status)}")
 
@@ -68,23 +67,23 @@ class _Work:
 
 
 class _Process:
-    """One process of the sandbox."""
+    """A process of the sandbox."""
 
     def __init__(self) -> None:
         self.helper = Helper("core.sandbox")
         self.is_closed = False
-        """Whether it was ended because its answer is no longer wanted."""
+        """True if it was ended because its answer is no longer wanted."""
 
     @property
     def is_fit(self) -> bool:
-        """Whether it is alive."""
+        """True while the process is alive."""
         return self.helper.process.poll() is None
 
     def ask(self, request: bytes, seconds: float) -> bytes:
         """Send a request and return the answer.
 
         Raises:
-            FrameError: If there is none.
+            FrameError: If there is no answer.
         """
         try:
             write_frame(self.helper.stdin, request)
@@ -93,16 +92,13 @@ class _Process:
         return read_frame(self.helper.stdout, seconds)
 
     def close(self) -> int:
-        """End it; returns its exit status."""
+        """End the process; returns its exit status."""
         with self.helper as helper:
             return helper.end()
 
 
 class SandboxPool:
-    """Processes of the sandbox: one for each kind of call that keeps something between calls, and a spare one.
-
-    All methods may be called from any thread.
-    """
+    """Processes of the sandbox: one for each ``keep`` name, and a spare one. All methods are thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -142,7 +138,7 @@ class SandboxPool:
             self._call(_do_nothing, _Work("The program", SECONDS, _HINT), "", request)
 
     def close(self) -> None:
-        """End all processes; calls in progress end with an error, later ones start new processes."""
+        """End all processes; running calls fail, later calls start new processes."""
         with self._lock:
             idle, busy = [*self._spare, *self._kept.values()], [*self._busy]
             self._spare.clear()
@@ -151,7 +147,7 @@ class SandboxPool:
             process.close()
         for process in busy:
             process.is_closed = True
-            # Its pipes belong to the thread that waits for an answer.
+            # Its pipes belong to the waiting thread.
             process.helper.end()
 
     def _call(self, function: Callable[..., R], work: _Work, keep: str, request: bytes) -> R:
@@ -190,7 +186,7 @@ class SandboxPool:
         raise work.failure(one_line(str(answer.get("failure")), 200).rstrip("."))
 
     def _take(self, keep: str) -> _Process:
-        """A process for a call: the kept one, the spare one, or a new one."""
+        """A process for a call: kept, spare, or new."""
         while True:
             with self._lock:
                 process = self._kept.pop(keep, None) or (self._spare.pop() if self._spare else None)
@@ -240,29 +236,29 @@ def sandboxed(
     keep: str = "",
     hint: str = _HINT,
 ) -> Callable[P, R]:
-    """Wrap a function so that it runs in the sandbox; blocks, so call it from a thread if a person waits.
+    """Wrap a function so that it runs in the sandbox. It blocks, so do not call it from the thread of a user interface.
 
-    In a process that is itself confined the function is called directly.
+    A process that is itself confined calls the function directly.
 
     Args:
         function: A module-level function of ``core``. Its arguments are pickled; its result is JSON, checked against
             the annotation.
         about: Its input, as the beginning of a sentence: ``The chat template``.
-        rights: What it may use, beside its arguments and the program's own files.
-        seconds: Limit of processor time; :data:`~core.sandbox.limits.SECONDS` by default.
-        keep: Name for calls that share a process, which keeps loaded data for the next of them; these run one at a
-            time. Empty for any process.
+        rights: Its rights, beyond its arguments and the program's own files.
+        seconds: CPU time limit; :data:`~core.sandbox.limits.SECONDS` by default.
+        keep: Name for calls that share a process, which keeps loaded data for the next call; they run one at a time.
+            Empty for any process.
         hint: Remedy if a limit is reached.
 
     Raises:
-        UserError: As the function; a :class:`SandboxError` if it exceeds the limits of memory or time, or its input
-            crashes the process.
+        UserError: As the function; a :class:`SandboxError` if it exceeds its memory or time, or its input crashes the
+            process.
     """
     return functools.partial(POOL.call, function, about, SECONDS if seconds is None else seconds, keep, hint, rights)
 
 
 def _request(modules: list[str], rights: Rights, *called: object) -> bytes:
-    """A request: what the process imports, the rights of the reader, and the call itself, for the reader alone."""
+    """A request: modules to import, rights of the reader, and the call, which only the reader unpickles."""
     return pickle.dumps((modules, rights, pickle.dumps((*called, _directory(), dict(os.environ)))))
 
 
@@ -271,7 +267,7 @@ def _do_nothing() -> None:
 
 
 def _directory() -> str:
-    """Working directory; empty if it has been removed."""
+    """Working directory; empty if it was removed."""
     try:
         return os.getcwd()
     except OSError:

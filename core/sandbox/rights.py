@@ -1,4 +1,4 @@
-"""Rights of a process that reads foreign files: what it may use beside the program's own files."""
+"""Rights of a process that reads untrusted files: files, helpers and network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Most entries of directories that are looked at for links, and how deep: a user may have named all of a home.
+#: Most directory entries, and levels, searched for links, since a user may name a whole home directory.
 _MOST_ENTRIES, _DEEPEST = 10_000, 4
-#: Files of the system that the libraries read, and none that are a user's. The kernel itself keeps secrets of other
-#: processes in ``/proc`` from a process under Landlock.
+#: System files that libraries read; none belong to a user. Under Landlock, the kernel hides the secrets of other
+#: processes in ``/proc``.
 _SYSTEM = (
     *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc", "/opt", "/nix/store", "/gnu/store", "/snap"),
     *("/proc", "/sys", "/run/current-system", "/run/opengl-driver"),
@@ -24,14 +24,14 @@ _SYSTEM = (
 
 @dataclass(frozen=True)
 class Rights:
-    """Files, helpers and network of a confined process. Every one may read the program's own files and the system's.
+    """Rights of a confined process. Any process may read the program's own files and system files.
 
     Args:
-        reads: Files and directories that it reads. A link, also one that lies in such a directory, stands for its
-            target; what does not exist is skipped.
-        writes: Directories that it writes to.
-        starts_helpers: Whether it starts helpers of this program, which have no more rights than it has itself.
-        uses_network: Whether it makes connections.
+        reads: Readable files and directories. Links, also inside the directories, stand for their targets; missing
+            files are skipped.
+        writes: Writable directories.
+        starts_helpers: True to start helpers of this program, which inherit the rights.
+        uses_network: True to make connections.
     """
 
     reads: tuple[str, ...] = ()
@@ -40,17 +40,17 @@ class Rights:
     uses_network: bool = False
 
 
-#: No rights beyond those that every process has.
+#: No additional rights.
 NO_RIGHTS = Rights()
 
 
 def reading(*paths: Path | str) -> Rights:
-    """Rights to read some files and directories; relative paths are those of this process."""
+    """Rights to read files and directories; relative paths start at the working directory of this process."""
     return Rights(tuple(os.path.abspath(path) for path in paths))
 
 
 def with_targets(paths: Sequence[str]) -> Iterator[str]:
-    """Paths, and the files that links below them lead to: a hub's cache is made of links."""
+    """Paths, and the targets of links below them, as in the cache of a Hub."""
     yield from paths
     waiting, left = deque((path, 0) for path in paths), _MOST_ENTRIES
     while waiting and left > 0:
@@ -59,11 +59,11 @@ def with_targets(paths: Sequence[str]) -> Iterator[str]:
             with os.scandir(directory) as found:
                 entries = list(itertools.islice(found, left))
         except (OSError, ValueError):
-            continue  # a file, or nothing that can be read
+            continue  # a file, or not readable
         left -= len(entries)
         for entry in entries:
             if entry.is_symlink():
-                # A whole directory behind a link was not named by the user.
+                # Not linked directories, which the user has not named.
                 if os.path.isfile(entry.path):
                     yield os.path.realpath(entry.path)
             elif depth < _DEEPEST and entry.is_dir():
@@ -71,7 +71,7 @@ def with_targets(paths: Sequence[str]) -> Iterator[str]:
 
 
 def identities(rights: Rights) -> frozenset[tuple[int, int]]:
-    """Device and inode of everything that may be read or written: a path may stand for another file later."""
+    """Device and inode of all readable and writable files, since a path may stand for another file later."""
     found = set()
     for path in (*with_targets(rights.reads), *rights.writes):
         try:
@@ -84,18 +84,18 @@ def identities(rights: Rights) -> frozenset[tuple[int, int]]:
 
 @functools.cache
 def program_files() -> list[str]:
-    """Files and directories that any process reads: the interpreter, modules, shared libraries, the system."""
+    """Files and directories that any process may read: interpreter, modules, shared libraries, system."""
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     python = (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, sys.executable, *sys.path)
     own = {os.path.realpath(path) for path in (*python, *libraries, *_archives()) if path}
     user_home = os.path.realpath(os.path.expanduser("~"))
-    # A place of modules that is the user's home, or above it, would open all of it.
+    # A module path at or above the user's home would open all of it.
     return [*_SYSTEM, *sorted(path for path in own if not Path(user_home).is_relative_to(path))]
 
 
 def _archives() -> Iterator[str]:
-    """Directory of packages that the installer has linked file by file, as uv does with ``--link-mode symlink``."""
-    spec = importlib.util.find_spec("pydantic")  # one of the packages that are always there
+    """Directory of packages linked file by file by the installer, such as ``uv`` with ``--link-mode symlink``."""
+    spec = importlib.util.find_spec("pydantic")  # always installed
     place = Path(spec.origin or "" if spec is not None else "")
     real = Path(os.path.realpath(place))
     pairs = zip(real.parts[::-1], place.parts[::-1], strict=False)

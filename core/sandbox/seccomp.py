@@ -1,8 +1,8 @@
-"""A filter of system calls (seccomp) for processes that read foreign files.
+"""System call filter (seccomp) for processes that read untrusted files.
 
-It refuses with EPERM what no reader needs, so that a library sees an error and not the end of its process: connections,
-other programs, the memory of other processes, and the parts of the kernel with the most holes. See ``seccomp(2)``; the
-numbers are those of the kernel's ``unistd.h``.
+It refuses calls that no reader needs with EPERM, an error that libraries can handle: connections, other programs, the
+memory of other processes, and the parts of the kernel with the most holes. See ``seccomp(2)``; call numbers come from
+the kernel's ``unistd.h``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import struct
 
 from core.sandbox.rights import Rights
 
-# System calls by their numbers on x86_64 and aarch64; None where an architecture has none.
+# Numbers of system calls on x86_64 and aarch64; None if an architecture lacks the call.
 _Calls = dict[str, tuple[int | None, int | None]]
 NETWORK: _Calls = {
     "socket": (41, 198),
@@ -25,7 +25,7 @@ NETWORK: _Calls = {
     "accept4": (288, 242),
 }
 PROGRAMS: _Calls = {"execve": (59, 221), "execveat": (322, 281)}
-#: Attributes of files, which Landlock does not cover.
+#: Changes of file attributes, which Landlock does not cover.
 ATTRIBUTES: _Calls = {
     "chmod": (90, None),
     "fchmod": (91, 52),
@@ -50,7 +50,7 @@ ATTRIBUTES: _Calls = {
     "utimensat": (280, 88),
 }
 ALWAYS: _Calls = {
-    # Other processes, and what is shared with them.
+    # Other processes, and memory or queues shared with them.
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
@@ -62,7 +62,7 @@ ALWAYS: _Calls = {
     "msgget": (68, 186),
     "semget": (64, 190),
     "mq_open": (240, 180),
-    # Ways around other limits: a ring carries out system calls that no filter sees, a handle opens without a path.
+    # Ways around other limits: no filter sees the calls of a ring, and a handle opens a file without a path.
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
@@ -110,7 +110,7 @@ ALWAYS: _Calls = {
     "setns": (308, 268),
     "unshare": (272, 97),
 }
-#: Calls that depend on their arguments, and the one that sets the filter.
+#: Calls allowed by their arguments, and ``seccomp`` itself, which sets the filter.
 BY_ARGUMENTS: _Calls = {
     "clone": (56, 220),
     "clone3": (435, 435),
@@ -120,14 +120,14 @@ BY_ARGUMENTS: _Calls = {
     "seccomp": (317, 277),
 }
 
-#: Column of the tables and ``AUDIT_ARCH`` of an architecture, by the name that ``uname`` has for it.
+#: Column of the tables, and ``AUDIT_ARCH``, by the name of an architecture in ``uname``.
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-#: Numbers from here on are of x32, a second set of calls on x86_64.
+#: First number of x32, a second set of calls on x86_64.
 _X32 = 0x40000000
-# Of classic BPF: load a word of the call, jump, combine, return.
+# Classic BPF: load a word of the call, combine, return, jump.
 _LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
 _EQUAL, _AT_LEAST, _ANY_BIT = 0x15, 0x35, 0x45
-# Offsets in ``struct seccomp_data``; of an argument its lower half.
+# Offsets in ``struct seccomp_data``; for an argument, of its lower half.
 _NUMBER, _ARCH, _FIRST, _SECOND = 0, 4, 16, 24
 _ALLOW, _ERROR = 0x7FFF0000, 0x00050000
 _MOST_BITS = 0xFFFFFFFF
@@ -135,7 +135,7 @@ _MOST_BITS = 0xFFFFFFFF
 _NAMESPACES = 0x7E020000
 _AF_UNIX, _SOCK_STREAM = 1, 1
 _SOCK_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
-#: Requests that put characters into a terminal's input: TIOCSTI and TIOCLINUX.
+#: Requests that insert characters into the input of a terminal: TIOCSTI and TIOCLINUX.
 _TYPED = (0x5412, 0x541C)
 _SET_FILTER, _ALL_THREADS = 1, 1
 
@@ -150,7 +150,7 @@ def restrict(rights: Rights) -> None:
     ``PR_SET_NO_NEW_PRIVS`` must have been set.
 
     Raises:
-        OSError: If the kernel refuses, or the filter is not written for this architecture (ENOTSUP).
+        OSError: If the kernel refuses, or there is no filter for this architecture (ENOTSUP).
     """
     machine = os.uname().machine
     if machine not in _ARCHITECTURES or struct.calcsize("P") != 8:
@@ -161,7 +161,7 @@ def restrict(rights: Rights) -> None:
     # struct sock_fprog: a length, and a pointer.
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))
     number = BY_ARGUMENTS["seccomp"][column]
-    for flags in (_ALL_THREADS, 0):  # the second, where a thread has another filter
+    for flags in (_ALL_THREADS, 0):  # 0 in case a thread has another filter
         result = _libc.syscall(
             ctypes.c_long(number or 0),
             ctypes.c_long(_SET_FILTER),
@@ -175,7 +175,7 @@ def restrict(rights: Rights) -> None:
 
 
 def _program(rights: Rights, column: int, architecture: int) -> list[_Instruction]:
-    """The filter: the architecture, then call after call."""
+    """Instructions of the filter: the architecture first, then call by call."""
     refused = dict(ALWAYS)
     if not rights.uses_network:
         refused |= NETWORK
@@ -190,15 +190,15 @@ def _program(rights: Rights, column: int, architecture: int) -> list[_Instructio
         if (number := numbers[column]) is not None:
             lines += [(_EQUAL, 0, 1, number), _refuse()]
     blocks: dict[str, list[_Instruction]] = {
-        # Its flags are behind a pointer. Without it glibc takes clone.
+        # A filter cannot read its flags behind a pointer. Without it, glibc uses clone.
         "clone3": [_refuse(errno.ENOSYS)],
         "clone": [(_LOAD, 0, 0, _FIRST), (_ANY_BIT, 0, 1, _NAMESPACES), _refuse(), _allow()],
         "ioctl": [(_LOAD, 0, 0, _SECOND), (_EQUAL, 1, 0, _TYPED[0]), (_EQUAL, 0, 1, _TYPED[1]), _refuse(), _allow()],
-        # Of this process itself alone.
+        # Only for this process.
         "prlimit64": [(_LOAD, 0, 0, _FIRST), (_EQUAL, 1, 0, 0), _refuse(), _allow()],
     }
     if not rights.uses_network:
-        # A pair of streams reaches nobody else; datagrams can be sent to any address.
+        # A pair of streams reaches nobody else; a datagram socket can send to any address.
         blocks["socketpair"] = [
             (_LOAD, 0, 0, _FIRST),
             (_EQUAL, 1, 0, _AF_UNIX),

@@ -1,9 +1,9 @@
 """Supervised turns: the assistant's text in a rendered conversation, found by comparing renderings, without markers.
 
-For every assistant turn two renderings are compared: what inference shows the model before the turn (the messages
-before it, with the generation prompt) and the conversation up to and with the turn. The text that the second adds to
-the first, up to and including the stop token, is what the model must say. Nothing is guessed from the text of a
-template, so a template is either read exactly or refused with the reason.
+For every assistant turn, compare two renderings: the prompt at inference (the messages before the turn, with the
+generation prompt), and the conversation including the turn. The text that the second adds to the first, up to and
+including the stop token, is the answer that the model must learn. Nothing is guessed from the text of a template: it
+is either read exactly or refused with a reason.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from core.text import one_line
 
 
 def check_complete(message: dict[str, Any], thought: Thought | None, said: str, number: int) -> None:
-    """Refuse an answer if the template leaves out a part of it.
+    """Refuse an answer if the template leaves out any part of it.
 
     Args:
         message: The assistant's message, as passed to the template.
@@ -82,7 +82,7 @@ def _leaves(arguments: Any) -> Iterable[Any]:
 
 
 def _is_in(value: Any, said: str) -> bool:
-    """Whether a value is in a text in one of the forms that templates write it in."""
+    """True if a value is in a text, in any form that templates write."""
     if not isinstance(value, str):
         return json.dumps(value) in said or str(value) in said
     if value.strip() in said:
@@ -96,33 +96,33 @@ def _is_in(value: Any, said: str) -> bool:
     return False
 
 
-#: Content of a probe message, to find what a template writes before a turn that follows an answer.
+#: Content of a probe message, to find the text that a template writes around it.
 FOLLOW_UP = "\U0010fffd"
 
-#: Characters of an excerpt in an error.
+#: Most characters of an excerpt in an error.
 _EXCERPT = 30
-#: Characters at the end of a text that are searched for a block of reasoning.
+#: Characters at the end of a prompt searched for a reasoning block.
 _PROMPT_END = 100
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of the assistant as text."""
+    """Text of an assistant turn."""
 
     index: int
     """Index of its message."""
     prompt: str
-    """Text that inference shows the model."""
+    """Prompt at inference."""
     answer: str
-    """Text that the model must produce then, ending with the text of the stop token."""
+    """Text that the model must produce after it, including the stop token."""
     rest: str
-    """Text that the template writes after it."""
+    """Text that the template writes after the answer."""
     is_ended: bool = False
-    """Whether a stop token was appended, as the template does not end the turn with one."""
+    """True if a stop token was appended because the template writes none."""
 
     @property
     def learned(self) -> str:
-        """Text up to the end of the answer."""
+        """Prompt and answer."""
         return self.prompt + self.answer
 
     @property
@@ -133,15 +133,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class RowText:
-    """Text of one row and its supervised spans."""
+    """Text of a row and its supervised spans."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
-    """Start and end of each answer, in order; the text before a start is what inference shows the model."""
+    """Start and end of each answer, in order; the text before a start is the prompt at inference."""
     inverted: bool = False
-    """Whether the spans are the only part that is not supervised."""
+    """True if everything but the spans is supervised."""
     last: tuple[int, int] | None = None
-    """Of an inverted row the answer at its end, which begins at the end of the generation prompt."""
+    """Span of the last answer of an inverted row, which begins at the end of the generation prompt."""
 
 
 def read_turn(
@@ -153,23 +153,23 @@ def read_turn(
     opaque: bool = False,
     ending: str = "",
 ) -> Turn:
-    """Prompt that inference shows before an assistant's message, and the text that the model must produce.
+    """Prompt before an assistant's message at inference, and the text that the model must produce.
 
     Args:
         render: Renders messages.
         messages: The conversation.
-        index: The assistant's message.
-        stops: Pattern of the stop tokens' texts.
-        opaque: The contents are placeholders, so anything that would have to inspect them is refused.
+        index: Index of the assistant's message.
+        stops: Pattern of the texts of the stop tokens.
+        opaque: True if the contents are placeholders; a turn whose reading would depend on them is refused.
         ending: Text to append to an answer without a stop token; empty to refuse it.
 
     Raises:
-        RowError: ``role_order`` if nothing precedes it, ``template_rewrites`` or ``template_drops`` if the template
-            does not show the turn as inference has it, ``no_reasoning`` if the prompt begins reasoning and the message
-            has none, ``no_stop_token`` if it has no stop token.
+        RowError: ``role_order`` if nothing precedes the message, ``template_rewrites`` or ``template_drops`` if the
+            template renders the turn differently than at inference, ``no_reasoning`` if the prompt begins reasoning
+            that the message lacks, ``no_stop_token`` if the turn has no stop token.
     """
     if index == 0:
-        # Templates do not expect this, and inference has no prompt for it.
+        # Templates do not expect it, and inference has no prompt for it.
         raise RowError("role_order", "The conversation begins with an assistant message.")
     shown = messages[: index + 1]
     thought = None if opaque else thought_of(messages[index])
@@ -202,11 +202,11 @@ def read_turn(
 
 
 def group_turns(turns: Sequence[Turn]) -> list[RowText]:
-    """The fewest rows in which every turn is exactly as in inference.
+    """The fewest rows in which every turn is exactly as at inference.
 
-    One row, if the template only appends to its earlier output. If it renders earlier turns differently once later ones
-    follow (reasoning left out, another end of turn), such a turn gets a row of its own that ends with it. The row of
-    the last turn comes first, the others in the order of the conversation.
+    A template that only appends to its earlier output needs one row. If it renders earlier turns differently once
+    later turns follow (reasoning left out, another end of turn), such a turn gets a row of its own that ends with it.
+    The row of the last turn comes first, then the others in the order of the conversation.
     """
     rows: list[RowText] = []
     open_turns = list(turns)
@@ -218,7 +218,7 @@ def group_turns(turns: Sequence[Turn]) -> list[RowText]:
     return [*rows[:1], *reversed(rows[1:])]
 
 
-# Prompts that are not a prefix of the rendered answer
+# Prompts that are not a prefix of the rendered conversation
 
 
 def _go_on(
@@ -231,10 +231,14 @@ def _go_on(
 ) -> str:
     """Continuation of a prompt that is not a prefix of the rendered conversation.
 
-    Six causes are known: the template is careless with spaces; it writes something before the last message only while
-    that is the last, such as the system message; the prompt begins a block of reasoning, inside which the model must go
-    on; the prompt begins and ends one, after which it must go on; the prompt begins reasoning in words; the message
-    before the answer has no end of turn once it is answered, or its turn goes on.
+    Known causes:
+
+    - The template is careless with spaces.
+    - It writes something, such as the system message, only before the last message.
+    - The prompt opens a reasoning block, inside which the model continues.
+    - The prompt opens and closes a reasoning block, after which the model continues.
+    - The prompt begins reasoning in words.
+    - The message before the answer loses its end of turn once it is answered, or its turn goes on.
     """
     if (tail := _after_same_text(render, shown, prompt, answered)) is not None:
         return tail
@@ -268,9 +272,9 @@ def _go_on(
 
 
 def _after_marked_message(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str) -> str | None:
-    """Continuation of the prompt, if it and the rendered conversation differ only before the last message.
+    """Continuation of the prompt, if it differs from the rendered conversation only before the last message, else None.
 
-    The last message is located in both by rendering them with another content. None if they differ elsewhere.
+    The last message is located in both by rendering it with another content.
     """
     texts = _marked(render, shown, prompt, answered)
     if texts is None:
@@ -284,11 +288,11 @@ def _after_marked_message(render: Render, shown: Sequence[dict[str, Any]], promp
 def _after_header(
     render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str, stops: re.Pattern[str]
 ) -> str | None:
-    """Continuation of the prompt after the text that the template adds to have an answer begun.
+    """Continuation of the prompt after the header of the generation prompt, or None.
 
-    The answer follows that text where the rendered conversation has it too, and lacks but the end of turn before it.
-    Where it has none, as the template goes on with a turn that calls of tools have begun, and the text is that with
-    which the turn began, the answer follows the message.
+    If the rendered conversation has the header too, and lacks only the end of turn before it, the answer follows the
+    header. If it has none because the template continues a turn that began with tool calls under the same header, the
+    answer follows the message.
     """
     before = render(shown[:-1], False)
     texts = _marked(render, shown, prompt, answered)
@@ -308,8 +312,9 @@ def _after_header(
 
 
 def _marked(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answered: str) -> tuple[str, str] | None:
-    """The prompt and the rendered conversation with a mark as the content of the message before the answer; None if
-    the template writes more of that message than its content.
+    """Prompt and rendered conversation with a mark as content of the message before the answer.
+
+    None if the template writes more of that message than its content.
     """
     content = text_of(shown[-2])
     marked = [*shown[:-2], {**shown[-2], "content": FOLLOW_UP}, shown[-1]]
@@ -323,10 +328,10 @@ def _marked(render: Render, shown: Sequence[dict[str, Any]], prompt: str, answer
 
 
 def _after_last_message(prompt: str, answered: str, content: str) -> str:
-    """End of a text, from where another text ends after the content of the last message.
+    """Continuation of the prompt in a rendered conversation, located by the content of the last message.
 
     Raises:
-        RowError: ``template_rewrites`` if they differ after that content.
+        RowError: ``template_rewrites`` if the two differ after that content.
     """
     after, follow = prompt.rpartition(content)[2], answered.rpartition(content)[2]
     if prompt.count(content) == answered.count(content) == 1 and follow.startswith(after):
@@ -335,9 +340,9 @@ def _after_last_message(prompt: str, answered: str, content: str) -> str:
 
 
 def _block_of(render: Render, shown: Sequence[dict[str, Any]], prompt: str, *, look_back: int = 0) -> Block | None:
-    """Block of reasoning at the end of the generation prompt.
+    """Reasoning block at the end of the generation prompt.
 
-    If a template always writes the generation prompt, its start is unknown; ``look_back`` characters are searched.
+    A template that always writes the generation prompt hides its start; then ``look_back`` characters are searched.
     """
     before = render(shown[:-1], False)
     if before == prompt:
@@ -346,9 +351,9 @@ def _block_of(render: Render, shown: Sequence[dict[str, Any]], prompt: str, *, l
 
 
 def _place_of_reasoning(render: Render, shown: Sequence[dict[str, Any]], prompt: str) -> int | None:
-    """Position of the reasoning in a finished answer, where the prompt is its beginning, or goes on with words there.
+    """Position of the reasoning in a finished answer, if the prompt ends there, or with words in its place.
 
-    None if the template shows none, or elsewhere than the prompt ends.
+    None if the template shows no reasoning, or shows it elsewhere.
     """
     try:
         text = render([*shown[:-1], {**shown[-1], "reasoning_content": FOLLOW_UP}], False)
@@ -361,10 +366,9 @@ def _place_of_reasoning(render: Render, shown: Sequence[dict[str, Any]], prompt:
 
 
 def _after_same_text(render: Render, shown: Sequence[dict[str, Any]], prompt: str, text: str) -> str | None:
-    """Continuation of the prompt in a text that differs only in spaces; None if it differs otherwise.
+    """Continuation of the prompt in a text that differs from it only in spaces; None if they differ otherwise.
 
-    Of the spaces where the two diverge, those belong to the answer that its message has and the template does not
-    write.
+    Spaces at the point of divergence belong to the answer if they come from its message, not from the template.
     """
     end = _end_of_same(prompt, text)
     if end is None:
@@ -380,7 +384,7 @@ def _after_same_text(render: Render, shown: Sequence[dict[str, Any]], prompt: st
 
 
 def _end_of_same(prompt: str, text: str) -> int | None:
-    """Position in a text of the last character of a prompt, if the two differ only in spaces."""
+    """Position in a text after the last character of a prompt, if the two differ only in spaces, else None."""
     place = after = _common(prompt, text)
     end = len(text[:after].rstrip())
     while True:
@@ -421,7 +425,7 @@ def _common(first: str, second: str) -> int:
 
 
 def _excerpt(text: str) -> str:
-    """Beginning of a text, in quotation marks."""
+    """Quoted beginning of a text."""
     return repr(one_line(text, _EXCERPT)) if text else "nothing"
 
 
@@ -439,7 +443,7 @@ def _following_stop(
     tail: str,
     stops: re.Pattern[str],
 ) -> str:
-    """Stop text that the next turn begins with, for templates that end a turn with the beginning of another."""
+    """Stop text at the beginning of the next turn, for templates that end a turn by beginning another."""
     index = len(shown) - 1
     follow: dict[str, Any] = {"role": "user"}
     if index + 1 < len(messages) and messages[index + 1]["role"] != "assistant":
@@ -459,7 +463,7 @@ def _following_stop(
     except RowError as error:
         raise refusal from error
     header = continued.rfind(FOLLOW_UP)
-    # Only the end of the answer is compared; its beginning may differ, as earlier reasoning may be left out by now.
+    # Compare only the end of the answer: its reasoning may be left out by now.
     content = text_of(shown[-1]).strip()
     endings = [tail.strip(), re.split(r"</\w+>", tail)[-1].strip()]
     endings += [content] if tail.rstrip().endswith(content) else []

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from core.errors import UserError
 from core.small_files import read_small
 
-#: Most bytes of a template; those of models have up to a hundred thousand, and a megabyte compiles for minutes.
+#: Largest template in bytes. Models have up to a hundred thousand; a megabyte takes minutes to compile.
 TEMPLATE_LIMIT = 256 << 10
 
-#: Errors for conversations that a template has no form for.
+#: Refuses conversations with tools.
 _NO_TOOLS = (
     "{%- for message in messages %}{%- if message.role == 'tool' or message.tool_calls %}"
     "{{ raise_exception('it has no form for tools') }}{%- endif %}{%- endfor %}"
@@ -160,7 +160,7 @@ class NamedTemplate:
         name: As in ``template.name``.
         about: Description in a few words.
         source: The Jinja template.
-        stops: Texts of the tokens with which it ends an answer, if not the tokenizer's own end-of-text token.
+        stops: Texts of the tokens that end an answer, if not the end-of-text token of the tokenizer.
     """
 
     name: str
@@ -169,7 +169,7 @@ class NamedTemplate:
     stops: tuple[str, ...] = ()
 
 
-#: Every built-in template, in display order.
+#: All built-in templates, in display order.
 NAMED_TEMPLATES: dict[str, NamedTemplate] = {
     template.name: template
     for template in (
@@ -189,7 +189,7 @@ NAMED_TEMPLATES: dict[str, NamedTemplate] = {
 
 
 def stop_texts(source: str) -> tuple[str, ...]:
-    """Stop texts of the built-in template with this text; empty for other templates."""
+    """Stop texts of a built-in template, by its source; empty for other templates."""
     return next((template.stops for template in NAMED_TEMPLATES.values() if template.source == source), ())
 
 
@@ -197,7 +197,7 @@ def named_or_file(template: str | None) -> str | None:
     """Text of the template that a run was trained with, or None for the model's own.
 
     Args:
-        template: The name of a built-in template, or the path of a Jinja file.
+        template: Name of a built-in template, or path of a Jinja file.
 
     Raises:
         UserError: If the file cannot be read.
@@ -207,7 +207,7 @@ def named_or_file(template: str | None) -> str | None:
 
 
 def template_source(file: str | None, name: str | None) -> str | None:
-    """Text of the template set in the configuration, or None for the model's own.
+    """Text of the configured template, or None for the model's own.
 
     Args:
         file: ``template.file``.

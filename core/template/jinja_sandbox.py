@@ -1,17 +1,16 @@
-"""Bounded Jinja sandbox: every rendering ends, within bounded time and memory.
+"""Bounded Jinja sandbox: every rendering ends, within limits on time and memory.
 
-A template is an untrusted program, and Jinja lets it run nested loops for years, double a text until memory is full, or
-compare two lists that double themselves sixty times. Each rendering here has a budget:
+A template is an untrusted program. Plain Jinja would let it run nested loops for years, double a string until memory is
+full, or compare two lists that double themselves sixty times. Each rendering here has a budget:
 
-- of steps. A loop iteration and a call cost one. An operation that looks at whole values (``in``, ``==``, ``sort``,
-  a method of a text) costs one for every 256 characters of them, counted as if they were written out, so that a list
-  that holds another one twice counts it twice.
-- of characters, spent by every text and list that it makes or writes.
-- of processor time, read as steps are spent.
+- Steps. A loop iteration or a call costs one. An operation on whole values (``in``, ``==``, ``sort``, a string method)
+  costs one per 256 characters of them when written out: a list that holds another list twice counts it twice.
+- Characters, spent by every string and list that it makes or writes.
+- CPU time, checked as steps are spent.
 
-Steps and characters grow with the conversation, so that a template that reads all messages for each message, or every
-character, has enough. They depend on nothing else, so that they decide about a row alike on every machine. Time does
-not: a template that runs out of it is refused as a whole.
+The budget of steps and characters grows with the conversation, so a template may read all messages for each message, or
+every character. It depends on nothing else, so rows are accepted or refused alike on all machines. CPU time differs
+between machines, so a template that exceeds it is refused as a whole.
 """
 
 from __future__ import annotations
@@ -31,27 +30,27 @@ from jinja2.visitor import NodeTransformer
 from core.errors import UserError
 from core.template.size_bounds import FILTER_SIZES, TooLargeError, deep_size, filter_size, method_size, own_size
 
-#: Step budget of a rendering, whatever the conversation.
+#: Step budget of a rendering before it grows with the conversation.
 STEPS = 100_000
-#: Character budget of a rendering, whatever the conversation; an entry of a list costs eight.
+#: Character budget of a rendering before it grows with the conversation; a list entry costs eight.
 ROOM = 16 << 20
-#: Processor time of a rendering, in seconds; a thousandth of one is usual.
+#: CPU seconds of a rendering; a thousandth of a second is usual.
 SECONDS = 5.0
-#: Largest number passed to a function, width of a text and length of a repeated sequence.
+#: Largest number passed to a function, width of a string, and length of a repeated sequence.
 LARGEST = 1 << 20
 
-#: Steps after which the clock is read again.
+#: Steps between readings of the clock.
 _STEPS_PER_LOOK = 256
-#: Characters of a text that an operation looks at for a step, and those of its arguments beyond which it costs as much
-#: again; both as a power of two.
+#: Characters of a string per step, and characters of arguments after which an operation costs as much again; as powers
+#: of two.
 _CHARACTERS_PER_STEP, _CHARACTERS_OF_ARGUMENTS = 8, 4
-#: How much longer it takes to look at a character of a list or a table, where most belong to small parts; the same.
+#: Additional cost of a character in a list or dictionary, whose parts are mostly small; as a power of two.
 _LISTS_TAKE = 3
-#: Characters of a text and the arguments of its method that are not counted.
+#: Characters of a string and the arguments of its method below which they are not counted.
 _SHORT = 1024
 #: Most digits to round a number to.
 _MOST_DIGITS = 1000
-#: Most bits of a whole number that is computed: multiplication and division of longer ones take long.
+#: Most bits of a computed integer; multiplication and division of longer integers are slow.
 _MOST_BITS = 1 << 12
 _SIZED = (list, tuple, dict, str, range)
 _SCALARS = frozenset((int, bool, float, type(None)))
@@ -66,29 +65,29 @@ _COUNTED, _JOINED, _MADE, _WEIGHED, _SEARCHED, _KEYED = (
     "_searched",
     "_keyed",
 )
-#: Filters that look at no more than one part of a value.
+#: Filters that look at a single part of a value.
 _INSTANT = frozenset(("attr", "count", "d", "default", "first", "items", "last", "length", "random"))
-#: Filters that take values one by one, as their result is read.
+#: Filters that take values one at a time, as their result is read.
 _LAZY = frozenset(("map", "reject", "rejectattr", "select", "selectattr"))
 #: Filters that read an iterator to its end.
 _WHOLE = frozenset(
     ("batch", "groupby", "join", "list", "max", "min", "reverse", "slice", "sort", "sum", "unique"),
 )
-#: Filters and methods whose time grows with the square of a text.
+#: Filters and methods with time quadratic in the length of a string.
 _SQUARE = frozenset(("pprint", "striptags", "unescape", "urlize", "wordwrap", "xmlattr"))
-#: Tests that look at the type of a value alone.
+#: Tests that look only at the type of a value.
 _TYPE_TESTS = frozenset(
     (
         *("boolean", "callable", "defined", "escaped", "false", "float", "integer", "iterable", "mapping", "none"),
         *("number", "sameas", "sequence", "string", "true", "undefined"),
     )
 )
-#: Tests that divide, and would format a text.
+#: Tests that divide with ``%``, which would format a string.
 _DIVIDING_TESTS = frozenset(("divisibleby", "even", "odd"))
-#: Methods that look at as much of a text as their arguments have.
+#: Methods that look at as many characters of a string as their arguments have.
 _PREFIX_METHODS = frozenset(("endswith", "removeprefix", "removesuffix", "startswith"))
 _FORMATS = frozenset(("format", "format_map"))
-#: What compiled templates pass to every call beside its own arguments.
+#: Arguments that compiled templates add to every call.
 _SCOPES = frozenset(("_block_vars", "_loop_vars"))
 
 
@@ -113,14 +112,14 @@ def _check_bits(*values: Any) -> None:
 
 
 class _Context(jinja2.runtime.Context):
-    """Variables of one rendering, and its remaining budget."""
+    """Variables of a rendering, and its remaining budget."""
 
     def __init__(self, environment: jinja2.Environment, parent: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(environment, parent, *args, **kwargs)
         self._meter = _Meter(parent)
 
     def derived(self, locals: dict[str, Any] | None = None) -> _Context:  # noqa: A002 - as jinja2 has it
-        """Another context of the same rendering."""
+        """Another context in the same rendering."""
         context = cast("_Context", super().derived(locals))
         context._meter = self._meter
         return context
@@ -129,7 +128,7 @@ class _Context(jinja2.runtime.Context):
         """Spend steps.
 
         Raises:
-            SecurityError: If none are left.
+            SecurityError: If no steps are left.
             TemplateTimeError: If no time is left.
         """
         meter = self._meter
@@ -138,14 +137,14 @@ class _Context(jinja2.runtime.Context):
             meter.look()
 
     def look(self, value: Any, *others: Any) -> None:
-        """Spend the steps of an operation that looks at a whole value.
+        """Spend the steps of an operation on a whole value.
 
         Args:
             value: The value.
-            others: Arguments of the operation; it may look at all of the value for each part of them.
+            others: Arguments of the operation, which may look at the whole value for each part of them.
 
         Raises:
-            SecurityError: If there are not as many.
+            SecurityError: If not enough steps are left.
             TemplateTimeError: If no time is left.
         """
         size = self._size(value)
@@ -177,7 +176,7 @@ class _Context(jinja2.runtime.Context):
         """Spend characters.
 
         Raises:
-            SecurityError: If none is left.
+            SecurityError: If not enough are left.
         """
         meter = self._meter
         meter.room -= characters
@@ -185,7 +184,7 @@ class _Context(jinja2.runtime.Context):
             _refuse_size()
 
     def check(self, size: Callable[[int], int]) -> int:
-        """Check that there is room for a result about to be made.
+        """Check the room for a result about to be made.
 
         Args:
             size: Computes the size of the result; receives the remaining room.
@@ -194,7 +193,7 @@ class _Context(jinja2.runtime.Context):
             The size.
 
         Raises:
-            SecurityError: If there is not.
+            SecurityError: If there is no room for it.
         """
         meter = self._meter
         while True:
@@ -209,7 +208,7 @@ class _Context(jinja2.runtime.Context):
 
 
 class _Meter:
-    """Remaining budget of one rendering."""
+    """Remaining budget of a rendering."""
 
     def __init__(self, names: dict[str, Any]) -> None:
         self.steps = STEPS
@@ -220,13 +219,13 @@ class _Meter:
         self._names: dict[str, Any] | None = names
 
     def look(self) -> None:
-        """See that there are steps and time left.
+        """Check that steps and time are left.
 
         Raises:
-            SecurityError: If there are no steps.
-            TemplateTimeError: If there is no time.
+            SecurityError: If no steps are left.
+            TemplateTimeError: If no time is left.
         """
-        # Whoever catches one of these errors in a template's library meets the next one at the next step.
+        # If Jinja catches the error, the next step raises it again.
         if time.thread_time() > self._end:
             raise TemplateTimeError(
                 f"The chat template takes more than {SECONDS:g} s for one conversation, which none should.",
@@ -237,17 +236,17 @@ class _Meter:
         self.next_look = max(self.steps - _STEPS_PER_LOOK, 0)
 
     def grow(self) -> bool:
-        """Extend the budget to the size of the conversation, once and only if needed, which is seldom.
+        """Extend the budget by the size of the conversation, once, and only if needed, which is rare.
 
         Returns:
-            Whether it was extended.
+            True if it was extended.
         """
         if self._names is None:
             return False
         messages = self._names.get("messages")
         count = len(messages) if isinstance(messages, list) else 0
         size = sum(deep_size(self._names.get(name), 1 << 40) for name in ("messages", "tools"))
-        # Each message may be read in all its forms, and the text so far written again for each of them.
+        # For each message, a template may write the text so far again.
         self.room += 2 * (count + 16) * size
         self.steps += 4 * (count**2 + size)
         self._names = None
@@ -256,15 +255,12 @@ class _Meter:
 
 @pass_context
 def _counted(context: _Context, values: Any) -> Any:
-    """The values of a loop; each iteration spends a step."""
+    """Values of a loop; each iteration spends a step."""
     return _Steps(context, values) if isinstance(values, _SIZED) else _one_by_one(context, values)
 
 
 class _Steps:
-    """The values of a loop that has a length.
-
-    Each of them spends its step as it is taken: the clock is read then, however long the body of the loop is.
-    """
+    """Values of a loop with a known length. Each spends its step when taken, so the clock is read during the loop."""
 
     __slots__ = ("_context", "_values")
 
@@ -295,14 +291,14 @@ def _joined(context: _Context, values: Iterable[Any]) -> str:
 
 @pass_context
 def _made(context: _Context, value: Any) -> Any:
-    """An element of a text or a list, which spends room of its own."""
+    """A slice of a string or a list, which spends room."""
     context.take(own_size(value))
     return value
 
 
 @pass_context
 def _weighed(context: _Context, value: Any) -> Any:
-    """A value that is compared; spends steps by its size."""
+    """A compared value; spends steps by its size."""
     kind = type(value)
     if kind not in _SCALARS and (kind is not str or len(value) >> _CHARACTERS_PER_STEP):
         context.look(value)
@@ -311,18 +307,18 @@ def _weighed(context: _Context, value: Any) -> Any:
 
 @pass_context
 def _searched(context: _Context, value: Any) -> Any:
-    """A value in which another one is searched for; only the keys of a table are found at once."""
+    """A searched value; spends steps by its size, except for a dictionary, whose keys are found at once."""
     return value if type(value) is dict else _weighed(context, value)
 
 
 @pass_context
 def _keyed(context: _Context, value: Any) -> Any:
-    """A key of a table: a tuple is hashed with all that it holds."""
+    """A key of a dictionary; a tuple spends steps, since it is hashed with everything in it."""
     return _weighed(context, value) if isinstance(value, tuple) else value
 
 
 def _passed(function: Callable[..., Any]) -> Callable[[_Context], tuple[Any, ...]]:
-    """Arguments that a filter or a test gets before its value."""
+    """Function that returns the arguments that a filter or a test takes before its value."""
     kind = getattr(function, "jinja_pass_arg", None)
     match kind.name if kind is not None else "":
         case "context":
@@ -335,7 +331,7 @@ def _passed(function: Callable[..., Any]) -> Callable[[_Context], tuple[Any, ...
 
 
 def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a filter so that it is called only if there are steps for it and room for its result.
+    """Wrap a filter so that it is called only with enough steps, and enough room for its result.
 
     Args:
         name: Its name in templates.
@@ -356,7 +352,7 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
             _check_numbers(kwargs.values(), most_named)
             given += tuple(kwargs.values())
         _check_numbers(args[1:], most)
-        # Where the size is computed anyway, a list is not counted twice.
+        # Do not count a list twice if its size is computed below.
         is_counted = factor and not given and not is_square and args and type(args[0]) is not str
         if args and not is_counted:
             context.look(args[0], *given, *(args[:1] if is_square else ()))
@@ -374,7 +370,7 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
 
     @pass_context
     def lazy(context: _Context, values: Any, *args: Any, **kwargs: Any) -> Any:
-        # What is no list and empty stays as it is: an undefined value has no parts.
+        # An undefined value has no parts.
         each = 1 + (sum(map(context._size, (*args, *kwargs.values()))) >> _CHARACTERS_OF_ARGUMENTS)
         if isinstance(values, _SIZED):
             context.spend(each * len(values))
@@ -400,7 +396,7 @@ def _bounded_test(name: str, function: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _fields(text: Any) -> int:
-    """Number of fields of a format, and of the attributes that they name: each takes as long as a call."""
+    """Number of fields in a format, and of attributes in them; each takes as long as a call."""
     return sum(map(text.count, "%{.[")) if isinstance(text, str) else 0
 
 
@@ -419,7 +415,7 @@ def _bounded_lipsum(
 
 
 class _Watched(NodeTransformer):
-    """Compiles templates so that their texts, loops and comparisons spend the budget."""
+    """Rewrites templates so that strings, loops and comparisons spend the budget."""
 
     def visit_For(self, node: jinja2.nodes.For) -> jinja2.nodes.Node:  # noqa: N802 - as jinja2 has it
         self.generic_visit(node)
@@ -433,7 +429,7 @@ class _Watched(NodeTransformer):
     def visit_Compare(self, node: jinja2.nodes.Compare) -> jinja2.nodes.Node:  # noqa: N802
         searches = any(operand.op in ("in", "notin") for operand in node.ops)
         sides = [node.expr, *(operand.expr for operand in node.ops)]
-        # A comparison with a constant takes no longer than the constant is.
+        # A comparison with a constant is bounded by the constant.
         is_short = len(sides) == 2 and (_is_constant(sides[1]) or (not searches and _is_constant(sides[0])))
         self.generic_visit(node)
         if not is_short:
@@ -455,12 +451,12 @@ class _Watched(NodeTransformer):
         return node
 
     def visit_TemplateData(self, node: jinja2.nodes.TemplateData) -> jinja2.nodes.Node:  # noqa: N802
-        # Output and counted like any other text.
+        # Counted like any other output.
         return jinja2.nodes.Const(node.data, lineno=node.lineno)
 
 
 def _is_constant(node: jinja2.nodes.Node) -> bool:
-    """Whether a value is written in the template as a constant, or as a list or tuple of constants."""
+    """True for a constant of the template, or a list or tuple of constants."""
     if isinstance(node, (jinja2.nodes.List, jinja2.nodes.Tuple)):
         return all(isinstance(item, jinja2.nodes.Const) for item in node.items)
     return isinstance(node, jinja2.nodes.Const)
@@ -475,9 +471,9 @@ def _unless_constant(name: str, node: jinja2.nodes.Expr) -> jinja2.nodes.Expr:
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """jinja2's sandbox with a budget for every rendering.
+    """The sandbox of jinja2 with a budget for every rendering.
 
-    One that exceeds its steps or characters raises ``SecurityError``, one that exceeds its time
+    A rendering that exceeds its steps or characters raises ``SecurityError``; beyond its time it raises
     :class:`TemplateTimeError`.
     """
 
@@ -488,7 +484,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(*args, **kwargs)
         self.finalize = _finalized
         self.convert: Callable[[Any], Any] = lambda value: value
-        """Converts values other than text before they are written."""
+        """Converts values other than strings before they are written."""
         self.globals["lipsum"] = _bounded_lipsum
         self.filters |= {
             name: bounded_filter(name, function) for name, function in self.filters.items() if name not in _INSTANT
@@ -504,7 +500,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return tree
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as jinja2 has it
-        """Call an object from a template; macros and recursive loops are called here too."""
+        """Call an object from a template, including macros and recursive loops."""
         named = {name: value for name, value in kwargs.items() if name not in _SCOPES} if kwargs else kwargs
         if type(__obj) is BuiltinMethodType and not named and _are_short(__obj.__self__, args):
             __context.spend()
@@ -523,7 +519,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return made
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Apply an operator, unless the result would be far too large."""
+        """Apply an operator, unless the result would be too large."""
         if operator == "+":
             if type(left) is str and type(right) is str:
                 context.take(len(left) + len(right))
@@ -556,7 +552,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 def _are_short(text: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a method of a text has so little to look at that a step is enough, and its result is small."""
+    """True if a string method has so little input that it costs a single step."""
     if type(text) is not str:
         return False
     total = len(text)
@@ -568,10 +564,13 @@ def _are_short(text: Any, args: tuple[Any, ...]) -> bool:
 
 
 def _looked_at(context: _Context, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Arguments of a function that is about to be called, once the steps for it are spent.
+    """Spend the steps of a call, and check the room for its result.
+
+    Returns:
+        The arguments, with an iterator replaced by a list.
 
     Raises:
-        SecurityError: If there are no steps for it, or no room for its result.
+        SecurityError: If not enough steps or room are left.
     """
     method = getattr(function, "__wrapped__", function)
     owner = getattr(method, "__self__", None)
@@ -602,7 +601,7 @@ def _looked_at(context: _Context, function: Any, args: tuple[Any, ...], kwargs: 
 
 @pass_context
 def _finalized(context: Any, value: Any) -> Any:
-    """A value as text, before it is written."""
+    """A value as a string, before it is written."""
     if type(value) is not str:
         value = context.environment.convert(value)
         if type(value) is not str:

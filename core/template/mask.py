@@ -1,4 +1,4 @@
-"""Loss mask: a row's tokens, and which of them are supervised, that is, enter the loss."""
+"""Loss mask: the tokens of a row, and a flag for each token that enters the loss (is supervised)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from core.template.row_tokenizer import MaskedRow, RowTokenizer, any_of, stop_te
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
 
-#: Names and values in the templates of published models: Qwen 3 and most others; DeepSeek, Kimi and Granite; Cohere;
-#: MiniMax; Hunyuan; those that take OpenAI's names; Seed.
+#: Variables of published templates that turn reasoning off: Qwen 3 and most others; DeepSeek, Kimi and Granite; Cohere;
+#: MiniMax; Hunyuan; templates with OpenAI's names; Seed.
 _OFF: tuple[tuple[str, VariableValue], ...] = (
     ("enable_thinking", False),
     ("thinking", False),
@@ -47,16 +47,16 @@ _QUESTION = "\U0010fffa"
 
 
 def thinking_switch(template: ChatTemplate, *, on: bool) -> tuple[str, VariableValue] | None:
-    """The variable, and its value, by which a template has the model reason or not; None if it has no such variable.
+    """Variable of a template, and its value, that turns reasoning on or off; None without one.
 
-    It is found by trying: with it, the generation prompt ends outside of a block of reasoning, or has not ended one.
+    It is found by trying: the generation prompt must then leave a reasoning block open, or end outside of one.
     """
-    untold = _ends(template)
+    unset = _ends(template)
     for name, value in _ON if on else _OFF:
         if not reads_variable(template.source, name):
             continue
         found = _ends(ChatTemplate(with_variables(template.source, {name: value}), template.special_tokens))
-        if found is None or found == untold:
+        if found is None or found == unset:
             continue
         plain, prompt = found
         block = prompt_block(prompt, len(plain) if prompt.startswith(plain) else 0, worded=True)
@@ -66,7 +66,7 @@ def thinking_switch(template: ChatTemplate, *, on: bool) -> tuple[str, VariableV
 
 
 def _ends(template: ChatTemplate) -> tuple[str, str] | None:
-    """A question, without and with the generation prompt."""
+    """A rendered question, without and with the generation prompt."""
     question = {"role": "user", "content": _QUESTION}
     try:
         return template.render([question]), template.render([question], add_generation_prompt=True)
@@ -75,7 +75,7 @@ def _ends(template: ChatTemplate) -> tuple[str, str] | None:
 
 
 def with_switch(error: RowError, template: ChatTemplate) -> RowError:
-    """The reason why a row cannot be used, with the variable that helps where reasoning and prompt do not agree."""
+    """The error for a row, with the variable that helps if reasoning and prompt do not match."""
     closed = error.message == closed_error().message
     if error.code != "no_reasoning" and not closed:
         return error
@@ -89,14 +89,16 @@ def with_switch(error: RowError, template: ChatTemplate) -> RowError:
 
 
 Messages = list[dict[str, Any]]
-#: Characters of the ids that Mistral's templates take, which refuse any other length.
+#: Length of tool call ids in Mistral's templates, which refuse any other.
 _ID_LENGTH = 9
 _ID_CHARACTERS = string.digits + string.ascii_letters
 
 
 def readable_calls(render: Render, messages: Messages) -> Messages:
-    """Messages with their tool calls in the form that the template reads: arguments as an object, else as JSON text;
-    ids as they are, else of the length that Mistral's templates take.
+    """Messages with tool calls in the form that the template reads.
+
+    Arguments are an object, or JSON text if the template needs it; ids are unchanged, or have the length that
+    Mistral's templates need.
     """
     forms: list[Callable[[Messages], Messages]] = [
         lambda given: given,
@@ -113,7 +115,7 @@ def readable_calls(render: Render, messages: Messages) -> Messages:
                 render(changed, False)
                 return changed
         raise error from None
-    # A template that outputs an object directly would write Python's repr instead of JSON.
+    # A template that writes an object directly would write Python's repr instead of JSON.
     arguments = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls", ())]
     if any(isinstance(value, dict) and value and str(value) in text for value in arguments):
         with contextlib.suppress(RowError):
@@ -138,9 +140,9 @@ def _json_arguments(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_short_ids(messages: Messages) -> Messages:
-    """Calls, and the answers to them, with other ids: from a call's own, else from what is called where.
+    """Calls and their answers with short ids, derived from the id of the call, else from its position and name.
 
-    An answer that names no call is of the first that has none yet.
+    An answer that names no call belongs to the first call without an answer.
     """
     changed: Messages = []
     ids: dict[str, str] = {}
@@ -164,7 +166,7 @@ def _with_short_ids(messages: Messages) -> Messages:
 
 
 def _short(given: str) -> str:
-    """An id of the right length, always the same for the same text; one that has that length stays."""
+    """An id of the right length, always the same for the same text; an id of that length is unchanged."""
     if len(given) == _ID_LENGTH and given.isascii() and given.isalnum():
         return given
     value = int.from_bytes(hashlib.sha256(given.encode("utf-8", "replace")).digest()[:8], "big")
@@ -172,16 +174,16 @@ def _short(given: str) -> str:
     return "".join(_ID_CHARACTERS[value // base**place % base] for place in range(_ID_LENGTH))
 
 
-#: Replaces a text, to test whether it is rendered; letters alone, so that no escaping changes it.
+#: Replaces a text, to test if it is rendered; only letters, so no escaping changes it.
 _PROBE = "qzlocaltuneprobe"
-#: Cached situations, and the messages of each that are compared.
+#: Most cached situations, and most messages of each.
 _REMEMBERED, _LONGEST = 1024, 64
 
 _Situation = tuple[tuple[str, ...], tuple[bool, ...], bool]
 
 
 class PromptCheck:
-    """Reports parts of prompts that a template leaves out, checked once for all rows of the same roles.
+    """Reports parts of prompts that a template leaves out, checked once for all rows with the same roles.
 
     Args:
         template: The chat template.
@@ -192,7 +194,7 @@ class PromptCheck:
         self._known: dict[_Situation, str] = {}
 
     def left_out(self, example: Example) -> str:
-        """Part of a conversation's prompt that is not rendered, in a sentence; empty if all is."""
+        """A sentence on the parts of the prompt that are not rendered; empty if all are rendered."""
         turns = (*example.messages, *example.chosen)
         looked_at = turns[:_LONGEST]
         situation = (
@@ -227,12 +229,12 @@ class PromptCheck:
         try:
             return _PROBE in self._template.render(messages, tools=tools, add_generation_prompt=True).casefold()
         except RowError:
-            # The template refuses the message, for the probe or for its real text, rather than leaving it out.
+            # The template refuses the probe rather than leaving it out.
             return True
 
 
 def _with_probe(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool whose name and description are the probe."""
+    """A tool with the probe as name and description."""
     changed = dict(tool)
     for key, value in tool.items():
         if key in ("name", "description"):
@@ -242,33 +244,33 @@ def _with_probe(tool: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
-#: Reasons to refuse a row that are defects of the chat template, not of the row.
+#: Codes of row errors caused by the chat template, not by the row.
 TEMPLATE_CODES = frozenset({"template_error", "template_rewrites", "template_drops", "no_reasoning", "no_stop_token"})
 
-#: Reasons that are remembered with what helps.
+#: Most cached messages of errors with the remedy added.
 _REASONS = 64
 
 
 class Masker:
-    """Renders examples with the chat template, tokenizes them and makes their loss mask.
+    """Renders examples with the chat template, tokenizes them and makes their loss masks.
 
-    Supervised are exactly the tokens that the model must produce after the generation prompt, up to and including the
-    stop token. :mod:`core.template.answer_turns` explains how they are found.
+    Exactly those tokens are supervised that the model must produce after the generation prompt, up to and including
+    the stop token; :mod:`core.template.answer_turns` finds them.
 
-    The text of a special token inside a message (a user who writes ``<|im_end|>``) would become that token here as at
-    inference, and end the turn. Such a row is refused as ``special_in_content``; with ``allow_special`` it is used, and
-    the text acts as the token, except that an answer can never contain a stop token. Plain text is used as it is.
+    The text of a special token inside a message (a user who writes ``<|im_end|>``) would become that token, here as at
+    inference, and end the turn. Such a row is refused as ``special_in_content``. With ``allow_special`` it is used and
+    the text acts as the token, but an answer can never contain a stop token. Plain text is used as is.
 
     Args:
-        tokenizer: The model's.
-        template: Another template than the model's own.
-        supervise: ``assistant``: all of the assistant's turns; ``last``: the last of them; ``all``: the whole text. The
+        tokenizer: Tokenizer of the model.
+        template: Template to use instead of the model's own.
+        supervise: ``assistant``: all turns of the assistant; ``last``: its last turn; ``all``: the whole text. The
             ``train`` flag of a message overrides it.
-        allow_special: Use rows that write special tokens.
-        end_answers: Append the tokenizer's end-of-text token to answers that the template does not end with a stop
-            token, so that the model learns to stop there; otherwise such rows are refused.
-        max_length: The greatest length, for :attr:`MaskedRow.cut`.
-        stop_ids: Stop tokens, if others than the tokenizer's and the template's.
+        allow_special: Use rows that contain special tokens.
+        end_answers: Append the end-of-text token to answers that the template does not end with a stop token, so the
+            model learns to stop there; otherwise such rows are refused.
+        max_length: Greatest length, for :attr:`MaskedRow.cut`.
+        stop_ids: Stop tokens, if not those of the tokenizer and the template.
     """
 
     def __init__(
@@ -300,10 +302,10 @@ class Masker:
         self._prompts = PromptCheck(template) if template is not None else None
 
     def mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
-        """Training sequences of examples, in order; for an example that cannot be used, the reason.
+        """Training sequences of examples, in order, or the reason why an example cannot be used.
 
-        Of a preference pair both answers become sequences, the worse one as ``rejected`` of the better one; if either
-        cannot be used, or is not a single sequence, neither is used.
+        Both answers of a preference pair become sequences, the worse answer as ``rejected`` of the better answer. If
+        either cannot be used, or is not a single sequence, neither is used.
 
         Raises:
             UserError: If there are conversations and the model has no chat template.
@@ -318,7 +320,7 @@ class Masker:
         ]
 
     def _mask(self, examples: Sequence[Example]) -> list[MaskedRow | RowError]:
-        """Training sequences of examples, of preference pairs the better answer alone."""
+        """Training sequences of examples; for preference pairs, of the better answer only."""
         texts: list[list[RowText] | RowError] = [self._texts(example) for example in examples]
         flat = [row for rows in texts if not isinstance(rows, RowError) for row in rows]
         tokens = iter(self._rows.tokenize(flat))
@@ -347,7 +349,7 @@ class Masker:
         return template.render(passed, tools=tools, add_generation_prompt=True)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """Tokens of a prompt, the same as those before an answer in a training sequence.
+        """Tokens of a prompt, the same as before an answer in a training sequence.
 
         Raises:
             UserError: As :meth:`prompt`.
@@ -356,7 +358,7 @@ class Masker:
         return self._rows.encode(self.prompt(messages, tools)).tolist()
 
     def text_ids(self, text: str) -> list[int]:
-        """Tokens of a text that the model is to go on with: those that begin a text in training, and its own."""
+        """Tokens of a text for the model to continue, with the tokens that begin a text in training."""
         prefix, ids = self.tokenizer.text_prefix, self._rows.encode(text).tolist()
         return ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
 
@@ -370,7 +372,7 @@ class Masker:
 
     @functools.cached_property
     def _special(self) -> re.Pattern[str]:
-        """Pattern of the text in a message that would become a special token."""
+        """Pattern of texts that would become special tokens."""
         return any_of(
             token.content
             for number, token in self.tokenizer.added_tokens.items()
@@ -380,9 +382,7 @@ class Masker:
     # Rendering
 
     def _texts(self, example: Example) -> list[RowText] | RowError:
-        """Sequences of text of an example; empty for pre-tokenized rows and for segments, which are tokenized one by
-        one.
-        """
+        """Sequences of text of an example; empty for pre-tokenized rows, and for segments, tokenized separately."""
         if example.ids is not None or example.segments:
             return []
         turns = (*example.messages, *example.chosen)
@@ -425,7 +425,7 @@ class Masker:
         return [RowText(text, tuple(turn.span for turn in spared), inverted=True, last=last.span)]
 
     def _explained(self, error: RowError) -> RowError:
-        """The reason with the thinking switch that helps, which is looked for once for each reason."""
+        """The error, with the thinking switch that helps, which is searched once per message."""
         if self.template is None:
             return error
         if error.message not in self._reasons:
@@ -433,7 +433,7 @@ class Masker:
                 self._reasons.clear()
             self._reasons[error.message] = with_switch(error, self.template).message
         message = self._reasons[error.message]
-        # As it is otherwise, with the place in the template that it comes from.
+        # The original error also has the position in the template.
         return error if message == error.message else RowError(error.code, message)
 
     def _check_special(
@@ -478,7 +478,7 @@ class Masker:
         except RowError as error:
             return error
         if example.text and (example.is_framed or not example.segments):
-            # The end-of-text token belongs to the last segment: it is trained on if that is.
+            # The end-of-text token is trained on together with the last segment.
             learned = not example.segments or example.segments[-1].train
             rows = [self._plain(row, learned) for row in rows]
         masked = [self._masked(row) for row in rows if row.supervised.find(1, 1) >= 0]
@@ -487,7 +487,7 @@ class Masker:
         return masked[0].with_further(masked[1:]) if len(masked) > 1 else masked[0]
 
     def _segments(self, example: Example) -> MaskedRow:
-        """Segments tokenized one by one and concatenated, as inference tokenizes the prompt by itself."""
+        """Separately tokenized segments, concatenated, since inference tokenizes the prompt separately."""
         ids, supervised = array("i"), bytearray()
         for segment, tokens in zip(
             example.segments, self.tokenizer.encode([part.text for part in example.segments]), strict=True
@@ -502,7 +502,7 @@ class Masker:
         return replace(row, cut=limit) if limit is not None and len(row) > limit else row
 
     def _plain(self, row: MaskedRow, learns_end: bool) -> MaskedRow:
-        """Plain text between the tokens that begin and end a text."""
+        """Plain text, with the tokens that begin and end a text."""
         prefix, eos = self.tokenizer.text_prefix, self.tokenizer.eos_id
         ids, supervised = row.input_ids, row.supervised
         if prefix and list(ids[: len(prefix)]) != prefix:
@@ -526,7 +526,7 @@ def _renderer(template: ChatTemplate, tools: Sequence[Mapping[str, Any]]) -> Ren
 def _as_read(
     template: ChatTemplate, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Messages with calls and reasoning in the form that the template reads."""
+    """Messages with tool calls and reasoning in the form that the template reads."""
     render = _renderer(template, tools)
     if any(message.get("tool_calls") for message in messages):
         messages = readable_calls(render, messages)
@@ -536,7 +536,7 @@ def _as_read(
 
 
 def _paired(better: MaskedRow | RowError, worse: MaskedRow | RowError) -> MaskedRow | RowError:
-    """A preference pair as one row, or the reason why it cannot be used."""
+    """A preference pair as one row, or the reason against it."""
     if isinstance(better, RowError):
         return better
     if isinstance(worse, RowError):
@@ -553,7 +553,7 @@ def _labeled(row: MaskedRow | RowError, label: bool | None) -> MaskedRow | RowEr
 
 
 def _wanted(turns: Sequence[Message], supervise: Supervise, first: int) -> tuple[int, ...]:
-    """The assistant's messages from ``first`` on that are trained on."""
+    """Indices of the assistant's messages that are trained on, from ``first`` on."""
     spoken = [index for index, turn in enumerate(turns) if turn.role == "assistant" and index >= first]
     if not spoken:
         raise RowError("no_answer", "No message is the assistant's, so there is nothing to learn.")
@@ -565,7 +565,7 @@ def _wanted(turns: Sequence[Message], supervise: Supervise, first: int) -> tuple
 
 
 def _encodable(rows: list[RowText]) -> list[RowText]:
-    """Rows of valid Unicode: messages have been checked before, text added by the template has not."""
+    """The rows, if they are valid Unicode; messages were checked before, but not the text of the template."""
     for row in rows:
         try:
             _ = row.text.isascii() or row.text.encode()
@@ -575,7 +575,7 @@ def _encodable(rows: list[RowText]) -> list[RowText]:
 
 
 def _given_tokens(example: Example, tokenizer: ModelTokenizer) -> MaskedRow:
-    """A pre-tokenized row; its labels are the loss mask."""
+    """A pre-tokenized row, with its labels as loss mask."""
     ids = example.ids if example.ids is not None else array("i")
     if ids and not 0 <= min(ids) <= max(ids) < tokenizer.vocabulary_size:
         raise RowError(

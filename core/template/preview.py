@@ -1,4 +1,4 @@
-"""Token previews of rows: plain values for display, which can be sent between processes."""
+"""Token previews of rows: plain values for display that can be sent between processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from core.data.conversation import Example, Message
 
-#: Example for previews without a conversation; two questions, so that the text between turns is visible too.
+#: Example for previews without a conversation; two questions, to show the text between turns.
 SAMPLE = Example(
     messages=(
         Message("user", "What is the capital of France?"),
@@ -18,25 +18,25 @@ SAMPLE = Example(
 
 #: Display names of the answers of a preference pair.
 PAIR = ("better", "worse")
-#: Most tokens displayed of a row; nobody reads further, and layout of millions takes seconds.
+#: Most tokens of a row displayed; layout of millions takes seconds.
 MOST_SHOWN = 50_000
 
 
 @dataclass(frozen=True)
 class PreviewToken:
-    """One token of a row, or a piece of its text if there is no tokenizer."""
+    """A token of a row, or a piece of its text without a tokenizer."""
 
     text: str
-    """Text of the token; a character made of several tokens is given with the last of them."""
+    """Text of the token. A character made of several tokens is in the text of the last of them."""
     learned: bool = False
     special: bool = False
     prompt: bool = False
-    """Whether it is part of the generation prompt, with which inference begins an answer."""
+    """True if it is part of the generation prompt."""
 
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """One training sequence of a row."""
+    """A training sequence of a row."""
 
     tokens: tuple[PreviewToken, ...]
     """Its first tokens, at most :data:`MOST_SHOWN`."""
@@ -47,7 +47,7 @@ class PreviewRow:
     cut: int | None = None
     """Position at which the row is truncated."""
     answer: str = ""
-    """Answer of a preference pair, one of :data:`PAIR`; empty for other rows."""
+    """Name of the answer of a preference pair, from :data:`PAIR`; empty for other rows."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Preview:
     """Preview of a row as a template renders it."""
 
     rows: tuple[PreviewRow, ...] = ()
-    """Several if the template renders earlier turns differently, and both answers of a preference pair; without
-    supervised tokens if the row is refused.
+    """Several rows if the template renders earlier turns differently, and for both answers of a preference pair;
+    without supervised tokens if the row is refused.
     """
     generation_prompt: str = ""
     problem: str = ""
-    """Reason why the template cannot be used for the row, one sentence that may quote the template: sanitize it."""
+    """Reason why the template cannot be used for the row, in one sentence. It may quote the template: sanitize it."""
     line: int | None = None
     """Line of the template that causes the problem, from 1, if known."""
 
@@ -77,12 +77,12 @@ class Preview:
 
 @dataclass(frozen=True)
 class RowLength:
-    """Token count of a row: of all its sequences, of a preference pair those of its longer answer."""
+    """Token count of all sequences of a row; for a preference pair, of its longer answer."""
 
     tokens: int
     learned: int
     is_long: bool = False
-    """Whether any of its sequences exceeds the greatest length."""
+    """True if any sequence exceeds the greatest length."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,4 @@
-"""Reasoning before an answer: its place in a message, its rendering by a template, and the reasoning blocks of
-prompts.
-"""
+"""Reasoning before an answer: its place in a message, its rendering, and reasoning blocks in prompts."""
 
 from __future__ import annotations
 
@@ -14,10 +12,10 @@ from core.data.conversation import RowError
 #: Renders messages; the second argument adds the generation prompt.
 Render = Callable[[Sequence[dict[str, Any]], bool], str]
 
-#: End of the reasoning at the start of a content.
+#: End of reasoning in a content.
 REASONING_END = "</think>"
 _OPENING, _CLOSING = "<think>", REASONING_END
-#: A block at the end of a prompt: opened, or opened and closed with at most a heading in it, or only closed.
+#: Block at the end of a prompt: opened, opened and closed (perhaps with a heading inside), or only closed.
 _PROMPT_BLOCK = (
     r"(?:"
     r"<(?P<xml>[A-Za-z_][\w:]*)>(?P<xml_end>{inside}</(?P=xml)>)?"
@@ -28,18 +26,18 @@ _PROMPT_BLOCK = (
     r")\s*\Z"
 )
 _BLOCK = re.compile(_PROMPT_BLOCK.format(inside=r"\s*"))
-#: Where the block is the template's own, a sentence may be in it, such as one about a budget of no tokens.
+#: Block written by the template itself, which may hold a sentence, for example about a token budget.
 _WORDED_BLOCK = re.compile(_PROMPT_BLOCK.format(inside=r"(?:(?!</?(?P=xml)>).)*"), re.DOTALL)
-#: An empty block, or the end of one, at the beginning of an answer.
+#: Empty block, or the end of a block, at the beginning of an answer.
 _EMPTY_BLOCK = re.compile(r"\s*(?:<(?P<tag>[A-Za-z_][\w:]*)>(?P<inside>\s*)</(?P=tag)>|</[A-Za-z_][\w:]*>)")
 _TAG = re.compile(r"<[A-Za-z_][\w:]*>")
 _THOUGHT = re.compile(rf"(?P<opening>\s*{_OPENING})?(?P<inside>.*?){_CLOSING}(?P<visible>.*)", re.DOTALL)
-#: Stands in for the reasoning of a message, to find out whether a template shows it.
+#: Replaces the reasoning of a message, to test if a template shows it.
 _PROBE = "\U0010fffb"
-#: Templates' accesses to a field of reasoning, and their markup for it other than ours.
+#: Access to a reasoning field in a template, access to reasoning parts, and markup other than ours.
 _READS_FIELD = re.compile(r"(?:\.|\[['\"]|get\(['\"])(?:reasoning_content|reasoning|thinking)\b")
 _READS_PARTS = re.compile(r"==\s*['\"]thinking['\"]")
-#: Templates' own division of a content at the end of its block.
+#: Code of a template that splits a content at the end of its reasoning block.
 _SPLITS = re.compile(r"split\(\s*['\"]</think>")
 _OWN_MARKUP = re.compile(
     r"[<\[]\|?/?(?:START_|END_|inner_|seed:)?(?:think|thinking|thought|channel|prefix)\|?[>\]]", re.I
@@ -48,23 +46,23 @@ _OWN_MARKUP = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A block of reasoning at the end of a prompt."""
+    """A reasoning block at the end of a prompt."""
 
     start: int
     opening: str
-    """Its text without trailing spaces; empty if the prompt only closes it."""
+    """Its opening without trailing spaces; empty if the prompt only closes it."""
     text: str
     closed: bool
 
 
 @dataclass(frozen=True)
 class Thought:
-    """Reasoning of a message and the text after it."""
+    """Reasoning of a message, and the visible text after it."""
 
     inside: str
     visible: str
     kept: str | None = None
-    """Text before the visible answer, as in the message; None if the reasoning has a field of its own."""
+    """Text before the visible answer, as in the message; None if the reasoning has its own field."""
 
     @property
     def bare(self) -> str:
@@ -96,17 +94,17 @@ def thought_of(message: dict[str, Any]) -> Thought | None:
 
 
 def has_reasoning(message: dict[str, Any]) -> bool:
-    """Whether an assistant's message has reasoning, in a field of its own or in its content."""
+    """True if an assistant's message has reasoning, in its own field or in the content."""
     return message["role"] == "assistant" and thought_of(message) is not None
 
 
 def prompt_block(prompt: str, begin: int, *, worded: bool = False) -> Block | None:
-    """Block of reasoning at the end of a generation prompt, which starts at ``begin``.
+    """Reasoning block at the end of a generation prompt, or None.
 
     Args:
         prompt: The prompt.
-        begin: Where its generation prompt begins.
-        worded: Whether a block with words in it counts; not where words of a message may be meant.
+        begin: Start of its generation prompt.
+        worded: True to accept a block with words inside; False if they could be words of a message.
     """
     found = (_WORDED_BLOCK if worded else _BLOCK).search(prompt, begin)
     if found is None:
@@ -117,17 +115,17 @@ def prompt_block(prompt: str, begin: int, *, worded: bool = False) -> Block | No
 
 
 def place_reasoning(render: Render, messages: Sequence[dict[str, Any]], source: str) -> list[dict[str, Any]]:
-    """Messages with their reasoning moved to where the template reads it.
+    """Messages with the reasoning in the place where the template reads it.
 
-    That is a field of its own, or parts of the content; a block that the content has is put there too, unless the
-    template divides contents itself. For a template that reads neither, the reasoning is written as the model would
-    write it, in a ``<think>`` block before the answer, unless the template has other markup for reasoning: then the
-    reasoning stays in place, and the completeness check reports it missing.
+    That is a field of its own, or parts of the content. A block in the content is moved there too, unless the template
+    splits contents itself. For a template that reads neither, the reasoning is written as the model would write it, in
+    a ``<think>`` block before the answer. If such a template has other markup for reasoning, the reasoning stays in
+    place, and the completeness check reports it missing.
 
     Args:
         render: Renders messages.
         messages: The conversation.
-        source: The text of the template.
+        source: Text of the template.
     """
     placed: list[dict[str, Any]] = []
     for message in messages:
@@ -135,7 +133,7 @@ def place_reasoning(render: Render, messages: Sequence[dict[str, Any]], source: 
         reasoning = message.get("reasoning_content")
         if reasoning:
             forms = [_as_it_is, *([_in_parts] if _READS_PARTS.search(source) else [])]
-            # Another text in its place tells whether it is shown: the reasoning may be in what follows it as well.
+            # Rendered with a probe, since the text after the reasoning may repeat it.
             probe = {**message, "reasoning_content": _PROBE}
             shown = next((form for form in forms if _PROBE in render([*placed, form(probe)], False)), None)
             if shown is not None:
@@ -149,9 +147,9 @@ def place_reasoning(render: Render, messages: Sequence[dict[str, Any]], source: 
 def _out_of_content(
     render: Render, before: Sequence[dict[str, Any]], message: dict[str, Any], source: str
 ) -> dict[str, Any]:
-    """A message whose content has a block of reasoning, with it in the field that the template reads.
+    """A message with the reasoning block of its content moved to the field that the template reads.
 
-    As it is, where the template divides contents itself, reads no field, or writes the same text for both.
+    Unchanged if the template splits contents itself, reads no field, or renders both forms alike.
     """
     thought = thought_of(message)
     if thought is None or thought.kept is None or _SPLITS.search(source) or not _READS_FIELD.search(source):
@@ -166,7 +164,7 @@ def _out_of_content(
 
 
 def _own_spaces(render: Render, before: Sequence[dict[str, Any]], message: dict[str, Any]) -> tuple[str, str]:
-    """Spaces around the reasoning, and after its block, as the template has them in an answer without any."""
+    """Spaces around the reasoning, and after its block, as the template writes them around an empty block."""
     content = message["content"]
     if not content:
         return "\n", "\n\n"
@@ -179,7 +177,7 @@ def _own_spaces(render: Render, before: Sequence[dict[str, Any]], message: dict[
 
 
 def _ours(source: str) -> bool:
-    """Whether a template writes our own markup, be it only the beginning, at the end of its prompt."""
+    """True if a template writes our markup, or a part of it."""
     return _OPENING in source or _CLOSING in source
 
 
@@ -204,7 +202,7 @@ def _in_content(message: dict[str, Any], around: str, after: str) -> dict[str, A
 
 
 def is_shown(thought: Thought, said: str, message: dict[str, Any]) -> bool:
-    """Whether a rendered answer has the reasoning of its message, before the text and the calls that may repeat it."""
+    """True if a rendered answer has the reasoning of its message, before text and calls that may repeat it."""
     names = [str(call.get("function", call).get("name", "")) for call in message.get("tool_calls") or ()]
     after = thought.visible.strip() or next(iter(names), "")
     end = said.rfind(after) if after else len(said)
@@ -212,17 +210,17 @@ def is_shown(thought: Thought, said: str, message: dict[str, Any]) -> bool:
 
 
 def restore_thought(thought: Thought, tail: str, message: dict[str, Any], *, begun: bool) -> str:
-    """A rendered answer with the reasoning that the template left out.
+    """A rendered answer, with the reasoning that the template left out.
 
     Unchanged if it has the reasoning, or if its form is unknown.
 
     Args:
         thought: The reasoning.
         tail: Text rendered after the prompt.
-        message: The message that it is of.
-        begun: Whether the prompt opens a block of reasoning.
+        message: Its message.
+        begun: True if the prompt opens a reasoning block.
     """
-    # In the wrong place, it is left there for the check of the answer to find.
+    # The completeness check reports reasoning in the wrong place.
     if is_shown(thought, tail, message) or (thought.kept is not None and thought.kept.strip() in tail):
         return tail
     empty = _empty_block(tail, thought.visible)
@@ -238,7 +236,7 @@ def restore_thought(thought: Thought, tail: str, message: dict[str, Any], *, beg
 
 
 def after_closed(block: Block, tail: str, content: str) -> str:
-    """Continuation of a prompt that closes the reasoning, from a rendered answer without that block.
+    """Continuation of a prompt that closes the reasoning, from a rendered answer without the block.
 
     Raises:
         RowError: ``template_rewrites`` if the rendered answer begins with reasoning.
@@ -255,10 +253,11 @@ def closed_error() -> RowError:
 
 
 def inside_begun(block: Block, tail: str, thought: Thought | None, content: str) -> str:
-    """Text that the model must produce inside a block that the prompt opens and the rendered answer lacks.
+    """Text that the model must produce inside a block that the prompt opens but the rendered answer lacks.
 
     Raises:
-        RowError: ``no_reasoning`` if the answer has none, ``template_rewrites`` if it is shown in another form.
+        RowError: ``no_reasoning`` if the answer has no reasoning, ``template_rewrites`` if the answer after it is
+            rewritten too.
     """
     ended = _empty_block(tail, content if thought is None else thought.visible)
     if ended is not None and ended["tag"] is None:
@@ -281,13 +280,13 @@ def inside_begun(block: Block, tail: str, thought: Thought | None, content: str)
 
 
 def _empty_block(tail: str, visible: str) -> re.Match[str] | None:
-    """The empty block, or end of one, that a template writes before the visible answer."""
+    """Empty block, or end of a block, that a template writes before the visible answer; None without one."""
     found = _EMPTY_BLOCK.match(tail)
     return None if found is None or visible.lstrip().startswith(found.group().strip()) else found
 
 
 def _visible_at(thought: Thought, tail: str) -> int | None:
-    """Position of the visible answer in a rendered answer, if only spaces precede it."""
+    """Position of the visible answer in a rendered answer, if only spaces precede it, else None."""
     visible = thought.visible.strip()
     if not visible:
         return len(thought.visible) if tail.startswith(thought.visible) else 0

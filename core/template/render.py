@@ -22,20 +22,18 @@ from core.template.builtin import TEMPLATE_LIMIT
 from core.template.jinja_sandbox import BoundedEnvironment, TemplateTimeError, bounded_filter
 from core.text import one_line
 
-#: Field names for the reasoning of a message; most templates read the first, some another.
+#: Field names for the reasoning of a message; most templates read the first.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _READS_REASONING = re.compile(r"(?:\.|\[['\"]|get\(['\"])reasoning\b")
-#: Content of a probe message, to test whether a template renders it.
+#: Content of a probe message, to test if a template renders it.
 _PROBE = "\U0010fffc"
 
-#: Jinja's file name for a template from a string, in tracebacks.
+#: File name in tracebacks that Jinja gives a template made from a string.
 _TEMPLATE_FILE = "<template>"
 
 
 class _GenerationBlocks(jinja2.ext.Extension):
-    """Jinja extension for ``{% generation %}`` blocks, which some templates put around the assistant's text; renders
-    them unchanged.
-    """
+    """Jinja extension for ``{% generation %}`` blocks around the assistant's text, rendered unchanged."""
 
     tags = {"generation"}  # noqa: RUF012 - declared so by jinja2
 
@@ -49,7 +47,7 @@ class _GenerationBlocks(jinja2.ext.Extension):
 
 
 class _Dictionary:
-    """``dict`` for templates, which can be called but not inspected."""
+    """``dict`` for templates: callable, but with nothing to inspect."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -59,7 +57,7 @@ class _Dictionary:
 
 
 class _Namespace(Namespace):
-    """``namespace`` without attributes that begin with an underscore, which would lead out of the sandbox."""
+    """``namespace`` without attributes that begin with an underscore, a way out of the sandbox."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # a template may call an attribute "self"
         self, values = args[0], dict(*args[1:], **kwargs)
@@ -94,8 +92,8 @@ def _raise_exception(message: str) -> None:
 def make_environment() -> BoundedEnvironment:
     """Make the Jinja environment of transformers' chat templates: the same settings, filters and functions.
 
-    Unlike there, renderings are bounded; see :mod:`core.template.jinja_sandbox`. ``strftime_now`` comes with the
-    context, as each :class:`ChatTemplate` has its own time.
+    Unlike in transformers, renderings are bounded; see :mod:`core.template.jinja_sandbox`. ``strftime_now`` comes with
+    the context, since each :class:`ChatTemplate` has its own time.
     """
     environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]
@@ -115,14 +113,14 @@ def _compile(source: str) -> jinja2.Template:
 class ChatTemplate:
     """A chat template: renders a conversation to the text that the model sees.
 
-    Templates that write the date get the same time for every rendering, so that all rows of a run agree. Templates that
+    Templates that write the date get the same time for every rendering, so all rows of a run agree. Templates that
     accept content only as a list of parts get a list with one text part.
 
     Args:
         source: The Jinja template.
-        special_tokens: Texts of the special tokens by the names in templates, such as ``bos_token``.
-        with_tools: Template for conversations with tools, if the model has a separate one.
-        now: Time for templates that write the date; None for the present.
+        special_tokens: Texts of the special tokens, by their names in templates, such as ``bos_token``.
+        with_tools: Separate template for conversations with tools, if the model has one.
+        now: Time for templates that write the date; None for the current time.
     """
 
     def __init__(
@@ -154,7 +152,7 @@ class ChatTemplate:
 
         Raises:
             RowError: ``template_error`` if the template is not valid Jinja or refuses the conversation.
-            TemplateTimeError: If it takes more time than any should.
+            TemplateTimeError: If it exceeds its time limit.
         """
         if tools and self.with_tools is not None:
             return self.with_tools.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
@@ -172,7 +170,7 @@ class ChatTemplate:
 
     @property
     def all_sources(self) -> str:
-        """The text of this template and of the one for tools."""
+        """Text of this template and its template for tools."""
         return self.source if self.with_tools is None else f"{self.source}\0{self.with_tools.source}"
 
     def source_for(self, tools: Sequence[Mapping[str, Any]]) -> str:
@@ -195,7 +193,7 @@ class ChatTemplate:
         except RecursionError as error:
             raise UserError("The chat template is nested too deep.", hint) from error
         except MemoryError as error:
-            # Python's own compiler also raises this for code nested too deep.
+            # Python's compiler also raises this for code nested too deep.
             raise UserError("The chat template is nested too deep, or far too large.", hint) from error
         except Exception as error:  # the compiler may raise anything for an odd template
             reason = one_line(str(error) or type(error).__name__, 200).rstrip(".!")
@@ -221,7 +219,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _wants_parts(self) -> bool:
-        """Whether the template renders content that is a list of parts, but no content that is text."""
+        """True if the template renders content that is a list of parts, but not content that is text."""
         return not self._shows(_PROBE) and self._shows([{"type": "text", "text": _PROBE}])
 
     @functools.cached_property
@@ -243,7 +241,7 @@ class ChatTemplate:
         return {"strftime_now": self._now.strftime, "tools": None, "documents": None, **self.special_tokens}
 
     def _as_passed(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A message without empty fields, with its reasoning under the names that templates read."""
+        """A message without null fields, with its reasoning under the names that templates read."""
         fields = {key: value for key, value in message.items() if value is not None}
         content = fields.get("content")
         if not isinstance(content, list) and content is not None and self._wants_parts:
@@ -251,7 +249,7 @@ class ChatTemplate:
         for name in _REASONING_FIELDS:
             if (reasoning := fields.get(name)) is not None:
                 fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
-                # Not a name that transformers adds, so only for templates that read it.
+                # transformers does not add this name, so only for templates that read it.
                 return {"reasoning": reasoning, **fields} if self._reads_reasoning else fields
         return fields
 
@@ -262,7 +260,7 @@ class ChatTemplate:
 
 
 def template_line(error: BaseException) -> int | None:
-    """Line of the template, from 1, that an error of :class:`ChatTemplate` comes from; None if unknown."""
+    """Line of the template, from 1, that caused an error of :class:`ChatTemplate`; None if unknown."""
     cause = error.__cause__
     if isinstance(cause, jinja2.TemplateSyntaxError):
         return cause.lineno
@@ -274,20 +272,20 @@ def template_line(error: BaseException) -> int | None:
     return line
 
 
-# Variables of a template, such as ``enable_thinking``: values for a run, written into the template's text. They hold
-# wherever the template goes: training, chat, adapter, export. A caller that passes a value of its own, as
-# ``chat_template_kwargs`` of vLLM's server does, still has the last word.
+# Variables of a template, such as ``enable_thinking``: their values are written into the text of the template, so they
+# hold wherever it goes: training, chat, adapter, export. A caller may still pass other values, like
+# ``chat_template_kwargs`` of vLLM's server.
 
 
 def with_variables(source: str, variables: Mapping[str, VariableValue]) -> str:
-    """A chat template whose variables have these values unless the caller passes others.
+    """A chat template with values for its variables, unless the caller passes others.
 
     Args:
         source: The Jinja template.
         variables: Values by name.
 
     Raises:
-        UserError: If the template does not read one of them.
+        UserError: If the template does not read a variable.
     """
     if not variables:
         return source
@@ -300,10 +298,10 @@ def with_variables(source: str, variables: Mapping[str, VariableValue]) -> str:
 
 
 def check_variables(source: str, variables: Mapping[str, VariableValue]) -> None:
-    """Check that a chat template reads all of the variables.
+    """Check that a chat template reads all variables.
 
     Raises:
-        UserError: If it does not read one.
+        UserError: If it does not read a variable.
     """
     for name in variables:
         if not reads_variable(source, name):
@@ -314,22 +312,22 @@ def check_variables(source: str, variables: Mapping[str, VariableValue]) -> None
 
 
 def reads_variable(source: str, name: str) -> bool:
-    """Whether a chat template has the name of a variable in it."""
+    """True if a chat template contains the name of a variable."""
     return re.search(rf"\b{name}\b", source) is not None
 
 
 def one_template(default: str | None, tools: str | None) -> str | None:
-    """A model's own template and its separate one for conversations with tools, as one; None where it has none."""
+    """A model's template and its separate template for tools, merged; None without a template."""
     if default is None or tools is None:
         return default
     return f"{{%- if tools %}}{_after_block(tools)}{{%- else %}}{_after_block(default)}{{%- endif %}}"
 
 
 def _after_block(source: str) -> str:
-    """A template's text behind a block: the line break there is not rendered, so one that it begins with is doubled."""
+    """Text of a template for use after a block, where Jinja drops the first line break: a leading one is doubled."""
     return f"\n{source}" if source.startswith("\n") else source
 
 
 def _literal(value: VariableValue) -> str:
-    """A value as Jinja writes it, whose texts have the escapes of JSON."""
+    """A value as a Jinja literal, which has the same escapes as JSON."""
     return json.dumps(value, ensure_ascii=False)

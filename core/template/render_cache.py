@@ -20,9 +20,9 @@ from core.template.jinja_sandbox import TemplateTimeError, bounded_filter
 from core.template.reasoning import REASONING_END
 from core.template.render import ChatTemplate, make_environment
 
-#: Placeholders in traced output: one private-use character for the content of each message.
+#: Placeholders in traced output: a private-use character for the content of each message.
 FIRST_MARK, LAST_MARK = 0x100000, 0x10FFF0
-#: Constructs that return rendered text to the program, which could then inspect it unnoticed.
+#: Constructs that hand rendered text back to the template, which could inspect it unnoticed.
 _CAPTURES: tuple[type[jinja2.nodes.Node], ...] = (
     jinja2.nodes.Macro,
     jinja2.nodes.CallBlock,
@@ -31,10 +31,10 @@ _CAPTURES: tuple[type[jinja2.nodes.Node], ...] = (
     jinja2.nodes.Block,
 )
 
-#: A text that the template tested, the test and its argument.
+#: A text that the template tested, the test, and its argument.
 Assumption = tuple[tuple["str | int", ...], str, "str | None"]
 
-#: Check of each test on real text: whether the traced result holds.
+#: Checks on real text that the traced result of a test holds.
 _CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "not_empty": lambda text, _: bool(text),
     "lacks": lambda text, argument: argument not in text,
@@ -57,13 +57,13 @@ class _Watch:
         self.looked_at = False
 
     def refuse(self) -> NoReturn:
-        # Remembered as well as raised: jinja2's own tests swallow exceptions.
+        # Recorded as well as raised, since tests of jinja2 swallow exceptions.
         self.looked_at = True
         raise InspectedError
 
 
 class Opaque:
-    """A text that cannot be inspected: a sequence of literal texts and numbers of message contents."""
+    """A string that cannot be inspected: a sequence of literal texts and numbers of message contents."""
 
     __slots__ = ("_parts", "_watch")
 
@@ -139,7 +139,7 @@ class Opaque:
         return self
 
     def _trimmed(self, side: str, characters: str | None) -> Opaque:
-        """Trimmed on one side: literal text is trimmed, contents are assumed to have nothing to trim there."""
+        """The text trimmed on one side: literal text is trimmed, contents are assumed to need no trimming."""
         if characters is not None and type(characters) is not str:
             self._watch.refuse()
         parts = list(self._parts)
@@ -159,7 +159,7 @@ class Opaque:
         return Opaque(tuple(parts), self._watch)
 
     def _written(self) -> str:
-        """The text as in traced output."""
+        """Traced output of the text."""
         return "".join(part if isinstance(part, str) else chr(FIRST_MARK + part) for part in self._parts)
 
     def _refuse(self, *_: Any) -> NoReturn:
@@ -175,7 +175,7 @@ class Opaque:
 
 
 class _InlineGeneration(jinja2.ext.Extension):
-    """Jinja extension for ``{% generation %}`` that does not capture the text, which it only passes on."""
+    """Jinja extension for ``{% generation %}`` that does not capture the text."""
 
     tags = {"generation"}  # noqa: RUF012 - declared so by jinja2
 
@@ -210,12 +210,12 @@ class TracedTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, assumptions: set[Assumption]
     ) -> str:
-        """Render messages whose contents are placeholders, as made by :func:`placeholder`.
+        """Render messages whose contents are placeholders made by :func:`placeholder`.
 
         Args:
-            messages: ``role`` and ``content`` each; contents other than placeholders are ordinary text.
+            messages: Messages with ``role`` and ``content``; contents other than placeholders are ordinary text.
             add_generation_prompt: As for :meth:`ChatTemplate.render`.
-            assumptions: Receives the assumptions on the contents under which the output is that of a real rendering.
+            assumptions: Receives assumptions on the contents. If they hold, the output is the same as a real rendering.
 
         Raises:
             InspectedError: If the output depends on the contents in another way, or the template refuses the messages.
@@ -258,7 +258,7 @@ class TracedTemplate:
 
 
 def placeholder(number: int) -> str:
-    """The placeholder for the content of a message while a template is traced."""
+    """Placeholder for the content of a message while a template is traced."""
     return chr(FIRST_MARK + number)
 
 
@@ -269,7 +269,7 @@ def _opaque(content: str, watch: _Watch) -> Opaque | str:
 
 
 def holds(assumption: Assumption, contents: Sequence[str]) -> bool:
-    """Whether an assumption holds for the contents of a row's messages."""
+    """True if an assumption holds for the contents of a row's messages."""
     parts, check, argument = assumption
     text = (
         contents[parts[0]]
@@ -280,18 +280,18 @@ def holds(assumption: Assumption, contents: Sequence[str]) -> bool:
 
 
 _SHAPES = 1024
-#: Longer conversations are rendered individually; few have the same shape.
+#: Most messages of a cached conversation; few longer conversations share a shape.
 _LONGEST = 64
 _MARKS = re.compile("([\U00100000-\U0010fff0])")
 
 
 @dataclass(frozen=True)
 class _RowShape:
-    """Text of a row with placeholders for the contents of messages."""
+    """Text of a row, with placeholders for the contents of messages."""
 
     parts: tuple[str | int, ...]
     bounds: tuple[int, ...]
-    """Indices of the parts at which an answer begins or ends, alternating."""
+    """Indices in ``parts`` at which answers begin and end, alternating."""
 
     def fill(self, contents: Sequence[str]) -> RowText:
         pieces = [part if isinstance(part, str) else contents[part] for part in self.parts]
@@ -315,7 +315,7 @@ class Shapes:
 
     Args:
         template: The chat template.
-        stops: Pattern of the stop tokens' texts.
+        stops: Pattern of the texts of the stop tokens.
     """
 
     def __init__(self, template: ChatTemplate, stops: re.Pattern[str]) -> None:
@@ -328,7 +328,7 @@ class Shapes:
 
         Args:
             turns: The conversation.
-            wanted: The assistant's messages that are trained on.
+            wanted: Indices of the assistant's messages that are trained on.
         """
         if len(turns) > _LONGEST:
             return None
@@ -345,9 +345,9 @@ class Shapes:
             return None
         contents = [turn.content for turn in turns]
         if any(REASONING_END in contents[index] for index in wanted):
-            # An answer with reasoning in it may not fit its prompt.
+            # Reasoning in an answer may not fit its prompt.
             return None
-        # A blank message may be left out as a whole, which only a real rendering shows.
+        # A template may leave out a blank message, which only a real rendering shows.
         if not all(content and not content.isspace() for content in contents):
             return None
         if not all(holds(assumption, contents) for assumption in shape.assumptions):

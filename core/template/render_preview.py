@@ -1,4 +1,4 @@
-"""Render previews: rows rendered and tokenized for display, while a template is chosen or written."""
+"""Render previews: rows rendered and tokenized for display while a template is chosen or written."""
 
 from __future__ import annotations
 
@@ -41,13 +41,12 @@ def preview_template(
     Args:
         source: The Jinja template.
         example: A conversation.
-        tokenizer: The model's tokenizer; without it the text has no supervised tokens, and special tokens appear as
-            their names.
+        tokenizer: Tokenizer of the model; without it no tokens are supervised, and special tokens appear as names.
         supervise: As in :class:`~core.template.mask.Masker`.
         allow_special: As in :class:`~core.template.mask.Masker`.
         end_answers: As in :class:`~core.template.mask.Masker`.
         max_length: As in :class:`~core.template.mask.Masker`.
-        variables: Values of the template's variables; those that it does not read change nothing.
+        variables: Values of template variables; variables that the template does not read are ignored.
     """
     read = {name: value for name, value in (variables or {}).items() if reads_variable(source, name)}
     template = ChatTemplate(
@@ -72,7 +71,7 @@ def preview_template(
 
 
 def _rendered(template: ChatTemplate, example: Example, tokenizer: ModelTokenizer | None, **settings: Any) -> Preview:
-    """The preview with a valid template; ``settings`` are those of the masker."""
+    """Preview with a valid template; ``settings`` go to the masker."""
     prompt = generation_prompt(template, [turn.fields() for turn in example.prompt], example.tools)
     if tokenizer is None:
         return replace(_as_text(template, example), generation_prompt=prompt)
@@ -89,12 +88,12 @@ def _rendered(template: ChatTemplate, example: Example, tokenizer: ModelTokenize
 
 
 def masked_rows(masked: MaskedRow, tokenizer: ModelTokenizer, prompt: str = "") -> tuple[PreviewRow, ...]:
-    """All training sequences of a row for display, of a preference pair the better answer first.
+    """All training sequences of a row, for display; the better answer of a preference pair comes first.
 
     Args:
         masked: The row.
         tokenizer: Tokenizer of its tokens.
-        prompt: The generation prompt, to be marked before supervised tokens; empty marks nothing.
+        prompt: Generation prompt to mark before supervised tokens; empty to mark nothing.
     """
     names = PAIR if masked.rejected is not None else ("",)
     named = zip(names, masked.sequences, strict=True)
@@ -127,7 +126,7 @@ def _row(row: MaskedRow, tokenizer: ModelTokenizer, prompt: str, answer: str) ->
 def _preview_row(
     shown: Sequence[PreviewToken], length: int, learned: int = 0, cut: int | None = None, answer: str = ""
 ) -> PreviewRow:
-    """A display row with the first tokens; the number of the rest is appended."""
+    """A row with its first tokens and, as a last token, the number of the rest."""
     further = length - len(shown)
     end = (PreviewToken(f"\n… and {format_count(further)} more tokens"),) if further > 0 else ()
     return PreviewRow((*shown, *end), length, learned, cut, answer)
@@ -136,7 +135,7 @@ def _preview_row(
 def _prompt_places(texts: Sequence[str], supervised: bytearray, prompt: str) -> set[int]:
     """Positions of the generation prompt's tokens before each supervised span."""
     found: set[int] = set()
-    # Some tokenizers write a space before a word that has none in the text.
+    # Some tokenizers show a space before words without one.
     wanted = prompt.replace(" ", "")
     if not wanted:
         return found
@@ -153,7 +152,7 @@ def _prompt_places(texts: Sequence[str], supervised: bytearray, prompt: str) -> 
 
 
 def _as_text(template: ChatTemplate, example: Example, tokenizer: ModelTokenizer | None = None) -> Preview:
-    """The whole conversation without supervised tokens, as tokens or, without a tokenizer, in pieces."""
+    """The whole conversation without supervised tokens, as tokens, or in pieces without a tokenizer."""
     answers = zip(PAIR, (example.chosen, example.rejected), strict=True) if example.is_preference else (("", ()),)
     rows = []
     for name, answer in answers:

@@ -1,4 +1,4 @@
-"""Row tokenization: token boundaries where answers begin, as inference tokenizes the prompt by itself."""
+"""Row tokenization, with token boundaries where answers begin, since inference tokenizes the prompt separately."""
 
 from __future__ import annotations
 
@@ -25,57 +25,57 @@ Ids: TypeAlias = "array[int]"
 
 @dataclass(frozen=True)
 class TokenRow(Generic[IdsT, MaskT]):
-    """One row as a training sequence, in the arrays of its package: those of Python, or those of numpy."""
+    """A row as a training sequence, in arrays of Python or numpy."""
 
     input_ids: IdsT
     """Token ids, 32-bit."""
     supervised: MaskT
-    """For each token, one byte: whether it is trained on; never the first token, which is not predicted."""
+    """A byte per token: 1 if it is trained on. Never the first token, which is not predicted."""
     further: tuple[Self, ...] = ()
-    """Sequences for turns that the template renders differently once later turns follow; each turn is trained on in one
-    sequence.
+    """Sequences for turns that the template renders differently once later turns follow; each turn is trained on in
+    exactly one sequence.
     """
     rejected: Self | None = None
-    """The same prompt with the worse answer of a preference pair; this row has the better one."""
+    """The prompt with the worse answer of a preference pair; this row has the better answer."""
     label: bool | None = None
-    """Whether the answer is labeled good; None for other rows."""
+    """True if the answer is labeled good; None for rows without a label."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def with_further(self, further: Sequence[Self]) -> Self:
-        """The same row with further ones."""
+        """This row with further sequences."""
         return replace(self, further=tuple(further))
 
     @property
     def rows(self) -> tuple[Self, ...]:
-        """This row and the further ones."""
+        """This row and its further sequences."""
         return (self.with_further(()), *self.further) if self.further else (self,)
 
     @property
     def sequences(self) -> tuple[Self, ...]:
-        """Sequences for the model: this row, and of a preference pair the other one; a pair has no further rows."""
+        """Sequences for the model: this row and, in a preference pair, the rejected row."""
         return (self,) if self.rejected is None else (self, self.rejected)
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest sequence, which the length limit applies to."""
+        """Tokens of its longest sequence, to which the length limit applies."""
         return max(len(part) for sequence in self.sequences for part in sequence.rows)
 
     @property
     def tokens(self) -> int:
-        """Tokens of all its sequences, without further ones."""
+        """Tokens of :attr:`sequences`, without further sequences."""
         return sum(map(len, self.sequences))
 
 
 @dataclass(frozen=True)
 class MaskedRow(TokenRow[Ids, bytearray]):
-    """One row as :class:`~core.template.mask.Masker` makes it."""
+    """A row made by :class:`~core.template.mask.Masker`."""
 
     cut: int | None = None
     """Position at which the row is truncated, if it exceeds the greatest length."""
     left_out: str = ""
-    """Part of the prompt that the template does not render, in a sentence; empty if it renders all."""
+    """A sentence on parts of the prompt that the template does not render; empty if it renders all."""
 
     @property
     def supervised_count(self) -> int:
@@ -83,14 +83,14 @@ class MaskedRow(TokenRow[Ids, bytearray]):
         return self.supervised.count(1)
 
 
-#: Most cached words, and most characters of all of them; beyond either the cache is emptied.
+#: Most cached words, and most characters of them; beyond either, the cache is emptied.
 KEPT_WORDS, KEPT_CHARACTERS = 1 << 16, 4 << 20
 
 _CUT = re.compile(r"(?<=\S) (?=\S)")
 
-# Alternatives of the pre-tokenization patterns of tokenizers. None of them matches a space after a non-space character,
-# and none looks behind, or ahead at anything but spaces: so a match that ends before such a space ends there whatever
-# follows, and the matches from the space on do not depend on the text before it.
+# Known alternatives of pre-tokenization patterns. None matches a space after a non-space character, and none looks
+# behind, or ahead at anything but spaces. So a match that ends before such a space ends there whatever follows, and
+# matches from the space on do not depend on the text before it.
 _ANY_SPACES = r"\s+"
 _CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _CASED = (
@@ -113,26 +113,26 @@ _KNOWN = frozenset(
 
 
 class WordTokenizer:
-    """Tokenizes texts, word by word if that gives the same tokens.
+    """Tokenizes texts, word by word with a cache if that gives the same tokens.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: Tokenizer of the model.
     """
 
     def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._tokenizer = tokenizer
         self.by_words = cuts_at_spaces(tokenizer)
-        """Whether words are looked up in the cache."""
+        """True if words are cached."""
         self._first: dict[str, bytes] = {}
-        """First words of texts, up to the first split, to their tokens of 32 bits."""
+        """32-bit tokens of the first words of texts, up to the first split."""
         self._later: dict[str, bytes] = {}
-        """Words after a space, without that space, to the tokens of both."""
+        """Tokens of words and the space before each, by the word without the space."""
         self._last: dict[str, bytes] = {}
-        """Last words of texts that end with a space, to their tokens."""
+        """Tokens of the last words of texts that end with a space."""
         self._characters = 0
 
     def encode(self, texts: Sequence[str]) -> list[array[int]]:
-        """Tokens of many texts at once, the same as those of :meth:`ModelTokenizer.encode`."""
+        """Tokens of many texts at once, the same as from :meth:`ModelTokenizer.encode`."""
         if not self.by_words:
             return [array("i", ids) for ids in self._tokenizer.encode(texts)]
         known = (self._first, self._later, self._last)
@@ -144,7 +144,7 @@ class WordTokenizer:
         first = [words.pop(0) for words in cut]
         last: dict[int, str] = {}
         new = set().union(*cut).difference(self._later)
-        # Odd words (empty, or with a space at an end) are never cached, so only texts with new words can have them.
+        # Odd words (empty, or with a space at either end) are never cached, so only texts with new words have them.
         odd = {word for word in new if not word or word[0].isspace() or word[-1].isspace()}
         unsure = [
             place
@@ -180,7 +180,7 @@ class WordTokenizer:
 
 
 def cuts_at_spaces(tokenizer: ModelTokenizer) -> bool:
-    """Whether a tokenizer always splits before a single space between two non-space characters."""
+    """True if a tokenizer always splits before a single space between two non-space characters."""
     model = tokenizer.backend.model
     if not isinstance(model, models.BPE) or model.dropout:
         return False
@@ -200,7 +200,7 @@ def cuts_at_spaces(tokenizer: ModelTokenizer) -> bool:
 
 
 def _cuts(step: Any) -> bool | None:
-    """Whether a step splits there; None for an unknown step, which may merge across."""
+    """True if a step splits there, False if not; None for an unknown step, which may merge across."""
     kind = None if step is None else step["type"]
     if kind == "Digits":
         return False
@@ -208,13 +208,13 @@ def _cuts(step: Any) -> bool | None:
         return bool(step["use_regex"])
     if kind == "Split" and step["behavior"] == "Isolated" and not step["invert"] and "Regex" in step["pattern"]:
         parts = _alternatives(step["pattern"]["Regex"])
-        # Only a pattern that matches all spaces splits before each: text that no pattern matches is not split.
+        # The pattern must match all spaces: unmatched text is not split.
         return _ANY_SPACES in parts if _KNOWN.issuperset(parts) else None
     return None
 
 
 def _alternatives(expression: str) -> list[str]:
-    """Top-level alternatives of a pattern, outside of groups and sets."""
+    """Top-level alternatives of a regular expression."""
     parts, start, depth, in_set, position = [], 0, 0, False, 0
     while position < len(expression):
         character = expression[position]
@@ -233,7 +233,7 @@ def _alternatives(expression: str) -> list[str]:
     return [*parts, expression[start:]]
 
 
-#: Cached segments of text: text written by templates is the same in every row.
+#: Most cached segments of text, since the text of a template repeats in every row.
 _CACHE_ENTRIES = 4096
 _CACHE_LENGTH = 2048
 
@@ -244,16 +244,17 @@ _Piece = tuple["str | int", "tuple[int, ...]"]
 class RowTokenizer:
     """Tokenizes rows, many at once.
 
-    Text is split at special tokens, which no tokenization crosses, and segments are cached. If an answer begins inside
-    a segment, the prompt's part of it is tokenized by itself too: if its tokens are a prefix of those of the whole
-    segment, both the prompt and the row are exact. If not (an answer beginning with a newline that merges with the one
-    before), the answer is tokenized by itself after the prompt's own tokens, as the model would generate it, and later
-    answers get a sequence of their own, with that place tokenized as inference would then.
+    Text is split at special tokens, which no tokenization crosses, and the segments are cached. If an answer begins
+    inside a segment, the part before it (the end of the prompt) is also tokenized separately. If its tokens are a
+    prefix of the whole segment's tokens, one sequence is exact for prompt and row. If not (an answer begins with a
+    newline that merges with the newline before it), the answer is tokenized after the tokens of the prompt, as the
+    model would generate it. Later answers then get a sequence of their own, in which that place is tokenized as part
+    of the prompt.
 
     Args:
-        tokenizer: The model's.
-        stop_ids: The tokens that end an answer.
-        template: Text of the chat template, in which the special tokens of rows are looked for.
+        tokenizer: Tokenizer of the model.
+        stop_ids: Tokens that end an answer.
+        template: Text of the chat template, searched for special tokens.
     """
 
     def __init__(self, tokenizer: ModelTokenizer, stop_ids: Sequence[int], template: str) -> None:
@@ -268,11 +269,9 @@ class RowTokenizer:
         self._cache: dict[str, array[int]] = {}
 
     def tokenize(self, rows: Sequence[RowText]) -> list[list[MaskedRow] | RowError]:
-        """Tokens of each row; a row that cannot be exact as one sequence becomes several, the one of the last answer
-        first.
+        """Sequences of each row, or a ``no_stop_token`` error.
 
-        Returns:
-            For each row its tokens, or a ``no_stop_token`` error.
+        A row that cannot be exact as one sequence becomes several; the sequence of the last answer comes first.
         """
         laid_out = [self._lay_out(row) for row in rows]
         self._prepare(laid_out)
@@ -355,9 +354,7 @@ class RowTokenizer:
         return [self._mark(row, ids, starts)]
 
     def _split(self, row: RowText, broken: int) -> list[MaskedRow]:
-        """Two sequences, because the tokens at the start of an answer depend on whether it is generated or part of the
-        prompt.
-        """
+        """Two sequences: the tokens at the start of an answer differ when generated and as a part of the prompt."""
         spans, later = row.spans[: broken + 1], row.spans[broken + 1 :]
         start, end = spans[-1]
         ids = self.encode(row.text[:start])
@@ -373,7 +370,7 @@ class RowTokenizer:
         return [*self._assemble(following, pieces), own]
 
     def _whole(self, row: RowText) -> MaskedRow:
-        """A row supervised as a whole: a marked answer begins at a token boundary, as when it is generated."""
+        """A row supervised as a whole; its marked answers begin at token boundaries, as when generated."""
         spans = [*row.spans, *([] if row.last is None or row.last in row.spans else [row.last])]
         ids, position, starts = array("i"), 0, []
         for edge in (*(start for start, _ in spans), len(row.text)):
@@ -391,7 +388,7 @@ class RowTokenizer:
         return MaskedRow(ids, supervised)
 
     def _starts(self, row: RowText) -> list[int]:
-        """Token positions of the starts of answers, in a row in which each is known to be at a token boundary."""
+        """Token positions of the starts of answers that are at token boundaries."""
         return [len(self.encode(row.text[:start])) for start, _ in row.spans]
 
     def _mark(self, row: RowText, ids: array[int], starts: Sequence[int]) -> MaskedRow:
@@ -402,7 +399,7 @@ class RowTokenizer:
         return MaskedRow(ids, supervised)
 
     def _stop_after(self, text: str, ids: array[int], start: int) -> int:
-        """Position of the token that ends an answer; ``text`` is the row's text up to its end."""
+        """Position of the token that ends an answer; ``text`` is the text of the row up to the end of the answer."""
         stop = self._first_stop(ids, start)
         if stop is None or (self._count_stops and not self._agrees(text, ids, stop)):
             raise RowError("no_stop_token", "The token that ends an answer is not one token of this tokenizer.")
@@ -419,7 +416,7 @@ class RowTokenizer:
         return found
 
     def _agrees(self, text: str, ids: array[int], stop: int) -> bool:
-        """Whether the stop tokens up to a position are the stop texts up to it."""
+        """True if there are as many stop tokens up to a position as stop texts."""
         stops = frozenset(self._stop_ids)
         return sum(token in stops for token in ids[: stop + 1]) == len(self.stops.findall(text))
 
@@ -432,7 +429,7 @@ def stop_text(tokenizer: ModelTokenizer, token: int) -> str:
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Pattern, with one group, that matches any of some texts, at each position the longest."""
+    """Pattern with one group that matches any of the texts, the longest at each position."""
     tree: dict[str, Any] = {}
     for text in texts:
         node = tree
@@ -443,7 +440,7 @@ def any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 def _expression(tree: dict[str, Any]) -> str:
-    """Alternatives with common prefixes written once: there may be thousands."""
+    """Alternatives with merged prefixes, since there may be thousands."""
     ends = "" in tree
     branches = []
     for character, below in tree.items():

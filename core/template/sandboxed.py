@@ -1,8 +1,7 @@
 """Sandboxed templates and tokenizers, for the app and the commands.
 
-Both are untrusted: a template is a program, and a tokenizer can make a gigabyte of a word. The functions here run the
-work in a process with limits, which keeps what it has loaded for the next call as long as the files are unchanged. All
-of them block.
+Both are untrusted: a template is a program, and a tokenizer can turn a word into a gigabyte. The functions here run in
+a process with limits, which caches loaded tokenizers until their files change. All of them block.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ if TYPE_CHECKING:
     from core.template.mask import Masker
     from core.template.tokenizer import ModelTokenizer
 
-#: The sandbox process that keeps tokenizers between calls.
+#: Name of the sandbox process that caches tokenizers.
 _KEEP = "template"
-#: Consecutive rows over the limits before no more are tried.
+#: Consecutive rows over the limits after which no more are tried.
 _MOST_BOUNDS = 3
-#: Characters of the rows measured in one call.
+#: Characters of rows measured in one call.
 _CHARACTERS = 1 << 20
 _ROW, _ROW_HINT = (
     "The row as tokens",
     "Shorten the row or leave it out; if all are so, it is the template or the tokenizer.",
 )
-#: Files that a tokenizer is loaded from.
+#: Files of a tokenizer.
 _FILES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja")
 _Stamps = tuple[tuple[str, int, int], ...]
 
@@ -46,7 +45,7 @@ class TokenizerFacts:
     """Facts about a model's tokenizer that matter for templates.
 
     Args:
-        chat_template: The model's own, if it has one.
+        chat_template: The model's own chat template, or None.
         missing: Requested texts that are not tokens of the model.
     """
 
@@ -63,8 +62,8 @@ def read_tokenizer(model: Path, texts: Sequence[str] = ()) -> TokenizerFacts:
     """Load a model's tokenizer and return its facts.
 
     Args:
-        model: The model's directory.
-        texts: Texts to check for being tokens.
+        model: Directory of the model.
+        texts: Texts that should be tokens.
 
     Raises:
         UserError: If it cannot be read.
@@ -85,8 +84,8 @@ def check_template(source: str) -> None:
 class RowMasks:
     """Tokenizes and masks rows with fixed settings, in the sandbox; may be used from several threads.
 
-    A row over the limits is refused alone. If consecutive rows are, the tokenizer or the template is at fault, and no
-    more rows are tried.
+    Only the row over the limits is refused. After several consecutive rows over the limits, the tokenizer or the
+    template is at fault, and no more rows are tried.
 
     Args:
         settings: Settings of tokenization and loss mask.
@@ -101,15 +100,15 @@ class RowMasks:
         self._failure: UserError | None = None
 
     def check(self) -> None:
-        """Load tokenizer and template, so that rows can be masked at once.
+        """Load tokenizer and template, so the first row takes no longer than others.
 
         Raises:
-            UserError: If one of them cannot be loaded.
+            UserError: If either cannot be loaded.
         """
         sandboxed(_check_settings, self._about, rights=self._rights, keep=_KEEP)(self.settings)
 
     def row(self, example: Example) -> tuple[PreviewRow, ...] | Refusal:
-        """A row as training sequences for display, of a preference pair the better answer first.
+        """Training sequences of a row, for display; the better answer of a preference pair comes first.
 
         Raises:
             UserError: If tokenizer or template cannot be loaded, or exceed the limits.
@@ -125,10 +124,10 @@ class RowMasks:
         return found
 
     def lengths(self, examples: Sequence[Example]) -> list[RowLength | Refusal | UserError]:
-        """Token counts of rows, in order; an error for a row over the limits.
+        """Token counts of rows, in order, with an error for each row over the limits.
 
         Raises:
-            UserError: As :meth:`row`, unless it concerns single rows.
+            UserError: As :meth:`row`, except for errors of single rows.
         """
         return [length for portion in portions(examples, _CHARACTERS) for length in self._lengths(portion)]
 
@@ -139,7 +138,7 @@ class RowMasks:
             found = call(self.settings, list(examples))
         except SandboxError as error:
             if len(examples) > 1:
-                # Together they may take long without any single one being at fault.
+                # Together they may take long even if no single row does.
                 return [length for example in examples for length in self._lengths([example])]
             self._count(error)
             return [error]
@@ -170,10 +169,10 @@ def preview(source: str, example: Example, settings: MaskSettings | None) -> Pre
     Args:
         source: The template.
         example: The conversation.
-        settings: Settings of tokenization and loss mask; their template is ignored. None without a tokenizer.
+        settings: Settings of tokenization and loss mask, whose template is ignored; None without a tokenizer.
 
     Returns:
-        With a ``problem`` for errors of the template, including limits of time and memory.
+        The preview; its ``problem`` has errors of the template, including its time limit.
 
     Raises:
         UserError: If the tokenizer cannot be read.

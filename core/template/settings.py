@@ -1,4 +1,4 @@
-"""Mask settings: the part of the configuration that decides tokenization and loss mask."""
+"""Mask settings: the part of the configuration for tokenization and loss mask."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """Settings of a :class:`~core.template.mask.Masker`; plain values, so that they can be sent to a process.
+    """Settings of a :class:`~core.template.mask.Masker`, as plain values that can be sent to a process.
 
     Args:
-        model: The directory of the tokenizer.
+        model: Directory of the tokenizer.
         template: Text of a chat template instead of the model's own.
         supervise: As in :class:`~core.template.mask.Masker`.
         allow_special: As in :class:`~core.template.mask.Masker`.
         end_answers: As in :class:`~core.template.mask.Masker`.
         max_length: As in :class:`~core.template.mask.Masker`.
-        variables: Names and values of the template's variables, as ``template.variables``.
+        variables: Names and values of template variables, as in ``template.variables``.
     """
 
     model: str
@@ -39,7 +39,7 @@ class MaskSettings:
         """Make the masker.
 
         Args:
-            tokenizer: The model's tokenizer if it is loaded already; loading is slow.
+            tokenizer: Tokenizer of the model, if already loaded; loading is slow.
 
         Raises:
             UserError: If tokenizer or template cannot be read, or the template does not read a variable.
@@ -70,18 +70,18 @@ class MaskSettings:
 
 
 def mask_settings(config: Config, model: str, template: str | None = None) -> MaskSettings:
-    """The settings that a configuration asks for; analyses, previews and training all take them from here.
+    """Settings of a configuration, for analyses, previews and training alike.
 
     Args:
         config: The configuration.
-        model: The directory of the tokenizer.
+        model: Directory of the tokenizer.
         template: Text of a chat template instead of the model's own.
     """
     data = config.data
     return MaskSettings(
         model,
         template,
-        # Where an answer has a label, that answer alone is learned.
+        # A label applies to the last answer only.
         "last" if config.train.objective == "kto" else data.supervise,
         data.special_tokens == "keep",
         "stop_untrained" in allowed_codes(data.allow),

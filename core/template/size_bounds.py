@@ -1,4 +1,4 @@
-"""Size bounds: upper bounds on the texts that a template is about to make, known before they are made."""
+"""Size bounds: upper bounds on strings that a template is about to make."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-#: Most output characters of a filter per input character.
+#: Most output characters per input character of a filter.
 FILTER_SIZES: dict[str, int] = {
     **dict.fromkeys(("trim", "string", "safe", "striptags", "truncate", "join", "list", "sum", "replace"), 1),
     **dict.fromkeys(("center", "indent", "format", "batch", "slice", "wordcount"), 1),
@@ -18,15 +18,15 @@ FILTER_SIZES: dict[str, int] = {
     "wordwrap": 2,
 }
 _NUMBERS = re.compile(r"\d+")
-#: Widths given as arguments, in formats of ``%`` and of ``format``.
+#: Widths passed as arguments, in the formats of ``%`` and ``format``.
 _GIVEN_WIDTH = re.compile(r"\*|\{[^{}]*\{")
 #: Filters that indent nested values, and the characters per level.
 _NESTED = {"pprint": 2, "tojson": 0}
 _ENTRY = 8
 _OBJECT = 64
-#: Types that hold a list of parts, nearly always one of the first two; the others are views of a table.
+#: Types that hold a list of parts: the two usual types, and views of a dictionary.
 _LISTS = frozenset((list, tuple, type({}.keys()), type({}.values()), type({}.items())))
-#: Least size of an entry in the list of parts that a text is split into.
+#: Smallest size of a part that a string is split into.
 _PART = 56
 
 
@@ -35,17 +35,17 @@ class TooLargeError(Exception):
 
 
 def own_size(value: Any) -> int:
-    """Size of a text or a list without the elements of the list."""
+    """Size of a string, or of a list without its elements."""
     if isinstance(value, (str, bytes)):
         return len(value)
     return _ENTRY * len(value) if isinstance(value, (list, tuple, dict)) else 0
 
 
 def deep_size(value: Any, most: int, level: int = 0) -> int:
-    """Number of characters of a value when it is written out.
+    """Number of characters of a value when written out.
 
     Args:
-        value: A text, a number, or lists and tables of them; repeated elements count each time.
+        value: A string, a number, or lists and dictionaries of them; repeated elements count each time.
         most: Limit at which counting stops.
         level: Characters of indentation per level of nesting.
 
@@ -117,7 +117,7 @@ def filter_size(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], room:
 
 
 def method_size(text: str | bytes, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], room: int) -> int:
-    """Upper bound on the result of a string method; ``%`` is one of them.
+    """Upper bound on the result of a string method, or of the operator ``%``.
 
     Raises:
         TooLargeError: If the bound exceeds ``room``.
@@ -142,7 +142,7 @@ def method_size(text: str | bytes, name: str, args: Sequence[Any], kwargs: Mappi
 
 
 def _parts(text: Any, args: Sequence[Any]) -> int:
-    """Number of parts that a text is split into."""
+    """Number of parts that a string is split into."""
     if args and isinstance(args[0], type(text)) and args[0]:
         return int(text.count(args[0])) + 1
     return len(text) // 2 + 1
@@ -153,7 +153,7 @@ def _replaced(text: Any, old: Any, new: Any) -> int:
 
 
 def _formatted(text: str | bytes, given: Sequence[Any], room: int) -> int:
-    """Upper bound on a formatted text: each field may hold all arguments, as wide as the largest number in them."""
+    """Upper bound on a formatted string: each field may hold all arguments, as wide as the largest number."""
     shown = text if isinstance(text, str) else text.decode("latin-1")
     places = shown.count("%") + shown.count("{")
     if not places:
@@ -176,6 +176,6 @@ def _length(value: Any) -> int:
 
 
 def _width(given: Sequence[Any]) -> int:
-    """Indentation of JSON, given as a number or as text."""
+    """Indentation of JSON, passed as a number or as a string."""
     whole: Callable[[Any], int] = lambda item: item if isinstance(item, int) and item > 0 else _length(item)  # noqa: E731
     return max(map(whole, given), default=0)

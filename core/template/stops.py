@@ -1,4 +1,4 @@
-"""Stop tokens: those in the model's files, and those with which its chat template ends an answer."""
+"""Stop tokens: from the files of a model, and from the end of answers in its chat template."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.template.builtin import stop_texts
 from core.template.render import ChatTemplate
 from core.template.tokenizer import ModelTokenizer
 
-#: Contents of probe messages, to find what a template writes around them.
+#: Contents of probe messages, to find the text that a template writes around them.
 _QUESTION, _ANSWER, _THOUGHT, _NEXT = "\U0010fff1", "\U0010fff2", "\U0010fff3", "\U0010fff4"
 _USER = {"role": "user", "content": _QUESTION}
 
@@ -18,9 +18,9 @@ _USER = {"role": "user", "content": _QUESTION}
 def stop_token_ids(tokenizer: ModelTokenizer, template: ChatTemplate | None = None) -> list[int]:
     """Stop tokens of a model with a template.
 
-    These are the tokens of the tokenizer and of a built-in template; if the template ends answers with none of them,
-    the token that it does end them with, if any, is added. Model files without a generation configuration often name
-    only the end-of-text token.
+    These are the tokens of the tokenizer and of a built-in template. If the template ends answers with a different
+    special token, that token is added: without a generation configuration, the files of a model often name only the
+    end-of-text token.
     """
     named = [tokenizer.token_id(text) for text in stop_texts(template.source)] if template is not None else []
     known = list(dict.fromkeys([*tokenizer.stop_ids, *(token for token in named if token is not None)]))
@@ -70,11 +70,11 @@ class _Ends:
         shared = _same_start(after, longer.partition(_ANSWER)[2])
         token = self._first_token(shared) or self._first_token(after)
         if token is not None and shared.count(token) > 1:
-            # It ends the text, and what else the template writes of the turn.
+            # It ends parts of the turn as well as the text, so take the last token.
             token = self._last_token(shared)
         if token is None or self._has_stop(shared if self._first_token(shared) else after):
             return None
-        # A token that is also between reasoning and answer, or before a call, does not end the turn.
+        # A token between reasoning and answer, or before a call, does not end the turn.
         reasoned = self._render(_USER, {**_says(_ANSWER), "reasoning_content": _THOUGHT})
         for other in (reasoned, self._called(_ANSWER, 1)):
             following = (other or "").rpartition(_QUESTION)[2]
@@ -84,7 +84,7 @@ class _Ends:
         return token
 
     def _after_call(self) -> str | None:
-        """Special token that ends a turn with tool calls, unless it contains a known stop token."""
+        """Special token that ends a turn with tool calls, unless the turn contains a known stop token."""
         for count in (2, 1):
             text = self._called("", count)
             if text is None:
@@ -100,7 +100,7 @@ class _Ends:
         return None
 
     def _next_turns(self) -> list[str]:
-        """Tokens that begin the next turn, for templates that hand over to user and tools by a token each."""
+        """Tokens that begin the next turn, for templates that hand over to user and tools with a token each."""
         text = self._render(_USER, _says(_ANSWER))
         if text is None or text.rpartition(_ANSWER)[2].strip() or self._has_stop(text.rpartition(_ANSWER)[2]):
             return []
@@ -126,7 +126,7 @@ class _Ends:
         return list(dict.fromkeys(found))
 
     def _called(self, content: str, count: int) -> str | None:
-        """A rendered turn with calls; their arguments are an object, or text for templates that expect that."""
+        """A rendered turn with calls; arguments are an object, or text if the template expects text."""
         for arguments in ({"q": "y"}, '{"q": "y"}'):
             text = self._render(_USER, _calls(content, count, arguments), tools=_TOOLS)
             if text is not None:
@@ -134,13 +134,13 @@ class _Ends:
         return None
 
     def _last_token(self, text: str) -> str | None:
-        """The special token that a text ends with and has only there."""
+        """Special token at the end of a text and nowhere else in it, or None."""
         text = text.rstrip()
         token = next((token for token in self._longest_first if text.endswith(token)), None)
         return token if token in self._special and text.count(token) == 1 else None
 
     def _first_token(self, text: str) -> str | None:
-        """The special token that a text begins with."""
+        """Special token at the beginning of a text, or None."""
         text = text.lstrip()
         return next((token for token in self._longest_first if text.startswith(token)), None)
 

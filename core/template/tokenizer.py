@@ -1,4 +1,4 @@
-"""Tokenizer loading and encoding, from a model's directory with the tokenizers library alone, without transformers."""
+"""Tokenizer of a model, loaded with the tokenizers library alone, without transformers."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from core.template.render import ChatTemplate
 from core.text import one_line
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
-#: Names of single special tokens in tokenizer_config.json, as in transformers.
+#: Names of special tokens in tokenizer_config.json, as in transformers.
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-#: Tokenizer files of other forms, which transformers can convert to a tokenizer.json.
+#: Tokenizer files that transformers can convert to a tokenizer.json.
 _OTHER_FORMS = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
-#: Texts that do not merge with the text after them; a tokenizer has at least one of them.
+#: Texts that may not merge with the text after them; every tokenizer has one such text.
 _ANCHORS = ("\n", "\0", "\x01", "a", "0", ".")
-#: A length beyond this in tokenizer_config.json means that there is no limit.
+#: Length in tokenizer_config.json that means no limit.
 _NO_LENGTH = 1 << 30
-#: Most bytes of a tokenizer.json, and of another JSON file next to it; the largest known tokenizers have about 35 MB.
+#: Largest tokenizer.json, and largest other JSON file, in bytes; the largest known tokenizers have about 35 MB.
 _TOKENIZER_LIMIT, _SETTINGS_LIMIT = 512 << 20, 64 << 20
 
 
@@ -40,11 +40,11 @@ class ModelTokenizer:
     Args:
         backend: The tokenizer of the tokenizers library; truncation and padding are off.
         special_tokens: Name (``bos_token``) to text.
-        stop_ids: The tokens that end an answer.
-        chat_template: The model's own chat template, if it has one.
-        tool_template: Its separate template for conversations with tools, if it has one.
+        stop_ids: Tokens that end an answer.
+        chat_template: The model's own chat template, or None.
+        tool_template: Its separate template for conversations with tools, or None.
         max_length: Context length of the model, if known.
-        vocabulary_size: Vocabulary size of the model, padding of the embeddings included; None for that of the
+        vocabulary_size: Vocabulary size of the model, including padding of the embeddings; None to take it from the
             tokenizer.
     """
 
@@ -70,14 +70,16 @@ class ModelTokenizer:
         self.vocabulary_size = vocabulary_size or int(backend.get_vocab_size(with_added_tokens=True))
 
     def own_template(self, now: datetime | None = None) -> ChatTemplate | None:
-        """The model's own chat template, if it has one; ``now`` as in :class:`ChatTemplate`."""
+        """The model's own chat template, or None; ``now`` as in :class:`ChatTemplate`."""
         if not self.chat_template:
             return None
         return ChatTemplate(self.chat_template, self.special_tokens, with_tools=self.tool_template, now=now)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of many texts at once; no special tokens are added, and special tokens written in a text are encoded
-        as such.
+        """Tokens of many texts at once. No special tokens are added; special tokens in a text are encoded as such.
+
+        Raises:
+            UserError: If the tokenizers library fails.
         """
         if not texts:
             return []
@@ -101,26 +103,26 @@ class ModelTokenizer:
         return self.encode([text])[0]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones included."""
+        """Text of tokens, including special tokens."""
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
 
     def token_id(self, text: str) -> int | None:
-        """The single token for a whole text, or None."""
+        """Token of a whole text, or None."""
         found: int | None = self.backend.token_to_id(text)
         return found
 
     def token_text(self, token: int) -> str:
-        """Text of one token; an incomplete character becomes U+FFFD."""
+        """Text of a token; an incomplete character becomes U+FFFD."""
         return self.token_bytes(token).decode("utf-8", errors="replace")
 
     def token_texts(self, ids: Iterable[int]) -> list[str]:
-        """Text of each token; a character made of several tokens is given with the last of them."""
+        """Text of each token. A character made of several tokens is in the text of the last of them."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return [decoder.decode(self.token_bytes(token)) for token in ids]
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019 - as long-lived as the tokenizer itself
     def token_bytes(self, token: int) -> bytes:
-        """Bytes of one token."""
+        """Bytes of a token."""
         added = self.added_tokens.get(token)
         if added is not None:
             return added.content.encode()
@@ -153,10 +155,10 @@ class ModelTokenizer:
         return None if eos is None else self.token_id(eos)
 
     def cuts(self, text: str) -> dict[str, int]:
-        """Special tokens of a text that split its tokenization, whatever the text around them: text to id.
+        """Special tokens in a text that split its tokenization, regardless of the text around them: text to id.
 
-        Empty if the tokenizer treats the beginning of a text differently from its middle. Excluded are tokens that
-        strip adjacent spaces, and those that could be matched partly by another token.
+        Tokens that strip adjacent spaces, or that overlap with another token, are excluded. Empty if the tokenizer
+        treats the beginning of a text differently from its middle.
         """
         if self._is_first_different:
             return {}
@@ -173,7 +175,7 @@ class ModelTokenizer:
 
     @functools.cached_property
     def state(self) -> dict[str, Any]:
-        """The tokenizer's rules without its vocabulary, as in tokenizer.json."""
+        """Rules of the tokenizer without its vocabulary, as in tokenizer.json."""
         parts = {name: getattr(self.backend, name) for name in ("normalizer", "pre_tokenizer", "decoder")}
         return {name: None if part is None else json.loads(part.__getstate__()) for name, part in parts.items()}
 
@@ -212,7 +214,7 @@ def _values(state: Any, key: str) -> Iterable[Any]:
 
 
 def _takes_part_of(other: str, token: str) -> bool:
-    """Whether another token, matched in text, could consume a part of a token: it contains it or overlaps with it."""
+    """True if another token, matched in a text, could consume a part of a token."""
     if other == token:
         return False
     return token in other or other.endswith(tuple(token[:count] for count in range(1, len(token))))
@@ -220,7 +222,7 @@ def _takes_part_of(other: str, token: str) -> bool:
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-    """Byte-level alphabet: the characters that stand for bytes, printable ones for themselves, others from U+0100."""
+    """Byte-level alphabet: characters to bytes. Printable bytes stand for themselves, others follow from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(256) if byte not in set(printable))
@@ -351,9 +353,7 @@ def _chat_templates(place: Path, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _stop_ids(place: Path, config: Mapping[str, Any], backend: Tokenizer, eos: str | None) -> list[int]:
-    """Stop tokens as in generation: those of the generation configuration, else of the model's, and the tokenizer's
-    own.
-    """
+    """Stop tokens as in generation: of the generation configuration, else of config.json; and the tokenizer's own."""
     path = place / "generation_config.json"
     source = _read_json(path) if path.exists() else {**_text_config(config), **config}
     value = source.get("eos_token_id")

@@ -1,4 +1,4 @@
-"""The tool call parser: reads calls out of the text of an answer, in the formats that chat templates teach models."""
+"""Tool call parser: extracts calls from the text of an answer, in the formats of common chat templates."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 
 from core.text import beginning_at_end
 
-#: Texts that calls begin with. The special tokens among them are left out of an answer's text, so some formats begin
-#: with the JSON itself.
+#: Beginnings of calls. Special tokens among them may be missing from an answer, which then begins with JSON.
 MARKERS = (
     "<tool_call>",
     "<|tool_call|>",
@@ -43,18 +42,18 @@ class ToolCall:
 
 
 def parse_tool_calls(text: str, tools: Collection[str]) -> tuple[str, list[ToolCall]]:
-    """An answer as its text and its calls.
+    """Split an answer into its text and its calls.
 
-    Known are the formats of Qwen and Hermes (``<tool_call>`` around JSON, around ``<function=…>``, or around GLM's keys
-    and values), of Llama, Mistral, Granite and Phi (JSON alone, an object or a list, with or without a marker), and of
-    gpt-oss. A call counts only if its tool is among those offered, so that an answer that is JSON stays one.
+    Supported formats: Qwen, Hermes and GLM (``<tool_call>`` around JSON, ``<function=…>``, or keys and values), Llama,
+    Mistral, Granite and Phi (a JSON object or list, with or without a marker), and gpt-oss. A call must name an offered
+    tool, so other JSON stays text.
 
     Args:
         text: The answer, without special tokens.
-        tools: Names of the tools that were offered.
+        tools: Names of the offered tools.
 
     Returns:
-        The text without calls and the calls, or the text as it is and none.
+        The text without calls, and the calls; or the unchanged text and no calls.
     """
     for read in (_tagged, _functions, _harmony, _named, _plain):
         found = read(text)
@@ -65,13 +64,13 @@ def parse_tool_calls(text: str, tools: Collection[str]) -> tuple[str, list[ToolC
 
 
 def tool_call_start(text: str) -> int:
-    """Where a call may begin in the beginning of an answer: what is before it is text for sure.
+    """Position in an unfinished answer before which there is certainly only text.
 
     Args:
         text: The answer so far.
 
     Returns:
-        The place of what may be a call, or the beginning of one; the length of the text where nothing may be.
+        Position of the first text that may be a call, or the beginning of a marker; else the length of the text.
     """
     stripped = text.lstrip()
     if not stripped or stripped[0] in _OPENINGS:
@@ -98,7 +97,7 @@ def _tagged(text: str) -> _Found | None:
 
 
 def _keyed_call(text: str) -> list[ToolCall] | None:
-    """GLM's form: the name on a line, then pairs of keys and values, tagged or a line each."""
+    """GLM's form: the name on a line, then pairs of keys and values, in tags or on lines of their own."""
     name, _, rest = text.partition("<arg_key>" if "<arg_key>" in text else "\n")
     pairs = _ARGUMENT.findall(text)
     if not pairs and rest:
@@ -112,7 +111,7 @@ def _keyed_call(text: str) -> list[ToolCall] | None:
 
 
 def _functions(text: str) -> _Found | None:
-    """``<function=NAME>`` around ``<parameter=KEY>`` or JSON, in ``<tool_call>`` or not."""
+    """``<function=NAME>`` around ``<parameter=KEY>`` or JSON, with or without ``<tool_call>``."""
     calls = []
     for match in _FUNCTION.finditer(text):
         pairs = _PARAMETER.findall(match[2])
@@ -124,7 +123,7 @@ def _functions(text: str) -> _Found | None:
 
 
 def _harmony(text: str) -> _Found | None:
-    """gpt-oss: a message to a function, after what was thought."""
+    """gpt-oss: a message to a function, after the reasoning."""
     match = _HARMONY.search(text)
     if match is None or (arguments := _object(text[match.end() :])) is None:
         return None
@@ -132,7 +131,7 @@ def _harmony(text: str) -> _Found | None:
 
 
 def _named(text: str) -> _Found | None:
-    """Mistral's newer form: a marker, the name, and the arguments, as often as there are calls."""
+    """Mistral's newer form: a marker, the name and the arguments for each call."""
     calls, place = [], 0
     while (match := _NAMED.match(text, place)) is not None:
         try:
@@ -144,14 +143,14 @@ def _named(text: str) -> _Found | None:
 
 
 def _plain(text: str) -> _Found | None:
-    """JSON alone: an object, several one after another, or a list of them."""
+    """JSON alone: an object, several objects, or a list of objects."""
     match = _LIST.match(text)
     calls = _json_calls(text[match.end() :]) if match is not None else None
     return ("", calls) if calls else None
 
 
 def _json_calls(text: str) -> list[ToolCall] | None:
-    """The calls in JSON: an object with a name and arguments, a list of these, or several in a row."""
+    """Calls in JSON: an object with a name and arguments, a list of objects, or several of either."""
     calls = []
     for value in _values(text):
         for item in value if isinstance(value, list) else [value]:
@@ -163,7 +162,7 @@ def _json_calls(text: str) -> list[ToolCall] | None:
 
 
 def _values(text: str) -> Iterator[Any]:
-    """The JSON values of a text, between which spaces, commas and semicolons may be; what is none of that is None."""
+    """JSON values of a text, separated by spaces, commas or semicolons; invalid JSON yields None and ends it."""
     place = 0
     while place < len(text):
         if text[place] in " \t\r\n,;":
@@ -202,7 +201,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 
 def _value(text: str) -> Any:
-    """A value that is written as JSON, or else a text."""
+    """A value parsed as JSON, or else the text itself."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,1 +1,1 @@
-"""YAML files of other tools, read within bounds and with the line of every key."""
+"""YAML files of other tools, read in the sandbox, with the line of every key."""

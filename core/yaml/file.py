@@ -19,8 +19,7 @@ class YamlFile:
     Args:
         path: Path of the file.
         values: Its keys, in order.
-        lines: The line of each key, counted from 1; nested keys as ``table.key``, keys in a list of tables
-            as ``list[1].key``.
+        lines: Line of each key, from 1; nested keys as ``table.key``, keys in a list of tables as ``list[1].key``.
     """
 
     path: Path
@@ -41,15 +40,15 @@ class YamlFile:
 def read_yaml(path: Path, clean: Callable[[str], str] = str) -> YamlFile:
     """Read a file with PyYAML's safe loader, in the sandbox; blocks.
 
-    Aliases and merge keys are followed as far as the whole stays within :data:`core.yaml.reader.MOST_VALUES`.
+    Aliases and merge keys are expanded, up to :data:`core.yaml.reader.MOST_VALUES` values.
 
     Args:
         path: The file.
-        clean: Redacts text that an error quotes, which may hold a secret; must be picklable: a module-level function.
+        clean: Redacts secrets in text quoted by an error; a module-level function, since it is pickled.
 
     Raises:
-        UserError: If it cannot be read, is not one YAML document, is not a mapping, has a duplicate key, or stands for
-            more than a configuration would. The message names file and line.
+        UserError: If it cannot be read, is not a single YAML document with a mapping, has a duplicate key, or is too
+            large. The message names file and line.
     """
     return sandboxed(read_document, one_line(str(path)), rights=reading(path))(path, clean)
 

@@ -1,5 +1,7 @@
-"""YAML reader that records the line of every key. It runs in the sandbox, which bounds its time and memory; the reader
-bounds its result, which leaves the sandbox.
+"""YAML reader that records the line of every key.
+
+It runs in the sandbox, which limits its time and memory; the reader limits the size of the result, which leaves the
+sandbox.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from core.text import one_line
 
 #: Largest file read, in bytes. Configurations are a few kilobytes.
 LIMIT = 128 << 10
-#: Most values of a file, with its aliases and merge keys written out.
+#: Most values of a file, with aliases and merge keys expanded.
 MOST_VALUES = 20_000
 #: Longest key, in characters.
 LONGEST_KEY = 200
@@ -24,7 +26,7 @@ LONGEST_KEY = 200
 _DEEPEST = 40
 #: Characters of a string that count as one more value.
 _CHARACTERS = 64
-#: Numbers beyond this are no plausible setting.
+#: Largest plausible number.
 _LARGEST = 1 << 63
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str")}
@@ -33,7 +35,7 @@ _TEXTS = {f"{_TAG}timestamp", f"{_TAG}value"}
 
 
 def read_values(path: Path, clean: Callable[[str], str]) -> tuple[dict[str, Any], dict[str, int]]:
-    """The values of a file and the line of each key, as in :class:`core.yaml.file.YamlFile`.
+    """Values of a file and the line of each key, as in :class:`core.yaml.file.YamlFile`.
 
     Raises:
         UserError: As :func:`core.yaml.file.read_yaml`.
@@ -49,7 +51,7 @@ def read_values(path: Path, clean: Callable[[str], str]) -> tuple[dict[str, Any]
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{shown} cannot be read: {reason}.", "Check the path and its permissions.") from error
     except yaml.MarkedYAMLError as error:
-        # The error's own text quotes the line, which may hold a token.
+        # The text of the error quotes the line, which may hold a secret.
         mark = error.problem_mark or error.context_mark
         reader.refuse(mark.line if mark else None, f"is not YAML: {error.problem or error.context or 'broken'}")
     except yaml.YAMLError as error:
@@ -92,7 +94,7 @@ class _Reader:
         raise UserError(f"{self._shown}{place} {one_line(self._clean(problem), 160)}.", hint)
 
     def _count(self, node: yaml.Node) -> None:
-        """Count a key or a value; a long text counts for several, as aliases repeat it."""
+        """Count a key or a value; a long string counts as several values, since aliases may repeat it."""
         self._left -= 1 + (len(node.value) // _CHARACTERS if node.tag == f"{_TAG}str" else 0)
         if self._left < 0:
             problem = f"stands for more than {MOST_VALUES} values, its aliases written out"

@@ -1,6 +1,6 @@
-"""Arrow tables to JSON Lines, column by column: the same text as ``json.dumps`` of each row, without making the rows.
+"""Arrow tables to JSON Lines, column by column: the text that ``json.dumps`` would write, without making the rows.
 
-Used only in the helper process that unpacks files: pyarrow is not loaded elsewhere.
+Only the unpacking helper loads it, and with it pyarrow.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-#: Bytes below this one may not be in a JSON string, and are the most common that need escaping.
+#: First byte that a JSON string may hold unescaped, and the most common bytes below it.
 _FIRST_PLAIN, _COMMON = pa.scalar(0x20, pa.uint8()), (b"\n", b"\t")
-#: The most common escaped characters and their escapes; the first (the backslash) is part of the other escapes.
+#: The most common escaped characters. The backslash comes first, as it is part of the other escapes.
 _ESCAPES = (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\t", "\\t"))
 
 Plain = Callable[[Any], Any]
-#: JSON text of each value as consecutive parts: one constant for all values, or one text per value.
+#: JSON text of each value as consecutive parts: a constant for all values, or an array with a text per value.
 _Parts = list["str | pa.Array"]
 
 
 def json_lines(batch: pa.RecordBatch, plain: Plain) -> bytes:
-    """JSON Lines of a record batch, one line per row; its column names must be distinct.
+    """JSON Lines of a record batch with distinct column names, one line per row.
 
     Args:
         batch: The rows.
         plain: Converts values that JSON cannot represent.
 
     Raises:
-        pyarrow.ArrowException: If they cannot be written.
+        pyarrow.ArrowException: If the rows cannot be written.
     """
     columns = [_parts(column, plain) for column in batch.columns]
     return _data(_joined([*_object(batch.schema.names, columns), "\n"], batch.num_rows))
@@ -71,7 +71,7 @@ def _object(names: list[str], values: list[_Parts]) -> _Parts:
 
 
 def _joined(parts: _Parts, count: int) -> pa.Array:
-    """Parts concatenated, which copies the text: done once for as many parts as possible."""
+    """Concatenated parts. Constants are merged first, as each join copies the text."""
     merged: _Parts = [""]
     for part in parts:
         if isinstance(part, str) and isinstance(merged[-1], str):
@@ -93,7 +93,7 @@ def _elements(array: pa.Array, plain: Plain) -> pa.Array:
 
 
 def _escaped(array: pa.Array) -> pa.Array:
-    """Strings escaped as between quotation marks; null stays null."""
+    """Strings escaped for JSON, without quotation marks; null stays null."""
     data = _data(array)
     controls = pc.less(pa.Array.from_buffers(pa.uint8(), len(data), [None, pa.py_buffer(data)]), _FIRST_PLAIN)
     count = controls.true_count
@@ -107,7 +107,7 @@ def _escaped(array: pa.Array) -> pa.Array:
 
 
 def _string(text: bytes) -> bytes:
-    # Invalid UTF-8 is kept: its row is reported, and no other.
+    # Invalid UTF-8 is kept, so only its own row is refused.
     return encode_basestring(text.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 

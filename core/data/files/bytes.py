@@ -1,4 +1,4 @@
-"""Byte sources: the bytes in which rows are found, of a plain file or of the output of the unpacking helper."""
+"""Byte sources of rows: a plain file, or (in :mod:`core.data.files.spool`) the output of the unpacking helper."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.errors import UserError
 
 
 class ByteSource(Protocol):
-    """Interface of a text that may still be growing. One thread advances it; any thread may read and close it."""
+    """Text that may still grow. One thread advances it; any thread may read and close it."""
 
     source: Source
     layout: Layout
@@ -24,16 +24,16 @@ class ByteSource(Protocol):
 
     @property
     def final(self) -> bool:
-        """Whether ``available`` will not grow any more."""
+        """True once ``available`` has reached its final value."""
         ...
 
     @property
     def done(self) -> int:
-        """Bytes of the file itself that ``available`` corresponds to."""
+        """Bytes of the file consumed for the bytes in ``available``."""
         ...
 
     def advance(self) -> None:
-        """Wait until more is available, or until it is final or closed.
+        """Wait until more bytes are available, or the source is final or closed.
 
         Raises:
             UserError: If the file is damaged.
@@ -41,7 +41,7 @@ class ByteSource(Protocol):
         ...
 
     def read(self, offset: int, count: int) -> bytes | None:
-        """Exactly ``count`` of the available bytes; None once closed.
+        """Exactly ``count`` available bytes; None once closed.
 
         Raises:
             FileChangedError: If the file has become shorter.
@@ -57,7 +57,7 @@ class ByteSource(Protocol):
 class Descriptor:
     """An open file that one thread may close while another reads it.
 
-    Read with ``pread``, never mapped: a mapped file that another process truncates kills its reader.
+    It is read with ``pread``, not mapped: a mapped file that another process truncates kills its reader.
     """
 
     def __init__(self, number: int) -> None:
@@ -66,7 +66,7 @@ class Descriptor:
         self._closed = False
 
     def is_closed(self) -> bool:
-        """Whether :meth:`close` has been called."""
+        """True after :meth:`close`."""
         return self._closed
 
     def read(self, offset: int, count: int) -> bytes | None:
@@ -75,7 +75,7 @@ class Descriptor:
             return None if self._closed else os.pread(self.number, count, offset)
 
     def close(self) -> None:
-        """Close it; later calls do nothing."""
+        """Close the file; later calls do nothing."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -101,7 +101,7 @@ def read_exactly(descriptor: Descriptor, source: Source, offset: int, count: int
 
 
 class PlainBytes:
-    """A file without packing; all of it is available at once. Takes ownership of the source's descriptor."""
+    """An unpacked file, available at once. Takes ownership of the source's descriptor."""
 
     def __init__(self, source: Source, layout: Layout) -> None:
         self.source = source
@@ -124,7 +124,7 @@ class PlainBytes:
         return self.source.size
 
     def advance(self) -> None:
-        """Does nothing: all bytes are available."""
+        """Do nothing: all bytes are available."""
 
     def read(self, offset: int, count: int) -> bytes | None:
         """See :class:`ByteSource`."""

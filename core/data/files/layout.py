@@ -1,4 +1,4 @@
-"""Layout of a text file's rows, recognized from its first bytes and its extension."""
+"""Layout of the rows of a text file, recognized from its first bytes and its extension."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from core.errors import UserError
 
 Kind = Literal["jsonl", "json", "csv", "text"]
 
-#: Supported kinds of files, for messages.
+#: Supported files, for messages.
 READ = (
     "JSON Lines (.jsonl), JSON (.json), CSV (.csv, .tsv), Parquet (.parquet), Arrow (.arrow), text (.txt), and .gz or "
     ".zst of these are read"
 )
-#: Bytes at the beginning of a file that are inspected.
+#: Bytes inspected at the beginning of a file.
 HEAD_BYTES = 64 << 10
 
 _BOM = b"\xef\xbb\xbf"
@@ -28,13 +28,13 @@ _SUFFIX_KINDS: dict[str, Kind] = {
     ".tsv": "csv",
     ".txt": "text",
 }
-# Bytes that text does not contain; a few may be noise in one row, many mean that the file is not text.
+# Control bytes. A few may be noise in a row; many mean that the file is not text.
 _CONTROL = bytes(code for code in range(0x20) if code not in b"\t\n\r\x0b\x0c\x1b")
 _CONTROL_SHARE = 0.1
 _SPACE = b" \t\r\n"
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _SCALAR = re.compile(rb"[^,\[\]{}\"]+")
-# Columns whose value is a list within one row: an object with such a list is a row, not a container of rows.
+# Columns whose value is a list: an object with such a list is a row, not a container of rows.
 _LISTS_OF_OBJECTS = {
     *("messages", "conversations", "conversation", "dialogue", "dialog", "turns"),
     *("tools", "functions", "prompt", "completion", "chosen", "rejected", "segments"),
@@ -48,9 +48,10 @@ class Layout:
 
     Args:
         kind: Kind of the file.
-        start: Byte offset of the first character after a byte order mark; of an array inside an object, its bracket.
-        delimiter: Between the cells of a CSV; empty for the others.
-        nested: Whether the array is a value of an object, which may go on after it.
+        start: Byte offset of the first character after any byte order mark; for an array inside an object, of its
+            bracket.
+        delimiter: Delimiter of a CSV; empty for other kinds.
+        nested: True if the array is a value of an object, which may go on after it.
         line: Line of ``start``, from 1.
     """
 
@@ -93,7 +94,7 @@ def recognize(suffix: str, head: bytes, shown: str) -> Layout:
 
 
 def is_column_arrays(head: bytes) -> bool:
-    """Whether a JSON file is one object of arrays, a column each: ``{"question": [...], "answer": [...]}``."""
+    """True if a JSON file is an object of arrays, one per column: ``{"question": [...], "answer": [...]}``."""
     start = len(_BOM) if head.startswith(_BOM) else 0
     inner = _first_array(head, start)
     if inner is None or b"," in _STRING.sub(b"", head[start:inner]):
@@ -103,9 +104,9 @@ def is_column_arrays(head: bytes) -> bool:
 
 
 def _first_array(head: bytes, start: int) -> int | None:
-    """Offset of the bracket of the first array among the values of the file's one object; None if that object is a row.
+    """Offset of the first array among the values of the file's object; None if the file holds rows instead.
 
-    Several objects, one per line, are rows, and so is an object whose lists are a row's own.
+    Objects on lines of their own are rows, and so is an object whose lists are columns of a row.
     """
     position = start + len(head[start:]) - len(head[start:].lstrip(_SPACE))
     if head[position : position + 1] != b"{" or _is_object_a_line(head[position:]):
@@ -133,19 +134,19 @@ def _skip(head: bytes, position: int, mark: bytes) -> int:
 
 
 def _is_object_a_line(text: bytes) -> bool:
-    """Whether the first line is an object by itself and another one follows."""
+    """True if the first line is a whole object and another object follows."""
     line, _, rest = text.partition(b"\n")
     if rest.lstrip(_SPACE)[:1] != b"{":
         return False
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
-        # The first line is longer than the head that was read, or damaged: the text after it decides.
+        # Damaged, or longer than the inspected head: the object after it decides.
         return True
 
 
 def _is_array(text: bytes) -> bool:
-    """Whether a leading bracket opens the array of rows, and not a row of JSON Lines that is an array itself."""
+    """True if a leading bracket opens an array of rows, rather than a line of JSON Lines that is itself an array."""
     line, _, rest = text.partition(b"\n")
     if not rest.strip():
         return True

@@ -1,4 +1,4 @@
-"""Dataset reader: opens data files and directories; any page of rows at once, or all rows in order."""
+"""Dataset reader: opens data files and directories, to read any page of rows, or all rows in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.data.files.text_rows import TextRows
 
 __all__ = ["ROW_LIMIT", "NoRowsError", "Row", "RowFile", "all_rows", "open_files", "open_rows", "read_rows"]
 
-#: Longest row that is parsed, in bytes; a longer one is reported with its size.
+#: Longest row parsed, in bytes; longer rows are reported with their size.
 ROW_LIMIT = 8 << 20
 
 _BATCH = 256
@@ -23,13 +23,13 @@ def open_rows(path: Path, row_limit: int = ROW_LIMIT) -> RowFile:
     """Open a dataset and index its first rows, so that a page can be shown at once.
 
     Args:
-        path: JSON Lines, JSON (an array, an object with one, an object of arrays), CSV, TSV, text, Parquet or Arrow;
-            the text ones also compressed with gzip or zstd; a directory of such files, ``directory#split`` for those
-            of one split; a directory saved by ``datasets``.
-        row_limit: Longest row parsed, in bytes; longer ones come as rows with an error.
+        path: JSON Lines, JSON (an array, an object with an array, an object of arrays), CSV, TSV, text, Parquet or
+            Arrow, also compressed with gzip or zstd; a directory of such files, or ``directory#split`` for one split;
+            a directory saved by ``datasets``.
+        row_limit: Longest row parsed, in bytes; longer rows have an error.
 
     Raises:
-        UserError: If it is missing, special, unreadable, empty, damaged, of a kind that is not read, or without rows.
+        UserError: If it is missing, special, unreadable, empty, damaged, of an unsupported kind, or without rows.
     """
     path, split = split_reference(path)
     if os.path.isdir(path):  # not the method, which raises without permission
@@ -38,7 +38,7 @@ def open_rows(path: Path, row_limit: int = ROW_LIMIT) -> RowFile:
 
 
 def open_files(directory: Path, files: Sequence[Path], row_limit: int = ROW_LIMIT) -> RowFile:
-    """Open some files of a directory, in their order, as one dataset.
+    """Open files of a directory, in the given order, as one dataset.
 
     Raises:
         UserError: As :func:`open_rows`.
@@ -47,7 +47,7 @@ def open_files(directory: Path, files: Sequence[Path], row_limit: int = ROW_LIMI
 
 
 def read_rows(path: Path, row_limit: int = ROW_LIMIT) -> Iterator[Row]:
-    """All rows in order, in little memory; unreadable ones come with their error.
+    """All rows in order, read as needed; unreadable rows have an error.
 
     Raises:
         FileChangedError: If the file changes meanwhile.
@@ -57,7 +57,7 @@ def read_rows(path: Path, row_limit: int = ROW_LIMIT) -> Iterator[Row]:
 
 
 def all_rows(file: RowFile) -> Iterator[Row]:
-    """All rows of an open dataset in order; the dataset is closed at the end.
+    """All rows of an open dataset, in order; closes the dataset at the end.
 
     Raises:
         FileChangedError: If a file changes meanwhile.

@@ -21,17 +21,16 @@ class NoRowsError(UserError):
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it is in the file.
+    """A row as stored in the file.
 
     Args:
-        index: From 0, blank lines not counted.
-        line: Line of the file it begins on, from 1; 0 in a table, which has no lines, and if it shares its line with
-            other rows, as in an array written on one line.
+        index: Number of the row, from 0; blank lines are not counted.
+        line: Line on which it begins, from 1; 0 in a columnar file, and for a row that shares its line with others.
         data: The columns; None if the row cannot be read.
-        error: Why it cannot be read, one sentence; empty if it can. It may quote the row: sanitize it.
-        code: The kind of error, as in :class:`~core.data.conversation.RowError`; empty without an error.
-        raw: The beginning of an unreadable row, undecodable bytes replaced; empty without an error. Sanitize it.
-        file: The shard of a dataset of several files; empty for a single file.
+        error: Reason why it cannot be read, one sentence; empty if it can. It may quote the row: sanitize it.
+        code: Code of the error, as in :class:`~core.data.conversation.RowError`; empty without an error.
+        raw: Beginning of an unreadable row, with undecodable bytes replaced; empty without an error. Sanitize it.
+        file: Shard of a dataset of several files; empty for a single file.
     """
 
     index: int
@@ -44,12 +43,12 @@ class Row:
 
     @property
     def place(self) -> str:
-        """Position of the row for messages: its line, or its number if that is more precise."""
+        """Position of the row for messages: its line, or its number if it has no line of its own."""
         return f"line {self.line}" if self.line else f"row {self.index + 1}"
 
 
 class RowFile(ABC):
-    """An open dataset: made by :func:`core.data.files.reader.open_rows`, indexed in the background, paged meanwhile.
+    """An open dataset, made by :func:`core.data.files.reader.open_rows`; may be paged while it is indexed.
 
     ``rows`` may be called from one thread while ``index`` runs in another. Close it, or use it as a context manager;
     closing ends a running ``index``.
@@ -60,14 +59,12 @@ class RowFile(ABC):
     @property
     @abstractmethod
     def kind(self) -> Kind:
-        """``jsonl``, ``json`` (an array), ``csv`` or ``text`` (one row per line); of packed files, the kind of the
-        content.
-        """
+        """``jsonl``, ``json`` (an array), ``csv`` or ``text`` (a row per line); for packed files, of the content."""
 
     @property
     @abstractmethod
     def columns(self) -> list[str]:
-        """The header of a CSV; empty for the other kinds."""
+        """Header of a CSV; empty for other kinds."""
 
     @property
     @abstractmethod
@@ -82,44 +79,44 @@ class RowFile(ABC):
     @property
     @abstractmethod
     def complete(self) -> bool:
-        """Whether ``count_known`` is the final count."""
+        """True if ``count_known`` is final."""
 
     @abstractmethod
     def advance(self) -> tuple[int, int]:
-        """Index some more rows; blocks for milliseconds. Does nothing when complete or closed.
+        """Index more rows; blocks for milliseconds. Does nothing when complete or closed.
 
         Returns:
-            Bytes of the files done, and their total.
+            Bytes of the files indexed, and their total.
 
         Raises:
-            FileChangedError: If a file is no longer the one that was opened.
+            FileChangedError: If a file was replaced or changed.
             UserError: If it cannot be read.
         """
 
     @abstractmethod
     def index(self, progress: Progress | None = None) -> None:
-        """Index all rows; blocks, so call it from a thread. Ends early, without an error, when the file is closed.
+        """Index all rows; blocks, so call it from a thread. Returns early, without an error, when closed.
 
         Args:
             progress: Called after each megabyte with the bytes done and the total.
 
         Raises:
-            FileChangedError: If a file is no longer the one that was opened.
-            UserError: If it cannot be read, or has no rows at all.
+            FileChangedError: If a file was replaced or changed.
+            UserError: If it cannot be read, or has no rows.
         """
 
     @abstractmethod
     def rows(self, start: int, count: int) -> list[Row]:
-        """Rows from ``start`` on, at most ``count``, among those indexed so far.
+        """At most ``count`` indexed rows, from ``start`` on.
 
         Raises:
-            FileChangedError: If a file is no longer the one that was opened.
+            FileChangedError: If a file was replaced or changed.
             UserError: If it cannot be read.
         """
 
     @abstractmethod
     def row(self, index: int, limit: int | None = None) -> Row:
-        """One row, parsed up to another ``limit`` in bytes.
+        """A row by number; ``limit`` replaces the limit on its length, in bytes.
 
         Raises:
             IndexError: If it is not indexed (yet).

@@ -1,7 +1,7 @@
-"""Row scanners: byte ranges of rows, found chunk by chunk without parsing.
+"""Row scanners: find the byte ranges of rows, chunk by chunk, without parsing.
 
-A scanner is fed consecutive chunks and appends the rows it finds to a :class:`Spans`. It returns the number of bytes
-consumed; the rest, a few bytes at most, is fed again at the head of the next chunk.
+Feed a scanner consecutive chunks; it appends the rows it finds to a :class:`Spans` and returns the number of bytes
+consumed. The rest, a few bytes at most, must be fed again at the head of the next chunk.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class Spans:
         return len(self.lines)
 
     def add(self, start: int, end: int, line: int) -> None:
-        """Add one row: bytes ``start`` to ``end``, on ``line`` counted from 1."""
+        """Add a row: bytes ``start`` to ``end``, on ``line`` (from 1)."""
         self.starts.append(start)
         self.ends.append(end)
         self.lines.append(line)
 
 
 class Scanner(Protocol):
-    """Interface of the scanners: finds rows in consecutive chunks."""
+    """Finds rows in consecutive chunks."""
 
     def feed(self, data: bytes, base: int, final: bool) -> int:
-        """Scan a chunk that begins at file offset ``base``; ``final`` if it is the last.
+        """Scan a chunk that begins at file offset ``base``; ``final`` marks the last chunk.
 
         Returns:
-            Number of bytes consumed; the others are fed again.
+            Number of bytes consumed; the rest must be fed again.
         """
         ...
 
@@ -81,13 +81,13 @@ class LineScanner:
 
 
 class CsvScanner:
-    """Records of a CSV, the header included: a newline ends one unless it stands between quotes.
+    """Records of a CSV, including the header: a newline outside quotes ends a record.
 
-    A quote opens only where a cell begins, and a doubled one inside is a character, as in :mod:`csv`.
+    As in :mod:`csv`, a quote opens only at the start of a cell, and a doubled quote inside is a character.
 
     Args:
         spans: Receives the records.
-        delimiter: The byte between cells.
+        delimiter: Delimiter of cells.
     """
 
     def __init__(self, spans: Spans, delimiter: str) -> None:
@@ -103,7 +103,7 @@ class CsvScanner:
     def feed(self, data: bytes, base: int, final: bool) -> int:
         """See :class:`Scanner`."""
         position, size = 0, len(data)
-        # A quote may be half of a doubled one, a carriage return may stand before its newline: the next byte decides.
+        # The next byte decides if a quote is doubled, or a carriage return is part of a line end.
         limit = size if final else size - (data[-1:] in (b'"', b"\r"))
         while position < limit:
             if self._start is None:
@@ -117,7 +117,7 @@ class CsvScanner:
             )
         if final and self._start is not None:
             self._end(data, base, size)
-        # A doubled quote may have been consumed whole, with its second half beyond the limit.
+        # A doubled quote is consumed whole, even if its second half is beyond the limit.
         return max(position, limit)
 
     def _inside(self, data: bytes, position: int, limit: int) -> int:
@@ -151,13 +151,13 @@ class CsvScanner:
 
 
 class ArrayScanner:
-    """Elements of a JSON array: the text between its brackets and commas, nested values left whole.
+    """Elements of a JSON array: the text between its brackets and commas, with nested values whole.
 
     Args:
         spans: Receives the elements.
-        nested: Whether the array is a value of an object. The rest of the object is then skipped, unless it has another
-            array of objects: that is reported as an unreadable row.
-        line: The line it begins on.
+        nested: True if the array is a value of an object. The rest of the object is skipped, except for another array
+            of objects, which becomes an unreadable row.
+        line: Line on which the array begins.
     """
 
     _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(")?|[\[\]{},]', re.DOTALL)
@@ -199,12 +199,12 @@ class ArrayScanner:
         if final and self._start is not None:
             self._end(base + size)
         elif final and not self._closed:
-            # An empty row stands for the missing end, so that it is reported.
+            # An empty row reports the missing end.
             self._spans.add(base + size, base + size, self._line)
         return size
 
     def _behind(self, data: bytes, base: int, position: int, final: bool) -> int:
-        """Skip the rest of the object around an array; another array of objects in it becomes a row of its own."""
+        """Skip the rest of the object around an array; another array of objects becomes an unreadable row."""
         another = self._ANOTHER.search(data, position) if self._start is None else None
         if another is not None:
             self._start = base + another.start()

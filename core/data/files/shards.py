@@ -1,4 +1,4 @@
-"""Sharded datasets: a directory of data files, read in order as one dataset."""
+"""Sharded datasets: a directory of data files, read as one dataset."""
 
 from __future__ import annotations
 
@@ -19,30 +19,29 @@ from core.small_files import read_small
 from core.text import one_line
 
 _DEEPEST = 4
-#: Most bytes read of the state file of a saved dataset, which names its files.
+#: Largest state file of a saved dataset, in bytes; it names the data files.
 _STATE_LIMIT = 16 << 20
 
 
 def list_shards(directory: Path, split: str = "") -> list[Path]:
-    """The data files of a directory in order.
+    """The data files of a directory, in order.
 
-    A directory saved by ``datasets`` names its files itself; of any other, all data files in it and below are taken, in
-    natural order of their names. Links to directories are not followed; a file named like a data file that cannot be
-    read is refused when it is opened, never skipped.
+    A directory saved by ``datasets`` lists its files. Otherwise all data files in it and below are taken, in natural
+    order of their names. Links to directories are not followed. A file with the name of a data file that cannot be read
+    is refused when opened, never skipped.
 
     Args:
         directory: The directory.
-        split: Take only the files whose names say this split (``train``, ``test``, ``validation``).
+        split: Take only files with this split in their names (``train``, ``test``, ``validation``).
 
     Raises:
-        UserError: If there are no files, too many, of several kinds or of several splits.
+        UserError: If there are no files, too many, or files of several kinds or splits.
     """
     shown = one_line(str(directory))
     try:
         os.stat(directory / "state.json")
-    # Most directories have none; only one that may not be looked into is refused here.
     except FileNotFoundError:
-        pass
+        pass  # most directories; this only refuses directories without permission
     except OSError as error:
         raise cannot_open(error, shown) from error
     if (directory / "dataset_dict.json").is_file() and not split:
@@ -73,14 +72,12 @@ def list_shards(directory: Path, split: str = "") -> list[Path]:
 
 
 def _first_choice(splits: list[str]) -> str:
-    """The split to be named as an example: the one for training where there is one."""
+    """The split to suggest: ``train`` if there is one."""
     return "train" if "train" in splits else splits[0]
 
 
 def split_reference(path: Path) -> tuple[Path, str]:
-    """A directory and the split of it that ``directory#split`` names; other paths are returned unchanged, without a
-    split.
-    """
+    """Directory and split of a reference ``directory#split``; any other path unchanged, with an empty split."""
     name, mark, split = path.name.rpartition("#")
     if not mark or os.path.exists(path):
         return path, ""
@@ -89,15 +86,15 @@ def split_reference(path: Path) -> tuple[Path, str]:
 
 
 class ShardedRows(RowFile):
-    """The rows of several files, one after the other. A shard without rows is skipped.
+    """The rows of several files, in order. Shards without rows are skipped.
 
     Args:
         path: The directory, for messages.
         shards: Its data files.
-        open_shard: Opens one of them.
+        open_shard: Opens a data file.
 
     Raises:
-        UserError: If the first cannot be read, or none has rows.
+        UserError: If the first file cannot be read, or no file has rows.
     """
 
     def __init__(self, path: Path, shards: list[Path], open_shard: Callable[[Path], RowFile]) -> None:
@@ -195,7 +192,7 @@ class ShardedRows(RowFile):
         self._files[-1].index(report)
 
     def _open_next(self) -> None:
-        """Open the next shard that has rows, if any is left."""
+        """Open the next shard with rows, if any."""
         while self._waiting and not self._closed.is_set():
             try:
                 file = self._open_shard(self._waiting[-1])
@@ -222,7 +219,7 @@ class ShardedRows(RowFile):
 
 
 def _saved_files(directory: Path) -> list[Path]:
-    """Files named in the state of a dataset saved by ``datasets``."""
+    """Files listed in the state of a dataset saved by ``datasets``."""
     state = directory / "state.json"
     try:
         listed = json.loads(read_small(state, _STATE_LIMIT))["_data_files"]

@@ -1,9 +1,8 @@
-"""Shared datasets: a file is opened, unpacked and indexed once per process, however many parts of it read its rows.
+"""Shared datasets: each file is opened, unpacked and indexed once per process.
 
-Every caller gets a handle of its own. The first handle asked to index does the work, the others wait for it and receive
-its progress; if it is closed before the end, the next one continues. The file is closed with its last handle. Handles
-share a file only if it is the very same one (device, inode, size, time of modification): one that has been replaced or
-has changed since is opened anew.
+Every caller gets its own handle. The first handle asked to index does the work while the others wait and receive its
+progress; if it is closed early, the next handle continues. The last handle closes the file. Handles share a file only
+if device, inode, size and modification time are the same; a file that has been replaced or changed is opened anew.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class _Shared:
         self.is_indexed_by_someone = False
 
     def tell(self, done: int, total: int) -> None:
-        """Report progress to all handles that wait for the index."""
+        """Report progress to all handles waiting for the index."""
         with self.turn:
             listeners = tuple(self.listeners)
         for listener in listeners:
@@ -53,11 +52,11 @@ _known: dict[_Key, _Shared] = {}
 
 
 def open_shared(path: Path, files: Sequence[Path] = ()) -> RowFile:
-    """Open a dataset as :func:`~core.data.files.reader.open_rows` does, shared with the other handles in this process.
+    """Open a dataset like :func:`~core.data.files.reader.open_rows`, shared with other handles in this process.
 
     Args:
         path: As for :func:`~core.data.files.reader.open_rows`, or the directory of ``files``.
-        files: The files of the directory to read; empty to let ``path`` decide.
+        files: Files of the directory to read; empty to let ``path`` decide.
 
     Raises:
         UserError: As :func:`~core.data.files.reader.open_rows`.
@@ -79,7 +78,7 @@ def open_shared(path: Path, files: Sequence[Path] = ()) -> RowFile:
 
 
 def _key_of(path: Path, files: Sequence[Path]) -> _Key | None:
-    """Identities of the files as they are now; None if one cannot be read, which opening it then reports."""
+    """Current identities of the files; None if a file cannot be read, which opening it reports."""
     try:
         directory, split = split_reference(path)
         names = list(files) or (list_shards(directory, split) if directory.is_dir() else [path])
@@ -100,7 +99,7 @@ def _let_go(shared: _Shared) -> None:
 
 
 class SharedRows(RowFile):
-    """One handle of a shared file. Made by :func:`open_shared`; closing it does not disturb the others."""
+    """Handle of a shared file, made by :func:`open_shared`; other handles survive its closing."""
 
     def __init__(self, shared: _Shared, file: RowFile) -> None:
         self.path = file.path

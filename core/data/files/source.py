@@ -1,4 +1,4 @@
-"""Dataset files: opened safely, with packing and layout recognized, or refused with the reason in one sentence."""
+"""Dataset files: opened safely, with packing and layout recognized, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from core.text import one_line
 
 __all__ = ["READ", "FileChangedError", "Identity", "Kind", "Layout", "Packing", "Source", "open_source"]
 
-#: Packing of a file: none, compressed, columnar (``columns``: a JSON object of arrays), or columnar and compressed;
-#: ``json`` is JSON of a layout that is known only once it is decompressed.
+#: Packing of a file: none, compressed, columnar (``columns`` is a JSON object of arrays), or both; ``json`` is JSON
+#: whose layout is known only after decompression.
 Packing = Literal[
     "",
     "gzip",
@@ -53,7 +53,7 @@ _PACKED_MAGIC: tuple[tuple[bytes, Packing], ...] = (
     (b"ARROW1", "arrow"),
     (b"\xff\xff\xff\xff", "arrow"),
 )
-# Kinds of files that users have and that cannot be read, with the way to convert each.
+# Files that users have but that cannot be read, and the way to convert each.
 _FOREIGN_SUFFIXES = {
     **dict.fromkeys([".bz2", ".xz", ".zip", ".tar", ".tgz", ".7z"], "an archive"),
     **dict.fromkeys([".xls", ".xlsx", ".ods"], "a spreadsheet"),
@@ -79,7 +79,7 @@ _SPECIAL = (
 
 
 class FileChangedError(UserError):
-    """The file is not the one that was opened; opening it again reads the new one."""
+    """The file was replaced or changed after it was opened; opening it again reads the new content."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,14 @@ class Identity:
 
 @dataclass(frozen=True)
 class Source:
-    """An open, regular, readable file of a supported kind. The caller of :func:`open_source` closes ``descriptor``.
+    """An open, regular file of a supported kind. The caller of :func:`open_source` closes ``descriptor``.
 
     Args:
         path: Path of the file.
-        descriptor: Open for reading.
-        identity: Identity at the time of opening.
+        descriptor: File descriptor, open for reading.
+        identity: Identity when opened.
         packing: Packing to undo before rows can be read.
-        suffix: Extension of the name, in lower case; of a compressed file, the inner one.
+        suffix: Extension of the name, in lower case; for a compressed file, the inner extension.
         layout: Layout of the rows; None if the file is packed.
     """
 
@@ -128,7 +128,7 @@ class Source:
         return one_line(str(self.path))
 
     def refuse_changed(self) -> None:
-        """Check that the file is still the one that was opened.
+        """Check that the file has not changed since it was opened.
 
         Raises:
             FileChangedError: If it is gone, replaced or changed.
@@ -143,21 +143,21 @@ class Source:
             raise self.changed("has been replaced")
         raise self.changed("has become shorter" if now.size < self.identity.size else "has changed")
 
-    def changed(self, what: str) -> FileChangedError:
+    def changed(self, change: str) -> FileChangedError:
         """The error for a file that was replaced or changed."""
-        return FileChangedError(f"{self.shown} {what} since it was opened.", "Open it again.")
+        return FileChangedError(f"{self.shown} {change} since it was opened.", "Open it again.")
 
 
 def open_source(path: Path) -> Source:
-    """Open a dataset file; never blocks on a pipe, never touches a device.
+    """Open a dataset file without blocking on pipes or touching devices.
 
     Raises:
-        UserError: If it is missing, a directory or special, unreadable, empty, not text or of a kind that is not read.
+        UserError: If it is missing, a directory or special file, unreadable, empty, not text or of an unsupported kind.
     """
     shown = one_line(str(path))
     try:
         _refuse_special(path.stat(), shown)
-        # Non-blocking, so that a pipe put there in between cannot block this process.
+        # Non-blocking, in case a pipe has taken its place since.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise cannot_open(error, shown) from error
@@ -177,7 +177,7 @@ def open_source(path: Path) -> Source:
 
 
 def cannot_open(error: OSError | ValueError, shown: str) -> UserError:
-    """The error, in one sentence, for a path that cannot be opened."""
+    """The error for a path that cannot be opened."""
     code = error.errno if isinstance(error, OSError) else errno.EINVAL
     if code in (errno.ENOENT, errno.ENOTDIR):
         return UserError(f"There is no file at {shown}.", "Check the path.")
@@ -198,7 +198,7 @@ def _refuse_special(status: os.stat_result, shown: str) -> None:
 
 
 def _packing(path: Path, head: bytes, shown: str) -> tuple[Packing, str]:
-    """Packing of the file, and the extension of its content."""
+    """Packing of a file, and the extension of its content."""
     if not head:
         raise UserError(f"{shown} is empty.", "Give a file with at least one row.")
     suffix = path.suffix.lower()

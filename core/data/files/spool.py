@@ -1,4 +1,4 @@
-"""Decompression on demand: a helper process unpacks a file into an unnamed temporary file, from which rows are read."""
+"""Decompression on demand: a helper process unpacks a file into an unnamed temporary file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from core.text import one_line
 
 
 class SpooledBytes:
-    """The unpacked text of a packed file. Takes ownership of the source's descriptor.
+    """Unpacked text of a packed file. Takes ownership of the source's descriptor.
 
-    The helper is one portion ahead of the reader, so both work at once, and stops there: a file that is opened for its
-    first page is not unpacked whole. The text is kept in the cache directory until it is closed.
+    The helper works one portion ahead of the reader and then stops: a file opened for its first page is not unpacked
+    whole. The text is in the cache directory until it is closed.
 
     Raises:
         UserError: If the file is damaged in its first portion, or does not unpack to text.
@@ -100,7 +100,7 @@ class SpooledBytes:
             )
             raise self._failure
         self._done = int(answer["done"])
-        # The flag before the count: a reader that sees all bytes then also sees that no more will come.
+        # The flag before the count, so a reader that sees all bytes also sees the end.
         self._final = bool(answer["end"])
         self._available = int(answer["bytes"])
         if self._final:
@@ -121,7 +121,7 @@ class SpooledBytes:
         try:
             self._helper.send(b"more\n")
         except (OSError, ValueError):
-            # A helper that died or was closed is noticed by its missing answer.
+            # The missing answer will show that the helper is gone.
             return
 
     def _end_helper(self) -> None:

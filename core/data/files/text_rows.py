@@ -1,4 +1,4 @@
-"""Lazy text rows: the byte ranges of a file's rows are indexed, and rows are parsed only on access."""
+"""Lazy text rows: an index of the byte ranges of a file's rows, which are parsed on access."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from core.paths import home, make_private_dir
 from core.text import one_line
 from core.units import format_bytes
 
-#: Characters of an unparsable row that are kept for display.
+#: Characters of an unreadable row kept for display.
 RAW_LIMIT = 4000
 
 _csv_limit = threading.Lock()
@@ -43,7 +43,7 @@ def parse_json(index: int, line: int, raw: bytes) -> Row:
             reason = "The file ends before the array does: its closing ] is missing."
         return Row(index, line, None, reason, "not_json", preview(raw))
     except (ValueError, RecursionError):
-        # A number of thousands of digits, or thousands of brackets.
+        # A number with thousands of digits, or thousands of brackets.
         return Row(index, line, None, "The row is JSON that goes beyond all bounds.", "not_json", preview(raw))
     if not isinstance(data, dict):
         return Row(index, line, None, "The row is JSON but no object with keys.", "not_an_object", preview(raw))
@@ -78,7 +78,7 @@ def split_csv(text: str, delimiter: str) -> list[str]:
     Raises:
         csv.Error: If the text is not exactly one record.
     """
-    # The module's own limit of 128 kB a cell is global to the process; rows are bounded before they come here.
+    # csv limits cells to 128 kB, process-wide; rows are bounded before this.
     with _csv_limit:
         if csv.field_size_limit() < len(text):
             csv.field_size_limit(len(text))
@@ -89,7 +89,7 @@ def split_csv(text: str, delimiter: str) -> list[str]:
 
 
 def preview(raw: bytes) -> str:
-    """The beginning of a row as text, undecodable bytes replaced."""
+    """Beginning of a row as text, with undecodable bytes replaced."""
     return raw[: RAW_LIMIT * 4].decode("utf-8", "replace")[:RAW_LIMIT]
 
 
@@ -97,21 +97,21 @@ def _not_utf8(index: int, line: int, raw: bytes, error: UnicodeDecodeError) -> R
     return Row(index, line, None, f"The row is not UTF-8 at byte {error.start}.", "not_utf8", preview(raw))
 
 
-#: Smallest file whose index is kept, in bytes; smaller ones are indexed at once.
+#: Smallest file whose index is cached, in bytes; smaller files take no time to index.
 SMALLEST = 16 << 20
-#: Number of indexes kept, the newest ones.
+#: Most cached indexes; the oldest are deleted.
 KEPT = 64
 
 _MAGIC = b"LTROWS1\n"
 # Device, inode, size, modified, first offset, rows, kind, delimiter, nested.
 _HEADER = struct.Struct("<8sQQQQQQ8s1s?")
 _DIGEST = hashlib.blake2b().digest_size
-# A file changed twice within a tick of its clock looks the same; an index of one so young is not kept.
+# A file changed twice within a tick of the clock looks unchanged, so no index of such a young file is cached.
 _SETTLED_SECONDS = 2.0
 
 
 def load_index(source: Source, layout: Layout) -> Spans | None:
-    """The kept index of a file; None if there is none that is valid."""
+    """Cached index of a file; None without a valid one."""
     if source.size < SMALLEST:
         return None
     path = _path_of(source)
@@ -135,7 +135,7 @@ def load_index(source: Source, layout: Layout) -> Spans | None:
 
 
 def save_index(source: Source, layout: Layout, spans: Spans) -> None:
-    """Keep the index of a large file; a failure to write it only costs another indexing."""
+    """Cache the index of a large file; errors are ignored."""
     age = time.time() - source.identity.modified_ns / 1e9
     if source.size < SMALLEST or age < _SETTLED_SECONDS:
         return
@@ -145,7 +145,7 @@ def save_index(source: Source, layout: Layout, spans: Spans) -> None:
     for column in (spans.starts, spans.ends, spans.lines):
         digest.update(memoryview(column))
         parts.append(column.tobytes())
-    # A full or read-only home costs the time of another index, nothing else.
+    # On a full or read-only disk the file is simply indexed again.
     with contextlib.suppress(OSError, UserError):
         path = _path_of(source)
         make_private_dir(path.parent)
@@ -185,21 +185,21 @@ def _forget_old(directory: Path) -> None:
 
 
 _CHUNK = 1 << 20
-# Indexed before the first page is shown, whichever limit is reached first.
+# Indexed before the first page is shown, up to either limit.
 _FIRST_ROWS = 512
 _FIRST_BYTES = 8 << 20
-# Bytes of neighboring rows that one read covers.
+# Bytes of neighboring rows covered by one read.
 _BLOCK = 256 << 10
-#: Most rows read of one file; the index holds each row's byte range in memory, 20 bytes a row.
+#: Most rows of a file; the index takes 20 bytes of memory per row.
 MOST_ROWS = 50_000_000
 
 
 class TextRows(RowFile):
-    """The rows of one open file, plain or packed. Takes ownership of the source's descriptor.
+    """The rows of an open file, plain or packed. Takes ownership of the source's descriptor.
 
     Args:
         source: The file.
-        row_limit: Longest row parsed, in bytes; a longer one is reported with its size.
+        row_limit: Longest row parsed, in bytes; longer rows are reported with their size.
 
     Raises:
         NoRowsError: If it has no rows.
@@ -327,7 +327,7 @@ class TextRows(RowFile):
         self._bytes.close()
 
     def _block(self, first: int, last: int) -> list[Row]:
-        """At least one row from ``first`` on, and as many before ``last`` as one read covers."""
+        """Rows from ``first`` to at most ``last``: as many as one read covers, at least one."""
         starts, ends, skip = self._spans.starts, self._spans.ends, self._skip
         base, stop = starts[first + skip], first
         most = base + min(_BLOCK, self.row_limit)
@@ -335,7 +335,7 @@ class TextRows(RowFile):
             stop += 1
         if stop - first < 2:
             return [self._row(first)]
-        # One call for all rows: each call releases the GIL, and may wait to get it back.
+        # A single read: each read releases the GIL, and may wait to get it back.
         block = self._read(base, ends[stop - 1 + skip] - base)
         return [
             self._parsed(index, block[starts[index + skip] - base : ends[index + skip] - base])
@@ -368,7 +368,7 @@ class TextRows(RowFile):
         return parse_text(index, line, raw) if self.kind == "text" else parse_json(index, line, raw)
 
     def _line(self, position: int) -> int:
-        """The line that a row begins on; 0 if the row shares it with another."""
+        """Line on which a row begins; 0 if it shares the line with another row."""
         if self._source.packing in TABLES:
             return 0
         lines = self._spans.lines

@@ -1,13 +1,12 @@
-"""Unpacking helper, a process that turns a packed file into text: ``python -m core.data.files.unpack PACKING SOURCE
-SPOOL``.
+"""Unpacking helper: a process that unpacks a file to text, ``python -m core.data.files.unpack PACKING SOURCE SPOOL``.
 
-It decompresses gzip and zstd, and writes Parquet, Arrow and JSON objects of arrays as JSON Lines. It is a process of
-its own because pyarrow brings numpy with it, which the app does not load, and because a damaged or malicious file may
-then crash or fill its memory without harm to anyone else.
+It decompresses gzip and zstd, and converts Parquet, Arrow and JSON objects of arrays to JSON Lines. It is a separate
+process because pyarrow imports numpy, which the app must not load, and because a damaged or malicious file may crash
+it or exhaust its memory.
 
-It reads from the descriptor SOURCE, appends to SPOOL, and works only when asked: for each line on standard input it
-unpacks some megabytes more and answers with one JSON object, ``{"bytes", "done", "end"}`` or ``{"error", "hint"}``. It
-ends when standard input does.
+It reads from the descriptor SOURCE and appends to SPOOL. For each line on standard input it unpacks a few megabytes
+and answers with a JSON object, ``{"bytes", "done", "end"}`` or ``{"bytes", "error", "hint"}``. It exits at the end of
+standard input.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ from core.sandbox.limits import TimeLimitError, confine, cpu_limit
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Bytes written for each request.
+#: Bytes unpacked per request.
 PORTION = 4 << 20
-#: Greatest ratio of text to file, once the text is beyond ``FREE_BYTES``.
+#: Largest ratio of text to file, once the text exceeds ``FREE_BYTES``.
 LARGEST_RATIO = 250
 FREE_BYTES = 256 << 20
-#: Most bytes of text in any case.
+#: Most bytes of text.
 LARGEST_BYTES = 128 << 30
 #: Bytes left free on the disk.
 RESERVE = 512 << 20
 
-#: Processor time for a portion. A compressed table is decompressed whole before its first row is read.
+#: CPU seconds per portion. A compressed table is decompressed whole before its first row is read.
 _PORTION_SECONDS = 600
 
 _READ = 1 << 20
@@ -56,7 +55,7 @@ _DAMAGED = "Get the file again, or write it again."
 
 
 class UnpackError(Exception):
-    """A defect of the file as the end of a sentence that begins with its name, and a hint."""
+    """A defect of the file: the end of a sentence that begins with the file's name, and a hint."""
 
     def __init__(self, message: str, hint: str = _DAMAGED) -> None:
         super().__init__(message)
@@ -64,7 +63,7 @@ class UnpackError(Exception):
 
 
 def gunzip(file: BinaryIO) -> Iterator[bytes]:
-    """The members of a gzip file, one after the other."""
+    """Decompressed members of a gzip file, in pieces."""
     machine = zlib.decompressobj(31)
     data = file.read(_READ)
     while data:
@@ -74,18 +73,18 @@ def gunzip(file: BinaryIO) -> Iterator[bytes]:
             raise UnpackError(f"is damaged: {error}") from error
         data = machine.unconsumed_tail or (b"" if machine.eof else file.read(_READ))
         if machine.eof:
-            # Another member may follow, or the zero padding of tapes.
+            # Another member may follow, or zero padding.
             data = (machine.unused_data or file.read(_READ)).lstrip(b"\0")
             if data:
                 machine = zlib.decompressobj(31)
     if not machine.eof:
-        # The bytes still buffered are emitted before the missing end is reported.
+        # Buffered bytes come before the error.
         yield machine.flush()
         raise UnpackError("ends in the middle of its gzip data")
 
 
 def unzstd(file: BinaryIO) -> Iterator[bytes]:
-    """The frames of a zstd file, one after the other."""
+    """Decompressed frames of a zstd file, in pieces."""
     import pyarrow as pa
 
     try:
@@ -97,7 +96,7 @@ def unzstd(file: BinaryIO) -> Iterator[bytes]:
 
 
 def parquet_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
-    """The rows of a Parquet file as JSON Lines, batch by batch, each with the share of the file done."""
+    """Rows of a Parquet file as JSON Lines, in batches, each with the share of the file done."""
     yield from _converted(_parquet_batches(file))
 
 
@@ -122,7 +121,7 @@ def _parquet_batches(file: BinaryIO) -> Iterator[tuple[pa.RecordBatch, float]]:
 
 
 def arrow_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
-    """The rows of an Arrow file or stream as JSON Lines, like :func:`parquet_lines`."""
+    """Rows of an Arrow file or stream as JSON Lines, like :func:`parquet_lines`."""
     yield from _converted(_arrow_batches(file))
 
 
@@ -146,19 +145,19 @@ def _arrow_batches(file: BinaryIO) -> Iterator[tuple[pa.RecordBatch, float]]:
 
 
 def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Slices of a batch of bounded size: one batch may be the whole file."""
+    """Slices of a batch: a batch may be the whole file."""
     each = max(batch.nbytes // max(batch.num_rows, 1), 1)
     step = max(min(_BATCH_BYTES // each, _BATCH_ROWS), 1)
     return (batch.slice(start, step) for start in range(0, batch.num_rows, step))
 
 
 def _converted(batches: Iterator[tuple[pa.RecordBatch, float]]) -> Iterator[tuple[bytes, float]]:
-    """Batches as JSON Lines, each written by a thread while the next one is read; pyarrow releases the GIL in both."""
+    """Batches as JSON Lines, converted by a thread while the next batch is read; pyarrow releases the GIL for both."""
     import pyarrow as pa
 
     from core.data.files.arrow_text import json_lines
 
-    # Batches are all of one size; pyarrow's own memory pool keeps tens of megabytes more for them.
+    # The default memory pool of pyarrow would keep tens of megabytes more.
     pa.set_memory_pool(pa.system_memory_pool())
     waiting: deque[tuple[Future[bytes], float]] = deque()
     failure: Exception | None = None
@@ -168,7 +167,7 @@ def _converted(batches: Iterator[tuple[pa.RecordBatch, float]]) -> Iterator[tupl
                 batch, share = next(batches)
             except StopIteration:
                 break
-            except Exception as error:  # of a damaged file; rows before the damage are written first
+            except Exception as error:  # the file is damaged; rows before the damage come first
                 failure = error
                 break
             waiting.append((pool.submit(json_lines, batch, plain), share))
@@ -182,7 +181,7 @@ def _converted(batches: Iterator[tuple[pa.RecordBatch, float]]) -> Iterator[tupl
 
 
 def column_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
-    """The rows of a JSON object of arrays, one per column, as JSON Lines."""
+    """Rows of a JSON object of arrays, one per column, as JSON Lines."""
     if os.fstat(file.fileno()).st_size > _COLUMN_ARRAYS_LIMIT:
         raise UnpackError("is a JSON object of arrays of more than 268 MB", "Write it as JSON Lines.")
     try:
@@ -201,7 +200,7 @@ def column_lines(file: BinaryIO) -> Iterator[tuple[bytes, float]]:
         pages = (columns[name][start : start + _BATCH_ROWS] for name in names)
         rows = [dict(zip(names, cells, strict=True)) for cells in zip(*pages, strict=True)]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        # Lone surrogates cannot be in UTF-8; they are escaped in JSON, so that the row is reported and not the file.
+        # Lone surrogates have no UTF-8; escaped, they make only their own row unreadable.
         yield text.encode("utf-8", "backslashreplace"), min(start + _BATCH_ROWS, total) / total
 
 
@@ -209,12 +208,13 @@ _TABLES = {"parquet": parquet_lines, "arrow": arrow_lines, "columns": column_lin
 
 
 def portions(packing: str, file: BinaryIO, whole: BinaryIO | None = None) -> Iterator[tuple[bytes, int]]:
-    """Unpacked text of the file piece by piece, each with the bytes of the file done so far.
+    """Unpacked text of a file in pieces, each with the bytes of the file done so far.
 
     Args:
-        packing: How it is packed.
+        packing: Its packing.
         file: The file.
-        whole: An empty file for a compressed table, whose metadata is at its end: it is decompressed whole first.
+        whole: An empty file for the decompressed table. A table has its metadata at its end, so a compressed one is
+            decompressed whole first.
 
     Raises:
         UnpackError: If it is damaged.
@@ -231,7 +231,7 @@ def portions(packing: str, file: BinaryIO, whole: BinaryIO | None = None) -> Ite
 
     pieces = gunzip(file) if compression == "gzip" else unzstd(file)
     if inner == "json":
-        # An object of arrays is recognized at its beginning.
+        # The beginning shows an object of arrays.
         first = b""
         for piece in pieces:
             first += piece
@@ -255,7 +255,7 @@ def portions(packing: str, file: BinaryIO, whole: BinaryIO | None = None) -> Ite
 
 
 def plain(value: Any) -> Any:
-    """A value that JSON cannot represent, as a string."""
+    """A value that JSON cannot represent, as a string or a list."""
     if isinstance(value, (bytes, bytearray)):
         return f"<{len(value)} bytes>"
     if hasattr(value, "isoformat"):
@@ -264,7 +264,7 @@ def plain(value: Any) -> Any:
 
 
 class Spool:
-    """Output file of the helper, within bounds on size and disk space."""
+    """Output file of the helper, with limits on its size and on free disk space."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -274,7 +274,7 @@ class Spool:
         """Append a piece of text.
 
         Raises:
-            UnpackError: If the text grows beyond reason, or the disk has no room for it.
+            UnpackError: If the text is too large, or the disk has no room for it.
         """
         written = self.written + len(piece)
         too_dense = written > FREE_BYTES and written > LARGEST_RATIO * max(done, 1)
@@ -321,7 +321,7 @@ def serve(packing: str, source: int, spool: Spool, whole: BinaryIO | None) -> No
                 reason = os.strerror(error.errno) if error.errno else str(error)
                 _answer({"bytes": spool.written, "error": f"cannot be unpacked: {reason}", "hint": "Check the disk."})
                 return
-            except Exception as error:  # a damaged file makes pyarrow raise any exception
+            except Exception as error:  # pyarrow raises anything for a damaged file
                 reason = f"cannot be read: {_first_line(error)}"
                 _answer({"bytes": spool.written, "error": reason, "hint": _DAMAGED})
                 return
@@ -357,7 +357,7 @@ def main(arguments: list[str]) -> int:
             except OSError as error:
                 _answer({"bytes": 0, "error": f"cannot be unpacked: {error.strerror}", "hint": "Check the disk."})
                 return 1
-        # All that it reads and writes is open by now.
+        # All files that it needs are open by now.
         confine(_MEMORY_LIMIT)
         serve(packing, source, Spool(spool), whole)
     return 0

@@ -1,4 +1,4 @@
-"""Format ambiguity: datasets that can be read in more than one way, so that the user must choose."""
+"""Format ambiguity: datasets that fit more than one format, so the user must choose."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from core.data.files.rows import Row
 from core.data.formats.detect import Detection
 from core.data.formats.shapes import FITS, format_of
 
-#: Least share of rows in another format for a file to be reported as mixed.
+#: Share of rows in another format above which a file is reported as mixed.
 MIXED_SHARE = 0.05
-# Formats of which one is redundant: a text column next to a conversation is mostly its rendering, and answers with a
-# label are also answers.
+# Formats that rows of one file may mix without ambiguity.
 _COMPATIBLE: tuple[frozenset[Format], ...] = (
     frozenset({"messages", "sharegpt"}),
     frozenset({"alpaca", "prompt_completion"}),
@@ -22,11 +21,11 @@ _COMPATIBLE: tuple[frozenset[Format], ...] = (
 
 
 def find_ambiguity(rows: Iterable[Row], detection: Detection, wanted: str = "auto") -> str:
-    """Reason why the reading of rows is ambiguous, one sentence; empty if it is not, or if the user has chosen.
+    """Reason why the format of rows is ambiguous, in one sentence; empty if it is clear, or the user has chosen.
 
     Args:
         rows: The first rows.
-        detection: The format chosen for them.
+        detection: The detected format.
         wanted: ``data.format``.
     """
     if wanted != "auto" or detection.columns is not None:
@@ -46,7 +45,7 @@ def find_ambiguity(rows: Iterable[Row], detection: Detection, wanted: str = "aut
 
 
 def _second_reading(data: Mapping[str, Any], chosen: Format) -> str:
-    """Another conversation in a row, in columns of its own."""
+    """Format of a second conversation in a row, in columns of its own; empty if there is none."""
     if chosen not in ("messages", "sharegpt") or not FITS[chosen](data):
         return ""
     structured: tuple[Format, ...] = ("alpaca", "prompt_completion")

@@ -1,4 +1,4 @@
-"""Derived columns: rows composed from several columns, for dataset types that need it before training."""
+"""Derived columns: rows composed from several columns, for dataset types that need it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Build = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class TextFormat:
-    """A format string with named fields, as ``"Q: {question}"``; doubled braces are literal braces.
+    """A format string with named fields, such as ``"Q: {question}"``; doubled braces are literal.
 
     Args:
-        pieces: The literal text before each field, and the field's name; None at the end.
+        pieces: Literal text before each field, and the name of the field; None at the end.
     """
 
     pieces: tuple[tuple[str, str | None], ...]
@@ -37,7 +37,7 @@ class TextFormat:
             where: Name of the format string, for the error.
 
         Raises:
-            UserError: If its braces do not match, or a field is not one of ``names`` or more than a name.
+            UserError: If braces do not match, or a field is not just a name from ``names``.
         """
         pieces: list[tuple[str, str | None]] = []
         try:
@@ -62,13 +62,13 @@ class BuiltColumns(ColumnMap):
     """A :class:`~core.data.formats.mapping.ColumnMap` that composes rows with a function.
 
     Args:
-        columns: Required columns, under arbitrary roles; they are checked, and named in messages.
+        columns: Required columns, under arbitrary roles.
         constants: As in :class:`~core.data.formats.mapping.ColumnMap`.
         media: As in :class:`~core.data.formats.mapping.ColumnMap`.
-        reads: The format of the rows that ``build`` makes.
+        reads: Format of the rows that ``build`` makes.
         build: Makes a row of that format; may raise :class:`~core.data.conversation.RowError`.
-        words: Description of the composed row, in words.
-        optional: Columns that are read if present.
+        words: Description of the composed row.
+        optional: Columns read if present.
     """
 
     reads: Format = "prompt_completion"
@@ -77,7 +77,7 @@ class BuiltColumns(ColumnMap):
     optional: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Skips the checks of :class:`~core.data.formats.mapping.ColumnMap`: the roles are arbitrary here."""
+        """Skip the checks of :class:`~core.data.formats.mapping.ColumnMap`, since roles are arbitrary here."""
 
     @property
     def format(self) -> Format:
@@ -90,7 +90,7 @@ class BuiltColumns(ColumnMap):
         return frozenset((*self.columns.values(), *self.optional))
 
     def describe(self) -> str:
-        """Description of the composed row, in words."""
+        """Description of the composed row."""
         return self.words
 
     def missing(self, data: Mapping[str, Any]) -> list[str]:
@@ -109,7 +109,7 @@ class BuiltColumns(ColumnMap):
 
 
 def text_of(data: Mapping[str, Any], column: str) -> str:
-    """Text of a column; empty if missing.
+    """Text of a column; empty if the column is missing or null.
 
     Raises:
         RowError: ``bad_content`` if it is not text.

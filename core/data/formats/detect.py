@@ -1,4 +1,4 @@
-"""Dataset format detection, and conversion of a row to an example."""
+"""Dataset format detection, and conversion of rows to examples."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 #: Rows inspected to recognize a format.
 SAMPLE = 200
 
-#: Formats that may be requested for a column mapping of another format, as they are read alike.
+#: Formats that ``data.format`` may name beside a column mapping, since they are read alike.
 _ALIKE: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "sharegpt"),
     "prompt_completion": ("prompt_completion", "alpaca"),
@@ -46,11 +46,11 @@ _ALIKE: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Detection:
-    """A recognized format, with the reason in one sentence.
+    """A recognized format.
 
     Args:
         format: Format of the rows.
-        reason: Why this format.
+        reason: Reason for the format, in one sentence.
         columns: The column mapping, if the configuration has one.
     """
 
@@ -68,15 +68,15 @@ class Detection:
 
 
 def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
-    """Detect the format of rows: the one that most of the first readable rows fit.
+    """Detect the format that most of the first readable rows fit.
 
     Args:
         rows: Rows, of which the first 200 are inspected.
         source: Name of the rows' source, for messages.
 
     Raises:
-        UserError: If no row can be read or none fits; the message names the columns, the hint the nearest known one. Or
-            if the rows have a text and a question, as the text may be the answer or all that there is.
+        UserError: If no row can be read, or none fits a format; the message names the columns, the hint the nearest
+            known column. Also if the rows have a question beside a text, which may or may not be its answer.
     """
     readable = _readable(rows, source)
     votes: dict[Format, int] = {}
@@ -94,7 +94,7 @@ def detect(rows: Iterable[Row], source: str = "The file") -> Detection:
 def choose(
     rows: Iterable[Row], wanted: str = "auto", source: str = "The file", columns: ColumnMap | None = None
 ) -> Detection:
-    """The format that the configuration asks for, or the detected one for ``auto``.
+    """The configured format, or the detected format for ``auto``.
 
     Args:
         rows: Rows, of which the first 200 are inspected.
@@ -103,7 +103,7 @@ def choose(
         columns: The column mapping of the configuration; it decides the format.
 
     Raises:
-        UserError: As :func:`detect`, or if not one row is of the wanted format or has the mapped columns.
+        UserError: As :func:`detect`, or if no row is of the wanted format or has the mapped columns.
     """
     if columns is not None:
         return _choose_by_columns(rows, wanted, source, columns)
@@ -128,7 +128,7 @@ def refuse_untrainable(detection: Detection, source: str, objective: Objective) 
         objective: As ``train.objective``.
 
     Raises:
-        UserError: For preference pairs and labeled answers if the objective needs other rows, and the other way around.
+        UserError: For preference pairs and labeled answers if the objective needs other rows, and vice versa.
     """
     noun = COMPARED.get(detection.format)
     wanted = LEARNED.get(objective)
@@ -151,10 +151,10 @@ def refuse_untrainable(detection: Detection, source: str, objective: Objective) 
 
 
 def row_example(row: Row, format: Format, columns: ColumnMap | None = None) -> Example:  # noqa: A002
-    """Convert a row of a file to an example; an unreadable row raises its own error.
+    """Convert a row of a file to an example.
 
     Raises:
-        RowError: As :func:`to_example`, with the row's own code, or ``has_media`` if it has more than text.
+        RowError: The error of an unreadable row, ``has_media`` if it has more than text, or as :func:`to_example`.
     """
     if row.data is None:
         raise RowError(row.code, row.error)
@@ -166,10 +166,10 @@ def row_example(row: Row, format: Format, columns: ColumnMap | None = None) -> E
 
 
 def to_example(data: Mapping[str, Any], format: Format) -> Example:  # noqa: A002
-    """Convert the columns of one row to a checked example.
+    """Convert the columns of a row to a checked example.
 
     Raises:
-        RowError: With a code from the list in :class:`~core.data.conversation.RowError`.
+        RowError: With a code listed in :class:`~core.data.conversation.RowError`.
     """
     return READERS[format](data)
 

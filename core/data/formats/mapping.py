@@ -1,4 +1,4 @@
-"""Column mapping: the columns of a row by their roles, as set in ``data.columns``."""
+"""Column mapping: the columns of a row by role, as set in ``data.columns``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.data.formats.turns import CALL_ROLE, parsed
 from core.errors import UserError
 from core.text import one_line
 
-#: Roles that are not columns but keys of a message, or names of speakers.
+#: Roles that stand for keys of a message, or names of speakers, instead of columns.
 _KEYS: tuple[ColumnRole, ...] = ("role", "content", "train")
 _SPEAKERS: dict[ColumnRole, str] = {
     "user_role": "user",
@@ -35,15 +35,15 @@ _READ: dict[Format, frozenset[ColumnRole]] = {
     "text": frozenset({"text"}),
 }
 _OPTIONAL: frozenset[ColumnRole] = frozenset({"context", "system", "history", "tools", "labels"})
-#: Column names in the format that reads the mapped row.
+#: Column names in the format of the mapped row.
 _CANONICAL: dict[ColumnRole, str] = {"user": "prompt", "assistant": "completion"}
 
-#: Columns among which a similar name is looked for, and characters of a name: those of rows may have any length.
+#: Most columns, and characters of their names, compared to find a similar name.
 _LOOKED_AT, _NAME_LENGTH = 64, 40
 
 
 class UnknownColumnsError(UserError):
-    """The columns of the rows are none that are read; naming them in ``data.columns`` helps."""
+    """The columns of the rows fit no format; ``data.columns`` can name them."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class ColumnMap:
     Args:
         columns: For ``messages``, ``user``, ``assistant``, ``context`` (put under the user's text), ``system``,
             ``history``, ``tools``, ``text``, ``chosen``, ``rejected``, ``label``, ``input_ids``, ``labels``: the
-            column. For ``role``, ``content`` and ``train`` (whether it is trained on): the keys of a message. For
-            ``user_role`` and its like: the speaker's name, or several, separated by commas.
+            column. For ``role``, ``content`` and ``train`` (the flag of trained messages): the key of a message. For
+            ``user_role`` and the like: names of the speaker, separated by commas.
         constants: Columns with the same value in every row, under their canonical names: ``system``.
         media: Columns that hold pictures, video or sound, with their kinds: ``image``, ``video``, ``audio``.
 
@@ -91,7 +91,7 @@ class ColumnMap:
 
     @functools.cached_property
     def read_columns(self) -> frozenset[str]:
-        """Columns that are read: those of the roles that the format has."""
+        """Columns with a role that the format reads."""
         return frozenset(column for role, column in self.columns.items() if role in _READ[self.format])
 
     def _format(self) -> Format | None:
@@ -111,7 +111,7 @@ class ColumnMap:
         return {speaker.strip(): name for name, speakers in named for speaker in speakers.split(",")}
 
     def describe(self) -> str:
-        """The roles and their columns in words."""
+        """The roles and their columns, in words."""
         pairs = [f"{role} is {one_line(column, 40)}" for role, column in self.columns.items()]
         return ", ".join(pairs)
 
@@ -171,7 +171,7 @@ class ColumnMap:
 
 
 def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], source: str) -> UserError | None:
-    """The error if not one row has the mapped columns; None if one has them."""
+    """The error if no row has the mapped columns; None if any row has them."""
     first: tuple[str, list[str]] | None = None
     for data in rows:
         absent = columns.missing(data)
@@ -191,14 +191,14 @@ def missing_columns(columns: ColumnMap, rows: Iterable[Mapping[str, Any]], sourc
 
 
 def nearest_column(name: str, columns: Iterable[str]) -> str | None:
-    """The column with the most similar name, in capitals or not; None if none is similar."""
+    """The column with the most similar name, ignoring case; None if none is similar."""
     shown = tuple(str(column)[:_NAME_LENGTH] for column in itertools.islice(columns, _LOOKED_AT))
     return _nearest(name[:_NAME_LENGTH], shown)
 
 
 @functools.lru_cache(maxsize=256)
 def _nearest(name: str, columns: tuple[str, ...]) -> str | None:
-    """The same, cached, as row after row lacks the same column."""
+    """:func:`nearest_column`, cached, since row after row lacks the same column."""
     by_fold = {column.casefold(): column for column in columns}
     near = difflib.get_close_matches(name.casefold(), by_fold, n=1, cutoff=0.6)
     return by_fold[near[0]] if near else None

@@ -1,7 +1,7 @@
 """Pictures, video and sound in a row: in a column, in a message, or as a part of a content.
 
-Only text is read. A row that has more is refused, whatever its format, as a model would learn to answer about something
-that it has never been shown.
+Only text is read. A row with other media is refused, whatever its format: the model would learn to answer about
+something it has never been shown.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from core.data.formats.mapping import ColumnMap
 from core.data.formats.turns import CONVERSATION_KEYS, is_spelled_out, parsed
 from core.text import one_line
 
-#: Code of the rows that are refused.
+#: Code of refused rows.
 HAS_MEDIA = "has_media"
 
-#: Names that say by themselves what a column, a key of a message or a part of a content holds: those of TRL, Axolotl,
-#: LLaMA-Factory, ms-swift, LLaVA and OpenAI.
+#: Names of columns, keys of messages and parts of contents that hold media in TRL, Axolotl, LLaMA-Factory, ms-swift,
+#: LLaVA and OpenAI's API.
 _NAMES = {
     **dict.fromkeys(("image", "images", "pixel_values", "image_url", "input_image"), "image"),
     **dict.fromkeys(("video", "videos", "pixel_values_videos", "video_url", "input_video"), "video"),
     **dict.fromkeys(("audio", "audios", "audio_url", "input_audio"), "audio"),
 }
-#: Of these, the names that are also those of columns beside text that does without them, as a link in a catalog.
+#: Names of these that may also belong to a harmless column, such as a link in a catalog.
 _LINKS = frozenset(("image_url", "video_url", "audio_url"))
-#: Words in the names of columns that may hold what a placeholder in a text stands for.
+#: Words in the names of columns that may hold the media of a placeholder.
 _WORDS = {
     **dict.fromkeys(("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"), "image"),
     **dict.fromkeys(("video", "videos"), "video"),
@@ -38,7 +38,7 @@ _WORDS = {
 _NOUNS = {"image": "pictures", "video": "video", "audio": "sound", "file": "pictures or sound"}
 _PLACEHOLDER = re.compile("<(image|video|audio)>")
 _SPLIT = re.compile("[^a-z]+")
-#: Longest name that is looked at.
+#: Longest name inspected.
 _NAME_LENGTH = 40
 #: Columns of questions and answers, which may be messages instead of texts.
 _SIDES = (
@@ -56,7 +56,7 @@ class MediaColumn:
     Args:
         name: Its name.
         kind: ``image``, ``video``, ``audio``, or ``file`` if either is possible.
-        is_sure: Whether it holds them if it is filled, text with a placeholder or not.
+        is_sure: True if it holds media whenever it is filled, with or without a placeholder in the text.
     """
 
     name: str
@@ -65,7 +65,7 @@ class MediaColumn:
 
 
 def media_columns(data: Mapping[str, Any], columns: ColumnMap | None = None) -> list[MediaColumn]:
-    """Columns of a row that hold, or may hold, pictures, video or sound; those that are read as text are none.
+    """Columns of a row that hold, or may hold, pictures, video or sound; columns read as text are excluded.
 
     Args:
         data: The row.
@@ -103,9 +103,9 @@ def refuse_media(data: Mapping[str, Any], holders: list[MediaColumn], columns: C
 
 
 def refuse_placeholders(example: Example, holders: list[MediaColumn]) -> None:
-    """Refuse texts in which ``<image>``, ``<video>`` or ``<audio>`` stands for something in a column.
+    """Refuse texts in which ``<image>``, ``<video>`` or ``<audio>`` stands for the media of a column.
 
-    Without such a column they are text: markup, or a question about it. With a closing tag they always are.
+    Without such a column, or with a closing tag, they are plain text, such as markup.
 
     Args:
         example: The row.
@@ -126,14 +126,15 @@ def refuse_placeholders(example: Example, holders: list[MediaColumn]) -> None:
 
 
 def find_placeholders(text: str) -> list[str]:
-    """Kinds that a text has placeholders of, in order: ``image`` of ``<image>``; tags with a closing one are markup."""
+    """Kinds of the placeholders of a text, in order: ``image`` for ``<image>``; a tag that is closed is markup."""
     kinds = dict.fromkeys(found[1] for found in _PLACEHOLDER.finditer(text))
     return [kind for kind in kinds if f"</{kind}>" not in text]
 
 
 def is_filled(value: Any) -> bool:
-    """Whether a value of a row holds something: not if it is null, an empty text, false, zero, or a list or an object
-    of nothing else. A list of numbers does, as a black picture is one.
+    """True if a value of a row holds something other than null, false, zero or empty text, at any depth.
+
+    A list of numbers always does: it may be a black picture.
     """
     waiting = [value]
     while waiting:
@@ -152,7 +153,7 @@ def is_filled(value: Any) -> bool:
             waiting += one
         elif isinstance(one, dict):
             waiting += one.values()
-        elif one and one == one:  # a number that is none is not equal to itself
+        elif one and one == one:  # false for NaN
             return True
     return False
 
@@ -166,12 +167,12 @@ def _known_kind(name: str) -> tuple[str, bool] | None:
 
 
 def _kind(name: str) -> tuple[str, bool] | None:
-    """Kind of media that a column of this name may hold, and whether the name alone says so; None for others."""
+    """Kind of media that a column of this name may hold, and True if the name alone is proof; None for other names."""
     return _known_kind(name) if len(name) <= _NAME_LENGTH else None
 
 
 def _is_file(value: Any) -> bool:
-    """Whether a value is a picture or a sound as Hugging Face's ``datasets`` stores them, or a list of them."""
+    """True for a picture or a sound in the form of Hugging Face's ``datasets``, or a list of them."""
     first = value[0] if isinstance(value, list) and value else value
     if not isinstance(first, dict):
         return False
@@ -181,7 +182,7 @@ def _is_file(value: Any) -> bool:
 
 
 def _conversations(data: Mapping[str, Any], columns: ColumnMap | None) -> Iterator[list[Any]]:
-    """Lists of messages in a row. A text is one only where it is read as one, as an answer may be JSON as well."""
+    """Lists of messages in a row. JSON text counts only where it would be read as messages, not in an answer."""
     whole: Iterable[str] = CONVERSATION_KEYS if columns is None else ()
     sides: Iterable[str] = _SIDES if columns is None else columns.read_columns
     if columns is not None and columns.format == "messages":
@@ -220,7 +221,7 @@ def _refuse_in_parts(parts: list[Any], where: str) -> None:
 
 
 def _filled_key(found: Mapping[str, Any]) -> str | None:
-    """A key of a message or of a part that holds pictures, video or sound."""
+    """Key of a message or a part that holds pictures, video or sound; None without one."""
     return next((key for key in found if key.casefold() in _NAMES and is_filled(found[key])), None)
 
 

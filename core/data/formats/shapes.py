@@ -1,4 +1,4 @@
-"""Row schemas of the dataset formats: a predicate that recognizes each, and a parser that reads it."""
+"""Row schemas of the dataset formats: a predicate and a parser for each."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _CONTEXT_KEYS = ("input", "context")
 _OUTPUT_KEYS = ("output", "response")
 _LABEL_KEYS = ("label", "kto_tag")
 _CHOSEN_KEYS, _REJECTED_KEYS = ("chosen", "chosen_messages"), ("rejected", "rejected_messages")
-#: Characters of a name that are looked at: those of rows may have any length.
+#: Most characters of a column name compared.
 _NAME_LENGTH = 40
 _KNOWN_COLUMNS = (
     *("messages", "conversations", "instruction", "input", "context", "output", "response"),
@@ -57,10 +57,10 @@ _KNOWN_COLUMNS = (
     *("chosen", "rejected", "chosen_messages", "rejected_messages", "label", "input_ids"),
 )
 _ASKED_KEYS = ("prompt", "question", "query", "instruction", "input")
-#: Names of a question beside a text; ``source`` and ``user`` are none, as they say where a text is from.
+#: Names of a question beside a text; not ``source`` and ``user``, which may be the origin of a text.
 _QUESTION_KEYS = ("prompt", "question", "query", "instruction", "input", "inputs", "problem")
 _TOOL_KEYS = ("tools", "functions")
-#: Columns that formats read besides their parts.
+#: Columns that formats read besides their roles.
 _FURTHER_COLUMNS: dict[Format, tuple[str, ...]] = {
     "segments": ("segments", "add_special_tokens"),
     "tokens": ("attention_mask",),
@@ -73,7 +73,7 @@ def format_of(data: Mapping[str, Any]) -> Format | None:
 
 
 def find_parts(data: Mapping[str, Any], wanted: Format) -> dict[str, str]:
-    """Columns of a row by their roles in a format (see :data:`core.config.choices.ColumnRole`)."""
+    """Columns of a row by role in a format (see :data:`core.config.choices.ColumnRole`)."""
     known: dict[str, tuple[str, ...]] = {}
     if wanted in ("text", "tokens"):
         known = {"text": ("text",)} if wanted == "text" else {"input_ids": ("input_ids",), "labels": ("labels",)}
@@ -108,12 +108,12 @@ def read_columns(data: Mapping[str, Any], wanted: Format) -> frozenset[str]:
     if wanted == "preference" and _is_whole(parsed(_first(data, _CHOSEN_KEYS))):
         parts = {part: column for part, column in parts.items() if part in ("chosen", "rejected", "tools")}
     read = {*parts.values(), *_FURTHER_COLUMNS.get(wanted, ())}
-    # Either of the two is read where the other one is empty.
+    # If one of them is empty, the other is read.
     return frozenset(read | ({*_TOOL_KEYS} if "tools" in parts else set()))
 
 
 def question_beside_text(data: Mapping[str, Any]) -> str:
-    """A column with a question in a row with a text, which may be its answer; empty if there is none."""
+    """Column with a question in a row with a text, which may be its answer; empty without one."""
     if not isinstance(data.get("text"), str):
         return ""
     for key in _QUESTION_KEYS:
@@ -124,7 +124,7 @@ def question_beside_text(data: Mapping[str, Any]) -> str:
 
 
 def _is_whole(answer: Any) -> bool:
-    """Whether an answer of a preference pair is a whole conversation, which has its own question."""
+    """True if an answer of a preference pair is a whole conversation, including the question."""
     first = answer[0] if isinstance(answer, list) and answer else answer
     keys = turn_keys(first)
     return keys is not None and ROLE_NAMES.get(str(first[keys[0]]).strip().lower()) in ("user", "system")
@@ -179,7 +179,7 @@ def _fits_kto(data: Mapping[str, Any]) -> bool:
     return labeled and (find_turns(data) is not None or _fits_alpaca(data) or _pair(data) is not None)
 
 
-#: Predicates of the formats, special formats before general ones.
+#: Predicates of the formats; specific formats come first.
 FITS: dict[Format, Callable[[Mapping[str, Any]], bool]] = {
     "tokens": _fits_tokens,
     "segments": _fits_segments,
@@ -201,7 +201,7 @@ def _wrong_keys(data: Mapping[str, Any], wanted: Format) -> RowError:
 
 
 def misspelled_column(columns: Sequence[str]) -> tuple[str, str] | None:
-    """A column whose name is almost that of a known one that is missing, and that name; None if there is none."""
+    """A column with almost the name of a missing known column, and that name; None without one."""
     for name in columns:
         known = _nearest_column(name[:_NAME_LENGTH])
         if known is not None and known not in columns:
@@ -250,10 +250,10 @@ def _pair_turns(data: Mapping[str, Any]) -> list[Message]:
 
 
 def _side(value: Any, role: str, where: str, first: int) -> list[Message]:
-    """A prompt or a completion: a text, one message, or a list of messages."""
+    """Messages of a prompt or a completion: a text, a message, or a list of messages."""
     turns = [value] if isinstance(value, dict) else value
     if isinstance(value, str):
-        # A table keeps messages as JSON text; but an answer may be JSON as well, and then stays text.
+        # Tables keep messages as JSON text, but an answer may itself be JSON and must stay text.
         turns = found if is_spelled_out(found := parsed(value)) else None
     if isinstance(turns, list) and turns and turn_keys(turns[0]) is not None:
         return read_messages(turns, first=first)
@@ -290,7 +290,7 @@ def _read_tokens(data: Mapping[str, Any]) -> Example:
     if isinstance(mask, list):
         if len(mask) != len(ids):
             raise RowError("bad_tokens", f"The row has {len(ids)} tokens and an attention mask of {len(mask)}.")
-        # Tokens outside the attention mask are padding; batches are padded again here.
+        # Tokens outside the attention mask are padding, which batching adds again.
         kept = [place for place, seen in enumerate(mask) if seen]
         if labels is not None and len(labels) == len(ids):
             labels = [labels[place] for place in kept]

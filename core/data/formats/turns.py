@@ -1,4 +1,4 @@
-"""Message parsing: the spellings of messages in datasets, read into :class:`~core.data.conversation.Message`."""
+"""Message parsing: messages of all known spellings to :class:`~core.data.conversation.Message`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROLE_NAMES = {
 
 
 def parsed(value: Any) -> Any:
-    """A list or object that a table stores as JSON text, parsed; any other value unchanged."""
+    """A list or object, parsed if stored as JSON text; any other value unchanged."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
@@ -37,13 +37,13 @@ def parsed(value: Any) -> Any:
 
 
 def find_turns(data: Mapping[str, Any]) -> list[Any] | None:
-    """The list of messages of a row; None if it has none."""
+    """List of messages of a row, or None."""
     found = _conversation(data)
     return None if found is None else found[1]
 
 
 def turns_column(data: Mapping[str, Any]) -> str | None:
-    """The column that holds the messages of a row; None if it has none."""
+    """Column with the messages of a row, or None."""
     found = _conversation(data)
     return None if found is None else found[0]
 
@@ -56,7 +56,7 @@ def _conversation(data: Mapping[str, Any]) -> tuple[str, list[Any]] | None:
 
 
 def turn_keys(turn: Any) -> tuple[str, str] | None:
-    """The keys that hold role and content of a message; None if it is not a message."""
+    """Keys of the role and the content of a message; None for other values."""
     if not isinstance(turn, dict):
         return None
     role = next((key for key in ROLE_KEYS if key in turn), None)
@@ -69,14 +69,14 @@ def turn_keys(turn: Any) -> tuple[str, str] | None:
 
 
 def is_spelled_out(value: Any) -> bool:
-    """Whether a value is unambiguously a list of messages: each with a known role and a content."""
+    """True if a value is unambiguously a list of messages, each with a known role and a content."""
     return isinstance(value, list) and all(
         isinstance(turn, dict) and "content" in turn and str(turn.get("role")).lower() in ROLE_NAMES for turn in value
     )
 
 
 def is_pair_turn(turn: Any) -> bool:
-    """Whether an object holds a question and its answer, ``{"human": ..., "assistant": ...}``."""
+    """True for an object with a question and its answer, ``{"human": ..., "assistant": ...}``."""
     return isinstance(turn, dict) and any(
         asked in turn and answered in turn for asked in ("human", "user") for answered in ("assistant", "gpt", "bot")
     )
@@ -87,8 +87,8 @@ def read_messages(turns: list[Any], keys: tuple[str, str] | None = None, first: 
 
     Args:
         turns: The list in the row.
-        keys: The keys of role and content; None to recognize them in each message.
-        first: Number of the first one, for errors.
+        keys: Keys of role and content; None to recognize them in each message.
+        first: Number of the first message, for errors.
 
     Raises:
         RowError: ``wrong_keys``, ``bad_role``, ``bad_content`` or ``bad_tool_call``.
@@ -140,10 +140,10 @@ def _read_message(turn: Any, number: int, keys: tuple[str, str]) -> Message:
 
 
 def _train_flag(turn: Mapping[str, Any], role: str, where: str) -> bool | None:
-    """Whether the dataset says that a message is trained on.
+    """Flag of a message in the dataset: trained on or not; None without a flag.
 
-    By ``train`` or ``training``, by LLaMA-Factory's ``loss_weight``, which counts for the assistant's turns only, or by
-    OpenAI's ``weight``.
+    It is ``train`` or ``training``, LLaMA-Factory's ``loss_weight`` (for the assistant's turns only), or OpenAI's
+    ``weight``.
 
     Raises:
         RowError: ``bad_label`` for a ``loss_weight`` other than 0 and 1.
@@ -164,7 +164,7 @@ def _train_flag(turn: Mapping[str, Any], role: str, where: str) -> bool | None:
 
 
 def read_content(value: Any, where: str) -> str:
-    """A message's content as text; parts are joined, a missing content is empty.
+    """Content of a message as text, with parts joined; empty if missing.
 
     Raises:
         RowError: ``bad_content``.
@@ -176,9 +176,9 @@ def read_content(value: Any, where: str) -> str:
 
 
 def _split_parts(value: Any, where: str) -> tuple[str, str, list[Any]]:
-    """The text of a content, the text of its reasoning parts, and its calls of tools.
+    """Text, reasoning and tool calls of a content.
 
-    The text of a part is under ``text`` in OpenAI's spelling and under ``value`` in LLaMA-Factory's.
+    The text of a part is under ``text`` in OpenAI's form and under ``value`` in LLaMA-Factory's.
     """
     if isinstance(value, str):
         return value, "", []
@@ -240,7 +240,7 @@ def _read_call(call: Any, where: str) -> Mapping[str, Any]:
 
 
 def read_tools(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """The tools declared in a row, in OpenAI's schema.
+    """Tools declared in a row, in OpenAI's schema.
 
     Raises:
         RowError: ``bad_tool_call``.
@@ -260,19 +260,19 @@ def read_tools(data: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
 
 
 def read_system(data: Mapping[str, Any]) -> list[Message]:
-    """The system message in a column of its own, if there is one."""
+    """System message from a column of its own, if any."""
     text = read_content(data.get("system", data.get("system_prompt")), "The system column")
     return [Message("system", text)] if text.strip() else []
 
 
 def with_system(data: Mapping[str, Any], messages: list[Message]) -> list[Message]:
-    """Messages with the system column's message prepended, unless the conversation has a system message itself."""
+    """Messages preceded by the message of the system column, unless they begin with a system message."""
     own = bool(messages) and messages[0].role == "system"
     return messages if own or not messages else [*read_system(data), *messages]
 
 
 def read_history(data: Mapping[str, Any]) -> list[Message]:
-    """Alpaca's ``history`` column: earlier turns, as pairs of question and answer.
+    """Earlier turns in Alpaca's ``history`` column, pairs of question and answer.
 
     Raises:
         RowError: ``wrong_keys`` or ``bad_content``.

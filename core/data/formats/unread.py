@@ -1,4 +1,4 @@
-"""Columns of rows that nothing reads, found so that no column is left out without a word."""
+"""Filled columns that nothing reads, so that no column is left out silently."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from core.data.formats.detect import Detection
 from core.text import one_line
 
-#: Names that are kept, and that are shown; of any more, only the count is given.
+#: Most names counted, and most names shown.
 MOST_NAMES, SHOWN_NAMES = 1000, 12
 _NAME_LENGTH = 80
-#: Sets of columns whose reading is kept; most files have one.
+#: Most cached sets of columns; most files have one.
 _KEPT_SETS = 64
 
 
 class UnreadColumns:
-    """Finds the columns of rows that hold something and are not read.
+    """Finds the filled columns of rows that nothing reads.
 
     Args:
-        detection: How the rows are read.
+        detection: Format of the rows.
     """
 
     def __init__(self, detection: Detection) -> None:
@@ -28,7 +28,7 @@ class UnreadColumns:
         self._by_columns: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def of(self, data: Mapping[str, Any]) -> list[str]:
-        """Names of these columns in a usable row; empty columns are none of them."""
+        """Names of the filled, unread columns of a usable row."""
         columns = tuple(data)
         unread = self._by_columns.get(columns)
         if unread is None:
@@ -41,14 +41,14 @@ class UnreadColumns:
 
 
 def count_names(counts: Counter[str], found: Mapping[str, int]) -> None:
-    """Add counts of columns, of at most :data:`MOST_NAMES` names, as rows of foreign files may each have others."""
+    """Add counts of columns, for at most :data:`MOST_NAMES` names, since every row may have other columns."""
     for name, count in found.items():
         if name in counts or len(counts) < MOST_NAMES:
             counts[name] += count
 
 
 def describe_columns(names: Collection[str]) -> str:
-    """Names in order and safe to show: ``category, id``, or the first of them and the number of the others."""
+    """Sorted names, safe to show: ``category, id``, or the first names and the number of the rest."""
     ordered = sorted(names)
     shown = ", ".join(one_line(name, 40) for name in ordered[:SHOWN_NAMES])
     more = len(ordered) - SHOWN_NAMES

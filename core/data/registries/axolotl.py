@@ -1,8 +1,8 @@
 """Axolotl datasets: the ``datasets`` entries of an Axolotl configuration, and the columns of their types.
 
-Axolotl's older types write a prompt around the columns: markers of turns, and for some an instruction sentence that
-describes the task. Markers are the job of a chat template, so the model's own replaces them. An instruction sentence is
-part of the trained text; types that have one are refused, and the sentence can be given in the entry instead.
+Axolotl's older types write a prompt around the columns: turn markers, and in some types a sentence that describes the
+task. Here the model's chat template writes the markers. The sentence is part of the trained text, so types with one
+are refused; the entry can give the sentence instead.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ KEYS = {
     # These do not affect rows of the supported types.
     *("input_transform", "input_format", "logprobs_field", "temperature"),
 }
-#: Loaders of files, in place of a path: the entry's files are in ``data_files``.
+#: Names of file loaders that may take the place of a path; the files are in ``data_files``.
 LOADERS = ("json", "csv", "parquet", "arrow", "text")
-# Keys that change the training and have no counterpart in an entry here: only these values are accepted.
+# Keys without a counterpart that change the training: the only accepted values, and the hint.
 _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "shards": ((None, 0, 1), "Write the rows that are wanted to a file of their own"),
     "shards_idx": ((None, 0), "Write the rows that are wanted to a file of their own"),
@@ -49,7 +49,7 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 _ALPACA: dict[ColumnRole, str] = {"user": "instruction", "context": "input", "assistant": "output"}
 _ALPACA_SYSTEM: dict[ColumnRole, str] = {**_ALPACA, "system": "system"}
 _ORCA: dict[ColumnRole, str] = {"system": "system_prompt", "user": "question", "assistant": "response"}
-#: Prompt and answer types: their columns by role.
+#: Types of a prompt and an answer: columns by role.
 PLAIN: dict[str, dict[ColumnRole, str]] = {
     **dict.fromkeys(
         ("alpaca", "alpaca_instruct", "alpaca_instruct.load_no_prompt", "alpaca_chat", "alpaca_chat.load_concise"),
@@ -69,7 +69,7 @@ PLAIN: dict[str, dict[ColumnRole, str]] = {
     "gpteacher": {"user": "instruction", "context": "input", "assistant": "response"},
     "oasst": {"user": "INSTRUCTION", "assistant": "RESPONSE"},
 }
-#: Types that compose the prompt or the answer from several columns and fixed words.
+#: Types that compose prompt and answer from several columns and fixed words: columns, prompt, answer.
 JOINED: dict[str, tuple[tuple[str, ...], str, str]] = {
     "jeopardy": (("question", "category", "answer"), "{question}\n{category}", "what is {answer}"),
     "context_qa.load_v2": (
@@ -80,7 +80,7 @@ JOINED: dict[str, tuple[tuple[str, ...], str, str]] = {
 }
 _SENTENCE = "writes sentences of Axolotl's own around each row, which become part of the trained text"
 _PAIRS = "holds preference pairs written in a way of Axolotl's own; name a file with chosen and rejected instead"
-#: Known types that are not supported, with the reason.
+#: Known but unsupported types, with the reason.
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
         [
@@ -96,8 +96,8 @@ _SENTENCE_HINT = (
     "Give your own sentence: type: {system_prompt: ..., field_instruction: ..., field_output: ...}, or write it into "
     "the rows."
 )
-#: Formats of a custom type: the fields that each may have, its default, and the formats that are the fields alone,
-#: which the chat template puts into turns.
+#: Formats of a custom type: allowed fields, the default, and the formats of fields alone, which the chat template puts
+#: into turns.
 _FORMATS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
     "format": (
         ("instruction", "input"),
@@ -117,10 +117,10 @@ def read_axolotl(path: Path, entry: str, config: Any) -> list[DataSource]:
     Args:
         path: The YAML file; paths in it are relative to its directory.
         entry: Number of the entry, from 1, or its path; empty for all.
-        config: The content of the file.
+        config: Content of the file.
 
     Raises:
-        UserError: If there is no such entry, it uses an unsupported option, or it names a file that it must not (see
+        UserError: If there is no such entry, it uses an unsupported option, or it names a forbidden file (see
             :func:`~core.data.registries.source.note_outside`).
     """
     shown = one_line(str(path))
@@ -152,10 +152,10 @@ def _read_entry(file: Path, number: int, entry: Any) -> list[DataSource]:
 
 
 def entry_reading(entry: Mapping[str, Any], where: str) -> tuple[str, ColumnMap | None]:
-    """Format of an entry's rows, and its column mapping if it names columns.
+    """Format of the rows of an entry, and the column mapping if it names columns.
 
     Args:
-        entry: The entry; its paths are not checked.
+        entry: The entry; paths are not checked.
         where: Name of the entry in messages.
 
     Raises:
@@ -182,11 +182,11 @@ def hub_entries(entry: Mapping[str, Any], where: str) -> list[HubEntry] | None:
     """Hub datasets of an entry; None if its path is not of the form ``owner/name``.
 
     Args:
-        entry: The entry; a local directory of that name is not checked for.
+        entry: The entry. A local directory of the same name is not considered.
         where: Name of the entry in messages.
 
     Raises:
-        UserError: If it selects a part of a split, or names no files.
+        UserError: If it selects a part of a split, or its ``data_files`` are invalid.
     """
     path = entry.get("path")
     if not isinstance(path, str) or not (is_hub_id(path) or is_hub_entry(path)):
@@ -213,7 +213,7 @@ def _listed(entry: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _paths(file: Path, entry: Mapping[str, Any], where: str) -> list[tuple[Path, str]]:
-    """Files of an entry, each with a remark on its location."""
+    """Files of an entry, each with a note on its location."""
     path, split = entry.get("path"), entry.get("split")
     if not isinstance(path, str) or not path:
         raise UserError(f"{where} has no path.", "Add the path of its data file.")
@@ -273,7 +273,7 @@ def _read_type(name: str, entry: Mapping[str, Any], where: str) -> tuple[str, Co
 def _read_table(kind: Mapping[str, Any], where: str) -> ColumnMap:
     """Columns of a custom type, a table of ``field_*`` keys and formats.
 
-    Custom formats are kept as they are: their text is the prompt, without a chat template.
+    The text of a custom format is the prompt, without a chat template.
 
     Raises:
         UserError: If a key or a field of a format is unknown.
@@ -298,7 +298,7 @@ def _read_table(kind: Mapping[str, Any], where: str) -> ColumnMap:
 
 
 def _formatted(kind: Mapping[str, Any], fields: Mapping[str, str], where: str) -> ColumnMap:
-    """Columns for custom formats: rows whose prompt is plain text, without a chat template."""
+    """Columns for custom formats: plain text prompts, without a chat template."""
     formats = {
         key: TextFormat.parse(kind.get(key) or default, names, f"{where}: type.{key}")
         for key, (names, default, _) in _FORMATS.items()
@@ -330,7 +330,7 @@ def _joined(columns: tuple[str, ...], question: str, answer: str) -> ColumnMap:
 
 
 def _metharme() -> ColumnMap:
-    """Prompts that contain their own turn markers, so that no chat template may be applied."""
+    """Prompts that contain turn markers, so no chat template may be applied."""
 
     def build(data: Mapping[str, Any]) -> dict[str, Any]:
         return _raw(text_of(data, "prompt"), text_of(data, "generation"), "The generation is empty.")
@@ -378,13 +378,13 @@ _OTHERS: dict[str, Callable[[], ColumnMap]] = {
 
 
 def _needed(*columns: str) -> dict[ColumnRole, str]:
-    """Required columns under arbitrary, distinct roles."""
+    """Required columns, under arbitrary, distinct roles."""
     parts: tuple[ColumnRole, ...] = ("user", "assistant", "context", "system")
     return dict(zip(parts, columns, strict=False))
 
 
 def _raw(prompt: str, answer: str, problem: str) -> dict[str, Any]:
-    """A row of text segments: the prompt, and the answer, which is trained on with an end-of-text token appended."""
+    """A row of two segments: the prompt, and the answer, trained on with an appended end-of-text token."""
     if not answer.strip():
         raise RowError("empty_answer", problem)
     segments = [{"text": prompt, "label": False}, {"text": answer, "label": True}]
@@ -392,7 +392,7 @@ def _raw(prompt: str, answer: str, problem: str) -> dict[str, Any]:
 
 
 def _turns(data: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Turns of the column ``conversations``, each with its text."""
+    """Turns in the column ``conversations``, each with its text."""
     turns = parsed(data.get("conversations"))
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise RowError("wrong_keys", "The column 'conversations' is no list of messages.")

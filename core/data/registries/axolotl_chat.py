@@ -1,4 +1,4 @@
-"""Axolotl dataset type ``chat_template``: its keys, and the conversion of its rows to messages."""
+"""Axolotl's dataset type ``chat_template``: its keys, and the conversion of its rows to messages."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from core.text import one_line
 
 _END = "Remove it; the end of an answer is always learned, and no other"
 _MAPPINGS = "Write message_property_mappings"
-#: Keys of an entry that have no counterpart here: only these values are accepted, as they ask for the behavior here.
+#: Keys without a counterpart: the only accepted values, which match the behavior here, and the hint.
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "message_field_training_detail": ((None,), "Remove it; whole messages are learned or not"),
     **dict.fromkeys(("train_on_eos", "train_on_eot"), ((None, "turn"), _END)),
     "chat_template_jinja": ((None,), "Remove it, and set template.file"),
     **dict.fromkeys(("field_human", "field_model"), ((None,), _MAPPINGS)),
 }
-#: Axolotl's names of chat templates, and the built-in templates that render the same, or nearly the same.
+#: Axolotl's chat templates, and the built-in templates with the same, or nearly the same, output.
 TEMPLATES: dict[str, str] = {
     **{name: name for name in ("chatml", "llama3", "alpaca")},
     **dict.fromkeys(["gemma", "gemma3", "gemma3n"], "gemma"),
@@ -31,7 +31,7 @@ TEMPLATES: dict[str, str] = {
     **dict.fromkeys(["qwen2_vl", "qwen_25"], "qwen"),
     **dict.fromkeys(["mistral_v1", "mistral_v2v3", "mistral_v3_tekken"], "mistral"),
 }
-#: Message keys of chat templates that conversations here support.
+#: Supported message keys.
 _PROPERTIES = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")
 _ROLES = {"human": "user", "gpt": "assistant"}
 _SPEAKERS: dict[str, ColumnRole] = {
@@ -54,12 +54,12 @@ class ChatReading:
     """Conversion of Axolotl messages.
 
     Args:
-        properties: The rows' names of message keys.
-        roles: Roles by the rows' names of speakers.
-        training: The key that says whether a message is trained on; empty for none.
-        learns: Whether an answer without that key is trained on.
-        drop_system: Whether a leading system message is dropped.
-        split_thinking: Whether reasoning is split from the content.
+        properties: Names of message keys in the rows.
+        roles: Roles by the names of speakers in the rows.
+        training: Key of the flag for trained messages; empty for none.
+        learns: True if an answer without the flag is trained on.
+        drop_system: True to drop a leading system message.
+        split_thinking: True to split reasoning from the content.
     """
 
     properties: Mapping[str, str]
@@ -145,7 +145,7 @@ def read_chat(entry: Mapping[str, Any], where: str) -> ColumnMap:
 
 
 def plain_columns(entry: Mapping[str, Any], where: str) -> ColumnMap | None:
-    """Columns of such an entry as ``data.columns`` can express them; None if it needs more than that.
+    """Columns of such an entry, if ``data.columns`` can express them, else None.
 
     Raises:
         UserError: As :func:`read_chat`.
@@ -202,10 +202,10 @@ def _roles(entry: Mapping[str, Any], where: str) -> dict[str, str]:
 
 
 def _learns(entry: Mapping[str, Any], where: str) -> bool:
-    """True if answers are trained on by default, unless a message says otherwise.
+    """True if answers are trained on by default.
 
     Raises:
-        UserError: If turns other than the assistant's are to be trained on, or none.
+        UserError: If turns other than the assistant's would be trained on, or no turns.
     """
     wanted = entry.get("roles_to_train")
     if wanted is None:
@@ -250,7 +250,7 @@ def _flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
 
 
 def _refuse_parts(content: Any, number: int) -> None:
-    """Refuse a content with only some parts trained on.
+    """Refuse a content with parts that are not trained on.
 
     Raises:
         RowError: ``bad_content``.
@@ -261,7 +261,7 @@ def _refuse_parts(content: Any, number: int) -> None:
 
 
 def _split_thoughts(message: dict[str, Any], number: int) -> None:
-    """Move the reasoning that begins an answer to a key of its own.
+    """Move reasoning at the beginning of an answer to its own key.
 
     Raises:
         RowError: ``bad_content`` if there is text before it, which would be lost.

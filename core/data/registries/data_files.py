@@ -1,4 +1,4 @@
-"""The files that the rows of a configuration come from, and their hashes."""
+"""Data files of a configuration, and their hashes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from core.config.schema import DataSection
 
 
-#: Seconds between two checks whether the run is to be stopped.
+#: Seconds between checks for a stop of the run.
 _PATIENCE = 0.2
 
 
 def data_files(data: DataSection) -> list[Path]:
-    """The files that rows are read from, each once, in order; those of a directory are all that are not hidden.
+    """Files that rows are read from, each once, in order; for a directory, all files that are not hidden.
 
     Raises:
         UserError: If an entry cannot be resolved.
@@ -46,7 +46,7 @@ def _files_of(source: DataSource) -> Iterator[Path]:
 
 
 def hash_data_files(data: DataSection) -> dict[str, str]:
-    """SHA-256 of each data file by its path; empty text for one that cannot be read.
+    """SHA-256 of each data file by path; empty for a file that cannot be read.
 
     Raises:
         UserError: If an entry cannot be resolved.
@@ -61,10 +61,10 @@ def hash_data_files(data: DataSection) -> dict[str, str]:
 
 
 class DataHashes:
-    """Hashes the data files of a run on a thread, beside the loading of the model.
+    """Hashes the data files of a run in a thread, while the model is loaded.
 
     Args:
-        data: Names them.
+        data: Section of the configuration that names the files.
     """
 
     def __init__(self, data: DataSection) -> None:
@@ -83,7 +83,7 @@ class DataHashes:
         """Wait for the hashes.
 
         Args:
-            check: Called several times a second; may raise to abort.
+            check: Called several times per second; may raise to abort.
         """
         while self._thread.is_alive():
             check()
@@ -91,6 +91,6 @@ class DataHashes:
 
     @property
     def found(self) -> dict[str, str]:
-        """SHA-256 by path; blocks until computed. Empty where the files are not there any more."""
+        """SHA-256 by path; blocks until computed. Empty if an entry cannot be resolved any more."""
         self._thread.join()
         return self._found

@@ -1,4 +1,4 @@
-"""LLaMA-Factory datasets: entries of ``dataset_info.json``, and the dataset lists (YAML) of its second generation."""
+"""LLaMA-Factory datasets: entries of ``dataset_info.json``, and dataset lists (YAML) of its second generation."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _TAGS: dict[str, ColumnRole] = {
     "function_tag": "call_role",
     "system_tag": "system_role",
 }
-# Defaults of an entry without columns or without tags; one that sets any of them gets no defaults for the others.
+# Defaults of an entry without columns or tags. An entry that sets any of them gets none of these defaults.
 _DEFAULT_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
 _DEFAULT_TAGS = {
     "role_tag": "from",
@@ -70,7 +70,7 @@ _DEFAULT_TAGS = {
 _FORMATTINGS = ("alpaca", "sharegpt", "openai")
 _MEANT = {"format": "formatting", "formating": "formatting", "file": "file_name", "path": "file_name"}
 
-# Dataset lists: their keys, and format and columns by the name of a converter.
+# Dataset lists: their keys, and format and columns by converter.
 _LIST_KEYS = {"path", "source", "split", "converter", "size", "weight", "streaming"}
 _LIST_MEANT = {"file_name": "path", "formatting": "converter", "format": "converter"}
 _SOURCES = ("hf_hub", "local", "ms_hub")
@@ -89,14 +89,14 @@ _CONVERTERS: dict[str | None, tuple[str, dict[ColumnRole, str] | None]] = {
 
 
 def read_llama_factory(path: Path, name: str) -> DataSource:
-    """Read one entry of ``dataset_info.json``.
+    """Read an entry of ``dataset_info.json``.
 
     Args:
         path: The ``dataset_info.json``; ``file_name`` is relative to its directory.
         name: The entry.
 
     Raises:
-        UserError: If there is no such entry, it uses an unsupported option, or it names a file that it must not (see
+        UserError: If there is no such entry, it uses an unsupported option, or it names a forbidden file (see
             :func:`~core.data.registries.source.note_outside`).
     """
     registry = load_registry(path)
@@ -129,13 +129,12 @@ def read_dataset_list(file: Path, values: Mapping[str, Any], name: str) -> list[
     """Read the datasets of a list.
 
     Args:
-        file: The YAML file; paths in it are relative to its directory, or to the one above, as they are relative to
-            where LLaMA-Factory is run.
+        file: The YAML file; paths in it are relative to its directory or to the parent, where LLaMA-Factory may run.
         values: Its content.
         name: The dataset; empty for all.
 
     Raises:
-        UserError: If there is no such dataset, it uses an unsupported option, or it names a file that it must not (see
+        UserError: If there is no such dataset, it uses an unsupported option, or it names a forbidden file (see
             :func:`~core.data.registries.source.note_outside`).
     """
     if name:
@@ -150,7 +149,7 @@ def _read_listed(file: Path, name: str, entry: Mapping[str, Any]) -> DataSource:
     if entry.get("weight") not in (None, 1):
         raise UserError(f"{where} has a weight of its own.", "Remove it, and name the dataset in data.weights.")
     if not path.strip():
-        # Beside the file it would be the directory, with all that lies there.
+        # It would stand for the directory of the file.
         raise UserError(f"{where} has an empty path.", "Name a file, a directory or a dataset of the hub.")
     kind, split, converter = entry.get("source", "hf_hub"), entry.get("split", "train"), entry.get("converter")
     if kind not in _SOURCES:
@@ -189,7 +188,7 @@ def _refuse_split(split: object, where: str) -> None:
 
 
 def _count(entry: Mapping[str, Any], key: str, where: str) -> int | None:
-    """A number of rows; None where it is not given."""
+    """A number of rows, or None."""
     count = entry.get(key)
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise UserError(f"{where}: {key} must be a whole number from 1 up.", "Fix it.")
@@ -197,7 +196,7 @@ def _count(entry: Mapping[str, Any], key: str, where: str) -> int | None:
 
 
 def _local_file(path: Path, entry: Mapping[str, Any], where: str) -> Path:
-    """Data file of an entry that is on this machine."""
+    """Path of the data file of a local entry."""
     if remote := next((key for key in _REMOTE if entry.get(key)), None):
         raise UserError(f"{where} is fetched from the net ({remote}).", "Download it, and give its path as file_name.")
     file_name = entry.get("file_name")
@@ -208,7 +207,7 @@ def _local_file(path: Path, entry: Mapping[str, Any], where: str) -> Path:
 
 
 def _hub_entry(entry: Mapping[str, Any], where: str) -> HubEntry:
-    """Hub dataset named by ``hf_hub_url`` and its companion keys."""
+    """Hub dataset named by ``hf_hub_url`` and related keys."""
     try:
         about = {"path": entry.get("folder"), "subset": entry.get("subset"), "split": entry.get("split", "train")}
         return make_entry(str(entry["hf_hub_url"]), **about)
@@ -252,7 +251,7 @@ def _column_map(entry: Mapping[str, Any], where: str) -> ColumnMap:
 
 
 def _texts(entry: Mapping[str, Any], key: str, known: set[str], default: dict[str, str], where: str) -> dict[str, str]:
-    """A table of an entry, without its null values."""
+    """A table of an entry, without null values."""
     if entry.get(key) is None:
         return default
     table = entry[key]

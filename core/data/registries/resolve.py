@@ -1,4 +1,4 @@
-"""Dataset reference resolution: ``data.train`` entries to files, directories, hub datasets and registry entries."""
+"""Dataset resolution: entries of ``data.train`` to files, directories, Hub datasets and registry entries."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ def resolve_source(
     wanted: str = "auto",
     columns: Mapping[Any, str] | None = None,
 ) -> list[DataSource]:
-    """Resolve one entry of ``data.train`` or ``data.eval`` to its sources.
+    """Resolve an entry of ``data.train`` or ``data.eval`` to its sources.
 
     Args:
-        reference: A data file; a directory of them, optionally with ``#split``; ``hf://datasets/owner/name``, a dataset
-            of a hub that has been fetched (the network is never asked); ``dataset_info.json#name``, an entry of
-            LLaMA-Factory's registry; ``datasets.yaml`` or ``datasets.yaml#name``, one of its second generation, all or
-            one of them by name; ``config.yml`` or ``config.yml#2``, the datasets of an Axolotl configuration, all or
-            one of them counted from 1.
-        wanted: The format of files and directories, or ``auto``; registry entries state their own.
-        columns: Their columns, by role.
+        reference: A data file; a directory of data files, optionally with ``#split``; ``hf://datasets/owner/name``, a
+            Hub dataset that has been fetched (nothing is downloaded); ``dataset_info.json#name``, an entry of
+            LLaMA-Factory's registry; ``datasets.yaml``, a list of its second generation, with ``#name`` for a single
+            entry; ``config.yml``, an Axolotl configuration, with ``#2`` for its second dataset.
+        wanted: Format of files and directories, or ``auto``; registry entries state their own.
+        columns: Their columns by role.
 
     Raises:
-        NotFetchedError: If it is a dataset of a hub that is not on this machine.
+        NotFetchedError: If it is a Hub dataset that is not on this machine.
         UserError: If a registry cannot be read, has no such entry, or the entry uses an unsupported option.
     """
     if is_hub_entry(reference):
@@ -46,7 +45,7 @@ def resolve_source(
         named = ColumnMap(columns) if columns is not None else None
         return [hub_source(dataset, DataSource(str(dataset), Path(), wanted, named))]
     path = Path(reference)
-    # Not the methods of Path, which raise without permission: opening the file reports that in a sentence.
+    # Not the methods of Path, which raise without permission: opening the file reports that better.
     if os.path.isfile(path) and path.suffix.lower() in YAML_SUFFIXES:
         return _read_yaml(path, "")
     file, mark, entry = reference.rpartition("#")
@@ -96,10 +95,10 @@ def flat_sources(
 
 
 def single_source(reference: str, wanted: str = "auto", columns: Mapping[Any, str] | None = None) -> DataSource:
-    """Resolve a reference to its only source, as for a preview.
+    """Resolve a reference to its only source.
 
     Raises:
-        UserError: As :func:`resolve_source`, or if it stands for several.
+        UserError: As :func:`resolve_source`, or if it has several sources.
     """
     found = resolve_source(reference, wanted, columns)
     if len(found) > 1:
@@ -113,8 +112,8 @@ def training_sources(data: DataSection) -> list[tuple[list[DataSource], float]]:
     """Sources of each entry of ``data.train``, with its weight.
 
     Raises:
-        UserError: As :func:`resolve_source`, or if the number of weights is not that of entries, or both ``data.eval``
-            and ``data.eval_share`` hold rows out.
+        UserError: As :func:`resolve_source`, if weights and entries differ in number, or if both ``data.eval`` and
+            ``data.eval_share`` hold rows out.
     """
     groups = resolve_sources(data.train, data.format, data.columns)
     weights = weights_of(data.weights, len(groups))
@@ -123,10 +122,10 @@ def training_sources(data: DataSection) -> list[tuple[list[DataSource], float]]:
 
 
 def weights_of(weights: Sequence[float] | None, entries: int) -> list[float]:
-    """``data.weights``, one for each entry of ``data.train``; all 1 by default.
+    """``data.weights``, one per entry of ``data.train``; all 1 by default.
 
     Raises:
-        UserError: If their number is not that of the entries.
+        UserError: If weights and entries differ in number.
     """
     found = list(weights or [1.0] * entries)
     if len(found) != entries:

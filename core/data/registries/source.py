@@ -1,6 +1,6 @@
-"""Data sources: the files of a dataset with their format and columns, and the registry files that name them.
+"""Data sources: files of a dataset with format and columns, and the registry files that name them.
 
-A registry that was downloaded is not trusted: it may name only files of the same download.
+A downloaded registry is not trusted: it may only name files of the same download.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class DataSource:
         path: Path for :func:`~core.data.files.reader.open_rows`.
         format: Format of its rows, or ``auto``.
         columns: The column mapping, if the configuration has one.
-        limit: The most rows used; None for all.
-        files: The files of the directory ``path`` to read; empty to let ``path`` decide.
-        note: A remark on the location of its files, in a sentence.
+        limit: Most rows used; None for all.
+        files: Files of the directory ``path`` to read; empty to let ``path`` decide.
+        note: A sentence on the location of its files.
     """
 
     name: str
@@ -62,7 +62,7 @@ class DataSource:
         return open_files(self.path, self.files) if self.files else open_rows(self.path)
 
     def open_shared(self) -> RowFile:
-        """Open the source, shared with others in this process; see :mod:`core.data.files.shared_rows`."""
+        """Open the source, shared within this process; see :mod:`core.data.files.shared_rows`."""
         return open_shared(self.path, self.files)
 
     def rows(self) -> Iterator[Row]:
@@ -71,20 +71,17 @@ class DataSource:
             yield from itertools.islice(all_rows(file), self.limit)
 
     def recognize(self, file: RowFile, shown: str = "") -> Detection:
-        """Detect the format from the first rows of the file returned by :meth:`open`, up to ``limit``."""
+        """Detect the format from the first rows of the opened file; ``shown`` is its name in messages."""
         return self.detect(file.rows(0, SAMPLE if self.limit is None else min(SAMPLE, self.limit)), shown)
 
     def detect(self, rows: Iterable[Row], shown: str = "") -> Detection:
-        """Detect the format from the first rows (see :func:`~core.data.formats.detect.choose`).
-
-        ``shown`` is the name of the source in messages.
-        """
+        """Detect the format from the first rows; see :func:`~core.data.formats.detect.choose`."""
         found = choose(rows, self.format, shown or one_line(self.name), self.columns)
         return replace(found, reason=f"{found.reason} {self.note}") if self.note else found
 
 
 def hub_source(entry: HubEntry, source: DataSource) -> DataSource:
-    """A source with the files that a hub entry selects.
+    """A source with the files selected by a Hub entry.
 
     Raises:
         NotFetchedError: If they are not on this machine.
@@ -121,7 +118,7 @@ def refuse_unknown_keys(where: str, given: Iterable[Any], known: Collection[str]
     """Refuse unknown keys, and suggest the key that was meant.
 
     Raises:
-        UserError: For the first one.
+        UserError: For the first unknown key.
     """
     for key in given:
         if key not in known:
@@ -132,19 +129,18 @@ def refuse_unknown_keys(where: str, given: Iterable[Any], known: Collection[str]
 
 
 def note_outside(registry: Path, named: Path, where: str) -> str:
-    """Remark on the location of a file that a registry names; empty if it is in the registry's directory.
+    """Note on a file outside the directory of the registry that names it; empty for a file inside.
 
-    The owner of a registry may name any file; the remark is shown with the rows, as a user who got the registry from
-    somebody else may not expect it. A registry that was downloaded is not trusted: it may name only files of the same
-    download. Links are resolved.
+    A user's own registry may name any file; the note is shown with the rows, in case somebody else wrote the registry.
+    A downloaded registry is not trusted: it may only name files of the same download. Links are resolved.
 
     Args:
         registry: Path of the registry, as given.
-        named: A file or directory that an entry of it names.
+        named: A file or directory named by an entry.
         where: The entry, for messages.
 
     Raises:
-        UserError: If the registry was downloaded, and the file is not part of that download.
+        UserError: If the registry was downloaded and the file is not part of that download.
     """
     try:
         target = os.path.realpath(named)
@@ -163,7 +159,7 @@ def note_outside(registry: Path, named: Path, where: str) -> str:
 
 
 def _download_of(registry: Path) -> str | None:
-    """Directory of the repository that a registry was downloaded with; None for a registry of the user's own."""
+    """Directory of the repository that a registry was downloaded with; None for the user's own registry."""
     for downloads in (paths.datasets_dir(), paths.models_dir(), hub_cache_dir()):
         root = os.path.realpath(downloads)
         for place in (os.path.realpath(registry), os.path.realpath(registry.parent)):
