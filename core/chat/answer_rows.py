@@ -27,7 +27,7 @@ _SETTINGS_LIMIT = 64 << 10
 def append_row(path: Path, messages: Sequence[dict[str, str]]) -> None:
     """Append a conversation to a file of rows, ``{"messages": […]}`` on a line, and make it durable.
 
-    Rows that are there stay as they are, whatever happens: what cannot be written whole is taken back.
+    Existing rows never change: a partial write is rolled back.
 
     Args:
         path: The file; it is made where there is none, for the user alone.

@@ -34,14 +34,14 @@ class Candidate:
     name: str
     """Its name, for a list."""
     about: str
-    """What is known of it: its held-out loss, its run."""
+    """Short facts: its held-out loss, its run."""
 
 
 def find_candidates(run: Run) -> list[Candidate]:
     """Whom a question can be put to from one loaded base, the run itself first. Reads files; belongs in a thread.
 
     Args:
-        run: The run; of one that trains weights themselves only it and its exports, as it shares no base.
+        run: The run; a run that trains weights themselves shares no base, so only it and its exports are listed.
     """
     live = not run.state().is_over
     losses = held_out_losses(run)
@@ -90,7 +90,7 @@ def _of_other(other: Run) -> list[Candidate]:
 
 
 def _shares_base(values: dict[str, Any], others: dict[str, Any]) -> bool:
-    """Whether two runs name the same base, loaded alike; the engine compares the files themselves."""
+    """True if two runs name the same base, loaded alike; the engine compares the files themselves."""
     methods = (values.get("method.name", "qlora"), others.get("method.name", "qlora"))
     if any(method in WEIGHT_METHODS for method in methods):
         return False

@@ -45,7 +45,7 @@ class Reply:
 
     @property
     def is_open(self) -> bool:
-        """Whether more of it may come."""
+        """True if more of it may come."""
         return self.state in ("waiting", "streaming")
 
     @property
@@ -54,7 +54,7 @@ class Reply:
         return self.speaker or self.source
 
     def take_pending(self) -> bool:
-        """Move what has come into ``text``; whether there was anything."""
+        """Move received pieces into ``text``; True if there were any."""
         pieces = []
         while self.pending:
             pieces.append(self.pending.popleft())
@@ -84,9 +84,9 @@ class Exchange:
     question: str
     replies: list[Reply]
     branches: list[Exchange] = field(default_factory=list)
-    """What may follow: more than one where a question was asked again or in other words."""
+    """Follow-up exchanges: several if a question was asked again or in other words."""
     chosen: int = 0
-    """The place in ``branches`` of what does follow."""
+    """Index in ``branches`` of the current follow-up."""
 
     def answer_of(self, source: Source) -> str:
         """The answer of this source, else another one's, as the model wrote it; empty if there is none."""
@@ -97,7 +97,7 @@ class Exchange:
 class Dialogue:
     """A tree of exchanges, and the path in it that is the conversation now.
 
-    Each source is told its own answers, and another's where it gave none.
+    Each source gets its own answers, and another's if it gave none.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Dialogue:
         return self._branch(self._last, question, sources)
 
     def ask_again(self, exchange: Exchange, question: str, sources: tuple[Source, ...]) -> Exchange:
-        """Ask in place of an earlier question; that one and what followed it stay, as another branch."""
+        """Ask again in place of an earlier question, whose exchange stays with its follow-ups as another branch."""
         return self._branch(self._before(exchange), question, sources)
 
     def variants(self, exchange: Exchange) -> tuple[int, int]:
@@ -132,10 +132,10 @@ class Dialogue:
         return before.branches.index(exchange), len(before.branches)
 
     def turn(self, exchange: Exchange, step: int) -> Exchange:
-        """Go to another exchange asked in the place of this one; what followed that one follows again.
+        """Go to another exchange asked in place of this one; its follow-ups are current again.
 
         Args:
-            exchange: One of the conversation.
+            exchange: An exchange of the conversation.
             step: How many further; from the last one to the first.
         """
         before = self._before(exchange)
@@ -143,7 +143,7 @@ class Dialogue:
         return before.branches[before.chosen]
 
     def remove(self, exchange: Exchange) -> None:
-        """Take out an exchange and what follows it."""
+        """Remove an exchange and its follow-ups."""
         before = self._before(exchange)
         place = before.branches.index(exchange)
         before.branches.remove(exchange)
@@ -155,7 +155,7 @@ class Dialogue:
         Args:
             source: Who is to answer.
             system: The system prompt; empty for none.
-            until: The question, one of the conversation; its last one where None.
+            until: The question, which is in the conversation; None: the last one.
         """
         path = self.exchanges
         if until is not None and until in path:
@@ -168,7 +168,7 @@ class Dialogue:
         return [*messages, {"role": "user", "content": path[-1].question}]
 
     def to_data(self) -> list[dict[str, Any]]:
-        """The exchanges as JSON has them; what has not come yet of an answer is not in it.
+        """The exchanges as JSON; the pending part of an answer is not included.
 
         An exchange that was asked in the place of others has them as ``others``, each as a conversation from there on,
         and its own ``place`` among them.
@@ -190,7 +190,7 @@ class Dialogue:
 
     @classmethod
     def from_data(cls, data: object) -> Dialogue:
-        """The exchanges that :meth:`to_data` has written; what is none of that is left out."""
+        """Read exchanges written by :meth:`to_data`; invalid ones are left out."""
         dialogue = cls()
         _put_path(dialogue._root, data, 0)
         return dialogue
@@ -284,7 +284,7 @@ def _exchange(item: dict[str, Any]) -> Exchange | None:
     return Exchange(question, kept) if kept else None
 
 
-#: What is kept of a reply beside its text.
+#: Saved fields of a reply beside its text.
 _TOLD = ("speaker", "stats", "error", "hint")
 #: Conversations within conversations that are read; nobody branches so deep.
 _DEEPEST = 50
@@ -326,7 +326,7 @@ def format_stats(
     """``23 tokens · first 0.16 s · 21 tok/s · context 120 of 8,192``, and why it ends where it does unless the model
     ended it itself.
 
-    What was not measured (0) is left out.
+    Values that were not measured (0) are left out.
     """
     parts = [f"{tokens} token{'' if tokens == 1 else 's'}"]
     if tokens and first_token_seconds > 0:

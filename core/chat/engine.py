@@ -45,7 +45,7 @@ class ModelSpec:
     adapter: str | None = None
     """A directory in PEFT's format."""
     weights: str | None = None
-    """A checkpoint's safetensors file with weights that replace those of the base."""
+    """A checkpoint's safetensors file with weights that replace the base's."""
     method: str = "lora"
     """``qlora`` loads the base in 4 bit."""
     keep_16bit: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class ModelSpec:
     gpu: str | None = None
     """As ``hardware.gpu``."""
     template: str | None = None
-    """A chat template that replaces the model's own: a Jinja file, or the name of one of ours."""
+    """A chat template that replaces the model's own: a Jinja file, or the name of a built-in template."""
     source_name: str = "adapter"
     """The name of the tuned source in answers: the adapter, or the model itself where its weights were trained."""
     base_sha256: str | None = None
@@ -77,7 +77,7 @@ class AdapterSpec:
     adapter: str
     """A directory in PEFT's format."""
     source_name: str
-    """What its answers are called."""
+    """The name of its answers."""
     template: str | None = None
     """A chat template that replaces the model's own, as for :class:`ModelSpec`."""
     base_sha256: str | None = None
@@ -160,7 +160,7 @@ class ChatEngine:
         raise AssertionError("unreachable: an exchange ends with an answer or an error")
 
     def add(self, spec: AdapterSpec) -> None:
-        """Load another adapter onto the base; nothing happens if there is one of its name.
+        """Load another adapter onto the base; no effect if an adapter of its name is loaded.
 
         Raises:
             UserError: If it is for another base or does not fit, or the engine ends.
@@ -248,7 +248,7 @@ class ChatEngine:
 
     @property
     def is_hung(self) -> bool:
-        """Whether it was ended as it did not hear that an answer was cancelled."""
+        """True if it was killed because it did not react to the cancellation of an answer."""
         return self._is_hung
 
     def anew(self) -> ChatEngine:
@@ -257,12 +257,12 @@ class ChatEngine:
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be asked: it has not been closed, and its process has not ended by itself."""
+        """True if it takes questions: it has not been closed, and its process has not ended by itself."""
         is_gone = self._helper is not None and self._helper.process.poll() is not None
         return not self._closed and not self._is_hung and not is_gone
 
     def ping(self, timeout: float = 5.0) -> bool:
-        """Whether the engine answers."""
+        """True if the engine answers."""
         try:
             next(self._exchange(self._request("ping", {}), timeout))
         except UserError:
@@ -398,7 +398,7 @@ def _new_log(directory: Path) -> Path:
     logs = sorted(directory.glob("chat-*.log"), key=lambda path: path.name)
     for path in logs[: max(0, len(logs) - LOGS_KEPT + 1)]:
         path.unlink(missing_ok=True)
-    # One reading of the clock, so that names sort by the start, also within a second.
+    # A single reading of the clock, so that names sort by the start even within a second.
     seconds, fraction = divmod(time.time_ns(), 10**9)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds))
     path = directory / f"chat-{stamp}-{fraction:09d}-{os.getpid()}.log"

@@ -26,9 +26,9 @@ class ExportedModel:
 
     path: Path
     trained: TrainedModel | None = None
-    """What it was made of; None where that is not known, or not there any more."""
+    """The model that it was exported from; None if unknown, or gone."""
     quant: str = ""
-    """The type of its weights; empty where it is not told."""
+    """The type of its weights; empty if unknown."""
 
     @property
     def template(self) -> str | None:
@@ -48,7 +48,7 @@ class ExportedModel:
 
 
 def find_exported(path: Path, *, asked: bool = False) -> ExportedModel | None:
-    """The GGUF file that a path stands for: one that was exported, or the only one in the directory of an export.
+    """The GGUF file that a path stands for: an exported file, or the only one in the directory of an export.
 
     Args:
         path: A file or a directory.

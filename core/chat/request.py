@@ -35,7 +35,7 @@ class SettingError(UserError):
 
     Args:
         name: Its name.
-        wanted: What it must be.
+        wanted: The expected type or range.
     """
 
     def __init__(self, name: str, wanted: str) -> None:
@@ -83,7 +83,7 @@ class GenerationSettings:
 
     @classmethod
     def of(cls, chat: ChatSection, **changes: Any) -> GenerationSettings:
-        """The settings of a configuration, with changes; one that is None changes nothing.
+        """The settings of a configuration, with changes; a change of None is ignored.
 
         Raises:
             SettingError: If a change is of the wrong type or out of range.
@@ -96,7 +96,7 @@ class GenerationSettings:
         """The settings among the arguments of a request; absent ones have the defaults.
 
         Raises:
-            SettingError: If one of them is of the wrong type or out of range.
+            SettingError: If a value has the wrong type or is out of range.
         """
         return cls(**{name: args[name] for name in SETTING_NAMES if name in args})
 
@@ -157,7 +157,7 @@ class ChatRequest:
         """Parse the arguments of a ``generate`` command; absent ones have the defaults.
 
         Raises:
-            UserError: If one of them is of the wrong type or out of range.
+            UserError: If a value has the wrong type or is out of range.
         """
         messages = args.get("messages", [])
         return cls(

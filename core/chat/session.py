@@ -49,9 +49,9 @@ class Answer:
     another run."""
     finish: Literal["stop", "length", "cancelled"] = "stop"
     prompt_tokens: int = 0
-    """Tokens of the conversation before the answer; 0 where it is not told."""
+    """Tokens of the conversation before the answer; 0 if unknown."""
     context_limit: int | None = None
-    """Tokens that the model reads at most, conversation and answer together; None where it is not told."""
+    """Most tokens that the model reads, conversation and answer together; None if unknown."""
     raw: str = field(default="", compare=False)
     """The text as the model wrote it, for copying and for data: not safe to show."""
 
@@ -68,8 +68,8 @@ class ChatSession(Protocol):
 
     @property
     def has_tuned(self) -> bool:
-        """Whether there is an adapter, and so a choice between ``tuned`` and ``base``. A run that trains the weights
-        themselves has none, and answers with the trained weights for either."""
+        """True if there is an adapter, and so a choice between ``tuned`` and ``base``. A run that trains the weights
+        themselves has no adapter; either source answers with the trained weights."""
 
     def prepare(self, progress: Progress) -> None:
         """Make the model ready, so that the first answer does not wait for loading.
@@ -100,7 +100,7 @@ class StreamingSession(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be asked: it has not been closed, nor has what it talks to ended by itself."""
+        """True if it takes questions: it has not been closed, and its engine or run has not ended by itself."""
 
     def prepare(self, progress: Progress) -> None:
         """Make the model ready, as :class:`ChatSession` does."""
@@ -190,7 +190,7 @@ class LiveSession:
 
     @property
     def is_open(self) -> bool:
-        """Whether the run is still on."""
+        """True while the run is on."""
         return not self._closed and not self._run.state().is_over
 
     def stream(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
@@ -250,7 +250,7 @@ class EngineSession:
 
     @property
     def has_tuned(self) -> bool:
-        """Whether an adapter is loaded with the base."""
+        """True if an adapter is loaded with the base."""
         return self.spec.adapter is not None
 
     def prepare(self, progress: Progress) -> None:
@@ -277,7 +277,7 @@ class EngineSession:
 
     @property
     def is_open(self) -> bool:
-        """Whether the engine has not ended."""
+        """True if the engine has not ended."""
         return self._engine.is_open
 
     def stream(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
@@ -351,7 +351,7 @@ def open_session(
 
 
 def names_model(name: str) -> bool:
-    """Whether a name is that of a model, by its path or in the home; else it is a run's."""
+    """True if a name refers to a model, by its path or in the home; otherwise it refers to a run."""
     reference, step = split_step(name)
     path = user_path(reference)
     if os.path.exists(path):

@@ -21,7 +21,7 @@ from core.text import one_line
 LIMIT = 8 << 20
 #: Most transcripts that are listed, the newest ones.
 LISTED = 500
-#: Largest time that is read, in Unix seconds: far ahead, and one that a calendar has.
+#: Latest accepted time in Unix seconds, within the range of calendars.
 _LATEST = 1e11
 
 
@@ -114,7 +114,7 @@ def remove_transcript(transcript: Transcript) -> None:
 
 
 def list_transcripts(run: Run) -> list[Transcript]:
-    """The conversations kept with a run, the newest first; what is none is left out."""
+    """The conversations kept with a run, newest first; invalid files are left out."""
     try:
         files = sorted(
             (path for path in chats_dir(run).iterdir() if path.suffix == ".json" and not path.name.startswith(".")),

@@ -63,14 +63,14 @@ class Check:
         """The score of an answer, from 0 to 1.
 
         Args:
-            facts: What it gets on standard input.
+            facts: Its input on standard input.
 
         Raises:
             UserError: If it takes too long, ends in another way, or prints a number outside of 0 to 1.
         """
         name = one_line(os.path.basename(self.command[0]), 40)
         try:
-            # A session of its own, so that what it has started ends with it.
+            # A session of its own, so that its child processes end with it.
             process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.PIPE,

@@ -35,7 +35,7 @@ from core.text import one_line
 PROGRAMS = ("lm_eval", "lm-eval")
 _RESULTS_LIMIT = 64 << 20
 _TASK = re.compile(r"[\w.+/-]{1,200}", re.ASCII)
-#: What the harness acts on in the value of a model argument.
+#: Special characters of the harness in the value of a model argument.
 _ACTED_ON = frozenset(",=\"'[](){}")
 _OFFLINE_HINT = "It works offline here: fetch the data of its tasks first, or name tasks of your own (--include)."
 _INSTALL = "Install it in an environment of its own: uv tool install 'lm-eval[hf]', or pipx install 'lm-eval[hf]'."
@@ -136,7 +136,7 @@ def read_tasks(text: str) -> list[str]:
     """The names in ``--tasks``.
 
     Raises:
-        UserError: If there is none, or one that cannot be a task's.
+        UserError: If there is none, or an invalid one.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
@@ -149,10 +149,10 @@ def read_tasks(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class HarnessRun:
-    """One run of the harness.
+    """A run of the harness.
 
     Args:
-        model: What it measures.
+        model: The model that it measures.
         tasks: Names of tasks.
         limit: Rows of each task; None for all.
         include: A directory with tasks of the user's own.
@@ -169,7 +169,7 @@ class HarnessRun:
         """Its command line, without the place of its results.
 
         Raises:
-            UserError: If it is not installed, or a path cannot be told it.
+            UserError: If it is not installed, or a path cannot be passed to it.
         """
         arguments = {"pretrained": self.model.pretrained, "peft": self.model.peft, "tokenizer": self.model.tokenizer}
         told = []

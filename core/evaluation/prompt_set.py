@@ -26,7 +26,7 @@ PROMPT_LIMIT = 10_000
 #: Longest line of a file of prompts, and most bytes of one, in bytes.
 LINE_LIMIT, FILE_LIMIT = 4 << 20, 256 << 20
 _TEXT = (".txt", ".md", ".prompts", "")
-#: Keys of a line of ours, by which it is told from a row of a dataset.
+#: Keys of a line in our own format, which distinguish it from a row of a dataset.
 _KEYS = frozenset({"id", "prompt", "messages", "expected", "schema"})
 
 
@@ -44,7 +44,7 @@ class PromptItem:
 
     @property
     def question(self) -> str:
-        """What the user says last."""
+        """The last user message."""
         return self.messages[-1]["content"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class PromptItem:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PromptItem:
-        """What :meth:`to_dict` has made."""
+        """Read the output of :meth:`to_dict`."""
         return cls(str(data["id"]), tuple(dict(item) for item in data["messages"]), data["expected"], data["schema"])
 
 
@@ -142,7 +142,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
 
 
 def _is_ours(path: Path, name: str) -> bool:
-    """Whether the first line is a question in our own form, or no JSON at all, which is then refused by its number."""
+    """True if the first line is a question in our own format, or no JSON at all, which is refused by its number."""
     first = next(_lines(path, name), None)
     if first is None:
         return True

@@ -1,4 +1,4 @@
-"""The record of an evaluation: questions, answers and scores, kept with the run; what is unfinished is gone on with."""
+"""The record of an evaluation: questions, answers and scores, kept with the run; an unfinished evaluation continues."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from core.small_files import read_json
 from core.text import one_line
 
 VERSION = 1
-#: Directory of the records in that of a run, and in the home for those of no run.
+#: Directory of the records in a run's directory, and in the home for evaluations without a run.
 FOLDER = "evaluations"
-#: End of the names of what another program has measured, which is kept beside them.
+#: Suffix of results of the harness, kept beside the records.
 HARNESS_SUFFIX = ".lm-eval.json"
 #: Largest file that is read, in bytes.
 FILE_LIMIT = 512 << 20
@@ -36,7 +36,7 @@ FILE_LIMIT = 512 << 20
 PACE = 2.0
 
 Metric = Literal["check", "exact_match", "schema", "valid_json", "f1"]
-#: All scores, the one that tells more before.
+#: All scores, most informative first.
 METRICS: tuple[Metric, ...] = get_args(Metric)
 RecordState = Literal["running", "done"]
 
@@ -50,7 +50,7 @@ class Answered:
     seconds: float = 0.0
     finish: str = "stop"
     scores: Mapping[str, float] = field(default_factory=dict)
-    """By :data:`Metric`; those that do not apply are not in it."""
+    """By :data:`Metric`; scores that do not apply are left out."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -64,7 +64,7 @@ class Answered:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Answered:
-        """What :meth:`to_dict` has made."""
+        """Read the output of :meth:`to_dict`."""
         scores = {str(name): float(value) for name, value in data["scores"].items() if name in METRICS}
         if not all(math.isfinite(value) for value in scores.values()):
             raise ValueError("a score that is not finite")
@@ -73,7 +73,7 @@ class Answered:
 
 @dataclass
 class EvaluationRecord:
-    """An evaluation: what was asked, of whom, and what was answered."""
+    """An evaluation: questions, models and answers."""
 
     id: str
     created: float
@@ -84,12 +84,12 @@ class EvaluationRecord:
     skipped: int
     items: tuple[PromptItem, ...]
     targets: tuple[str, ...]
-    """Names of the models, the one that the others are compared with first."""
+    """Names of the models; the others are compared with the first."""
     identities: tuple[str, ...]
     settings: dict[str, Any]
     """``max_new_tokens`` and ``check``, the words of the check command or None."""
     answers: dict[str, list[Answered | None]]
-    """By model, as many as there are questions; None for those that are not answered yet."""
+    """By model, as many as there are questions; None for unanswered ones."""
     state: RecordState = "running"
 
     @classmethod
@@ -120,7 +120,7 @@ class EvaluationRecord:
         return len(self.items) * len(self.targets)
 
     def is_same(self, other: EvaluationRecord) -> bool:
-        """Whether another one asks the same of the same models, so that its answers can be taken."""
+        """True if another evaluation asks the same of the same models, so that its answers can be reused."""
         mine = (self.prompts_sha256, self.targets, self.identities, self.settings)
         return mine == (other.prompts_sha256, other.targets, other.identities, other.settings)
 
@@ -146,7 +146,7 @@ class EvaluationRecord:
 
     @classmethod
     def from_dict(cls, data: Any) -> EvaluationRecord:
-        """What :meth:`to_dict` has made.
+        """Read the output of :meth:`to_dict`.
 
         Raises:
             ValueError, KeyError, TypeError, AttributeError: If it is none.
@@ -177,7 +177,7 @@ class EvaluationRecord:
 
 
 def folder_of(run: Run | None) -> Path:
-    """The directory of the records of a run, or of those of no run."""
+    """The directory of a run's records, or of evaluations without a run."""
     return (run.path if run is not None else paths.home()) / FOLDER
 
 
@@ -259,7 +259,7 @@ class RecordFile:
 
     Args:
         path: The file.
-        record: What is written.
+        record: Its content.
     """
 
     def __init__(self, path: Path, record: EvaluationRecord) -> None:
@@ -290,7 +290,7 @@ class RecordFile:
         """Write it.
 
         Raises:
-            UserError: If it cannot be written; what was written before is untouched.
+            UserError: If it cannot be written; the former file is untouched.
         """
         began = time.monotonic()
         try:

@@ -18,10 +18,10 @@ from core.units import format_fixed
 
 #: Most rows won, and lost, in the Markdown; the JSON lines have all.
 MOST_ROWS = 50
-#: Permissions of a file that the user asks for, as those of an editor.
+#: Permissions of a file that the user asks for, as an editor would set them.
 _MODE = 0o644
 _CUT = 400
-#: Fewest cells of a model's name at the head of a column: those of a figure.
+#: Least width of a column, in characters: that of a number.
 _NARROWEST = 8
 
 
@@ -128,7 +128,7 @@ def _fenced(text: str) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """A text on one line, without what Markdown acts on in a table or a heading."""
+    """A text on a single line, with Markdown's special characters in tables and headings escaped."""
     return one_line(text, 200).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
 
 

@@ -16,13 +16,13 @@ LONGEST = 256
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """A request; what it leaves out, the first run says."""
+    """A request; the first run provides missing values."""
 
     targets: tuple[str, ...]
     """See :func:`core.evaluation.targets.resolve_targets`."""
     against: tuple[str, ...] = ()
     prompts: str | None = None
-    """See :func:`core.evaluation.prompt_set.read_prompt_set`; by default what the run holds out."""
+    """See :func:`core.evaluation.prompt_set.read_prompt_set`; by default the run's held-out rows."""
     limit: int | None = None
     max_new_tokens: int | None = None
     check: str | None = None

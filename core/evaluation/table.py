@@ -89,7 +89,7 @@ class Comparison:
     lost: tuple[int, ...]
 
     def outcome(self, place: int) -> Outcome:
-        """Whether the first model has the better answer to a question."""
+        """The outcome for the first model on a question."""
         return self._outcomes.get(place, "same")
 
     @functools.cached_property
@@ -167,7 +167,7 @@ class EvaluationTable:
 
 
 def _deciding(metrics: tuple[Metric, ...], means: Mapping[str, Mapping[Metric, float]]) -> Metric | None:
-    """The first score, or token F1 where no answer of free text is ever the very one that is expected."""
+    """The first score, or token F1 if no free-text answer ever matches the expected one exactly."""
     if not metrics:
         return None
     if metrics[0] == "exact_match" and not any(found.get("exact_match") for found in means.values()):

@@ -1,4 +1,4 @@
-"""Targets of a prompt set: the models that answer it, each as it is named, and what is loaded for it."""
+"""Targets of a prompt set: the models that answer it, by name, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Target:
     """The title of its column: a run with its step, the name of a file or a model."""
     source: Source
     identity: str
-    """Tells whether answers that were kept are those of the same model: a hash of its files' sizes and times."""
+    """Hash of the files' sizes and times: answers are reused only for the same hash."""
     loads: str
-    """What is loaded: targets with the same are answered by one session."""
+    """Key of the loaded model: targets with the same key share a session."""
     open: Callable[[], ChatSession]
     trained: TrainedModel | None = None
-    """What it is of a run, or what an exported file was made of; None for other models."""
+    """The run's trained model, or the source of an exported file; None for other models."""
 
     @property
     def run(self) -> Run | None:
@@ -45,7 +45,7 @@ class Target:
 
 
 def resolve_targets(names: Sequence[str], against: Sequence[str] = ()) -> list[Target]:
-    """The models of a table, the first one the one that the others are compared with. Nothing is loaded yet.
+    """The models of a table; the others are compared with the first. Nothing is loaded yet.
 
     Args:
         names: ``RUN``, ``RUN@STEP``, a model, or a GGUF file; at least one.

@@ -1,4 +1,4 @@
-"""Model cards: a README.md in the hub's style for what a run has made, without its data and without paths."""
+"""Model cards: a README.md in the hub's style for a run's result, without its data and without paths."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BaseModel:
     name: str
     """As a person would name it: its id on a hub, the name of a prepared model, or that of its directory."""
     hub_id: str | None = None
-    """Its id on a hub; None for one that is not from there."""
+    """Its id on a hub; None if it is not from a hub."""
     gguf_file: str | None = None
     """The name of the GGUF file whose weights it has, where that is known."""
     package: str | None = None
@@ -87,7 +87,7 @@ Markdown = NewType("Markdown", str)
 _WITHIN = re.compile(r"[\\`*~\[\]]|(?<![^\W_])_|_(?![^\W_])|<(?=[A-Za-z/!?])|&(?=#?\w+;)|:(?=//)|(?<!\S)#|#(?=#*$)")
 #: The same at the beginning of a line: a quotation, a list, a rule.
 _AT_BEGINNING = re.compile(r"^(?:>|[-+=](?=[\s=-]|$)|(?P<number>\d{1,9})(?P<mark>[.)])(?=\s|$))")
-#: What a code span cannot hold in a table without being changed.
+#: Characters that a code span cannot hold in a table unchanged.
 _BEYOND_CODE = re.compile(r"[`|\\]")
 _SIGN = re.compile(r"[!-/:-@\[-`{-~]")
 
@@ -154,13 +154,13 @@ def shell_word(text: str) -> str:
 
 
 def page(parts: Sequence[Markdown]) -> str:
-    """A page of parts, those that are empty left out."""
+    """A page of parts; empty parts are left out."""
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 CARD = "README.md"
 _CARD_LIMIT = 1 << 20
-#: Sections whose options say what was trained and how; the others are of the machine, or name files.
+#: Sections about training; the others concern the machine, or name files.
 _TOLD = ("method", "train", "memory", "checkpoint")
 _RELATIONS: dict[Kind, str] = {"gguf": "quantized", "ollama": "quantized"}
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")
@@ -169,7 +169,7 @@ _MOST_FILES = 20
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Facts that a model card tells beside those in the run's own files."""
+    """Facts of a model card beside the run's own files."""
 
     trained: TrainedModel
     kind: Kind
@@ -184,7 +184,7 @@ class CardFacts:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is of an adapter alone."""
+        """True for an adapter alone."""
         is_alone = self.kind in ("adapter", "card") or (self.kind == "gguf" and self.quant is None)
         return is_alone and self.trained.adapter is not None
 
@@ -415,12 +415,12 @@ def _use(facts: CardFacts) -> list[Markdown]:
 
 
 def _literal(text: str) -> str:
-    """A string of Python's, which one of JSON is."""
+    """A Python string literal, in its JSON form."""
     return json.dumps(one_line(text, 200), ensure_ascii=False)
 
 
 def _where(base: BaseModel, place: str) -> Markdown:
-    """What a place in the code stands for: the base, and where it is from."""
+    """Comment for a placeholder in the code: the base, and its origin."""
     is_file = place.endswith(".gguf")
     if base.gguf_file is None:
         what = f"{{place}} is the base model{' as a GGUF file' if is_file else ''}: {{name}}."

@@ -43,7 +43,7 @@ def _export(request: ExportRequest, job: ExportJob) -> ExportResult:
 
 
 def remove_leftovers() -> None:
-    """Remove what killed exports have left in the home."""
+    """Remove leftovers of killed exports from the home."""
     with contextlib.suppress(OSError):
         for leftover in paths.exports_dir().glob(".*.tmp"):
             remove_abandoned(leftover)

@@ -1,4 +1,4 @@
-"""Plans of exports: what is exported, where it goes and what it takes, without loading anything."""
+"""Plans of exports: source, destination and size, without loading anything."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ExportPlan:
     peak: int | None
     """Bytes on the disk while it is made, in that type."""
     tries_both: bool
-    """Whether the adapter is merged into the base's own weights and into those rounded to 4 bit, to take the better."""
+    """True if the adapter is merged into both the base's own weights and 4-bit rounded ones, to take the better."""
 
     @property
     def size_in_words(self) -> str:
@@ -83,8 +83,8 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     """Plan an export.
 
     Raises:
-        UserError: If the run has nothing to export, the request does not go with what it has trained, or what writes
-            such a file is not installed.
+        UserError: If the run has nothing to export, the request does not fit the trained model, or the writer of such
+            a file is not installed.
     """
     run = Run(request.run)
     trained = find_trained(run, request.step)
@@ -134,7 +134,7 @@ def _target(request: ExportRequest, trained: TrainedModel) -> Path:
         return request.out
     step = [] if trained.step is None else [f"step-{trained.step}"]
     kind = ["adapter", "gguf"] if request.adapter_only else [request.kind]
-    # A merged model for which no type is named has the first one that meets its bar.
+    # A merged model without a named type gets the first type that meets its bar.
     named = request.quant if request.kind == "merged" else request.weights
     weights = [] if named is None else [named.lower()]
     return paths.exports_dir() / "-".join([trained.run.id, *step, *kind, *weights])
@@ -146,7 +146,7 @@ def _bytes(request: ExportRequest, trained: TrainedModel, variants: int) -> tupl
         return 0, 1 << 20
     if request.kind == "adapter" or request.adapter_only:
         size = 0 if trained.adapter is None else _size(trained.adapter / "adapter_model.safetensors")
-        # A GGUF file of an adapter is read together with one of its base.
+        # A GGUF file of an adapter is read together with a GGUF file of its base.
         facts = _base_facts(trained) if request.adapter_only else ModelFacts()
         base = _gguf_bytes(facts, "F32") if request.adapter_only else 0
         if facts.quantization is not None:
@@ -172,12 +172,12 @@ def merged_quant(request: ExportRequest, trained: TrainedModel) -> Quant:
         return weights
     if trained.file is not None:
         return "F32"  # which holds the weights that were trained to the bit
-    # Rounded once more by what follows, to fewer bits; 16 bits with a mantissa of 11 add nothing to that.
+    # The next step rounds to fewer bits; 16 bits with a mantissa of 11 add nothing to that.
     return "F16"
 
 
 def _gguf_bytes(facts: ModelFacts, quant: Quant, *, is_exact: bool = False) -> int:
-    """Bytes of a GGUF file of a model; 0 if they cannot be told.
+    """Bytes of a GGUF file of a model; 0 if unknown.
 
     Args:
         facts: Of the model.
@@ -192,7 +192,7 @@ def _gguf_bytes(facts: ModelFacts, quant: Quant, *, is_exact: bool = False) -> i
 
 
 def _base_facts(trained: TrainedModel) -> ModelFacts:
-    """Facts of the base, from the headers of its files; empty if they cannot be told."""
+    """Facts of the base, from the headers of its files; empty if unknown."""
     base = find_model(trained.base)
     if base is None:
         path = model_path(trained.base)

@@ -1,4 +1,4 @@
-"""Requests of exports: what of a run is written, as what kind of files, and where."""
+"""Requests of exports: the source in the run, the kind of files, and the destination."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MergeFrom = Literal["auto", "base", "quantized"]
 #: whichever of them answers more like the trained model.
 MERGE_FROM: tuple[MergeFrom, ...] = get_args(MergeFrom)
 #: The types of weights of a merged model in the format of transformers, in the order in which they are tried where none
-#: is named: bf16 is what most models are served in, and has the fewest bits of mantissa.
+#: is named: most models are served in bf16, which has the fewest bits of mantissa.
 MERGED_QUANTS: tuple[Quant, ...] = ("BF16", "F16", "F32")
 #: Types of weights that are taken where none is named. Q8_0 is as good as 16 bit to the eye, at half the size, and
 #: written without further packages.
@@ -45,7 +45,7 @@ class ExportRequest:
     """The run's directory."""
     kind: Kind
     step: int | None = None
-    """The step of a checkpoint; None for the result, or what stands in for it, see
+    """The step of a checkpoint; None: the result, or its substitute, see
     :func:`core.runs.catalog.trained.find_trained`."""
     quant: Quant | None = None
     """The type of the weights; None for the kind's own: see :attr:`weights`."""
@@ -54,7 +54,7 @@ class ExportRequest:
     merge_from: MergeFrom = "auto"
     """The weights that the adapter is merged into."""
     adapter_only: bool = False
-    """Whether a GGUF file of the adapter alone is written, to be used with one of the base."""
+    """True if a GGUF file of the adapter alone is written, to be used with a GGUF file of the base."""
     rows: int = ROWS
     """Held-out rows that it is compared with the trained model on."""
 

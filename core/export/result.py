@@ -1,4 +1,4 @@
-"""Results of exports: the files, and what of them was proven; kept beside them as ``export.json``."""
+"""Results of exports: the files and their verification, kept beside them as ``export.json``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from core import paths
 from core.export.request import KINDS, QUANTS, Kind, Quant
 from core.small_files import read_json
 
-#: Divergence from the untouched base, by that from the trained model, below which a file is the base itself; and the
-#: least divergence of these two models from each other, in nats, for which that can be told.
+#: Divergence from the untouched base, relative to that from the trained model, below which a file is the base itself;
+#: and the least divergence of these two models, in nats, for the comparison.
 _NEARER_TO_BASE, _LEARNED = 0.5, 1e-3
 
 
@@ -33,7 +33,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What an independent reader of the file answers, against what the trained model answers in fp32.
+    """Agreement of an independent reader of the file with the trained model in fp32.
 
     A figure that was not measured is None.
     """
@@ -41,7 +41,7 @@ class Agreement:
     rows: int
     """Rows compared."""
     prompts_equal: bool
-    """Whether the rendered prompts of all rows have the same token ids."""
+    """True if the rendered prompts of all rows have the same token ids."""
     mean_kl: float | None
     """Mean Kullback-Leibler divergence of the next token, in nats, over the positions of the answers."""
     top1: float | None
@@ -57,9 +57,9 @@ class Agreement:
     data: str = ""
     """Where the rows are from: ``eval``, ``held_out``, or ``training`` where nothing was held out."""
     arithmetic: str = "fp32"
-    """What the trained model was measured in: ``fp32``, or that of its training where fp32 does not fit."""
+    """Arithmetic of the trained model's measurement: ``fp32``, or that of training if fp32 does not fit."""
     quantized_base: bool = False
-    """Whether the model was trained on a base in 4 bits, which a merge may be made without."""
+    """True if the model was trained on a base in 4 bits, which a merge may leave out."""
     plain: Figures | None = None
     """The file against the same adapter on the base in 16 bits, where that base was trained on in 4 bits."""
     error: float | None = None
@@ -67,7 +67,7 @@ class Agreement:
     base_kl: float | None = None
     """Mean divergence of the file from the untouched base, in nats."""
     learned_kl: float | None = None
-    """Mean divergence of the base from the trained model, in nats: what training has changed."""
+    """Mean divergence of the base from the trained model, in nats: the effect of training."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -75,7 +75,7 @@ class Agreement:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Agreement:
-        """What :meth:`to_dict` has written, by this version or another.
+        """Read the output of :meth:`to_dict`, by this version or another.
 
         Raises:
             TypeError: If a field that every version has is not there.
@@ -89,9 +89,8 @@ class Agreement:
     def judged(self) -> Figures | None:
         """The figures that the bars apply to: against the model that was exported.
 
-        That is the trained model; of one that was trained on a base in 4 bits, it may also be the same adapter on the
-        base in 16 bits, and then the nearer of the two. None where they cannot be told from what arithmetic or the base
-        adds.
+        That is the trained model; after training on a base in 4 bits, it may also be the same adapter on the base in 16
+        bits, whichever is nearer. None if they cannot be distinguished from the effect of the arithmetic or the base.
         """
         own = None
         if None not in (self.mean_kl, self.top1, self.max_delta):
@@ -102,7 +101,7 @@ class Agreement:
 
     @property
     def notes(self) -> list[str]:
-        """What else there is to know, a sentence each."""
+        """Further findings, a sentence each."""
         told = []
         if self.data == "training":
             told.append("Nothing was held out, so it was compared on rows that were trained on.")
@@ -152,7 +151,7 @@ class Agreement:
         return failed
 
     def _is_base(self) -> bool:
-        """Whether the file is nearer to the untouched base than to the model that was trained."""
+        """True if the file is nearer to the untouched base than to the trained model."""
         if self.base_kl is None or self.mean_kl is None or math.isnan(self.mean_kl):
             return False
         return self.mean_kl > _LEARNED and self.base_kl < _NEARER_TO_BASE * self.mean_kl
@@ -168,10 +167,10 @@ class Bar:
     error: float | None = None
 
 
-#: The first three were measured with llama.cpp on a model of 135 million parameters, with room for rounding. What fewer
-#: bits cost depends on the model, and is told. Their bars are wide, and only tell a file that is broken: that model,
-#: which is small, had been in 4 bits before and so loses much, came to 0.002, 0.007, 0.04, 0.03 and 0.19; a file of
-#: another model comes to 1 and more.
+#: The first three were measured with llama.cpp on a model of 135 million parameters, with room for rounding. The cost
+#: of fewer bits depends on the model, and is reported. Their bars are wide, and only catch broken files: that model,
+#: which is small and had been in 4 bits before, so that it loses much, reached 0.002, 0.007, 0.04, 0.03 and 0.19;
+#: a file of another model reaches 1 and more.
 BARS: dict[Quant, Bar] = {
     "F32": Bar(max_delta=0.01),
     "F16": Bar(mean_kl=1e-4, top1=0.99),
@@ -220,9 +219,9 @@ class ExportResult:
     """``base`` or ``quantized``: the weights that the adapter was merged into; None where it was not merged."""
     files: tuple[ExportedFile, ...]
     agreement: Agreement | None
-    """What was compared with the trained model; None where nothing could be."""
+    """Comparison with the trained model; None if there was none."""
     notes: tuple[str, ...]
-    """What there is to know about it, a sentence each."""
+    """Remarks, a sentence each."""
     seconds: float
     created: float
     """Unix seconds."""
@@ -234,7 +233,7 @@ class ExportResult:
 
     @property
     def verified(self) -> bool:
-        """Whether it was compared with the trained model, and reaches the bars."""
+        """True if it was compared with the trained model, and reaches the bars."""
         return self.agreement is not None and not self.agreement.failures(self.quant)
 
     def to_dict(self) -> dict[str, Any]:

@@ -81,10 +81,10 @@ def verify(
 
     Args:
         exported: The file, or the directory that has it.
-        kind: What it is; not ``card``.
+        kind: Its kind; not ``card``.
         quant: The type of its weights; None for an adapter.
-        trained: What it was made of.
-        progress: Told what goes on, twice a second at least; it may raise to give up, which ends the processes.
+        trained: Its source.
+        progress: Called at least twice a second; may raise to give up, which ends the processes.
         rows: How many rows.
         base: The GGUF file of the base, where the export is a GGUF file of an adapter alone.
 
@@ -114,7 +114,7 @@ def measure_trained(
     """Measure the trained model, and keep its answers in a directory, for any number of comparisons.
 
     Args:
-        trained: What the run has trained.
+        trained: The trained model.
         directory: Where they go; see :func:`scratch`.
         progress: As for :func:`verify`.
         rows: How many rows.
@@ -159,7 +159,7 @@ def _compare(request: dict[str, Any], directory: Path, trained: TrainedModel, pr
     job = {**request, "directory": str(directory)}
     found = run_process(PROGRAM, job, "the reader of the exported file", progress, _HINT)
     in_4_bits = trained.config.method.name == "qlora" and request["task"] != "adapter"
-    # What was trained for a file was merged in training already, so that its weights are what the file has to hold.
+    # A model trained for a file was merged in training already, so its weights are those of the file.
     is_merged = trained.file is not None and "base" not in request
     return _agreement(found, quantized_base=in_4_bits and not is_merged)
 
@@ -167,7 +167,7 @@ def _compare(request: dict[str, Any], directory: Path, trained: TrainedModel, pr
 def _request(
     exported: Path, kind: Kind, quant: Quant | None, trained: TrainedModel, base: Path | None
 ) -> dict[str, Any]:
-    """What the reader of an export is asked for."""
+    """The request to the reader of an export."""
     if kind == "adapter":
         config = trained.config
         return {

@@ -11,7 +11,7 @@ from core.governor.limits import DutyController
 SLOPE_READINGS = 8
 #: Slopes that are compared: the newest ones.
 COMPARED = 60
-#: The difference of two duty cycles from which on the difference of their slopes tells something.
+#: Least difference of two duty cycles at which the difference of their slopes is significant.
 LEAST_CONTRAST = 0.3
 #: The rate before anything is known, °C a second.
 FIRST_RATE = 0.5
@@ -20,8 +20,8 @@ FIRST_RATE = 0.5
 class HeatingRate:
     """Degrees a second that full duty warms the card by, compared with none; the greatest that was seen.
 
-    From the beginning, when a card at rest is put to work, and from then on by what slower work changes. A rate that is
-    too low would make the controller swing; swinging shows the rate.
+    Estimated when a card at rest is put to work, and from then on by the effect of slower work. A rate that is
+    too low would make the controller swing; swinging corrects the rate.
     """
 
     def __init__(self) -> None:
@@ -68,8 +68,8 @@ class HeatingRate:
 class WarmMean:
     """The mean of the warmer half of the newest readings.
 
-    A chip cools by several degrees in the rest between two micro-batches, and readings fall on work and on rest: what
-    is to be held is how warm it gets in work.
+    A chip cools by several degrees in the rest between two micro-batches, and readings fall on work and on rest. The
+    temperature to hold is that of work.
 
     Args:
         count: Readings that count.
@@ -151,7 +151,7 @@ class TemperatureHold:
         self._moment: float | None = None
 
     def learn(self, other: TemperatureHold) -> None:
-        """Take over what another hold of the same temperature has seen."""
+        """Take over the state of another hold of the same temperature."""
         self._warm, self._heating, self._moment = other._warm, other._heating, other._moment
 
     def observe(self, moment: float, temperature: float, duty: float) -> float:

@@ -78,7 +78,7 @@ class Limits:
 
     @classmethod
     def of(cls, config: Config) -> Limits:
-        """Those of a configuration.
+        """Limits of a configuration.
 
         Raises:
             UserError: If a time is none.
@@ -98,17 +98,17 @@ class Limits:
 
     @property
     def is_any(self) -> bool:
-        """Whether anything is asked for."""
+        """True if anything is limited."""
         return self != Limits()
 
     @property
     def wants_plan(self) -> bool:
-        """Whether there is something to plan for."""
+        """True if there is a deadline or an energy budget to plan for."""
         return self.deadline is not None or self.energy_kwh is not None
 
     @property
     def wishes(self) -> tuple[object, ...]:
-        """What ``[night]`` asks for, to compare with others."""
+        """The settings of ``[night]``, to compare with others."""
         return self.deadline, self.energy_kwh, self.quiet, self.quiet_power_w
 
     def wish(self, option: str) -> float | None:
@@ -127,5 +127,5 @@ class Limits:
 
     @property
     def needs_meters(self) -> bool:
-        """Whether a device has to tell its temperature or power for them."""
+        """True if a device has to report its temperature or power for them."""
         return bool(self.need_power) or self.temperature_c is not None or self.memory_temperature_c is not None

@@ -13,8 +13,8 @@ from core.governor.limits import Limits
 from core.governor.plan import HORIZON, Curve, Plan, Point, Span, Wishes, day_time, energy, least_energy, plan, soonest
 from core.units import format_moment
 
-#: Room that a wish has to what is expected, as a share of what is left, so that it is not refused in its turn; and the
-#: least of it for a time, in seconds.
+#: Room between a wish and the forecast, as a share of the remaining time or energy, so that an accepted wish is not
+#: refused later; and the least room of a time, in seconds.
 ROOM_SHARE, ROOM_SECONDS = 0.02, 60.0
 #: A nearest time is a multiple of this many seconds.
 ROUND_SECONDS = 300.0
@@ -47,9 +47,9 @@ def late(deadline: float, finish: float, now: float, how: str, fewer: str = "") 
     Args:
         deadline: Unix seconds.
         finish: The soonest end, in Unix seconds.
-        now: When the run starts, or the present of one that is on; the nearest deadline is the next after it.
+        now: Start of the run, or the present if it is running; the nearest deadline is the next after it.
         how: At which speed that is, as a clause: ``at full speed``.
-        fewer: What else would do, as the end of a list: ``or fewer steps``.
+        fewer: An alternative, as the end of a list: ``or fewer steps``.
     """
     sentence = f"{day_time(deadline)} cannot be met: {how} it ends at {day_time(finish)}."
     nearest = nearest_deadline(finish, now)
@@ -64,9 +64,9 @@ def too_much(limit: float, kwh: float, how: str, fewer: str = "") -> Unkept:
     """An energy that does not do.
 
     Args:
-        limit: What was wished for, in kWh.
+        limit: The energy budget, in kWh.
         kwh: The least that it takes.
-        how: What that holds for, as a clause: ``at the least``.
+        how: The condition, as a clause: ``at the least``.
         fewer: As for :func:`late`.
     """
     sentence = f"{energy(limit)} cannot be met: it takes {energy(kwh)} {how}."
@@ -101,7 +101,7 @@ class Pace:
         """Try a few duty cycles from now on; full work only where it was not measured long enough before.
 
         Args:
-            has_power: Whether the device tells its energy; else one duty cycle says all, as speed goes with it.
+            has_power: Whether the device reports its energy; if not, one duty cycle is enough, as speed grows with it.
         """
         if self._tried is None:
             self._tried = list(TRIED if has_power else TRIED[:1])
@@ -114,7 +114,7 @@ class Pace:
 
     @property
     def curve(self) -> Curve | None:
-        """What is known; None before the trials are over."""
+        """The measured curve; None before the trials are over."""
         if self._tried is None or self._tried or not self._points:
             return None
         return Curve([item.point for item in self._points])
@@ -135,7 +135,7 @@ class Pace:
             duty: The share of it that was worked.
             tokens: Trained in it.
             seconds: Rests included.
-            joules: Used in it; None where the device does not tell.
+            joules: Energy used in it; None if the device does not report it.
         """
         if seconds <= 0:
             return
@@ -201,7 +201,7 @@ class Course:
             tokens: Trained in it.
             seconds: It took, rests included.
             duty: The share of them that was worked.
-            joules: Used in it; None where the device does not tell.
+            joules: Energy used in it; None if the device does not report it.
             between: Seconds between it and the step before, pauses left out.
             steps_left: Optimizer steps to come.
         """
@@ -216,7 +216,7 @@ class Course:
 
     @property
     def tokens_left(self) -> float:
-        """What is left to train, in tokens; evaluations and checkpoints go on as they did so far, and count as such."""
+        """Remaining work in tokens; evaluations and checkpoints are assumed to go on as before, and count as tokens."""
         left = self.steps_left * self._tokens / max(self._steps - 1, 1)
         return left * (1.0 + self._between_seconds / max(self._step_seconds, 1e-9))
 
@@ -227,23 +227,23 @@ class Course:
 
     @property
     def curve(self) -> Curve | None:
-        """Speed and power of what is left; None before they are measured, and where nothing is left to plan for."""
+        """Speed and power of the remaining work; None before they are measured, and if no work remains."""
         return self.pace.curve if self.steps_left else None
 
     @property
     def known(self) -> Curve | None:
-        """The best that is known of what is left: the curve, else the speed of full work; None before that."""
+        """Best known curve of the remaining work: the measured one, else the speed of full work; None before that."""
         if not self.steps_left:
             return None
         return self.pace.curve or self.pace.full_work
 
 
-#: Share of the time to a deadline that is planned for; what is left is for what nobody foresees.
+#: Share of the time to a deadline that is planned; the rest is reserve.
 USED_SHARE = 0.98
 #: Seconds between two plans.
 PLAN_SECONDS = 30.0
-#: A promise is told again when its end or its energy has moved by this share of what is left, or its end by so much; a
-#: wish that was given up is taken up again when it could be kept with as much room.
+#: A promise is announced again when its end or its energy has moved by this share of the remainder, or its end by so
+#: much; a dropped wish is taken up again when it could be kept with as much room.
 MOVED_SHARE, MOVED_SECONDS = 0.03, 60.0
 #: And, where nothing moves, so often.
 TOLD_SECONDS = 600.0
@@ -254,10 +254,10 @@ _JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
-    """What the night will come to, beside what was promised first."""
+    """The forecast end and energy of the night, beside the first promise."""
 
     cause: str
-    """What it was planned for: ``measured``, ``given_up``, ``taken_up``, ``slower``, ``faster``, ``changed`` or
+    """Reason of the plan: ``measured``, ``given_up``, ``taken_up``, ``slower``, ``faster``, ``changed`` or
     ``progress``."""
     finish: float
     """Expected end, Unix seconds."""
@@ -270,36 +270,36 @@ class Promise:
     duty: float
     quiet_duty: float
     deadline: float | None
-    """What was wished for: the end, Unix seconds."""
+    """The wished end, Unix seconds."""
     energy_limit_kwh: float | None
     least_kwh: float | None = None
     """The least energy that any plan takes, where the wish for energy is missed."""
     nearest_deadline: float | None = None
-    """What takes the place of a deadline that is given up, Unix seconds; None where it stands."""
+    """The replacement of a dropped deadline, Unix seconds; None if it stands."""
     nearest_energy_kwh: float | None = None
-    """What takes the place of a wish for energy that is given up; None where it stands."""
+    """The replacement of a dropped energy budget; None if it stands."""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A plan, and what of the wishes it gives up."""
+    """A plan, and the wishes it drops."""
 
     plan: Plan
     is_late: bool
-    """Whether the deadline is given up."""
+    """True if the deadline is dropped."""
     is_too_much: bool
-    """Whether the energy is."""
+    """True if the energy budget is dropped."""
 
 
 def _find(curve: Curve, left: float, wishes: Wishes, now: float, before: _Found | None) -> _Found:
-    """The plan for some wishes; one that was given up is kept again only with room, so that it does not swing.
+    """The plan for some wishes; a dropped wish is kept again only with room, so that it does not swing.
 
     Args:
         curve: Speed and power.
         left: Tokens.
         wishes: All that is wished for.
         now: Unix seconds.
-        before: What was found last; None for nothing.
+        before: The last result; None for none.
     """
     joules, deadline = wishes.joules, wishes.deadline
     if joules is not None and before is not None and before.is_too_much:
@@ -319,10 +319,10 @@ class Night:
     """Plans one run.
 
     Args:
-        limits: What is wished for.
+        limits: The wishes.
         now: Unix seconds; the deadline is the next one after it.
-        course: What the run has done so far, and is told from then on.
-        has_power: Whether the device tells its energy.
+        course: Progress of the run, updated from then on.
+        has_power: Whether the device reports its energy.
     """
 
     def __init__(self, limits: Limits, now: float, course: Course, *, has_power: bool) -> None:
@@ -345,7 +345,7 @@ class Night:
         self.deadline, self._aim = _deadline(limits, now)
         self.promise, self._planned_at = None, None
         if self._found is not None:
-            # What is wished for anew is no wish that was given up.
+            # A new wish has not been dropped.
             self._found = replace(
                 self._found,
                 is_late=self._found.is_late and limits.deadline == before.deadline,
@@ -368,10 +368,10 @@ class Night:
             now: Unix seconds.
             seconds: Since the last call.
             own_duty: The duty cycle that heat and power alone ask for.
-            used_joules: Energy used so far; None where the device does not tell.
+            used_joules: Energy used so far; None if the device does not report it.
 
         Returns:
-            A promise that is to be told; None where nothing is new.
+            A promise to announce; None if nothing is new.
         """
         is_quiet = self.limits.quiet is not None and self.limits.quiet.contains(now)
         if not is_quiet:
@@ -386,11 +386,11 @@ class Night:
 
     @property
     def most_duty(self) -> float:
-        """The largest duty cycle that heat has allowed of late; what rounding and noise take is no heat."""
+        """The largest duty cycle that heat has allowed recently; a difference within rounding and noise is no limit."""
         return 1.0 if self._heat_duty > 0.97 else self._heat_duty
 
     def gives_up(self, option: str) -> bool:
-        """Whether a wish is given up by now, ``night.deadline`` or ``night.energy_kwh``."""
+        """True if a wish is dropped: ``night.deadline`` or ``night.energy_kwh``."""
         found = self._found
         return found is not None and (found.is_late if option == "night.deadline" else found.is_too_much)
 
@@ -412,8 +412,8 @@ class Night:
         return self.promise
 
     def _move_nearest(self, found: _Found, now: float, whole_kwh: float | None) -> str:
-        """Find what takes the place of wishes that are given up: it stays until it is missed as well, or something much
-        nearer can be met. Returns the cause to tell that by; empty where nothing has moved."""
+        """Find replacements for dropped wishes. A replacement stays until it is missed as well, or a much nearer one
+        can be met. Returns the cause to announce it with; empty if nothing has moved."""
         before = self._nearest_deadline, self._nearest_kwh
         finish = found.plan.finish
         if not found.is_late:
@@ -431,7 +431,7 @@ class Night:
         return "slower" if any(old is not None and new is not None and new > old for old, new in pairs) else "faster"
 
     def _cause(self, found: _Found, last: _Found | None, now: float) -> str:
-        """Why a plan is to be told; empty where it is as before."""
+        """The reason to announce a plan; empty if it is as before."""
         before = self.promise
         was = (last.is_late, last.is_too_much) if last is not None else (False, False)
         if (found.is_late and not was[0]) or (found.is_too_much and not was[1]):
@@ -470,14 +470,14 @@ class Night:
 def unmet(
     limits: Limits, course: Course, now: float, used_joules: float | None, most_duty: float = 1.0
 ) -> Iterator[Unkept]:
-    """The wishes that a run cannot meet, by what it has done so far, each with the nearest that it can; none before its
-    speed is known. What is known of its speed alone says nothing of the least energy.
+    """Wishes that a run cannot meet, given its progress so far, each with the nearest possible value; none before its
+    speed is known. The speed alone gives no least energy.
 
     Args:
         limits: The wishes, as if they were made now.
         course: Of the run.
         now: Unix seconds.
-        used_joules: Energy used so far; None where the device does not tell.
+        used_joules: Energy used so far; None if the device does not report it.
         most_duty: The largest duty cycle that heat allows.
     """
     curve, left = course.known, course.tokens_left

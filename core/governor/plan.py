@@ -18,16 +18,16 @@ from core.units import format_fixed, format_moment
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured at one duty cycle."""
+    """Measurement at one duty cycle."""
 
     duty: float
     tokens_per_second: float
     watts: float | None
-    """None where the device does not tell its power."""
+    """None if the device does not report its power."""
 
 
 class Curve:
-    """Speed and power by the duty cycle, straight between what was measured.
+    """Speed and power by duty cycle, interpolated linearly between measurements.
 
     Args:
         points: At least one.
@@ -65,13 +65,13 @@ def _straight(places: Sequence[tuple[float, float]], at: float) -> float:
     return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
 
 
-#: Unix seconds beyond which no time is told: the year 9999.
+#: Unix seconds beyond which no time is shown: the year 9999.
 _FAR = 253_370_764_800.0
 
 
 def day_time(moment: float) -> str:
     """A time in the hours to come: ``06:40``, on another day than the next one ``Sat 06:40``; a begun minute counts
-    whole, as an end that is told must not lie before the true one."""
+    whole, as an announced end must not lie before the true one."""
     if not -_FAR < moment < _FAR:
         return "a day that is far off"
     moment = -(-moment // 60) * 60
@@ -100,7 +100,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a plan is to keep."""
+    """Wishes for a plan."""
 
     spans: Sequence[Span]
     """The time from now on, without gaps; the last one may be as long as it takes."""
@@ -111,7 +111,7 @@ class Wishes:
     joules: float | None = None
     """Energy that is left."""
     is_hurried: bool = False
-    """Whether the soonest end counts, and not the cheapest one: no deadline can be kept."""
+    """True if the soonest end counts, not the cheapest one: no deadline can be kept."""
     power_w: float | None = None
     """Average power outside of quiet hours."""
     quiet_power_w: float | None = None
@@ -122,7 +122,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Plan:
-    """The duty cycles from now on, and what comes of them."""
+    """The duty cycles from now on, and their outcome."""
 
     duty: float
     quiet_duty: float
@@ -136,7 +136,7 @@ class Plan:
 
     @property
     def keeps(self) -> bool:
-        """Whether it keeps all that is wished for."""
+        """True if it keeps all wishes."""
         return not (self.misses_deadline or self.misses_energy)
 
 
@@ -146,8 +146,8 @@ def plan(curve: Curve, tokens: float, wishes: Wishes) -> Plan:
 
     Args:
         curve: Speed and power by the duty cycle.
-        tokens: What is left to train, in tokens.
-        wishes: What is to be kept.
+        tokens: Remaining work, in tokens.
+        wishes: The wishes.
     """
     day = min(wishes.most_duty, _within(curve, wishes.power_w))
     quiet = 0.0

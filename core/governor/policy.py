@@ -1,6 +1,6 @@
-"""The policy: readings in, what is to be done out. Without a clock, a device or a thread of its own.
+"""The policy: readings in, actions out. Without a clock, a device or a thread of its own.
 
-What it does, in this order: a smaller duty cycle between micro-batches; where the system permits it, a lower power
+Its actions, in this order: a smaller duty cycle between micro-batches; where the system permits it, a lower power
 limit of the card; a pause, which ends by itself; a checkpoint and a stop.
 """
 
@@ -30,25 +30,25 @@ MEMORY_CHECKPOINT_SECONDS, MEMORY_STOP_SECONDS = 5.0, 60.0
 MEMORY_BACK_PERCENT = 2.0
 #: Quiet hours: so far above their power at the smallest duty, for so long, and training pauses to their end.
 LOUD_SHARE, LOUD_SECONDS = 1.1, 60.0
-#: Room on the disk, as a share of what is asked for, that ends a pause.
+#: Free disk space, as a multiple of the limit, that ends a pause.
 DISK_BACK = 1.1
-#: A duty cycle below the first is told as slow, from the second on as full again.
+#: A duty cycle below the first is announced as slow, from the second on as full again.
 SLOW_DUTY, FULL_DUTY = 0.95, 0.99
-#: It is told again when it has moved so far, so many seconds after the last time.
+#: It is announced again when it has moved so far, at most once in so many seconds.
 RETOLD_DUTY, RETOLD_SECONDS = 0.1, 60.0
 FULL_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What is known at a moment."""
+    """Readings at a moment."""
 
     moment: float
     """Seconds, of a clock that only goes up."""
     time: float
     """Unix seconds."""
     at_work: bool = True
-    """Whether training goes on: neither the user nor the governor has paused it."""
+    """True if neither the user nor the governor has paused training."""
     device: Device | None = None
     joules: float | None = None
     """Energy used so far."""
@@ -60,13 +60,13 @@ class Observation:
 
 @dataclass(frozen=True)
 class Action:
-    """Something that the governor does, and tells.
+    """An announced action of the governor.
 
     Args:
         action: ``slow``, ``full``, ``power_limit``, ``pause``, ``resume``, ``checkpoint`` or ``stop``.
-        cause: What asks for it.
-        value: Of what is measured.
-        limit: Of that.
+        cause: Its cause.
+        value: The measured value.
+        limit: Its limit.
         duty: The duty cycle from now on.
     """
 
@@ -79,7 +79,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Decision:
-    """What holds from now on."""
+    """The state from now on."""
 
     duty: float
     pause: Action | None
@@ -88,7 +88,7 @@ class Decision:
     power_limit_w: float | None
     """The power limit that the card is to have; None for its own."""
     actions: tuple[Action, ...]
-    """What is new, to be told."""
+    """New actions, to be announced."""
 
 
 @dataclass
@@ -107,7 +107,7 @@ class _Since:
 
 @dataclass
 class _Heat:
-    """One temperature: held by the duty cycle; where that does not do, by a pause."""
+    """A temperature limit, held by the duty cycle, or by a pause if that is not enough."""
 
     cause: str
     hold: TemperatureHold
@@ -155,13 +155,13 @@ class Policy:
     """The governor's decisions for one run.
 
     Args:
-        limits: What it keeps to.
+        limits: The limits.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.can_limit_power = True
-        """Whether the system lets the card's power limit be set; to be unset when it turns out that it does not."""
+        """True if the system allows setting the card's power limit; the caller unsets it when that fails."""
         self.duty = 1.0
         """The duty cycle from now on."""
         self._heats = [
@@ -253,7 +253,7 @@ class Policy:
                     hold.observe(seen.moment, seen.joules)
 
     def _settle_power_limit(self, device: Device | None) -> Iterator[Action]:
-        """What the card's own limit is to be; it saves more than rests do, as a slower clock needs less voltage."""
+        """Set the card's own power limit; it saves more than rests do, as a slower clock needs less voltage."""
         wanted: list[tuple[float, str, float | None]] = []
         if device is not None and device.power_limit_min_w is not None:
             for cause, hold in ((POWER, self._power), (QUIET_POWER, self._quiet_hold)):
@@ -320,7 +320,7 @@ class Policy:
 
 
 class _Telling:
-    """What is told of the duty cycle: the first time, when it has moved, and when it is full again."""
+    """Announcements of the duty cycle: the first time, when it has moved, and when it is full again."""
 
     def __init__(self) -> None:
         self._duty = 1.0
@@ -329,13 +329,13 @@ class _Telling:
         self._full = _Since()
 
     def forget(self) -> None:
-        """A pause is told instead."""
+        """Forget the announced duty cycle, because a pause is announced instead."""
         self._duty, self._cause = 1.0, ""
 
     def tell(
         self, moment: float, duty: float, cause: str, value: float | None, limit: float | None
     ) -> Iterator[Action]:
-        """What is new."""
+        """New announcements."""
         is_slow = self._duty < 1.0
         full = self._full.seconds(moment, holds=is_slow and duty >= FULL_DUTY) >= FULL_SECONDS
         if full:

@@ -95,7 +95,7 @@ def news(before: Promise | None, now: Promise) -> list[tuple[str, str, str, str]
     """Wishes given up, or taken up again, since the promise before: level, code, message and hint of a notice each.
 
     Args:
-        before: The promise told before; None for none.
+        before: The previous promise; None for none.
         now: The new one.
     """
     found: list[tuple[str, str, str, str]] = []
@@ -142,8 +142,7 @@ def _too_much(promise: Promise, limit: float, nearest: float) -> tuple[str, str]
 def in_place(
     deadline: float | None, nearest_deadline: float | None, limit_kwh: float | None, nearest_kwh: float | None
 ) -> str:
-    """What takes the place of wishes that are given up: ``08:45 in place of 07:00, which cannot be met``; empty where
-    all stand."""
+    """Replacements of dropped wishes: ``08:45 in place of 07:00, which cannot be met``; empty if all wishes stand."""
     pairs: list[tuple[str, str]] = []
     if deadline is not None and nearest_deadline is not None:
         pairs.append((day_time(nearest_deadline), day_time(deadline)))

@@ -37,7 +37,7 @@ _THROTTLING: tuple[tuple[int, str], ...] = (
 
 
 class AmdSource:
-    """AMD's cards by the system's files. They never hang for long, and one that is gone has lost its files.
+    """AMD's cards in sysfs. Reads do not hang for long, and a removed card has no files.
 
     Args:
         root: The root of the file system, of another tree in tests.
@@ -139,7 +139,7 @@ def _sensors(device: Path) -> dict[str, tuple[float | None, float | None, float 
 
 
 def _fans(chip: Path) -> list[float]:
-    """Fan speeds in percent: what the driver asks for of 255, else revolutions of the most."""
+    """Fan speeds in percent: the driver's PWM setting, else revolutions against the maximum."""
     asked = _scaled(chip / "pwm1", 2.55)
     if asked is not None:
         return [round(asked)]

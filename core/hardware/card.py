@@ -24,7 +24,7 @@ BF16_CAPABILITY = (8, 0)
 class Card:
     """A GPU: its name, its memory in bytes, and its compute capability; None where the driver does not report it.
 
-    ``index`` and ``uuid`` are those of NVML.
+    ``index`` and ``uuid`` are NVML's.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Card:
 
     @property
     def has_bf16(self) -> bool | None:
-        """Whether it computes well in bf16; None where its capability is unknown."""
+        """True if it computes well in bf16; None if its capability is unknown."""
         return None if self.capability is None else self.capability >= BF16_CAPABILITY
 
 
@@ -81,7 +81,7 @@ def choose(cards: Sequence[Identity], environment: Mapping[str, str], gpu: str |
     if gpu is None:
         return visible[0] if visible else None
     wanted = find_gpu(cards, gpu)
-    # An instance of a visible card may not be the one that CUDA would take, and can be asked for.
+    # An instance of a visible card can be requested even if CUDA would take another.
     return wanted if wanted is not None and any(device.index == wanted.index for device in visible) else None
 
 

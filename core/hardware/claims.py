@@ -22,7 +22,7 @@ class Claim:
 
     Args:
         sender: Who makes it, after "by": ``another program``.
-        cause: What it is, as the end of a sentence: ``ollama is running``.
+        cause: The reason, as the end of a sentence: ``ollama is running``.
     """
 
     sender: str
@@ -30,7 +30,7 @@ class Claim:
 
 
 def has_conditions(parking: ParkingSection) -> bool:
-    """Whether there is anything for which the device is given back by itself."""
+    """True if any condition gives the device back automatically."""
     return bool(parking.names or parking.spans or parking.memory_gb)
 
 
@@ -60,7 +60,7 @@ def find_claim(parking: ParkingSection, now: float, device: Device | None) -> Cl
 
 
 def others_bytes(device: Device) -> int:
-    """Bytes of a device's memory that other processes hold, as far as the driver tells."""
+    """Bytes of a device's memory that other processes hold, as far as the driver reports them."""
     own = os.getpid()
     return sum(process.memory or 0 for process in device.processes if process.pid != own)
 
@@ -77,7 +77,7 @@ def commands() -> Iterator[Sequence[str]]:
             # A process may write over its command line; then it is one word with blanks.
             yield [os.path.basename(words[0]), *words[1:]] if words and words[0] else [process.name()]
         except psutil.Error:
-            continue  # gone meanwhile, or another user's that tells nothing
+            continue  # gone meanwhile, or another user's process
 
 
 def running_program(names: Sequence[str], lines: Iterable[Sequence[str]]) -> str | None:

@@ -96,7 +96,7 @@ class Cpu:
     """A reader of the CPU; utilization and power are those since the last reading, so the first one has none.
 
     Args:
-        rapl: The counters of its energy, which are read with it; None: those of this machine.
+        rapl: The energy counters read with it; None: this machine's.
     """
 
     def __init__(self, rapl: Rapl | None = None) -> None:
@@ -171,13 +171,13 @@ def free_memory() -> int:
 
 
 def has_bf16() -> bool:
-    """Whether the processor computes in bf16 natively: AVX512-BF16 or AMX."""
+    """True if the processor computes in bf16 natively: AVX512-BF16 or AMX."""
     flags = _flags()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def has_avx2() -> bool:
-    """Whether the processor has AVX2, which programs that are built for all recent ones need."""
+    """True if the processor has AVX2, as programs built for recent processors need."""
     return "avx2" in _flags().split()
 
 
@@ -246,13 +246,13 @@ _NATIVE_RATIO, _OTHER_RATIO = 0.8, 1.5
 
 
 def prefers_bf16() -> bool:
-    """Whether this CPU computes faster in bf16 than in fp32: as it was measured, else by the processor's flags."""
+    """True if this CPU computes faster in bf16 than in fp32, by measurement, else by the processor's flags."""
     measured = _measurements().get(_key())
     return measured if isinstance(measured, bool) else has_bf16()
 
 
 def is_bf16_measured() -> bool:
-    """Whether it was measured on this CPU."""
+    """True if it was measured on this CPU."""
     return isinstance(_measurements().get(_key()), bool)
 
 

@@ -57,7 +57,7 @@ def installed_build() -> Build | None:
         text = Path(found.origin).with_name("version.py").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The name of the package lacks what tells builds apart: 2.10.0 for 2.10.0+cu128.
+    # The package version lacks the local part of the build: 2.10.0 for 2.10.0+cu128.
     return Build(_assigned(text, "__version__") or version, _assigned(text, "cuda"), _assigned(text, "hip"))
 
 
@@ -68,7 +68,7 @@ def _assigned(text: str, name: str) -> str | None:
 
 
 def driver_suffices(build: Build, driver_cuda: tuple[int, int]) -> bool:
-    """Whether a driver runs a build.
+    """True if a driver runs a build.
 
     Args:
         build: With CUDA.
@@ -90,7 +90,7 @@ def install_command(driver_cuda: tuple[int, int], capability: tuple[int, int] | 
     if driver_cuda[0] == 12 and capability is not None and capability >= _BLACKWELL:
         wheels = _BLACKWELL_WHEELS
     index, versions = wheels
-    # pip takes another build of the same version for the one that is wanted, so the present one goes first.
+    # pip considers another build of the same version as installed, so the present one goes first.
     source = f"--index-url https://download.pytorch.org/whl/{index}"
     if importlib.util.find_spec("pip") is None:
         # A tool's environment of uv or pipx has no pip of its own.
@@ -106,7 +106,7 @@ def describe_table() -> str:
 
 
 def driver_sentence(driver: str, driver_cuda: tuple[int, int], build: Build) -> str:
-    """What a driver means for the installed torch.
+    """The driver's consequence for the installed torch, in a sentence.
 
     Args:
         driver: Version of the driver; empty where unknown.

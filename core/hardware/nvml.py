@@ -78,7 +78,7 @@ class NvmlCalls:
         self.ask(self.library.nvmlShutdown)
 
     def ask(self, function: Callable[..., T], *args: Any) -> T | None:
-        """One value, or None when the card, the driver or the binding does not have it."""
+        """A value, or None if the card, the driver or the binding does not have it."""
         try:
             return function(*args)
         except (self.library.NVMLError, self.library.NVMLLibraryMismatchError):
@@ -125,7 +125,7 @@ EVENT_REASONS: dict[int, str] = {
 }
 #: Plausible thresholds in °C; a value outside is a driver's placeholder. Memory may run hotter than the processor.
 LIMIT_RANGE_C = (50, 120)
-#: Seconds between two readings of what takes long: NVML counts PCIe traffic for 20 ms in each direction, and processes
+#: Seconds between two slow readings: NVML counts PCIe traffic for 20 ms in each direction, and processes
 #: are looked up one by one.
 SLOW_SECONDS = 10.0
 #: Most processes of a card that are named; whoever shares a card shares it with few.
@@ -196,7 +196,7 @@ class NvmlCard:
         return self._with_temperatures(device, handle, steady)
 
     def read_slow(self, device: Device) -> Device:
-        """A reading with the processes and the PCIe traffic too, which are those of the last few seconds."""
+        """A reading with the processes and the PCIe traffic, which are up to some seconds old."""
         handle, _ = self._calls.handle(self.index)
         now = time.monotonic()
         if handle is not None and (self._slow is None or now - self._slow.moment >= SLOW_SECONDS):
@@ -425,7 +425,7 @@ class Nvml:
         return self.calls.ask(self._nvml.nvmlDeviceGetCount) or 0
 
     def devices(self) -> list[Device]:
-        """All GPUs in their current state; one that cannot be read has the reason in ``problem``."""
+        """All GPUs in their current state; an unreadable GPU has the reason in ``problem``."""
         return [self.card(index).read() for index in range(self.count())]
 
     def identities(self) -> list[Identity]:
@@ -519,7 +519,7 @@ class XidWatch:
                 )
 
     def poll(self) -> None:
-        """Take what has happened since the last call; never waits."""
+        """Take the events since the last call; never waits."""
         for _ in range(_MOST_EVENTS if self._events is not None else 0):
             event = self._calls.ask(self._nvml.nvmlEventSetWait_v2, self._events, 0)
             if event is None:
@@ -563,7 +563,7 @@ class NvmlSource:
             self._watch.poll()
         visible = visible_cards(nvml.identities(), os.environ)
         devices = [self._read(nvml, device) for device in visible if only in (None, device.uuid)]
-        # A UUID that no card has any more: all are read, so that the one that is meant is among them.
+        # No card has this UUID any more: all are read, so that the intended one is among them.
         devices = devices or [self._read(nvml, device) for device in visible]
         self._known |= {_key(device): device for device in devices}
         if self._known and all(device.problem for device in devices):

@@ -38,7 +38,7 @@ class Sight:
         driver: Version of the driver; empty where unknown.
         cuda: The newest CUDA that it supports.
         failure: Why NVML lists nothing, as a sentence; empty where it does.
-        remedy: What to do about that.
+        remedy: The remedy.
         absent: Whether there is no driver library.
         nodes: Whether there are device nodes of NVIDIA's driver.
         driven: Whether the kernel drives an NVIDIA card, which a container may not have been given.
@@ -117,14 +117,14 @@ def find_obstacle(
     environment: Mapping[str, str] = os.environ,
     torch_error: str = "",
 ) -> CardUnusableError | None:
-    """What keeps torch from the card that a run would take; None where there is no card, or nothing is known.
+    """The obstacle that keeps torch from a run's card; None if there is no card, or nothing is known.
 
     Args:
-        sight: What driver and system show.
+        sight: The cards and drivers found.
         build: The installed torch; None where it is unknown.
         gpu: ``hardware.gpu``.
         environment: Environment variables.
-        torch_error: What torch said when it tried; empty where it was not asked.
+        torch_error: Torch's error when it was tried; empty if it was not.
     """
     if not sight.cards:
         # A driver that is not loaded, as on a laptop that saves power, leaves no node.

@@ -1,7 +1,7 @@
 """The power limit of a card: set, where this user may, and put back.
 
 Setting one needs root; it is lost when the driver is unloaded or the machine reboots. The limit that was there before
-is kept in the home, so that one that a killed process has left is put back by the next that looks.
+is kept in the home. If a killed process left its limit set, the next process puts the former one back.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def changed_limits() -> dict[str, float]:
 
 
 def may_set_power(status: Path = Path("/proc/self/status")) -> bool:
-    """Whether this process may set a power limit; nothing is set to find it out."""
+    """True if this process may set a power limit; nothing is set to find out."""
     try:
         lines = status.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -20,8 +20,8 @@ def process_cards(
 
     Args:
         config: The configuration.
-        sight: What the driver shows; None: it is asked, where that matters.
-        environment: Environment variables; None for those of this process.
+        sight: The driver's cards; None: it is asked, where that matters.
+        environment: Environment variables; None: this process's.
 
     Raises:
         UserError: If a card is not there, or there are not enough.

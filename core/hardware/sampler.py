@@ -31,7 +31,7 @@ class DeviceSource(Protocol):
         """The reason why it has no devices, as a sentence; empty while it has some, or where none are missed."""
 
     def read(self, only: str | None = None) -> list[Device]:
-        """Its devices in their current state; one that cannot be read has the reason in ``problem``.
+        """Its devices in their current state; an unreadable device has the reason in ``problem``.
 
         Args:
             only: The UUID of the one device to read; None: all.
@@ -43,7 +43,7 @@ class Watched(Generic[T]):
     never returns and cannot be interrupted.
 
     Args:
-        make: Makes what is asked; called once, in the thread.
+        make: Makes the answer; called once, in the thread.
         name: Name of the thread.
         answered: Called after each answer.
     """
@@ -60,7 +60,7 @@ class Watched(Generic[T]):
         self.failure = ""
         """Why the newest question has had no answer, in words; empty where it has had one."""
         self.is_pending = False
-        """Whether a question is not answered yet."""
+        """True while a question is unanswered."""
 
     def ask(self) -> None:
         """Ask, unless a question is not answered yet."""
@@ -100,7 +100,7 @@ class HostReader:
     :class:`core.hardware.sampler.Watched`.
 
     Args:
-        rapl: The counters of the processor's energy; None: those of this machine.
+        rapl: The processor's energy counters; None: this machine's.
     """
 
     def __init__(self, rapl: Rapl | None = None) -> None:
@@ -136,7 +136,7 @@ def _disk_free() -> int | None:
 CPU_ONLY = "cpu"
 #: Seconds that :func:`snapshot` waits for a fresh reading before it returns the last one.
 SNAPSHOT_SECONDS = 0.5
-#: Seconds that all sources have to answer; the readings of one that has not are those before, with their age.
+#: Seconds that all sources have to answer; a late source keeps its earlier readings, with their age.
 DEADLINE_SECONDS = 1.5
 #: A sampler that is only read on demand has practically no interval.
 _ON_DEMAND = 3600.0
@@ -154,7 +154,7 @@ class Reading:
     read: float | None = None
     """The moment at which the devices were read; None where they have not answered yet."""
     is_complete: bool = True
-    """Whether the devices have answered in time."""
+    """True if the devices have answered in time."""
 
 
 class GpuReader:
@@ -163,7 +163,7 @@ class GpuReader:
     NVIDIA's cards come first; AMD's count where there are none of these.
 
     Args:
-        sources: The sources, the first that has devices counts; None: those of this machine.
+        sources: The sources; the first with devices counts. None: this machine's.
     """
 
     def __init__(self, sources: Sequence[DeviceSource] | None = None) -> None:
@@ -310,7 +310,7 @@ class Sampler:
             with self._changed:
                 self._reading = reading
                 self._changed.notify_all()
-            # One who is late is looked at again soon, also where the next reading is far off.
+            # A late source is looked at again soon, even if the next reading is far off.
             self._wanted.wait(self.interval if reading.is_complete else min(self.interval, DEADLINE_SECONDS))
 
     def _await(self, threads: Sequence[Watched[list[Device]] | Watched[tuple[Device, Host]]]) -> None:

@@ -91,9 +91,9 @@ class Device:
     problem: str = ""
     """The reason why the device cannot be read, as one sentence; empty while it can."""
     memory_free: int | None = None
-    """Memory that can be allocated: what is neither used nor kept by the driver for itself."""
+    """Memory that can be allocated: neither used nor reserved by the driver."""
     uuid: str = ""
-    """The UUID of the GPU, or of the MIG instance that is computed on; empty where there is none."""
+    """The UUID of the GPU, or of the MIG instance in use; empty if there is none."""
     memory_temperature_c: float | None = None
     memory_temperature_limit_c: float | None = None
     temperature_slowdown_c: float | None = None
@@ -170,7 +170,7 @@ class Device:
         return _all_of(cls, items)
 
 
-#: The fields of a device that are numbers, and those that are whole ones.
+#: The numeric fields of a device, and the integer ones among them.
 _NUMBERS = (
     *("temperature_c", "temperature_limit_c", "temperature_slowdown_c", "temperature_shutdown_c"),
     *("temperature_margin_c", "memory_temperature_c", "memory_temperature_limit_c", "utilization", "power_w"),

@@ -36,8 +36,8 @@ _failures: dict[str, tuple[float, str]] = {}
 
 
 def obstacle_here(gpu: str | None = None, ask: Callable[[str | None], str] | None = None) -> CardUnusableError | None:
-    """What would keep a run with ``hardware.device = "auto"`` from the card that is here; None where nothing would, or
-    there is none.
+    """The obstacle that would keep a run with ``hardware.device = "auto"`` from the card; None if there is no obstacle
+    or no card.
 
     It may take seconds where there is a card, the first time after a change of torch, driver or machine: call it from
     a thread.
@@ -81,7 +81,7 @@ def _key(sight: Sight, build: Build, card: str) -> str:
 
 
 def _remembered(key: str) -> str | None:
-    """What torch said, ``""`` where it computes; None where it is to be asked."""
+    """The known error of torch, ``""`` if it computes; None if it has to be tried."""
     failed, error = _failures.get(key, (-_FAILED_SECONDS, ""))
     if time.monotonic() - failed < _FAILED_SECONDS:
         return error
@@ -116,5 +116,5 @@ def _ask_torch(card: str | None) -> str:
         facts = call("the import of torch", PROBE, asked, seconds=_PROBE_SECONDS, environment=environment)
         return str(facts.get("cuda_error") or "")
     except UserError:
-        # The run itself will tell; a plan is no place to report a broken installation.
+        # The run itself will report it; a plan is no place to report a broken installation.
         return ""

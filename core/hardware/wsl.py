@@ -15,7 +15,7 @@ MEMORY_SHARE = 0.95
 
 
 def is_wsl(root: Path = Path("/")) -> bool:
-    """Whether this is a kernel of WSL, version 1 or 2."""
+    """True if this is a kernel of WSL, version 1 or 2."""
     try:
         release = (root / "proc/sys/kernel/osrelease").read_text(encoding="ascii", errors="replace")
     except OSError:

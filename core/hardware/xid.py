@@ -21,7 +21,7 @@ class XidMeaning:
 
     Args:
         words: The end of a sentence: "GPU 0 reports Xid 79: …".
-        hint: What to do.
+        hint: The remedy.
         level: ``info``, ``warning`` or ``error``, as of a notice.
     """
 
@@ -76,5 +76,5 @@ _UNKNOWN = XidMeaning(
 
 
 def explain_xid(code: int) -> XidMeaning:
-    """The meaning of an Xid; one that is not known says so."""
+    """The meaning of an Xid, or of an unknown one."""
     return _MEANINGS.get(code, _UNKNOWN)

@@ -168,7 +168,7 @@ class _Adviser:
         back = stay, "Nothing is moved to the machine's memory and back."
         for changes, gain in (kept, back):
             advice = self._try(changes, gain) if changes else None
-            # What is chosen by need leaves a margin by itself.
+            # The need-based choice leaves a margin already.
             chosen = changes is stay and self._config.memory.gradient_checkpointing == "auto"
             if advice is not None and advice.fits and (chosen or advice.total_bytes <= room):
                 return [advice]
@@ -199,7 +199,7 @@ class _Adviser:
         if more and tried.host_fits is False:
             return None
         total = tried.total_bytes - excess
-        # A bound that does not fit says little; one that fits is certain.
+        # A rough bound that does not fit proves nothing; if it fits, the plan fits.
         fits = bool(tried.fits) and tried.host_fits is not False
         return Advice(dict(changes), cost, self._plan.total_bytes - total, total, fits, tried.is_rough)
 

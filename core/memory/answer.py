@@ -1,4 +1,4 @@
-"""The memory of an answer: keys and values of its conversation, and what a pass over a part of it holds."""
+"""Memory of an answer: the KV cache of its conversation, and the transient memory of a prefill chunk."""
 
 from __future__ import annotations
 

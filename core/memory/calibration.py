@@ -75,7 +75,7 @@ def read_calibration(device: str) -> Calibration | None:
 
 
 def write_calibration(calibration: Calibration) -> Path:
-    """Write a calibration over an earlier one of the same device; readable by the user alone.
+    """Write a calibration, replacing an earlier one of the same device; readable by the user alone.
 
     Args:
         calibration: The calibration.

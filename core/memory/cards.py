@@ -101,8 +101,8 @@ class Sharing:
 
     @property
     def gradients(self) -> bool:
-        """True if gradients are shared out: those of adapters, which are small, by stage 3 alone, so that a pass can be
-        run again by each card for itself."""
+        """True if gradients are sharded. Adapter gradients are small: only stage 3 shards them, so that each card can
+        rerun a pass by itself."""
         return self.optimizer and (self.strategy == "fsdp2" or self.stage > (2 if self.adapters else 1))
 
     @property
@@ -339,11 +339,11 @@ class Shares:
         if sharing.strategy == "none":
             return []
         if self._replicates:
-            # In fp32; those of another dtype are converted one by one, and then put together.
+            # In fp32; gradients of another dtype are converted one by one, then concatenated.
             size = (FP32 if sizes.width == FP32 else 2 * FP32) * min(BUCKET, sizes.trained)
             return [Part("all_reduce", size, "gradients in one piece, to be summed over the cards")]
         if sharing.strategy == "fsdp2":
-            # Those of a layer once more in fp32, in which they are summed.
+            # Gradients of a layer once more in fp32, the dtype of the sum.
             inside = (GATHERED_LAYERS * sizes.width + FP32) * sizes.layer_gradients // sizes.width
             size = inside + sizes.outside_gradients
             return [Part("whole_gradients", size, "gradients of two layers, before they are shared out")]

@@ -78,7 +78,7 @@ def phases_of(
         how: Dtypes and kernels.
         passes: Passes of its layers.
         batch: The micro-batch.
-        kept_layers: Number of layers, the last ones, whose activations are kept; those of the others are recomputed.
+        kept_layers: Number of last layers whose activations are kept; the others are recomputed.
         offload: Whether checkpointed layer inputs are offloaded to host memory.
     """
     regime, tokens, row = passes.regime(batch.length), batch.tokens, batch.length

@@ -90,7 +90,7 @@ class Way:
 
     Args:
         token_budget: Token budget of a micro-batch.
-        kept_layers: Number of layers, the last ones, whose activations are kept; those of the others are recomputed.
+        kept_layers: Number of last layers whose activations are kept; the others are recomputed.
         offload: Whether the inputs of recomputed layers are offloaded to host memory.
         host_experts: Whether 4-bit experts live in host memory.
     """
@@ -118,8 +118,7 @@ class Plan:
         disk_free_bytes: Free disk space.
         token_budget: Token budget of a micro-batch.
         layers: Number of decoder layers.
-        kept_layers: Number of layers, the last ones, whose activations are kept for backward; those of the others are
-            recomputed.
+        kept_layers: Number of last layers whose activations are kept for backward; the others are recomputed.
         step: Estimated time of an optimizer step.
         device: The kind of device.
         offload: Whether activation offloading is on: checkpointed layer inputs are in host memory.

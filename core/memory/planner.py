@@ -101,15 +101,15 @@ def make_plan(
         kept_layers: Number of layers, the last ones, whose activations are kept with it.
         dequantized: Whether dequantized copies of 4-bit weights are kept, if the worker has decided it.
         offload: Whether checkpointed layer inputs are offloaded to host memory, if the worker has decided it.
-        host_experts: Whether 4-bit experts live in host memory; None for what ``memory.offload_experts`` says.
-        sharing: How several cards share the run; the plan is then that of one of them, ``config`` its part of the run
+        host_experts: Whether 4-bit experts live in host memory; None: as ``memory.offload_experts`` says.
+        sharing: How several cards share the run; the plan is then for one of them, ``config`` its part of the run
             (:func:`core.memory.strategy.part_of_card`), ``machine`` the card and its part of host memory.
         source: Where the passes of the layers come from.
 
-    If undecided, the token budget, or a part of it, and the number of layers with gradient checkpointing are those of
-    the shortest estimated step that fits, within what ``memory.gradient_checkpointing`` allows; with an unknown limit
-    gradient checkpointing is on on a GPU. If nothing fits, checkpointed layer inputs are offloaded from a GPU, where
-    host memory has room for them.
+    If undecided, the token budget and the number of layers with gradient checkpointing give the shortest estimated step
+    that fits, within the limits of ``memory.gradient_checkpointing``. If the memory limit is unknown, gradient
+    checkpointing is on on a GPU. If nothing fits, checkpointed layer inputs are offloaded from a GPU if host memory has
+    room for them.
 
     Raises:
         UserError: If no layer of the model is trained, its positions are fewer than the rows' tokens, or its passes
@@ -132,8 +132,8 @@ def make_least_plan(
 ) -> Plan:
     """Make the memory plan of a run in the least memory that it would be given on its device.
 
-    Micro-batches are the smallest that are chosen, all layers recompute their activations where the configuration lets
-    them, and no copies of weights are kept. What is free beyond that makes a run faster, and nothing else.
+    Micro-batches have the smallest size that the configuration allows, all layers recompute their activations if they
+    may, and no copies of weights are kept. More memory only makes a run faster.
 
     Args:
         architecture: As for :func:`make_plan`.

@@ -27,7 +27,7 @@ EXPERT_BUFFER = 256 << 20
 HOST_SLAB = 256 << 20
 #: Layers whose experts are on a GPU at once where they live in host memory: that at work, and the next.
 EXPERT_LAYERS = 2
-#: What stands for the experts of a layer among the targets of its adapters.
+#: Name of a layer's experts among the targets of its adapters.
 EXPERTS = "mlp.experts"
 #: Optimizers that keep one state as large as the parameter; the others keep two.
 _SINGLE = ("lion_8bit",)
@@ -163,8 +163,8 @@ def target_linears(layer: Layer, prefix: str, method: MethodSection) -> frozense
 
 
 def split_by_targets(model: Architecture, method: MethodSection) -> Iterator[tuple[Layer, int, frozenset[str]]]:
-    """Layers with those of their linear layers that get adapters, and how many layers in a row are alike; a kind of
-    layer is split if a pattern takes only some of its layers.
+    """Layers with the linear layers that get adapters, and the number of consecutive equal layers. A kind of layer is
+    split if a pattern takes only some of its layers.
 
     Args:
         model: The base model.

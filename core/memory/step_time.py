@@ -19,7 +19,7 @@ _MOVED_FORWARD, _MOVED_BACKWARD = 4.0, 6.0
 _DEQUANTIZED = 2.5
 #: Work of attention's backward pass, as a multiple of its forward pass.
 _ATTENTION_BACKWARD = 2.5
-#: Launches of a layer's recomputation, as a share of those of its forward and backward pass.
+#: Launches to recompute a layer, as a share of the launches of its forward and backward pass.
 _LAUNCHES_AGAIN = 0.4
 #: Bytes read and written for each trained parameter in an update: weight, gradient, two moments.
 _UPDATED = 28
@@ -30,9 +30,9 @@ class LayerWork:
     """Work of a decoder layer, or of several.
 
     Args:
-        weights: Weights that a token is multiplied with: those of the active experts, and those of adapters.
+        weights: Weights that a token is multiplied with, including the active experts and the adapters.
         frozen: Weights of them that are frozen, so that they get no gradient.
-        dequantized: Weights that are dequantized for each pass; of experts those that any token is sent to.
+        dequantized: Weights that are dequantized for each pass, including every expert that receives a token.
         attention: Operations of the forward pass of attention for each pair of tokens of a row.
         moved: Bytes kept for backward for each token, from which those read and written follow.
         layers: Number of layers that it is the work of.

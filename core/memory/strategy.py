@@ -1,4 +1,4 @@
-"""Strategy of a run on several cards: the one that is taken, why, and the memory plan of each card with it."""
+"""Strategy of a run on several cards: the choice, its reason, and the memory plan of each card with it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Chosen:
 
     @property
     def unit(self) -> str:
-        """The noun for what shares the run."""
+        """The noun for a participant of the run."""
         return "card" if self.plan.device == "cuda" else "process"
 
     @property
@@ -67,7 +67,7 @@ def chosen_strategy(
     cards: Cards,
     source: Source = "measured",
 ) -> Chosen:
-    """The strategy that a run takes: the one that is named, or the first that fits on each card.
+    """The strategy of a run: the configured one, or the first that fits on each card.
 
     Args:
         architecture: The base model.

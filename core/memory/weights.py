@@ -52,7 +52,7 @@ class _Matrix(NamedTuple):
 
     @property
     def quantized(self) -> int:
-        """Bytes of one of them in 4 bits."""
+        """Bytes of one matrix in 4 bits."""
         return quantized_experts_bytes(self.experts, self.weights) if self.experts else quantized_bytes(self.weights)
 
     @property
@@ -62,7 +62,7 @@ class _Matrix(NamedTuple):
 
 
 def _matrices(model: Architecture, keep: Sequence[str]) -> Iterator[_Matrix]:
-    """Matrices of linear layers and experts, without those of embeddings and routers."""
+    """Matrices of linear layers and experts, without embeddings and routers."""
     for linear in model.linears:
         yield _Matrix(linear.weights, 1, 0, stays_16bit(linear.name, keep))
     for layer, name, count in _layers(model, keep):

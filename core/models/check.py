@@ -193,7 +193,7 @@ def check_architecture(config: Mapping[str, Any], directory: Path) -> None:
     if family in _ENCODERS and not (writes and config.get("is_decoder") is True):
         raise UserError(shown.format("an encoder", ""), _CHOOSE)
     does = next((does for name in names for end, does in _HEADS.items() if name.endswith(end)), None)
-    # GPT-2's class for pretraining is the one that generates text.
+    # GPT-2's class for pretraining generates text.
     if does is not None and not writes and not (family.startswith("gpt") and names[0].endswith("ForPreTraining")):
         raise UserError(shown.format(f"a {one_line(family, 40)} with another head", f": {does}"), _CHOOSE)
 

@@ -101,13 +101,13 @@ def find_fetched_model(entry: HubEntry) -> Path | None:
 
 
 def _is_hash(revision: str) -> bool:
-    """Whether a revision may be an abbreviated commit hash."""
+    """True if a revision may be an abbreviated commit hash."""
     return re.fullmatch(r"[0-9a-f]{7,40}", revision) is not None
 
 
 def is_model_here(name: str, relative_to: Path | None = None) -> bool:
-    """Whether a run finds a base model: a directory, a GGUF file, a prepared or fetched model, or the starter model,
-    which is prepared by the run. The content is not checked.
+    """True if a run would find the base model: a directory, a GGUF file, a prepared or fetched model, or the starter
+    model, which the run prepares. The content is not checked.
     """
     return (
         name == STARTER_NAME
@@ -129,7 +129,7 @@ def missing_model(name: str, relative_to: Path | None = None) -> UserError:
         where = f"copy in {paths.models_dir()} or in the local Hugging Face cache"
         hint = f"{guess}'localtune-tui fetch {entry}' downloads it."
     else:
-        # The directory that a plain name would be in is one that nobody meant.
+        # A plain name is rarely meant as a directory here.
         where = (
             f"file or directory {one_line(str(path), 200)}"
             if os.sep in name
@@ -147,8 +147,8 @@ def close_name(name: str) -> str | None:
 
 
 def most_like(name: str, known: Iterable[str]) -> str | None:
-    """The one of some models that a mistyped name most likely meant; an id of a hub means an id with the same numbers,
-    as those of other sizes and versions are other models.
+    """The known model that a mistyped name most likely means. A hub id only matches ids with the same numbers, because
+    other sizes and versions are other models.
     """
     is_id = is_hub_id(name)
     written, best, found = name.lower() if is_id else name.lower().rpartition("/")[2], 0.0, None

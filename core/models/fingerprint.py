@@ -23,7 +23,7 @@ from core.models.tensors import weight_files
 from core.paths import home, make_private_dir
 from core.small_files import hash_file, read_json
 
-#: Prefix of a fingerprint. Those of earlier versions, of the ends of the weights alone, have none.
+#: Prefix of a fingerprint. Earlier versions hashed only the ends of the weight files and wrote no prefix.
 PREFIX = "sha256:"
 #: Cached hashes, the most recently used ones.
 KEPT = 512
@@ -119,7 +119,7 @@ class BaseFingerprint:
                 raise UserError(f"{path} was changed while it was read.", "Wait until it is whole, and start again.")
 
     def matches(self, recorded: str) -> bool:
-        """Whether a recorded fingerprint, of this version or an earlier one, is that of these files.
+        """True if a recorded fingerprint, from this version or an earlier one, matches these files.
 
         Raises:
             UserError: If a file cannot be read.
@@ -132,11 +132,11 @@ class BaseFingerprint:
             raise unreadable(Path(error.filename or self._directory), error) from error
 
     def require(self, recorded: str, trained: str) -> None:
-        """Refuse these files where they are not the base that something was trained on.
+        """Refuse these files unless they are the base that was trained on.
 
         Args:
             recorded: The fingerprint of that base.
-            trained: What was trained on it, for the sentence.
+            trained: Name of the trained result, for the message.
 
         Raises:
             UserError: If they are not, or a file cannot be read.

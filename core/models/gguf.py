@@ -51,7 +51,7 @@ def _check_places(header: GgufHeader, path: Path) -> None:
 
 
 def _check_blocks(header: GgufHeader, path: Path) -> None:
-    """Check that the blocks are those of ``block_count``; blocks for multi-token prediction may be missing."""
+    """Check the block numbers against ``block_count``; blocks for multi-token prediction may be missing."""
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise UserError(f"{path} does not say of which architecture it is.", "Convert the model again.")

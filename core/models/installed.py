@@ -52,7 +52,7 @@ def newer_version(config: Mapping[str, Any]) -> str | None:
         return None
     try:
         wanted = Version(said)
-        # What is written by a version in development is known to the one that it became.
+        # A development version's files are readable by the release with the same base version.
         return wanted.base_version if Version(wanted.base_version) > Version(installed) else None
     except InvalidVersion:
         return None

@@ -30,7 +30,7 @@ class Kernel:
     Args:
         package: Its name in imports.
         distribution: Its name for pip.
-        without: What PyTorch computes in its place, and how, in words.
+        without: PyTorch's replacement, in words.
     """
 
     package: str
@@ -65,7 +65,7 @@ def missing_kernels(config: Mapping[str, Any]) -> tuple[Kernel, ...]:
 
 
 def tell_missing(kernels: tuple[Kernel, ...]) -> str:
-    """A sentence that names missing kernels and what they would bring; empty for none."""
+    """A sentence that names missing kernels and their benefit; empty if none are missing."""
     if not kernels:
         return ""
     named = " and ".join(kernel.distribution for kernel in kernels)
@@ -83,7 +83,7 @@ def install_command(kernels: tuple[Kernel, ...]) -> str:
 
 
 def _is_recurrent(part: Mapping[str, Any]) -> bool:
-    """Whether a configuration has recurrent layers, as far as it lists its layers; True where it does not."""
+    """True if a configuration has recurrent layers, or does not list its layers."""
     for name in _LAYER_LISTS:
         kinds = part.get(name)
         if isinstance(kinds, list) and kinds and all(isinstance(kind, str) for kind in kinds):

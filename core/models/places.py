@@ -1,7 +1,7 @@
 """Places of base models on this machine: prepared models, the Hugging Face cache, directories and Ollama's store.
 
-Only names are looked at here, and a few small files; :mod:`core.models.inspection` reads what a model is. Listings are
-bounded in number, depth and time, as any of these places may be anything.
+Only names and a few small files are read; :mod:`core.models.inspection` reads the models. Listings are bounded in
+number, depth and time, because these directories may contain anything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Source = Literal["starter", "prepared", "hub cache", "directory", "ollama"]
 
 #: Most directory entries looked at in one scan and of one directory, most models found, and most seconds.
 MOST_ENTRIES, MOST_OF_ONE, MOST_MODELS, MOST_SECONDS = 100_000, 5000, 1000, 10.0
-#: Levels of directories below one that is searched: ``~/models/owner/name``.
+#: Levels of directories below a searched one: ``~/models/owner/name``.
 DEPTH = 2
 #: Directories that hold no models and many files.
 _SKIPPED = frozenset({"node_modules", "site-packages", "__pycache__", "venv", "checkpoints"})
@@ -72,7 +72,7 @@ class FoundModel:
 
     @property
     def has_name(self) -> bool:
-        """Whether ``base`` is a name, not a path."""
+        """True if ``base`` is a name, not a path."""
         return not os.path.isabs(self.base)
 
 
@@ -98,7 +98,7 @@ class Scan:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is to end."""
+        """True if the search should end."""
         return self._entries <= 0 or time.monotonic() > self._end or self._stop()
 
     def listed(self, directory: Path) -> list[os.DirEntry[str]]:
@@ -221,13 +221,13 @@ def _below(scan: Scan, directory: Path, depth: int = DEPTH) -> Iterator[FoundMod
 
 
 def _looks_like_model(names: set[str]) -> bool:
-    """Whether a directory's files are those of a model, whole or not. Other programs have a ``config.json`` too."""
+    """True if a directory has the files of a model, complete or not. Other programs have a ``config.json`` too."""
     has_weights = any(name.endswith(_WEIGHTS) for name in names) or "model.safetensors.index.json" in names
     return "config.json" in names and (has_weights or not names.isdisjoint(TOKENIZERS))
 
 
 def _is_gguf(entry: os.DirEntry[str]) -> bool:
-    """Whether a file is named as a GGUF file; of one in several parts the first."""
+    """True for a GGUF file by its name; for a split file only the first part."""
     with contextlib.suppress(OSError):
         return entry.name.lower().endswith(".gguf") and not _LATER_PART.search(entry.name) and entry.is_file()
     return False

@@ -1,4 +1,4 @@
-"""Weights of quantized checkpoints: how they are stored, and what they decode to.
+"""Stored format of quantized checkpoint weights, and the shapes and dtypes of the decoded weights.
 
 Everything is read from ``quantization_config`` and from the names, dtypes and shapes in the headers, so that the plan
 and the inspection know decoded weights without decoding one. The decoding is in :mod:`core.worker.model.decode`.
@@ -50,11 +50,11 @@ class Encoded:
         codec: How they are put together.
         tensor: The weight: dtype and shape once decoded.
         parts: Role to the part's name in the files. ``weight`` is the one with the elements; beside it, where there
-            are such: ``scale``, ``zero_point``, ``g_idx`` (column to group), ``shape``, ``global_scale`` (scales are
-            divided by it), ``scale_2`` (scales are multiplied with it), and those of bitsandbytes by their own names.
-        block: Rows and columns that one scale is for; (0, 0) where that is not what decides.
+            are any: ``scale``, ``zero_point``, ``g_idx`` (column to group), ``shape``, ``global_scale`` (scales are
+                divided by it), ``scale_2`` (scales are multiplied by it), and bitsandbytes' parts by their own names.
+        block: Rows and columns per scale; (0, 0) where the codec has no blocks.
         bits: Bits of an element.
-        zero_offset: What is added to stored zero points: 1 for GPTQ's first format.
+        zero_offset: Added to stored zero points: 1 for GPTQ's first format.
     """
 
     codec: Codec
@@ -72,7 +72,7 @@ class StoredWeights:
     Args:
         stored: Those in the files, by their names.
         tensors: The decoded model's, by their names; the same where nothing is quantized or nothing can be decoded.
-        encoded: Those of ``tensors`` that are stored in parts.
+        encoded: The tensors among ``tensors`` that are stored in parts.
     """
 
     stored: Mapping[str, Tensor]
@@ -151,7 +151,7 @@ class _Finder:
         return found
 
     def _look(self, name: str, tensor: Tensor) -> tuple[str, Encoded] | None:
-        """The weight whose elements are in a tensor, if it is one of several parts."""
+        """The weight whose elements are in this tensor, if it is stored in several parts."""
         stem, _, last = name.rpartition(".")
         if name.endswith("_blocks"):
             target = name.removesuffix("_blocks")
@@ -226,7 +226,7 @@ class _Finder:
         return Encoded("scaled", Tensor(self._quantization.dtype, tensor.shape), parts, block, 8)
 
     def _blocks(self) -> list[tuple[int, int]]:
-        """Sizes of the blocks that the configuration tells."""
+        """Block sizes from the configuration."""
         settings = self._quantization.settings
         weights = [group.get("weights") for group in config_groups(settings)]
         told = [settings.get("weight_block_size"), *(_get(value, "block_structure") for value in weights), list(_BLOCK)]
@@ -255,7 +255,7 @@ class _Finder:
         return Encoded("packed", decoded_tensor, parts, (1, size), bits)
 
     def _integers(self) -> set[tuple[int, int]]:
-        """Bits and sizes of the groups of packed integers, 0 for whole rows, that the configuration tells."""
+        """Bits and group sizes of packed integers from the configuration; group size 0 means whole rows."""
         weights = [group.get("weights") for group in config_groups(self._quantization.settings)]
         found = set()
         for value in weights:
@@ -318,7 +318,7 @@ class _Finder:
         return Encoded("awq", decoded_tensor, parts, (1, inputs // groups), 4)
 
     def _read_states(self) -> dict[str, dict[str, Any]]:
-        """What bitsandbytes' 4-bit weights are: shape, dtype and the names of their other parts, by their own names.
+        """The states of bitsandbytes' 4-bit weights: shape, dtype and the names of their other parts.
 
         Raises:
             UserError: If one makes no sense.
@@ -367,7 +367,7 @@ def _block(shape: tuple[int, ...], scales: tuple[int, ...], told: list[tuple[int
     Args:
         shape: Of the weight; the last two dimensions are the matrix, those before number the experts.
         scales: Of its scales.
-        told: What the configuration says of it: the last blocks of a row and a column may be cut off.
+        told: Block size from the configuration: the last blocks of a row and a column may be cut off.
     """
     if len(shape) < 2 or 0 in shape or 0 in scales:
         return 0, 0

@@ -92,8 +92,8 @@ def check_gguf(path: Path) -> None:
 
 
 def inspect_model(path: Path) -> ModelFacts:
-    """Inspect a model; see :func:`core.models.inspection.inspect_model`; blocks, for seconds where its family has to be
-    measured. One that cannot be read or built has a flaw.
+    """Inspect a model; see :func:`core.models.inspection.inspect_model`. Blocks for seconds if its family has to be
+    measured. A model that cannot be read or built has a flaw.
     """
     from core.models.inspection import ModelFacts
 

@@ -35,11 +35,11 @@ SHARE = 0.9
 
 
 def measure(config: Config, progress: Progress, *, rows: int = ROWS) -> QuantizationCost:
-    """What four bits cost on the rows of a configuration; measured, or known from before.
+    """Measure the cost of four bits on the rows of a configuration, or recall it.
 
     Args:
         config: The configuration, paths absolute.
-        progress: Told what goes on, twice a second at least; it may raise to give up, which ends the process.
+        progress: Called at least twice a second; may raise to give up, which ends the process.
         rows: Rows that are measured at most.
 
     Raises:
@@ -91,11 +91,11 @@ def known(config: Config, *, rows: int = ROWS) -> QuantizationCost | None:
 
 
 def recall(config: Config, free: int | None, *, rows: int = ROWS) -> QuantizationCost | None:
-    """The result of an earlier measurement that still says what to keep; None where there is none.
+    """An earlier measurement whose advice still holds; None if there is none.
 
     Args:
         config: As for :func:`measure`.
-        free: What layers in 16 bit may take now; None where that is not known.
+        free: Bytes available for layers in 16 bit; None if unknown.
         rows: As for :func:`measure`.
     """
     found = known(config, rows=rows)
@@ -103,9 +103,9 @@ def recall(config: Config, free: int | None, *, rows: int = ROWS) -> Quantizatio
 
 
 def known_sentence(config: Config) -> str:
-    """What is known of the cost of four bits from earlier measurements, in a sentence; empty where nothing is.
+    """The known cost of four bits from earlier measurements, in a sentence; empty if there are none.
 
-    Of layers that were measured in 16 bit as well, it says what they bring.
+    If layers were measured in 16 bit as well, it states their benefit.
     """
     if config.method.name != "qlora":
         return ""
@@ -118,8 +118,8 @@ def known_sentence(config: Config) -> str:
 
 
 def free_bytes(config: Config) -> int | None:
-    """Memory that layers in 16 bit may take: what is free beyond the least that a run with ``qlora`` needs by its plan,
-    but for a reserve; None where that is not known."""
+    """Memory available for layers in 16 bit: free memory beyond the minimum plan of a run with ``qlora``, less a
+    reserve; None if unknown."""
     quantized = config.model_copy(update={"method": config.method.model_copy(update={"name": "qlora"})})
     with contextlib.suppress(UserError):
         plan = make_least_plan(load_architecture(locate_model(config.model.base)), quantized, machine_for(config))
@@ -129,7 +129,7 @@ def free_bytes(config: Config) -> int | None:
 
 
 def _suits(cost: QuantizationCost, free: int | None) -> bool:
-    """Whether a result from before is what would be chosen within the memory of now.
+    """True if an earlier result would be chosen again within the memory of now.
 
     Layers are taken in the order of their cost for their bytes, as far as they fit. So another amount of memory is
     another choice only where it ends that order elsewhere, and there were not layers enough before its end.
@@ -160,8 +160,8 @@ def _keep(key: str | None, result: dict[str, Any]) -> None:
 
 
 def _key(config: Config, rows: int) -> str | None:
-    """A hash of what decides the result: the files of model and rows, as the system dates them, and the settings; None
-    where files are missing."""
+    """Hash of everything the result depends on: model and row files by their times, and the settings; None if files
+    are missing."""
     dumped = config.model_dump(mode="json")
     train, hardware = dumped["train"], dumped["hardware"]
     try:

@@ -212,7 +212,7 @@ def make_app(models: Models, queue: RequestQueue, options: ServeOptions) -> App:
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)  # noqa: S101 - for the type checker: Starlette gives what is asked for
+    assert isinstance(error, ApiError)  # noqa: S101 - narrows the type: Starlette passes the registered class
     return _response(error)
 
 

@@ -65,7 +65,7 @@ class ApiError(Exception):
 
     Args:
         status: The status of the response.
-        message: The problem and what to do, in a sentence or two.
+        message: The problem and its remedy, in a sentence or two.
         param: The field of the request that it is about.
         code: A word for programs, such as ``model_not_found``.
     """

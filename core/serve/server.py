@@ -27,7 +27,7 @@ from core.serve.queue import RequestQueue
 
 #: Seconds for a head to arrive on a connection that has not shown the key.
 HEAD_SECONDS = 15.0
-#: Seconds for the next head on one that has. Clients keep connections open for half as long, most of them.
+#: Seconds for the next head on a kept connection. Most clients keep connections open for half as long.
 IDLE_SECONDS = 30
 #: Seconds that a client may take to read the bytes sent to it.
 READ_SECONDS = 60.0

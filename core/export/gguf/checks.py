@@ -1,4 +1,4 @@
-"""Checks before a conversion: what llama.cpp would read as another model is refused, with what to do instead."""
+"""Checks before a conversion: models that llama.cpp would compute differently are refused, with an alternative."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ _ACTIVATIONS: dict[str, frozenset[str]] = {
 _LARGE_GEMMA = {"gemma2": 46, "gemma3_text": 62}
 #: Which layers attend to everything, others to a window: every so many-th, by model type.
 _FULL_EVERY = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
-#: Whether the weights of a token's experts sum to one in llama.cpp, whatever the configuration says, and whether they
-#: do in transformers where it says nothing, by model type. transformers never asks DeepSeek V2's, and llama.cpp does.
+#: By model type, whether llama.cpp always normalizes a token's expert weights, and transformers' default.
+#: transformers never normalizes DeepSeek V2's, and llama.cpp does.
 _NORMALIZED: dict[str, tuple[bool, bool]] = {
     "qwen3_moe": (True, False),
     "lfm2_moe": (True, True),
@@ -60,7 +60,7 @@ _EXPERT = re.compile(r"^(.*\.experts)\.\d+\.(.+)$")
 
 @dataclass(frozen=True)
 class Checked:
-    """A model that can be converted to GGUF, as far as its files tell.
+    """A model that can be converted to GGUF, judging by its files.
 
     Args:
         dtype: The widest type of its weights: ``F32``, ``F16`` or ``BF16``.
@@ -76,7 +76,7 @@ class Checked:
 
 
 def has_library() -> bool:
-    """Whether llama.cpp's library is installed, which quantizes and reads GGUF files."""
+    """True if llama.cpp's library is installed, which quantizes and reads GGUF files."""
     return importlib.util.find_spec(LIBRARY) is not None
 
 
@@ -95,7 +95,7 @@ def require_quantizer(quant: Quant) -> None:
 
 
 def check_model(model: Path, converter: Path) -> Checked:
-    """Check that a model comes out of a conversion as what it is.
+    """Check that a model survives its conversion unchanged.
 
     Args:
         model: A directory of safetensors in 16 or 32 bit, with configuration and tokenizer.
@@ -103,7 +103,7 @@ def check_model(model: Path, converter: Path) -> Checked:
 
     Raises:
         UserError: If it is damaged, quantized, brings code, is of an architecture that the converter does not know,
-            or computes what llama.cpp does not.
+            or computes something that llama.cpp does not.
     """
     check_model_directory(model)
     config = read_description(model / "config.json") or {}
@@ -124,7 +124,7 @@ def check_model(model: Path, converter: Path) -> Checked:
 
 
 def check_arithmetic(model: Path) -> None:
-    """Check that llama.cpp computes what a model's configuration says, which takes no time.
+    """Check that llama.cpp computes a model as its configuration says, which takes no time.
 
     Args:
         model: A directory with the configuration, of the model or of the base that it is trained from.
@@ -215,7 +215,7 @@ def _check_activation(config: Mapping[str, Any]) -> None:
 
 
 def _check_routing(config: Mapping[str, Any]) -> None:
-    """Whether the weights of the chosen experts are normalized is part of the architecture in llama.cpp."""
+    """Check the normalization of expert weights, which llama.cpp fixes by architecture."""
     kind = str(config.get("model_type"))
     if kind not in _NORMALIZED:
         return

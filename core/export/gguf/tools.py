@@ -50,7 +50,7 @@ def fetch_converter(progress: Progress) -> Path:
     Its files are verified each time.
 
     Args:
-        progress: Told what goes on; it may raise to give up.
+        progress: Called with the activity; may raise to give up.
 
     Returns:
         A directory with the packages ``conversion`` and ``gguf``.

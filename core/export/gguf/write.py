@@ -1,7 +1,7 @@
 """GGUF files written: a model by llama.cpp's converter and quantizer, an adapter beside its base.
 
-The file appears whole or not at all. Its directory is one that is being made (:func:`core.directories.new_directory`),
-which nobody else writes to, and which is removed where the process is killed.
+The file appears whole or not at all. Its directory is a new one (:func:`core.directories.new_directory`) that nobody
+else writes to, and which is removed if the process is killed.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from core.sandbox.rights import reading
 
 @dataclass(frozen=True)
 class GgufOptions:
-    """Options of a GGUF file; what is not given is as the model's directory has it.
+    """Options of a GGUF file; missing options are taken from the model's directory.
 
     Args:
-        template: The chat template, as Jinja; tags that mark what is learned are replaced.
+        template: The chat template, as Jinja; ``{% generation %}`` tags are replaced.
         tool_template: A separate template for conversations with tools, if there is one.
-        stops: The tokens that end an answer, the most usual first; beside the tokenizer's own there is room for two.
+        stops: End-of-turn tokens, most usual first; beside the tokenizer's own there is room for two.
         name: The model's name, for people.
         license: Of the model, as SPDX has it: ``apache-2.0``.
         base_name: The model that it was made from, for people.
         base: The directory of that model, where files of its tokenizer are taken from that the model's own directory
             lacks.
         base_gguf: The GGUF file that the base was, if it was one: its tokenizer is copied.
-        calibration: Rows as token ids, whose activations tell which weights matter most (an importance matrix), as of
+        calibration: Rows as token ids, whose activations weight the quantization (an importance matrix), as of
             :func:`core.export.gguf.write.calibration_rows`; used for the quantizations of less than eight bits.
         is_exact: Whether the model was trained with the weights of a file of this type: embeddings and head are Q8_0,
             as they were then.
@@ -84,7 +84,7 @@ class Entry:
 
 
 def without_training_tags(template: str) -> str:
-    """A chat template whose ``{% generation %}`` tags, which mark what is learned, are replaced by ``{% if true %}``.
+    """A chat template with its ``{% generation %}`` tags replaced by ``{% if true %}``.
 
     Readers other than transformers know no such tag, and some refuse the whole template. A tag in its place keeps the
     blanks around it as they are, which removing it would not: a line that ends with a tag ends without a newline.
@@ -124,7 +124,7 @@ _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
 
 def stage(model: Path, options: GgufOptions, directory: Path) -> None:
-    """Fill a directory with what the converter takes of a model.
+    """Fill a directory with the converter's input.
 
     A ``tokenizer.model`` that transformers has not saved comes from the base; the types of added tokens, which it
     keeps in ``tokenizer.json`` alone, are written where the converter looks for them. So is how experts are scored,
@@ -132,7 +132,7 @@ def stage(model: Path, options: GgufOptions, directory: Path) -> None:
 
     Args:
         model: The model's directory.
-        options: What the file is to be.
+        options: Options of the file.
         directory: An empty directory.
 
     Raises:
@@ -204,10 +204,10 @@ def _tokenizer_settings(model: Path) -> dict[str, Any]:
 
 
 _WORKER = "core.worker.job"
-#: Bytes that a process may take: what its libraries take, and for each number of the largest tensor.
+#: Memory limit of a process in bytes: its libraries, and bytes per element of the largest tensor.
 _LIBRARIES, _BYTES_AT_WORK = 4 << 30, 16
-#: Most tokens of the rows that an importance matrix is computed from, and of one of them. Each takes a forward pass on
-#: the processor, and after some thousands little changes.
+#: Most tokens of the calibration rows, and of a single row. Each token takes a forward pass on the processor, and
+#: after some thousands little changes.
 CALIBRATION_TOKENS, CALIBRATION_ROW = 10_000, 2048
 _HINT = "Export merged, and convert it elsewhere."
 
@@ -219,15 +219,15 @@ def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, pr
         model: A directory of safetensors in 16 or 32 bit as transformers saves it, with tokenizer files.
         target: The file; it must not exist.
         quant: The type of its weights.
-        options: What it says of itself.
-        progress: Told what goes on; it may raise to give up, and nothing remains then.
+        options: Options of the file.
+        progress: Called with the activity; may raise to give up, and nothing remains then.
 
     Returns:
-        Sentences on what llama.cpp's tokenizer does otherwise than the model's.
+        Sentences on differences between llama.cpp's tokenizer and the model's.
 
     Raises:
-        UserError: If the converter cannot be fetched, the quantizer is not installed, the model is one that llama.cpp
-            would read as another, or the disk is full or cannot be written.
+        UserError: If the converter cannot be fetched, the quantizer is not installed, llama.cpp would compute the
+            model differently, or the disk is full or cannot be written.
     """
     require_quantizer(quant)
     refuse_existing(target)
@@ -316,8 +316,8 @@ def conversion_job(staged: Path, target: Path, quant: Quant, options: GgufOption
     Args:
         staged: The directory that is converted.
         target: The file.
-        quant: One that the converter writes itself.
-        options: What the file says of itself; its template is the one that is written.
+        quant: A type that the converter writes itself.
+        options: Options of the file; the template is written unchanged.
         converter: The directory of the converter.
     """
     return {
@@ -393,7 +393,7 @@ def _space(checked: Checked, first: Quant, quant: Quant, options: GgufOptions) -
 
 @contextlib.contextmanager
 def _workspace(target: Path, needed: int) -> Iterator[Path]:
-    """A directory beside the file, for what is made on the way; gone in the end."""
+    """A directory beside the file for intermediate files; removed in the end."""
     try:
         require_space(target.parent, needed, f"writing {target.name}", "Make room, or write it to another disk.")
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:

@@ -92,7 +92,7 @@ def server_address(environment: Mapping[str, str] | None = None) -> Address:
     """The address of Ollama's server as ``OLLAMA_HOST`` has it, by default port 11434 of 127.0.0.1.
 
     Args:
-        environment: The variables; by default those of this process.
+        environment: The variables; None: this process's.
 
     Raises:
         UserError: If it is on another machine, or no address; nothing is looked up in the network.
@@ -151,7 +151,7 @@ _LOG = "Look at the server's log: 'journalctl -u ollama'."
 
 
 class _Request:
-    """One request, whose connection is cut when the user cancels.
+    """A request whose connection is cut if the user cancels.
 
     Args:
         address: The server.

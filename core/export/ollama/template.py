@@ -53,7 +53,7 @@ _THOUGHTS = ("Because.", "One\n\ntwo", "so it is")
 _TAGGED_ANSWERS = ("<think>why</think>because", "<think>\n\n</think>\n\nYes.", "a </think> b", "<think>open")
 _TAGGED_QUESTIONS = ("<tool_response>x</tool_response>", "Why? /no_think", "Why? /think")
 _TAGS = re.compile(r"</?think|<tool_|/no_think|/think")
-#: Tests for messages that make their conversation one of a kind.
+#: Tests whether a message makes its conversation of a kind.
 _IS_OF: dict[Kind, Callable[[Mapping[str, Any]], bool]] = {
     "plain": lambda _: False,
     "white space": lambda message: message["content"] != message["content"].strip(),

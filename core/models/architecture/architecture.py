@@ -11,7 +11,7 @@ from core.models.kernels import Kernel
 #: Keys of a part's size in configurations, each under the names that it has there.
 _WIDTH, _DEPTH = ("hidden_size", "embed_dim", "d_model"), ("num_hidden_layers", "depth", "encoder_layers", "num_layers")
 _INNER = ("intermediate_size", "encoder_ffn_dim", "conf_ff_dim")
-#: Largest plausible value of one of them.
+#: Largest plausible size.
 _MOST = 1 << 20
 
 
@@ -81,8 +81,8 @@ class Attention:
 class Experts:
     """Mixture of experts. Its matrices are stacked into two tensors: gate and up projections, and down projections.
 
-    It is one of a class that transformers marks as experts (``use_experts_implementation``), so that it can be taken to
-    4 bits and get adapters; see :attr:`Layer.bare_experts` for others.
+    transformers marks their class as experts (``use_experts_implementation``), so they can be quantized to 4 bits and
+    get adapters; for other classes see :attr:`Layer.bare_experts`.
 
     Args:
         count: Number of experts.
@@ -141,8 +141,8 @@ class Layer:
         offset_norm: Whether they scale by one plus their weight, in fp32, as in Gemma.
         experts: Its mixture of experts, if any.
         other: Parameters outside of the linear layers: norms.
-        bare_experts: Those of ``other`` that are experts which stay in 16 bit whatever the method, as transformers does
-            not mark their class.
+        bare_experts: Parameters among ``other`` of experts that stay in 16 bit with any method, because transformers
+            does not mark their class.
     """
 
     count: int

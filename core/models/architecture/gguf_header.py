@@ -17,7 +17,7 @@ from core.text import one_line
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-#: Limits above those of any valid header; beyond them the file is damaged. Vocabularies have up to 262,144 tokens, as
+#: Limits above any valid header; beyond them the file is damaged. Vocabularies have up to 262,144 tokens, as
 #: many scores and types, and twice as many merges; the library that reads them afterwards takes microseconds for each.
 MOST_ENTRIES, MOST_TENSORS = 1 << 12, 1 << 16
 MOST_STRINGS, MOST_NUMBERS = 1 << 21, 1 << 21

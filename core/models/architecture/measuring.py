@@ -191,7 +191,7 @@ class GivenUpError(Exception):
 
 @contextlib.contextmanager
 def telling(told: Told | None = None, is_wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """A context, of a thread and those that it starts, in which measurements report while they go on.
+    """Context in which measurements of this thread, and of threads it starts, report progress.
 
     Args:
         told: Called about twice a second.
@@ -253,7 +253,7 @@ def _found(job: dict[str, Any], name: str, read: Callable[[Any], Any], *, cached
     key = _key(job, name)
     if (found := _recall(key, name, read)) is not None or cached_only:
         return found
-    # One at a time: each takes a core and half a gigabyte.
+    # Measurements take turns: each takes a core and half a gigabyte.
     with _turn:
         if (found := _recall(key, name, read)) is not None:
             return found
