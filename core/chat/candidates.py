@@ -70,7 +70,7 @@ def find_candidates(run: Run) -> list[Candidate]:
 
 
 def held_out_losses(run: Run) -> dict[int, float]:
-    """The held-out loss of a run by step; empty where it was not measured."""
+    """The held-out loss of a run by step; empty if it was not measured."""
     with suppress(UserError, OSError):
         return {event.step: event.loss for event in read_history(run).evals}
     return {}

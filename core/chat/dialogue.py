@@ -36,7 +36,7 @@ class Reply:
     pending: deque[str] = field(default_factory=deque)
     """Pieces that have come from the thread of the model and are not in ``text`` yet."""
     raw: str = ""
-    """The answer as the model wrote it, once it is whole; empty where that is ``text``."""
+    """The answer as the model wrote it, once it is whole; empty if that is ``text``."""
 
     @property
     def as_written(self) -> str:
@@ -170,7 +170,7 @@ class Dialogue:
     def to_data(self) -> list[dict[str, Any]]:
         """The exchanges as JSON; the pending part of an answer is not included.
 
-        An exchange that was asked in the place of others has them as ``others``, each as a conversation from there on,
+        An exchange that was asked in place of others has them as ``others``, each as a conversation from there on,
         and its own ``place`` among them.
         """
         return _path_data(self._root)

@@ -252,7 +252,7 @@ class ChatEngine:
         return self._is_hung
 
     def anew(self) -> ChatEngine:
-        """Another engine of the same kind, in a process of its own, with no model."""
+        """Another engine of the same kind, in its own process, with no model."""
         return ChatEngine(self._command, self._files)
 
     @property

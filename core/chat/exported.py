@@ -32,7 +32,7 @@ class ExportedModel:
 
     @property
     def template(self) -> str | None:
-        """The chat template of the training, which that of the file is held against; None where it is not known."""
+        """The chat template of the training, which that of the file is held against; None if unknown."""
         return self.trained.template if self.trained is not None else None
 
     def engine(self) -> ChatEngine:
@@ -58,7 +58,7 @@ def find_exported(path: Path, *, asked: bool = False) -> ExportedModel | None:
         None for other files and directories.
 
     Raises:
-        UserError: If it is none where one is asked for.
+        UserError: If it is none if one is asked for.
     """
     file = _gguf_file(path)
     export = None if file is None else read_result(file.parent)
@@ -93,7 +93,7 @@ class ExportReaders:
         self._is_closed = False
 
     def find(self, source: Source) -> ChatEngine | None:
-        """The engine that has loaded the file that a source names; None where it names none.
+        """The engine that has loaded the file that a source names; None if it names none.
 
         Raises:
             UserError: If the file cannot be loaded.

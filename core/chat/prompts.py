@@ -61,7 +61,7 @@ def read_row(line: str) -> dict[str, Any]:
     """A line as a JSON object.
 
     Raises:
-        UserError: If it is none.
+        UserError: If it is invalid.
     """
     try:
         row: Any = json.loads(line)

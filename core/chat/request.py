@@ -117,7 +117,7 @@ class ChatRequest:
 
     messages: list[dict[str, Any]]
     """``role`` and ``content`` each, and where tools are called ``tool_calls``, ``name`` and ``tool_call_id``; the last
-    one is the user's or a tool's. None where there is a ``prompt``."""
+    one is the user's or a tool's. None if there is a ``prompt``."""
     source: Source = TUNED
     """The model that answers: with its adapter, the base alone, or with another adapter, by its name."""
     settings: GenerationSettings = field(default_factory=GenerationSettings)

@@ -243,7 +243,7 @@ def newest_record(run: Run | None) -> tuple[Path, EvaluationRecord]:
 
 
 def unfinished(folder: Path, record: EvaluationRecord) -> tuple[Path, EvaluationRecord] | None:
-    """The newest unfinished record in a directory that asks the same of the same models; None where there is none."""
+    """The newest unfinished record in a directory that asks the same of the same models; None if there is none."""
     for path in list_records(folder):
         try:
             found = read_record(path)

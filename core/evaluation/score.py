@@ -45,7 +45,7 @@ def same_json(first: Any, second: Any) -> bool:
 
 @dataclass(frozen=True)
 class Expected:
-    """Expected answers of held-out questions, one each; None where there is none."""
+    """Expected answers of held-out questions, one each; None if there is none."""
 
     answers: tuple[str | None, ...] = ()
     are_json: bool = False

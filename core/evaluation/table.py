@@ -44,7 +44,7 @@ def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int 
         seed: Of the draws.
 
     Returns:
-        None where there are fewer than :data:`LEAST_PAIRS` prompts.
+        None if there are fewer than :data:`LEAST_PAIRS` prompts.
 
     Raises:
         ValueError: If the two differ in length.
@@ -82,7 +82,7 @@ class Comparison:
     against: str
     pairs: int
     intervals: Mapping[Metric, Interval | None]
-    """By score; None where there are too few questions."""
+    """By score; None if there are too few questions."""
     differences: Mapping[Metric, float]
     won: tuple[int, ...]
     """Places of the questions that the first model answers better, by :attr:`EvaluationTable.deciding`."""
@@ -104,7 +104,7 @@ class EvaluationTable:
     metrics: tuple[Metric, ...]
     """The scores that there are."""
     deciding: Metric | None
-    """The score that says which answer is the better one; None where there is none."""
+    """The score that says which answer is the better one; None if there is none."""
     means: Mapping[str, Mapping[Metric, float]]
     """Mean scores by model; one without answers has none."""
     answered: Mapping[str, int]

@@ -209,7 +209,7 @@ def write_card(facts: CardFacts) -> str:
 
 
 def base_license(base: str, directory: Path | None) -> str | None:
-    """The license of a base model: as its record, its card or its GGUF file has it; None where none has one.
+    """The license of a base model: as its record, its card or its GGUF file has it; None if none has one.
 
     Args:
         base: As ``model.base``.

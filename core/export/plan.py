@@ -57,7 +57,7 @@ class ExportPlan:
 
     @property
     def unverified(self) -> NotVerifiedError | None:
-        """Why the file cannot be compared with the trained model on this machine; None where it can."""
+        """Why the file cannot be compared with the trained model on this machine; None if it can."""
         try:
             refuse_unreadable("gguf" if self.request.adapter_only else self.request.kind)
         except NotVerifiedError as reason:

@@ -98,7 +98,7 @@ class ExportRequest:
         """From :meth:`to_dict`.
 
         Raises:
-            UserError: If it makes no sense.
+            UserError: If it is invalid.
         """
         out = data.get("out")
         return cls(

@@ -63,7 +63,7 @@ class Agreement:
     plain: Figures | None = None
     """The file against the same adapter on the base in 16 bits, where that base was trained on in 4 bits."""
     error: float | None = None
-    """Mean square of the differences of logits, by that of the trained model's own logits; 0 where they are equal."""
+    """Mean square of the differences of logits, by that of the trained model's own logits; 0 if they are equal."""
     base_kl: float | None = None
     """Mean divergence of the file from the untouched base, in nats."""
     learned_kl: float | None = None
@@ -159,7 +159,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Bar:
-    """Limits that the agreement of a file has to keep; None where there is none."""
+    """Limits that the agreement of a file has to keep; None if there is none."""
 
     max_delta: float | None = None
     mean_kl: float | None = None
@@ -206,7 +206,7 @@ class ExportResult:
     path: Path
     kind: Kind
     quant: Quant | None
-    """The type of the weights; None where it has none of the whole model."""
+    """The type of the weights; None if it has none of the whole model."""
     run: str
     """The id of the run."""
     step: int | None
@@ -216,7 +216,7 @@ class ExportResult:
     base_sha256: str | None
     """Its fingerprint."""
     merged_from: str | None
-    """``base`` or ``quantized``: the weights that the adapter was merged into; None where it was not merged."""
+    """``base`` or ``quantized``: the weights that the adapter was merged into; None if it was not merged."""
     files: tuple[ExportedFile, ...]
     agreement: Agreement | None
     """Comparison with the trained model; None if there was none."""
@@ -285,7 +285,7 @@ def _text(value: object) -> str | None:
 
 
 def read_result(directory: Path) -> ExportResult | None:
-    """The record of the export in a directory; None if there is none, or it makes no sense."""
+    """The record of the export in a directory; None if there is none, or it is invalid."""
     try:
         data = read_json(directory / RECORD, _RECORD_LIMIT, finite=False)
         return ExportResult.from_dict(data, directory)

@@ -18,23 +18,24 @@ TEMPERATURE, MEMORY_TEMPERATURE, POWER = "temperature", "memory temperature", "p
 QUIET_HOURS, QUIET_POWER = "quiet hours", "quiet power"
 HOST_MEMORY, DISK, PLAN = "host memory", "disk", "plan"
 
-#: A pause for heat: at the smallest duty, so many degrees above the limit for so many seconds; or far above it.
+#: A pause for heat: at the smallest duty, degrees above the limit, and for how many seconds; or far above it.
 PAUSE_ABOVE_C, PAUSE_SECONDS = 3.0, 20.0
 FAR_ABOVE_C, FAR_SECONDS = 8.0, 5.0
-#: It ends so many degrees below the limit, and work begins again with this duty cycle.
+#: The pause ends this many degrees below the limit, and work begins again with this duty cycle.
 RESUME_BELOW_C, RESUME_DUTY = 5.0, 2 * FLOOR
-#: A pause that has not cooled the card in so many seconds never will.
+#: Seconds after which a pause that has not cooled the card never will.
 HOPELESS_SECONDS = 900.0
-#: The machine's memory: above the limit for so long, a checkpoint; and for so long, a stop.
+#: The machine's memory: seconds above the limit to a checkpoint, and to a stop.
 MEMORY_CHECKPOINT_SECONDS, MEMORY_STOP_SECONDS = 5.0, 60.0
 MEMORY_BACK_PERCENT = 2.0
-#: Quiet hours: so far above their power at the smallest duty, for so long, and training pauses to their end.
+#: Quiet hours: share of their power that, exceeded at the smallest duty for so many seconds, pauses training until they
+#: end.
 LOUD_SHARE, LOUD_SECONDS = 1.1, 60.0
 #: Free disk space, as a multiple of the limit, that ends a pause.
 DISK_BACK = 1.1
 #: A duty cycle below the first is announced as slow, from the second on as full again.
 SLOW_DUTY, FULL_DUTY = 0.95, 0.99
-#: It is announced again when it has moved so far, at most once in so many seconds.
+#: Least change to announce again, and least seconds between announcements.
 RETOLD_DUTY, RETOLD_SECONDS = 0.1, 60.0
 FULL_SECONDS = 30.0
 
@@ -55,7 +56,7 @@ class Observation:
     host_memory_percent: float | None = None
     disk_free_gb: float | None = None
     plan_duty: float = 1.0
-    """The most duty that the plan for the night wants."""
+    """Largest duty cycle of the plan for the night."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,17 @@ class Decision:
 
     duty: float
     pause: Action | None
-    """Why training pauses; None where it does not."""
+    """Why training pauses; None if it does not."""
     stop: Action | None
     power_limit_w: float | None
-    """The power limit that the card is to have; None for its own."""
+    """The card's power limit; None for its own."""
     actions: tuple[Action, ...]
     """New actions, to be announced."""
 
 
 @dataclass
 class _Since:
-    """Seconds for which something has been so."""
+    """Timer of a condition."""
 
     began: float | None = None
 
@@ -185,7 +186,7 @@ class Policy:
         self._telling = _Telling()
 
     def with_limits(self, limits: Limits) -> Policy:
-        """A policy of other limits, which goes on from the present duty cycle."""
+        """A policy with other limits, which continues from the present duty cycle."""
         if limits == self.limits:
             return self
         policy = Policy(limits)
@@ -202,11 +203,11 @@ class Policy:
 
     @property
     def own_duty(self) -> float:
-        """The duty cycle that heat and power alone ask for, without the plan."""
+        """The duty cycle requested by heat and power alone, without the plan."""
         return min([hold.controller.duty for _, hold in self._holds()], default=1.0)
 
     def observe(self, seen: Observation) -> Decision:
-        """Take readings in, about once a second."""
+        """Decide on readings, about once a second."""
         self._read(seen)
         causes: list[tuple[float, str, float | None, float | None]] = [
             (hold.controller.duty, cause, hold.value, hold.limit) for cause, hold in self._holds()
@@ -284,7 +285,7 @@ class Policy:
             yield cause
 
     def _quiet_pause(self, seen: Observation) -> Action | None:
-        """The pause through quiet hours: where nothing is allowed in them, or the least work is too loud."""
+        """The pause through quiet hours: if nothing is allowed in them, or the least work is too loud."""
         if self.limits.quiet is None or not self.limits.quiet.contains(seen.time):
             self._is_too_loud = False
             return None
@@ -304,7 +305,7 @@ class Policy:
         return Action("pause", DISK, free, least) if self._disk_pauses else None
 
     def _settle_memory(self, seen: Observation) -> tuple[Action | None, Action | None]:
-        """The stop and the checkpoint that the machine's memory asks for."""
+        """The stop and the checkpoint requested by the machine's memory."""
         limit, value = self.limits.host_memory_percent, seen.host_memory_percent
         if limit is None or value is None:
             return None, None

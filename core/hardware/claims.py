@@ -1,5 +1,5 @@
-"""Claims of others on the device of a run, for which it gives the device back (``parking``): programs that run, hours
-that are not the run's, memory of the card that others hold."""
+"""Claims of others on the device of a run, which then gives it back (``parking``): running programs, reserved hours,
+and memory of the card in use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Claim:
     """A claim.
 
     Args:
-        sender: Who makes it, after "by": ``another program``.
+        sender: Its origin, after "by": ``another program``.
         cause: The reason, as the end of a sentence: ``ollama is running``.
     """
 
@@ -40,7 +40,7 @@ def find_claim(parking: ParkingSection, now: float, device: Device | None) -> Cl
     Args:
         parking: The conditions.
         now: Unix seconds.
-        device: The device of the run; None where it is not known.
+        device: The device of the run; None if unknown.
     """
     for text in parking.spans:
         if parse_span(text).contains(now):
@@ -66,8 +66,8 @@ def others_bytes(device: Device) -> int:
 
 
 def commands() -> Iterator[Sequence[str]]:
-    """Command lines of the other processes that run, program first without its directory, the kernel's name of the
-    process in its place where the command line cannot be read."""
+    """Command lines of the other running processes, program first without its directory; the kernel's name of the
+    process if the command line cannot be read."""
     own = os.getpid()
     for process in psutil.process_iter():
         try:
@@ -81,7 +81,7 @@ def commands() -> Iterator[Sequence[str]]:
 
 
 def running_program(names: Sequence[str], lines: Iterable[Sequence[str]]) -> str | None:
-    """The first of some programs that is among command lines; None if there is none.
+    """The first wanted program among command lines; None if there is none.
 
     Args:
         names: Names of programs (``steam``), or beginnings of command lines (``ollama runner``).

@@ -45,7 +45,7 @@ class Build:
 
 
 def installed_build() -> Build | None:
-    """The installed torch, from its ``version.py``, without importing it; None where there is none."""
+    """The installed torch, from its ``version.py``, without importing it; None if there is none."""
     try:
         found = importlib.util.find_spec("torch")
         version = metadata.version("torch")
@@ -62,7 +62,7 @@ def installed_build() -> Build | None:
 
 
 def _assigned(text: str, name: str) -> str | None:
-    """The text that a name is assigned in Python; None where it is assigned None."""
+    """The string assigned to a name in Python source; None if there is no string."""
     match = re.search(rf"""^{name}\s*(?::[^=\n]*)?=\s*['"]([^'"\n]+)['"]""", text, re.MULTILINE)
     return match[1] if match else None
 
@@ -78,11 +78,11 @@ def driver_suffices(build: Build, driver_cuda: tuple[int, int]) -> bool:
 
 
 def install_command(driver_cuda: tuple[int, int], capability: tuple[int, int] | None) -> str:
-    """The commands that put in the torch that suits a driver and a card; empty where none does that this program uses.
+    """The commands to install a torch that suits a driver and a card; empty if no supported version does.
 
     Args:
         driver_cuda: The newest CUDA that the driver supports.
-        capability: Of the card; None where it is unknown.
+        capability: Of the card; None if unknown.
     """
     wheels = _WHEELS.get(min(driver_cuda[0], max(_WHEELS)))
     if wheels is None:
@@ -109,7 +109,7 @@ def driver_sentence(driver: str, driver_cuda: tuple[int, int], build: Build) -> 
     """The driver's consequence for the installed torch, in a sentence.
 
     Args:
-        driver: Version of the driver; empty where unknown.
+        driver: Version of the driver; empty if unknown.
         driver_cuda: The newest CUDA that it supports.
         build: The installed torch, with CUDA.
     """

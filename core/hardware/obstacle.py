@@ -1,4 +1,4 @@
-"""CUDA obstacles: why torch cannot use a card that is there, found without torch; cause and remedy in a sentence each.
+"""Obstacles that keep torch from using an installed card, found without torch; cause and remedy in a sentence each.
 
 A run with ``hardware.device = "auto"`` goes to the CPU only where there is no card, or where the user hides it.
 """
@@ -19,7 +19,7 @@ from core.hardware.visible import VISIBLE, Identity, Visible, find_gpu, hides_al
 from core.hardware.wsl import is_wsl
 from core.text import one_line
 
-#: The remedy for those who want the CPU.
+#: The remedy for users who want the CPU.
 ON_THE_CPU = "to train on the CPU all the same, set hardware.device = cpu"
 _CONTAINER = "start the container again with the card ('docker run --gpus all' with NVIDIA's Container Toolkit)"
 
@@ -35,9 +35,9 @@ class Sight:
     Args:
         cards: All cards that NVML lists.
         capabilities: Their compute capabilities, in the same order.
-        driver: Version of the driver; empty where unknown.
+        driver: Version of the driver; empty if unknown.
         cuda: The newest CUDA that it supports.
-        failure: Why NVML lists nothing, as a sentence; empty where it does.
+        failure: Why NVML lists nothing, as a sentence; empty if it does.
         remedy: The remedy.
         absent: Whether there is no driver library.
         nodes: Whether there are device nodes of NVIDIA's driver.
@@ -104,7 +104,7 @@ def _ask() -> Sight:
 
 
 def parse_cuda(text: str | None) -> tuple[int, int] | None:
-    """``13.0`` as numbers; None where it is none."""
+    """``13.0`` as numbers; None if it is no version."""
     major, _, minor = (text or "").partition(".")
     return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
 
@@ -121,7 +121,7 @@ def find_obstacle(
 
     Args:
         sight: The cards and drivers found.
-        build: The installed torch; None where it is unknown.
+        build: The installed torch; None if unknown.
         gpu: ``hardware.gpu``.
         environment: Environment variables.
         torch_error: Torch's error when it was tried; empty if it was not.
@@ -157,7 +157,7 @@ def find_obstacle(
 
 
 def find_card_not_given(sight: Sight) -> str:
-    """Half a sentence on a card that the machine has and this container was not given; empty where there is none."""
+    """Half a sentence on a card that the machine has and this container lacks; empty if there is none."""
     if sight.cards or sight.nodes or not (sight.driven and sight.container):
         return ""
     return "the machine has an NVIDIA card that this container was not given ('docker run --gpus all' gives it)"

@@ -20,7 +20,7 @@ _MOST_COUNTED = 1e12
 class GpuProcess:
     """A process that uses memory of a GPU; ``memory`` in bytes, None when the driver does not report it.
 
-    ``name`` and ``owner`` are empty where the process is gone or in another container.
+    ``name`` and ``owner`` are empty if the process is gone or in another container.
     """
 
     pid: int
@@ -123,7 +123,7 @@ class Device:
 
     @property
     def available(self) -> int | None:
-        """Free memory; None where the device does not report it."""
+        """Free memory; None if the device does not report it."""
         if self.memory_free is not None or self.memory_used is None or self.memory_total is None:
             return self.memory_free
         return self.memory_total - self.memory_used
@@ -209,7 +209,7 @@ class Host:
 
     @classmethod
     def from_dict(cls, data: object) -> Host | None:
-        """The machine from an event; None where there is none in it."""
+        """The machine from an event; None if there is none in it."""
         if not isinstance(data, Mapping):
             return None
         return cls(

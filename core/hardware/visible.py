@@ -22,7 +22,7 @@ class Identity:
         index: Its index there, as ``nvidia-smi`` shows it.
         uuid: ``GPU-…``; empty if the driver does not report it.
         instances: The UUIDs of its MIG instances, ``MIG-…``; a card that has any computes on them only.
-        speed: Cores times clock, for ``CUDA_DEVICE_ORDER=FASTEST_FIRST``; 0 where unknown.
+        speed: Cores times clock, for ``CUDA_DEVICE_ORDER=FASTEST_FIRST``; 0 if unknown.
     """
 
     index: int
@@ -82,7 +82,7 @@ def hides_all(environment: Mapping[str, str]) -> bool:
 
 
 def find_gpu(cards: Sequence[Identity], gpu: str) -> Visible | None:
-    """The card that ``hardware.gpu`` names, visible or not; None where it names none, or more than one.
+    """The card that ``hardware.gpu`` names, visible or not; None if it names none, or more than one.
 
     Args:
         cards: All cards, in NVML's order.
@@ -150,7 +150,7 @@ def _of_parent(cards: Sequence[Identity], entry: str) -> list[Visible]:
 
 
 def _entries(value: str, prefix: str) -> list[str]:
-    """The entries up to the first of another kind; none where one is there twice."""
+    """The entries up to the first of another kind; none if one is there twice."""
     found: list[str] = []
     for entry in value.split(","):
         if entry in found:

@@ -1,4 +1,4 @@
-"""Linux under Windows (WSL 2), where the driver is that of Windows."""
+"""Linux under Windows (WSL 2), which uses the driver of Windows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NO_EXPANDABLE_SEGMENTS = "expandable segments are off under WSL 2, where the dri
 #: The sentence on pinned memory there.
 NO_PINNED_MEMORY = "pinned memory is short under WSL 2, and memory.activation_offload = on takes it all the same"
 
-#: Share of a card's free memory that a run may take there, where more is silently taken from the host's.
+#: Share of a card's free memory that a run may take there; the driver silently takes more from the host's.
 MEMORY_SHARE = 0.95
 
 

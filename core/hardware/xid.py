@@ -1,7 +1,7 @@
 """Xid errors of NVIDIA's driver, in words.
 
-Source: NVIDIA, *Xid Errors* (docs.nvidia.com/deploy/xid-errors): the number keeps its meaning over drivers, and one
-number may have several causes.
+Source: NVIDIA, *Xid Errors* (docs.nvidia.com/deploy/xid-errors): numbers keep their meaning in all drivers, and may
+have several causes.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Calibration:
 
 
 def read_calibration(device: str) -> Calibration | None:
-    """The calibration of a device; None where there is none that can be used.
+    """The calibration of a device; None if there is none that can be used.
 
     Args:
         device: Name of the device.

@@ -91,7 +91,7 @@ class Sharing:
 
     @property
     def or_none(self) -> Sharing | None:
-        """This; None where nothing is shared."""
+        """This; None if nothing is shared."""
         return None if self.strategy == "none" else self
 
     @property

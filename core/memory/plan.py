@@ -128,11 +128,11 @@ class Plan:
         notes: Remarks on the figures, as sentences.
         targets: Last name components of the layers that get adapters, and the number of layers of each.
         dequantized: Whether 16-bit copies of 4-bit weights are kept.
-        experts_host_bytes: Pinned host memory of the 4-bit experts that live there; 0 where they are on the device.
+        experts_host_bytes: Pinned host memory of the 4-bit experts that live there; 0 if they are on the device.
         shares_host_bytes: Host memory for the card's share of weights and states that is not on it
             (``distributed.offload``).
         wire_bytes: Bytes that the card sends to others in an optimizer step.
-        reason: Why activations are kept or recomputed, as a sentence; empty where it was decided before.
+        reason: Why activations are kept or recomputed, as a sentence; empty if it was decided before.
         is_rough: Whether the activations are a rough bound, as they have not been measured yet.
     """
 

@@ -726,7 +726,7 @@ def fit(architecture: Architecture | None, config: Config, machine: Machine, sou
     """Memory of a configuration's run with another base model.
 
     Args:
-        architecture: The model; None if it is not known.
+        architecture: The model; None if unknown.
         config: The configuration; its own model does not matter.
         machine: The machine.
         source: As for :func:`make_plan`.

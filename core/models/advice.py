@@ -30,7 +30,7 @@ class Advice:
         says: The advice.
         source: An address, or a repository with commit and path.
         option: The option it is about, as ``section.key``; empty if there is none.
-        value: The advised value; None where it depends on the rows.
+        value: The advised value; None if it depends on the rows.
     """
 
     models: str
@@ -73,7 +73,7 @@ def advice_by_identity(families: Iterable[str], names: Sequence[str]) -> tuple[A
     """The advice for a model.
 
     Args:
-        families: Its ``model_type``, and that of its text part; none where they are not known.
+        families: Its ``model_type``, and that of its text part; none if unknown.
         names: Names of the model: its directory, the repository it came from.
     """
     known = frozenset(families)

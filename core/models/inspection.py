@@ -40,7 +40,7 @@ _MOST_POSITIONS = 1 << 40
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts of a model; empty or None where something is unknown.
+    """Facts of a model; empty or None if something is unknown.
 
     Args:
         parameters: Number of parameters.
@@ -54,7 +54,7 @@ class ModelFacts:
         quantization: Quantization that its weights were saved in, as of
             :func:`core.models.quantization_config.saved_quantization`.
         is_incomplete: Whether files of it are missing, as after a download that was broken off.
-        flaw: The reason why it cannot be trained, in a sentence; empty where none is known.
+        flaw: The reason why it cannot be trained, in a sentence; empty if none is known.
         hint: The remedy.
     """
 

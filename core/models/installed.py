@@ -24,7 +24,7 @@ _LONGEST_VERSION = 40
 
 
 def transformers_version() -> str:
-    """Version of the installed transformers; empty where it is not installed."""
+    """Version of the installed transformers; empty if it is not installed."""
     try:
         return importlib.metadata.version("transformers")
     except importlib.metadata.PackageNotFoundError:
@@ -33,7 +33,7 @@ def transformers_version() -> str:
 
 @functools.cache
 def known_model_types() -> frozenset[str]:
-    """Every ``model_type`` that the installed transformers knows; empty where its table is not found."""
+    """Every ``model_type`` that the installed transformers knows; empty if its table is not found."""
     found = importlib.util.find_spec("transformers")
     if found is None or found.origin is None:
         return frozenset()

@@ -321,7 +321,7 @@ class _Finder:
         """The states of bitsandbytes' 4-bit weights: shape, dtype and the names of their other parts.
 
         Raises:
-            UserError: If one makes no sense.
+            UserError: If one is invalid.
         """
         names = [name for name in self._stored if ".quant_state.bitsandbytes__" in name]
         if any(self._stored[name].elements > _STATE_LIMIT for name in names):

@@ -30,7 +30,7 @@ def is_composite(config: Mapping[str, Any]) -> bool:
 
 
 def text_model_type(config: Mapping[str, Any]) -> str | None:
-    """The ``model_type`` of a composite model's text part; None where its configuration does not say."""
+    """The ``model_type`` of a composite model's text part; None if its configuration does not say."""
     found = config["text_config"].get("model_type") if is_composite(config) else None
     return found if isinstance(found, str) and found else None
 
@@ -104,7 +104,7 @@ def as_files_are_tied(config: Mapping[str, Any], names: Iterable[str]) -> Mappin
 
     Args:
         config: The content of ``config.json``.
-        names: The tensors in its files; none where they are not there.
+        names: The tensors in its files; none if they are not there.
     """
     if not is_composite(config) or not (names := list(names)):
         return config

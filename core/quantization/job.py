@@ -1,4 +1,4 @@
-"""The measurement as a job: a process of its own, its result kept in the home until model, rows or settings change."""
+"""The measurement as a job: its own process, its result kept in the home until model, rows or settings change."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def remember(config: Config, cost: QuantizationCost, *, rows: int = ROWS) -> Non
 
 
 def known(config: Config, *, rows: int = ROWS) -> QuantizationCost | None:
-    """The result of an earlier measurement of the same; None where there is none.
+    """The result of an earlier measurement of the same; None if there is none.
 
     It looks at files and starts nothing, but for large directories it may take a moment.
 

@@ -76,9 +76,9 @@ class QuantizationCost:
     """Of the base in 4 bits."""
     layers: tuple[LayerCost, ...]
     kept: Kept | None
-    """The layers that pay most in 16 bit; None where four bits are fine, or no layer would fit."""
+    """The layers that pay most in 16 bit; None if four bits are fine, or no layer would fit."""
     free_bytes: int | None
-    """Memory that layers in 16 bit were allowed to take; None where that was not known."""
+    """Memory that layers in 16 bit were allowed to take; None if that was not known."""
     seconds: float
     peak_bytes: int
     """Highest memory of the measurement: of the card, or of the process on a CPU."""
@@ -177,7 +177,7 @@ class LayerLine:
     """Its number, nats, additional bytes in 16 bit, and a word if it is kept; of constant width."""
     share: float
     """Length of its bar, from 0 to 1: its cost against that of the costliest layer, or against an even share of
-    :data:`FINE` where that is more; 0 where the table shows no cost."""
+    :data:`FINE` where that is more; 0 if the table shows no cost."""
     is_kept: bool
     """True if it is worth 16 bit."""
 
@@ -257,7 +257,7 @@ def choose_layers(
         measure: The divergence with some layers in 16 bit.
 
     Returns:
-        Their places, ascending; none where four bits are fine, or nothing fits.
+        Their places, ascending; none if four bits are fine, or nothing fits.
     """
     if whole <= FINE:
         return ()

@@ -133,7 +133,7 @@ class AccessMiddleware:
 
 
 def host_name(host: str) -> str:
-    """The name in a ``Host`` header, in lower case, without its port; empty where the header is not just these.
+    """The name in a ``Host`` header, in lower case, without its port; empty if the header is not just these.
 
     An address of IPv6 stands in brackets (RFC 9110, section 7.2; RFC 3986, section 3.2.2).
     """

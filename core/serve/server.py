@@ -86,7 +86,7 @@ class Connection(H11Protocol):
 
     @property
     def owed(self) -> tuple[object, object] | None:
-        """The part of a request that the client owes, by which request; None where it has sent one whole."""
+        """The part of a request that the client owes, by which request; None if it has sent one whole."""
         state = self.conn.their_state
         return (state, self.cycle) if state in (h11.IDLE, h11.SEND_BODY) else None
 

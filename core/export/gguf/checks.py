@@ -66,7 +66,7 @@ class Checked:
         dtype: The widest type of its weights: ``F32``, ``F16`` or ``BF16``.
         elements: Its weights.
         largest: Elements of the largest tensor that is made of it; experts of a layer become one.
-        architecture: Its shapes; None where they are not known.
+        architecture: Its shapes; None if they are not known.
     """
 
     dtype: Quant

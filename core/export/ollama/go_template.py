@@ -35,7 +35,7 @@ def go_template(shape: Shape) -> str:
 
 
 def render(shape: Shape, messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """Text that the Go template of a shape writes for a conversation in Ollama; None where it ends with an error.
+    """Text that the Go template of a shape writes for a conversation in Ollama; None if it ends with an error.
 
     Args:
         shape: The shape.
@@ -84,7 +84,7 @@ def _joined(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _rendered_system(shape: Shape, content: str, at: int, has_system: bool) -> str | None:
-    """Text of a system message; None where the Go template refuses it."""
+    """Text of a system message; None if the Go template refuses it."""
     if shape.system == "refused":
         return None
     turn = _TRIMS[shape.system_trim](content) + shape.system_after

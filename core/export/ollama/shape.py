@@ -203,7 +203,7 @@ class Shape:
     empty_system_is_none: bool = False
     """An empty system prompt has the same effect as none."""
     later_system: str | None = None
-    """The text before a system prompt after the first answer; None where that is no turn like the first."""
+    """The text before a system prompt after the first answer; None if that is no turn like the first."""
     head: str = ""
     """Beginning of a conversation without a system prompt."""
     system_before: str = ""
