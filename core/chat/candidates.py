@@ -1,4 +1,4 @@
-"""Candidates: whom a conversation can be held with beside a run: its base, its checkpoints, other runs on the base."""
+"""Candidates for a chat beside a run: its base, its checkpoints, other runs on the base."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from core.runs.catalog.trained import (
 from core.runs.record.history import read_history
 from core.runs.record.store import Run, list_runs
 
-#: Other runs that are looked at, the newest ones.
+#: Newest other runs that are considered.
 _RUNS = 50
 
 
@@ -38,7 +38,7 @@ class Candidate:
 
 
 def find_candidates(run: Run) -> list[Candidate]:
-    """Whom a question can be put to from one loaded base, the run itself first. Reads files; belongs in a thread.
+    """Models that can answer from one loaded base, the run itself first. Reads files; belongs in a thread.
 
     Args:
         run: The run; a run that trains weights themselves shares no base, so only it and its exports are listed.

@@ -1,4 +1,4 @@
-"""Conversations with one model, or with several at once, and the branches that they took."""
+"""Conversations with one or several models at once, and their branches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Reply:
     """The answer, safe to show."""
     state: ReplyState = "waiting"
     speaker: str = ""
-    """Which weights answered: ``step 34``, ``tuned`` or ``base``."""
+    """The weights that answered: ``step 34``, ``tuned`` or ``base``."""
     stats: str = ""
     error: str = ""
     hint: str = ""
@@ -50,7 +50,7 @@ class Reply:
 
     @property
     def label(self) -> str:
-        """The name of who speaks."""
+        """The speaker's name."""
         return self.speaker or self.source
 
     def take_pending(self) -> bool:
@@ -64,7 +64,7 @@ class Reply:
         return bool(pieces)
 
     def take_answer(self, answer: Answer) -> None:
-        """Take over a whole answer and its figures; the text of a reply that has been ended before stays as it is."""
+        """Take over a whole answer and its statistics; the text of an ended reply stays as it is."""
         if self.is_open:
             self.text, self.raw, self.state = answer.text, answer.raw, "done"
         self.stats = format_stats(
@@ -104,7 +104,7 @@ class Dialogue:
         self.id = secrets.token_hex(4)
         """The name of the conversation."""
         self.started = time.time()
-        """When its first question was asked, in Unix seconds; before that, when it was made."""
+        """Time of its first question, in Unix seconds; before that, of its creation."""
         self._root = Exchange("", [])
 
     @property
@@ -153,7 +153,7 @@ class Dialogue:
         """Messages for a source to answer a question; earlier questions without an answer are left out.
 
         Args:
-            source: Who is to answer.
+            source: The source that answers.
             system: The system prompt; empty for none.
             until: The question, which is in the conversation; None: the last one.
         """
@@ -286,7 +286,7 @@ def _exchange(item: dict[str, Any]) -> Exchange | None:
 
 #: Saved fields of a reply beside its text.
 _TOLD = ("speaker", "stats", "error", "hint")
-#: Conversations within conversations that are read; nobody branches so deep.
+#: Deepest nesting of conversations that is read.
 _DEEPEST = 50
 
 
@@ -323,8 +323,8 @@ def format_stats(
     context: int = 0,
     context_limit: int | None = None,
 ) -> str:
-    """``23 tokens · first 0.16 s · 21 tok/s · context 120 of 8,192``, and why it ends where it does unless the model
-    ended it itself.
+    """``23 tokens · first 0.16 s · 21 tok/s · context 120 of 8,192``, and the reason of its end unless the model ended
+    it itself.
 
     Values that were not measured (0) are left out.
     """

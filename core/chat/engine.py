@@ -24,7 +24,7 @@ from core.runs.catalog.trained import TrainedFile
 from core.runs.control.protocol import ProtocolError, Request, decode_message, encode_request, refused
 from core.text import one_line
 
-#: Seconds without progress of a load before it counts as hung; weights of 30 GB come from a slow disk in less.
+#: Seconds without progress of a load before it counts as hung; a slow disk reads 30 GB of weights in less.
 LOAD_SECONDS = 1800.0
 #: Seconds without a token before an answer counts as hung; a long prompt is processed before the first one.
 TOKEN_SECONDS = 600.0
@@ -49,7 +49,7 @@ class ModelSpec:
     method: str = "lora"
     """``qlora`` loads the base in 4 bit."""
     keep_16bit: tuple[str, ...] = ()
-    """Names and patterns of the layers that stay in 16 bit then."""
+    """Names and patterns of the layers that stay in 16 bit with it."""
     precision: str = "auto"
     device: str = "auto"
     gpu: str | None = None
@@ -57,11 +57,11 @@ class ModelSpec:
     template: str | None = None
     """A chat template that replaces the model's own: a Jinja file, or the name of a built-in template."""
     source_name: str = "adapter"
-    """The name of the tuned source in answers: the adapter, or the model itself where its weights were trained."""
+    """The name of the tuned source in answers: the adapter, or the model itself if its weights were trained."""
     base_sha256: str | None = None
-    """The :class:`core.models.fingerprint.BaseFingerprint` of the base in training, where it is known."""
+    """The :class:`core.models.fingerprint.BaseFingerprint` of the base in training, if known."""
     file: TrainedFile | None = None
-    """The file whose weights it was trained with, and answers with."""
+    """The file with the weights that it was trained with, and answers with."""
 
 
 #: Most adapters on one base: each is loaded whole.
@@ -81,7 +81,7 @@ class AdapterSpec:
     template: str | None = None
     """A chat template that replaces the model's own, as for :class:`ModelSpec`."""
     base_sha256: str | None = None
-    """The fingerprint of the base in training, where it is known."""
+    """The fingerprint of the base in training, if known."""
 
 
 class ChatEngine:
@@ -89,7 +89,7 @@ class ChatEngine:
 
     Args:
         command: The module of another engine, or a command line to run instead, for tests.
-        files: Arguments for it: the files that an engine loads which is confined to them.
+        files: Its arguments: the files that a confined engine may read.
     """
 
     def __init__(self, command: str | list[str] | None = None, files: Sequence[str] = ()) -> None:
@@ -101,7 +101,7 @@ class ChatEngine:
         self._pending: dict[str, queue.Queue[dict[str, Any] | None]] = {}
         self._generating: str | None = None
         self._unfinished: set[str] = set()
-        """The answers that the process has not ended yet, whether or not anybody waits for them."""
+        """The answers that the process has not ended yet, even if nobody waits for them."""
         self._patience: dict[str, threading.Timer] = {}
         """By cancelled answer, the timer that ends the process."""
         self._is_hung = False
@@ -130,7 +130,7 @@ class ChatEngine:
             self.log_path = _new_log(paths.make_private_dir(home / "logs"))
             try:
                 with self.log_path.open("wb") as log:
-                    # Python imports from its working directory, and nobody puts a foreign 'core' into our home.
+                    # Python imports from its working directory, and our home has no foreign 'core'.
                     self._helper = Helper(
                         self._command, *self._files, environment=worker_environment(), cwd=home, log=log.fileno()
                     )
@@ -206,7 +206,7 @@ class ChatEngine:
     def cancel(self) -> None:
         """Cancel the current answer, within about one token; it then says ``cancelled``.
 
-        An engine that goes on for :data:`CANCEL_SECONDS` does not hear it, and is ended.
+        An engine that continues for :data:`CANCEL_SECONDS` is killed.
         """
         with self._guard:
             target = self._generating
@@ -233,7 +233,7 @@ class ChatEngine:
         helper.end()
 
     def _ended(self, target: str) -> None:
-        """An answer has ended, or the process."""
+        """Note the end of an answer."""
         with self._guard:
             self._unfinished.discard(target)
             timer = self._patience.pop(target, None)
@@ -242,7 +242,7 @@ class ChatEngine:
             timer.cancel()
 
     def calm(self) -> None:
-        """Wait until the answers that were cancelled have ended, or the process has been ended for them."""
+        """Wait until the cancelled answers have ended, or the process has been killed for them."""
         with self._calmed:
             self._calmed.wait_for(lambda: not self._patience, CANCEL_SECONDS + CLOSE_SECONDS)
 

@@ -1,4 +1,4 @@
-"""JSON Schemas that answers are held to: as grammars of llguidance, which masks tokens that do not fit."""
+"""JSON Schemas of answers as grammars of llguidance, which masks tokens that do not fit."""
 
 from __future__ import annotations
 

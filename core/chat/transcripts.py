@@ -1,4 +1,4 @@
-"""Transcripts: conversations kept with the run that they are about, in its directory ``chats``."""
+"""Transcripts: conversations kept with their run, in its directory ``chats``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LATEST = 1e11
 
 @dataclass(frozen=True)
 class Transcript:
-    """A conversation that was kept."""
+    """A kept conversation."""
 
     path: Path
     id: str
@@ -46,12 +46,12 @@ class Transcript:
 
     @property
     def when(self) -> str:
-        """When it began: the time today, with the date on other days."""
+        """Its begin: the time if today, with the date on other days."""
         then, now = time.localtime(self.started), time.localtime()
         return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
 
     def dialogue(self) -> Dialogue:
-        """The conversation, to go on with: it is kept in the same file."""
+        """The conversation, to be continued in the same file."""
         dialogue = Dialogue.from_data(self.exchanges)
         dialogue.id, dialogue.started = self.id, self.started
         return dialogue

@@ -26,7 +26,7 @@ class Advice:
     """A piece of advice for some models.
 
     Args:
-        models: The models, as a person calls them.
+        models: The models, as people call them.
         says: The advice.
         source: An address, or a repository with commit and path.
         option: The option it is about, as ``section.key``; empty if there is none.

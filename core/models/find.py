@@ -19,13 +19,13 @@ from core.paths import user_path, working_directory
 from core.small_files import read_small
 from core.text import one_line
 
-#: Model that needs no hub; it is prepared on first use.
+#: Model that needs no hub; the first run with it prepares it.
 STARTER_NAME = "smollm2-135m-instruct"
 #: Prefix of the directories of models in the Hugging Face cache.
 _CACHED_PREFIX = "models--"
 #: Most directories listed to find a name like a mistyped one.
 _MOST_NAMES = 2000
-#: Similarity from which a name is suggested, and the one for hub ids, of which there are many alike.
+#: Least similarity of a suggested name, and of a suggested hub id, as many ids are alike.
 _CLOSE, _CLOSE_IDS = 0.6, 0.85
 
 
@@ -141,7 +141,7 @@ def missing_model(name: str, relative_to: Path | None = None) -> UserError:
 
 
 def close_name(name: str) -> str | None:
-    """The model on this machine whose name a mistyped one most likely meant."""
+    """The model on this machine that a mistyped name most likely means."""
     known = [STARTER_NAME, *(base for base, _ in prepared_models()), *cached_models()]
     return most_like(name, known)
 
@@ -158,7 +158,7 @@ def most_like(name: str, known: Iterable[str]) -> str | None:
         for candidate in {other.lower()} if is_id else {other.lower(), other.lower().rpartition("/")[2]}:
             likeness = difflib.SequenceMatcher(None, written, candidate).ratio()
             begun = max(4, -(-len(written) // 2))
-            # A name that was begun right is as likely as one with a few wrong letters.
+            # A matching prefix is as likely as a few wrong letters.
             if not is_id and len(written) >= begun and candidate.startswith(written[:begun]):
                 likeness = max(likeness, _CLOSE)
             if likeness > best and likeness >= (_CLOSE_IDS if is_id else _CLOSE):

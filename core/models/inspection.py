@@ -48,12 +48,12 @@ class ModelFacts:
         bytes: Size of its weights on the disk.
         has_template: Whether it has a chat template.
         family: Its ``model_type``, or a GGUF file's architecture.
-        positions: Longest sequence that it was made for.
-        architecture: Its architecture, for the memory plan.
+        positions: Its longest sequence, in tokens.
+        architecture: Its architecture, for memory plans.
         unmeasured: The model to measure, if the tables do not know its family.
-        quantization: Quantization that its weights were saved in, as of
+        quantization: Quantization of the saved weights, see
             :func:`core.models.quantization_config.saved_quantization`.
-        is_incomplete: Whether files of it are missing, as after a download that was broken off.
+        is_incomplete: Whether files are missing, as after an interrupted download.
         flaw: The reason why it cannot be trained, in a sentence; empty if none is known.
         hint: The remedy.
     """
@@ -72,7 +72,7 @@ class ModelFacts:
     hint: str = ""
 
     def flawed(self, error: UserError) -> ModelFacts:
-        """The same with a flaw, unless another one is known already."""
+        """The same with a flaw, unless it has one already."""
         return self if self.flaw else replace(self, flaw=error.message, hint=error.hint)
 
 
@@ -144,7 +144,7 @@ def _described(config: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 
 def _plausible(positions: object) -> int | None:
-    """A number of positions, if it is one."""
+    """The number of positions, if it is plausible."""
     return positions if type(positions) is int and 0 < positions < _MOST_POSITIONS else None
 
 
@@ -182,7 +182,7 @@ def _weighed(facts: ModelFacts, directory: Path, config: dict[str, Any]) -> Mode
         kinds[tensor.dtype] += tensor.elements
     dtype = facts.quantization or (kinds.most_common(1)[0][0] if kinds else "")
     size = sum(path.stat().st_size for path in weight_files(directory))
-    # The tensors of quantized weights are packed: they show the number of parameters only where they can be decoded.
+    # Quantized weights are packed: they show the number of parameters only if they can be decoded.
     count = None if facts.quantization and not weights.encoded else weights.elements
     parameters = facts.parameters if facts.parameters is not None else count
     # The name of the format says more than the name of the library.

@@ -1,4 +1,4 @@
-"""The installed transformers, looked at without importing it: its version, and the architectures that it knows."""
+"""Version and known architectures of the installed transformers, without importing it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from core.text import one_line
 #: Files with the table of configuration classes by ``model_type``, and an entry of it in either form.
 _TABLES = ("auto_mappings.py", "configuration_auto.py")
 _ENTRY = re.compile(r'"([\w.-]+)"\s*[:,]\s*"(?!AutoConfig")\w+Config"')
-#: A version that is one, of few enough characters to be parsed.
+#: Longest version that is parsed, in characters.
 _LONGEST_VERSION = 40
 
 

@@ -1,4 +1,4 @@
-"""Optional kernels for recurrent layers: which ones transformers would use for a model, and which are not installed.
+"""Optional kernels for recurrent layers: the kernels that transformers would use for a model and that are missing.
 
 Without them these layers go through PyTorch, with the same results. transformers is read, not imported.
 """
@@ -17,7 +17,7 @@ from core.models.description import text_part
 
 #: Where a model's file in transformers names a kernel with its package.
 _USE = re.compile(r'use_kernel_func_from_hub_with_fallback\(\s*"\w+",\s*"(\w+)"')
-#: Kinds of layers that need none of these kernels, in the lists of configurations.
+#: Kinds of layers without such kernels, in the lists of configurations.
 _ATTENDING = re.compile(r"attention|moe|mlp|dense|sparse")
 _LINEAR = re.compile(r"linear|mamba|conv|recurrent|hybrid")
 _LAYER_LISTS = ("layer_types", "layers_block_type", "block_types")
@@ -98,7 +98,7 @@ def _kernels_of(family: str) -> frozenset[str]:
     if found is None or found.origin is None or not re.fullmatch(r"[\w-]{1,80}", family):
         return frozenset()
     models, name = Path(found.origin).parent / "models", family.replace("-", "_")
-    # The file of a text part is that of the whole model: qwen3_5_moe_text is in qwen3_5_moe.
+    # A text part shares the file of the whole model: qwen3_5_moe_text is in qwen3_5_moe.
     while name:
         path = models / name / f"modeling_{name}.py"
         if path.is_file():

@@ -78,7 +78,7 @@ class FoundModel:
 
 @dataclass(frozen=True)
 class UnreadPlace:
-    """A place that cannot be searched, with the reason as a sentence."""
+    """A place that cannot be searched, with the reason."""
 
     path: Path
     sentence: str
@@ -156,7 +156,7 @@ def _prepared() -> Iterator[FoundModel]:
 
 
 def _cached(scan: Scan) -> Iterator[FoundModel]:
-    """Models in the Hugging Face cache: the snapshot that the bare id means, else any other; and their GGUF files."""
+    """Models in the Hugging Face cache: the snapshot of the bare id, else any other; and their GGUF files."""
     for repository in cached_models():
         entry = HubEntry("model", repository)
         if find_fetched_model(entry) is not None:
@@ -200,7 +200,7 @@ def _in_snapshot(scan: Scan, base: str, snapshot: Path) -> Iterator[FoundModel]:
 
 
 def _below(scan: Scan, directory: Path, depth: int = DEPTH) -> Iterator[FoundModel | UnreadPlace]:
-    """Models in a directory and the ones below it. Links to directories are followed only to a model."""
+    """Models in a directory and its subdirectories. Links to directories are followed only to a model."""
     try:
         entries = scan.listed(directory)
     except OSError as error:
@@ -216,7 +216,7 @@ def _below(scan: Scan, directory: Path, depth: int = DEPTH) -> Iterator[FoundMod
         for entry in entries:
             with contextlib.suppress(OSError):
                 if entry.name not in _SKIPPED and entry.is_dir():
-                    # A link is not gone down further: it may lead anywhere, and around.
+                    # A link's subdirectories are not searched: it may lead anywhere, even in a cycle.
                     yield from _below(scan, Path(entry.path), 0 if entry.is_symlink() else depth - 1)
 
 
@@ -278,7 +278,7 @@ def _manifests(scan: Scan, directory: Path, depth: int) -> Iterator[Path]:
 
 
 def _model_blob(store: Path, manifest: Path) -> Path | None:
-    """The GGUF file of a manifest; None if it names none, or none that is there."""
+    """The GGUF file of a manifest; None if it names none, or a missing one."""
     try:
         layers = json.loads(read_small(manifest, _MANIFEST_LIMIT))["layers"]
         digests = [layer["digest"] for layer in layers if layer["mediaType"] == _OLLAMA_MODEL]

@@ -37,7 +37,7 @@ def find_counterpart(directory: Path) -> str:
             ``-FP8`` or ``-GPTQ-Int4``.
 
     Returns:
-        ``Qwen/Qwen3-8B``, or ``the model as it was before, which may be named Qwen3-8B`` where it is a guess.
+        ``Qwen/Qwen3-8B``, or ``the model as it was before, which may be named Qwen3-8B`` if it is a guess.
     """
     with contextlib.suppress(OSError, UnicodeDecodeError):
         front = _FRONT.match(read_small(directory / _CARD, _CARD_LIMIT).decode("utf-8"))
@@ -94,7 +94,7 @@ _NAMES = {
     "vptq": "VPTQ",
 }
 _DECODED = frozenset(["mxfp4", "mxfp8", "nvfp4", "fp8", "fbgemm_fp8", "gptq", "awq", "compressed-tensors", "modelopt"])
-#: Formats of compressed-tensors that leave weights out (sparsity) or are laid out for one kernel (Marlin).
+#: Formats of compressed-tensors that leave weights out (sparsity) or are laid out for a single kernel (Marlin).
 _OTHER_FORMATS = frozenset(["marlin-24", "sparse-24-bitmask", "sparse-bitmask"])
 
 
@@ -222,7 +222,7 @@ def check_quantization(directory: Path, config: Mapping[str, Any] | None = None)
     """Refuse weights saved in a quantization that cannot be decoded.
 
     Raises:
-        UserError: If they are; it names the checkpoint to take instead, as far as the directory says which.
+        UserError: If they are; it names the checkpoint to use instead, if the directory names it.
     """
     found = read_quantization(directory, config)
     if found is None or found.is_decoded:

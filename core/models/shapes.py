@@ -54,7 +54,7 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
 
     Args:
         config: The content of ``config.json``.
-        tensors: As the headers describe them; of quantized weights that can be decoded, the decoded ones.
+        tensors: As the headers describe them, decoded where they can be.
         directory: Name of the model in messages.
 
     Raises:

@@ -36,8 +36,8 @@ def text_model_type(config: Mapping[str, Any]) -> str | None:
 
 
 def text_name(name: str) -> str:
-    """A tensor's or module's name in the class of the text part, by its name in the whole model or its files; the name
-    itself where it has no prefix."""
+    """A tensor's or module's name in the class of the text part, from its name in the whole model or its files; the
+    name itself if it has no prefix."""
     for expression, replacement in _EXPRESSIONS:
         name = expression.sub(replacement, name, count=1)
     return name
@@ -99,8 +99,8 @@ def is_tied(config: Mapping[str, Any], has_head: bool | None) -> bool | None:
 
 
 def as_files_are_tied(config: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
-    """A ``config.json`` in which a composite model says whether head and embeddings share their weights, where its
-    files show that.
+    """A ``config.json`` that says whether head and embeddings of a composite model share their weights, if its files
+    show that.
 
     Args:
         config: The content of ``config.json``.
