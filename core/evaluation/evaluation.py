@@ -1,4 +1,4 @@
-"""An evaluation: the questions of a prompt set put to each model in turn, the answers scored and kept."""
+"""An evaluation: each model answers the questions of a prompt set; the answers are scored and kept."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Evaluation:
     record: EvaluationRecord = field(init=False)
     """The results so far; an interrupted earlier attempt's, if there is one."""
     file: RecordFile | None = field(default=None, init=False)
-    """Where it is kept, once it has begun."""
+    """Its file, once it has begun."""
     is_continued: bool = field(default=False, init=False)
     """True if answers of an earlier attempt are taken over."""
 
@@ -54,7 +54,7 @@ class Evaluation:
 
     @property
     def folder(self) -> Path:
-        """The directory of its record: that of the first run, or the home's."""
+        """The directory of its record: the first run's, or the home's."""
         return folder_of(next((target.run for target in self.targets if target.run is not None), None))
 
     def run(self, progress: Callable[[JobProgress], None] = lambda _: None) -> EvaluationRecord:

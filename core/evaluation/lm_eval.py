@@ -1,5 +1,5 @@
-"""Benchmarks by ``lm-eval``, EleutherAI's harness, as a program beside this one: started offline, its figures read and
-kept. It is not installed with this program; whoever wants it has it in an environment of its own."""
+"""Benchmarks by ``lm-eval``, EleutherAI's harness, as a separate program: started offline, its results read and kept.
+It is not installed with this program, but in its own environment."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ class Figure:
     metric: str
     """As the harness names it: ``acc``, ``exact_match``."""
     filter: str
-    """How answers were made comparable: ``none``, ``strict-match``."""
+    """Filter of the answers: ``none``, ``strict-match``."""
     value: float
     stderr: float | None
 
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """Figures of a benchmark, as lm-eval has measured them."""
+    """Figures of a benchmark, measured by lm-eval."""
 
     figures: tuple[Figure, ...]
     version: str
     path: Path
-    """Where it is kept."""
+    """Its file."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def model_of(trained: TrainedModel, name: str) -> HarnessModel:
     base is loaded in 16 bits, whatever it was trained on.
 
     Raises:
-        UserError: If it is none that the harness can load.
+        UserError: If the harness cannot load it.
     """
     if trained.weights is not None:
         raise UserError(
@@ -114,10 +114,10 @@ def model_of(trained: TrainedModel, name: str) -> HarnessModel:
 
 
 def plain_model(name: str) -> HarnessModel:
-    """A model that is no run's, as the merged export of one.
+    """A model without a run, such as a merged export.
 
     Raises:
-        UserError: If it is not there, or no directory.
+        UserError: If it is missing, or not a directory.
     """
     return HarnessModel(one_line(name, 80), _directory(name))
 
@@ -193,14 +193,13 @@ class HarnessRun:
         return Job("lm-eval", self._run, _OFFLINE_HINT)
 
     def _run(self, job: Job[JobProgress, HarnessResult]) -> HarnessResult:
-        # Nothing is made in the run before it is known that the program is there.
+        # Nothing is created in the run before the program is found.
         command, folder = self.command(), folder_of(self.model.run)
         make_folder(folder)
         try:
             with tempfile.TemporaryDirectory(prefix=".lm-eval-", dir=folder) as directory:
                 output = Path(directory)
-                # It may be of another environment: the place of this program's packages, which a helper has, would put
-                # them before its own.
+                # It may have its own environment: a helper's PYTHONPATH would put this program's packages before it.
                 words = ["env", "-u", "PYTHONPATH", "-u", "PYTHONSAFEPATH", *command, "--output_path", str(output)]
                 environment = worker_environment() | OFFLINE
                 job.watch(words, lambda line: job.report(JobProgress(line)), environment=environment, cwd=output)

@@ -32,7 +32,7 @@ FOLDER = "evaluations"
 HARNESS_SUFFIX = ".lm-eval.json"
 #: Largest file that is read, in bytes.
 FILE_LIMIT = 512 << 20
-#: Seconds between two writes while it is on; more where a write takes long.
+#: Least seconds between two writes while it runs.
 PACE = 2.0
 
 Metric = Literal["check", "exact_match", "schema", "valid_json", "f1"]
@@ -53,7 +53,7 @@ class Answered:
     """By :data:`Metric`; scores that do not apply are left out."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The answer as JSON."""
         return {
             "text": self.text,
             "tokens": self.tokens,
@@ -125,7 +125,7 @@ class EvaluationRecord:
         return mine == (other.prompts_sha256, other.targets, other.identities, other.settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The record as JSON."""
         return {
             "version": VERSION,
             "id": self.id,
@@ -197,7 +197,7 @@ def make_folder(folder: Path) -> None:
 
 
 def free_path(folder: Path, stem: str, suffix: str = ".json") -> Path:
-    """A file in a directory that is not there yet: the stem, with a number behind it where that is taken."""
+    """An unused file name in a directory: the stem, with a number behind it if it is taken."""
     stems = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     return next(path for each in stems if not os.path.lexists(path := folder / f"{each}{suffix}"))
 
@@ -206,7 +206,7 @@ def read_record(path: Path) -> EvaluationRecord:
     """The record in a file.
 
     Raises:
-        UserError: If it cannot be read or is none.
+        UserError: If it cannot be read or is invalid.
     """
     try:
         return EvaluationRecord.from_dict(read_json(path, FILE_LIMIT))
@@ -228,7 +228,7 @@ def list_records(folder: Path) -> list[Path]:
 
 
 def newest_record(run: Run | None) -> tuple[Path, EvaluationRecord]:
-    """The newest record of a run, or of no run, finished or not, with its file.
+    """The newest record of a run, or of evaluations without a run, finished or not, with its file.
 
     Raises:
         UserError: If there is none.
@@ -282,7 +282,7 @@ class RecordFile:
         return made
 
     def write_if_due(self) -> None:
-        """Write it, if the last time is a while ago."""
+        """Write it, if the last write is a while ago."""
         if time.monotonic() >= self._due:
             self.write(durable=False)
 
@@ -299,5 +299,5 @@ class RecordFile:
         except OSError as error:
             raise disk_error(self.path.parent, error) from error
         now = time.monotonic()
-        # Where there are thousands of answers, writing them takes a part of the time and no more.
+        # With thousands of answers, writing takes only a part of the time.
         self._due = now + max(PACE, 20 * (now - began))

@@ -1,4 +1,4 @@
-"""An evaluation as it is asked for, by the command and in the app."""
+"""Requests of evaluations, from the command and the app."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.evaluation.evaluation import Evaluation
 from core.evaluation.prompt_set import read_prompt_set
 from core.evaluation.targets import resolve_targets
 
-#: Longest answer where neither the request nor a run says one, in tokens.
+#: Longest answer if neither the request nor a run sets a limit, in tokens.
 LONGEST = 256
 
 
@@ -32,7 +32,7 @@ class EvaluationRequest:
         """The evaluation: models are found and prompts read, nothing is loaded.
 
         Raises:
-            UserError: If something of it is not there or cannot be used.
+            UserError: If a part of it is missing or unusable.
         """
         if self.limit is not None and self.limit < 1:
             raise UserError("A limit must be at least 1.", "Leave it out to take all prompts.")

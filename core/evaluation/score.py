@@ -17,7 +17,7 @@ from core.text import one_line
 
 
 def parse_json(text: str) -> Any:
-    """The JSON value that a text is, or None when it is none (a literal null counts as none)."""
+    """The JSON value of a text; None if it is invalid, or a literal null."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -99,14 +99,14 @@ def _words(text: str) -> list[str]:
 
 
 class SchemaCheck:
-    """A JSON Schema that answers are held against, by the package ``jsonschema``; nothing is fetched for it.
+    """A JSON Schema for answers, checked by the package ``jsonschema``; nothing is fetched for it.
 
     Args:
         schema: The schema; its ``$schema`` names the draft, by default the newest that the package knows.
-        where: Where it is from, for errors.
+        where: Its origin, for errors.
 
     Raises:
-        UserError: If it is no schema, or refers to something outside of itself.
+        UserError: If it is invalid, or refers to something outside of itself.
     """
 
     def __init__(self, schema: Any, where: str) -> None:
@@ -123,7 +123,7 @@ class SchemaCheck:
         except (exceptions.SchemaError, RecursionError) as error:
             said = one_line(getattr(error, "message", "it is nested too deeply"), 120)
             raise UserError(f"{where}: the schema is no JSON Schema: {said}.", "Fix it.") from error
-        # A registry of its own has no retriever: an address in $ref is not fetched.
+        # An empty registry has no retriever: an address in $ref is not fetched.
         self._validator = kind(schema, registry=Registry())
         self._unresolvable = Unresolvable
         self._where = where
@@ -155,14 +155,14 @@ def is_json(answer: str) -> bool:
 
 @dataclass
 class Scorer:
-    """Gives answers their scores.
+    """Scores answers.
 
     Args:
         items: The questions.
         check: A user's own check; None for none.
 
     Raises:
-        UserError: If a schema is none.
+        UserError: If a schema is invalid.
     """
 
     items: Sequence[PromptItem]

@@ -1,6 +1,6 @@
 """Memory overhead of a process apart from its tensors: interpreter, libraries, tokenizer, allocator fragmentation.
 
-Nothing here follows from shapes; the constants are measured by ``bench/memory.py``, or assumed where they say so.
+Nothing here follows from shapes; the constants are measured by ``bench/memory.py``, or marked as assumptions.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ CUDA_LIBRARIES = 280 << 20
 #: blocks of 16-bit logits, and hardly any large tensor fits into the freed blocks of SDPA's scores. Same measurements.
 CPU_SLACK, CPU_FRAGMENTATION = 64 << 20, 0.05
 #: With full training, long-lived tensors are scattered among transient ones, and the update of a large one does not fit
-#: into the gaps: the loss is a share of the update's size. Fitted to seven configurations of the same.
+#: into the gaps: the loss is a share of the update's size. Fitted to seven configurations of the same measurements.
 CPU_SCATTERED = 0.38
-#: Weights that are converted at load and not quantized, as in LoRA in fp32, leave behind this share of their file; the
-#: cause is unknown. Fitted to two configurations of the same.
+#: Weights that are converted at load and not quantized, as in LoRA in fp32, leave this share of their file behind; the
+#: cause is unknown. Fitted to two configurations of the same measurements.
 CPU_CONVERTED = 0.5
 #: Bytes of a tokenizer per vocabulary entry, and at most per byte of its file; measured on vocabularies of 49,152 and
 #: 128,000 tokens.

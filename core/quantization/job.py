@@ -1,4 +1,4 @@
-"""The measurement as a job: its own process, its result kept in the home until model, rows or settings change."""
+"""The measurement as a job in its own process, with results cached in the home until model, rows or settings change."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from core.runs.outlook.forecast import machine_for
 from core.small_files import read_json
 
 PROGRAM = "core.worker.job measure-4-bits"
-#: Raised when a result of an earlier version would be another.
+#: Version of the results; raised when they change.
 VERSION = 1
-#: Results kept, the newest ones.
+#: Newest results kept.
 KEPT = 64
 _LIMIT = 1 << 20
-#: Share of the memory beyond the least that the run needs that layers in 16 bit may take.
+#: Share of the memory beyond the run's minimum that layers in 16 bit may take.
 SHARE = 0.9
 
 
@@ -63,7 +63,7 @@ def measure(config: Config, progress: Progress, *, rows: int = ROWS) -> Quantiza
 
 
 def remember(config: Config, cost: QuantizationCost, *, rows: int = ROWS) -> None:
-    """Keep a result that a run has measured itself.
+    """Cache a result measured by a run itself.
 
     Args:
         config: As for :func:`measure`.
@@ -74,9 +74,9 @@ def remember(config: Config, cost: QuantizationCost, *, rows: int = ROWS) -> Non
 
 
 def known(config: Config, *, rows: int = ROWS) -> QuantizationCost | None:
-    """The result of an earlier measurement of the same; None if there is none.
+    """The result of an earlier measurement; None if there is none.
 
-    It looks at files and starts nothing, but for large directories it may take a moment.
+    It only looks at files, but for large directories it may take a moment.
 
     Args:
         config: As for :func:`measure`.
@@ -131,8 +131,8 @@ def free_bytes(config: Config) -> int | None:
 def _suits(cost: QuantizationCost, free: int | None) -> bool:
     """True if an earlier result would be chosen again within the memory of now.
 
-    Layers are taken in the order of their cost for their bytes, as far as they fit. So another amount of memory is
-    another choice only where it ends that order elsewhere, and there were not layers enough before its end.
+    Layers are taken in the order of their cost per byte, as far as they fit. So another amount of memory changes the
+    choice only if it ends that order elsewhere, and the layers before its end were not enough.
     """
     kept, bound = cost.kept, cost.free_bytes
     if kept is not None and free is not None and kept.bytes > free:
@@ -185,7 +185,7 @@ def _key(config: Config, rows: int) -> str | None:
 
 
 def _identities(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of change of a file, or of all in a directory."""
+    """Name, size and mtime of a file, or of all files in a directory."""
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     for file in files:
         status = file.stat()

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from core.units import format_bytes, format_number
 
-#: Mean divergence in nats up to which four bits cost nothing that training would not make up for.
+#: Mean divergence in nats up to which training makes up for four bits.
 FINE = 0.05
-#: Rows that are measured at most, unless another number is asked for.
+#: Most measured rows by default.
 ROWS = 16
 #: Characters beyond which layers are counted in a sentence and not named.
 _LONGEST = 40
@@ -31,7 +31,7 @@ class Figures:
     kl: float
     """Mean Kullback-Leibler divergence of the next token, in nats, of the base in 16 bit from this one."""
     top1: float
-    """Share of tokens at which both find the same one the likeliest."""
+    """Share of tokens with the same likeliest token."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Kept:
-    """Layers that stay in 16 bit, and the base in 4 bits but for these, as measured."""
+    """Layers that stay in 16 bit, and the measurement of the base in 4 bits with them."""
 
     layers: tuple[int, ...]
     """Their places among :attr:`QuantizationCost.layers`."""
@@ -61,7 +61,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class QuantizationCost:
-    """The cost of 4 bits on some rows: of the whole base, and of each layer alone."""
+    """The cost of 4 bits on some rows, for the whole base and for each layer alone."""
 
     rows: int
     tokens: int
@@ -70,7 +70,7 @@ class QuantizationCost:
     device: str
     """``cpu`` or ``cuda``."""
     precision: str
-    """Of the arithmetic, and of the weights that are not in 4 bits: ``bf16``, ``fp16`` or ``fp32``."""
+    """Precision of the arithmetic and of weights that are not in 4 bits: ``bf16``, ``fp16`` or ``fp32``."""
     loss_16bit: float
     whole: Figures
     """Of the base in 4 bits."""
@@ -86,7 +86,7 @@ class QuantizationCost:
     """Patterns of the configuration: layers already in 16 bit when it was measured."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The result as JSON."""
         return asdict(self) | {"sentence": sentence(self)}
 
     @classmethod
@@ -133,7 +133,7 @@ def sentence(cost: QuantizationCost) -> str:
 
 
 def kept_sentence(cost: QuantizationCost) -> str:
-    """The same where the layers that it names are in 16 bit already."""
+    """The result in a sentence if its layers are in 16 bit already."""
     if cost.kept is None:
         return sentence(cost)
     rows = "your rows" if cost.data != "training" else "your training rows"
@@ -190,7 +190,7 @@ HEAD = f"{'layer':>5}  {'nats':>7}  {'16 bit':>9}  {'':<6}"
 def layer_lines(cost: QuantizationCost) -> list[LayerLine]:
     """The layers, most costly first."""
     kept = set(cost.kept.layers if cost.kept is not None else ())
-    # Of layers that cost next to nothing, no bar is long.
+    # Layers that cost next to nothing have short bars.
     longest = max((FINE / len(cost.layers), *(layer.kl for layer in cost.layers))) if cost.layers else FINE
     lines = []
     for index, layer in sorted(enumerate(cost.layers), key=lambda item: -item[1].kl):
@@ -235,9 +235,9 @@ def _nats(value: float) -> str:
     return f"{value:.{_DECIMALS}f}" if value >= 0.005 else f"{value:.1g}"
 
 
-#: Choices that are measured at most.
+#: Most measured choices.
 _TRIES = 4
-#: Part of the cost that is left with enough layers in 16 bit, and from where to where the cost counts as that.
+#: Part of the cost that remains with enough layers in 16 bit, and the accepted range around it.
 _HALF = 0.5
 _ABOUT = (0.85, 1.1)
 
@@ -277,7 +277,7 @@ def choose_layers(
         else:
             above = (share, left)
         if above is None:
-            # As if the cost fell on as it has fallen so far.
+            # Extrapolated linearly.
             share = min(share * (whole - goal) / max(whole - left, whole / 20), 1.0)
         else:
             share = below[0] + (above[0] - below[0]) * (below[1] - goal) / (below[1] - above[1])
