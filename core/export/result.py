@@ -19,16 +19,16 @@ _NEARER_TO_BASE, _LEARNED = 0.5, 1e-3
 
 @dataclass(frozen=True)
 class Figures:
-    """Differences of a file from one model, over the positions of the answers."""
+    """Differences of a file from a model, over the positions of the answers."""
 
     mean_kl: float
     """Mean Kullback-Leibler divergence of the next token, in nats."""
     top1: float
-    """Share of positions at which both find the same token the likeliest."""
+    """Share of positions with the same likeliest token."""
     max_delta: float
     """Greatest difference of two logits, each row of them centered on its mean."""
     error: float
-    """Mean square of these differences, by the mean square of the model's own logits, centered."""
+    """Mean square of these differences, divided by the mean square of the model's own centered logits."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Agreement:
     mean_kl: float | None
     """Mean Kullback-Leibler divergence of the next token, in nats, over the positions of the answers."""
     top1: float | None
-    """Share of these positions at which both find the same token the likeliest."""
+    """Share of these positions with the same likeliest token."""
     max_delta: float | None
     """Greatest difference of two logits, each row of them centered on its mean."""
     greedy_equal: int | None
@@ -53,17 +53,17 @@ class Agreement:
     reader: str
     """The program that read the file, with its version."""
     greedy_rows: int | None = None
-    """Rows that were answered greedily; plain text and tokens are not."""
+    """Rows answered greedily; plain text and tokens are not."""
     data: str = ""
-    """Where the rows are from: ``eval``, ``held_out``, or ``training`` where nothing was held out."""
+    """Origin of the rows: ``eval``, ``held_out``, or ``training`` if nothing was held out."""
     arithmetic: str = "fp32"
     """Arithmetic of the trained model's measurement: ``fp32``, or that of training if fp32 does not fit."""
     quantized_base: bool = False
     """True if the model was trained on a base in 4 bits, which a merge may leave out."""
     plain: Figures | None = None
-    """The file against the same adapter on the base in 16 bits, where that base was trained on in 4 bits."""
+    """The file against the same adapter on the base in 16 bits, after training on 4 bits."""
     error: float | None = None
-    """Mean square of the differences of logits, by that of the trained model's own logits; 0 if they are equal."""
+    """Mean square of the differences of logits, relative to the trained model's own; 0 if they are equal."""
     base_kl: float | None = None
     """Mean divergence of the file from the untouched base, in nats."""
     learned_kl: float | None = None
@@ -78,7 +78,7 @@ class Agreement:
         """Read the output of :meth:`to_dict`, by this version or another.
 
         Raises:
-            TypeError: If a field that every version has is not there.
+            TypeError: If a field common to all versions is missing.
         """
         known = {field.name for field in fields(cls)}
         values = {name: value for name, value in data.items() if name in known}
@@ -121,10 +121,10 @@ class Agreement:
         return told
 
     def failures(self, quant: Quant | None) -> list[str]:
-        """The bars that it misses, a sentence each.
+        """The missed bars, a sentence each.
 
         Args:
-            quant: The type of the file's weights; None for an adapter, whose weights are as they were trained.
+            quant: The type of the file's weights; None for an adapter, whose weights are unchanged.
         """
         failed = []
         if not self.prompts_equal:
@@ -159,7 +159,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Bar:
-    """Limits that the agreement of a file has to keep; None if there is none."""
+    """Limits for the agreement of a file; None if there is none."""
 
     max_delta: float | None = None
     mean_kl: float | None = None
@@ -201,18 +201,18 @@ class ExportedFile:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An export that has been made."""
+    """A finished export."""
 
     path: Path
     kind: Kind
     quant: Quant | None
-    """The type of the weights; None if it has none of the whole model."""
+    """The type of the weights; None if it has no weights of the whole model."""
     run: str
     """The id of the run."""
     step: int | None
     """The step of the checkpoint; None for the result of the run."""
     base: str
-    """The base model, as a person would name it."""
+    """The base model, as people name it."""
     base_sha256: str | None
     """Its fingerprint."""
     merged_from: str | None
@@ -255,10 +255,10 @@ class ExportResult:
 
         Args:
             data: The values.
-            path: Where it is now; by default where it was written.
+            path: Its present place; by default where it was written.
 
         Raises:
-            ValueError, KeyError, TypeError: If it is something else.
+            ValueError, KeyError, TypeError: If it is invalid.
         """
         kind, quant, agreement = data["kind"], data["quant"], data["agreement"]
         if data["version"] != _VERSION or kind not in KINDS or (quant is not None and quant not in QUANTS):
@@ -297,7 +297,7 @@ def list_exports(run: str | None = None) -> list[ExportResult]:
     """The exports in the home, newest first.
 
     Args:
-        run: The id of a run, for its exports alone.
+        run: The id of a run, for its exports only.
     """
     found = []
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Stages of an export, and its progress as one share of the whole, which only ever grows.
+"""Stages of an export, and its progress as a single share that only grows.
 
 Stages are known by their activity. Each stands for some work: bytes read or written for each parameter of the model,
 so that a pass of a row over the weights counts as a share of reading them.
@@ -54,13 +54,13 @@ class Stage:
 
 
 class WholeProgress:
-    """Progress of a whole export, made of that of its stages; a :data:`~core.directories.Progress` itself.
+    """Progress of a whole export from its stages; a :data:`~core.directories.Progress` itself.
 
     A skipped stage leaves its part to the later ones. An unexpected stage, as a merge repeated in more bits, gets a
     part of the remainder; a stage without work gets none.
 
     Args:
-        stages: All that are expected, in order.
+        stages: The expected stages, in order.
         progress: Called with the activity and the progress of the export, in thousandths.
     """
 
@@ -79,7 +79,7 @@ class WholeProgress:
         self._progress(activity, round(self._share * _PARTS), _PARTS)
 
     def _enter(self, activity: str) -> None:
-        """The stage before is over, and another one begins."""
+        """End the previous stage, and begin another."""
         self._begin += self._span
         number = next((number for number, stage in enumerate(self._left) if stage.activity == activity), None)
         if number is None:
@@ -128,7 +128,7 @@ def _made(plan: ExportPlan) -> Iterator[Stage]:
 
 
 def _merges(plan: ExportPlan) -> Iterator[Stage]:
-    """The merge; where both ways are tried, each with its comparison."""
+    """The merge; if both ways are tried, each with its comparison."""
     merge = Stage(MERGING, _BASE + _bytes(merged_quant(plan.request, plan.trained)))
     yield merge
     if plan.tries_both:
@@ -162,5 +162,5 @@ def _proof(plan: ExportPlan, *, is_first: bool) -> Iterator[Stage]:
 
 
 def _bytes(quant: Quant | None) -> float:
-    """Bytes of a parameter in a type of weights; of an adapter, next to none."""
+    """Bytes of a parameter in a type of weights; next to none for an adapter."""
     return MEAN_BITS[quant] / 8 if quant is not None else 0.1
