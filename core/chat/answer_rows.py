@@ -1,4 +1,4 @@
-"""Good answers as rows of a dataset: appended to a file of the user's own, which is remembered."""
+"""Good answers as rows of a dataset: appended to a file of the user's, which is remembered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from core.paths import working_directory
 from core.small_files import read_json
 from core.text import is_unicode
 
-#: Most bytes of a first row that is looked at.
+#: Most bytes of the first row that are read.
 _FIRST_LIMIT = 1 << 20
 _SETTINGS_LIMIT = 64 << 10
 
@@ -27,21 +27,21 @@ _SETTINGS_LIMIT = 64 << 10
 def append_row(path: Path, messages: Sequence[dict[str, str]]) -> None:
     """Append a conversation to a file of rows, ``{"messages": […]}`` on a line, and make it durable.
 
-    Rows that are there stay as they are, whatever happens: what cannot be written whole is taken back.
+    Existing rows never change: a partial write is rolled back.
 
     Args:
-        path: The file; it is made where there is none, for the user alone.
+        path: The file; created if missing, for the user alone.
         messages: ``role`` and ``content`` each, the last one the assistant's.
 
     Raises:
-        UserError: If it is no file of such rows, or cannot be written.
+        UserError: If it is not a file of such rows, or cannot be written.
     """
     if path.suffix.lower() not in JSON_LINES_SUFFIXES:
         wanted = " or ".join(JSON_LINES_SUFFIXES)
         raise UserError(f"{path} is no file of JSON lines.", f"Name one that ends in {wanted}; it is made.")
     row = json.dumps({"messages": list(messages)}, ensure_ascii=False)
     if not is_unicode(row):
-        # Half a character is kept as JSON writes it: the file stays UTF-8.
+        # A lone surrogate is kept as a JSON escape: the file stays UTF-8.
         row = json.dumps({"messages": list(messages)})
     try:
         _append(path, row.encode() + b"\n")
@@ -81,7 +81,7 @@ def _append(path: Path, row: bytes) -> None:
 
 
 def _check_first(path: Path, beginning: bytes) -> None:
-    """Refuse a file whose rows are of another kind."""
+    """Refuse a file with rows of another kind."""
     first, newline, _ = beginning.lstrip(b"\xef\xbb\xbf \r\n\t").partition(b"\n")
     if not first or (not newline and len(beginning) == _FIRST_LIMIT):
         return
@@ -106,7 +106,7 @@ def remembered_file() -> Path | None:
 
 
 def remember_file(path: Path) -> None:
-    """Remember the file for the next answer; nothing happens where that cannot be written."""
+    """Remember the file for the next answer; no effect if that cannot be written."""
     with suppress(OSError, UserError):
         paths.make_private_dir(paths.home())
         write_atomic(_memory(), json.dumps({"file": str(working_directory() / path)}) + "\n", durable=False)

@@ -1,4 +1,4 @@
-"""Candidates: whom a conversation can be held with beside a run: its base, its checkpoints, other runs on the base."""
+"""Candidates for a chat beside a run: its base, its checkpoints, other runs on the base."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from core.runs.catalog.trained import (
 from core.runs.record.history import read_history
 from core.runs.record.store import Run, list_runs
 
-#: Other runs that are looked at, the newest ones.
+#: Newest other runs that are considered.
 _RUNS = 50
 
 
@@ -34,14 +34,14 @@ class Candidate:
     name: str
     """Its name, for a list."""
     about: str
-    """What is known of it: its held-out loss, its run."""
+    """Short facts: its held-out loss, its run."""
 
 
 def find_candidates(run: Run) -> list[Candidate]:
-    """Whom a question can be put to from one loaded base, the run itself first. Reads files; belongs in a thread.
+    """Models that can answer from one loaded base, the run itself first. Reads files; belongs in a thread.
 
     Args:
-        run: The run; of one that trains weights themselves only it and its exports, as it shares no base.
+        run: The run; a run that trains weights themselves shares no base, so only it and its exports are listed.
     """
     live = not run.state().is_over
     losses = held_out_losses(run)
@@ -70,7 +70,7 @@ def find_candidates(run: Run) -> list[Candidate]:
 
 
 def held_out_losses(run: Run) -> dict[int, float]:
-    """The held-out loss of a run by step; empty where it was not measured."""
+    """The held-out loss of a run by step; empty if it was not measured."""
     with suppress(UserError, OSError):
         return {event.step: event.loss for event in read_history(run).evals}
     return {}
@@ -90,7 +90,7 @@ def _of_other(other: Run) -> list[Candidate]:
 
 
 def _shares_base(values: dict[str, Any], others: dict[str, Any]) -> bool:
-    """Whether two runs name the same base, loaded alike; the engine compares the files themselves."""
+    """True if two runs name the same base, loaded alike; the engine compares the files themselves."""
     methods = (values.get("method.name", "qlora"), others.get("method.name", "qlora"))
     if any(method in WEIGHT_METHODS for method in methods):
         return False

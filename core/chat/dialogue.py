@@ -1,4 +1,4 @@
-"""Conversations with one model, or with several at once, and the branches that they took."""
+"""Conversations with one or several models at once, and their branches."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Reply:
     """The answer, safe to show."""
     state: ReplyState = "waiting"
     speaker: str = ""
-    """Which weights answered: ``step 34``, ``tuned`` or ``base``."""
+    """The weights that answered: ``step 34``, ``tuned`` or ``base``."""
     stats: str = ""
     error: str = ""
     hint: str = ""
     pending: deque[str] = field(default_factory=deque)
     """Pieces that have come from the thread of the model and are not in ``text`` yet."""
     raw: str = ""
-    """The answer as the model wrote it, once it is whole; empty where that is ``text``."""
+    """The answer as the model wrote it, once it is whole; empty if that is ``text``."""
 
     @property
     def as_written(self) -> str:
@@ -45,16 +45,16 @@ class Reply:
 
     @property
     def is_open(self) -> bool:
-        """Whether more of it may come."""
+        """True if more of it may come."""
         return self.state in ("waiting", "streaming")
 
     @property
     def label(self) -> str:
-        """The name of who speaks."""
+        """The speaker's name."""
         return self.speaker or self.source
 
     def take_pending(self) -> bool:
-        """Move what has come into ``text``; whether there was anything."""
+        """Move received pieces into ``text``; True if there were any."""
         pieces = []
         while self.pending:
             pieces.append(self.pending.popleft())
@@ -64,7 +64,7 @@ class Reply:
         return bool(pieces)
 
     def take_answer(self, answer: Answer) -> None:
-        """Take over a whole answer and its figures; the text of a reply that has been ended before stays as it is."""
+        """Take over a whole answer and its statistics; the text of an ended reply stays as it is."""
         if self.is_open:
             self.text, self.raw, self.state = answer.text, answer.raw, "done"
         self.stats = format_stats(
@@ -84,9 +84,9 @@ class Exchange:
     question: str
     replies: list[Reply]
     branches: list[Exchange] = field(default_factory=list)
-    """What may follow: more than one where a question was asked again or in other words."""
+    """Follow-up exchanges: several if a question was asked again or in other words."""
     chosen: int = 0
-    """The place in ``branches`` of what does follow."""
+    """Index in ``branches`` of the current follow-up."""
 
     def answer_of(self, source: Source) -> str:
         """The answer of this source, else another one's, as the model wrote it; empty if there is none."""
@@ -97,14 +97,14 @@ class Exchange:
 class Dialogue:
     """A tree of exchanges, and the path in it that is the conversation now.
 
-    Each source is told its own answers, and another's where it gave none.
+    Each source gets its own answers, and another's if it gave none.
     """
 
     def __init__(self) -> None:
         self.id = secrets.token_hex(4)
         """The name of the conversation."""
         self.started = time.time()
-        """When its first question was asked, in Unix seconds; before that, when it was made."""
+        """Time of its first question, in Unix seconds; before that, of its creation."""
         self._root = Exchange("", [])
 
     @property
@@ -123,7 +123,7 @@ class Dialogue:
         return self._branch(self._last, question, sources)
 
     def ask_again(self, exchange: Exchange, question: str, sources: tuple[Source, ...]) -> Exchange:
-        """Ask in place of an earlier question; that one and what followed it stay, as another branch."""
+        """Ask again in place of an earlier question, whose exchange stays with its follow-ups as another branch."""
         return self._branch(self._before(exchange), question, sources)
 
     def variants(self, exchange: Exchange) -> tuple[int, int]:
@@ -132,10 +132,10 @@ class Dialogue:
         return before.branches.index(exchange), len(before.branches)
 
     def turn(self, exchange: Exchange, step: int) -> Exchange:
-        """Go to another exchange asked in the place of this one; what followed that one follows again.
+        """Go to another exchange asked in place of this one; its follow-ups are current again.
 
         Args:
-            exchange: One of the conversation.
+            exchange: An exchange of the conversation.
             step: How many further; from the last one to the first.
         """
         before = self._before(exchange)
@@ -143,7 +143,7 @@ class Dialogue:
         return before.branches[before.chosen]
 
     def remove(self, exchange: Exchange) -> None:
-        """Take out an exchange and what follows it."""
+        """Remove an exchange and its follow-ups."""
         before = self._before(exchange)
         place = before.branches.index(exchange)
         before.branches.remove(exchange)
@@ -153,9 +153,9 @@ class Dialogue:
         """Messages for a source to answer a question; earlier questions without an answer are left out.
 
         Args:
-            source: Who is to answer.
+            source: The source that answers.
             system: The system prompt; empty for none.
-            until: The question, one of the conversation; its last one where None.
+            until: The question, which is in the conversation; None: the last one.
         """
         path = self.exchanges
         if until is not None and until in path:
@@ -168,9 +168,9 @@ class Dialogue:
         return [*messages, {"role": "user", "content": path[-1].question}]
 
     def to_data(self) -> list[dict[str, Any]]:
-        """The exchanges as JSON has them; what has not come yet of an answer is not in it.
+        """The exchanges as JSON; the pending part of an answer is not included.
 
-        An exchange that was asked in the place of others has them as ``others``, each as a conversation from there on,
+        An exchange that was asked in place of others has them as ``others``, each as a conversation from there on,
         and its own ``place`` among them.
         """
         return _path_data(self._root)
@@ -190,7 +190,7 @@ class Dialogue:
 
     @classmethod
     def from_data(cls, data: object) -> Dialogue:
-        """The exchanges that :meth:`to_data` has written; what is none of that is left out."""
+        """Read exchanges written by :meth:`to_data`; invalid ones are left out."""
         dialogue = cls()
         _put_path(dialogue._root, data, 0)
         return dialogue
@@ -284,9 +284,9 @@ def _exchange(item: dict[str, Any]) -> Exchange | None:
     return Exchange(question, kept) if kept else None
 
 
-#: What is kept of a reply beside its text.
+#: Saved fields of a reply beside its text.
 _TOLD = ("speaker", "stats", "error", "hint")
-#: Conversations within conversations that are read; nobody branches so deep.
+#: Deepest nesting of conversations that is read.
 _DEEPEST = 50
 
 
@@ -323,10 +323,10 @@ def format_stats(
     context: int = 0,
     context_limit: int | None = None,
 ) -> str:
-    """``23 tokens · first 0.16 s · 21 tok/s · context 120 of 8,192``, and why it ends where it does unless the model
-    ended it itself.
+    """``23 tokens · first 0.16 s · 21 tok/s · context 120 of 8,192``, and the reason of its end unless the model ended
+    it itself.
 
-    What was not measured (0) is left out.
+    Values that were not measured (0) are left out.
     """
     parts = [f"{tokens} token{'' if tokens == 1 else 's'}"]
     if tokens and first_token_seconds > 0:

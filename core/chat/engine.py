@@ -24,7 +24,7 @@ from core.runs.catalog.trained import TrainedFile
 from core.runs.control.protocol import ProtocolError, Request, decode_message, encode_request, refused
 from core.text import one_line
 
-#: Seconds without progress of a load before it counts as hung; weights of 30 GB come from a slow disk in less.
+#: Seconds without progress of a load before it counts as hung; a slow disk reads 30 GB of weights in less.
 LOAD_SECONDS = 1800.0
 #: Seconds without a token before an answer counts as hung; a long prompt is processed before the first one.
 TOKEN_SECONDS = 600.0
@@ -45,23 +45,23 @@ class ModelSpec:
     adapter: str | None = None
     """A directory in PEFT's format."""
     weights: str | None = None
-    """A checkpoint's safetensors file with weights that replace those of the base."""
+    """A checkpoint's safetensors file with weights that replace the base's."""
     method: str = "lora"
     """``qlora`` loads the base in 4 bit."""
     keep_16bit: tuple[str, ...] = ()
-    """Names and patterns of the layers that stay in 16 bit then."""
+    """Names and patterns of the layers that stay in 16 bit with it."""
     precision: str = "auto"
     device: str = "auto"
     gpu: str | None = None
     """As ``hardware.gpu``."""
     template: str | None = None
-    """A chat template that replaces the model's own: a Jinja file, or the name of one of ours."""
+    """A chat template that replaces the model's own: a Jinja file, or the name of a built-in template."""
     source_name: str = "adapter"
-    """The name of the tuned source in answers: the adapter, or the model itself where its weights were trained."""
+    """The name of the tuned source in answers: the adapter, or the model itself if its weights were trained."""
     base_sha256: str | None = None
-    """The :class:`core.models.fingerprint.BaseFingerprint` of the base in training, where it is known."""
+    """The :class:`core.models.fingerprint.BaseFingerprint` of the base in training, if known."""
     file: TrainedFile | None = None
-    """The file whose weights it was trained with, and answers with."""
+    """The file with the weights that it was trained with, and answers with."""
 
 
 #: Most adapters on one base: each is loaded whole.
@@ -77,11 +77,11 @@ class AdapterSpec:
     adapter: str
     """A directory in PEFT's format."""
     source_name: str
-    """What its answers are called."""
+    """The name of its answers."""
     template: str | None = None
     """A chat template that replaces the model's own, as for :class:`ModelSpec`."""
     base_sha256: str | None = None
-    """The fingerprint of the base in training, where it is known."""
+    """The fingerprint of the base in training, if known."""
 
 
 class ChatEngine:
@@ -89,7 +89,7 @@ class ChatEngine:
 
     Args:
         command: The module of another engine, or a command line to run instead, for tests.
-        files: Arguments for it: the files that an engine loads which is confined to them.
+        files: Its arguments: the files that a confined engine may read.
     """
 
     def __init__(self, command: str | list[str] | None = None, files: Sequence[str] = ()) -> None:
@@ -101,7 +101,7 @@ class ChatEngine:
         self._pending: dict[str, queue.Queue[dict[str, Any] | None]] = {}
         self._generating: str | None = None
         self._unfinished: set[str] = set()
-        """The answers that the process has not ended yet, whether or not anybody waits for them."""
+        """The answers that the process has not ended yet, even if nobody waits for them."""
         self._patience: dict[str, threading.Timer] = {}
         """By cancelled answer, the timer that ends the process."""
         self._is_hung = False
@@ -130,7 +130,7 @@ class ChatEngine:
             self.log_path = _new_log(paths.make_private_dir(home / "logs"))
             try:
                 with self.log_path.open("wb") as log:
-                    # Python imports from its working directory, and nobody puts a foreign 'core' into our home.
+                    # Python imports from its working directory, and our home has no foreign 'core'.
                     self._helper = Helper(
                         self._command, *self._files, environment=worker_environment(), cwd=home, log=log.fileno()
                     )
@@ -160,7 +160,7 @@ class ChatEngine:
         raise AssertionError("unreachable: an exchange ends with an answer or an error")
 
     def add(self, spec: AdapterSpec) -> None:
-        """Load another adapter onto the base; nothing happens if there is one of its name.
+        """Load another adapter onto the base; no effect if an adapter of its name is loaded.
 
         Raises:
             UserError: If it is for another base or does not fit, or the engine ends.
@@ -206,7 +206,7 @@ class ChatEngine:
     def cancel(self) -> None:
         """Cancel the current answer, within about one token; it then says ``cancelled``.
 
-        An engine that goes on for :data:`CANCEL_SECONDS` does not hear it, and is ended.
+        An engine that continues for :data:`CANCEL_SECONDS` is killed.
         """
         with self._guard:
             target = self._generating
@@ -233,7 +233,7 @@ class ChatEngine:
         helper.end()
 
     def _ended(self, target: str) -> None:
-        """An answer has ended, or the process."""
+        """Note the end of an answer."""
         with self._guard:
             self._unfinished.discard(target)
             timer = self._patience.pop(target, None)
@@ -242,27 +242,27 @@ class ChatEngine:
             timer.cancel()
 
     def calm(self) -> None:
-        """Wait until the answers that were cancelled have ended, or the process has been ended for them."""
+        """Wait until the cancelled answers have ended, or the process has been killed for them."""
         with self._calmed:
             self._calmed.wait_for(lambda: not self._patience, CANCEL_SECONDS + CLOSE_SECONDS)
 
     @property
     def is_hung(self) -> bool:
-        """Whether it was ended as it did not hear that an answer was cancelled."""
+        """True if it was killed because it did not react to the cancellation of an answer."""
         return self._is_hung
 
     def anew(self) -> ChatEngine:
-        """Another engine of the same kind, in a process of its own, with no model."""
+        """Another engine of the same kind, in its own process, with no model."""
         return ChatEngine(self._command, self._files)
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be asked: it has not been closed, and its process has not ended by itself."""
+        """True if it takes questions: it has not been closed, and its process has not ended by itself."""
         is_gone = self._helper is not None and self._helper.process.poll() is not None
         return not self._closed and not self._is_hung and not is_gone
 
     def ping(self, timeout: float = 5.0) -> bool:
-        """Whether the engine answers."""
+        """True if the engine answers."""
         try:
             next(self._exchange(self._request("ping", {}), timeout))
         except UserError:
@@ -398,7 +398,7 @@ def _new_log(directory: Path) -> Path:
     logs = sorted(directory.glob("chat-*.log"), key=lambda path: path.name)
     for path in logs[: max(0, len(logs) - LOGS_KEPT + 1)]:
         path.unlink(missing_ok=True)
-    # One reading of the clock, so that names sort by the start, also within a second.
+    # A single reading of the clock, so that names sort by the start even within a second.
     seconds, fraction = divmod(time.time_ns(), 10**9)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds))
     path = directory / f"chat-{stamp}-{fraction:09d}-{os.getpid()}.log"

@@ -1,4 +1,4 @@
-"""Exported models to chat with: GGUF files, which are asked through llama.cpp, as others will ask them."""
+"""Exported models to chat with: GGUF files, through llama.cpp as other people will use them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class ExportedModel:
 
     path: Path
     trained: TrainedModel | None = None
-    """What it was made of; None where that is not known, or not there any more."""
+    """The model that it was exported from; None if unknown, or gone."""
     quant: str = ""
-    """The type of its weights; empty where it is not told."""
+    """The type of its weights; empty if unknown."""
 
     @property
     def template(self) -> str | None:
-        """The chat template of the training, which that of the file is held against; None where it is not known."""
+        """The chat template of the training, to compare with the file's; None if unknown."""
         return self.trained.template if self.trained is not None else None
 
     def engine(self) -> ChatEngine:
@@ -48,7 +48,7 @@ class ExportedModel:
 
 
 def find_exported(path: Path, *, asked: bool = False) -> ExportedModel | None:
-    """The GGUF file that a path stands for: one that was exported, or the only one in the directory of an export.
+    """The GGUF file that a path stands for: an exported file, or the only one in the directory of an export.
 
     Args:
         path: A file or a directory.
@@ -58,7 +58,7 @@ def find_exported(path: Path, *, asked: bool = False) -> ExportedModel | None:
         None for other files and directories.
 
     Raises:
-        UserError: If it is none where one is asked for.
+        UserError: If one is asked for and it is none.
     """
     file = _gguf_file(path)
     export = None if file is None else read_result(file.parent)
@@ -70,19 +70,19 @@ def find_exported(path: Path, *, asked: bool = False) -> ExportedModel | None:
 
 
 def exports_of(run: str) -> list[ExportedModel]:
-    """The exports of a run in the home that can be asked: GGUF files, by their directories' names.
+    """The exports of a run in the home that can answer: GGUF files, by their directories' names.
 
     Args:
         run: Its id.
     """
-    # An adapter alone, which has no type of weights, answers nothing without a file of its base.
+    # An adapter alone, which has no type of weights, cannot answer without a file of its base.
     exports = [export for export in list_exports(run) if not (export.kind == "gguf" and export.quant is None)]
     files = [(_gguf_file(export.path), export) for export in sorted(exports, key=lambda export: export.path)]
     return [_exported(file, export) for file, export in files if file is not None]
 
 
 class ExportReaders:
-    """Readers of exported files beside a session, a process for each file; started when it is first asked.
+    """Readers of exported files beside a session, a process per file; started with its first question.
 
     ``cancel`` and ``close`` may be called from any thread.
     """
@@ -93,7 +93,7 @@ class ExportReaders:
         self._is_closed = False
 
     def find(self, source: Source) -> ChatEngine | None:
-        """The engine that has loaded the file that a source names; None where it names none.
+        """The engine that has loaded the file that a source names; None if it names none.
 
         Raises:
             UserError: If the file cannot be loaded.

@@ -1,4 +1,4 @@
-"""JSON Schemas that answers are held to: as grammars of llguidance, which masks tokens that do not fit."""
+"""JSON Schemas of answers as grammars of llguidance, which masks tokens that do not fit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def grammar_of(schema: str) -> str:
         schema: The schema, as JSON.
 
     Raises:
-        QuestionError: If no answer can be held to it: it is invalid, uses what llguidance does not know, or is too
-            large; or llguidance is not installed.
+        QuestionError: If no answer can be held to it: it is invalid, too large, or uses features that llguidance lacks;
+            or llguidance is not installed.
     """
     try:
         from llguidance import LLMatcher
@@ -43,7 +43,7 @@ def grammar_of(schema: str) -> str:
 def reason_of(problem: str) -> str:
     """llguidance's reason, on one line and without a full stop.
 
-    It is the first line: what follows is the library's own state. Where that line is a heading, as of a regular
+    It is the first line; the library's own state follows. If that line is a heading, as for a regular
     expression, the reason is in the line that begins with ``error:``.
     """
     first, *others = problem.strip().splitlines() or [""]

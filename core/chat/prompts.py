@@ -1,4 +1,4 @@
-"""Prompt files: the questions that a run answers at each evaluation."""
+"""Prompt files: questions that a run answers at each evaluation."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def read_row(line: str) -> dict[str, Any]:
     """A line as a JSON object.
 
     Raises:
-        UserError: If it is none.
+        UserError: If it is invalid.
     """
     try:
         row: Any = json.loads(line)
@@ -80,7 +80,7 @@ def conversation_of(row: Mapping[str, Any], system: str = "") -> list[dict[str, 
         system: The system message that is added to a prompt; empty for none.
 
     Raises:
-        UserError: If it is none that a model could answer.
+        UserError: If no model could answer it.
     """
     prompt, messages = row.get("prompt"), row.get("messages")
     if isinstance(prompt, str) and messages is None:

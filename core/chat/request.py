@@ -1,4 +1,4 @@
-"""Chat requests: the same arguments on the control socket and for the chat engine."""
+"""Chat requests, with the same arguments on the control socket and for the chat engine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SettingError(UserError):
 
     Args:
         name: Its name.
-        wanted: What it must be.
+        wanted: The expected type or range.
     """
 
     def __init__(self, name: str, wanted: str) -> None:
@@ -61,7 +61,7 @@ class GenerationSettings:
     min_p: float = 0.0
     """Least probability of a token that is sampled, as a share of the likeliest one's, from 0 to below 1."""
     repetition_penalty: float = 1.0
-    """Divisor of the logits of tokens that the conversation has already; 1 for none."""
+    """Divisor of the logits of tokens already in the conversation; 1 for none."""
     seed: int | None = None
     """Seed of the draws; None for another one each time."""
     stop: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class GenerationSettings:
 
     @classmethod
     def of(cls, chat: ChatSection, **changes: Any) -> GenerationSettings:
-        """The settings of a configuration, with changes; one that is None changes nothing.
+        """The settings of a configuration, with changes; a change of None is ignored.
 
         Raises:
             SettingError: If a change is of the wrong type or out of range.
@@ -96,7 +96,7 @@ class GenerationSettings:
         """The settings among the arguments of a request; absent ones have the defaults.
 
         Raises:
-            SettingError: If one of them is of the wrong type or out of range.
+            SettingError: If a value has the wrong type or is out of range.
         """
         return cls(**{name: args[name] for name in SETTING_NAMES if name in args})
 
@@ -116,15 +116,15 @@ class ChatRequest:
     """A question with the conversation before it."""
 
     messages: list[dict[str, Any]]
-    """``role`` and ``content`` each, and where tools are called ``tool_calls``, ``name`` and ``tool_call_id``; the last
-    one is the user's or a tool's. None where there is a ``prompt``."""
+    """``role`` and ``content`` each, and with tools ``tool_calls``, ``name`` and ``tool_call_id``; the last one is the
+    user's or a tool's. Empty with a ``prompt``."""
     source: Source = TUNED
     """The model that answers: with its adapter, the base alone, or with another adapter, by its name."""
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     tools: list[dict[str, Any]] = field(default_factory=list)
     """Tools that the answer may call, in OpenAI's schema."""
     prompt: str | None = None
-    """A text to go on with, instead of a conversation."""
+    """A text to continue, instead of a conversation."""
     json_schema: str | None = None
     """A JSON Schema that the answer follows, as JSON."""
 
@@ -157,7 +157,7 @@ class ChatRequest:
         """Parse the arguments of a ``generate`` command; absent ones have the defaults.
 
         Raises:
-            UserError: If one of them is of the wrong type or out of range.
+            UserError: If a value has the wrong type or is out of range.
         """
         messages = args.get("messages", [])
         return cls(

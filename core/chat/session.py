@@ -49,9 +49,9 @@ class Answer:
     another run."""
     finish: Literal["stop", "length", "cancelled"] = "stop"
     prompt_tokens: int = 0
-    """Tokens of the conversation before the answer; 0 where it is not told."""
+    """Tokens of the conversation before the answer; 0 if unknown."""
     context_limit: int | None = None
-    """Tokens that the model reads at most, conversation and answer together; None where it is not told."""
+    """Most tokens that the model reads, conversation and answer together; None if unknown."""
     raw: str = field(default="", compare=False)
     """The text as the model wrote it, for copying and for data: not safe to show."""
 
@@ -68,8 +68,8 @@ class ChatSession(Protocol):
 
     @property
     def has_tuned(self) -> bool:
-        """Whether there is an adapter, and so a choice between ``tuned`` and ``base``. A run that trains the weights
-        themselves has none, and answers with the trained weights for either."""
+        """True if there is an adapter, and so a choice between ``tuned`` and ``base``. A run that trains the weights
+        themselves has no adapter; either source answers with the trained weights."""
 
     def prepare(self, progress: Progress) -> None:
         """Make the model ready, so that the first answer does not wait for loading.
@@ -96,11 +96,11 @@ class ChatSession(Protocol):
 
 
 class StreamingSession(Protocol):
-    """A session that programs can ask as well."""
+    """A session for programs as well."""
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be asked: it has not been closed, nor has what it talks to ended by itself."""
+        """True if it takes questions: it has not been closed, and its engine or run has not ended by itself."""
 
     def prepare(self, progress: Progress) -> None:
         """Make the model ready, as :class:`ChatSession` does."""
@@ -125,7 +125,7 @@ class LiveSession:
 
     Args:
         run: The run.
-        ways: The words for an action that helps where the run refuses.
+        ways: The words for a remedy if the run refuses.
     """
 
     def __init__(self, run: Run, ways: Ways = by_command) -> None:
@@ -151,7 +151,7 @@ class LiveSession:
     def generate(
         self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
     ) -> Iterator[Token | Answer]:
-        """Generate an answer in the worker; that of a checkpoint or of another run, in an engine."""
+        """Generate an answer in the worker; for a checkpoint or another run, in an engine."""
         request = ChatRequest(list(messages), source, settings)
         if source not in (TUNED, BASE):
             yield from _follow(self.stream(request))
@@ -172,7 +172,7 @@ class LiveSession:
         except UserError:
             if not self._cancelled.is_set():
                 raise
-            # A cancelled answer is one whose connection was closed, so its partial text is known here only.
+            # A cancelled answer's connection was closed, so its partial text is known here only.
             rate = (len(pieces) - 1) / (last - first) if last > first else 0.0
             raw = "".join(pieces)
             yield Answer(sanitize(raw), len(pieces), first - began, rate, speaker, "cancelled", raw=raw)
@@ -190,12 +190,12 @@ class LiveSession:
 
     @property
     def is_open(self) -> bool:
-        """Whether the run is still on."""
+        """True while the run is on."""
         return not self._closed and not self._run.state().is_over
 
     def stream(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
-        """Generate an answer in the worker, as the model writes it; that of a checkpoint, an export or another run, in
-        an engine."""
+        """Generate an answer in the worker, as the model writes it; for a checkpoint, an export or another run, in an
+        engine."""
         if request.source in (TUNED, BASE):
             self._cancelled.clear()
             return self._client.generate(request.to_args())
@@ -240,7 +240,7 @@ class EngineSession:
         self._loaded = False
         self._is_closed = False
         self._added: dict[Source, None] = {}
-        """The adapters beside the session's own, the one asked longest ago first."""
+        """The adapters beside the session's own, least recently used first."""
         self._exports = ExportReaders()
 
     @property
@@ -250,7 +250,7 @@ class EngineSession:
 
     @property
     def has_tuned(self) -> bool:
-        """Whether an adapter is loaded with the base."""
+        """True if an adapter is loaded with the base."""
         return self.spec.adapter is not None
 
     def prepare(self, progress: Progress) -> None:
@@ -277,11 +277,11 @@ class EngineSession:
 
     @property
     def is_open(self) -> bool:
-        """Whether the engine has not ended."""
+        """True if the engine has not ended."""
         return self._engine.is_open
 
     def stream(self, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
-        """Generate an answer in the engine, as the model writes it; that of an export, in an engine of its own."""
+        """Generate an answer in the engine, as the model writes it; for an export, in its own engine."""
         if (reader := self._exports.find(request.source)) is not None:
             return reader.generate(request)
         self.prepare(lambda _detail, _done, _total: None)
@@ -290,7 +290,7 @@ class EngineSession:
         return self._engine.generate(request)
 
     def _add(self, source: Source) -> None:
-        """Load another adapter onto the base; where there are too many, the one asked longest ago makes room.
+        """Load another adapter onto the base; if there are too many, the least recently used makes room.
 
         Raises:
             UserError: If there is none, or it is for another base.
@@ -330,7 +330,7 @@ def open_session(
             the run is live or not. A GGUF file that was exported is read by llama.cpp.
         step: The step of a checkpoint, where the target is a run.
         llama: Whether llama.cpp reads any GGUF file, rather than the engine, which converts it.
-        ways: The words for an action that helps where a live run refuses.
+        ways: The words for a remedy if a live run refuses.
 
     Raises:
         UserError: If there is no such run or model, or the run has no model to chat with.
@@ -351,7 +351,7 @@ def open_session(
 
 
 def names_model(name: str) -> bool:
-    """Whether a name is that of a model, by its path or in the home; else it is a run's."""
+    """True if a name refers to a model, by its path or in the home; otherwise it refers to a run."""
     reference, step = split_step(name)
     path = user_path(reference)
     if os.path.exists(path):

@@ -1,4 +1,4 @@
-"""Transcripts: conversations kept with the run that they are about, in its directory ``chats``."""
+"""Transcripts: conversations kept with their run, in its directory ``chats``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from core.text import one_line
 LIMIT = 8 << 20
 #: Most transcripts that are listed, the newest ones.
 LISTED = 500
-#: Largest time that is read, in Unix seconds: far ahead, and one that a calendar has.
+#: Latest accepted time in Unix seconds, within the range of calendars.
 _LATEST = 1e11
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """A conversation that was kept."""
+    """A kept conversation."""
 
     path: Path
     id: str
@@ -46,12 +46,12 @@ class Transcript:
 
     @property
     def when(self) -> str:
-        """When it began: the time today, with the date on other days."""
+        """Its begin: the time if today, with the date on other days."""
         then, now = time.localtime(self.started), time.localtime()
         return time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
 
     def dialogue(self) -> Dialogue:
-        """The conversation, to go on with: it is kept in the same file."""
+        """The conversation, to be continued in the same file."""
         dialogue = Dialogue.from_data(self.exchanges)
         dialogue.id, dialogue.started = self.id, self.started
         return dialogue
@@ -114,7 +114,7 @@ def remove_transcript(transcript: Transcript) -> None:
 
 
 def list_transcripts(run: Run) -> list[Transcript]:
-    """The conversations kept with a run, the newest first; what is none is left out."""
+    """The conversations kept with a run, newest first; invalid files are left out."""
     try:
         files = sorted(
             (path for path in chats_dir(run).iterdir() if path.suffix == ".json" and not path.name.startswith(".")),

@@ -1,4 +1,4 @@
-"""A user's own check of an answer: a program that gets JSON on standard input and says how good the answer is."""
+"""A user's own check of an answer: a program that gets JSON on standard input and prints a score."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Any
 from core.errors import UserError
 from core.text import one_line
 
-#: Seconds that a check may take for one answer.
+#: Seconds of a check for an answer.
 SECONDS = 30.0
-#: Most bytes of its output that are looked at.
+#: Most bytes of its output that are read.
 _OUTPUT_LIMIT = 1 << 16
 
 
@@ -37,7 +37,7 @@ class Check:
 
     @classmethod
     def parse(cls, text: str) -> Check:
-        """A command as it is typed, in words as a shell would make them; nothing else of a shell is done.
+        """Parse a command as it is typed, split into words like a shell, without other features of a shell.
 
         Raises:
             UserError: If it is empty, has an open quote, or there is no such program.
@@ -63,14 +63,14 @@ class Check:
         """The score of an answer, from 0 to 1.
 
         Args:
-            facts: What it gets on standard input.
+            facts: Its input on standard input.
 
         Raises:
             UserError: If it takes too long, ends in another way, or prints a number outside of 0 to 1.
         """
         name = one_line(os.path.basename(self.command[0]), 40)
         try:
-            # A session of its own, so that what it has started ends with it.
+            # A session of its own, so that its child processes end with it.
             process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.PIPE,

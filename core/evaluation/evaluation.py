@@ -1,4 +1,4 @@
-"""An evaluation: the questions of a prompt set put to each model in turn, the answers scored and kept."""
+"""An evaluation: each model answers the questions of a prompt set; the answers are scored and kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Evaluation:
 
     Args:
         prompts: The questions.
-        targets: The models, the one that the others are compared with first.
+        targets: The models; the others are compared with the first.
         max_new_tokens: The longest answer, in tokens. Answers are greedy, so that they are the same each time.
         check: A user's own check.
     """
@@ -36,11 +36,11 @@ class Evaluation:
     max_new_tokens: int = 256
     check: Check | None = None
     record: EvaluationRecord = field(init=False)
-    """What it has so far; that of an earlier attempt where one was cut short."""
+    """The results so far; an interrupted earlier attempt's, if there is one."""
     file: RecordFile | None = field(default=None, init=False)
-    """Where it is kept, once it has begun."""
+    """Its file, once it has begun."""
     is_continued: bool = field(default=False, init=False)
-    """Whether answers of an earlier attempt are taken over."""
+    """True if answers of an earlier attempt are taken over."""
 
     def __post_init__(self) -> None:
         self._cancelled = threading.Event()
@@ -54,17 +54,17 @@ class Evaluation:
 
     @property
     def folder(self) -> Path:
-        """The directory of its record: that of the first run, or the home's."""
+        """The directory of its record: the first run's, or the home's."""
         return folder_of(next((target.run for target in self.targets if target.run is not None), None))
 
     def run(self, progress: Callable[[JobProgress], None] = lambda _: None) -> EvaluationRecord:
-        """Ask and score; blocks. A cut one that asks the same is gone on with.
+        """Ask and score; blocks. Continues an interrupted evaluation with the same questions.
 
         Args:
-            progress: Told before each answer and while a model is loaded.
+            progress: Called before each answer and while a model is loaded.
 
         Raises:
-            JobCancelledError: If :meth:`cancel` was called; what there is so far is kept.
+            JobCancelledError: If :meth:`cancel` was called; the results so far are kept.
             UserError: If a model cannot answer, or the check or the disk fails; likewise.
         """
         make_folder(self.folder)
@@ -75,7 +75,7 @@ class Evaluation:
         else:
             self.file = RecordFile.create(self.folder, self.record)
         try:
-            # Those that one loaded model answers come together, in the order of the table.
+            # Targets with the same loaded model are adjacent, in the order of the table.
             order = sorted(range(len(self.targets)), key=lambda place: self._first_of(self.targets[place].loads))
             for _, places in itertools.groupby(order, key=lambda place: self.targets[place].loads):
                 self._ask_group([self.targets[place] for place in places], progress)

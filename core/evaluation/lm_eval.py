@@ -1,5 +1,5 @@
-"""Benchmarks by ``lm-eval``, EleutherAI's harness, as a program beside this one: started offline, its figures read and
-kept. It is not installed with this program; whoever wants it has it in an environment of its own."""
+"""Benchmarks by ``lm-eval``, EleutherAI's harness, as a separate program: started offline, its results read and kept.
+It is not installed with this program, but in its own environment."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from core.text import one_line
 PROGRAMS = ("lm_eval", "lm-eval")
 _RESULTS_LIMIT = 64 << 20
 _TASK = re.compile(r"[\w.+/-]{1,200}", re.ASCII)
-#: What the harness acts on in the value of a model argument.
+#: Special characters of the harness in the value of a model argument.
 _ACTED_ON = frozenset(",=\"'[](){}")
 _OFFLINE_HINT = "It works offline here: fetch the data of its tasks first, or name tasks of your own (--include)."
 _INSTALL = "Install it in an environment of its own: uv tool install 'lm-eval[hf]', or pipx install 'lm-eval[hf]'."
@@ -49,19 +49,19 @@ class Figure:
     metric: str
     """As the harness names it: ``acc``, ``exact_match``."""
     filter: str
-    """How answers were made comparable: ``none``, ``strict-match``."""
+    """Filter of the answers: ``none``, ``strict-match``."""
     value: float
     stderr: float | None
 
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """Figures of a benchmark, as lm-eval has measured them."""
+    """Figures of a benchmark, measured by lm-eval."""
 
     figures: tuple[Figure, ...]
     version: str
     path: Path
-    """Where it is kept."""
+    """Its file."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def model_of(trained: TrainedModel, name: str) -> HarnessModel:
     base is loaded in 16 bits, whatever it was trained on.
 
     Raises:
-        UserError: If it is none that the harness can load.
+        UserError: If the harness cannot load it.
     """
     if trained.weights is not None:
         raise UserError(
@@ -114,10 +114,10 @@ def model_of(trained: TrainedModel, name: str) -> HarnessModel:
 
 
 def plain_model(name: str) -> HarnessModel:
-    """A model that is no run's, as the merged export of one.
+    """A model without a run, such as a merged export.
 
     Raises:
-        UserError: If it is not there, or no directory.
+        UserError: If it is missing, or not a directory.
     """
     return HarnessModel(one_line(name, 80), _directory(name))
 
@@ -136,7 +136,7 @@ def read_tasks(text: str) -> list[str]:
     """The names in ``--tasks``.
 
     Raises:
-        UserError: If there is none, or one that cannot be a task's.
+        UserError: If there is none, or an invalid one.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
@@ -149,10 +149,10 @@ def read_tasks(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class HarnessRun:
-    """One run of the harness.
+    """A run of the harness.
 
     Args:
-        model: What it measures.
+        model: The model that it measures.
         tasks: Names of tasks.
         limit: Rows of each task; None for all.
         include: A directory with tasks of the user's own.
@@ -169,7 +169,7 @@ class HarnessRun:
         """Its command line, without the place of its results.
 
         Raises:
-            UserError: If it is not installed, or a path cannot be told it.
+            UserError: If it is not installed, or a path cannot be passed to it.
         """
         arguments = {"pretrained": self.model.pretrained, "peft": self.model.peft, "tokenizer": self.model.tokenizer}
         told = []
@@ -193,14 +193,13 @@ class HarnessRun:
         return Job("lm-eval", self._run, _OFFLINE_HINT)
 
     def _run(self, job: Job[JobProgress, HarnessResult]) -> HarnessResult:
-        # Nothing is made in the run before it is known that the program is there.
+        # Nothing is created in the run before the program is found.
         command, folder = self.command(), folder_of(self.model.run)
         make_folder(folder)
         try:
             with tempfile.TemporaryDirectory(prefix=".lm-eval-", dir=folder) as directory:
                 output = Path(directory)
-                # It may be of another environment: the place of this program's packages, which a helper has, would put
-                # them before its own.
+                # It may have its own environment: a helper's PYTHONPATH would put this program's packages before it.
                 words = ["env", "-u", "PYTHONPATH", "-u", "PYTHONSAFEPATH", *command, "--output_path", str(output)]
                 environment = worker_environment() | OFFLINE
                 job.watch(words, lambda line: job.report(JobProgress(line)), environment=environment, cwd=output)

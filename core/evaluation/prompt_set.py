@@ -1,4 +1,4 @@
-"""Prompt sets: questions, each with the expected answer and a JSON Schema where there are such, from a file."""
+"""Prompt sets: questions from a file, with optional expected answers and JSON Schemas."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from core.paths import user_path
 from core.small_files import open_regular
 from core.text import one_line
 
-#: Most prompts that are asked; more than that is a benchmark for a night.
+#: Most prompts of a set; more would be a benchmark for a night.
 PROMPT_LIMIT = 10_000
-#: Longest line of a file of prompts, and most bytes of one, in bytes.
+#: Longest line of a file of prompts, and largest file, in bytes.
 LINE_LIMIT, FILE_LIMIT = 4 << 20, 256 << 20
 _TEXT = (".txt", ".md", ".prompts", "")
-#: Keys of a line of ours, by which it is told from a row of a dataset.
+#: Keys of a line in our own format, which distinguish it from a row of a dataset.
 _KEYS = frozenset({"id", "prompt", "messages", "expected", "schema"})
 
 
@@ -35,7 +35,7 @@ class PromptItem:
     """A question of a prompt set."""
 
     id: str
-    """As the file has it, else its number, from 1."""
+    """Its id in the file, else its number, from 1."""
     messages: tuple[dict[str, str], ...]
     """``role`` and ``content`` each, the last one the user's."""
     expected: str | None = None
@@ -44,11 +44,11 @@ class PromptItem:
 
     @property
     def question(self) -> str:
-        """What the user says last."""
+        """The last user message."""
         return self.messages[-1]["content"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The question as JSON."""
         return {
             "id": self.id,
             "messages": [dict(message) for message in self.messages],
@@ -58,23 +58,23 @@ class PromptItem:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PromptItem:
-        """What :meth:`to_dict` has made."""
+        """Read the output of :meth:`to_dict`."""
         return cls(str(data["id"]), tuple(dict(item) for item in data["messages"]), data["expected"], data["schema"])
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Questions with where they are from."""
+    """Questions with their origin."""
 
     name: str
     """The file, or the entry of a dataset."""
     items: tuple[PromptItem, ...]
     skipped: int = 0
-    """Rows of a dataset that are no question a chat can be asked."""
+    """Rows of a dataset that are no question for a chat."""
 
     @property
     def sha256(self) -> str:
-        """Hash over all of it that a model or a score sees."""
+        """Hash of everything that a model or a score sees."""
         text = json.dumps([item.to_dict() for item in self.items], ensure_ascii=True, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -88,8 +88,8 @@ def read_prompt_set(reference: str, *, limit: int | None = None, system: str = "
     the last answer of a row is the expected one.
 
     Args:
-        reference: The file, or an entry as of ``data.train``.
-        limit: At most so many, the first ones; None for all.
+        reference: The file, or an entry as in ``data.train``.
+        limit: Most questions, the first ones; None for all.
         system: The system message of prompts that are a text; empty for none.
 
     Raises:
@@ -114,7 +114,7 @@ def read_prompt_set(reference: str, *, limit: int | None = None, system: str = "
 
 
 def _with_own_ids(items: Sequence[PromptItem]) -> Iterator[PromptItem]:
-    """The items, a number behind an id that another one has."""
+    """The items, with a number behind repeated ids."""
     seen: dict[str, int] = {}
     for item in items:
         seen[item.id] = count = seen.get(item.id, 0) + 1
@@ -142,7 +142,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
 
 
 def _is_ours(path: Path, name: str) -> bool:
-    """Whether the first line is a question in our own form, or no JSON at all, which is then refused by its number."""
+    """True if the first line is a question in our own format, or no JSON at all, which is refused by its number."""
     first = next(_lines(path, name), None)
     if first is None:
         return True
@@ -183,7 +183,7 @@ def _item(row: Mapping[str, Any], count: int, system: str) -> PromptItem:
 
 
 def _dataset_items(reference: str, most: int) -> tuple[list[PromptItem], int]:
-    """Questions of a dataset, and how many rows are none."""
+    """Questions of a dataset, and the number of skipped rows."""
     source = single_source(reference)
     items: list[PromptItem] = []
     skipped = 0

@@ -1,4 +1,4 @@
-"""The record of an evaluation: questions, answers and scores, kept with the run; what is unfinished is gone on with."""
+"""The record of an evaluation: questions, answers and scores, kept with the run; an unfinished evaluation continues."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from core.small_files import read_json
 from core.text import one_line
 
 VERSION = 1
-#: Directory of the records in that of a run, and in the home for those of no run.
+#: Directory of the records in a run's directory, and in the home for evaluations without a run.
 FOLDER = "evaluations"
-#: End of the names of what another program has measured, which is kept beside them.
+#: Suffix of results of the harness, kept beside the records.
 HARNESS_SUFFIX = ".lm-eval.json"
 #: Largest file that is read, in bytes.
 FILE_LIMIT = 512 << 20
-#: Seconds between two writes while it is on; more where a write takes long.
+#: Least seconds between two writes while it runs.
 PACE = 2.0
 
 Metric = Literal["check", "exact_match", "schema", "valid_json", "f1"]
-#: All scores, the one that tells more before.
+#: All scores, most informative first.
 METRICS: tuple[Metric, ...] = get_args(Metric)
 RecordState = Literal["running", "done"]
 
@@ -50,10 +50,10 @@ class Answered:
     seconds: float = 0.0
     finish: str = "stop"
     scores: Mapping[str, float] = field(default_factory=dict)
-    """By :data:`Metric`; those that do not apply are not in it."""
+    """By :data:`Metric`; scores that do not apply are left out."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The answer as JSON."""
         return {
             "text": self.text,
             "tokens": self.tokens,
@@ -64,7 +64,7 @@ class Answered:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Answered:
-        """What :meth:`to_dict` has made."""
+        """Read the output of :meth:`to_dict`."""
         scores = {str(name): float(value) for name, value in data["scores"].items() if name in METRICS}
         if not all(math.isfinite(value) for value in scores.values()):
             raise ValueError("a score that is not finite")
@@ -73,7 +73,7 @@ class Answered:
 
 @dataclass
 class EvaluationRecord:
-    """An evaluation: what was asked, of whom, and what was answered."""
+    """An evaluation: questions, models and answers."""
 
     id: str
     created: float
@@ -84,12 +84,12 @@ class EvaluationRecord:
     skipped: int
     items: tuple[PromptItem, ...]
     targets: tuple[str, ...]
-    """Names of the models, the one that the others are compared with first."""
+    """Names of the models; the others are compared with the first."""
     identities: tuple[str, ...]
     settings: dict[str, Any]
     """``max_new_tokens`` and ``check``, the words of the check command or None."""
     answers: dict[str, list[Answered | None]]
-    """By model, as many as there are questions; None for those that are not answered yet."""
+    """By model, as many as there are questions; None for unanswered ones."""
     state: RecordState = "running"
 
     @classmethod
@@ -120,12 +120,12 @@ class EvaluationRecord:
         return len(self.items) * len(self.targets)
 
     def is_same(self, other: EvaluationRecord) -> bool:
-        """Whether another one asks the same of the same models, so that its answers can be taken."""
+        """True if another evaluation asks the same of the same models, so that its answers can be reused."""
         mine = (self.prompts_sha256, self.targets, self.identities, self.settings)
         return mine == (other.prompts_sha256, other.targets, other.identities, other.settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The record as JSON."""
         return {
             "version": VERSION,
             "id": self.id,
@@ -146,7 +146,7 @@ class EvaluationRecord:
 
     @classmethod
     def from_dict(cls, data: Any) -> EvaluationRecord:
-        """What :meth:`to_dict` has made.
+        """Read the output of :meth:`to_dict`.
 
         Raises:
             ValueError, KeyError, TypeError, AttributeError: If it is none.
@@ -177,7 +177,7 @@ class EvaluationRecord:
 
 
 def folder_of(run: Run | None) -> Path:
-    """The directory of the records of a run, or of those of no run."""
+    """The directory of a run's records, or of evaluations without a run."""
     return (run.path if run is not None else paths.home()) / FOLDER
 
 
@@ -197,7 +197,7 @@ def make_folder(folder: Path) -> None:
 
 
 def free_path(folder: Path, stem: str, suffix: str = ".json") -> Path:
-    """A file in a directory that is not there yet: the stem, with a number behind it where that is taken."""
+    """An unused file name in a directory: the stem, with a number behind it if it is taken."""
     stems = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     return next(path for each in stems if not os.path.lexists(path := folder / f"{each}{suffix}"))
 
@@ -206,7 +206,7 @@ def read_record(path: Path) -> EvaluationRecord:
     """The record in a file.
 
     Raises:
-        UserError: If it cannot be read or is none.
+        UserError: If it cannot be read or is invalid.
     """
     try:
         return EvaluationRecord.from_dict(read_json(path, FILE_LIMIT))
@@ -228,7 +228,7 @@ def list_records(folder: Path) -> list[Path]:
 
 
 def newest_record(run: Run | None) -> tuple[Path, EvaluationRecord]:
-    """The newest record of a run, or of no run, finished or not, with its file.
+    """The newest record of a run, or of evaluations without a run, finished or not, with its file.
 
     Raises:
         UserError: If there is none.
@@ -243,7 +243,7 @@ def newest_record(run: Run | None) -> tuple[Path, EvaluationRecord]:
 
 
 def unfinished(folder: Path, record: EvaluationRecord) -> tuple[Path, EvaluationRecord] | None:
-    """The newest unfinished record in a directory that asks the same of the same models; None where there is none."""
+    """The newest unfinished record in a directory that asks the same of the same models; None if there is none."""
     for path in list_records(folder):
         try:
             found = read_record(path)
@@ -259,7 +259,7 @@ class RecordFile:
 
     Args:
         path: The file.
-        record: What is written.
+        record: Its content.
     """
 
     def __init__(self, path: Path, record: EvaluationRecord) -> None:
@@ -282,7 +282,7 @@ class RecordFile:
         return made
 
     def write_if_due(self) -> None:
-        """Write it, if the last time is a while ago."""
+        """Write it, if the last write is a while ago."""
         if time.monotonic() >= self._due:
             self.write(durable=False)
 
@@ -290,7 +290,7 @@ class RecordFile:
         """Write it.
 
         Raises:
-            UserError: If it cannot be written; what was written before is untouched.
+            UserError: If it cannot be written; the former file is untouched.
         """
         began = time.monotonic()
         try:
@@ -299,5 +299,5 @@ class RecordFile:
         except OSError as error:
             raise disk_error(self.path.parent, error) from error
         now = time.monotonic()
-        # Where there are thousands of answers, writing them takes a part of the time and no more.
+        # With thousands of answers, writing takes only a part of the time.
         self._due = now + max(PACE, 20 * (now - began))

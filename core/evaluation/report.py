@@ -1,4 +1,4 @@
-"""An evaluation written down: Markdown for people, JSON lines for programs."""
+"""Reports of an evaluation: Markdown for people, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ from core.units import format_fixed
 
 #: Most rows won, and lost, in the Markdown; the JSON lines have all.
 MOST_ROWS = 50
-#: Permissions of a file that the user asks for, as those of an editor.
+#: Permissions of a file that the user asks for, as an editor would set them.
 _MODE = 0o644
 _CUT = 400
-#: Fewest cells of a model's name at the head of a column: those of a figure.
+#: Least width of a column, in characters: that of a number.
 _NARROWEST = 8
 
 
 def summary_lines(record: EvaluationRecord, table: EvaluationTable, width: int | None = None) -> list[str]:
-    """The table as text for a terminal: a column a model, a line a score, then the comparisons.
+    """The table as text for a terminal: a column per model, a line per score, then the comparisons.
 
     Args:
         record: The evaluation.
         table: Its figures.
-        width: Cells that a line of the table has at most, to which names are shortened at their beginning; None for
-            any number.
+        width: Most columns of a line of the table; longer names are shortened at their beginning. None for any width.
     """
     lines = [["answers", *(str(table.answered[name]) for name in record.targets)]]
     for metric in table.metrics:
@@ -128,7 +127,7 @@ def _fenced(text: str) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """A text on one line, without what Markdown acts on in a table or a heading."""
+    """A text on a single line, with Markdown's special characters in tables and headings escaped."""
     return one_line(text, 200).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
 
 
@@ -155,10 +154,10 @@ def to_jsonl(record: EvaluationRecord, table: EvaluationTable) -> str:
 
 
 def report_path(reference: str) -> Path:
-    """Where a report goes, before there is one.
+    """The path of a new report.
 
     Raises:
-        UserError: If there is a file already.
+        UserError: If the file exists already.
     """
     path = user_path(reference).absolute()
     if os.path.lexists(path):
@@ -167,11 +166,11 @@ def report_path(reference: str) -> Path:
 
 
 def write_report(record: EvaluationRecord, table: EvaluationTable, reference: str) -> Path:
-    """Write an evaluation to a file: JSON lines where it ends in ``.jsonl``, else Markdown. A file that is there is not
+    """Write an evaluation to a file: JSON lines if it ends in ``.jsonl``, else Markdown. An existing file is not
     replaced.
 
     Raises:
-        UserError: If there is one, or it cannot be written.
+        UserError: If it exists already, or cannot be written.
     """
     path = report_path(reference)
     text = to_jsonl(record, table) if path.suffix.lower() == ".jsonl" else to_markdown(record, table)

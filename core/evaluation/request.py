@@ -1,4 +1,4 @@
-"""An evaluation as it is asked for, by the command and in the app."""
+"""Requests of evaluations, from the command and the app."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from core.evaluation.evaluation import Evaluation
 from core.evaluation.prompt_set import read_prompt_set
 from core.evaluation.targets import resolve_targets
 
-#: Longest answer where neither the request nor a run says one, in tokens.
+#: Longest answer if neither the request nor a run sets a limit, in tokens.
 LONGEST = 256
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """A request; what it leaves out, the first run says."""
+    """A request; the first run provides missing values."""
 
     targets: tuple[str, ...]
     """See :func:`core.evaluation.targets.resolve_targets`."""
     against: tuple[str, ...] = ()
     prompts: str | None = None
-    """See :func:`core.evaluation.prompt_set.read_prompt_set`; by default what the run holds out."""
+    """See :func:`core.evaluation.prompt_set.read_prompt_set`; by default the run's held-out rows."""
     limit: int | None = None
     max_new_tokens: int | None = None
     check: str | None = None
@@ -32,7 +32,7 @@ class EvaluationRequest:
         """The evaluation: models are found and prompts read, nothing is loaded.
 
         Raises:
-            UserError: If something of it is not there or cannot be used.
+            UserError: If a part of it is missing or unusable.
         """
         if self.limit is not None and self.limit < 1:
             raise UserError("A limit must be at least 1.", "Leave it out to take all prompts.")

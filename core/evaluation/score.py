@@ -17,7 +17,7 @@ from core.text import one_line
 
 
 def parse_json(text: str) -> Any:
-    """The JSON value that a text is, or None when it is none (a literal null counts as none)."""
+    """The JSON value of a text; None if it is invalid, or a literal null."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -25,7 +25,7 @@ def parse_json(text: str) -> Any:
 
 
 def answers_match(expected: str, answer: str) -> bool:
-    """Whether an answer is the expected one: as JSON values where both are JSON, as stripped text otherwise."""
+    """True if an answer is the expected one: as JSON values if both are JSON, as stripped text otherwise."""
     wanted = parse_json(expected)
     if wanted is not None:
         return same_json(wanted, parse_json(answer))
@@ -33,7 +33,7 @@ def answers_match(expected: str, answer: str) -> bool:
 
 
 def same_json(first: Any, second: Any) -> bool:
-    """Whether two JSON values are equal; other than for Python's ``==``, a boolean is no number."""
+    """True if two JSON values are equal; unlike Python's ``==``, a boolean is no number."""
     if isinstance(first, bool) or isinstance(second, bool):
         return first is second
     if isinstance(first, dict) and isinstance(second, dict):
@@ -45,11 +45,11 @@ def same_json(first: Any, second: Any) -> bool:
 
 @dataclass(frozen=True)
 class Expected:
-    """Expected answers of held-out questions, one each; None where there is none."""
+    """Expected answers of held-out questions, one each; None if there is none."""
 
     answers: tuple[str | None, ...] = ()
     are_json: bool = False
-    """Whether the answers of the dataset are JSON, all of them."""
+    """True if all answers of the dataset are JSON."""
 
     @classmethod
     def of(cls, answers: Sequence[str | None]) -> Expected:
@@ -57,18 +57,18 @@ class Expected:
         return cls(tuple(answers), bool(answers) and all(parse_json(text or "") is not None for text in answers))
 
     def first(self, count: int) -> Expected:
-        """Those of the first questions; whether the dataset's are JSON stays as it is."""
+        """Answers of the first questions; ``are_json`` stays as it is."""
         return Expected(self.answers[:count], self.are_json)
 
     def matches(self, answers: Sequence[str]) -> list[bool | None]:
-        """Whether each answer is the expected one; None where there is none."""
+        """For each answer, whether it is the expected one; None if none is expected."""
         return [
             None if wanted is None else answers_match(wanted, answer)
             for wanted, answer in zip(self.answers, answers, strict=True)
         ]
 
     def valid_json(self, answers: Sequence[str]) -> list[bool | None]:
-        """Whether each answer is JSON; None where the dataset's answers are not."""
+        """For each answer, whether it is JSON; None if the dataset's answers are not."""
         return [parse_json(answer) is not None if self.are_json else None for answer in answers]
 
 
@@ -78,8 +78,8 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def token_f1(expected: str, answer: str) -> float:
     """Token F1 as in SQuAD: the harmonic mean of precision and recall over the words that both have, counted as often
-    as in the one that has them less often. Letter case, ASCII punctuation and the articles a, an and the do not count;
-    where one of the two has no words, it is 1 if neither has, else 0.
+    as in the text with fewer occurrences. Letter case, ASCII punctuation and the articles a, an and the do not count;
+    if a text has no words, it is 1 if neither has, else 0.
 
     Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension of Text", arXiv 1606.05250; for texts without
     words as in SQuAD 2.0.
@@ -99,14 +99,14 @@ def _words(text: str) -> list[str]:
 
 
 class SchemaCheck:
-    """A JSON Schema that answers are held against, by the package ``jsonschema``; nothing is fetched for it.
+    """A JSON Schema for answers, checked by the package ``jsonschema``; nothing is fetched for it.
 
     Args:
         schema: The schema; its ``$schema`` names the draft, by default the newest that the package knows.
-        where: Where it is from, for errors.
+        where: Its origin, for errors.
 
     Raises:
-        UserError: If it is no schema, or refers to something outside of itself.
+        UserError: If it is invalid, or refers to something outside of itself.
     """
 
     def __init__(self, schema: Any, where: str) -> None:
@@ -123,13 +123,13 @@ class SchemaCheck:
         except (exceptions.SchemaError, RecursionError) as error:
             said = one_line(getattr(error, "message", "it is nested too deeply"), 120)
             raise UserError(f"{where}: the schema is no JSON Schema: {said}.", "Fix it.") from error
-        # A registry of its own has no retriever: an address in $ref is not fetched.
+        # An empty registry has no retriever: an address in $ref is not fetched.
         self._validator = kind(schema, registry=Registry())
         self._unresolvable = Unresolvable
         self._where = where
 
     def accepts(self, answer: str) -> bool:
-        """Whether an answer is JSON that fits.
+        """True if an answer is JSON that fits.
 
         Raises:
             UserError: If the schema refers to something that is not in it.
@@ -149,20 +149,20 @@ class SchemaCheck:
 
 
 def is_json(answer: str) -> bool:
-    """Whether an answer is JSON, and nothing beside it; null is."""
+    """True if an answer is JSON and nothing else, null included."""
     return parse_json(answer) is not None or answer.strip() == "null"
 
 
 @dataclass
 class Scorer:
-    """Gives answers their scores.
+    """Scores answers.
 
     Args:
         items: The questions.
         check: A user's own check; None for none.
 
     Raises:
-        UserError: If a schema is none.
+        UserError: If a schema is invalid.
     """
 
     items: Sequence[PromptItem]

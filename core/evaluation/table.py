@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from core.evaluation.record import METRICS, EvaluationRecord, Metric
 
-#: Resamples; the ends of a 95 % interval then move by about a tenth of its width from seed to seed at most.
+#: Resamples; from seed to seed the ends of a 95 % interval move by at most about a tenth of its width.
 RESAMPLES = 2_000
-#: Draws in all, resamples times prompts: above them fewer resamples are made, though never less than :data:`FEWEST`.
+#: Most draws, resamples times prompts: above them there are fewer resamples, but at least :data:`FEWEST`.
 MOST_DRAWS, FEWEST = 4_000_000, 500
 CONFIDENCE = 0.95
-#: Least prompts for an interval: with fewer, resampling says nothing.
+#: Least prompts for an interval.
 LEAST_PAIRS = 5
 
 
@@ -44,7 +44,7 @@ def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int 
         seed: Of the draws.
 
     Returns:
-        None where there are fewer than :data:`LEAST_PAIRS` prompts.
+        None if there are fewer than :data:`LEAST_PAIRS` prompts.
 
     Raises:
         ValueError: If the two differ in length.
@@ -65,7 +65,7 @@ def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int 
 
 
 Outcome = Literal["won", "lost", "same"]
-#: Scores as they are shown.
+#: Names of the scores for display.
 TITLES: dict[Metric, str] = {
     "check": "check",
     "exact_match": "exact match",
@@ -77,19 +77,19 @@ TITLES: dict[Metric, str] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first model compared with another one, over the questions that both have answered."""
+    """Comparison of the first model with another, over the questions that both have answered."""
 
     against: str
     pairs: int
     intervals: Mapping[Metric, Interval | None]
-    """By score; None where there are too few questions."""
+    """By score; None if there are too few questions."""
     differences: Mapping[Metric, float]
     won: tuple[int, ...]
     """Places of the questions that the first model answers better, by :attr:`EvaluationTable.deciding`."""
     lost: tuple[int, ...]
 
     def outcome(self, place: int) -> Outcome:
-        """Whether the first model has the better answer to a question."""
+        """The outcome for the first model on a question."""
         return self._outcomes.get(place, "same")
 
     @functools.cached_property
@@ -104,9 +104,9 @@ class EvaluationTable:
     metrics: tuple[Metric, ...]
     """The scores that there are."""
     deciding: Metric | None
-    """The score that says which answer is the better one; None where there is none."""
+    """The score that decides which answer is better; None if there is none."""
     means: Mapping[str, Mapping[Metric, float]]
-    """Mean scores by model; one without answers has none."""
+    """Mean scores by model; none for a model without answers."""
     answered: Mapping[str, int]
     comparisons: tuple[Comparison, ...]
 
@@ -140,7 +140,7 @@ class EvaluationTable:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The table as JSON."""
         return {
             "metrics": list(self.metrics),
             "deciding": self.deciding,
@@ -167,7 +167,7 @@ class EvaluationTable:
 
 
 def _deciding(metrics: tuple[Metric, ...], means: Mapping[str, Mapping[Metric, float]]) -> Metric | None:
-    """The first score, or token F1 where no answer of free text is ever the very one that is expected."""
+    """The first score, or token F1 if no free-text answer ever matches the expected one exactly."""
     if not metrics:
         return None
     if metrics[0] == "exact_match" and not any(found.get("exact_match") for found in means.values()):

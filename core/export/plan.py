@@ -1,4 +1,4 @@
-"""Plans of exports: what is exported, where it goes and what it takes, without loading anything."""
+"""Plans of exports: source, destination and size, without loading anything."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class ExportPlan:
     request: ExportRequest
     trained: TrainedModel
     target: Path
-    """The directory to be made."""
+    """The directory to create."""
     size: int | None
     """Bytes of the export, about; None if unknown."""
     largest: int | None
-    """Bytes of the export in the largest type of weights that it may come to: more than :attr:`size` for a merged model
-    for which no type is named."""
+    """Bytes of the export in its largest possible type of weights: more than :attr:`size` for a merged model without a
+    named type."""
     peak: int | None
-    """Bytes on the disk while it is made, in that type."""
+    """Most bytes on the disk during the export, in that type."""
     tries_both: bool
-    """Whether the adapter is merged into the base's own weights and into those rounded to 4 bit, to take the better."""
+    """True if the adapter is merged into both the base's own weights and 4-bit rounded ones, to take the better."""
 
     @property
     def size_in_words(self) -> str:
@@ -57,7 +57,7 @@ class ExportPlan:
 
     @property
     def unverified(self) -> NotVerifiedError | None:
-        """Why the file cannot be compared with the trained model on this machine; None where it can."""
+        """The reason why this machine cannot compare the file with the trained model; None if it can."""
         try:
             refuse_unreadable("gguf" if self.request.adapter_only else self.request.kind)
         except NotVerifiedError as reason:
@@ -65,10 +65,10 @@ class ExportPlan:
         return None
 
     def check(self) -> None:
-        """Refuse an export that could not be put into its place.
+        """Refuse an export that could not be written.
 
         Raises:
-            UserError: If something is there already, or the disk has too little space.
+            UserError: If the target exists, or the disk has too little space.
         """
         refuse_existing(self.target)
         if self.peak is not None:
@@ -83,8 +83,8 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     """Plan an export.
 
     Raises:
-        UserError: If the run has nothing to export, the request does not go with what it has trained, or what writes
-            such a file is not installed.
+        UserError: If the run has nothing to export, the request does not fit the trained model, or the writer of such
+            a file is not installed.
     """
     run = Run(request.run)
     trained = find_trained(run, request.step)
@@ -97,7 +97,7 @@ def plan_export(request: ExportRequest) -> ExportPlan:
     variants = 2 if tries_both else 1
     size, peak = _bytes(request, trained, variants)
     largest = size
-    # Where no type is named they are tried in order, and the last one takes the most.
+    # Without a named type, types are tried in order, and the last one is the largest.
     if request.kind == "merged" and request.quant is None:
         largest, peak = _bytes(replace(request, quant=MERGED_QUANTS[-1]), trained, variants)
     return ExportPlan(request, trained, _target(request, trained), size, largest, peak, tries_both)
@@ -129,24 +129,24 @@ def _tries_both(request: ExportRequest, trained: TrainedModel) -> bool:
 
 
 def _target(request: ExportRequest, trained: TrainedModel) -> Path:
-    """The directory that is asked for; by default one in the home that is named by run, step, kind and type."""
+    """The requested directory; by default one in the home named by run, step, kind and type."""
     if request.out is not None:
         return request.out
     step = [] if trained.step is None else [f"step-{trained.step}"]
     kind = ["adapter", "gguf"] if request.adapter_only else [request.kind]
-    # A merged model for which no type is named has the first one that meets its bar.
+    # A merged model without a named type gets the first type that meets its bar.
     named = request.quant if request.kind == "merged" else request.weights
     weights = [] if named is None else [named.lower()]
     return paths.exports_dir() / "-".join([trained.run.id, *step, *kind, *weights])
 
 
 def _bytes(request: ExportRequest, trained: TrainedModel, variants: int) -> tuple[int | None, int | None]:
-    """Bytes of an export, and bytes on the disk while it is made; None if unknown."""
+    """Bytes of an export, and most bytes on the disk during it; None if unknown."""
     if request.kind == "card":
         return 0, 1 << 20
     if request.kind == "adapter" or request.adapter_only:
         size = 0 if trained.adapter is None else _size(trained.adapter / "adapter_model.safetensors")
-        # A GGUF file of an adapter is read together with one of its base.
+        # A GGUF file of an adapter is read together with a GGUF file of its base.
         facts = _base_facts(trained) if request.adapter_only else ModelFacts()
         base = _gguf_bytes(facts, "F32") if request.adapter_only else 0
         if facts.quantization is not None:
@@ -166,18 +166,18 @@ def _bytes(request: ExportRequest, trained: TrainedModel, variants: int) -> tupl
 
 
 def merged_quant(request: ExportRequest, trained: TrainedModel) -> Quant:
-    """The type of the merged weights that an export is, or is made from."""
+    """The type of the merged weights of an export, or of its source."""
     weights = request.weights or "BF16"
     if request.kind == "merged" or weights in ("F32", "BF16"):
         return weights
     if trained.file is not None:
-        return "F32"  # which holds the weights that were trained to the bit
-    # Rounded once more by what follows, to fewer bits; 16 bits with a mantissa of 11 add nothing to that.
+        return "F32"  # holds the trained weights exactly
+    # The next step rounds to fewer bits; 16 bits with a mantissa of 11 add nothing to that.
     return "F16"
 
 
 def _gguf_bytes(facts: ModelFacts, quant: Quant, *, is_exact: bool = False) -> int:
-    """Bytes of a GGUF file of a model; 0 if they cannot be told.
+    """Bytes of a GGUF file of a model; 0 if unknown.
 
     Args:
         facts: Of the model.
@@ -192,7 +192,7 @@ def _gguf_bytes(facts: ModelFacts, quant: Quant, *, is_exact: bool = False) -> i
 
 
 def _base_facts(trained: TrainedModel) -> ModelFacts:
-    """Facts of the base, from the headers of its files; empty if they cannot be told."""
+    """Facts of the base, from the headers of its files; empty if unknown."""
     base = find_model(trained.base)
     if base is None:
         path = model_path(trained.base)

@@ -1,4 +1,4 @@
-"""Work of an export in processes of its own."""
+"""Processes of an export."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def run_process(
     Args:
         program: As for :meth:`core.jobs.job.Job.call`.
         request: The same.
-        title: Subject of sentences about it: ``llama.cpp's converter``.
-        progress: Called twice a second at least; whatever it raises ends the process.
+        title: Subject of messages about it: ``llama.cpp's converter``.
+        progress: Called at least twice a second; an exception ends the process.
         hint: The remedy if it fails.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Requests of exports: what of a run is written, as what kind of files, and where."""
+"""Requests of exports: the source in the run, the kind of files, and the destination."""
 
 from __future__ import annotations
 
@@ -14,49 +14,48 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Quant = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]
 """The types of weights in a GGUF file, as llama.cpp names them."""
 QUANTS: tuple[Quant, ...] = get_args(Quant)
-#: The quantizations that llama.cpp's converter writes without its quantizer.
+#: Types that llama.cpp's converter writes without its quantizer.
 CONVERTED: tuple[Quant, ...] = ("F32", "F16", "BF16", "Q8_0")
 
 
 MergeFrom = Literal["auto", "base", "quantized"]
-#: The base's weights that an adapter is merged into: its own in 16 bit, those rounded to 4 bit as in training, or
-#: whichever of them answers more like the trained model.
+#: The base's weights for the merge of an adapter: its own in 16 bit, its weights rounded to 4 bit as in training, or
+#: whichever answers more like the trained model.
 MERGE_FROM: tuple[MergeFrom, ...] = get_args(MergeFrom)
 #: The types of weights of a merged model in the format of transformers, in the order in which they are tried where none
-#: is named: bf16 is what most models are served in, and has the fewest bits of mantissa.
+#: is named: most models are served in bf16, which has the fewest bits of mantissa.
 MERGED_QUANTS: tuple[Quant, ...] = ("BF16", "F16", "F32")
-#: Types of weights that are taken where none is named. Q8_0 is as good as 16 bit to the eye, at half the size, and
-#: written without further packages.
+#: Default types of weights. Q8_0 is hard to distinguish from 16 bit, at half the size, and needs no further packages.
 _DEFAULT_QUANTS: dict[Kind, Quant] = {"merged": "BF16", "gguf": "Q8_0", "ollama": "Q8_0"}
-#: Held-out rows that an export is compared on.
+#: Held-out rows for the comparison.
 ROWS = 20
 _MOST_ROWS = 1000
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """An export to be made.
+    """A request of an export.
 
     Raises:
-        UserError: If its parts do not go together.
+        UserError: If its parts contradict each other.
     """
 
     run: Path
     """The run's directory."""
     kind: Kind
     step: int | None = None
-    """The step of a checkpoint; None for the result, or what stands in for it, see
+    """The step of a checkpoint; None: the result, or its substitute, see
     :func:`core.runs.catalog.trained.find_trained`."""
     quant: Quant | None = None
     """The type of the weights; None for the kind's own: see :attr:`weights`."""
     out: Path | None = None
-    """The directory to make, absolute; None for one in the home."""
+    """The directory to create, absolute; None for one in the home."""
     merge_from: MergeFrom = "auto"
     """The weights that the adapter is merged into."""
     adapter_only: bool = False
-    """Whether a GGUF file of the adapter alone is written, to be used with one of the base."""
+    """True if a GGUF file of the adapter alone is written, to be used with a GGUF file of the base."""
     rows: int = ROWS
-    """Held-out rows that it is compared with the trained model on."""
+    """Held-out rows for the comparison with the trained model."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -79,7 +78,7 @@ class ExportRequest:
 
     @property
     def quants(self) -> tuple[Quant, ...]:
-        """The types of weights that there are for its kind."""
+        """The types of weights of its kind."""
         if self.adapter_only:
             return ()
         return {"merged": MERGED_QUANTS, "gguf": QUANTS, "ollama": QUANTS}.get(self.kind, ())
@@ -90,7 +89,7 @@ class ExportRequest:
         return self.quant or (None if self.adapter_only else _DEFAULT_QUANTS.get(self.kind))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The request as JSON."""
         return {**asdict(self), "run": str(self.run), "out": None if self.out is None else str(self.out)}
 
     @classmethod
@@ -98,7 +97,7 @@ class ExportRequest:
         """From :meth:`to_dict`.
 
         Raises:
-            UserError: If it makes no sense.
+            UserError: If it is invalid.
         """
         out = data.get("out")
         return cls(

@@ -1,4 +1,4 @@
-"""Results of exports: the files, and what of them was proven; kept beside them as ``export.json``."""
+"""Results of exports: the files and their verification, kept beside them as ``export.json``."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from core import paths
 from core.export.request import KINDS, QUANTS, Kind, Quant
 from core.small_files import read_json
 
-#: Divergence from the untouched base, by that from the trained model, below which a file is the base itself; and the
-#: least divergence of these two models from each other, in nats, for which that can be told.
+#: Divergence from the untouched base, relative to that from the trained model, below which a file is the base itself;
+#: and the least divergence of these two models, in nats, for the comparison.
 _NEARER_TO_BASE, _LEARNED = 0.5, 1e-3
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Differences of a file from one model, over the positions of the answers."""
+    """Differences of a file from a model, over the positions of the answers."""
 
     mean_kl: float
     """Mean Kullback-Leibler divergence of the next token, in nats."""
     top1: float
-    """Share of positions at which both find the same token the likeliest."""
+    """Share of positions with the same likeliest token."""
     max_delta: float
     """Greatest difference of two logits, each row of them centered on its mean."""
     error: float
-    """Mean square of these differences, by the mean square of the model's own logits, centered."""
+    """Mean square of these differences, divided by the mean square of the model's own centered logits."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What an independent reader of the file answers, against what the trained model answers in fp32.
+    """Agreement of an independent reader of the file with the trained model in fp32.
 
     A figure that was not measured is None.
     """
@@ -41,11 +41,11 @@ class Agreement:
     rows: int
     """Rows compared."""
     prompts_equal: bool
-    """Whether the rendered prompts of all rows have the same token ids."""
+    """True if the rendered prompts of all rows have the same token ids."""
     mean_kl: float | None
     """Mean Kullback-Leibler divergence of the next token, in nats, over the positions of the answers."""
     top1: float | None
-    """Share of these positions at which both find the same token the likeliest."""
+    """Share of these positions with the same likeliest token."""
     max_delta: float | None
     """Greatest difference of two logits, each row of them centered on its mean."""
     greedy_equal: int | None
@@ -53,21 +53,21 @@ class Agreement:
     reader: str
     """The program that read the file, with its version."""
     greedy_rows: int | None = None
-    """Rows that were answered greedily; plain text and tokens are not."""
+    """Rows answered greedily; plain text and tokens are not."""
     data: str = ""
-    """Where the rows are from: ``eval``, ``held_out``, or ``training`` where nothing was held out."""
+    """Origin of the rows: ``eval``, ``held_out``, or ``training`` if nothing was held out."""
     arithmetic: str = "fp32"
-    """What the trained model was measured in: ``fp32``, or that of its training where fp32 does not fit."""
+    """Arithmetic of the trained model's measurement: ``fp32``, or that of training if fp32 does not fit."""
     quantized_base: bool = False
-    """Whether the model was trained on a base in 4 bits, which a merge may be made without."""
+    """True if the model was trained on a base in 4 bits, which a merge may leave out."""
     plain: Figures | None = None
-    """The file against the same adapter on the base in 16 bits, where that base was trained on in 4 bits."""
+    """The file against the same adapter on the base in 16 bits, after training on 4 bits."""
     error: float | None = None
-    """Mean square of the differences of logits, by that of the trained model's own logits; 0 where they are equal."""
+    """Mean square of the differences of logits, relative to the trained model's own; 0 if they are equal."""
     base_kl: float | None = None
     """Mean divergence of the file from the untouched base, in nats."""
     learned_kl: float | None = None
-    """Mean divergence of the base from the trained model, in nats: what training has changed."""
+    """Mean divergence of the base from the trained model, in nats: the effect of training."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -75,10 +75,10 @@ class Agreement:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Agreement:
-        """What :meth:`to_dict` has written, by this version or another.
+        """Read the output of :meth:`to_dict`, by this version or another.
 
         Raises:
-            TypeError: If a field that every version has is not there.
+            TypeError: If a field common to all versions is missing.
         """
         known = {field.name for field in fields(cls)}
         values = {name: value for name, value in data.items() if name in known}
@@ -89,9 +89,8 @@ class Agreement:
     def judged(self) -> Figures | None:
         """The figures that the bars apply to: against the model that was exported.
 
-        That is the trained model; of one that was trained on a base in 4 bits, it may also be the same adapter on the
-        base in 16 bits, and then the nearer of the two. None where they cannot be told from what arithmetic or the base
-        adds.
+        That is the trained model; after training on a base in 4 bits, it may also be the same adapter on the base in 16
+        bits, whichever is nearer. None if they cannot be distinguished from the effect of the arithmetic or the base.
         """
         own = None
         if None not in (self.mean_kl, self.top1, self.max_delta):
@@ -102,7 +101,7 @@ class Agreement:
 
     @property
     def notes(self) -> list[str]:
-        """What else there is to know, a sentence each."""
+        """Further findings, a sentence each."""
         told = []
         if self.data == "training":
             told.append("Nothing was held out, so it was compared on rows that were trained on.")
@@ -122,10 +121,10 @@ class Agreement:
         return told
 
     def failures(self, quant: Quant | None) -> list[str]:
-        """The bars that it misses, a sentence each.
+        """The missed bars, a sentence each.
 
         Args:
-            quant: The type of the file's weights; None for an adapter, whose weights are as they were trained.
+            quant: The type of the file's weights; None for an adapter, whose weights are unchanged.
         """
         failed = []
         if not self.prompts_equal:
@@ -152,7 +151,7 @@ class Agreement:
         return failed
 
     def _is_base(self) -> bool:
-        """Whether the file is nearer to the untouched base than to the model that was trained."""
+        """True if the file is nearer to the untouched base than to the trained model."""
         if self.base_kl is None or self.mean_kl is None or math.isnan(self.mean_kl):
             return False
         return self.mean_kl > _LEARNED and self.base_kl < _NEARER_TO_BASE * self.mean_kl
@@ -160,7 +159,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Bar:
-    """Limits that the agreement of a file has to keep; None where there is none."""
+    """Limits for the agreement of a file; None if there is none."""
 
     max_delta: float | None = None
     mean_kl: float | None = None
@@ -168,10 +167,10 @@ class Bar:
     error: float | None = None
 
 
-#: The first three were measured with llama.cpp on a model of 135 million parameters, with room for rounding. What fewer
-#: bits cost depends on the model, and is told. Their bars are wide, and only tell a file that is broken: that model,
-#: which is small, had been in 4 bits before and so loses much, came to 0.002, 0.007, 0.04, 0.03 and 0.19; a file of
-#: another model comes to 1 and more.
+#: The first three were measured with llama.cpp on a model of 135 million parameters, with room for rounding. The cost
+#: of fewer bits depends on the model, and is reported. Their bars are wide, and only catch broken files: that model,
+#: which is small and had been in 4 bits before, so that it loses much, reached 0.002, 0.007, 0.04, 0.03 and 0.19;
+#: a file of another model reaches 1 and more.
 BARS: dict[Quant, Bar] = {
     "F32": Bar(max_delta=0.01),
     "F16": Bar(mean_kl=1e-4, top1=0.99),
@@ -202,27 +201,27 @@ class ExportedFile:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An export that has been made."""
+    """A finished export."""
 
     path: Path
     kind: Kind
     quant: Quant | None
-    """The type of the weights; None where it has none of the whole model."""
+    """The type of the weights; None if it has no weights of the whole model."""
     run: str
     """The id of the run."""
     step: int | None
     """The step of the checkpoint; None for the result of the run."""
     base: str
-    """The base model, as a person would name it."""
+    """The base model, as people name it."""
     base_sha256: str | None
     """Its fingerprint."""
     merged_from: str | None
-    """``base`` or ``quantized``: the weights that the adapter was merged into; None where it was not merged."""
+    """``base`` or ``quantized``: the weights that the adapter was merged into; None if it was not merged."""
     files: tuple[ExportedFile, ...]
     agreement: Agreement | None
-    """What was compared with the trained model; None where nothing could be."""
+    """Comparison with the trained model; None if there was none."""
     notes: tuple[str, ...]
-    """What there is to know about it, a sentence each."""
+    """Remarks, a sentence each."""
     seconds: float
     created: float
     """Unix seconds."""
@@ -234,7 +233,7 @@ class ExportResult:
 
     @property
     def verified(self) -> bool:
-        """Whether it was compared with the trained model, and reaches the bars."""
+        """True if it was compared with the trained model, and reaches the bars."""
         return self.agreement is not None and not self.agreement.failures(self.quant)
 
     def to_dict(self) -> dict[str, Any]:
@@ -256,10 +255,10 @@ class ExportResult:
 
         Args:
             data: The values.
-            path: Where it is now; by default where it was written.
+            path: Its present place; by default where it was written.
 
         Raises:
-            ValueError, KeyError, TypeError: If it is something else.
+            ValueError, KeyError, TypeError: If it is invalid.
         """
         kind, quant, agreement = data["kind"], data["quant"], data["agreement"]
         if data["version"] != _VERSION or kind not in KINDS or (quant is not None and quant not in QUANTS):
@@ -286,7 +285,7 @@ def _text(value: object) -> str | None:
 
 
 def read_result(directory: Path) -> ExportResult | None:
-    """The record of the export in a directory; None if there is none, or it makes no sense."""
+    """The record of the export in a directory; None if there is none, or it is invalid."""
     try:
         data = read_json(directory / RECORD, _RECORD_LIMIT, finite=False)
         return ExportResult.from_dict(data, directory)
@@ -298,7 +297,7 @@ def list_exports(run: str | None = None) -> list[ExportResult]:
     """The exports in the home, newest first.
 
     Args:
-        run: The id of a run, for its exports alone.
+        run: The id of a run, for its exports only.
     """
     found = []
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""Stages of an export, and its progress as one share of the whole, which only ever grows.
+"""Stages of an export, and its progress as a single share that only grows.
 
-A stage is known by what is told of it. Each stands for some work: bytes that are read or written for each parameter of
-the model, so that a pass of a row over the weights counts as a share of reading them.
+Stages are known by their activity. Each stands for some work: bytes read or written for each parameter of the model,
+so that a pass of a row over the weights counts as a share of reading them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ HASHING = "hashing the files"
 
 #: Bytes of a parameter of the base, and the work of a byte that is only hashed.
 _BASE, _HASHED = 2.0, 0.5
-#: Work of a row that is measured, of one that is answered, and of one that the file is read with: bytes of a parameter.
+#: Work to measure a row, to answer it, and to read the file with it: bytes of a parameter.
 #: By the seconds of an export of 135 million parameters on two cores, ``Q4_K_M`` with 16 rows.
 _MEASURED, _ANSWERED, _READ = 0.7, 4.5, 1.5
-#: Work of the importance matrix, and of what is quantized; by the same export.
+#: Work of the importance matrix, and of the quantization; by the same export.
 _IMPORTANCE, _QUANTIZED = 80.0, 10.0
-#: Parts that a share is told in.
+#: Resolution of a share.
 _PARTS = 1000
 
 
@@ -45,7 +45,7 @@ class Stage:
     """A stage of an export.
 
     Args:
-        activity: What is told of it.
+        activity: Its activity in messages.
         work: Bytes that are read or written for each parameter, about.
     """
 
@@ -54,14 +54,14 @@ class Stage:
 
 
 class WholeProgress:
-    """Progress of a whole export, made of that of its stages; a :data:`~core.directories.Progress` itself.
+    """Progress of a whole export from its stages; a :data:`~core.directories.Progress` itself.
 
-    A stage that is left out leaves its part to those that come. One that was not foreseen, as a merge that is done
-    again in more bits, gets a part of what is left; what stands for no work gets none.
+    A skipped stage leaves its part to the later ones. An unexpected stage, as a merge repeated in more bits, gets a
+    part of the remainder; a stage without work gets none.
 
     Args:
-        stages: All that are expected, in order.
-        progress: Told the activity, and how far the export is, in thousandths.
+        stages: The expected stages, in order.
+        progress: Called with the activity and the progress of the export, in thousandths.
     """
 
     def __init__(self, stages: Sequence[Stage], progress: Progress) -> None:
@@ -71,7 +71,7 @@ class WholeProgress:
         self._begin = self._span = self._share = 0.0
 
     def __call__(self, activity: str, done: int | None = None, total: int | None = None) -> None:
-        """Tell how far the present stage is."""
+        """Report the progress of the present stage."""
         if activity != self._activity:
             self._enter(activity)
         within = min(done / total, 1.0) if done is not None and total else 0.0
@@ -79,7 +79,7 @@ class WholeProgress:
         self._progress(activity, round(self._share * _PARTS), _PARTS)
 
     def _enter(self, activity: str) -> None:
-        """The stage before is over, and another one begins."""
+        """End the previous stage, and begin another."""
         self._begin += self._span
         number = next((number for number, stage in enumerate(self._left) if stage.activity == activity), None)
         if number is None:
@@ -102,7 +102,7 @@ def stages_of(plan: ExportPlan) -> list[Stage]:
 
 
 def _made(plan: ExportPlan) -> Iterator[Stage]:
-    """What comes between the comparison of the base and the hashes of the files."""
+    """Stages between the comparison of the base and the hashes of the files."""
     request, trained = plan.request, plan.trained
     if request.kind == "adapter":
         yield from _proof(plan, is_first=True)
@@ -128,7 +128,7 @@ def _made(plan: ExportPlan) -> Iterator[Stage]:
 
 
 def _merges(plan: ExportPlan) -> Iterator[Stage]:
-    """The merge; where both ways are tried, each with its comparison."""
+    """The merge; if both ways are tried, each with its comparison."""
     merge = Stage(MERGING, _BASE + _bytes(merged_quant(plan.request, plan.trained)))
     yield merge
     if plan.tries_both:
@@ -162,5 +162,5 @@ def _proof(plan: ExportPlan, *, is_first: bool) -> Iterator[Stage]:
 
 
 def _bytes(quant: Quant | None) -> float:
-    """Bytes of a parameter in a type of weights; of an adapter, next to none."""
+    """Bytes of a parameter in a type of weights; next to none for an adapter."""
     return MEAN_BITS[quant] / 8 if quant is not None else 0.1

@@ -1,7 +1,7 @@
-"""The proof of an export: rows of the user's data through the trained model and through the written file.
+"""Verification of an export: rows of the user's data through the trained model and through the written file.
 
-Two processes, one after the other, so that never two models are in memory: the first measures the trained model, the
-second reads the file with a program that is not ours (llama.cpp, plain transformers, plain PEFT) and compares.
+Two processes run one after the other, so that only one model is in memory: the first measures the trained model, the
+second reads the file with an independent program (llama.cpp, plain transformers, plain PEFT) and compares.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from core.models.architecture.gguf_header import read_gguf_header
 from core.runs.catalog.trained import TrainedModel
 from core.text import one_line
 
-#: The types of weights as ``general.file_type`` has them (``llama_ftype`` of llama.cpp).
+#: The values of ``general.file_type`` (``llama_ftype`` of llama.cpp).
 FILE_TYPES: dict[Quant, int] = {
     "F32": 0,
     "F16": 1,
@@ -46,10 +46,10 @@ class NotVerifiedError(UserError):
 
 
 def refuse_unreadable(kind: Kind) -> None:
-    """Say before an export is made whether it can be verified.
+    """Refuse an export that cannot be verified, before it is made.
 
     Raises:
-        NotVerifiedError: If the reader of its kind is not there.
+        NotVerifiedError: If the reader of its kind is missing.
     """
     if kind not in ("gguf", "ollama"):
         return
@@ -80,17 +80,17 @@ def verify(
     agreement is enough is :meth:`core.export.result.Agreement.failures`.
 
     Args:
-        exported: The file, or the directory that has it.
-        kind: What it is; not ``card``.
+        exported: The file, or its directory.
+        kind: Its kind; not ``card``.
         quant: The type of its weights; None for an adapter.
-        trained: What it was made of.
-        progress: Told what goes on, twice a second at least; it may raise to give up, which ends the processes.
+        trained: Its source.
+        progress: Called at least twice a second; may raise to give up, which ends the processes.
         rows: How many rows.
-        base: The GGUF file of the base, where the export is a GGUF file of an adapter alone.
+        base: The GGUF file of the base, if the export is a GGUF file of an adapter alone.
 
     Raises:
         NotVerifiedError: If the reader of its kind is not there.
-        UserError: If the base or the rows are missing or others, the file cannot be read or is of another type, or
+        UserError: If the base or the rows are missing or changed, the file cannot be read or has another type, or
             memory or disk are short.
     """
     refuse_unreadable(kind)
@@ -114,12 +114,12 @@ def measure_trained(
     """Measure the trained model, and keep its answers in a directory, for any number of comparisons.
 
     Args:
-        trained: What the run has trained.
-        directory: Where they go; see :func:`scratch`.
+        trained: The trained model.
+        directory: Directory for the answers; see :func:`scratch`.
         progress: As for :func:`verify`.
         rows: How many rows.
-        plain_base: Whether the adapter on the base in 16 bits is measured as well, where the run trained on 4 bits.
-        as_file: Whether a model that was trained for a file answers with its weights, as all but an adapter does.
+        plain_base: Whether the adapter on the base in 16 bits is measured as well, if the run trained on 4 bits.
+        as_file: Whether a model trained for a file answers with the file's weights, as all exports but adapters do.
 
     Raises:
         UserError: As :func:`verify`.
@@ -159,7 +159,7 @@ def _compare(request: dict[str, Any], directory: Path, trained: TrainedModel, pr
     job = {**request, "directory": str(directory)}
     found = run_process(PROGRAM, job, "the reader of the exported file", progress, _HINT)
     in_4_bits = trained.config.method.name == "qlora" and request["task"] != "adapter"
-    # What was trained for a file was merged in training already, so that its weights are what the file has to hold.
+    # A model trained for a file was merged in training already, so its weights are those of the file.
     is_merged = trained.file is not None and "base" not in request
     return _agreement(found, quantized_base=in_4_bits and not is_merged)
 
@@ -167,7 +167,7 @@ def _compare(request: dict[str, Any], directory: Path, trained: TrainedModel, pr
 def _request(
     exported: Path, kind: Kind, quant: Quant | None, trained: TrainedModel, base: Path | None
 ) -> dict[str, Any]:
-    """What the reader of an export is asked for."""
+    """The request to the reader of an export."""
     if kind == "adapter":
         config = trained.config
         return {
@@ -238,7 +238,7 @@ def _gguf_file(exported: Path) -> Path:
 
 @contextlib.contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """A directory for the measured answers, beside the export; it is removed in any case."""
+    """A temporary directory for the measured answers, beside the export."""
     try:
         directory = Path(tempfile.mkdtemp(prefix=".proof-", dir=parent))
         directory.chmod(paths.DIRECTORY_MODE)

@@ -1,1 +1,1 @@
-"""The governor's policy: what heat, power, memory, disk and the night ask of a run. Pure; the worker carries it out."""
+"""The governor's policy: limits of heat, power, memory and disk; the night plan. Pure; the worker carries it out."""

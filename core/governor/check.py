@@ -15,12 +15,12 @@ from core.hardware.snapshot import Device
 
 
 def unkept(limits: Limits, device: Device | None, now: float, *, has_energy: bool = False) -> Iterator[Unkept]:
-    """What cannot be kept.
+    """Limits and wishes that a device cannot keep.
 
     Args:
         limits: Limits and wishes.
-        device: The run's, as its meters read now; None where they are not known. One that cannot be read says nothing
-            of what can be kept.
+        device: The run's device, as its meters read now; None if they are not known. An unreadable device says nothing
+            about its limits.
         now: Unix seconds.
         has_energy: Whether its energy is known without a reading of its power.
     """
@@ -33,18 +33,18 @@ def unkept(limits: Limits, device: Device | None, now: float, *, has_energy: boo
 
 
 def unkept_here(config: Config) -> list[Unkept]:
-    """What the device that a run would get on this machine cannot keep; its meters are read where that matters."""
+    """Limits that the run's device on this machine cannot keep; its meters are read only if that matters."""
     needs_meters = _limits_of(config).needs_meters
     return unkept_on(read_device(config.hardware.device, config.hardware.gpu) if needs_meters else None, config)
 
 
 def unkept_on(device: Device | None, config: Config) -> list[Unkept]:
-    """What a device cannot keep; None where its meters are not known."""
+    """Limits that a device cannot keep; None: its meters are not known."""
     return list(unkept(_limits_of(config), device, time.time()))
 
 
 def _limits_of(config: Config) -> Limits:
-    """Those of a configuration; none where a time in it is none, which the rules between options tell."""
+    """Limits of a configuration; empty if it has an invalid time, which the rules between options report."""
     try:
         return Limits.of(config)
     except UserError:

@@ -1,4 +1,4 @@
-"""Readings that are held at a limit by the duty cycle: a temperature, and average power."""
+"""Control loops that hold a reading at a limit by the duty cycle: temperature and average power."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections import deque
 
 from core.governor.limits import DutyController
 
-#: Readings that a slope is taken over.
+#: Readings per slope.
 SLOPE_READINGS = 8
-#: Slopes that are compared: the newest ones.
+#: Newest slopes that are compared.
 COMPARED = 60
-#: The difference of two duty cycles from which on the difference of their slopes tells something.
+#: Least difference of two duty cycles at which the difference of their slopes is significant.
 LEAST_CONTRAST = 0.3
 #: The rate before anything is known, °C a second.
 FIRST_RATE = 0.5
 
 
 class HeatingRate:
-    """Degrees a second that full duty warms the card by, compared with none; the greatest that was seen.
+    """Heating rate of the card at full duty against none, °C a second; the greatest seen so far.
 
-    From the beginning, when a card at rest is put to work, and from then on by what slower work changes. A rate that is
-    too low would make the controller swing; swinging shows the rate.
+    Estimated when a card at rest is put to work, and from then on by the effect of slower work. A rate that is
+    too low would make the controller swing; swinging corrects the rate.
     """
 
     def __init__(self) -> None:
@@ -66,20 +66,20 @@ class HeatingRate:
 
 
 class WarmMean:
-    """The mean of the warmer half of the newest readings.
+    """Mean of the warmer half of the newest readings.
 
-    A chip cools by several degrees in the rest between two micro-batches, and readings fall on work and on rest: what
-    is to be held is how warm it gets in work.
+    A chip cools by several degrees in the rest between two micro-batches, and readings fall on work and on rest. The
+    temperature to hold is that of work.
 
     Args:
-        count: Readings that count.
+        count: Number of readings.
     """
 
     def __init__(self, count: int = 6) -> None:
         self._readings: deque[float] = deque(maxlen=count)
 
     def add(self, value: float) -> float:
-        """Take a reading in; returns the mean."""
+        """Add a reading; returns the mean."""
         self._readings.append(value)
         warm = sorted(self._readings)[len(self._readings) // 2 :]
         return sum(warm) / len(warm)
@@ -118,19 +118,19 @@ class AveragePower:
         return self.watts
 
 
-#: Readings may be so old, and so long is their smoothing: seconds in which a change of duty is not seen yet. Twice that
-#: is the time that the controller is made for.
+#: Age and smoothing of readings: seconds in which a change of duty is not visible yet. The controller is designed for
+#: twice that.
 REACTION_SECONDS = 9.0
 #: Seconds of the integral of a temperature's controller.
 TEMPERATURE_INTEGRAL = 30.0
-#: The most duty that a degree is worth, as readings are whole degrees and noisy.
+#: Most duty per degree, as readings are whole degrees and noisy.
 MOST_GAIN = 0.15
 
 #: The time constant of average power, in seconds.
 POWER_WINDOW = 20.0
-#: Duty that being off by the whole limit is worth, and seconds of the integral.
+#: Duty for an error as large as the limit, and seconds of the integral.
 POWER_GAIN, POWER_INTEGRAL = 0.3, 10.0
-#: The longest time that one reading stands for, in seconds.
+#: Longest time between two readings, in seconds.
 LONGEST_GAP = 10.0
 
 
@@ -145,13 +145,13 @@ class TemperatureHold:
         self.limit = limit
         self.controller = DutyController()
         self.value: float | None = None
-        """The temperature that is held: the mean of the warmer half of the newest readings."""
+        """The controlled temperature: the mean of the warmer half of the newest readings."""
         self._warm = WarmMean()
         self._heating = HeatingRate()
         self._moment: float | None = None
 
     def learn(self, other: TemperatureHold) -> None:
-        """Take over what another hold of the same temperature has seen."""
+        """Take over the state of another hold of the same temperature."""
         self._warm, self._heating, self._moment = other._warm, other._heating, other._moment
 
     def observe(self, moment: float, temperature: float, duty: float) -> float:
@@ -160,7 +160,7 @@ class TemperatureHold:
         Args:
             moment: Seconds, of any clock that only goes up.
             temperature: Degrees Celsius.
-            duty: The duty cycle that is applied.
+            duty: The applied duty cycle.
 
         Returns:
             The duty cycle that it asks for.

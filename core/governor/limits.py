@@ -1,4 +1,4 @@
-"""Limits and wishes that the governor keeps to, by a configuration."""
+"""The governor's limits and wishes, from a configuration."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from core.config.clock import DailySpan, parse_span, parse_time
 
-#: The smallest duty cycle; where that is still too much, only a pause helps.
+#: The smallest duty cycle; if that is still too much, only a pause helps.
 FLOOR = 0.1
-#: How far beyond full duty a controller may be, so that a noisy reading far from the limit slows nothing.
+#: Headroom of a controller above full duty, so that a noisy reading far from the limit slows nothing.
 HEADROOM = 0.15
 
 
 class DutyController:
-    """The duty cycle by which one reading is held at a limit; full at first."""
+    """Controller of the duty cycle that holds a reading at a limit; full at first."""
 
     def __init__(self) -> None:
         self._duty = 1.0 + HEADROOM
@@ -22,11 +22,11 @@ class DutyController:
 
     @property
     def duty(self) -> float:
-        """The duty cycle that it asks for, from :data:`FLOOR` to 1."""
+        """The requested duty cycle, from :data:`FLOOR` to 1."""
         return min(self._duty, 1.0)
 
     def update(self, error: float, seconds: float, *, gain: float, integral_seconds: float) -> float:
-        """Take a reading in.
+        """Update with a reading.
 
         Args:
             error: The limit minus the reading.
@@ -35,7 +35,7 @@ class DutyController:
             integral_seconds: Seconds in which a lasting error moves the duty as far again as it did at first.
 
         Returns:
-            The duty cycle that it asks for now.
+            The requested duty cycle.
         """
         before = error if self._error is None else self._error
         self._error = error
@@ -43,7 +43,7 @@ class DutyController:
         return self.duty
 
     def follow(self, applied: float) -> None:
-        """Bound it by the duty cycle that is applied, where another limit asks for less."""
+        """Bound it by the applied duty cycle, if another limit requests less."""
         self._duty = _clamped(min(self._duty, applied + HEADROOM))
 
     def restart(self, duty: float) -> None:
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits and wishes; None where nothing is asked for."""
+    """Limits and wishes; None if not set."""
 
     temperature_c: float | None = None
     memory_temperature_c: float | None = None
@@ -78,10 +78,10 @@ class Limits:
 
     @classmethod
     def of(cls, config: Config) -> Limits:
-        """Those of a configuration.
+        """Limits of a configuration.
 
         Raises:
-            UserError: If a time is none.
+            UserError: If a time is invalid.
         """
         hardware, night = config.hardware, config.night
         return cls(
@@ -98,17 +98,17 @@ class Limits:
 
     @property
     def is_any(self) -> bool:
-        """Whether anything is asked for."""
+        """True if anything is limited."""
         return self != Limits()
 
     @property
     def wants_plan(self) -> bool:
-        """Whether there is something to plan for."""
+        """True if there is a deadline or an energy budget to plan for."""
         return self.deadline is not None or self.energy_kwh is not None
 
     @property
     def wishes(self) -> tuple[object, ...]:
-        """What ``[night]`` asks for, to compare with others."""
+        """The settings of ``[night]``, to compare with others."""
         return self.deadline, self.energy_kwh, self.quiet, self.quiet_power_w
 
     def wish(self, option: str) -> float | None:
@@ -117,7 +117,7 @@ class Limits:
 
     @property
     def need_power(self) -> tuple[str, ...]:
-        """The options that cannot be kept without a meter of power."""
+        """The options that need a power meter."""
         wanted = {
             "hardware.power_limit_w": self.power_w,
             "night.energy_kwh": self.energy_kwh,
@@ -127,5 +127,5 @@ class Limits:
 
     @property
     def needs_meters(self) -> bool:
-        """Whether a device has to tell its temperature or power for them."""
+        """True if a device has to report its temperature or power for them."""
         return bool(self.need_power) or self.temperature_c is not None or self.memory_temperature_c is not None

@@ -1,4 +1,4 @@
-"""A run's night: measured, planned, promised, and planned anew when something gets in the way."""
+"""A run's night: measured, planned, promised, and replanned when conditions change."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from core.governor.limits import Limits
 from core.governor.plan import HORIZON, Curve, Plan, Point, Span, Wishes, day_time, energy, least_energy, plan, soonest
 from core.units import format_moment
 
-#: Room that a wish has to what is expected, as a share of what is left, so that it is not refused in its turn; and the
-#: least of it for a time, in seconds.
+#: Room between a wish and the forecast, as a share of the remaining time or energy, so that an accepted wish is not
+#: refused later; and the least room of a time, in seconds.
 ROOM_SHARE, ROOM_SECONDS = 0.02, 60.0
-#: A nearest time is a multiple of this many seconds.
+#: Granularity of nearest times, in seconds.
 ROUND_SECONDS = 300.0
 _DAY = 86_400.0
 
 
 def nearest_deadline(finish: float, now: float) -> float:
-    """The next round time that a run can be done by, in Unix seconds.
+    """The next round time by which a run can finish, in Unix seconds.
 
     Args:
-        finish: Its expected end; infinite where it never ends.
+        finish: Its expected end; infinite if it never ends.
         now: Unix seconds.
     """
     if not math.isfinite(finish):
         return finish
     with_room = finish + max(ROOM_SHARE * (finish - now), ROOM_SECONDS)
-    # Time zones are whole quarters of an hour, so the local clock is as round.
+    # Time zones are whole quarters of an hour, so the time is round on the local clock as well.
     return math.ceil(with_room / ROUND_SECONDS) * ROUND_SECONDS
 
 
 def nearest_energy(kwh: float) -> float:
-    """The next round energy that a run can do with, in kWh: with two digits after the point, from 10 kWh on none."""
+    """The next round energy that is enough for a run, in kWh: two decimals, from 10 kWh on none."""
     with_room = (1.0 + ROOM_SHARE) * kwh
     return float(math.ceil(with_room) if with_room >= 10 else math.ceil(with_room * 100) / 100)
 
@@ -47,9 +47,9 @@ def late(deadline: float, finish: float, now: float, how: str, fewer: str = "") 
     Args:
         deadline: Unix seconds.
         finish: The soonest end, in Unix seconds.
-        now: When the run starts, or the present of one that is on; the nearest deadline is the next after it.
-        how: At which speed that is, as a clause: ``at full speed``.
-        fewer: What else would do, as the end of a list: ``or fewer steps``.
+        now: Start of the run, or the present if it is running; the nearest deadline is the next after it.
+        how: The speed, as a clause: ``at full speed``.
+        fewer: An alternative, as the end of a list: ``or fewer steps``.
     """
     sentence = f"{day_time(deadline)} cannot be met: {how} it ends at {day_time(finish)}."
     nearest = nearest_deadline(finish, now)
@@ -61,12 +61,12 @@ def late(deadline: float, finish: float, now: float, how: str, fewer: str = "") 
 
 
 def too_much(limit: float, kwh: float, how: str, fewer: str = "") -> Unkept:
-    """An energy that does not do.
+    """An energy budget that is not enough.
 
     Args:
-        limit: What was wished for, in kWh.
-        kwh: The least that it takes.
-        how: What that holds for, as a clause: ``at the least``.
+        limit: The energy budget, in kWh.
+        kwh: The least energy that it takes.
+        how: The condition, as a clause: ``at the least``.
         fewer: As for :func:`late`.
     """
     sentence = f"{energy(limit)} cannot be met: it takes {energy(kwh)} {how}."
@@ -79,17 +79,17 @@ def _minute(moment: float) -> int:
     return local.tm_hour * 60 + local.tm_min
 
 
-#: Duty cycles that are tried, and the least time and steps of each.
+#: Duty cycles to try, and the least time and steps of each.
 TRIED = (1.0, 0.7, 0.45)
 TRIAL_SECONDS, TRIAL_STEPS = 30.0, 2
-#: Points whose duty cycles are nearer than this are one.
+#: Points with duty cycles nearer than this are merged.
 SAME_DUTY = 0.1
-#: Seconds of steps whose weight in a point is as large as that of all before.
+#: Seconds of steps that outweigh all earlier ones in a point.
 MEMORY_SECONDS = 300.0
 
 
 class Pace:
-    """Measurements of steps by their duty cycle; from the first step on, whether anybody plans by them or not."""
+    """Measurements of steps by duty cycle, from the first step on, even if nothing is planned."""
 
     def __init__(self) -> None:
         self._tried: list[float] | None = None
@@ -98,10 +98,10 @@ class Pace:
         self._steps = 0
 
     def begin_trials(self, *, has_power: bool) -> None:
-        """Try a few duty cycles from now on; full work only where it was not measured long enough before.
+        """Try a few duty cycles from now on; full work only if it was not measured long enough before.
 
         Args:
-            has_power: Whether the device tells its energy; else one duty cycle says all, as speed goes with it.
+            has_power: Whether the device reports its energy; if not, one duty cycle is enough, as speed grows with it.
         """
         if self._tried is None:
             self._tried = list(TRIED if has_power else TRIED[:1])
@@ -109,19 +109,19 @@ class Pace:
 
     @property
     def trial(self) -> float | None:
-        """The duty cycle that is to be tried now; None when enough is known, or nothing is tried."""
+        """The duty cycle to try now; None when enough is known, or nothing is tried."""
         return self._tried[0] if self._tried else None
 
     @property
     def curve(self) -> Curve | None:
-        """What is known; None before the trials are over."""
+        """The measured curve; None before the trials are over."""
         if self._tried is None or self._tried or not self._points:
             return None
         return Curve([item.point for item in self._points])
 
     @property
     def full_work(self) -> Curve | None:
-        """Speed alone, as it was at full work, or as it would be without the rests; None before that is known."""
+        """Speed alone, measured at full work or computed without the rests; None before it is known."""
         is_known = self._is_enough if self._tried is None else self.trial != TRIED[0]
         worked = sum(item.worked for item in self._points)
         if not is_known or worked <= 0:
@@ -129,13 +129,13 @@ class Pace:
         return Curve([Point(1.0, sum(item.tokens for item in self._points) / worked, None)])
 
     def add(self, duty: float, tokens: int, seconds: float, joules: float | None) -> None:
-        """Take a step in.
+        """Add a step.
 
         Args:
-            duty: The share of it that was worked.
+            duty: The share of it that was work.
             tokens: Trained in it.
             seconds: Rests included.
-            joules: Used in it; None where the device does not tell.
+            joules: Energy used in it; None if the device does not report it.
         """
         if seconds <= 0:
             return
@@ -183,7 +183,7 @@ class _Sum:
 
 
 class Course:
-    """Course of one run, measured from its second step on, as the first one warms up."""
+    """Progress of a run, measured from its second step on, as the first one warms up."""
 
     def __init__(self) -> None:
         self.pace = Pace()
@@ -195,13 +195,13 @@ class Course:
     def step_done(
         self, *, tokens: int, seconds: float, duty: float, joules: float | None, between: float, steps_left: int
     ) -> None:
-        """Take an optimizer step in.
+        """Add an optimizer step.
 
         Args:
             tokens: Trained in it.
-            seconds: It took, rests included.
-            duty: The share of them that was worked.
-            joules: Used in it; None where the device does not tell.
+            seconds: Its duration, rests included.
+            duty: The share of them that was work.
+            joules: Energy used in it; None if the device does not report it.
             between: Seconds between it and the step before, pauses left out.
             steps_left: Optimizer steps to come.
         """
@@ -216,53 +216,53 @@ class Course:
 
     @property
     def tokens_left(self) -> float:
-        """What is left to train, in tokens; evaluations and checkpoints go on as they did so far, and count as such."""
+        """Remaining work in tokens; evaluations and checkpoints are assumed to go on as before, and count as tokens."""
         left = self.steps_left * self._tokens / max(self._steps - 1, 1)
         return left * (1.0 + self._between_seconds / max(self._step_seconds, 1e-9))
 
     @property
     def trial(self) -> float | None:
-        """The duty cycle that is to be tried now; None for none."""
+        """The duty cycle to try now; None for none."""
         return self.pace.trial if self.steps_left else None
 
     @property
     def curve(self) -> Curve | None:
-        """Speed and power of what is left; None before they are measured, and where nothing is left to plan for."""
+        """Speed and power of the remaining work; None before they are measured, and if no work remains."""
         return self.pace.curve if self.steps_left else None
 
     @property
     def known(self) -> Curve | None:
-        """The best that is known of what is left: the curve, else the speed of full work; None before that."""
+        """Best known curve of the remaining work: the measured one, else the speed of full work; None before that."""
         if not self.steps_left:
             return None
         return self.pace.curve or self.pace.full_work
 
 
-#: Share of the time to a deadline that is planned for; what is left is for what nobody foresees.
+#: Share of the time to a deadline that is planned; the rest is reserve.
 USED_SHARE = 0.98
 #: Seconds between two plans.
 PLAN_SECONDS = 30.0
-#: A promise is told again when its end or its energy has moved by this share of what is left, or its end by so much; a
-#: wish that was given up is taken up again when it could be kept with as much room.
+#: A promise is announced again when its end or its energy has moved by this share of the remainder, or its end by so
+#: much; a dropped wish is taken up again when it could be kept with as much room.
 MOVED_SHARE, MOVED_SECONDS = 0.03, 60.0
-#: And, where nothing moves, so often.
+#: Seconds after which an unchanged promise is announced again.
 TOLD_SECONDS = 600.0
-#: The time constant of the duty cycle that heat allows, in seconds.
+#: Time constant of the average of the duty cycle that heat allows, in seconds.
 HEAT_SECONDS = 120.0
 _JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
-    """What the night will come to, beside what was promised first."""
+    """The forecast end and energy of the night, beside the first promise."""
 
     cause: str
-    """What it was planned for: ``measured``, ``given_up``, ``taken_up``, ``slower``, ``faster``, ``changed`` or
+    """Reason of the plan: ``measured``, ``given_up``, ``taken_up``, ``slower``, ``faster``, ``changed`` or
     ``progress``."""
     finish: float
     """Expected end, Unix seconds."""
     energy_kwh: float | None
-    """Expected energy of the whole run, of this start."""
+    """Expected energy of the whole run since this start."""
     promised_finish: float
     promised_energy_kwh: float | None
     used_kwh: float | None
@@ -270,36 +270,36 @@ class Promise:
     duty: float
     quiet_duty: float
     deadline: float | None
-    """What was wished for: the end, Unix seconds."""
+    """The wished end, Unix seconds."""
     energy_limit_kwh: float | None
     least_kwh: float | None = None
-    """The least energy that any plan takes, where the wish for energy is missed."""
+    """The least energy of any plan, if the energy budget is missed."""
     nearest_deadline: float | None = None
-    """What takes the place of a deadline that is given up, Unix seconds; None where it stands."""
+    """The replacement of a dropped deadline, Unix seconds; None if it stands."""
     nearest_energy_kwh: float | None = None
-    """What takes the place of a wish for energy that is given up; None where it stands."""
+    """The replacement of a dropped energy budget; None if it stands."""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A plan, and what of the wishes it gives up."""
+    """A plan, and the wishes it drops."""
 
     plan: Plan
     is_late: bool
-    """Whether the deadline is given up."""
+    """True if the deadline is dropped."""
     is_too_much: bool
-    """Whether the energy is."""
+    """True if the energy budget is dropped."""
 
 
 def _find(curve: Curve, left: float, wishes: Wishes, now: float, before: _Found | None) -> _Found:
-    """The plan for some wishes; one that was given up is kept again only with room, so that it does not swing.
+    """The plan for some wishes; a dropped wish is kept again only with room, so that it does not swing.
 
     Args:
         curve: Speed and power.
         left: Tokens.
-        wishes: All that is wished for.
+        wishes: The wishes.
         now: Unix seconds.
-        before: What was found last; None for nothing.
+        before: The last result; None for none.
     """
     joules, deadline = wishes.joules, wishes.deadline
     if joules is not None and before is not None and before.is_too_much:
@@ -316,13 +316,13 @@ def _find(curve: Curve, left: float, wishes: Wishes, now: float, before: _Found 
 
 
 class Night:
-    """Plans one run.
+    """Plans a run.
 
     Args:
-        limits: What is wished for.
+        limits: The wishes.
         now: Unix seconds; the deadline is the next one after it.
-        course: What the run has done so far, and is told from then on.
-        has_power: Whether the device tells its energy.
+        course: Progress of the run, updated from then on.
+        has_power: Whether the device reports its energy.
     """
 
     def __init__(self, limits: Limits, now: float, course: Course, *, has_power: bool) -> None:
@@ -340,12 +340,12 @@ class Night:
         self._heat_duty = 1.0
 
     def change(self, limits: Limits, now: float) -> None:
-        """Other wishes, from now on: planned for, and promised, anew."""
+        """Change the wishes; they are planned and promised anew."""
         before, self.limits = self.limits, limits
         self.deadline, self._aim = _deadline(limits, now)
         self.promise, self._planned_at = None, None
         if self._found is not None:
-            # What is wished for anew is no wish that was given up.
+            # A new wish has not been dropped.
             self._found = replace(
                 self._found,
                 is_late=self._found.is_late and limits.deadline == before.deadline,
@@ -353,7 +353,7 @@ class Night:
             )
 
     def duty(self, now: float) -> float:
-        """The most duty that is wanted now."""
+        """The largest duty cycle wanted now."""
         if (trial := self._course.trial) is not None:
             return trial
         if self._found is None:
@@ -362,22 +362,22 @@ class Night:
         return chosen.quiet_duty if quiet and chosen.quiet_duty else chosen.duty
 
     def look(self, now: float, seconds: float, own_duty: float, used_joules: float | None) -> Promise | None:
-        """Plan where it is time to.
+        """Plan if it is time to.
 
         Args:
             now: Unix seconds.
             seconds: Since the last call.
-            own_duty: The duty cycle that heat and power alone ask for.
-            used_joules: Energy used so far; None where the device does not tell.
+            own_duty: The duty cycle requested by heat and power alone.
+            used_joules: Energy used so far; None if the device does not report it.
 
         Returns:
-            A promise that is to be told; None where nothing is new.
+            A promise to announce; None if nothing is new.
         """
         is_quiet = self.limits.quiet is not None and self.limits.quiet.contains(now)
         if not is_quiet:
             weight = min(seconds / HEAT_SECONDS, 1.0)
             self._heat_duty += weight * (own_duty - self._heat_duty)
-        # After the last step nothing is left to plan for: the last evaluation is done at the pace of the steps.
+        # After the last step nothing is left to plan: the last evaluation runs at the pace of the steps.
         curve = self._course.curve
         if curve is None or (self._planned_at is not None and now - self._planned_at < PLAN_SECONDS):
             return None
@@ -386,11 +386,11 @@ class Night:
 
     @property
     def most_duty(self) -> float:
-        """The largest duty cycle that heat has allowed of late; what rounding and noise take is no heat."""
+        """The largest duty cycle that heat has allowed recently; a difference within rounding and noise is no limit."""
         return 1.0 if self._heat_duty > 0.97 else self._heat_duty
 
     def gives_up(self, option: str) -> bool:
-        """Whether a wish is given up by now, ``night.deadline`` or ``night.energy_kwh``."""
+        """True if a wish is dropped: ``night.deadline`` or ``night.energy_kwh``."""
         found = self._found
         return found is not None and (found.is_late if option == "night.deadline" else found.is_too_much)
 
@@ -412,8 +412,8 @@ class Night:
         return self.promise
 
     def _move_nearest(self, found: _Found, now: float, whole_kwh: float | None) -> str:
-        """Find what takes the place of wishes that are given up: it stays until it is missed as well, or something much
-        nearer can be met. Returns the cause to tell that by; empty where nothing has moved."""
+        """Find replacements for dropped wishes. A replacement stays until it is missed as well, or a much nearer one
+        can be met. Returns the cause to announce it with; empty if nothing has moved."""
         before = self._nearest_deadline, self._nearest_kwh
         finish = found.plan.finish
         if not found.is_late:
@@ -431,7 +431,7 @@ class Night:
         return "slower" if any(old is not None and new is not None and new > old for old, new in pairs) else "faster"
 
     def _cause(self, found: _Found, last: _Found | None, now: float) -> str:
-        """Why a plan is to be told; empty where it is as before."""
+        """The reason to announce a plan; empty if it is as before."""
         before = self.promise
         was = (last.is_late, last.is_too_much) if last is not None else (False, False)
         if (found.is_late and not was[0]) or (found.is_too_much and not was[1]):
@@ -470,14 +470,14 @@ class Night:
 def unmet(
     limits: Limits, course: Course, now: float, used_joules: float | None, most_duty: float = 1.0
 ) -> Iterator[Unkept]:
-    """The wishes that a run cannot meet, by what it has done so far, each with the nearest that it can; none before its
-    speed is known. What is known of its speed alone says nothing of the least energy.
+    """Wishes that a run cannot meet, given its progress so far, each with the nearest possible value; none before its
+    speed is known. The speed alone gives no least energy.
 
     Args:
         limits: The wishes, as if they were made now.
         course: Of the run.
         now: Unix seconds.
-        used_joules: Energy used so far; None where the device does not tell.
+        used_joules: Energy used so far; None if the device does not report it.
         most_duty: The largest duty cycle that heat allows.
     """
     curve, left = course.known, course.tokens_left
@@ -517,12 +517,12 @@ def _wishes(limits: Limits, now: float, used_joules: float | None, most_duty: fl
 
 
 def _too_far(finish: float, now: float) -> float:
-    """How far the nearest time may be from an end, in seconds, before another one is the nearest."""
+    """Largest distance of the nearest time from an end, in seconds, before another one takes its place."""
     return 2 * (nearest_deadline(finish, now) - finish) if finish != float("inf") else 0.0
 
 
 def _deadline(limits: Limits, now: float) -> tuple[float | None, float | None]:
-    """The deadline and the moment before it that is aimed at, in Unix seconds; None where there is none."""
+    """The deadline and the planned end before it, in Unix seconds; None if there is none."""
     if limits.deadline is None:
         return None, None
     deadline = next_time(limits.deadline, now)
@@ -530,7 +530,7 @@ def _deadline(limits: Limits, now: float) -> tuple[float | None, float | None]:
 
 
 def spans(limits: Limits, now: float) -> Iterator[Span]:
-    """The time from now on, cut where quiet hours begin and end; without them, one stretch."""
+    """The time from now on, cut where quiet hours begin and end; a single span without them."""
     quiet, begin = limits.quiet, now
     if quiet is None:
         yield Span(now, float("inf"), is_quiet=False)
@@ -542,7 +542,7 @@ def spans(limits: Limits, now: float) -> Iterator[Span]:
 
 
 def impossible(limits: Limits, now: float) -> tuple[str, str] | None:
-    """Why a deadline cannot be kept whatever the run costs, and the nearest wish that can; None where it may be."""
+    """The reason why no run can keep a deadline, and the nearest possible wish; None if one may keep it."""
     if limits.deadline is None or limits.quiet is None or limits.quiet_power_w is not None:
         return None
     deadline = next_time(limits.deadline, now)

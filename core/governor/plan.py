@@ -1,7 +1,7 @@
-"""The planner: the duty cycles, by day and in quiet hours, that use the least energy and are done in time.
+"""The planner: the duty cycles, by day and in quiet hours, that use the least energy and finish in time.
 
-Every pair of duty cycles on a grid is walked through the hours to come, and then those near the best, more finely;
-there are few, and nothing is assumed of the curve.
+Every pair of duty cycles on a grid is simulated through the hours to come, then pairs near the best on a finer grid.
+There are few, and nothing is assumed about the curve.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from core.units import format_fixed, format_moment
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured at one duty cycle."""
+    """Measurement at one duty cycle."""
 
     duty: float
     tokens_per_second: float
     watts: float | None
-    """None where the device does not tell its power."""
+    """None if the device does not report its power."""
 
 
 class Curve:
-    """Speed and power by the duty cycle, straight between what was measured.
+    """Speed and power by duty cycle, interpolated linearly between measurements.
 
     Args:
         points: At least one.
@@ -38,20 +38,20 @@ class Curve:
         self.has_power = all(point.watts is not None for point in self.points)
 
     def tokens_per_second(self, duty: float) -> float:
-        """Speed at a duty cycle; none without work."""
+        """Speed at a duty cycle; 0 without work."""
         places = [(0.0, 0.0), *((point.duty, point.tokens_per_second) for point in self.points)]
         return max(_straight(places, duty), 0.0)
 
     def watts(self, duty: float) -> float:
-        """Power at a duty cycle; 0 where it is not known."""
+        """Power at a duty cycle; 0 if unknown."""
         if not self.has_power:
             return 0.0
         places = [(point.duty, point.watts or 0.0) for point in self.points]
-        # A single point says nothing of the power at rest.
+        # A single point gives no power at rest.
         return max(_straight(places if len(places) > 1 else [(0.0, 0.0), *places], duty), 0.0)
 
     def most_duty(self, watts: float, floor: float) -> float:
-        """The largest duty cycle whose power is within a limit, by hundredths; 0 where none from the floor on is."""
+        """The largest duty cycle whose power is within a limit, by hundredths; 0 if there is none from the floor on."""
         if not self.has_power:
             return 1.0
         within = [step / 100 for step in range(math.ceil(floor * 100), 101) if self.watts(step / 100) <= watts]
@@ -59,19 +59,19 @@ class Curve:
 
 
 def _straight(places: Sequence[tuple[float, float]], at: float) -> float:
-    """Linear interpolation; beyond the ends, the line of the two next places goes on."""
+    """Linear interpolation, with extrapolation beyond the ends."""
     above = min(max(bisect_left([x for x, _ in places], at), 1), len(places) - 1)
     (x0, y0), (x1, y1) = places[above - 1], places[above]
     return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
 
 
-#: Unix seconds beyond which no time is told: the year 9999.
+#: Unix seconds beyond which no time is shown: the year 9999.
 _FAR = 253_370_764_800.0
 
 
 def day_time(moment: float) -> str:
-    """A time in the hours to come: ``06:40``, on another day than the next one ``Sat 06:40``; a begun minute counts
-    whole, as an end that is told must not lie before the true one."""
+    """A time in the hours to come: ``06:40``, or ``Sat 06:40`` for a later day. Minutes are rounded up, as an announced
+    end must not lie before the true one."""
     if not -_FAR < moment < _FAR:
         return "a day that is far off"
     moment = -(-moment // 60) * 60
@@ -85,7 +85,7 @@ def energy(kwh: float) -> str:
 
 #: Steps of the two grids of duty cycles.
 STEP, FINE_STEP = 0.04, 0.004
-#: How far ahead quiet hours are looked at, in seconds.
+#: Planning horizon for quiet hours, in seconds.
 HORIZON = 30 * 86400.0
 
 
@@ -100,18 +100,18 @@ class Span:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a plan is to keep."""
+    """Wishes for a plan."""
 
     spans: Sequence[Span]
     """The time from now on, without gaps; the last one may be as long as it takes."""
     deadline: float | None = None
     """Unix seconds."""
     aim: float | None = None
-    """When it is to be done if all goes well, before the deadline; None for the deadline itself."""
+    """Planned end, with a reserve before the deadline; None for the deadline itself."""
     joules: float | None = None
-    """Energy that is left."""
+    """Remaining energy."""
     is_hurried: bool = False
-    """Whether the soonest end counts, and not the cheapest one: no deadline can be kept."""
+    """True if the soonest end counts, not the cheapest one: no deadline can be kept."""
     power_w: float | None = None
     """Average power outside of quiet hours."""
     quiet_power_w: float | None = None
@@ -122,32 +122,32 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Plan:
-    """The duty cycles from now on, and what comes of them."""
+    """The duty cycles from now on, and their outcome."""
 
     duty: float
     quiet_duty: float
-    """0 where training pauses in quiet hours."""
+    """0 if training pauses in quiet hours."""
     finish: float
     """Unix seconds."""
     joules: float
-    """From now on; 0 where power is not known."""
+    """From now on; 0 if power is not known."""
     misses_deadline: bool = False
     misses_energy: bool = False
 
     @property
     def keeps(self) -> bool:
-        """Whether it keeps all that is wished for."""
+        """True if it keeps all wishes."""
         return not (self.misses_deadline or self.misses_energy)
 
 
 def plan(curve: Curve, tokens: float, wishes: Wishes) -> Plan:
-    """The cheapest plan that keeps the wishes. Where none does, the nearest: in time with the least energy; else, and
-    in a hurry, the soonest of those within the energy, or the soonest of all where none is.
+    """The cheapest plan that keeps the wishes. If none does, the nearest: in time with the least energy; else, and in a
+    hurry, the soonest within the energy, or the soonest of all if none is.
 
     Args:
         curve: Speed and power by the duty cycle.
-        tokens: What is left to train, in tokens.
-        wishes: What is to be kept.
+        tokens: Remaining work, in tokens.
+        wishes: The wishes.
     """
     day = min(wishes.most_duty, _within(curve, wishes.power_w))
     quiet = 0.0
@@ -179,12 +179,12 @@ def _best(curve: Curve, tokens: float, wishes: Wishes, day: Sequence[float], qui
 
 
 def soonest(curve: Curve, tokens: float, wishes: Wishes) -> Plan:
-    """The plan that is done first, whatever it uses."""
+    """The plan with the soonest end, whatever its energy."""
     return plan(curve, tokens, replace(wishes, deadline=None, aim=None, joules=None, is_hurried=True))
 
 
 def least_energy(curve: Curve, tokens: float, wishes: Wishes) -> Plan:
-    """The plan that uses the least energy, whenever it is done."""
+    """The plan with the least energy, whatever its end."""
     return plan(curve, tokens, replace(wishes, deadline=None, aim=None, joules=None, is_hurried=False))
 
 
@@ -198,14 +198,14 @@ def _within(curve: Curve, watts: float | None) -> float:
 
 
 def _grid(least: float, most: float, step: float) -> list[float]:
-    """Duty cycles from the least to the most, the most among them."""
+    """Duty cycles from the least to the most, inclusive."""
     least, most = max(least, FLOOR), max(most, FLOOR)
     count = int((most - least) / step + 1e-9)
     return [*(round(least + place * step, 4) for place in range(count + 1)), most]
 
 
 def _walk(curve: Curve, tokens: float, spans: Sequence[Span], duty: float, quiet_duty: float) -> Plan:
-    """When the tokens are trained, and with which energy; never where nothing is trained."""
+    """End and energy of training the tokens; infinite if nothing is trained."""
     left, joules = tokens, 0.0
     for span in spans:
         used = quiet_duty if span.is_quiet else duty

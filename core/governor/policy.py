@@ -1,6 +1,6 @@
-"""The policy: readings in, what is to be done out. Without a clock, a device or a thread of its own.
+"""The policy: readings in, actions out. Without a clock, a device or a thread of its own.
 
-What it does, in this order: a smaller duty cycle between micro-batches; where the system permits it, a lower power
+Its actions, in this order: a smaller duty cycle between micro-batches; where the system permits it, a lower power
 limit of the card; a pause, which ends by itself; a checkpoint and a stop.
 """
 
@@ -18,55 +18,56 @@ TEMPERATURE, MEMORY_TEMPERATURE, POWER = "temperature", "memory temperature", "p
 QUIET_HOURS, QUIET_POWER = "quiet hours", "quiet power"
 HOST_MEMORY, DISK, PLAN = "host memory", "disk", "plan"
 
-#: A pause for heat: at the smallest duty, so many degrees above the limit for so many seconds; or far above it.
+#: A pause for heat: at the smallest duty, degrees above the limit, and for how many seconds; or far above it.
 PAUSE_ABOVE_C, PAUSE_SECONDS = 3.0, 20.0
 FAR_ABOVE_C, FAR_SECONDS = 8.0, 5.0
-#: It ends so many degrees below the limit, and work begins again with this duty cycle.
+#: The pause ends this many degrees below the limit, and work begins again with this duty cycle.
 RESUME_BELOW_C, RESUME_DUTY = 5.0, 2 * FLOOR
-#: A pause that has not cooled the card in so many seconds never will.
+#: Seconds after which a pause that has not cooled the card never will.
 HOPELESS_SECONDS = 900.0
-#: The machine's memory: above the limit for so long, a checkpoint; and for so long, a stop.
+#: The machine's memory: seconds above the limit to a checkpoint, and to a stop.
 MEMORY_CHECKPOINT_SECONDS, MEMORY_STOP_SECONDS = 5.0, 60.0
 MEMORY_BACK_PERCENT = 2.0
-#: Quiet hours: so far above their power at the smallest duty, for so long, and training pauses to their end.
+#: Quiet hours: share of their power that, exceeded at the smallest duty for so many seconds, pauses training until they
+#: end.
 LOUD_SHARE, LOUD_SECONDS = 1.1, 60.0
-#: Room on the disk, as a share of what is asked for, that ends a pause.
+#: Free disk space, as a multiple of the limit, that ends a pause.
 DISK_BACK = 1.1
-#: A duty cycle below the first is told as slow, from the second on as full again.
+#: A duty cycle below the first is announced as slow, from the second on as full again.
 SLOW_DUTY, FULL_DUTY = 0.95, 0.99
-#: It is told again when it has moved so far, so many seconds after the last time.
+#: Least change to announce again, and least seconds between announcements.
 RETOLD_DUTY, RETOLD_SECONDS = 0.1, 60.0
 FULL_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What is known at a moment."""
+    """Readings at a moment."""
 
     moment: float
     """Seconds, of a clock that only goes up."""
     time: float
     """Unix seconds."""
     at_work: bool = True
-    """Whether training goes on: neither the user nor the governor has paused it."""
+    """True if neither the user nor the governor has paused training."""
     device: Device | None = None
     joules: float | None = None
     """Energy used so far."""
     host_memory_percent: float | None = None
     disk_free_gb: float | None = None
     plan_duty: float = 1.0
-    """The most duty that the plan for the night wants."""
+    """Largest duty cycle of the plan for the night."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """Something that the governor does, and tells.
+    """An announced action of the governor.
 
     Args:
         action: ``slow``, ``full``, ``power_limit``, ``pause``, ``resume``, ``checkpoint`` or ``stop``.
-        cause: What asks for it.
-        value: Of what is measured.
-        limit: Of that.
+        cause: Its cause.
+        value: The measured value.
+        limit: Its limit.
         duty: The duty cycle from now on.
     """
 
@@ -79,21 +80,21 @@ class Action:
 
 @dataclass(frozen=True)
 class Decision:
-    """What holds from now on."""
+    """The state from now on."""
 
     duty: float
     pause: Action | None
-    """Why training pauses; None where it does not."""
+    """Why training pauses; None if it does not."""
     stop: Action | None
     power_limit_w: float | None
-    """The power limit that the card is to have; None for its own."""
+    """The card's power limit; None for its own."""
     actions: tuple[Action, ...]
-    """What is new, to be told."""
+    """New actions, to be announced."""
 
 
 @dataclass
 class _Since:
-    """Seconds for which something has been so."""
+    """Timer of a condition."""
 
     began: float | None = None
 
@@ -107,7 +108,7 @@ class _Since:
 
 @dataclass
 class _Heat:
-    """One temperature: held by the duty cycle; where that does not do, by a pause."""
+    """A temperature limit, held by the duty cycle, or by a pause if that is not enough."""
 
     cause: str
     hold: TemperatureHold
@@ -155,13 +156,13 @@ class Policy:
     """The governor's decisions for one run.
 
     Args:
-        limits: What it keeps to.
+        limits: The limits.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.can_limit_power = True
-        """Whether the system lets the card's power limit be set; to be unset when it turns out that it does not."""
+        """True if the system allows setting the card's power limit; the caller unsets it when that fails."""
         self.duty = 1.0
         """The duty cycle from now on."""
         self._heats = [
@@ -185,7 +186,7 @@ class Policy:
         self._telling = _Telling()
 
     def with_limits(self, limits: Limits) -> Policy:
-        """A policy of other limits, which goes on from the present duty cycle."""
+        """A policy with other limits, which continues from the present duty cycle."""
         if limits == self.limits:
             return self
         policy = Policy(limits)
@@ -202,11 +203,11 @@ class Policy:
 
     @property
     def own_duty(self) -> float:
-        """The duty cycle that heat and power alone ask for, without the plan."""
+        """The duty cycle requested by heat and power alone, without the plan."""
         return min([hold.controller.duty for _, hold in self._holds()], default=1.0)
 
     def observe(self, seen: Observation) -> Decision:
-        """Take readings in, about once a second."""
+        """Decide on readings, about once a second."""
         self._read(seen)
         causes: list[tuple[float, str, float | None, float | None]] = [
             (hold.controller.duty, cause, hold.value, hold.limit) for cause, hold in self._holds()
@@ -253,7 +254,7 @@ class Policy:
                     hold.observe(seen.moment, seen.joules)
 
     def _settle_power_limit(self, device: Device | None) -> Iterator[Action]:
-        """What the card's own limit is to be; it saves more than rests do, as a slower clock needs less voltage."""
+        """Set the card's own power limit; it saves more than rests do, as a slower clock needs less voltage."""
         wanted: list[tuple[float, str, float | None]] = []
         if device is not None and device.power_limit_min_w is not None:
             for cause, hold in ((POWER, self._power), (QUIET_POWER, self._quiet_hold)):
@@ -284,7 +285,7 @@ class Policy:
             yield cause
 
     def _quiet_pause(self, seen: Observation) -> Action | None:
-        """The pause through quiet hours: where nothing is allowed in them, or the least work is too loud."""
+        """The pause through quiet hours: if nothing is allowed in them, or the least work is too loud."""
         if self.limits.quiet is None or not self.limits.quiet.contains(seen.time):
             self._is_too_loud = False
             return None
@@ -304,7 +305,7 @@ class Policy:
         return Action("pause", DISK, free, least) if self._disk_pauses else None
 
     def _settle_memory(self, seen: Observation) -> tuple[Action | None, Action | None]:
-        """The stop and the checkpoint that the machine's memory asks for."""
+        """The stop and the checkpoint requested by the machine's memory."""
         limit, value = self.limits.host_memory_percent, seen.host_memory_percent
         if limit is None or value is None:
             return None, None
@@ -320,7 +321,7 @@ class Policy:
 
 
 class _Telling:
-    """What is told of the duty cycle: the first time, when it has moved, and when it is full again."""
+    """Announcements of the duty cycle: the first time, when it has moved, and when it is full again."""
 
     def __init__(self) -> None:
         self._duty = 1.0
@@ -329,13 +330,13 @@ class _Telling:
         self._full = _Since()
 
     def forget(self) -> None:
-        """A pause is told instead."""
+        """Forget the announced duty cycle, because a pause is announced instead."""
         self._duty, self._cause = 1.0, ""
 
     def tell(
         self, moment: float, duty: float, cause: str, value: float | None, limit: float | None
     ) -> Iterator[Action]:
-        """What is new."""
+        """New announcements."""
         is_slow = self._duty < 1.0
         full = self._full.seconds(moment, holds=is_slow and duty >= FULL_DUTY) >= FULL_SECONDS
         if full:

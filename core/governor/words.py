@@ -22,7 +22,7 @@ from core.units import format_fixed, format_number
 if TYPE_CHECKING:
     from core.governor.night import Promise
 
-#: The unit of each cause's value, and how the cause is called.
+#: The unit of each cause's value, and the cause's name.
 _UNITS = {
     TEMPERATURE: (" °C", "the device"),
     MEMORY_TEMPERATURE: (" °C", "the memory of the card"),
@@ -34,7 +34,7 @@ _UNITS = {
 
 
 def quantity(cause: str, value: float) -> str:
-    """A value of a cause with its unit: ``81 °C``, ``280 W``."""
+    """A cause's value with its unit: ``81 °C``, ``280 W``."""
     unit, _ = _UNITS.get(cause, ("", ""))
     if not unit:
         return format_number(value)
@@ -67,7 +67,7 @@ def describe(
 
 
 def stopped_by(cause: str, value: float | None, limit: float | None) -> str:
-    """Who stopped a run, for ``stopped by …``: ``the governor, as the device is at 91 °C (limit 80 °C)``."""
+    """The governor as the origin of a stop, for ``stopped by …``: ``the governor, as the device is at 91 °C``."""
     return f"the governor, as {reason(cause, value, limit)}"
 
 
@@ -92,10 +92,10 @@ def reason(cause: str, value: float | None, limit: float | None) -> str:
 
 
 def news(before: Promise | None, now: Promise) -> list[tuple[str, str, str, str]]:
-    """Wishes given up, or taken up again, since the promise before: level, code, message and hint of a notice each.
+    """Wishes dropped, or taken up again, since the previous promise: level, code, message and hint of a notice each.
 
     Args:
-        before: The promise told before; None for none.
+        before: The previous promise; None for none.
         now: The new one.
     """
     found: list[tuple[str, str, str, str]] = []
@@ -116,7 +116,7 @@ def news(before: Promise | None, now: Promise) -> list[tuple[str, str, str, str]
 
 
 def _late(promise: Promise, deadline: float, nearest: float) -> tuple[str, str]:
-    """Message and hint for a deadline that is given up."""
+    """Message and hint for a dropped deadline."""
     with_energy = ""
     if promise.energy_limit_kwh is not None and promise.nearest_energy_kwh is None:
         with_energy = f" with {energy(promise.energy_limit_kwh)}"
@@ -127,7 +127,7 @@ def _late(promise: Promise, deadline: float, nearest: float) -> tuple[str, str]:
 
 
 def _too_much(promise: Promise, limit: float, nearest: float) -> tuple[str, str]:
-    """Message and hint for a wish for energy that is given up."""
+    """Message and hint for a dropped energy budget."""
     message = f"{energy(limit)} cannot be met: it takes {energy(promise.energy_kwh or nearest)}"
     least, is_in_time = promise.least_kwh, promise.deadline is not None and promise.nearest_deadline is None
     if is_in_time and least is not None and least <= limit:
@@ -142,8 +142,7 @@ def _too_much(promise: Promise, limit: float, nearest: float) -> tuple[str, str]
 def in_place(
     deadline: float | None, nearest_deadline: float | None, limit_kwh: float | None, nearest_kwh: float | None
 ) -> str:
-    """What takes the place of wishes that are given up: ``08:45 in place of 07:00, which cannot be met``; empty where
-    all stand."""
+    """Replacements of dropped wishes: ``08:45 in place of 07:00, which cannot be met``; empty if all wishes stand."""
     pairs: list[tuple[str, str]] = []
     if deadline is not None and nearest_deadline is not None:
         pairs.append((day_time(nearest_deadline), day_time(deadline)))
@@ -158,7 +157,7 @@ def in_place(
 def promised(
     finish: float, energy_kwh: float | None, promised_finish: float, promised_kwh: float | None, used: float | None
 ) -> str:
-    """A promise beside the truth: ``done by 06:40 with 0.82 kWh (promised 06:35, 0.80 kWh), 0.31 kWh so far``."""
+    """The forecast beside the promise: ``done by 06:40 with 0.82 kWh (promised 06:35, 0.80 kWh), 0.31 kWh so far``."""
     line = f"done by {day_time(finish)}"
     if energy_kwh is not None:
         line += f" with {energy(energy_kwh)}"

@@ -1,4 +1,4 @@
-"""Torch's allocator on a card: its variables, which it reads at its first call."""
+"""Environment variables of torch's CUDA allocator."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from core.hardware.wsl import NO_EXPANDABLE_SEGMENTS
 
-#: The allocator's variables: the present name and the former one, of which torch releases prefer one or the other.
+#: The allocator's variable under its present and its former name; releases of torch differ in which they prefer.
 ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _EXPANDABLE, _FIXED = "expandable_segments:True", "expandable_segments:False"
 
 
 def allocator_defaults(variables: Mapping[str, str], *, wsl: bool) -> dict[str, str]:
-    """Variables of the CUDA allocator, which reads them at its first call; none where the user has set either name,
-    since the other one could overrule it.
+    """Variables of the CUDA allocator, which reads them at its first call; none if the user has set either name, since
+    the other one could override it.
 
     Growing segments keep fragmentation from ending a run that fits. Under WSL 2 the driver's calls for them fail at the
     first allocation.
@@ -28,7 +28,7 @@ def allocator_defaults(variables: Mapping[str, str], *, wsl: bool) -> dict[str, 
 
 
 def describe_allocator(variables: Mapping[str, str], *, wsl: bool) -> str:
-    """The allocator's segments in half a sentence, once a worker has set them.
+    """The allocator's segments as half a sentence, once a worker has set them.
 
     Args:
         variables: The environment.

@@ -16,7 +16,7 @@ from core.hardware.snapshot import Device, GpuProcess
 from core.text import one_line
 
 _VENDOR = "0x1002"
-#: Memory in bytes below which it is the graphics of a processor, which nobody trains on.
+#: Least memory of a card in bytes; with less it is integrated graphics, which nobody trains on.
 _LEAST_MEMORY = 2 << 30
 #: Where the kernel's names of devices may be.
 _PCI_NAMES = ("usr/share/hwdata/pci.ids", "usr/share/misc/pci.ids")
@@ -37,7 +37,7 @@ _THROTTLING: tuple[tuple[int, str], ...] = (
 
 
 class AmdSource:
-    """AMD's cards by the system's files. They never hang for long, and one that is gone has lost its files.
+    """AMD's cards in sysfs. Reads do not hang for long, and a removed card has no files.
 
     Args:
         root: The root of the file system, of another tree in tests.
@@ -98,7 +98,7 @@ class AmdSource:
 
 
 def find_cards(root: Path = Path("/")) -> list[Path]:
-    """The directories of AMD's cards that are fit to train on, in the order of the bus."""
+    """The directories of AMD's cards fit for training, in bus order."""
     found = []
     for card in (root / "sys/class/drm").glob("card*"):
         device = card / "device"
@@ -110,7 +110,7 @@ def find_cards(root: Path = Path("/")) -> list[Path]:
 
 
 def uuid_of(device: Path) -> str:
-    """A name that stays with the card: of its own number, else of its place on the bus."""
+    """A stable name of the card: by its own number, else by its place on the bus."""
     number = _text(device / "unique_id")
     return f"AMD-{number}" if number.strip("0") else f"AMD-{device.resolve().name}"
 
@@ -139,7 +139,7 @@ def _sensors(device: Path) -> dict[str, tuple[float | None, float | None, float 
 
 
 def _fans(chip: Path) -> list[float]:
-    """Fan speeds in percent: what the driver asks for of 255, else revolutions of the most."""
+    """Fan speeds in percent: the driver's PWM setting, else revolutions against the maximum."""
     asked = _scaled(chip / "pwm1", 2.55)
     if asked is not None:
         return [round(asked)]
@@ -148,7 +148,7 @@ def _fans(chip: Path) -> list[float]:
 
 
 def _clock(levels: Path, frequency: Path) -> float | None:
-    """A clock in MHz: the one in use now, else the level that has a star."""
+    """A clock in MHz: the current frequency, else the level marked with a star."""
     if (hertz := _scaled(frequency, 1e6)) is not None:
         return hertz
     match = re.search(r"(\d+)\s*Mhz\s*\*", _text(levels), re.IGNORECASE)
@@ -169,12 +169,12 @@ def _throttle_reasons(path: Path) -> list[str]:
     if len(table) < _THROTTLE_PLACE + 8 or tuple(table[2:4]) != _METRICS_VERSION:
         return []
     (bits,) = struct.unpack_from("<Q", table, _THROTTLE_PLACE)
-    # All ones: the driver has no such figure for this card.
+    # All ones: the driver has no such value for this card.
     return [words for mask, words in _THROTTLING if bits & mask] if bits != (1 << 64) - 1 else []
 
 
 def _processes(device: Path, root: Path) -> list[GpuProcess]:
-    """The processes that compute on a card, most memory first; none where the driver for computing is not loaded."""
+    """The processes that compute on a card, most memory first; none if the driver for computing is not loaded."""
     number = _compute_number(device, root)
     found = []
     for path in (root / "sys/class/kfd/kfd/proc").glob("*") if number else ():
@@ -185,7 +185,7 @@ def _processes(device: Path, root: Path) -> list[GpuProcess]:
 
 
 def _compute_number(device: Path, root: Path) -> str:
-    """The number that the driver for computing gives a card, found by the node under ``/dev/dri`` that both name."""
+    """The compute driver's number of a card, found by their common node under ``/dev/dri``."""
     minors = {path.name.removeprefix("renderD") for path in (device / "drm").glob("renderD*")}
     for node in (root / "sys/class/kfd/kfd/topology/nodes").glob("*"):
         match = re.search(r"^drm_render_minor (\d+)$", _text(node / "properties"), re.MULTILINE)
@@ -195,7 +195,7 @@ def _compute_number(device: Path, root: Path) -> str:
 
 
 def _name(device: Path, root: Path) -> str:
-    """The card's name: its own, else that of the list of PCI devices, else its number."""
+    """The card's name: its own, else from the list of PCI devices, else its number."""
     own = _text(device / "product_name")
     if own:
         return one_line(own if own.startswith("AMD") else f"AMD {own}", 80)

@@ -22,9 +22,9 @@ BF16_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: its name, its memory in bytes, and its compute capability; None where the driver does not report it.
+    """A GPU: its name, its memory in bytes, and its compute capability; None if the driver does not report it.
 
-    ``index`` and ``uuid`` are those of NVML.
+    ``index`` and ``uuid`` are NVML's.
     """
 
     name: str
@@ -36,14 +36,14 @@ class Card:
 
     @property
     def has_bf16(self) -> bool | None:
-        """Whether it computes well in bf16; None where its capability is unknown."""
+        """True if it computes well in bf16; None if its capability is unknown."""
         return None if self.capability is None else self.capability >= BF16_CAPABILITY
 
 
 def find_card(
     timeout: float = _DRIVER_SECONDS, environment: Mapping[str, str] = os.environ, gpu: str | None = None
 ) -> Card | None:
-    """The card that ``hardware.device = "auto"`` takes; None where there is none, or the driver does not answer.
+    """The card that ``hardware.device = "auto"`` selects; None if there is none, or the driver does not answer.
 
     Args:
         timeout: Seconds allowed for the driver's answers.
@@ -54,7 +54,7 @@ def find_card(
 
 
 def ask_driver(ask: Callable[[], T], timeout: float = _DRIVER_SECONDS) -> T | None:
-    """The answer of the driver; None where it takes longer.
+    """The answer of the driver; None if it takes longer.
 
     In a daemon thread: a call into a wedged driver never returns and cannot be interrupted.
     """
@@ -75,13 +75,13 @@ def choose(cards: Sequence[Identity], environment: Mapping[str, str], gpu: str |
         gpu: ``hardware.gpu``; None: the first that CUDA sees.
 
     Returns:
-        None where CUDA sees none, or not that one.
+        None if CUDA sees none, or not that one.
     """
     visible = visible_cards(cards, environment)
     if gpu is None:
         return visible[0] if visible else None
     wanted = find_gpu(cards, gpu)
-    # An instance of a visible card may not be the one that CUDA would take, and can be asked for.
+    # An instance of a visible card can be requested even if CUDA would take another.
     return wanted if wanted is not None and any(device.index == wanted.index for device in visible) else None
 
 

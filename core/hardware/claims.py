@@ -1,5 +1,5 @@
-"""Claims of others on the device of a run, for which it gives the device back (``parking``): programs that run, hours
-that are not the run's, memory of the card that others hold."""
+"""Claims of others on the device of a run, which then gives it back (``parking``): running programs, reserved hours,
+and memory of the card in use."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Claim:
     """A claim.
 
     Args:
-        sender: Who makes it, after "by": ``another program``.
-        cause: What it is, as the end of a sentence: ``ollama is running``.
+        sender: Its origin, after "by": ``another program``.
+        cause: The reason, as the end of a sentence: ``ollama is running``.
     """
 
     sender: str
@@ -30,7 +30,7 @@ class Claim:
 
 
 def has_conditions(parking: ParkingSection) -> bool:
-    """Whether there is anything for which the device is given back by itself."""
+    """True if any condition gives the device back automatically."""
     return bool(parking.names or parking.spans or parking.memory_gb)
 
 
@@ -40,7 +40,7 @@ def find_claim(parking: ParkingSection, now: float, device: Device | None) -> Cl
     Args:
         parking: The conditions.
         now: Unix seconds.
-        device: The device of the run; None where it is not known.
+        device: The device of the run; None if unknown.
     """
     for text in parking.spans:
         if parse_span(text).contains(now):
@@ -60,14 +60,14 @@ def find_claim(parking: ParkingSection, now: float, device: Device | None) -> Cl
 
 
 def others_bytes(device: Device) -> int:
-    """Bytes of a device's memory that other processes hold, as far as the driver tells."""
+    """Bytes of a device's memory that other processes hold, as far as the driver reports them."""
     own = os.getpid()
     return sum(process.memory or 0 for process in device.processes if process.pid != own)
 
 
 def commands() -> Iterator[Sequence[str]]:
-    """Command lines of the other processes that run, program first without its directory, the kernel's name of the
-    process in its place where the command line cannot be read."""
+    """Command lines of the other running processes, program first without its directory; the kernel's name of the
+    process if the command line cannot be read."""
     own = os.getpid()
     for process in psutil.process_iter():
         try:
@@ -77,11 +77,11 @@ def commands() -> Iterator[Sequence[str]]:
             # A process may write over its command line; then it is one word with blanks.
             yield [os.path.basename(words[0]), *words[1:]] if words and words[0] else [process.name()]
         except psutil.Error:
-            continue  # gone meanwhile, or another user's that tells nothing
+            continue  # gone meanwhile, or another user's process
 
 
 def running_program(names: Sequence[str], lines: Iterable[Sequence[str]]) -> str | None:
-    """The first of some programs that is among command lines; None if there is none.
+    """The first wanted program among command lines; None if there is none.
 
     Args:
         names: Names of programs (``steam``), or beginnings of command lines (``ollama runner``).

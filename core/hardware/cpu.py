@@ -25,8 +25,7 @@ _SHORTEST_ENERGY_SPAN = 0.05
 
 
 class Rapl:
-    """Energy of the processor packages by RAPL; None where there are no counters, or they
-    may not be read.
+    """Energy of the processor packages by RAPL; None if there are no counters, or they may not be read.
 
     Args:
         root: The directory of the counters.
@@ -40,7 +39,7 @@ class Rapl:
         self._before: dict[Path, int] = {}
         self._moment = 0.0
         self.energy_j: float | None = None
-        """Joules since the first reading; None where the counters cannot be read."""
+        """Joules since the first reading; None if the counters cannot be read."""
         self.power_w: float | None = None
         """Mean power since the reading before; None at the first."""
 
@@ -96,7 +95,7 @@ class Cpu:
     """A reader of the CPU; utilization and power are those since the last reading, so the first one has none.
 
     Args:
-        rapl: The counters of its energy, which are read with it; None: those of this machine.
+        rapl: The energy counters read with it; None: this machine's.
     """
 
     def __init__(self, rapl: Rapl | None = None) -> None:
@@ -154,7 +153,7 @@ def cpu_name() -> str:
 
 
 def memory(cgroup: Path = _CGROUP) -> tuple[int, int]:
-    """Used and total memory in bytes; a container's limit counts where it is lower."""
+    """Used and total memory in bytes; a container's limit counts if it is lower."""
     machine = psutil.virtual_memory()
     used, total = int(machine.total - machine.available), int(machine.total)
     limit, current = _integer(cgroup / "memory.max"), _integer(cgroup / "memory.current")
@@ -171,18 +170,18 @@ def free_memory() -> int:
 
 
 def has_bf16() -> bool:
-    """Whether the processor computes in bf16 natively: AVX512-BF16 or AMX."""
+    """True if the processor computes in bf16 natively: AVX512-BF16 or AMX."""
     flags = _flags()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def has_avx2() -> bool:
-    """Whether the processor has AVX2, which programs that are built for all recent ones need."""
+    """True if the processor has AVX2, as programs built for recent processors need."""
     return "avx2" in _flags().split()
 
 
 def _flags() -> str:
-    """The kernel's words about the processor; empty where there are none."""
+    """The content of ``/proc/cpuinfo``; empty if it cannot be read."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -213,7 +212,7 @@ def _inactive_file(cgroup: Path) -> int:
 
 
 def _temperature() -> tuple[float | None, float | None]:
-    """Temperature and limit of the processor in °C; None where the machine has no such sensor."""
+    """Temperature and limit of the processor in °C; None if the machine has no such sensor."""
     try:
         chips: dict[str, list[Any]] = psutil.sensors_temperatures()
     except (OSError, AttributeError, ValueError):
@@ -240,19 +239,19 @@ def _clock() -> float | None:
 #: Variables that limit the instructions of torch's libraries.
 _LIMITING = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 _LIMIT = 64 << 10
-#: How much faster than fp32 bf16 must be where the flags say so, and where they do not: a noisy measurement does not
-#: speak against the flags, an emulation is far from both.
+#: Least speed of bf16 as a multiple of fp32 to be preferred, with the flags and without them: a noisy measurement does
+#: not contradict the flags, and an emulation is far from both.
 _NATIVE_RATIO, _OTHER_RATIO = 0.8, 1.5
 
 
 def prefers_bf16() -> bool:
-    """Whether this CPU computes faster in bf16 than in fp32: as it was measured, else by the processor's flags."""
+    """True if this CPU computes faster in bf16 than in fp32, by measurement, else by the processor's flags."""
     measured = _measurements().get(_key())
     return measured if isinstance(measured, bool) else has_bf16()
 
 
 def is_bf16_measured() -> bool:
-    """Whether it was measured on this CPU."""
+    """True if it was measured on this CPU."""
     return isinstance(_measurements().get(_key()), bool)
 
 

@@ -45,7 +45,7 @@ class Build:
 
 
 def installed_build() -> Build | None:
-    """The installed torch, from its ``version.py``, without importing it; None where there is none."""
+    """The installed torch, from its ``version.py``, without importing it; None if there is none."""
     try:
         found = importlib.util.find_spec("torch")
         version = metadata.version("torch")
@@ -57,18 +57,18 @@ def installed_build() -> Build | None:
         text = Path(found.origin).with_name("version.py").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The name of the package lacks what tells builds apart: 2.10.0 for 2.10.0+cu128.
+    # The package version lacks the local part of the build: 2.10.0 for 2.10.0+cu128.
     return Build(_assigned(text, "__version__") or version, _assigned(text, "cuda"), _assigned(text, "hip"))
 
 
 def _assigned(text: str, name: str) -> str | None:
-    """The text that a name is assigned in Python; None where it is assigned None."""
+    """The string assigned to a name in Python source; None if there is no string."""
     match = re.search(rf"""^{name}\s*(?::[^=\n]*)?=\s*['"]([^'"\n]+)['"]""", text, re.MULTILINE)
     return match[1] if match else None
 
 
 def driver_suffices(build: Build, driver_cuda: tuple[int, int]) -> bool:
-    """Whether a driver runs a build.
+    """True if a driver runs a build.
 
     Args:
         build: With CUDA.
@@ -78,11 +78,11 @@ def driver_suffices(build: Build, driver_cuda: tuple[int, int]) -> bool:
 
 
 def install_command(driver_cuda: tuple[int, int], capability: tuple[int, int] | None) -> str:
-    """The commands that put in the torch that suits a driver and a card; empty where none does that this program uses.
+    """The commands to install a torch that suits a driver and a card; empty if no supported version does.
 
     Args:
         driver_cuda: The newest CUDA that the driver supports.
-        capability: Of the card; None where it is unknown.
+        capability: Of the card; None if unknown.
     """
     wheels = _WHEELS.get(min(driver_cuda[0], max(_WHEELS)))
     if wheels is None:
@@ -90,7 +90,7 @@ def install_command(driver_cuda: tuple[int, int], capability: tuple[int, int] | 
     if driver_cuda[0] == 12 and capability is not None and capability >= _BLACKWELL:
         wheels = _BLACKWELL_WHEELS
     index, versions = wheels
-    # pip takes another build of the same version for the one that is wanted, so the present one goes first.
+    # pip considers another build of the same version as installed, so the present one goes first.
     source = f"--index-url https://download.pytorch.org/whl/{index}"
     if importlib.util.find_spec("pip") is None:
         # A tool's environment of uv or pipx has no pip of its own.
@@ -106,10 +106,10 @@ def describe_table() -> str:
 
 
 def driver_sentence(driver: str, driver_cuda: tuple[int, int], build: Build) -> str:
-    """What a driver means for the installed torch.
+    """The driver's consequence for the installed torch, in a sentence.
 
     Args:
-        driver: Version of the driver; empty where unknown.
+        driver: Version of the driver; empty if unknown.
         driver_cuda: The newest CUDA that it supports.
         build: The installed torch, with CUDA.
     """

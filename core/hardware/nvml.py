@@ -49,7 +49,7 @@ class NvmlUnavailableError(Exception):
 
 
 class NvmlCalls:
-    """The opened library, with calls that answer None instead of raising.
+    """The opened library, with calls that return None instead of raising.
 
     Raises:
         NvmlUnavailableError: If there is no usable driver.
@@ -78,7 +78,7 @@ class NvmlCalls:
         self.ask(self.library.nvmlShutdown)
 
     def ask(self, function: Callable[..., T], *args: Any) -> T | None:
-        """One value, or None when the card, the driver or the binding does not have it."""
+        """A value, or None if the card, the driver or the binding does not have it."""
         try:
             return function(*args)
         except (self.library.NVMLError, self.library.NVMLLibraryMismatchError):
@@ -125,10 +125,10 @@ EVENT_REASONS: dict[int, str] = {
 }
 #: Plausible thresholds in °C; a value outside is a driver's placeholder. Memory may run hotter than the processor.
 LIMIT_RANGE_C = (50, 120)
-#: Seconds between two readings of what takes long: NVML counts PCIe traffic for 20 ms in each direction, and processes
+#: Seconds between two slow readings: NVML counts PCIe traffic for 20 ms in each direction, and processes
 #: are looked up one by one.
 SLOW_SECONDS = 10.0
-#: Most processes of a card that are named; whoever shares a card shares it with few.
+#: Most processes of a card that are named.
 MOST_PROCESSES = 8
 _GONE = {
     15: "the GPU has fallen off the bus; reboot, and check its cooling, power and seating",
@@ -137,7 +137,7 @@ _GONE = {
 
 
 def explain_loss(code: int) -> str:
-    """Why a card cannot be reached, by the code of NVML's error, as a sentence without its capital and full stop."""
+    """The reason why a card cannot be reached, as a clause, by NVML's error code."""
     return _GONE.get(code, f"the driver does not give access to it (NVML error {code})")
 
 
@@ -196,7 +196,7 @@ class NvmlCard:
         return self._with_temperatures(device, handle, steady)
 
     def read_slow(self, device: Device) -> Device:
-        """A reading with the processes and the PCIe traffic too, which are those of the last few seconds."""
+        """A reading with the processes and the PCIe traffic, which are up to some seconds old."""
         handle, _ = self._calls.handle(self.index)
         now = time.monotonic()
         if handle is not None and (self._slow is None or now - self._slow.moment >= SLOW_SECONDS):
@@ -229,7 +229,7 @@ class NvmlCard:
         return self._calls.ask(function, *args)
 
     def _find_loss(self, handle: Any) -> int:
-        """The error's code where the card is gone; 0 where it is there."""
+        """The error code if the card is gone, else 0."""
         try:
             self._nvml.nvmlDeviceGetMemoryInfo(handle)
         except self._nvml.NVMLError as error:
@@ -363,7 +363,7 @@ class NvmlCard:
 
 
 def named(item: GpuProcess) -> GpuProcess:
-    """A process with its name and owner, which stay empty where it is gone or in another container."""
+    """The process with its name and owner, which stay empty if it is gone or in another container."""
     try:
         process = psutil.Process(item.pid)
         return replace(item, name=one_line(process.name(), 40), owner=one_line(process.username(), 40))
@@ -372,7 +372,7 @@ def named(item: GpuProcess) -> GpuProcess:
 
 
 def age_of(item: GpuProcess) -> float | None:
-    """Seconds that a process has been running; None where it is gone or in another container."""
+    """Seconds that a process has been running; None if it is gone or in another container."""
     try:
         return max(time.time() - psutil.Process(item.pid).create_time(), 0.0)
     except psutil.Error:
@@ -380,7 +380,7 @@ def age_of(item: GpuProcess) -> float | None:
 
 
 def plausible_limit(degrees: float) -> float | None:
-    """A threshold in °C, or None where it is a placeholder."""
+    """A threshold in °C, or None if it is a placeholder."""
     low, high = LIMIT_RANGE_C
     return degrees if low <= degrees <= high else None
 
@@ -425,7 +425,7 @@ class Nvml:
         return self.calls.ask(self._nvml.nvmlDeviceGetCount) or 0
 
     def devices(self) -> list[Device]:
-        """All GPUs in their current state; one that cannot be read has the reason in ``problem``."""
+        """All GPUs in their current state; an unreadable GPU has the reason in ``problem``."""
         return [self.card(index).read() for index in range(self.count())]
 
     def identities(self) -> list[Identity]:
@@ -443,7 +443,7 @@ class Nvml:
         return self._cards[index]
 
     def power_range(self, index: int) -> tuple[float, float] | None:
-        """The least and the greatest power limit that a GPU can be set to, in watts; None where it has none to set."""
+        """The least and greatest power limit that a GPU accepts, in watts; None if it has no limit to set."""
         handle, _ = self.calls.handle(index)
         found = (
             None if handle is None else self.calls.ask(self._nvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
@@ -464,7 +464,7 @@ class Nvml:
         nvml, ask = self._nvml, self.calls.ask
         handle, _ = self.calls.handle(index)
         if handle is None or not (uuid := self._uuid(handle)):
-            # A card that is lost keeps its name.
+            # A lost card keeps its name.
             return self._identities.get(index, Identity(index))
         if (known := self._identities.get(index)) is not None and known.uuid == uuid and not known.instances:
             return known
@@ -474,13 +474,13 @@ class Nvml:
         return self._identities[index]
 
     def _instances(self, handle: Any) -> Iterator[str]:
-        """The UUIDs of a GPU's MIG instances; none where it is not divided."""
+        """The UUIDs of a GPU's MIG instances; none if it is not divided."""
         nvml, ask = self._nvml, self.calls.ask
         mode = ask(nvml.nvmlDeviceGetMigMode, handle)
         if not mode or mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
             return
         for place in range(ask(nvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
-            # Places may be empty.
+            # Slots may be empty.
             instance = ask(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, place)
             if instance is not None and (uuid := self._uuid(instance)):
                 yield uuid
@@ -497,7 +497,7 @@ MOST_XIDS, _MOST_EVENTS = 8, 64
 
 
 class XidWatch:
-    """The Xid errors of all cards since it was made. A card or a driver without such events reports none.
+    """Watch for Xid errors of all cards. A card or a driver without such events reports none.
 
     Args:
         calls: The opened library.
@@ -519,7 +519,7 @@ class XidWatch:
                 )
 
     def poll(self) -> None:
-        """Take what has happened since the last call; never waits."""
+        """Take the events since the last call; never waits."""
         for _ in range(_MOST_EVENTS if self._events is not None else 0):
             event = self._calls.ask(self._nvml.nvmlEventSetWait_v2, self._events, 0)
             if event is None:
@@ -529,7 +529,7 @@ class XidWatch:
                 self._seen.setdefault(index, deque(maxlen=MOST_XIDS)).append(Xid(int(event.eventData), time.time()))
 
     def close(self) -> None:
-        """Free the set of events."""
+        """Free the event set."""
         if self._events is not None:
             self._calls.ask(self._nvml.nvmlEventSetFree, self._events)
 
@@ -537,8 +537,8 @@ class XidWatch:
 class NvmlSource:
     """The cards that CUDA sees, in its order.
 
-    When none of them can be read any more, the library is opened anew every few seconds: a driver that was loaded
-    again, or a card that is back, is then read again. Until then each card is there with the reason.
+    If none of them can be read any more, the library is reopened every few seconds, to find a driver that was loaded
+    again or a card that is back. Until then each card is listed with the reason.
     """
 
     def __init__(self) -> None:
@@ -551,7 +551,7 @@ class NvmlSource:
 
     @property
     def reason(self) -> str:
-        """The reason why there are no cards, as a sentence; empty where there are some."""
+        """The reason why there are no cards, as a sentence; empty if there are some."""
         return self._reason
 
     def read(self, only: str | None = None) -> list[Device]:
@@ -563,7 +563,7 @@ class NvmlSource:
             self._watch.poll()
         visible = visible_cards(nvml.identities(), os.environ)
         devices = [self._read(nvml, device) for device in visible if only in (None, device.uuid)]
-        # A UUID that no card has any more: all are read, so that the one that is meant is among them.
+        # No card has this UUID any more: all are read, so that the intended one is among them.
         devices = devices or [self._read(nvml, device) for device in visible]
         self._known |= {_key(device): device for device in devices}
         if self._known and all(device.problem for device in devices):
@@ -579,7 +579,7 @@ class NvmlSource:
         return replace(card.read_slow(device), xid=xids)
 
     def _lost(self, only: str | None) -> list[Device]:
-        """The cards that were there, each with the reason why it cannot be read."""
+        """The cards seen before, each with the reason why it cannot be read."""
         clause = self._reason.rstrip(".")
         clause = clause[:1].lower() + clause[1:] if clause.startswith("The ") else clause
         chosen = [device for device in self._known.values() if only in (None, device.uuid)]
@@ -596,7 +596,7 @@ class NvmlSource:
         ]
 
     def _open(self) -> Nvml | None:
-        """Open the library, unless that was tried a moment ago, or there is no driver on this machine."""
+        """Open the library, unless that just failed, or there is no driver on this machine."""
         if self._open_again is None or time.monotonic() < self._open_again:
             return None
         try:
@@ -610,7 +610,7 @@ class NvmlSource:
         return self._nvml
 
     def _close(self, reason: str) -> None:
-        """Close the library, to open it anew; without a reason, the cards' own stand."""
+        """Close the library, to reopen it later; without a reason, the cards keep their own."""
         if self._watch is not None:
             self._watch.close()
         if self._nvml is not None:

@@ -1,4 +1,4 @@
-"""CUDA obstacles: why torch cannot use a card that is there, found without torch; cause and remedy in a sentence each.
+"""Obstacles that keep torch from using an installed card, found without torch; cause and remedy in a sentence each.
 
 A run with ``hardware.device = "auto"`` goes to the CPU only where there is no card, or where the user hides it.
 """
@@ -19,7 +19,7 @@ from core.hardware.visible import VISIBLE, Identity, Visible, find_gpu, hides_al
 from core.hardware.wsl import is_wsl
 from core.text import one_line
 
-#: The remedy for those who want the CPU.
+#: The remedy for users who want the CPU.
 ON_THE_CPU = "to train on the CPU all the same, set hardware.device = cpu"
 _CONTAINER = "start the container again with the card ('docker run --gpus all' with NVIDIA's Container Toolkit)"
 
@@ -35,10 +35,10 @@ class Sight:
     Args:
         cards: All cards that NVML lists.
         capabilities: Their compute capabilities, in the same order.
-        driver: Version of the driver; empty where unknown.
+        driver: Version of the driver; empty if unknown.
         cuda: The newest CUDA that it supports.
-        failure: Why NVML lists nothing, as a sentence; empty where it does.
-        remedy: What to do about that.
+        failure: Why NVML lists nothing, as a sentence; empty if it does.
+        remedy: The remedy.
         absent: Whether there is no driver library.
         nodes: Whether there are device nodes of NVIDIA's driver.
         driven: Whether the kernel drives an NVIDIA card, which a container may not have been given.
@@ -104,7 +104,7 @@ def _ask() -> Sight:
 
 
 def parse_cuda(text: str | None) -> tuple[int, int] | None:
-    """``13.0`` as numbers; None where it is none."""
+    """``13.0`` as numbers; None if it is no version."""
     major, _, minor = (text or "").partition(".")
     return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
 
@@ -117,14 +117,14 @@ def find_obstacle(
     environment: Mapping[str, str] = os.environ,
     torch_error: str = "",
 ) -> CardUnusableError | None:
-    """What keeps torch from the card that a run would take; None where there is no card, or nothing is known.
+    """The obstacle that keeps torch from a run's card; None if there is no card, or nothing is known.
 
     Args:
-        sight: What driver and system show.
-        build: The installed torch; None where it is unknown.
+        sight: The cards and drivers found.
+        build: The installed torch; None if unknown.
         gpu: ``hardware.gpu``.
         environment: Environment variables.
-        torch_error: What torch said when it tried; empty where it was not asked.
+        torch_error: Torch's error when it was tried; empty if it was not.
     """
     if not sight.cards:
         # A driver that is not loaded, as on a laptop that saves power, leaves no node.
@@ -157,7 +157,7 @@ def find_obstacle(
 
 
 def find_card_not_given(sight: Sight) -> str:
-    """Half a sentence on a card that the machine has and this container was not given; empty where there is none."""
+    """Half a sentence on a card that the machine has and this container lacks; empty if there is none."""
     if sight.cards or sight.nodes or not (sight.driven and sight.container):
         return ""
     return "the machine has an NVIDIA card that this container was not given ('docker run --gpus all' gives it)"

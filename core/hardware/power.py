@@ -1,7 +1,7 @@
-"""The power limit of a card: set, where this user may, and put back.
+"""The power limit of a card: set, if this user may, and restored.
 
-Setting one needs root; it is lost when the driver is unloaded or the machine reboots. The limit that was there before
-is kept in the home, so that one that a killed process has left is put back by the next that looks.
+Setting one needs root; it is lost when the driver is unloaded or the machine reboots. The former limit is kept in the
+home. If a killed process left its limit set, the next process restores the former one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def set_power_limit(uuid: str, watts: float) -> float:
         )
     record = _record(uuid)
     if not record.exists():
-        # Before it is set: a process that is killed in between leaves a record of a limit that is as it was.
+        # Recorded first: a process that is killed in between only leaves a record of an unchanged limit.
         record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomic(record, json.dumps({"uuid": uuid, "watts": before}) + "\n")
     try:
@@ -75,7 +75,7 @@ def restore(uuid: str) -> float | None:
         uuid: The UUID of the card.
 
     Returns:
-        The limit in W; None where none was changed.
+        The limit in W; None if none was changed.
 
     Raises:
         UserError: If this user may not set it, or the driver does not answer; the record stays.
@@ -91,7 +91,7 @@ def restore(uuid: str) -> float | None:
 
 
 def changed_limits() -> dict[str, float]:
-    """The power limits that were not put back yet: UUID to the limit before, in W."""
+    """Power limits not restored yet: UUID to the former limit, in W."""
     found: dict[str, float] = {}
     for record in (paths.home() / "power").glob("*.json"):
         watts = _kept(record)
@@ -101,7 +101,7 @@ def changed_limits() -> dict[str, float]:
 
 
 def may_set_power(status: Path = Path("/proc/self/status")) -> bool:
-    """Whether this process may set a power limit; nothing is set to find it out."""
+    """True if this process may set a power limit; nothing is set to find out."""
     try:
         lines = status.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -178,7 +178,7 @@ def _open(uuid: str) -> _NvidiaLimit | _AmdLimit:
         return _AmdLimit(device)
     if not uuid.startswith("AMD-"):
         with contextlib.suppress(NvmlUnavailableError):
-            # Not closed: the binding counts who has it open, and the limit is read again.
+            # Not closed: the binding counts its users, and the limit is read again.
             nvml = Nvml()
             found = find_gpu(nvml.identities(), uuid)
             if found is not None:
@@ -206,7 +206,7 @@ def _kept(record: Path) -> float | None:
 
 
 def _with_deadline(call: Callable[[], T]) -> T:
-    """The call's answer, from a thread of its own: a wedged driver never returns."""
+    """The call's answer, from its own thread: a wedged driver never returns."""
     answers: queue.Queue[tuple[Any, UserError | None]] = queue.Queue()
 
     def ask() -> None:

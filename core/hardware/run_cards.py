@@ -15,13 +15,13 @@ from core.hardware.visible import find_gpu, visible_cards
 def process_cards(
     config: Config, sight: Sight | None = None, environment: Mapping[str, str] | None = None
 ) -> list[str | None]:
-    """The card of each process of a run on this machine, by its UUID or number; None where it is not chosen: on a CPU,
-    and for the only process of a run that names no card.
+    """The card of each process of a run on this machine, by its UUID or number; None on a CPU, and for the only process
+    of a run that names no card.
 
     Args:
         config: The configuration.
-        sight: What the driver shows; None: it is asked, where that matters.
-        environment: Environment variables; None for those of this process.
+        sight: The driver's cards; None: it is asked if needed.
+        environment: Environment variables; None: this process's.
 
     Raises:
         UserError: If a card is not there, or there are not enough.

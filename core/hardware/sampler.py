@@ -31,7 +31,7 @@ class DeviceSource(Protocol):
         """The reason why it has no devices, as a sentence; empty while it has some, or where none are missed."""
 
     def read(self, only: str | None = None) -> list[Device]:
-        """Its devices in their current state; one that cannot be read has the reason in ``problem``.
+        """Its devices in their current state; an unreadable device has the reason in ``problem``.
 
         Args:
             only: The UUID of the one device to read; None: all.
@@ -39,11 +39,11 @@ class DeviceSource(Protocol):
 
 
 class Watched(Generic[T]):
-    """The newest answer of something that may hang, asked in a daemon thread of its own: a call into a wedged driver
-    never returns and cannot be interrupted.
+    """Newest answer of a call that may hang, made in its own daemon thread: a call into a wedged driver never returns
+    and cannot be interrupted.
 
     Args:
-        make: Makes what is asked; called once, in the thread.
+        make: Makes the answer; called once, in the thread.
         name: Name of the thread.
         answered: Called after each answer.
     """
@@ -56,14 +56,14 @@ class Watched(Generic[T]):
         self.answer: T | None = None
         """The newest answer; None before the first."""
         self.moment: float | None = None
-        """When that was asked for (``time.monotonic``); None before the first."""
+        """Start of its call (``time.monotonic``); None before the first."""
         self.failure = ""
-        """Why the newest question has had no answer, in words; empty where it has had one."""
+        """The reason why the newest call failed; empty if it succeeded."""
         self.is_pending = False
-        """Whether a question is not answered yet."""
+        """True while a call is running."""
 
     def ask(self) -> None:
-        """Ask, unless a question is not answered yet."""
+        """Start a call, unless one is running."""
         if self.is_pending or self._closed:
             return
         self.is_pending = True
@@ -100,7 +100,7 @@ class HostReader:
     :class:`core.hardware.sampler.Watched`.
 
     Args:
-        rapl: The counters of the processor's energy; None: those of this machine.
+        rapl: The processor's energy counters; None: this machine's.
     """
 
     def __init__(self, rapl: Rapl | None = None) -> None:
@@ -136,7 +136,7 @@ def _disk_free() -> int | None:
 CPU_ONLY = "cpu"
 #: Seconds that :func:`snapshot` waits for a fresh reading before it returns the last one.
 SNAPSHOT_SECONDS = 0.5
-#: Seconds that all sources have to answer; the readings of one that has not are those before, with their age.
+#: Seconds that all sources have to answer; a late source keeps its earlier readings, with their age.
 DEADLINE_SECONDS = 1.5
 #: A sampler that is only read on demand has practically no interval.
 _ON_DEMAND = 3600.0
@@ -152,9 +152,9 @@ class Reading:
     devices: list[Device] = field(default_factory=list)
     host: Host | None = None
     read: float | None = None
-    """The moment at which the devices were read; None where they have not answered yet."""
+    """The moment at which the devices were read; None if they have not answered yet."""
     is_complete: bool = True
-    """Whether the devices have answered in time."""
+    """True if the devices have answered in time."""
 
 
 class GpuReader:
@@ -163,7 +163,7 @@ class GpuReader:
     NVIDIA's cards come first; AMD's count where there are none of these.
 
     Args:
-        sources: The sources, the first that has devices counts; None: those of this machine.
+        sources: The sources; the first with devices counts. None: this machine's.
     """
 
     def __init__(self, sources: Sequence[DeviceSource] | None = None) -> None:
@@ -173,7 +173,7 @@ class GpuReader:
 
     @property
     def reason(self) -> str:
-        """The reason why there are no GPUs; empty where there are, or none are missed."""
+        """The reason why there are no GPUs; empty if there are, or none are missed."""
         return next((source.reason for source in self._sources if source.reason), "")
 
     def read(self) -> list[Device]:
@@ -218,7 +218,7 @@ def _joules_between(earlier: Device, later: Device, seconds: float) -> float:
 
 
 class Sampler:
-    """A sampler of the devices and the machine in daemon threads of its own, until closed.
+    """A sampler of the devices and the machine in its own daemon threads, until closed.
 
     Args:
         interval: Seconds between two readings.
@@ -255,7 +255,7 @@ class Sampler:
         self._gpus.only = only
 
     def latest(self) -> list[Device]:
-        """The devices as last read, with their age where they did not answer since; empty before the first reading.
+        """The devices as last read, with their age if they have not answered since; empty before the first reading.
         Never waits."""
         reading = self._reading
         return list(reading.devices) if reading else []
@@ -266,7 +266,7 @@ class Sampler:
         return reading.host if reading else None
 
     def age(self) -> float | None:
-        """Seconds since the devices were read, None before the first time; far beyond the interval, a driver hangs."""
+        """Seconds since the devices were read, None before the first time; far above the interval if a driver hangs."""
         read = self._reading.read if self._reading is not None else None
         return None if read is None else time.monotonic() - read
 
@@ -310,7 +310,7 @@ class Sampler:
             with self._changed:
                 self._reading = reading
                 self._changed.notify_all()
-            # One who is late is looked at again soon, also where the next reading is far off.
+            # A late source is looked at again soon, even if the next reading is far off.
             self._wanted.wait(self.interval if reading.is_complete else min(self.interval, DEADLINE_SECONDS))
 
     def _await(self, threads: Sequence[Watched[list[Device]] | Watched[tuple[Device, Host]]]) -> None:
@@ -339,7 +339,7 @@ class Sampler:
 
 
 def read_device(wanted: str = "auto", gpu: str | None = None) -> Device | None:
-    """The device that a run on this machine would be given, as its meters read now; None where that is not known.
+    """The device that a run on this machine would get, as its meters read now; None if unknown.
 
     Args:
         wanted: ``hardware.device``.
@@ -356,7 +356,7 @@ def read_device(wanted: str = "auto", gpu: str | None = None) -> Device | None:
     finally:
         sampler.close()
     device = devices[0] if devices else None
-    # A card that was asked for and is not there: nothing trains on the CPU in its place.
+    # If a requested card is missing, nothing trains on the CPU instead.
     is_other = device is not None and device.kind == "cpu" and (wanted not in ("auto", "cpu") or gpu is not None)
     return None if is_other else device
 

@@ -20,7 +20,7 @@ _MOST_COUNTED = 1e12
 class GpuProcess:
     """A process that uses memory of a GPU; ``memory`` in bytes, None when the driver does not report it.
 
-    ``name`` and ``owner`` are empty where the process is gone or in another container.
+    ``name`` and ``owner`` are empty if the process is gone or in another container.
     """
 
     pid: int
@@ -91,9 +91,9 @@ class Device:
     problem: str = ""
     """The reason why the device cannot be read, as one sentence; empty while it can."""
     memory_free: int | None = None
-    """Memory that can be allocated: what is neither used nor kept by the driver for itself."""
+    """Memory that can be allocated: neither used nor reserved by the driver."""
     uuid: str = ""
-    """The UUID of the GPU, or of the MIG instance that is computed on; empty where there is none."""
+    """The UUID of the GPU, or of the MIG instance in use; empty if there is none."""
     memory_temperature_c: float | None = None
     memory_temperature_limit_c: float | None = None
     temperature_slowdown_c: float | None = None
@@ -123,7 +123,7 @@ class Device:
 
     @property
     def available(self) -> int | None:
-        """Free memory; None where the device does not report it."""
+        """Free memory; None if the device does not report it."""
         if self.memory_free is not None or self.memory_used is None or self.memory_total is None:
             return self.memory_free
         return self.memory_total - self.memory_used
@@ -170,7 +170,7 @@ class Device:
         return _all_of(cls, items)
 
 
-#: The fields of a device that are numbers, and those that are whole ones.
+#: The numeric fields of a device, and the integer ones among them.
 _NUMBERS = (
     *("temperature_c", "temperature_limit_c", "temperature_slowdown_c", "temperature_shutdown_c"),
     *("temperature_margin_c", "memory_temperature_c", "memory_temperature_limit_c", "utilization", "power_w"),
@@ -209,7 +209,7 @@ class Host:
 
     @classmethod
     def from_dict(cls, data: object) -> Host | None:
-        """The machine from an event; None where there is none in it."""
+        """The machine from an event; None if there is none in it."""
         if not isinstance(data, Mapping):
             return None
         return cls(

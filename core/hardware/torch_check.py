@@ -1,4 +1,4 @@
-"""Torch on the card of a run, asked in a process of its own and remembered: this one never imports torch."""
+"""Check that torch works on the card of a run: a cached answer of another process, as this one never imports torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from core.small_files import read_json
 
 #: Seconds allowed for importing torch and a product on the card.
 _PROBE_SECONDS = 90.0
-#: Seconds for which an answer of the driver, or a failure of torch, is not asked for again.
+#: Seconds for which an answer of the driver, or a failure of torch, is cached.
 _FRESH_SECONDS, _FAILED_SECONDS = 5.0, 60.0
 #: Program of :func:`core.worker.process.probe.probe`.
 PROBE = "core.worker.job probe"
@@ -36,15 +36,14 @@ _failures: dict[str, tuple[float, str]] = {}
 
 
 def obstacle_here(gpu: str | None = None, ask: Callable[[str | None], str] | None = None) -> CardUnusableError | None:
-    """What would keep a run with ``hardware.device = "auto"`` from the card that is here; None where nothing would, or
-    there is none.
+    """The obstacle that would keep a run with ``hardware.device = "auto"`` from the card; None if there is no obstacle
+    or no card.
 
-    It may take seconds where there is a card, the first time after a change of torch, driver or machine: call it from
-    a thread.
+    With a card it may take seconds the first time after a change of torch, driver or machine: call it from a thread.
 
     Args:
         gpu: ``hardware.gpu``.
-        ask: Asks torch; by default a process that imports it.
+        ask: Tries torch on a card; by default in a process.
     """
     name = json.dumps([gpu, *(os.environ.get(variable) for variable in (VISIBLE, ORDER))])
     with _guard:
@@ -72,7 +71,7 @@ def _find(
 
 
 def _key(sight: Sight, build: Build, card: str) -> str:
-    """The surroundings that an answer holds for; after a reboot torch is asked again."""
+    """Key of the environment of an answer; after a reboot torch is tried again."""
     boot = ""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -81,7 +80,7 @@ def _key(sight: Sight, build: Build, card: str) -> str:
 
 
 def _remembered(key: str) -> str | None:
-    """What torch said, ``""`` where it computes; None where it is to be asked."""
+    """The known error of torch, ``""`` if it computes; None if it has to be tried."""
     failed, error = _failures.get(key, (-_FAILED_SECONDS, ""))
     if time.monotonic() - failed < _FAILED_SECONDS:
         return error
@@ -93,7 +92,7 @@ def _remembered(key: str) -> str | None:
 
 def _remember(key: str, error: str) -> None:
     if error:
-        # A failure may be mended at any time, and is not written down.
+        # A failure may be fixed at any time, and is not written to disk.
         _failures[key] = (time.monotonic(), error)
         return
     with contextlib.suppress(OSError):
@@ -106,8 +105,8 @@ def _record() -> Path:
 
 
 def _ask_torch(card: str | None) -> str:
-    """Have a process import torch and compute on a card; returns the error, ``""`` where there is none or the process
-    gave no answer."""
+    """Have a process import torch and compute on a card; returns the error, ``""`` if there is none or the process gave
+    no answer."""
     environment = {name: value for name, value in os.environ.items() if not is_secret_name(name)}
     if card is not None:
         environment[VISIBLE] = card
@@ -116,5 +115,5 @@ def _ask_torch(card: str | None) -> str:
         facts = call("the import of torch", PROBE, asked, seconds=_PROBE_SECONDS, environment=environment)
         return str(facts.get("cuda_error") or "")
     except UserError:
-        # The run itself will tell; a plan is no place to report a broken installation.
+        # The run itself will report it; a plan is no place to report a broken installation.
         return ""

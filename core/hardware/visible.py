@@ -1,6 +1,6 @@
 """Cards as CUDA numbers them: ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER`` over the cards that NVML lists.
 
-NVML lists every card, by PCI bus. CUDA lists those of ``CUDA_VISIBLE_DEVICES``, and fastest first unless
+NVML lists every card by PCI bus. CUDA lists the cards of ``CUDA_VISIBLE_DEVICES``, fastest first unless
 ``CUDA_DEVICE_ORDER`` is ``PCI_BUS_ID``, which a worker sets where the user has not.
 """
 
@@ -20,9 +20,9 @@ class Identity:
 
     Args:
         index: Its index there, as ``nvidia-smi`` shows it.
-        uuid: ``GPU-…``; empty where the driver does not tell it.
+        uuid: ``GPU-…``; empty if the driver does not report it.
         instances: The UUIDs of its MIG instances, ``MIG-…``; a card that has any computes on them only.
-        speed: Cores times clock, for ``CUDA_DEVICE_ORDER=FASTEST_FIRST``; 0 where unknown.
+        speed: Cores times clock, for ``CUDA_DEVICE_ORDER=FASTEST_FIRST``; 0 if unknown.
     """
 
     index: int
@@ -37,7 +37,7 @@ class Visible:
 
     Args:
         index: The card's index in NVML.
-        uuid: The UUID of the card, or of the instance; empty where the driver does not tell it.
+        uuid: The UUID of the card or of the instance; empty if the driver does not report it.
     """
 
     index: int
@@ -45,14 +45,14 @@ class Visible:
 
     @property
     def is_instance(self) -> bool:
-        """Whether it is a MIG instance, whose memory is a part of the card's."""
+        """True if it is a MIG instance, whose memory is a part of the card's."""
         return self.uuid.startswith("MIG-")
 
 
 def visible_cards(cards: Sequence[Identity], environment: Mapping[str, str]) -> list[Visible]:
     """The devices that CUDA sees, in its order: the first one is ``cuda:0``.
 
-    As CUDA reads the variable: an entry that names no card ends the list, and one that is there twice empties it.
+    As CUDA reads the variable: an entry that names no card ends the list, and a repeated entry empties it.
 
     Args:
         cards: All cards, in NVML's order.
@@ -61,7 +61,7 @@ def visible_cards(cards: Sequence[Identity], environment: Mapping[str, str]) -> 
     value = environment.get(VISIBLE)
     ordered = list(cards)
     if environment.get(ORDER) == "FASTEST_FIRST":
-        # CUDA's rule is not documented; cores times clock is what it comes to for cards of one kind of generation.
+        # CUDA's rule is not documented; cores times clock agrees with it for cards of one generation.
         ordered.sort(key=lambda card: -card.speed)
     if value is None:
         return [_whole(card) for card in ordered]
@@ -73,7 +73,7 @@ def visible_cards(cards: Sequence[Identity], environment: Mapping[str, str]) -> 
 
 
 def hides_all(environment: Mapping[str, str]) -> bool:
-    """Whether ``CUDA_VISIBLE_DEVICES`` hides every card on purpose: it is empty, ``-1``, or begins with no name of one.
+    """True if ``CUDA_VISIBLE_DEVICES`` hides every card on purpose: it is empty, ``-1``, or begins with no card's name.
 
     A number or a UUID that no card has is a mistake, and no wish to train on the CPU.
     """
@@ -82,7 +82,7 @@ def hides_all(environment: Mapping[str, str]) -> bool:
 
 
 def find_gpu(cards: Sequence[Identity], gpu: str) -> Visible | None:
-    """The card that ``hardware.gpu`` names, visible or not; None where it names none, or more than one.
+    """The card that ``hardware.gpu`` names, visible or not; None if it names none, or more than one.
 
     Args:
         cards: All cards, in NVML's order.
@@ -103,7 +103,7 @@ def _whole(card: Identity) -> Visible:
 def _by_ordinal(cards: Sequence[Identity], value: str) -> list[Identity]:
     numbers = []
     for entry in value.split(","):
-        # Read as C's strtoul does: what follows the digits is not looked at.
+        # As C's strtoul: text after the digits is ignored.
         match = re.match(r"[+-]?\d{1,18}", entry.strip(), re.ASCII)
         number = int(match[0]) if match else -1
         if number in numbers:
@@ -150,7 +150,7 @@ def _of_parent(cards: Sequence[Identity], entry: str) -> list[Visible]:
 
 
 def _entries(value: str, prefix: str) -> list[str]:
-    """The entries up to the first of another kind; none where one is there twice."""
+    """The entries up to the first of another kind; none if one is there twice."""
     found: list[str] = []
     for entry in value.split(","):
         if entry in found:

@@ -1,7 +1,7 @@
 """Xid errors of NVIDIA's driver, in words.
 
-Source: NVIDIA, *Xid Errors* (docs.nvidia.com/deploy/xid-errors): the number keeps its meaning over drivers, and one
-number may have several causes.
+Source: NVIDIA, *Xid Errors* (docs.nvidia.com/deploy/xid-errors): numbers keep their meaning in all drivers, and may
+have several causes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class XidMeaning:
 
     Args:
         words: The end of a sentence: "GPU 0 reports Xid 79: …".
-        hint: What to do.
+        hint: The remedy.
         level: ``info``, ``warning`` or ``error``, as of a notice.
     """
 
@@ -76,5 +76,5 @@ _UNKNOWN = XidMeaning(
 
 
 def explain_xid(code: int) -> XidMeaning:
-    """The meaning of an Xid; one that is not known says so."""
+    """The meaning of an Xid, or of an unknown one."""
     return _MEANINGS.get(code, _UNKNOWN)

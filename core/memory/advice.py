@@ -24,7 +24,7 @@ ANSWERS = 2
 PAIRS = 40
 #: Shortest row length advised, in tokens.
 SHORTEST = 256
-#: Free share of the limit from which a plan that fits is advised to spend memory.
+#: Free share of the limit from which advice spends memory.
 ROOM = 0.15
 
 
@@ -66,7 +66,7 @@ def advise(
     sharing: Sharing | None = None,
     source: Source = "measured",
 ) -> tuple[Advice, ...]:
-    """Advice on a plan, one or two pieces of it.
+    """One or two pieces of advice on a plan.
 
     Args:
         architecture: As for :func:`~core.memory.planner.make_plan`.
@@ -168,7 +168,7 @@ class _Adviser:
         back = stay, "Nothing is moved to the machine's memory and back."
         for changes, gain in (kept, back):
             advice = self._try(changes, gain) if changes else None
-            # What is chosen by need leaves a margin by itself.
+            # The need-based choice leaves a margin already.
             chosen = changes is stay and self._config.memory.gradient_checkpointing == "auto"
             if advice is not None and advice.fits and (chosen or advice.total_bytes <= room):
                 return [advice]
@@ -199,7 +199,7 @@ class _Adviser:
         if more and tried.host_fits is False:
             return None
         total = tried.total_bytes - excess
-        # A bound that does not fit says little; one that fits is certain.
+        # A rough bound that does not fit proves nothing; if it fits, the plan fits.
         fits = bool(tried.fits) and tried.host_fits is not False
         return Advice(dict(changes), cost, self._plan.total_bytes - total, total, fits, tried.is_rough)
 
@@ -215,7 +215,7 @@ class _Adviser:
 
     @cached_property
     def _excess(self) -> int:
-        """Bytes by which the rough bound of the plan is above its measured figures."""
+        """Bytes by which the plan's rough bound exceeds its measurement."""
         bound = None if self._plan.is_rough else self._plan_with({}, "rough")
         return 0 if bound is None else max(bound.total_bytes - self._plan.total_bytes, 0)
 

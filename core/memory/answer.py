@@ -1,4 +1,4 @@
-"""The memory of an answer: keys and values of its conversation, and what a pass over a part of it holds."""
+"""Memory of an answer: the KV cache of its conversation, and the transient memory of a prefill chunk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def kv_bytes(model: Architecture, tokens: int, width: int, sliding: int = 0) -> 
         model: The architecture.
         tokens: Tokens of the conversation, the answer included.
         width: Bytes of an element of the model's arithmetic.
-        sliding: Number of layers that keep the tokens of their sliding window alone.
+        sliding: Number of layers that keep only the tokens of their sliding window.
     """
     depth, found = max(model.depth, 1), 0
     for layer in model.layers:
@@ -32,15 +32,15 @@ def kv_bytes(model: Architecture, tokens: int, width: int, sliding: int = 0) -> 
 def answer_bytes(
     model: Architecture, *, prompt: int, answer: int, width: int, chunk: int, kept: int = 0, sliding: int = 0
 ) -> int:
-    """Most bytes that an answer takes beside the model.
+    """Most bytes of an answer beside the model.
 
     Args:
         model: The architecture.
         prompt: Tokens of the conversation before it.
         answer: Its most tokens.
         width: Bytes of an element of the model's arithmetic.
-        chunk: Tokens of the conversation that are read in one pass.
-        kept: Tokens of the conversation whose keys and values are there already.
+        chunk: Tokens of the conversation that are read in a pass.
+        kept: Tokens of the conversation whose keys and values are cached already.
         sliding: As for :func:`kv_bytes`.
     """
     total, read = prompt + answer, min(chunk, max(prompt - kept, 1))

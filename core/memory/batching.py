@@ -1,4 +1,4 @@
-"""Micro-batching rule: rows of an optimizer step into micro-batches, the same for the worker and the memory plan."""
+"""Micro-batching: rows of an optimizer step into micro-batches, the same for the worker and the memory plan."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 
 #: Initial token budget of a micro-batch, padding included. On a CPU a larger one is not faster.
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 8192}
-#: Smallest token budget that is chosen before anything runs, as a share of the initial one: matrix products of fewer
-#: tokens are too thin to be fast.
+#: The smallest planned token budget is the initial one divided by this: matrix products of fewer tokens are too thin to
+#: be fast.
 SMALLEST_SHARE = 4
 #: Token budget that no window reaches: all rows of a step at once.
 WHOLE = 1 << 40
@@ -20,7 +20,7 @@ LENGTH_MULTIPLE = 8
 #: slower: at a vocabulary of 49,152, chunks of 1,024 positions take 1.8 times the time of 512, at 128,256 1.5 times
 #: that of 256; smaller chunks read the head too often to keep a GPU busy.
 LOGITS_BYTES = 256 << 20
-#: Chunk sizes are powers of two between these: smaller ones make the matrix products of the head too thin to be fast.
+#: Chunk sizes are powers of two in this range; smaller ones make the matrix products of the head too thin to be fast.
 FEWEST_POSITIONS, MOST_POSITIONS = 64, 1024
 
 #: Longest rows for the worker's own attention on a CPU; torch's kernel is faster from there on.
@@ -51,11 +51,11 @@ def length_runs(lengths: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def token_budgets(first: int, longest: int) -> list[int]:
-    """Token budgets to choose from: the first one and its halves, none below the longest row, whose micro-batch cannot
-    be cut.
+    """Token budgets to choose from: the first one and its halves, down to the longest row, whose micro-batch cannot be
+    cut.
 
     Args:
-        first: Initial token budget; :data:`WHOLE` is the only one where a step is one pass.
+        first: Initial token budget; :data:`WHOLE` is the only choice if a step is a single pass.
         longest: Tokens of the longest row, padding and all of its sequences included.
     """
     if first >= WHOLE:
@@ -116,7 +116,7 @@ def largest_shape(
 
 
 def tokens_of_rows(runs: Runs, before: int, rows: int) -> int:
-    """Tokens of consecutive rows, each padded to its own length, not to the longest of them.
+    """Tokens of consecutive rows, each padded to its own length only.
 
     Args:
         runs: Result of :func:`length_runs`.
@@ -132,7 +132,7 @@ def tokens_of_rows(runs: Runs, before: int, rows: int) -> int:
 
 
 def runs_of_histogram(bars: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Runs from a histogram: the rows of each bar count as long as its longest can be.
+    """Runs from a histogram: rows count as the longest length of their bar.
 
     Args:
         bars: For each bar its longest length and its number of rows.

@@ -1,7 +1,7 @@
 """Constants of a device: its calibration, measured and kept in the home, and its rates, measured or assumed.
 
-A calibration is a small private JSON file for each device name. A torn, foreign or implausible file counts as missing,
-so that the plan falls back on its assumptions.
+A calibration is a small private JSON file per device name. A torn, foreign or implausible file counts as missing, and
+the plan falls back on its assumptions.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Calibration:
 
 
 def read_calibration(device: str) -> Calibration | None:
-    """The calibration of a device; None where there is none that can be used.
+    """The calibration of a device; None if there is no usable one.
 
     Args:
         device: Name of the device.
@@ -70,12 +70,12 @@ def read_calibration(device: str) -> Calibration | None:
     except (OSError, ValueError):
         return None
     found = _from_json(data) if isinstance(data, dict) else None
-    # Different names may have the same file.
+    # Different names may share a file.
     return found if found is not None and found.device == device else None
 
 
 def write_calibration(calibration: Calibration) -> Path:
-    """Write a calibration over an earlier one of the same device; readable by the user alone.
+    """Write a calibration, replacing an earlier one of the same device; readable by the user alone.
 
     Args:
         calibration: The calibration.
@@ -84,8 +84,8 @@ def write_calibration(calibration: Calibration) -> Path:
         Its file.
 
     Raises:
-        UserError: If the directory cannot be made.
-        OSError: If the file cannot be written; an earlier one is untouched.
+        UserError: If the directory cannot be created.
+        OSError: If the file cannot be written; an earlier file is untouched.
     """
     path = _path(calibration.device)
     paths.make_private_dir(path.parent)
@@ -124,13 +124,13 @@ class Rates:
     Args:
         matrix: Floating-point operations a second of large matrix products.
         memory: Bytes a second read and written by elementwise kernels.
-        half: Tokens of a micro-batch at which a matrix product reaches half of that rate.
-        attention: Rate of attention, as a share of that of matrix products.
+        half: Tokens of a micro-batch at which a matrix product reaches half of ``matrix``.
+        attention: Rate of attention, as a share of the rate of matrix products.
         launch: Seconds in which the CPU launches the kernels of a layer, forward and backward; they overlap with the
             device's work.
-        source: Origin of the figures, for people: ``estimated``, or where they were measured.
-        host: Bytes a second that come from pinned host memory.
-        host_source: Origin of that.
+        source: Origin of the numbers, for people: ``estimated``, or where they were measured.
+        host: Bytes a second copied from pinned host memory.
+        host_source: Origin of ``host``.
     """
 
     matrix: float
@@ -176,7 +176,7 @@ def rates_of(device: str, calibration: Calibration | None, *, cuda: bool, wide: 
 
 
 def is_known_speed(device: str, calibration: Calibration | None) -> bool:
-    """True if the rates of a device are its own, measured or estimated, and not assumed from another of its kind.
+    """True if the rates of a device are its own, measured or estimated, not assumed from another device.
 
     Args:
         device: Name of the device; empty if unknown.

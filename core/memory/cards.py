@@ -58,7 +58,7 @@ class Cards:
 
 
 def cards_of(section: DistributedSection, visible: int = 1) -> Cards:
-    """The cards that a configuration asks for.
+    """The cards of a configuration.
 
     Args:
         section: Its section ``distributed``.
@@ -77,8 +77,8 @@ class Sharing:
     Args:
         strategy: The strategy.
         cards: The cards of the run.
-        stage: Stage of ZeRO; counts with ``deepspeed`` alone.
-        offload: States kept in host memory; counts where something is shared out. FSDP2 moves all of them or none.
+        stage: Stage of ZeRO; for ``deepspeed`` only.
+        offload: States kept in host memory, if anything is sharded. FSDP2 moves all of them or none.
         adapters: Whether adapters are trained, which FSDP2 leaves whole on every card, like frozen weights outside
             of the layers.
     """
@@ -91,7 +91,7 @@ class Sharing:
 
     @property
     def or_none(self) -> Sharing | None:
-        """This; None where nothing is shared."""
+        """This strategy; None if it is ``none``."""
         return None if self.strategy == "none" else self
 
     @property
@@ -101,8 +101,8 @@ class Sharing:
 
     @property
     def gradients(self) -> bool:
-        """True if gradients are shared out: those of adapters, which are small, by stage 3 alone, so that a pass can be
-        run again by each card for itself."""
+        """True if gradients are sharded. Adapter gradients are small: only stage 3 shards them, so that each card can
+        rerun a pass by itself."""
         return self.optimizer and (self.strategy == "fsdp2" or self.stage > (2 if self.adapters else 1))
 
     @property
@@ -126,7 +126,7 @@ class Sharing:
         return self.weights and (self.offload == "all" or (self.strategy == "fsdp2" and self.offload != "none"))
 
     def of_update(self, size: float) -> float:
-        """Bytes that the update of a tensor takes for a while on the card.
+        """Transient bytes of the update of a tensor on the card.
 
         Args:
             size: The same on a card that updates all of it.
@@ -199,11 +199,11 @@ def gathered_sizes(
         keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
         trained: Rows, columns and number of the trained tensors.
         width: Bytes of an element of them and of their gradients.
-        whole: Whether the model's own weights are trained, which are no tensors beside them.
+        whole: Whether the model's own weights are trained, without tensors beside them.
     """
     elements = sum(rows * columns * count for rows, columns, count in trained)
     matrix = model.vocabulary * model.hidden
-    # Of a model that is trained whole, embeddings and head have gradients as well.
+    # In full training, embeddings and head have gradients as well.
     outer = model.embeddings if any(rows * columns == matrix for rows, columns, _ in trained) else 0
     inner = width * (elements - outer) // model.depth
     sizes = layer_bytes(model, how, keep)
@@ -259,14 +259,13 @@ class Shares:
         kept = 0
         if sharing.offloads_states:
             kept = sum(part.bytes for part in parts if part.name == "optimizer")
-            # DeepSpeed's optimizer works there on gradients and on copies of the weights in fp32, FSDP2's on both as
-            # they are.
+            # DeepSpeed's optimizer works there on gradients and weights in fp32, FSDP2's on both in their own dtype.
             kept += 2 * FP32 * sizes.trained if sharing.strategy == "deepspeed" else sizes.gradients
         weights = [part for part in parts if part.name in self._names and sharing.offloads_weights]
         return sharing.share(kept) + sum(map(self._share, weights))
 
     def on_wire(self, micro_batches: int) -> int:
-        """Bytes that the card sends in an optimizer step, by ring algorithms: a gather or a scatter of a tensor takes
+        """Bytes that the card sends in an optimizer step, by ring algorithms: a gather or a scatter of a tensor sends
         all of it but the card's own share, an all-reduce both.
 
         Args:
@@ -339,11 +338,11 @@ class Shares:
         if sharing.strategy == "none":
             return []
         if self._replicates:
-            # In fp32; those of another dtype are converted one by one, and then put together.
+            # In fp32; gradients of another dtype are converted one by one, then concatenated.
             size = (FP32 if sizes.width == FP32 else 2 * FP32) * min(BUCKET, sizes.trained)
             return [Part("all_reduce", size, "gradients in one piece, to be summed over the cards")]
         if sharing.strategy == "fsdp2":
-            # Those of a layer once more in fp32, in which they are summed.
+            # Gradients of a layer once more in fp32, the dtype of the sum.
             inside = (GATHERED_LAYERS * sizes.width + FP32) * sizes.layer_gradients // sizes.width
             size = inside + sizes.outside_gradients
             return [Part("whole_gradients", size, "gradients of two layers, before they are shared out")]

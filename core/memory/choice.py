@@ -1,7 +1,7 @@
 """Choice of the way to fit a run into memory: size of micro-batches, and number of layers whose activations are kept.
 
-A smaller micro-batch costs another dequantization of the weights and thinner matrix products, a recomputed layer
-another forward pass. Which is cheaper depends on the model, the rows and the device; the estimated time decides.
+A smaller micro-batch costs another dequantization of the weights and thinner matrix products; a recomputed layer costs
+another forward pass. The cheaper way depends on the model, the rows and the device; the estimated time decides.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from core.memory.weights import movable_experts
 from core.models.architecture.architecture import Architecture
 from core.units import format_bytes
 
-#: Most share of the limit for a plan with activations kept that does not leave it at the largest micro-batches: it is
-#: chosen to fill the memory, so that an error of the plan would be an error of the run.
+#: Largest share of the limit for a plan with kept activations, unless all fit at the largest micro-batches: such a plan
+#: fills the memory, so that an error of the plan would be an error of the run.
 FILLED_SHARE = 0.97
-#: Why experts are not moved under WSL 2.
+#: The reason why experts are not moved under WSL 2.
 _NOT_PINNED = "pinned memory is short under WSL 2, and memory.offload_experts = on takes it all the same"
 
 
@@ -40,7 +40,7 @@ def choose_way(
     whole = plan(Way(budgets[0], most))
 
     def explained(found: Plan) -> Plan:
-        # Compared with as many tokens at once and more layers kept; or, with as many layers, with more tokens.
+        # Compared with the same budget and more kept layers; or with the same layers and a larger budget.
         fewer = found.kept_layers < most and found.token_budget < budgets[0]
         return _explained(found, plan(Way(found.token_budget, most)) if fewer else whole, budgets[0])
 
@@ -49,7 +49,7 @@ def choose_way(
     least = plan(Way(budgets[-1], fewest))
     if least.fits:
         found = [_most_kept(budget, fewest, most, plan) for budget in budgets]
-        # Of equal ones the first, with the largest budget.
+        # Among equal plans the first, with the largest budget.
         return explained(
             min((one for one in found if one is not None), key=lambda one: one.step.seconds, default=least)
         )
@@ -108,8 +108,7 @@ def _explained(found: Plan, other: Plan, first: int) -> Plan:
 
 
 def place_experts(model: Architecture, config: Config, machine: Machine, plan: Callable[[bool], Plan]) -> Plan:
-    """The plan with experts where ``memory.offload_experts`` has them; with ``auto`` in host memory where the run would
-    not fit otherwise, and does so.
+    """The plan with experts placed by ``memory.offload_experts``; with ``auto`` in host memory if the run fits only so.
 
     Args:
         model: The base model.

@@ -1,6 +1,6 @@
 """Memory overhead of a process apart from its tensors: interpreter, libraries, tokenizer, allocator fragmentation.
 
-Nothing here follows from shapes; the constants are measured by ``bench/memory.py``, or assumed where they say so.
+Nothing here follows from shapes; the constants are measured by ``bench/memory.py``, or marked as assumptions.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ NCCL_BUFFERS = 256 << 20
 #: Resident memory of the worker's interpreter and libraries before a model is loaded: CPython 3.11, torch 2.13 for
 #: the CPU, transformers 5.24, peft 0.21, bitsandbytes 0.50; measured by bench/memory.py.
 CPU_RUNTIME = 420 << 20
-#: What a torch that is built for CUDA adds to it: 252 MB with torch 2.10 for CUDA 12.8, 307 with 2.15 for CUDA 13.2.
+#: Additional memory of a CUDA build of torch: 252 MB with torch 2.10 for CUDA 12.8, 307 with 2.15 for CUDA 13.2.
 CUDA_LIBRARIES = 280 << 20
 #: Fragmentation of malloc: a constant, and a share of the largest transient memory. malloc keeps freed blocks
 #: (core.worker.process.malloc) for the next phase, which needs no more; but fp32 logits do not fit into the freed
-#: blocks of 16-bit logits, and hardly any large tensor fits into those of SDPA's scores. Measured by the same.
+#: blocks of 16-bit logits, and hardly any large tensor fits into the freed blocks of SDPA's scores. Same measurements.
 CPU_SLACK, CPU_FRAGMENTATION = 64 << 20, 0.05
 #: With full training, long-lived tensors are scattered among transient ones, and the update of a large one does not fit
-#: into the gaps: the loss is a share of the update's size. Fitted to seven configurations of the same.
+#: into the gaps: the loss is a share of the update's size. Fitted to seven configurations of the same measurements.
 CPU_SCATTERED = 0.38
-#: Weights that are converted at load and not quantized, as in LoRA in fp32, leave behind this share of their file; the
-#: cause is unknown. Fitted to two configurations of the same.
+#: Weights that are converted at load and not quantized, as in LoRA in fp32, leave this share of their file behind; the
+#: cause is unknown. Fitted to two configurations of the same measurements.
 CPU_CONVERTED = 0.5
 #: Bytes of a tokenizer per vocabulary entry, and at most per byte of its file; measured on vocabularies of 49,152 and
 #: 128,000 tokens.
@@ -50,7 +50,7 @@ def around_gpu(tensors: Iterable[Part], machine: Machine, cards: int = 1) -> lis
 
     Args:
         tensors: Memory allocated at the peak.
-        machine: The machine, with what was measured on it.
+        machine: The machine with its calibration.
         cards: Cards of the run.
     """
     used, calibration = sum(part.bytes for part in tensors), machine.calibration
@@ -73,7 +73,7 @@ def around_cpu(model: Architecture, phases: Mapping[str, Phase], converted: int,
         model: Base model, for its tokenizer.
         phases: Transient memory of each phase.
         converted: Size of the weight file if its weights are converted at load and not quantized.
-        machine: The machine, with what was measured on it.
+        machine: The machine with its calibration.
     """
     most = max(phase.total for phase in phases.values())
     gaps = max(phase.gaps for phase in phases.values())

@@ -21,7 +21,7 @@ SLICE, SLICE_BYTES = 1 << 24, 2 * FP32 + 4
 
 @dataclass(frozen=True)
 class Phase:
-    """Memory alive at one moment, in bytes: kept for backward, kept for the adapters, the running layer, the loss, its
+    """Memory alive at a moment, in bytes: kept for backward, kept for the adapters, the running layer, the loss, its
     logits.
 
     ``gaps`` is fragmentation: freed blocks smaller than the tensors that follow. ``gradients`` and ``update`` are of
@@ -78,7 +78,7 @@ def phases_of(
         how: Dtypes and kernels.
         passes: Passes of its layers.
         batch: The micro-batch.
-        kept_layers: Number of layers, the last ones, whose activations are kept; those of the others are recomputed.
+        kept_layers: Number of last layers whose activations are kept; the others are recomputed.
         offload: Whether checkpointed layer inputs are offloaded to host memory.
     """
     regime, tokens, row = passes.regime(batch.length), batch.tokens, batch.length
@@ -154,8 +154,8 @@ def _layer_memory(layer: LayerGrowth, tokens: int, row: int, *, keeps: bool) -> 
 
 
 def _update_bytes(largest: int, width: int, optimizer: str, *, cuda: bool) -> int:
-    """Transient memory of the update of the largest tensor: the copy that the optimizer works on, the gradient in its
-    dtype if that differs, the optimizer's temporaries, and the slices that are added.
+    """Transient memory of the update of the largest tensor: the optimizer's copy, the gradient in its dtype if it
+    differs, the optimizer's temporaries, and the added slices.
 
     Args:
         largest: Elements of the largest tensor.

@@ -28,11 +28,11 @@ class Machine:
         calibration: Constants measured on it; None to assume them.
         capability: Compute capability of a GPU; None if unknown.
         expandable: Whether the segments of a GPU's allocator are expandable, which keeps fragmentation low.
-        pins: Whether pinned host memory may be used without being asked for.
-        pages: Whether a GPU's driver can page optimizer states; that of WSL 2 cannot.
-        cuda_build: Whether torch is built for CUDA, whose libraries take memory where training is on the CPU as well.
+        pins: Whether pinned host memory may be used by default.
+        pages: Whether a GPU's driver can page optimizer states; WSL 2's cannot.
+        cuda_build: Whether torch is built for CUDA, whose libraries take memory in training on the CPU as well.
         power_limit_w: Power limit of the device in W; None if unknown.
-        elsewhere: Whether its device is not here, so that no measurement of this machine applies.
+        elsewhere: Whether its device is on another machine, so that no measurement of this one applies.
     """
 
     kind: DeviceKind
@@ -80,7 +80,7 @@ class Part:
     what: str
 
 
-#: Parts that the system can take back when memory is short: files that are mapped.
+#: Parts that the system can reclaim when memory is short: mapped files.
 RECLAIMABLE = frozenset({"weights_file"})
 
 
@@ -90,7 +90,7 @@ class Way:
 
     Args:
         token_budget: Token budget of a micro-batch.
-        kept_layers: Number of layers, the last ones, whose activations are kept; those of the others are recomputed.
+        kept_layers: Number of last layers whose activations are kept; the others are recomputed.
         offload: Whether the inputs of recomputed layers are offloaded to host memory.
         host_experts: Whether 4-bit experts live in host memory.
     """
@@ -118,22 +118,21 @@ class Plan:
         disk_free_bytes: Free disk space.
         token_budget: Token budget of a micro-batch.
         layers: Number of decoder layers.
-        kept_layers: Number of layers, the last ones, whose activations are kept for backward; those of the others are
-            recomputed.
+        kept_layers: Number of last layers whose activations are kept for backward; the others are recomputed.
         step: Estimated time of an optimizer step.
         device: The kind of device.
         offload: Whether activation offloading is on: checkpointed layer inputs are in host memory.
         host_bytes: Most pinned host memory for it.
         states_host_bytes: Most host memory of a paged optimizer's states.
         host_free_bytes: Free host memory.
-        notes: Remarks on the figures, as sentences.
+        notes: Remarks on the numbers.
         targets: Last name components of the layers that get adapters, and the number of layers of each.
         dequantized: Whether 16-bit copies of 4-bit weights are kept.
-        experts_host_bytes: Pinned host memory of the 4-bit experts that live there; 0 where they are on the device.
+        experts_host_bytes: Pinned host memory of the 4-bit experts that live there; 0 if they are on the device.
         shares_host_bytes: Host memory for the card's share of weights and states that is not on it
             (``distributed.offload``).
         wire_bytes: Bytes that the card sends to others in an optimizer step.
-        reason: Why activations are kept or recomputed, as a sentence; empty where it was decided before.
+        reason: Why activations are kept or recomputed, as a sentence; empty if it was decided before.
         is_rough: Whether the activations are a rough bound, as they have not been measured yet.
     """
 
@@ -172,7 +171,7 @@ class Plan:
 
     @property
     def way(self) -> Way:
-        """The way that was planned."""
+        """The planned way."""
         return Way(self.token_budget, self.kept_layers, self.offload, self.experts_host_bytes > 0)
 
     @property

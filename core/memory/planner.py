@@ -98,18 +98,18 @@ def make_plan(
         rows: Lengths of the training rows; None to assume the greatest length, with all tokens in the loss.
         token_budget: Token budget of a micro-batch; None for the initial one.
         checkpointing: Whether gradient checkpointing is on, if the worker has decided it.
-        kept_layers: Number of layers, the last ones, whose activations are kept with it.
+        kept_layers: Number of last layers whose activations are kept with it.
         dequantized: Whether dequantized copies of 4-bit weights are kept, if the worker has decided it.
         offload: Whether checkpointed layer inputs are offloaded to host memory, if the worker has decided it.
-        host_experts: Whether 4-bit experts live in host memory; None for what ``memory.offload_experts`` says.
-        sharing: How several cards share the run; the plan is then that of one of them, ``config`` its part of the run
+        host_experts: Whether 4-bit experts live in host memory; None: as ``memory.offload_experts`` says.
+        sharing: How several cards share the run; the plan is then for one of them, ``config`` its part of the run
             (:func:`core.memory.strategy.part_of_card`), ``machine`` the card and its part of host memory.
-        source: Where the passes of the layers come from.
+        source: Source of the layers' passes.
 
-    If undecided, the token budget, or a part of it, and the number of layers with gradient checkpointing are those of
-    the shortest estimated step that fits, within what ``memory.gradient_checkpointing`` allows; with an unknown limit
-    gradient checkpointing is on on a GPU. If nothing fits, checkpointed layer inputs are offloaded from a GPU, where
-    host memory has room for them.
+    If undecided, the token budget and the number of layers with gradient checkpointing give the shortest estimated step
+    that fits, within the limits of ``memory.gradient_checkpointing``. If the memory limit is unknown, gradient
+    checkpointing is on on a GPU. If nothing fits, checkpointed layer inputs are offloaded from a GPU if host memory has
+    room for them.
 
     Raises:
         UserError: If no layer of the model is trained, its positions are fewer than the rows' tokens, or its passes
@@ -130,10 +130,10 @@ def make_least_plan(
     *,
     token_budget: int | None = None,
 ) -> Plan:
-    """Make the memory plan of a run in the least memory that it would be given on its device.
+    """Make the memory plan of a run with the least memory on its device.
 
-    Micro-batches are the smallest that are chosen, all layers recompute their activations where the configuration lets
-    them, and no copies of weights are kept. What is free beyond that makes a run faster, and nothing else.
+    Micro-batches have the smallest size that the configuration allows, all layers recompute their activations if they
+    may, and no copies of weights are kept. More memory only makes a run faster.
 
     Args:
         architecture: As for :func:`make_plan`.
@@ -185,7 +185,7 @@ def training_rows(architecture: Architecture, config: Config, rows: Rows | None)
         rows: Lengths of all rows; None to assume a step's rows of the greatest length, with all tokens in the loss.
 
     Raises:
-        UserError: If none is left.
+        UserError: If no row is left.
     """
     train = config.train
     if rows is None:
@@ -201,7 +201,7 @@ def training_rows(architecture: Architecture, config: Config, rows: Rows | None)
 
 
 class _Run:
-    """A run to be planned: everything that is the same for each way of fitting it into memory."""
+    """Facts of a run that are the same for each way of fitting it into memory."""
 
     def __init__(
         self,
@@ -257,7 +257,7 @@ def _adapted_weights(model: Architecture, config: Config) -> int:
 
 @dataclass(frozen=True)
 class _Search:
-    """Search for the way of a run; see :func:`make_plan` for the decisions that it starts from."""
+    """Search for the way of a run; see :func:`make_plan` for the given decisions."""
 
     run: _Run
     token_budget: int | None
@@ -273,7 +273,7 @@ class _Search:
 
     @property
     def _first_budget(self) -> int:
-        """The token budget to begin with."""
+        """The initial token budget."""
         if updates_in_backward(self.run.config):
             return WHOLE
         return self.token_budget or TOKEN_BUDGETS[self.run.machine.kind]
@@ -314,9 +314,9 @@ class _Search:
         )
 
     def _with_copies(self, found: Plan) -> Plan:
-        """The plan with dequantized copies of weights, if that is left open and they take little of the free memory."""
+        """The plan with dequantized copies of weights, if undecided and they take little of the free memory."""
         memory, limit = self.run.config.memory, self.run.machine.limit_bytes
-        # If memory had to be freed already, there is none for copies.
+        # If memory is short already, there is none for copies.
         freed = found.checkpointing or found.token_budget < self._first_budget
         tight = freed and memory.gradient_checkpointing != "on"
         wanted = self.dequantized is None and memory.keep_dequantized == "auto"
@@ -358,7 +358,7 @@ class _Planner:
 
     @property
     def _assumed_length(self) -> int:
-        """Tokens of every row, where their lengths are not known."""
+        """Assumed tokens of every row, if their lengths are unknown."""
         longest = self.config.train.max_length
         return min(longest, self.model.positions or longest)
 
@@ -453,7 +453,7 @@ class _Planner:
         return {name: replace(phase, update=run.sharing.of_update(phase.update)) for name, phase in found.items()}
 
     def _on_disk(self, trainable: int, states: int) -> tuple[int, int]:
-        """Bytes of a checkpoint, and of all that a run has on the disk at once."""
+        """Bytes of a checkpoint, and of all files that a run has at once."""
         width = self.how.bytes if self.run.weights else FP32
         saved = trainable * width * (2 if self._paired else 1)
         checkpoint = saved + states + CHECKPOINT_EXTRA
@@ -590,7 +590,7 @@ class _Planner:
         return checkpoint.bytes if checkpoint is not None else 2 * self.model.parameters
 
     def _bare_experts(self) -> str | None:
-        """The reason why experts have no adapters, as a sentence, where that was not asked for; else None."""
+        """The reason why experts have no adapters, if that was not asked for; else None."""
         layers = [(layer.experts, layer.count) for layer in self.model.layers if layer.experts is not None]
         if not layers:
             return None
@@ -628,7 +628,7 @@ def _measured(architecture: Architecture, config: Config, how: Arithmetic, *, ca
         architecture: The base model.
         config: Configuration of the run.
         how: Its arithmetic.
-        cached_only: Whether to look for an earlier measurement alone.
+        cached_only: Whether only an earlier measurement is used.
 
     Returns:
         None if ``cached_only`` is set and there is none.
@@ -643,7 +643,7 @@ def _measured(architecture: Architecture, config: Config, how: Arithmetic, *, ca
     elif method.name != "full":
         kept |= {
             "rank": method.rank,
-            # As much is kept whatever the share is.
+            # The kept memory does not depend on the share.
             "dropout": 0.1 if method.dropout else 0.0,
             "dora": method.dora,
             "target_modules": method.target_modules,
@@ -726,7 +726,7 @@ def fit(architecture: Architecture | None, config: Config, machine: Machine, sou
     """Memory of a configuration's run with another base model.
 
     Args:
-        architecture: The model; None if it is not known.
+        architecture: The model; None if unknown.
         config: The configuration; its own model does not matter.
         machine: The machine.
         source: As for :func:`make_plan`.

@@ -1,7 +1,7 @@
 """Rough bound of a model's passes by the shapes of its layers, used until they are measured.
 
-It has the form of the measurement, so that the plan is made in one way. For decoder layers of the usual kind it is an
-upper bound, by up to twice; layers that carry a state from token to token may take more.
+It has the form of a measurement, so that plans are made the same way. For usual decoder layers it is an upper bound, up
+to twice the measurement; layers that carry a state from token to token may take more.
 """
 
 from __future__ import annotations

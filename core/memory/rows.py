@@ -24,7 +24,7 @@ class Rows:
         runs: Number of rows of each padded length, longest first.
         supervised: Share of tokens in the loss.
         tokens: Tokens of all rows without padding; None if unknown.
-        blur: Most tokens by which a row may be shorter than its run, if only a histogram is known.
+        blur: Most tokens that a row may be shorter than its run, if only a histogram is known.
     """
 
     runs: Runs

@@ -25,9 +25,9 @@ OFFLOAD_IN_FLIGHT = 2
 EXPERT_BUFFER = 256 << 20
 #: Bytes of a block of pinned host memory for experts: a power of two, as torch rounds up to one.
 HOST_SLAB = 256 << 20
-#: Layers whose experts are on a GPU at once where they live in host memory: that at work, and the next.
+#: Layers whose experts are on the GPU at once if they live in host memory: the running layer, and the next.
 EXPERT_LAYERS = 2
-#: What stands for the experts of a layer among the targets of its adapters.
+#: Name of a layer's experts among the targets of its adapters.
 EXPERTS = "mlp.experts"
 #: Optimizers that keep one state as large as the parameter; the others keep two.
 _SINGLE = ("lion_8bit",)
@@ -43,15 +43,15 @@ class Arithmetic:
         bytes: Bytes of an element of the hidden states.
         autocast: Whether adapters are fp32 and cast for each product.
         private_inputs: Whether every adapter keeps its own copy of its input. PEFT casts the input to fp32 first,
-            except on quantized layers if it sees that autocast is on, which it checks on CUDA only.
+            except on quantized layers under autocast, which it checks on CUDA only.
         quantized: Whether the linear layers are NF4 and dequantized for each product.
         cuda: Whether it runs on a GPU, whose kernels keep other tensors than the CPU's in a few places.
         fused_layers: Whether adapters and norms use the worker's own functions where supported.
-        short_attention: Whether attention of short rows does.
+        short_attention: Whether attention of short rows uses them.
         fused_attention: Whether attention goes through the worker's function, whatever the rows.
         flash: Whether a GPU's flash attention knows the dtype and the card.
         dequantized: Whether linear layers of these functions keep their weights dequantized, or merged.
-        merged: Whether they are merged with their adapters for each product (``method.train_for``).
+        merged: Whether they are merged with their adapters for each product, as ``method.train_for`` does.
     """
 
     bytes: int
@@ -78,14 +78,14 @@ def quantized_bytes(weights: int) -> int:
 
 
 def quantized_experts_bytes(count: int, weights: int) -> int:
-    """Bytes of the stacked matrices of experts, each quantized like a matrix of its own; code books they share.
+    """Bytes of the stacked matrices of experts, each quantized by itself, with shared code books.
 
     Args:
         count: Number of experts.
         weights: Number of elements of all of them together.
     """
     one = weights // count
-    # The code books are there once, the offset for each.
+    # The code books exist once, the offset for each.
     return count * (quantized_bytes(one) - NF4_TABLES + FP32) + NF4_TABLES - FP32
 
 
@@ -134,8 +134,8 @@ def optimizer_bytes(kind: str, elements: int, columns: int = 1) -> int:
 def states_host_bytes(kind: str, tensors: Iterable[tuple[int, int, int]]) -> int:
     """Most host memory for the optimizer states of a run on a GPU.
 
-    Paged states are in the host's memory where the GPU's does not suffice, all of them at worst. A checkpoint is
-    written tensor by tensor: one state at a time is copied to the host, but for a paged one, which is read where it is.
+    Paged states are in host memory if the GPU's is not enough, at worst all of them. A checkpoint is written tensor by
+    tensor: one state at a time is copied to the host; paged states are read in place.
 
     Args:
         kind: As ``train.optimizer``.
@@ -148,7 +148,7 @@ def states_host_bytes(kind: str, tensors: Iterable[tuple[int, int, int]]) -> int
 
 
 def target_linears(layer: Layer, prefix: str, method: MethodSection) -> frozenset[str]:
-    """Linear layers of a decoder layer that get adapters, and :data:`EXPERTS` where its experts do.
+    """Linear layers of a decoder layer that get adapters, and :data:`EXPERTS` if its experts do.
 
     Args:
         layer: The layer.
@@ -163,8 +163,8 @@ def target_linears(layer: Layer, prefix: str, method: MethodSection) -> frozense
 
 
 def split_by_targets(model: Architecture, method: MethodSection) -> Iterator[tuple[Layer, int, frozenset[str]]]:
-    """Layers with those of their linear layers that get adapters, and how many layers in a row are alike; a kind of
-    layer is split if a pattern takes only some of its layers.
+    """Layers with the linear layers that get adapters, and the number of consecutive equal layers. A kind of layer is
+    split if a pattern takes only some of its layers.
 
     Args:
         model: The base model.

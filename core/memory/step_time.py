@@ -1,4 +1,4 @@
-"""Step time: the estimated duration of an optimizer step, to compare ways of fitting it into memory.
+"""Estimated time of an optimizer step, to compare ways of fitting it into memory.
 
 The sum of matrix products, attention, dequantization of 4-bit weights, and elementwise kernels, each by its amount of
 work and a rate. The ratios decide: another micro-batch dequantizes the weights again, and recomputation runs the
@@ -19,7 +19,7 @@ _MOVED_FORWARD, _MOVED_BACKWARD = 4.0, 6.0
 _DEQUANTIZED = 2.5
 #: Work of attention's backward pass, as a multiple of its forward pass.
 _ATTENTION_BACKWARD = 2.5
-#: Launches of a layer's recomputation, as a share of those of its forward and backward pass.
+#: Launches to recompute a layer, as a share of the launches of its forward and backward pass.
 _LAUNCHES_AGAIN = 0.4
 #: Bytes read and written for each trained parameter in an update: weight, gradient, two moments.
 _UPDATED = 28
@@ -30,12 +30,12 @@ class LayerWork:
     """Work of a decoder layer, or of several.
 
     Args:
-        weights: Weights that a token is multiplied with: those of the active experts, and those of adapters.
+        weights: Weights that a token is multiplied with, including the active experts and the adapters.
         frozen: Weights of them that are frozen, so that they get no gradient.
-        dequantized: Weights that are dequantized for each pass; of experts those that any token is sent to.
+        dequantized: Weights that are dequantized for each pass, including every expert that receives a token.
         attention: Operations of the forward pass of attention for each pair of tokens of a row.
         moved: Bytes kept for backward for each token, from which those read and written follow.
-        layers: Number of layers that it is the work of.
+        layers: Number of layers.
         spread: Number of matrices among which the tokens of such a product are shared out, averaged over its weights:
             1 for a linear layer, total over active ones for experts.
     """
@@ -58,7 +58,7 @@ class StepTime:
         tokens: Its tokens, padding included.
         micro_batches: Its micro-batches.
         source: Origin of the rates, for people.
-        moved_seconds: Time that experts are on their way from host memory, most of it beside the computation.
+        moved_seconds: Time of copying experts from host memory, most of it beside the computation.
     """
 
     seconds: float
@@ -98,7 +98,7 @@ def step_time(
     seconds, moved = _UPDATED * trained / rates.memory, from_host / rates.host
     for rows, length in batches:
         tokens = rows * length
-        # Copies go beside the computation: the slower of the two decides.
+        # Copies overlap with the computation: the slower of the two decides.
         seconds += max(_pass_seconds(_sum(layers), _sum(again), tokens, length, rates), moved)
         seconds += head * tokens * _thinness(tokens, rates) / rates.matrix
     tokens = sum(rows * length for rows, length in batches)

@@ -1,4 +1,4 @@
-"""Strategy of a run on several cards: the one that is taken, why, and the memory plan of each card with it."""
+"""Strategy of a run on several cards: the choice, its reason, and the memory plan of each card with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Chosen:
     Args:
         sharing: The strategy and its options.
         plan: Memory plan of one card; its host memory is that card's part.
-        reason: Why it is taken, in a sentence.
+        reason: The reason of the choice, in a sentence.
         rows: Most rows of a step on one card.
         host_free_bytes: Free memory of each machine; None if unknown.
     """
@@ -44,7 +44,7 @@ class Chosen:
 
     @property
     def unit(self) -> str:
-        """The noun for what shares the run."""
+        """The noun for a participant of the run."""
         return "card" if self.plan.device == "cuda" else "process"
 
     @property
@@ -67,19 +67,19 @@ def chosen_strategy(
     cards: Cards,
     source: Source = "measured",
 ) -> Chosen:
-    """The strategy that a run takes: the one that is named, or the first that fits on each card.
+    """The strategy of a run: the configured one, or the first that fits on each card.
 
     Args:
         architecture: The base model.
         config: Configuration of the run, as the user wrote it.
-        machine: A card, the smallest of them, with the host memory of its whole machine; the CPU's memory is that of
-            all processes.
+        machine: The smallest card, with the host memory of its whole machine; a CPU's memory is shared by all
+            processes.
         rows: Lengths of the training rows; None if unknown.
         cards: The cards of the run.
         source: As for :func:`core.memory.planner.make_plan`.
 
     Raises:
-        UserError: If the strategy does not go with so many cards, or the run cannot be planned.
+        UserError: If the strategy does not allow so many cards, or the run cannot be planned.
     """
     wanted = config.distributed.strategy
     planned = partial(_planned, architecture, config, machine, rows, source)
@@ -118,8 +118,8 @@ def chosen_strategy(
 def part_of_card(config: Config, sharing: Sharing) -> Config:
     """A card's part of a run: its rows of a step, without options that several cards cannot have.
 
-    Gradients have to be there when they are summed over the cards, so that no weight is updated inside backward.
-    Weights that are shared out are neither copied nor moved elsewhere one by one.
+    Gradients have to exist when they are summed over the cards, so that no weight is updated inside backward. Sharded
+    weights are neither copied nor offloaded one by one.
 
     Args:
         config: Configuration of the run.

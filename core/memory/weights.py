@@ -52,7 +52,7 @@ class _Matrix(NamedTuple):
 
     @property
     def quantized(self) -> int:
-        """Bytes of one of them in 4 bits."""
+        """Bytes of one matrix in 4 bits."""
         return quantized_experts_bytes(self.experts, self.weights) if self.experts else quantized_bytes(self.weights)
 
     @property
@@ -62,7 +62,7 @@ class _Matrix(NamedTuple):
 
 
 def _matrices(model: Architecture, keep: Sequence[str]) -> Iterator[_Matrix]:
-    """Matrices of linear layers and experts, without those of embeddings and routers."""
+    """Matrices of linear layers and experts, without embeddings and routers."""
     for linear in model.linears:
         yield _Matrix(linear.weights, 1, 0, stays_16bit(linear.name, keep))
     for layer, name, count in _layers(model, keep):
@@ -70,7 +70,7 @@ def _matrices(model: Architecture, keep: Sequence[str]) -> Iterator[_Matrix]:
 
 
 def _layers(model: Architecture, keep: Sequence[str]) -> Iterator[tuple[Layer, str, int]]:
-    """Decoder layers with the name of the first of them that are alike, and how many these are."""
+    """Groups of equal decoder layers: the layer, the name of the first, and their number."""
     number = 0
     for layer in model.layers:
         # Without patterns all layers of a kind are alike.
@@ -81,7 +81,7 @@ def _layers(model: Architecture, keep: Sequence[str]) -> Iterator[tuple[Layer, s
 
 
 def _of_layer(layer: Layer, name: str, count: int, keep: Sequence[str]) -> Iterator[_Matrix]:
-    """Matrices of decoder layers that are alike."""
+    """Matrices of equal decoder layers."""
     for linear in layer.linears:
         yield _Matrix(linear.weights, count, 0, stays_16bit(f"{name}.{linear.name}", keep))
     if (experts := layer.experts) is not None:
@@ -91,7 +91,7 @@ def _of_layer(layer: Layer, name: str, count: int, keep: Sequence[str]) -> Itera
 
 
 def layer_bytes(model: Architecture, how: Arithmetic, keep: Sequence[str] = ()) -> list[tuple[int, int]]:
-    """Bytes of the weights of a decoder layer, those in 4 bits without their scales, and how many layers have as many.
+    """Bytes of the weights of decoder layers, 4-bit ones without their scales, and the number of such layers.
 
     Args:
         model: Architecture of the model.
@@ -170,7 +170,7 @@ def weight_parts(
 
 
 def tell_bare_experts(elements: int, width: int) -> str:
-    """Sentence on experts that stay in 16 bit under QLoRA, as transformers does not mark their class.
+    """Sentence on experts that stay in 16 bit under QLoRA, because transformers does not mark their class.
 
     Args:
         elements: Number of their elements.
@@ -184,13 +184,13 @@ def tell_bare_experts(elements: int, width: int) -> str:
 
 
 def _active(model: Architecture) -> str:
-    """The experts in words, with the number that a token passes through."""
+    """The experts in words, with the number per token."""
     found = next((layer.experts for layer in model.layers if layer.experts is not None), None)
     return "" if found is None else f"{found.count} experts a layer, {found.active} for each token,"
 
 
 def is_mapped(model: Architecture, how: Arithmetic) -> bool:
-    """True if tensors stay views of the memory-mapped weight file: they do unless they must be converted."""
+    """True if tensors stay views of the memory-mapped weight file, unless they must be converted."""
     return how.bytes == 2 and (model.checkpoint is None or model.checkpoint.dtype == "BF16")
 
 
@@ -285,7 +285,7 @@ class HostExperts:
     """Experts in host memory.
 
     Args:
-        layers: Bytes of the 4-bit experts of each layer that has any, in order.
+        layers: Bytes of the 4-bit experts of each layer with any, in order.
     """
 
     layers: tuple[int, ...]
@@ -302,14 +302,14 @@ class HostExperts:
 
     @property
     def moved_bytes(self) -> int:
-        """Bytes that go over the bus for a micro-batch: every layer forward and every layer backward, but for those in
-        the buffers when the direction turns.
+        """Bytes over the bus for a micro-batch: every layer forward and backward, except the layers in the buffers when
+        the direction turns.
         """
         return 2 * sum(sorted(self.layers)[: max(len(self.layers) - EXPERT_LAYERS, 0)])
 
 
 def experts_on_host(model: Architecture, keep: Sequence[str] = ()) -> HostExperts:
-    """The experts of a model that can live in host memory: those in 4 bits.
+    """The experts of a model that can live in host memory: the 4-bit ones.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""Advice by model: what its makers, and those who tune it, advise; a table with a source for each entry."""
+"""Tuning advice by model, with a source for each entry: from the model's makers and from people who tune it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ AdviceValue = bool | int | float | str
 
 @dataclass(frozen=True)
 class Advice:
-    """One thing that is advised for some models.
+    """A piece of advice for some models.
 
     Args:
-        models: The models, as a person calls them.
+        models: The models, as people call them.
         says: The advice.
         source: An address, or a repository with commit and path.
-        option: What it is about, as ``section.key``; empty for what no option says.
-        value: The advised value; None where it depends on the rows.
+        option: The option it is about, as ``section.key``; empty if there is none.
+        value: The advised value; None if it depends on the rows.
     """
 
     models: str
@@ -73,23 +73,23 @@ def advice_by_identity(families: Iterable[str], names: Sequence[str]) -> tuple[A
     """The advice for a model.
 
     Args:
-        families: Its ``model_type``, and that of its text part; none where they are not known.
-        names: What it is called: the name of its directory, the repository that it is from.
+        families: Its ``model_type``, and that of its text part; none if unknown.
+        names: Names of the model: its directory, the repository it came from.
     """
     known = frozenset(families)
     return tuple(entry.advice for entry in entries() if entry.fits(known, names))
 
 
 def advice_for(base: str, relative_to: Path | None = None) -> tuple[Advice, ...]:
-    """The advice for a base model; nothing for one that nobody has advised on.
+    """The advice for a base model; empty for models without an entry.
 
     Args:
         base: As ``model.base``.
         relative_to: The directory that a relative path starts from; the working directory by default.
     """
     names, families = [base], []
-    # Advice stops nobody: a model that is missing or damaged is refused, with the reason, by who loads it
-    # (:func:`core.models.sandboxed.check_base`). Its name alone tells which model is meant.
+    # Advice never fails: a missing or damaged model is refused with the reason when it is loaded
+    # (:func:`core.models.sandboxed.check_base`). The name alone is enough to find an entry.
     with contextlib.suppress(UserError, OSError):
         path = find_model(base, relative_to)
         if path is not None and (config := read_description(path / "config.json")) is not None:

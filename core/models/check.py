@@ -26,8 +26,8 @@ _HINT = "Take the tokenizer that belongs to the model."
 def check_tokens(config: dict[str, Any], rows: int | None, directory: Path) -> None:
     """Check that no token in use is outside the embedding.
 
-    Unused added tokens may be: models are published so (the image token of a model without its vision part). Tokens of
-    the data are checked with the data.
+    Unused added tokens may be outside: some models are published that way (the image token of a model without its
+    vision part). Tokens of the data are checked with the data.
 
     Args:
         config: The content of ``config.json``.
@@ -35,7 +35,7 @@ def check_tokens(config: dict[str, Any], rows: int | None, directory: Path) -> N
         directory: Directory of the model.
 
     Raises:
-        UserError: If one is, or a file of the tokenizer is damaged.
+        UserError: If a token is outside, or a file of the tokenizer is damaged.
     """
     rows = rows or text_part(config).get("vocab_size")
     settings = read_description(directory / "tokenizer_config.json") or {}
@@ -167,7 +167,7 @@ _CHOOSE = "Choose a causal language model: one whose config.json names an archit
 
 
 def check_architecture(config: Mapping[str, Any], directory: Path) -> None:
-    """Check that a ``config.json`` describes a causal language model, as far as it says so itself.
+    """Check that a ``config.json`` describes a causal language model, as far as it says.
 
     Args:
         config: Its content.
@@ -193,7 +193,7 @@ def check_architecture(config: Mapping[str, Any], directory: Path) -> None:
     if family in _ENCODERS and not (writes and config.get("is_decoder") is True):
         raise UserError(shown.format("an encoder", ""), _CHOOSE)
     does = next((does for name in names for end, does in _HEADS.items() if name.endswith(end)), None)
-    # GPT-2's class for pretraining is the one that generates text.
+    # GPT-2's class for pretraining generates text.
     if does is not None and not writes and not (family.startswith("gpt") and names[0].endswith("ForPreTraining")):
         raise UserError(shown.format(f"a {one_line(family, 40)} with another head", f": {does}"), _CHOOSE)
 

@@ -12,9 +12,9 @@ from core.errors import UserError
 from core.small_files import read_json, read_small
 from core.text import one_line
 
-#: Largest ``config.json`` and similar files; those of real models have kilobytes, with all tokens in them up to 4 MB.
+#: Largest ``config.json`` or similar file; real ones have kilobytes, or up to 4 MB if they contain all tokens.
 DESCRIPTION_LIMIT = 8 << 20
-#: Largest ``tokenizer.json``; those of 262,144 tokens have 34 MB.
+#: Largest ``tokenizer.json``; with 262,144 tokens it has 34 MB.
 TOKENIZER_LIMIT = 64 << 20
 #: Deepest nesting of objects and lists; real ones are less than ten deep. The code that reads them is recursive.
 DEPTH_LIMIT = 64
@@ -99,7 +99,7 @@ def text_part(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_lfs_pointer(start: bytes) -> bool:
-    """Whether a file that begins with ``start`` is a Git LFS pointer, not the file itself."""
+    """True if ``start`` is the beginning of a Git LFS pointer."""
     return start.startswith(b"version https://git-lfs.github.com/spec/")
 
 
@@ -134,7 +134,7 @@ _RECORD_LIMIT = 4 << 20
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
-    """Content of ``localtune.json``, or None if the directory is not one of ours or a file of it has another size."""
+    """Content of ``localtune.json``; None if this program did not make the directory, or a file has another size."""
     try:
         record = read_json(directory / RECORD_NAME, _RECORD_LIMIT)
         sizes = record["files"]
@@ -191,7 +191,7 @@ def _is_said(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a key is a token id: some configurations contain their vocabulary."""
+    """True if a key is a token id: some configurations contain their vocabulary."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -19,13 +19,13 @@ from core.paths import user_path, working_directory
 from core.small_files import read_small
 from core.text import one_line
 
-#: Model that needs no hub; it is prepared on first use.
+#: Model that needs no hub; the first run with it prepares it.
 STARTER_NAME = "smollm2-135m-instruct"
 #: Prefix of the directories of models in the Hugging Face cache.
 _CACHED_PREFIX = "models--"
 #: Most directories listed to find a name like a mistyped one.
 _MOST_NAMES = 2000
-#: Similarity from which a name is suggested, and the one for hub ids, of which there are many alike.
+#: Least similarity of a suggested name, and of a suggested hub id, as many ids are alike.
 _CLOSE, _CLOSE_IDS = 0.6, 0.85
 
 
@@ -101,13 +101,13 @@ def find_fetched_model(entry: HubEntry) -> Path | None:
 
 
 def _is_hash(revision: str) -> bool:
-    """Whether a revision may be an abbreviated commit hash."""
+    """True if a revision may be an abbreviated commit hash."""
     return re.fullmatch(r"[0-9a-f]{7,40}", revision) is not None
 
 
 def is_model_here(name: str, relative_to: Path | None = None) -> bool:
-    """Whether a run finds a base model: a directory, a GGUF file, a prepared or fetched model, or the starter model,
-    which is prepared by the run. The content is not checked.
+    """True if a run would find the base model: a directory, a GGUF file, a prepared or fetched model, or the starter
+    model, which the run prepares. The content is not checked.
     """
     return (
         name == STARTER_NAME
@@ -129,7 +129,7 @@ def missing_model(name: str, relative_to: Path | None = None) -> UserError:
         where = f"copy in {paths.models_dir()} or in the local Hugging Face cache"
         hint = f"{guess}'localtune-tui fetch {entry}' downloads it."
     else:
-        # The directory that a plain name would be in is one that nobody meant.
+        # A plain name is rarely meant as a directory here.
         where = (
             f"file or directory {one_line(str(path), 200)}"
             if os.sep in name
@@ -141,14 +141,14 @@ def missing_model(name: str, relative_to: Path | None = None) -> UserError:
 
 
 def close_name(name: str) -> str | None:
-    """The model on this machine whose name a mistyped one most likely meant."""
+    """The model on this machine that a mistyped name most likely means."""
     known = [STARTER_NAME, *(base for base, _ in prepared_models()), *cached_models()]
     return most_like(name, known)
 
 
 def most_like(name: str, known: Iterable[str]) -> str | None:
-    """The one of some models that a mistyped name most likely meant; an id of a hub means an id with the same numbers,
-    as those of other sizes and versions are other models.
+    """The known model that a mistyped name most likely means. A hub id only matches ids with the same numbers, because
+    other sizes and versions are other models.
     """
     is_id = is_hub_id(name)
     written, best, found = name.lower() if is_id else name.lower().rpartition("/")[2], 0.0, None
@@ -158,7 +158,7 @@ def most_like(name: str, known: Iterable[str]) -> str | None:
         for candidate in {other.lower()} if is_id else {other.lower(), other.lower().rpartition("/")[2]}:
             likeness = difflib.SequenceMatcher(None, written, candidate).ratio()
             begun = max(4, -(-len(written) // 2))
-            # A name that was begun right is as likely as one with a few wrong letters.
+            # A matching prefix is as likely as a few wrong letters.
             if not is_id and len(written) >= begun and candidate.startswith(written[:begun]):
                 likeness = max(likeness, _CLOSE)
             if likeness > best and likeness >= (_CLOSE_IDS if is_id else _CLOSE):

@@ -23,25 +23,25 @@ from core.models.tensors import weight_files
 from core.paths import home, make_private_dir
 from core.small_files import hash_file, read_json
 
-#: Prefix of a fingerprint. Those of earlier versions, of the ends of the weights alone, have none.
+#: Prefix of a fingerprint. Earlier versions hashed only the ends of the weight files and wrote no prefix.
 PREFIX = "sha256:"
 #: Cached hashes, the most recently used ones.
 KEPT = 512
 _CACHE_LIMIT = 4 << 20
 #: Bytes at either end of a weight file that earlier versions hashed.
 _ENDS = 1 << 20
-# A file changed twice within a tick of its clock looks the same; the hash of one so young is not kept.
+# A file changed twice within a clock tick looks the same, so hashes of fresh files are not cached.
 _SETTLED_SECONDS = 2.0
-#: Files that decide how the weights are used, and which tokens they get. Templates show in the rows.
+#: Files that decide how the weights are used, and the tokens. Templates show in the rows.
 _DESCRIPTIONS = (
     *("config.json", "generation_config.json", WEIGHTS_INDEX, "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "merges.txt", *TOKENIZERS),
 )
-#: Seconds between two checks whether the run is to be stopped.
+#: Seconds between two checks for a stop of the run.
 _PATIENCE = 0.2
 
-#: Identity of a file apart from its content: device, inode, size, and the times at which content and entry were
-#: changed, in nanoseconds. A tool that puts the first of them back does not put back the second.
+#: Identity of a file apart from its content: device, inode, size, mtime and ctime in nanoseconds. Tools that restore
+#: mtime do not restore ctime.
 _Identity = tuple[int, int, int, int, int]
 #: Length of an identity and of the hash.
 _ENTRY_LENGTH = 6
@@ -53,8 +53,8 @@ class BaseFingerprint:
     Args:
         directory: Directory of the model, in the transformers format; must not change until :meth:`settle` has
             returned.
-        cached: Take the hashes of files that look unchanged from the cache; without it, all of them are read, as a bit
-            that flips on the disk changes no time of a file.
+        cached: Take the hashes of unchanged files from the cache; without it, all files are read, as a bit flip on the
+            disk changes no timestamp.
     """
 
     def __init__(self, directory: Path, *, cached: bool = True) -> None:
@@ -101,8 +101,7 @@ class BaseFingerprint:
         return {os.path.relpath(path, self._directory): digest for path, digest in self._files.items()}
 
     def settle(self, check: Callable[[], None] = lambda: None) -> None:
-        """Wait for the fingerprint of a model that was loaded meanwhile, and check that the files did not change during
-        it.
+        """Wait for the fingerprint, and check that the files did not change while the model was loaded.
 
         Args:
             check: Called several times a second; may raise to abort.
@@ -119,7 +118,7 @@ class BaseFingerprint:
                 raise UserError(f"{path} was changed while it was read.", "Wait until it is whole, and start again.")
 
     def matches(self, recorded: str) -> bool:
-        """Whether a recorded fingerprint, of this version or an earlier one, is that of these files.
+        """True if a recorded fingerprint, from this version or an earlier one, matches these files.
 
         Raises:
             UserError: If a file cannot be read.
@@ -132,11 +131,11 @@ class BaseFingerprint:
             raise unreadable(Path(error.filename or self._directory), error) from error
 
     def require(self, recorded: str, trained: str) -> None:
-        """Refuse these files where they are not the base that something was trained on.
+        """Refuse these files unless they are the base that was trained on.
 
         Args:
             recorded: The fingerprint of that base.
-            trained: What was trained on it, for the sentence.
+            trained: Name of the trained result, for the message.
 
         Raises:
             UserError: If they are not, or a file cannot be read.

@@ -1,4 +1,4 @@
-"""GGUF integrity check: from the header alone, before anything is built from the file."""
+"""GGUF integrity check from the header alone, before anything is built from the file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _AGAIN = "Copy or fetch it again."
 
 
 def check_gguf(path: Path) -> GgufHeader:
-    """Read a file's header, and check that all weights are present, at the offsets and in the blocks that it says.
+    """Read a file's header, and check that all weights are present, at their offsets and in their blocks.
 
     Raises:
-        UserError: If it is damaged, cut short, a part of several, of a type that is not known, or lacks blocks.
+        UserError: If it is damaged, cut short, one part of several, of an unknown type, or lacks blocks.
     """
     header = read_gguf_header(path)
     if not header.tensors:
@@ -51,7 +51,7 @@ def _check_places(header: GgufHeader, path: Path) -> None:
 
 
 def _check_blocks(header: GgufHeader, path: Path) -> None:
-    """Check that the blocks are those of ``block_count``; blocks for multi-token prediction may be missing."""
+    """Check the block numbers against ``block_count``; blocks for multi-token prediction may be missing."""
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise UserError(f"{path} does not say of which architecture it is.", "Convert the model again.")
@@ -62,7 +62,7 @@ def _check_blocks(header: GgufHeader, path: Path) -> None:
         raise UserError(f"{path} does not say how many blocks it has ({shown}).", "Convert the model again.")
     found = {int(match[1]) for name in header.tensors if (match := _BLOCK.search(name)) is not None}
     needed = count - further if type(further) is int and 0 < further < count else count
-    # Their count is compared first: a wrong one may be immense.
+    # The count is compared first: a wrong one may be immense.
     if not needed <= len(found) <= count or (found and max(found) >= count):
         raise UserError(
             f"{path}: {shown} is {one_line(str(count), 20)}, and the weights are of {len(found)} blocks.",

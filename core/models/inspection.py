@@ -1,6 +1,6 @@
-"""Model inspection: what a model on this machine is and whether it can be trained, from descriptions and headers.
+"""Model inspection from descriptions and headers: facts of a local model, and flaws that prevent training.
 
-What is read is untrusted: call it through :func:`core.models.sandboxed.inspect_model`.
+The files are untrusted: call it through :func:`core.models.sandboxed.inspect_model`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MOST_POSITIONS = 1 << 40
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts of a model; empty or None where something is unknown.
+    """Facts of a model; empty or None if something is unknown.
 
     Args:
         parameters: Number of parameters.
@@ -48,13 +48,13 @@ class ModelFacts:
         bytes: Size of its weights on the disk.
         has_template: Whether it has a chat template.
         family: Its ``model_type``, or a GGUF file's architecture.
-        positions: Longest sequence that it was made for.
-        architecture: Its architecture, for the memory plan.
-        unmeasured: What is to be measured for that, if the tables do not know its family.
-        quantization: Quantization that its weights were saved in, as of
+        positions: Its longest sequence, in tokens.
+        architecture: Its architecture, for memory plans.
+        unmeasured: The model to measure, if the tables do not know its family.
+        quantization: Quantization of the saved weights, see
             :func:`core.models.quantization_config.saved_quantization`.
-        is_incomplete: Whether files of it are missing, as after a download that was broken off.
-        flaw: The reason why it cannot be trained, in a sentence; empty where none is known.
+        is_incomplete: Whether files are missing, as after an interrupted download.
+        flaw: The reason why it cannot be trained, in a sentence; empty if none is known.
         hint: The remedy.
     """
 
@@ -72,7 +72,7 @@ class ModelFacts:
     hint: str = ""
 
     def flawed(self, error: UserError) -> ModelFacts:
-        """The same with a flaw, unless another one is known already."""
+        """The same with a flaw, unless it has one already."""
         return self if self.flaw else replace(self, flaw=error.message, hint=error.hint)
 
 
@@ -102,7 +102,7 @@ STARTER_FACTS = ModelFacts(
 
 
 def inspect_model(path: Path) -> ModelFacts:
-    """Inspect a model; one that is damaged has a flaw.
+    """Inspect a model; a damaged model has a flaw.
 
     Args:
         path: A directory in the format of transformers, or a GGUF file.
@@ -129,7 +129,7 @@ def _inspect_directory(directory: Path) -> ModelFacts:
 
 
 def _described(config: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """What the descriptions tell."""
+    """Facts from the descriptions."""
     found = _architecture_of(directory)
     architecture = found if isinstance(found, Architecture) else None
     return {
@@ -144,7 +144,7 @@ def _described(config: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 
 def _plausible(positions: object) -> int | None:
-    """A number of positions, if it is one."""
+    """The number of positions, if it is plausible."""
     return positions if type(positions) is int and 0 < positions < _MOST_POSITIONS else None
 
 
@@ -164,7 +164,7 @@ def _has_template(directory: Path) -> bool:
 
 
 def _lacks_weights(directory: Path) -> bool:
-    """Whether weight files are missing that an unbroken download would have brought."""
+    """True if weight files are missing, as after an interrupted download."""
     try:
         weight_files(directory)
     except UserError:
@@ -175,17 +175,17 @@ def _lacks_weights(directory: Path) -> bool:
 
 
 def _weighed(facts: ModelFacts, directory: Path, config: dict[str, Any]) -> ModelFacts:
-    """With what the headers of the weights tell."""
+    """Add the facts from the headers of the weights."""
     weights = read_decoded(directory, config)
     kinds: Counter[str] = Counter()
     for tensor in weights.stored.values():
         kinds[tensor.dtype] += tensor.elements
     dtype = facts.quantization or (kinds.most_common(1)[0][0] if kinds else "")
     size = sum(path.stat().st_size for path in weight_files(directory))
-    # The tensors of quantized weights are packed: they show the number of parameters only where they can be decoded.
+    # Quantized weights are packed: they show the number of parameters only if they can be decoded.
     count = None if facts.quantization and not weights.encoded else weights.elements
     parameters = facts.parameters if facts.parameters is not None else count
-    # The name of the format tells more than that of the library.
+    # The name of the format says more than the name of the library.
     dtype = dtype.removeprefix("compressed-tensors ")
     return replace(facts, dtype=one_line(dtype, 20), bytes=size, parameters=parameters)
 

@@ -1,4 +1,4 @@
-"""The installed transformers, looked at without importing it: its version, and the architectures that it knows."""
+"""Version and known architectures of the installed transformers, without importing it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from core.text import one_line
 #: Files with the table of configuration classes by ``model_type``, and an entry of it in either form.
 _TABLES = ("auto_mappings.py", "configuration_auto.py")
 _ENTRY = re.compile(r'"([\w.-]+)"\s*[:,]\s*"(?!AutoConfig")\w+Config"')
-#: A version that is one, of few enough characters to be parsed.
+#: Longest version that is parsed, in characters.
 _LONGEST_VERSION = 40
 
 
 def transformers_version() -> str:
-    """Version of the installed transformers; empty where it is not installed."""
+    """Version of the installed transformers; empty if it is not installed."""
     try:
         return importlib.metadata.version("transformers")
     except importlib.metadata.PackageNotFoundError:
@@ -33,7 +33,7 @@ def transformers_version() -> str:
 
 @functools.cache
 def known_model_types() -> frozenset[str]:
-    """Every ``model_type`` that the installed transformers knows; empty where its table is not found."""
+    """Every ``model_type`` that the installed transformers knows; empty if its table is not found."""
     found = importlib.util.find_spec("transformers")
     if found is None or found.origin is None:
         return frozenset()
@@ -52,7 +52,7 @@ def newer_version(config: Mapping[str, Any]) -> str | None:
         return None
     try:
         wanted = Version(said)
-        # What is written by a version in development is known to the one that it became.
+        # A development version's files are readable by the release with the same base version.
         return wanted.base_version if Version(wanted.base_version) > Version(installed) else None
     except InvalidVersion:
         return None

@@ -1,4 +1,4 @@
-"""Optional kernels for recurrent layers: which ones transformers would use for a model, and which are not installed.
+"""Optional kernels for recurrent layers: the kernels that transformers would use for a model and that are missing.
 
 Without them these layers go through PyTorch, with the same results. transformers is read, not imported.
 """
@@ -17,7 +17,7 @@ from core.models.description import text_part
 
 #: Where a model's file in transformers names a kernel with its package.
 _USE = re.compile(r'use_kernel_func_from_hub_with_fallback\(\s*"\w+",\s*"(\w+)"')
-#: Kinds of layers that need none of these kernels, in the lists of configurations.
+#: Kinds of layers without such kernels, in the lists of configurations.
 _ATTENDING = re.compile(r"attention|moe|mlp|dense|sparse")
 _LINEAR = re.compile(r"linear|mamba|conv|recurrent|hybrid")
 _LAYER_LISTS = ("layer_types", "layers_block_type", "block_types")
@@ -30,7 +30,7 @@ class Kernel:
     Args:
         package: Its name in imports.
         distribution: Its name for pip.
-        without: What PyTorch computes in its place, and how, in words.
+        without: PyTorch's replacement, in words.
     """
 
     package: str
@@ -65,7 +65,7 @@ def missing_kernels(config: Mapping[str, Any]) -> tuple[Kernel, ...]:
 
 
 def tell_missing(kernels: tuple[Kernel, ...]) -> str:
-    """A sentence that names missing kernels and what they would bring; empty for none."""
+    """A sentence that names missing kernels and their benefit; empty if none are missing."""
     if not kernels:
         return ""
     named = " and ".join(kernel.distribution for kernel in kernels)
@@ -83,7 +83,7 @@ def install_command(kernels: tuple[Kernel, ...]) -> str:
 
 
 def _is_recurrent(part: Mapping[str, Any]) -> bool:
-    """Whether a configuration has recurrent layers, as far as it lists its layers; True where it does not."""
+    """True if a configuration has recurrent layers, or does not list its layers."""
     for name in _LAYER_LISTS:
         kinds = part.get(name)
         if isinstance(kinds, list) and kinds and all(isinstance(kind, str) for kind in kinds):
@@ -98,7 +98,7 @@ def _kernels_of(family: str) -> frozenset[str]:
     if found is None or found.origin is None or not re.fullmatch(r"[\w-]{1,80}", family):
         return frozenset()
     models, name = Path(found.origin).parent / "models", family.replace("-", "_")
-    # The file of a text part is that of the whole model: qwen3_5_moe_text is in qwen3_5_moe.
+    # A text part shares the file of the whole model: qwen3_5_moe_text is in qwen3_5_moe.
     while name:
         path = models / name / f"modeling_{name}.py"
         if path.is_file():

@@ -1,7 +1,7 @@
 """Places of base models on this machine: prepared models, the Hugging Face cache, directories and Ollama's store.
 
-Only names are looked at here, and a few small files; :mod:`core.models.inspection` reads what a model is. Listings are
-bounded in number, depth and time, as any of these places may be anything.
+Only names and a few small files are read; :mod:`core.models.inspection` reads the models. Listings are bounded in
+number, depth and time, because these directories may contain anything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Source = Literal["starter", "prepared", "hub cache", "directory", "ollama"]
 
 #: Most directory entries looked at in one scan and of one directory, most models found, and most seconds.
 MOST_ENTRIES, MOST_OF_ONE, MOST_MODELS, MOST_SECONDS = 100_000, 5000, 1000, 10.0
-#: Levels of directories below one that is searched: ``~/models/owner/name``.
+#: Levels of directories below a searched one: ``~/models/owner/name``.
 DEPTH = 2
 #: Directories that hold no models and many files.
 _SKIPPED = frozenset({"node_modules", "site-packages", "__pycache__", "venv", "checkpoints"})
@@ -72,13 +72,13 @@ class FoundModel:
 
     @property
     def has_name(self) -> bool:
-        """Whether ``base`` is a name, not a path."""
+        """True if ``base`` is a name, not a path."""
         return not os.path.isabs(self.base)
 
 
 @dataclass(frozen=True)
 class UnreadPlace:
-    """A place that cannot be searched, with the reason as a sentence."""
+    """A place that cannot be searched, with the reason."""
 
     path: Path
     sentence: str
@@ -98,7 +98,7 @@ class Scan:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is to end."""
+        """True if the search should end."""
         return self._entries <= 0 or time.monotonic() > self._end or self._stop()
 
     def listed(self, directory: Path) -> list[os.DirEntry[str]]:
@@ -156,7 +156,7 @@ def _prepared() -> Iterator[FoundModel]:
 
 
 def _cached(scan: Scan) -> Iterator[FoundModel]:
-    """Models in the Hugging Face cache: the snapshot that the bare id means, else any other; and their GGUF files."""
+    """Models in the Hugging Face cache: the snapshot of the bare id, else any other; and their GGUF files."""
     for repository in cached_models():
         entry = HubEntry("model", repository)
         if find_fetched_model(entry) is not None:
@@ -200,7 +200,7 @@ def _in_snapshot(scan: Scan, base: str, snapshot: Path) -> Iterator[FoundModel]:
 
 
 def _below(scan: Scan, directory: Path, depth: int = DEPTH) -> Iterator[FoundModel | UnreadPlace]:
-    """Models in a directory and the ones below it. Links to directories are followed only to a model."""
+    """Models in a directory and its subdirectories. Links to directories are followed only to a model."""
     try:
         entries = scan.listed(directory)
     except OSError as error:
@@ -216,18 +216,18 @@ def _below(scan: Scan, directory: Path, depth: int = DEPTH) -> Iterator[FoundMod
         for entry in entries:
             with contextlib.suppress(OSError):
                 if entry.name not in _SKIPPED and entry.is_dir():
-                    # A link is not gone down further: it may lead anywhere, and around.
+                    # A link's subdirectories are not searched: it may lead anywhere, even in a cycle.
                     yield from _below(scan, Path(entry.path), 0 if entry.is_symlink() else depth - 1)
 
 
 def _looks_like_model(names: set[str]) -> bool:
-    """Whether a directory's files are those of a model, whole or not. Other programs have a ``config.json`` too."""
+    """True if a directory has the files of a model, complete or not. Other programs have a ``config.json`` too."""
     has_weights = any(name.endswith(_WEIGHTS) for name in names) or "model.safetensors.index.json" in names
     return "config.json" in names and (has_weights or not names.isdisjoint(TOKENIZERS))
 
 
 def _is_gguf(entry: os.DirEntry[str]) -> bool:
-    """Whether a file is named as a GGUF file; of one in several parts the first."""
+    """True for a GGUF file by its name; for a split file only the first part."""
     with contextlib.suppress(OSError):
         return entry.name.lower().endswith(".gguf") and not _LATER_PART.search(entry.name) and entry.is_file()
     return False
@@ -278,7 +278,7 @@ def _manifests(scan: Scan, directory: Path, depth: int) -> Iterator[Path]:
 
 
 def _model_blob(store: Path, manifest: Path) -> Path | None:
-    """The GGUF file of a manifest; None if it names none, or none that is there."""
+    """The GGUF file of a manifest; None if it names none, or a missing one."""
     try:
         layers = json.loads(read_small(manifest, _MANIFEST_LIMIT))["layers"]
         digests = [layer["digest"] for layer in layers if layer["mediaType"] == _OLLAMA_MODEL]

@@ -1,4 +1,4 @@
-"""Quantization of a checkpoint, as its ``quantization_config`` says: what it is, and whether it can be decoded.
+"""Quantization of a checkpoint as declared in ``quantization_config``, and whether it can be decoded.
 
 The weights themselves are in :mod:`core.models.quantized_weights`.
 """
@@ -21,7 +21,7 @@ from core.text import one_line
 _CARD, _CARD_LIMIT = "README.md", 1 << 20
 _FRONT = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
 _BASE_MODEL = re.compile(r"^base_model:[ \t]*(?:\r?\n[ \t]*-[ \t]*)?['\"]?([\w.-]+/[\w.-]+)", re.MULTILINE)
-#: What is put behind the name of a model that has been quantized.
+#: Suffixes that quantizers add to a model's name.
 _SUFFIX = re.compile(
     r"([-_.](quantized|unsloth|bnb|GPTQ|AWQ|AQLM|HQQ|VPTQ|SpQR|QuIP|EXL[23]|AutoRound|quanto|torchao|NF4|w\d+a\d+|"
     r"(NV|MX)?FP[48]([-_](dynamic|static|block))?|int[2348]|[2348]-?bits?|g(32|64|128)))+$",
@@ -30,14 +30,14 @@ _SUFFIX = re.compile(
 
 
 def find_counterpart(directory: Path) -> str:
-    """The name of the model that a quantized one was made from; empty where nothing tells.
+    """The name of the unquantized model that a quantized one was made from; empty if unknown.
 
     Args:
         directory: The quantized model's: its card's ``base_model`` decides, then its name without a suffix like
             ``-FP8`` or ``-GPTQ-Int4``.
 
     Returns:
-        ``Qwen/Qwen3-8B``, or ``the model as it was before, which may be named Qwen3-8B`` where it is a guess.
+        ``Qwen/Qwen3-8B``, or ``the model as it was before, which may be named Qwen3-8B`` if it is a guess.
     """
     with contextlib.suppress(OSError, UnicodeDecodeError):
         front = _FRONT.match(read_small(directory / _CARD, _CARD_LIMIT).decode("utf-8"))
@@ -65,7 +65,7 @@ def _cached_name(directory: Path) -> str:
     return place.removeprefix("models--").replace("--", "/", 1) if place.startswith("models--") else ""
 
 
-#: What NVIDIA's Model Optimizer writes beside ``config.json``, where that has no ``quantization_config``.
+#: File that NVIDIA's Model Optimizer writes instead of a ``quantization_config`` in ``config.json``.
 _MODELOPT = "hf_quant_config.json"
 _NAMES = {
     "mxfp4": "MXFP4",
@@ -94,7 +94,7 @@ _NAMES = {
     "vptq": "VPTQ",
 }
 _DECODED = frozenset(["mxfp4", "mxfp8", "nvfp4", "fp8", "fbgemm_fp8", "gptq", "awq", "compressed-tensors", "modelopt"])
-#: Formats of compressed-tensors that leave weights out (sparsity) or are laid out for one kernel (Marlin).
+#: Formats of compressed-tensors that leave weights out (sparsity) or are laid out for a single kernel (Marlin).
 _OTHER_FORMATS = frozenset(["marlin-24", "sparse-24-bitmask", "sparse-bitmask"])
 
 
@@ -107,7 +107,7 @@ class Quantization:
         method: ``quant_method``.
         settings: The other content of ``quantization_config``.
         dtype: Dtype of the decoded weights, in the names of safetensors: ``BF16`` or ``F16``.
-        refusal: What about it cannot be decoded; empty where it can.
+        refusal: The reason why it cannot be decoded; empty if it can.
     """
 
     name: str
@@ -118,11 +118,11 @@ class Quantization:
 
     @property
     def is_decoded(self) -> bool:
-        """Whether its weights can be decoded."""
+        """True if its weights can be decoded."""
         return not self.refusal
 
     def is_used_as_saved(self, method: str) -> bool:
-        """Whether a method trains on the saved weights themselves: QLoRA does on NF4, which it would make itself.
+        """True if a method trains on the saved weights directly, as QLoRA does on NF4.
 
         Args:
             method: As ``method.name``.
@@ -174,7 +174,7 @@ def _name(method: str, settings: Mapping[str, Any]) -> str:
 
 
 def _refusal(method: str, settings: Mapping[str, Any]) -> str:
-    """What of a quantization cannot be decoded."""
+    """The reason why a quantization cannot be decoded; empty if it can."""
     if method == "bitsandbytes":
         return ""
     if method not in _DECODED:
@@ -222,7 +222,7 @@ def check_quantization(directory: Path, config: Mapping[str, Any] | None = None)
     """Refuse weights saved in a quantization that cannot be decoded.
 
     Raises:
-        UserError: If they are; it names the checkpoint to take instead, as far as the directory says which.
+        UserError: If they are; it names the checkpoint to use instead, if the directory names it.
     """
     found = read_quantization(directory, config)
     if found is None or found.is_decoded:
@@ -236,7 +236,7 @@ def refused(directory: Path, name: str, why: str) -> UserError:
     Args:
         directory: The model's.
         name: Name of the quantization.
-        why: What about it.
+        why: The reason.
     """
     counterpart = find_counterpart(directory)
     take = f"Take {counterpart}" if counterpart else "Take the model as it was before it was quantized"

@@ -1,10 +1,10 @@
-"""Weights of quantized checkpoints: how they are stored, and what they decode to.
+"""Stored format of quantized checkpoint weights, and the shapes and dtypes of the decoded weights.
 
 Everything is read from ``quantization_config`` and from the names, dtypes and shapes in the headers, so that the plan
 and the inspection know decoded weights without decoding one. The decoding is in :mod:`core.worker.model.decode`.
 
-Which tensors belong together is seen from their names: a weight is quantized where its scales are there. Lists of
-modules in ``quantization_config`` (``ignore``, ``modules_to_not_convert``, ``targets``) are not needed for that.
+Tensors are grouped by their names: a weight is quantized if its scales are present. Lists of modules in
+``quantization_config`` (``ignore``, ``modules_to_not_convert``, ``targets``) are not needed for that.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from core.models.quantization_config import Quantization, config_groups, read_qu
 from core.models.tensors import Tensor, read_values, read_weights
 from core.text import one_line
 
-#: How the parts of a weight are put together again; each has its function in :mod:`core.worker.model.decode`.
-#: ``mxfp4``: experts of gpt-oss, transposed. ``scaled``: one number an element, times a scale. ``fp4``: two numbers of
-#: E2M1 a byte. ``packed``: integers of compressed-tensors. ``gptq``, ``awq``: theirs. ``bnb4``, ``bnb8``: of
-#: bitsandbytes.
+#: Format of a weight in parts; each has its decoder in :mod:`core.worker.model.decode`. ``mxfp4``: experts of gpt-oss,
+#: transposed. ``scaled``: a number per element, times a scale. ``fp4``: two E2M1 numbers per byte. ``packed``: integers
+#: of compressed-tensors. ``gptq``, ``awq``: theirs. ``bnb4``, ``bnb8``: bitsandbytes'.
 Codec = Literal["mxfp4", "scaled", "fp4", "packed", "gptq", "awq", "bnb4", "bnb8"]
 
 
 _FLOATS = frozenset(["F8_E4M3", "F8_E5M2"])
 _SCALES = frozenset(["F32", "BF16", "F16", "U8", "F8_E8M0", "F8_E4M3"])
-#: Scales of activations and of the cache, which the arithmetic here has no use for.
+#: Scales of activations and of the cache, which are not used here.
 _ACTIVATIONS = re.compile(
     r"(^|[._])(input|output|activation|q|k|v|kv|kv_cache|prob)_(global_)?(scale|zero_point)(_inv|_ub)?$"
 )
@@ -47,14 +46,14 @@ class Encoded:
     """A weight that is stored in parts.
 
     Args:
-        codec: How they are put together.
+        codec: Their format.
         tensor: The weight: dtype and shape once decoded.
-        parts: Role to the part's name in the files. ``weight`` is the one with the elements; beside it, where there
-            are such: ``scale``, ``zero_point``, ``g_idx`` (column to group), ``shape``, ``global_scale`` (scales are
-            divided by it), ``scale_2`` (scales are multiplied with it), and those of bitsandbytes by their own names.
-        block: Rows and columns that one scale is for; (0, 0) where that is not what decides.
+        parts: Role to the part's name in the files. ``weight`` is the part with the elements; beside it, if there
+            are any: ``scale``, ``zero_point``, ``g_idx`` (column to group), ``shape``, ``global_scale`` (scales are
+                divided by it), ``scale_2`` (scales are multiplied by it), and bitsandbytes' parts by their own names.
+        block: Rows and columns per scale; (0, 0) where the codec has no blocks.
         bits: Bits of an element.
-        zero_offset: What is added to stored zero points: 1 for GPTQ's first format.
+        zero_offset: Added to stored zero points: 1 for GPTQ's first format.
     """
 
     codec: Codec
@@ -67,12 +66,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """The tensors of a model as its files have them, and as they are once decoded.
+    """The tensors of a model as stored in its files, and as decoded.
 
     Args:
-        stored: Those in the files, by their names.
-        tensors: The decoded model's, by their names; the same where nothing is quantized or nothing can be decoded.
-        encoded: Those of ``tensors`` that are stored in parts.
+        stored: The tensors in the files, by their names.
+        tensors: The decoded model's, by their names; the same if nothing is quantized or can be decoded.
+        encoded: The tensors among ``tensors`` that are stored in parts.
     """
 
     stored: Mapping[str, Tensor]
@@ -104,8 +103,8 @@ def decoded(directory: Path, stored: Mapping[str, Tensor], quantization: Quantiz
 
     Args:
         directory: The model's.
-        stored: Those in its files.
-        quantization: Theirs; None for weights that are not quantized.
+        stored: The tensors in its files.
+        quantization: Their quantization; None for weights that are not quantized.
 
     Raises:
         UserError: If quantized weights lack parts or have parts that do not fit.
@@ -151,7 +150,7 @@ class _Finder:
         return found
 
     def _look(self, name: str, tensor: Tensor) -> tuple[str, Encoded] | None:
-        """The weight whose elements are in a tensor, if it is one of several parts."""
+        """The weight whose elements are in this tensor, if it is stored in several parts."""
         stem, _, last = name.rpartition(".")
         if name.endswith("_blocks"):
             target = name.removesuffix("_blocks")
@@ -178,7 +177,7 @@ class _Finder:
         return None
 
     def _require(self, tensor: Tensor, fits: bool, name: str) -> None:
-        """Check something about a part.
+        """Check a condition on a part.
 
         Raises:
             UserError: If it does not hold.
@@ -191,7 +190,7 @@ class _Finder:
             )
 
     def _part(self, name: str, of: str) -> Tensor:
-        """A part that must be there.
+        """A required part.
 
         Raises:
             UserError: If it is not.
@@ -205,7 +204,7 @@ class _Finder:
         return found
 
     def _beside(self, target: str, *roles: str) -> dict[str, str]:
-        """The parts beside a weight that are there, by their roles."""
+        """The present parts beside a weight, by their roles."""
         return {role: name for role in roles if (name := f"{target}_{role}") in self._stored}
 
     def _mxfp4(self, name: str, blocks: Tensor, target: str) -> Encoded:
@@ -226,7 +225,7 @@ class _Finder:
         return Encoded("scaled", Tensor(self._quantization.dtype, tensor.shape), parts, block, 8)
 
     def _blocks(self) -> list[tuple[int, int]]:
-        """Sizes of the blocks that the configuration tells."""
+        """Block sizes from the configuration."""
         settings = self._quantization.settings
         weights = [group.get("weights") for group in config_groups(settings)]
         told = [settings.get("weight_block_size"), *(_get(value, "block_structure") for value in weights), list(_BLOCK)]
@@ -255,12 +254,12 @@ class _Finder:
         return Encoded("packed", decoded_tensor, parts, (1, size), bits)
 
     def _integers(self) -> set[tuple[int, int]]:
-        """Bits and sizes of the groups of packed integers, 0 for whole rows, that the configuration tells."""
+        """Bits and group sizes of packed integers from the configuration; group size 0 means whole rows."""
         weights = [group.get("weights") for group in config_groups(self._quantization.settings)]
         found = set()
         for value in weights:
             bits, size = _get(value, "num_bits"), _get(value, "group_size")
-            # Others are packed across words, and not by every version alike.
+            # Other widths are packed across words, and versions differ in how.
             if bits in (2, 4, 8) and _get(value, "type") in ("int", None):
                 found.add((bits, size if type(size) is int and size > 0 else 0))
         return found
@@ -318,10 +317,10 @@ class _Finder:
         return Encoded("awq", decoded_tensor, parts, (1, inputs // groups), 4)
 
     def _read_states(self) -> dict[str, dict[str, Any]]:
-        """What bitsandbytes' 4-bit weights are: shape, dtype and the names of their other parts, by their own names.
+        """The states of bitsandbytes' 4-bit weights: shape, dtype and the names of their other parts.
 
         Raises:
-            UserError: If one makes no sense.
+            UserError: If one is invalid.
         """
         names = [name for name in self._stored if ".quant_state.bitsandbytes__" in name]
         if any(self._stored[name].elements > _STATE_LIMIT for name in names):
@@ -362,12 +361,12 @@ def _get(value: object, key: str) -> Any:
 
 
 def _block(shape: tuple[int, ...], scales: tuple[int, ...], told: list[tuple[int, int]]) -> tuple[int, int]:
-    """Rows and columns that one scale is for; (0, 0) where the shapes do not fit.
+    """Rows and columns per scale; (0, 0) if the shapes do not fit.
 
     Args:
-        shape: Of the weight; the last two dimensions are the matrix, those before number the experts.
-        scales: Of its scales.
-        told: What the configuration says of it: the last blocks of a row and a column may be cut off.
+        shape: Shape of the weight; the last two dimensions are the matrix, earlier ones the experts.
+        scales: Shape of its scales.
+        told: Block size from the configuration: the last blocks of a row and a column may be cut off.
     """
     if len(shape) < 2 or 0 in shape or 0 in scales:
         return 0, 0

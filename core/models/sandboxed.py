@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def load_architecture(path: Path) -> Architecture:
-    """Load an architecture; see :func:`core.models.architecture.load.load_architecture`; blocks, for seconds where a
+    """Load an architecture; see :func:`core.models.architecture.load.load_architecture`. Blocks, for seconds if its
     family has to be measured.
 
     Raises:
@@ -71,7 +71,7 @@ def check_base(name: str, relative_to: Path | None = None) -> None:
         relative_to: The directory that a relative path starts from; the working directory by default.
 
     Raises:
-        UserError: In these cases.
+        UserError: If so.
     """
     path = model_path(name, relative_to)
     if os.path.isfile(path):
@@ -92,8 +92,8 @@ def check_gguf(path: Path) -> None:
 
 
 def inspect_model(path: Path) -> ModelFacts:
-    """Inspect a model; see :func:`core.models.inspection.inspect_model`; blocks, for seconds where its family has to be
-    measured. One that cannot be read or built has a flaw.
+    """Inspect a model; see :func:`core.models.inspection.inspect_model`. Blocks for seconds if its family has to be
+    measured. A model that cannot be read or built has a flaw.
     """
     from core.models.inspection import ModelFacts
 

@@ -54,7 +54,7 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
 
     Args:
         config: The content of ``config.json``.
-        tensors: As the headers describe them; of quantized weights that can be decoded, the decoded ones.
+        tensors: As the headers describe them, decoded where they can be.
         directory: Name of the model in messages.
 
     Raises:
@@ -92,7 +92,7 @@ def check_shapes(config: dict[str, Any], tensors: Mapping[str, Tensor], director
 
 
 def shapes_are_known(config: dict[str, Any], directory: Path) -> bool:
-    """Whether :func:`check_shapes` compares all large weights; the others show when the model is loaded."""
+    """True if :func:`check_shapes` compares all large weights; other errors show when the model is loaded."""
     return _known_architecture(config, directory) is not None
 
 
@@ -107,7 +107,7 @@ def _known_architecture(config: dict[str, Any], directory: Path) -> Architecture
 
 
 def of_text_part(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors of a language model by the names in its own class: of a composite model those of its text part."""
+    """The tensors of a language model by the names in its own class; for a composite model, its text part."""
     if not is_composite(config):
         return tensors
     return {own: tensors[name] for name, own in split_names(tensors).text.items()}

@@ -28,13 +28,13 @@ from core.models.description import (
 from core.small_files import open_regular
 from core.text import one_line
 
-#: Bytes before the header, which have its length.
+#: Bytes with the length of the header, before it.
 _LENGTH_BYTES = 8
 #: Longest header of a file, in bytes; 65,000 tensors take half of it.
 HEADER_LIMIT = 16 << 20
 #: Most tensors in a file, and in all files of a model.
 FILE_TENSORS, MODEL_TENSORS = 1 << 16, 1 << 18
-#: Largest index, in bytes, and most files that it may name.
+#: Largest index, in bytes, and most files in it.
 INDEX_LIMIT, MOST_FILES = 32 << 20, 4096
 #: Characters per tensor entry, plus some more for strings.
 _MOST_SIGNS = {b"{": 2, b"[": 4, b",": 24}
@@ -103,7 +103,7 @@ def read_values(directory: Path, names: Collection[str]) -> dict[str, bytes]:
 
 
 def _read_spans(path: Path) -> dict[str, tuple[Tensor, tuple[int, int]]]:
-    """The tensors of a file, and where in it their bytes begin and end."""
+    """The tensors of a file, with the begin and end of their bytes in it."""
     raw, size = _read_raw_header(path)
     # Counted before it is parsed: millions of small objects take seconds and gigabytes. Strings may have braces as
     # well.
@@ -125,7 +125,7 @@ def _read_spans(path: Path) -> dict[str, tuple[Tensor, tuple[int, int]]]:
 
 
 def _read_raw_header(path: Path) -> tuple[bytes, int]:
-    """The header of a file as it is written, and the size of the file."""
+    """The raw header of a file, and the size of the file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
@@ -149,10 +149,10 @@ def _check_whole(path: Path, spans: Iterable[tuple[int, int]], start: int, size:
     """Refuse a file whose tensors do not fill it.
 
     Args:
-        path: Of the file.
-        spans: Where tensors begin and end behind the header, in order.
-        start: Where the header ends.
-        size: Of the file, in bytes.
+        path: The file.
+        spans: Begin and end of the tensors behind the header, in order.
+        start: End of the header.
+        size: Size of the file, in bytes.
     """
     end = 0
     for begin, next_end in spans:

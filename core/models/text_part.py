@@ -1,8 +1,8 @@
-"""Text part of a composite model: the language model inside one that also sees or hears, which is all that is loaded.
+"""Text part of a composite model: the language model inside a model for images or sound; only this part is loaded.
 
 A composite model's ``config.json`` has the language model's configuration as ``text_config``; its weight files have the
-language model's tensors under ``language_model`` or ``text_model`` beside those of the towers (vision, audio) and of
-what projects their outputs. transformers has a class for the language model alone, whose tensors have no such prefix.
+language model's tensors under ``language_model`` or ``text_model`` beside the towers (vision, audio) and their
+projections. transformers has a class for the language model alone, whose tensors have no such prefix.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: Names in a whole model or its files, to those in the class of the text part: regular expressions and what replaces
-#: their match, applied one after the other. The forms are ``model.language_model.layers`` with ``lm_head`` (as
+#: Names in a whole model or its files, to names in the class of the text part: regular expressions and replacements
+#: for their match, applied one after the other. The forms are ``model.language_model.layers`` with ``lm_head`` (as
 #: transformers 5 saves), ``language_model.model.layers`` with ``language_model.lm_head`` (as transformers 4 did), and
 #: both with ``text_model``.
 KEY_MAPPING = {
@@ -25,19 +25,19 @@ _HEAD = "lm_head."
 
 
 def is_composite(config: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` describes a model with a text part beside others."""
+    """True if a ``config.json`` describes a model with a text part beside others."""
     return isinstance(config.get("text_config"), Mapping)
 
 
 def text_model_type(config: Mapping[str, Any]) -> str | None:
-    """The ``model_type`` of a composite model's text part; None where its configuration does not say."""
+    """The ``model_type`` of a composite model's text part; None if its configuration does not say."""
     found = config["text_config"].get("model_type") if is_composite(config) else None
     return found if isinstance(found, str) and found else None
 
 
 def text_name(name: str) -> str:
-    """A tensor's or module's name in the class of the text part, by its name in the whole model or its files; the name
-    itself where it has no prefix."""
+    """A tensor's or module's name in the class of the text part, from its name in the whole model or its files; the
+    name itself if it has no prefix."""
     for expression, replacement in _EXPRESSIONS:
         name = expression.sub(replacement, name, count=1)
     return name
@@ -56,8 +56,8 @@ class Parts:
     """The tensors of a composite model's files.
 
     Args:
-        text: Those of the language model: name in the files to that in its own class.
-        others: Names of the others: towers and projections.
+        text: Tensors of the language model: name in the files to name in its own class.
+        others: Names of the other tensors: towers and projections.
     """
 
     text: dict[str, str]
@@ -65,7 +65,7 @@ class Parts:
 
     @property
     def has_head(self) -> bool:
-        """Whether the output head has weights of its own in the files."""
+        """True if the files have separate weights for the output head."""
         return any(name.startswith(_HEAD) for name in self.text.values())
 
 
@@ -81,7 +81,7 @@ def split_names(names: Iterable[str]) -> Parts:
 
 
 def is_tied(config: Mapping[str, Any], has_head: bool | None) -> bool | None:
-    """Whether head and embeddings of a composite model share their weights; None where only the family's default says.
+    """True if head and embeddings of a composite model share their weights; None if only the family's default says.
 
     The flag of the whole model counts; published configurations may omit it, or have it in the text part only, where
     the classes' defaults differ. Then the files say it.
@@ -99,12 +99,12 @@ def is_tied(config: Mapping[str, Any], has_head: bool | None) -> bool | None:
 
 
 def as_files_are_tied(config: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
-    """A ``config.json`` in which a composite model says whether head and embeddings share their weights, where its
-    files show that.
+    """A ``config.json`` that says whether head and embeddings of a composite model share their weights, if its files
+    show that.
 
     Args:
         config: The content of ``config.json``.
-        names: The tensors in its files; none where they are not there.
+        names: The tensors in its files; none if they are not there.
     """
     if not is_composite(config) or not (names := list(names)):
         return config

@@ -1,4 +1,4 @@
-"""The measurement as a job: a process of its own, its result kept in the home until model, rows or settings change."""
+"""The measurement as a job in its own process, with results cached in the home until model, rows or settings change."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from core.runs.outlook.forecast import machine_for
 from core.small_files import read_json
 
 PROGRAM = "core.worker.job measure-4-bits"
-#: Raised when a result of an earlier version would be another.
+#: Version of the results; raised when they change.
 VERSION = 1
-#: Results kept, the newest ones.
+#: Newest results kept.
 KEPT = 64
 _LIMIT = 1 << 20
-#: Share of the memory beyond the least that the run needs that layers in 16 bit may take.
+#: Share of the memory beyond the run's minimum that layers in 16 bit may take.
 SHARE = 0.9
 
 
 def measure(config: Config, progress: Progress, *, rows: int = ROWS) -> QuantizationCost:
-    """What four bits cost on the rows of a configuration; measured, or known from before.
+    """Measure the cost of four bits on the rows of a configuration, or recall it.
 
     Args:
         config: The configuration, paths absolute.
-        progress: Told what goes on, twice a second at least; it may raise to give up, which ends the process.
+        progress: Called at least twice a second; may raise to give up, which ends the process.
         rows: Rows that are measured at most.
 
     Raises:
@@ -63,7 +63,7 @@ def measure(config: Config, progress: Progress, *, rows: int = ROWS) -> Quantiza
 
 
 def remember(config: Config, cost: QuantizationCost, *, rows: int = ROWS) -> None:
-    """Keep a result that a run has measured itself.
+    """Cache a result measured by a run itself.
 
     Args:
         config: As for :func:`measure`.
@@ -74,9 +74,9 @@ def remember(config: Config, cost: QuantizationCost, *, rows: int = ROWS) -> Non
 
 
 def known(config: Config, *, rows: int = ROWS) -> QuantizationCost | None:
-    """The result of an earlier measurement of the same; None where there is none.
+    """The result of an earlier measurement; None if there is none.
 
-    It looks at files and starts nothing, but for large directories it may take a moment.
+    It only looks at files, but for large directories it may take a moment.
 
     Args:
         config: As for :func:`measure`.
@@ -91,11 +91,11 @@ def known(config: Config, *, rows: int = ROWS) -> QuantizationCost | None:
 
 
 def recall(config: Config, free: int | None, *, rows: int = ROWS) -> QuantizationCost | None:
-    """The result of an earlier measurement that still says what to keep; None where there is none.
+    """An earlier measurement whose advice still holds; None if there is none.
 
     Args:
         config: As for :func:`measure`.
-        free: What layers in 16 bit may take now; None where that is not known.
+        free: Bytes available for layers in 16 bit; None if unknown.
         rows: As for :func:`measure`.
     """
     found = known(config, rows=rows)
@@ -103,9 +103,9 @@ def recall(config: Config, free: int | None, *, rows: int = ROWS) -> Quantizatio
 
 
 def known_sentence(config: Config) -> str:
-    """What is known of the cost of four bits from earlier measurements, in a sentence; empty where nothing is.
+    """The known cost of four bits from earlier measurements, in a sentence; empty if there are none.
 
-    Of layers that were measured in 16 bit as well, it says what they bring.
+    If layers were measured in 16 bit as well, it states their benefit.
     """
     if config.method.name != "qlora":
         return ""
@@ -118,8 +118,8 @@ def known_sentence(config: Config) -> str:
 
 
 def free_bytes(config: Config) -> int | None:
-    """Memory that layers in 16 bit may take: what is free beyond the least that a run with ``qlora`` needs by its plan,
-    but for a reserve; None where that is not known."""
+    """Memory available for layers in 16 bit: free memory beyond the minimum plan of a run with ``qlora``, less a
+    reserve; None if unknown."""
     quantized = config.model_copy(update={"method": config.method.model_copy(update={"name": "qlora"})})
     with contextlib.suppress(UserError):
         plan = make_least_plan(load_architecture(locate_model(config.model.base)), quantized, machine_for(config))
@@ -129,10 +129,10 @@ def free_bytes(config: Config) -> int | None:
 
 
 def _suits(cost: QuantizationCost, free: int | None) -> bool:
-    """Whether a result from before is what would be chosen within the memory of now.
+    """True if an earlier result would be chosen again within the memory of now.
 
-    Layers are taken in the order of their cost for their bytes, as far as they fit. So another amount of memory is
-    another choice only where it ends that order elsewhere, and there were not layers enough before its end.
+    Layers are taken in the order of their cost per byte, as far as they fit. So another amount of memory changes the
+    choice only if it ends that order elsewhere, and the layers before its end were not enough.
     """
     kept, bound = cost.kept, cost.free_bytes
     if kept is not None and free is not None and kept.bytes > free:
@@ -160,8 +160,8 @@ def _keep(key: str | None, result: dict[str, Any]) -> None:
 
 
 def _key(config: Config, rows: int) -> str | None:
-    """A hash of what decides the result: the files of model and rows, as the system dates them, and the settings; None
-    where files are missing."""
+    """Hash of everything the result depends on: model and row files by their times, and the settings; None if files
+    are missing."""
     dumped = config.model_dump(mode="json")
     train, hardware = dumped["train"], dumped["hardware"]
     try:
@@ -185,7 +185,7 @@ def _key(config: Config, rows: int) -> str | None:
 
 
 def _identities(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of change of a file, or of all in a directory."""
+    """Name, size and mtime of a file, or of all files in a directory."""
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     for file in files:
         status = file.stat()

@@ -1,4 +1,4 @@
-"""The result of a measurement of what four bits cost, in figures, in a sentence and as a table."""
+"""Cost of four bits: measured numbers, their summary in a sentence, and their table."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 from core.units import format_bytes, format_number
 
-#: Mean divergence in nats up to which four bits cost nothing that training would not make up for.
+#: Mean divergence in nats up to which training makes up for four bits.
 FINE = 0.05
-#: Rows that are measured at most, unless another number is asked for.
+#: Most measured rows by default.
 ROWS = 16
 #: Characters beyond which layers are counted in a sentence and not named.
 _LONGEST = 40
 #: Decimals of a divergence in a sentence.
 _DECIMALS = 2
-#: Divergences below this one are not told apart in a sentence, and below this one in the table, in nats.
+#: Divergences below the first are not distinguished in a sentence, below the second in the table, in nats.
 _LEAST, _LEAST_OF_LAYER = 0.001, 0.00005
 #: Where the rows are from.
 Data = Literal["eval", "held_out", "training"]
@@ -24,14 +24,14 @@ Data = Literal["eval", "held_out", "training"]
 
 @dataclass(frozen=True)
 class Figures:
-    """One way of the base to hold its weights, against the base in 16 bit, over the supervised tokens of the rows."""
+    """A quantized base against the base in 16 bit, over the supervised tokens of the rows."""
 
     loss: float
     """Mean negative log-likelihood, in nats."""
     kl: float
     """Mean Kullback-Leibler divergence of the next token, in nats, of the base in 16 bit from this one."""
     top1: float
-    """Share of tokens at which both find the same one the likeliest."""
+    """Share of tokens with the same likeliest token."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,25 @@ class LayerCost:
     kl: float
     """As :attr:`Figures.kl`."""
     bytes: int
-    """What it would take more in 16 bit."""
+    """Additional bytes in 16 bit."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Layers that stay in 16 bit, and the base in 4 bits but for these, as measured."""
+    """Layers that stay in 16 bit, and the measurement of the base in 4 bits with them."""
 
     layers: tuple[int, ...]
     """Their places among :attr:`QuantizationCost.layers`."""
     patterns: tuple[str, ...]
     """For ``model.keep_16bit``."""
     bytes: int
-    """What they take more."""
+    """Additional bytes in 16 bit."""
     figures: Figures
 
 
 @dataclass(frozen=True)
 class QuantizationCost:
-    """The cost of 4 bits on some rows: of the whole base, and of each layer alone."""
+    """The cost of 4 bits on some rows, for the whole base and for each layer alone."""
 
     rows: int
     tokens: int
@@ -70,23 +70,23 @@ class QuantizationCost:
     device: str
     """``cpu`` or ``cuda``."""
     precision: str
-    """Of the arithmetic, and of the weights that are not in 4 bits: ``bf16``, ``fp16`` or ``fp32``."""
+    """Precision of the arithmetic and of weights that are not in 4 bits: ``bf16``, ``fp16`` or ``fp32``."""
     loss_16bit: float
     whole: Figures
     """Of the base in 4 bits."""
     layers: tuple[LayerCost, ...]
     kept: Kept | None
-    """The layers that pay most in 16 bit; None where four bits are fine, or no layer would fit."""
+    """The layers that pay most in 16 bit; None if four bits are fine, or no layer would fit."""
     free_bytes: int | None
-    """Memory that layers in 16 bit were allowed to take; None where that was not known."""
+    """Memory that layers in 16 bit were allowed to take; None if that was not known."""
     seconds: float
     peak_bytes: int
     """Highest memory of the measurement: of the card, or of the process on a CPU."""
     keep_16bit: tuple[str, ...] = ()
-    """Patterns of the configuration: what was in 16 bit already when it was measured."""
+    """Patterns of the configuration: layers already in 16 bit when it was measured."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The result as JSON."""
         return asdict(self) | {"sentence": sentence(self)}
 
     @classmethod
@@ -116,7 +116,7 @@ class QuantizationCost:
 def sentence(cost: QuantizationCost) -> str:
     """The result in a sentence: ``4 bits cost 0.02 nats on your rows: fine.``
 
-    What it says of layers in 16 bit was measured with these in 16 bit.
+    Its numbers for layers in 16 bit were measured with these layers in 16 bit.
     """
     rows = "your rows" if cost.data != "training" else "your training rows, as none are held out"
     begin = f"4 bits cost {_nats(cost.whole.kl)} nats on {rows}"
@@ -133,7 +133,7 @@ def sentence(cost: QuantizationCost) -> str:
 
 
 def kept_sentence(cost: QuantizationCost) -> str:
-    """The same where the layers that it names are in 16 bit already."""
+    """The result in a sentence if its layers are in 16 bit already."""
     if cost.kept is None:
         return sentence(cost)
     rows = "your rows" if cost.data != "training" else "your training rows"
@@ -145,7 +145,7 @@ def kept_sentence(cost: QuantizationCost) -> str:
 
 
 def _effect(before: float, after: float) -> str:
-    """What keeping layers does: ``halves it`` where that is what was measured."""
+    """The effect of keeping layers: ``halves it`` if the measurement says so."""
     if before and 0.45 <= after / before <= 0.55:
         return f"halves it ({_nats(after)})"
     return f"makes it {_nats(after)}"
@@ -174,15 +174,15 @@ class LayerLine:
     """A layer as a line of a table."""
 
     text: str
-    """Its number, nats, what it takes more in 16 bit, and a word where it is kept; always as wide."""
+    """Its number, nats, additional bytes in 16 bit, and a word if it is kept; of constant width."""
     share: float
     """Length of its bar, from 0 to 1: its cost against that of the costliest layer, or against an even share of
-    :data:`FINE` where that is more; 0 where the table shows no cost."""
+    :data:`FINE` where that is more; 0 if the table shows no cost."""
     is_kept: bool
-    """Whether it is worth 16 bit."""
+    """True if it is worth 16 bit."""
 
 
-#: What a table of :class:`LayerLine` says, and its head.
+#: Title of a table of :class:`LayerLine`, and its head.
 TABLE = "Each layer alone in 4 bits: what that costs, and what the layer takes more in 16 bit."
 HEAD = f"{'layer':>5}  {'nats':>7}  {'16 bit':>9}  {'':<6}"
 
@@ -190,7 +190,7 @@ HEAD = f"{'layer':>5}  {'nats':>7}  {'16 bit':>9}  {'':<6}"
 def layer_lines(cost: QuantizationCost) -> list[LayerLine]:
     """The layers, most costly first."""
     kept = set(cost.kept.layers if cost.kept is not None else ())
-    # Of layers that cost next to nothing, no bar is long.
+    # Layers that cost next to nothing have short bars.
     longest = max((FINE / len(cost.layers), *(layer.kl for layer in cost.layers))) if cost.layers else FINE
     lines = []
     for index, layer in sorted(enumerate(cost.layers), key=lambda item: -item[1].kl):
@@ -203,7 +203,7 @@ def layer_lines(cost: QuantizationCost) -> list[LayerLine]:
 
 
 def facts(cost: QuantizationCost) -> list[str]:
-    """What was measured, line by line."""
+    """The measured numbers, line by line."""
     what = {"eval": "rows of data.eval", "held_out": "held-out rows", "training": "training rows"}[cost.data]
     lines = [
         f"{'rows':<10} {cost.rows} {what}, {cost.tokens} supervised tokens",
@@ -218,7 +218,7 @@ def facts(cost: QuantizationCost) -> list[str]:
 
 
 def advice(cost: QuantizationCost) -> str:
-    """What to do, in a sentence; empty where there is nothing."""
+    """The advice, in a sentence; empty if there is none."""
     if cost.kept is None:
         return ""
     listed = ", ".join(f'"{pattern}"' for pattern in cost.kept.patterns)
@@ -235,9 +235,9 @@ def _nats(value: float) -> str:
     return f"{value:.{_DECIMALS}f}" if value >= 0.005 else f"{value:.1g}"
 
 
-#: Choices that are measured at most.
+#: Most measured choices.
 _TRIES = 4
-#: Part of the cost that is left with enough layers in 16 bit, and from where to where the cost counts as that.
+#: Part of the cost that remains with enough layers in 16 bit, and the accepted range around it.
 _HALF = 0.5
 _ABOUT = (0.85, 1.1)
 
@@ -247,17 +247,17 @@ def choose_layers(
 ) -> tuple[int, ...]:
     """The layers to keep in 16 bit so that about half of the cost is gone, or it is fine.
 
-    What layers cost alone does not add up to what they cost together, so each choice is measured, and more or fewer are
-    taken where it is not enough or too much.
+    Costs of single layers do not add up to their joint cost. So each choice is measured, and layers are added or
+    dropped until it is enough and not too much.
 
     Args:
-        layers: What each costs alone.
+        layers: Cost of each layer alone.
         whole: Divergence with all of them in 4 bits, in nats.
-        free_bytes: What they may take together; None where that is not known.
+        free_bytes: Bytes that they may take together; None if unknown.
         measure: The divergence with some layers in 16 bit.
 
     Returns:
-        Their places, ascending; none where four bits are fine, or nothing fits.
+        Their places, ascending; none if four bits are fine, or nothing fits.
     """
     if whole <= FINE:
         return ()
@@ -277,7 +277,7 @@ def choose_layers(
         else:
             above = (share, left)
         if above is None:
-            # As if the cost fell on as it has fallen so far.
+            # Extrapolated linearly.
             share = min(share * (whole - goal) / max(whole - left, whole / 20), 1.0)
         else:
             share = below[0] + (above[0] - below[0]) * (below[1] - goal) / (below[1] - above[1])
@@ -286,7 +286,7 @@ def choose_layers(
 
 
 def is_enough(whole: float, left: float) -> bool:
-    """Whether about half of the cost is gone, or it is fine.
+    """True if about half of the cost is gone, or the rest is negligible.
 
     Args:
         whole: Divergence with all layers in 4 bits, in nats.
@@ -300,10 +300,10 @@ def _goal(whole: float) -> float:
 
 
 def most_costly(layers: Sequence[LayerCost], share: float, free_bytes: int | None) -> tuple[int, ...]:
-    """Layers that together make a share of what all of them cost alone, those first that cost most for their bytes.
+    """Layers that together make a share of the summed single costs, highest cost per byte first.
 
     Args:
-        layers: What each costs alone.
+        layers: Cost of each layer alone.
         share: From 0 to 1.
         free_bytes: As for :func:`choose_layers`.
 
@@ -327,7 +327,7 @@ def most_costly(layers: Sequence[LayerCost], share: float, free_bytes: int | Non
 
 
 def layer_pattern(name: str) -> str:
-    """What ``model.keep_16bit`` has for a whole layer.
+    """The pattern of a whole layer for ``model.keep_16bit``.
 
     Args:
         name: Of the layer in the model: ``model.layers.0``.

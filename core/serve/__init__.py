@@ -1,1 +1,1 @@
-"""OpenAI-compatible server for trained models: a process of its own, beside the chat engine."""
+"""OpenAI-compatible server for trained models: its own process, beside the chat engine."""

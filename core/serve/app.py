@@ -42,24 +42,24 @@ from core.text import one_line
 #: Most bytes of the head of a request: its target, and the names and values of its headers.
 HEAD_BYTES = 16 << 10
 _HOST = re.compile(r"(?:\[(?P<address>[^\[\]/@\s]*:[^\[\]/@\s]*)\]|(?P<name>[^\[\]:/?#@\\\s]+))(?::[0-9]*)?")
-#: The path that needs no key: it says that the server is there, and nothing else.
+#: The path that needs no key: it only says that the server is up.
 HEALTH = "/health"
 
 
 class AccessMiddleware:
     """ASGI middleware that refuses requests before they reach the application.
 
-    A page in a browser cannot get through: by a name of its own (DNS rebinding) it fails at ``Host``, and without the
-    headers of CORS it may send neither the key nor JSON.
+    A page in a browser cannot get through: with its own name (DNS rebinding) it fails at ``Host``, and without CORS
+    headers it may send neither the key nor JSON.
 
-    An answer that is given without the key is the last one on its connection.
+    A response to a request without the key is the last one on its connection.
 
     Args:
         app: The application.
         names: Host names that clients may use for this machine.
         key: The key that they send.
-        any_address: Allow any numeric address as well: where all addresses of the
-            machine are listened on. Rebinding needs a name.
+        any_address: Allow any numeric address as well, for a server on all addresses of the machine. Rebinding needs a
+            name.
     """
 
     def __init__(self, app: App, *, names: frozenset[str], key: str, any_address: bool = False) -> None:
@@ -133,7 +133,7 @@ class AccessMiddleware:
 
 
 def host_name(host: str) -> str:
-    """The name in a ``Host`` header, in lower case, without its port; empty where the header is not just these.
+    """The name in a ``Host`` header, in lower case, without its port; empty if the header is invalid.
 
     An address of IPv6 stands in brackets (RFC 9110, section 7.2; RFC 3986, section 3.2.2).
     """
@@ -206,13 +206,13 @@ def make_app(models: Models, queue: RequestQueue, options: ServeOptions) -> App:
         ],
         exception_handlers={ApiError: _refused, HTTPException: _no_route, Exception: _mistake},
     )
-    # A redirection would name this machine as the client does.
+    # A redirection would repeat the client's name of this machine.
     app.router.redirect_slashes = False
     return AccessMiddleware(app, names=options.allowed_names, key=options.key, any_address=options.listens_everywhere)
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)  # noqa: S101 - for the type checker: Starlette gives what is asked for
+    assert isinstance(error, ApiError)  # noqa: S101 - narrows the type: Starlette passes the registered class
     return _response(error)
 
 

@@ -19,17 +19,17 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: In a request's state: the function that is called once it has shown the key; it returns True if there is room for
-#: its connection.
+#: In a request's state: the function to call once it has shown the key; it returns True if there is room for its
+#: connection.
 KEY_SHOWN = "localtune_key_shown"
-#: In a request's state: bytes that may be sent between two parts of the response, and mean nothing to a client.
+#: In a request's state: bytes without meaning to a client, which may be sent between two parts of the response.
 MEANS_NOTHING = "localtune_means_nothing"
 
 
 async def send_json(send: Send, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
     """Send a response with a JSON value.
 
-    Texts of a model may hold half a character; JSON spells it as an escape.
+    A model's text may have a lone surrogate, which JSON escapes.
     """
     body = json.dumps(value, allow_nan=False).encode("ascii")
     given = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
@@ -65,8 +65,8 @@ class ApiError(Exception):
 
     Args:
         status: The status of the response.
-        message: The problem and what to do, in a sentence or two.
-        param: The field of the request that it is about.
+        message: The problem and its remedy, in a sentence or two.
+        param: The field of the request.
         code: A word for programs, such as ``model_not_found``.
     """
 
@@ -114,18 +114,18 @@ BODIES_LIMIT = 64 << 20
 class Bodies:
     """Collects the bodies of requests.
 
-    Together they have a limit too. Where it is exceeded, the body that has been under way for longest is refused: a
-    client that sends its request at once is answered, however many others send theirs slowly.
+    Their total size is limited too. If it is exceeded, the oldest incomplete body is refused: a client that sends its
+    request at once is answered, however many others send theirs slowly.
 
     Args:
-        limit: Most bytes of all that are under way; at least :data:`BODY_LIMIT`.
+        limit: Most bytes of all incomplete bodies; at least :data:`BODY_LIMIT`.
         seconds: Time for one to arrive.
     """
 
     def __init__(self, limit: int = BODIES_LIMIT, seconds: float = BODY_SECONDS) -> None:
         self._limit = limit
         self._seconds = seconds
-        #: By the deadline of each, the oldest first: how many bytes of it are there.
+        #: Bytes received, by deadline, oldest first.
         self._arriving: dict[asyncio.Timeout, int] = {}
 
     async def collect(self, receive: Receive) -> bytes:

@@ -16,7 +16,7 @@ ServeJob = Job[JobProgress, None]
 def serve_job(
     target: str, ready: Callable[[ServerAddress], None], port: int = PORT, program: str | Sequence[str] = PROGRAM
 ) -> ServeJob:
-    """A server, whose progress is what it loads, or a warning, which ends with a full stop.
+    """A server whose progress is the model being loaded, or a warning, which ends with a full stop.
 
     Args:
         target: A run, ``RUN`` or ``RUN@STEP``, or a model.

@@ -1,4 +1,4 @@
-"""The models that are served: trained models and their bases, each with the session that holds it."""
+"""The served models: trained models and their bases, each with the session that holds it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from core.text import one_line
 
 
 class SessionHolder:
-    """The session on one target: opened when it is first needed, and anew when it has ended.
+    """The session on a target: opened with the first question, and reopened when it has ended.
 
-    A run that ends its training goes on answering with its result; an engine that was killed is started again.
+    A run that ends its training continues to answer with its result; an engine that was killed is started again.
 
     Args:
         make: Opens a session.
@@ -67,7 +67,7 @@ class SessionHolder:
             session.cancel()
 
     def note_failure(self) -> None:
-        """After an answer that failed: a session that has ended gives its memory back at once."""
+        """After a failed answer: free the memory of a session that has ended."""
         session = self._session
         if session is not None and not session.is_open:
             self.drop()
@@ -88,7 +88,7 @@ class SessionHolder:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model by the name that requests have for it."""
+    """A model by its name in requests."""
 
     id: str
     holder: SessionHolder
@@ -171,7 +171,7 @@ class _Opening:
     def __init__(self, progress: Progress) -> None:
         self.models: list[ServedModel] = []
         self._progress = progress
-        #: For a base, how it is loaded: the session that has it.
+        #: The session of a base, by how it is loaded.
         self._shared: dict[tuple[Any, ...], SessionHolder] = {}
         self._bases: dict[str, str] = {}
 
@@ -237,7 +237,7 @@ def _loading_of(trained: TrainedModel) -> tuple[Any, ...]:
 
 
 def _name_of(model: str) -> str:
-    """A model's name for requests: as it is, of a path its last part."""
+    """A model's name for requests; for a path, its last part."""
     path = user_path(model)
     name = path.stem if path.suffix == ".gguf" else path.name
     return one_line(name if name and (path.is_absolute() or os.path.exists(path)) else model, 200)

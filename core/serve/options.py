@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.text import one_line
 
 LOOPBACK = "127.0.0.1"
-#: The variable with the key that clients have to send, for a key that stays the same.
+#: The variable with a permanent key for clients.
 KEY_VARIABLE = "LOCALTUNE_API_KEY"
 #: Names of this machine that a client may use, beside the address that is listened on.
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -105,7 +105,7 @@ _PATH_LIMIT = 100
 
 
 def open_listener(options: ServeOptions) -> socket.socket:
-    """A socket that listens.
+    """A listening socket.
 
     Raises:
         UserError: If the address is in use, or cannot be listened on.
@@ -150,7 +150,7 @@ def _unix(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         _remove_stale(path)
-        # Nobody else can connect at any moment: the mode is there from the beginning.
+        # The mode is set from the beginning, so that nobody else can connect at any moment.
         mask = os.umask(0o177)
         try:
             listener.bind(str(path))
@@ -170,7 +170,7 @@ def _unix(path: Path) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket of this user's that nobody listens on any more; anything else stays, and is an error later."""
+    """Remove this user's socket if nobody listens on it any more; anything else stays, and is an error later."""
     try:
         status = path.lstat()
     except FileNotFoundError:

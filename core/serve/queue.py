@@ -1,4 +1,4 @@
-"""The request queue: one answer is generated at a time, the others wait for their turn, further ones are refused."""
+"""The request queue: one answer is generated at a time; others wait for their turn, or are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class End:
 
 @dataclass(frozen=True)
 class Failure:
-    """An answer that has not come, or not to its end."""
+    """An answer that failed, possibly after some pieces."""
 
     error: ApiError
 
@@ -82,10 +82,10 @@ class RequestQueue:
         self._futures: dict[Job, Future[None]] = {}
 
     def take_place(self) -> Callable[[], None]:
-        """Take a place in the queue, for a request that is whole and before it is read.
+        """Take a place in the queue, for a request that has arrived whole and before it is read.
 
         Returns:
-            A function that gives it back; to call it again does nothing.
+            A function that gives it back; further calls do nothing.
 
         Raises:
             ApiError: If there is none.
@@ -129,7 +129,7 @@ class RequestQueue:
         future = self._futures.get(job)
         if future is None or future.cancel():
             return
-        # Under the guard, so that it is not the next answer by the time that it is heard.
+        # Under the guard, so that the cancellation does not hit the next answer.
         with self._guard:
             if self._current is job:
                 job.model.holder.cancel()
@@ -158,7 +158,7 @@ class RequestQueue:
         except UserError as error:
             job.model.holder.note_failure()
             job.tell(Failure(refusal_of(error)))
-        except Exception as error:  # whatever it is, it costs this answer, not the server
+        except Exception as error:  # costs this answer, not the server
             job.model.holder.note_failure()
             job.tell(Failure(unexpected(error)))
             traceback.print_exc()

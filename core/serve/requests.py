@@ -39,7 +39,7 @@ _WANTED = {
 
 
 def _unless(is_asked_for: Callable[[Any], bool], why: str) -> AfterValidator:
-    """Validator that refuses values which ask for something that is not offered; ``why`` ends the sentence."""
+    """Validator that refuses a value which asks for an unsupported feature; ``why`` ends the message."""
 
     def check(value: Any) -> Any:
         if is_asked_for(value):
@@ -137,7 +137,7 @@ class _Named(BaseModel):
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """A request that has been read."""
+    """A parsed request."""
 
     kind: Literal["chat", "text"]
     model: str

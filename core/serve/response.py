@@ -91,7 +91,7 @@ def model_list(models: Sequence[ServedModel]) -> dict[str, Any]:
 
 
 def model_object(model: ServedModel) -> dict[str, Any]:
-    """One model; ``parent`` is the base of an adapter."""
+    """A model as JSON; ``parent`` is the base of an adapter."""
     return {
         "id": model.id,
         "object": "model",

@@ -27,7 +27,7 @@ from core.serve.queue import RequestQueue
 
 #: Seconds for a head to arrive on a connection that has not shown the key.
 HEAD_SECONDS = 15.0
-#: Seconds for the next head on one that has. Clients keep connections open for half as long, most of them.
+#: Seconds for the next head on a kept connection. Most clients keep connections open for half as long.
 IDLE_SECONDS = 30
 #: Seconds that a client may take to read the bytes sent to it.
 READ_SECONDS = 60.0
@@ -40,13 +40,12 @@ _STRANGERS = 3 / 4
 
 
 class Connection(H11Protocol):
-    """A connection of uvicorn, which is known to :class:`Strangers`, and whose client may have sent all it wants to.
+    """A connection of uvicorn, registered with :class:`Strangers`, whose client may half-close it.
 
-    uvicorn takes the end of a client's input for the end of the client. It may have shut its writing side alone, as
-    ``nc`` does, and wait for its answer; a program that has ended looks the same. They differ by the answer
-    of the system to something that is sent: a reset. So an informational response (100, which clients skip: RFC 9110,
-    section 15.2) or, within a stream, a comment is sent at the end of the input and now and then, until the answer is
-    complete.
+    uvicorn takes the end of a client's input for the end of the client. But the client may have shut only its writing
+    side, as ``nc`` does, and wait for its answer; a program that has ended looks the same. They differ in the system's
+    reply to data: a reset. So an informational response (100, which clients skip: RFC 9110, section 15.2) or, within a
+    stream, a comment is sent at the end of the input and now and then, until the answer is complete.
 
     Args:
         strangers: The connections that have not shown the key.
@@ -62,17 +61,17 @@ class Connection(H11Protocol):
         self.app_state = {**self.app_state, KEY_SHOWN: partial(strangers.admit, self)}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Count it among the strangers."""
+        """Add it to the strangers."""
         super().connection_made(transport)
         self._strangers.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count it no more."""
+        """Remove it."""
         self._strangers.discard(self)
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's gives None, which closes
-        """Keep the connection open where a request has come whole and is not answered."""
+        """Keep the connection open if a request has arrived whole and is not answered."""
         if self._probed is None and self._owes_answer:
             self._probed = time.monotonic()
             return self._probe()
@@ -86,7 +85,7 @@ class Connection(H11Protocol):
 
     @property
     def owed(self) -> tuple[object, object] | None:
-        """The part of a request that the client owes, by which request; None where it has sent one whole."""
+        """The part of a request that the client still owes, and the request; None if it has sent a whole one."""
         state = self.conn.their_state
         return (state, self.cycle) if state in (h11.IDLE, h11.SEND_BODY) else None
 
@@ -94,7 +93,7 @@ class Connection(H11Protocol):
         """True if a client that sends no more has gone; it is probed now and then.
 
         Args:
-            now: The present, by a clock that nobody sets.
+            now: The present, by a monotonic clock.
         """
         if self._probed is None or self.transport.is_closing():
             return False
@@ -111,7 +110,7 @@ class Connection(H11Protocol):
         return self.owed is None and self.cycle is not None and not self.cycle.response_complete
 
     def _probe(self) -> bool:
-        """Send something that means nothing; False where there is no such thing, as in HTTP/1.0."""
+        """Send bytes without meaning; False if there are none, as in HTTP/1.0."""
         if self.cycle.response_started:
             nothing = self.scope["state"].get(MEANS_NOTHING, b"")
             self.transport.write(self.conn.send(h11.Data(data=nothing)) or b"")
@@ -126,16 +125,16 @@ class Connection(H11Protocol):
 class Strangers:
     """Connections that have not shown the key, and the number of connections that have.
 
-    They may have a share of the room. Where more come, or all of the room is taken, the oldest of them is closed: a
+    They may have a share of all connections. If there are more, or no room is left, the oldest of them is closed: a
     client that sends its key at once is let in, however many connections others open and leave.
 
     Args:
-        room: How many connections there may be.
+        room: Most connections.
     """
 
     def __init__(self, room: int) -> None:
         self._room = room
-        #: In the order in which they came.
+        #: In order of arrival.
         self._waiting: dict[Connection, None] = {}
         self._known: set[Connection] = set()
 
@@ -159,7 +158,7 @@ class Strangers:
         return connection in self._known
 
     def discard(self, connection: Connection) -> None:
-        """Forget a connection that is no more."""
+        """Remove a closed connection."""
         self._waiting.pop(connection, None)
         self._known.discard(connection)
 
@@ -167,14 +166,14 @@ class Strangers:
 class Watch:
     """Closes connections whose client owes a request, or part of one, for too long, does not read, or has gone.
 
-    A connection is judged by its pending duty, not by its past. uvicorn has a limit for neither. A stream that is
-    not read costs nobody else any time, but its answer stays in memory.
+    Only its pending duty counts, not its past. uvicorn limits neither. A stream that is not read costs nobody else any
+    time, but its answer stays in memory.
 
     Args:
         strangers: The connections that have not shown the key.
         head_seconds: Time for a head on such a connection.
         idle_seconds: Time for a head on the others.
-        body_seconds: Time for a body, read or not; more than its reader allows, which answers first.
+        body_seconds: Time for a body, read or not; longer than its reader's limit, which answers first.
         read_seconds: Time for a client to read.
     """
 
@@ -210,7 +209,7 @@ class Watch:
 
         Args:
             connections: The open connections.
-            now: The present, by a clock that nobody sets.
+            now: The present, by a monotonic clock.
         """
         self._owing = {each: self._owed_since(each, now) for each in connections if each.owed is not None}
         late = [each for each, (_, since) in self._owing.items() if now - since > self._limit(each)]
@@ -261,7 +260,7 @@ def serve(options: ServeOptions, ready: Callable[[ServerAddress], None], progres
 
 
 def serve_models(models: Models, options: ServeOptions, ready: Callable[[ServerAddress], None]) -> None:
-    """Serve models that are open, and close them at the end; the rest as for :func:`serve`."""
+    """Serve open models, and close them at the end; otherwise as :func:`serve`."""
     try:
         listener = open_listener(options)
     except BaseException:
@@ -301,10 +300,10 @@ def serve_models(models: Models, options: ServeOptions, ready: Callable[[ServerA
 
 
 def _room_for_connections() -> int:
-    """Number of connections that there is room for; the system is asked for more first.
+    """Number of possible connections, after raising the limit of open files.
 
-    Each is an open file. As many again are left for all other files, and for connections that have been accepted and
-    not been looked at, or closed and not been given back.
+    Each is an open file. As many again are left for all other files, and for connections accepted but not handled yet,
+    or closed but not released yet.
     """
     wanted = 2 * CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -323,7 +322,7 @@ async def _run(
     queue: RequestQueue,
 ) -> None:
     """Run the server until a signal comes."""
-    # uvicorn raises the signal that ended it once more, for handlers that were there before.
+    # uvicorn raises the signal that ended it once more, for the former handlers.
     former = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     loop = asyncio.get_running_loop()
     beside = [
@@ -341,7 +340,7 @@ async def _run(
 
 
 async def _tell(server: uvicorn.Server, ready: Callable[[], None], queue: RequestQueue) -> None:
-    """Report that clients can connect, and break answers off at the end."""
+    """Report that clients can connect, and break off answers at the end."""
     while not server.started:
         await asyncio.sleep(_POLL_SECONDS)
     ready()

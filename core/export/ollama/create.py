@@ -1,4 +1,4 @@
-"""Ollama on this machine: its server on a loopback address, and models created there and asked once.
+"""Ollama on this machine: its server on a loopback address, models created there, and a question to them.
 
 The API is https://docs.ollama.com/api.
 """
@@ -35,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}(?::[A-Za-z0-9_][A-Za-z0-9_
 
 
 def model_name(run: str, *, step: int | None = None, quant: str | None = None) -> str:
-    """The name of an exported run, ``20260314-101502-faq:step-120-q8_0``; another run or step has another one.
+    """The unique name of an exported run and step, ``20260314-101502-faq:step-120-q8_0``.
 
     Args:
         run: The run's id.
@@ -48,10 +48,10 @@ def model_name(run: str, *, step: int | None = None, quant: str | None = None) -
 
 
 def check_name(name: str) -> None:
-    """Check that Ollama takes a name.
+    """Check that a name is valid in Ollama.
 
     Raises:
-        UserError: If it does not. Names with an owner or a registry are refused as well: nothing is published.
+        UserError: If it is not. Names with an owner or a registry are refused as well: nothing is published.
     """
     if _NAME.fullmatch(name) is None or ".." in name:
         raise UserError(
@@ -67,7 +67,7 @@ def _part(text: str) -> str:
 
 _PORT = 11434
 _SCHEME = "http"
-#: Variables that the program gets; no keys, and no proxies.
+#: Environment variables of the program, without keys and proxies.
 _KEPT = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "USER", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
 
 
@@ -89,13 +89,13 @@ def find_ollama() -> Path | None:
 
 
 def server_address(environment: Mapping[str, str] | None = None) -> Address:
-    """The address of Ollama's server as ``OLLAMA_HOST`` has it, by default port 11434 of 127.0.0.1.
+    """The address of Ollama's server from ``OLLAMA_HOST``, by default port 11434 of 127.0.0.1.
 
     Args:
-        environment: The variables; by default those of this process.
+        environment: The variables; None: this process's.
 
     Raises:
-        UserError: If it is on another machine, or no address; nothing is looked up in the network.
+        UserError: If it is on another machine, or invalid; names are not resolved.
     """
     value = (os.environ if environment is None else environment).get("OLLAMA_HOST", "").strip().strip("\"'").strip()
     scheme, mark, rest = value.rpartition("://")
@@ -151,7 +151,7 @@ _LOG = "Look at the server's log: 'journalctl -u ollama'."
 
 
 class _Request:
-    """One request, whose connection is cut when the user cancels.
+    """A request whose connection is cut if the user cancels.
 
     Args:
         address: The server.
@@ -194,7 +194,7 @@ class _Request:
         return self._response.status
 
     def failure(self) -> UserError:
-        """The error that the response is."""
+        """The error in the response."""
         with self._errors():
             body = self._response.read(_LONGEST_LINE)
         try:
@@ -204,7 +204,7 @@ class _Request:
         return UserError(f"Ollama refuses: {one_line(reason, 300).rstrip('.')}.", _LOG)
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The objects of the response, one a line."""
+        """The objects of the response, one per line."""
         read = 0
         while True:
             with self._errors():
@@ -284,7 +284,7 @@ def chat(
     cancel: threading.Event | None,
     token: Callable[[str], None] | None,
 ) -> str:
-    """The answer of a model to a question, always with the likeliest tokens.
+    """The greedy answer of a model to a question.
 
     Args:
         address: The server.
@@ -319,7 +319,7 @@ def chat(
     raise UserError("Ollama's answer ended in the middle.", _LOG)
 
 
-#: Seconds without a word from the program before it is ended; it copies and hashes many gigabytes without one.
+#: Seconds without output before the program is killed; it copies and hashes many gigabytes silently.
 _SILENCE = 900.0
 #: Seconds without a token; a large model takes as long to load.
 _PATIENCE = 300.0
@@ -348,7 +348,7 @@ def create(
         directory: Where the Modelfile and the GGUF file are.
         progress: Receives the program's output.
         cancel: Ends the program when it is set; Ollama removes the incomplete model at its next start.
-        silence: Seconds without a word after which the program is ended.
+        silence: Seconds without output after which the program is killed.
 
     Raises:
         UserError: If there is no Ollama, it is on another machine or does not run, has a model of that name, or fails.
@@ -378,7 +378,7 @@ def ask(
     token: Callable[[str], None] | None = None,
     seconds: float = _PATIENCE,
 ) -> str:
-    """The answer of a model in Ollama to one question, with the likeliest tokens. It may have any character.
+    """The greedy answer of a model in Ollama to a question. It may have any character.
 
     Args:
         name: The model.

@@ -1,6 +1,6 @@
 """Go templates of shapes, in the style of Ollama's own: a loop over the messages.
 
-:func:`go_template` and :func:`render` say the same: the text of the template, and the text that it writes.
+:func:`go_template` and :func:`render` correspond: the template, and its output.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from core.export.ollama.shape import Part, Reasoning, Shape, SystemText, Trim, U
 
 #: White space in Python, which Jinja's ``trim`` removes.
 WHITE_SPACE = tuple(character for character in map(chr, range(0x3001)) if character.isspace())
-#: White space left out, by the name of the Go template that does it.
+#: Functions that strip white space, by the name of the Go template for it.
 _TRIMS: dict[Trim, Callable[[str], str]] = {"keep": str, "trim": str.strip, "ltrim": str.lstrip, "rtrim": str.rstrip}
 _FLAGS = ("$system", "$first", "$last")
 _LATER_SYSTEM = "a system message is only read at the beginning"
@@ -35,11 +35,11 @@ def go_template(shape: Shape) -> str:
 
 
 def render(shape: Shape, messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """Text that the Go template of a shape writes for a conversation in Ollama; None where it ends with an error.
+    """Output of the Go template of a shape for a conversation in Ollama; None if it ends with an error.
 
     Args:
         shape: The shape.
-        messages: ``role`` and ``content`` each, and ``reasoning_content`` where there is some.
+        messages: ``role`` and ``content`` each, and ``reasoning_content`` if any.
     """
     turns = _joined(messages)
     first = turns[0]
@@ -73,7 +73,7 @@ def render(shape: Shape, messages: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _joined(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Messages as Ollama hands them to a template: neighbors of one role are one message."""
+    """Messages as Ollama passes them to a template: consecutive messages of a role are merged."""
     found: list[Mapping[str, Any]] = []
     for message in messages:
         if found and found[-1]["role"] == message["role"] != "tool":
@@ -84,7 +84,7 @@ def _joined(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _rendered_system(shape: Shape, content: str, at: int, has_system: bool) -> str | None:
-    """Text of a system message; None where the Go template refuses it."""
+    """Text of a system message; None if the Go template refuses it."""
     if shape.system == "refused":
         return None
     turn = _TRIMS[shape.system_trim](content) + shape.system_after
@@ -97,12 +97,12 @@ def _rendered_system(shape: Shape, content: str, at: int, has_system: bool) -> s
 
 
 def quoted(text: str) -> str:
-    """A text as a literal of Go, in one line, of characters that a Modelfile keeps."""
+    """A text as a Go literal in one line, of characters that a Modelfile keeps."""
     return '"' + "".join(map(_escaped, text)) + '"'
 
 
 def lost_character(text: str) -> str | None:
-    """The first character of a text that is lost in a Modelfile, such as a control or format character."""
+    """The first character of a text that a Modelfile loses, such as a control or format character."""
     return next((character for character in text if character not in "\n\t" and not character.isprintable()), None)
 
 
@@ -209,7 +209,7 @@ def _system(shape: Shape) -> Iterator[str]:
 
 
 def _user(shape: Shape) -> Iterator[str]:
-    # Where the system prompt is refused, no place with one was seen.
+    # If the system prompt is refused, there is no place with one.
     yield from _choose({place: tuple(map(_part, parts)) for place, parts in shape.user_before.items()})
     yield from _choose({place: (_content(".Content", trim),) for place, trim in shape.user_trims.items()})
     yield from _write(shape.user_after)
@@ -230,7 +230,7 @@ def _assistant(shape: Shape) -> Iterator[str]:
 
 
 def _choose(table: Mapping[UserPlace, tuple[str, ...]]) -> list[str]:
-    """The lines of a place, chosen by as few conditions as it takes."""
+    """The lines of a place, with as few conditions as possible."""
     entries = set(table.values())
     if len(entries) == 1:
         return list(next(iter(entries)))
@@ -256,7 +256,7 @@ def _part(part: Part) -> str:
 
 
 def _definitions(shape: Shape) -> Iterator[str]:
-    """Templates that leave out white space: Go templates have no function for it."""
+    """Templates that strip white space: Go templates have no function for it."""
     used = {shape.system_trim, shape.assistant_trim, *shape.user_trims.values(), *_system_trims(shape)}
     if "trim" in used or "rtrim" in used:
         yield from _strip("rtrim", "(slice . (len (slice . {n})))", "(slice . 0 (len (slice . {n})))", "{{ . }}")
@@ -271,7 +271,7 @@ def _system_trims(shape: Shape) -> Iterator[Trim]:
 
 
 def _strip(name: str, end: str, rest: str, then: str) -> Iterator[str]:
-    """A template that writes its text without white space at one end, one character a call."""
+    """A template that writes its text without white space at one end, one character per call."""
     yield f'{{{{- define "{name}" }}}}'
     for number, size in enumerate((1, 2, 3)):
         characters = " ".join(quoted(space) for space in WHITE_SPACE if len(space.encode()) == size)

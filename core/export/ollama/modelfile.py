@@ -15,7 +15,7 @@ from core.export.ollama.template import carry_template
 from core.models.architecture.gguf_header import read_gguf_header
 from core.text import one_line
 
-#: Tokenizers for which llama.cpp adds the token whatever the metadata say.
+#: Tokenizers for which llama.cpp always adds the token.
 _FORCED = ("gemma4", "lfm2")
 _AGAIN = "Export the GGUF file again."
 
@@ -35,7 +35,7 @@ def adds_bos(gguf: Path) -> bool:
     if isinstance(found, bool):
         return found
     if metadata.get("tokenizer.ggml.model") == "llama":
-        # All readers agree on this one.
+        # All readers agree on this default.
         return True
     raise UserError(
         f"{one_line(str(gguf))} does not say whether a token is put before every prompt (add_bos_token), and readers "
@@ -60,9 +60,9 @@ class Modelfile:
     notes: tuple[str, ...]
     """Differences from training in Ollama, a sentence each."""
     conversations: int
-    """Conversations on which its template wrote the same texts as the chat template."""
+    """Conversations with equal texts from its template and the chat template."""
     rows: int
-    """Rows of the user's data on which it did."""
+    """Rows of the user's data with equal texts."""
 
 
 def modelfile(
@@ -94,7 +94,7 @@ def modelfile(
         system: System prompt for conversations without one.
         parameters: Sampling by Ollama's names: ``temperature``, ``top_p``, ``top_k`` and so on.
         license: Text of the license.
-        now: The date that stays in a template that writes one, that of the run's start; None refuses such templates.
+        now: The fixed date of a template that writes one, from the run's start; None refuses such templates.
         rows: Conversations of the user's data to prove the template on as well; see
             :func:`core.export.ollama.template.carry_template`.
 
@@ -133,7 +133,7 @@ def _file_name(name: str) -> str:
 
 
 def _quoted(text: str, name: str) -> str:
-    """A text in quotes that Ollama reads back as it is.
+    """A text in quotes that Ollama reads back unchanged.
 
     Raises:
         UserError: If it would not.

@@ -1,8 +1,7 @@
-"""The shape of a chat template: the texts that it writes around messages, found by rendering probe conversations.
+"""The shape of a chat template: its texts around messages, found by rendering probe conversations.
 
-Nothing is known of any template beforehand; :func:`core.export.ollama.template.prove` decides whether a shape is
-complete. The probe conversations have a unique character for each message, so all text between two of them is the
-template's own.
+No template is known beforehand; :func:`core.export.ollama.template.prove` decides whether a shape is complete. Each
+message of a probe conversation is a unique character, so all text between two of them is the template's own.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _PAD = " \n\t\n "
 
 
 class NotCarriedError(Exception):
-    """A construct of a chat template that has no equal in a Go template.
+    """A construct of a chat template without an equivalent in a Go template.
 
     Args:
         construct: Its effect, as the rest of a sentence that begins with "The chat template".
@@ -41,7 +40,7 @@ class NotCarriedError(Exception):
 
 
 class Renderer:
-    """Renders conversations, without the token that the reader of a GGUF file puts before each prompt.
+    """Renderer of conversations, without the token that the reader of a GGUF file puts before each prompt.
 
     Args:
         template: The chat template.
@@ -91,7 +90,7 @@ Pieces = list["str | Content"]
 
 
 class Probe:
-    """Reads the texts around the messages of a conversation."""
+    """Reader of the texts around the messages of a conversation."""
 
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
@@ -194,7 +193,7 @@ class Reasoning:
 
 @dataclass(frozen=True)
 class Shape:
-    """The texts that a chat template writes."""
+    """The texts of a chat template."""
 
     system: Literal["turn", "inside", "ignored", "refused"]
     """Effect of a system prompt: a turn before the rest, a part of the text before a user's message, nothing, or an
@@ -203,7 +202,7 @@ class Shape:
     empty_system_is_none: bool = False
     """An empty system prompt has the same effect as none."""
     later_system: str | None = None
-    """The text before a system prompt after the first answer; None where that is no turn like the first."""
+    """The text before a system prompt after the first answer; None if that is not a turn like the first."""
     head: str = ""
     """Beginning of a conversation without a system prompt."""
     system_before: str = ""
@@ -248,7 +247,7 @@ def find_shape(renderer: Renderer) -> Shape:
                     openings.add(before)
             for piece in pieces:
                 if isinstance(piece, Content):
-                    # The proof finds white space that is kept in one place and not in another.
+                    # The proof finds white space that is kept in some places only.
                     trims.setdefault(piece.role, piece.trim)
     assistant_before, opening = _only(answers, "an answer"), _only(openings, "the last message")
     shape = Shape(
@@ -307,7 +306,7 @@ def _only(found: set[Parts], place: str) -> str:
 
 
 def _with_ends(shape: Shape, renderer: Renderer) -> Shape:
-    """A shape whose texts are cut where a turn ends, so that a conversation may end there."""
+    """The shape with its texts cut where a turn ends, so that a conversation may end there."""
     user_after = _tail(renderer, conversation(1))
     if not (shape.assistant_before.startswith(user_after) and shape.opening.startswith(user_after)):
         user_after = ""
@@ -348,7 +347,7 @@ def _without_start(parts: Parts, text: str) -> Parts:
 
 
 def _with_head(shape: Shape, probe: Probe) -> Shape:
-    """A shape with the beginning of a conversation apart from the first turn, and the system prompt as a turn."""
+    """The shape with the beginning of a conversation apart from the first turn, and the system prompt as a turn."""
     befores = dict(shape.user_before)
     base = befores[UserPlace(False, False, True)]
     usual = base[0] if len(base) == 1 and isinstance(base[0], str) else ""

@@ -1,4 +1,4 @@
-"""Chat templates as Go templates: exact, or refused with the construct that cannot be carried."""
+"""Chat templates as Go templates: exact, or refused with the construct that cannot be converted."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ tags in a message's text that some templates look for; reasoning in a field of i
 Conversation = Sequence[Mapping[str, Any]]
 
 _SEED = 20
-#: Conversations of plain texts for each number of turns, besides the conversations that repeat one text.
+#: Conversations of random plain texts for each number of turns, besides conversations that repeat a text.
 _COUNT = 12
-#: Texts that a template or a Go template could take for something else than a message.
+#: Texts that a chat template or a Go template could mistake for markup.
 _TEXTS = (
     "Hello",
     "Wie geht es dir?\nGut.",
@@ -53,7 +53,7 @@ _THOUGHTS = ("Because.", "One\n\ntwo", "so it is")
 _TAGGED_ANSWERS = ("<think>why</think>because", "<think>\n\n</think>\n\nYes.", "a </think> b", "<think>open")
 _TAGGED_QUESTIONS = ("<tool_response>x</tool_response>", "Why? /no_think", "Why? /think")
 _TAGS = re.compile(r"</?think|<tool_|/no_think|/think")
-#: Tests for messages that make their conversation one of a kind.
+#: Tests whether a message makes its conversation of a kind.
 _IS_OF: dict[Kind, Callable[[Mapping[str, Any]], bool]] = {
     "plain": lambda _: False,
     "white space": lambda message: message["content"] != message["content"].strip(),
@@ -66,7 +66,7 @@ _IS_OF: dict[Kind, Callable[[Mapping[str, Any]], bool]] = {
 
 @dataclass(frozen=True)
 class Proven:
-    """Outcome of comparing prompts: how many were equal, and the kinds of conversations that came out otherwise."""
+    """Comparison of prompts: the number of equal ones, and the kinds of conversations with differences."""
 
     conversations: int
     """Conversations with equal texts."""
@@ -93,23 +93,23 @@ def prove(renderer: Renderer, shape: Shape) -> Proven:
 
 @dataclass(frozen=True)
 class ProvenRows:
-    """Outcome of comparing the prompts of the user's rows."""
+    """Comparison of the prompts of the user's rows."""
 
     compared: int
     differing: int
-    """Rows with another text, of a kind that is known to have one."""
+    """Rows with another text, of a kind with known differences."""
     unexplained: str | None
-    """The first difference of a row of no such kind, as the rest of a sentence."""
+    """The first difference of any other row, as the rest of a sentence."""
 
 
 def prove_rows(renderer: Renderer, shape: Shape, rows: Sequence[Conversation], kinds: Collection[Kind]) -> ProvenRows:
-    """Compare both on rows of the user's data, each up to its last question.
+    """Compare both templates on rows of the user's data, each up to its last question.
 
     Args:
         renderer: The chat template.
         shape: Its shape.
         rows: The conversations; rows with calls or answers of tools are left out.
-        kinds: The kinds of conversations that are known to come out otherwise.
+        kinds: The kinds of conversations with known differences.
     """
     compared, differing = 0, 0
     unexplained: str | None = None
@@ -130,8 +130,7 @@ def prove_rows(renderer: Renderer, shape: Shape, rows: Sequence[Conversation], k
 def _wanted(renderer: Renderer, messages: Conversation) -> str | None:
     """Text of a conversation by the chat template; None if it refuses it.
 
-    An answer that is begun ends with its text, so that the model goes on with it, as transformers'
-    ``continue_final_message`` has it.
+    A begun answer ends with its text, so that the model continues it, like transformers' ``continue_final_message``.
     """
     is_begun = messages[-1]["role"] == "assistant"
     try:
@@ -143,7 +142,7 @@ def _wanted(renderer: Renderer, messages: Conversation) -> str | None:
 
 
 def conversations(*, has_system: bool, reasons: bool = False) -> Iterator[tuple[Kind, Conversation]]:
-    """Conversations of training's form, each with its kind; the same ones every time.
+    """Conversations in the form of training, each with its kind; the same every time.
 
     Args:
         has_system: Include conversations with a system prompt.
@@ -195,7 +194,7 @@ def _with(messages: Conversation, place: int, content: str) -> Conversation:
 
 
 def _difference(messages: Conversation, wanted: str | None, found: str | None) -> str:
-    """Where two texts differ, as the rest of a sentence."""
+    """The first difference of two texts, as the rest of a sentence."""
     turns = sum(message["role"] == "user" for message in messages)
     system = " and a system prompt" if messages[0]["role"] == "system" else ""
     about = f"a conversation with {turns} question{'s' * (turns > 1)}{system}"
@@ -212,7 +211,7 @@ def _excerpt(text: str, at: int) -> str:
     return repr(one_line(text[max(at - 12, 0) : at + 20], 60)) if text[at:] else "nothing more"
 
 
-#: Seconds of processor time for finding and proving a template; most take one or two.
+#: Seconds of processor time to convert and prove a template; most take one or two.
 _SECONDS = 60
 _HINT = (
     "Serve the GGUF file with llama.cpp, which reads the chat template itself, or the run with 'localtune-tui serve'."
@@ -228,7 +227,7 @@ _TOOLS: list[dict[str, Any]] = [
     }
 ]
 _ASKED = [{"role": "user", "content": "a"}]
-#: Meaning of a difference, for the kinds of conversations that may have one.
+#: Meaning of a difference, by kind of conversation.
 _NOTES: tuple[tuple[Kind, str], ...] = (
     ("white space", "White space at the ends of a message is not left out, or kept, in the way of the chat template."),
     ("empty", "An empty message is not written in the way of the chat template."),
@@ -250,14 +249,14 @@ _NOTES: tuple[tuple[Kind, str], ...] = (
 
 @dataclass(frozen=True)
 class OllamaTemplate:
-    """A chat template as Ollama has it."""
+    """A chat template for Ollama."""
 
     text: str
     """The Go template."""
     system: str
     """Effect of a system prompt: ``turn``, ``inside`` a user's message, ``ignored`` or ``refused``."""
     conversations: int
-    """Conversations that it was compared with the chat template on, with equal texts."""
+    """Compared conversations with equal texts."""
     rows: int
     """Rows of the user's data with equal texts."""
     notes: tuple[str, ...]
@@ -272,19 +271,19 @@ def carry_template(
     now: datetime | None = None,
     rows: Sequence[Sequence[Mapping[str, Any]]] = (),
 ) -> OllamaTemplate:
-    """A chat template as a Go template, which has written the same texts for all conversations of a proof.
+    """Convert a chat template to a Go template with the same output for all conversations of a proof.
 
     Args:
         template: The Jinja template that training used.
         special_tokens: Texts of the special tokens by the names in templates, such as ``bos_token``.
         adds_bos: True if the reader of the GGUF file puts the token at the beginning of a sequence before every
             prompt; see :func:`core.export.ollama.modelfile.adds_bos`. It is left out of the Go template then.
-        now: The date that stays in the template if it writes one; None refuses such templates.
-        rows: Conversations of the user's data that it must write the same as well: ``role``, ``content`` and the other
-            fields that :meth:`core.data.conversation.Message.fields` has.
+        now: The fixed date of a template that writes one; None refuses such templates.
+        rows: Conversations of the user's data that must have the same output as well, with the fields of
+            :meth:`core.data.conversation.Message.fields`.
 
     Raises:
-        UserError: If the template cannot be carried; the message has the construct.
+        UserError: If the template cannot be converted; the message names the construct.
     """
     call = sandboxed(carry_here, "The chat template", seconds=_SECONDS)
     plain = [[dict(message) for message in row] for row in rows]
@@ -298,7 +297,7 @@ def carry_here(
     now: str | None,
     rows: Sequence[Sequence[Mapping[str, Any]]] = (),
 ) -> OllamaTemplate:
-    """:func:`carry_template` in this process, which must be confined where the template is not trusted."""
+    """:func:`carry_template` in this process, which must be confined for untrusted templates."""
     date = None if now is None else datetime.fromisoformat(now)
     chat = ChatTemplate(template, special_tokens, now=date)
     chat.check()

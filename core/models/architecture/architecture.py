@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from core.models.kernels import Kernel
 
-#: Keys of a part's size in configurations, each under the names that it has there.
+#: Keys of a part's sizes in configurations, under all their names.
 _WIDTH, _DEPTH = ("hidden_size", "embed_dim", "d_model"), ("num_hidden_layers", "depth", "encoder_layers", "num_layers")
 _INNER = ("intermediate_size", "encoder_ffn_dim", "conf_ff_dim")
-#: Largest plausible value of one of them.
+#: Largest plausible size.
 _MOST = 1 << 20
 
 
@@ -54,7 +54,7 @@ class Attention:
         normed: Whether queries and keys are normalized, head by head.
         softcap: Whether the scores are soft-capped.
         window: Tokens of the sliding window; None without.
-        dropout: Share of the scores dropped in training, by the model's own configuration.
+        dropout: Share of the scores dropped in training, from the model's own configuration.
     """
 
     heads: int
@@ -81,8 +81,8 @@ class Attention:
 class Experts:
     """Mixture of experts. Its matrices are stacked into two tensors: gate and up projections, and down projections.
 
-    It is one of a class that transformers marks as experts (``use_experts_implementation``), so that it can be taken to
-    4 bits and get adapters; see :attr:`Layer.bare_experts` for others.
+    transformers marks their class as experts (``use_experts_implementation``), so they can be quantized to 4 bits and
+    get adapters; for other classes see :attr:`Layer.bare_experts`.
 
     Args:
         count: Number of experts.
@@ -141,8 +141,8 @@ class Layer:
         offset_norm: Whether they scale by one plus their weight, in fp32, as in Gemma.
         experts: Its mixture of experts, if any.
         other: Parameters outside of the linear layers: norms.
-        bare_experts: Those of ``other`` that are experts which stay in 16 bit whatever the method, as transformers does
-            not mark their class.
+        bare_experts: Parameters among ``other`` of experts that stay in 16 bit with any method, because transformers
+            does not mark their class.
     """
 
     count: int
@@ -206,12 +206,12 @@ class Architecture:
         tied: Whether input embeddings and output head share their weights.
         layers: Its decoder layers by kind.
         prefix: Module name prefix before a layer's number: ``model.layers``.
-        positions: Longest sequence it was made for; None if unknown.
+        positions: Its longest sequence, in tokens; None if unknown.
         learned_positions: Whether position embeddings are learned, so that no longer sequence is possible.
         softcap: Whether the logits are soft-capped.
         other: Parameters outside layers, embeddings and head: the final norm, position embeddings.
         head_bias: Whether the output head has a bias.
-        linears: Linear layers outside of the decoder layers, the head not among them.
+        linears: Linear layers outside of the decoder layers, without the head.
         wide: Parameters that are loaded in fp32 whatever the precision.
         description: Content of its ``config.json``, from which the memory of its layers is measured
             (:mod:`core.models.architecture.measuring`).
@@ -275,7 +275,7 @@ class Architecture:
 
 
 def read_towers(config: Mapping[str, Any]) -> Towers:
-    """Estimate the towers of a composite model by its ``config.json``: attention and a feed-forward network a layer."""
+    """Estimate the towers of a composite model from its ``config.json``: attention and feed-forward per layer."""
     kinds, parameters = [], 0
     for key, part in config.items():
         if not key.endswith("_config") or key == "text_config" or not isinstance(part, Mapping):

@@ -17,7 +17,7 @@ from core.text import one_line
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-#: Limits above those of any valid header; beyond them the file is damaged. Vocabularies have up to 262,144 tokens, as
+#: Limits above any valid header; beyond them the file is damaged. Vocabularies have up to 262,144 tokens, as
 #: many scores and types, and twice as many merges; the library that reads them afterwards takes microseconds for each.
 MOST_ENTRIES, MOST_TENSORS = 1 << 12, 1 << 16
 MOST_STRINGS, MOST_NUMBERS = 1 << 21, 1 << 21
@@ -184,7 +184,7 @@ class GgufHeader:
 
 
 class _Reader:
-    """Parses a header; data beyond its limits raise ``ValueError``."""
+    """Parser of a header; data beyond its limits raise ``ValueError``."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -225,7 +225,7 @@ class _Reader:
         if inner in _SCALARS:
             self._numbers -= length
         else:
-            # Nested arrays, which no known model has, are ten times as slow to skip.
+            # Nested arrays, which no known model has, are ten times slower to skip.
             self._strings -= length if inner == _STRING else 16 * length
         if min(self._numbers, self._strings) < 0:
             raise ValueError("too many entries")

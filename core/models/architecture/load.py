@@ -90,7 +90,7 @@ def read_model(path: Path) -> Architecture | Unmeasured:
 
 
 def complete(architecture: Architecture, path: Path) -> Architecture:
-    """Add what the other files of a model's directory tell.
+    """Add the facts from the other files of a model's directory.
 
     Args:
         architecture: By its configuration.
@@ -157,7 +157,7 @@ def with_checkpoint(
         architecture: Architecture from the configuration.
         tensors: Every tensor by its name, once decoded.
         size: Bytes of the files.
-        dtype: Quantization that the weights are stored in; None: their dtype is the most common one of the tensors.
+        dtype: Quantization of the stored weights; None: the most common dtype of the tensors.
 
     Returns:
         The architecture with its ``checkpoint``, of a composite model that of its text part, and with its towers

@@ -1,9 +1,8 @@
 """Measured memory of a model: its layers' activations, measured by a helper process and cached in the home.
 
-The process (:mod:`core.worker.measure.job`) builds the model from its ``config.json`` without weights. It has
-limits on memory and time, and ends with this process. Results are cached by everything that they depend on. The layers
-are measured at a few sizes of a micro-batch; between and beyond them memory grows as the terms of :class:`Growth`. All
-sizes are bytes.
+The process (:mod:`core.worker.measure.job`) builds the model from its ``config.json`` without weights. Its memory and
+time are limited, and it ends with this process. Results are cached by all of their inputs. Layers are measured at a few
+sizes of a micro-batch; between and beyond them memory grows by the terms of :class:`Growth`. All sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ _CACHE_LIMIT = 4 << 20
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 #: Most results kept in this process.
 _REMEMBERED = 64
-#: Version of the format of results; files of another version are measured anew.
+#: Version of the format of results; results of another version are measured again.
 FORMAT = 7
 
-#: Listener of a measurement: an activity, and the seconds so far.
+#: Listener of a measurement: the activity, and the seconds so far.
 Told = Callable[[str, float], None]
 
 _told: ContextVar[Told | None] = ContextVar("told", default=None)
@@ -105,7 +104,7 @@ class LayerGrowth:
         casts: Kept beside the input if activations are recomputed.
         forward: Peak of the forward pass.
         backward: Peak of the backward pass with activations kept.
-        again: Peak of recomputation and backward pass.
+        again: Peak of the recomputation and the backward pass.
     """
 
     kind: int
@@ -186,12 +185,12 @@ class Unmeasured:
 
 
 class GivenUpError(Exception):
-    """A measurement that is not wanted any more."""
+    """A measurement that is no longer wanted."""
 
 
 @contextlib.contextmanager
 def telling(told: Told | None = None, is_wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """A context, of a thread and those that it starts, in which measurements report while they go on.
+    """Context in which measurements of this thread, and of threads it starts, report progress.
 
     Args:
         told: Called about twice a second.
@@ -253,7 +252,7 @@ def _found(job: dict[str, Any], name: str, read: Callable[[Any], Any], *, cached
     key = _key(job, name)
     if (found := _recall(key, name, read)) is not None or cached_only:
         return found
-    # One at a time: each takes a core and half a gigabyte.
+    # Measurements take turns: each takes a core and half a gigabyte.
     with _turn:
         if (found := _recall(key, name, read)) is not None:
             return found
@@ -346,7 +345,7 @@ _ARCHITECTURE, _PASSES = TypeAdapter(Architecture), TypeAdapter(Passes)
 
 
 def architecture_to_dict(architecture: Architecture) -> dict[str, Any]:
-    """A structure as JSON has it."""
+    """A structure as JSON."""
     found: dict[str, Any] = _ARCHITECTURE.dump_python(architecture, mode="json")
     return found
 
@@ -364,7 +363,7 @@ def architecture_from_dict(values: Mapping[str, Any]) -> Architecture:
 
 
 def passes_to_dict(passes: Passes) -> dict[str, Any]:
-    """Passes as JSON has them."""
+    """Passes as JSON."""
     found: dict[str, Any] = _PASSES.dump_python(passes, mode="json")
     return found
 
@@ -373,7 +372,7 @@ def passes_from_dict(values: Mapping[str, Any]) -> Passes:
     """Passes from JSON.
 
     Raises:
-        ValueError: If they are none, or incomplete.
+        ValueError: If they are invalid or incomplete.
     """
     try:
         found = _PASSES.validate_python(dict(values))

@@ -75,7 +75,7 @@ def test_a_question_asked_again_keeps_what_was_there() -> None:
     assert [each.question for each in dialogue.exchanges] == ["one", "two, in other words"]
     assert dialogue.variants(again) == (1, 2)
     assert dialogue.variants(first) == (0, 1)
-    # What is told to the model is the branch that is shown.
+    # The model gets the branch that is shown.
     assert [each["content"] for each in dialogue.messages("tuned")] == ["one", "1", "two, in other words"]
     assert [each["content"] for each in dialogue.messages("tuned", until=first)] == ["one"]
     assert dialogue.turn(again, 1) is second

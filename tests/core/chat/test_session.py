@@ -281,7 +281,7 @@ def test_a_live_run_answers_from_its_worker(live: tuple[LiveSession, Worker]) ->
     (asked,) = worker.asked
     told = {"messages": ASK, "source": "base", "max_new_tokens": 50, "temperature": 0.5, "top_p": 0.9}
     assert {name: asked[name] for name in told} == told
-    # All settings are told: what is left out would be the configuration's.
+    # All settings are sent: the configuration would fill in missing ones.
     assert ChatRequest.from_args(asked).settings == settings
 
 

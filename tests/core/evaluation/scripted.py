@@ -1,4 +1,4 @@
-"""Models that answer by a script, for tests of what is around them."""
+"""Models that answer by a script, for tests of the code around them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ScriptedSession:
     def generate(
         self, messages: Sequence[dict[str, str]], source: Source, settings: GenerationSettings
     ) -> Iterator[Token | Answer]:
-        """One token, then the answer."""
+        """A token, then the answer."""
         if self.is_closed.is_set():
             raise UserError("The chat has been closed.")
         question = messages[-1]["content"]

@@ -25,7 +25,7 @@ from core.evaluation.record import folder_of, list_records
 from core.runs.record.store import Run
 from tests.cases import cases
 
-#: Writes what lm-eval 0.4.13 writes, and how it was called.
+#: Writes the output of lm-eval 0.4.13, and its own command line.
 STAND_IN = """#!{python}
 import argparse, json, os, pathlib, sys
 parser = argparse.ArgumentParser(allow_abbrev=False)

@@ -1,4 +1,4 @@
-"""llama-server, the one that people run, from the package ``xllamacpp``: ``python -m tests.core.export.llama_server``.
+"""llama-server as people run it, from the package ``xllamacpp``: ``python -m tests.core.export.llama_server``.
 
 It is a process of its own, as a crash in it must not take the tests along. It prints its address, and ends with its
 input.

@@ -136,7 +136,7 @@ def test_a_file_is_loaded_by_its_name(name: str) -> None:
 
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-#: What a line may hold that foreign text is in.
+#: Patterns of lines with foreign text.
 PLAIN = {"text", "text_special", "code_inline", "html_inline"}
 
 #: Signs that mean something in Markdown, in HTML or in a shell, among others.

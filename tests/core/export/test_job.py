@@ -38,7 +38,7 @@ def left() -> list[str]:
 
 
 def at(activity: str, act: Callable[[], object]) -> Callable[[JobProgress], None]:
-    """Progress that acts once, when an activity is told."""
+    """Progress that acts once, at an activity."""
     done = False
 
     def look(progress: JobProgress) -> None:

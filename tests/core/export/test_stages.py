@@ -34,7 +34,7 @@ STAGES = [Stage("merge", 2.0), Stage("look", 0.0), Stage("measure", 1.0), Stage(
 
 
 class Told:
-    """What is told of an export."""
+    """Progress reports of an export."""
 
     def __init__(self) -> None:
         self.shares: list[float] = []

@@ -1,4 +1,4 @@
-"""A GGUF file of a tiny Llama, written with the ``gguf`` package alone: what a right export is, and wrong ones."""
+"""A GGUF file of a tiny Llama, written with the ``gguf`` package alone: a right export, and wrong ones."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def write_tiny_gguf(
         kind: ``F32``, ``F16`` or ``Q8_0``.
         splitting: llama.cpp's name of the way in which its tokenizer splits text.
         add_bos: Whether the file asks for a begin-of-text token before every text.
-        change_token: Given the number and text of each token, what is written in its place.
-        change_weight: Given the name and values of each tensor, what is written in its place.
+        change_token: Given the number and text of each token, the text to write.
+        change_weight: Given the name and values of each tensor, the values to write.
     """
     import gguf
     import numpy as np

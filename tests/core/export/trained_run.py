@@ -39,7 +39,7 @@ def make_trained_run(
     eval_data: Path | None = None,
     shapes: Path | None = None,
 ) -> Run:
-    """A finished run with an adapter that changes what the base answers.
+    """A finished run with an adapter that changes the base's answers.
 
     Args:
         base: The base.

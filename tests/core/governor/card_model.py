@@ -1,4 +1,4 @@
-"""A card as a first-order thermal model: what the governor's tests are held against."""
+"""A card as a first-order thermal model, the reference of the governor's tests."""
 
 from __future__ import annotations
 
@@ -63,5 +63,5 @@ class CardModel:
             self._past.popleft()
 
     def reading(self) -> float:
-        """The temperature as the driver tells it: late, noisy, in whole degrees."""
+        """The temperature as the driver reports it: late, noisy, in whole degrees."""
         return float(round(self._past[0][1] + self._random.gauss(0.0, self.noise)))

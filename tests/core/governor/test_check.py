@@ -1,4 +1,4 @@
-"""Limits and wishes that cannot be kept, told before the start."""
+"""Limits and wishes that cannot be kept, reported before the start."""
 
 from __future__ import annotations
 

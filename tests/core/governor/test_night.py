@@ -1,4 +1,4 @@
-"""Whole nights: a run on a model of a card, planned from what its first minutes tell."""
+"""Whole nights: a run on a model of a card, planned from its first minutes."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_without_a_meter_it_is_done_soonest() -> None:
 def test_no_duty_cycle_that_is_in_time_is_cheaper(
     idle: float, busy: float, bend: float, hours: float, slack: float
 ) -> None:
-    """In place of one that is not on the grid of the plan stands the next that is."""
+    """Replace a duty cycle off the plan's grid by the next one on it."""
     found_curve = curve(idle, busy, bend)
     tokens, deadline = 1000 * hours * HOUR, slack * hours * HOUR
     found = plan(found_curve, tokens, always(deadline=deadline))

@@ -28,7 +28,7 @@ class Governed:
         self.decision = Decision(1.0, None, None, None, ())
 
     def run(self, seconds: int, **seen: Any) -> Decision:
-        """Let time go by; ``seen`` is what else is observed from now on."""
+        """Let time go by; ``seen`` has the other readings from now on."""
         self.seen |= seen
         for _ in range(seconds):
             paused = self.decision.pause is not None

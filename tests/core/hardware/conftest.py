@@ -18,7 +18,7 @@ from tests.waiting import wait_for
 
 Ask = Callable[..., Any]
 ROOT = Path(__file__).parents[3]
-#: A sampler that prints what it has read when a line is written to it.
+#: A sampler that prints its readings when a line is written to it.
 _SAMPLER = """
 import json, sys
 from core.hardware import nvml

@@ -34,7 +34,7 @@ def test_a_card_that_reports_everything(tmp_path: Path) -> None:
         kind="rocm",
         name="AMD Radeon RX 7900 XTX",
         uuid="AMD-d6c8e5a2f0914b37",
-        # Of the hottest spot, which is what holds the card back.
+        # The hottest spot, which throttles the card.
         temperature_c=83.0,
         temperature_limit_c=110.0,
         temperature_slowdown_c=110.0,

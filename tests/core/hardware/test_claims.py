@@ -1,4 +1,4 @@
-"""What claims the device of a run."""
+"""Claims of others on the device of a run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_process_of_this_machine_is_found_while_it_runs(tmp_path: Path) -> Non
         assert [program.name, "600"] in [list(line) for line in commands()]
     finally:
         process.kill()
-    # One that has ended and was not collected runs no more.
+    # A zombie process does not count as running.
     wait_for(lambda: find_claim(parking, EVENING, None) is None, 20, "the program to be gone")
     process.wait()
 

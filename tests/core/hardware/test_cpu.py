@@ -164,7 +164,7 @@ def test_the_cpu_and_the_machine_report_it(tmp_path: Path, private_home: Path) -
     assert host.load >= 0
     assert host.disk_free
     assert host.swap_total is not None
-    # The home is not there yet: its disk is that of what is.
+    # The home does not exist yet: the disk of its nearest parent counts.
     assert not (private_home / "nothing").exists()
     assert host.cores == []
     assert all(0 <= share <= 100 for share in reader.read()[1].cores)

@@ -183,7 +183,7 @@ def test_a_driver_loaded_again_is_read_again(scene: Scene) -> None:
     away = scene.read_until(lambda devices: "not loaded" in devices[0]["problem"], driver=9)
     assert [device["name"] for device in away] == [device["name"] for device in before]
     assert away[0]["uuid"] == before[0]["uuid"]
-    # Opened again, the card is another one to the library, and what happened before is not forgotten.
+    # Opened again, the card is a new one to the library, and earlier events are not forgotten.
     back = scene.read_until(lambda devices: not devices[0]["problem"], xid="2:13", temperature=60)
     again = scene.read(xid="2:13", temperature=60)
     assert back[0]["temperature_c"] == 60.0

@@ -1,4 +1,4 @@
-"""A card that torch cannot use: one sentence with the cause, and one with what mends it."""
+"""A card that torch cannot use: the cause in a sentence, and the remedy in another."""
 
 from __future__ import annotations
 
@@ -216,6 +216,6 @@ def test_the_process_says_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> No
 
     said = torch_check._ask_torch(None)
     if torch.version.cuda is None or torch.cuda.is_available():
-        assert said == ""  # a build for the CPU is told by its version
+        assert said == ""  # a build for the CPU is known by its version
     else:
         assert "driver" in said

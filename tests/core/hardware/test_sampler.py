@@ -24,7 +24,7 @@ def test_energy_is_counted_by_the_card_where_it_counts() -> None:
     assert meter.watt_hours == pytest.approx(2)
     # The driver was loaded again.
     meter.add(Reading(2.0, [gpu(100, joules=10.0)]))
-    # Old values are not counted twice, and what was used meanwhile is not lost.
+    # Old values are not counted twice, and energy used meanwhile is not lost.
     meter.add(Reading(3.0, [gpu(100, joules=10.0, age=1.0)], is_complete=False))
     meter.add(Reading(4.0, [gpu(100, joules=3610.0)]))
     assert meter.watt_hours == pytest.approx(3)

@@ -45,7 +45,7 @@ def test_what_is_advised_fits_when_it_is_done(name: str, limit: int, method: str
     advice = advise(architecture, config, machine, rows, plan)
     assert len(advice) <= 2
     for answer in advice:
-        # The changed configuration is one that a file could hold.
+        # The changed configuration is valid in a file.
         again = Config.model_validate(changed(config, answer.changes).model_dump())
         applied = make_plan(architecture, again, machine, rows)
         assert applied.total_bytes == answer.total_bytes == plan.total_bytes - answer.saves_bytes

@@ -1,4 +1,4 @@
-"""The memory of an answer against what transformers' own cache holds, and torch allocates."""
+"""Memory of an answer against transformers' own cache and torch's allocations."""
 
 from __future__ import annotations
 

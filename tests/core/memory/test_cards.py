@@ -31,7 +31,7 @@ STATES = [
     Part("gradients", 2 * PSI, "gradients in 16 bit"),
     Part("optimizer", 8 * PSI, "two moments in fp32"),
 ]
-#: The names of the model states; what is beside them (buckets, gathered layers) the paper does not count.
+#: The names of the model states; the paper does not count buckets and gathered layers.
 MODEL_STATES = ("linear_weights", "gradients", "optimizer", "master_weights")
 
 
@@ -67,7 +67,7 @@ def test_without_a_strategy_they_are_all_there_and_replicated_ones_too() -> None
     assert Shares(Sharing("none"), sizes()).of_card(STATES) == STATES
     found = Shares(Sharing("replicate", SIXTY_FOUR), sizes()).of_card(STATES)
     assert found[:3] == STATES
-    # In fp32, and what is converted to it.
+    # In fp32, and gradients converted to it.
     assert by_name(found)["all_reduce"] == 8 * BUCKET
 
 
@@ -156,7 +156,7 @@ def test_gathered_sizes_of_a_published_model_in_4_bits() -> None:
     assert found.outside == 2 * (2 * 128256 * 4096 + 4096)
     assert found.outside_gradients == 0
     assert found.gradients == 32 * found.layer_gradients == 32 * adapters
-    # One byte for each 64 weights and four for each 256 of these, and the code books of each matrix.
+    # A byte per 64 weights, four bytes per 256 of these, and the code books of each matrix.
     tables = 32 * 7 * (16 + 256 + 1) * 4
     assert found.scales == {"linear_weights": 32 * weights // 64 + 32 * weights // 64 // 256 * 4 + tables}
 

@@ -43,7 +43,7 @@ def plan_of(
 
 
 def without_surroundings(plan: Plan) -> int:
-    """What the allocator is asked for: the figure that frameworks print."""
+    """Bytes requested from the allocator: the number that frameworks print."""
     return sum(part.bytes for part in plan.parts if part.name not in ("runtime", "fragmentation"))
 
 
@@ -70,7 +70,7 @@ def test_the_least_plan_is_the_one_of_a_run_that_just_fits(memory: dict[str, str
     least = make_least_plan(model, config, Machine("cuda", 80 * GIB), rows)
     assert least.checkpointing == (not memory.get("gradient_checkpointing"))
     assert least.token_budget == 2048
-    # What is free is not in it, and whoever has just so much is given this plan.
+    # A machine with exactly this much free memory gets this plan.
     assert make_least_plan(model, config, Machine("cuda", 16 * GIB), rows).needed_bytes == least.needed_bytes
     tight = make_plan(model, config, Machine("cuda", least.needed_bytes), rows)
     assert tight.fits
@@ -309,7 +309,7 @@ def test_the_plan_gives_no_reason_where_experts_were_decided_on(method: dict[str
 
 
 def says_why(method: dict[str, Any]) -> bool:
-    """Whether a note of the plan names the size of the adapters that experts do not get."""
+    """True if a note of the plan names the size of the adapters that experts do not get."""
     notes = plan_of(SHALLOW, method=method).notes
     return any("79 M parameters, 2.2% of the experts' own" in note for note in notes)
 
@@ -332,7 +332,7 @@ def test_experts_that_a_card_has_no_room_for_live_on_the_host() -> None:
     assert plan.host_fits
     assert plan.way.host_experts
     (told,) = [note for note in plan.notes if "machine's memory" in note]
-    # 46 layers forward and 46 backward, and what that takes.
+    # 46 layers forward and 46 backward, and the time for it.
     moved = 92 * one
     assert f"{moved / 1e9:.1f} GB for each micro-batch" in told
     assert "at 20 GB/s (assumed)" in told

@@ -117,7 +117,7 @@ def test_each_card_needs_less_the_more_there_are(strategy: str) -> None:
         chosen(None, cards, train={"batch_size": 1}, distributed=section).plan.needed_bytes for cards in (1, 2, 4, 8)
     ]
     assert needed == sorted(needed, reverse=True)
-    # What is shared out is not less than nothing: layers are gathered all the same.
+    # The shares are not zero: layers are gathered all the same.
     assert needed[-1] > needed[0] / 8
 
 

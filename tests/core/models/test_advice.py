@@ -103,7 +103,7 @@ def test_a_directory_is_recognized_by_its_family(tmp_path: Path) -> None:
     model.mkdir()
     (model / "config.json").write_text(json.dumps(published_config("Gemma-4-E2B")))
     assert _told(str(model))["chat.top_k"] == 64
-    # One of these families alone does not say which model it is.
+    # Either family alone does not identify the model.
     (model / "config.json").write_text(json.dumps(published_config("Qwen3-8B")))
     assert advice_for(str(model)) == ()
     named = tmp_path / "Qwen3-8B"
@@ -125,7 +125,7 @@ def test_a_broken_description_says_nothing(tmp_path: Path, content: str) -> None
 
 
 def test_a_damaged_model_is_still_advised_on_by_its_name(tmp_path: Path) -> None:
-    """What is wrong with it is told where it is loaded."""
+    """A damaged model still gets advice; its loading reports the damage."""
     model = tmp_path / "Qwen3-8B"
     model.mkdir()
     (model / "config.json").write_text("{")

@@ -273,7 +273,7 @@ def test_weights_of_another_family_are_told(model: Path) -> None:
     header, data = read_safetensors(model / "model.safetensors")
     renamed = {name.replace("self_attn", "attention"): entry for name, entry in header.items()}
     write_safetensors(model / "model.safetensors", renamed, data)
-    # The shapes of what is there fit; what is missing is seen when it is loaded.
+    # The present shapes fit; missing weights show when the model is loaded.
     check_model_directory(model)
 
 

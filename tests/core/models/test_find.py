@@ -60,7 +60,7 @@ def test_a_model_is_found_by_directory_name_and_hub_id(tmp_path: Path) -> None:
     assert find_model("org/model") == find_model("hf://org/model") == fetched
     assert find_model("hf://org/model@v1") is None
     assert find_model("hf://datasets/org/model") is None
-    # A directory of that name goes before what has been fetched.
+    # A directory of that name takes precedence over fetched models.
     (tmp_path / "org" / "model").mkdir(parents=True)
     assert find_model("org/model", tmp_path) == tmp_path / "org" / "model"
 

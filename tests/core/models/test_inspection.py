@@ -1,4 +1,4 @@
-"""Model inspection: what whole models are, and that damaged ones are a sentence."""
+"""Model inspection: facts of whole models, and errors for damaged ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_missing_files_are_told_from_damaged_ones(tiny_model_dir: Path, tmp_path
     part = inspect_model(model)
     assert part.is_incomplete
     assert "lacks model-2.safetensors" in part.flaw
-    # What the description tells is known all the same.
+    # Facts from the description are known all the same.
     assert part.parameters == inspect_model(tiny_model_dir).parameters
     damaged = copy_model(tiny_model_dir, tmp_path / "damaged")
     weights = damaged / "model.safetensors"
@@ -142,7 +142,7 @@ def test_what_is_read_from_gguf_files_is_what_transformers_reads() -> None:
     from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-    # Names of llama.cpp that the loader maps to those of its own.
+    # llama.cpp's names that the loader maps to its own.
     renamed = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
     no_text_model = {"general", "tokenizer", "t5", "umt5"}
     known = {*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_ARCHS} - no_text_model

@@ -1,4 +1,4 @@
-"""The installed transformers and what it knows, without importing it."""
+"""The installed transformers and its known architectures, without importing it."""
 
 from __future__ import annotations
 

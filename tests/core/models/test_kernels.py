@@ -66,7 +66,7 @@ def test_the_sentence_names_them() -> None:
 @pytest.mark.long
 @pytest.mark.usefixtures("none_installed")
 def test_the_plan_for_a_card_names_them(tmp_path: Path) -> None:
-    """The shapes are Llama's: what counts is the family."""
+    """The shapes are Llama's: only the family counts."""
     shapes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     listed = {"layer_types": ["conv", "full_attention"], "vocab_size": 320, "num_key_value_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "lfm2", **shapes, **listed}))

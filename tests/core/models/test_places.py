@@ -1,4 +1,4 @@
-"""Places of base models: each kind of them, what is left out, and what must not be followed or waited for."""
+"""Places of base models: each kind, exclusions, and entries that must not be followed or waited for."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_a_store_of_ollama_that_may_not_be_read_is_told(ollama: Path, monkeypatc
     assert unread() == [f"Ollama's store in {ollama} cannot be read: Permission denied."]
 
 
-# What is typed.
+# Typed text.
 
 
 def test_a_typed_path_is_a_model_if_it_is_there(tmp_path: Path) -> None:

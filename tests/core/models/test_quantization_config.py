@@ -1,4 +1,4 @@
-"""Quantization of checkpoints by their descriptions: what it is called, and what is refused."""
+"""Quantization of checkpoints by their descriptions: names and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of quantized checkpoints by their headers: what they decode to, and what is damaged."""
+"""Weights of quantized checkpoints by their headers: decoded shapes, and damage."""
 
 from __future__ import annotations
 

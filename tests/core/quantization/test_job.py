@@ -1,4 +1,4 @@
-"""The job: its process, what is kept in the home, and when it is measured again."""
+"""The measurement job: its process, its cache in the home, and when it is measured again."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_it_is_measured_once_and_again_when_rows_or_settings_change(
     assert known(changed(config, "train", learning_rate=1e-5), rows=3) == cost, "what has no part in it may change"
     monkeypatch.setattr(job, "PROGRAM", "no.such.module")
     assert measure(config, quiet, rows=3) == cost
-    # Less memory than its layers take: what to keep has to be found anew.
+    # Less memory than its layers take: the choice has to be made anew.
     monkeypatch.setattr(job, "free_bytes", lambda _: cost.kept.bytes - 1 if cost.kept else 0)
     with pytest.raises(UserError, match="The measurement of 4 bits"):
         measure(config, quiet, rows=3)
@@ -72,7 +72,7 @@ def test_it_is_measured_once_and_again_when_rows_or_settings_change(
     assert known(config, rows=3) is None
 
 
-#: What was found where 250 bytes were free: two of three layers, which are not enough.
+#: The result with 250 bytes free: two of three layers, which are not enough.
 SHORT = QuantizationCost(
     rows=16,
     tokens=80,

@@ -98,7 +98,7 @@ def test_the_table_is_in_order_of_cost_and_marks_what_is_kept() -> None:
         # Nothing is lost: no bars.
         ((0.0, 0.0, 0.0), [0, 0, 0]),
         ((0.00004, -0.00003, 0.00001), [0, 0, 0]),
-        # Three layers that cost a third of what is fine each would be full.
+        # Three layers that cost a third of the negligible divergence each would be full.
         ((0.005, 0.001, 0.0), [0.3, 0.06, 0]),
         # More than that: against the costliest.
         ((0.2, 0.1, 0.001), [1, 0.5, 0.005]),

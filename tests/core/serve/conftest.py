@@ -33,7 +33,7 @@ class RunningServer:
         return int(self.url.removesuffix("/v1").rpartition(":")[2])
 
     def client(self, key: str | None = None, timeout: float = 60.0) -> Any:
-        """OpenAI's own client, which tries nothing twice; untyped, as its types forbid what is tried here."""
+        """OpenAI's own client, which retries nothing; untyped, as its types forbid invalid requests."""
         return openai.OpenAI(base_url=self.url, api_key=key or self.key, max_retries=0, timeout=timeout)
 
 

@@ -1,6 +1,6 @@
 """A real server whose models are played: ``python -m tests.core.serve.fake_server`` with options as JSON.
 
-A question's text says what its answer is like: ``say TEXT`` answers in pieces of a few characters, ``hang`` never
+A question's text selects its answer: ``say TEXT`` answers in pieces of a few characters, ``hang`` never
 ends, ``long N`` has N pieces, ``die`` ends the session as a killed engine would, ``refuse`` blames the question. The
 option ``files`` is how many files the server may have open.
 """

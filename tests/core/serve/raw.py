@@ -1,4 +1,4 @@
-"""HTTP by hand, for what no client would send."""
+"""Handwritten HTTP, for requests that no client would send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections that hold on to the server, on real sockets: what they owe, how long they may, and who is let in."""
+"""Connections that hold on to the server, on real sockets: deadlines, and admission."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KEY = "a-key-for-tests"
 
 @dataclass
 class Served:
-    """A server within this process, whose watch looks when it is told to."""
+    """A server within this process, whose watch looks on request."""
 
     watch: Watch
     connections: set[Any]
@@ -159,7 +159,7 @@ async def test_a_connection_that_owes_a_request_is_closed_in_time(
         while found.count(b"HTTP/1.1 ") < answers:
             found += await reader.read(10_000)
         served.look(0.0)
-        # What comes later changes nothing.
+        # Later input changes nothing.
         served.look(kept - 1)
         served.look(kept)
         assert not connection.transport.is_closing()
@@ -169,7 +169,7 @@ async def test_a_connection_that_owes_a_request_is_closed_in_time(
 
 
 def has_arrived(writer: asyncio.StreamWriter, connection: Any) -> bool:
-    """Whether the server has read what was written."""
+    """True if the server has read the written bytes."""
     client, server = writer.get_extra_info("socket"), connection.transport.get_extra_info("socket")
     return not (writer.transport.get_write_buffer_size() or count(client, termios.TIOCOUTQ)) and not count(
         server, termios.FIONREAD
@@ -218,7 +218,7 @@ async def test_strangers_have_a_share_and_the_oldest_of_them_go() -> None:
         for number in range(20):
             strangers.append(await served.connect(PART if number % 2 else b""))
             await until(lambda: len(served.connections) <= 7, "the oldest stranger to be closed")
-        # Six of eight are strangers: those that came last.
+        # Six of eight are strangers: the last six.
         left = {each.transport.get_extra_info("peername") for each in served.connections}
         assert left == {writer.get_extra_info("sockname") for writer in (known, *(each for _, each in strangers[-6:]))}
         # Whoever shows the key at once is let in, and is a stranger no more.
@@ -397,7 +397,7 @@ async def test_the_slowest_bodies_make_room_for_others() -> None:
     await small.send(b"!", more=False)
     await quick.send(b"", more=False)
     assert (await small.task, await quick.task) == (b"x" * 50 + b"!", b"y" * BODY_LIMIT)
-    # What has come or was refused takes no room.
+    # A body that arrived or was refused takes no room.
     another = Sender(bodies)
     await another.send(b"z" * BODY_LIMIT, more=False)
     assert len(await another.task) == BODY_LIMIT

@@ -24,7 +24,7 @@ from tests.core.serve.conftest import RunningServer
 from tests.core.serve.raw import connect, head, post, question
 from tests.waiting import wait_for
 
-#: What a thousand clients send, and the statuses that may come of it.
+#: Requests of a thousand clients, and their possible statuses.
 FULL = {429, 503}
 SENT: list[tuple[bytes, dict[str, Any], set[int]]] = [
     (question("say hello there"), {}, {200, *FULL}),
@@ -44,7 +44,7 @@ SENT: list[tuple[bytes, dict[str, Any], set[int]]] = [
 
 
 async def flood(server: RunningServer, count: int) -> list[tuple[int, set[int]]]:
-    """Send ``count`` requests at once, some of which go without an answer; the statuses, with those that may be."""
+    """Send ``count`` requests at once, some of which go without an answer; the statuses, with the allowed ones."""
     dice = random.Random(1)
 
     async def one(number: int) -> tuple[int, set[int]]:

@@ -1,4 +1,4 @@
-"""The server of the app: a helper that is told of, and ends."""
+"""The server of the app: a helper that reports, and ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused before anything looks at it, on real sockets."""
+"""Requests refused before anything reads them, on real sockets."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Served:
         return self.server.client().chat.completions.create(model=model, messages=messages, **options)
 
     def expected(self, adapter: Path | None, messages: Any = QUESTION, tokens: int = 12) -> tuple[str, list[int]]:
-        """What transformers answers, and the tokens of the prompt."""
+        """transformers' answer, and the tokens of the prompt."""
         import torch
         from peft import PeftModel
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -174,10 +174,10 @@ def test_an_engine_that_is_killed_is_told_and_started_again(served: Served) -> N
     with pytest.raises(openai.APIError, match="killed by signal 9"):
         list(stream)
     assert served.ask(served.runs[0].id).choices[0].message.content == before
-    # One that is killed while nobody asks is not missed.
+    # Nobody misses an engine that is killed while nobody asks.
     (engine,) = served.engines
     engine.kill()
-    # Its threads end one after another; the first is told to be dead before the process is.
+    # Its threads end one after another; the first is reported dead before the process is.
     is_dead = lambda: engine.status() == psutil.STATUS_ZOMBIE and engine.num_threads() <= 1  # noqa: E731
     wait_for(is_dead, 10, "the engine to be dead")
     assert served.ask(served.runs[1].id).usage.completion_tokens == 12

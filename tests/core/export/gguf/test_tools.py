@@ -17,7 +17,7 @@ from tests.progress import quiet
 
 
 def offer(directory: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    """A pip on the PATH that does what the body says, and no other installer."""
+    """A pip on the PATH with this body, and no other installer."""
     directory.mkdir()
     script = directory / "pip"
     script.write_text(
@@ -30,7 +30,7 @@ def offer(directory: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
 
 
 def leftovers() -> list[str]:
-    """What is in the tools directory beside locks."""
+    """The tools directory without locks."""
     return sorted(path.name for path in paths.tools_dir().iterdir() if not path.name.endswith(".lock"))
 
 

@@ -84,7 +84,7 @@ def test_a_model_becomes_one_file_with_what_was_asked_for_and_no_socket_is_made(
 
 
 def command_of(process: psutil.Process) -> list[str]:
-    """The command line of a process; empty of one that has ended."""
+    """The command line of a process; empty if it has ended."""
     try:
         return process.cmdline()
     except psutil.Error:

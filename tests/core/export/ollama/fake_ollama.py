@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-#: The program: says what the real one says, and creates the model through the server as the real one does.
+#: The program: prints the real one's output, and creates the model through the server as the real one does.
 _PROGRAM = f"""#!{sys.executable}
 import json, os, sys, time, urllib.request
 print("\\x1b[?25l\\x1b[2K\\x1b[1Ggathering model components \\u2819", file=sys.stderr, flush=True)
@@ -34,10 +34,10 @@ print("\\x1b[1A\\x1b[2K\\x1b[1Gwriting manifest\\nsuccess", file=sys.stderr)
 
 @dataclass
 class FakeOllama:
-    """What the server has and was asked.
+    """Models of the server, and its requests.
 
     Args:
-        models: What was sent for each model.
+        models: Content sent for each model.
         lines: The lines that a question is answered with; None waits until the client goes.
         status: The status of the answer.
         asked: The bodies of the questions.
@@ -106,7 +106,7 @@ def install(directory: Path, mode: str = "") -> None:
     """Put the program into a directory.
 
     Args:
-        directory: One that is on the PATH.
+        directory: A directory on the PATH.
         mode: ``fail`` ends with an error, ``silent`` says nothing more, ``forget`` creates nothing.
     """
     (directory / "mode").write_text(mode)

@@ -24,7 +24,7 @@ _KEYWORDS = ("if", "else", "end", "range", "define", "template", "block", "with"
 
 
 class GoError(ValueError):
-    """A Go template is not valid, uses what is not known here, or ends with an error."""
+    """An invalid Go template, one with unsupported features, or one that ends with an error."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Go templates carried out here, against what Go's own text/template has written for the same."""
+"""The interpreter of Go templates against the output of Go's own text/template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modelfiles: Ollama reads back what was meant, or the text that it would lose is named."""
+"""Modelfiles: Ollama reads back the same text, or the text that it would lose is named."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _SOURCES = {
         for family in (*FAMILIES, *REASONING_MARKED, PARTS)
     },
 }
-#: Those that 'make test' goes through; the built-in ones are those of the documentation as well.
+#: Templates of 'make test'; the built-in ones are those of the documentation as well.
 _FIRST = (
     *(f"built-in {name}" for name in NAMED_TEMPLATES),
     *(family.name for family in (LLAMA3, QWEN3, GPT_OSS, DEEPSEEK_R1, MISTRAL_NEMO, PARTS)),
@@ -102,7 +102,7 @@ def test_conversations_of_any_text_are_written_the_same_for_other_families(
 
 
 def check_generator(name: str) -> None:
-    """The Go template of a family writes what the product says, for all conversations of a proof."""
+    """The Go template of a family writes the same text as the chat template, for all conversations of a proof."""
     source, special = _SOURCES[name]
     renderer = Renderer(ChatTemplate(source, special, now=datetime.fromisoformat(_NOW)), special["bos_token"], False)
     shape = find_shape(renderer)

@@ -128,7 +128,7 @@ GEMMA_2_9B = {
     "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0,
 }
-#: Of google/gemma-3-4b-it: a text part within a model of several kinds of input, which leaves out what is the default.
+#: google/gemma-3-4b-it: a text part within a model of several kinds of input, which leaves out defaults.
 GEMMA_3_4B: dict[str, Any] = {
     "model_type": "gemma3",
     "text_config": {
@@ -149,7 +149,7 @@ GEMMA_3_4B: dict[str, Any] = {
         "vision_use_head": False,
     },
 }
-#: The same without most of what is said of images, which is then the default.
+#: The same without most settings of the vision part, so that their defaults count.
 GEMMA_3_4B_TERSE = {**GEMMA_3_4B, "vision_config": {"hidden_size": 1152}}
 GEMMA_3_1B = {
     "model_type": "gemma3_text",
