@@ -1,6 +1,6 @@
-"""The command line of ``localtune-tui``: the app, or one of the commands of ``core.commands``.
+"""Command line of ``localtune-tui``: the app, or a command of ``core.commands``.
 
-Nothing heavy is imported here: ``--help`` and ``--version`` answer at once, and a command loads only what it needs.
+Imports are lazy: ``--help`` and ``--version`` answer at once, and a command loads only its own modules.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        argv: The arguments without the program's name; those of this process by default.
+        argv: The arguments without the program's name; ``sys.argv[1:]`` by default.
 
     Returns:
         The exit code: 0 done, 1 an error that the user can fix, 2 wrong usage; a run that was followed to its end

@@ -190,7 +190,7 @@ class DraftKeeper:
             self._config.keep(config_subject(document.path), data)
 
     def _turn_to(self, document: ConfigDocument) -> None:
-        """Switch to another configuration; keep the draft of one that was never saved, or that was set aside."""
+        """Switch to another configuration; keep the old draft if it has no file or was set aside."""
         if self._document is not None and (self._document.path is None or self._sets_aside):
             self._config.release()
         self._config.drop()
