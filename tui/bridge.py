@@ -306,7 +306,7 @@ class Bridge:
         self._try("The run could not be deleted", work, "delete")
 
     def start(self, config: Config, name: str) -> None:
-        """Start a run of a checked configuration."""
+        """Start a run of a validated configuration."""
 
         def work() -> None:
             from core.launch.launcher import start_run

@@ -84,7 +84,7 @@ def check_base(base: NamedBase, key: str) -> BaseFinding:
         # Name the model as the configuration does, not by its directory.
         return BaseFinding(base, str(error).replace(str(base.directory.absolute() / base.name), base.name))
     except (OSError, ValueError):
-        # A lookup that fails leaves the fact unknown; the run reports what it needs.
+        # A lookup that fails leaves the fact unknown; the run reports a missing model.
         pass
     return BaseFinding(base)
 

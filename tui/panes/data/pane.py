@@ -96,7 +96,7 @@ class DataPane(Pane):
         self._told_lengths: tuple[Path, Lengths | None] | None = None
 
     def compose(self) -> ComposeResult:
-        """Status line, rows, report, directory tree and empty state; only one of the last four is visible."""
+        """Status line and ask bar around the rows, the report, the directory tree or the empty state."""
         yield self._line
         yield self._empty
         yield self.body
