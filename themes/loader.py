@@ -1,4 +1,4 @@
-"""The theme loader: every color is checked before Textual gets it, as a bad one would end the app when it is used."""
+"""Theme loader. Every color is checked before Textual gets it, as an invalid one would crash the app on first use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from core.small_files import read_small
 from core.text import one_line
 
 DEFAULT = "localtune-dark"
-#: Most bytes of a theme file.
+#: Maximum bytes of a theme file.
 _LIMIT = 1 << 20
 
 #: Colors that a theme may set under ``[colors]``; ``primary`` is required.
@@ -34,7 +34,7 @@ COLORS = (
     "boost",
 )
 
-#: The app's own colors, with their defaults for a theme that does not set them: (dark, light).
+#: Theme variables of the app, with defaults for themes that do not set them: (dark, light).
 VARIABLES: dict[str, tuple[str, str]] = {
     "muted": ("#8a8a8a", "#626262"),
     "border": ("#444444", "#b2b2b2"),
@@ -47,7 +47,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
     "chart-eval": ("#d7af5f", "#875f00"),
     "chart-event": ("#d787d7", "#870087"),
     "chart-axis": ("#6c6c6c", "#767676"),
-    # Curves of several runs; each has a letter besides.
+    # Curves of several runs, which are also marked with letters.
     "curve-1": ("#5fafff", "#005faf"),
     "curve-2": ("#ffaf00", "#875f00"),
     "curve-3": ("#87d787", "#005f00"),
@@ -67,7 +67,7 @@ VARIABLES: dict[str, tuple[str, str]] = {
 
 
 class _TextFile(Protocol):
-    """A file on disk or in the wheel; ``importlib.resources`` calls it Traversable, in a module that moved in 3.11."""
+    """File on disk or in the wheel: importlib's Traversable, whose module moved in Python 3.11."""
 
     @property
     def name(self) -> str: ...
@@ -76,19 +76,19 @@ class _TextFile(Protocol):
 
 
 class ThemeError(ValueError):
-    """A theme file that cannot be used; the text is the reason."""
+    """Invalid theme file; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class LoadedThemes:
-    """The usable themes, and the files that are not usable, with the reason."""
+    """Valid themes, and the invalid files with their errors."""
 
     themes: list[Theme]
     failures: list[str]
 
 
 def variable_defaults(dark: bool) -> dict[str, str]:
-    """The defaults of the app's own colors, for a theme that leaves them out."""
+    """The defaults of the app's theme variables."""
     return {name: pair[0 if dark else 1] for name, pair in VARIABLES.items()}
 
 
@@ -96,7 +96,7 @@ def parse_theme(text: str) -> Theme:
     """The theme in the text of a theme file.
 
     Raises:
-        ThemeError: If it is not TOML, has an unknown key, lacks a required one, or a color cannot be read.
+        ThemeError: If it is not TOML, has an unknown key, lacks a required one, or has an invalid color.
     """
     try:
         data = tomli.loads(text)
@@ -141,13 +141,13 @@ def load_builtin() -> list[Theme]:
     """The built-in themes.
 
     Raises:
-        ThemeError: If one of them is broken, which is a bug.
+        ThemeError: If a built-in theme is invalid, which is a bug.
     """
     return [parse_theme(entry.read_text(encoding="utf-8")) for entry in _toml_files(files("themes").iterdir())]
 
 
 def load_user(directory: Path) -> LoadedThemes:
-    """The user's own themes; a missing directory has none, a broken file is reported and left out."""
+    """The user's themes; a missing directory has none, and invalid files are skipped and reported."""
     themes: list[Theme] = []
     failures: list[str] = []
     try:

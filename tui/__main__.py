@@ -1,6 +1,6 @@
-"""The command line of ``localtune-tui``: the app, or one of the commands of ``core.commands``.
+"""Command line of ``localtune-tui``: the app, or a command of ``core.commands``.
 
-Nothing heavy is imported here: ``--help`` and ``--version`` answer at once, and a command loads only what it needs.
+Imports are lazy: ``--help`` and ``--version`` answer at once, and a command loads only its own modules.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from core.text import one_line
 
 @dataclass(frozen=True)
 class Opening:
-    """The thing that the app is opened with: a configuration, data, a run, or nothing."""
+    """Argument that the app is opened with: a configuration, data, a run, or nothing."""
 
     config: Path | None = None
     data: Path | None = None
@@ -44,10 +44,10 @@ def _open_app(args: argparse.Namespace, opened: Opening) -> int:
             f"TERM as it is (xterm-256color, for one), or use the commands that '{PROGRAM} --help' lists."
         )
         return EXIT_USAGE
-    # A directory that has been deleted is told of now, as by any command, and not by whichever part needs it first.
+    # Fails now, as in any command, if the directory has been deleted.
     os.getcwd()
-    # Before anything imports the library: it would tokenize a screenful of rows on every core, competing with a run for
-    # them, and warn on the terminal, over the screen, once a process is started after that.
+    # Before anything imports the library: it would use every core to tokenize a screenful of rows, and print a warning
+    # over the screen once a process is forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tui.app import LocaltuneApp
     from tui.ending import end_process, whole_terminal
@@ -58,10 +58,10 @@ def _open_app(args: argparse.Namespace, opened: Opening) -> int:
         with whole_terminal():
             line = app.run(mouse=not args.no_mouse)
     except KeyboardInterrupt:
-        # It came before the app handled signals as a request to quit.
+        # It came before the app installed its signal handlers.
         raise
     except BaseException as error:
-        # Textual does not handle what is not an Exception: a panic of a Rust library, for one.
+        # Textual handles subclasses of Exception only; a panic of a Rust library is none.
         app.end_by_mistake(error)
     words = app.last_words()
     # The terminal may be gone, and then nobody can read the message.
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        argv: The arguments without the program's name; those of this process by default.
+        argv: The arguments without the program's name; ``sys.argv[1:]`` by default.
 
     Returns:
         The exit code: 0 done, 1 an error that the user can fix, 2 wrong usage; a run that was followed to its end
@@ -106,7 +106,7 @@ def _run_app(words: list[str]) -> int:
     parser = app_parser()
     first = words[0] if words and not words[0].startswith("-") else None
     if first is not None and path_kind(Path(first)) == "missing" and not _is_run_id(first):
-        # Before the others are looked at: of a mistyped command they are its arguments, and not what is wrong.
+        # Checked before the other arguments: after a mistyped command they belong to it, and are not the mistake.
         _refuse_word(parser, first)
     args, further = parser.parse_known_args(words)
     if further:
@@ -117,10 +117,10 @@ def _run_app(words: list[str]) -> int:
 
 
 def opening(parser: ArgumentParser, name: str | None) -> Opening:
-    """The kind of thing that the app is opened with.
+    """The opening for a path or a run id.
 
     Raises:
-        UserError: If it is of a kind that the app cannot open.
+        UserError: If the app cannot open this kind of file.
     """
     if name is None:
         return Opening()

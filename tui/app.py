@@ -66,16 +66,16 @@ _THRESHOLDS = (10_000, 20, 20)
 
 
 def spare_the_screen() -> None:
-    """Exempt the widgets of the app from garbage collection, which takes 40 to 80 ms for them and holds up a key.
+    """Exempt the app's widgets from garbage collection, which takes 40 to 80 ms for them and delays keys.
 
-    For the process of an app alone: garbage of this moment is never freed.
+    Garbage that exists at this moment is never freed, so call it only in the process of an app.
     """
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
 
 
 class LeavingExecutor(ThreadPoolExecutor):
-    """A thread pool that the end of the app does not wait for: a file may be long, and a template may never end."""
+    """Thread pool that does not block the exit: a file may be long, and a template may never end."""
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
         """Cancel pending work and accept no more; running threads are not waited for."""
@@ -95,7 +95,7 @@ class LocaltuneApp(App[str]):
     TITLE = "localtune-tui"
     CSS_PATH = "app.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app")]
-    ENABLE_COMMAND_PALETTE = False  # Its own is an overlay like the others.
+    ENABLE_COMMAND_PALETTE = False  # The app has its own, an overlay like the other screens.
 
     def __init__(
         self,
@@ -142,17 +142,17 @@ class LocaltuneApp(App[str]):
         )
 
     def write_to_terminal(self, text: str) -> None:
-        """Write to the terminal as it is; nothing before and after the app has one."""
+        """Write text to the terminal as is; does nothing while there is no driver."""
         if self._driver is not None:
             self._driver.write(text)
 
     @property
     def main(self) -> MainScreen:
-        """The main screen, which has the panes."""
+        """The main screen with the panes."""
         return self.desktop.main
 
     def _load_themes(self) -> None:
-        """Register our themes and the user's, and activate the chosen one."""
+        """Register the built-in and the user's themes, and activate the chosen one."""
         for theme in load_builtin():
             self.register_theme(theme)
         loaded = load_user(config_dir() / "themes")
@@ -160,7 +160,7 @@ class LocaltuneApp(App[str]):
             self.register_theme(theme)
         self._complaints += [f"theme {failure}" for failure in loaded.failures]
         wanted = os.environ.get("TEXTUAL_THEME") or self._settings.theme or DEFAULT
-        # Textual has taken the variable for its own default, before the theme was there to be applied.
+        # Textual uses the variable as its default, before our themes are registered.
         self.set_reactive(App.theme, "textual-dark")
         try:
             self.theme = wanted
@@ -205,16 +205,16 @@ class LocaltuneApp(App[str]):
         self.set_interval(self.pace, self.runs.count_down)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Paint everything anew: a terminal of another size shows something of its own."""
+        """Repaint everything: terminals reflow their content on a resize."""
         if isinstance(self._driver, TerminalDriver):
             self._driver.image.forget()
         if event.size == self.size:
-            # It has had another size, and has this one again; nobody else will see that.
+            # The size changed and changed back; Textual does not repaint for that.
             self.screen.refresh()
 
     def _display(self, screen: Screen[object], renderable: RenderableType | None) -> None:
-        """Write the cells of an update that differ from the image of the terminal; nothing where none do."""
-        # Textual has no other place between an update and its bytes.
+        """Write only the cells of an update that differ from the terminal's image."""
+        # Textual has no other hook between an update and its bytes.
         if isinstance(self._driver, TerminalDriver):
             renderable = self._driver.image.rest_of(renderable, self, screen)
         super()._display(screen, renderable)
@@ -225,7 +225,7 @@ class LocaltuneApp(App[str]):
             self.returning.look()
 
     async def on_event(self, event: events.Event) -> None:
-        """Handle an event; text that comes where none is entered does nothing."""
+        """Handle an event; drop text typed or pasted where nothing takes text."""
         if isinstance(event, events.Key) and not event.is_forwarded:
             if not self._typed_ahead.admits(event, self._place):
                 return
@@ -265,7 +265,7 @@ class LocaltuneApp(App[str]):
             message.reached()
 
     async def _on_message(self, message: Message) -> None:
-        # Results of threads that come while the app shuts down have no widgets left to go to.
+        # While the app shuts down, results of threads have no widgets left to go to.
         if self.is_running or type(message).__module__ != messages.__name__:
             await super()._on_message(message)
 
@@ -279,19 +279,19 @@ class LocaltuneApp(App[str]):
         self.leaving.leave()
 
     def _handle_exception(self, error: Exception) -> None:
-        """End the app by an unhandled exception: unsaved edits are kept, the details go to a file, not the screen."""
-        # The first one is raised again where a test has driven the app.
+        """Exit after an unhandled exception: keep unsaved edits, and write the details to a file, not the screen."""
+        # Textual's test driver raises the first one again.
         if self._exception is None:
             self._exception = error
             self._exception_event.set()
         if not self._exit:
-            # Pending work may miss widgets that are already gone while the app quits; it quits all the same.
+            # Once the app is exiting, pending work may miss widgets that are already gone; that is no error.
             self._return_code = EXIT_ERROR
             self.end_by_mistake(error)
         self._close_messages_no_wait()
 
     def panic(self, *renderables: Any) -> None:
-        """Textual's hook for an error that it has a message for."""
+        """Textual's hook for errors that it would render on the screen."""
         error = sys.exc_info()[1]
         self._handle_exception(error if isinstance(error, Exception) else RuntimeError(*map(str, renderables)))
 
@@ -309,7 +309,7 @@ class LocaltuneApp(App[str]):
         return self.mistakes.sentence(self.drafts.kept, view.run.id if view is not None else "")
 
     async def first_painted(self) -> None:
-        """Load everything that the first paint did not need: panes, runs and the configuration."""
+        """Load everything that the first paint does not need: panes, runs and the configuration."""
         self.desktop.show_header()
         self.bridge.sample_devices()
         landing = "config" if self._config_path is not None else "data" if self._data_path is not None else ""
@@ -320,7 +320,7 @@ class LocaltuneApp(App[str]):
             self.set_timer(_SETTLED_SECONDS, spare_the_screen)
         self._warm_sandbox()
         self.runs.offer_to_chat()
-        # Before the configuration: a thread reads it, and restores the last session with it.
+        # Before the configuration, which a thread reads and restores the last session with.
         data = entry_path(str(self._data_path), working_directory()) if self._data_path is not None else None
         if data is not None and (pane := self.desktop.panes.data) is not None:
             pane.show(data, ask=True)
@@ -331,7 +331,7 @@ class LocaltuneApp(App[str]):
             self.desktop.tell(text, "Left out of your settings", severity="warning", seconds=12)
 
     def _open_config(self, data: Path | None) -> None:
-        """Open the configuration that the app begins with, below the data that the user has named."""
+        """Open the initial configuration, for the data file that the user named."""
         if self._config_path is not None:
             self.returning.begin_with_file(self._config_path)
             self.bridge.load_config(self._config_path)
@@ -347,7 +347,7 @@ class LocaltuneApp(App[str]):
         """Start the sandbox process that the first row shown as tokens and the first template preview need."""
         from core.template.sandboxed import warm
 
-        with suppress(UserError):  # Whoever needs it reports why there is none.
+        with suppress(UserError):  # Its first user reports the error.
             warm()
 
     def _theme_changed(self, _: object) -> None:
@@ -447,19 +447,19 @@ class LocaltuneApp(App[str]):
     # Events.
 
     def pane_shown(self, name: str, *, shown: bool) -> None:
-        """Follow a pane that has come into sight, or left it: the runs are listed while their pane is in sight."""
+        """Note that a pane was shown or hidden: runs are listed only while their pane is visible."""
         if name == "runs":
             self.bridge.list_runs(shown)
         self.desktop.show_header()
 
     def on_app_focus(self) -> None:
-        """Bring the header up to date for whoever comes back to the terminal."""
+        """Update the header when the terminal gets the focus again."""
         self.runs.show_newest_devices()
 
     # Keys.
 
     async def action_quit(self) -> None:
-        """Quit, after asking about unsaved edits and a live run."""
+        """Quit; asks about unsaved edits and a live run first."""
         self.leaving.ask()
 
     def action_start(self) -> None:
@@ -467,9 +467,9 @@ class LocaltuneApp(App[str]):
         self.starting.start_in(self.main.current)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Keys with priority run no action while a text is being entered, or a screen covers the panes.
+        """Disable priority keys while text is being entered or a screen covers the panes.
 
-        So the key of a run, held down, opens one card.
+        A start key that is held down opens only one card that way.
         """
         if action in ("show_pane", "ask_model", "start") and (
             self.desktop.is_covered or takes_text(self.screen.focused)
@@ -482,7 +482,7 @@ class LocaltuneApp(App[str]):
         self.main.press_number(name)
 
     def action_ask_model(self) -> None:
-        """Write to the model, wherever the focus is."""
+        """Focus the chat's prompt, wherever the focus is."""
         self.main.show_pane("chat", zoom=self.main.zoomed)
         if (pane := self.desktop.panes.chat) is not None:
             pane.action_write()
@@ -497,7 +497,7 @@ class LocaltuneApp(App[str]):
             )
 
     def action_turn(self) -> None:
-        """Put the two panes in sight over each other instead of beside, or back."""
+        """Stack the two visible panes instead of putting them side by side, or back."""
         way = self.main.turn()
         if way is None:
             self.desktop.tell("Where two panes are in sight, this puts them over each other or beside each other.")
@@ -505,14 +505,14 @@ class LocaltuneApp(App[str]):
         self._remember("panes", way, "layout")
 
     def action_help_quit(self) -> None:
-        """Explain ctrl+c: it ends other programs, and here it must not end anything by accident."""
+        """Explain ctrl+c, which must not end anything by accident here."""
         live = self.state.live_run is not None
         text = f"{self.keys['app.quit'].display} leaves the app." + (" Training goes on without it." if live else "")
         if not any(note.message == text for note in self._notifications):
             self.desktop.tell(text)
 
     def action_save_picture(self) -> None:
-        """Save a screenshot in the working directory, or in the home directory where that cannot be written."""
+        """Save a screenshot in the working directory, or in the home directory if that is not writable."""
         try:
             path = save_text("localtune", ".svg", self.export_screenshot(title="localtune-tui"))
         except UserError as error:
@@ -542,11 +542,11 @@ class LocaltuneApp(App[str]):
             self.push_screen(selftest_screen())
 
     def action_evaluate(self) -> None:
-        """Put a file of prompts to the model of the run that is shown."""
+        """Evaluate the model of the shown run on a file of prompts."""
         self.runs.evaluate(self.state.view.run if self.state.view is not None else None)
 
     def can_run(self, key: Key) -> bool:
-        """True if a key's action makes sense now; the palette leaves out the others."""
+        """True if a key's action is available now; the palette hides the others."""
         if key.scope == "app":
             return True
         pane = self.desktop.panes.find(key.scope)
@@ -555,7 +555,7 @@ class LocaltuneApp(App[str]):
     async def run_key(self, key: Key) -> None:
         """Run a key's action, in the pane it belongs to."""
         if key.scope == "app":
-            # Not by its binding, which is for keys: it yields to a text that is being entered.
+            # Not by its binding, which is disabled while text is being entered.
             _, name, parameters = parse(key.action)
             result = getattr(self, f"action_{name}")(*parameters)
             if isawaitable(result):
@@ -566,7 +566,7 @@ class LocaltuneApp(App[str]):
             await pane.run_action(key.action)
 
     def action_command_palette(self) -> None:
-        """Find a command by its words, and run it."""
+        """Open the command palette, and run the chosen command."""
         from tui.palette import palette_screen
 
         def chosen(identity: str | None) -> None:
@@ -584,7 +584,7 @@ class LocaltuneApp(App[str]):
             if name:
                 self._remember("theme", name, "theme")
 
-        # The app's own first: the others do not know its colors.
+        # The app's own first: the others do not set its colors.
         names = sorted(self.available_themes, key=lambda name: (not name.startswith("localtune-"), name))
         self.push_screen(ThemePicker(names, self.theme), chosen)
 

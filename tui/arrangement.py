@@ -1,4 +1,4 @@
-"""The arrangement of the panes: which of them are in sight in a terminal of some size, and where each is."""
+"""Arrangement of the panes: the visible panes for a terminal size, and the region of each."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Literal
 
 from textual.geometry import Region, Size
 
-#: Columns and rows below which there is no use in drawing anything.
+#: Minimum columns and rows for drawing anything.
 SMALLEST = (60, 20)
-#: Columns and rows from which two panes are in sight.
+#: Minimum columns and rows for two panes.
 PAIRED_SIZE = (120, 30)
-#: Columns and rows from which four panes are in sight.
+#: Minimum columns and rows for four panes.
 TILED_SIZE = (160, 45)
 
 Direction = Literal["beside", "over"]
-"""How two panes share the screen."""
+"""Layout of two panes: side by side, or stacked."""
 
-#: Panes that are seen with each other while no run is live.
+#: Panes that are shown together while no run is live.
 _PARTNERS = {"data": "config", "config": "data", "train": "chat", "chat": "train"}
-#: The order of two panes: the run keeps its place, whatever is beside it.
+#: Order of two panes: the run keeps its place next to any other.
 _ORDER = ("train", "data", "config", "chat", "runs")
-#: Rows of each of two panes over each other that are better than the width of the whole terminal.
+#: Rows from which, and columns up to which, two panes are stacked.
 _TALL = 44
 _WIDE = 150
-#: Columns of the data and the configuration, at least and at most; the chart of the run takes what is left.
+#: Minimum and maximum columns of the data and the configuration; the run's chart takes the rest.
 _LEFT = (80, 110)
 #: Rows that show the basic options with their memory plan, and an answer with its question.
 _CONFIG_ROWS, _CHAT_ROWS = 28, 18
@@ -38,11 +38,11 @@ def room(width: int, height: int) -> Literal[1, 2, 4]:
 
 
 def companions(current: str, places: int, *, live: bool) -> tuple[str, ...]:
-    """The panes that are in sight when one is asked for, in the order of their places; a live run is among them.
+    """The visible panes when one is requested, in layout order; a live run is among them.
 
     Args:
-        current: The pane asked for.
-        places: The number of panes that there is room for.
+        current: The requested pane.
+        places: The number of panes that fit.
         live: Whether a run is live.
     """
     if places == 1:
@@ -59,20 +59,20 @@ def companions(current: str, places: int, *, live: bool) -> tuple[str, ...]:
 
 
 def direction(shown: Sequence[str], width: int, height: int) -> Direction:
-    """How two panes share a terminal by its shape: beside each other, unless it is narrow for that and tall enough."""
+    """The layout of two panes by the terminal's shape: side by side, unless it is too narrow and tall enough."""
     if "runs" in shown:
-        # A table: its columns want the width.
+        # A table, whose columns need the width.
         return "over"
     return "over" if width < _WIDE and height >= _TALL else "beside"
 
 
 def places(shown: Sequence[str], size: Size, way: Direction) -> dict[str, Region]:
-    """The place of each pane in sight.
+    """The region of each visible pane.
 
     Args:
         shown: The panes, as from :func:`companions`.
         size: The size of the workspace.
-        way: How two panes share it.
+        way: The layout of two panes.
     """
     width, height = size
     if len(shown) == 1:

@@ -1,6 +1,6 @@
-"""ASCII output: the app's borders, bars and signs, each replaced by one ASCII character of the same width.
+"""ASCII output: the app's borders, bars and symbols, each replaced by one ASCII character of the same width.
 
-Letters of other scripts, which only foreign text has, are passed on: they are for the terminal to show as it can.
+Letters of other scripts, which only the user's own text has, are left to the terminal.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from functools import cache
 
-#: Signs that the app writes, and what stands for them.
+#: Symbols that the app writes, with their replacements.
 SIGNS = {
     "…": "~",
     "–": "-",
@@ -74,7 +74,7 @@ _EDGES = {"▏": "|", "▎": "|", "▕": "|", "▁": "_", "▔": "-", "▂": "_"
 
 @cache
 def ascii_table() -> dict[int, str]:
-    """The table for :meth:`str.translate`: signs, box drawing (U+2500), blocks (U+2580) and braille (U+2800)."""
+    """The table for :meth:`str.translate`: symbols, box drawing (U+2500), blocks (U+2580) and braille (U+2800)."""
     table = {ord(sign): replacement for sign, replacement in SIGNS.items()}
     table |= {code: _box(chr(code)) for code in range(0x2500, 0x2580)}
     table |= dict.fromkeys(range(9600, 9632), "#")

@@ -1,6 +1,6 @@
-"""The bridge between core and the widgets: threads that read run directories, sample devices and talk to workers.
+"""Bridge between core and the widgets: threads that read run directories, sample devices and talk to workers.
 
-They only post messages, and touch no widget: a result becomes a message to the app, at most twice a second.
+The threads touch no widget; they post messages to the app, at most two a second.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ if TYPE_CHECKING:
     from core.runs.record.store import Labels, Run
     from tui.session import Session
 
-#: Seconds between two polls of a live run, and of one that has ended (it may be continued by another process).
+#: Seconds between two polls of a live run, and of an ended run, which another process may continue.
 LIVE_SECONDS, OVER_SECONDS = 0.5, 2.0
-#: Seconds between two polls of a run with more events than one message takes.
+#: Seconds between two polls of a run with more events than fit in one message.
 CATCH_UP_SECONDS = 0.1
 #: Seconds between two samples of the devices, and between two scans of the list of runs.
 SAMPLE_SECONDS, LIST_SECONDS = 5.0, 2.0
-#: Seconds between two messages with figures, which may sort the list anew.
+#: Seconds between two messages with figures, which may re-sort the list.
 FIGURES_SECONDS = 0.3
-#: Seconds within which a list reads runs that it does not know yet.
+#: Seconds that one listing spends on reading new runs.
 FACTS_SECONDS = 0.1
-#: Seconds for a worker to identify itself, and for a killed one to be gone; memory of a device takes a while to free.
+#: Seconds for a worker to identify itself, and for a killed one to exit; freeing device memory takes a while.
 SIGNAL_SECONDS, KILL_SECONDS = 5.0, 20.0
 
 
@@ -65,9 +65,9 @@ class Bridge:
     """Threads of the app, started on request and ended with the app.
 
     Args:
-        app: Where messages go.
-        ways: The words for an action that helps where a run refuses.
-        pace: Factor of the seconds between two messages of one kind.
+        app: The app, which gets the messages.
+        ways: Names an action that helps after a refusal, for error messages.
+        pace: Factor for the seconds between two messages of one kind.
     """
 
     def __init__(self, app: App[str], ways: Ways, pace: float = 1.0) -> None:
@@ -114,7 +114,7 @@ class Bridge:
             self._app.post_message(message)
 
     def look_around(self) -> None:
-        """Look for data files and earlier runs to begin with."""
+        """Look for data files and earlier runs to start from."""
 
         def work() -> None:
             from tui.datasets.here import look_around
@@ -132,7 +132,7 @@ class Bridge:
             try:
                 self._post(ConfigLoaded(ConfigDocument.load(path) if path is not None else ConfigDocument()))
             except UserError:
-                # The app is of use without that file; its errors are reported all the same.
+                # The app is useful without that file; the error is still reported.
                 self._post(ConfigLoaded(ConfigDocument()))
                 raise
 
@@ -171,7 +171,7 @@ class Bridge:
         self._run(work, "find")
 
     def follow(self, run: Run, *, found: bool = False) -> None:
-        """Read a run from its beginning and follow it from then on, instead of the run followed before."""
+        """Read a run from its beginning and follow it, instead of the run followed before."""
         self._following.set()
         self._following = stop = threading.Event()
         if self._closing.is_set():
@@ -212,19 +212,18 @@ class Bridge:
         self._run(partial(self._read_queue, stop), "queue")
 
     def _read_queue(self, stop: threading.Event) -> None:
-        """Read the queue, where there is one, as long as the runs are listed."""
+        """Read the queue, if there is one, while the runs are listed."""
         from core.queue.store import queue_path
 
         while not queue_path().exists():
             if stop.wait(LIST_SECONDS * self._pace):
                 return
-        from core.errors import UserError
         from core.queue.estimate import Estimator
         from core.queue.view import QueueReader
 
         reader = QueueReader(Estimator())
         while not stop.is_set():
-            # What is wrong with the queue, its screen says.
+            # The queue's screen reports its errors.
             with suppress(UserError):
                 self._post(QueueListed(reader.read()))
             stop.wait(LIST_SECONDS * self._pace)
@@ -235,7 +234,7 @@ class Bridge:
         self._wanted.set()
 
     def _read_figures(self, stop: threading.Event) -> None:
-        """Read the figures of each run in view, the run under the cursor first, and again when it changes."""
+        """Read the figures of each visible run, the run under the cursor first, and again when it changes."""
         from core.runs.catalog.result import read_detail
         from core.runs.catalog.rows import FigureReader, rest_after
 
@@ -267,7 +266,7 @@ class Bridge:
         reader.save()
 
     def label(self, run: Run, change: Callable[[Labels], Labels]) -> None:
-        """Change the labels of a run. What another change or another program has written meanwhile stays."""
+        """Change the labels of a run; changes that another program wrote meanwhile are kept."""
 
         def work() -> None:
             from core.runs.record.store import read_labels, write_labels
@@ -307,7 +306,7 @@ class Bridge:
         self._try("The run could not be deleted", work, "delete")
 
     def start(self, config: Config, name: str) -> None:
-        """Start a run of a checked configuration."""
+        """Start a run of a validated configuration."""
 
         def work() -> None:
             from core.launch.launcher import start_run
@@ -374,7 +373,7 @@ class Bridge:
         self._try("The run could not be told to stop", work, "control")
 
     def kill(self, run: Run) -> None:
-        """Kill the process of a run, whatever it is doing."""
+        """Kill the process of a run."""
 
         def work() -> None:
             from core.launch.force import kill
@@ -390,17 +389,16 @@ def follow_run(
 ) -> None:
     """Read a run and post its events, until ``stop`` is set.
 
-    The first message is a :class:`RunAttached` with the whole history, after one with a glimpse of it where reading it
-    takes long, which is owned by the receiver from then on;
-    after that comes a :class:`RunAdvanced` whenever there is something new. However long the history is, little of it
-    is held at a time: a message takes the events of one piece of the file.
+    First comes a :class:`RunAttached` with the whole history, preceded by a partial one if reading takes long; the
+    receiver owns these histories. Then a :class:`RunAdvanced` follows for every change. A message has the events of
+    one chunk of the file, so memory stays bounded for long histories.
 
     Args:
         run: The run.
-        post: Takes the messages, in any thread.
-        stop: Ends it.
-        found: Whether the app came upon the run by itself.
-        pace: Factor of the seconds between two polls.
+        post: Takes the messages; called in this thread.
+        stop: Ends the loop.
+        found: Whether the app found the run by itself.
+        pace: Factor for the seconds between two polls.
     """
     from core.launch.launcher import reap
     from core.runs.record.history import RunHistory, read_glimpse

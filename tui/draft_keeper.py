@@ -1,7 +1,7 @@
-"""Drafts: unsaved edits of the configuration and the conversation, kept so that they outlive the app.
+"""Drafts: unsaved edits of the configuration and the conversation, saved so that they survive the app.
 
-They are written within a second of a change. A configuration that was never saved and a conversation stay when the app
-is left; edits of a file are asked about then, and stay only where the app ends in another way.
+They are written within a second of a change. A configuration that was never saved and a conversation are kept when the
+user quits. About edits of a file the app asks then; they are kept without a question only if it ends in another way.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ if TYPE_CHECKING:
     from tui.state import AppState
 
 
-#: Seconds between two looks for changes.
+#: Seconds between two checks for changes.
 LOOK_SECONDS = 1.0
 
 
 @dataclass
 class _Slot:
-    """A draft of this app, and the content of its file, if there is one."""
+    """A draft of this app, with the content of its file, if there is one."""
 
     kind: str
     written: Draft | None = field(default=None)
     is_behind: bool = False
-    """Whether the last change could not be written."""
+    """True if the last change could not be written."""
 
     def keep(self, subject: str, data: Mapping[str, Any]) -> None:
-        """Write the draft, where it differs from its file."""
+        """Write the draft if it differs from its file."""
         before = self.written
         if before is not None and (before.subject, before.data) == (subject, data):
             self.is_behind = False
             return
-        # One that was released and is now gone on with, as after an undo, is not kept twice.
+        # A released draft that is edited again, as after an undo, is not written twice.
         before = before or next((one for one in self._left(subject) if one.data == data), None)
         draft = Draft(self.kind, subject, data) if before is None else Draft(self.kind, subject, data, id=before.id)
-        # Work goes on where it cannot be kept: a disk may be full, and the next look tries again.
+        # A full disk must not stop the app; the next check tries again.
         self.is_behind = True
         with suppress(OSError, UserError):
             write_draft(draft)
             self.written, self.is_behind = draft, False
 
     def drop(self) -> None:
-        """Remove the draft: there is nothing to keep any more."""
+        """Remove the draft."""
         self.is_behind = False
         if self.written is not None:
             remove_draft(self.written.id)
             self.written = None
 
     def release(self) -> None:
-        """Leave the draft to whoever goes on with it: this app does no more."""
+        """Release the draft, so that another app can take it over."""
         if self.written is not None:
             for twin in self._left(self.written.subject):
                 if twin.data == self.written.data:
@@ -70,11 +70,11 @@ class _Slot:
             self.written = None
 
     def take_up(self, draft: Draft, subject: str = "") -> None:
-        """Take over a draft that another app has left; no third app can take it from now on.
+        """Take over a draft that another app has released, exclusively.
 
         Args:
             draft: The draft.
-            subject: Another subject for it.
+            subject: A new subject for it.
         """
         self.drop()
         self.written = Draft(draft.kind, subject or draft.subject, draft.data, draft.time, draft.id)
@@ -86,13 +86,13 @@ class _Slot:
 
 
 class DraftKeeper:
-    """Drafts of one app: written, and found again when an earlier app has left some.
+    """Writer of an app's drafts, and finder of those left by an earlier app.
 
     Args:
         state: The configuration, and the content of its file.
-        panes: Where unread text and the conversation are.
-        remembers: Whether the app begins with what was open last; else no conversation stays when it is left by choice,
-            and none is kept with its run.
+        panes: The panes, with unparsed text and the conversation.
+        remembers: Whether the app restores its last session; if not, conversations are dropped when the user quits,
+            and are not kept with their runs.
     """
 
     def __init__(self, state: AppState, panes: Panes, *, remembers: bool = True) -> None:
@@ -105,24 +105,24 @@ class DraftKeeper:
         self._is_closed = self._sets_aside = False
 
     def look(self) -> None:
-        """Write changed drafts, and remove those that were saved or discarded."""
+        """Write changed drafts, and remove saved or discarded ones."""
         if not self._is_closed:
             self._look_at_config()
             self._look_at_chat()
 
     def set_aside(self) -> None:
-        """Keep the edits of the present configuration when the next one is turned to, those of a file too.
+        """Keep the edits of the present configuration when another one is opened, even edits of a file.
 
-        They come back with the next opening of the file.
+        They are restored when the file is opened again.
         """
         self.look()
         self._sets_aside = True
 
     def close(self, *, discards: bool = False) -> None:
-        """Leave the drafts to the next app: the user quits by choice.
+        """Release the drafts to the next app, as the user quits.
 
         Args:
-            discards: Whether the user gives up the edits of the configuration.
+            discards: Whether the user discards the edits of the configuration.
         """
         self.look()
         self._is_closed = True
@@ -135,7 +135,7 @@ class DraftKeeper:
 
     @property
     def kept(self) -> str:
-        """The drafts kept now, in words; empty where there are none."""
+        """The present drafts in words; empty if there are none."""
         parts = []
         if self._config.written is not None:
             parts.append("edits that were not saved")
@@ -147,7 +147,7 @@ class DraftKeeper:
 
     @property
     def new_config(self) -> str:
-        """The data of the configuration that has no file and is kept, in words; empty where none is."""
+        """The data of a kept configuration without a file, in words; empty if there is none."""
         draft = self._config.written
         if draft is None or not draft.is_of_new_config or self._document is None:
             return ""
@@ -157,13 +157,13 @@ class DraftKeeper:
 
     @property
     def is_config_kept(self) -> bool:
-        """Whether no edit of the configuration is missing in its draft; False where that cannot be written."""
+        """True if the draft has every edit of the configuration; False if it cannot be written."""
         self.look()
         return not self._config.is_behind
 
     @property
     def config_id(self) -> str:
-        """The id of the draft of the configuration; empty where there is none."""
+        """The id of the draft of the configuration; empty if there is none."""
         return self._config.written.id if self._config.written is not None else ""
 
     def _look_at_config(self) -> None:
@@ -178,9 +178,9 @@ class DraftKeeper:
         if pane is not None and pane.document is document:
             unread = pane.unread_text
         elif self._config.written is not None:
-            # Another one is being opened, and the pane has that already.
+            # Another configuration is being opened, and the pane has it already.
             unread = str(self._config.written.data.get("unread", ""))
-        # A save is heard of a message later than it is done.
+        # The state gets a save one message later than the document.
         is_saved = text == state.saved_text or (document.path is not None and text == document.saved_text)
         if is_saved and not unread:
             self._config.drop()
@@ -190,7 +190,7 @@ class DraftKeeper:
             self._config.keep(config_subject(document.path), data)
 
     def _turn_to(self, document: ConfigDocument) -> None:
-        """Turn to another configuration; one that was never saved stays, edits of a file were asked about or stay."""
+        """Switch to another configuration; keep the old draft if it has no file or was set aside."""
         if self._document is not None and (self._document.path is None or self._sets_aside):
             self._config.release()
         self._config.drop()
@@ -198,11 +198,11 @@ class DraftKeeper:
         self._document = document
 
     def adopt(self, document: ConfigDocument, identity: str) -> None:
-        """Go on with a draft that has been opened, as this app's own.
+        """Take over a draft that has been opened.
 
         Args:
-            document: The configuration that was opened from it.
-            identity: Its id.
+            document: The configuration opened from it.
+            identity: The id of the draft.
         """
         self._turn_to(document)
         draft = next((one for one in list_drafts("config") if one.id == identity and one.is_left), None)
@@ -210,14 +210,14 @@ class DraftKeeper:
             self._config.take_up(draft, config_subject(document.path))
 
     def find_config(self, document: ConfigDocument) -> ConfigDraft | None:
-        """A draft of this configuration that an earlier app has left; None where there is none.
+        """The draft of a configuration left by an earlier app; None if there is none.
 
         Args:
-            document: The configuration as its file has it.
+            document: The configuration as in its file.
         """
         draft = find_draft("config", config_subject(document.path))
         if draft is None or (draft.is_of_new_config and draft.is_released and self._remembers):
-            # One that was left by choice is opened from the session, or from the list.
+            # A draft left by quitting is opened from the session, or from the list.
             return None
         text, unread, saved = (draft.data.get(name) for name in ("text", "unread", "saved"))
         if not isinstance(text, str) or not isinstance(unread, str):
@@ -231,7 +231,7 @@ class DraftKeeper:
         return ConfigDraft(draft, text, unread, saved != _digest(present))
 
     def take_up_config(self, document: ConfigDocument, found: ConfigDraft) -> None:
-        """Take over the edits, so that they are this app's draft from now on."""
+        """Take over the edits as this app's draft."""
         self._document = document
         self._config.take_up(found.draft)
 
@@ -244,7 +244,7 @@ class DraftKeeper:
         dialogue, written = pane.dialogue, self._chat.written
         if dialogue is not self._dialogue:
             if written is not None and written.subject != pane.subject:
-                # With another model; this one goes on when that model is back.
+                # A conversation with another model; it is restored with that model.
                 self._chat.release()
             self._chat.drop()
             self._dialogue = dialogue
@@ -258,7 +258,7 @@ class DraftKeeper:
             self._keep_transcript(pane, exchanges)
 
     def _keep_transcript(self, pane: ChatPane, exchanges: list[dict[str, Any]]) -> None:
-        """Keep the conversation with its run as well, once an answer is there; a draft ends with the conversation."""
+        """Save the conversation in its run's directory too, once it has an answer: a draft ends with it."""
         run = pane.partner.run
         if run is None or pane.is_answering or not exchanges or not self._remembers:
             return
@@ -266,16 +266,16 @@ class DraftKeeper:
             return
         from core.chat.transcripts import keep_transcript
 
-        # Where it cannot be written, the draft is what there is; the next change tries again.
+        # If it cannot be written, the draft remains; the next change tries again.
         self._transcript = (pane.dialogue.id, exchanges)
         with suppress(OSError, UserError):
             keep_transcript(run, pane.dialogue, pane.system)
 
     def restore_chat(self) -> str:
-        """Restore the conversation that an earlier app has left for the current model.
+        """Restore the conversation that an earlier app left for the current model.
 
         Returns:
-            When it was, for a notice; empty where there is none, or where the app was left by choice.
+            Its time, for a notice; empty if there is none, or if the user quit that app.
         """
         pane = self._panes.chat
         if pane is None or not pane.subject or pane.dialogue.exchanges:
@@ -291,7 +291,7 @@ class DraftKeeper:
         pane.take_up(dialogue, unsent)
         self._dialogue = dialogue
         self._chat.take_up(draft)
-        # A text that was only typed stands in the prompt, and is no conversation.
+        # Text in the prompt alone is no conversation.
         return draft.when if dialogue.exchanges and not draft.is_released else ""
 
 
@@ -303,9 +303,9 @@ class ConfigDraft:
     text: str
     """The whole configuration."""
     unread: str
-    """Unparsed text of an editor, which is not TOML; empty where there is none."""
+    """Text of an editor that is not valid TOML; empty if there is none."""
     is_stale: bool
-    """Whether the file has changed since it was edited."""
+    """True if the file has changed since the draft was written."""
 
     @property
     def time(self) -> str:
@@ -318,7 +318,7 @@ class ConfigDraft:
 
 
 def _dialogue(draft: Draft) -> Dialogue:
-    """The conversation of a draft, by its name, under which it is kept with its run."""
+    """The conversation of a draft, with the id under which its run keeps it."""
     dialogue = Dialogue.from_data(draft.data.get("exchanges"))
     identity, started = draft.data.get("id"), draft.data.get("started")
     if isinstance(identity, str) and identity.isalnum() and identity.isascii() and len(identity) <= 64:

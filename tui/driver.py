@@ -1,4 +1,4 @@
-"""Textual's driver for the terminal of the app, with input and output that nothing at the other end can bring down."""
+"""Textual driver whose input and output survive any terminal: hostile bytes, floods, and a terminal that is gone."""
 
 from __future__ import annotations
 
@@ -23,35 +23,34 @@ from tui.shell import Shell
 from tui.terminal_image import TerminalImage
 from tui.terminal_input import TerminalInput, within_limits
 
-#: Seconds between two looks at pending input, and at whether the app ends.
+#: Seconds between two polls of the input and of the exit event.
 _TICK = 0.1
 _READ = 4096
-#: Events that the app may lag by; more are left in the terminal until it has caught up.
+#: Maximum events that the app may lag behind; further input is left in the terminal until then.
 _AHEAD = 1024
-#: Seconds for the app to catch up; it may be busy, and a widget gone.
+#: Seconds to wait for the app to catch up: it may be busy, or the focused widget gone.
 _PATIENCE = 10.0
-#: Seconds between two keys within which nobody presses both.
+#: Seconds between two keys of a burst, which nobody types that fast.
 _BURST = 0.01
-#: The same behind several keys at once: another program, or a slow line, may deliver the rest of a text a little later.
+#: The same after several keys at once: another program, or a slow line, may deliver the rest of a text a little later.
 BURST_GOES_ON = 0.1
-#: Keys of a burst up to which each is handled before the next is told, and seconds for all of that; more are text.
+#: Longest burst whose keys are each handled before the next is posted, and seconds for all of it; longer ones are text.
 _PACED, _PACE_PATIENCE = 64, 3.0
 
 
 class TerminalDriver(LinuxDriver):
-    """The terminal's driver: :class:`~tui.terminal_input.TerminalInput` parses keys, sizes are kept within limits."""
+    """Terminal driver: :class:`~tui.terminal_input.TerminalInput` parses the input, and sizes are clamped."""
 
     def __init__(
         self, app: App[Any], *, debug: bool = False, mouse: bool = True, size: tuple[int, int] | None = None
     ) -> None:
         super().__init__(app, debug=debug, mouse=mouse, size=size)
         self._size = size or self._get_terminal_size()
-        # Textual writes to it as to any stream.
         is_plain = isinstance(app, Shell) and app.glyphs.name == "ascii"
         self._file = cast(Any, OutputStream(cast(TextIO, self._file), ascii_table() if is_plain else None))
         self._ahead = 0
         self.image = TerminalImage()
-        """What the terminal shows."""
+        """The image of the terminal."""
         self._key_time = 0.0
         self._was_burst = False
         self._handled: threading.Event | None = None
@@ -60,7 +59,7 @@ class TerminalDriver(LinuxDriver):
         return within_limits(*super()._get_terminal_size())
 
     def start_application_mode(self) -> None:
-        """Take over the terminal, on which another program may have been until now."""
+        """Take over the terminal, which another program may have used before."""
         self.image.forget()
         super().start_application_mode()  # type: ignore[no-untyped-call]
 
@@ -71,14 +70,14 @@ class TerminalDriver(LinuxDriver):
         super().stop_application_mode()
 
     def _run_input_thread(self) -> None:
-        """Read input until the app ends; an error in here ends the app like any other."""
+        """Read input until the app ends; pass an error on to the app, which exits."""
         try:
             self.run_input_thread()
         except BaseException as error:
             self._app.call_later(self._app._handle_exception, error)
 
     def run_input_thread(self) -> None:
-        """Read the terminal's input and post its events; post a message when the terminal is gone."""
+        """Read the terminal's input and post its events, and a message when the terminal is gone."""
         reader = TerminalInput(is_alt=self._is_alt)
         with selectors.SelectSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
@@ -98,19 +97,19 @@ class TerminalDriver(LinuxDriver):
                 self._tell(reader.tick())
 
     def _tell_read(self, found: Iterable[Message]) -> None:
-        """Post what one read has brought."""
+        """Post the messages of one read."""
         for is_key, messages in groupby(found, key=lambda message: isinstance(message, Key)):
             if is_key:
                 self._tell_keys([message for message in messages if isinstance(message, Key)])
             else:
                 told = list(messages)
                 if any(isinstance(message, Paste) for message in told):
-                    # The terminal marks what is pasted: keys behind that are typed.
+                    # The terminal marks pasted text, so the keys after it are typed.
                     self._was_burst, self._key_time = False, 0.0
                 self._tell(told)
 
     def _tell_keys(self, keys: Sequence[Key]) -> None:
-        """Post keys: several at once are announced first, and each finds what the one before has led to."""
+        """Post keys; announce a burst first, and wait until a key is handled before the next is posted."""
         now = time.monotonic()
         goes_on = now - self._key_time < (BURST_GOES_ON if self._was_burst else _BURST)
         self._key_time, self._was_burst = now, len(keys) > 1 or goes_on
@@ -118,11 +117,11 @@ class TerminalDriver(LinuxDriver):
             self._tell([KeysAhead(keys, goes_on)])
         for key in keys:
             if len(keys) <= _PACED:
-                # Also where they come apart: the app may be busy, and the key before may be the one that leaves a
-                # screen, in which the next would be lost.
+                # Also for single keys: the app may be busy, and the key before may close a screen, which would swallow
+                # this one.
                 self._wait_until_handled(now + _PACE_PATIENCE)
             if self.exit_event.is_set():
-                # The terminal is lent to another program: what was typed for this one is not meant for later.
+                # The terminal is lent to another program; these keys were not meant for later.
                 return
             self._tell([key])
             if len(keys) <= _PACED:
@@ -130,16 +129,16 @@ class TerminalDriver(LinuxDriver):
                 self._tell([KeysHandled(self._handled.set)])
 
     def _is_alt(self, key: Key) -> bool:
-        """Whether alt with a key has a meaning where the focus is; else it was two keys."""
+        """True if alt with this key has a meaning at the focus; otherwise it was escape and a key."""
         app = self._app
         try:
             focused = app.focused
         except ScreenStackError:
-            focused = None  # the first screen is not made yet
+            focused = None  # the first screen does not exist yet
         if isinstance(focused, (Input, TextArea)):
-            # Who writes knows such keys from other programs, and escape leaves the text.
+            # Editing keys of other programs; and escape would leave the text.
             return True
-        # Of some, as of alt+enter, Textual tells the key alone: it would be the escape that is lost.
+        # For alt+enter, among others, Textual names the key alone, which would lose the escape.
         return key.key.startswith("alt+") and isinstance(app, Shell) and app.keys.has(key.key)
 
     def _wait_until_handled(self, until: float) -> None:
@@ -160,7 +159,7 @@ class TerminalDriver(LinuxDriver):
                 self._wait_for_app()
 
     def _wait_for_app(self) -> None:
-        """Wait, within limits, until the app and the focused widget have handled their messages."""
+        """Wait until the app and the focused widget have handled their messages, for a limited time."""
         self._ahead = 0
         reached = threading.Event()
 
@@ -170,31 +169,31 @@ class TerminalDriver(LinuxDriver):
                 reached.set()
 
         if self._app.call_later(pass_on):
-            # The widget may be removed before it gets there.
+            # The widget may be removed before the callback runs.
             until = time.monotonic() + _PATIENCE
             while not reached.wait(_TICK) and not self.exit_event.is_set() and time.monotonic() < until:
                 pass
 
 
 class OutputStream:
-    """A stream to a terminal that may be gone: output that it does not accept is dropped silently.
+    """Stream to a terminal that may be gone; output that fails is dropped.
 
     Args:
         stream: The stream.
-        table: Replacements of characters, for :meth:`str.translate`; None to write all as they are.
+        table: Replacements of characters, for :meth:`str.translate`; None for none.
     """
 
     def __init__(self, stream: TextIO, table: Mapping[int, str] | None = None) -> None:
         self._stream, self._table = stream, table
 
     def write(self, text: str) -> int:
-        """Write as far as possible."""
+        """Write the text; errors are ignored."""
         with suppress(OSError, ValueError):
             self._stream.write(text if self._table is None or text.isascii() else text.translate(self._table))
         return len(text)
 
     def flush(self) -> None:
-        """Flush as far as possible."""
+        """Flush the stream; errors are ignored."""
         with suppress(OSError, ValueError):
             self._stream.flush()
 

@@ -1,4 +1,4 @@
-"""The end of the app: internal errors in a report, the terminal restored, and a process that waits for no thread."""
+"""The app's exit: reports of internal errors, the terminal's reset, and an exit that does not wait for threads."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from core.text import one_line, sanitize
 
 
 class Mistakes:
-    """Internal errors that end the app; the first one counts, others mostly follow from it."""
+    """Internal errors that end the app. The first one is reported; others are usually its consequences."""
 
     def __init__(self) -> None:
         self.first: BaseException | None = None
         self.report: Path | None = None
-        """The report file; None without an error, or where the file could not be written."""
+        """The report file; None without an error, or if it could not be written."""
 
     def record(self, error: BaseException, size: tuple[int, int] = (0, 0)) -> None:
-        """Report an error, unless there was one before.
+        """Record an error and write its report; later errors are ignored.
 
         Args:
             error: The unhandled exception.
@@ -40,9 +40,9 @@ class Mistakes:
         """
         if self.first is not None:
             return
-        # A Textual worker's failure only says that there was an exception.
+        # WorkerFailed only wraps the exception.
         self.first = error = error.error if isinstance(error, WorkerFailed) else error
-        # Whatever fails in here, the app has to end with a message.
+        # The app must exit with a message even if the report fails.
         with suppress(Exception):
             facts = {
                 "localtune-tui": __version__,
@@ -53,10 +53,10 @@ class Mistakes:
             self.report = write_report(error, facts)
 
     def sentence(self, kept: str = "", run: str = "") -> str:
-        """The error message for standard error: the failure, the file with the details, and the work that is kept.
+        """The error message for standard error: the error, the report file, and the work that is kept.
 
         Args:
-            kept: The kept part of the user's work: ``edits that were not saved``.
+            kept: The drafts, in words: ``edits that were not saved``.
             run: The id of the live run.
         """
         if self.first is None:
@@ -70,23 +70,23 @@ class Mistakes:
         return one_line("; ".join(parts) + ".")
 
     def print_traceback(self) -> None:
-        """Print the details on standard error too, for debugging (``LOCALTUNE_DEBUG``)."""
+        """Print the traceback to standard error if ``LOCALTUNE_DEBUG`` is set."""
         if self.first is not None and os.environ.get("LOCALTUNE_DEBUG"):
             sys.stderr.write(sanitize(redact("".join(traceback.format_exception(self.first)))))
 
 
-#: Seconds that threads get to end by themselves.
+#: Seconds that threads get to finish.
 _GRACE = 0.4
 
-#: Sequences sent to the terminal at the end, in case the app could not: no mouse, no bracketed paste, no reports of
-#: focus, size and pixels, wrapped lines, keys as usual, the main screen, a cursor.
+#: Reset sequences, for an app that could not send its own: mouse, bracketed paste, reports of focus, size and pixels
+#: off; line wrap, default keys, main screen and cursor on.
 _PLAIN = "\x1b[?1000l\x1b[?1003l\x1b[?1015l\x1b[?1006l\x1b[?1016l\x1b[?2004l\x1b[?2048l\x1b[?1004l\x1b[?2026l\x1b[?7h"
 _MAIN_SCREEN = "\x1b[<u\x1b[?1049l\x1b[?25h\x1b[0m"
 
 
 @contextmanager
 def whole_terminal() -> Iterator[None]:
-    """Restore the terminal's attributes at the end; after an exception its modes too, which Textual does otherwise."""
+    """Restore the terminal's attributes on exit; after an exception its modes too, which Textual resets otherwise."""
     attributes = None
     with suppress(OSError, ValueError, termios.error):
         attributes = termios.tcgetattr(sys.stdin.fileno())
@@ -107,10 +107,10 @@ def whole_terminal() -> Iterator[None]:
 
 
 def end_process(code: int) -> NoReturn:
-    """End the process; threads get a moment to finish, and are not waited for.
+    """Exit the process without waiting for threads, after a short grace period.
 
-    Python itself waits for threads, and one may be in the middle of a file of a hundred gigabytes; and it tears the
-    program down piece by piece, which is of no use. Files are written whole or not at all.
+    Python's own exit would join them, and a thread may be reading a file of a hundred gigabytes. Files are written
+    atomically, so nothing is lost.
 
     Args:
         code: The exit code.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def data_paths(document: ConfigDocument, use: str) -> list[Path]:
-    """The files of ``data.train`` or ``data.eval``, absolute and with links resolved.
+    """The files of ``data.train`` or ``data.eval``: absolute paths with links resolved.
 
     Args:
         document: The configuration; relative paths are relative to its file, else to the working directory.
@@ -36,20 +36,20 @@ def data_paths(document: ConfigDocument, use: str) -> list[Path]:
 
 
 def follow_links(path: Path | str) -> str:
-    """A path with its links resolved; a path that cannot be resolved, as a link to itself, stays as it is.
+    """A path with its links resolved; unchanged if they cannot be resolved, as for a link to itself.
 
-    An entry of a hub has none.
+    Hub entries have no links.
     """
     if is_hub_entry(path):
         return absolute(str(path), Path())
     try:
         return os.path.realpath(path)
-    except ValueError:  # a NUL, which TOML can spell: there is no such file, and opening it reports that
+    except ValueError:  # a NUL character, which TOML allows; opening the file reports the error
         return str(path)
 
 
 def is_among(entries: Iterable[Path | str], path: Path) -> bool:
-    """True if an entry is a path, or the directory that it is in; links are followed."""
+    """True if an entry is the path or a directory above it, with links resolved."""
     wanted = follow_links(path)
     for entry in map(follow_links, entries):
         if wanted == entry:
@@ -61,19 +61,19 @@ def is_among(entries: Iterable[Path | str], path: Path) -> bool:
 
 
 def entry_path(text: str, base: Path) -> Path:
-    """A data path as typed or written, made absolute; an entry of a hub stays one, whatever the base."""
+    """A typed or configured data path, made absolute; a hub entry is returned as one."""
     return Path(absolute(text, base))
 
 
 def entry_text(path: Path) -> str:
-    """The inverse of :func:`entry_path`: a path made absolute, or an entry of a hub with both of its slashes."""
+    """Inverse of :func:`entry_path`: the absolute path, or the hub entry with both of its slashes."""
     return absolute(str(path), working_directory())
 
 
 def path_text(document: ConfigDocument, path: Path) -> str:
-    """A path as the configuration should write it: relative to its file where it is in or below the file's directory.
+    """A path as written in the configuration: relative to its file if it is in or below the file's directory.
 
-    Then both can be moved together.
+    Both can be moved together then.
     """
     if is_hub_entry(path):
         return entry_text(path)
@@ -86,11 +86,11 @@ def path_text(document: ConfigDocument, path: Path) -> str:
 
 
 def save_text(kind: str, suffix: str, text: str) -> Path:
-    """Save a text in a new file of the user alone, in the working directory, or at home where that cannot be written.
+    """Save a text in a new file with mode 0600, in the working directory, or in the home directory if that fails.
 
     Args:
-        kind: The beginning of the file's name, before the time.
-        suffix: The end of its name, with a dot.
+        kind: The start of the file name, before the time.
+        suffix: The suffix of the file name, with its dot.
         text: The content.
 
     Returns:
@@ -121,7 +121,7 @@ def _directories() -> list[Path]:
 
 
 def find_editor() -> list[str]:
-    """The editor as a command line: ``$VISUAL``, ``$EDITOR``, else the first of nano, vim and vi that is installed.
+    """The editor's command line: ``$VISUAL``, ``$EDITOR``, else the first installed one of nano, vim and vi.
 
     Raises:
         UserError: If there is none.
@@ -141,17 +141,17 @@ def find_editor() -> list[str]:
 
 
 def edit_text(text: str, name: str) -> str | None:
-    """Edit a text in the user's editor; blocks, and the terminal must be free.
+    """Edit a text in the user's editor; blocks, and needs the terminal.
 
     Args:
-        text: The text that the editor opens.
-        name: File name of the private copy it edits, for its title and syntax.
+        text: The text to edit.
+        name: The file name of the private copy, for the editor's title and syntax.
 
     Returns:
-        The text as it was saved; None when the editor reported failure, which is how editors say "discard".
+        The saved text; None if the editor exits with an error, which is how editors discard.
 
     Raises:
-        UserError: If there is no editor, it cannot be started, or the file that it leaves cannot be read.
+        UserError: If there is no editor, it cannot be started, or its file cannot be read.
     """
     command = find_editor()
     with tempfile.TemporaryDirectory(prefix="localtune-") as directory:

@@ -1,4 +1,4 @@
-"""Glyphs of charts and bars, for terminals with and without Unicode."""
+"""Glyphs of charts and bars for terminals with and without Unicode."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class GlyphSet:
     line: str
     """Characters of a line, one for each pattern of dots."""
     points: str
-    """Characters of loose points, likewise."""
+    """Characters of loose points, one for each pattern of dots."""
     eval_mark: str
     probe_mark: str
-    """Of the loss on the general probe."""
+    """The mark of the loss on the general probe."""
     event_mark: str
     vertical: str
     horizontal: str
@@ -35,22 +35,21 @@ class GlyphSet:
     bar_tick: str
     """A mark on a bar."""
     corner_right: str
-    """The end of the horizontal axis at a second vertical one."""
+    """The corner of the horizontal axis and the right vertical one."""
     tick_right: str
-    """A tick on the vertical axis at the right."""
+    """A tick on the right vertical axis."""
     marks: Mapping[str, str]
-    """Marks of the chart by kind (:class:`core.runs.record.history.Mark`); other kinds have ``event_mark``."""
+    """Marks of the chart by kind (:class:`core.runs.record.history.Mark`); other kinds use ``event_mark``."""
 
     @property
     def sparse(self) -> int:
-        """The bits of the dots of every second column, by which a dotted line is told from a whole one; all of them
-        where a cell has one column."""
+        """The bits of every second dot column, for dotted lines; all bits if a cell has one column."""
         dots = range(self.columns * self.rows)
         return sum(1 << dot for dot in dots if self.columns == 1 or dot % self.columns == 0)
 
 
 def _braille() -> str:
-    """Braille patterns in the order of our bits: row by row, left to right."""
+    """Braille patterns, with dots numbered row by row, left to right."""
     bits = (0x01, 0x08, 0x02, 0x10, 0x04, 0x20, 0x40, 0x80)
     return "".join(
         chr(0x2800 + sum(bit for index, bit in enumerate(bits) if pattern >> index & 1)) for pattern in range(256)

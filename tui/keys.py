@@ -21,7 +21,7 @@ from core.small_files import read_small
 from core.text import one_line
 from tui.settings import LIMIT
 
-#: The key of the chat pane that does what ``app.ask`` does everywhere; they share keys.
+#: The chat pane's equivalent of ``app.ask``, with the same keys.
 _ASKS = "chat.write"
 #: The key of each action that a worker's refusal may name.
 _ACTIONS = {"resume": "train.pause", "set": "train.settings", "stop": "train.stop"}
@@ -44,29 +44,29 @@ class Key:
     help: str = ""
     """A sentence for the help screen and the palette; the description where empty."""
     footer: bool = False
-    """Whether the footer shows it when there is room."""
+    """True if the footer shows it when there is room."""
     palette: bool = True
-    """Whether the command palette offers it; movement keys are no commands."""
+    """True if the command palette offers it; movement keys are no commands."""
     show: str = ""
-    """The key as displayed, where its name would not do."""
+    """The displayed key, if it differs from its name."""
     priority: bool = False
-    """Whether the action is run before the next key is handled, so that keys typed ahead are not lost."""
+    """True if the action runs before the next key is handled, so that keys typed ahead are not lost."""
     then: str = ""
-    """The keys that follow, where it asks for something to be typed: ``text``, or ``number``."""
+    """The input that the action asks for: ``text`` or ``number``; empty for none."""
 
     @property
     def scope(self) -> str:
-        """The scope: ``app``, or the pane or screen it belongs to."""
+        """The scope: ``app``, a pane or a screen."""
         return self.id.partition(".")[0]
 
     @property
     def pane(self) -> str:
-        """The pane that it shows and does nothing else with; empty where it does something else."""
+        """The pane that the action shows; empty for any other action."""
         return self.action.removeprefix("app.show_pane('").removesuffix("')") if "show_pane" in self.action else ""
 
     @property
     def display(self) -> str:
-        """The first key as people write it: ``^p``, ``?``, ``esc``."""
+        """The first key for display: ``^p``, ``?``, ``esc``."""
         return self.show or display_key(self.keys.split(",")[0])
 
 
@@ -77,14 +77,13 @@ _NAMES = {
     "pageup": "pgup",
     "pagedown": "pgdn",
     "vertical_line": "|",
-    # Unicode calls it a reverse solidus.
-    "backslash": "\\",
+    "backslash": "\\",  # its Unicode name is reverse solidus
 }
 _ARROWS = {"up": "↑", "down": "↓", "left": "←", "right": "→"}
 
 
 def display_key(key: str) -> str:
-    """A key as people write it: ``ctrl+p`` is ``^p``, ``question_mark`` is ``?``."""
+    """A key for display: ``^p`` for ``ctrl+p``, ``?`` for ``question_mark``."""
     if key.startswith("ctrl+"):
         return f"^{key[5:]}"
     known = _NAMES.get(key) or _ARROWS.get(key)
@@ -100,7 +99,7 @@ _KEY_NAMES = {
 
 
 def is_key(name: str) -> bool:
-    """Whether Textual could ever deliver a key of this name."""
+    """True if Textual can deliver a key of this name."""
     bare = name
     for modifier in ("ctrl+", "shift+", "alt+"):
         bare = bare.removeprefix(modifier)
@@ -178,15 +177,15 @@ KEYS = read_table(Path(__file__).with_name("keys.toml").read_text(encoding="utf-
 
 
 def is_text(keys: str) -> bool:
-    """Whether one of the keys, separated by commas, writes or ends a text while a text is being entered."""
+    """True if one of the comma-separated keys types or submits text."""
     return any(key == "enter" or not key.startswith(("ctrl+", "alt+")) for key in keys.split(","))
 
 
 def yields_to_text(action: str, table: KeyTable) -> bool:
-    """Whether a key must not run an action while a text is being entered.
+    """True if an action must not run while text is being entered.
 
     Args:
-        action: Its name.
+        action: The name of the action.
         table: The keys with the user's changes.
     """
     return any(key.priority and key.action == action and is_text(key.keys) for key in table.keys)
@@ -213,7 +212,7 @@ class KeyTable:
     """The key table with the user's changes.
 
     Args:
-        overrides: Ids with the keys that replace theirs.
+        overrides: The user's keys by id.
     """
 
     def __init__(self, overrides: Mapping[str, str] | None = None) -> None:
@@ -225,12 +224,12 @@ class KeyTable:
         self._by_key = {(key.scope, part): key for key in reversed(self.keys) for part in _parts(key.keys)}
 
     def find(self, scope: str, key: str) -> Key | None:
-        """The meaning of a key in a pane, where those of the app have one too, or in a screen; None for none."""
+        """The binding of a key in a pane, including the app's bindings, or in a screen; None if there is none."""
         own = self._by_key.get((scope, key))
         return own if own is not None or not scope or scope in SCREENS else self._by_key.get(("app", key))
 
     def has(self, key: str) -> bool:
-        """Whether a key has a meaning anywhere."""
+        """True if a key has a binding in any scope."""
         return any(known == key for _, known in self._by_key)
 
     def __getitem__(self, identity: str) -> Key:
@@ -241,30 +240,30 @@ class KeyTable:
         return [key for key in self.keys if key.scope == scope]
 
     def displayed(self, scope: str, shown: str) -> Key | None:
-        """The key of a pane, or of the app, that is displayed so; None for none."""
+        """The binding of a pane or the app whose key is displayed as ``shown``; None if there is none."""
         keys = [*self.scope(scope), *self.scope("app")]
         ways = ((key, {key.display, *(display_key(part) for part in key.keys.split(","))}) for key in keys)
         return next((key for key, displays in ways if shown in displays), None)
 
     def way(self, action: str, _run: str = "") -> str:
-        """The key that does an action of a refusal, with its place: ``p in the Train pane``."""
+        """The key for an action named in a refusal, with its pane: ``p in the Train pane``."""
         return f"{self[_ACTIONS[action]].display} in the Train pane"
 
     def hints(self, identities: Iterable[str]) -> str:
-        """Key hints for a border, in the given order: ``p pause  c checkpoint``."""
+        """Key hints for a border: ``p pause  c checkpoint``."""
         return "  ".join(f"{self[name].display} {self[name].description}" for name in identities)
 
 
 @dataclass(frozen=True)
 class KeymapFile:
-    """The content of a keymap file, and its errors."""
+    """The valid entries of a keymap file, and its errors."""
 
     overrides: dict[str, str]
     problems: list[str]
 
 
 def load_keymap(path: Path) -> KeymapFile:
-    """Read the user's keymap; a missing file changes nothing, invalid lines are left out and reported.
+    """Read the user's keymap; a missing file changes nothing, and invalid lines are skipped and reported.
 
     Args:
         path: ``keymap.toml``.
@@ -298,7 +297,7 @@ def load_keymap(path: Path) -> KeymapFile:
 
 
 def _yield_ask(overrides: Mapping[str, str]) -> dict[str, str]:
-    """The keys left for ``app.ask``, which holds in every pane, where a keymap uses some of them; empty where not."""
+    """The remaining keys of ``app.ask`` if the keymap takes some of them; empty if it takes none or all."""
     used = {part for identity, keys in overrides.items() if identity != _ASKS for part in _parts(keys)}
     present = _parts(next(key.keys for key in KEYS if key.id == "app.ask"))
     left = [key for key in present if key not in used]
@@ -310,7 +309,7 @@ def _parts(keys: str) -> list[str]:
 
 
 def _name_of(key: str) -> str:
-    """Textual's name of a key that may be written as a character: ``?`` is ``question_mark``."""
+    """Textual's name of a key that may be written as a character: ``question_mark`` for ``?``."""
     if len(key) != 1 or key.isalnum():
         return key
     name = unicodedata.name(key, key).lower().replace("-", "_").replace(" ", "_")
@@ -326,7 +325,7 @@ def _flatten(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 
 
 def conflicts(overrides: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """Pairs of ids that a changed key makes ambiguous (same scope, or one of them for the whole app), with that key."""
+    """Pairs of ids that a changed key makes ambiguous, with that key: in the same scope, or app and pane."""
     table = KeyTable(overrides)
     found: list[tuple[str, str, str]] = []
     owners: dict[str, list[Key]] = {}

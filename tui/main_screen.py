@@ -1,4 +1,4 @@
-"""The screen with the five panes: four, two or one of them in sight, as the terminal has room."""
+"""Main screen with the five panes; four, two or a single pane is visible, depending on the terminal's size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tui.widgets.status_bar import StatusBar
 
 
 class TooSmall(Widget):
-    """A notice that covers the screen and names a sufficient size.
+    """Notice that covers the screen and names a sufficient size.
 
     Args:
         smallest: The minimum columns and rows.
@@ -46,7 +46,7 @@ class TooSmall(Widget):
         self._smallest = smallest
 
     def render(self) -> Content:
-        """The present and the minimum size; the run is not affected."""
+        """The present and the minimum size."""
         width, height = self.app.size
         return Content(
             f"{width}×{height} is too small.\nMake the terminal at least {self._smallest[0]}×{self._smallest[1]}.\n"
@@ -60,7 +60,7 @@ class TooSmall(Widget):
 
 
 class PaneSlot(Container):
-    """The place of one pane: an empty frame at first, the pane itself once it has been imported."""
+    """Slot of a pane: an empty frame at first, the pane itself once it has been imported."""
 
     def __init__(self, spec: PaneSpec[Pane]) -> None:
         super().__init__(id=f"slot-{spec.id}")
@@ -77,7 +77,7 @@ class PaneSlot(Container):
             yield frame
 
     async def load(self) -> Pane:
-        """Import the pane and put it in the frame's place."""
+        """Import the pane, and replace the frame with it."""
         if self.pane is None:
             self.pane = self.spec.load()()
             was_current = any(child.has_class("-current") for child in self.children)
@@ -87,10 +87,10 @@ class PaneSlot(Container):
         return self.pane
 
     def mark(self, *, is_current: bool) -> None:
-        """Draw the border as that of the focused pane, or as another one's."""
+        """Draw the border of the focused pane, or of an unfocused one."""
         for child in self.children:
             if child.has_class("-current") is not is_current:
-                # No style of what is in the pane depends on it, and restyling all of that takes longer than anything.
+                # No style inside the pane depends on it, and restyling all of its widgets is slow.
                 child.set_class(is_current, "-current", update=False)
                 self.app.stylesheet.update_nodes([child])
 
@@ -103,12 +103,12 @@ class PaneSlot(Container):
         preferred = next((widget for widget in candidates if widget.has_class("-first-focus")), None)
         target = preferred or next((widget for widget in candidates if widget.focusable), None)
         if target is not None:
-            # At once: the next key may be there already.
+            # Unlike focus(), at once: the next key may be waiting.
             self.screen.set_focus(target)
 
 
 class PaneLayout(Layout):
-    """The layout of the slots: each where the arrangement of the panes has it."""
+    """Layout of the slots by the arrangement of the panes."""
 
     name = "panes"
 
@@ -117,7 +117,7 @@ class PaneLayout(Layout):
         self.way: Direction = "beside"
 
     def arrange(self, parent: Widget, children: list[Widget], size: Size, greedy: bool = True) -> ArrangeResult:  # noqa: ARG002 - Textual calls it
-        """Place the slots that are in sight."""
+        """Place the visible slots."""
         found = places(self.shown, size, self.way)
         return [
             WidgetPlacement(region, NULL_OFFSET, NULL_SPACING, slot)
@@ -127,7 +127,7 @@ class PaneLayout(Layout):
 
 
 class Workspace(Container):
-    """The part of the screen with the panes."""
+    """Part of the screen with the panes."""
 
     def __init__(self) -> None:
         super().__init__(id="workspace")
@@ -139,13 +139,13 @@ class Workspace(Container):
         return self._panes
 
     def place(self, shown: tuple[str, ...], way: Direction) -> None:
-        """Place the panes in sight; ``way`` is the arrangement of two of them."""
+        """Place the visible panes; ``way`` is the layout of two."""
         if (shown, way) == (self._panes.shown, self._panes.way):
             return
         self._panes.shown, self._panes.way = shown, way
         for slot in self.query_children(PaneSlot):
-            # Setting the display would ask for a layout and a paint for each slot, one after the other; this is what
-            # it does besides, so that the order of the focus and the layout are found anew.
+            # Setting `display` would request a layout and a repaint for each slot. This does the rest of it, so that
+            # the focus order and the layout are computed again.
             slot.styles.set_rule("display", "block" if slot.spec.id in shown else "none")
             slot._nodes.updated()
         self._clear_arrangement_cache()
@@ -153,18 +153,18 @@ class Workspace(Container):
 
 
 class MainScreen(Screen[None]):
-    """The main screen: header, panes, and key bar.
+    """Main screen: header, panes, and key bar.
 
     Args:
         pane: The pane that is focused at first.
-        way: How two panes share the screen; None by the shape of the terminal.
+        way: The layout of two panes; None to choose it by the terminal's shape.
         zoomed: Whether the pane fills a terminal that has room for more.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = []
-    # Not the first widget that could have it: the pane to begin in is focused, once it is there.
+    # The initial pane is focused once it is mounted, not the first focusable widget.
     AUTO_FOCUS = ""
-    # The widgets that get and lose the focus repaint themselves; the screen would repaint everything else too.
+    # Widgets repaint themselves when they get or lose the focus; the screen would repaint everything.
     focused: Reactive[Widget | None] = Reactive(None, repaint=False)
 
     def __init__(self, pane: str = "train", way: Direction | None = None, *, zoomed: bool = False) -> None:
@@ -172,7 +172,7 @@ class MainScreen(Screen[None]):
         self.current = pane
         """The focused pane."""
         self.zoomed = zoomed
-        """True if the current pane fills a terminal that has room for more."""
+        """True if that pane fills a terminal that has room for more."""
         self._way = way
         self._live = False
         self._shown: tuple[str, ...] = ()
@@ -188,17 +188,17 @@ class MainScreen(Screen[None]):
         yield TooSmall(SMALLEST)
 
     def on_mount(self) -> None:
-        """Lay the panes out for the present size, and post a message once that has been painted."""
+        """Lay out the panes, and call the app back after the first paint."""
         self._arrange()
         self.slot(self.current).focus_pane()
         self.call_after_refresh(self._painted)
 
     def _painted(self) -> None:
-        # In the task of the app, which mounts the panes.
+        # In the app's task, which mounts the panes.
         self.app.call_later(shell_of(self).first_painted)
 
     async def load_panes(self) -> None:
-        """Import and mount the panes that were only frames so far, the visible ones first."""
+        """Import and mount the panes that are still frames, the visible ones first."""
         for slot in sorted(self.query(PaneSlot), key=lambda slot: not slot.display):
             await slot.load()
             if self.focused is None and slot.spec.id == self.current:
@@ -210,45 +210,45 @@ class MainScreen(Screen[None]):
 
     @property
     def room(self) -> int:
-        """The number of panes that the terminal has room for: one, two or four."""
+        """The number of panes that fit: one, two or four."""
         return room(*self.size)
 
     @property
     def is_tiled(self) -> bool:
-        """True if more than one pane is in sight."""
+        """True if more than one pane is visible."""
         return len(self._shown) > 1
 
     @property
     def is_too_small(self) -> bool:
-        """True if only the notice about the size is shown."""
+        """True if the terminal is too small to show anything but a notice."""
         return self.size.width < SMALLEST[0] or self.size.height < SMALLEST[1]
 
     def show_pane(self, name: str, *, zoom: bool = False) -> None:
-        """Focus a pane; it fills the screen where only one fits or ``zoom`` is set."""
+        """Focus a pane; it fills the screen if ``zoom`` is set or only one fits."""
         self.current, self.zoomed = name, zoom
         self._arrange()
         self.slot(name).focus_pane()
 
     def press_number(self, name: str) -> None:
-        """Number key: focus that pane; pressed again, let it fill the screen, and once more, show the others too."""
+        """Handle a number key: focus the pane; on the second press zoom it, and on the third show the others again."""
         again = self.current == name
         if again and not self.zoomed and self.room > 1 and not self.is_tiled:
-            # It is alone without a zoom, so that there is nothing to enlarge.
+            # It fills the screen without a zoom, so there is nothing to enlarge.
             self.show_pane("train")
         else:
             self.show_pane(name, zoom=self.room > 1 and self.zoomed is not again)
 
     def tile(self) -> None:
-        """Show as many panes as there is room for."""
+        """Show as many panes as fit."""
         self.show_pane(self.current if self.current in TILED else "train")
 
     @property
     def way(self) -> Direction | None:
-        """How the two panes in sight share the screen; None where there are not two."""
+        """The layout of the two visible panes; None unless there are two."""
         return self._direction if len(self._shown) == 2 else None
 
     def turn(self) -> Direction | None:
-        """Put the two panes in sight over each other instead of beside, or back; None where there are not two."""
+        """Switch two visible panes between stacked and side by side; returns the layout, None unless there are two."""
         if (way := self.way) is None:
             return None
         self._way = "over" if way == "beside" else "beside"
@@ -256,8 +256,8 @@ class MainScreen(Screen[None]):
         return self._way
 
     def follow_run(self, *, live: bool) -> None:
-        """Keep the run in sight while it is live, where there is room for another pane."""
-        # The end of a run moves nothing: whoever looks at it goes on looking at the same panes.
+        """Keep a live run visible if there is room for a second pane."""
+        # The end of a run moves nothing: the user goes on looking at the same panes.
         is_new, self._live = live and not self._live, live
         if is_new and self._arranged and "train" not in self._shown:
             self._arrange()
@@ -271,7 +271,7 @@ class MainScreen(Screen[None]):
         return self._way or direction(self._shown, *self.size)
 
     def _choose(self) -> tuple[str, ...]:
-        """The panes to show: those in sight while the current one is among them, unless the room is another."""
+        """The panes to show; they change only if the current pane is not among them or the room has changed."""
         places = 1 if self.zoomed else self.room
         fits = places == self._room and self.current in self._shown
         self._room = places
@@ -280,7 +280,7 @@ class MainScreen(Screen[None]):
         return companions(self.current, places, live=self._live)
 
     def _arrange(self) -> None:
-        with contextlib.suppress(NoMatches):  # A resize may come before the widgets are there.
+        with contextlib.suppress(NoMatches):  # A resize may come before the widgets are mounted.
             workspace = self.query_one(Workspace)
             before, self._shown = self._shown, self._choose()
             workspace.place(self._shown, self._direction)

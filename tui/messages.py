@@ -1,4 +1,4 @@
-"""Messages of threads to the app: results of the bridge and of the server, and input of the terminal."""
+"""Messages from threads to the app: results of the bridge and the server, and terminal input."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class SurroundingsSeen(Message):
-    """Surroundings have been read: data files in the working directory, and earlier runs."""
+    """Data files of the working directory and earlier runs have been found."""
 
     here: Here
 
 
 @dataclass
 class ConfigLoaded(Message):
-    """A configuration has been read from its file, or a new one begun."""
+    """A configuration has been read from its file, or a new one created."""
 
     document: ConfigDocument
 
 
 @dataclass
 class ControlAnswered(Message):
-    """A command has been carried out, by the worker or without its help (``signal``, ``kill``)."""
+    """A command has been carried out, by the worker or from outside (``signal``, ``kill``)."""
 
     run: Run
     command: str
@@ -52,7 +52,7 @@ class ControlAnswered(Message):
 
 @dataclass
 class ControlFailed(Message):
-    """A worker has refused a command, or does not answer."""
+    """A worker has refused a command, or has not answered."""
 
     run: Run
     command: str
@@ -63,40 +63,40 @@ class ControlFailed(Message):
 
 @dataclass
 class RunStarted(Message):
-    """A worker has been started on a run, new or continued."""
+    """A worker has been started for a new or continued run."""
 
     run: Run
 
 
 @dataclass
 class RunAttached(Message):
-    """A run has been read from its beginning and is being followed."""
+    """A run has been read from its beginning, and is followed from now on."""
 
     run: Run
     state: RunState
     history: RunHistory
     found: bool = False
-    """True if the app found it by itself, without a request of the user."""
+    """True if the app found it without a request of the user."""
     is_partial: bool = False
-    """True if the history has some of the steps only; the whole one follows."""
+    """True if the history has only some of the steps; the whole one follows."""
     ranks: Sequence[Rank] = ()
-    """Its processes with their signs of life; empty for a run of one."""
+    """Heartbeats of its processes; empty for a run of one."""
 
 
 @dataclass
 class RunAdvanced(Message):
-    """New events of the followed run since the last message; a run read anew is a :class:`RunAttached`."""
+    """New events of the followed run since the last message."""
 
     run: Run
     state: RunState
     events: Sequence[Event]
     ranks: Sequence[Rank] = ()
-    """Its processes as in :class:`RunAttached`."""
+    """Heartbeats of its processes, as in :class:`RunAttached`."""
 
 
 @dataclass
 class DevicesSampled(Message):
-    """A sample of the devices as seen by this process, while no worker reports them."""
+    """A sample of the devices, taken in this process while no worker reports them."""
 
     devices: Sequence[Device]
 
@@ -118,18 +118,18 @@ class RunsListed(Message):
 
 @dataclass
 class QueueListed(Message):
-    """The queue of runs as it is now."""
+    """The present queue of runs."""
 
     view: QueueView
 
     def can_replace(self, message: Message) -> bool:
-        """Only the newest one matters."""
+        """Only the newest queue matters."""
         return isinstance(message, QueueListed)
 
 
 @dataclass
 class RunLabeled(Message):
-    """A run has other labels."""
+    """The labels of a run have changed."""
 
     run: Run
     labels: Labels
@@ -137,7 +137,7 @@ class RunLabeled(Message):
 
 @dataclass
 class RunRestored(Message):
-    """A run has come back from the trash."""
+    """A run has been restored from the trash."""
 
     run: Run
 
@@ -151,20 +151,20 @@ class RunFiguresRead(Message):
 
 @dataclass
 class RunDetailRead(Message):
-    """An account of the run under the cursor."""
+    """Details of the run under the cursor."""
 
     detail: RunDetail
 
 
 @dataclass
 class ServeChanged(Message):
-    """The server has come up, makes progress, or has ended."""
+    """The server has started, makes progress, or has ended."""
 
     address: ServerAddress | None = None
-    """Where it listens, once clients can connect."""
+    """Its address, once clients can connect."""
     progress: str = ""
     error: UserError | None = None
-    """Why it has ended, unless the user has ended it."""
+    """The reason for its end, unless the user ended it."""
     is_over: bool = False
 
 
@@ -179,7 +179,7 @@ class RunDeleted(Message):
 
 @dataclass
 class NoRunFound(Message):
-    """The app has looked for runs on its own, and found none."""
+    """The app found no run to show at its start."""
 
 
 @dataclass
@@ -192,7 +192,7 @@ class ActionFailed(Message):
 
 @dataclass
 class PasteRefused(Message):
-    """A paste over the size limit has been refused as a whole."""
+    """A paste over the size limit has been dropped as a whole."""
 
     limit: int
     """The limit in bytes."""
@@ -200,23 +200,23 @@ class PasteRefused(Message):
 
 @dataclass
 class KeysAhead(Message):
-    """The terminal has delivered keys faster than anyone presses them; they follow."""
+    """The terminal has delivered keys faster than anyone types; their events follow."""
 
     keys: Sequence[Key]
     goes_on: bool
-    """True if they continue the keys before."""
+    """True if they continue the burst before."""
 
 
 @dataclass
 class KeysHandled(Message):
-    """The end of a burst: once it has bubbled up from the focus, the keys before it and their messages are handled."""
+    """Marker after a key: when it has bubbled up from the focus, the key and the messages it caused are handled."""
 
     reached: Callable[[], object]
-    """Called then; in the app's thread."""
+    """Called then, in the app's thread."""
     rounds: int = 2
-    """How often it starts from the focus: once for the key, and once for the messages that the key has caused."""
+    """Times it starts from the focus: once for the key, and once for the messages that the key caused."""
 
 
 @dataclass
 class TerminalGone(Message):
-    """The terminal is gone: no more input will come."""
+    """The terminal is gone."""

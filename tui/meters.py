@@ -1,8 +1,8 @@
-"""Thresholds and meters of devices: a reading is shown once it says more than the one on the screen.
+"""Thresholds of device readings, and meters that are repainted only for significant changes.
 
-A temperature that goes to and fro between two degrees, or a load of a few percent, is no news, and over SSH each
-repaint is a packet that wakes a radio and keeps a line from idling. A reading that somebody would act on is shown at
-once: a card that warms, memory that fills, a limit that is reached, a device that is lost.
+A temperature that flickers between two degrees, or a load that changes by a few percent, is no news, and over SSH each
+repaint is a packet. Readings that somebody would act on are shown at once: a card that gets warmer, memory that fills
+up, a limit that is reached, a device that is lost.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from core.hardware.snapshot import Device, Host
 
 #: Degrees below the limit from which a device counts as near it.
 NEAR_DEGREES = 5.0
-#: The limit assumed where a device reports no believable one, in °C.
+#: Limits assumed for devices that report none or an implausible one, in °C.
 FALLBACK_LIMIT_C = {"cpu": 95.0}
 GPU_LIMIT_C = 83.0
 #: Shares of memory in use that are near the limit, and at it.
 MEMORY_NEAR, MEMORY_LIMIT = 0.80, 0.95
 
-#: Words of the thresholds, with the theme variable of each.
+#: Words for the thresholds, each with its theme variable.
 OK, NEAR, LIMIT = "ok", "near limit", "at limit"
 WORD_COLORS = {OK: "ok", NEAR: "near", LIMIT: "limit"}
 
 
 def temperature_limit(device: Device) -> float:
-    """The throttling temperature of a device, °C: its own where that is believable, else a usual one."""
+    """The throttling temperature of a device in °C: the reported one if plausible, else a typical one."""
     limit = device.temperature_limit_c
-    # Sensors without a limit are known to report 0, 127 or 255.
+    # Sensors without a limit report 0, 127 or 255.
     if limit is not None and 50 <= limit <= 115:
         return limit
     return FALLBACK_LIMIT_C.get(device.kind, GPU_LIMIT_C)
 
 
 def temperature_word(device: Device) -> str:
-    """``ok``, ``near limit`` or ``at limit``; empty where the device reports no temperature."""
+    """``ok``, ``near limit`` or ``at limit``; empty if the device reports no temperature."""
     if device.temperature_c is None:
         return ""
     limit = temperature_limit(device)
@@ -45,7 +45,7 @@ def temperature_word(device: Device) -> str:
 
 
 def memory_word(device: Device) -> str:
-    """``ok``, ``near limit`` or ``at limit``; empty where the device reports no memory."""
+    """``ok``, ``near limit`` or ``at limit``; empty if the device reports no memory."""
     if device.memory_used is None or not device.memory_total:
         return ""
     share = device.memory_used / device.memory_total
@@ -54,35 +54,35 @@ def memory_word(device: Device) -> str:
     return NEAR if share >= MEMORY_NEAR else OK
 
 
-#: Readings that a small difference has to last for; they are 5 to 10 s apart.
+#: Readings for which a small difference must last, 5 to 10 s apart.
 LASTING = 3
-#: Seconds after which the values of a driver that does not answer are shown as old.
+#: Seconds after which the values of a driver that does not answer count as old.
 OLD_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Band:
-    """Differences of a figure: from ``large`` on it is shown at once, from ``small`` on if it lasts."""
+    """Thresholds of a figure: a difference of ``large`` is shown at once, one of ``small`` if it lasts."""
 
     large: float
     small: float
 
 
-#: Degrees; a processor's sensor follows every burst of work.
+#: °C; a CPU's sensor follows every burst of work.
 _HEAT, _CPU_HEAT = Band(2.0, 1.0), Band(8.0, 4.0)
-#: Bytes of a card, of which a tenth of a gigabyte is shown; shares of the machine's memory.
+#: Bytes of GPU memory, shown in tenths of a gigabyte; share of the machine's memory.
 _VRAM, _RAM_SHARE = Band(1e8, 5e7), Band(0.15, 0.03)
-#: Points of load; that of a processor is never worth a repaint of its own unless it lasts.
+#: Percentage points of load; a CPU's load is repainted only if the change lasts.
 _LOAD, _CPU_LOAD = Band(20.0, 10.0), Band(1000.0, 20.0)
-#: W, and points of the fastest fan.
+#: Watts; percentage points of the fastest fan.
 _POWER, _FAN = Band(15.0, 5.0), Band(15.0, 5.0)
-#: Bytes of swap; share of the free disk, and of the energy so far.
+#: Bytes of swap; shares of the free disk and of the energy so far.
 _SWAP, _DISK_SHARE, _ENERGY_SHARE = 1e9, 0.05, 0.02
 
 
 @dataclass(frozen=True)
 class MeterReading:
-    """The devices and the machine at one moment, and the energy so far, in Wh."""
+    """Devices and machine at a moment, and the energy so far in Wh."""
 
     devices: Sequence[Device] = ()
     host: Host | None = None
@@ -90,7 +90,7 @@ class MeterReading:
 
 
 class SteadyMeters:
-    """Readings of meters that change on the screen only where they differ enough."""
+    """Filter of meter readings: the shown one is replaced only by one that differs enough."""
 
     def __init__(self) -> None:
         self._shown = MeterReading()
@@ -98,17 +98,17 @@ class SteadyMeters:
         self._count = 0
 
     def catch_up(self) -> MeterReading:
-        """Show the newest reading, whatever it differs in."""
+        """Show the newest reading, however little it differs."""
         return self._show(self._newest)
 
     def follow(self, reading: MeterReading, *, rests: bool, is_watched: bool = True) -> MeterReading:
-        """Take the newest reading; returns the one to show.
+        """Take the newest reading, and return the reading to show.
 
         Args:
-            reading: The newest one; the same one may come several times.
-            rests: Whether nothing trains; else every reading is shown.
-            is_watched: Whether somebody may be looking. Where not, small differences are not shown, and of a processor
-                nothing but its limits.
+            reading: The newest reading; may be passed several times.
+            rests: Whether nothing trains; otherwise every reading is shown.
+            is_watched: Whether somebody may be looking. If not, small differences are not shown, and of a CPU only its
+                limits.
         """
         is_new = reading.devices is not self._newest.devices
         self._newest = reading
@@ -126,7 +126,7 @@ class SteadyMeters:
 
 
 def energy_has_moved(before: float | None, after: float | None) -> bool:
-    """True if the energy of a paused run has grown by a share that is worth a repaint."""
+    """True if the energy of a paused run has grown enough for a repaint."""
     return before is not after if before is None or after is None else after - before >= _ENERGY_SHARE * before
 
 
@@ -144,7 +144,7 @@ def _is_large(shown: MeterReading, reading: MeterReading, *, is_watched: bool) -
 
 
 def _host_has_moved(before: Host | None, after: Host | None) -> bool:
-    """True if the disk has filled, or memory went to swap, far enough to act on it."""
+    """True if the free disk or the used swap has changed enough to act on."""
     if before is None or after is None:
         return before is not after
     disk = max(_DISK_SHARE * (before.disk_free or 0), 1.0)
@@ -159,7 +159,7 @@ def _differs(before: Sequence[Device], after: Sequence[Device]) -> bool:
 
 
 def _facts(device: Device) -> tuple[object, ...]:
-    """Facts that are no figures: the device, the words of its thresholds, and the processes on it."""
+    """Facts that are compared exactly: the device, the words of its thresholds, and its processes."""
     is_old = device.age_s is not None and device.age_s >= OLD_SECONDS
     return (
         *(device.kind, device.index, device.name, device.problem, device.memory_total, device.power_limit_w),
@@ -169,7 +169,7 @@ def _facts(device: Device) -> tuple[object, ...]:
 
 
 def _moved(before: Device, after: Device, *, large: bool) -> bool:
-    """True if a figure of a device has moved out of its band."""
+    """True if a figure of a device has left its band."""
     is_cpu = after.kind == "cpu"
     share = float(after.memory_total or 1)
     memory = Band(_RAM_SHARE.large * share, _RAM_SHARE.small * share) if is_cpu else _VRAM
@@ -186,6 +186,6 @@ def _moved(before: Device, after: Device, *, large: bool) -> bool:
 
 def _left(band: Band, before: float | None, after: float | None, *, large: bool) -> bool:
     if before is None or after is None:
-        # It is reported now, or not any more.
+        # It is newly reported, or no longer.
         return before is not after
     return abs(after - before) >= (band.large if large else band.small)

@@ -1,4 +1,4 @@
-"""The command palette: every action of the keys table, found by the beginnings of its words."""
+"""Command palette: every action of the key table, found by the beginnings of its words."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ WORDS: dict[str, tuple[str, ...]] = {
 }
 _TITLES = {spec.id: spec.title for spec in PANES}
 _WORD = re.compile(r"[^\W_]+")
-#: Ranks of a match: in the name of the command, in its other words, in its sentence, and within a word of any of them.
+#: Ranks of a match: at a word of the name, of the other words, of the sentence; or within a word of any of them.
 _NAME, _ALSO, _SENTENCE, _WITHIN = range(4)
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the palette, with the words that it is found by."""
+    """Command of the palette, with the words that it is found by."""
 
     key: Key
     words: tuple[tuple[int, str], ...]
-    """Each with the rank of a match that begins it."""
+    """The words, each with the rank of a match at its beginning."""
 
     @classmethod
     def of(cls, key: Key) -> Command:
@@ -42,18 +42,18 @@ class Command:
 
     @property
     def text(self) -> str:
-        """Its line: the pane, and what it does there."""
+        """Its line in the palette: pane and sentence."""
         sentence = self.key.help or self.key.description
         return f"{_title(self.key)}: {sentence}" if _title(self.key) else sentence
 
     def rank(self, terms: Sequence[str]) -> int | None:
-        """The rank of a match of all terms, lower for a better one; None where one is missing."""
+        """The rank of a match of all terms, lower for a better match; None if a term is missing."""
         ranks = [self._rank(term) for term in terms]
         found = [rank for rank in ranks if rank is not None]
         return sum(found) if len(found) == len(ranks) else None
 
     def _rank(self, term: str) -> int | None:
-        # Of two words that begin so, the whole one is meant.
+        # A whole word ranks above a longer one with the same beginning.
         begun = [2 * rank + (word != term) for rank, word in self.words if word.startswith(term)]
         if begun:
             return min(begun)
@@ -65,19 +65,19 @@ def _title(key: Key) -> str:
 
 
 def list_commands(keys: KeyTable, pane: str, can_run: Callable[[Key], bool]) -> list[Command]:
-    """The commands that make sense now: those of the pane first, then those of the app, then the others.
+    """The available commands: first of the pane, then of the app, then of the other panes.
 
     Args:
-        keys: The table of keys with the user's changes.
+        keys: The key table with the user's changes.
         pane: The focused pane.
-        can_run: Whether a key's action makes sense now.
+        can_run: True if a key's action is available now.
     """
     offered = [Command.of(key) for key in keys.keys if key.palette and can_run(key)]
     return sorted(offered, key=lambda command: (command.key.scope != pane, command.key.scope != "app"))
 
 
 def find_commands(commands: Sequence[Command], typed: str) -> list[Command]:
-    """The commands in which every typed word begins a word, or at least is part of one; the best first."""
+    """The commands that match every typed word at the beginning of a word or within it, the best first."""
     terms = _WORD.findall(typed.lower())
     ranked = [(command.rank(terms), command) for command in commands]
     matching = [(rank, command) for rank, command in ranked if rank is not None]
@@ -85,7 +85,7 @@ def find_commands(commands: Sequence[Command], typed: str) -> list[Command]:
 
 
 def palette_screen(keys: KeyTable, pane: str, can_run: Callable[[Key], bool]) -> PickScreen:
-    """The screen to choose a command in, with the arguments of :func:`list_commands`; returns the id of its key."""
+    """The palette's screen, which returns the id of a key; arguments as in :func:`list_commands`."""
     commands = list_commands(keys, pane, can_run)
 
     def find(typed: str) -> list[Pick]:

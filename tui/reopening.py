@@ -1,4 +1,4 @@
-"""Reopening: what the app begins with when it is told nothing, from the last session and the runs on this machine."""
+"""Reopening: the initial configuration, data and run, from the last session and the runs on this machine."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from tui.session import DataPlace, Session
 
 @dataclass(frozen=True)
 class Reopened:
-    """Configuration, data and places that the app begins with."""
+    """Configuration, data and cursors to start with."""
 
     opened: Opened
     data: Path | None = None
-    """The data that the user has named, if it is on this machine; the configuration may be another's."""
+    """The data named by the user, if it is on this machine; the configuration may not use it."""
     place: DataPlace | None = None
     """The place in the Data pane; None for the first row of the configuration's data."""
     option: str = ""
     """The option under the cursor; empty for the first."""
     missing: str = ""
-    """A sentence about what was open and is not there any more; empty for nothing."""
+    """A notice about open files that are gone; empty if there are none."""
     ended: RunOutcome | None = None
-    """The end of the run that was watched, or of the newest one, if that has come since."""
+    """The end of the watched run, or of the newest run, since the last session."""
 
 
 def reopen(session: Session | None, data: Path | None = None) -> Reopened:
-    """What was open: a file, a configuration that was never saved, or else the configuration of the newest run.
+    """The last open configuration, saved or not; else the configuration of the newest run.
 
     Args:
-        session: The last session; None where none is known.
-        data: The data that the user has named, instead of what was open; None where none was named.
+        session: The last session; None if there is none.
+        data: The data named by the user, which replaces the session's; None if none was named.
     """
     before = session or Session(time=0.0)
     missing: list[str] = []
@@ -61,12 +61,12 @@ def reopen(session: Session | None, data: Path | None = None) -> Reopened:
 
 
 def begin_with(data: Path) -> Reopened:
-    """An empty configuration for the data that the user has named."""
+    """An empty configuration, for the data named by the user."""
     return Reopened(Opened(ConfigDocument(), ""), data if is_there(data) else None)
 
 
 def reopen_run(name: str) -> Reopened:
-    """The configuration of the run that the user has named; an empty one where there is none."""
+    """The configuration of the run named by the user; an empty one if there is no such run."""
     try:
         return Reopened(open_run(find_run(name)))
     except UserError:
@@ -74,13 +74,13 @@ def reopen_run(name: str) -> Reopened:
 
 
 def place_of(session: Session) -> Reopened:
-    """The cursors of a session, for a configuration that is open already."""
+    """The cursors of a session, for a configuration that is already open."""
     place = session.data if session.data is not None and _is_there(session.data) else None
     return Reopened(Opened(ConfigDocument(), ""), place=place, option=session.option)
 
 
 def _last_config(session: Session, missing: list[str]) -> Opened | None:
-    """The configuration that was open last; None where there was none, or it cannot be opened any more."""
+    """The configuration that was open last; None if there was none, or it can no longer be opened."""
     if session.config:
         path = Path(session.config)
         try:
@@ -98,7 +98,7 @@ def _last_config(session: Session, missing: list[str]) -> Opened | None:
 
 
 def _crashed() -> Opened | None:
-    """What an app that was killed in this directory has left unsaved."""
+    """The unsaved configuration of an app that was killed in this directory."""
     draft = find_draft("config", config_subject(None))
     try:
         return open_draft(draft) if draft is not None and not draft.is_released else None
@@ -107,7 +107,7 @@ def _crashed() -> Opened | None:
 
 
 def _of_a_run(session: Session) -> Opened | None:
-    """The configuration of a run: the one that was open, unless there is a newer run since."""
+    """The configuration of the session's run, or of a newer run made since."""
     runs = list_runs()
     newest = runs[0] if runs else None
     before = read_run(session.origin)
@@ -120,7 +120,7 @@ def _of_a_run(session: Session) -> Opened | None:
 
 
 def _is_newer(run: Run, session: Session) -> bool:
-    """Whether a run was made after the last session."""
+    """True if a run was created after the session."""
     return run.created is not None and run.created.timestamp() > session.time
 
 
@@ -135,10 +135,7 @@ def _find_ended(session: Session | None) -> RunOutcome | None:
 
 
 def find_shown(session: Session | None) -> Run | None:
-    """The run to show: the newest that goes on, one newer than the session, the one that was shown, the newest.
-
-    None where there is none.
-    """
+    """The run to show: the newest live one, one newer than the session, the session's, or the newest; None without."""
     runs = list_runs()
     live = newest_live(runs)
     newest = runs[0] if runs else None
@@ -155,7 +152,7 @@ def _is_there(place: DataPlace) -> bool:
 
 
 def _is_at(place: DataPlace, path: Path) -> bool:
-    """Whether a place is in a file."""
+    """True if a place is in a file."""
     return follow_links(entry_path(place.path, working_directory())) == follow_links(path)
 
 

@@ -1,4 +1,4 @@
-"""The session: where the user was in the app, in a small file that the next start reads."""
+"""Session: open files and cursors of the app, in a small file that the next start reads."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from core.atomic import write_atomic
 from core.errors import UserError
 from core.small_files import read_json
 
-#: Most bytes of the file.
+#: Maximum bytes of the file.
 LIMIT = 64 << 10
-#: Most characters of a text in it; a path has at most that many.
+#: Maximum characters of a text in it, which is the maximum length of a path.
 _LONGEST = 4096
 _ROWS = 1 << 48
 _LATEST = 1e11
@@ -24,43 +24,40 @@ _LATEST = 1e11
 
 @dataclass(frozen=True)
 class DataPlace:
-    """A place in a dataset: its file, the row, and how it was looked at."""
+    """Place in a dataset: file, row, filter and form."""
 
     path: str
-    """The file, absolute, or an entry of a hub."""
+    """The absolute path of the file, or a hub entry."""
     row: int = 0
     """The number of the row under the cursor, from 0."""
     filter: str = ""
-    """The code of the problem that the list was filtered by; empty for all rows."""
+    """The code of the problem that filters the list; empty for all rows."""
     tokens: bool = False
-    """Whether the row was shown as tokens."""
+    """True if the row is shown as tokens."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """The app as it was left: what was open, and where the cursors were; an empty text stands for nothing.
-
-    Paths are absolute.
-    """
+    """Open files and cursors of the app; empty text means none. Paths are absolute."""
 
     config: str = ""
-    """The file of the configuration."""
+    """The configuration's file."""
     draft: str = ""
-    """The id of the draft of a configuration that has no file."""
+    """The draft id of a configuration without a file."""
     origin: str = ""
-    """The directory of the run that such a configuration was begun with."""
+    """The directory of the run that such a configuration was copied from."""
     option: str = ""
     """The option under the cursor."""
     data: DataPlace | None = None
     """The place in the Data pane."""
     pane: str = ""
-    """The pane that had the focus."""
+    """The focused pane."""
     zoomed: bool = False
-    """Whether it filled a terminal that has room for four."""
+    """True if it filled a terminal with room for four."""
     run: str = ""
-    """The directory of the run that was shown."""
+    """The directory of the shown run."""
     live: bool = False
-    """Whether that run was live."""
+    """True if that run was live."""
     time: float = field(default_factory=time.time, compare=False)
     """The time of the last change, in Unix seconds."""
 
@@ -71,7 +68,7 @@ def session_path() -> Path:
 
 
 def read_session() -> Session | None:
-    """The last session; None where there is none, or the file is not one."""
+    """The last session; None if there is none, or the file is invalid."""
     try:
         content = read_json(session_path(), LIMIT)
     except (OSError, ValueError, UserError):
@@ -80,13 +77,13 @@ def read_session() -> Session | None:
 
 
 def write_session(session: Session) -> None:
-    """Replace the file; where it cannot be written, it stays as it is."""
+    """Replace the file; errors are ignored."""
     raw = json.dumps(dataclasses.asdict(session), indent=1) + "\n"
     if len(raw) > LIMIT:
         return
     with suppress(OSError, UserError):
         paths.make_private_dir(paths.home())
-        # Not fsynced: it must survive the process; a power cut may cost the last moves of a cursor.
+        # Not fsynced: a power cut may cost the last cursor moves.
         write_atomic(session_path(), raw, durable=False)
 
 
@@ -97,11 +94,7 @@ def forget_session() -> None:
 
 
 def parse_session(content: object) -> Session | None:
-    """The session in a JSON value; what is of another type is left out, and None is for what is no session at all.
-
-    Args:
-        content: The value, of whatever has written the file.
-    """
+    """The session in an untrusted JSON value; fields of a wrong type are ignored. None if it is no session."""
     if not isinstance(content, dict):
         return None
     when = content.get("time")
@@ -131,5 +124,5 @@ def _place(content: object) -> DataPlace | None:
 
 
 def _text(value: object) -> str:
-    """A text that a path or a name may be, else an empty one."""
+    """The text if it can be a path or a name, else an empty one."""
     return value if isinstance(value, str) and len(value) <= _LONGEST and "\0" not in value else ""

@@ -1,4 +1,4 @@
-"""Settings of the app itself, in ``settings.toml`` next to the keymap."""
+"""Settings of the app, in ``settings.toml`` next to the keymap."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ import tomli
 from core.small_files import read_small
 from core.text import one_line
 
-#: Size limit in bytes of a file of the user's settings.
+#: Maximum bytes of a settings file.
 LIMIT = 1 << 20
 GLYPH_SETS = ("auto", "braille", "block", "ascii")
 PANES = ("auto", "beside", "over")
-#: Refresh rates, and how much longer than usual the app waits between two updates of the screen.
+#: Refresh rates, each with a factor for the time between two updates of the screen.
 REFRESH_RATES = {"full": 1.0, "half": 2.0}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The user's settings; each has a default that suits a terminal over SSH."""
+    """The user's settings, with defaults for a terminal over SSH."""
 
     theme: str = ""
     """A theme's name; empty for the default."""
     glyphs: str = "auto"
     """Glyphs of charts and bars; ``auto`` is braille in a UTF-8 locale and ASCII otherwise."""
     animations: bool = False
-    """Whether scrolling and toasts move smoothly, which costs bytes."""
+    """True for smooth scrolling and toasts, which cost bytes."""
     panes: str = "auto"
-    """How two panes share the screen: ``beside`` or ``over`` each other; ``auto`` goes by the terminal's shape."""
+    """The layout of two panes: ``beside`` or ``over`` each other; ``auto`` chooses by the terminal's shape."""
     refresh: str = "full"
     """Refresh rate of meters, chart, log, lists and answers: ``half`` updates them half as often."""
     remember: bool = True
-    """Whether the app begins with what was open last, and keeps the conversation."""
+    """True to restore the last session, and to keep conversations."""
 
     @property
     def way(self) -> Literal["beside", "over"] | None:
-        """How two panes share the screen; None by the terminal's shape."""
+        """The layout of two panes; None to choose it by the terminal's shape."""
         return "beside" if self.panes == "beside" else "over" if self.panes == "over" else None
 
     @property
     def pace(self) -> float:
-        """Factor of the seconds between two updates of the screen."""
+        """Factor for the seconds between two updates of the screen."""
         return REFRESH_RATES[self.refresh]
 
 
 def load_settings(path: Path) -> tuple[Settings, list[str]]:
-    """Read the settings; invalid values keep their default and are reported, a missing file is all defaults."""
+    """Read the settings; invalid values are reported and replaced by defaults, as is a missing file."""
     try:
         data = tomli.loads(read_small(path, LIMIT).decode("utf-8"))
     except FileNotFoundError:
@@ -103,16 +103,16 @@ def save_setting(path: Path, name: str, value: str) -> None:
     try:
         document = tomlkit.parse(read_small(path, LIMIT).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
-        # A file that cannot be read as TOML was reported at start; the choice replaces it.
+        # A file that is no TOML was reported at the start; it is replaced.
         document = tomlkit.document()
     document[name] = value
     write_atomic(path, tomlkit.dumps(document))
 
 
 def resolve_glyphs(setting: str) -> str:
-    """The glyphs of ``auto``, by the locale: braille where text is UTF-8, else ASCII."""
+    """The glyph set of a setting; ``auto`` is braille in a UTF-8 locale, else ASCII."""
     if setting != "auto":
         return setting
-    # Not getpreferredencoding: in Python's UTF-8 mode that says nothing about the terminal.
+    # Unlike getpreferredencoding(), right in Python's UTF-8 mode too.
     encoding = locale.nl_langinfo(locale.CODESET).replace("-", "").lower()
     return "braille" if encoding == "utf8" else "ascii"

@@ -1,4 +1,4 @@
-"""The shell: the interface of the app for panes, screens and widgets."""
+"""Shell: the interface of the app for panes, screens and widgets."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunsInView:
-    """The runs whose figures the list needs, and the run under its cursor."""
+    """Runs whose figures the list needs, and the run under its cursor."""
 
     runs: Sequence[Run]
     chosen: Run | None = None
     before: Run | None = None
     """The run that the chosen one is compared with."""
     others: Sequence[Run] = ()
-    """Runs out of sight whose figures the order needs."""
+    """Invisible runs whose figures the sort order needs."""
 
 
 class ConfigurationRequests(Protocol):
-    """Requests about the configuration in the app."""
+    """Requests about the configuration."""
 
     def loaded(self, document: ConfigDocument) -> None:
         """Show a configuration that has been read from its file."""
@@ -47,24 +47,24 @@ class ConfigurationRequests(Protocol):
         origin: Origin | None = None,
         draft: str = "",
     ) -> None:
-        """Follow an edit in the form; the document may be invalid.
+        """Update the app after an edit in the form; the document may be invalid.
 
         Args:
             document: The configuration.
-            option: The option changed, ``section.key``; empty where it may be any.
-            saved: The text of its file, or else the text that needs no saving; None where that is unchanged.
-            origin: The run that it was begun with; counts where ``saved`` is given.
-            draft: The id of the draft that it has just been opened from.
+            option: The changed option, ``section.key``; empty if any may have changed.
+            saved: The text that needs no saving, mostly that of its file; None if unchanged.
+            origin: The run that it was copied from; used only with ``saved``.
+            draft: The id of the draft that it was just opened from.
         """
 
     def saved(self, document: ConfigDocument) -> None:
-        """Note that the configuration is the same as its file."""
+        """Note that the configuration was saved."""
 
     def lengths_measured(self, path: Path, lengths: Lengths | None) -> None:
-        """Plan the memory for the rows of a file; ``lengths`` is None once they are unknown again."""
+        """Plan the memory for the row lengths of a file; None if they are unknown."""
 
     def use_dataset(self, path: Path, use: Literal["train", "add", "eval"] = "train") -> None:
-        """Train on a file, train on it besides the others, or hold it out."""
+        """Train on a file, add it to the training files, or hold it out."""
 
     def choose_options(self, values: Mapping[str, Any], notice: str = "", path: Path | None = None) -> None:
         """Set options of the configuration; a save writes its file.
@@ -72,24 +72,24 @@ class ConfigurationRequests(Protocol):
         Args:
             values: ``section.key`` to value; None for the default, a path as a :class:`~pathlib.Path`.
             notice: The notice shown afterwards.
-            path: The file that they were chosen for: where the configuration does not name it, a new one begins.
+            path: The file that they were chosen for; a new configuration begins if the present one does not name it.
         """
 
     def bring_back(self) -> None:
-        """Bring back the configuration before the present one."""
+        """Go back to the previous configuration."""
 
     def open_data(self, path: Path) -> None:
         """Show the rows of a file in the Data pane."""
 
     def open_form(self, form: Literal["template", "columns"]) -> None:
-        """Open the screen in which the template or the columns are chosen."""
+        """Open the screen for choosing the template or the columns."""
 
     def edit_run(self, run: Run) -> None:
         """Open the configuration of a run as a new one."""
 
 
 class StartRequests(Protocol):
-    """Requests for a new or a continued run."""
+    """Requests for new and continued runs."""
 
     def start_sample(self) -> None:
         """Offer a run of the sample data on the starter model."""
@@ -111,29 +111,29 @@ class RunRequests(Protocol):
         """Show runs side by side."""
 
     def evaluate(self, run: Run | None) -> None:
-        """Put a file of prompts to a run's model and others, after a form."""
+        """Open the evaluation of a run's model and others on a file of prompts."""
 
     def export(self, run: Run, step: int | None = None) -> None:
-        """Open the export screen; the newest checkpoint or the result where ``step`` is None."""
+        """Open the export screen; for the result or the newest checkpoint if ``step`` is None."""
 
     def delete(self, run: Run, size: int | None) -> None:
-        """Delete a run, once that is confirmed; ``size`` in bytes where it is known."""
+        """Delete a run after a confirmation; ``size`` in bytes if known."""
 
     def show_trash(self) -> None:
         """Show the runs in the trash."""
 
     def await_answer(self, waiting: bool) -> None:
-        """Show whether a question to the model holds up the training."""
+        """Show or hide the note that a question to the model holds up the training."""
 
 
 class RunThreads(Protocol):
     """Threads that read and change run directories."""
 
     def look_at(self, view: RunsInView) -> None:
-        """Read the figures of these runs from now on."""
+        """Read the figures of these runs while the runs are listed."""
 
     def label(self, run: Run, change: Callable[[Labels], Labels]) -> None:
-        """Change the labels of a run, as they are at that moment."""
+        """Change the present labels of a run."""
 
     def restore_last(self) -> None:
         """Restore the run that was deleted last."""
@@ -143,22 +143,22 @@ class ControlRequests(Protocol):
     """Requests to the worker of the shown run."""
 
     def request(self, command: str) -> None:
-        """Send pause, resume, checkpoint, park, skip_evaluation or stop; take it back where it waits already."""
+        """Send pause, resume, checkpoint, park, skip_evaluation or stop; withdraw it if it is already pending."""
 
     def change_settings(self, run: Run, settings: Mapping[str, Any]) -> None:
-        """Change settings of a live run: ``section.key`` to value, as ``set`` of the control protocol takes them."""
+        """Change settings of a live run: ``section.key`` to value, as in ``set`` of the control protocol."""
 
 
 class ServingRequests(Protocol):
-    """Requests for the server of a model."""
+    """Requests to the API server."""
 
     def request(self, target: Run | Path | str) -> None:
-        """Serve a model to other programs; show the server where one is on."""
+        """Serve a model to other programs; show the server if it is running."""
 
 
 @runtime_checkable
 class Shell(Protocol):
-    """The app as a protocol: keys, glyphs, clock and state, read-only, and a controller for each kind of request."""
+    """The app's interface: keys, glyphs, clock and state, read-only, and a controller for each kind of request."""
 
     @property
     def keys(self) -> KeyTable:
@@ -166,11 +166,11 @@ class Shell(Protocol):
 
     @property
     def glyphs(self) -> GlyphSet:
-        """The glyphs to draw with."""
+        """The glyph set."""
 
     @property
     def pace(self) -> float:
-        """Factor of the seconds between two updates of the screen: 1, or 2 where the user wants half as many."""
+        """Factor for the seconds between two updates of the screen: 1, or 2 for half the refresh rate."""
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -208,10 +208,10 @@ class Shell(Protocol):
         """Load everything that the first paint did not need."""
 
     def pane_shown(self, name: str, *, shown: bool) -> None:
-        """Follow a pane that has come into sight, or left it."""
+        """Note that a pane was shown or hidden."""
 
     def can_run(self, key: Key) -> bool:
-        """True if a key's action makes sense now."""
+        """True if a key's action is available now."""
 
     async def run_key(self, key: Key) -> None:
         """Run a key's action, in the pane that it belongs to."""

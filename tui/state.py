@@ -1,6 +1,6 @@
-"""The state of the app: the configuration being edited, the run being shown and the devices.
+"""State of the app: the edited configuration, the shown run and the devices.
 
-Handlers on the app change it; workers only post messages, and widgets only read it.
+Controllers change it; threads only post messages, and widgets only read it.
 """
 
 from __future__ import annotations
@@ -27,30 +27,29 @@ if TYPE_CHECKING:
 
 
 class Requests:
-    """The requests that wait: those that the worker tells of and those not answered yet, without what was taken
-    back."""
+    """Pending requests to a worker: the reported and the unanswered ones, without withdrawn ones."""
 
     def __init__(self) -> None:
         self._asked: dict[str, float] = {}
-        """Requests that were sent, and when they were answered, in Unix seconds; infinity while they were not."""
+        """Unix times at which sent requests were answered; infinity until then."""
         self._hidden: dict[str, float] = {}
-        """Requests taken back or carried out, and until when what the worker has written of them is out of date."""
+        """Unix times up to which the worker's reports of withdrawn or completed requests are out of date."""
 
     def ask(self, name: str) -> None:
-        """A request is sent."""
+        """Note that a request was sent."""
         self._asked[name] = math.inf
         self._hidden.pop(name, None)
 
     def take_back(self, name: str) -> None:
-        """A request is taken back."""
+        """Note that a request was withdrawn."""
         self._asked.pop(name, None)
         self._hidden[name] = math.inf
 
     def answered(self, name: str, now: float) -> bool:
-        """A request has been carried out; its effect is in a state that may still have to be read.
+        """Note that a request was carried out; the state with its effect may not have been read yet.
 
         Returns:
-            Whether it was asked for, and not taken back since.
+            True if it was sent, and not withdrawn since.
         """
         was_asked = self._asked.get(name) == math.inf
         if was_asked:
@@ -58,15 +57,15 @@ class Requests:
         return was_asked
 
     def refused(self, name: str) -> None:
-        """A request was refused, or came to nothing."""
+        """Note that a request was refused or failed."""
         self._asked.pop(name, None)
 
     def taken_back(self, name: str, now: float) -> None:
-        """The worker has answered that a request is taken back, or that it was too late for that."""
+        """Note that the worker has answered a withdrawal, even if it came too late."""
         self._hidden[name] = now
 
     def pending(self, state: RunState) -> tuple[str, ...]:
-        """The requests that wait, given the newest state."""
+        """The pending requests, given the newest state."""
         if state.is_over or state.state == "stopping":
             return ()
         told = {name for name in state.pending if state.updated > self._hidden.get(name, -math.inf)}
@@ -78,7 +77,7 @@ def _is_settled(name: str, answered: float, state: RunState) -> bool:
     """True if the state shows the outcome of a request."""
     if answered == math.inf:
         return False
-    # The others have no effect on the state, or change it a moment after the answer.
+    # Other requests have no effect on the state, or change it shortly after the answer.
     in_effect = {
         "pause": state.state == "paused",
         "resume": state.state != "paused",
@@ -88,7 +87,7 @@ def _is_settled(name: str, answered: float, state: RunState) -> bool:
     return in_effect.get(name, True) or state.updated > answered
 
 
-#: Glyphs of the states, so that a state does not depend on color alone.
+#: Glyphs of the states, so that they differ in more than color.
 STATE_GLYPHS = {
     "queued": "◌",
     "starting": "◌",
@@ -102,7 +101,7 @@ STATE_GLYPHS = {
     "stalled": "!",
 }
 
-#: Glyph of a request that waits for the end of a step.
+#: Glyph of a pending request.
 PENDING_GLYPH = "◌"
 
 #: Theme variables of the states.
@@ -119,50 +118,50 @@ STATE_COLORS = {
 
 @dataclass
 class ServingView:
-    """The server that lets other programs use a model."""
+    """The API server of a model."""
 
     name: str
     """The run or the model."""
     address: ServerAddress | None = None
-    """Where it listens; None while it starts."""
+    """The address that it listens on; None while it starts."""
     progress: str = ""
-    """Progress of the loading, or a warning."""
+    """The progress of loading, or a warning."""
     error: UserError | None = None
-    """The reason of its end."""
+    """The reason for its end."""
 
 
 @dataclass
 class RunView:
-    """The run that is shown."""
+    """The shown run."""
 
     run: Run
     state: RunState
     history: RunHistory
     model: str = ""
-    """Base model and method, as the header shows them."""
+    """Base model and method, for the header."""
     is_leftover: bool = False
-    """True if the app found it already ended, and shows it only because there is nothing newer."""
+    """True if it had already ended when the app found it, and is shown for want of a newer one."""
     schedule: Schedule | None = None
-    """Its evaluations and checkpoints, by its configuration."""
+    """The configured evaluations and checkpoints."""
     requests: Requests = field(default_factory=Requests)
-    """Requests of the user that wait for its worker."""
+    """The user's pending requests to its worker."""
     is_partial: bool = False
-    """True while its history has some of its steps only, and the rest is being read."""
+    """True while its history has only some of its steps, and the rest is being read."""
     tariff: Tariff = field(default_factory=Tariff)
-    """The price of its energy, by its configuration."""
+    """The configured price of energy."""
     ranks: Sequence[Rank] = ()
-    """Its processes with their signs of life; empty for a run of one."""
+    """Heartbeats of its processes; empty for a run of one."""
     meters: SteadyMeters = field(default_factory=SteadyMeters)
     """The meters of its devices."""
 
     def reading(self) -> MeterReading:
-        """The devices and the energy to show; while the run is paused, without jitter."""
+        """The devices and the energy to show, without jitter while the run is paused."""
         newest = MeterReading(self.history.devices, self.history.host, self.history.energy_wh)
         return self.meters.follow(newest, rests=self.state.state == "paused")
 
     @property
     def activity(self) -> str:
-        """The activity in a word: the state, or ``evaluating`` while steps wait for an evaluation."""
+        """The activity in a word: the state, or ``evaluating`` during an evaluation."""
         phase = self.history.phase
         return (
             "evaluating" if self.state.state == "training" and phase and phase.name == "evaluating" else self.state.word
@@ -170,7 +169,7 @@ class RunView:
 
     @property
     def pending(self) -> tuple[str, ...]:
-        """The requests that wait for its worker, by the newest word of the user or of the worker."""
+        """The pending requests to its worker."""
         return self.requests.pending(self.state)
 
     @property
@@ -179,7 +178,7 @@ class RunView:
         return self.is_live and self.step == 0 and self.history.timings.evaluation is not None
 
     def eta(self, now: float) -> Eta | None:
-        """The time left at a Unix time; None while it is unknown."""
+        """The time left at a Unix time; None if unknown."""
         from core.runs.outlook.time_left import Schedule, estimate
 
         history = self.history
@@ -188,53 +187,53 @@ class RunView:
 
     @property
     def is_live(self) -> bool:
-        """True until it has ended."""
+        """True until the run has ended."""
         return not self.state.is_over
 
     @property
     def step(self) -> int:
-        """The last finished step, as far as is known."""
+        """The last known finished step."""
         return max(self.history.step, self.state.step)
 
     @property
     def saved_step(self) -> int | None:
-        """The step of the newest checkpoint; None where there is none."""
+        """The step of the newest checkpoint; None if there is none."""
         checkpoints = self.history.checkpoints
         return checkpoints[-1].step if checkpoints else None
 
     @property
     def has_process(self) -> bool:
-        """True if its worker is a process of this machine, which can be signaled."""
+        """True if its worker is a process on this machine, which can be signaled."""
         return self.is_live and self.state.pid is not None and self.state.host in ("", hostname())
 
 
 @dataclass
 class AppState:
-    """The state that more than one widget shows."""
+    """State shown by more than one widget."""
 
     document: ConfigDocument | None = None
     saved_text: str = ""
     origin: Origin | None = None
-    """The run that the configuration was begun with; None for none."""
+    """The run that the configuration was copied from; None for none."""
     former: str = ""
-    """The name of the configuration that was there before, and can be brought back; empty for none."""
+    """The name of the previous configuration, which can be brought back; empty for none."""
     is_opening: bool = False
-    """True while the first configuration is being looked for."""
+    """True while the initial configuration is being opened."""
     view: RunView | None = None
     devices: Sequence[Device] = ()
-    """The devices to show where no run reports any."""
+    """The devices to show while no run reports any."""
     answer_awaited: bool = False
     """True while a question from the chat holds up the training."""
     serving: ServingView | None = None
-    """The server for other programs; None while there is none."""
+    """The API server; None while there is none."""
     is_starting: bool = False
-    """True from the request of a run until it is shown."""
+    """True from the request for a run until it is shown."""
     has_worker: bool = False
-    """True once the worker of that run has been started."""
+    """True once that run's worker has been started."""
     host: str = field(default_factory=hostname)
 
     def expect_run(self) -> None:
-        """Note that a run has been asked for."""
+        """Note that a run was requested."""
         self.is_starting, self.has_worker = True, False
 
     @property
@@ -244,13 +243,13 @@ class AppState:
 
     @property
     def file_name(self) -> str:
-        """The configuration's file name; empty while it has none."""
+        """The configuration's file name; empty if it has none."""
         path = self.document.path if self.document is not None else None
         return path.name if path is not None else ""
 
     @property
     def config_name(self) -> str:
-        """The configuration in a word or two: its file, or the name of its runs; empty for an empty one."""
+        """The configuration's file name, or the name of its runs; empty for an empty configuration."""
         if self.document is None or self.file_name:
             return self.file_name
         from core.runs.catalog.earlier import run_name
@@ -259,7 +258,7 @@ class AppState:
 
     @property
     def is_of_config(self) -> bool:
-        """True if the shown run is a run of the configuration, by its name."""
+        """True if the name of the shown run is that of the configuration's runs."""
         if self.view is None or self.document is None:
             return True
         from core.runs.catalog.earlier import belongs
@@ -268,5 +267,5 @@ class AppState:
 
     @property
     def live_run(self) -> RunView | None:
-        """The run that is shown, if it is live."""
+        """The shown run if it is live, else None."""
         return self.view if self.view is not None and self.view.is_live else None

@@ -1,7 +1,7 @@
-"""The image of the terminal, cell by cell: of an update, only the cells that differ are written.
+"""Image of the terminal, cell by cell, which reduces each update to the cells that differ.
 
-Without it, a cursor that moves costs 6 kB in Data, 4 kB in Runs and 14 kB in the list of presets at 120×34; with it,
-0.4 to 1.5 kB (``bench/results/terminal-image-2026-11-30.json``).
+At 120×34, a cursor move costs 6 kB in Data, 4 kB in Runs and 14 kB in the list of presets without it, and 0.4 to
+1.5 kB with it (``bench/results/terminal-image-2026-11-30.json``).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from textual.app import App
 from textual.screen import Screen
 from textual.strip import SGR_STYLES
 
-#: Unchanged cells between two changed ones up to which writing them is as short as going past them.
+#: Maximum gap of unchanged cells that is rewritten, as a cursor movement would be as long.
 _GAP = 4
-#: Rows that a list may have been scrolled by between two frames.
+#: Rows that a list may scroll between two frames.
 _SCROLLS = (1, -1, 2, -2, 3, -3)
-#: Changed cells from which scrolling is thought of, and the cells that it has to save.
+#: Changed cells from which scrolling is tried, and cells that it must save.
 _MANY, _WORTH = 300, 120
-#: Styles that are kept with their codes; more only come up where a theme is changed.
+#: Maximum cached styles; a theme change brings new ones.
 _PENS = 4096
-#: Attributes of a style, in the order of their codes, and those that are not seen on a space.
+#: Attributes of a style in the order of their codes, and the attributes that are invisible on a space.
 _ATTRIBUTES = (
     *("bold", "dim", "italic", "underline", "blink", "blink2", "reverse", "conceal", "strike"),
     *("underline2", "frame", "encircle", "overline"),
@@ -40,17 +40,17 @@ _UNSEEN = {"bold", "dim", "italic", "conceal"}
 
 @dataclass(frozen=True, eq=False)
 class Pen:
-    """A style as the codes that select it. There is one for each style, and they are compared by identity."""
+    """SGR codes of a style. Pens are unique, and compared by identity."""
 
     attributes: str
     foreground: str
     background: str
     link: str
     blank: Pen | None = None
-    """The pen that a space looks the same with: its background alone; None where that is this one."""
+    """The pen for spaces, which has the background alone; None if that is this pen."""
 
     def codes_after(self, before: Pen | None) -> str:
-        """The shortest escape sequence that selects it after another pen."""
+        """The shortest escape sequence that switches from another pen to this one."""
         if before is None or not (
             before.attributes in ("", self.attributes)
             and (self.foreground or not before.foreground)
@@ -71,13 +71,13 @@ class Pen:
 
 
 Cell = tuple[str, Pen]
-"""A character with its pen. The second cell of a wide character has no text."""
+"""Character and pen. The second cell of a wide character has no text."""
 Row = list[Cell | None]
-"""A row of the terminal; None for an unknown cell."""
+"""Row of the terminal; None for an unknown cell."""
 
 
 class Pens:
-    """The pens of styles."""
+    """Cache of pens by style."""
 
     def __init__(self) -> None:
         self._by_style: dict[Style | None, Pen] = {}
@@ -85,10 +85,10 @@ class Pens:
         self._system: ColorSystem | None = None
 
     def use(self, system: ColorSystem | None) -> None:
-        """Use the colors of a color system from now on."""
+        """Set the color system of new pens."""
         if system is not self._system or len(self._by_style) > _PENS:
             self._system = system
-            # Pens that are in use go on to be compared: those by their codes stay.
+            # Pens by codes stay: cells of the image refer to them.
             self._by_style.clear()
 
     def of(self, style: Style | None) -> Pen:
@@ -127,7 +127,7 @@ class Pens:
 
 @lru_cache(maxsize=8192)
 def _split(text: str) -> tuple[str, ...] | None:
-    """The text of each cell, with nothing in the second cell of a wide character; None for one cell a character."""
+    """The text of each cell, empty for the second cell of a wide character; None if each character has one cell."""
     if text.isascii() or cell_len(text) == len(text) == sum(map(get_character_cell_size, text)):
         return None
     cells: list[str] = []
@@ -139,7 +139,7 @@ def _split(text: str) -> tuple[str, ...] | None:
         elif width:
             cells += [character] if width == 1 else [character, ""]
     if len(cells) != cell_len(text):
-        # Characters that are measured together: they are one cell, and those after it belong to it.
+        # Characters that are measured together become one cell with empty cells after it.
         return (text, *[""] * (cell_len(text) - 1))
     return tuple(cells)
 
@@ -150,7 +150,7 @@ def _is_plain(text: str) -> bool:
 
 
 class _Painted(CompositorUpdate):
-    """An update as the output that it has become."""
+    """Update with its finished output."""
 
     def __init__(self, output: str) -> None:
         self._output = output
@@ -160,12 +160,12 @@ class _Painted(CompositorUpdate):
         return self._output
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The output, as what rich writes without a look at it."""
+        """The output, as a control segment, which rich writes unchanged."""
         yield Segment(self._output, None, ())
 
 
 class TerminalImage:
-    """The image of a terminal; it makes the output that brings the terminal up to date with an update."""
+    """Image of a terminal, which computes the minimal output for an update."""
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
@@ -175,12 +175,12 @@ class TerminalImage:
     def rest_of(
         self, renderable: RenderableType | None, app: App[Any], screen: Screen[object]
     ) -> RenderableType | None:
-        """The part of an update that changes the terminal, as :meth:`textual.app.App._display` takes it.
+        """The part of an update that changes the terminal, for :meth:`textual.app.App._display`.
 
-        None where the terminal shows all of it; the renderable itself where it is no update of cells.
+        None if the terminal already shows all of it; the renderable itself if it is no update of cells.
         """
-        # An update that Textual would not write must not enter the image: these are its conditions. It writes the
-        # place of the cursor with every update.
+        # Textual's own conditions for writing: an update that it skips must not enter the image. It writes the cursor
+        # position with every update.
         is_written = app._running and not app._closed and not app._batch_count and not app.is_headless
         update = cast(object, renderable)
         if not is_written or not isinstance(update, CompositorUpdate):
@@ -192,11 +192,11 @@ class TerminalImage:
         return None if is_still and not output else _Painted(output)
 
     def forget(self) -> None:
-        """Take nothing for known: the terminal has a new size, or another program has written to it."""
+        """Mark all cells as unknown: the terminal was resized, or another program wrote to it."""
         self._is_known = False
 
     def bring(self, update: CompositorUpdate, system: ColorSystem | None, size: tuple[int, int]) -> str | None:
-        """The output for an update of the screen; None for an update of another kind, which is written as it is.
+        """The output for an update of the screen; None for an update of another kind, which is written unchanged.
 
         Args:
             update: The update.
@@ -235,7 +235,7 @@ class TerminalImage:
         return "".join(output)
 
     def _cells(self, segments: Iterable[Segment]) -> list[Cell]:
-        """The cells of a piece of a row."""
+        """The cells of segments."""
         cells: list[Cell] = []
         pen_of = self._pens.of
         for text, style, control in segments:
@@ -251,7 +251,7 @@ class TerminalImage:
         return cells
 
     def _scroll(self, changed: dict[int, Row], output: list[str]) -> None:
-        """Scroll a part of the terminal, where that leaves much less to be written."""
+        """Scroll a part of the terminal if that saves much output."""
         rows = self._rows
         cost = {y: _differences(rows[y], row) for y, row in changed.items()}
         if len(changed) < 4 or sum(cost.values()) < _MANY:
@@ -264,7 +264,7 @@ class TerminalImage:
                 best, distance, first, last = gain, step, begin, end
         if best < _WORTH:
             return
-        # Rows first to last take what is `distance` below them; the rows scrolled in are not known.
+        # Rows first to last get the content `distance` rows below; the rows scrolled in are unknown.
         top, bottom = (first, last + distance) if distance > 0 else (first + distance, last)
         goes = "\x1bD" * distance if distance > 0 else "\x1bM" * -distance
         output.append(f"\x1b[{top + 1};{bottom + 1}r\x1b[{(bottom if distance > 0 else top) + 1};1H{goes}\x1b[r")
@@ -276,7 +276,7 @@ class TerminalImage:
 
 
 def _put(row: Row, x: int, cells: list[Cell]) -> None:
-    """Put cells into a row; half of a wide character becomes a blank, as in a terminal."""
+    """Put cells into a row; half of an overwritten wide character becomes a blank, as in a terminal."""
     begin, end = x, x + len(cells)
     while 0 < begin < len(row) and _goes_on(row[begin]):
         begin -= 1
@@ -290,7 +290,7 @@ def _put(row: Row, x: int, cells: list[Cell]) -> None:
 
 
 def _best_part(rows: list[Row], changed: dict[int, Row], cost: dict[int, int], step: int) -> tuple[int, int, int]:
-    """The block of rows that saves most cells if it is scrolled by ``step`` rows: saved cells, first row, last row."""
+    """The block of rows that saves most if scrolled by ``step`` rows: saved cells, first row, last row."""
     best = gain = 0
     first = begin = last = 0
     for y in range(len(rows)):
@@ -317,7 +317,7 @@ def _pieces(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, int, Sequ
         for y, strips in enumerate(update.strips, update.region.y):
             x = update.region.x
             for strip in strips:
-                # Not by iteration, which takes longer, and this is done for every cell that is painted.
+                # Faster than iterating over the strip, which matters for every painted cell.
                 yield y, x, strip._segments
                 x += strip.cell_length
         return
@@ -325,13 +325,13 @@ def _pieces(update: LayoutUpdate | ChopsUpdate) -> Iterator[tuple[int, int, Sequ
         for end, (x, chop) in zip(update.chop_ends[y], update.chops[y].items(), strict=False):
             if chop is None or x > stop or end <= begin:
                 continue
-            # A piece that begins before the span is written from its beginning, as the compositor does.
+            # A piece that begins before the span is written from its beginning, as in the compositor.
             piece = chop if begin <= x < stop and end <= stop else chop.crop(0, min(end, stop) - x)
             yield y, x, piece._segments
 
 
 def _write_row(y: int, before: Row, after: Row, pen: Pen | None, output: list[str]) -> Pen | None:
-    """Write the cells of a row that differ; returns the pen that is selected at the end."""
+    """Write the cells of a row that differ; returns the selected pen."""
     at = -1
     for begin, end in _parts(before, after):
         if at < 0:
@@ -347,7 +347,7 @@ def _write_row(y: int, before: Row, after: Row, pen: Pen | None, output: list[st
             if not text:
                 continue
             if not is_sure:
-                # Terminals disagree on where the character before this one has ended.
+                # Terminals disagree on the width of the character before.
                 output.append(f"\x1b[{x + 1}G")
             if wanted is not pen and not (text == " " and pen is not None and pen.blank is wanted):
                 output.append(wanted.codes_after(pen))
@@ -361,12 +361,12 @@ def _write_row(y: int, before: Row, after: Row, pen: Pen | None, output: list[st
 
 
 def _parts(before: Row, after: Row) -> Iterator[tuple[int, int]]:
-    """The parts of a row to write: first cell, and the one after the last. Wide characters are written whole."""
+    """The ranges of cells to write, as start and end. Wide characters are written whole."""
     begin = end = -1
     for x in [x for x, differs in enumerate(map(ne, before, after)) if differs]:
         if after[x] is None:
             continue
-        # What begins before this cell: the wide character that it is the end of, now or until now.
+        # Include the first half of a wide character that ends here, before or after.
         start = x
         while start > 0 and (_goes_on(after[start]) or _goes_on(before[start])):
             start -= 1

@@ -1,7 +1,7 @@
-"""Terminal input, parsed to events: any bytes at all, without exceptions and with bounded memory.
+"""Parser of terminal input that accepts any bytes, without exceptions and with bounded memory.
 
-Textual's parser knows the meaning of keys and reports. It gets one whole key or report at a time: the end of a sequence
-is found here, so that one that is broken, unknown or too long is dropped, rather than typed letter by letter.
+Textual's parser interprets keys and reports. It gets one complete sequence at a time: sequences are delimited here, so
+that broken, unknown or overlong ones are dropped instead of being typed letter by letter.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from textual.message import Message
 
 from tui.messages import PasteRefused
 
-#: Largest size in columns and rows that is drawn: as many as a large screen has in small letters.
+#: Maximum columns and rows that are drawn: a large screen with a small font.
 LARGEST_SIZE = (640, 240)
-#: Largest paste in bytes; more belongs into a file.
+#: Maximum bytes of a paste; longer text belongs in a file.
 LARGEST_PASTE = 4 << 20
-#: Seconds of silence after which an incomplete sequence is given up, and a paste is taken to be complete.
+#: Seconds of silence after which an incomplete sequence is dropped, and a paste is complete.
 SEQUENCE_SECONDS, PASTE_SECONDS = 1.0, 3.0
-# Textual knows none that is longer, and types those that are.
+# Textual knows no longer sequence, and would type it.
 _LONGEST = 32
 
 _ESC, _BEL, _CAN, _SUB, _DEL = 0x1B, 0x07, 0x18, 0x1A, 0x7F
 _PASTE_BEGIN, _PASTE_END = b"\x1b[200~", b"\x1b[201~"
-# OSC, DCS, APC, PM and SOS: text for a program, up to a terminator.
+# OSC, DCS, APC, PM and SOS: strings up to a terminator.
 _STRINGS = frozenset(b"]P_^X")
 _LONG_NUMBER = re.compile(r"\d{8}")
 _SIZE = re.compile(r"\x1b\[48;(\d+)[^;]*;(\d+)[^;]*;(\d+)[^;]*;(\d+)[^;]*t")
@@ -37,24 +37,24 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def within_limits(width: int, height: int) -> tuple[int, int]:
-    """A size in cells that can be drawn: at least one, and no more than :data:`LARGEST_SIZE`."""
+    """A size clamped to at least one cell and at most :data:`LARGEST_SIZE`."""
     return max(1, min(width, LARGEST_SIZE[0])), max(1, min(height, LARGEST_SIZE[1]))
 
 
 class TerminalInput:
-    """A parser from bytes to events. An incomplete sequence is kept until it is complete or times out.
+    """Parser from bytes to events. An incomplete sequence is kept until it is complete or times out.
 
     Args:
         clock: A monotonic clock, in seconds.
-        is_alt: Whether alt with a key has a meaning. Where it has none, an escape and a character that come together
-            are two keys: a slow line, or a busy machine, delivers at once what was pressed one after the other.
+        is_alt: True if alt with a key has a meaning. If not, an escape followed by a character is read as two keys: a
+            slow line or a busy machine delivers separate keys together.
     """
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, is_alt: Callable[[events.Key], bool] = lambda _: True
     ) -> None:
         self.reports_size = False
-        """Whether the terminal was asked to report its size in sequences; unasked reports are ignored."""
+        """True if the terminal was asked for in-band size reports; others are ignored."""
         self._clock, self._is_alt = clock, is_alt
         self._heard = clock()
         self._parser = XTermParser()
@@ -67,7 +67,7 @@ class TerminalInput:
         self._out: list[Message] = []
 
     def feed(self, data: bytes) -> list[Message]:
-        """Parse bytes; returns the events that they complete."""
+        """Parse bytes, and return the completed events."""
         self._heard = self._clock()
         position = 0
         while position < len(data):
@@ -79,7 +79,7 @@ class TerminalInput:
         return self._drain()
 
     def tick(self) -> list[Message]:
-        """Time out incomplete sequences, called a few times a second; returns the events that this makes."""
+        """Time out incomplete sequences, and return the resulting events; called several times a second."""
         silence = self._clock() - self._heard
         if self._is_pasting:
             if silence >= PASTE_SECONDS:
@@ -95,7 +95,7 @@ class TerminalInput:
         out, self._out = self._out, []
         return out
 
-    # Meaning of the next byte by state; each of these takes one.
+    # States of the parser; each method takes one byte.
 
     def _text(self, byte: int) -> None:
         if byte == _ESC:
@@ -105,7 +105,7 @@ class TerminalInput:
                 self._parse(character)
 
     def _escaped(self, byte: int) -> None:
-        """The byte after an escape, and those that continue its character."""
+        """After an escape: an introducer, or the bytes of a character."""
         is_cut = bool(self._decoder.getstate()[0])
         if byte == _ESC:
             self._give_up()
@@ -123,7 +123,7 @@ class TerminalInput:
                 self._parse(character)
 
     def _in_report(self, byte: int) -> None:
-        """Within CSI: numbers and signs up to a letter."""
+        """Within CSI: parameters up to a final letter."""
         if not self._may_go_on(byte):
             return
         if len(self._held) < _LONGEST:
@@ -139,7 +139,7 @@ class TerminalInput:
             self._end_report()
 
     def _in_key(self, byte: int) -> None:
-        """Within SS3: a letter, perhaps after a number."""
+        """Within SS3: a letter after an optional number."""
         if not self._may_go_on(byte):
             return
         if len(self._held) < _LONGEST:
@@ -148,7 +148,7 @@ class TerminalInput:
             self._parse(self._end())
 
     def _in_old_mouse(self, byte: int) -> None:
-        """Within a mouse report of terminals without SGR: any three bytes."""
+        """Within a mouse report in the format before SGR: any three bytes."""
         if byte == _ESC:
             self._begin()
             return
@@ -159,7 +159,7 @@ class TerminalInput:
             self._old_mouse(code, column, row)
 
     def _in_string(self, byte: int) -> None:
-        """Within a string for a program, which the app has not asked for: dropped."""
+        """Within an unrequested string for a program: dropped."""
         self._is_long = True
         if byte == _ESC:
             self._take = self._behind_string
@@ -176,7 +176,7 @@ class TerminalInput:
     # Sequences.
 
     def _begin(self) -> None:
-        """Begin a sequence at an escape; an incomplete character is dropped, its rest will not come any more."""
+        """Begin a sequence at an escape; an incomplete character before it is replaced."""
         for character in self._decoder.decode(b"", final=True):
             self._parse(character)
         self._held[:] = b"\x1b"
@@ -188,7 +188,7 @@ class TerminalInput:
         self._take = take
 
     def _may_go_on(self, byte: int) -> bool:
-        """Whether a byte can be part of a sequence; one that cannot ends it, and is no key if it is a control."""
+        """True if a byte can continue a sequence; any other byte ends it, and a control is dropped with it."""
         if byte == _ESC:
             self._give_up()
             self._begin()
@@ -202,7 +202,7 @@ class TerminalInput:
         return False
 
     def _end(self) -> str:
-        """Go back to text; returns the sequence that ends here."""
+        """End the sequence, and return it."""
         sequence = self._held.decode("ascii", "replace")
         self._held.clear()
         self._is_long = False
@@ -210,7 +210,7 @@ class TerminalInput:
         return sequence
 
     def _give_up(self) -> None:
-        """Time out: a lone escape is a key and so is alt with a letter; the rest of a sequence is dropped."""
+        """Time out a sequence: a lone escape and alt with a letter are keys; anything else is dropped."""
         missing = self._decoder.decode(b"", final=True)
         is_key = not self._is_long and len(self._held) in (1, 2)
         sequence = self._end()
@@ -237,7 +237,7 @@ class TerminalInput:
         if not self.reports_size or not rows or not columns:
             return
         columns, rows = within_limits(columns, rows)
-        # The mouse is reported in pixels from now on; these numbers convert them to cells.
+        # Mouse reports are in pixels from now on; Textual converts them to cells with these numbers.
         width, height = max(columns, min(width, 10**6)), max(rows, min(height, 10**6))
         self._parse(f"\x1b[48;{rows};{columns};{height};{width}t")
 
@@ -247,7 +247,7 @@ class TerminalInput:
         moved, wheel = code & 32, code & 64
         released = code & 3 == 3 and not moved and not wheel
         if released:
-            # Terminals of that kind do not report which button it was.
+            # This format does not report which button was released.
             code = (code & ~3) | self._button
         elif not moved and not wheel:
             self._button = code & 3
@@ -256,7 +256,7 @@ class TerminalInput:
     # Pastes.
 
     def _paste_on(self, data: bytes) -> int:
-        """Take pasted bytes, in which only the end marker has a meaning; returns the number of bytes taken."""
+        """Take pasted bytes up to the end marker; returns the number of bytes taken."""
         known = len(self._held)
         self._held += data
         end = self._held.find(_PASTE_END, max(0, known - len(_PASTE_END)))
@@ -267,7 +267,7 @@ class TerminalInput:
             return taken
         if len(self._held) > LARGEST_PASTE:
             self._is_long = True
-            # The end marker may still be incomplete.
+            # Keep the beginning of an end marker.
             del self._held[: -len(_PASTE_END)]
         return len(data)
 
@@ -280,14 +280,14 @@ class TerminalInput:
         elif raw:
             self._out.append(events.Paste(raw.decode("utf-8", "replace").replace("\x00", "")))
 
-    # Meanings.
+    # Events.
 
     def _parse(self, sequence: str, *, alone: bool = False) -> None:
-        """Parse a key or report by Textual; no event where Textual does not know it, or fails on it.
+        """Parse a key or report with Textual's parser; unknown sequences and its errors give no event.
 
         Args:
-            sequence: One character, or all of a sequence.
-            alone: Whether nothing follows, so that a possible beginning of a sequence is a key by itself.
+            sequence: A character, or a complete sequence.
+            alone: Whether nothing follows, so that the beginning of a sequence is a key.
         """
         try:
             found = list(self._parser.feed(sequence))
@@ -296,18 +296,18 @@ class TerminalInput:
                 found += self._parser.tick()
             is_lost = self._is_within
         except Exception:
-            # Whatever a foreign sequence makes Textual raise: it is one sequence, and the next one is not affected.
+            # Textual may raise anything for a malformed sequence; the next one must not be affected.
             found, is_lost = [], True
         if is_lost:
             self._renew()
         self._out += filter(_is_sound, found)
 
     def _parse_behind_escape(self, character: str) -> None:
-        """Parse a character behind an escape: alt with its key, or two keys."""
+        """Parse a character after an escape: alt with its key, or two keys."""
         before = len(self._out)
         self._parse(f"\x1b{character}", alone=True)
         is_one = all(isinstance(found, events.Key) and self._is_alt(found) for found in self._out[before:])
-        # Behind a bracket, the rest of a report may only be late.
+        # After a bracket, the rest of a report may be late.
         if not is_one and character not in "[]" and (character.isprintable() or character == "\r"):
             del self._out[before:]
             self._parse("\x1b", alone=True)
@@ -315,7 +315,7 @@ class TerminalInput:
 
     @property
     def _is_within(self) -> bool:
-        """Whether the parser waits for the rest of a sequence."""
+        """True while Textual's parser waits for the rest of a sequence."""
         return self._parser._awaiting.timeout is not None
 
     def _renew(self) -> None:
@@ -325,5 +325,5 @@ class TerminalInput:
 
 
 def _is_sound(event: Message) -> bool:
-    """Whether a key can be encoded: half of a surrogate pair cannot."""
+    """False for a key with a lone surrogate, which cannot be encoded."""
     return not isinstance(event, events.Key) or not _SURROGATE.search(event.key + (event.character or ""))

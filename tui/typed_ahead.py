@@ -1,9 +1,8 @@
-"""Keys typed ahead: a burst of keys that reads as text, where no text is being entered, is no command.
+"""Filter of typed-ahead keys: a burst that reads as text is dropped where nothing takes text.
 
-A terminal delivers a burst where keys are typed faster than they are read, over a slow line, and where text is pasted
-or sent by another program. The first kind must work (``t r enter``, ``1 o path enter``, ``jjjj``), the second must
-do nothing. Text gives itself away by letters that mean nothing here, by many different commands within a few
-milliseconds, and by a key that asks for a text in the middle of a word.
+A terminal delivers keys in a burst when they are typed ahead on a slow line, and when text is pasted or sent by another
+program. Typed-ahead keys must work (``t r enter``, ``1 o path enter``, ``jjjj``); text must do nothing. A burst is text
+if it has unbound letters, many different commands, or a key that asks for input in the middle of a word.
 """
 
 from __future__ import annotations
@@ -17,53 +16,53 @@ from textual import events
 
 from tui.keys import KeyTable
 
-#: Letters from which a burst with one that means nothing is text from its beginning.
+#: Letters from which a burst with an unbound letter is text from its beginning.
 WORD = 3
 #: Different commands from which a burst is text.
 MANY_COMMANDS = 3
-#: Keys of a burst that are looked at; a paste may have thousands.
+#: Maximum keys of a burst that are examined; a paste may have thousands.
 LOOKED_AT = 64
 _NUMBER = frozenset("0123456789.-+eE")
 
 
 @dataclass(frozen=True)
 class Place:
-    """The meaning of keys where the focus is."""
+    """Meaning of keys at the focus."""
 
     takes_text: bool = False
-    """Whether keys are text here."""
+    """True if keys are text here."""
     scope: str = ""
-    """The scope of the keys table: the focused pane, or the screen over it; empty where that has none."""
+    """The scope in the key table: the focused pane, or the screen over it; empty if that has none."""
     own: Container[str] = frozenset()
-    """Keys that the focused widget or the dialog knows by itself."""
+    """Further keys that the focused widget or the dialog handles."""
 
 
 @dataclass
 class Walk:
-    """The keys of a burst so far, and what they would do."""
+    """Effects of a burst's keys so far."""
 
     letters: int = 0
     has_unknown: bool = False
-    """Whether a letter means nothing."""
+    """True if a letter is unbound."""
     commands: set[str] = field(default_factory=set)
     moves: bool = False
-    """Whether a key moves a cursor."""
+    """True if a key moves a cursor."""
     asks_within: bool = False
-    """Whether a letter asks for a text behind other keys, as the ``i`` of ``git`` does."""
+    """True if a letter after other keys asks for input, like the ``i`` of ``git``."""
 
     @property
     def is_text(self) -> bool:
-        """Whether the keys are text rather than commands."""
+        """True if the keys are text rather than commands."""
         is_word = self.has_unknown and self.letters >= WORD
         return is_word or len(self.commands) >= MANY_COMMANDS or self.asks_within
 
 
 class TypedAhead:
-    """Decides which keys of a burst are handled.
+    """Filter of the keys of a burst.
 
     Args:
         table: The keys with the user's changes.
-        tell: Called when a text begins to be dropped.
+        tell: Called when the first key of a text is dropped.
     """
 
     def __init__(self, table: KeyTable, tell: Callable[[], None]) -> None:
@@ -73,20 +72,20 @@ class TypedAhead:
         self._drops = False
 
     def expect(self, keys: Sequence[events.Key], *, goes_on: bool) -> None:
-        """Announce the keys of a burst, which follow.
+        """Announce the keys of a burst; their events follow.
 
         Args:
             keys: The keys.
-            goes_on: Whether they continue the burst before.
+            goes_on: True if they continue the burst before.
         """
         if not goes_on:
             self._walk, self._drops = Walk(), False
         self._ahead = deque(keys)
 
     def admits(self, key: events.Key, place: Place) -> bool:
-        """Whether a key is to be handled; where not, all that is left of its burst is dropped with it."""
+        """True if a key is to be handled; otherwise it is dropped with the rest of its burst."""
         if not self._ahead or self._ahead[0] is not key:
-            # Pressed by itself: what was dropped before has ended, and those that follow at once may continue this one.
+            # A single key ends a dropped text, and may be continued by a burst.
             self._walk, self._drops = Walk(), False
             if not place.takes_text:
                 self._take(self._walk, place, key, ())
@@ -101,14 +100,14 @@ class TypedAhead:
         if not self._drops:
             self._take(self._walk, place, key, ())
         elif len({each.key for each in (key, *islice(self._ahead, LOOKED_AT)) if _is_letter(each)}) > 1:
-            # A key that is held down is no text.
+            # A repeated key is held down, not text.
             self._tell()
         return not self._drops
 
     def _reads_as_text(self, key: events.Key, place: Place) -> bool:
         rest = list(islice(self._ahead, LOOKED_AT))
         if _is_letter(key) and not self._is_known(key, place):
-            # The rest is not meant for here either.
+            # The rest was not meant for this place either.
             return bool(rest) or self._walk.letters > 0
         trial = replace(self._walk, commands=set(self._walk.commands))
         keys: list[events.Key] = [key, *rest]
@@ -123,7 +122,7 @@ class TypedAhead:
         return key.key in place.own or self._table.find(place.scope, key.key) is not None
 
     def _take(self, walk: Walk, place: Place, key: events.Key, rest: Sequence[events.Key]) -> Place | None:
-        """Take a key into a walk; returns the place where the next one has its meaning, None where that is a text."""
+        """Add a key to a walk; returns the place of the next key, None if that takes text."""
         walk.letters += _is_letter(key)
         writes_words = _is_letter(key) and (key.character or "").isalpha()
         found = self._table.find(place.scope, key.key)
@@ -149,7 +148,7 @@ def _is_letter(key: events.Key) -> bool:
 
 
 def _is_number(keys: Sequence[events.Key]) -> bool:
-    """Whether the keys up to the first one that writes nothing are a number."""
+    """True if the keys up to the first non-printable one are a number."""
     for key in keys:
         if not _is_letter(key):
             return True

@@ -1,4 +1,4 @@
-"""The configuration in the app: loading, edits, drafts, and options chosen in other panes."""
+"""Controller of the configuration: loading, edits, drafts, and options chosen in other panes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 class Configuration:
-    """Controller of the configuration: changes it in the state, and updates the panes.
+    """Controller of the configuration, which updates the state and the panes.
 
     Args:
         desktop: The panes, dialogs and notices.
         state: The state of the app.
         drafts: The drafts of unsaved edits.
         keys: The key table with the user's changes.
-        changed: Called when the panes show an edit, and when a preset has been chosen.
+        changed: Called after an edit, and after a preset has been chosen.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Configuration:
         self._advice = AdviceFollower(desktop, keys)
 
     def loaded(self, document: ConfigDocument) -> None:
-        """Show a configuration that has been read or begun, and offer a draft that an earlier app has left."""
+        """Show a configuration that was read or newly created, and offer a draft of it left by an earlier app."""
         self._hold(document, document.dumps())
         self._state.is_opening = False
         self.presets.begin(document if document.path is None and not document.dumps() else None)
@@ -57,11 +57,11 @@ class Configuration:
         self._desktop.show_header()
 
     def reopened(self, opened: Opened, data: Path | None = None) -> None:
-        """Show the configuration that the app begins with, found without a request of the user.
+        """Show the initial configuration, which the user did not name.
 
         Args:
             opened: The configuration.
-            data: The data that the user has named; where that is not the configuration's, a new one begins with it.
+            data: The data named by the user; a new configuration begins with it if this one does not use it.
         """
         document = opened.document
         if data is not None and self._is_foreign(document, data):
@@ -79,14 +79,14 @@ class Configuration:
             self._train_on(data)
 
     def _take_up(self, opened: Opened, saved_text: str) -> None:
-        """Take up a configuration in the state and in the form."""
+        """Show a configuration in the form, and set it in the state."""
         self._hold(opened.document, saved_text, opened.origin, draft=opened.draft)
         self._state.is_opening = False
         if (form := self._desktop.panes.config) is not None:
             form.open(opened)
 
     def edit_run(self, run: Run) -> None:
-        """Open the configuration of a run as a new one; nothing of the present one is lost."""
+        """Open a copy of a run's configuration; the present configuration is kept."""
         from tui.panes.config.editor import open_run
 
         form = self._desktop.panes.config
@@ -98,7 +98,7 @@ class Configuration:
             self._desktop.fail("The configuration cannot be opened", error)
             return
         self._desktop.show_pane("config", zoom=self._desktop.main.zoomed)
-        # The pane is focused first; its question takes the focus then.
+        # After the pane has the focus, which its dialog then takes.
         self._desktop.call_later(form.open_over, opened)
 
     def edited(
@@ -110,7 +110,7 @@ class Configuration:
         origin: Origin | None = None,
         draft: str = "",
     ) -> None:
-        """Follow an edit in the form, or a configuration opened there; see :class:`tui.shell.ConfigurationRequests`."""
+        """Update the app after an edit in the form; see :class:`tui.shell.ConfigurationRequests`."""
         if saved is not None:
             self._hold(document, saved, origin, draft=draft)
         else:
@@ -124,27 +124,27 @@ class Configuration:
         self._changed()
 
     def _follow_base(self, document: ConfigDocument) -> None:
-        """Have presets and advised values follow an edit: a new configuration is chosen for as a whole."""
+        """Update preset and advised values after an edit; a new configuration gets both with its preset."""
         if self.presets.follow(document):
             self._advice.hold(document)
         else:
             self._advice.follow(document)
 
     def saved(self, document: ConfigDocument) -> None:
-        """Note that the configuration in the app is now the same as its file."""
+        """Note that the configuration was saved."""
         self._hold(document, document.dumps())
         self._desktop.show_header()
 
     def _hold(
         self, document: ConfigDocument, saved_text: str, origin: Origin | None = None, *, draft: str = ""
     ) -> None:
-        """Change the state; where another configuration is opened, the drafts follow at once.
+        """Set the configuration in the state; the drafts are updated at once if it is another one.
 
         Args:
             document: The configuration.
             saved_text: The text that needs no saving.
-            origin: The run that it was begun with.
-            draft: The id of the draft that it is from.
+            origin: The run that it was copied from.
+            draft: The id of its draft.
         """
         state = self._state
         is_other = document is not state.document
@@ -161,7 +161,7 @@ class Configuration:
                 self.presets.begin(document)
 
     def _show_data(self, document: ConfigDocument) -> None:
-        """Show the training data of the configuration in the data pane, and whether a run can start of it."""
+        """Show the training data of the configuration in the Data pane, and the way to start a run."""
         form = self._desktop.panes.config
         self._state.former = form.editor.former_name if form is not None else ""
         self._explain_start()
@@ -169,7 +169,7 @@ class Configuration:
             pane.follow(document)
 
     def _configure_data(self, document: ConfigDocument) -> None:
-        """Pass model, template and reading of the rows to the data pane."""
+        """Apply the configuration's data plan in the Data pane."""
         if (pane := self._desktop.panes.data) is not None:
             pane.configure(document)
 
@@ -180,7 +180,7 @@ class Configuration:
     # Drafts.
 
     def _offer_draft(self, document: ConfigDocument) -> None:
-        """Restore a draft of this configuration that an earlier app has left; ask first where its file has changed."""
+        """Restore a draft left by an earlier app; ask first if the file has changed since."""
         found = self._drafts.find_config(document)
         if found is None:
             return
@@ -200,9 +200,9 @@ class Configuration:
 
     def _take_up_draft(self, document: ConfigDocument, found: ConfigDraft) -> None:
         self._drafts.take_up_config(document, found)
-        # It has a beginning, whatever became of it.
+        # The draft has values already, so no preset is chosen for it.
         self.presets.begin(None)
-        # After the form has been built, which loading it has requested.
+        # After the form has been built, which load() has requested.
         if (form := self._desktop.panes.config) is not None:
             form.call_later(form.take_up, found.text, found.unread, found.time)
         save, undo = self._keys["config.save"].display, self._keys["config.undo"].display
@@ -218,12 +218,12 @@ class Configuration:
             pane.show(path)
 
     def lengths_measured(self, path: Path, lengths: Lengths | None) -> None:
-        """Plan the memory for the rows of a file as they are."""
+        """Plan the memory with the row lengths of a file."""
         if (form := self._desktop.panes.config) is not None:
             form.take_lengths(path, lengths)
 
     def use_dataset(self, path: Path, use: Literal["train", "add", "eval"] = "train") -> None:
-        """Train on a file, or hold it out, unless it is used in the other way already."""
+        """Train on a file, add it or hold it out; refused if it is already used the other way."""
         document = self._state.document
         if document is None:
             return
@@ -241,12 +241,12 @@ class Configuration:
             text = f"{name} is trained on; rows that are trained on cannot be held out. Choose another file."
             self._desktop.warn("Not both", text)
         else:
-            # A configuration has held-out files or a held-out share, never both.
+            # Held-out files replace a held-out share.
             share = {"data.eval_share": None} if document.get("data.eval_share") is not None else {}
             self.set_options({"data.eval": path, **share}, f"{name} is held out of training.")
 
     def _add(self, document: ConfigDocument, path: Path) -> None:
-        """Train on a file besides the files of the configuration."""
+        """Add a file to the training files."""
         before = document.get("data.train")
         entries = [entry for entry in (before if isinstance(before, list) else [before]) if entry]
         if not entries:
@@ -256,12 +256,12 @@ class Configuration:
         self.set_options({"data.train": [*entries, path_text(document, path)]}, text)
 
     def _train_on(self, path: Path, values: Mapping[str, Any] | None = None, notice: str = "") -> None:
-        """Train on a file: in the present configuration where that has no data yet, else in a new one.
+        """Train on a file: in the present configuration if that has no data yet, else in a new one.
 
         Args:
             path: The file.
-            values: Options that were chosen for it.
-            notice: What is said first.
+            values: Options chosen for it.
+            notice: The first sentence of the notice.
         """
         document = self._state.document
         name, said = one_line(path.name, 60), f"{notice} " if notice else ""
@@ -278,7 +278,7 @@ class Configuration:
         self._desktop.tell(one_line(text, 300), seconds=8)
 
     def _next_step(self, path: Path, *, is_mended: bool = False) -> str:
-        """The next step with a file; a refusal of its rows counts no more where they are read in another way by now."""
+        """The next step with a file, for a notice; ``is_mended`` if its rows are now read in another way."""
         pane = self._desktop.panes.data
         rows = pane.seen(path) if pane is not None else None
         if rows is not None and rows.refusal and not is_mended:
@@ -286,14 +286,14 @@ class Configuration:
         return f"{self._keys['app.start'].display} starts."
 
     def _begin(self, path: Path, values: Mapping[str, Any]) -> None:
-        """Begin a new configuration that trains on a file; the present one can be brought back as it is."""
+        """Start a new configuration that trains on a file; the present one can be brought back."""
         from core.config.document import ConfigDocument
         from tui.panes.config.editor import Opened
 
         document = ConfigDocument()
         for name, value in {"data.train": path, **values}.items():
             document.set(name, _written(document, None, value))
-        # The edits of a file are asked about where it is left by choice; here they are kept.
+        # Unsaved edits of a file are kept here without a question.
         self._drafts.set_aside()
         name = one_line(path.name, 60)
         if (form := self._desktop.panes.config) is not None:
@@ -305,7 +305,7 @@ class Configuration:
         self._desktop.show_header()
 
     def bring_back(self) -> None:
-        """Bring back the configuration that was there before the present one, which is kept."""
+        """Go back to the previous configuration; the present one is kept."""
         state, form = self._state, self._desktop.panes.config
         if form is None or state.document is None or not state.former:
             self._desktop.tell("There is no former configuration.")
@@ -320,7 +320,7 @@ class Configuration:
         self._desktop.tell(one_line(f"{former} is back as it was.{kept}", 200), seconds=6)
 
     def choose_options(self, values: Mapping[str, Any], notice: str = "", path: Path | None = None) -> None:
-        """Set options that were chosen in a screen; for a file of no configuration, begin one with them."""
+        """Set options chosen in a screen; for a file that the configuration does not use, start a new one."""
         document = self._state.document
         if document is None or path is None or not self._is_foreign(document, path):
             self.set_options(values, notice)
@@ -331,12 +331,12 @@ class Configuration:
 
     @staticmethod
     def _is_foreign(document: ConfigDocument, path: Path) -> bool:
-        """True if a configuration has data to train on, and neither trains on this file nor holds it out."""
+        """True if a configuration has training data, but does not use this file."""
         trained = data_paths(document, "train")
         return bool(trained) and not is_among([*trained, *data_paths(document, "eval")], path)
 
     def set_options(self, values: Mapping[str, Any], notice: str = "") -> None:
-        """Set options, all of them or none, and update every pane.
+        """Set all options or, on an error, none, and update the panes.
 
         Args:
             values: ``section.key`` to value; None for the default, a path as a :class:`~pathlib.Path`.
@@ -366,7 +366,7 @@ class Configuration:
         self._desktop.show_header()
 
     def open_form(self, form: Literal["template", "columns"]) -> None:
-        """Open the screen in which the template or the columns are chosen."""
+        """Open the screen for choosing the template or the columns."""
         document = self._state.document
         if document is None or self._desktop.is_covered:
             return
@@ -409,13 +409,13 @@ class Configuration:
 
 
 def _objective(document: ConfigDocument) -> Objective:
-    """``train.objective``, or its default while the value is invalid."""
+    """``train.objective``, or ``sft`` while the value is invalid."""
     written = document.get("train.objective")
     return next((objective for objective in get_args(Objective) if objective == written), "sft")
 
 
 def _written(document: ConfigDocument, before: Any, value: Any) -> Any:
-    """A value as the configuration should write it; a path that is already there keeps its spelling."""
+    """A value as written in the configuration; an unchanged path keeps its spelling."""
     if not isinstance(value, Path):
         return value
     if isinstance(before, str):

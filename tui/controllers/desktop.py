@@ -1,4 +1,4 @@
-"""The desktop: the screen with the panes, the header above them, and the dialogs and notices over them."""
+"""Desktop: the interface of the controllers to panes, header, dialogs and notices."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ KindT = TypeVar("KindT")
 
 
 class Desktop:
-    """The screens, dialogs and notices that the controllers show.
+    """Panes, dialogs and notices for the controllers.
 
     Args:
-        app: The application, for its stack of screens, its notices and its workers.
+        app: The app, for its screen stack, notices and workers.
         state: The app's state, for the header.
-        clock: The present, in Unix seconds.
-        write: Writes to the terminal as it is.
+        clock: The clock, in Unix seconds.
+        write: Writes text to the terminal as is.
     """
 
     def __init__(
@@ -45,22 +45,22 @@ class Desktop:
 
     @property
     def main(self) -> MainScreen:
-        """The screen with the panes, even while a dialog covers it."""
+        """The main screen, even while a dialog covers it."""
         return next(screen for screen in self._app.screen_stack if isinstance(screen, MainScreen))
 
     def _find_pane(self, name: str) -> Pane | None:
-        # The app may be starting or ending.
+        # The app may be starting or exiting.
         with suppress(NoMatches, StopIteration):
             return self.main.slot(name).pane
         return None
 
     def show_pane(self, name: str, *, zoom: bool = False) -> None:
-        """Focus a pane, and let it fill the screen if ``zoom`` is set."""
+        """Focus a pane; it fills the screen if ``zoom`` is set."""
         self.main.show_pane(name, zoom=zoom)
 
     def show_header(self) -> None:
-        """Bring the header up to date."""
-        # The first messages may come before the header does, and the app's timers run while it ends.
+        """Update the header."""
+        # Messages may arrive before the header is mounted, and timers fire while the app exits.
         with suppress(NoMatches, StopIteration):
             main = self.main
             main.follow_run(live=self._state.live_run is not None)
@@ -84,11 +84,11 @@ class Desktop:
         return self._app.screen
 
     def find_screen(self, kind: type[KindT]) -> KindT | None:
-        """The open screen of a class, wherever it is in the stack; None where there is none."""
+        """The open screen of a class, anywhere in the stack; None if there is none."""
         return next((screen for screen in self._app.screen_stack if isinstance(screen, kind)), None)
 
     def open(self, screen: Screen[ResultT], answered: Callable[[ResultT | None], None] | None = None) -> None:
-        """Push a screen over the panes; ``answered`` gets its result."""
+        """Push a screen; ``answered`` gets its result."""
         self._app.push_screen(screen, answered)
 
     def uncover(self) -> None:
@@ -97,14 +97,14 @@ class Desktop:
             self._app.pop_screen()
 
     def drop_question(self, run: str) -> None:
-        """Close the question about a live run that has ended, if that is on the screen."""
+        """Close an open dialog about a live run that has ended."""
         from tui.screens.choice import ChoiceDialog
 
         if isinstance(self.top, ChoiceDialog) and self.top.live_run == run:
             self.top.dismiss("")
 
     def fail(self, title: str, error: UserError) -> None:
-        """Show a dialog for a request of the user that failed."""
+        """Show an error dialog for a failed request of the user."""
         from tui.screens.dialogs import error_dialog
 
         self.open(error_dialog(title, error))
@@ -112,7 +112,7 @@ class Desktop:
     # Notices.
 
     def tell(self, text: str, title: str = "", *, severity: SeverityLevel = "information", seconds: float = 4) -> None:
-        """Show a notice for some seconds; its text is no markup."""
+        """Show a notice for some seconds; its text is not parsed as markup."""
         self._app.notify(text, title=title, severity=severity, timeout=seconds, markup=False)
 
     def warn(self, title: str, text: str) -> None:
@@ -120,7 +120,7 @@ class Desktop:
         self.tell(one_line(text, 400), one_line(title, 60), severity="warning", seconds=6)
 
     def call_for_attention(self, title: str, text: str) -> None:
-        """Ring the bell and have the terminal show a notification, as ``notify.toml`` says; by default neither."""
+        """Ring the bell and send a desktop notification, each only if enabled in ``notify.toml``."""
         from core.notify import load_notify_settings
 
         try:
@@ -131,27 +131,27 @@ class Desktop:
         if settings.bell:
             self._app.bell()
         if settings.desktop:
-            # OSC 9: a notification of the desktop; terminals without it ignore the sequence.
+            # OSC 9; terminals without desktop notifications ignore it.
             self._write(f"\x1b]9;{one_line(f'{title}: {text}' if text else title, 200)}\x07")
 
     def clear_notices(self) -> None:
-        """Take all notices away."""
+        """Remove all notices."""
         self._app.clear_notifications()
 
     # Scheduling.
 
     def call_later(self, callback: Callable[..., object], *args: object) -> None:
-        """Call a function after the messages that are already queued have been handled."""
+        """Call a function after the queued messages have been handled."""
         self._app.call_later(callback, *args)
 
     def run(self, work: Callable[[], Awaitable[None]], group: str) -> None:
-        """Run a coroutine as a worker, concurrently with the handling of messages."""
+        """Run a coroutine as a worker."""
         self._app.run_worker(work, group=group)
 
     def leave(self, line: str | None) -> None:
         """Exit the app.
 
         Args:
-            line: The line printed after it.
+            line: The line printed afterwards.
         """
         self._app.exit(line)

@@ -1,4 +1,4 @@
-"""Quitting the app: questions about unsaved edits and a live run, and the closing line."""
+"""Controller of quitting: dialogs about unsaved edits and a live run, and the closing line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Leaving:
-    """Controller of the end of the app: asks about unsaved edits and a live run, and writes the closing line."""
+    """Controller of quitting the app."""
 
     def __init__(
         self, desktop: Desktop, state: AppState, bridge: Bridge, drafts: DraftKeeper, returning: Returning
@@ -31,18 +31,18 @@ class Leaving:
         self._run_question: ChoiceDialog | None = None
 
     def leave(self) -> None:
-        """Quit at once, whatever is on the screen, by a signal or the like; a run is not affected, drafts are kept."""
+        """Quit at once, as after a signal; drafts are kept, and a run goes on."""
         self._drafts.look()
         self._returning.leave()
         self._desktop.leave(self.line())
 
     def leave_by_choice(self, *, discards: bool = False) -> None:
-        """Quit by the user's choice; a run is not affected, and a configuration that was never saved is kept.
+        """Quit by the user's choice; a run goes on, and a configuration without a file is kept.
 
-        A run that is just being started is waited for.
+        Waits for a run that is being started.
 
         Args:
-            discards: Whether the user gives up the edits of the configuration's file.
+            discards: Whether the user discards the edits of the configuration's file.
         """
         self._discards = self._discards or discards
         if self._state.is_starting and not self._awaits_start:
@@ -60,7 +60,7 @@ class Leaving:
         self._desktop.leave("\n".join(line for line in lines if line) or None)
 
     def line(self) -> str | None:
-        """The closing line about the run: the way back to a live one, or the outputs of an ended one."""
+        """The closing line: how to return to a live run, or the outputs of an ended run."""
         if self._line is not None:
             return self._line
         view = self._state.view
@@ -75,18 +75,18 @@ class Leaving:
         return f"Run {run.id} {in_words(state)}: {outputs}"
 
     def run_started(self, run: Run) -> None:
-        """Quit, where only this run was waited for."""
+        """Quit if the app was waiting for this run."""
         if self._awaits_start:
             self._line = f"Run {run.id} has started. Come back with: localtune-tui watch {run.id}"
             self.leave_by_choice()
 
     @property
     def awaits_stop(self) -> bool:
-        """True if the app quits as soon as the run has got the stop."""
+        """True if the app quits once the run has received a stop."""
         return self._line is not None
 
     def stay(self) -> None:
-        """Cancel quitting: the stop could not be sent, or something else went wrong in between."""
+        """Cancel quitting after an error."""
         self._line, self._awaits_start, self._discards = None, False, False
 
     def ask(self) -> None:
@@ -95,16 +95,16 @@ class Leaving:
 
         view, top = self._state.live_run, self._desktop.top
         if top is self._edits_question:
-            # A repeated request is no answer: edits are not given up by a key that is held down.
+            # A repeated request is no answer: a key that is held down must not discard edits.
             return
         if self._awaits_start:
             self._desktop.open(starting_dialog(), self._starting_answered)
             return
         if (form := self._desktop.panes.config) is not None:
             form.commit_open()
-        # A configuration that was never saved is kept without a question, unless its draft cannot be written.
+        # A configuration without a file is kept without a question, unless its draft cannot be written.
         has_edits = self._state.is_dirty and (bool(self._state.file_name) or not self._drafts.is_config_kept)
-        # A repeated request while the question is on the screen means the least drastic answer.
+        # A repeated request while the dialog about the run is open means its least drastic answer.
         if has_edits and top is not self._run_question:
             self._edits_question = unsaved_dialog(self._state.file_name, view)
             self._desktop.open(self._edits_question, self._unsaved_answered)
@@ -131,7 +131,7 @@ class Leaving:
             # It may have to ask for a name, or whether to overwrite another program's changes.
             desktop.uncover()
             desktop.show_pane("config", zoom=desktop.main.zoomed)
-            # The pane is focused first; its question takes the focus then.
+            # After the pane has the focus, which its dialog then takes.
             desktop.call_later(form.save_then, self.leave_by_choice)
 
     def _quit_answered(self, answer: str | None) -> None:

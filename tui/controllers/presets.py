@@ -1,4 +1,4 @@
-"""Values that the app writes into the configuration by itself: a preset for a new one, advice for its base model."""
+"""Automatic values of the configuration: a preset for a new one, and advised values of its base model."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
     from core.presets.begin import Beginning
 
 _BASE = "model.base"
-#: The options that a preset is chosen for.
+#: Options that the choice of a preset depends on.
 _CHOSEN_FOR = ("data.train", "data.format", "data.columns", "model.base", "hardware.device")
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """The values that a preset is chosen for."""
+    """Values that the choice of a preset depends on."""
 
     values: tuple[object, ...]
 
     @classmethod
     def of(cls, document: ConfigDocument) -> _Subject | None:
-        """The subject of a configuration; None while it names no data."""
+        """The subject of a configuration; None if it names no data."""
         if not data_paths(document, "train"):
             return None
         return cls(tuple(repr(document.get(name)) for name in _CHOSEN_FOR))
 
 
 class PresetChooser:
-    """Chooser of a preset and held-out rows for a new configuration once it has data, as ``localtune-tui init`` does.
+    """Chooser of a preset and held-out rows for a new configuration once it has data, like ``localtune-tui init``.
 
-    The choice is one edit, and values of the user stay as they are. With other data or another model it is made anew,
-    until the user has undone it.
+    The choice is a single edit, and does not change the user's values. It is repeated when the data or the model
+    changes, until the user undoes it.
 
     Args:
         desktop: The panes and notices.
         keys: The key table with the user's changes.
-        settled: Called when a choice has been made, or there is none to make.
+        settled: Called when nothing is left to choose.
     """
 
     def __init__(self, desktop: Desktop, keys: KeyTable, settled: Callable[[], None]) -> None:
@@ -56,20 +56,20 @@ class PresetChooser:
         self._given: dict[str, Any] = {}
         self._max_length: dict[str, Any] = {}
         self.preset = ""
-        """The name of the preset that has been chosen; empty where none has been."""
+        """The name of the chosen preset; empty if there is none."""
         self.is_pending = False
         """True while a choice is being made."""
 
     def begin(self, document: ConfigDocument | None) -> None:
-        """Follow a configuration from its beginning; none where it has a file, a draft or another tool's values."""
+        """Start with a new configuration; None for one with a file, a draft or imported values."""
         self._document, self._subject, self.is_pending = document, None, False
         self.preset, self._given, self._max_length = "", {}, {}
 
     def follow(self, document: ConfigDocument) -> bool:
-        """Choose for a configuration that has been edited, where its data or its model are others than before.
+        """Choose a preset after an edit, if the data or the model has changed.
 
         Returns:
-            Whether a preset is chosen for this configuration; values advised for its model come with the preset.
+            True if presets are chosen for this configuration; the model's advised values come with them.
         """
         if document is not self._document or document.path is not None:
             self.is_pending = False
@@ -80,7 +80,7 @@ class PresetChooser:
             return True
         self._subject = subject
         if subject is None:
-            # Without data it is as new as at first.
+            # Without data, it counts as new again.
             self.preset, self.is_pending = "", False
             return True
         if self._is_taken_back(document):
@@ -90,17 +90,17 @@ class PresetChooser:
         return True
 
     def _is_taken_back(self, document: ConfigDocument) -> bool:
-        """True if the user has undone the choice, or taken another preset."""
+        """True if the user has undone the choice, or chosen another preset."""
         from core.presets.switch import preset_in
 
         present = preset_in(document)
         return (present.name if present is not None else "") != self.preset
 
     def _drop_share(self, document: ConfigDocument) -> None:
-        """Drop the chosen share once a file is held out: a configuration has only one of the two."""
+        """Drop the chosen share once a file is held out instead."""
         share = self._given.get("data.eval_share")
         if share is not None and document.get("data.eval") and document.get("data.eval_share") == share:
-            # How often is measured holds for the file as well.
+            # The interval of evaluations stays, as it suits the file too.
             del self._given["data.eval_share"]
             document.set("data.eval_share", None)
             self._note(document)
@@ -124,17 +124,17 @@ class PresetChooser:
         self.is_pending = False
         if complaint and (form := self._desktop.panes.config) is not None:
             form.say(f"✗ No preset is chosen: {complaint}")
-        # An edit is reported by the form.
+        # After an edit, the form calls the app, which settles it.
         if found is None or not self._give(document, found):
             self._settled()
 
     def _give(self, document: ConfigDocument, found: Beginning) -> bool:
-        """Write the choice into the configuration, as one edit; returns whether anything has changed."""
+        """Write the choice into the configuration as a single edit; returns True if anything changed."""
         from core.presets.advised import taken_values
         from core.presets.switch import apply_switch, plan_switch
 
         before = document.dumps()
-        # What was advised for another model is not the user's own.
+        # Values given for the previous model are not the user's.
         for name in found.choice.preset.values.keys() & self._given.keys():
             if document.get(name) == self._given[name]:
                 document.set(name, None)
@@ -162,7 +162,7 @@ class PresetChooser:
         return True
 
     def _write(self, document: ConfigDocument, values: dict[str, Any], preset: Mapping[str, Any]) -> None:
-        """Write held-out rows and advised values over those of the preset and the last choice, not over the user's."""
+        """Write held-out rows and advised values; they replace values of the preset and the last choice only."""
         if document.get("eval.every_steps") is not None:
             values.pop("eval.every_epochs", None)
         for name in {*values, *self._given}:
@@ -177,21 +177,21 @@ class PresetChooser:
         self._given = values
 
     def _note(self, document: ConfigDocument) -> None:
-        """Note the chosen values in the configuration, so that they are never taken for the user's own."""
+        """Note the chosen values in the configuration, to distinguish them from the user's."""
         from core.presets.switch import Chosen, note_chosen
 
         chosen = Chosen(self.preset, {**self._max_length, **self._given})
         document.rewrite(note_chosen(document.dumps(), chosen))
 
     def _tell(self, document: ConfigDocument, label: str, text: str) -> None:
-        """Record the edit in the form, which reports it."""
+        """Record the edit in the form, which shows it."""
         form = self._desktop.panes.config
         if form is not None and form.document is document:
             form.edited(label, text)
 
 
 def _find(document: ConfigDocument) -> Beginning:
-    """The preset and the held-out rows for a configuration; slow.
+    """The preset and the held-out rows for a configuration; blocks.
 
     Raises:
         UserError: If the configuration has a problem, or its model is too large for the card.
@@ -204,10 +204,10 @@ def _find(document: ConfigDocument) -> Beginning:
 
 
 class AdviceFollower:
-    """Advised values of the base model: with another base, they are replaced by its own, as one edit.
+    """Updater of advised values: a change of the base model replaces them as a single edit.
 
     Args:
-        desktop: The form of the configuration.
+        desktop: The panes.
         keys: The key table with the user's changes.
     """
 
@@ -217,11 +217,11 @@ class AdviceFollower:
         self._base = ""
 
     def hold(self, document: ConfigDocument) -> None:
-        """Note the base of a configuration; its values need no change."""
+        """Note the base of a configuration without changing values."""
         self._document, self._base = document, _base_of(document)
 
     def follow(self, document: ConfigDocument) -> None:
-        """Follow a configuration that has been edited."""
+        """Update the advised values after an edit of the base model."""
         before = self._base
         is_same = document is self._document
         self.hold(document)
@@ -239,7 +239,7 @@ class AdviceFollower:
         form = self._desktop.panes.config
         if form is None or form.document is not document or _base_of(document) != after:
             return
-        # What has been edited meanwhile is the user's own.
+        # Values edited meanwhile are the user's.
         changes = tuple(change for change in changes if document.get(change.option) == change.before)
         if not changes:
             return

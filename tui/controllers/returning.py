@@ -1,4 +1,4 @@
-"""Coming back: where the user is gets noted while the app runs, and is shown again at the next start."""
+"""Controller of the session: open files and cursors are saved while the app runs, and restored at the next start."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ from tui.state import AppState
 if TYPE_CHECKING:
     from tui.reopening import Reopened
 
-#: Seconds from the start within which the restored session is suspected of an internal error.
+#: Seconds after the start in which an internal error is blamed on the restored session.
 SUSPECT_SECONDS = 10.0
 
 
 class Returning:
-    """The controller of the session.
+    """Controller of the session.
 
     Args:
-        clock: The present, in Unix seconds.
-        remembers: Whether the session is noted and shown again; else an earlier one is forgotten.
+        desktop: The panes and notices.
+        state: The state of the app.
+        drafts: The drafts of unsaved edits.
+        configuration: The controller of the configuration.
+        clock: The clock, in Unix seconds.
+        remembers: Whether sessions are saved and restored; if not, an earlier session is deleted.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class Returning:
         self._desktop, self._state, self._drafts, self._configuration = desktop, state, drafts, configuration
         self._clock, self._remembers = clock, remembers
         self.last = read_session() if remembers else None
-        """The last session; None where none is known."""
+        """The last session; None if there is none."""
         if not remembers:
             forget_session()
         self._written = self.last
@@ -54,7 +58,7 @@ class Returning:
 
     @property
     def pane(self) -> str:
-        """The pane to begin in, from the last session; empty where none is known."""
+        """The focused pane of the last session; empty if unknown."""
         known = {spec.id for spec in PANES}
         return self.last.pane if self.last is not None and self.last.pane in known else ""
 
@@ -69,7 +73,7 @@ class Returning:
         """Reopen the last session, or else the configuration of the newest run.
 
         Args:
-            data: The data that the user has named; where that is not the configuration's, a new one begins with it.
+            data: The data named by the user; a new configuration begins with it if the reopened one does not use it.
         """
         from tui.reopening import begin_with, reopen
 
@@ -79,20 +83,20 @@ class Returning:
             self._show(lambda: begin_with(data))
 
     def begin_with_run(self, name: str) -> None:
-        """Begin with the configuration of the run that the user has named."""
+        """Open the configuration of the run named by the user."""
         from tui.reopening import reopen_run
 
         self._show(lambda: reopen_run(name))
 
     def begin_with_file(self, path: Path) -> None:
-        """Begin with a configuration that the user has named; the cursors are where they were if it was open last."""
+        """Restore the cursors of a configuration named by the user, if it was open last."""
         from tui.reopening import place_of
 
         if self.last is not None and self.last.config == str(working_directory() / path):
             self._awaited = place_of(self.last)
 
     def loaded(self) -> None:
-        """Show the place in the configuration that the user has named, which has been read by now."""
+        """Restore the cursors, now that the named configuration has been read."""
         awaited, self._awaited = self._awaited, None
         if awaited is not None:
             self._show_place(awaited)
@@ -123,10 +127,10 @@ class Returning:
             text = one_line(ended.tell(self._clock()), 400)
             self._desktop.tell(text, severity="information" if is_well else "error", seconds=15)
 
-    # The rest of the time.
+    # While the app runs.
 
     def look(self) -> None:
-        """Note where the user is, if that has changed."""
+        """Save the session if it has changed."""
         if self._is_complete and self._remembers and self._state.document is not None:
             session = self._present()
             if session != self._written:
@@ -134,13 +138,13 @@ class Returning:
                 write_session(session)
 
     def leave(self) -> None:
-        """Note where the user is, and when; before everything is shown again, the last session stands."""
+        """Save the session with the present time; until it has been restored, the last one stays."""
         self._written = None
         self.look()
         self._is_complete = False
 
     def forget_if_suspect(self) -> None:
-        """Forget the session where an internal error comes so early that showing it again may be the cause."""
+        """Delete the session after an early internal error, which restoring it may have caused."""
         if self._remembers and self._clock() - self._started < SUSPECT_SECONDS:
             self._is_complete = False
             forget_session()

@@ -1,4 +1,4 @@
-"""Control of the run that is shown: pause, save, stop, settings, kill."""
+"""Controller of the live run: pause, checkpoint, stop, settings and kill."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class RunControl:
         desktop: The dialogs and notices.
         state: The state of the app.
         bridge: The threads that send commands.
-        leaving: The end of the app, which may wait for a stop.
-        runs: Shows the requests that wait.
-        clock: The clock: the present, in Unix seconds.
+        leaving: The controller of quitting, which may wait for a stop.
+        runs: The controller of runs, which shows pending requests.
+        clock: The clock, in Unix seconds.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class RunControl:
         self._runs, self._clock = runs, clock
 
     def request(self, command: str) -> None:
-        """Send a command to the worker, or take it back where it waits already; a stop is confirmed first.
+        """Send a command to the worker, or withdraw it if it is pending; a stop is confirmed first.
 
-        The request is shown at once: the worker hears of it in a moment, and carries it out after its step.
+        The request is shown at once, before the worker has received it.
         """
         from tui.screens.dialogs import stop_dialog
 
@@ -76,12 +76,12 @@ class RunControl:
         self._bridge.control(run, "withdraw", what=command)
 
     def _view(self, run: Run) -> RunView | None:
-        """The view of a run; None for a run that is not shown."""
+        """The view of a run; None if it is not shown."""
         view = self._state.view
         return view if view is not None and view.run == run else None
 
     def advanced(self) -> None:
-        """The state of the run has been read again: a stop that was asked for while quitting may have been heard."""
+        """Quit if the newest state shows that a stop requested while quitting was received."""
         view = self._state.view
         if (
             self._leaving.awaits_stop
@@ -95,7 +95,7 @@ class RunControl:
         self._bridge.control(run, "set", **settings)
 
     def _stop_chosen(self, run: Run) -> Callable[[str | None], None]:
-        """Carry out the answer to the question about a stop of this run; the one shown may be another by then."""
+        """The handler of the stop dialog's answer for this run, which may not be the shown run by then."""
         from tui.screens.dialogs import KILL, SIGNAL, STOP, STOP_NOW, TAKE_BACK
 
         def chosen(answer: str | None) -> None:
@@ -113,7 +113,7 @@ class RunControl:
         return chosen
 
     def _ask_to_stop_now(self, run: Run) -> None:
-        """Stop a run without a checkpoint; ask once more where steps would be lost."""
+        """Stop a run without a checkpoint; ask once more if steps would be lost."""
         from tui.screens.dialogs import YES, stop_now_dialog
 
         view = self._state.live_run
@@ -145,7 +145,7 @@ class RunControl:
         self._desktop.open(kill_dialog(view), answered)
 
     def answered(self, message: ControlAnswered) -> None:
-        """Show the result of a command; after a stop that was requested while quitting, quit."""
+        """Show the result of a command; quit after a stop that was requested while quitting."""
         if message.command == "stop" and self._leaving.awaits_stop:
             self._leaving.leave_by_choice()
             return
@@ -155,8 +155,7 @@ class RunControl:
         was_asked = self._settle(message.run, message.command, message.args)
         if message.command == "withdraw" and not message.answer.get("withdrawn"):
             self._came_too_late(message.run, message.args)
-        # The worker answers when the command is done. A stop shows in the state of the run, and a request that was
-        # taken back has no result.
+        # No text for a stop, which shows in the run's state, and for withdrawn requests.
         done = {
             "pause": "Paused",
             "resume": "Resumed",
@@ -170,7 +169,7 @@ class RunControl:
             self._desktop.tell(text, seconds=3)
 
     def _settle(self, run: Run, command: str, args: Mapping[str, Any]) -> bool:
-        """Settle an answered request; returns True if the user waits for it, and has not taken it back."""
+        """Settle an answered request; returns True if it was pending and not withdrawn."""
         view = self._view(run)
         if view is None:
             return True
@@ -182,7 +181,7 @@ class RunControl:
         return was_asked
 
     def _came_too_late(self, run: Run, args: Mapping[str, Any]) -> None:
-        """The worker had nothing to take back any more: a pause that is on is ended, other requests are done."""
+        """Handle a withdrawal that came too late: end the pause; other requests are done."""
         if args.get("what") == "pause":
             self._ask(run, "resume", shown=False)
 
@@ -194,7 +193,7 @@ class RunControl:
         self._desktop.tell(f"Changed{after}: {change_words(message.args)}")
 
     def failed(self, message: ControlFailed) -> None:
-        """Show the worker's refusal; where it does not answer to a stop, ask how else to stop it."""
+        """Show the worker's refusal; if it does not answer a stop, offer other ways to stop it."""
         from core.runs.control.client import PendingError, WithdrawnError
         from tui.screens.dialogs import unanswered_dialog
 
@@ -210,7 +209,7 @@ class RunControl:
         if isinstance(error, WithdrawnError):
             return
         if message.command == "withdraw" and message.args.get("what") == "pause":
-            # A worker of an earlier version has no such command, but goes on after the pause.
+            # Workers of earlier versions lack the command; resume the run instead.
             self._came_too_late(message.run, message.args)
             return
         view = self._state.live_run
@@ -223,7 +222,7 @@ class RunControl:
 
     @property
     def _settings_dialog(self) -> RunSettings | None:
-        """The open dialog of the settings, whatever covers it; None where none is open."""
+        """The open settings dialog, even if it is covered; None if there is none."""
         from tui.screens.run_settings import RunSettings
 
         return self._desktop.find_screen(RunSettings)

@@ -1,4 +1,4 @@
-"""The run that is shown and followed, and the list of runs."""
+"""Controller of the shown run and of the list of runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHAT_TITLE_SECONDS = 5.0
 
 
 class Runs:
-    """Controller of runs: follows one, which nothing else changes in the state, and changes those in the list.
+    """Controller of runs. It alone sets the shown run in the state.
 
     Args:
         desktop: The panes, dialogs and notices.
@@ -37,7 +37,7 @@ class Runs:
         bridge: The threads that read, follow and change runs.
         drafts: The drafts of conversations.
         keys: The key table with the user's changes.
-        clock: The clock: the present, in Unix seconds.
+        clock: The clock, in Unix seconds.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Runs:
     def begin(
         self, name: str | None = None, *, sample: bool = False, landing: str = "", session: Session | None = None
     ) -> None:
-        """Show the run that the app is opened with.
+        """Show the initial run.
 
         Args:
-            name: The user's name for it; a live one, the last one shown or the newest one where None.
+            name: The user's name for it; if None, a live run, the session's or the newest run.
             sample: Whether to start the sample run instead.
-            landing: The pane to begin in where no run is live; the run's own where empty.
+            landing: The pane to focus if no run is live; empty for the run's own.
             session: The last session.
         """
         if sample:
@@ -83,11 +83,11 @@ class Runs:
         self._bridge.follow(run)
 
     def delete(self, run: Run, size: int | None) -> None:
-        """Delete a run, once the user has confirmed it; a live one is refused.
+        """Delete a run after a confirmation; a live run is refused.
 
         Args:
             run: The run.
-            size: Its bytes on the disk; None if unknown.
+            size: Its bytes on disk; None if unknown.
         """
         from tui.screens.dialogs import FOR_GOOD, YES, delete_dialog
 
@@ -113,7 +113,7 @@ class Runs:
         """Open the form of an evaluation, and then the evaluation.
 
         Args:
-            run: The run whose model is compared; None where there is none.
+            run: The run whose model is evaluated; None for none.
         """
         from core.evaluation.record import EvaluationRecord
         from core.evaluation.request import EvaluationRequest
@@ -149,23 +149,23 @@ class Runs:
                 self._list_anew()
 
         if not self._desktop.is_covered:
-            # Its answers are where its keys are.
+            # Notices would cover its keys.
             self._desktop.clear_notices()
             self._desktop.open(TrashScreen(), left)
 
     def restored(self, run: Run) -> None:
-        """Show a run that has come back from the trash."""
+        """Show a run that was restored from the trash."""
         self._desktop.tell(f"Restored {run.id}.")
         self._list_anew()
 
     def _list_anew(self) -> None:
-        """List the runs, as there are others now."""
+        """List the runs again."""
         self._bridge.look_around()
         if self._desktop.main.slot("runs").display:
             self._bridge.list_runs(on=True)
 
     def deleted(self, run: Run, *, in_trash: bool) -> None:
-        """Take a deleted run from the screen."""
+        """Remove a deleted run from the panes."""
         back = f" {self._keys['runs.restore'].display} restores it." if in_trash else ""
         self._desktop.tell(f"{'Moved to the trash' if in_trash else 'Deleted'}: {run.id}.{back}")
         if (pane := self._desktop.panes.runs) is not None:
@@ -181,23 +181,23 @@ class Runs:
             self._bridge.find_run()
 
     def started(self, run: Run) -> None:
-        """Show a run whose worker has been started."""
+        """Show a run whose worker was started."""
         self._state.has_worker = True
         self.open(run)
         if (form := self._desktop.panes.config) is not None:
             form.look_around(anew=True)
 
     def action_failed(self, title: str, error: UserError) -> None:
-        """Show that a request of the user failed; without a run, the request may have been to show one."""
+        """Show an error of a user's request; without a shown run, also the empty state."""
         self._state.is_starting = False
         if self._state.view is None:
             self.none_found()
         self._desktop.fail(title, error)
 
-    # The run that is shown.
+    # The shown run.
 
     def attached(self, message: RunAttached) -> None:
-        """Show a run that has been read from its beginning."""
+        """Show a run that was read from its beginning."""
         from core.runs.catalog.rows import read_model
         from core.runs.outlook.energy import Tariff
         from core.runs.outlook.time_left import Schedule
@@ -214,7 +214,7 @@ class Runs:
         if message.is_partial:
             self._show_run()
             return
-        # Another run may have been opened in the meantime.
+        # This may be another run than the one being started.
         self._state.is_starting = self._state.is_starting and not self._state.has_worker
         if leftover:
             self._land()
@@ -255,31 +255,30 @@ class Runs:
         self._land()
 
     def _land(self) -> None:
-        """Focus the requested pane where no run is live, unless the user has gone elsewhere since."""
+        """Focus the landing pane, unless the user has focused another pane meanwhile."""
         if self._landing and self._desktop.main.current == "train":
             self._desktop.show_pane(self._landing)
         self._landing = ""
 
     def await_answer(self, waiting: bool) -> None:
-        """Show whether a question to the model holds up the training."""
+        """Show or hide the note that a question to the model holds up the training."""
         if waiting != self._state.answer_awaited:
             self._state.answer_awaited = waiting
             self.show_lines()
 
     def count_down(self) -> None:
-        """Let the time left in the header go down between two reports of the run."""
+        """Update the time left in the header between two reports of the run."""
         if self._state.live_run is not None:
             self._desktop.show_header()
 
     def show_lines(self) -> None:
-        """Refresh the texts about the run in the header and its pane, without the chart."""
+        """Update the texts about the run in the header and its pane, without the chart."""
         self._desktop.show_header()
         if (pane := self._desktop.panes.train) is not None:
             pane.refresh_lines()
 
     def _announce_end(self, view: RunView) -> None:
-        """Announce the end of a run that was watched: outside of the app as the user wants it, and where its pane is
-        not on the screen."""
+        """Announce the end of a run: by the user's notifications, and by a notice if its pane is hidden."""
         self._desktop.call_for_attention(f"{brief_id(view.run.id)} {in_words(view.state.state)}", view.state.reason)
         if not self._desktop.main.slot("train").display:
             state = view.state
@@ -292,7 +291,7 @@ class Runs:
             )
 
     def _call_for_help(self, view: RunView, before: str, events: Sequence[Event]) -> None:
-        """Call for somebody, as the user wants that, where a run does not go on by itself."""
+        """Send a notification if a run stalls or needs the user."""
         why = next(filter(None, map(needed_for, reversed(events))), "")
         if view.state.state == "stalled" != before:
             why = view.state.reason
@@ -300,7 +299,7 @@ class Runs:
             self._desktop.call_for_attention(f"{brief_id(view.run.id)} needs you", why)
 
     def _tell_chat(self, view: RunView) -> None:
-        """Update the step in the chat's title now and then: writing to a border repaints a whole pane."""
+        """Update phase and step in the chat; the step rarely, as a new title repaints the whole pane."""
         chat, now = self._desktop.panes.chat, self._clock()
         if chat is None:
             return
@@ -310,11 +309,11 @@ class Runs:
             chat.note_step(view.state.step)
 
     def offer_to_chat(self) -> None:
-        """Offer the run that is shown to the chat, where there is one."""
+        """Make the shown run the chat's target."""
         view = self._state.view
         if view is not None and (pane := self._desktop.panes.chat) is not None:
             if pane.target not in (None, view.run):
-                # Another conversation begins, and this one stays.
+                # Save the present conversation before another one begins.
                 self._drafts.look()
             pane.set_target(view.run, view.is_live)
             if when := self._drafts.restore_chat():
@@ -331,8 +330,8 @@ class Runs:
         self._desktop.show_header()
 
     def show_devices(self, devices: Sequence[Device]) -> None:
-        """Show a sample of the devices, where it differs enough from the one on the screen."""
-        # Where a run computes, they have been sampled because it does not report them.
+        """Show a sample of the devices, if it differs enough from the shown one."""
+        # Samples are taken during a run only if it reports no devices.
         live = self._state.live_run
         rests = live is None or live.state.state == "paused"
         reading = MeterReading(devices)
@@ -340,6 +339,6 @@ class Runs:
         self._desktop.show_header()
 
     def show_newest_devices(self) -> None:
-        """Show the newest sample to whoever comes back to the terminal."""
+        """Show the newest sample, when the terminal gets the focus again."""
         self._state.devices = self._meters.catch_up().devices
         self._desktop.show_header()

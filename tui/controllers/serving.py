@@ -1,4 +1,4 @@
-"""The server that lets other programs use a model: started and ended here, shown on its screen and in the header."""
+"""Controller of the API server, which lets other programs use a model."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 class Serving:
-    """Controller of the API server: at most one at a time, in a helper process that ends with the app.
+    """Controller of the API server. There is at most one, in a helper process that ends with the app.
 
     Args:
-        app: Where messages go, and its threads.
-        desktop: Shows the screen and the header.
-        state: Has the server, for the header.
-        make_job: Makes the job; the real one where None.
+        app: The app, for its messages and threads.
+        desktop: The screens, notices and header.
+        state: The state of the app, which has the server.
+        make_job: Creates the job; by default the real one.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Serving:
         self._job: ServeJob | None = None
 
     def request(self, target: Run | Path | str) -> None:
-        """Serve a model, and show how to use it; where a server is on, show that one."""
+        """Serve a model, or show the running server."""
         if self._state.serving is None or self._state.serving.error is not None:
             self._start(target)
         self._open()
@@ -66,7 +66,7 @@ class Serving:
         self._app.run_worker(partial(self._serve, job), thread=True, group="serve")
 
     def _serve(self, job: ServeJob) -> None:
-        """In a thread, until the server ends."""
+        """Run the server; blocks until it ends."""
         from core.jobs.job import JobCancelledError
 
         try:
@@ -124,12 +124,12 @@ class Serving:
         return self._desktop.find_screen(ServeScreen)
 
     def end(self) -> None:
-        """End the server, if one is on."""
+        """End a running server, and update the header."""
         self.close()
         self._desktop.show_header()
 
     def close(self) -> None:
-        """End the server with the app."""
+        """End a running server."""
         job, self._job, self._state.serving = self._job, None, None
         if job is not None:
             job.close()

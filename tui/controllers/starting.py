@@ -1,4 +1,4 @@
-"""Starts of runs: the card before a start, a second run that waits in the queue, and the start itself."""
+"""Controller of starts: the start card, the start of a worker, and the queue for a second run."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 
 class Starting:
-    """Controller of the start of a run: checks the configuration, opens the start card, and starts the worker.
+    """Controller of starts: checks the configuration, opens the start card, and starts the worker.
 
     Args:
         desktop: The panes, dialogs and notices.
         state: The state of the app.
         bridge: The threads that start a worker.
         keys: The key table with the user's changes.
-        configuration: The configuration in the app, and the preset that is being chosen for it.
-        runs: Shows a run that is opened from the queue.
+        configuration: The controller of the configuration.
+        runs: The controller of runs.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Starting:
     # Requests.
 
     def start_in(self, pane: str) -> None:
-        """Offer a run of the configuration; in the Train pane with an ended run, that run once more."""
+        """Offer a run of the configuration; in the Train pane, a new start of the ended run."""
         view = self._state.view
         if pane == "train" and view is not None and not view.is_live:
             self.start_again(view.run)
@@ -88,7 +88,7 @@ class Starting:
         self._offer(self._of_document(document, config), document.path)
 
     def start_again(self, run: Run) -> None:
-        """Offer a new run of an ended run's own configuration, its ``run.toml``."""
+        """Offer a new run with an ended run's ``run.toml``."""
         if self._state.is_starting and self._refuse_second_run():
             return
         from core.config.document import ConfigDocument
@@ -146,7 +146,7 @@ class Starting:
         self._open_card(start, lambda _: self._continue(run), run=run)
 
     def _has_edits(self, run: Run) -> bool:
-        """True if the configuration in the app is the run's, edited since."""
+        """True if the app's configuration is that of the run, and was edited since."""
         from core.config.compare import differences, holding_values
 
         document, state = self._state.document, self._state
@@ -169,10 +169,10 @@ class Starting:
         self._desktop.warn("There is nothing to learn from yet", text)
 
     def _refuse_second_run(self) -> bool:
-        """Refuse a second live run, with a message: two do not fit on one device."""
+        """Refuse a second live run with a warning, as two do not fit on a device; returns True if refused."""
         view = self._state.live_run
         if self._state.is_starting:
-            # A key that is pressed again means the same start.
+            # The key was pressed twice for the same start.
             self._desktop.warn("A run is starting", "It is shown as soon as its worker is there.")
             return True
         if view is not None:
@@ -184,7 +184,7 @@ class Starting:
     # The start card.
 
     def _offer(self, start: Start, source: Path | None = None) -> None:
-        """Show a run before it starts; while another is on, offer to let it wait."""
+        """Open the start card of a run; while another run is live, offer the queue."""
         view = self._state.live_run
         if view is not None:
             self._offer_to_wait(view, start.config, start.name, source)
@@ -192,17 +192,17 @@ class Starting:
             self._open_card(start, lambda shown: self._start(shown, start.name))
 
     def _open_card(self, start: Start, go: Callable[[Config], None], *, run: Run | None = None) -> None:
-        """Open the card of a run; at once, so that it gets keys typed ahead.
+        """Open the start card of a run at once, so that it gets keys typed ahead.
 
         Args:
             start: The run.
-            go: Starts it, with the configuration as the card shows it.
-            run: The run that is continued; None for a new one.
+            go: Starts the run with the card's configuration.
+            run: The run to continue; None for a new run.
         """
         from tui.screens.start.card import StartCard
 
         if self._desktop.find_screen(StartCard) is not None:
-            # A second request, before the card could be seen.
+            # A second request before the card was painted.
             return
 
         def plan(shown: Start, analysis: Analysis | None, used: int | None, measures: bool) -> StartPlan:
@@ -221,12 +221,12 @@ class Starting:
             elif answer == "former":
                 self._configuration.bring_back()
 
-        # The card repeats their news, and its keys are in their place.
+        # Notices would cover the card's keys, and the card repeats them.
         self._desktop.clear_notices()
         self._desktop.open(card, answered)
 
     def _start_card(self, card: StartCard, go: Callable[[Config], None]) -> None:
-        """Start the run of a card; where it cannot meet a wish for the night, ask first."""
+        """Start the run of a card; ask first if it cannot meet a wish about its time."""
         from core.runs.outlook.forecast import wants_plan
 
         config, plan = card.start.config, card.found.plan
@@ -243,7 +243,7 @@ class Starting:
         self._desktop.run(ask, "wishes")
 
     async def _agrees_to(self, unmet: Sequence[Unmet]) -> bool:
-        """Ask whether a run is to start with unmet wishes; only wishes measured by an earlier run are asked about."""
+        """Ask whether to start a run with unmet wishes; only if an earlier run measured the pace."""
         from tui.screens.dialogs import YES, unmet_dialog
 
         measured = [wish for wish in unmet if wish.is_measured]
@@ -259,11 +259,11 @@ class Starting:
         return await answer
 
     def _of_document(self, document: ConfigDocument, config: Config) -> Start:
-        """The run of the configuration in the app.
+        """The run of the app's configuration.
 
         Args:
             document: The configuration.
-            config: The same, checked.
+            config: The same configuration, validated.
         """
         from core.presets.provenance import find_provenance
         from core.runs.catalog.earlier import run_name
@@ -284,7 +284,7 @@ class Starting:
         )
 
     def follow(self) -> None:
-        """Show the present configuration on the open card, if the card is about it."""
+        """Update the open card after a change of the configuration."""
         if not self._desktop.is_covered:
             return
         from tui.screens.start.card import StartCard
@@ -292,13 +292,13 @@ class Starting:
         card, document = self._desktop.find_screen(StartCard), self._state.document
         if card is None or document is None or not card.start.has_form:
             return
-        # While a value is wrong, the card keeps the one before.
+        # While a value is invalid, the card keeps the last valid configuration.
         with suppress(UserError):
             start = self._of_document(document, document.validate())
             card.show(start, is_settled=not self._configuration.presets.is_pending)
 
     def _seen(self, start: Start) -> SeenRows | None:
-        """The rows of a run as the Data pane shows them."""
+        """The facts that the Data pane knows about a run's rows."""
         pane = self._desktop.panes.data
         if pane is None or not start.has_form or len(start.train) != 1:
             return None
@@ -321,7 +321,7 @@ class Starting:
     # The start.
 
     def _start(self, config: Config, name: str) -> None:
-        """Start a run of a checked configuration."""
+        """Start a run of a validated configuration."""
         if not self._refuse_second_run():
             self._desktop.show_pane("train")
             self._start_with_free_memory(lambda: self._bridge.start(config, name))
@@ -331,7 +331,7 @@ class Starting:
             self._start_with_free_memory(lambda: self._bridge.continue_run(run))
 
     def _start_with_free_memory(self, start: Callable[[], None]) -> None:
-        """Start a worker once the chat engine has freed the memory that the worker will need."""
+        """Start a worker once the chat has freed its memory."""
 
         async def work() -> None:
             if (pane := self._desktop.panes.chat) is not None:
@@ -352,12 +352,12 @@ class Starting:
                 self._runs.open(run)
 
         if not self._desktop.is_covered:
-            # Its keys are in their place.
+            # Notices would cover its keys.
             self._desktop.clear_notices()
             self._desktop.open(QueueScreen(self.add_to_queue), left)
 
     async def add_to_queue(self) -> str:
-        """Add a run of the configuration in the app to the queue; returns a sentence about the result.
+        """Add a run of the app's configuration to the queue; returns a message with the result.
 
         Raises:
             UserError: If the configuration is not ready, or the queue cannot be written.
@@ -372,7 +372,7 @@ class Starting:
         return f"Added as entry {number}, as the configuration is now."
 
     def _offer_to_wait(self, view: RunView, config: Config, name: str, source: Path | None) -> None:
-        """Offer to let a run wait for the live one: two do not fit on one device."""
+        """Offer to queue a run behind the live one, as two do not fit on a device."""
         from tui.screens.dialogs import ADD, queue_dialog
 
         def answered(answer: str | None) -> None:
@@ -398,7 +398,7 @@ class Starting:
 
 
 def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run | None, measures: bool) -> StartPlan:
-    """The memory and the time of a run; blocks."""
+    """The plan of a run's memory and time; blocks."""
     from dataclasses import replace
 
     from core.runs.outlook.estimate import PaceBook
@@ -409,14 +409,14 @@ def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run 
 
 
 def _unmet_now(config: Config) -> Sequence[Unmet]:
-    """The wishes that cannot be met by a run that starts before its card has its plan; blocks."""
+    """The unmet wishes of a run that starts before its card has a plan; blocks."""
     from core.commands.wishes import unmet_now
 
     return unmet_now(config)
 
 
 def _unmet_in_queue(config: Config) -> Sequence[Unmet]:
-    """The wishes that a run at the end of the queue cannot meet; blocks.
+    """The unmet wishes of a run at the end of the queue; blocks.
 
     Raises:
         UserError: If the queue cannot be read.
@@ -429,10 +429,10 @@ def _unmet_in_queue(config: Config) -> Sequence[Unmet]:
 
 
 def _add(config: Config, name: str, source: Path | None) -> int:
-    """Check the needs of a run, and add it to the queue; blocks.
+    """Check model and data of a run, and add it to the queue; blocks.
 
     Raises:
-        UserError: If model or data would be refused, or the queue cannot be written.
+        UserError: If model or data are refused, or the queue cannot be written.
     """
     from core.commands.train import check_data, check_model
     from core.queue import store

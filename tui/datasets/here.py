@@ -1,4 +1,4 @@
-"""Beginnings that a first screen offers: the data files of a directory with their rows, and the runs so far."""
+"""Data files of the working directory and earlier runs, which the empty panes offer to start from."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 
 from core.errors import UserError
 
-#: Suffixes of files that are likely to be data; a text file is more often something else.
+#: Suffixes of files that are likely to be data; text files mostly are not.
 _LIKELY = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".json")
-#: Files offered, the newest first, and entries of the directory looked at for them.
+#: Maximum offered files, and maximum examined directory entries.
 MOST_FILES = 6
 _MOST_ENTRIES = 2000
-#: JSON files without data after which no more of them are opened: a directory may have thousands of settings.
+#: JSON files without data after which no more are opened: a directory may have thousands of settings files.
 _MOST_REFUSED = 20
-#: Files up to this size are read for the number of their rows.
+#: Maximum bytes of a file whose rows are counted.
 _COUNTED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A data file.
+    """Data file.
 
     Args:
         path: The file.
         bytes: Its size.
-        rows: Its rows; None where it is too large to be counted on the side.
+        rows: The number of its rows; None if the file is too large to count them.
     """
 
     path: Path
@@ -37,14 +37,14 @@ class FoundFile:
 
 @dataclass(frozen=True)
 class Here:
-    """Data files and runs to begin with.
+    """Data files and runs to start from.
 
     Args:
         files: Data files, the newest first.
         runs: The number of runs.
-        last_run: The id of the newest run; empty where there is none.
+        last_run: The id of the newest run; empty if there is none.
         last_state: Its state.
-        last_ended: The time of its last sign of life, in Unix seconds; 0 where unknown.
+        last_ended: The time of its last heartbeat in Unix seconds; 0 if unknown.
     """
 
     files: tuple[FoundFile, ...] = ()
@@ -56,7 +56,7 @@ class Here:
 
 def look_around(directory: Path) -> Here:
     """Look for data files in a directory, and for runs; blocks."""
-    # Imported here, as the first screen shows the result and cannot wait for it.
+    # Lazily, as the first paint needs Here.
     from core.runs.record.store import list_runs
 
     runs = list_runs()
@@ -67,7 +67,7 @@ def look_around(directory: Path) -> Here:
 
 
 def find_files(directory: Path) -> tuple[FoundFile, ...]:
-    """The data files of a directory, the newest first; those whose format is not known are left out."""
+    """The data files of a directory, the newest first, without files of unknown format."""
     candidates: list[tuple[float, int, Path]] = []
     with suppress(OSError), os.scandir(directory) as entries:
         for number, entry in enumerate(entries):
@@ -86,7 +86,7 @@ def find_files(directory: Path) -> tuple[FoundFile, ...]:
             break
         if _is_json(path) and refused >= _MOST_REFUSED:
             continue
-        # A file that cannot be read, or holds something else, is no data to offer.
+        # Unreadable files and files of unknown format are not offered.
         try:
             found.append(FoundFile(path, size, _count(path, size)))
         except (UserError, OSError, ValueError, RecursionError, MemoryError):
@@ -95,7 +95,7 @@ def find_files(directory: Path) -> tuple[FoundFile, ...]:
 
 
 def _count(path: Path, size: int) -> int | None:
-    """The number of rows of a file; None where it is large.
+    """The number of rows of a file; None if the file is large.
 
     Raises:
         UserError: If its format is not known.
@@ -105,7 +105,7 @@ def _count(path: Path, size: int) -> int | None:
 
     with open_rows(path) as file:
         if _is_json(path):
-            # Most such files are settings; a table or lines of objects are data whatever their columns.
+            # Most JSON files are settings; tables and JSON lines are data, whatever their columns.
             detect(file.rows(0, SAMPLE), path.name)
         if size > _COUNTED_BYTES:
             return None

@@ -1,4 +1,4 @@
-"""Row marks: the rows of a dataset with a problem, and filters for the rows with one and the same."""
+"""Marks of rows with a problem, and filters for the rows with a certain problem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from core.analysis.problems import Level, Problem
 from core.analysis.result import Analysis
 
-#: Problems of a source as a whole: its rows are not marked one by one.
+#: Problems of a whole file, which mark none of its rows.
 OF_THE_WHOLE = frozenset({"not_trained_on", "format_ambiguous"})
 
 _LEVELS: dict[int, Level] = {1: "warn", 2: "drop"}
@@ -18,9 +18,9 @@ _CODES: dict[Level, int] = {"warn": 1, "drop": 2}
 
 
 class RowMarks:
-    """The worst problem of each row, a byte a row: ``drop``, ``warn`` or nothing; rows that are only noted have none.
+    """Worst problem of each row, in a byte: ``drop``, ``warn`` or nothing; notes do not count.
 
-    It is filled row by row as rows are seen, or at once by :meth:`of`.
+    Filled as rows become visible, or all at once by :meth:`of`.
     """
 
     def __init__(self) -> None:
@@ -28,10 +28,10 @@ class RowMarks:
 
     @classmethod
     def of(cls, analysis: Analysis) -> RowMarks:
-        """The marks of every row; takes tenths of a second for a million problems, so it is done in a thread."""
+        """The marks of all rows; blocks for tenths of a second per million problems."""
         marks = cls()
         marks._levels = bytearray(analysis.rows)
-        # Marks of dropped rows last, as they take precedence.
+        # Dropped rows last, as they take precedence.
         for level in ("warn", "drop"):
             code = _CODES[level]
             for problem in analysis.problems:
@@ -46,7 +46,7 @@ class RowMarks:
         return len(self._levels) - self._levels.count(0)
 
     def note(self, index: int, level: Level) -> None:
-        """Mark a row that has been seen to have a problem."""
+        """Mark a row with a problem."""
         if level not in _CODES:
             return
         if index >= len(self._levels):
@@ -54,11 +54,11 @@ class RowMarks:
         self._levels[index] = max(self._levels[index], _CODES[level])
 
     def level(self, index: int) -> Level | None:
-        """The worst problem of a row."""
+        """The worst problem of a row; None if it has none."""
         return _LEVELS.get(self._levels[index]) if index < len(self._levels) else None
 
     def after(self, index: int) -> int | None:
-        """The nearest row with a problem after one, wrapping from the last row to the first; None without any."""
+        """The next row with a problem after a row, wrapping at the end; None if there is none."""
         for begin, end in ((index + 1, len(self._levels)), (0, index + 1)):
             found = [place for code in _LEVELS if (place := self._levels.find(code, begin, end)) >= 0]
             if found:
@@ -66,7 +66,7 @@ class RowMarks:
         return None
 
     def before(self, index: int) -> int | None:
-        """The nearest row with a problem before one, wrapping from the first row to the last; None without any."""
+        """The previous row with a problem before a row, wrapping at the beginning; None if there is none."""
         for begin, end in ((0, index), (index, len(self._levels))):
             found = max(self._levels.rfind(code, begin, end) for code in _LEVELS)
             if found >= 0:
@@ -76,14 +76,14 @@ class RowMarks:
 
 @dataclass(frozen=True)
 class RowFilter:
-    """A filter: the rows that have one problem.
+    """Filter for the rows with a problem.
 
     Args:
         code: The code of the problem.
         title: The problem in a few words.
         hint: A remedy.
-        indices: The rows, ascending; a problem knows the first million of them.
-        total: The number of all of them.
+        indices: The rows, ascending, up to the first million.
+        total: The number of all rows with the problem.
     """
 
     code: str
@@ -98,17 +98,17 @@ class RowFilter:
         return cls(problem.code, problem.kind.title, problem.hint, problem.indices, problem.count)
 
     def place(self, index: int) -> int | None:
-        """The place of a row among the filtered ones; None where it is not one of them."""
+        """The place of a row in the filtered list; None if the filter excludes it."""
         place = bisect_left(self.indices, index)
         return place if place < len(self.indices) and self.indices[place] == index else None
 
     def nearest(self, index: int) -> int:
-        """The place of the first filtered row from a row on; the last place where there is none further down."""
+        """The place of the first filtered row at or after a row, else the last place."""
         return min(bisect_left(self.indices, index), len(self.indices) - 1)
 
 
 def next_filter(problems: Sequence[Problem], code: str | None, step: int) -> RowFilter | None:
-    """The filter after (or before) the one with a code; None stands for all rows, between the last and the first."""
+    """The next or previous filter relative to that of a code; the cycle includes None for all rows."""
     usable = [problem for problem in problems if problem.indices]
     codes: list[str | None] = [None, *(problem.code for problem in usable)]
     place = codes.index(code) if code in codes else 0

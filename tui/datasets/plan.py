@@ -1,7 +1,6 @@
-"""Data plans: the part of the configuration that decides how rows are read, tokenized and counted.
+"""Data plan: the part of the configuration that determines how rows are read and tokenized.
 
-:func:`plan_data` makes one plan of a configuration. The rows shown, their tokens and the analysis of the whole file all
-follow it, so that the screen shows what a run would learn.
+The shown rows, their tokens and the analysis of the file follow the same plan, and so match the training of a run.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from tui.files import entry_text, follow_links, is_among
 
 @dataclass(frozen=True)
 class Reading:
-    """The reading of the rows of one file; an entry of a registry declares its own and ignores it.
+    """Reading of a file's rows; ignored by entries of a registry, which declare their own.
 
     Args:
-        format: As ``data.format``.
-        columns: As ``data.columns``, as pairs; None where no columns are named.
+        format: The value of ``data.format``.
+        columns: The pairs of ``data.columns``; None if no columns are named.
     """
 
     format: str = "auto"
@@ -41,35 +40,35 @@ class Reading:
 
     @property
     def column_names(self) -> dict[str, str] | None:
-        """The columns by their part."""
+        """``data.columns`` as a dictionary; None if no columns are named."""
         return None if self.columns is None else dict(self.columns)
 
     def source(self, path: Path) -> DataSource:
-        """A file, directory or entry, read in this way.
+        """The data source for a file, directory or entry.
 
         Raises:
-            UserError: If a registry has no such entry, or the columns make no row to learn from.
+            UserError: If a registry has no such entry, or the columns do not form rows to train on.
         """
         return single_source(entry_text(path), self.format, self.column_names)
 
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """The plan for reading and counting rows; paths are absolute."""
+    """Plan for reading rows, with absolute paths."""
 
     wanted: AnalysisRequest
-    """The analysis request for all named files, without tokens; its seed is set only if rows are held or left out."""
+    """The analysis request for all configured files, without tokens; its seed is set only if rows are sampled."""
 
     @property
     def overlong(self) -> Overlong:
-        """The treatment of rows that are too long."""
+        """The treatment of overlong rows."""
         return self.wanted.overlong
 
     def of(self, path: Path) -> Reading:
-        """The reading of one file.
+        """The reading of a file.
 
-        ``data.format`` and ``data.columns`` are for the files that the configuration names, and for any while it names
-        none to train on; another file, opened to be looked at, is recognized by itself.
+        ``data.format`` and ``data.columns`` apply to configured files, and to any file if no training file is
+        configured. The format of other files is detected.
         """
         wanted = self.wanted
         if not wanted.train or is_among(wanted.train, path) or is_among(wanted.eval, path):
@@ -77,13 +76,13 @@ class ReadPlan:
         return Reading()
 
     def held_out(self, path: Path) -> tuple[str, ...]:
-        """The held-out files while a file is trained on."""
+        """The held-out files if a file is trained on; else none."""
         return self.wanted.eval if is_among(self.wanted.train, path) else ()
 
     def request(self, path: Path) -> AnalysisRequest:
-        """The request for the analysis of one file, without tokens.
+        """The analysis request for a file, without tokens.
 
-        Rows are held out and left out over all training files together, so for one of several files nothing is known.
+        Held-out and weighted rows are drawn from all training files together, so they are unknown for one of several.
         """
         reading, wanted = self.of(path), self.wanted
         if len(wanted.train) != 1 or follow_links(path) != follow_links(wanted.train[0]):
@@ -99,25 +98,25 @@ class ReadPlan:
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """The options for tokenizing a row; invalid values of the file are replaced by their defaults."""
+    """Plan for tokenizing rows; invalid options are replaced by their defaults."""
 
     base: str
     directory: Path
-    """The directory that relative paths in the configuration are relative to."""
+    """The base directory of relative paths."""
     settings: MaskSettings
-    """Mask settings, without the model and the template that replaces its own."""
+    """Mask settings without model and template."""
     template_name: str | None = None
     template_file: Path | None = None
     template_stamp: int = 0
-    """Modification time of that template's file, in nanoseconds: a plan with an edited template is another plan."""
+    """Modification time of the template file in nanoseconds, so that an edited template changes the plan."""
 
     @property
     def max_length(self) -> int:
-        """The greatest length of a row, in tokens."""
+        """The maximum length of a row in tokens."""
         return self.settings.max_length or 0
 
     def template(self) -> str | None:
-        """The template that replaces the model's own.
+        """The configured template; None for the model's own.
 
         Raises:
             UserError: If it cannot be read.
@@ -125,7 +124,7 @@ class TokenPlan:
         return template_source(str(self.template_file) if self.template_file else None, self.template_name)
 
     def mask_settings(self) -> MaskSettings:
-        """Mask settings: how rows become tokens.
+        """The mask settings with model and template.
 
         Raises:
             UserError: If the model is not ready, or the template cannot be read.
@@ -135,26 +134,26 @@ class TokenPlan:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """The plan for reading and tokenizing rows; equal plans show the same of a file."""
+    """Plan for reading and tokenizing rows; equal plans give equal results for a file."""
 
     reading: ReadPlan
     tokens: TokenPlan
 
     def request(self, path: Path, *, with_tokens: bool) -> AnalysisRequest:
-        """The request for the analysis of one file; equal requests have equal answers.
+        """The analysis request for a file; equal requests give equal results.
 
         Args:
             path: The file.
-            with_tokens: Whether the model is ready; its tokens are counted then.
+            with_tokens: Whether to count tokens, which needs the model.
 
         Raises:
-            UserError: If model or template are no longer there.
+            UserError: If the model or the template is missing.
         """
         return replace(self.reading.request(path), masks=self.tokens.mask_settings() if with_tokens else None)
 
 
 def plan_data(document: ConfigDocument) -> DataPlan:
-    """The plan of a configuration, which may be invalid or empty."""
+    """The data plan of a configuration, which may be invalid or empty."""
     directory = working_directory() / document.path.parent if document.path is not None else working_directory()
     config = _valid_part(document)
     request = request_for(config, model=None)
@@ -174,14 +173,14 @@ def plan_data(document: ConfigDocument) -> DataPlan:
 
 
 def plan_tokens(document: ConfigDocument) -> TokenPlan:
-    """Options for tokenizing a row, of a configuration that may be invalid or empty."""
+    """The token plan of a configuration, which may be invalid or empty."""
     return plan_data(document).tokens
 
 
 def _valid_part(document: ConfigDocument) -> Config:
-    """A configuration with the default in place of each invalid value; the rows it names are left out.
+    """The configuration with invalid values replaced by defaults, without data files and columns.
 
-    So are the columns: their errors are shown with the rows in view.
+    Errors in the columns are shown next to the rows.
     """
     skipped = {"data.train", "data.eval", "data.columns"}
     while True:
@@ -213,10 +212,10 @@ def _stamp(file: Path | None) -> int:
 
 
 def find_base(base: str, directory: Path) -> Path:
-    """The directory of a base model, if it is ready.
+    """The directory of a base model.
 
     Raises:
-        UserError: If there is none; the hint says what makes it ready.
+        UserError: If it is not on this machine, with a hint how to get it.
     """
     if (found := find_model(base, directory)) is not None:
         return found

@@ -1,4 +1,4 @@
-"""A summary of a dataset in one line: reading progress, use of its rows, and detected format."""
+"""Summary of a dataset in a line: progress, use of its rows, and detected format."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tui.datasets.marks import OF_THE_WHOLE, RowFilter
 from tui.datasets.view import DatasetView
 from tui.keys import KeyTable
 
-#: Number of reasons that are named one by one where there is room for them.
+#: Maximum number of named reasons.
 _REASONS = 4
-#: Characters of the columns that are not read; the report has them all.
+#: Maximum characters for the names of unread columns; the report has all of them.
 _NAMES = 40
 #: Maximum number of lines of a summary.
 LINES = 2
@@ -29,14 +29,14 @@ _Parts = list[tuple[str, str]]
 def summarize(
     view: DatasetView, indexed: float, keys: KeyTable, progress_of: JobProgress | None = None, width: int | None = None
 ) -> Content:
-    """The use of the rows once that is known; until then problems seen, progress and the reason of the format.
+    """The use of the rows if it is known; else the problems so far, the progress and the reason for the format.
 
     Args:
         view: The dataset.
-        indexed: Share of the file that has been indexed.
+        indexed: The indexed share of the file.
         keys: The key table with the user's changes.
         progress_of: The progress of a running analysis.
-        width: Columns; parts that do not fit into two lines are left out, the least important first. None for all.
+        width: Columns; the least important parts that do not fit in two lines are dropped. None for no limit.
     """
     count = view.marks.count
     if view.analysis is not None:
@@ -51,7 +51,7 @@ def describe_progress(indexed: float, progress: JobProgress | None) -> str:
     """The progress of an analysis in a few words.
 
     Args:
-        indexed: Share of the file that has been indexed.
+        indexed: The indexed share of the file.
         progress: The progress of the running analysis; None before its first report.
     """
     if indexed < 1:
@@ -62,14 +62,14 @@ def describe_progress(indexed: float, progress: JobProgress | None) -> str:
 
 
 def describe_filter(chosen: RowFilter, keys: KeyTable, width: int | None = None) -> Content:
-    """A filter in words: the common problem of its rows, the keys that list others, and a remedy."""
+    """A filter in words: the problem of its rows, the keys that change the filter, and a remedy."""
     first = f"the first {format_count(len(chosen.indices))} are listed" if len(chosen.indices) < chosen.total else ""
     ways = f"{keys['data.filter'].display} next filter  {keys['data.back'].display} all rows"
     return _fitted([(chosen.title, "$near"), (ways, ""), (chosen.hint, ""), (first, "")], width, keys)
 
 
 def describe_dropped(dropped: Mapping[str, int], most: int | None = None) -> str:
-    """Dropped rows by reason, ``most`` of them and a count of the rest: ``12 dropped: 2 no JSON``."""
+    """Dropped rows by reason, with at most ``most`` reasons: ``12 dropped: 2 no JSON``."""
     reasons = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
     named = [f"{format_count(count)} {_told(reason)}" for reason, count in reasons[:most]]
     if most is not None and (others := len(reasons) - len(named)):
@@ -85,7 +85,7 @@ def summarize_analysis(analysis: Analysis, count: int, keys: KeyTable, width: in
         analysis: The result of the analysis.
         count: Rows with a problem.
         keys: The key table with the user's changes.
-        width: As in :func:`summarize`. Reasons of dropped rows give way first: the report has them all.
+        width: As in :func:`summarize`. Reasons for dropped rows go first, as the report has all of them.
     """
     for most in range(_REASONS, -1, -1):
         parts = _analyzed(analysis, count, keys, most)
@@ -120,13 +120,13 @@ def _analyzed(analysis: Analysis, count: int, keys: KeyTable, most: int) -> _Par
 
 
 def _told(reason: str) -> str:
-    """A reason for dropping a row in words; its code where it is one of a newer version."""
+    """A reason for dropping a row in words; its code if it is unknown, as from a newer version."""
     kind = KINDS.get(reason)
     return one_line(kind.title if kind is not None else reason, 60)
 
 
 def _fitted(parts: _Parts, width: int | None, keys: KeyTable) -> Content:
-    """As many of the parts as fit, and the count of the rest; the report has all of them."""
+    """The parts that fit, and the number of the others, which are in the report."""
     parts = [part for part in parts if part[0]]
     for kept in range(len(parts), 0, -1):
         more = f"… {len(parts) - kept} more ({keys['data.report'].display})"
@@ -137,7 +137,7 @@ def _fitted(parts: _Parts, width: int | None, keys: KeyTable) -> Content:
 
 
 def _line(parts: _Parts) -> Content:
-    """Parts with dots between them, empty ones left out."""
+    """The nonempty parts, joined by dots."""
     return Content(" · ").join(Content.styled(one_line(text), style) for text, style in parts if text)
 
 

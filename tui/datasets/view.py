@@ -1,4 +1,4 @@
-"""A dataset as the Data pane shows it: cells, conversations, marks and search, opened in a thread; no widget."""
+"""View of a dataset for the Data pane, without widgets: cells, conversations, marks and search."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from tui.datasets.plan import Reading
 
 @dataclass(frozen=True)
 class RowCells:
-    """Cells of a row in the list; texts are sanitized and hold no newline."""
+    """Cells of a row in the list, sanitized and without newlines."""
 
     cells: tuple[str, ...]
     problem: str = ""
-    """The reason why the row cannot be read; shown in place of the cells."""
+    """The reason why the row cannot be read, shown instead of the cells."""
     number: int = 0
-    """The row number, from 1, where it differs from the place in the list."""
+    """The row number, from 1."""
     mark: Level | Literal[""] = ""
-    """The worst problem of a row that can be read."""
+    """The worst problem of a readable row; empty for none."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn of one speaker; the text may be anything, it is sanitized before it is drawn."""
+    """Turn of a speaker; the text is sanitized when it is drawn."""
 
     role: str
     """``system``, ``user``, ``assistant``, or another label; ``problem`` is drawn as an error."""
@@ -60,7 +60,7 @@ FORMAT_NAMES = {
     "kto": "labeled answers",
 }
 
-#: Headings of the formats that are no plain conversations.
+#: Headings of the formats that are not conversations.
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "segments": ("segments",),
@@ -71,7 +71,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 
 #: Rows read between two checks for cancellation.
 BATCH = 256
-# Long scans yield the interpreter to the screen between two batches, or keys would wait for them.
+# Long scans sleep between two batches, so that keys need not wait for the interpreter lock.
 _BREATH_SECONDS = 0.002
 _CELL_LIMIT = 400
 
@@ -81,25 +81,25 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Recognized:
-    """The result of format detection, or the reason of its failure; rows are then shown raw."""
+    """Result of format detection, or its error, with which rows are shown raw."""
 
     reading: Reading
     rows: int
-    """The number of rows that the detection is based on."""
+    """The number of examined rows."""
     detection: Detection | None
     unknown: UserError | None = None
 
 
 @dataclass(frozen=True)
 class Match:
-    """The result of a search: the row, and whether the search wrapped at the end of the file."""
+    """Result of a search: the row, and whether the search wrapped around."""
 
     index: int
     wrapped: bool
 
 
 class DatasetView:
-    """An open file. Every method may be called from any thread; ``close`` ends the work of the others.
+    """Open dataset. All methods are thread-safe; ``close`` ends scans in other threads.
 
     Args:
         path: A file, a directory or an entry of a registry (see :mod:`core.data.registries.resolve`).
@@ -111,17 +111,17 @@ class DatasetView:
 
     def __init__(self, path: Path, reading: Reading = Reading()) -> None:  # noqa: B008 - it cannot be changed
         self.path = path
-        # Even if the reading is wrong, the file itself can be opened and its rows shown.
+        # Without the reading: if that is wrong, the file is still opened, and its rows shown raw.
         self._source = Reading().source(path)
         self.file = self._source.open_shared()
         self.failure: UserError | None = None
-        """The reason why rows can no longer be read: the file has changed, or its disk is gone."""
+        """The error with which reading failed: the file has changed, or its disk is gone."""
         self.marks = RowMarks()
-        """Marks of rows with a problem: all of them once there is an ``analysis``, before that the ones seen."""
+        """Marks of rows with a problem: of all rows once there is an ``analysis``, before that of rows seen so far."""
         self.analysis: Analysis | None = None
-        """The analysis of every row, once there is one."""
+        """The analysis of all rows, once it is done."""
         self.analysis_error: UserError | None = None
-        """The reason why the analysis failed."""
+        """The error with which the analysis failed."""
         self.is_closed = False
         try:
             self._recognized = self.recognize(reading)
@@ -131,23 +131,23 @@ class DatasetView:
 
     @property
     def is_entry(self) -> bool:
-        """Whether it is an entry of a registry, which declares itself how its rows are read."""
+        """True for an entry of a registry, which declares the reading of its rows."""
         return self._source.path != self.path
 
     @property
     def count(self) -> int:
-        """The number of rows found so far, at most the number that is used."""
+        """The number of rows found so far, up to the entry's limit."""
         known, limit = self.file.count_known, self._source.limit
         return known if limit is None else min(known, limit)
 
     @property
     def reading(self) -> Reading:
-        """The reading of the rows by the configuration."""
+        """The reading from the configuration."""
         return self._recognized.reading
 
     @property
     def detection(self) -> Detection | None:
-        """The detected format; None where it is unknown."""
+        """The detected format; None if unknown."""
         return self._recognized.detection
 
     @property
@@ -176,7 +176,7 @@ class DatasetView:
         """Detect the format from the first rows; blocks.
 
         Args:
-            reading: The wanted reading. An entry of a registry declares its own.
+            reading: The reading; ignored by an entry of a registry.
         """
         rows: list[Row] = []
         try:
@@ -188,29 +188,29 @@ class DatasetView:
 
     @property
     def is_guess(self) -> bool:
-        """Whether more rows are there by now, which could change the detection."""
+        """True if further rows have been found that could change the detection."""
         return self._recognized.rows < min(SAMPLE, self.file.count_known)
 
     def read_as(self, recognized: Recognized) -> None:
-        """Change the reading of the rows; the analysis so far no longer counts."""
+        """Change the reading of the rows, and drop the analysis."""
         self._recognized = recognized
         self.forget()
 
     def take(self, analysis: Analysis, marks: RowMarks) -> None:
-        """Take the result of an analysis, and the marks that follow from it."""
+        """Set the result of an analysis, with its marks."""
         self.analysis, self.analysis_error, self.marks = analysis, None, marks
 
     def forget(self) -> None:
-        """Drop the analysis of the whole file."""
+        """Drop the analysis."""
         self.analysis, self.analysis_error, self.marks = None, None, RowMarks()
 
     def note(self, index: int, level: Level) -> None:
-        """Mark a row that has been seen to have a problem; an analysis takes precedence."""
+        """Mark a row with a problem, unless there is an analysis."""
         if self.analysis is None:
             self.marks.note(index, level)
 
     def cells(self, indices: Sequence[int]) -> list[RowCells]:
-        """Cells of rows for the list; rows that can no longer be read show the reason, and ``failure`` is set."""
+        """The cells of rows for the list; on a read error, every row shows it, and ``failure`` is set."""
         try:
             rows = self._rows(indices)
         except UserError as error:
@@ -219,7 +219,7 @@ class DatasetView:
         return [self._row_cells(row) for row in rows]
 
     def turns(self, index: int) -> list[Turn]:
-        """The turns of a row; a row with a problem shows it first, then its content."""
+        """The turns of a row; an invalid row has its error first, then its content."""
         try:
             row = self.file.row(index)
         except UserError as error:
@@ -234,11 +234,11 @@ class DatasetView:
         return list(turns_of(example))
 
     def example(self, index: int) -> Example:
-        """The example of a row, as training reads it.
+        """The training example of a row.
 
         Raises:
-            RowError: If it cannot be used.
-            UserError: If the format is unknown or the file cannot be read any more.
+            RowError: If the row is invalid.
+            UserError: If the format is unknown or the file can no longer be read.
         """
         example = self._example(self.file.row(index))
         if example is None:
@@ -246,7 +246,7 @@ class DatasetView:
         return example
 
     def line_of(self, index: int) -> int:
-        """The line of the file that a row begins on; 0 when it is no longer known."""
+        """The line of the file at which a row begins; 0 if it can no longer be read."""
         try:
             return self.file.row(index).line
         except UserError as error:
@@ -262,18 +262,18 @@ class DatasetView:
         progress: Progress,
         among: Sequence[int] | None = None,
     ) -> Match | None:
-        """The next row with a text in it, ignoring case, wrapping at the end; blocks.
+        """The next row that contains a text, ignoring case and wrapping around; blocks.
 
         Args:
-            term: The text to look for.
-            start: The row to begin after (or before).
+            term: The text.
+            start: The row before the first searched one, in search direction.
             step: 1 downwards, -1 upwards.
-            cancelled: Asked between two batches.
-            progress: Called with the number of rows searched.
+            cancelled: Called between two batches; True ends the search.
+            progress: Called with the number of searched rows.
             among: The rows to search, ascending; None for all.
 
         Raises:
-            UserError: If the file cannot be read any more.
+            UserError: If the file can no longer be read.
         """
         wanted = term.lower()
         order = range(self.count) if among is None else among
@@ -365,7 +365,7 @@ def _dump(data: object) -> str:
 
 
 def _as_it_is(row: Row) -> list[Turn]:
-    """The columns of a row, or the text of a row that has none."""
+    """The columns of a row, or its raw text if it could not be parsed."""
     if row.data is None:
         return [Turn("file", row.raw)]
     return [
@@ -381,7 +381,7 @@ def _mentions(row: Row, wanted: str) -> bool:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Every text in a row; an explicit stack, as rows may be nested deeper than Python's."""
+    """All strings in a row. Not recursive, as rows may be nested deeper than Python's stack."""
     stack: list[object] = [value]
     while stack:
         item = stack.pop()
@@ -393,14 +393,14 @@ def _texts(value: object) -> Iterator[str]:
             stack.extend(item)
 
 
-#: Seconds between two progress reports of a scan: often enough to look alive, seldom enough to cost nothing.
+#: Seconds between two progress reports of a scan.
 REPORT_SECONDS = 0.25
 
 _P = ParamSpec("_P")
 
 
 def paced(report: Callable[_P, object]) -> Callable[_P, None]:
-    """A progress callback with a limited rate."""
+    """A progress callback limited to a report every :data:`REPORT_SECONDS`."""
     last = time.monotonic()
 
     def call(*args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -413,7 +413,7 @@ def paced(report: Callable[_P, object]) -> Callable[_P, None]:
 
 
 async def open_dataset(path: Path, reading: Reading) -> DatasetView:
-    """Open a file in a thread; on cancellation, it is closed once it is open.
+    """Open a dataset in a thread; after a cancellation, it is closed as soon as it is open.
 
     Raises:
         UserError: If it cannot be opened.

@@ -1,4 +1,4 @@
-"""The five panes: Data, Config, Train, Chat and Runs; each is imported when it is first needed."""
+"""The five panes Data, Config, Train, Chat and Runs, imported on first use."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def _runs() -> type[RunsPane]:
 
 @dataclass(frozen=True)
 class PaneSpec(Generic[PaneT_co]):
-    """A pane before it is loaded: its place in the table, and a loader of its class."""
+    """Declaration of a pane, with a loader of its class."""
 
     id: str
     number: int
     title: str
     load: Callable[[], type[PaneT_co]]
-    """A function that imports the class."""
+    """Imports and returns the class."""
     at_once: bool = False
-    """Whether it is light enough to be loaded for the first paint."""
+    """True if it is light enough to load before the first paint."""
 
 
 DATA = PaneSpec("data", 1, "Data", _data)
@@ -69,20 +69,20 @@ RUNS = PaneSpec("runs", 5, "Runs", _runs)
 
 PANES: tuple[PaneSpec[Pane], ...] = (DATA, CONFIG, TRAIN, CHAT, RUNS)
 
-#: Panes that are tiled on a large terminal, in the order of the grid; Runs takes the whole of it.
+#: Panes that are tiled on a large terminal, in the order of the grid.
 TILED = ("data", "train", "config", "chat")
 
 
 def pane_spec(name: str) -> PaneSpec[Pane]:
-    """The pane of an id."""
+    """The declaration of a pane by its id."""
     return next(spec for spec in PANES if spec.id == name)
 
 
 class Panes:
-    """The panes loaded so far, each by its class; None for one that has not been loaded.
+    """Typed access to the loaded panes; None for a pane that is not loaded yet.
 
     Args:
-        find: Returns the content of the slot of an id.
+        find: Returns the pane of an id, if it is loaded.
     """
 
     def __init__(self, find: Callable[[str], Pane | None]) -> None:
@@ -90,7 +90,7 @@ class Panes:
 
     def _get(self, spec: PaneSpec[PaneT]) -> PaneT | None:
         pane = self.find(spec.id)
-        # Its class is asked for only where there is one, as that imports it.
+        # Check for a pane first, as loading the class imports it.
         return pane if pane is not None and isinstance(pane, spec.load()) else None
 
     @property

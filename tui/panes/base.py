@@ -1,4 +1,4 @@
-"""The base class of the panes: a title and key hints in the border, whatever text is in them."""
+"""Base class of the panes, with a title and clickable key hints in the border."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tui.keys import KeyTable, yields_to_text
 from tui.shell import Shell, shell_of
 from tui.widgets.forms.ask_bar import KeyQuestion, takes_text
 
-#: Columns of a border beside the hints in it, and what a pane without a size is taken for.
+#: Columns of the lower border around the hints; the width assumed for a pane without a size.
 _BORDER_WIDTH, _WIDEST = 6, 1000
 
 
 class Pane(Vertical):
-    """A pane of the main screen; the slot it stands in draws its border."""
+    """Pane of the main screen; its slot draws the border."""
 
     DEFAULT_CSS = """
     Pane { height: 1fr; padding: 0 1; background: $background; }
@@ -39,7 +39,7 @@ class Pane(Vertical):
 
     @property
     def scope(self) -> str:
-        """Its scope in the table of keys."""
+        """Its scope in the key table."""
         ids = (binding.id for binding in self.BINDINGS if isinstance(binding, Binding))
         return next((name.partition(".")[0] for name in ids if name), "")
 
@@ -54,17 +54,17 @@ class Pane(Vertical):
         return self.shell.keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """While a text is being entered, keys that write text run no action."""
+        """Disable keys that type text while text is being entered."""
         if self.screen.is_current and yields_to_text(action, self.keys) and takes_text(self.screen.focused):
             return False
         return super().check_action(action, parameters)
 
     def watch_has_focus(self, _has_focus: bool) -> None:
-        """Restyle the pane alone: no style of what is in it depends on whether the pane itself has the focus."""
+        """Restyle the pane without its content, whose styles do not depend on the pane's focus."""
         self.app.stylesheet.update_nodes([self])
 
     def set_title(self, *parts: str) -> None:
-        """Set the title: its parts with dots between them, external text sanitized, empty parts left out."""
+        """Set the title: the nonempty parts, sanitized and joined by dots."""
         title = " · ".join(one_line(part, 120) for part in parts if part)
         # Writing to the border repaints the whole pane.
         if title != self._shown_title:
@@ -72,17 +72,17 @@ class Pane(Vertical):
             self.border_title = Content(title)
 
     def set_hints(self, identities: Sequence[str], more: Sequence[tuple[str, str]] = ()) -> None:
-        """Show the most needed keys in the lower border, the first ones where not all fit; the help has all of them.
+        """Show key hints in the lower border, as many as fit; the help lists all keys.
 
         Args:
-            identities: Their ids.
-            more: Keys as displayed, each with its action in other words than the table's.
+            identities: The ids of the keys, the most important first.
+            more: Further hints: displayed key and label.
         """
         named = [(self.keys[name].display, self.keys[name].description) for name in identities]
         self.show_hints([*named, *more])
 
     def show_hints(self, hints: Sequence[tuple[str, str]]) -> None:
-        """Show keys in the lower border, each as displayed and with its action."""
+        """Show key hints in the lower border: displayed keys with their labels."""
         self._hints = tuple(hints)
         self._fit_hints()
 
@@ -103,16 +103,16 @@ class Pane(Vertical):
 
     @on(events.Resize)
     def _refit_hints(self) -> None:
-        """Fit the hints into the new width."""
+        """Fit the hints to the new width."""
         self._fit_hints()
 
     def watch_virtual_size(self) -> None:
-        """Fit the hints into the first width: Textual posts no Resize where the region was asked for before."""
+        """Fit the hints to the first width: Textual posts no Resize if the region was requested before."""
         self._fit_hints()
 
     async def on_click(self, event: events.Click) -> None:
-        """Press the key in the lower border that is clicked."""
-        # In the screen: a click on a widget in the pane comes here as well, with its place in that widget.
+        """Run the action of a clicked key hint."""
+        # Screen coordinates: clicks on inner widgets arrive here too, with coordinates of that widget.
         column, row = event.screen_x - self.region.x, event.screen_y - self.region.y
         if row != self.outer_size.height - 1 or isinstance(self.screen.focused, KeyQuestion):
             return
@@ -121,13 +121,13 @@ class Pane(Vertical):
             return
         event.stop()
         if key.scope != "app" and not yields_to_text(key.action, self.keys):
-            # In place: what is being written keeps the focus.
+            # Directly, so that an input keeps the focus.
             await self.run_action(key.action)
         else:
             await self.shell.run_key(key)
 
     def prefer_focus(self, widget: Widget) -> None:
-        """Choose the widget that is focused with the pane; it is focused now if the pane has the focus."""
+        """Set the widget that gets the pane's focus, and focus it if the pane has the focus."""
         had_focus = self.has_focus_within
         for other in self.query(".-first-focus"):
             other.remove_class("-first-focus")
@@ -137,7 +137,7 @@ class Pane(Vertical):
 
 
 def hint_at(line: str, column: int) -> str:
-    """The key, as displayed, of the hint at a column of a lower border; empty between two hints."""
+    """The displayed key of the hint at a column of a lower border; empty between two hints."""
     for hint in re.finditer(r"[^\s─╰╯]+(?: [^\s─╰╯]+)*", line):
         if hint.start() <= column < hint.end():
             return hint.group().partition(" ")[0]

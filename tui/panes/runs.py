@@ -1,4 +1,4 @@
-"""The Runs pane: every run on this machine, newest first, to open and to continue."""
+"""Runs pane: a list of all runs on this machine, newest first."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from core.runs.catalog.rows import RunFigures, RunRow
     from core.runs.record.store import Labels, Run
 
-#: Columns from which the account of a run stands beside the list, and rows from which it stands below.
+#: Columns from which the details of a run are beside the list, and rows from which they are below it.
 BESIDE_WIDTH, BELOW_HEIGHT = 150, 17
 
 
 class FilterInput(SafeInput):
-    """The input of the filter; it stays as long as there is a filter, and the arrow keys lead back to the list."""
+    """Input of the filter; visible while there is a filter. The arrow keys return to the list."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("down,up", "submit", show=False)]
 
@@ -46,7 +46,7 @@ class FilterInput(SafeInput):
 
 
 class RunsPane(Pane):
-    """A list of runs with a filter."""
+    """List of runs with a filter."""
 
     DEFAULT_CSS = """
     RunsPane FilterInput { dock: bottom; background: $panel; border: none; height: 1; display: none; }
@@ -74,7 +74,7 @@ class RunsPane(Pane):
         self._account = Content("")
         self.ask_bar = AskBar(id="runs-ask")
         self._sort, self._is_reversed, self._lists_archived = DEFAULT_SORT, False, False
-        # Whoever sorts looks at the first row, also when figures come later.
+        # After a sort, the cursor stays on the first row even if figures arrive later.
         self._stays_first = False
 
     def compose(self) -> ComposeResult:
@@ -87,24 +87,24 @@ class RunsPane(Pane):
         yield self.ask_bar
 
     def on_mount(self) -> None:
-        """Start without a list."""
+        """Hide the list until the first runs arrive."""
         self.set_title("5 Runs")
         self.query_one("#runs").display = False
         self._show_hints()
 
     def on_resize(self, event: events.Resize) -> None:
-        """Put the account of a run where there is room for it."""
+        """Place the details of a run where they fit."""
         width, height = event.size
         self.set_class(width >= BESIDE_WIDTH, "-beside")
         self.set_class(width < BESIDE_WIDTH and height >= BELOW_HEIGHT, "-below")
         self.call_after_refresh(self._show_account)
 
     def show_queue(self, view: QueueView) -> None:
-        """Show what comes next in the queue, and when it will be done."""
+        """Show the next run of the queue, and when the queue will be done."""
         self.query_one("#queue", TextBlock).show(queue_line(view, self.keys["app.queue"].display))
 
     def show(self, rows: Sequence[RunRow]) -> None:
-        """Show the list, keeping the cursor on its run."""
+        """Show the list; the cursor stays on its run."""
         self._rows = rows
         self._filter()
 
@@ -145,7 +145,7 @@ class RunsPane(Pane):
             empty.say("All runs are archived.", [(keys["runs.archived"].display, "list them")])
 
     def _show_title(self, kept: Sequence[RunRow]) -> None:
-        """The number of runs, and what the list leaves out or is sorted by."""
+        """Show the number of runs, the filter and the sort column in the title."""
         rows = self._rows or ()
         live = sum(
             1 for row in rows if row.state in ("queued", "starting", "training", "paused", "stopping", "stalled")
@@ -165,7 +165,7 @@ class RunsPane(Pane):
         )
 
     def _show_hints(self) -> None:
-        """The keys that matter most; with marked runs, the comparison first."""
+        """Show the most important keys; the comparison first if runs are marked."""
         names = ["open", "details", "compare", "sort", "filter", "delete", "edit"]
         if self.query_one(RunList).marked:
             names = ["compare", "mark", "open", "details", "sort", "filter"]
@@ -182,7 +182,7 @@ class RunsPane(Pane):
         self._look()
 
     def _look(self) -> None:
-        """Ask for the figures of the runs in view, and for the account of the one under the cursor."""
+        """Request the figures of the visible runs, and the details of the run under the cursor."""
         run_list = self.query_one(RunList)
         chosen, older = run_list.selected, run_list.older
         before = older.run if older is not None else None
@@ -198,7 +198,7 @@ class RunsPane(Pane):
         self._show_account()
 
     def show_figures(self, figures: Mapping[str, RunFigures]) -> None:
-        """Show figures of runs in the list."""
+        """Show newly read figures in the list."""
         run_list = self.query_one(RunList)
         run_list.show_figures(figures)
         if SORT_COLUMNS[self._sort].needs_figures:
@@ -207,7 +207,7 @@ class RunsPane(Pane):
             self._show_account()
 
     def show_detail(self, detail: RunDetail) -> None:
-        """Show the account of the run under the cursor, if it is still there."""
+        """Show details, if the cursor is still on their run."""
         self._detail = detail
         self._show_account()
 
@@ -225,11 +225,11 @@ class RunsPane(Pane):
             place.update(content)
 
     def relabel(self, run: Run, labels: Labels) -> None:
-        """Show the new labels of a run, before the runs are listed anew."""
+        """Show the new labels of a run without waiting for the next listing."""
         self.show([replace(row, labels=labels) if row.run == run else row for row in self._rows or ()])
 
     def forget(self, run: Run) -> None:
-        """Take a deleted run from the list, before the runs are listed anew."""
+        """Remove a deleted run from the list without waiting for the next listing."""
         self.show([row for row in self._rows or () if row.run != run])
 
     @on(Input.Changed)
@@ -250,7 +250,7 @@ class RunsPane(Pane):
         self.action_leave_filter()
 
     def action_leave_filter(self) -> None:
-        """Show all runs again."""
+        """Clear the filter, or the marks if there is none."""
         line, run_list = self.query_one(FilterInput), self.query_one(RunList)
         if not line.value and not line.has_focus:
             run_list.clear_marks()
@@ -260,7 +260,7 @@ class RunsPane(Pane):
         run_list.focus()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Moving and opening are disabled without a list."""
+        """Disable most actions without a run under the cursor."""
         if action in ("filter", "leave_filter"):
             allowed = super().check_action(action, parameters)
             has_more = bool(self.query_one(FilterInput).value) or bool(self.query_one(RunList).marked)
@@ -272,10 +272,10 @@ class RunsPane(Pane):
         return self.query_one(RunList).selected is not None
 
     def action_filter(self) -> None:
-        """Show the input of the filter, and focus it."""
+        """Show and focus the filter's input."""
         line = self.query_one(FilterInput)
         line.add_class("-open")
-        # At once: keys typed ahead are its text.
+        # Unlike focus(), at once: keys typed ahead are its text.
         self.screen.set_focus(line)
 
     def action_open(self) -> None:
@@ -289,7 +289,7 @@ class RunsPane(Pane):
             self.shell.runs.show_details(row.run)
 
     def action_mark(self) -> None:
-        """Mark the run under the cursor, or take its mark away, and go on to the next."""
+        """Toggle the mark of the run under the cursor, and move to the next."""
         run_list = self.query_one(RunList)
         run_list.toggle_mark()
         self._stays_first = False
@@ -303,7 +303,7 @@ class RunsPane(Pane):
         self._show_hints()
 
     def action_compare(self) -> None:
-        """Compare the marked runs; without two marks, the run under the cursor with the marked one or the next one."""
+        """Compare the marked runs; with fewer than two, the run under the cursor with the marked or the next run."""
         run_list = self.query_one(RunList)
         chosen = list(run_list.marked)
         if len(chosen) < 2:
@@ -316,7 +316,7 @@ class RunsPane(Pane):
             self.shell.runs.compare(runs)
 
     def action_sort(self, by: int) -> None:
-        """Sort by the next column, or the one before, in its usual direction."""
+        """Sort by the next or previous column, in its default direction."""
         names = list(SORT_COLUMNS)
         self._sort, self._is_reversed = names[(names.index(self._sort) + by) % len(names)], False
         self._stays_first = True
@@ -328,12 +328,12 @@ class RunsPane(Pane):
         self._filter()
 
     def action_toggle_archived(self) -> None:
-        """List archived runs too, or leave them out."""
+        """Show or hide archived runs."""
         self._lists_archived = not self._lists_archived
         self._filter()
 
     def action_archive(self) -> None:
-        """Archive the marked runs, or the one under the cursor; or list them again."""
+        """Archive the marked runs or the run under the cursor; unarchive them if all are archived."""
         run_list = self.query_one(RunList)
         rows = run_list.marked or [row for row in (run_list.selected,) if row is not None]
         archived = not all(row.labels.archived for row in rows)
@@ -349,7 +349,7 @@ class RunsPane(Pane):
             )
 
     async def action_rename(self) -> None:
-        """Ask for a name to show for the run under the cursor."""
+        """Ask for a display name for the run under the cursor."""
         await self._ask("name", lambda labels: labels.name, _named, "a name to show; its id stays")
 
     async def action_tag(self) -> None:
@@ -379,7 +379,7 @@ class RunsPane(Pane):
         if answer is None or answer == text:
             return
         try:
-            change(row.labels, answer)  # refused here, while the question is remembered
+            change(row.labels, answer)  # an invalid answer raises here, not in the bridge's thread
             self.shell.bridge.label(row.run, lambda labels: change(labels, answer))
         except UserError as error:
             self.notify(f"{error.message} {error.hint}", severity="warning", markup=False)
@@ -403,22 +403,22 @@ class RunsPane(Pane):
             self.shell.configuration.edit_run(row.run)
 
     def action_export(self) -> None:
-        """Export what the run under the cursor has trained."""
+        """Export the result of the run under the cursor."""
         if (row := self.query_one(RunList).selected) is not None:
             self.shell.runs.export(row.run)
 
     def action_evaluate(self) -> None:
-        """Put a file of prompts to the model of the run under the cursor."""
+        """Evaluate the model of the run under the cursor on a file of prompts."""
         if (row := self.query_one(RunList).selected) is not None:
             self.shell.runs.evaluate(row.run)
 
     def action_serve(self) -> None:
-        """Let other programs use the model of the run under the cursor."""
+        """Serve the model of the run under the cursor to other programs."""
         if (row := self.query_one(RunList).selected) is not None:
             self.shell.serving.request(row.run)
 
     def action_delete(self) -> None:
-        """Delete the run under the cursor, once that is confirmed."""
+        """Delete the run under the cursor after a confirmation."""
         run_list = self.query_one(RunList)
         if (row := run_list.selected) is not None:
             figures = run_list.figures_of(row)

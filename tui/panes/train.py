@@ -1,4 +1,4 @@
-"""The Train pane: the run that is shown, from its first phase to its end, with the keys that control it."""
+"""Train pane: the shown run from its first phase to its end, with the keys that control it."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from core.runs.catalog.result import RunResult
     from tui.state import RunView
 
-#: Rows from which the end of a run has lines between its parts.
+#: Rows from which the end of a run has blank lines between its parts.
 ROOMY = 36
-#: Columns from which the answers stand beside the curve, and are shown without being asked for.
+#: Columns from which the answers are beside the curve, and are shown by default.
 BESIDE = 150
-#: Rows from which the meters tell all that they know.
+#: Rows from which the meters show every reading.
 DETAILED = 26
-#: Seconds after which devices of a live run count as not reported any more.
+#: Seconds after which the readings of a live run are marked as old.
 STALE_SECONDS = 15.0
 
 
 class TrainPane(Pane, can_focus=True):
-    """Numbers, loss chart, progress, devices and log of one run."""
+    """Numbers, loss chart, progress, devices and log of a run."""
 
     DEFAULT_CSS = """
     TrainPane #phases { padding: 1 0; height: 1fr; }
@@ -89,7 +89,7 @@ class TrainPane(Pane, can_focus=True):
         yield LogView()
 
     def on_mount(self) -> None:
-        """Start empty, with a timer for the seconds of a phase."""
+        """Show the empty state, and start the timer that updates elapsed times."""
         self.show(None)
         self._is_looking = True
         self._empty.explain("Looking for runs …")
@@ -125,26 +125,26 @@ class TrainPane(Pane, can_focus=True):
         return self.query_one("#empty", FirstSteps)
 
     def explain_empty(self) -> None:
-        """Show how to come to a run: start the configuration where it has data, else the ways to begin."""
+        """Show ways to start: run the configuration if it has data, else choose data."""
         if self._view is not None or self._is_looking:
             return
         keys, here, document = self.keys, self._empty.here, self.shell.state.document
         sample = "the sample tickets: a run of 3 minutes"
         ways = ways_to_begin(keys, here, self.shell.clock(), sample="train.sample", sample_text=sample)
         if document is not None and document.get("data.train"):
-            # No files to choose: the data has been chosen.
+            # The data is chosen already, so no files are offered.
             ways = [Way(keys["app.start"], "start a run of the configuration"), *ways[2:]]
             self._empty.explain("No run yet.", ways, has_files=False)
         else:
             self._empty.explain("No run yet. What should the model learn from?", ways)
 
     def look_around(self, here: Here) -> None:
-        """Show what there is to begin with, while there is no run."""
+        """Show the data files and runs to start from, while there is no run."""
         self._empty.look_around(here)
         self.explain_empty()
 
     async def on_key(self, event: events.Key) -> None:
-        """While there is no run, keys of other panes that lead to one work here too."""
+        """Handle the keys of the empty state, some of which belong to other panes."""
         if self._view is not None or not self.has_focus:
             return
         if not await self._empty.take_files_key(event, self.keys):
@@ -160,7 +160,7 @@ class TrainPane(Pane, can_focus=True):
         if view.is_live or view.is_partial:
             self._result = None
         elif self._result is None or history.end is not self._end:
-            # Imported here: it brings the checks of a configuration along, which take as long as the first paint.
+            # Lazily: it imports the configuration's checks, which take as long as the first paint.
             from core.runs.catalog.result import result_of
 
             self._result, self._end = result_of(view.run, view.state, history), history.end
@@ -188,7 +188,7 @@ class TrainPane(Pane, can_focus=True):
     def _shows_answers(self) -> bool:
         if self._answers_wanted is None:
             return self._has_samples and self.has_class("-beside")
-        # Asked for, they are shown where there are none yet: then it says why.
+        # If requested, they are shown even without answers: the view explains why there are none.
         return self._view is not None and self._answers_wanted
 
     @property
@@ -197,7 +197,7 @@ class TrainPane(Pane, can_focus=True):
 
     @property
     def _covers_curve(self) -> bool:
-        """Whether answers are shown in place of the curve."""
+        """True if the answers replace the curve."""
         return self._shows_answers and not self.has_class("-beside")
 
     @property
@@ -205,7 +205,7 @@ class TrainPane(Pane, can_focus=True):
         return self._chart.zoom.span is not None
 
     def _set_stage(self) -> None:
-        """Show the curve, the answers, or both where there is room."""
+        """Show the curve, the answers, or both if they fit."""
         view = self._view
         if view is None:
             return
@@ -237,7 +237,7 @@ class TrainPane(Pane, can_focus=True):
             else run_end.end_lines(result, hints, width, glyphs, roomy=self.size.height >= ROOMY)
         )
         self.query_one("#numbers", TextBlock).show(
-            # The end has what matters of them.
+            # The end repeats the important ones.
             run_lines.numbers(view, width) if result is None or self.has_class("-roomy") else Content("")
         )
         self.query_one("#phases", TextBlock).show(
@@ -252,7 +252,7 @@ class TrainPane(Pane, can_focus=True):
             run_lines.ranks(view.ranks or view.history.ranks, width, now) if view.is_live else Content("")
         )
         panel = self.query_one(DevicePanel)
-        # What the meters of a parked run last said is of no use: others have the device now.
+        # The last readings of a parked run are useless: other programs use the device now.
         shown = view.reading()
         panel.display = view.is_live and not view.state.parked and bool(shown.devices)
         if panel.display:
@@ -261,7 +261,7 @@ class TrainPane(Pane, can_focus=True):
             panel.show_devices(shown.devices, stale, self._around(view))
 
     def _around(self, view: RunView) -> Around:
-        """What belongs to the meters beside the devices."""
+        """The planned memory, the machine and the process, for the meters."""
 
         def planned(device: Device) -> PlannedMemory | None:
             return planned_memory(view.history.memory, device, view.state.pid)
@@ -294,7 +294,7 @@ class TrainPane(Pane, can_focus=True):
             pending = view.pending
             pause = "resume" if view.state.state == "paused" else "pause"
             names = [("pause", pause), ("checkpoint", "checkpoint"), ("stop", "stop")]
-            # The same key takes a request back that waits for the end of the step.
+            # The same key withdraws a pending request.
             if "park" in pending:
                 names.insert(1, ("park", "park"))
             elif view.state.parked:
@@ -309,7 +309,7 @@ class TrainPane(Pane, can_focus=True):
         else:
             entries = []
         if self._covers_curve:
-            # What is looked at comes first where not all keys have room.
+            # The keys of the visible part come first, as not all may fit.
             entries = [*self._answer_hints(), (keys["train.curve"].display, "loss curve"), *entries]
         elif self._shows_answers:
             entries += self._answer_hints()
@@ -322,7 +322,7 @@ class TrainPane(Pane, can_focus=True):
         self.show_hints(entries)
 
     def _answer_hints(self) -> list[tuple[str, str]]:
-        """The keys of the answers that make a difference now."""
+        """Hints for the keys of the answers that have an effect now."""
         walk = self.query_one(AnswersView).walk
         named = [("question", "question")] if len(walk.questions) > 1 else []
         named += [("earlier_answers", "step before")] if walk.leads(-1) else []
@@ -331,7 +331,7 @@ class TrainPane(Pane, can_focus=True):
         return [(self.keys[f"train.{name}"].display, word) for name, word in named]
 
     def _chart_hints(self, view: RunView) -> list[tuple[str, str]]:
-        """The keys of the chart that make a difference now."""
+        """Hints for the keys of the chart that have an effect now."""
         named = [("curve", "cursor off")] if self._chart.cursor is not None else []
         if self._curves.main(view.history).has_log_axis:
             named.append(("log_axis", "log axis"))
@@ -341,7 +341,7 @@ class TrainPane(Pane, can_focus=True):
         return [(self.keys[f"train.{name}"].display, word) for name, word in named]
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Whether an action makes sense for the run that is shown."""
+        """True if an action is available for the shown run."""
         view = self._view
         if action in ("toggle_pause", "checkpoint", "stop"):
             return view is not None and view.is_live
@@ -354,7 +354,7 @@ class TrainPane(Pane, can_focus=True):
         if action == "continue_run":
             return view is not None and not view.is_live
         if action == "sample":
-            # Only where its line is: over a run of the user's, its letter would be an accident.
+            # Only in the empty state, which offers it: over a run of the user, its key would be an accident.
             return view is None
         if action in ("follow_log", "unfold_log"):
             return view is not None
@@ -377,7 +377,7 @@ class TrainPane(Pane, can_focus=True):
         return super().check_action(action, parameters)
 
     def action_toggle_pause(self) -> None:
-        """Pause or resume the run; a pause that waits for the end of the step is taken back."""
+        """Pause or resume the run; withdraw a pending pause."""
         paused = self._view is not None and self._view.state.state == "paused"
         self.shell.run_control.request("resume" if paused else "pause")
 
@@ -394,11 +394,11 @@ class TrainPane(Pane, can_focus=True):
         self.shell.run_control.request("checkpoint")
 
     def action_stop(self) -> None:
-        """Stop the run in one way or another; the app asks first."""
+        """Stop the run, after a dialog."""
         self.shell.run_control.request("stop")
 
     def action_change_settings(self) -> None:
-        """Ask for other settings of a live run; of an ended one, open the configuration."""
+        """Change the settings of a live run; for an ended one, open its configuration."""
         view = self.shell.state.live_run
         if view is None:
             if self._view is not None:
@@ -416,8 +416,7 @@ class TrainPane(Pane, can_focus=True):
         def send(settings: dict[str, Any]) -> None:
             self.shell.run_control.change_settings(view.run, settings)
 
-        # Called directly, not by a message: keys typed after the one that opens the dialog are its text, and come
-        # before it.
+        # Pushed directly, as keys typed ahead are its text and would arrive before a message.
         self.app.push_screen(RunSettings(view, config, send))
 
     def action_continue_run(self) -> None:
@@ -429,27 +428,27 @@ class TrainPane(Pane, can_focus=True):
         self.shell.starting.start_sample()
 
     def action_toggle_log_axis(self) -> None:
-        """Switch the axis of values between linear and logarithmic."""
+        """Toggle the logarithmic axis."""
         if self._view is not None:
             self._curves.toggle_log(self._view.history)
             self._show_chart(self._view)
 
     def action_turn_curve(self, by: int) -> None:
-        """Show the next curve of the run, or the one before."""
+        """Show the next or previous curve of the run."""
         if self._view is not None:
             self._curves.turn(self._view.history, by)
             self._show_chart(self._view)
             self._subtitle()
 
     def action_turn_second(self, by: int) -> None:
-        """Show the next second curve over the first one, or the one before; none is one of them."""
+        """Overlay the next or previous second curve; the cycle includes none."""
         if self._view is not None:
             self._curves.turn_second(self._view.history, by)
             self._show_chart(self._view)
             self._subtitle()
 
     def action_zoom(self, direction: int) -> None:
-        """Show fewer steps (1) or more (-1), around the cursor or the newest one."""
+        """Show fewer steps (1) or more (-1), around the cursor or the newest step."""
         self._chart.zoom_by(direction)
         self._subtitle()
 
@@ -473,7 +472,7 @@ class TrainPane(Pane, can_focus=True):
         self._set_stage()
 
     def action_show_curve(self) -> None:
-        """Go back a step: from the answers to the curve, else take the cursor away, else show all steps."""
+        """Go back a step: remove the cursor, else show all steps, else hide the answers."""
         if self._shows_chart and self._chart.cursor is not None:
             self._chart.drop_cursor()
         elif self._shows_chart and self._is_zoomed:
@@ -484,7 +483,7 @@ class TrainPane(Pane, can_focus=True):
         self._subtitle()
 
     def action_turn_question(self, step: int) -> None:
-        """Show the answers to another question; where no answers are shown, move the cursor of the chart."""
+        """Show the answers to another question; without answers, move the cursor of the chart."""
         if not self._shows_answers:
             self.action_move_cursor(step)
             return
@@ -492,12 +491,12 @@ class TrainPane(Pane, can_focus=True):
         self._set_stage()
 
     def action_walk_answers(self, by: int) -> None:
-        """Show the answers of a later evaluation, or of an earlier one."""
+        """Show the answers of a later or earlier evaluation."""
         self.query_one(AnswersView).walk_by(by)
         self._subtitle()
 
     def action_turn_layout(self) -> None:
-        """Put the answers beside the next thing: those before, the first ones, the wanted ones; or show all of them."""
+        """Compare the answers with the previous, the first or the expected ones in turn, or show them all."""
         self.query_one(AnswersView).turn_layout()
         self._subtitle()
 
@@ -527,7 +526,7 @@ class TrainPane(Pane, can_focus=True):
             self.shell.runs.export(view.run)
 
     def action_use_elsewhere(self) -> None:
-        """Show how to use the result outside the app."""
+        """Show how to use the result in other programs."""
         view, result = self._view, self._result
         if view is None or result is None or result.path is None:
             return

@@ -1,4 +1,4 @@
-"""The Chat pane: a conversation with the model in training, a tuned model, or a base model."""
+"""Chat pane: a conversation with a model in training, a tuned model or a base model."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
     from tui.panes.chat.session import SessionFactory, Target
     from tui.screens.keep_answer import KeptAnswer
 
-# Ten updates a second are as live as reading goes, and leave the link and the keys alone.
+#: Seconds between two updates of an answer, which are fast enough for reading and leave the link free for keys.
 _FLUSH_SECONDS = 0.1
-#: Seconds for a model to end with the pane.
+#: Seconds to wait for the model's process when the pane is closed.
 _RELEASE_SECONDS = 0.2
 
 
 class ChatPane(Pane):
-    """The pane of the conversation: ask, read, compare.
+    """Pane of a conversation.
 
     Args:
-        open_session: Opens a session on a target; the real one where None.
+        open_session: Opens a session on a target; by default the real one.
     """
 
     DEFAULT_CSS = """
@@ -71,7 +71,7 @@ class ChatPane(Pane):
         self.sources: tuple[Source, ...] = ("tuned",)
         """The sources that answer the next question."""
         self.partner = Partner()
-        """Who is talked to."""
+        """The partner of the conversation."""
         self._step: int | None = None
         self._phase = ""
         self._is_waiting = False
@@ -98,13 +98,13 @@ class ChatPane(Pane):
         self._show_taken_up()
 
     def on_unmount(self) -> None:
-        """Close the session. A busy model is not waited for: it ends as it loses this process."""
+        """Close the session; a busy model ends when it loses this process."""
         closing = threading.Thread(target=self._holder.release, daemon=True)
         closing.start()
         closing.join(_RELEASE_SECONDS)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Lay answers out side by side where there is room for them."""
+        """Lay out answers side by side if they fit."""
         self.transcript.fit(event.size.width)
 
     # The target.
@@ -112,7 +112,7 @@ class ChatPane(Pane):
     def set_target(self, run: Target | None, live: bool = False) -> None:
         """Set the target: a run, live or ended, or a model's name or directory.
 
-        The session on the previous target is closed, which frees its memory; the first question opens a new one.
+        Closes the session on the previous target, which frees its memory. The first question opens a new session.
         """
         if run == self.target and live == self.is_live:
             return
@@ -135,29 +135,29 @@ class ChatPane(Pane):
 
     @property
     def subject(self) -> str:
-        """The subject of the conversation: the directory of the run, or the model; empty where there is neither."""
+        """The subject of the conversation: the directory of the run, or the model; empty without a target."""
         return self.partner.subject
 
     @property
     def target(self) -> Target | None:
-        """Who is talked to: a run, a model, or nobody yet."""
+        """The target: a run, a model, or None."""
         return self.partner.target
 
     @property
     def is_live(self) -> bool:
-        """True if that is a live run."""
+        """True if the target is a live run."""
         return self.partner.is_live
 
     @property
     def unsent(self) -> str:
-        """The text in the prompt; that of before, while an earlier question is edited there."""
+        """The text in the prompt; while an earlier question is edited there, the text before that."""
         if self._edited is not None:
             return self._set_aside
         return self.prompt.text if self.is_mounted else self._taken_up
 
     @property
     def system(self) -> str:
-        """The system prompt that questions are asked with."""
+        """The system prompt of new questions."""
         return self._holder.settings()[0]
 
     def take_up(self, dialogue: Dialogue, unsent: str) -> None:
@@ -165,7 +165,7 @@ class ChatPane(Pane):
 
         Args:
             dialogue: The conversation.
-            unsent: The text of the prompt; it does not replace a text that is there now.
+            unsent: The text of the prompt; a present text is not replaced.
         """
         self._stop_answer()
         self._begin_anew()
@@ -191,14 +191,14 @@ class ChatPane(Pane):
             self._refresh_title()
 
     def note_phase(self, name: str) -> None:
-        """Note the phase of the live run, for a question that waits; empty where none is known."""
+        """Note the phase of the live run, for a pending question; empty if unknown."""
         if name != self._phase:
             self._phase = name
             if self._is_waiting and self.is_live:
                 self._say_waiting()
 
     async def release(self) -> None:
-        """Close the session and wait until its memory is free; the app calls it before it starts a run."""
+        """Close the session and wait until its memory is free; called before a run starts."""
         self._stop_answer()
         await self._release().wait()
 
@@ -222,7 +222,7 @@ class ChatPane(Pane):
 
     @property
     def _reader(self) -> Widget:
-        """The widget that is focused while nothing is being written."""
+        """The widget to focus when the prompt is left."""
         return self.transcript if self.transcript.display else self.query_one("#chat-empty")
 
     def _begin_anew(self) -> None:
@@ -245,7 +245,7 @@ class ChatPane(Pane):
         empty.display = blank
         self.transcript.display = not blank
         self.prompt.display = can_ask
-        # The prompt takes every letter, so it is focused only on request.
+        # The prompt takes every letter, so it is focused only on demand.
         for widget in (empty, self.transcript):
             widget.set_class(widget is reader, "-first-focus")
         if had_keys or (self.prompt.has_focus and not can_ask):
@@ -254,11 +254,11 @@ class ChatPane(Pane):
         self._refresh_title()
 
     def on_descendant_focus(self) -> None:
-        """Update the hints: single-letter keys only work outside the prompt."""
+        """Update the hints: single-letter keys work only outside the prompt."""
         self._refresh_hints()
 
     def on_descendant_blur(self) -> None:
-        """Update the hints when the focus goes to another pane."""
+        """Update the hints when the focus leaves the pane."""
         self._refresh_hints()
 
     def _refresh_hints(self) -> None:
@@ -285,7 +285,7 @@ class ChatPane(Pane):
         )
         if offered != prompt.footer_keys:
             prompt.footer_keys = offered
-            # For the key bar, which shows them.
+            # Updates the key bar.
             self.refresh_bindings()
         if not prompt.has_focus:
             stop = [(cancel, "stop")] if self.is_answering else []
@@ -296,7 +296,7 @@ class ChatPane(Pane):
         self.show_hints([("enter", "send"), ending, ("^n", "line break"), *keys])
 
     def _key_while_writing(self, identity: str) -> str:
-        """The key of an action that is no letter; its first key where all are."""
+        """An action's first key that types no text; else its first key."""
         keys = self.keys[identity].keys.split(",")
         pressable = (key for key in keys if key.startswith("ctrl+") or (key[0] == "f" and key[1:].isdecimal()))
         return display_key(next(pressable, keys[0]))
@@ -343,7 +343,7 @@ class ChatPane(Pane):
         self._ask(question, edited)
 
     def _ask(self, question: str, instead: Exchange | None = None) -> None:
-        """Ask a question, at the end of the conversation or in the place of an earlier one."""
+        """Ask a question at the end of the conversation, or in place of an earlier one."""
         if instead is not None:
             exchange = self.dialogue.ask_again(instead, question, self.sources)
         else:
@@ -366,7 +366,7 @@ class ChatPane(Pane):
         self.transcript.show(self.dialogue, self.size.width, self._pointed_at)
 
     def _say_waiting(self) -> None:
-        """Show the reason why the question waits."""
+        """Show why the question waits."""
         asked = self._current.replies[0].source if self._current is not None else TUNED
         if not self.is_live or asked not in (TUNED, BASE):
             waiting = "" if self._holder.is_loaded else "loading the model …"
@@ -385,7 +385,7 @@ class ChatPane(Pane):
     @on(Loading)
     def _loading(self, message: Loading) -> None:
         if self.is_live:
-            # Connecting to the worker takes no time; the time until it gets to the question does.
+            # Connecting to the worker is quick; the wait for the end of a step is shown instead.
             return
         if self.is_answering:
             share = f" {message.done / message.total:.0%}" if message.done is not None and message.total else ""
@@ -435,7 +435,7 @@ class ChatPane(Pane):
         exchange, self._current = self._current, None
         self._is_waiting = False
         if self.is_attached:
-            # While the app ends, the other panes have no widgets left.
+            # On exit, the other panes have no widgets left.
             self.shell.runs.await_answer(False)
         if self._flush is not None:
             self._flush.pause()
@@ -448,7 +448,7 @@ class ChatPane(Pane):
                 self.transcript.refresh_reply(reply)
 
     def _stop_answer(self) -> None:
-        """Cancel the answer in progress; its stats may still come."""
+        """Cancel the answer in progress; its statistics may still arrive."""
         if self.is_answering:
             self._holder.cancel()
             self._finish_turn()
@@ -458,11 +458,11 @@ class ChatPane(Pane):
     def action_write(self) -> None:
         """Focus the prompt."""
         if self.partner.can_answer:
-            # At once, unlike focus(): keys typed ahead belong into the prompt.
+            # Unlike focus(), at once: keys typed ahead are text of the prompt.
             self.screen.set_focus(self.prompt)
 
     def action_cancel(self) -> None:
-        """Cancel the answer; without one, leave the prompt."""
+        """Cancel the answer; else leave the edit, the prompt or the selected question."""
         if self.is_answering:
             self._stop_answer()
         elif self._edited is not None:
@@ -479,11 +479,11 @@ class ChatPane(Pane):
         self._set_sources((TUNED,) if self.sources == (BASE,) else (BASE,))
 
     def action_toggle_both(self) -> None:
-        """Switch between both models and the tuned one alone."""
+        """Switch between both models and the tuned model alone."""
         self._set_sources((TUNED,) if len(self.sources) > 1 else (TUNED, BASE))
 
     def action_compare(self) -> None:
-        """Choose who answers: checkpoints, the base, other runs on the same base."""
+        """Choose the sources of the answers: checkpoints, the base, other runs on the same base."""
         if self.partner.run is None or not self.partner.can_answer:
             self._say("There is no run here whose checkpoints could answer.", "$near")
             return
@@ -525,7 +525,7 @@ class ChatPane(Pane):
         self._refresh()
 
     def action_export(self) -> None:
-        """Export the model that answers; of several the first that was trained."""
+        """Export the first trained source."""
         try:
             wanted = self.partner.exported(self.sources, self.keys["chat.source"].display)
         except UserError as error:
@@ -537,7 +537,7 @@ class ChatPane(Pane):
             self.shell.runs.export(*wanted)
 
     def action_clear(self) -> None:
-        """Begin a new conversation with the same model; in an empty one, bring the former one back."""
+        """Start a new conversation with the same model; in an empty one, bring back the previous one."""
         self._stop_answer()
         former, key = self._former, self.keys["chat.clear"].display
         if self.dialogue.exchanges:
@@ -551,7 +551,7 @@ class ChatPane(Pane):
         self._refresh()
 
     def action_change_settings(self) -> None:
-        """Ask for other settings of the answers."""
+        """Change the settings of the next answers."""
         from tui.screens.chat_settings import ChatSettings
 
         def changed(chosen: tuple[str, GenerationSettings] | None) -> None:
@@ -560,14 +560,14 @@ class ChatPane(Pane):
                 self._say("The next answers follow the new settings; the run's configuration stays as it is.")
 
         if self.partner.can_answer:
-            # Called directly: keys typed behind the key that opens the dialog are its text.
+            # Pushed directly, as keys typed ahead are its text.
             self.app.push_screen(ChatSettings(*self._holder.settings()), changed)
 
     # Branches.
 
     @property
     def _chosen(self) -> Exchange | None:
-        """The question that keys act on: the selected question, else the last one."""
+        """The question that actions apply to: the selected or the last one."""
         path = self.dialogue.exchanges
         if self._pointed_at in path:
             return self._pointed_at
@@ -578,7 +578,7 @@ class ChatPane(Pane):
         self.transcript.mark(self.dialogue, exchange)
 
     def action_point(self, step: int) -> None:
-        """Point at the question before or after."""
+        """Select the next or previous question."""
         path, chosen = self.dialogue.exchanges, self._chosen
         if chosen is None:
             return
@@ -587,12 +587,12 @@ class ChatPane(Pane):
         self.transcript.go_to(path[place])
 
     def action_again(self) -> None:
-        """Ask the same question again; the former answer stays as another branch."""
+        """Ask the question again; the present answer becomes another branch."""
         if (chosen := self._free_to_ask()) is not None:
             self._ask(chosen.question, chosen)
 
     def action_edit(self) -> None:
-        """Edit a question in the prompt; the conversation goes on from it, the former one stays as another branch."""
+        """Edit a question in the prompt; the conversation branches there."""
         if (chosen := self._free_to_ask()) is not None:
             if self._edited is None:
                 self._set_aside = self.prompt.text
@@ -618,7 +618,7 @@ class ChatPane(Pane):
         return chosen
 
     def action_turn(self, step: int) -> None:
-        """Go to another branch of the conversation at the question."""
+        """Switch to another branch of the conversation at the question."""
         chosen = self._free_to_ask()
         if chosen is None:
             return
@@ -631,7 +631,7 @@ class ChatPane(Pane):
         self._show_path()
 
     def action_keep(self) -> None:
-        """Append the answer to a dataset, edited if need be."""
+        """Append the answer to a dataset, after a dialog for editing it."""
         chosen = self._free_to_ask()
         if chosen is None:
             return
@@ -643,7 +643,7 @@ class ChatPane(Pane):
         self._offer_to_keep(messages, reply.as_written)
 
     def _offer_to_keep(self, messages: list[dict[str, str]], answer: str) -> None:
-        """Ask for the answer as it is to be learned and for the file, and append the row."""
+        """Ask for the edited answer and the file, and append the row."""
         from core.chat.answer_rows import remembered_file
         from tui.screens.keep_answer import KeepAnswer
 
@@ -661,7 +661,7 @@ class ChatPane(Pane):
 
         path = working_directory() / user_path(kept.file)
         try:
-            # In a thread: it waits for the disk, and for another app that appends to the file.
+            # In a thread: it waits for the disk and the file lock.
             await asyncio.to_thread(append_row, path, [*messages, {"role": "assistant", "content": kept.text}])
         except UserError as error:
             self._say(f"✗ {error.message} {error.hint}", "$limit")
@@ -670,13 +670,13 @@ class ChatPane(Pane):
         self._say(f"✓ appended to {shown_path(path)}")
 
     def action_toggle_markdown(self) -> None:
-        """Show answers as Markdown, or as they were written."""
+        """Toggle the rendering of answers as Markdown."""
         self.transcript.toggle_markdown()
         how = "as Markdown" if self.transcript.markdown else "as they were written"
         self._say(f"Answers are shown {how}.")
 
     def action_open_former(self) -> None:
-        """Open a conversation that was kept with the run."""
+        """Open a conversation that is kept with the run."""
         if self.partner.run is None:
             self._say("Conversations are kept with a run, and there is none here.", "$near")
             return
@@ -710,7 +710,7 @@ class ChatPane(Pane):
             self._say("No conversation was kept with this run yet.", "$near")
         elif run == self.target:
             picks = [Pick(one.id, one.title, one.when) for one in found]
-            # The present one would be written again.
+            # The open conversation would be written again.
             others = Discard(frozenset(by_id) - {self.dialogue.id}, discard)
             self.app.push_screen(
                 PickScreen("Conversations of this run", picks, self.dialogue.id, discard=others), chosen
@@ -728,7 +728,7 @@ class ChatPane(Pane):
         if reply is None:
             self._say("There is no answer to copy yet.", "$near")
             return
-        # As it was written; but half a character has no bytes.
+        # Without lone surrogates, which cannot be encoded.
         text = reply.as_written.strip().encode("utf-8", "replace").decode()
         self.app.copy_to_clipboard(text)
         tmux = "; tmux passes it on with set-clipboard on" if os.environ.get("TMUX") else ""
@@ -737,7 +737,7 @@ class ChatPane(Pane):
         )
 
     def action_serve(self) -> None:
-        """Let other programs use the model that answers; of several the first that was trained."""
+        """Serve the first trained source to other programs."""
         if self.target is not None:
             source = self.partner.trained_one(self.sources)
             self.shell.serving.request(self.target if source in (None, TUNED) else source)

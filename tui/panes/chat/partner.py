@@ -1,4 +1,4 @@
-"""The partner of a conversation: the run or the model that is asked, and the words for its answers."""
+"""Partner of a conversation: the run or model that answers, and its names."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Partner:
-    """A run, live or ended, a model, or nobody yet."""
+    """Run, live or ended, model, or nothing yet."""
 
     target: Target | None = None
     is_live: bool = False
     """True for a live run."""
     has_weights: bool = True
-    """True if there is a model to ask; a run that ended before its first checkpoint has none."""
+    """False for a run that ended before its first checkpoint."""
     is_refused: bool = False
-    """True for a run whose result ``eval.gate`` refuses; the checkpoint of the judged step answers."""
+    """True for a run whose result ``eval.gate`` refused; its evaluated checkpoint answers."""
 
     @classmethod
     def of(cls, target: Target | None, *, live: bool) -> Partner:
@@ -46,36 +46,35 @@ class Partner:
 
     @property
     def subject(self) -> str:
-        """The directory of the run, or the model; empty where there is neither."""
+        """The directory of the run, or the model; empty without a target."""
         return str(self.run.path.absolute()) if self.run is not None else str(self.target or "")
 
     @property
     def can_answer(self) -> bool:
-        """True if there is a model to ask."""
+        """True if there is a model that can answer."""
         return self.target is not None and self.has_weights
 
     @property
     def has_adapter(self) -> bool:
-        """True if there is a choice between a base and an adapter on it."""
+        """True if the answers can come from the base or from an adapter on it."""
         return self.target is None or (self.run is not None and self.run.trains_adapter)
 
     @property
     def name(self) -> str:
-        """Its name, for the title."""
+        """The name of the target, for the title."""
         if self.run is None:
             return Path(str(self.target or "")).name
         return f"{self.run.id}{REFUSED if self.is_refused else ''}"
 
     def trained_one(self, sources: tuple[Source, ...]) -> Source | None:
-        """Whose weights are exported and served: the first that answers and was trained; None where only the base
-        answers."""
+        """The first trained source, whose weights are exported and served; None if only the base answers."""
         if not self.has_adapter and self.run is not None:
-            # Its own weights answer under either name.
+            # A full fine-tune answers under either name.
             sources = tuple(TUNED if source == BASE else source for source in sources)
         return next((source for source in sources if source != BASE), None)
 
     def exported(self, sources: Sequence[Source], other: str) -> tuple[Run, int | None] | str:
-        """The run and the step to export, of the first trained source; a sentence where there is nothing to export.
+        """The run and step to export, of the first trained source; a message if there is nothing to export.
 
         Args:
             sources: The sources that answer the next question.
@@ -114,7 +113,7 @@ class Partner:
 
     @property
     def _effect(self) -> str:
-        """The effect of a question."""
+        """The text above the keys, on the effect of a question."""
         if self.is_live:
             return "Ask the model that is being trained; it answers between two steps, and says which step that was."
         if not self.has_adapter:
@@ -122,8 +121,7 @@ class Partner:
         return "Ask the tuned model; it is loaded with its base when the first question comes."
 
     def name_of(self, source: Source) -> str:
-        """A source, for a title: ``tuned``, ``base``, ``step 30``, another run with its step, or the type of weights of
-        an export: ``Q4_K_M``."""
+        """The name of a source for the title: ``tuned``, ``base``, ``step 30``, ``Q4_K_M`` or another run's step."""
         name, _, step = source.rpartition("@")
         if name and self.run is not None and name in (self.run.id, self.subject):
             return f"step {step}"
@@ -132,6 +130,6 @@ class Partner:
         return speaker_name(Path(source).name)
 
     def all_of(self, sources: tuple[Source, ...]) -> str:
-        """Several sources in words."""
+        """The names of several sources in words."""
         names = [self.name_of(source) for source in sources]
         return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

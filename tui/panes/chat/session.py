@@ -1,4 +1,4 @@
-"""The chat's session, opened with the first question, and turns of the conversation in a thread."""
+"""Session of the chat, opened with the first question, and the thread that generates replies."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Post: TypeAlias = Callable[[Message], object]
 
 
 class SessionHolder:
-    """Holder of the chat's target, and of its session once that is open.
+    """Target of the chat, with its session once that is open.
 
-    ``answer`` belongs in a thread; the rest is for any.
+    ``answer`` blocks, so call it in a thread; the other methods may be called from any thread.
 
     Args:
-        open_session: Opens a session; the real one where None.
-        ways: The words for an action that helps where a live run refuses.
+        open_session: Opens a session; by default the real one.
+        ways: Names an action that helps after a refusal of a live run.
     """
 
     def __init__(self, open_session: SessionFactory | None = None, ways: Ways = by_command) -> None:
@@ -44,8 +44,8 @@ class SessionHolder:
         self._talking = threading.Lock()
         self._guard = threading.Lock()
         self.chosen: tuple[str, GenerationSettings] | None = None
-        """System prompt and settings chosen in the pane, in place of the configuration's; None for those."""
-        self._epoch = 0  # rises with every cancel and every change of target: answers begun before it must end
+        """System prompt and settings chosen in the pane; None to use the configuration's."""
+        self._epoch = 0  # incremented by every cancel and change of target, which ends answers begun before
 
     @property
     def is_loaded(self) -> bool:
@@ -53,7 +53,7 @@ class SessionHolder:
         return self._session is not None
 
     def set_target(self, target: Target | None) -> None:
-        """Set the target; the session on the previous one waits for :meth:`close_retired`."""
+        """Set the target; :meth:`close_retired` closes the session on the previous target."""
         with self._guard:
             if target != self._target:
                 self.chosen = None
@@ -64,7 +64,7 @@ class SessionHolder:
                 self._session = None
 
     def close_retired(self) -> None:
-        """Close sessions on earlier targets; blocks until their memory is free."""
+        """Close the sessions on earlier targets; blocks until their memory is free."""
         while True:
             with self._guard:
                 if not self._retired:
@@ -81,7 +81,7 @@ class SessionHolder:
             session.cancel()
 
     def release(self) -> None:
-        """Close every session; blocks until their memory is free. The next question opens another."""
+        """Close every session; blocks until their memory is free. The next question opens a new session."""
         with self._guard:
             self._epoch += 1
             if self._session is not None:
@@ -91,12 +91,11 @@ class SessionHolder:
 
     @property
     def epoch(self) -> int:
-        """The epoch: read when a question is asked, and passed to :meth:`answer`."""
+        """The present epoch, to be passed to :meth:`answer` with a question."""
         return self._epoch
 
     def settings(self) -> tuple[str, GenerationSettings]:
-        """Chosen settings, else those of the run's configuration, with a system prompt; the defaults where it cannot be
-        read."""
+        """System prompt and settings: the chosen ones, else the run configuration's, else the defaults."""
         if self.chosen is not None:
             return self.chosen
         from core.chat.request import GenerationSettings
@@ -107,7 +106,7 @@ class SessionHolder:
                 chat = self._target.config().chat
                 return chat.system, GenerationSettings.of(chat)
             except UserError:
-                # The run answers all the same; its configuration's chat settings are a convenience.
+                # The run can answer without its configuration's chat settings.
                 return "", GenerationSettings()
         return "", GenerationSettings()
 
@@ -119,14 +118,14 @@ class SessionHolder:
         epoch: int,
         progress: Progress,
     ) -> Iterator[Token | Answer]:
-        """The model's answer, piece by piece; after a cancel only its end, if it had begun. Blocks.
+        """Generate an answer token by token; after a cancel, only the end of a begun answer. Blocks.
 
         Args:
             messages: The conversation.
-            source: The model that is to answer.
-            settings: Settings of the generation.
-            epoch: :attr:`epoch` when the question was asked.
-            progress: Called with the state of loading or connecting to the model.
+            source: The source of the answer.
+            settings: The generation settings.
+            epoch: :attr:`epoch` at the time of the question.
+            progress: Called with the progress of loading or connecting to the model.
 
         Raises:
             UserError: If the model cannot be loaded or reached, or refuses.
@@ -140,12 +139,12 @@ class SessionHolder:
                 if self._epoch == epoch:
                     yield from session.generate(messages, source, settings)
             except UserError:
-                # It may be gone for good: the next question gets a new one.
+                # The session may be broken; the next question opens a new one.
                 self._drop(session)
                 raise
 
     def _open(self, epoch: int) -> ChatSession | None:
-        """The session, opened if need be; None when the question has been canceled."""
+        """The session, opened if necessary; None if the question has been canceled."""
         self.close_retired()
         with self._guard:
             target, session = self._target, self._session
@@ -179,7 +178,7 @@ class SessionHolder:
 
 @dataclass
 class Loading(Message):
-    """The state of loading, before the first token."""
+    """Progress of loading the model, before the first token."""
 
     detail: str
     done: int | None
@@ -192,14 +191,14 @@ class Loading(Message):
 
 @dataclass
 class Speaking(Message):
-    """The model has been loaded or connected to, and begins to answer."""
+    """The first token of a reply has been generated."""
 
     reply: Reply
 
 
 @dataclass
 class Answered(Message):
-    """An answer has ended; None where it was canceled before it began."""
+    """An answer has ended; None if it was canceled before it began."""
 
     reply: Reply
     answer: Answer | None
@@ -215,22 +214,22 @@ class Failed(Message):
 
 @dataclass
 class TurnEnded(Message):
-    """The turn has ended: no more answers will come."""
+    """The turn has ended; no further replies will come."""
 
     exchange: Exchange
 
 
 def hold_turn(holder: SessionHolder, dialogue: Dialogue, exchange: Exchange, epoch: int, post: Post) -> None:
-    """Generate the replies of an exchange; on the first error the rest is left out. Blocks.
+    """Generate the replies of an exchange, up to the first error. Blocks.
 
-    Tokens go to each reply's ``pending``, from where the pane takes them at its own pace.
+    Tokens are appended to each reply's ``pending``; the pane polls them.
 
     Args:
         holder: The holder of the session.
-        dialogue: The conversation, the exchange its last.
+        dialogue: The conversation, which ends with the exchange.
         exchange: The question and its replies.
-        epoch: The holder's epoch when it was asked.
-        post: Takes the messages.
+        epoch: The holder's epoch at the time of the question.
+        post: Posts a message to the pane.
     """
     from core.chat.session import Answer
 

@@ -1,4 +1,4 @@
-"""The editor of a configuration: its file, its history, and what was never saved; no widget."""
+"""Editor of a configuration, without widgets: its file, its undo history, and drafts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _VALUE_LENGTH = 40
 
 @dataclass(frozen=True)
 class Moment:
-    """A snapshot of a configuration with its text."""
+    """Snapshot of a configuration and its text."""
 
     model: ConfigModel
     text: str
@@ -39,7 +39,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Step:
-    """One edit: the snapshots before and after it, and its label; empty where the difference describes it."""
+    """Edit: the snapshots before and after it, and a label; without a label, the difference describes it."""
 
     before: Moment
     after: Moment
@@ -47,16 +47,16 @@ class Step:
 
     @property
     def changed(self) -> list[str]:
-        """The options whose values differ, ``section.key``."""
+        """The options that the edit changed, ``section.key``."""
         old, new = _values(self.before), _values(self.after)
         return [option.name for option in options() if old.get(option.name) != new.get(option.name)]
 
     def tell_undone(self) -> str:
-        """A message about the edit after its undo."""
+        """The message after undoing the edit."""
         return self._tell(self.after, self.before, "Undone")
 
     def tell_redone(self) -> str:
-        """A message about the edit after its redo."""
+        """The message after redoing the edit."""
         return self._tell(self.before, self.after, "Done again")
 
     def _tell(self, left: Moment, present: Moment, verb: str) -> str:
@@ -70,10 +70,10 @@ class Step:
 
 
 class EditHistory:
-    """The history of edits; :meth:`record` is called after each.
+    """Undo history; :meth:`record` is called after each edit.
 
     Args:
-        model: The configuration as it is.
+        model: The initial configuration.
     """
 
     def __init__(self, model: ConfigModel) -> None:
@@ -82,16 +82,16 @@ class EditHistory:
         self._undone: list[Step] = []
 
     def begin(self, model: ConfigModel) -> None:
-        """Clear the history: nothing before this can be undone."""
+        """Clear the history."""
         self.present = Moment(model, model.document.dumps())
         self._done.clear()
         self._undone.clear()
 
     def record(self, model: ConfigModel, label: str = "") -> bool:
-        """Record an edit; nothing happens where nothing has changed.
+        """Record an edit, if anything has changed.
 
         Args:
-            model: The present configuration; another object than before where another one has been opened.
+            model: The present configuration; another object than before if another one was opened.
             label: The edit in a few words.
         """
         now = Moment(model, model.document.dumps())
@@ -104,7 +104,7 @@ class EditHistory:
         return True
 
     def undo(self) -> Step | None:
-        """Undo the last edit; None where there is none."""
+        """Undo the last edit; None if there is none."""
         if not self._done:
             return None
         step = self._done.pop()
@@ -114,12 +114,12 @@ class EditHistory:
 
     @property
     def former(self) -> ConfigModel | None:
-        """The configuration that was there before the present one; None for none."""
+        """The previous configuration; None if there is none."""
         models = (step.before.model for step in reversed(self._done))
         return next((model for model in models if model is not self.present.model), None)
 
     def leave(self) -> Step | None:
-        """Go back to the configuration before the present one, which keeps its text; None where there is none."""
+        """Go back to the previous configuration, undoing all edits since; None if there is none."""
         if (former := self.former) is None:
             return None
         while self.present.model is not former:
@@ -130,7 +130,7 @@ class EditHistory:
         return step
 
     def redo(self) -> Step | None:
-        """Redo the edit undone last; None where there is none."""
+        """Redo the last undone edit; None if there is none."""
         if not self._undone:
             return None
         step = self._undone.pop()
@@ -139,7 +139,7 @@ class EditHistory:
         return step
 
     def revert(self) -> None:
-        """Reset the configuration to the text after the last edit: later changes are dropped."""
+        """Reset the configuration to the text after the last recorded edit."""
         self._bring_back(self.present)
 
     def _bring_back(self, moment: Moment) -> None:
@@ -168,40 +168,40 @@ train = ""
 
 @dataclass(frozen=True)
 class Opened:
-    """Another configuration to be opened."""
+    """Configuration to open, with its source."""
 
     document: ConfigDocument
     label: str
-    """A label for undo: the action that brought it."""
+    """The label for undo: the action that opened it."""
     text: str = ""
-    """The message shown with it."""
+    """The message to show."""
     suggested: Path | None = None
-    """The file that is suggested for a copy."""
+    """The suggested file of a copy."""
     origin: Origin | None = None
-    """The run that it was begun with; None for none."""
+    """The run that it was copied from; None for none."""
     is_begun: bool = False
-    """Whether it is as that run has it, so that there is nothing to save yet."""
+    """True if it equals that run's configuration, so that there is nothing to save yet."""
     draft: str = ""
-    """The id of the draft that it is from; empty for none."""
+    """The id of its draft; empty for none."""
     unread: str = ""
-    """Text of the user's editor that is no configuration yet; empty for none."""
+    """Text of the user's editor that is not valid yet; empty for none."""
 
     @classmethod
     def load(cls, path: Path, label: str = "", text: str = "") -> Opened:
-        """Read it from its file.
+        """Read a configuration from its file.
 
         Raises:
-            UserError: If it is no configuration.
+            UserError: If the file is no configuration.
         """
         return cls(ConfigDocument.load(path), label or f"opening {path.name}", text)
 
 
 class ConfigEditor:
-    """A configuration during its edits; a new one at first."""
+    """Editor of a configuration, which is new at first."""
 
     def __init__(self) -> None:
         self.unread_text = ""
-        """Text of the user's editor that is no configuration yet; empty where there is none."""
+        """Text of the user's editor that is not valid yet; empty if there is none."""
         self.history = EditHistory(ConfigModel(ConfigDocument()))
         self._suggested: Path | None = None
 
@@ -217,17 +217,17 @@ class ConfigEditor:
 
     @property
     def preset(self) -> Preset | None:
-        """The preset that the configuration names."""
+        """The active preset, named in the configuration."""
         return preset_in(self.document)
 
     @property
     def editor_text(self) -> str:
-        """The initial text of the user's editor: its unread text, the configuration, or an empty one."""
+        """The text for the user's editor: its last invalid text, the configuration, or an empty configuration."""
         return self.unread_text or self.document.dumps() or _BLANK
 
     @property
     def former_name(self) -> str:
-        """The name of the configuration that was there before this one: its file, else its runs'; empty for none."""
+        """The name of the previous configuration: of its file, else of its runs; empty if there is none."""
         model = self.history.former
         if model is None:
             return ""
@@ -236,7 +236,7 @@ class ConfigEditor:
 
     @property
     def suggested_name(self) -> str:
-        """A suggested file name to save to, as typed."""
+        """The suggested path for saving."""
         if self._suggested is not None:
             return path_shown(self._suggested)
         if self.document.path is not None:
@@ -245,7 +245,7 @@ class ConfigEditor:
         return f"{files[0].stem if files else 'localtune'}.toml"
 
     def take(self, opened: Opened) -> None:
-        """Open another configuration; unsaved edits of the old one can be brought back by undo."""
+        """Open another configuration; undo brings back the old one with its unsaved edits."""
         document = opened.document
         self.record()
         is_first = self.document.path is None and not self.document.dumps()
@@ -259,7 +259,7 @@ class ConfigEditor:
             remember_config(document.path)
 
     def copy(self, hint: str) -> Opened:
-        """A copy that has no file yet; ``hint`` is shown with it."""
+        """A copy without a file; its message ends with ``hint``."""
         path = self.document.path
         document = ConfigDocument(self.document.dumps())
         rebase(document, self.model.base, working_directory())
@@ -269,7 +269,7 @@ class ConfigEditor:
         return Opened(document, label, f"✓ {label}; {hint}", suggested, origin=self.model.origin)
 
     def save(self, path: Path | None = None, *, overwrite: bool = False) -> list[str]:
-        """Write the file, or write another one and go on in that.
+        """Write the file, or write another file and continue with that.
 
         Args:
             path: The other file, if any.
@@ -281,7 +281,7 @@ class ConfigEditor:
         Raises:
             UserError: If it cannot be written; the configuration is unchanged then.
         """
-        # Absolute paths of a configuration without a file are mostly the app's own: with one they can move together.
+        # The app writes absolute paths into a configuration without a file; relative ones can move with the file.
         is_first = self._suggested is not None or self.document.path is None
         moved = rebase(self.document, self.model.base, path.parent, shorten=is_first) if path is not None else []
         try:
@@ -296,18 +296,18 @@ class ConfigEditor:
         return moved
 
     def record(self, label: str = "") -> None:
-        """Record an edit in the history; without a label, the difference describes it."""
+        """Record an edit in the undo history."""
         self.history.record(self.model, label)
 
 
 def rebase(document: ConfigDocument, old: Path, new: Path, *, shorten: bool = False) -> list[str]:
-    """Rewrite relative paths so that they mean the same files from another directory.
+    """Rewrite relative paths for another base directory, so that they refer to the same files.
 
     Args:
         document: The configuration.
-        old: The directory that they are relative to now.
-        new: The directory that they will be relative to.
-        shorten: Make absolute paths relative too, where they are below the new directory.
+        old: The present base directory.
+        new: The new base directory.
+        shorten: Whether to make absolute paths below the new directory relative too.
 
     Returns:
         The options that were changed.
@@ -321,7 +321,7 @@ def rebase(document: ConfigDocument, old: Path, new: Path, *, shorten: bool = Fa
     def moved(text: str) -> str:
         whole = entry_path(text, before)
         is_fixed = os.path.isabs(os.path.expanduser(text)) and not (shorten and whole.is_relative_to(after))
-        # A model may be a name that no file has.
+        # A model may be named by an id instead of a path.
         if is_fixed or is_hub_entry(text) or not is_there(whole):
             return text
         return str(whole.relative_to(after)) if whole.is_relative_to(after) else os.path.normpath(whole)
@@ -337,7 +337,7 @@ def rebase(document: ConfigDocument, old: Path, new: Path, *, shorten: bool = Fa
 
 
 def free_name(path: Path) -> Path:
-    """An unused file name: ``tickets-2.toml`` for ``tickets.toml``, or the next free number."""
+    """An unused file name: ``tickets-2.toml`` for ``tickets.toml``, or with the next free number."""
     stem, number = path.stem, 2
     head, _, tail = stem.rpartition("-")
     if head and tail.isdecimal() and len(tail) < 4:
@@ -348,18 +348,18 @@ def free_name(path: Path) -> Path:
 
 
 def path_shown(path: Path) -> str:
-    """A path for display: from the working directory, if it is below it."""
+    """A path for display: relative to the working directory if it is below that."""
     whole = working_directory() / path
     return str(whole.relative_to(working_directory())) if whole.is_relative_to(working_directory()) else str(whole)
 
 
 def kept_drafts() -> list[Draft]:
-    """The drafts of configurations that were never saved and that no app is working on, the newest first."""
+    """Released drafts of configurations without a file, the newest first."""
     return [draft for draft in list_drafts("config") if draft.is_of_new_config and draft.is_left]
 
 
 def describe(draft: Draft) -> tuple[str, str]:
-    """A name for a draft, by its data, and when and where it was left."""
+    """The name of a draft, by its data, and its time and place."""
     try:
         document = ConfigDocument(_text(draft))
         name, model = run_name(document), document.get("model.base")
@@ -371,7 +371,7 @@ def describe(draft: Draft) -> tuple[str, str]:
 
 
 def open_draft(draft: Draft) -> Opened:
-    """The configuration of a draft, to go on with; its paths mean the same files as where it was begun.
+    """The configuration of a draft, with its paths rewritten for the working directory.
 
     Raises:
         UserError: If it is no configuration.
@@ -379,7 +379,7 @@ def open_draft(draft: Draft) -> Opened:
     document = ConfigDocument(_text(draft))
     rebase(document, Path(draft.subject), working_directory())
     run, unread = draft.data.get("run"), draft.data.get("unread")
-    # A run that is gone is still where the values come from.
+    # Even a deleted run is the origin of the values.
     found = Run(Path(run)) if isinstance(run, str) and run else None
     return Opened(
         document,

@@ -1,4 +1,4 @@
-"""Facts about the surroundings of a configuration: model, card, disk, rows, the last run and the memory plan."""
+"""Facts outside a configuration that its checks need: model, card, disk, rows, the last run and the memory plan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class FactsFinder:
-    """A cache of the facts that rules and comparisons need; slow lookups are done in a thread."""
+    """Cache of the facts that rules and comparisons need; slow lookups run in threads."""
 
     def __init__(self) -> None:
         self.facts = Facts(missing_trackers=find_missing_trackers(), has_deepspeed=deepspeed.is_installed())
@@ -41,7 +41,7 @@ class FactsFinder:
         """The advice for the base model."""
         self._base: BaseFinding | None = None
         self.rows: dict[Path, int] = {}
-        """Row counts of data files, as far as they are known."""
+        """Known row counts of data files."""
         self._paces: PaceBook | None = None
         self._planned_rows: int | None = None
         self._measured: dict[str, Lengths] = {}
@@ -55,7 +55,7 @@ class FactsFinder:
         return ModelCatalog()
 
     def facts_for(self, model: ConfigModel) -> Facts:
-        """The facts for a configuration; the row count only while it is the one that a run will use."""
+        """The facts for a configuration; the row count is None unless a run would use exactly these rows."""
         document, files = model.document, model.train_paths()
         known = bool(files) and not document.get("data.weights") and all(path in self.rows for path in files)
         total = sum(self.rows[path] for path in files) if known else None
@@ -64,15 +64,15 @@ class FactsFinder:
         return replace(self.facts, rows=self._planned_rows)
 
     def take_lengths(self, path: Path, lengths: Lengths | None) -> None:
-        """Take the lengths of the rows of a file, as a run would read them; None where they are unknown again."""
+        """Set the row lengths of a file, as a run would read them; None if they are unknown."""
         self._measured = {follow_links(path): lengths} if lengths is not None else {}
 
     async def find_card(self, device: str, gpu: str | None) -> None:
-        """Look the card up, by asking the driver, and the device of a run, whose meters limits need.
+        """Query the driver for the card and for the run's device, whose sensors the limits need.
 
         Args:
             device: ``hardware.device``.
-            gpu: ``hardware.gpu``, as :func:`core.hardware.card.find_card` takes it.
+            gpu: ``hardware.gpu``, as in :func:`core.hardware.card.find_card`.
         """
         self.card, metered = await asyncio.to_thread(_find_card, device, gpu)
         card = self.card
@@ -86,7 +86,7 @@ class FactsFinder:
         )
 
     async def check_base(self, base: NamedBase, key: str) -> None:
-        """Look the base model up, and check its description.
+        """Look up the base model, and check its ``config.json``.
 
         Args:
             base: The model.
@@ -95,7 +95,7 @@ class FactsFinder:
         self._base = await asyncio.to_thread(check_base, base, key)
 
     def miss_base(self, base: NamedBase, key: str) -> None:
-        """Look at once whether the base model is on this machine; the rest of what is known about it is kept."""
+        """Check now whether the base model is on this machine; other findings about it are kept."""
         missing = find_missing(base, key)
         if missing is not None:
             self._base = missing
@@ -103,7 +103,7 @@ class FactsFinder:
             self._base = None
 
     def base_problem(self, base: NamedBase) -> str:
-        """What is wrong with a base model; empty where nothing is, or nothing is known yet."""
+        """The problem of a base model; empty if there is none, or it has not been checked yet."""
         return self._base.sentence if self._base is not None and self._base.base == base else ""
 
     async def look_around(self, base: str, name: str, directory: Path) -> None:
@@ -112,28 +112,28 @@ class FactsFinder:
         Args:
             base: ``model.base`` of the configuration.
             name: The name of its runs.
-            directory: The directory that relative paths in it are relative to.
+            directory: The base directory of relative paths.
         """
         shape, self.advice, free, self.last_run = await asyncio.to_thread(_look, base, name, directory)
         self.facts = replace(self.facts, model=shape, free_bytes=free, disk_need=partial(disk_need, shape))
 
     async def read_paces(self) -> None:
-        """Read the paces of earlier runs, for the time estimate; plans then read none of their directories again."""
+        """Read the paces of earlier runs once, for the time estimates of all plans."""
         self._paces = await asyncio.to_thread(_read_paces)
 
     async def count_rows(self, path: Path) -> None:
         """Count the rows of a data file."""
-        # The data pane shows errors of the file; here its rows only stay unknown.
+        # The Data pane shows errors of the file; here its row count stays unknown.
         with suppress(UserError):
             self.rows[path] = await asyncio.to_thread(_count_rows, path)
 
     def plan(self, document: ConfigDocument, measures: bool) -> PlanView | None:
-        """The memory plan of a configuration, for the rows last asked for by :meth:`facts_for`; call it in a thread.
+        """The memory plan of a configuration, for the rows of the last :meth:`facts_for`; blocks.
 
         Args:
             document: The configuration.
-            measures: Whether to measure the model where it has not been measured, which takes seconds; else the plan
-                is a rough bound there.
+            measures: True to measure a model that has not been measured, which takes seconds; else the plan is a rough
+                bound for such a model.
 
         Raises:
             UserError: If the memory of its model cannot be estimated.
@@ -144,7 +144,7 @@ class FactsFinder:
         return plan_document(document, self._paces, self._planned_rows, self._planned_lengths, source)
 
 
-# Slow imports are made in the threads too.
+# In threads, with their slow imports.
 
 
 def _find_card(device: str, gpu: str | None) -> tuple[Card | None, Device | None]:

@@ -1,4 +1,4 @@
-"""Questions about files of configurations: to save, to open, to compare and to import."""
+"""Dialogs about configuration files: save, open, compare and import."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from core.runs.catalog.earlier import LikeRun
 
 _SUFFIXES = (".toml",)
-#: The choice for a file that is not in the list.
+#: Choice of a file that is not in the list.
 _ANOTHER = "another file…"
-#: The choice for an empty configuration.
+#: Choice of an empty configuration.
 _NEW = "a new one"
 
 
@@ -45,11 +45,11 @@ class FileQuestions:
         self._bar = bar
 
     async def save(self) -> list[str] | Opened | None:
-        """Save the file; ask for a path when there is none, and for a decision when another program has changed it.
+        """Save the file; ask for a path if there is none, and what to do if another program changed the file.
 
         Returns:
-            The options whose paths were rewritten relative to another file; the file's present content where the user
-            chooses that; None where the user gives up.
+            The options whose paths were rewritten relative to a new file; the file's present content if the user
+            chooses that; None if the user cancels.
 
         Raises:
             UserError: If it cannot be written, or read.
@@ -66,10 +66,10 @@ class FileQuestions:
         return self._editor.save(overwrite=True) if answer == "o" else None
 
     async def save_as(self) -> list[str] | None:
-        """Save as another file, asked for, and go on in that one.
+        """Ask for another file, save the configuration there, and continue with that file.
 
         Returns:
-            The options whose paths were rewritten relative to it; None where the user gives up.
+            The options whose paths were rewritten relative to it; None if the user cancels.
 
         Raises:
             UserError: If it cannot be written.
@@ -86,9 +86,7 @@ class FileQuestions:
         return self._editor.save(target, overwrite=True) if answer == "y" else None
 
     async def open(self) -> Opened | None:
-        """Open another configuration, asked for: a saved one, one that was never saved, or a new one.
-
-        None where the user gives up.
+        """Ask for another configuration, and open it: a file, a draft, or a new one; None if the user cancels.
 
         Raises:
             UserError: If it cannot be read.
@@ -116,19 +114,19 @@ class FileQuestions:
         return Opened.load(path) if path is not None else None
 
     async def may_leave(self, anyway: str) -> bool:
-        """Whether the present configuration may be left; unsaved edits of a file are asked about.
+        """True if the configuration may be closed; asks about unsaved edits of a file.
 
-        One that was never saved stays as a draft.
+        A configuration without a file is kept as a draft.
 
         Args:
-            anyway: The answer that gives the edits up.
+            anyway: The label of the answer that discards the edits.
         """
         if not self._editor.model.is_edited or self._editor.document.path is None:
             return True
         return await self._bar.ask_key("What is here has not been saved.", {"y": anyway}) == "y"
 
     async def choose(self, label: str) -> Path | None:
-        """Choose one of the last opened configurations, or name a file; None where the user gives up."""
+        """Ask for a recently opened configuration or another file; None if the user cancels."""
         known = self._known()
         answer: str | None = _ANOTHER
         if known:
@@ -139,14 +137,14 @@ class FileQuestions:
         return Path(answer) if answer else None
 
     def _known(self) -> list[Path]:
-        """The last opened files, without the present one."""
+        """The recently opened files, without the present one."""
         present = self._editor.document.path
         here = working_directory() / present if present is not None else None
         return [path for path in recent_configs() if path != here]
 
 
 def _about(path: Path) -> str:
-    """The place of a configuration, and its model."""
+    """The directory and model of a configuration."""
     try:
         model = ConfigDocument.load(path).get("model.base")
     except UserError:
@@ -158,13 +156,13 @@ def _about(path: Path) -> str:
 async def show_difference(
     app: App[object], editor: ConfigEditor, last: LikeRun | None, questions: FileQuestions
 ) -> None:
-    """Choose another version, and show the difference.
+    """Ask for another version of the configuration, and show the difference.
 
     Args:
-        app: The app that shows it.
-        editor: The configuration.
+        app: The app.
+        editor: The editor of the configuration.
         last: The last run of a similar configuration.
-        questions: Asks for another configuration.
+        questions: The dialogs that ask for another configuration.
 
     Raises:
         UserError: If the other version cannot be read.
@@ -188,7 +186,7 @@ async def show_difference(
     elif answer == "run" and last is not None:
         before, lines = f"run {last.run.id}", diff_values(dict(last.values), mine)
     elif answer == "preset" and preset is not None:
-        # Options that a preset does not set are no difference.
+        # Only options that the preset sets are compared.
         before, lines = f"preset {preset.name}", diff_values(mine | dict(preset.values), mine)
     elif answer == "other" and (other := await questions.choose("compare with")) is not None:
         before, lines = other.name, diff_values(holding_values(ConfigDocument.load(other)), mine)
@@ -203,7 +201,7 @@ SUFFIXES = (".yml", ".yaml")
 
 
 def read_import(path: Path) -> Imported:
-    """Import a configuration; call it in a thread, as its imports are slow.
+    """Import a configuration; blocks, as its module imports are slow.
 
     Raises:
         UserError: If it belongs to no known tool.
@@ -214,7 +212,7 @@ def read_import(path: Path) -> Imported:
 
 
 def report_screen(path: Path, imported: Imported) -> ReportScreen:
-    """The screen with the report: options imported, and options that were not."""
+    """The screen with the report of imported and skipped options."""
     from core.importers.convert import render
 
     def lines(width: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The form of a configuration: the options that a filter leaves, their problems and differences, and help on them."""
+"""Form of a configuration: filtered options with their problems, differences and help."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tui.widgets.text_block import ClippedBlock, TextLine
 
 
 class OptionFilter:
-    """Hides fields of a form, and finds hidden ones.
+    """Filter of a form's fields.
 
     Args:
         form: The form.
@@ -46,11 +46,11 @@ class OptionFilter:
 
     @property
     def is_narrowed(self) -> bool:
-        """Whether only search results or changed options are shown."""
+        """True if only search results or changed options are shown."""
         return bool(self.term) or self.shows_changed
 
     def reason_for_none(self, back: str) -> str:
-        """The reason why no field is shown, in a sentence; empty where none is needed.
+        """A sentence that explains why no field is shown; empty if no filter is active.
 
         Args:
             back: The key that shows the options again.
@@ -60,7 +60,7 @@ class OptionFilter:
         return f"Nothing is changed. {back} shows the options again." if self.shows_changed else ""
 
     def apply(self) -> None:
-        """Show the fields that pass the search, the changes or the expert switch."""
+        """Show the fields that pass the filter."""
         self._form.filter(self._keeps)
 
     def _keeps(self, field: OptionField) -> bool:
@@ -74,7 +74,7 @@ class OptionFilter:
         return option.audience == "basic" or (self.shows_expert and option.audience == "expert")
 
     def search(self, text: str) -> None:
-        """Show the options with a text in their names or help; the cursor goes to the first one with it in its name."""
+        """Show the options with a text in name or help, and move the cursor to the first match in a name."""
         self.term = text.strip()
         self.apply()
         term = self.term.lower()
@@ -88,24 +88,24 @@ class OptionFilter:
         self.apply()
 
     def toggle_expert(self) -> None:
-        """Switch between the options that most runs need and those for experts too."""
+        """Show or hide the expert options."""
         self.shows_expert = not self.shows_expert
         self.widen()
 
     def toggle_changed(self) -> None:
-        """Switch between the options that differ or need a look and the others."""
+        """Show only options that differ or have findings, or the others again."""
         self.shows_changed, self.term = not self.shows_changed, ""
         self.apply()
 
     def go_to(self, name: str) -> None:
-        """Put the cursor on an option, and show it where it is hidden."""
+        """Move the cursor to an option; a hidden option is shown."""
         field = self._form.field(name)
         if field is None:
             return
         if not field.display:
             self.widen()
         if not field.display:
-            # Neither basic nor with a finding.
+            # An expert or file-only option without findings.
             if field.option.audience == "file":
                 self.term = name
             else:
@@ -114,7 +114,7 @@ class OptionFilter:
         self._form.go_to(field)
 
     def next_problem(self) -> str:
-        """The next option with a problem, or with a warning where there is no problem; empty where none has any."""
+        """The next option with a problem, or with a warning if there are no problems; empty if there are neither."""
         fields = self._form.fields
         wrong = [field for field in fields if field.problem] or [field for field in fields if field.warning]
         current = self._form.current
@@ -123,20 +123,20 @@ class OptionFilter:
         return (following or wrong)[0].option.name if wrong else ""
 
 
-#: Options with a path that is completed from the file system, with the suffixes that are offered.
+#: Options with path completion, and the suffixes that it offers.
 PATH_OPTIONS: dict[str, Sequence[str]] = {
     **dict.fromkeys(DATA_PATHS, DATA_SUFFIXES),
     "model.base": (".gguf",),
     "template.file": (".jinja", ".j2", ".txt"),
 }
-#: Options that can also be chosen in a screen with the rows in view, with the screen's name.
+#: Options that can also be chosen in a screen next to the rows, and that screen.
 FORMS: dict[str, Literal["template", "columns"]] = {
     "template.name": "template",
     "template.file": "template",
     "data.format": "columns",
     "data.columns": "columns",
 }
-#: The meaning of an absent value, where a dash would not say it.
+#: Texts for values that are not set.
 UNSET_TEXTS = {
     "model.keep_16bit": "none",
     "data.train": "needed",
@@ -153,25 +153,25 @@ UNSET_TEXTS = {
 
 
 def unset_text(name: str, document: ConfigDocument) -> str:
-    """The text of an option that is not set, where its default is none; empty for no text of its own."""
+    """The text of an option that is not set and has no default; empty if it has no text of its own."""
     epochs = document.get("eval.every_epochs")
     if name == "eval.every_steps" and isinstance(epochs, (int, float)):
         return f"every {exact_number(epochs)} epochs"
     return UNSET_TEXTS.get(name, "")
 
 
-#: Maximum characters of another value next to an option.
+#: Maximum characters of another value in a note, and in the help.
 _SHORT = 18
 _LONG = 200
 
 
 def difference_notes(field: OptionField, preset: Preset | None, others: Mapping[str, Any]) -> tuple[str, ...]:
-    """Notes on the difference of a field's value from the preset in force and from the last run.
+    """Notes on the differences of a field from the active preset and from the last run.
 
     Args:
-        field: The field, its value and baseline up to date.
-        preset: The preset in force.
-        others: The options that had another value in the last run, with that value.
+        field: The field, with up-to-date value and baseline.
+        preset: The active preset.
+        others: The options with another value in the last run, and that value.
     """
     name, notes = field.option.name, []
     if preset is not None and name in preset.values and field.is_changed:
@@ -184,13 +184,13 @@ def difference_notes(field: OptionField, preset: Preset | None, others: Mapping[
 def help_facts(
     field: OptionField, preset: Preset | None, run: str, advice: Sequence[Advice] = ()
 ) -> list[tuple[str, str]]:
-    """Facts for the long help of a field, each with its name.
+    """Names and values of facts for the long help of a field.
 
     Args:
         field: The field.
-        preset: The preset in force.
-        run: The id of the last run; empty where there is none.
-        advice: The advice for the base model; what no option says is shown at the model.
+        preset: The active preset.
+        run: The id of the last run; empty if there is none.
+        advice: The advice for the base model; advice on no option is shown at the model.
     """
     option = field.option
     default = "" if option.required else _full(option.name, option.default)
@@ -214,7 +214,7 @@ def _full(name: str, value: Any) -> str:
 
 
 def _short(name: str, value: Any) -> str:
-    """A value in a few characters; the last part of a path."""
+    """A value in a few characters; only the name of a path."""
     if name in PATH_OPTIONS and value is not None:
         texts = value if isinstance(value, list) else [value]
         value = [Path(text).name if isinstance(text, str) else text for text in texts]
@@ -226,7 +226,7 @@ def explain(option: Option, form_key: str = "", edit_key: str = "") -> str:
 
     Args:
         option: The declaration.
-        form_key: The key that opens the screen of an option that has one.
+        form_key: The key that opens the option's screen, if it has one.
         edit_key: The key that lists the base models.
     """
     default = format_value(option.default) or UNSET_TEXTS.get(option.name, "none")
@@ -241,10 +241,10 @@ def explain(option: Option, form_key: str = "", edit_key: str = "") -> str:
 
 
 class ConfigForm(Vertical):
-    """The form of an editor's configuration; with the class ``-beside`` the long help is shown to the right.
+    """Form of an editor's configuration; the class ``-beside`` puts the long help to its right.
 
     Args:
-        editor: The configuration.
+        editor: The editor of the configuration.
         known: The facts for its checks.
     """
 
@@ -271,7 +271,7 @@ class ConfigForm(Vertical):
         self.options = OptionForm(id="config-form")
         self.filter = OptionFilter(self.options)
         self.findings = Findings({}, {})
-        """The problems and warnings that are shown."""
+        """The shown problems and warnings."""
         self._editor, self._known = editor, known
         self._summary = TextLine(id="config-summary")
         self._strangers = TextLine(id="config-strangers")
@@ -281,7 +281,7 @@ class ConfigForm(Vertical):
         self._note_field: OptionField | None = None
 
     def compose(self) -> ComposeResult:
-        """Summary, problems of no option, the options with the long help, and the help line of the current option."""
+        """Summary, problems without an option, options, long help and help line."""
         yield self._summary
         yield self._strangers
         with Container(id="config-body"):
@@ -290,7 +290,7 @@ class ConfigForm(Vertical):
         yield self._line
 
     async def build(self) -> None:
-        """Create the fields, if that has not been done."""
+        """Create the fields, once."""
         if self.options.fields:
             return
         model, fields = self._editor.model, []
@@ -335,11 +335,11 @@ class ConfigForm(Vertical):
         self._refresh_help()
 
     def forget_note(self) -> None:
-        """Drop the message: it no longer holds, and goes with the next update of the line."""
+        """Drop the message at the next update of the line."""
         self._note = ""
 
     def _refresh_help(self) -> None:
-        """Update the help line: the last message, else the current option in full."""
+        """Update the help line: the message, else the help of the current option."""
         field, keys = self.options.current, shell_of(self).keys
         if field is not None and self.has_class("-manual"):
             last = self._known.last_run
@@ -369,11 +369,11 @@ class ConfigForm(Vertical):
             self._refresh_help()
         elif self._manual.has_focus:
             self.options.focus()
-        # The form's height has changed, and the cursor is to stay in view.
+        # The form's height has changed; scroll the cursor into view.
         self.options.cursor = self.options.cursor
 
     def scroll_manual(self, lines: int) -> None:
-        """Scroll the long help while the cursor stays; a hidden one is shown first."""
+        """Scroll the long help, or show it if it is hidden."""
         if not self.has_class("-manual"):
             self.toggle_manual()
         else:

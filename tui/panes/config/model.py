@@ -1,4 +1,4 @@
-"""The model of the configuration being edited: its values, its base model and their checks."""
+"""Model of the edited configuration: its values, its base model and their checks."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tui.widgets.forms.option_field import format_value
 
 @dataclass(frozen=True)
 class NamedBase:
-    """A base model as a configuration names it.
+    """Base model as named in a configuration.
 
     Args:
-        name: As ``model.base``.
-        directory: The directory that a relative path in it is relative to.
+        name: The value of ``model.base``.
+        directory: The base directory of a relative path.
     """
 
     name: str
@@ -42,16 +42,16 @@ class NamedBase:
 
 @dataclass(frozen=True)
 class BaseFinding:
-    """Finding about a base model: what is wrong with it; nothing where the sentence is empty."""
+    """Result of checking a base model; an empty ``sentence`` means no problem."""
 
     base: NamedBase
     sentence: str = ""
     is_missing: bool = False
-    """Whether the model is not on this machine."""
+    """True if the model is not on this machine."""
 
 
 def find_missing(base: NamedBase, key: str) -> BaseFinding | None:
-    """The finding that a base model is not on this machine, from names alone; None if it is.
+    """The problem that a base model is not on this machine, by its name alone; None if it is there.
 
     Args:
         base: The model.
@@ -68,7 +68,7 @@ def find_missing(base: NamedBase, key: str) -> BaseFinding | None:
 
 
 def check_base(base: NamedBase, key: str) -> BaseFinding:
-    """Look a base model up, and check its description; in a thread, as a helper process reads it.
+    """Look up a base model, and check its ``config.json`` in a helper process; blocks.
 
     Args:
         base: The model.
@@ -81,17 +81,17 @@ def check_base(base: NamedBase, key: str) -> BaseFinding:
     try:
         check(base.name, base.directory)
     except UserError as error:
-        # Named as in the configuration, which is nearer to the eye than its directory.
+        # Name the model as the configuration does, not by its directory.
         return BaseFinding(base, str(error).replace(str(base.directory.absolute() / base.name), base.name))
     except (OSError, ValueError):
-        # A lookup that fails leaves the fact unknown; the run reports what it needs.
+        # A lookup that fails leaves the fact unknown; the run reports a missing model.
         pass
     return BaseFinding(base)
 
 
-#: The option with the base model.
+#: Option with the base model.
 BASE = "model.base"
-#: Greatest plausible number.
+#: Largest plausible number.
 _GREATEST = 1e15
 #: Options whose values are paths of data files.
 DATA_PATHS = ("data.train", "data.eval")
@@ -99,19 +99,19 @@ DATA_PATHS = ("data.train", "data.eval")
 
 @dataclass(frozen=True)
 class Findings:
-    """Findings on a configuration: problems, and warnings of likely mistakes; option to sentence, in order."""
+    """Problems of a configuration, and warnings about likely mistakes: option to sentence, in form order."""
 
     problems: Mapping[str, str]
     warnings: Mapping[str, str]
 
 
 class ConfigModel:
-    """A document and the checks of the form.
+    """Document with the checks of the form.
 
     Args:
-        document: The document; its path, where it has one, is the file that ``save`` replaces.
-        origin: The run that it was begun with; None for none.
-        begun: The text that it was begun with, where that needs no saving.
+        document: The document; ``save`` replaces the file at its path, if it has one.
+        origin: The run that it was copied from; None for none.
+        begun: The initial text, if that needs no saving.
     """
 
     def __init__(self, document: ConfigDocument, origin: Origin | None = None, *, begun: str = "") -> None:
@@ -122,26 +122,26 @@ class ConfigModel:
 
     @property
     def base(self) -> Path:
-        """The base directory of relative paths in it."""
+        """The base directory of its relative paths."""
         return self.document.path.parent if self.document.path is not None else working_directory()
 
     @property
     def saved_text(self) -> str:
-        """The text that needs no saving: of its file, or of the run that it was begun with."""
+        """The text that needs no saving: of its file, or of the run that it was copied from."""
         return self.document.saved_text if self.document.path is not None else self._begun
 
     @property
     def is_edited(self) -> bool:
-        """Whether it differs from its file, or from what it was begun with."""
+        """True if it has unsaved edits."""
         return self.document.dumps() != self.saved_text
 
     def set_text(self, option: Option, text: str) -> None:
-        """Set an option to the typed text; empty text means the default.
+        """Set an option to typed text; empty text means the default.
 
-        A text that is no value of the option's type is kept as it is, and is a problem from then on.
+        Text that cannot be parsed as the option's type is stored unchanged, and becomes a problem.
 
         Raises:
-            UserError: If the option's section is not one in this file.
+            UserError: If the option's section is no table in this file.
         """
         if not text.strip():
             value: Any = None
@@ -157,21 +157,21 @@ class ConfigModel:
         return option.default if preset is None else preset.values.get(option.name, option.default)
 
     def changed_count(self, preset: Preset | None = None) -> int:
-        """The number of options whose value differs from the preset in force, or from their default."""
+        """The number of options that differ from their baseline."""
         optional = [option for option in self.options if not option.required]
         return sum(self.effective(option.name) != self.baseline(option, preset) for option in optional)
 
     @property
     def run_name(self) -> str:
-        """The name of a run of it: after its file, the run it was begun with, else after its data."""
+        """The name of its runs: by its file, the run that it was copied from, or its data."""
         return run_name(self.document, self.origin)
 
     def findings(self, facts: Facts | None = None, base_problem: str = "") -> Findings:
-        """Problems and warnings, as far as the known facts allow.
+        """Problems and warnings that follow from the known facts.
 
         Args:
             facts: The known facts.
-            base_problem: What is wrong with the base model; empty where nothing is known to be.
+            base_problem: The problem of the base model; empty if none is known.
         """
         problems = self.problems()
         if base_problem:
@@ -179,7 +179,7 @@ class ConfigModel:
         warnings: dict[str, str] = {}
         for remark in reversed(self.document.remarks(facts)):
             found = problems if remark.level == "error" else warnings
-            # Under the option to change first, whichever the file writes.
+            # Shown at the option to change first, even if the file does not set it.
             found[remark.options[0]] = f"{remark.sentence} {remark.hint}".strip()
         return Findings(self._in_order(problems), self._in_order(warnings))
 
@@ -188,7 +188,7 @@ class ConfigModel:
         return dict(sorted(found.items(), key=lambda item: order.get(item[0], -1)))
 
     def problems(self) -> dict[str, str]:
-        """Problems, ``section.key`` (or ``section``) to one sentence; a missing data file is one."""
+        """Problems, including missing data files: ``section.key`` (or ``section``) to sentence."""
         found = self.document.problems()
         for name in DATA_PATHS:
             if name not in found and (sentence := self._missing_file(self.document.get(name))):
@@ -206,23 +206,23 @@ class ConfigModel:
         return ""
 
     def resolve(self, text: str) -> Path:
-        """A path of the configuration, made absolute."""
+        """The absolute path for a path in the configuration."""
         return entry_path(text, self.base)
 
     @property
     def named_base(self) -> NamedBase:
-        """The base model, as the configuration names it."""
+        """The base model, as named in the configuration."""
         base = self.effective(BASE)
         return NamedBase(base if isinstance(base, str) else "", self.base)
 
     @property
     def device(self) -> tuple[str, str | None]:
-        """``hardware.device``, and the card that the configuration names; None for the first one."""
+        """``hardware.device`` and ``hardware.gpu``; None for the first card."""
         device, gpu = self.effective("hardware.device"), self.document.get("hardware.gpu")
         return str(device), gpu if isinstance(gpu, str) and gpu else None
 
     def effective(self, name: str) -> Any:
-        """The effective value: the file's, else the default."""
+        """The value of an option in the file, else its default."""
         value = self.document.get(name)
         if value is not None:
             return value
@@ -263,30 +263,30 @@ class ConfigModel:
         return one_line(" · ".join(part for part in parts if part))
 
     def held_out(self, rows: int) -> int:
-        """The number of rows that ``data.eval_share`` holds out of so many."""
+        """The number of rows that ``data.eval_share`` holds out."""
         share = self.effective("data.eval_share")
         return held_out_count(rows, share) if _is_number(share) and 0 < share < 1 else 0
 
     def _steps(self, rows: int, batch: Any) -> str:
-        """The number of steps of a run, as the worker counts them; empty where an option for it is wrong."""
+        """The number of steps of a run, as the worker counts them; empty if an option it needs is invalid."""
         epochs, steps = self.effective("train.epochs"), self.effective("train.max_steps")
         if steps is None:
             if not _is_number(batch) or batch < 1 or not _is_number(epochs) or epochs <= 0:
                 return ""
             steps = math.ceil(epochs * math.ceil(rows / batch))
-            # Rows that will be dropped are not trained on.
+            # An estimate, as rows may be dropped.
             return f"about {counted(steps, 'step')}"
         return counted(steps, "step") if _is_number(steps) and steps >= 1 else ""
 
 
 def _is_number(value: Any) -> bool:
-    # Compared as it is: a whole number may be larger than any float.
+    # No conversion: an integer may be larger than any float.
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and -_GREATEST < value < _GREATEST
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file or directory exists (a path may name an entry after ``#``), or a hub entry is downloaded."""
+    """True if a file or directory exists, with an optional ``#entry``, or a hub entry has been downloaded."""
     if is_hub_entry(path):
         return is_fetched(path)
     return path.exists() or ("#" in path.name and Path(str(path).rpartition("#")[0]).exists())

@@ -1,4 +1,4 @@
-"""The Config pane: every option as a form, checked as it is typed, saved without losing a comment."""
+"""Config pane: every option as a form, checked while typing, saved with all comments."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ BESIDE_WIDTH = 110
 
 
 class ConfigPane(Pane):
-    """The pane of the configuration; ``load`` shows another one.
+    """Pane of the configuration.
 
-    The configuration with its file and its edits is a :class:`~tui.panes.config.editor.ConfigEditor`, the facts about
-    it come from a :class:`~tui.panes.config.facts.FactsFinder`; the pane has their display and the keys' actions.
+    A :class:`~tui.panes.config.editor.ConfigEditor` holds the configuration, its file and its edits; a
+    :class:`~tui.panes.config.facts.FactsFinder` finds the facts about it. The pane displays them, and has the actions.
     """
 
     HELP = (
@@ -107,35 +107,35 @@ class ConfigPane(Pane):
 
     @property
     def unread_text(self) -> str:
-        """Text of the user's editor that is no configuration yet; empty where there is none."""
+        """Text of the user's editor that is not valid yet; empty if there is none."""
         return self.editor.unread_text
 
     @property
     def problems(self) -> dict[str, str]:
-        """The problems, option to sentence."""
+        """The problems: option to sentence."""
         return dict(self._view.findings.problems)
 
     @property
     def preset_name(self) -> str:
-        """The preset in force; empty where there is none."""
+        """The active preset; empty if there is none."""
         preset = self.editor.preset
         return preset.name if preset is not None else ""
 
     def load(self, document: ConfigDocument) -> None:
-        """Show another configuration, or the present one anew; undo brings back unsaved edits of the old one."""
+        """Show another configuration, or reload the present one; undo brings back the old one with its edits."""
         if document is self.document:
-            # The file's content at reading time still counts.
+            # The file's content at reading time stays the saved text.
             self.editor.record()
             self.reload_values()
         else:
             self.open(Opened(document, f"opening {document.path.name if document.path else 'another'}"))
 
     def open(self, opened: Opened) -> None:
-        """Show another configuration, which the app knows already."""
+        """Show another configuration, which the app's state already has."""
         self._take(opened)
 
     async def open_over(self, opened: Opened) -> None:
-        """Go on with another configuration; unsaved edits of a file are not dropped without asking."""
+        """Continue with another configuration; asks about unsaved edits of a file first."""
 
         async def work() -> None:
             if await self._questions.may_leave("open the other all the same"):
@@ -145,11 +145,11 @@ class ConfigPane(Pane):
 
     @property
     def option(self) -> str:
-        """The option under the cursor; empty where there is none."""
+        """The option under the cursor; empty if there is none."""
         return field.option.name if (field := self.form.current) is not None else ""
 
     def return_to(self, option: str) -> None:
-        """Put the cursor on an option, once the form of the configuration has been built."""
+        """Move the cursor to an option once the form has been built."""
         self.call_later(self._return_to, option)
 
     def _return_to(self, name: str) -> None:
@@ -166,7 +166,7 @@ class ConfigPane(Pane):
             self.call_later(self._build)
 
     def _go_on(self, opened: Opened) -> None:
-        """Show another configuration, here and in the app."""
+        """Show another configuration in the form, and pass it to the app."""
         self._take(opened)
         document = opened.document
         if document.path is not None:
@@ -176,11 +176,11 @@ class ConfigPane(Pane):
             self.shell.configuration.edited(document, saved=saved, origin=origin, draft=opened.draft)
 
     def take_up(self, text: str, unread: str, when: str) -> None:
-        """Resume a draft of an earlier app; its undo gives the configuration as in its file.
+        """Restore a draft of an earlier app, as an edit that can be undone.
 
         Args:
             text: The whole configuration.
-            unread: Text of the user's editor that is no configuration; empty where there was none.
+            unread: Text of the user's editor that is not valid; empty if there was none.
             when: The time of the draft, in words.
         """
         try:
@@ -200,17 +200,17 @@ class ConfigPane(Pane):
         return self.keys["config.editor"].display
 
     def edited(self, label: str = "", text: str = "") -> None:
-        """Record and show an edit of the document, here and in the app, and show a message.
+        """Record an edit of the document, show it in the form and the app, and show a message.
 
         Args:
-            label: A label for undo; empty where the difference describes the edit.
+            label: The label for undo; empty if the difference describes the edit.
             text: The message.
         """
         self.editor.record(label)
         self._show_document(text)
 
     def _show_document(self, text: str) -> None:
-        """Show a document that may differ in every part, here and in the app, and show a message."""
+        """Show a document with any changes in the form and the app, and show a message."""
         self.editor.unread_text = ""
         self.reload_values()
         if text:
@@ -219,7 +219,7 @@ class ConfigPane(Pane):
         self.shell.configuration.edited(self.document, saved=saved, origin=origin)
 
     def reload_values(self) -> None:
-        """Update the values from the document, after something else has changed it."""
+        """Update the values from the document, after it was changed outside the form."""
         if self.is_mounted:
             self.refresh_fields(rows=True)
             self.filter.apply()
@@ -227,7 +227,7 @@ class ConfigPane(Pane):
     async def _build(self) -> None:
         await self._view.build()
         self.refresh_fields(rows=True)
-        # After the check: an option with a problem is shown whether or not it is one of the basic ones.
+        # After the check, as options with problems are always shown.
         self.filter.apply()
         self.form.cursor = 0
         if self._greeting:
@@ -279,7 +279,7 @@ class ConfigPane(Pane):
     # Moving and editing.
 
     def action_move(self, rows: int) -> None:
-        """Move the cursor; an open input is committed first."""
+        """Commit an open input, and move the cursor."""
         self.commit_open()
         self.form.move(rows)
 
@@ -293,7 +293,7 @@ class ConfigPane(Pane):
         self.form.move(direction * 10_000)
 
     async def action_edit(self) -> None:
-        """Open the input of the option under the cursor, take its next choice, or list the base models."""
+        """Edit the option under the cursor: open its input, take its next choice, or list the base models."""
         field = self.form.current
         if field is None or not self.form.has_focus:
             return
@@ -313,7 +313,7 @@ class ConfigPane(Pane):
             self._edited(field)
 
     def action_form(self) -> None:
-        """Open the screen for the option under the cursor, with the rows in view."""
+        """Open the screen for the option under the cursor, next to the rows."""
         field = self.form.current
         if field is None or not self.form.has_focus:
             return
@@ -323,7 +323,7 @@ class ConfigPane(Pane):
             self.say(f"Such a screen is there for {', '.join(FORMS)}.")
 
     def action_reset(self) -> None:
-        """Reset an option to the preset in force, or to the default where it has that or there is no preset."""
+        """Reset an option to the active preset; if it has that value already, to the default."""
         field, preset = self.form.current, self.editor.preset
         if field is None or not self.form.has_focus:
             return
@@ -347,7 +347,7 @@ class ConfigPane(Pane):
     def _typed(self, message: OptionField.Typed) -> None:
         message.stop()
         field = message.field
-        # An emptied input means the default only once it is left: until then the line and its comment stay.
+        # An empty input means the default only once it is committed: until then the line and its comment stay.
         self._emptied = field if not message.text.strip() else None
         if self._emptied is None:
             self._set(field, message.text)
@@ -397,7 +397,7 @@ class ConfigPane(Pane):
     # Facts.
 
     def look_around(self, *, anew: bool = False) -> None:
-        """Look up the model, the card, the disk and the last run, where they may have changed."""
+        """Look up the model, the card, the disk and the last run, if they may have changed."""
         if (device := self.model.device) != self._named_device:
             self._find_card(*device)
         wanted = (self.model.named_base, self.model.run_name)
@@ -406,19 +406,19 @@ class ConfigPane(Pane):
             self._look(*wanted)
 
     def run_ended(self) -> None:
-        """Look up the last run and the paces of runs anew, after a run has ended."""
+        """Look up the last run and the paces of runs again, after a run has ended."""
         self.look_around(anew=True)
         self._read_paces()
 
     def take_lengths(self, path: Path, lengths: Lengths | None) -> None:
-        """Plan for the rows of a file as they are, where they are those of the configuration."""
+        """Plan with the row lengths of a file, if the configuration trains on it."""
         self.known.take_lengths(path, lengths)
         self.known.facts_for(self.model)
         self.refresh_plan()
 
     def refresh_plan(self) -> None:
-        """Plan the configuration as it is now."""
-        # A copy of the document: this one may be edited while it is planned.
+        """Plan the present configuration."""
+        # A copy, as the document may be edited meanwhile.
         self._plan(ConfigDocument(self.document.dumps(), self.document.path))
 
     @work(exclusive=True, group="config-card")
@@ -444,12 +444,12 @@ class ConfigPane(Pane):
         bar, worker, rough = self._plan_bar, get_current_worker(), PlanView((), 0)
 
         def tell(_activity: str, seconds: float) -> None:
-            # Called by the thread that waits; in order with the plan.
+            # Called in the planning thread; call_later keeps it in order with the plan.
             bar.call_later(bar.show, replace(rough, advice=(f"measuring the model, {seconds:.0f} s",)))
 
         plan: PlanView | None
         try:
-            # The threads have this context.
+            # to_thread copies this context.
             with telling(tell, lambda: not worker.is_cancelled):
                 plan = await asyncio.to_thread(self.planner, document, False)
                 if plan is not None and plan.is_rough:
@@ -469,7 +469,7 @@ class ConfigPane(Pane):
     # Finding options.
 
     def action_toggle_expert(self) -> None:
-        """Switch between the options that most runs need and those for experts too."""
+        """Show or hide the expert options."""
         self.filter.toggle_expert()
         self.refresh_hints()
         shown, total = len(self.form.shown), len(self.form.fields)
@@ -478,7 +478,7 @@ class ConfigPane(Pane):
         self.say(f"{shown} of {total} options are shown{rest}.")
 
     def action_toggle_changed(self) -> None:
-        """Show only the options that differ from the preset, the defaults or the last run, or all again."""
+        """Show only the options that differ from the preset, the defaults or the last run, or the others again."""
         self.filter.toggle_changed()
         if not self.filter.shows_changed:
             self.say("")
@@ -488,7 +488,7 @@ class ConfigPane(Pane):
             self.say(f"{count} {verb} from {self.preset_name or 'the defaults'}{last}, or need a look.")
 
     async def action_search(self) -> None:
-        """Ask for a text to search for in names and help."""
+        """Search names and help of the options."""
         await self.ask_bar.converse(self._search())
 
     async def _search(self) -> None:
@@ -498,29 +498,29 @@ class ConfigPane(Pane):
             self.action_back()
 
     def action_back(self) -> None:
-        """Show all rows again after a search."""
+        """Clear the search and the message."""
         if self.filter.is_narrowed:
             self.filter.widen()
         self.say("")
 
     def action_next_problem(self) -> None:
-        """Go to the next option with a problem, or with a warning where there is no problem."""
+        """Go to the next option with a problem, or with a warning if there are no problems."""
         if name := self.filter.next_problem():
             self.go_to_option(name)
         else:
             self.say(f"✗ {next(iter(self.problems.values()))}" if self.problems else "No problems.")
 
     def go_to_option(self, name: str) -> None:
-        """Put the cursor on an option, and show it where it is hidden."""
+        """Move the cursor to an option; a hidden option is shown."""
         self.filter.go_to(name)
         self.refresh_hints()
 
     def check(self) -> dict[str, str]:
-        """The problems that prevent a run, option to sentence; missing files and models are among them."""
+        """The problems that prevent a run, including missing files and models: option to sentence."""
         self.known.miss_base(self.model.named_base, self.keys["config.edit"].display)
         self.refresh_fields()
         if self.known.base_problem(self.model.named_base):
-            # It may have been mended since.
+            # It may have been fixed since.
             self.look_around(anew=True)
         return self.problems
 
@@ -548,20 +548,20 @@ class ConfigPane(Pane):
         self._show_step(step, step.tell_undone() if step is not None else "There is nothing to undo.")
 
     def action_redo(self) -> None:
-        """Redo the edit undone last."""
+        """Redo the last undone edit."""
         self._settle()
         step = self.editor.history.redo()
         self._show_step(step, step.tell_redone() if step is not None else "There is nothing to do again.")
 
     def bring_back(self) -> None:
-        """Go back to the configuration that was there before this one."""
+        """Go back to the previous configuration."""
         self._settle()
         if (step := self.editor.history.leave()) is not None:
             self._show_document("")
             self.say(step.tell_undone())
 
     def _settle(self) -> None:
-        """Record the typed text, so that it is an edit of its own."""
+        """Record typed text as an edit of its own."""
         self.commit_open()
         self.editor.record()
 
@@ -572,10 +572,10 @@ class ConfigPane(Pane):
                 self.go_to_option(names[0])
         self.say(sentence)
 
-    # Files. Questions run concurrently with the pane, and end with an answer to it.
+    # Files. Dialogs run as coroutines besides the pane's messages.
 
     async def _converse(self, work: Callable[[], Awaitable[object]]) -> None:
-        """Commit an open input, and run an action that may ask questions; errors are shown."""
+        """Commit an open input, and run an action that may open dialogs; shows its errors."""
 
         async def converse() -> None:
             self.commit_open()
@@ -587,7 +587,7 @@ class ConfigPane(Pane):
         await self.ask_bar.converse(converse())
 
     async def save_then(self, then: Callable[[], None]) -> None:
-        """Save, then run an action; not if saving fails, or the user gives up."""
+        """Save, then run an action unless saving fails or the user cancels."""
 
         async def save() -> None:
             if await self._save():
@@ -596,11 +596,11 @@ class ConfigPane(Pane):
         await self._converse(save)
 
     async def action_save(self) -> None:
-        """Save the file; ask for a path when there is none, and for a decision when another program has changed it."""
+        """Save the file; ask for a path if there is none, and what to do if another program changed the file."""
         await self._converse(self._save)
 
     async def action_save_as(self) -> None:
-        """Save as another file, asked for, and go on in that one."""
+        """Ask for another file, save there, and continue with that file."""
         await self._converse(self._save_as)
 
     async def _save(self) -> bool:
@@ -614,10 +614,10 @@ class ConfigPane(Pane):
         return self._saved(await self._questions.save_as())
 
     def _saved(self, moved: list[str] | None) -> bool:
-        """Show the result of saving, here and in the app.
+        """Show the result of saving; returns True if the file was saved.
 
         Args:
-            moved: The options whose paths have been rewritten; None where it is not saved.
+            moved: The options whose paths have been rewritten; None if the file was not saved.
         """
         if moved is None:
             return False
@@ -631,12 +631,12 @@ class ConfigPane(Pane):
         return True
 
     def action_duplicate(self) -> None:
-        """Go on in an unsaved copy; the file stays as it is."""
+        """Continue with an unsaved copy; the file stays unchanged."""
         self.commit_open()
         self._go_on(self.editor.copy(f"{self.keys['config.save'].display} asks for its file"))
 
     async def action_open(self) -> None:
-        """Open another configuration; unsaved edits are not dropped without asking."""
+        """Open another configuration; asks about unsaved edits first."""
         await self._converse(self._open)
 
     async def _open(self) -> None:
@@ -644,14 +644,14 @@ class ConfigPane(Pane):
             self._go_on(opened)
 
     async def action_compare(self) -> None:
-        """Choose another version to compare with, and show the difference."""
+        """Ask for another version, and show the difference."""
         await self._converse(self._compare)
 
     async def _compare(self) -> None:
         await show_difference(self.app, self.editor, self.known.last_run, self._questions)
 
     async def action_import_file(self) -> None:
-        """Import a configuration of another tool; unsaved edits are not dropped without asking."""
+        """Import a configuration of another tool; asks about unsaved edits first."""
         await self._converse(self._import)
 
     async def _import(self) -> None:
@@ -672,13 +672,13 @@ class ConfigPane(Pane):
         self.app.push_screen(report_screen(path, imported))
 
     async def action_choose_model(self) -> None:
-        """Choose the base model among those on this machine, or download one."""
+        """Choose a base model on this machine, or download one."""
         await self._converse(self._choose_model)
 
     async def _choose_model(self) -> None:
         from tui.screens.models import ModelScreen
 
-        # A copy of the document, as a thread looks at it too.
+        # A copy, as a thread reads it too.
         document = ConfigDocument(self.document.dumps(), self.document.path)
         value = await self.app.push_screen_wait(ModelScreen(self.known.models, document))
         if value is not None:
@@ -686,11 +686,11 @@ class ConfigPane(Pane):
             if text != self.model.effective(BASE):
                 self.document.set(BASE, text)
                 self.edited(f"the base model {one_line(text, 60)}", f"✓ {BASE} is {one_line(text, 200)}")
-            # A download has brought what was missing.
+            # The model may have been downloaded now.
             self.look_around(anew=True)
 
     async def action_measure_bits(self) -> None:
-        """Measure what 4 bits cost on the rows of the configuration."""
+        """Measure the loss of 4-bit quantization on the rows of the configuration."""
         await self._converse(self._measure_bits)
 
     async def _measure_bits(self) -> None:
@@ -712,7 +712,7 @@ class ConfigPane(Pane):
     async def _choose_preset(self) -> None:
         from tui.screens.presets import PresetScreen, suitable, tell_switch
 
-        # A copy of the document, as a thread looks at it too.
+        # A copy, as a thread reads it too.
         document = ConfigDocument(self.document.dumps(), self.document.path)
         switch = await self.app.push_screen_wait(PresetScreen(document, lambda: suitable(document)))
         if switch is not None:
@@ -721,7 +721,7 @@ class ConfigPane(Pane):
             self.edited(f"preset {switch.preset.name}", f"✓ {tell_switch(switch)}; {undo} undoes it")
 
     def action_open_editor(self) -> None:
-        """Edit the TOML in the user's editor; text that does not parse is kept for the next try."""
+        """Edit the TOML in the user's editor; invalid text is kept for the next try."""
         self.commit_open()
         path, before = self.document.path, self.editor.editor_text
         try:
@@ -736,7 +736,7 @@ class ConfigPane(Pane):
         self._take_edited(before, after)
 
     def _take_edited(self, before: str, after: str | None) -> None:
-        """Go on with the editor's result: nothing, a text that cannot be read, or a new configuration."""
+        """Take the editor's result: None, invalid text, or a new configuration."""
         if after is None:
             self.editor.unread_text = ""
             self.say("The editor gave up; nothing has changed.")

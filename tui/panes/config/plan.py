@@ -1,4 +1,4 @@
-"""The memory plan of the configuration being edited, for the bar below the form."""
+"""Memory plan of the edited configuration, for the bar below the form."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def plan_document(
     lengths: Lengths | None = None,
     source: Source = "measured",
 ) -> PlanView | None:
-    """Plan a configuration; asks the driver and reads headers, so call it from a thread.
+    """Plan the memory of a configuration; blocks, as it queries the driver and reads file headers.
 
     Args:
         document: The configuration.
-        paces: Earlier runs, for the time estimate; None for none, so that it is by the plan.
-        count: The number of rows, where it is known.
-        lengths: Their lengths, where an analysis has measured them.
-        source: As for :func:`core.memory.planner.make_plan`.
+        paces: The pace of earlier runs, for the time estimate; without it, the plan gives the estimate.
+        count: The number of rows, if known.
+        lengths: The row lengths, if an analysis has measured them.
+        source: As in :func:`core.memory.planner.make_plan`.
 
     Returns:
-        None while it has problems, which the form shows, or its model is not on this machine or declares no shape.
+        None if the configuration has problems, or its model is not on this machine or has no ``config.json``.
 
     Raises:
         UserError: If the memory of its model cannot be estimated.
@@ -65,9 +65,9 @@ def plan_document(
 
 
 def _time(guess: Estimate | None, *, is_measured: bool) -> str:
-    """Time estimate: ``about 14m 02s · 41 Wh · at the pace of 20261124-143601-tickets``; empty without one.
+    """Time estimate: ``about 14m 02s · 41 Wh · at the pace of 20261124-143601-tickets``; empty if unknown.
 
-    By the plan there is one only where the rows are measured: else it would be many times too long until they are.
+    An estimate from the plan needs measured row lengths; without them it would be many times too long.
     """
     if guess is None or (guess.by == "plan" and not is_measured):
         return ""

@@ -1,4 +1,4 @@
-"""The Data pane: any dataset file, its rows as a list and one of them as a conversation or as tokens."""
+"""Data pane: the rows of a dataset as a list, and the row under the cursor as a conversation or as tokens."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ BESIDE_WIDTH = 120
 
 
 class DataPane(Pane):
-    """The pane of a dataset: pick a file, page through its rows, find one, and use the file for training or evaluation.
+    """Pane of a dataset: open a file, browse and search its rows, and use the file for training or evaluation.
 
-    It coordinates its parts: the actions of the keys, the work in threads, and the use of the results.
+    It has the actions of the keys, starts work in threads, and passes the results to its parts.
     """
 
     DEFAULT_CSS = """
@@ -96,7 +96,7 @@ class DataPane(Pane):
         self._told_lengths: tuple[Path, Lengths | None] | None = None
 
     def compose(self) -> ComposeResult:
-        """Status, list and row; the report, the tree and the empty state replace them when needed."""
+        """Status line and ask bar around the rows, the report, the directory tree or the empty state."""
         yield self._line
         yield self._empty
         yield self.body
@@ -105,22 +105,22 @@ class DataPane(Pane):
         yield self.ask_bar
 
     def on_mount(self) -> None:
-        """Show the empty state, with the first steps."""
+        """Show the empty state."""
         self._show_empty()
 
     def on_unmount(self) -> None:
-        """Close the file."""
+        """Close the dataset."""
         self.session.close()
 
     def on_resize(self, event: events.Resize) -> None:
-        """Place the row to the right of the list where there is room for it."""
+        """Place the row to the right of the list if it fits."""
         self.body.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
         self._refresh_status()
 
     async def on_key(self, event: events.Key) -> None:
-        """Take a message away: it has been read when the next key is pressed. One about work that is on stays.
+        """Clear the message at the next key, unless it is about work in progress.
 
-        While nothing is open, keys of other panes that lead on work here too.
+        The empty state handles its own keys, some of which belong to other panes.
         """
         is_busy = self._is_searching or self.opener.opening is not None or bool(self.browser.display)
         if self._status and not is_busy and not self.ask_bar.is_asking:
@@ -130,7 +130,7 @@ class DataPane(Pane):
 
     @property
     def view(self) -> DatasetView | None:
-        """The file that is shown."""
+        """The open dataset; None if there is none."""
         return self.session.view
 
     @property
@@ -142,7 +142,7 @@ class DataPane(Pane):
 
     @property
     def place(self) -> DataPlace | None:
-        """The place in the file; of a file that could not be opened again, the place in it before."""
+        """The place in the dataset, or the last place in a file that could not be reopened."""
         view, listed = self.view, self.session.filter
         if view is None or self._return.place is not None:
             return self._return.place
@@ -150,7 +150,7 @@ class DataPane(Pane):
         return DataPlace(entry_text(view.path), self.index, code, self.body.shows_tokens)
 
     def return_to(self, place: DataPlace) -> None:
-        """Show a file as it was left: its row, the filter, and the form of the row; each as soon as it can be."""
+        """Return to a place: its file, row, filter and form, each as soon as possible."""
         path = entry_path(place.path, working_directory())
         if self.opener.is_at(path):
             self._return.begin(place)
@@ -160,7 +160,7 @@ class DataPane(Pane):
             self._return.begin(place)
 
     def _go_back(self) -> None:
-        """Take the next step back to where the user was."""
+        """Take the next step of the return to a place."""
         if (place := self._return.place) is None or self.opener.opening is not None or self.view is None:
             return
         if place.tokens != self.body.shows_tokens:
@@ -168,7 +168,7 @@ class DataPane(Pane):
         self._go(self._return.step(self.session))
 
     def seen(self, path: Path) -> SeenRows | None:
-        """The rows of a file as far as they are known here; None where another file is shown."""
+        """The known facts about the rows of a file; None if another file is shown."""
         session, view, opening = self.session, self.view, self.opener.opening
         wanted = follow_links(path)
         if opening is not None and follow_links(opening) == wanted:
@@ -183,10 +183,10 @@ class DataPane(Pane):
             return SeenRows(count, view.analysis, is_over=True)
         return SeenRows(count, None, describe_progress(session.indexed, session.progress))
 
-    # The configuration: the file that is shown, the reading of its rows, and the tokens that are learned.
+    # The configuration: the shown file, and the plan for reading and tokenizing it.
 
     def follow(self, document: ConfigDocument) -> None:
-        """Follow a configuration, and show its training file if that is another file than before."""
+        """Apply a configuration, and show its training file if that has changed."""
         self.configure(document)
         if (path := self.opener.follow(document)) is not None:
             self.show(path)
@@ -197,7 +197,7 @@ class DataPane(Pane):
         self._refresh_title()
 
     def configure(self, document: ConfigDocument) -> None:
-        """Follow a configuration; where its plan is the same, the display stays unchanged."""
+        """Apply the data plan of a configuration; nothing changes if the plan is the same."""
         session = self.session
         before, session.plan = session.plan, plan_data(document)
         self._read_as_planned()
@@ -213,7 +213,7 @@ class DataPane(Pane):
             self._refresh_title()
 
     def _read_as_planned(self) -> None:
-        """Detect the format anew where the configuration reads the rows in another way."""
+        """Detect the format again if the configuration changed the reading of rows."""
         view = self.view
         if view is not None and (reading := self.session.plan.reading.of(view.path)) != view.reading:
             self.run_worker(self._recognize(view, reading), exclusive=True, group="data-reading")
@@ -229,7 +229,7 @@ class DataPane(Pane):
         self._look_at_all()
 
     def _need_masks(self) -> None:
-        """Load tokenizer and template, unless they are loaded or there is nothing to count."""
+        """Load tokenizer and template if they are not loaded and a dataset is open."""
         if self.session.masks is None and self.view is not None:
             self.session.is_loading = True
             self._load_masks()
@@ -248,7 +248,7 @@ class DataPane(Pane):
 
         Args:
             path: The file, directory or entry.
-            ask: Whether to offer a download for an entry that is not on this machine.
+            ask: Whether to offer the download of an entry that is not on this machine.
         """
         self._return.drop()
         self.opener.begin(path)
@@ -274,13 +274,13 @@ class DataPane(Pane):
         self.prefer_focus(self.body.rows)
         self._refresh_title()
         self.body.show_row()
-        # The configuration may have changed while the file was being opened.
+        # The configuration may have changed meanwhile.
         self._read_as_planned()
         self._go_back()
         self._scan(view)
 
     def _explain(self, error: UserError) -> None:
-        """Show why a file is not open."""
+        """Show why a file cannot be opened."""
         if self.view is not None:
             self._say(f"✗ {error}")
         else:
@@ -289,7 +289,7 @@ class DataPane(Pane):
 
     @work
     async def _ask_to_fetch(self, path: Path, error: NotFetchedError) -> None:
-        """Ask the user whether to download an entry; if so, open it afterwards."""
+        """Offer the download of an entry, and open it afterwards."""
         from tui.screens.fetch import FetchDialog
 
         if await self.app.push_screen_wait(FetchDialog(error.entry, error.message)):
@@ -297,8 +297,8 @@ class DataPane(Pane):
 
     @work(exclusive=True, group="data-scan")
     async def _scan(self, view: DatasetView) -> None:
-        """Index all rows; closing the file ends it."""
-        # From a thread, a later call is posted, and runs between two messages.
+        """Index all rows; closing the dataset ends it."""
+        # The callback runs in a thread; call_later posts it to the pane.
         report = paced(lambda done, total: self.call_later(self._scanned, view, done / max(total, 1)))
         try:
             await asyncio.to_thread(view.file.index, report)
@@ -307,7 +307,7 @@ class DataPane(Pane):
             self._refresh_status()
             return
         if view.is_guess and not view.is_closed:
-            # The first rows were so long that few of them were known: the analysis sees more, and so must the list.
+            # Long first rows: the detection saw fewer rows than the analysis will, and both must agree.
             await self._recognize(view, view.reading)
         self._scanned(view, 1.0)
 
@@ -332,7 +332,7 @@ class DataPane(Pane):
             self.show(path, ask=True)
 
     def action_reload(self) -> None:
-        """Open the file again, or ask for the one that is not on this machine."""
+        """Reopen the file, or offer the download of a missing one."""
         if self.opener.missing is not None:
             self.show(self.opener.missing, ask=True)
         elif self.view is not None:
@@ -343,7 +343,7 @@ class DataPane(Pane):
         self.show(sample_path())
 
     async def action_browse(self) -> None:
-        """Show the directories around the file, or the working directory."""
+        """Show the directory tree of the file, or of the working directory."""
         tree = DataTree(self.opener.directory)
         await self.browser.remove_children()
         await self.browser.mount(tree)
@@ -367,7 +367,7 @@ class DataPane(Pane):
     # The whole file.
 
     def _look_at_all(self) -> None:
-        """Start the analysis of the file, if its result could differ from the present one."""
+        """Start the analysis of all rows if there is no up-to-date one."""
         if (job := self.session.next_job()) is not None:
             self._analyze(job)
         self._refresh_known()
@@ -386,14 +386,14 @@ class DataPane(Pane):
         self._refresh_known()
 
     def _analyzed(self, job: AnalysisJob, progress: JobProgress) -> None:
-        """Take a progress report or the result of an analysis."""
+        """Show the progress of an analysis."""
         if job is self.session.job:
             self.session.progress = progress
             self._refresh_status()
             self._refresh_report()
 
     def _refresh_known(self) -> None:
-        """Update the parts that depend on all rows, and tell their lengths."""
+        """Update the parts that depend on all rows, and pass the row lengths to the app."""
         if (view := self.view) is not None:
             lengths = view.analysis.lengths if view.analysis is not None else None
             if (view.path, lengths) != self._told_lengths:
@@ -407,13 +407,13 @@ class DataPane(Pane):
         self.report.show(self.session, self.keys, self.size)
 
     def action_report(self) -> None:
-        """Show problems and statistics of the whole file, or its rows again."""
+        """Show the report, or the rows again."""
         if self.shows_report:
             self._show_rows()
         elif self.view is not None:
             self._show_only(self.report)
             self._refresh_report()
-            # At once, where focus() would do it later: the next key may be there already.
+            # Unlike focus(), at once: the next key may be waiting.
             self.screen.set_focus(self.report.problems)
 
     @on(OptionList.OptionSelected, "#data-problems")
@@ -431,35 +431,35 @@ class DataPane(Pane):
 
     @property
     def shows_report(self) -> bool:
-        """Whether the report is shown instead of the rows."""
+        """True if the report is shown instead of the rows."""
         return bool(self.report.display)
 
     def _show_only(self, shown: Container | Report | FirstSteps) -> None:
-        """Show one of the rows, the report, the tree and the empty state."""
+        """Show the rows, the report, the tree or the empty state."""
         for part in (self._empty, self.body, self.report, self.browser):
             part.display = part is shown
         self._show_line()
 
     def _show_line(self) -> None:
-        """Show or hide the line above the rows; the report needs none, as it has the summary's numbers."""
+        """Show or hide the status line; the report needs none without a message, as it has the same numbers."""
         self._line.display = bool(self._status) or (self.view is not None and not self.shows_report)
 
     def _show_rows(self) -> None:
-        """Show the rows, if the report is shown in their place."""
+        """Show the rows instead of the report."""
         if self.shows_report:
             self._show_only(self.body)
-            # At once for the next key, and again after the ask bar, which is about to give the focus back.
+            # At once for the next key, and again after the ask bar has restored the focus.
             self.screen.set_focus(self.body.rows)
             self.body.rows.focus()
 
     def look_around(self, here: Here) -> None:
-        """Show what there is to begin with, while no file is open."""
+        """Show the data files to start from, while no file is open."""
         self._empty.look_around(here)
         if self._empty.display and self.view is None:
             self._explain_empty(self._empty_error)
 
     def _show_empty(self, error: UserError | None = None) -> None:
-        """Show the empty state: the ways to begin, and the last error."""
+        """Show the empty state: ways to start, and the last error."""
         self._explain_empty(error)
         self._show_only(self._empty)
         self.prefer_focus(self._empty)
@@ -497,7 +497,7 @@ class DataPane(Pane):
 
     @property
     def _uses(self) -> list[str]:
-        """The keys that use the file, the most important first; for one that is trained on, the way back."""
+        """The keys for using the file, the most important first; for a training file, the key that goes back."""
         view, trained = self.view, self.session.plan.reading.wanted.train
         if view is not None and is_among(trained, view.path):
             return ["data.former"] if self.shell.state.former else ["data.train"]
@@ -518,10 +518,10 @@ class DataPane(Pane):
             self._line.update(summarize(view, session.indexed, self.keys, session.progress, width))
 
     def _explain_problem(self, problem: UserError) -> str:
-        """A problem of the file, and the key that helps."""
+        """A problem of the file, with the key that helps."""
         columns = self.keys["data.columns"].display
         if isinstance(problem, UnknownColumnsError):
-            # Its hint, where it is more than a guess, is about the file of the configuration.
+            # Only a guess in its hint applies here; other hints are about the configuration's file.
             guess = f" {problem.hint}" if problem.hint.startswith("Did you mean") else ""
             return f"{problem.message}{guess} {columns} says which column is the question."
         if self.view is not None and problem is self.view.unknown:
@@ -539,7 +539,7 @@ class DataPane(Pane):
     @on(RowList.Moved)
     def _moved(self) -> None:
         self._return.moved_to(self.index)
-        # The cursor's present place, not the message's: several moves may have been posted at once.
+        # The cursor's present place, not the event's: several moves may be queued.
         if self._status and self.body.rows.cursor != self._status_row and not self._is_searching:
             self._say("")
         if self.view is not None and self.view.failure is not None:
@@ -548,7 +548,7 @@ class DataPane(Pane):
     # Moving.
 
     def action_move(self, rows: int) -> None:
-        """Move the cursor, or scroll the row where it has the focus."""
+        """Move the cursor, or scroll the row if it has the focus."""
         if self._empty.display:
             self._empty.move(rows)
         else:
@@ -568,7 +568,7 @@ class DataPane(Pane):
         return next((part for part in parts if part.has_focus), self.body.rows)
 
     def action_read_row(self) -> None:
-        """Focus the row under the cursor; while nothing is open, open the file under the cursor."""
+        """Focus the row under the cursor; in the empty state, open the file under the cursor."""
         if self._empty.display:
             self._empty.choose()
         elif self.view is not None:
@@ -596,11 +596,11 @@ class DataPane(Pane):
     # Jumps and filters.
 
     def action_filter(self, step: int = 1) -> None:
-        """Filter for the next kind of problem, or for the one before; all rows between the last and the first."""
+        """Filter by the next or previous kind of problem; the cycle includes all rows."""
         self._go(next_kind(self.session, step))
 
     def action_next_problem(self, step: int = 1) -> None:
-        """Go to the next row with a problem, or to the one before; with a filter, to the next of its rows."""
+        """Go to the next or previous row with a problem; with a filter, to the next of its rows."""
         self._go(next_problem(self.session, self.index, step))
 
     def action_longest(self) -> None:
@@ -617,7 +617,7 @@ class DataPane(Pane):
             self._go(self.finder.row_number(text))
 
     def _go(self, move: Move) -> None:
-        """Carry out a move, out of the report too."""
+        """Carry out a move; leaves the report if it shows rows."""
         if move.relists or move.index is not None:
             self._show_rows()
         if move.relists:
@@ -628,7 +628,7 @@ class DataPane(Pane):
             self._say(move.said)
 
     def _list(self, chosen: RowFilter | None) -> None:
-        """List only the rows of a filter, or all again; the cursor stays on its row, or goes to the next listed one."""
+        """List the rows of a filter, or all rows; the cursor stays on its row or moves to the next listed row."""
         index = self.index
         self.session.filter = chosen
         self.body.show_listed(index)
@@ -642,7 +642,7 @@ class DataPane(Pane):
         return any(worker.group == "data-search" and worker.is_running for worker in self.workers)
 
     async def action_search(self) -> None:
-        """Ask for a text, highlight it, and go to the first row that has it, from the present one on."""
+        """Ask for a text, highlight it, and go to the first row that contains it, from the present row on."""
         if self.view is not None:
             await self.ask_bar.converse(self._ask_text())
 
@@ -655,7 +655,7 @@ class DataPane(Pane):
             self._find(self.index - 1, 1)
 
     async def action_search_again(self, step: int) -> None:
-        """Go to the next match, or to the one before: within the row while it has the focus, else among the rows."""
+        """Go to the next or previous match: within the row if it has the focus, else among the rows."""
         reader = self.body.reader
         if not self.finder.term:
             await self.action_search()
@@ -666,7 +666,7 @@ class DataPane(Pane):
             self._find(self.index, step)
 
     def _mark(self, term: str) -> None:
-        """Highlight a text wherever it is shown; no highlight for an empty one."""
+        """Highlight a text in the list and the row; an empty text removes the highlight."""
         self.finder.term = term
         self.body.highlight(term)
 
@@ -688,16 +688,16 @@ class DataPane(Pane):
     # Use of the file.
 
     def action_use(self, use: Literal["train", "add", "eval"]) -> None:
-        """Request the use of this file in the configuration."""
+        """Use the file in the configuration."""
         if self.view is None:
             self._say("Open a file first.")
             return
         self.shell.configuration.use_dataset(Path(entry_text(self.view.path)), use)
 
     def action_former(self) -> None:
-        """Request the configuration that was there before."""
+        """Go back to the previous configuration."""
         self.shell.configuration.bring_back()
 
     def action_form(self, form: Literal["template", "columns"]) -> None:
-        """Request the screen of the templates or the columns."""
+        """Open the screen of the templates or the columns."""
         self.shell.configuration.open_form(form)

@@ -1,4 +1,4 @@
-"""The report of the Data pane: problems and statistics of the whole file."""
+"""Report of the Data pane: problems and statistics of the whole file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WORDS = {"drop": "not used", "warn": "look", "note": "note"}
 
 
 class ProblemList(OptionList):
-    """A list with an entry for each problem; ``enter`` selects the rows that have it."""
+    """List of problems; ``enter`` lists the rows with a problem."""
 
     DEFAULT_CSS = """
     ProblemList {
@@ -78,7 +78,7 @@ def _entry(problem: Problem) -> Content:
 
 
 class Report(Vertical):
-    """Problems and lengths of every row."""
+    """Problems and token lengths of all rows."""
 
     DEFAULT_CSS = """
     Report {
@@ -128,7 +128,7 @@ class Report(Vertical):
 
 
 def _numbers(analysis: Analysis, uncounted: UserError | None) -> Content:
-    """Rows used and dropped by reason, and the percentiles, or the reason why there are none."""
+    """Used rows, dropped rows by reason, and token statistics, or why there are none."""
     dropped = describe_dropped({reason: count for reason, count in analysis.dropped.items() if reason != HELD_OUT})
     held_out = f" · {format_count(kept_out)} held out" if (kept_out := analysis.dropped.get(HELD_OUT, 0)) else ""
     lines = [f"{counted(analysis.rows, 'row')} read · {format_count(analysis.used)} used{held_out} · {dropped}"]

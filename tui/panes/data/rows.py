@@ -1,4 +1,4 @@
-"""The rows of the data pane: the list, and the row under its cursor as a conversation or as tokens."""
+"""Rows of the Data pane: the list, and the row under its cursor as a conversation or as tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tui.widgets.lists.conversation import Conversation
 from tui.widgets.lists.mask_view import MaskView, TokenCell, TokenPart
 from tui.widgets.lists.row_list import RowList
 
-#: Rows whose lengths are kept; the oldest are dropped.
+#: Maximum cached row lengths.
 KEPT_LENGTHS = 20_000
 
 TokenRows: TypeAlias = tuple[PreviewRow, ...] | Refusal | RowError | UserError
@@ -44,19 +44,19 @@ _CUT_LABELS = {
 
 @dataclass(frozen=True)
 class RowLength:
-    """The columns of a row's length in the list."""
+    """Token columns of a row in the list."""
 
     tokens: str = "–"
     learned: str = "–"
     level: Level | Literal[""] = ""
-    """The level of its problem: whether it is used."""
+    """The level of its length problem; empty for none."""
 
 
 # In threads.
 
 
 def mask_row(view: DatasetView, masks: RowMasks, index: int) -> tuple[TokenRows, bool | None]:
-    """A row as tokens, or the reason that it has none; and whether its answer is called good (None for other rows)."""
+    """The tokens of a row, or the error that prevents them; and the label of its answer, None if it has none."""
     try:
         example = view.example(index)
         return masks.row(example), example.label
@@ -71,13 +71,13 @@ def measure_rows(view: DatasetView, masks: RowMasks, indices: Sequence[int], *, 
         view: The dataset.
         masks: Tokenizer and template.
         indices: The rows.
-        cuts: Whether rows that are too long are truncated; else they are dropped.
+        cuts: True if overlong rows are truncated; otherwise they are dropped.
     """
     return {index: _length_of(length, cuts) for index, length in _measured(view, masks, indices).items()}
 
 
 def _measured(view: DatasetView, masks: RowMasks, indices: Sequence[int]) -> dict[int, _Length]:
-    """The lengths of rows; the reason for each that has none."""
+    """The length of each row, or the error that prevents it."""
     found: dict[int, _Length] = {}
     examples = []
     for index in indices:
@@ -107,17 +107,17 @@ def _length_of(result: _Length, cuts: bool) -> RowLength:
 
 
 class KnownLengths:
-    """A cache of the lengths of rows, with the newest of them."""
+    """Cache of row lengths; the oldest entries are dropped."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[int, RowLength] = OrderedDict()
 
     def get(self, index: int) -> RowLength | None:
-        """The length of a row, if it is known."""
+        """The length of a row; None if unknown."""
         return self._known.get(index)
 
     def missing(self, indices: Iterable[int]) -> list[int]:
-        """The rows of a selection that have not been counted."""
+        """The rows of a selection with unknown length."""
         return [index for index in indices if index not in self._known]
 
     def take(self, lengths: Mapping[int, RowLength]) -> None:
@@ -128,7 +128,7 @@ class KnownLengths:
 
 
 def token_parts(rows: Sequence[PreviewRow], label: bool | None, plan: DataPlan) -> list[TokenPart]:
-    """The parts of a row for display: all that the model sees of it, with the cut at the greatest length."""
+    """The parts of a row for display, with the cut at the maximum length."""
     cut_label = _CUT_LABELS[plan.reading.overlong].format(limit=format_count(plan.tokens.max_length))
     return [
         TokenPart(
@@ -142,7 +142,7 @@ def token_parts(rows: Sequence[PreviewRow], label: bool | None, plan: DataPlan) 
 
 
 def describe_tokens(rows: Sequence[PreviewRow]) -> str:
-    """The number of tokens of a row, and of the supervised ones."""
+    """The numbers of tokens and of supervised tokens of a row, in words."""
     tokens, learned = sum(row.length for row in rows), sum(row.learned for row in rows)
     pair = f"pair of {' and '.join(format_count(row.length) for row in rows)} tokens"
     counts = pair if rows[0].answer else counted(tokens, "token")
@@ -150,20 +150,20 @@ def describe_tokens(rows: Sequence[PreviewRow]) -> str:
 
 
 def _heading(row: PreviewRow, label: bool | None) -> str:
-    """The heading of a part: the answers of a pair, and those with a label, are named."""
+    """The heading of a part: names the answers of a pair and labeled answers; empty for other rows."""
     name = row.answer if label is None else label_word(label)
     return f"{name} answer · {counted(row.length, 'token')} · {format_count(row.learned)} learned" if name else ""
 
 
-#: Rows counted between two checks for newly wanted ones.
+#: Rows counted between two checks for newly requested rows.
 _BATCH = 16
 
 
 class DataRows(Container):
-    """The listed rows, with the columns ``tok`` and ``learned`` filled as rows are seen, and one row to read.
+    """List of rows, whose columns ``tok`` and ``learned`` are filled as rows become visible, and a row to read.
 
     Args:
-        session: The session of the data pane.
+        session: The session of the Data pane.
     """
 
     DEFAULT_CSS = """
@@ -181,12 +181,12 @@ class DataRows(Container):
     """
 
     class ProblemsSeen(Message):
-        """New problems have been found in rows on the screen."""
+        """New problems have been found in visible rows."""
 
     def __init__(self, session: DatasetSession, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.shows_tokens = False
-        """Whether the row is shown as tokens."""
+        """True if the row is shown as tokens."""
         self.rows = RowList(id="data-rows")
         self.conversation = Conversation(id="data-conversation")
         self.mask_view = MaskView(id="data-mask")
@@ -198,7 +198,7 @@ class DataRows(Container):
         self._landing: tuple[int, int] | None = None
 
     def compose(self) -> ComposeResult:
-        """The list, and the row in one of its two forms."""
+        """The list, and both forms of the row."""
         yield self.rows
         with self._box:
             yield self.conversation
@@ -221,13 +221,13 @@ class DataRows(Container):
     # The list.
 
     def show_file(self) -> None:
-        """Show the rows of another file, from the first."""
+        """Show the rows of another file from the beginning."""
         self._forget_lengths()
         self._landing = None
         self.rows.show(self.cells, self._session.columns, len(self._session.listed))
 
     def show_listed(self, index: int) -> None:
-        """Show other rows of the file; the cursor goes to a row, or to the next listed one."""
+        """Show the rows of a new filter; the cursor goes to a row, or to the next listed row."""
         session = self._session
         if session.filter is None:
             self.rows.show_part(len(session.listed), index)
@@ -236,11 +236,11 @@ class DataRows(Container):
             self.rows.show_part(len(session.listed), session.filter.nearest(index), highest)
 
     def go_to(self, index: int, landing: int = 0) -> None:
-        """Put the cursor on a listed row.
+        """Move the cursor to a listed row.
 
         Args:
             index: The row.
-            landing: Scroll it to its first match (1), or to its last (-1).
+            landing: 1 to scroll the row to its first match, -1 to its last, 0 for neither.
         """
         self._landing = (index, landing) if landing else None
         place = self._session.place_of(index)
@@ -248,14 +248,14 @@ class DataRows(Container):
             self.rows.cursor = place
 
     def count_again(self) -> None:
-        """Count the tokens of the rows anew."""
+        """Count the tokens of the rows again."""
         self._forget_lengths()
         if self._session.view is not None:
             self.rows.columns = self._session.columns
         self.rows.invalidate()
 
     def cells(self, start: int, count: int) -> list[RowCells]:
-        """A window of the list, with lengths where they are known; the others are requested."""
+        """The cells of a window of the list; unknown lengths are requested."""
         view = self._session.view
         if view is None:
             return []
@@ -277,7 +277,7 @@ class DataRows(Container):
         ]
 
     def _want_lengths(self, indices: Sequence[int]) -> None:
-        """Count the tokens of rows, unless others are on the screen before it is their turn."""
+        """Count the tokens of rows; a newer request replaces this one."""
         self._wanted = indices
         if not self._is_counting:
             self._is_counting = True
@@ -298,7 +298,7 @@ class DataRows(Container):
             self._is_counting = False
 
     def _forget_lengths(self) -> None:
-        # Counts in progress go to the old ones.
+        # Counts in progress go to the old cache.
         self._lengths, self._wanted = KnownLengths(), ()
 
     @on(RowList.Moved)
@@ -323,7 +323,7 @@ class DataRows(Container):
             self._land()
 
     def toggle_tokens(self) -> None:
-        """Switch the row between tokens and conversation; the focus goes along."""
+        """Switch the row between tokens and conversation, keeping the focus."""
         had_focus = self.reader.has_focus
         self.shows_tokens = not self.shows_tokens
         self._show_form()
@@ -333,13 +333,13 @@ class DataRows(Container):
         self.show_tokens()
 
     def highlight(self, term: str) -> None:
-        """Highlight a text wherever it is shown; no highlight for an empty one."""
+        """Highlight a text in the list and the row; an empty text removes the highlight."""
         self.rows.highlight(term)
         self.conversation.highlight(term)
         self.mask_view.highlight(term)
 
     def show_tokens(self) -> None:
-        """Show the row under the cursor as tokens, if tokens are chosen."""
+        """Show the row under the cursor as tokens, if that form is chosen."""
         session, view, index = self._session, self._session.view, self.index
         if not self.shows_tokens or view is None or index >= view.count:
             return
@@ -370,7 +370,7 @@ class DataRows(Container):
         self.mask_view.display = self.shows_tokens
 
     def _show_place(self, detail: str = "") -> None:
-        """Show number and facts of the row above it."""
+        """Show the number of the row in its title, with details."""
         view, index = self._session.view, self.index
         if view is None or index >= view.count:
             return
@@ -382,7 +382,7 @@ class DataRows(Container):
         self._box.border_title = Content(f" {' · '.join(words)} ")
 
     def _land(self) -> None:
-        """Scroll the row to its first match, or to its last, if a search has just ended on it."""
+        """Scroll the row to its first or last match, if a search has just moved there."""
         landing, self._landing = self._landing, None
         if landing is not None and landing[0] == self.index:
             # The scroll range is known only after the layout.

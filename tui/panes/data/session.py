@@ -1,4 +1,4 @@
-"""The session of the Data pane: the open file, its filter and search, and moves of the cursor; no widget."""
+"""Session of the Data pane, without widgets: the open file, its filter and search, and cursor moves."""
 
 from __future__ import annotations
 
@@ -31,38 +31,38 @@ from tui.session import DataPlace
 
 @dataclass(frozen=True)
 class Move:
-    """A move: the result of a key that goes to a row."""
+    """Result of a key that moves the cursor or changes the filter."""
 
     index: int | None = None
-    """A row, which is listed; None to stay at the cursor."""
+    """The row to move to, which is listed; None to stay."""
     said: str | None = None
-    """A message in place of the summary; empty for the summary again, None for no change."""
+    """A message in place of the summary; empty to show the summary again, None for no change."""
     relists: bool = False
-    """Whether the list is filtered anew first."""
+    """True to set ``filter`` first."""
     filter: RowFilter | None = None
-    """The new filter, then; None for all rows."""
+    """The new filter; None for all rows."""
     landing: int = 0
-    """Whether the row is scrolled to its first match (1), or to its last (-1)."""
+    """1 to scroll the row to its first match, -1 to its last, 0 for neither."""
 
 
 class DatasetSession:
-    """A file of rows, numbered from 0; the list has all of them, or those of a filter."""
+    """Open dataset, with rows numbered from 0, and a list of all rows or of the filtered ones."""
 
     def __init__(self) -> None:
         self.plan = plan_data(ConfigDocument())
-        """The data plan of the configuration: how rows are read and tokenized."""
+        """The configuration's plan for reading and tokenizing rows."""
         self.view: DatasetView | None = None
-        """The file."""
+        """The open dataset."""
         self.indexed = 1.0
-        """Share of the file that has been indexed."""
+        """The indexed share of the file."""
         self.filter: RowFilter | None = None
         """The filter of the list; None for all rows."""
         self.masks: RowMasks | None = None
         """Tokenizer and template, once they have been loaded."""
         self.masker_error: UserError | None = None
-        """The reason why they cannot be loaded."""
+        """The error that prevents loading them."""
         self.is_loading = False
-        """Whether they are being loaded."""
+        """True while they are being loaded."""
         self.job: AnalysisJob | None = None
         """The running analysis."""
         self.progress: JobProgress | None = None
@@ -70,12 +70,12 @@ class DatasetSession:
         self._request: AnalysisRequest | None = None
 
     def open(self, view: DatasetView) -> None:
-        """Show another file, with all of its rows."""
+        """Show another dataset with all of its rows."""
         self.close()
         self.view, self.filter, self.indexed = view, None, 1.0
 
     def close(self) -> None:
-        """Close the file; that ends its scans too."""
+        """Close the dataset, which ends its scans."""
         self.end_analysis()
         if self.view is not None:
             self.view.close()
@@ -84,7 +84,7 @@ class DatasetSession:
 
     @property
     def listed(self) -> Sequence[int]:
-        """The rows in the list."""
+        """The numbers of the listed rows."""
         if self.filter is not None:
             return self.filter.indices
         return range(self.view.count if self.view is not None else 0)
@@ -101,19 +101,19 @@ class DatasetSession:
 
     @property
     def has_counts(self) -> bool:
-        """Whether the list has columns for tokens; they stay while another tokenizer is loaded."""
+        """True if the list has token columns; they stay while another tokenizer is loaded."""
         known = self.view is not None and self.view.detection is not None
         return known and (self.masks is not None or (self.is_loading and self.masker_error is None))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Headings of the list; lengths only where there is a tokenizer to count them."""
+        """The headings of the list."""
         if self.view is None:
             return ()
         return (*(("tok", "learned") if self.has_counts else ()), *self.view.columns)
 
     async def load_masks(self) -> bool:
-        """Load tokenizer and template; returns whether the result, or the failure, belongs to the present plan."""
+        """Load tokenizer and template; returns True if the plan is still the same."""
         plan, masks, error = self.plan.tokens, None, None
         try:
             masks = await asyncio.to_thread(_load_masks, plan)
@@ -127,10 +127,10 @@ class DatasetSession:
     # Every row.
 
     def next_job(self) -> AnalysisJob | None:
-        """The analysis to start; None if it has been done, is running, or cannot start yet.
+        """The analysis to start; None if it is done, is running, or cannot start yet.
 
-        It waits until all rows have been found, so that the file is not read through twice, until the format is known,
-        and until there is a tokenizer or none can be had. An outdated result is dropped.
+        It starts once the file is indexed, so that it is not read twice at a time, the format is known, and the
+        tokenizer has been loaded or has failed to load. An outdated result is dropped.
         """
         view = self.view
         if view is None:
@@ -153,10 +153,10 @@ class DatasetSession:
         return self.job
 
     async def analyze(self, job: AnalysisJob, report: Callable[[JobProgress], None]) -> bool:
-        """Analyze every row; returns whether there is a result, or a reason why there is none.
+        """Run an analysis; returns True if it ended with a result or an error, False if it is outdated.
 
         Args:
-            job: From :meth:`next_job`.
+            job: The job from :meth:`next_job`.
             report: Called in a thread with the progress.
         """
         view, analysis, marks, error = self.view, None, RowMarks(), None
@@ -176,13 +176,13 @@ class DatasetSession:
         return True
 
     def forget_analysis(self) -> None:
-        """Drop an outdated analysis; a running one is ended."""
+        """Drop the result of the analysis; a running analysis is ended."""
         self.end_analysis()
         if self.view is not None:
             self.view.forget()
 
     def end_analysis(self) -> None:
-        """End the running analysis, if there is one."""
+        """End a running analysis."""
         self.progress = self._request = None
         if self.job is not None:
             self.job.close()
@@ -190,7 +190,7 @@ class DatasetSession:
 
     @property
     def not_known(self) -> str:
-        """The reason why facts that depend on every row are unknown."""
+        """The message for facts about all rows that are not known yet."""
         error = self.view.analysis_error or self.view.unknown if self.view is not None else None
         if error is not None:
             return f"✗ {error}"
@@ -212,7 +212,7 @@ def _analyze(job: AnalysisJob, report: Callable[[JobProgress], None]) -> tuple[A
 
 
 def next_kind(session: DatasetSession, step: int) -> Move:
-    """The filter for the next kind of problem, or for the one before; all rows between the last and the first."""
+    """Filter by the next or previous kind of problem; the cycle includes all rows."""
     if session.view is None:
         return Move()
     if session.view.analysis is None:
@@ -224,10 +224,10 @@ def next_kind(session: DatasetSession, step: int) -> Move:
 
 
 def next_problem(session: DatasetSession, index: int, step: int) -> Move:
-    """The next row with a problem, or the one before; with a filter, the next of its rows."""
+    """The next or previous row with a problem; with a filter, of its rows."""
     view = session.view
     if view is None or view.unknown is not None:
-        # Of a format that is not known the line above the rows says what helps.
+        # For an unknown format, the line above the rows shows the remedy.
         return Move()
     if session.filter is not None:
         rows = session.filter.indices
@@ -239,7 +239,7 @@ def next_problem(session: DatasetSession, index: int, step: int) -> Move:
 
 
 def longest_row(session: DatasetSession) -> Move:
-    """The row with the most tokens; all rows are listed where a filter leaves it out."""
+    """The row with the most tokens; clears a filter that excludes it."""
     if session.view is None:
         return Move()
     if session.view.analysis is None:
@@ -255,7 +255,7 @@ def longest_row(session: DatasetSession) -> Move:
 
 
 def after_analysis(session: DatasetSession) -> Move:
-    """The filter updated by an analysis; all rows where its problem is gone."""
+    """The filter after a new analysis; all rows if its problem is gone."""
     analysis = session.view.analysis if session.view is not None else None
     if session.filter is None or analysis is None:
         return Move()
@@ -267,28 +267,28 @@ def after_analysis(session: DatasetSession) -> Move:
 
 
 class Return:
-    """The way back to a place; it ends where the user goes elsewhere meanwhile."""
+    """Return to a place of the last session, step by step; canceled if the user moves elsewhere."""
 
     def __init__(self) -> None:
         self.place: DataPlace | None = None
-        """The place, until it has been reached; it stays while its file cannot be opened."""
+        """The place, until it is reached; it stays while its file cannot be opened."""
         self._is_at_row = False
 
     def begin(self, place: DataPlace) -> None:
-        """Begin the way to a place."""
+        """Start returning to a place."""
         self.place, self._is_at_row = place, False
 
     def drop(self) -> None:
-        """End the way: another file is opened."""
+        """Cancel, as another file is opened."""
         self.place = None
 
     def moved_to(self, index: int) -> None:
-        """Note the row of the cursor: on another row than the place's the user has gone elsewhere."""
+        """Note the cursor's row; cancel if the user moved it elsewhere."""
         if self.place is not None and index not in ((self.place.row,) if self._is_at_row else (0, self.place.row)):
             self.place = None
 
     def step(self, session: DatasetSession) -> Move:
-        """The next step in the open file, where one can be taken."""
+        """The next possible step in the open file."""
         place, view = self.place, session.view
         if place is None or view is None:
             return Move()
@@ -312,10 +312,10 @@ def sample_path() -> Path:
 
 
 class Opener:
-    """The state of opening: the file being opened, or the one that is missing.
+    """State of opening files: the file that is being opened, or is missing.
 
     Args:
-        session: The file that is shown.
+        session: The session with the shown file.
     """
 
     def __init__(self, session: DatasetSession) -> None:
@@ -323,17 +323,17 @@ class Opener:
         self.opening: Path | None = None
         """The file being opened."""
         self.missing: Path | None = None
-        """The file that was wanted, and is not on this machine."""
+        """The requested file that is not on this machine."""
         self.failure: Path | None = None
-        """The file that could not be opened, while that is shown."""
+        """The file that could not be opened, while its error is shown."""
         self._followed: Path | None = None
 
     def begin(self, path: Path) -> None:
-        """Begin to wait for a file."""
+        """Note that a file is being opened."""
         self.opening, self.missing, self.failure = path, None, None
 
     def follow(self, document: ConfigDocument) -> Path | None:
-        """The training file of a configuration, if it is another file than before and not shown yet."""
+        """The training file of a configuration, if it has changed and is not shown yet."""
         path = next(iter(data_paths(document, "train")), None)
         before, self._followed = self._followed, path
         if path is None or path == before:
@@ -341,23 +341,23 @@ class Opener:
         return path if not self.is_at(path) else None
 
     def is_at(self, path: Path) -> bool:
-        """Whether a file is being opened, or else shown."""
+        """True if a file is being opened, or is shown while none is being opened."""
         shown = self.opening or self._shown
         return shown is not None and follow_links(shown) == follow_links(path)
 
     def forget_failure(self, document: ConfigDocument) -> bool:
-        """Forget a file that could not be opened and is not wanted any more; returns whether there was one."""
+        """Forget a failed file that is no longer configured; returns True if there was one."""
         if self.failure is None or self.failure in data_paths(document, "train"):
             return False
         self.failure = None
         return True
 
     def failed(self, path: Path, error: UserError, keys: KeyTable) -> UserError:
-        """Note the failure of the opening; returns its reason, and a remedy."""
+        """Note a failure to open a file; returns the error with a remedy."""
         self.opening, self.failure = None, path
         if not isinstance(error, NotFetchedError):
             if path_kind(path) == "config":
-                # In few words, as the line has room for few.
+                # A short message, as the line is short.
                 name = one_line(path.name, 40)
                 hint = f"{keys['config.open'].display} in the Config pane opens it."
                 return UserError(f"{name} is a configuration, not data.", hint)
@@ -368,14 +368,14 @@ class Opener:
 
     @property
     def start(self) -> str:
-        """The initial text for a typed path."""
+        """The initial text when a path is asked for."""
         if (path := self._shown) is None:
             return ""
         return entry_text(path) if is_hub_entry(path) else f"{path.parent}/"
 
     @property
     def directory(self) -> Path:
-        """The directory to browse for files: the one of the shown file, else the working directory."""
+        """The directory to browse: the shown file's, else the working directory."""
         path = self._shown
         return working_directory() if path is None or is_hub_entry(path) else path.parent
 
@@ -386,25 +386,25 @@ class Opener:
 
 
 class Finder:
-    """The text searched for, and messages about the search.
+    """Search for a text in the listed rows.
 
     Args:
-        session: The rows.
+        session: The session with the rows.
     """
 
     def __init__(self, session: DatasetSession) -> None:
         self._session = session
         self.term = ""
-        """The text searched for last; it is highlighted."""
+        """The last searched text, which is highlighted."""
 
     async def find(self, index: int, step: int, keys: KeyTable, say: Callable[[str], object]) -> Move:
-        """Search for the text among the listed rows.
+        """Search the listed rows for the text.
 
         Args:
-            index: The row to begin after, or before.
+            index: The row before the first searched one, in search direction.
             step: 1 downwards, -1 upwards.
             keys: The key table with the user's changes.
-            say: Called in a thread with a message about the progress.
+            say: Called in a thread with a progress message.
         """
         session, view = self._session, self._session.view
         if view is None:
@@ -431,7 +431,7 @@ class Finder:
             rows = "None of these rows" if session.filter is not None else "No row"
             return Move(said=f"{rows} has “{one_line(self.term, 60)}” in it.")
         if session.place_of(match.index) is None:
-            # The listed rows have changed by now.
+            # The list has changed meanwhile.
             return Move(said="")
         return Move(
             match.index,
@@ -442,12 +442,12 @@ class Finder:
         )
 
     def row_number(self, text: str) -> Move:
-        """A row by its number as typed, from 1; with a filter, the nearest one that is listed."""
+        """The row with a typed number, from 1; with a filter, the nearest listed row."""
         digits = text.replace(" ", "").replace(",", "").replace("_", "")
         if not digits or self._session.view is None:
             return Move()
         last = self._session.view.count
-        # More digits than any count has are no number, and slow to read.
+        # int() is slow for very long numbers.
         if not digits.isdecimal() or len(digits) > 20 or not 1 <= int(digits) <= last:
             return Move(said=f"✗ There is no row {one_line(text, 40)}; rows go from 1 to {format_count(last)}.")
         index, listed = int(digits) - 1, self._session.filter
