@@ -127,7 +127,7 @@ class EvaluationRows:
         self.first = min(max(self.first, self.cursor - height + 1), self.cursor)
         shown = self.places[self.first : self.first + height]
         if not shown:
-            return Content.styled("None is." if self.shown != "all" else "There is no prompt.", "$muted")
+            return Content.styled("There are none." if self.shown != "all" else "There is no prompt.", "$muted")
         return Content("\n").join(
             self._line(place, width, is_chosen=number == self.cursor) for number, place in enumerate(shown, self.first)
         )
