@@ -81,7 +81,7 @@ def curves_of(history: RunHistory) -> list[str]:
 
 
 def name_of(metric: Metric, history: RunHistory) -> str:
-    """The name of a curve in the chart: the losses share a name and differ by their marks, and a CPU's memory is RAM."""
+    """The name of a curve in the chart: the losses share a name and differ by their marks; a CPU has RAM."""
     if metric is _LOSS:
         return "loss"
     is_cpu = bool(history.devices) and history.devices[0].kind == "cpu"
