@@ -61,7 +61,7 @@ def fast(self, *args, **options):
 governor.Governor.__init__ = fast
 """
 
-#: A worker whose meters are those of the driver's card, and which measures its pace, and plans, in no time.
+#: A worker with the driver card's meters that measures its pace and plans instantly.
 QUICK_HOOKS = """
 from core.governor import night
 from core.worker.process import governor, recorder

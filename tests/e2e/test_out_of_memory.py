@@ -129,7 +129,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
 
 
 def assert_same(run: Run, calm: Run) -> None:
-    """Rows, order, schedule and outcome are those of the calm run."""
+    """Rows, order, schedule and outcome match the undisturbed run."""
     assert [(step.step, step.tokens, step.supervised_tokens, step.lr) for step in steps(run)] == [
         (step.step, step.tokens, step.supervised_tokens, step.lr) for step in steps(calm)
     ]

@@ -182,7 +182,7 @@ class Workers:
         return twin
 
     def close(self) -> None:
-        """Kill what is still there."""
+        """Kill the remaining processes."""
         for run in self.runs:
             state = RunState.read(run.state_path)
             if state is not None and state.pid is not None and not run.state().is_over:
@@ -244,7 +244,7 @@ def wait_until_listening(run: Run) -> None:
 
 
 def wait_until_state(run: Run, *states: str) -> RunState:
-    """Wait until a run is in one of some states."""
+    """Wait for a run to reach any of several states."""
 
     def reached() -> RunState | None:
         state = run.state()
@@ -257,12 +257,12 @@ def wait_until_state(run: Run, *states: str) -> RunState:
 
 
 def log(run: Run) -> str:
-    """What the workers of a run have printed."""
+    """Output of the workers of a run."""
     return run.log_path.read_text(encoding="utf-8", errors="replace") if run.log_path.exists() else ""
 
 
 def events(run: Run) -> list[Event]:
-    """Everything that a run has told."""
+    """All events of a run."""
     return EventTail(run.events_path).read_all()
 
 
@@ -278,7 +278,7 @@ def steps(run: Run) -> list[StepEvent]:
 
 
 def notice_codes(run: Run) -> list[str]:
-    """What a run has given notice of."""
+    """Notices of a run."""
     return [notice.code for notice in only(NoticeEvent, run)]
 
 

@@ -134,7 +134,7 @@ def test_a_large_pane_has_all() -> None:
         "slows down at 89 °C, off at 94",
         "memory clock 10,501 MHz",
         "fans 54%  53%",
-        # The run itself is not told.
+        # The run's own process is not listed.
         "also on it: ollama of anna 1.2 GB",
     ):
         assert part in text, part
