@@ -112,7 +112,7 @@ def recording(directory: Path) -> tuple[dict[str, str], Path]:
 def train_and_record(
     forks: Forks, workers: Workers, directory: Path, sections: dict[str, dict[str, Any]] | None = None
 ) -> set[str]:
-    """The same, with what every process does about sockets and threads written down."""
+    """The same, with the sockets and threads of all processes recorded."""
     variables, record = recording(directory)
     train_and_chat(forks, workers, [], sections, **variables)
     return set(record.read_text().splitlines())

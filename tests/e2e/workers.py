@@ -30,9 +30,8 @@ E = TypeVar("E", bound=Event)
 #: Seconds for a worker to get anywhere: it takes a few by itself, and many where the machine is busy.
 PATIENCE = 120.0
 STEPS = 48
-#: What every run does unless a test says otherwise: dropout is on, evaluations with answers come in between. The
-#: probe, an eighth of such a run, is in the undisturbed one that others are compared with: it changes nothing of
-#: what is trained.
+#: Default configuration of the runs, with dropout and evaluations with answers. Only the undisturbed reference run has
+#: the probe, which takes an eighth of its time and does not change the training.
 RECIPE: dict[str, dict[str, Any]] = {
     "method": {"name": "qlora", "rank": 4, "alpha": 8, "dropout": 0.1},
     "train": {"max_steps": STEPS, "batch_size": 4, "max_length": 256, "learning_rate": 5e-3, "seed": 7},
@@ -101,7 +100,7 @@ if os.environ.get("{variable}"):
 """
 
 
-#: Puts the fault of a process that is started, not forked, in when it imports what waits between two steps.
+#: Injects the fault of a spawned process when it imports the control point between two steps.
 _HOOK = import_hook(
     FAULT_VARIABLE,
     "core.worker.control_point",
