@@ -1,4 +1,4 @@
-"""``python peer_sft.py SPEC``: the same training by TRL's SFTTrainer, told as one JSON list of losses.
+"""``python peer_sft.py SPEC``: the same training by TRL's SFTTrainer, printed as a JSON list of losses.
 
 The specification is a JSON file: ``model`` and ``adapter`` (the initial one) as directories, ``rows`` as
 ``input_ids`` and ``completion_mask`` in the order of training, and the numbers of the recipe.

@@ -34,7 +34,7 @@ ENDLESS: dict[str, Any] = {
 
 @pytest.fixture
 def environment(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """What the app and this test need to know to share a home; workers that the app has started are ended after."""
+    """Environment to share a home between the app and this test; the app's workers are killed afterwards."""
     monkeypatch.setenv("LOCALTUNE_HOME", str(workers.home))
     yield {
         "LOCALTUNE_HOME": str(workers.home),

@@ -1,4 +1,4 @@
-"""What a worker is given wrongly: a sentence each, exit code 4, nothing half-written."""
+"""Invalid input of a worker: a clear error, exit code 4, and no partial files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .workers import Workers, exit_code, failure, only, steps
 
 @dataclass(frozen=True)
 class Case:
-    """Something wrong, and what must be said about it."""
+    """Invalid input, and the expected error."""
 
     spoil: Callable[[Workers], dict[str, dict[str, Any]]]
-    """Makes what is wrong, and names it in the configuration."""
+    """Creates the invalid input, and names it in the configuration."""
     reason: str
     hint: str
 

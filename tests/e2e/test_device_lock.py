@@ -1,4 +1,4 @@
-"""Real workers that want the same device: one of the queue waits, one that was started by hand goes on beside."""
+"""Real workers on the same device: a worker of the queue waits, and a worker started by hand continues beside it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ from .workers import (
 
 #: Enough that a test gets to act on a run before it is over: a step takes a few hundredths of a second.
 STEPS = 60
-#: NF4 and LoRA in fp32 arithmetic, so that what differs is the order of sums alone.
+#: NF4 and LoRA in fp32 arithmetic, so that only the order of sums differs.
 EXACT: dict[str, dict[str, Any]] = {
     "method": {"dropout": 0.0},
     "train": {"max_steps": STEPS, "precision": "fp32"},
@@ -135,9 +135,9 @@ def assert_nothing_listens_but_on_loopback(run: Run) -> None:
             if fields[9] in inodes:
                 here.add(fields[1].partition(":")[0])
                 there.add(fields[2].partition(":")[0])
-    # 127.0.0.1; a socket that listens at 0.0.0.0 would be one that everybody reaches.
+    # 127.0.0.1; a socket listening on 0.0.0.0 would be open to the network.
     assert here == {"0100007F"}, "two processes speak with each other over loopback alone"
-    # One that listens has no peer.
+    # A listening socket has no peer.
     assert there <= {"0100007F", "00000000"}
 
 

@@ -21,7 +21,7 @@ ASK = [{"role": "user", "content": "Was ist 17 + 4? Schreibe es auf: äöü 日�
 
 @pytest.fixture
 def run(tmp_path: Path, starter_model_dir: Path) -> Run:
-    """A run on the starter model, with an adapter that changes what it answers."""
+    """A run on the starter model, with an adapter that changes its answers."""
     run = make_trained_run(starter_model_dir, write_rows(tmp_path / "rows.jsonl", 3))
     write_adapter(starter_model_dir, run.adapter_path, strength=0.02)
     return run

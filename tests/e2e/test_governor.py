@@ -46,8 +46,8 @@ def resting(self, controls, *args, **options):
 throttle.Throttle.__init__ = resting
 """
 
-#: A worker on the CPU whose meters are those of the driver's card, whose governor lives 400 times as fast, and whose
-#: clock on the wall begins just after 23:00 and goes 7,200 times as fast.
+#: A worker on the CPU with the meters of the driver's card. Its governor runs 400 times as fast, and its wall clock
+#: starts just after 23:00 and runs 7,200 times as fast.
 HOOKS = """
 import time
 from datetime import datetime
@@ -61,7 +61,7 @@ def fast(self, *args, **options):
 governor.Governor.__init__ = fast
 """
 
-#: A worker whose meters are those of the driver's card, and which measures its pace, and plans, in no time.
+#: A worker with the driver card's meters that measures its pace and plans instantly.
 QUICK_HOOKS = """
 from core.governor import night
 from core.worker.process import governor, recorder

@@ -42,9 +42,9 @@ class Ended:
 
     Args:
         code: Its exit code.
-        stdout: What it wrote.
-        stderr: And where it wrote what is wrong.
-        peak_mb: The most memory that any one of its processes had resident.
+        stdout: Its output.
+        stderr: Its errors.
+        peak_mb: Largest resident memory of any of its processes.
     """
 
     code: int
@@ -68,7 +68,7 @@ def call(path: Path, home: Path) -> Ended:
 
 @dataclass(frozen=True)
 class Case:
-    """A hostile file, and what must come of it.
+    """A hostile file, and the expected outcome.
 
     Args:
         make: Writes it into a directory.
@@ -264,7 +264,7 @@ CASES = {
 }
 
 
-#: Cases of the short test: one of each kind of harm.
+#: Cases of the short test, for each kind of harm.
 FEW = [
     "a row of 100 MB",
     "bytes that are no UTF-8",
@@ -372,7 +372,7 @@ def test_a_file_that_changes_while_it_is_looked_at(tmp_path: Path, change: Calla
         text=True,
     ) as command:
         asked = psutil.Process(command.pid)
-        # The analysis, and those that it has shared the rows out to.
+        # The analysis and its helper processes.
         wait_for(lambda: len(asked.children(recursive=True)) >= 3, 60, "several processes to look at the rows")
         change(path)
         output, errors = command.communicate(timeout=120)

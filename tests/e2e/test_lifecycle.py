@@ -1,4 +1,4 @@
-"""What an undisturbed run writes, from its first event to its adapter."""
+"""Files of an undisturbed run, from its first event to its adapter."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_data_evaluations_samples_and_memory_are_told(reference: Run) -> None:
     assert memory[-1].peak_bytes > 50_000_000  # type: ignore[operator]
     (predicted,) = (event.predicted_bytes for event in memory if event.predicted_bytes is not None)
     assert predicted["runtime"] > 50_000_000
-    # Those of the peak's moment; the loss has gone where that is in backward.
+    # The parts at the peak; the loss is already freed if the peak is in the backward pass.
     assert {"linear_weights", "adapters", "activations"} <= set(predicted)
     assert any(event.devices for event in only(HardwareEvent, reference))
 

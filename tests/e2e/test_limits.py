@@ -1,4 +1,4 @@
-"""A run with a limit ends with its result, and keeps what it has spent."""
+"""A run with a limit ends with its result, and records its use."""
 
 from __future__ import annotations
 

@@ -51,8 +51,10 @@ LossSpikes.__init__ = with_steps
 
 
 def write_nonsense(workers: Workers, nonsense: Iterable[int]) -> str:
-    """Write rows that are learned, but for those of some steps, which nobody can learn; returns the lines of the first
-    of these steps. All rows have as many tokens, so that the seed alone decides the order."""
+    """Write learnable rows, except for unlearnable rows at some steps; returns the lines of the first of these steps.
+
+    All rows have the same number of tokens, so that the order depends only on the seed.
+    """
     order = DataOrder([1] * ROWS, BATCH, SEED)
     windows = [order.window(step - 1) for step in nonsense]
     bad = {row for window in windows for row in window}

@@ -60,7 +60,7 @@ Command = Callable[..., dict[str, Any]]
 
 
 def commands_of(forks: Forks, home: Path, prefix: list[str], **variables: str) -> Command:
-    """The commands that users have, in a home: a function that runs one and returns what it prints with ``--json``."""
+    """A function that runs a command in a home, and returns its ``--json`` output."""
     environment = worker_environment() | {"LOCALTUNE_HOME": str(home), "OMP_NUM_THREADS": "1", **variables}
 
     def command(*words: str) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def recording(directory: Path) -> tuple[dict[str, str], Path]:
 def train_and_record(
     forks: Forks, workers: Workers, directory: Path, sections: dict[str, dict[str, Any]] | None = None
 ) -> set[str]:
-    """The same, with what every process does about sockets and threads written down."""
+    """The same, with the sockets and threads of all processes recorded."""
     variables, record = recording(directory)
     train_and_chat(forks, workers, [], sections, **variables)
     return set(record.read_text().splitlines())
@@ -132,7 +132,7 @@ def test_no_internet_socket_and_no_reporting_thread_is_ever_made(
 def foreign_threads(lines: set[str]) -> set[str]:
     """The threads of a record that are not ours."""
     threads = {line.removeprefix("thread ") for line in lines if line.startswith("thread")}
-    # An engine is started as a module, so its own threads are those of __main__.
+    # An engine is started as a module, so its threads belong to __main__.
     ours = ("core.", "__main__.ChatEngine.", "concurrent.futures.thread.", "subprocess.")
     return {name for name in threads if not name.startswith(ours)}
 
@@ -141,7 +141,7 @@ def foreign_threads(lines: set[str]) -> set[str]:
 def test_a_result_is_taken_home_with_the_network_cut_and_no_internet_socket(
     forks: Forks, reference: Run, private_home: Path, converter: Path, tmp_path: Path
 ) -> None:
-    """Exported as a GGUF file and as a merged model, each compared with what was trained, and the file asked."""
+    """Export a GGUF file and a merged model, compare both with the trained model, and ask the file."""
     pytest.importorskip("llama_cpp_py_sync")
     assert converter.is_relative_to(private_home), "the converter was fetched before"
     shutil.copytree(reference.path, private_home / "runs" / reference.id, ignore=shutil.ignore_patterns("*.sock"))

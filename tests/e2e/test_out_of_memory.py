@@ -24,7 +24,7 @@ from tests.families.tiny import write_family
 
 from .workers import Workers, ending, failure, finish, notice_codes, only, steps
 
-#: What goes wrong is in OOM_PLAN: kind to the calls, from 1, that fail; or for a pass to what is too much for it.
+#: OOM_PLAN maps a kind of call to the calls, from 1, that fail, or a pass to the size that is too large for it.
 INJECTOR = '''
 import importlib.machinery, json, os, sys
 PLAN = json.loads(os.environ.get("OOM_PLAN", "{}"))
@@ -129,7 +129,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
 
 
 def assert_same(run: Run, calm: Run) -> None:
-    """Rows, order, schedule and outcome are those of the calm run."""
+    """Rows, order, schedule and outcome match the undisturbed run."""
     assert [(step.step, step.tokens, step.supervised_tokens, step.lr) for step in steps(run)] == [
         (step.step, step.tokens, step.supervised_tokens, step.lr) for step in steps(calm)
     ]
@@ -191,7 +191,7 @@ def test_a_mixture_with_adapters_on_experts_in_4_bits_is_the_run_that_never_met_
 
 
 def test_what_does_not_fit_at_all_is_left_out_and_the_run_goes_on(workers: Workers, calm: Run) -> None:
-    """Evaluations of rows longer than the short one that the head is checked with; the first checkpoint; one answer."""
+    """All evaluations except the short check of the head, the first checkpoint, and one answer run out of memory."""
     run = start(workers, {"evaluation_limit": [1 << 30, 16], "saving": [1, 2, 3]})
     finish(run)
     assert [event.step for event in only(EvalEvent, run)] == []
@@ -285,8 +285,7 @@ def test_weights_that_were_updated_in_part_are_put_back_and_the_run_goes_on(
 
 
 def last_facts(run: Run) -> dict[str, Any]:
-    """What the last checkpoint says, paths aside, and the hashes of its files; of the random generators only torch's is
-    seeded."""
+    """Facts and file hashes of the last checkpoint, without paths; only torch's random generator is seeded."""
     checkpoint = verify_checkpoint(run.checkpoints_path / "step-00000008")
     left_out = ("manifest_sha256", "config", "config_sha256")
     facts = {name: value for name, value in checkpoint.manifest.items() if name not in left_out}

@@ -1,4 +1,4 @@
-"""What a worker refuses before it loads the model, and goes on with where that is allowed."""
+"""Errors that a worker reports before it loads the model, and that can be overridden."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHORT: Sections = {"train": {"max_steps": 2}, "eval": {"every_steps": None, "exa
 
 @dataclass(frozen=True)
 class Case:
-    """What would waste a run, what is said, and the key that mends it."""
+    """A configuration that would waste a run, the error, and the key that fixes it."""
 
     spoil: Callable[[Workers], Sections]
     reason: str
@@ -85,7 +85,7 @@ CASES = {
     "stop_untrained": Case(_cut, "The token that ends an answer is learned in", "train.max_length"),
     "template_missing": Case(_without_template, "has no chat template", "template.name"),
 }
-#: One of the rows and one of the model.
+#: A case of the rows and a case of the model.
 FEW = ("nothing_supervised", "template_missing")
 
 

@@ -65,7 +65,7 @@ def command(*words: str) -> list[str]:
 
 
 def call(forks: Forks, workers: Workers, *words: str) -> tuple[int, Any, str]:
-    """Exit code, what it prints as JSON, and what it says."""
+    """Exit code, JSON output, and messages."""
     with workers.environment():
         done = forks.run(command(*words, "--json"))
     return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr

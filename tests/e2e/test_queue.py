@@ -21,7 +21,7 @@ from core.runs.record.store import Run, list_runs
 from tests.e2e.workers import PATIENCE, Workers
 from tests.waiting import wait_for
 
-#: What stands for the app: it starts the runner and stays, until it is killed.
+#: Stand-in for the app: it starts the runner and stays until it is killed.
 APP = (
     "import time; from core.queue.status import start_runner; "
     "start_runner(60); print('on', flush=True); time.sleep(600)"

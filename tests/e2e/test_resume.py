@@ -63,7 +63,7 @@ def kill_while_a_checkpoint_is_written(run: Run) -> None:
 
     def half_written() -> bool:
         assert os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None, log(run)
-        # An earlier worker may have left one of its own behind.
+        # An earlier worker may have left its own file behind.
         return any(name.startswith(".step-") and f".{pid}." in name for name in os.listdir(run.checkpoints_path))
 
     def stands_still() -> bool:

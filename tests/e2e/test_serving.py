@@ -22,7 +22,7 @@ from tests.waiting import wait_for
 from .test_offline import RECORDER
 from .workers import PATIENCE, Workers, wait_until_step
 
-#: What the recorder does beside: each address that is bound or connected to.
+#: Recorder of every address that is bound or connected to.
 ADDRESSES = """
 def addresses(event, args):
     if event in ("socket.bind", "socket.connect") and isinstance(args[1], tuple):

@@ -55,7 +55,7 @@ def test_two_tasks_train_as_one_run_that_goes_on_after_its_time_and_ends_when_it
     first, last = only(StoppedEvent, run)
     assert first.reason == f"stopped by SIGUSR1 after step {saved}"
     state = run.state()
-    # Slurm tells the tasks, and the shell tells srun: which comes first is open.
+    # Slurm signals the tasks, and the shell signals srun, in any order.
     assert state.state == "stopped"
     assert state.reason in [f"stopped by {name} after step {state.step}" for name in ("SIGTERM", "SIGUSR1")]
     assert last.step == state.step

@@ -18,7 +18,7 @@ from tests.waiting import wait_for
 from .workers import PATIENCE, Workers, finish, only
 
 _SHORT: dict[str, Any] = {"max_steps": 6, "warmup": 0.0}
-#: A client whose server never answers, one whose server refuses, and one that ends its process.
+#: Clients whose server never answers, whose server refuses, and that end their process.
 _LIBRARIES = {
     "wandb": "import threading\nthreading.Event().wait()\n",
     "tensorboard": "raise ConnectionError('no')\n",
@@ -36,7 +36,7 @@ def train(workers: Workers, name: str, directory: Path | None) -> Run:
 
 
 def has_failed(place: TrackerFiles) -> bool:
-    """Whether a tracker is known to have failed."""
+    """True if the failure of a tracker has been reported."""
     return place.position().state == "failed"
 
 
@@ -58,7 +58,7 @@ def test_broken_trackers_change_nothing_of_a_run(workers: Workers, tmp_path: Pat
         places = {name: TrackerFiles(tracked, name) for name in ("wandb", "tensorboard", "trackio")}
         for name in ("tensorboard", "trackio"):
             wait_for(functools.partial(has_failed, places[name]), PATIENCE, f"{name} to fail")
-        # The run is over, and the one that hangs still does.
+        # The run is over, and the hanging client still hangs.
         assert places["wandb"].position().is_working
         assert all(place.position().rows == 0 for place in places.values())
         assert not (plain.path / "tracking").exists()

@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def results(run: Run) -> tuple[Any, ...]:
-    """What a run came to: weights to the last bit, losses, measurements, the best step."""
+    """Outcome of a run: exact weights, losses, evaluations, and the best step."""
     measured = [(event.step, event.loss, event.exact_match) for event in only(EvalEvent, run)]
     losses = {event.step: event.loss for event in steps(run)}
     return adapter_bytes(run), losses, sorted(set(measured)), ending(run).best

@@ -71,7 +71,7 @@ def trained_values(run: Run, base: Path) -> dict[str, Any]:
 
 
 def held_out_loss(forks: Forks, run: Run, base: Path, file: Path) -> float:
-    """The loss of the file on what the run has held out, by llama.cpp."""
+    """Loss of the file on the held-out rows, computed by llama.cpp."""
     from core.worker.data.dataset import Loader
     from core.worker.export.verify.reference import make_encoder
     from core.worker.model.model import load_tokenizer
@@ -125,7 +125,7 @@ def test_the_file_has_the_very_weights_that_were_trained(
     assert (result.quant, result.verified, result.notes) == (kind.upper(), True, ())
     assert result.agreement is not None
     assert result.agreement.mean_kl is not None
-    # llama.cpp rounds what meets quantized weights to 8 bit.
+    # llama.cpp rounds activations to 8 bit before it multiplies them by quantized weights.
     assert result.agreement.mean_kl < 1e-4
     file = next(tmp_path.glob("export/*.gguf"))
     values = trained_values(run, base)

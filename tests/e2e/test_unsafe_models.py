@@ -22,7 +22,7 @@ from .workers import Workers, adapter_bytes, failure, finish
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """What is made when something is run."""
+    """The file created if any code runs."""
     return tmp_path / "it-was-run"
 
 
@@ -35,7 +35,7 @@ def model(tmp_path: Path, tiny_model_dir: Path, trace: Path) -> Path:
 
 
 def test_the_canaries_sing(tmp_path: Path, trace: Path) -> None:
-    pickle.loads(plant_pickle(tmp_path / "x.bin", trace).read_bytes())  # noqa: S301 - what must happen nowhere else
+    pickle.loads(plant_pickle(tmp_path / "x.bin", trace).read_bytes())  # noqa: S301 - to prove that the file is harmful
     assert trace.is_dir()
     trace.rmdir()
     spec = importlib.util.spec_from_file_location("evil", plant_code(tmp_path / "evil.py", trace))

@@ -1,4 +1,4 @@
-"""Audits of real runs: what is honest comes out the same to the last bit, and what was changed is found and named."""
+"""Audits of real runs: honest runs replay bit for bit, and every change is found and named."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_what_was_changed_is_named_by_the_chain_and_by_the_replay(honest: tuple[
         "run.toml: train.learning_rate changed from 0.005 to 0.006.",
         f"{WEIGHTS} is not what was written: its SHA-256 is another.",
     ]
-    # The interval that ends with the damage is executed again, with the options of the run, and tells what it was.
+    # The interval that ends with the damage is executed again with the run's options, and shows the original.
     (span,) = found.spans
     loss, weight = span.differences
     assert (span.end, span.outcome, found.verdict) == (4, "differs", "differs")

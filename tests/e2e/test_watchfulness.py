@@ -1,4 +1,4 @@
-"""What a real worker notices of itself, and what a reader makes of one that is gone or does not answer."""
+"""Self-checks of a real worker, and the state of a worker that is gone or does not answer."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_loss_that_is_no_number_costs_its_update_and_names_its_rows(workers: W
 
 def test_a_run_that_gives_only_nans_ends_at_its_last_good_checkpoint(workers: Workers) -> None:
     poison(workers, set(range(17, 41)))
-    lengths = [1] * 16 + [2] * 24  # what the order depends on: short rows, and long ones, which are poisoned
+    lengths = [1] * 16 + [2] * 24  # the order depends on: short rows, and long rows, which are poisoned
     clean_first = [True] * 3 + [False] * NONFINITE_LIMIT
 
     def first_steps(seed: int) -> list[bool]:
@@ -295,7 +295,7 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_named(
     assert "lower train.micro_batch_size" in RunCatalog().row(run).reason
     assert state.reason in launcher.failure_reason(run)
 
-    # Where the kernel's messages may not be read, the counter of the control group tells.
+    # Without access to the kernel's messages, the counter of the control group shows it.
     monkeypatch.setattr(oom, "_KERNEL_MESSAGES", Path("/nowhere"))
     monkeypatch.setattr(oom, "_LOGS", ())
     recorded = RunState.read(run.state_path)

@@ -30,9 +30,8 @@ E = TypeVar("E", bound=Event)
 #: Seconds for a worker to get anywhere: it takes a few by itself, and many where the machine is busy.
 PATIENCE = 120.0
 STEPS = 48
-#: What every run does unless a test says otherwise: dropout is on, evaluations with answers come in between. The
-#: probe, an eighth of such a run, is in the undisturbed one that others are compared with: it changes nothing of
-#: what is trained.
+#: Default configuration of the runs, with dropout and evaluations with answers. Only the undisturbed reference run has
+#: the probe, which takes an eighth of its time and does not change the training.
 RECIPE: dict[str, dict[str, Any]] = {
     "method": {"name": "qlora", "rank": 4, "alpha": 8, "dropout": 0.1},
     "train": {"max_steps": STEPS, "batch_size": 4, "max_length": 256, "learning_rate": 5e-3, "seed": 7},
@@ -101,7 +100,7 @@ if os.environ.get("{variable}"):
 """
 
 
-#: Puts the fault of a process that is started, not forked, in when it imports what waits between two steps.
+#: Injects the fault of a spawned process when it imports the control point between two steps.
 _HOOK = import_hook(
     FAULT_VARIABLE,
     "core.worker.control_point",
@@ -182,7 +181,7 @@ class Workers:
         return twin
 
     def close(self) -> None:
-        """Kill what is still there."""
+        """Kill the remaining processes."""
         for run in self.runs:
             state = RunState.read(run.state_path)
             if state is not None and state.pid is not None and not run.state().is_over:
@@ -244,7 +243,7 @@ def wait_until_listening(run: Run) -> None:
 
 
 def wait_until_state(run: Run, *states: str) -> RunState:
-    """Wait until a run is in one of some states."""
+    """Wait for a run to reach any of several states."""
 
     def reached() -> RunState | None:
         state = run.state()
@@ -257,12 +256,12 @@ def wait_until_state(run: Run, *states: str) -> RunState:
 
 
 def log(run: Run) -> str:
-    """What the workers of a run have printed."""
+    """Output of the workers of a run."""
     return run.log_path.read_text(encoding="utf-8", errors="replace") if run.log_path.exists() else ""
 
 
 def events(run: Run) -> list[Event]:
-    """Everything that a run has told."""
+    """All events of a run."""
     return EventTail(run.events_path).read_all()
 
 
@@ -278,7 +277,7 @@ def steps(run: Run) -> list[StepEvent]:
 
 
 def notice_codes(run: Run) -> list[str]:
-    """What a run has given notice of."""
+    """Notices of a run."""
     return [notice.code for notice in only(NoticeEvent, run)]
 
 

@@ -30,7 +30,7 @@ LASTING = {"sample", "follow", "list", "figures", "queue", "default"}
 
 @pytest.fixture(autouse=True)
 def _still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One host, one time zone, devices at rest, no blinking cursor."""
+    """A fixed host and time zone, idle devices, no blinking cursor."""
     monkeypatch.setattr("core.hardware.sampler.snapshot", lambda **_: [CPU])
     monkeypatch.setattr("tui.state.hostname", lambda: "ws1")
     monkeypatch.setenv("TZ", "UTC")
@@ -103,5 +103,5 @@ async def settle(pilot: Pilot[Any]) -> None:
 
 
 def is_working(app: App[Any]) -> bool:
-    """Whether something is being worked out that will be drawn: a plan, the recognition of a file."""
+    """True while something that will be drawn is still computed: a plan, the format of a file."""
     return any(not worker.is_finished and worker.group not in LASTING for worker in app.workers)

@@ -1,4 +1,4 @@
-"""The queue as it looks: with a run that is on, entries that wait, one that is held, and some that have ended."""
+"""Snapshots of the queue with running, waiting, held and ended entries."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_queue(
     monkeypatch.setattr("core.queue.view.read_status", lambda: runner)
 
     async def open_queue(pilot: Pilot[Any]) -> None:
-        # What is told of the run comes before.
+        # The line of the run comes first.
         await wait_for(pilot, lambda: app.state.live_run is not None)
         await until("letters", "3", "Q")(pilot)
 

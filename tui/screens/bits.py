@@ -1,4 +1,4 @@
-"""The measurement of four bits on a screen: what it takes, its progress, and the sentence with the layers below."""
+"""Screen of the 4-bit measurement: an introduction, its progress, and the verdict with the cost of each layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BAR = 30
 
 
 class BitsPage:
-    """The measurement of four bits; its answer is the patterns of the layers to keep in 16 bit.
+    """Page of the 4-bit measurement; its answer is the patterns of the layers to keep in 16 bit.
 
     Args:
         config: The configuration, paths absolute.
@@ -43,14 +43,14 @@ class BitsPage:
         return measure(self._config, lambda name, done, total: tell(JobProgress(name, done, total)))
 
     def close(self) -> None:
-        """Nothing: the measurement ends where it next tells how far it is, which is several times a second."""
+        """Do nothing: the measurement ends at its next progress report, a fraction of a second later."""
 
     def answer(self, result: QuantizationCost) -> tuple[str, ...] | None:
-        """The layers that are worth 16 bit, with those that the configuration keeps already."""
+        """The layers worth 16 bit, with the ones the configuration already keeps."""
         return None if result.kept is None else (*result.keep_16bit, *result.kept.patterns)
 
     def text(self, state: JobState[JobProgress, QuantizationCost], room: int, glyphs: GlyphSet) -> Content:
-        """What it takes, how far it is, or what was measured."""
+        """The introduction, the progress, or the result."""
         if state.stage == "asked":
             return Content(_ABOUT)
         if state.stage == "on":
@@ -61,7 +61,7 @@ class BitsPage:
 
 
 def bits_screen(config: Config) -> JobScreen[JobProgress, QuantizationCost, tuple[str, ...]]:
-    """The screen of the measurement.
+    """Screen of the measurement.
 
     Args:
         config: As for :class:`BitsPage`.
@@ -77,7 +77,7 @@ def _working(progress: JobProgress, glyphs: GlyphSet) -> Content:
 
 
 def _measured(cost: QuantizationCost, room: int, glyphs: GlyphSet) -> Content:
-    """The sentence, the facts, and a line for each layer with a bar of what it costs."""
+    """The verdict, the facts, and a line for each layer with a bar of its cost."""
     lines = [Content.styled(sentence(cost), "bold"), Content("")]
     lines += [Content(line) for line in facts(cost)]
     lines += [Content(""), Content.styled(TABLE, "$muted"), Content.styled(HEAD, "$muted")]

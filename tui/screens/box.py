@@ -1,4 +1,4 @@
-"""Screens of a text in a box: the box, which scrolls, a report, and the difference of two configurations."""
+"""Text in a scrolling box: the box itself, a report, and the difference between two configurations."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ _KEYS: dict[str, Way] = {
 
 
 class OverlayBox(VerticalScroll, inherit_bindings=False):
-    """The box of an overlay: its title is in the upper border, its keys are in the lower one, its content scrolls.
+    """Scrolling box of an overlay, with its title in the upper border and its keys in the lower one.
 
     Args:
         children: Its content.
         title: Its title, external text in it sanitized.
-        width: Columns at most, those of border, padding and scrollbar included.
-        tight: Whether the padding is small, for lines of code and tables.
+        width: Maximum number of columns, including border, padding and scrollbar.
+        tight: Use less padding, for code and tables.
     """
 
     DEFAULT_CSS = """
@@ -75,15 +75,15 @@ class OverlayBox(VerticalScroll, inherit_bindings=False):
 
     @property
     def room(self) -> int:
-        """Columns of a line in it."""
+        """Columns available for a line."""
         return min(self._width, self.app.size.width) - self._frame
 
     def show_keys(self, keys: str | Content) -> None:
-        """Say in the border what keys do now."""
+        """Show the keys in the lower border."""
         self.border_subtitle = Content(keys) if isinstance(keys, str) else keys
 
     def action_scroll(self, way: Way) -> None:
-        """Scroll by a line or a page, or to an end, at once."""
+        """Scroll by a line, by a page, or to an end, without animation."""
         scroll(self, way)
 
 
@@ -92,7 +92,7 @@ _WIDEST = 124
 
 
 class ReportScreen(Overlay[None]):
-    """A report that is read and closed.
+    """A report to read and close.
 
     Args:
         title: Its subject.
@@ -109,7 +109,7 @@ class ReportScreen(Overlay[None]):
         self._text = TextBlock()
 
     def compose(self) -> ComposeResult:
-        """The lines; they are written once the width is known."""
+        """The empty box; the lines are rendered once the width is known."""
         box = OverlayBox(self._text, title=self._title, width=_WIDEST, tight=True)
         box.show_keys("j k scroll  pgup pgdn page  g G ends  esc close")
         yield box
@@ -117,7 +117,7 @@ class ReportScreen(Overlay[None]):
     def on_resize(self) -> None:
         """Wrap the lines for the width."""
         room = self.query_one(OverlayBox).room
-        # The box may be there before what it holds.
+        # A resize can arrive before the text is mounted.
         self._text.show(Content("\n").join(sanitize(line) for line in self._render_lines(room)))
 
 
@@ -127,7 +127,7 @@ _LINE_LENGTH = 1_000
 
 
 class DifferenceScreen(Overlay[None]):
-    """The screen of a comparison; it scrolls, and ``n`` goes from difference to difference.
+    """Comparison of two configurations; it scrolls, and ``n`` jumps to the next difference.
 
     Args:
         before: The source of the lines with ``-``.
@@ -146,7 +146,7 @@ class DifferenceScreen(Overlay[None]):
         self._before, self._after, self._lines = one_line(before, 60), one_line(after, 60), tuple(lines)
 
     def compose(self) -> ComposeResult:
-        """The titles of the two versions, and the lines."""
+        """The titles of both versions, and the lines."""
         places = (_block(lines, index) for index, lines in enumerate(_places(self._lines)))
         box = OverlayBox(TextBlock(self._head()), *places, title="Compare", width=120, tight=True)
         box.show_keys("n next place  j k scroll  esc close")
@@ -174,7 +174,7 @@ class DifferenceScreen(Overlay[None]):
 
 
 def _places(lines: Sequence[DiffLine]) -> list[list[DiffLine]]:
-    """The lines, split before each heading."""
+    """Lines split before each heading."""
     found: list[list[DiffLine]] = []
     for line in lines:
         if line.kind == "head" or not found:

@@ -1,4 +1,4 @@
-"""Settings of the chat: system prompt and sampling, for the questions asked from now on."""
+"""Chat settings: system prompt and sampling for the questions that follow."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _KEYS = (("tab", "next"), ("enter", "use them"), ("esc", "leave as it is"))
 
 
 class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
-    """The dialog of the settings, checked when they are accepted; returns system prompt and settings, or nothing.
+    """Dialog of the chat settings, checked on accept; returns the system prompt and the settings, or nothing.
 
     Args:
-        system: The present system prompt.
-        settings: The present settings.
+        system: The current system prompt.
+        settings: The current settings.
     """
 
     DEFAULT_CSS = """
@@ -94,7 +94,7 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
             yield TextBlock(key_line(_KEYS), id="keys")
 
     def on_key(self, event: events.Key) -> None:
-        """Keys typed before the first input had the focus are its text all the same."""
+        """Give keys typed before the first input has the focus to that input."""
         if not isinstance(self.focused, SafeInput):
             self._lines["system"].take_key(event)
 
@@ -125,10 +125,10 @@ class ChatSettings(Overlay[tuple[str, GenerationSettings]]):
 
 
 def _number(label: str, text: str) -> float:
-    """The number in a text.
+    """Parse a number.
 
     Raises:
-        UserError: If it is none.
+        UserError: If the text is not a number.
     """
     try:
         number = float(text)
@@ -139,10 +139,10 @@ def _number(label: str, text: str) -> float:
 
 
 def _whole(label: str, text: str) -> int:
-    """The whole number in a text.
+    """Parse a whole number.
 
     Raises:
-        UserError: If it is none.
+        UserError: If the text is not a whole number.
     """
     number = _number(label, text)
     if number != int(number):
@@ -151,15 +151,15 @@ def _whole(label: str, text: str) -> int:
 
 
 def _stops_line(stops: tuple[str, ...]) -> str:
-    """Texts on one line, as JSON: they may have line breaks and blanks at their ends."""
+    """Stop sequences on one line, quoted as JSON because they may contain line breaks and trailing spaces."""
     return json.dumps(list(stops), ensure_ascii=False)[1:-1]
 
 
 def _read_stops(text: str) -> tuple[str, ...]:
-    """The texts on a line: as JSON where they are quoted, else one as it is written.
+    """Parse stop sequences: a JSON list without its brackets, or a single unquoted text.
 
     Raises:
-        UserError: If quotes are open.
+        UserError: If a quote is not closed.
     """
     if not text.startswith('"'):
         return (text,) if text else ()

@@ -1,4 +1,4 @@
-"""Choice of who answers: the run, its base, its checkpoints and other runs on the same base, up to three at once."""
+"""Choice of the models that answer: the run, its base, its checkpoints, and other runs on the same base."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _NAME_WIDTH = 34
 
 
 class ChatSources(Overlay[tuple[Source, ...]]):
-    """A list of whom to ask; returns the marked ones in the order of the marks, or the one under the cursor.
+    """List of the models to ask; returns the marked models in order, or the model under the cursor.
 
     Args:
-        candidates: Whom there is.
-        present: Who answers now.
+        candidates: The available models.
+        present: The models that answer now.
     """
 
     DEFAULT_CSS = """
@@ -64,7 +64,7 @@ class ChatSources(Overlay[tuple[Source, ...]]):
             yield TextBlock(key_line(_KEYS), id="keys")
 
     def on_mount(self) -> None:
-        """List them, the first one that answers now under the cursor."""
+        """List the candidates, with the cursor on the first current model."""
         self._options.add_options([Option(self._line(candidate)) for candidate in self._candidates])
         sources = [candidate.source for candidate in self._candidates]
         self._options.highlighted = sources.index(self._marked[0]) if self._marked else 0
@@ -83,7 +83,7 @@ class ChatSources(Overlay[tuple[Source, ...]]):
         )
 
     def action_mark(self) -> None:
-        """Mark the one under the cursor, or take its mark away."""
+        """Mark or unmark the model under the cursor."""
         if (place := self._options.highlighted) is None:
             return
         source = self._candidates[place].source
@@ -100,7 +100,7 @@ class ChatSources(Overlay[tuple[Source, ...]]):
             self._options.replace_option_prompt_at_index(number, self._line(candidate))
 
     def on_key(self, event: events.Key) -> None:
-        """``enter`` accepts, whatever has the focus."""
+        """Accept on ``enter``, whatever has the focus."""
         if event.key == "enter":
             event.stop()
             self._accept()
@@ -114,7 +114,7 @@ class ChatSources(Overlay[tuple[Source, ...]]):
         place = self._options.highlighted
         under_cursor = self._candidates[place].source if place is not None else None
         if len(self._marked) <= 1 and under_cursor is not None:
-            # Nobody else was marked: the cursor says it.
+            # Without several marks, the cursor decides.
             self.dismiss((under_cursor,))
         else:
             self.dismiss(tuple(self._marked))

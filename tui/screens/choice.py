@@ -1,4 +1,4 @@
-"""A modal question over the app, answered with one key."""
+"""Modal question over the app, answered with a single key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tui.widgets.text_block import HangingBlock, TextBlock
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer: its key, the dialog's result, and its meaning in words."""
+    """An answer to a question: its key, the value it returns, and its label."""
 
     key: str
     value: str
@@ -32,11 +32,11 @@ class ChoiceDialog(Overlay[str]):
 
     Args:
         title: The subject.
-        text: The question, or the event; external text is sanitized.
-        choices: The answers; ``enter`` gives the first one.
-        alarm: Whether something has gone wrong.
-        is_harmless: Whether keys typed before the question was on the screen may answer it; else they are dropped.
-        run: The id of the live run that the question is about, and moot without; empty for none.
+        text: The question or the event; external text is sanitized.
+        choices: The answers; ``enter`` gives the first.
+        alarm: Draw the dialog as an alarm.
+        is_harmless: Accept keys typed before the question was painted; otherwise they are dropped.
+        run: The id of the live run in question: the dialog is closed when that run ends. Empty for none.
     """
 
     DEFAULT_CSS = """
@@ -79,21 +79,21 @@ class ChoiceDialog(Overlay[str]):
             for choice in self.choices:
                 label = Content.assemble((display_key(choice.key).ljust(width), "$primary bold"), f"  {choice.label}")
                 if choice.detail:
-                    # Details are listed below each other.
+                    # Align the details in a column.
                     gap = " " * (column - len(choice.label) + 2)
                     label = Content.assemble(label, (f"{gap}{choice.detail}", "$muted"))
                 lines.append(label)
             yield HangingBlock(Content("\n").join(lines), id="choices")
 
     def on_mount(self) -> None:
-        """Accept answers from the first paint on."""
+        """Accept answers once the question has been painted."""
         self.call_after_refresh(self._painted)
 
     def _painted(self) -> None:
         self._is_read = True
 
     def keys_in_frame(self) -> str:
-        """What ``enter`` answers."""
+        """The answer of ``enter``."""
         return f"enter {self.choices[0].label}" if self.choices else ""
 
     @property
@@ -102,7 +102,7 @@ class ChoiceDialog(Overlay[str]):
         return {choice.key for choice in self.choices}
 
     def on_key(self, event: events.Key) -> None:
-        """The key of a choice, ``enter`` for the first, ``esc`` for none; any other letter is explained."""
+        """Answer with the key of a choice, ``enter`` or ``esc``; any other letter shows a hint."""
         if not self._is_read:
             event.stop()
             event.prevent_default()
@@ -111,7 +111,7 @@ class ChoiceDialog(Overlay[str]):
         if chosen is None and event.key == "enter":
             chosen = self.choices[0]
         if chosen is None and event.key != "escape" and not event.is_printable:
-            # It scrolls, or has its meaning in the whole app.
+            # A scrolling key, or a key of the app.
             return
         event.stop()
         event.prevent_default()

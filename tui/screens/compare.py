@@ -1,4 +1,4 @@
-"""The screen of runs side by side: their curves over each other, and what they came to and differ in."""
+"""Comparison of runs: overlaid curves, tables of figures and differing options, and sample answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def curve_style(place: int) -> str:
 
 
 def fact_tables(comparison: RunComparison, width: int) -> Content:
-    """Figures, and what differs in data and options; the best value of a figure is bold and has a star."""
+    """Tables of figures and of differing data and options; the best value of a figure is bold and starred."""
     count = len(comparison.records)
     name_width = min(_NAME_WIDTH, max(width // 3, 10))
     column = max(min((width - name_width) // count - 2, 30), _LEAST)
@@ -96,7 +96,7 @@ def _fact_line(fact: Fact, name_width: int, column: int) -> Content:
 
 
 def answer_lines(comparison: RunComparison, width: int) -> Content:
-    """The last answers to each question: side by side where there is room, else below each other."""
+    """The last answers to each question, side by side if there is room, otherwise stacked."""
     if not comparison.answers:
         return Content.styled("None of these runs has sample answers.", "$muted")
     lines: list[Content] = []
@@ -110,7 +110,7 @@ def answer_lines(comparison: RunComparison, width: int) -> Content:
 
 
 def _answer(answers: ComparedAnswers, place: int, width: int) -> list[Content]:
-    """One answer below its letter, the step and whether it is right."""
+    """An answer below its letter, step and grade."""
     text = answers.texts[place]
     if text is None:
         return [Content.assemble((LETTERS[place], f"{curve_style(place)} bold"), ("  not asked", "$muted"))]
@@ -152,21 +152,21 @@ _PARTS = ("figures", "answers")
 
 @dataclass
 class Glimpsed(Message):
-    """Some steps of long runs, long before they are read: names and losses."""
+    """Names and sampled losses of long runs, before the full records are read."""
 
     curves: Sequence[tuple[str, Series]]
 
 
 @dataclass
 class Compared(Message):
-    """The runs have been read, or cannot be compared."""
+    """The runs have been compared, or cannot be."""
 
     comparison: RunComparison | None = None
     error: UserError | None = None
 
 
 class CompareScreen(Overlay[None]):
-    """Runs side by side.
+    """Screen of runs side by side.
 
     Args:
         runs: Two or more runs.
@@ -196,7 +196,7 @@ class CompareScreen(Overlay[None]):
         self._curves: dict[tuple[str, Axis], list[Series]] = {}
 
     def compose(self) -> ComposeResult:
-        """The verdict, the curves, and the tables to scroll in."""
+        """The verdict, the curves, and the scrolling tables."""
         with Vertical() as box:
             box.border_title = Content(f"{len(self._runs)} runs compared")
             yield TextBlock(Content("Reading the runs …"), id="verdict")
@@ -212,7 +212,7 @@ class CompareScreen(Overlay[None]):
         self._read()
 
     def on_resize(self) -> None:
-        """Lay the tables out for their width, which is known once the screen has been laid out."""
+        """Lay out the tables for their width, which is known after the layout."""
         self.call_after_refresh(self._show)
 
     @work(thread=True, group="compare")
@@ -241,7 +241,7 @@ class CompareScreen(Overlay[None]):
     @on(Compared)
     def _compared(self, message: Compared) -> None:
         self._comparison, self._error = message.comparison, message.error
-        # A curve that none of them has is not what to begin with.
+        # Do not start on an empty chart.
         if (comparison := self._comparison) is not None and not any(
             len(record.history.loss) for record in comparison.records
         ):
@@ -257,7 +257,7 @@ class CompareScreen(Overlay[None]):
         tables = self.query_one("#tables", TextBlock)
         self.query_one(VerticalScroll).display = comparison is not None and not self.has_class("-zoomed")
         if comparison is not None and not self.has_class("-zoomed"):
-            # Less the scrollbar, which may come with the lines.
+            # Leave room for the scrollbar.
             width = max(self.query_one(Vertical).content_size.width - 2, 20)
             tables.show((fact_tables if self._part == 0 else answer_lines)(comparison, width))
         self._show_hints()
@@ -293,7 +293,7 @@ class CompareScreen(Overlay[None]):
         )
 
     def _shown_curves(self) -> Sequence[tuple[str, Series]]:
-        """The name and the present curve of each run."""
+        """Name and current curve of each run."""
         comparison = self._comparison
         if comparison is None:
             return self._glimpse
@@ -314,13 +314,13 @@ class CompareScreen(Overlay[None]):
         box.border_subtitle = Content("  ".join(f"{keys[f'compare.{name}'].display} {text}" for name, text in names))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Before the runs have been read there is only the way out."""
+        """Allow only leaving until the runs have been read."""
         del parameters
         mine = ("metric", "axis", "part", "zoom", "scroll", "save", "save_csv", "log_axis")
         return self._comparison is not None if action in mine else True
 
     def action_metric(self, by: int) -> None:
-        """Show the next curve that one of the runs has."""
+        """Show the next curve available for any run."""
         comparison, names = self._comparison, list(METRICS)
         if comparison is None:
             return
@@ -333,12 +333,12 @@ class CompareScreen(Overlay[None]):
         self._show()
 
     def action_axis(self) -> None:
-        """Lay the curves over the next axis."""
+        """Switch to the next x axis."""
         self._axis = AXES[(AXES.index(self._axis) + 1) % len(AXES)]
         self._show()
 
     def action_log_axis(self) -> None:
-        """Draw on a logarithmic axis of values, or back."""
+        """Toggle the logarithmic axis."""
         chart = self.query_one(LineChart)
         chart.log_axis = not chart.log_axis
 
@@ -363,11 +363,11 @@ class CompareScreen(Overlay[None]):
         self.dismiss(None)
 
     def action_save(self) -> None:
-        """Save a report as Markdown."""
+        """Save a Markdown report."""
         self._save(("compare", ".md", to_markdown))
 
     def action_save_csv(self) -> None:
-        """Save figures and curves as CSV, a file each."""
+        """Save figures and curves, a CSV file each."""
         self._save(("compare", ".csv", to_csv), ("compare-curves", ".csv", to_curves_csv))
 
     @work(thread=True, group="save")

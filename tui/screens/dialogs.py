@@ -1,4 +1,4 @@
-"""The app's dialogs, each with its text."""
+"""Dialogs of the app, with their texts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADD = "add"
 
 
 def unmet_dialog(wishes: Sequence[Unmet]) -> ChoiceDialog:
-    """The question before a run starts whose wishes for the night cannot be met."""
+    """The question before a run starts whose deadline or energy limit cannot be met."""
     return ChoiceDialog(
         "Cannot be met",
         one_line(" ".join(map(str, wishes)), 600),
@@ -40,7 +40,7 @@ def unmet_dialog(wishes: Sequence[Unmet]) -> ChoiceDialog:
 
 
 def quit_dialog(view: RunView) -> ChoiceDialog:
-    """The question about a live run, when the user quits."""
+    """The question about a live run when the user quits."""
     return ChoiceDialog(
         "Leave",
         _run_sentence(view),
@@ -53,7 +53,7 @@ def quit_dialog(view: RunView) -> ChoiceDialog:
 
 
 def starting_dialog() -> ChoiceDialog:
-    """The question about a run that is being started, when the user wants to quit and does not want to wait for it."""
+    """The question about a run that is still starting, when the user quits without waiting for it."""
     return ChoiceDialog(
         "Leave",
         "A run is still being started. The app leaves by itself as soon as its worker is there.",
@@ -68,7 +68,7 @@ def unsaved_dialog(name: str, view: RunView | None) -> ChoiceDialog:
     """The question about unsaved edits, when the user quits.
 
     Args:
-        name: The file of the configuration; empty where it has none yet.
+        name: The file of the configuration; empty if it has none yet.
         view: The live run, which is not affected; None for none.
     """
     shown = one_line(name, 60)
@@ -87,7 +87,7 @@ def unsaved_dialog(name: str, view: RunView | None) -> ChoiceDialog:
 
 
 def stale_draft_dialog(name: str, when: str) -> ChoiceDialog:
-    """The question about edits that an earlier app has left, when their file has changed since.
+    """The question about unsaved edits of an earlier session whose file has changed since.
 
     Args:
         name: The configuration's file name.
@@ -118,13 +118,13 @@ def _run_sentence(view: RunView) -> Content:
 
 
 def stop_dialog(view: RunView) -> ChoiceDialog:
-    """The question about a stop of the run: the ways to stop, and the loss of each."""
+    """The question how to stop the run, with the loss of each way."""
     name, told = view.state.state, f" is {view.state.state}."
     if name == "stalled":
         told = f": {view.state.reason}.\nIt may not hear what it is told; killing its process ends it all the same."
     kill = [Choice("k", KILL, "kill its process", "only if it hangs; asks once more")] if view.has_process else []
     if name == "stopping":
-        # There is nothing left to ask of it, and enter means to wait.
+        # The only answer left is to wait, which is enter, or to kill.
         told = " is stopping, and ends by itself."
         choices = [Choice("n", "", "let it end"), *kill]
     elif "stop" in view.pending:
@@ -145,7 +145,7 @@ def stop_dialog(view: RunView) -> ChoiceDialog:
 
 
 def stop_now_dialog(view: RunView) -> ChoiceDialog:
-    """The question before a run is stopped without a checkpoint, with steps that would be lost."""
+    """The question before a run is stopped without a checkpoint, with the steps that would be lost."""
     text = Content.assemble((one_line(view.run.id, 60), "bold"), " saves nothing when it stops.\n", _unsaved(view))
     return ChoiceDialog(
         "Stop without a checkpoint",
@@ -206,7 +206,7 @@ def delete_dialog(run: Run, state: RunState, size: int | None) -> ChoiceDialog:
 
 
 def unanswered_dialog(error: UserError) -> ChoiceDialog:
-    """The question about a run that does not answer to a stop."""
+    """The question about a run that does not respond to a stop."""
     return ChoiceDialog(
         "Stop failed",
         error_text(error),
@@ -220,7 +220,7 @@ def unanswered_dialog(error: UserError) -> ChoiceDialog:
 
 
 def _unsaved(view: RunView) -> str:
-    """The loss of a stop without a checkpoint, as of now."""
+    """The loss of a stop without a checkpoint now."""
     step, saved = view.step, view.saved_step
     if not step:
         return "No step is done yet."
@@ -233,12 +233,12 @@ def _unsaved(view: RunView) -> str:
 
 
 def elsewhere_dialog(run: str, code: str, *, is_model: bool) -> ChoiceDialog:
-    """The ways to use a run's result outside the app.
+    """Instructions for using a run's result outside the app.
 
     Args:
         run: The run's id.
         code: Python code that loads it.
-        is_model: Whether it is a whole model, and no adapter.
+        is_model: The result is a whole model, not an adapter.
     """
     text = Content.assemble(
         ("From a shell:\n", "$muted"),
@@ -255,22 +255,22 @@ def elsewhere_dialog(run: str, code: str, *, is_model: bool) -> ChoiceDialog:
 
 
 def error_dialog(title: str, error: UserError) -> ChoiceDialog:
-    """The error of a request of the user, and its remedy."""
+    """The error of a user's request, with its hint."""
     return ChoiceDialog(title, error_text(error), [Choice("enter", "", "close")], alarm=True)
 
 
 def error_text(error: UserError) -> Content:
-    """The sentence of an error, and its remedy below."""
+    """The message of an error, with its hint below."""
     text = Content(sanitize(error.message))
     return Content.assemble(text, "\n\n", (sanitize(error.hint), "$muted")) if error.hint else text
 
 
 def queue_dialog(view: RunView, name: str) -> ChoiceDialog:
-    """The question about a run that cannot start, as another one is on.
+    """The question about a run that cannot start because another run is live.
 
     Args:
-        view: The one that is on.
-        name: The subject of the one that cannot start.
+        view: The live run.
+        name: The subject of the run that cannot start.
     """
     text = Content.assemble(
         (one_line(view.run.id, 60), "bold"),

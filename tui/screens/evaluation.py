@@ -1,4 +1,4 @@
-"""The screens of an evaluation: the form before it, its progress, and the table with the answers."""
+"""Screens of an evaluation: the form, the progress, and the results with their answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MARKS: dict[Outcome, tuple[str, str]] = {
 
 @dataclass
 class EvaluationRows:
-    """The rows of a record, compared with one model at a time.
+    """Rows of a record, compared with a single model at a time.
 
     Args:
         record: The record.
@@ -61,26 +61,26 @@ class EvaluationRows:
     table: EvaluationTable
     shown: Shown = "all"
     against: int = 0
-    """Place of the model that is compared with."""
+    """Index of the comparison in view."""
     cursor: int = 0
-    """Place of the row under the cursor, among those shown."""
+    """Index of the row under the cursor, among the rows in view."""
     first: int = 0
-    """Place of the row at the top."""
+    """Index of the row at the top."""
     places: list[int] = field(init=False)
-    """Places of the questions that are shown."""
+    """Indices of the questions in view."""
 
     def __post_init__(self) -> None:
         self._choose()
 
     @property
     def comparison(self) -> Comparison | None:
-        """The comparison in view; None where there is only one model."""
+        """The comparison in view; None with a single model."""
         comparisons = self.table.comparisons
         return comparisons[self.against % len(comparisons)] if comparisons else None
 
     @property
     def place(self) -> int | None:
-        """The question under the cursor; None where none is shown."""
+        """Index of the question under the cursor; None if none is in view."""
         return self.places[self.cursor] if self.places else None
 
     def _choose(self) -> None:
@@ -92,7 +92,7 @@ class EvaluationRows:
         self.cursor = self.first = 0
 
     def turn_filter(self) -> None:
-        """Show the rows that are won, those that are lost, or all."""
+        """Cycle between all, won and lost rows."""
         if self.comparison is not None:
             self.shown = _ORDER[(_ORDER.index(self.shown) + 1) % len(_ORDER)]
             self._choose()
@@ -108,11 +108,11 @@ class EvaluationRows:
         self.cursor = min(max(self.cursor + by, 0), max(len(self.places) - 1, 0))
 
     def outcome(self, place: int) -> Outcome:
-        """What became of a question."""
+        """The outcome of a question."""
         return self.comparison.outcome(place) if self.comparison is not None else "same"
 
     def head(self) -> str:
-        """What is shown, and of how many: ``won 3 of 12 against base``."""
+        """Heading of the rows in view, as ``won: 3 of 12 against base``."""
         comparison = self.comparison
         if comparison is None:
             return f"{len(self.places)} prompts"
@@ -122,12 +122,12 @@ class EvaluationRows:
         return f"{self.shown}: {len(self.places)} of {len(self.record.items)}{against}"
 
     def lines(self, height: int, width: int) -> Content:
-        """The rows around the cursor."""
+        """Rows around the cursor."""
         height = max(height, 1)
         self.first = min(max(self.first, self.cursor - height + 1), self.cursor)
         shown = self.places[self.first : self.first + height]
         if not shown:
-            return Content.styled("None is." if self.shown != "all" else "There is no prompt.", "$muted")
+            return Content.styled("There are none." if self.shown != "all" else "There is no prompt.", "$muted")
         return Content("\n").join(
             self._line(place, width, is_chosen=number == self.cursor) for number, place in enumerate(shown, self.first)
         )
@@ -141,7 +141,7 @@ class EvaluationRows:
         return head + (Content.styled(question, "bold") if is_chosen else Content(question))
 
     def detail(self) -> Content:
-        """The question under the cursor, with what is expected and each answer with its scores."""
+        """The question under the cursor with its expected answer, and each answer with its scores."""
         place = self.place
         if place is None:
             return Content("")
@@ -176,10 +176,10 @@ SUFFIXES = (".jsonl", ".ndjson", ".txt", ".md", ".json", ".csv", ".tsv", ".parqu
 
 
 class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
-    """The dialog that asks for an evaluation; returns what is asked for, the newest result that is kept, or nothing.
+    """Form of an evaluation; returns the request, the newest kept record, or nothing.
 
     Args:
-        run: The run whose model is compared; None where there is none.
+        run: The run whose model is compared; None for none.
     """
 
     DEFAULT_CSS = """
@@ -235,7 +235,7 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
             yield TextBlock(key_line(_KEYS), id="keys")
 
     def on_key(self, event: events.Key) -> None:
-        """Keys typed before the first input had the focus are its text all the same."""
+        """Give keys typed before the first input has the focus to that input."""
         if not isinstance(self.focused, SafeInput):
             self._lines["prompts"].take_key(event)
 
@@ -249,7 +249,7 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
 
     @work(exclusive=True)
     async def action_show_last(self) -> None:
-        """Show the newest result that is kept."""
+        """Show the newest kept record."""
         try:
             _, record = await asyncio.to_thread(newest_record, self._run)
         except UserError as error:
@@ -262,10 +262,10 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
         self.query_one("#answer", TextBlock).show(Content.styled(said, "$limit"))
 
     def _request(self) -> EvaluationRequest:
-        """What is asked for.
+        """The request as typed.
 
         Raises:
-            UserError: If a line of it cannot be meant.
+            UserError: If an input is invalid.
         """
         texts = {name: line.value.strip() for name, line in self._lines.items()}
         prompts = self._lines["prompts"]
@@ -293,10 +293,10 @@ class EvaluationForm(Overlay[EvaluationRequest | EvaluationRecord]):
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """The names in a line; one with blanks in it stands in quotes.
+    """Split names at blanks; quotes protect blanks in a name.
 
     Raises:
-        UserError: If a quote is open.
+        UserError: If a quote is not closed.
     """
     try:
         return tuple(shlex.split(text))
@@ -306,15 +306,15 @@ def _words(text: str) -> tuple[str, ...]:
 
 @dataclass
 class Prepared(Message):
-    """Models are found and prompts read."""
+    """Models have been found and prompts read."""
 
 
-#: An evaluation that has ended.
+#: The result of an evaluation.
 Compared = tuple[EvaluationRecord, EvaluationTable]
 
 
 class RowWindow(Widget):
-    """The rows around the cursor, as many as there is room for."""
+    """Rows around the cursor, as many as fit."""
 
     def __init__(self, *, id: str) -> None:  # noqa: A002
         super().__init__(id=id)
@@ -325,10 +325,10 @@ class RowWindow(Widget):
 
 
 class EvaluationScreen(Overlay[None]):
-    """An evaluation, from its first question to its table.
+    """Progress of an evaluation, then its results.
 
     Args:
-        asked: What is asked for, or what was answered already.
+        asked: The request to run, or an existing record.
     """
 
     DEFAULT_CSS = """
@@ -353,7 +353,7 @@ class EvaluationScreen(Overlay[None]):
         self._rows: EvaluationRows | None = None
 
     def compose(self) -> ComposeResult:
-        """The table or the progress, the rows, and the answers to the one under the cursor."""
+        """The table or the progress, the rows, and the answers to the question under the cursor."""
         with Vertical() as box:
             box.border_title = Content("Evaluation")
             yield TextBlock(id="table")
@@ -363,7 +363,7 @@ class EvaluationScreen(Overlay[None]):
                 yield TextBlock(id="detail")
 
     def on_mount(self) -> None:
-        """Begin, or show what there is."""
+        """Start the evaluation, or compare the existing record."""
         self._show()
         if isinstance(self._asked, EvaluationRecord):
             self._compare(self._asked)
@@ -371,7 +371,7 @@ class EvaluationScreen(Overlay[None]):
             self._run(self._asked)
 
     def on_resize(self) -> None:
-        """Lay the table out for its width, which is known once the screen has been laid out."""
+        """Lay out the table for its width, which is known after the layout."""
         self.call_after_refresh(self._fit)
 
     def _fit(self) -> None:
@@ -379,13 +379,13 @@ class EvaluationScreen(Overlay[None]):
             self._show()
 
     def on_unmount(self) -> None:
-        """Cancel what is on; what is answered is kept."""
+        """Cancel the evaluation; finished answers are kept."""
         if self._evaluation is not None:
             self._evaluation.cancel()
 
     @work(thread=True, group="evaluation")
     def _compare(self, record: EvaluationRecord) -> None:
-        # Millions of draws, of many prompts.
+        # The bootstrap draws millions of numbers.
         self.post_from_thread(Ended((record, EvaluationTable.of(record))))
 
     @work(thread=True, group="evaluation")
@@ -441,7 +441,7 @@ class EvaluationScreen(Overlay[None]):
         )
 
     def _text(self) -> Content:
-        """What is said before there is a table."""
+        """The text shown before there is a table."""
         ended = self._ended
         if ended is not None and ended.error is not None:
             is_kept = self._evaluation is not None and self._evaluation.record.done > 0
@@ -467,13 +467,13 @@ class EvaluationScreen(Overlay[None]):
         )
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Without a table there is only the way out."""
+        """Allow only leaving until there is a table."""
         del parameters
         mine = ("move", "move_page", "move_end", "read", "filter", "turn", "save", "save_lines")
         return self._rows is not None if action in mine else True
 
     def action_back(self) -> None:
-        """Leave; what is on is cancelled."""
+        """Leave, and cancel a running evaluation."""
         self.dismiss(None)
 
     def action_move(self, by: int) -> None:
@@ -493,12 +493,12 @@ class EvaluationScreen(Overlay[None]):
             self.action_move(direction * len(self._rows.record.items))
 
     def action_read(self, by: int) -> None:
-        """Scroll in the answers by pages."""
+        """Scroll the answers by pages."""
         answers = self.query_one(VerticalScroll)
         answers.scroll_relative(y=by * max(answers.size.height - 1, 1), animate=False)
 
     def action_filter(self) -> None:
-        """Show the rows that are won, those that are lost, or all."""
+        """Cycle between all, won and lost rows."""
         if self._rows is not None:
             self._rows.turn_filter()
             self._show()
@@ -510,11 +510,11 @@ class EvaluationScreen(Overlay[None]):
             self._show()
 
     def action_save(self) -> None:
-        """Save it as Markdown."""
+        """Save as Markdown."""
         self._save(".md", to_markdown)
 
     def action_save_lines(self) -> None:
-        """Save it as JSON lines."""
+        """Save as JSON lines."""
         self._save(".jsonl", to_jsonl)
 
     @work(thread=True, group="save")

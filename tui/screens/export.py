@@ -1,4 +1,4 @@
-"""The screen of an export: its kind, type of weights and place, what it takes; then its progress, and the result."""
+"""Screen of an export: kind, weights and directory with their cost, then the progress and the result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from core.jobs.job import JobProgress
     from core.runs.record.store import Run
 
-#: The kinds in the order of the screen, each with what it is for.
+#: Kinds in the order of the screen, with their purpose.
 _ABOUT: dict[Kind, str] = {
     "gguf": "a file for llama.cpp, LM Studio, Jan and others",
     "ollama": "a GGUF file and its Modelfile, for Ollama",
@@ -48,7 +48,7 @@ _NAME = 11
 
 @dataclass
 class Planned(Message):
-    """An export has been planned, or why it cannot be made."""
+    """An export has been planned, or cannot be made."""
 
     request: ExportRequest
     plan: ExportPlan | None = None
@@ -56,17 +56,17 @@ class Planned(Message):
 
     @property
     def can_begin(self) -> bool:
-        """Whether it can be made."""
+        """True if the export can be made."""
         return self.plan is not None and self.error is None
 
 
 class ExportScreen(Overlay[None]):
-    """An export of a run: what is to be written, then its progress, then what was written and proven.
+    """Export of a run: the choices, the progress, and the verified result.
 
     Args:
         run: The run.
         step: The step of a checkpoint; None for the result, or the newest checkpoint.
-        is_on: Whether a run is on, which loses memory and time to an export.
+        is_on: A run is live, which an export slows down.
     """
 
     DEFAULT_CSS = """
@@ -90,29 +90,29 @@ class ExportScreen(Overlay[None]):
 
     @property
     def known_keys(self) -> Container[str]:
-        """The keys that do something here."""
+        """Keys with a function on this screen."""
         return {*self.active_bindings, "enter", "escape", "q", "h", "l", "left", "right", "tab", "shift+tab"}
 
     def compose(self) -> ComposeResult:
-        """The fields, or the progress, or the result; and an input for the directory."""
+        """The fields, progress or result, and an input for the directory."""
         line = PathInput(placeholder="the directory to make; empty: in the home, named after the run")
         text = HangingBlock(id="export-text")
         yield OverlayBox(text, line, title=f"Export {one_line(self._run.id, 60)}", width=96)
 
     def on_mount(self) -> None:
-        """Show what can be exported."""
+        """Plan the default export."""
         self._plan()
 
     def on_unmount(self) -> None:
-        """End an export that is on; nothing of it remains."""
+        """Cancel a running export, which leaves no files."""
         if self._job is not None:
             self._job.close()
 
-    # What is exported.
+    # Choices.
 
     @property
     def _weights(self) -> Quant | None:
-        """The type of the weights; where none is chosen, that of the plan, which knows the run."""
+        """The type of the weights: the chosen type, or the default of the plan."""
         plan = self._planned.plan if self._planned is not None else None
         return (self._request if plan is None else plan.request).weights
 
@@ -135,7 +135,7 @@ class ExportScreen(Overlay[None]):
             found = Planned(request, plan)
             plan.check()
         except UserError as error:
-            # A place that is taken is shown all the same.
+            # A directory that already exists is still shown.
             found = Planned(request, found.plan if found is not None else None, error)
         if not worker.is_cancelled:
             self.post_from_thread(found)
@@ -147,7 +147,7 @@ class ExportScreen(Overlay[None]):
             self._show()
 
     def _cycle(self, by: int) -> None:
-        """The next value of the field under the cursor."""
+        """Take the next value of the field under the cursor."""
         request, field = self._request, _FIELDS[self._field]
         if field == "kind":
             kind = _KINDS[(_KINDS.index(request.kind) + by) % len(_KINDS)]
@@ -188,7 +188,7 @@ class ExportScreen(Overlay[None]):
     # Keys.
 
     def on_key(self, event: events.Key) -> None:
-        """Choose, begin, cancel, or leave; the box scrolls by what is left."""
+        """Choose, begin, cancel or leave; other keys scroll the box."""
         if isinstance(self.focused, PathInput):
             return
         key = event.key
@@ -206,7 +206,7 @@ class ExportScreen(Overlay[None]):
         event.prevent_default()
 
     def _choose(self, key: str) -> bool:
-        """A key while there is a choice; whether it is known."""
+        """Handle a key of the fields; returns False for an unknown key."""
         if key in ("j", "down", "tab", "k", "up", "shift+tab"):
             self._field = (self._field + (1 if key in ("j", "down", "tab") else -1)) % len(_FIELDS)
             self._show()
@@ -221,7 +221,7 @@ class ExportScreen(Overlay[None]):
         return True
 
     def _cancel(self) -> None:
-        """The first press asks for a second one: an export may have taken an hour."""
+        """Cancel on the second press, because an export may have taken an hour."""
         if not self._is_leaving:
             self._is_leaving = True
             self._show()
@@ -255,14 +255,14 @@ class ExportScreen(Overlay[None]):
         self.set_class(message.error is not None, "-alarm")
         self._show()
 
-    # What is shown.
+    # Display.
 
     def _show(self) -> None:
         self.query_one("#export-text", TextBlock).show(self._text())
         self.query_one(OverlayBox).show_keys(self._keys())
 
     def _keys(self) -> str:
-        """What keys do now, for the border."""
+        """The current keys, for the border."""
         if self._ended is not None:
             return "j k scroll  esc close"
         if self._job is not None:
@@ -302,7 +302,7 @@ class ExportScreen(Overlay[None]):
         return Content("\n").join(lines)
 
     def _takes(self) -> Content:
-        """What the planned export takes, or why it cannot be made."""
+        """The cost of the planned export, or the reason why it cannot be made."""
         planned = self._planned
         if planned is None:
             return Content.styled("looking at what the run has trained …", "$muted")
@@ -335,7 +335,7 @@ def _error(error: UserError | None) -> Content:
 
 
 def _result(result: ExportResult | None) -> Content:
-    """What was written, and how it agrees with the trained model."""
+    """The written files, and their agreement with the trained model."""
     if result is None:
         return Content("")
     from core.export.card import agreement_rows
@@ -360,6 +360,6 @@ def _result(result: ExportResult | None) -> Content:
 
 
 def _facts(rows: Sequence[tuple[str, str]]) -> list[Content]:
-    """Names in a column of their own, each with its text."""
+    """Aligned lines of name and text."""
     width = max(len(name) for name, _ in rows)
     return [Content.assemble((f"{name:<{width}}", "$muted"), f"  {one_line(text, 300)}") for name, text in rows]

@@ -1,4 +1,4 @@
-"""A dialog for a download from a hub: the network is not used before the user agrees."""
+"""Dialog of a download from a hub; no connection is made before the user agrees."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Proposed(Message):
 
 
 class FetchDialog(Overlay[bool]):
-    """The dialog of a download: confirmation, progress; returns whether the download is complete.
+    """Confirmation and progress of a download; returns True once it is complete.
 
     Args:
         entry: The entry to download.
         why: The reason for the download, as a sentence.
-        asks_size: Whether the size is always asked about before anything is downloaded, however small it is.
+        asks_size: Always ask for confirmation of the size, however small.
     """
 
     DEFAULT_CSS = """
@@ -63,7 +63,7 @@ class FetchDialog(Overlay[bool]):
         self._answered = threading.Event()
 
     def compose(self) -> ComposeResult:
-        """A text, and the keys that answer it."""
+        """A text and its keys."""
         with VerticalScroll() as box:
             box.border_title = Content("Download")
             yield TextBlock(id="fetch-text")
@@ -81,7 +81,7 @@ class FetchDialog(Overlay[bool]):
         self._show(text, [("y", "connect", "connect and ask how large it is"), ("escape", "leave", "leave it")])
 
     def on_unmount(self) -> None:
-        """Cancel a running download; its part so far is kept."""
+        """Cancel a running download; the partial files are kept."""
         self._job.close()
         self._answered.set()
 
@@ -97,7 +97,7 @@ class FetchDialog(Overlay[bool]):
 
     @property
     def known_keys(self) -> Container[str]:
-        """The keys that answer it."""
+        """Keys that answer the question."""
         return self._answers
 
     def on_key(self, event: events.Key) -> None:
@@ -121,7 +121,7 @@ class FetchDialog(Overlay[bool]):
         follow(self, self._job.run)
 
     def _confirm(self, plan: FetchPlan) -> bool:
-        """Ask about a large download; in its thread."""
+        """Ask about a large download; called in the thread of the download."""
         if plan.remaining >= self._least_asked:
             self.post_from_thread(Proposed(plan))
             self._answered.wait()

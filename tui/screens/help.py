@@ -1,4 +1,4 @@
-"""Help for the focused pane: its content, its keys, and those of the whole app. It scrolls."""
+"""Help for the focused pane: its content, its keys, and the keys of the app."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class HelpScreen(Overlay[None]):
 
 
 def help_content(title: str, about: str, keys: KeyTable, scope: str) -> Content:
-    """All of the help, as text."""
+    """The whole help as text."""
     parts: list[Content] = [Content(about)] if about else []
     own = keys.scope(scope)
     if own:
@@ -59,7 +59,7 @@ def help_content(title: str, about: str, keys: KeyTable, scope: str) -> Content:
 
 
 def key_lines(keys: list[Key]) -> list[Content]:
-    """The help of the keys, a line each."""
+    """A help line for each key."""
     shown = [(" ".join(display_key(part.strip()) for part in key.keys.split(",")), key) for key in keys]
     width = max(len(text) for text, _ in shown)
     return [

@@ -1,4 +1,4 @@
-"""Jobs on screens: their progress and end as messages, and the screen that follows one."""
+"""Jobs on screens: messages for their progress and end, and the screen that follows a job."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ _BAR_CELLS = 40
 
 @dataclass
 class Progressed(Message, Generic[ProgressType]):
-    """The job of a screen has made progress."""
+    """A screen's job has made progress."""
 
     progress: ProgressType
 
     def can_replace(self, message: Message) -> bool:
-        """Newer progress replaces older."""
+        """True for older progress."""
         return isinstance(message, Progressed)
 
 
 @dataclass
 class Ended(Message, Generic[ResultType]):
-    """The job of a screen has ended: with a result, or with the reason for which there is none."""
+    """A screen's job has ended with a result or an error."""
 
     result: ResultType | None = None
     error: UserError | None = None
 
 
 def follow(screen: Overlay[Any], run: Callable[[Callable[[ProgressType], None]], ResultType]) -> None:
-    """Do a job, and post its progress and its end to a screen; in a thread. A job that was closed has no end.
+    """Run a job in the current thread, and post its progress and end to a screen. A canceled job posts no end.
 
     Args:
-        screen: The screen. When it has been left, the next progress gives the job up.
-        run: Does the job: called with a function for its progress.
+        screen: The screen. Once it has been left, the next progress report cancels the job.
+        run: The job, called with a callback for its progress.
     """
 
     def progressed(progress: ProgressType) -> None:
-        # A screen that was popped keeps its parent, and one of an app that ends keeps running for a moment.
+        # A popped screen keeps its parent, and a screen of a closing app keeps running for a moment.
         if not (screen.is_running and screen.is_attached):
             raise JobCancelledError
         screen.post_message(Progressed(progress))
@@ -76,8 +76,8 @@ def progress_bar(share: float, glyphs: GlyphSet) -> Content:
     """A bar of 40 cells.
 
     Args:
-        share: Share that is done, from 0 to 1.
-        glyphs: Glyphs to draw it with.
+        share: Completed share, from 0 to 1.
+        glyphs: The glyphs to draw with.
     """
     full, empty = bar(share, _BAR_CELLS, glyphs)
     return Content.assemble((full, "$primary"), (empty, "$muted"))
@@ -85,18 +85,18 @@ def progress_bar(share: float, glyphs: GlyphSet) -> Content:
 
 @dataclass(frozen=True)
 class JobState(Generic[ProgressType, ResultType]):
-    """State of a job: asked for, under way, or ended."""
+    """State of a job: not started, running, or ended."""
 
     stage: Literal["asked", "on", "ended"] = "asked"
     progress: ProgressType | None = None
     """The newest progress; None before the first."""
     result: ResultType | None = None
     error: UserError | None = None
-    """Why there is no result, of a job that has ended."""
+    """The error of a job that ended without a result."""
 
 
 class JobPage(Protocol[ProgressType, ResultType, AnswerType_co]):
-    """A job, and what its screen says of it."""
+    """A job with the texts of its screen."""
 
     @property
     def title(self) -> str:
@@ -108,40 +108,40 @@ class JobPage(Protocol[ProgressType, ResultType, AnswerType_co]):
 
     @property
     def takes(self) -> str:
-        """What enter does with a result that is of use, in a few words."""
+        """A few words for the key that accepts the result."""
 
     def run(self, tell: Callable[[ProgressType], None]) -> ResultType:
-        """Do the job; in a thread.
+        """Run the job, in a thread.
 
         Args:
-            tell: Called with the progress; it raises :class:`JobCancelledError` once the screen has been left.
+            tell: Callback for the progress; it raises :class:`JobCancelledError` once the screen has been left.
 
         Raises:
             UserError: If there is no result.
-            JobCancelledError: If it was closed meanwhile.
+            JobCancelledError: If the job was closed.
         """
 
     def close(self) -> None:
-        """Give the job up, if it is on."""
+        """Cancel the job if it is running."""
 
     def text(self, state: JobState[ProgressType, ResultType], room: int, glyphs: GlyphSet) -> Content:
         """The text of the screen.
 
         Args:
-            state: How far the job is.
+            state: The state of the job.
             room: Columns of a line.
             glyphs: The glyphs to draw with.
         """
 
     def answer(self, result: ResultType) -> AnswerType_co | None:
-        """What the screen returns of a result; None where there is nothing to be taken from it."""
+        """The screen's return value for a result; None if there is nothing to accept."""
 
 
 class JobScreen(Overlay[AnswerType | None], Generic[ProgressType, ResultType, AnswerType]):
-    """A job on a screen of its own: it begins with enter, ends with the screen, and returns what is taken of it.
+    """Screen of a job: enter starts it, leaving cancels it, and accepting returns the page's answer.
 
     Args:
-        page: The job, and what is said of it.
+        page: The job with its texts.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -156,19 +156,19 @@ class JobScreen(Overlay[AnswerType | None], Generic[ProgressType, ResultType, An
         self._state: JobState[ProgressType, ResultType] = JobState()
 
     def compose(self) -> ComposeResult:
-        """A text, which scrolls; the keys are in the border, where they are always seen."""
+        """A scrolling text; the keys are in the border, where they stay visible."""
         yield OverlayBox(TextBlock(), title=self._page.title, width=self._page.width)
 
     def on_mount(self) -> None:
-        """Say what it takes, before anything is done."""
+        """Show the introduction."""
         self._show()
 
     def on_resize(self) -> None:
-        """Wrap for the width."""
+        """Wrap the text for the new width."""
         self._show()
 
     def on_unmount(self) -> None:
-        """End a job that is on."""
+        """Cancel a running job."""
         self._page.close()
 
     @property
@@ -177,7 +177,7 @@ class JobScreen(Overlay[AnswerType | None], Generic[ProgressType, ResultType, An
         return None if result is None else self._page.answer(result)
 
     def action_go_on(self) -> None:
-        """Begin; of an ended job, take what it found and close."""
+        """Start the job, or accept the result of an ended job and close."""
         if self._state.stage == "asked":
             self._state = replace(self._state, stage="on")
             self._show()

@@ -1,4 +1,4 @@
-"""A good answer as a row of a dataset: edited if need be, appended to a file that is asked for once."""
+"""Dialog that keeps a good answer as a row of a dataset, after optional edits."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _KEYS = (("^s", "append"), ("tab", "next"), ("esc", "leave it"))
 
 @dataclass(frozen=True)
 class KeptAnswer:
-    """An answer to append to a file of rows."""
+    """An answer to append to a dataset file."""
 
     text: str
-    """The answer: as the model wrote it, or as it was edited."""
+    """The answer as written by the model, or as edited."""
     file: str
     """The path of the file, as typed."""
 
 
 class _AnswerArea(TextArea):
-    """The answer to edit; what is pasted is sanitized."""
+    """Editor of the answer; pasted text is sanitized."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, soft_wrap=True, tab_behavior="focus", show_line_numbers=False)
@@ -43,17 +43,17 @@ class _AnswerArea(TextArea):
         self.insert(sanitize(event.text))
 
     def action_paste(self) -> None:
-        """Paste what was copied in the app."""
+        """Paste the app's clipboard."""
         self.insert(sanitize(self.app.clipboard))
 
 
 class KeepAnswer(Overlay[KeptAnswer]):
-    """The dialog with the answer to edit and the file; returns both, or nothing.
+    """Dialog with the answer and the file; returns both, or nothing.
 
     Args:
-        question: The question, to be read.
-        answer: The answer as the model wrote it.
-        file: The file that was used last; empty for none.
+        question: The question, for reference.
+        answer: The answer as written by the model.
+        file: The last used file; empty for none.
     """
 
     DEFAULT_CSS = """
@@ -107,7 +107,7 @@ class KeepAnswer(Overlay[KeptAnswer]):
             if not file:
                 self.query_one(SafeInput).focus()
             return
-        # What was not touched is kept as it was written, not as it is shown.
+        # An unedited answer is kept as written, not as sanitized for the editor.
         self.dismiss(KeptAnswer(self._answer if edited == sanitize(self._answer) else edited, file))
 
     @on(SafeInput.Submitted)

@@ -1,4 +1,4 @@
-"""The screen of the base models: those on this machine, as they are found, and a hub's after a question."""
+"""Screen of the base models: local models as they are found, and downloads from a hub."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class ModelRow:
     """A model in the list.
 
     Args:
-        model: Where it is.
-        facts: What it is; None until it has been read.
-        fit: The memory that a run with it takes; None until it has been read.
+        model: Name and location.
+        facts: Its properties; None until it has been read.
+        fit: The memory of a run with it; None until it has been read.
     """
 
     model: FoundModel
@@ -67,18 +67,18 @@ class ModelRow:
 
     @property
     def is_fetched_anew(self) -> bool:
-        """Whether it is a model of a hub that lacks files."""
+        """True for an incomplete download from a hub."""
         is_incomplete = self.facts is not None and self.facts.is_incomplete
         return is_incomplete and self.model.source == "hub cache" and fetchable(self.model.base) is not None
 
     def has(self, term: str) -> bool:
-        """Whether a lower-case text is in its name, its path or its place."""
+        """True if the name, path or location contains a lower-case text."""
         model = self.model
         return any(term in text.lower() for text in (model.name, model.base, model.place, str(model.path)))
 
 
 def tell_fit(memory: Fit) -> tuple[str, str]:
-    """The memory that a run takes against what is free, in a few words; and the style of them."""
+    """A few words on needed and free memory, and their style."""
     if memory.needed_bytes is None:
         return "memory unknown", "$muted"
     about = "about " if memory.is_rough else ""
@@ -104,7 +104,7 @@ def _of(needed: int, free: int) -> str:
 
 
 def verdict(row: ModelRow) -> tuple[str, str]:
-    """Whether a model can be trained here, in a few words; and the style of them."""
+    """A few words on whether the model can be trained here, and their style."""
     facts = row.facts
     if facts is None:
         return "reading …", "$muted"
@@ -121,7 +121,7 @@ def model_line(row: ModelRow, width: int, *, is_present: bool) -> Content:
     Args:
         row: The model.
         width: Columns of the line.
-        is_present: Whether it is the one in the configuration.
+        is_present: True for the model of the configuration.
     """
     facts = row.facts
     chat = "" if facts is None or not facts.family else "chat" if facts.has_template else "–"
@@ -145,19 +145,19 @@ def model_line(row: ModelRow, width: int, *, is_present: bool) -> Content:
 
 
 def _short_name(name: str, width: int) -> str:
-    """A name, of an id that is too long its second part."""
+    """A name; an id that is too long loses its owner."""
     shown = one_line(name, 200)
     return shown if len(shown) <= width else shown.partition("/")[2] or shown
 
 
 def _end(text: str, width: int) -> str:
-    """A text in so many cells, its end where it is too long: that of a path or an id says more than its beginning."""
+    """Fit a text into ``width`` cells, keeping its end: the end of a path or id says more than its beginning."""
     shown = one_line(text, 400)
     return fit(shown if len(shown) <= width else "…" + shown[-(width - 1) :], width)
 
 
 def hub_line(name: str, width: int) -> Content:
-    """The line of a model that can be downloaded.
+    """The line of a downloadable model.
 
     Args:
         name: ``owner/name``.
@@ -168,11 +168,11 @@ def hub_line(name: str, width: int) -> Content:
 
 
 def model_details(row: ModelRow, width: int) -> Content:
-    """All about a model in a few lines: its place, what it is, and whether it can be trained.
+    """Details of a model in a few lines: location, properties, and whether it can be trained.
 
     Args:
         row: The model.
-        width: Columns of a line; only the last sentence takes more than one.
+        width: Columns of a line; only the last sentence may wrap.
     """
     facts, model = row.facts, row.model
     if model.source == "starter":
@@ -222,7 +222,7 @@ _GATHERED = 0.05
 
 @dataclass
 class _Found(Message):
-    """Models and places have been found."""
+    """Models and unreadable places have been found."""
 
     items: Sequence[FoundModel | UnreadPlace]
 
@@ -242,7 +242,7 @@ class _Searched(Message):
 
 @dataclass(frozen=True)
 class _Entry:
-    """An entry of the list: a model, a download, a text taken as it is, or a note that cannot be chosen."""
+    """An entry of the list: a model, a download, the typed text itself, or a note that cannot be chosen."""
 
     kind: Literal["model", "fetch", "typed", "note"]
     key: str
@@ -250,11 +250,11 @@ class _Entry:
 
 
 class ModelScreen(Overlay[str | Path | None]):
-    """The screen to choose the base model; returns a value of ``model.base``, a path as one; nothing for ``esc``.
+    """Screen to choose the base model; returns a value for ``model.base``, or nothing for ``esc``.
 
     Args:
         catalog: The models on this machine.
-        document: The configuration, for the memory plan and the present choice; a thread reads it, so give a copy.
+        document: The configuration, for the memory plan and the current choice; a thread reads it, so pass a copy.
     """
 
     DEFAULT_CSS = """
@@ -287,9 +287,9 @@ class ModelScreen(Overlay[str | Path | None]):
         written = document.get("model.base")
         self._present = written if isinstance(written, str) else ModelSection().base
         self._rows: dict[str, ModelRow] = {}
-        """The models found, by their value of ``model.base``."""
+        """Found models by their value for ``model.base``."""
         self._typed_row: ModelRow | None = None
-        """The model that the typed path names."""
+        """The model at the typed path."""
         self._notes: list[UnreadPlace] = []
         self._entries: list[_Entry] = []
         self._pointed_at: int | None = None
@@ -297,7 +297,7 @@ class ModelScreen(Overlay[str | Path | None]):
         self._is_searching = True
 
     def compose(self) -> ComposeResult:
-        """The text to find, the models, and the details of the one under the cursor."""
+        """The search text, the models, and the details of the model under the cursor."""
         with Vertical() as box:
             box.border_subtitle = Content("type to find  tab complete  enter choose  esc back")
             yield SafeInput(placeholder="a part of a name, a path, or owner/name of a model of a hub")
@@ -305,7 +305,7 @@ class ModelScreen(Overlay[str | Path | None]):
             yield TextBlock(Content(" "), id="model-details")
 
     def on_mount(self) -> None:
-        """Begin to search."""
+        """Start the search."""
         self._show_title()
         self._list()
         self._search()
@@ -338,13 +338,13 @@ class ModelScreen(Overlay[str | Path | None]):
         except UserError as error:
             batch.append(UnreadPlace(Path(), str(error)))
         except OSError as error:
-            # As where the working directory has been removed.
+            # For example, the working directory has been removed.
             batch.append(UnreadPlace(Path(), f"The models on this machine cannot be listed: {error.strerror}."))
         self.post_message(_Found(batch))
         self.post_message(_Searched())
         config = valid_part(self._document)
         machine = machine_for(config)
-        # The present one first: the cursor is on it.
+        # The current model first: the cursor is on it.
         for model in sorted(found, key=lambda model: model.base != self._present):
             if worker.is_cancelled:
                 return
@@ -399,7 +399,7 @@ class ModelScreen(Overlay[str | Path | None]):
         return self.query_one(SafeInput).value.strip()
 
     def _list(self, *, keep: bool = False) -> None:
-        """List what the typed text is in; the cursor stays on its entry if ``keep`` is set."""
+        """List the entries that match the typed text; the cursor stays on its entry if ``keep`` is set."""
         before = self._current
         self._entries = self._entries_for(self._term)
         self._pointed_at = None
@@ -418,7 +418,7 @@ class ModelScreen(Overlay[str | Path | None]):
         if len(rows) > LISTED:
             entries.append(_note(f"… {len(rows) - LISTED} more; type a part of the name"))
         known = {row.model.base for row in rows}
-        # What the configuration names is offered without being typed, once it is certain that it is not here.
+        # The model of the configuration is offered without typing, once the search has not found it.
         hub = fetchable(term or ("" if self._is_searching else self._present))
         if hub is not None and hub.repository not in known and str(hub) not in known:
             entries.insert(0 if not term else len(entries), _Entry("fetch", str(hub)))
@@ -436,7 +436,7 @@ class ModelScreen(Overlay[str | Path | None]):
         return Content.assemble("  ", (one_line(term, 60), ""), (f"  as typed; no such model is here{guess}", "$muted"))
 
     def _start(self, before: _Entry | None) -> int | None:
-        """The place of the cursor in a new list: where it was, else the present choice, else the first."""
+        """Index of the cursor in a new list: its previous entry, else the current choice, else the first."""
         choosable = [place for place, entry in enumerate(self._entries) if entry.kind != "note"]
         if before is not None:
             again = [place for place in choosable if self._entries[place].key == before.key]
@@ -479,7 +479,7 @@ class ModelScreen(Overlay[str | Path | None]):
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
-        """Move the pointer, which marks the cursor without color."""
+        """Move the pointer, which marks the cursor on terminals without color."""
         message.stop()
         before, self._pointed_at = self._pointed_at, self._options.highlighted
         for place in (before, self._pointed_at):
@@ -509,7 +509,7 @@ class ModelScreen(Overlay[str | Path | None]):
     # Keys.
 
     def on_key(self, event: events.Key) -> None:
-        """Keys typed before the input had the focus, or outside it, are its text all the same."""
+        """Give keys typed outside the input to the input."""
         if not self.query_one(SafeInput).take_key(event) and event.key == "enter":
             event.stop()
             self._take()
@@ -552,7 +552,7 @@ class ModelScreen(Overlay[str | Path | None]):
             self._options.highlighted = choosable[max(0, min(index + rows, len(choosable) - 1))]
 
     def action_complete(self) -> None:
-        """Complete the typed text as far as is certain: a name of the list, or a path."""
+        """Complete the typed text to the common prefix of matching names or paths."""
         line = self.query_one(SafeInput)
         typed = line.value
         names = {name for row in self._rows.values() for name in (row.model.name, row.model.base)}
@@ -566,7 +566,7 @@ class ModelScreen(Overlay[str | Path | None]):
     # Choosing.
 
     def _take(self) -> None:
-        """Take the entry under the cursor: a model, or a text as it is; or offer to download."""
+        """Choose the entry under the cursor, or offer its download."""
         entry = self._current
         if entry is None or entry.kind == "note":
             return
@@ -581,7 +581,7 @@ class ModelScreen(Overlay[str | Path | None]):
                 self.dismiss(self._value(row.model))
 
     def _value(self, model: FoundModel) -> str | Path:
-        """The value for ``model.base``: its name, unless that means another model here."""
+        """The value for ``model.base``: the name, unless it resolves to another model here."""
         if not model.has_name:
             return Path(model.base)
         if model.source == "starter" or find_model(model.base, self._directory) == model.path:

@@ -1,4 +1,4 @@
-"""The base of the screens that cover the panes."""
+"""Base class of the screens over the panes."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from textual.widget import Widget
 from tui.keys import bindings
 from tui.widgets.text_block import TextBlock
 
-#: Rows below which a screen has a frame without sides, and nothing around its text.
+#: Rows below which a screen loses its side borders and margins.
 TINY_ROWS = 12
 #: Bindings of a dialog with several inputs.
 INPUT_BINDINGS = (
     Binding("escape", "dismiss(None)", "leave", show=False),
-    # At once: keys typed after them are the text of the next line.
+    # With priority, so that keys typed right after go to the next input.
     Binding("tab,down", "app.focus_next", show=False, priority=True),
     Binding("shift+tab,up", "app.focus_previous", show=False, priority=True),
 )
 
 
 def key_line(keys: Sequence[tuple[str, str]]) -> Content:
-    """A line of keys, each with what it does."""
+    """A line of keys with their functions."""
     return Content("   ").join(Content.assemble((key, "$primary bold"), f" {what}") for key, what in keys)
 
 
 class Overlay(ModalScreen[ScreenResultType]):
-    """A screen that is dismissed once: a key typed after the dismissing one may still reach it, and is no answer."""
+    """A modal screen that can be dismissed only once: a key typed after the dismissing key may still reach it."""
 
     DEFAULT_CSS = """
     Overlay { align: center middle; }
@@ -54,9 +54,9 @@ class Overlay(ModalScreen[ScreenResultType]):
     VERTICAL_BREAKPOINTS = [(0, "-tiny"), (TINY_ROWS, "-usual")]  # noqa: RUF012 - no ClassVar in Textual
 
     TAKES_TEXT: ClassVar[bool] = False
-    """Whether keys are text even before an input has the focus."""
+    """True if keys are text even before an input has the focus."""
     SCOPE: ClassVar[str] = ""
-    """Its scope in the table of keys; empty where it has none."""
+    """Its scope in the key table; empty for none."""
 
     BINDINGS: ClassVar[list[BindingType]] = [binding for binding in bindings("app") if binding.id == "app.picture"]
 
@@ -65,7 +65,7 @@ class Overlay(ModalScreen[ScreenResultType]):
 
     @on(events.Resize)
     def _resized(self) -> None:
-        """Where there are few rows, say in the frame what the keys do: below the text they would be out of sight."""
+        """Move the keys into the frame on a short terminal, where the line below the text would be out of sight."""
         self.call_after_refresh(self._place_keys)
 
     def _place_keys(self) -> None:
@@ -76,23 +76,23 @@ class Overlay(ModalScreen[ScreenResultType]):
             box.border_subtitle, self._has_keys_in_frame = Content(told), bool(told)
 
     def keys_in_frame(self) -> str:
-        """The keys that the frame tells where there are few rows, ``enter`` first; empty where it always tells them."""
+        """Keys for the frame on a short terminal, ``enter`` first; empty if the frame always shows them."""
         lines = "\n".join(block.content.plain for block in self.query("#keys").results(TextBlock))
         told = [part.strip() for part in re.split(r"\n| {3}", lines) if part.strip()]
         return "  ".join(sorted(told, key=lambda part: (not part.startswith("enter"), not part.startswith("esc"))))
 
     @property
     def known_keys(self) -> Container[str]:
-        """The keys that do something here."""
+        """Keys with a function on this screen."""
         return self.active_bindings
 
     def post_from_thread(self, message: Message) -> None:
-        """Post a message from a thread with a job of the screen; nothing where the screen has been left meanwhile."""
+        """Post a message from a thread, unless the screen has been left."""
         if self.is_attached:
             self.post_message(message)
 
     def dismiss(self, result: ScreenResultType | None = None) -> AwaitComplete:
-        """Dismiss the screen with a result, at most once: a second call would answer twice and pop the screen below."""
+        """Dismiss the screen with a result, once: a second call would answer twice and pop the screen below."""
         if self._is_left:
             return AwaitComplete()
         self._is_left = True

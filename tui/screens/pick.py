@@ -1,4 +1,4 @@
-"""A list to pick one entry from, with a search."""
+"""Searchable list to pick an entry from."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _WIDTH = 84
 
 @dataclass(frozen=True)
 class Pick:
-    """One entry; texts may be anything, they are sanitized before they are shown."""
+    """An entry; its texts are sanitized before they are shown."""
 
     value: str
     about: str = ""
     name: str = ""
-    """The name in the list; the value where empty."""
+    """The name in the list; by default the value."""
     hint: str = ""
-    """A few characters at the right end of its line, as a key."""
+    """A few characters at the right end of the line, such as a key."""
 
 
 @dataclass(frozen=True)
 class Discard:
-    """Entries that can be discarded in the list, by the same key twice."""
+    """Entries that can be discarded by pressing the key twice."""
 
     values: frozenset[str]
     """Their values."""
@@ -52,16 +52,16 @@ class Discard:
 
 
 class PickScreen(Overlay[str | None]):
-    """A screen to pick an entry; returns its value, an empty text for none of them, nothing for ``esc``.
+    """Screen to pick an entry; returns its value, an empty text for no choice, or nothing for ``esc``.
 
     Args:
         title: The subject of the choice.
         picks: The entries.
-        present: The present choice.
-        none: The meaning of no choice; empty where one must be chosen.
-        is_free: Whether the typed text can be chosen too.
+        present: The current choice.
+        none: The meaning of no choice; empty if a choice is required.
+        is_free: Accept the typed text as well.
         discard: Entries that can be discarded; None for none.
-        find: Finds the entries for a typed text; by default those with the text in their name.
+        find: Finds the entries for a typed text; by default, by a part of the name.
     """
 
     DEFAULT_CSS = """
@@ -106,7 +106,7 @@ class PickScreen(Overlay[str | None]):
         self._discard = discard
         self._doomed: str | None = None
         self._find = find or self._with_name
-        # A list with keys stays where it is while it gets shorter.
+        # A list of keys keeps its position while it gets shorter.
         self.set_class(any(pick.hint for pick in self._picks), "-keys")
         self._names = [one_line(pick.name or pick.value).lower() for pick in self._picks]
         self._shown: list[str] = []
@@ -123,13 +123,13 @@ class PickScreen(Overlay[str | None]):
             yield ChoiceList()
 
     def on_mount(self) -> None:
-        """Start at the present choice."""
+        """Start at the current choice."""
         self._list("")
         if self._present in self._shown:
             self._options.highlighted = self._shown.index(self._present)
 
     def on_key(self, event: events.Key) -> None:
-        """Keys typed before the input had the focus, or outside it, are its text all the same."""
+        """Give keys typed outside the input to the input."""
         line = self.query_one(SafeInput)
         if not line.take_key(event) and event.key == "enter":
             event.stop()
@@ -143,11 +143,11 @@ class PickScreen(Overlay[str | None]):
 
     @property
     def _room(self) -> int:
-        """Columns of a line, behind the pointer."""
+        """Columns of a line after the pointer."""
         return min(_WIDTH, self.app.size.width * 96 // 100) - 8
 
     def on_resize(self) -> None:
-        """Put what is at the right end there."""
+        """Realign the hints at the right end."""
         if any(pick.hint for pick in self._picks):
             chosen = self._chosen
             self._list(self.query_one(SafeInput).value)
@@ -183,7 +183,7 @@ class PickScreen(Overlay[str | None]):
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, message: OptionList.OptionHighlighted) -> None:
-        """Move the pointer, which marks the cursor without color."""
+        """Move the pointer, which marks the cursor on terminals without color."""
         message.stop()
         before, self._pointed_at, self._doomed = self._pointed_at, self._options.highlighted, None
         for place in (before, self._pointed_at):
@@ -217,7 +217,7 @@ class PickScreen(Overlay[str | None]):
             self.dismiss(self._shown[place])
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Discarding is for the entries that can be; elsewhere its keys edit the text."""
+        """Allow discarding only for discardable entries; elsewhere its keys edit the text."""
         if action == "discard":
             return self._discard is not None and self._chosen in self._discard.values
         return super().check_action(action, parameters)
@@ -228,7 +228,7 @@ class PickScreen(Overlay[str | None]):
         return self._shown[place] if place is not None and place < len(self._shown) else ""
 
     def action_discard(self) -> None:
-        """Discard the entry under the cursor; the first press asks for a second one."""
+        """Discard the entry under the cursor on the second press."""
         chosen, place = self._chosen, self._options.highlighted
         if self._discard is None or place is None:
             return

@@ -1,4 +1,4 @@
-"""The screen of the presets: the purpose of each, its changes, and the user's own values that stay."""
+"""Screen of the presets: their purpose, their changes, and the user's own values that stay."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tui.widgets.text_block import HangingBlock
 
 
 def tell_switch(switch: Switch) -> str:
-    """The changes that a preset has made, in half a sentence."""
+    """The changes made by a preset, in half a sentence."""
     felt, kept = len(switch.felt), len(switch.kept)
     changed = f"{felt} option{'' if felt == 1 else 's'} changed" if felt else "nothing has another value"
     stays = f", {kept} kept as you wrote {'it' if kept == 1 else 'them'}" if kept else ""
@@ -40,7 +40,7 @@ def tell_switch(switch: Switch) -> str:
 
 
 def suitable(document: ConfigDocument) -> Choice:
-    """The preset that suits model, card and data; slow, as it reads the driver, the model and the first rows.
+    """The preset that suits model, card and data; slow, because it asks the driver and reads model and rows.
 
     Raises:
         UserError: If the model is too large for the card.
@@ -53,14 +53,14 @@ def suitable(document: ConfigDocument) -> Choice:
     base = document.get("model.base")
     directory = document.path.parent if document.path is not None else None
     rows = None
-    # Without data model and card decide.
+    # Without readable data, model and card decide.
     with suppress(UserError):
         rows = document.validate()
     name = base if isinstance(base, str) else STARTER_NAME
     try:
         return suitable_preset(name, card, rows, directory=directory)
     except (UserError, OSError):
-        # So they do with data that cannot be read; a model that is too large is refused again.
+        # The rows may be at fault; a model that is too large raises again.
         return suitable_preset(name, card, None, directory=directory)
 
 
@@ -80,11 +80,11 @@ class _AutoChosen(Message):
 
 
 class PresetScreen(Overlay[Switch | None]):
-    """The screen of the presets; returns the chosen action, or nothing for ``esc``.
+    """Screen of the presets; returns the chosen switch, or nothing for ``esc``.
 
     Args:
-        document: The configuration; it is only read.
-        choose: Finds the preset that suits, in a thread; raises :class:`UserError` where there is none.
+        document: The configuration, which is only read.
+        choose: Finds the suitable preset, in a thread; raises :class:`UserError` if there is none.
     """
 
     DEFAULT_CSS = """
@@ -140,7 +140,7 @@ class PresetScreen(Overlay[Switch | None]):
                 yield HangingBlock(Content(" "))
 
     def on_mount(self) -> None:
-        """Start at the preset in force, or at the suggested one."""
+        """Start at the preset in force, or at ``auto``."""
         self._names = [_AUTO]
         group = None
         for preset in presets().values():
@@ -163,7 +163,7 @@ class PresetScreen(Overlay[Switch | None]):
         return self.query_one(VerticalScroll)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Place the changes to the right of the list, or below it."""
+        """Put the changes to the right of the list, or below it."""
         self.set_class(event.size.width >= BESIDE_WIDTH, "-beside")
         self.call_after_refresh(self._fill)
 
@@ -184,7 +184,7 @@ class PresetScreen(Overlay[Switch | None]):
     # Display.
 
     def switch_of(self, name: str) -> Switch | None:
-        """The changes by a preset; None where it is not known (yet) which one ``auto`` is."""
+        """The changes of a preset; None while ``auto`` is unknown."""
         if name != _AUTO:
             return plan_switch(self._document, presets()[name], keep_own=self._keeps_own)
         if self._auto is None:
@@ -194,7 +194,7 @@ class PresetScreen(Overlay[Switch | None]):
         )
 
     def _fill(self) -> None:
-        """Update every line of the list, and the changes."""
+        """Update all lines of the list, and the changes."""
         width = max(self._list.size.width, 20)
         for place, name in enumerate(self._names):
             self._list.replace_option_prompt_at_index(place, self._line(place, name, width))
@@ -251,7 +251,7 @@ class PresetScreen(Overlay[Switch | None]):
         self.action_take()
 
     def action_take(self) -> None:
-        """Take the preset under the cursor."""
+        """Choose the preset under the cursor."""
         if (switch := self.switch_of(self._chosen) if self._chosen else None) is not None:
             self.dismiss(switch)
 
@@ -278,11 +278,11 @@ def _counted(switch: Switch | None) -> str:
 
 
 def describe_switch(switch: Switch | None, title: str, reason: str) -> Content:
-    """The changes by a preset: each option with its value before and after, then the options that stay.
+    """Changes of a preset: each option with its value before and after, then the options that stay.
 
     Args:
-        switch: The changes; None where they are not known.
-        title: Its name.
+        switch: The changes; None if they are not known.
+        title: The name of the preset.
         reason: The reason for the choice of ``auto``; empty otherwise.
     """
     lines = [Content.styled(title, "bold")]

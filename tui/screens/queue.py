@@ -1,4 +1,4 @@
-"""The queue of runs: what is on, what comes next and when, and what has ended."""
+"""Screen of the queue: the live run, the waiting entries with their times, and the ended entries."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tui.widgets.strips import fit
 if TYPE_CHECKING:
     from core.queue.book import Queue
 
-#: Seconds between two looks at the queue.
+#: Seconds between two reads of the queue.
 LOOK_SECONDS = 2.0
 #: Columns of a line without its name.
 _STATE, _TIME = 18, 22
@@ -50,10 +50,10 @@ class QueueRead(Message):
 
 
 class QueueScreen(Overlay[Run]):
-    """The screen of the queue; returns the run that is to be shown.
+    """Screen of the queue; returns the run to show.
 
     Args:
-        add: Adds a run of the configuration in the app, and says so in a sentence.
+        add: Adds a run of the app's configuration, and returns a notice.
     """
 
     DEFAULT_CSS = """
@@ -74,18 +74,18 @@ class QueueScreen(Overlay[Run]):
         self._clock: Callable[[], float] = time.time
 
     def compose(self) -> ComposeResult:
-        """The runner, the entries, the answer to the last key, the keys."""
+        """The runner, the entries, the result of the last key, and the keys."""
         yield ListBox("Queue")
 
     def on_mount(self) -> None:
-        """Read the queue, now and every few seconds."""
+        """Read the queue now and every few seconds."""
         self._clock = shell_of(self).clock
         self._box.show_keys(self._keys())
         self._look()
         self.set_interval(LOOK_SECONDS * shell_of(self).pace, self._look)
 
     def on_resize(self) -> None:
-        """Lines are as wide as there is room."""
+        """Fit the lines to the new width."""
         if self._view is not None:
             self._show_entries(self._view)
 
@@ -103,7 +103,7 @@ class QueueScreen(Overlay[Run]):
     def _look(self) -> None:
         try:
             if self._view is None:
-                # The list is there before anything is estimated.
+                # Show the list before the slow estimates.
                 self.post_from_thread(QueueRead(self._reader.read(self._clock(), known_only=True)))
             found = QueueRead(self._reader.read(self._clock()))
         except UserError as error:
@@ -132,7 +132,7 @@ class QueueScreen(Overlay[Run]):
         return Content.assemble("No runner is on, so nothing starts · ", (shows, "$primary bold"), " starts it")
 
     def _show_entries(self, view: QueueView) -> None:
-        """The lines, the cursor staying on its entry; written only where something has changed."""
+        """Update the changed lines; the cursor stays on its entry."""
         options, width = self._options, max(self._options.size.width, 40)
         here = self._wanted if self._wanted is not None else (row.entry.id if (row := self._row) else None)
         lines = [_line(row, width, self._clock()) for row in view.rows]
@@ -192,11 +192,11 @@ class QueueScreen(Overlay[Run]):
         self.action_open()
 
     def action_add(self) -> None:
-        """Add a run of the configuration in the app."""
+        """Add a run of the app's configuration."""
         self._do(self._add)
 
     def action_hold(self) -> None:
-        """Hold the entry under the cursor, or release it."""
+        """Hold or release the entry under the cursor."""
         if (row := self._row) is None:
             return
         entry = row.entry
@@ -206,7 +206,7 @@ class QueueScreen(Overlay[Run]):
             self._change(lambda queue: queue.held(entry.id), f"Entry {entry.id} is held.")
 
     def action_shift(self, places: int) -> None:
-        """Let the entry under the cursor start earlier or later."""
+        """Move the entry under the cursor up or down."""
         if (row := self._row) is None:
             return
         entry_id = row.entry.id
@@ -220,13 +220,13 @@ class QueueScreen(Overlay[Run]):
         self._change(shift, "")
 
     def action_remove(self) -> None:
-        """Take the entry under the cursor out."""
+        """Remove the entry under the cursor."""
         if (row := self._row) is not None:
             entry_id = row.entry.id
             self._change(lambda queue: queue.removed(entry_id), f"Entry {entry_id} is removed.")
 
     def action_clear(self) -> None:
-        """Take out what has ended."""
+        """Remove the ended entries."""
 
         async def clear() -> str:
             count = await asyncio.to_thread(store.clear)
@@ -265,19 +265,19 @@ class QueueScreen(Overlay[Run]):
         self._do(change)
 
     def _do(self, what: Callable[[], Awaitable[str]]) -> None:
-        """Carry out a key, then read the list again."""
+        """Carry out a key's action, then read the queue again."""
         self._box.carry_out(what, self._look)
 
 
 def _legend(view: QueueView) -> str:
-    """What the marks of the durations mean."""
+    """Legend for the marks of the durations."""
     plan = ["* by the plan: no run of this kind yet"] if view.has_plans else []
     early = [f"^ ends early by {' or '.join(view.early_ends)}"] if view.early_ends else []
     return " · ".join([*plan, *early])
 
 
 def _line(row: EntryView, width: int, now: float) -> Content:
-    """An entry in one line: its number, its state, when it begins or ends, its name and why."""
+    """The line of an entry: number, state, times, name, and the reason of a failure."""
     entry = row.entry
     doing = row.state or entry.outcome or entry.state
     if row.state and row.total_steps:
@@ -297,7 +297,7 @@ def _line(row: EntryView, width: int, now: float) -> Content:
 
 
 def _when(row: EntryView, now: float) -> str:
-    """When an entry begins and ends, as far as that is known; with a mark where its duration is by the plan."""
+    """Begin and end of an entry as far as known, with a mark if its duration is by the plan."""
     entry, day = row.entry, time.localtime(now).tm_yday
 
     def clock(moment: float) -> str:

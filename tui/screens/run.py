@@ -1,4 +1,4 @@
-"""The screen of everything about a run, in parts that are turned through."""
+"""Screen of everything about a run, in parts to page through."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ from tui.widgets.charts.line_chart import LineChart
 from tui.widgets.charts.run_chart import chart_marks
 from tui.widgets.text_block import TextBlock
 
-#: Newest lines of the events and of the worker's log that are shown.
+#: Maximum number of lines of the events and of the worker's log; the newest are shown.
 MOST_LINES = 1000
 _LOOKS = {"warning": "$near", "error": "$limit"}
 _SIGNS = {"warning": "! ", "error": "✗ "}
 
-#: A table: titles, each with whether its column is right-aligned, and rows of cells.
+#: Titles of a table; True aligns the column to the right.
 _Titles = Sequence[tuple[str, bool]]
 
 
 def summary(record: RunRecord, width: int) -> Content:
-    """What the run is, and what it came to."""
+    """Facts and results of the run."""
     row, figures, history = record.row, record.figures, record.history
     state = record.run.state()
     tags = " ".join(f"#{tag}" for tag in row.labels.tags)
@@ -101,11 +101,11 @@ def _rows(record: RunRecord) -> str:
 
 
 def configuration(values: Mapping[str, Any], settings: Mapping[str, Any], width: int) -> Content:
-    """What was set while the run was on, what differs from the defaults, and then all values.
+    """Options changed during the run, options that differ from the defaults, and all values.
 
     Args:
         values: The configuration, ``section.key`` to value.
-        settings: Options that were set while it was on, likewise.
+        settings: Options that were changed during the run, likewise.
         width: Columns.
     """
     if not values:
@@ -155,7 +155,7 @@ def _value(value: Any) -> str:
 
 
 def evaluations(record: RunRecord, width: int) -> Content:
-    """Each evaluation, the best one marked."""
+    """All evaluations, with the best marked."""
     found = record.history.evals
     if not found:
         return Content.styled("It was not evaluated.", "$muted")
@@ -180,7 +180,7 @@ def evaluations(record: RunRecord, width: int) -> Content:
 
 
 def checkpoints(found: Sequence[KeptCheckpoint], width: int) -> Content:
-    """Each checkpoint that is there: its step, size, loss, and why it is kept."""
+    """Existing checkpoints: step, size, loss, and the reason for keeping them."""
     if not found:
         return Content.styled("It has no checkpoint.", "$muted")
     titles = [("step", True), ("size", True), ("eval loss", True), ("written", False), ("kept as", False)]
@@ -200,7 +200,7 @@ def checkpoints(found: Sequence[KeptCheckpoint], width: int) -> Content:
 
 
 def processes(record: RunRecord, found: Sequence[Rank], width: int, now: float) -> Content:
-    """Each process: its machine, device and process id, and while the run is on its last sign of life.
+    """Processes: machine, device and process id, and their last sign of life while the run is live.
 
     Args:
         record: The run.
@@ -231,7 +231,7 @@ def processes(record: RunRecord, found: Sequence[Rank], width: int, now: float) 
 
 
 def events(record: RunRecord, width: int) -> Content:
-    """What happened, the newest first, under the days."""
+    """Events by day, the newest first."""
     log = list(record.history.log)
     if not log:
         return Content.styled("Its record is empty.", "$muted")
@@ -264,7 +264,7 @@ def _moment(moment: float) -> str:
 
 
 def _table(titles: _Titles, rows: Sequence[Sequence[str]], width: int) -> Content:
-    """A table whose columns are as wide as they need; columns without a value in any row are left out."""
+    """A table with columns as wide as their content; empty columns are left out."""
     kept = [place for place in range(len(titles)) if any(row[place] not in ("", "–") for row in rows)]
     sizes = {place: max(cell_len(titles[place][0]), *(cell_len(row[place]) for row in rows)) for place in kept}
 
@@ -280,11 +280,11 @@ def _table(titles: _Titles, rows: Sequence[Sequence[str]], width: int) -> Conten
     return Content("\n").join([head, *(Content(line(row)) for row in rows)])
 
 
-#: The part that has a widget of its own.
+#: The part with its own widget.
 _SAMPLES = "Samples"
-#: Bytes of the end of the worker's log.
+#: Bytes read from the end of the worker's log.
 _LOG_BYTES = 128 << 10
-#: Seconds between two looks at the signs of life of a run's processes.
+#: Seconds between two reads of the processes' signs of life.
 SIGN_SECONDS = 2.0
 
 
@@ -300,7 +300,7 @@ class RunRead(Message):
 
 @dataclass
 class RunGlimpsed(Message):
-    """Some steps of a long run, long before it is read."""
+    """Sampled steps of a long run, before the full record is read."""
 
     glimpse: RunHistory
 
@@ -310,7 +310,7 @@ def _configuration(read: RunRead, width: int) -> Content:
 
 
 class RunScreen(Overlay[None]):
-    """Everything about a run.
+    """Screen of everything about a run.
 
     Args:
         run: The run.
@@ -346,7 +346,7 @@ class RunScreen(Overlay[None]):
         )
 
     def compose(self) -> ComposeResult:
-        """The names of the parts, and the present one."""
+        """The names of the parts, and the current part."""
         with Vertical() as box:
             box.border_title = Content(one_line(self._run.id, 80))
             yield TextBlock(id="parts")
@@ -379,7 +379,7 @@ class RunScreen(Overlay[None]):
         )
 
     def on_resize(self) -> None:
-        """Lay the text out for its width, which is known once the screen has been laid out."""
+        """Lay out the text for its width, which is known after the layout."""
         self.call_after_refresh(self._show)
 
     @work(thread=True, group="run")
@@ -409,7 +409,7 @@ class RunScreen(Overlay[None]):
         return processes(read.record, read.ranks, width, shell_of(self).clock())
 
     def _look_at_signs(self) -> None:
-        """Show the newest signs of life of the processes, where they are looked at."""
+        """Update the signs of life while the part with the processes is open."""
         if self._read_run is not None and self._parts[self._part][0] == "Processes":
             self._read_run.ranks = read_ranks(self._run.path)
             self._show()
@@ -424,7 +424,7 @@ class RunScreen(Overlay[None]):
         self.query_one(AnswersView).display = self._shows_samples
         self.query_one("#lines").display = not self._shows_samples
         if read is not None:
-            # Less the scrollbar, which may come with the lines.
+            # Leave room for the scrollbar.
             width = max(self.query_one(Vertical).content_size.width - 2, 20)
             text.show(self._parts[self._part][1](read, width))
         elif self._glimpse is not None:
@@ -432,7 +432,7 @@ class RunScreen(Overlay[None]):
 
     def _show_parts(self) -> None:
         present = self._parts[self._part][0]
-        # In brackets too: colors are not all that a terminal may lack.
+        # In brackets too, for terminals without color.
         names = [
             (f"[{name}]", "$primary bold") if name == present else (f" {name} ", "$muted") for name, _ in self._parts
         ]
@@ -449,7 +449,7 @@ class RunScreen(Overlay[None]):
             chart.show(data)
 
     def _chart_data(self) -> ChartData | None:
-        """The curve, where it is the present part and there is one."""
+        """The curve, if its part is open and there is one."""
         read, glimpse = self._read_run, self._glimpse
         if self._part:
             return None
@@ -462,43 +462,43 @@ class RunScreen(Overlay[None]):
         )
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Before the run has been read there is only the way out."""
+        """Allow only leaving until the run has been read."""
         del parameters
         if action in ("turn_question", "walk_answers", "turn_layout"):
             return self._shows_samples
         return self._read_run is not None if action in ("turn", "scroll", "log_axis") else True
 
     def action_turn(self, by: int) -> None:
-        """Show the next part, or the one before."""
+        """Show the next or previous part."""
         self._part = (self._part + by) % len(self._parts)
         self._show()
         self._box.scroll_home(animate=False)
 
     @property
     def _box(self) -> VerticalScroll:
-        """What scrolls of the present part."""
+        """The scrolling box of the current part."""
         return self.query_one(AnswersView) if self._shows_samples else self.query_one("#lines", VerticalScroll)
 
     def action_turn_question(self, by: int) -> None:
-        """Show the samples of the next question, or of the one before."""
+        """Show the samples of the next or previous question."""
         self.query_one(AnswersView).turn(by)
 
     def action_walk_answers(self, by: int) -> None:
-        """Show the samples of a later evaluation, or of an earlier one."""
+        """Show the samples of a later or earlier evaluation."""
         self.query_one(AnswersView).walk_by(by)
 
     def action_turn_layout(self) -> None:
-        """Put the samples beside those before, the first ones or the wanted ones; or show all of them."""
+        """Cycle the samples' layout: beside the previous, the first or the wanted answers, or all."""
         self.query_one(AnswersView).turn_layout()
         self._show_hints()
 
     def action_log_axis(self) -> None:
-        """Draw the loss on a logarithmic axis, or back."""
+        """Toggle the logarithmic axis."""
         chart = self.query_one(LineChart)
         chart.log_axis = not chart.log_axis
 
     def action_scroll(self, way: Way) -> None:
-        """Scroll in the present part."""
+        """Scroll the current part."""
         scroll(self._box, way)
 
     def action_back(self) -> None:
@@ -516,5 +516,5 @@ def _end_of_log(run: Run) -> str:
     except OSError:
         return ""
     text = data.decode("utf-8", errors="replace")
-    # The first line may be the rest of one.
+    # The first line may be cut.
     return text.partition("\n")[2] if size > _LOG_BYTES else text

@@ -1,5 +1,5 @@
-"""Settings of a live run: learning rate, intervals of evaluations and checkpoints, limits of heat and power, wishes
-for the night."""
+"""Settings of a live run: learning rate, evaluation and checkpoint intervals, heat and power limits, deadline and
+energy."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ _KEYS = (("tab", "next"), ("enter", "change"), ("esc", "leave as it is"))
 
 
 class RunSettings(Overlay[None]):
-    """The dialog of the settings, checked while typed; it stays open until the worker has applied the changes.
+    """Dialog of the settings, checked while typing; it stays open until the worker has applied the changes.
 
     Args:
         view: The run.
-        config: The configuration that it was started with.
-        send: Sends changes to its worker; the answer is passed to :meth:`accept` or :meth:`refuse`.
+        config: The configuration at the start of the run.
+        send: Sends changes to the worker; the answer goes to :meth:`accept` or :meth:`refuse`.
     """
 
     DEFAULT_CSS = """
@@ -97,7 +97,7 @@ class RunSettings(Overlay[None]):
         self._is_waiting = False
 
     def compose(self) -> ComposeResult:
-        """The present values, an input for each setting with its error below, and the keys."""
+        """An input for each setting with its error below, and the keys."""
         with VerticalScroll(can_focus=False) as box:
             box.border_title = Content("Settings of the run")
             yield TextBlock(self._about(), id="about")
@@ -129,7 +129,7 @@ class RunSettings(Overlay[None]):
     # Typing.
 
     def on_key(self, event: events.Key) -> None:
-        """Keys typed before the first input had the focus are its text all the same."""
+        """Give keys typed before the first input has the focus to that input."""
         if isinstance(self.focused, SafeInput) or self._is_waiting:
             return
         if not self._lines[SETTINGS[0]].take_key(event) and event.key == "enter":
@@ -144,10 +144,10 @@ class RunSettings(Overlay[None]):
         self._check(name)
 
     def _check(self, name: str) -> dict[str, Any] | None:
-        """Show the error of an input below it; returns its change where it has one, None where it is wrong."""
+        """Show the error of an input below it; returns its change, empty for none, or None if it is invalid."""
         line, remark = self._lines[name], ""
         change: dict[str, Any] | None = {}
-        # An untouched input stays as it was, whatever its value.
+        # An unedited input is not validated: its value may have become invalid.
         if line.value.strip() != format_value(self._present[name]):
             try:
                 change = read_changes(self._config, {name: line.value})
@@ -162,7 +162,7 @@ class RunSettings(Overlay[None]):
         """The warning of the configuration's rules about a value."""
         values = {**self._present, **change}
         if values["eval.every_steps"] is not None:
-            # A number of steps that was set replaces that of epochs.
+            # An interval in steps replaces one in epochs.
             values["eval.every_epochs"] = None
         data = self._view.history.data
         try:
@@ -221,7 +221,7 @@ class RunSettings(Overlay[None]):
             self._show_answer("Changed.", "$ok")
 
     def refuse(self, error: UserError) -> None:
-        """Show an error: the worker has refused, or does not answer; the typed text stays."""
+        """Show the error of a worker that refuses or does not answer; the typed text stays."""
         self._let_type(True)
         self._show_answer(f"✗ {error}", "$limit")
 

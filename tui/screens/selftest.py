@@ -1,4 +1,4 @@
-"""The self-test on a screen: what it takes, its progress by check, and the table at its end."""
+"""Screen of the self-test: an introduction, the progress of each check, and the results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TITLE = 15
 
 @dataclass(frozen=True)
 class Made:
-    """A self-test that was made, and where its report was written or why it could not be."""
+    """A finished self-test: its report, and the report's path or the reason why it was not written."""
 
     report: Report
     place: str = ""
@@ -35,7 +35,7 @@ class Made:
 
 
 class SelfTestPage:
-    """The self-test; nothing is taken from its result."""
+    """Page of the self-test; it has no answer."""
 
     title = "Self-test"
     width = 112
@@ -45,7 +45,7 @@ class SelfTestPage:
         self._job = selftest_job()
 
     def run(self, tell: Callable[[SelfTestProgress], None]) -> Made:
-        """Make the checks, and write the report."""
+        """Run the checks, and write the report."""
         report = self._job.run(tell)
         try:
             return Made(report, str(write_report(report)))
@@ -57,10 +57,10 @@ class SelfTestPage:
         self._job.close()
 
     def answer(self, result: Made) -> None:
-        """Nothing."""
+        """No answer."""
 
     def text(self, state: JobState[SelfTestProgress, Made], room: int, glyphs: GlyphSet) -> Content:  # noqa: ARG002
-        """What it takes, or the checks with what is known of each."""
+        """The introduction, or the checks with their results so far."""
         if state.stage == "asked":
             return _about(room)
         if state.error is not None:
@@ -69,12 +69,12 @@ class SelfTestPage:
 
 
 def selftest_screen() -> JobScreen[SelfTestProgress, Made, None]:
-    """The screen of the self-test."""
+    """Screen of the self-test."""
     return JobScreen(SelfTestPage())
 
 
 def _about(room: int) -> Content:
-    """What it takes, and what each check proves."""
+    """The introduction, with the claim of each check."""
     lines = [Content(_ABOUT), Content("")]
     for item in SUBJECTS:
         first, *rest = textwrap.wrap(item.proves, max(room - _TITLE, 20))
@@ -84,13 +84,13 @@ def _about(room: int) -> Content:
 
 
 def _checks(progress: SelfTestProgress, made: Made | None, room: int) -> Content:
-    """A line for each check; behind the last one, the result and where the report is."""
+    """A line for each check, then the verdict and the path of the report."""
     done = {check.name: check for check in progress.checks}
     device = device_line(made.report.device) if made is not None else one_line(progress.device, 100) or "…"
     lines = [Content(device), Content("")]
     for item in SUBJECTS:
         check = done.get(item.name)
-        # Until the end a line each, so that the box stays where it is.
+        # A single line each until the end, so that the box keeps its height.
         lines.append(_waiting(item, progress) if check is None else _done(check, item, room, whole=made is not None))
     if made is not None:
         where = f"To attach to a bug report, without names and paths: {made.place}"
@@ -101,7 +101,7 @@ def _checks(progress: SelfTestProgress, made: Made | None, room: int) -> Content
 
 
 def _waiting(item: Subject, progress: SelfTestProgress) -> Content:
-    """The line of a check that is at work or to come."""
+    """The line of a running or pending check."""
     if progress.current is None or progress.current.name != item.name:
         return Content.styled(f"      {item.title}", "$muted")
     counted = f" {progress.done} of {progress.total}" if progress.done is not None and progress.total else ""
@@ -111,7 +111,7 @@ def _waiting(item: Subject, progress: SelfTestProgress) -> Content:
 
 
 def _done(check: Check, item: Subject, room: int, *, whole: bool) -> Content:
-    """The lines of a check that is done: its result, seconds and detail, which wraps in its column or is cut."""
+    """The lines of a finished check: result, seconds, and detail, which is wrapped or cut."""
     head = Content.assemble(
         (f"{LABELS[check.result]:<4}  ", _STYLES[check.result]),
         (f"{item.title:<{_TITLE}}", "bold"),

@@ -1,4 +1,4 @@
-"""The screen of the server: what programs need to use the model, and a way to end it."""
+"""Screen of the server: address, key and model for clients, and a key to stop it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _WIDTH = 11
 
 
 def lines_to_paste(view: ServingView) -> str:
-    """Lines for a shell, with the variables that programs with OpenAI's client read; empty until the server is on."""
+    """Shell lines with the environment variables of OpenAI's client; empty until the server is up."""
     if view.address is None:
         return ""
     return f"export OPENAI_BASE_URL={view.address.url}\nexport OPENAI_API_KEY={view.address.key}"
 
 
 class ServeScreen(Overlay[str]):
-    """The server as it is; dismissed with :data:`STOP` to end it, else it stays on.
+    """The server's state; dismissed with :data:`STOP` to end it, otherwise it stays up.
 
     Args:
         view: The server.
@@ -39,11 +39,11 @@ class ServeScreen(Overlay[str]):
 
     @property
     def known_keys(self) -> Container[str]:
-        """The keys that do something here."""
+        """Keys with a function on this screen."""
         return {*self.active_bindings, "escape", "q", "S", "s", *self._copyable}
 
     def compose(self) -> ComposeResult:
-        """A text, which scrolls; the keys are in the border."""
+        """A scrolling text with the keys in its border."""
         yield OverlayBox(TextBlock(), title="Serve", width=100)
 
     def on_mount(self) -> None:
@@ -51,7 +51,7 @@ class ServeScreen(Overlay[str]):
         self._show()
 
     def show(self, view: ServingView) -> None:
-        """Show the server as it is now."""
+        """Show the server's new state."""
         self._view, self._said = view, ""
         if self.is_attached:
             self._show()
@@ -74,7 +74,7 @@ class ServeScreen(Overlay[str]):
 
     @property
     def _copyable(self) -> dict[str, tuple[str, str]]:
-        """What a key copies, in words and itself."""
+        """Keys that copy, with the name of the copied text and the text."""
         address = self._view.address
         if address is None or self._view.error is not None:
             return {}
@@ -113,7 +113,7 @@ class ServeScreen(Overlay[str]):
             Content(""),
             Content.styled("The model is loaded with the first question. The server ends with the app.", "$muted"),
         ]
-        # The last line is there from the beginning, so that the box stays where it is.
+        # The last line is always there, so that the box keeps its height.
         news = Content.styled(self._said, "$ok") if self._said else Content(one_line(view.progress, 200))
         return Content("\n").join([*lines, news])
 

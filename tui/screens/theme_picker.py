@@ -1,4 +1,4 @@
-"""The theme picker: the theme under the cursor is previewed at once, ``esc`` restores the old one."""
+"""Theme picker: the theme under the cursor is previewed at once, and ``esc`` restores the old theme."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ThemePicker(Overlay[str]):
 
     Args:
         names: The themes.
-        current: The one in use.
+        current: The theme in use.
     """
 
     DEFAULT_CSS = """
@@ -61,7 +61,7 @@ class ThemePicker(Overlay[str]):
         self.dismiss(event.option_id or "")
 
     def action_move(self, by: int) -> None:
-        """Move the cursor to the next theme, or the one before."""
+        """Move the cursor to the next or previous theme."""
         themes = self.query_one(OptionList)
         if by > 0:
             themes.action_cursor_down()

@@ -1,4 +1,4 @@
-"""The trash: the runs that were deleted, with their sizes, to restore or to delete for good."""
+"""Screen of the trash: deleted runs with their sizes, to restore or to delete for good."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class TrashRow:
 
 @dataclass
 class TrashRead(Message):
-    """The trash has been read; ``free`` are the free bytes of its disk, if they can be told."""
+    """The trash has been read; ``free`` is the free space of its disk in bytes, if known."""
 
     rows: Sequence[TrashRow]
     free: int | None
 
 
 class TrashScreen(Overlay[bool]):
-    """The screen of the trash; returns whether a run was restored."""
+    """Screen of the trash; returns True if a run was restored."""
 
     DEFAULT_CSS = """
     TrashScreen {
@@ -66,7 +66,7 @@ class TrashScreen(Overlay[bool]):
         self._has_restored = False
 
     def compose(self) -> ComposeResult:
-        """What the trash takes, its runs, the answer to the last key, the keys."""
+        """The size of the trash, its runs, the result of the last key, and the keys."""
         yield ListBox("Trash")
 
     def on_mount(self) -> None:
@@ -78,7 +78,7 @@ class TrashScreen(Overlay[bool]):
         self._look()
 
     def on_resize(self) -> None:
-        """Lines are as wide as there is room."""
+        """Fit the lines to the new width."""
         self._show_rows()
 
     @work(thread=True, group="trash-look", exclusive=True)
@@ -142,7 +142,7 @@ class TrashScreen(Overlay[bool]):
         async def restore() -> str:
             if row not in self._rows:
                 return ""  # the key came twice
-            # Whoever leaves meanwhile finds it in the list.
+            # Set before the move: the user may leave meanwhile.
             self._has_restored = True
             run = await asyncio.to_thread(restore_run, row.item)
             self._rows = [other for other in self._rows if other is not row]
@@ -157,7 +157,7 @@ class TrashScreen(Overlay[bool]):
             self._delete([row], is_whole=False)
 
     def action_empty(self) -> None:
-        """Delete all of them for good, after a question."""
+        """Delete all runs for good, after a question."""
         if self._rows:
             self._delete(self._rows, is_whole=True)
 
@@ -170,15 +170,15 @@ class TrashScreen(Overlay[bool]):
         self._do(delete)
 
     def _do(self, what: Callable[[], Awaitable[str]]) -> None:
-        """Carry out a key, then read the list again."""
+        """Carry out a key's action, then read the trash again."""
         self._box.carry_out(what, self._look)
 
 
 def _remove(rows: Sequence[TrashRow], *, is_whole: bool) -> str:
-    """Delete runs for good, and say what was freed.
+    """Delete runs for good, and report the freed space.
 
     Raises:
-        UserError: If one is not deleted, or not all of it; the others are all the same.
+        UserError: If a run cannot be deleted completely; the others are deleted first.
     """
     freed, failure = 0, None
     for row in rows:
@@ -208,7 +208,7 @@ def _amount(rows: Sequence[TrashRow]) -> str:
 
 
 def _line(row: TrashRow, width: int) -> Content:
-    """A run in one line: its id, its size, when it was deleted."""
+    """The line of a run: id, size, and time of deletion."""
     when = f"deleted {format_moment(row.item.deleted, '%Y-%m-%d %H:%M')}" if row.item.deleted else ""
     return Content.assemble(
         fit(one_line(row.item.id, 300), max(width - _SIZE - _TIME - 3, 12)),

@@ -1,4 +1,4 @@
-"""The answers of a run over time: each beside its former self, or all to a question below each other."""
+"""Sample answers of a run over time: each beside an earlier answer, or all answers to a question."""
 
 from __future__ import annotations
 
@@ -21,25 +21,24 @@ from tui.widgets.text_block import TextBlock
 if TYPE_CHECKING:
     from tui.state import RunView
 
-#: Most lines of a text, tried one after the other until all lines fit; what is longer is cut.
+#: Maximum numbers of lines of a text, tried in order until everything fits; longer texts are cut.
 MOST_LINES = (8, 3, 1)
-#: Most characters of a text that are shown whole, and of one that is cut after some lines anyway.
+#: Maximum characters of a text shown whole, and of a text cut after a few lines anyway.
 MOST_CHARACTERS, _CUT_CHARACTERS = 32_000, 4_000
-#: Changed words are told by their underline; color adds nothing to it.
+#: Style of changed words, independent of color.
 CHANGED: Final = "underline"
 _MARKS = {"right": ("✓", "$ok"), "wrong": ("✗", "$limit"), "": (" ", "")}
-#: A number of lines that no text reaches.
+#: More lines than any text has.
 _WHOLE = 1 << 30
 
 
 def question_lines(question: Question, width: int, height: int) -> list[Content]:
-    """All answers to a question, its labels in a column of their own; of each, the words are marked that the one before
-    it does not have.
+    """All answers to a question below their labels, with the words marked that are new since the answer before.
 
     Args:
         question: The question with its answers.
         width: Cells of a line.
-        height: Lines in view; texts are cut so that all answers are, as far as that goes.
+        height: Lines in view; texts are cut to show all answers, as far as possible.
     """
     for most in MOST_LINES:
         lines = _lines(question, width, most)
@@ -63,12 +62,12 @@ def _lines(question: Question, width: int, most: int) -> list[Content]:
 
 
 def label_width(question: Question) -> int:
-    """The columns of the labels."""
+    """Columns of the labels."""
     return max(map(len, ("wanted", *map(label, question.answers)))) + 2
 
 
 def head_lines(question: Question, width: int, most: int, column: int, *, wanted: bool = True) -> list[Content]:
-    """The lines of what is asked and of what is wanted, each cut after ``most`` lines."""
+    """Lines of the question and of the wanted answer, each cut after ``most`` lines."""
     ask = Content.styled(safe(question.prompt, _CUT_CHARACTERS), "bold")
     lines = hung(Content.styled("ask".ljust(column), "$muted"), ask, width, most)
     if question.expected is not None and wanted:
@@ -78,12 +77,12 @@ def head_lines(question: Question, width: int, most: int, column: int, *, wanted
 
 
 def label(answer: SampleAnswer) -> str:
-    """The name of an answer."""
+    """Label of an answer."""
     return f"step {answer.step}"
 
 
 def mark(question: Question, answer: SampleAnswer) -> Content:
-    """Whether an answer is right, and whether it is JSON where it should be; a gap where other answers have a mark."""
+    """Grade of an answer, with a warning for invalid JSON; blank if only other answers are graded."""
     sign, color = _MARKS[answer.verdict]
     is_marked = any(other.verdict for other in question.answers)
     return Content.assemble(
@@ -92,14 +91,14 @@ def mark(question: Question, answer: SampleAnswer) -> Content:
 
 
 def safe(text: str, limit: int = MOST_CHARACTERS) -> str:
-    """Text from outside, made safe to show; what is longer than ``limit`` characters is cut, and says so."""
+    """Sanitize an external text; a text of more than ``limit`` characters is cut, with a note."""
     text = text.strip()
     shown = steady(sanitize(text[:limit]).expandtabs(4), whole=True)
     return shown if len(text) <= limit else f"{shown}\n… {format_count(len(text) - limit)} more characters"
 
 
 def said(text: str, changed: Sequence[Span] = (), style: str = "") -> Content:
-    """A safe text with its changed words marked; words where it is empty."""
+    """A safe text with its changed words marked, or a note if it is empty."""
     if not text:
         return Content.styled("no answer", "$muted italic")
     content = Content.styled(text, style)
@@ -110,7 +109,7 @@ def said(text: str, changed: Sequence[Span] = (), style: str = "") -> Content:
 
 
 def _parts(text: str, start: int, end: int) -> list[Span]:
-    """The parts of a range in each line, without the spaces around them, which are no words."""
+    """Split a range by lines, without surrounding spaces."""
     parts: list[Span] = []
     for line in text[start:end].splitlines(keepends=True):
         if line.strip():
@@ -121,7 +120,7 @@ def _parts(text: str, start: int, end: int) -> list[Span]:
 
 
 def hung(head: Content, text: Content, width: int, most: int = _WHOLE) -> list[Content]:
-    """A head, and beside it a text, wrapped and cut after ``most`` lines."""
+    """Text wrapped beside a heading, and cut after ``most`` lines."""
     indent = head.cell_length
     wrapped = text.wrap(max(width - indent, 8))
     if len(wrapped) > most:
@@ -130,9 +129,9 @@ def hung(head: Content, text: Content, width: int, most: int = _WHOLE) -> list[C
     return [(head if number == 0 else Content(" " * indent)) + line for number, line in enumerate(wrapped)]
 
 
-#: What of a question is shown: an answer beside another one, or all its answers below each other.
+#: Layout of a question: an answer beside another answer, or all answers.
 Layout = Literal["former", "first", "wanted", "all"]
-#: The layouts in the order of their key, each with what a hint calls it.
+#: Layouts in the order of their key, with their names in hints.
 LAYOUT_WORDS: dict[Layout, str] = {
     "former": "beside the one before",
     "first": "beside the first",
@@ -142,55 +141,55 @@ LAYOUT_WORDS: dict[Layout, str] = {
 
 
 class AnswerWalk:
-    """The place in the answers of a run. It stays at the newest evaluation until it is led away from it."""
+    """Position in the answers of a run. It follows the newest evaluation until it is moved away."""
 
     def __init__(self) -> None:
         self.questions: Sequence[Question] = ()
         self.steps: list[int] = []
-        """The steps of the evaluations that have answers, rising."""
+        """Steps of the evaluations with answers, in ascending order."""
         self.place = 0
-        """The question looked at, from 0."""
+        """Index of the current question."""
         self.layout: Layout = "former"
         self._step: int | None = None
 
     def show(self, questions: Sequence[Question]) -> None:
-        """Take other questions, or more answers to them."""
+        """Set the questions with their answers."""
         self.questions, self.steps = questions, steps_of(questions)
         self.place = min(self.place, max(len(questions) - 1, 0))
         if self._step not in self.steps:
-            # A run that went back has taken it away.
+            # The run was rolled back behind that evaluation.
             self._step = None
         if self.layout not in self._layouts:
             self.layout = "former"
 
     @property
     def step(self) -> int:
-        """The step of the evaluation looked at; 0 where there is none."""
+        """The step of the current evaluation; 0 if there is none."""
         if self._step is not None:
             return self._step
         return self.steps[-1] if self.steps else 0
 
     @property
     def against(self) -> Against:
-        """What an answer stands beside."""
+        """The answer to compare with."""
         return "former" if self.layout == "all" else self.layout
 
     @property
     def in_turn(self) -> list[Question]:
-        """All questions, from the one looked at on around to the one before it."""
+        """All questions, starting at the current question and wrapping around."""
         return [*self.questions[self.place :], *self.questions[: self.place]]
 
     def turn(self, by: int) -> None:
-        """Look at the next question, or the one before; after the last comes the first."""
+        """Go to the next or previous question, wrapping around."""
         if self.questions:
             self.place = (self.place + by) % len(self.questions)
 
     def leads(self, by: int) -> bool:
-        """Whether there is a later evaluation, or an earlier one."""
+        """True if there is a later or earlier evaluation."""
         return bool(self.steps) and (self.step > self.steps[0] if by < 0 else self.step < self.steps[-1])
 
     def walk(self, by: int) -> None:
-        """Look at a later evaluation, or an earlier one; at the newest one, newer ones are followed again."""
+        """Go to a later or earlier evaluation; at the newest, new evaluations are followed again."""
         if not self.steps:
             return
         place = min(max(bisect_left(self.steps, self.step) + by, 0), len(self.steps) - 1)
@@ -200,7 +199,7 @@ class AnswerWalk:
 
     @property
     def next_layout(self) -> Layout:
-        """The layout after this one."""
+        """The next layout."""
         layouts = self._layouts
         return layouts[(layouts.index(self.layout) + 1) % len(layouts)]
 
@@ -215,7 +214,7 @@ class AnswerWalk:
 
 
 def without_answers(view: RunView) -> str:
-    """Why a run has no answers."""
+    """The reason why a run has no answers."""
     schedule = view.schedule
     if view.is_partial:
         return "Its answers are being read."
@@ -227,17 +226,17 @@ def without_answers(view: RunView) -> str:
     return "No answers: the run ended before it was evaluated."
 
 
-#: Columns of an answer from which two stand side by side, and those between them.
+#: Minimum columns of an answer for two side by side, and the gap between them.
 BESIDE = 44
 _GAP = " │ "
 _SIGNS = {"right": "✓", "wrong": "✗", "": ""}
 
 
 def walk_lines(walk: AnswerWalk, width: int, height: int) -> list[Content]:
-    """The question that is looked at, whole, and the ones after it as far as they fit whole.
+    """The current question in full, then the next questions that fit in full.
 
     Args:
-        walk: The question and the evaluation, and what its answers stand beside.
+        walk: The position, with its layout.
         width: Cells of a line.
         height: Lines in view.
     """
@@ -255,23 +254,23 @@ def walk_lines(walk: AnswerWalk, width: int, height: int) -> list[Content]:
 
 
 def pair_lines(question: Question, walk: AnswerWalk, width: int, height: int) -> list[Content]:
-    """A question with its answer at the evaluation that is looked at, and the one that it stands beside.
+    """A question with its answer at the current evaluation, and the answer to compare with.
 
     Args:
         question: The question.
-        walk: The evaluation, and what its answers stand beside.
+        walk: The position, with its layout.
         width: Cells of a line.
-        height: Lines in view, of which question and wanted answer take some at most; answers are never cut to them.
+        height: Lines in view; question and wanted answer take a part of them, and answers are never cut.
     """
     column = label_width(question)
     now, other, note = _sides(question, walk)
     lines = head_lines(question, width, max(height // 6, 2), column, wanted=other.name != "wanted")
     if len(question.answers) > 1:
         lines.append(_course(question, walk, other.name, width, column, note))
-    # An only answer needs no words about the one before.
+    # A single answer needs no note about a missing earlier one.
     sides = [now, other] if other.text is not None or len(question.answers) > 1 else [now]
     stacked = [_stacked(side, width, column) for side in sides]
-    # Of two lines, one above the other is the easiest to compare.
+    # Single lines are easiest to compare when stacked.
     if other.text is None or width < 2 * BESIDE + len(_GAP) or max(map(len, stacked)) == 1:
         return [*lines, *itertools.chain(*stacked)]
     return [*lines, *_beside(other, now, width)]
@@ -279,12 +278,12 @@ def pair_lines(question: Question, walk: AnswerWalk, width: int, height: int) ->
 
 @dataclass(frozen=True)
 class _Side:
-    """One of two answers."""
+    """A side of a comparison."""
 
     name: str
     mark: Content
     text: str | None
-    """None where there is no answer, and then ``instead`` says so."""
+    """The answer; None if there is none, as ``instead`` explains."""
     changed: tuple[Span, ...] = ()
     instead: str = ""
     style: str = ""
@@ -297,7 +296,7 @@ class _Side:
 
 
 def _sides(question: Question, walk: AnswerWalk) -> tuple[_Side, _Side, str]:
-    """The answer that is looked at, the one beside it, and why there are no marks where that does not show."""
+    """The current answer, the answer to compare with, and a note if they differ too much for marks."""
     answer, former = question.at(walk.step), question.beside(walk.step, walk.against)
     is_wanted = walk.against == "wanted" and question.expected is not None
     text = safe(answer.text) if answer is not None else None
@@ -325,7 +324,7 @@ def _stacked(side: _Side, width: int, column: int) -> list[Content]:
 
 
 def _beside(left: _Side, right: _Side, width: int) -> list[Content]:
-    """Two answers in columns, each below its name."""
+    """Two answers in columns below their names."""
     room = (width - len(_GAP)) // 2
     columns = [
         [Content.assemble((side.name, "$muted"), "  ", side.mark), *side.shown.wrap(room)] for side in (left, right)
@@ -339,9 +338,9 @@ def _beside(left: _Side, right: _Side, width: int) -> list[Content]:
 
 
 def _course(question: Question, walk: AnswerWalk, other: str, width: int, column: int, note: str) -> Content:
-    """The evaluations in a line, each with what became of it there: those that are looked at stand in brackets.
+    """A line of the evaluations with their grades; the two in view are in brackets.
 
-    ``=`` is the answer of the evaluation before.
+    ``=`` marks an answer unchanged since the evaluation before.
     """
     repeats = question.repeats
     entries: list[str] = []
@@ -361,7 +360,7 @@ def _course(question: Question, walk: AnswerWalk, other: str, width: int, column
 
 
 def _window(entries: list[str], here: int, room: int) -> tuple[int, int]:
-    """The entries around one that fit, earlier ones first: the place of the first, and the one after the last."""
+    """Range of the entries around ``here`` that fit, preferring earlier ones."""
     first, last = here, here + 1
     room -= cell_len(entries[here])
     while True:
@@ -376,7 +375,7 @@ def _window(entries: list[str], here: int, room: int) -> tuple[int, int]:
 
 
 class AnswersView(VerticalScroll, can_focus=False):
-    """Questions, wanted answers and the model's answers, as far as a walk through them has come."""
+    """View of questions, wanted answers, and the model's answers."""
 
     DEFAULT_CSS = """
     AnswersView { height: 1fr; width: 1fr; scrollbar-size-vertical: 1; }
@@ -388,37 +387,37 @@ class AnswersView(VerticalScroll, can_focus=False):
         self._without = ""
 
     def compose(self) -> ComposeResult:
-        """The lines."""
+        """The text."""
         yield TextBlock()
 
     def show(self, questions: Sequence[Question], without: str = "") -> None:
-        """Show other questions, or more answers to them; where there are none, the words ``without`` instead."""
+        """Show questions with their answers, or the text ``without`` if there are none."""
         self._without = without
         self.walk.show(questions)
         self._draw()
 
     def reset(self) -> None:
-        """Begin anew, for another run."""
+        """Start over for another run."""
         self.walk = AnswerWalk()
         self.scroll_home(animate=False)
 
     def turn(self, by: int) -> None:
-        """Show the next question, or the one before; after the last comes the first."""
+        """Show the next or previous question, wrapping around."""
         self.walk.turn(by)
         self._go_to_top()
 
     def walk_by(self, by: int) -> None:
-        """Show the answers of a later evaluation, or of an earlier one."""
+        """Show the answers of a later or earlier evaluation."""
         self.walk.walk(by)
         self._draw()
 
     def turn_layout(self) -> None:
-        """Put the answers beside something else, or show all of them."""
+        """Switch to the next layout."""
         self.walk.turn_layout()
         self._go_to_top()
 
     def on_resize(self) -> None:
-        """Wrap the texts anew."""
+        """Wrap the texts for the new width."""
         self._draw()
 
     def _go_to_top(self) -> None:

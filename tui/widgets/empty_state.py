@@ -1,4 +1,4 @@
-"""Empty states of panes: a sentence about the missing thing, the keys that help, and data files to begin with."""
+"""Empty states of panes: a note on the missing content, helpful keys, and data files to start from."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tui.widgets.text_block import HangingBlock
 
 
 class EmptyState(HangingBlock):
-    """An empty state: a sentence, and below it keys with their actions.
+    """An empty state: a message, and keys with their actions.
 
     Args:
-        message: The sentence.
+        message: The message.
         keys: Pairs of a key as displayed and its action.
     """
 
@@ -36,12 +36,12 @@ class EmptyState(HangingBlock):
         super().__init__(empty_content(message, keys), id=id)
 
     def say(self, message: str, keys: Sequence[tuple[str, str]] = ()) -> None:
-        """Show another sentence and other keys."""
+        """Show another message and other keys."""
         self.show(empty_content(message, keys))
 
 
 def empty_content(message: str, keys: Sequence[tuple[str, str]]) -> Content:
-    """The sentence and the keys, aligned."""
+    """The message and the aligned keys."""
     width = max((len(key) for key, _ in keys), default=0)
     lines = [Content(message), *([Content("")] if keys else [])]
     lines += [Content.assemble((key.ljust(width), "$primary bold"), "   ", text) for key, text in keys]
@@ -49,7 +49,7 @@ def empty_content(message: str, keys: Sequence[tuple[str, str]]) -> Content:
 
 
 class StartHere(HangingBlock, can_focus=True):
-    """An empty state that takes the focus while nothing else in the pane could."""
+    """An empty state that can take the focus."""
 
     DEFAULT_CSS = "StartHere { height: 1fr; padding: 1 2; }"
 
@@ -57,7 +57,7 @@ class StartHere(HangingBlock, can_focus=True):
         """Show another text.
 
         Args:
-            message: The sentence about what is missing.
+            message: A note on the missing content.
             keys: Keys as displayed, each with its action.
             error: The last error, shown first.
         """
@@ -68,7 +68,7 @@ class StartHere(HangingBlock, can_focus=True):
 
 
 def error_content(error: UserError) -> Content:
-    """An error as its sentence and, below it, its remedy."""
+    """An error with its hint below."""
     sentence = Content.styled(f"✗ {one_line(error.message)}", "$limit bold")
     if not error.hint:
         return sentence
@@ -77,16 +77,16 @@ def error_content(error: UserError) -> Content:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to begin: the key that leads there, and what it does."""
+    """A way to start: a key and its effect."""
 
     key: Key
     text: str
 
 
 class FirstSteps(HangingBlock):
-    """The text of an empty pane: the ways to begin, and the files among which a cursor moves.
+    """The text of an empty pane: ways to start, and files with a cursor.
 
-    The keys of the ways work while the pane has the focus, whichever pane they belong to.
+    The keys of the ways work while the pane has the focus, even if they belong to another pane.
     """
 
     DEFAULT_CSS = "FirstSteps { height: 1fr; padding: 1 2; }"
@@ -113,35 +113,35 @@ class FirstSteps(HangingBlock):
         """Show another text.
 
         Args:
-            headline: The sentence about what is missing, or a question.
-            ways: The ways to begin.
+            headline: A note on the missing content, or a question.
+            ways: The ways to start.
             error: The last error, shown first.
-            has_files: Whether the files are among them, below the first one.
+            has_files: List the files below the first way.
         """
         self._headline, self._ways, self._error = headline, tuple(ways), error
         self._has_files = has_files and bool(self._ways)
         self._refresh()
 
     def look_around(self, here: Here) -> None:
-        """Show what there is to begin with."""
+        """Show the files and runs found here."""
         self.here = here
         self._cursor = min(self._cursor, max(len(here.files) - 1, 0))
         self._refresh()
 
     def move(self, by: int) -> None:
-        """Move the cursor among the files."""
+        """Move the cursor in the files."""
         self._cursor = max(min(self._cursor + by, len(self.here.files) - 1), 0)
         self._refresh()
 
     def choose(self) -> bool:
-        """Choose the file under the cursor; returns whether there is one."""
+        """Choose the file under the cursor; returns False if there is none."""
         if not self._has_files or not self.here.files:
             return False
         self.post_message(self.Chosen(self.here.files[self._cursor].path))
         return True
 
     async def take_files_key(self, event: events.Key, keys: KeyTable) -> bool:
-        """Handle a key that moves among the files or chooses one; returns whether it was one."""
+        """Handle a key that moves the cursor or chooses a file; returns False for other keys."""
         moves = {"data.down": 1, "data.up": -1}
         for name in (*moves, "data.read"):
             if self._has_files and event.key in [key.strip() for key in keys[name].keys.split(",")]:
@@ -155,7 +155,7 @@ class FirstSteps(HangingBlock):
         return False
 
     async def take_key(self, event: events.Key, scope: str) -> None:
-        """Handle a key that leads to one of the ways; the pane's own keys and those of the app work by themselves.
+        """Run the key of a way; keys of the pane and of the app work by themselves.
 
         Args:
             event: The key.
@@ -178,14 +178,14 @@ class FirstSteps(HangingBlock):
 
 
 def ways_to_begin(keys: KeyTable, here: Here, now: float, *, sample: str, sample_text: str) -> list[Way]:
-    """The ways to begin, in the order in which they are offered.
+    """Ways to start, in order.
 
     Args:
         keys: The key table with the user's changes.
-        here: What there is to begin with.
-        now: The present, in Unix seconds.
+        here: The files and runs found here.
+        now: The current time, in Unix seconds.
         sample: The id of the key for the sample.
-        sample_text: What that key does.
+        sample_text: The effect of that key.
     """
     ways = [
         Way(keys["data.open"], "my own file (CSV, JSONL, Parquet …)"),
@@ -199,9 +199,9 @@ def ways_to_begin(keys: KeyTable, here: Here, now: float, *, sample: str, sample
 
 
 def _tell_runs(here: Here, now: float) -> str:
-    # Its time is told in words.
+    # The subject without the time in the id, which follows in words.
     subject = one_line(slug_of(here.last_run), 60)
-    # What it does just now changes too often to be told here.
+    # Live states change too often to show here.
     state = "in progress" if here.last_state in ACTIVE_STATES else one_line(here.last_state, 20)
     has_ended = here.last_state in END_STATES and 0 < here.last_ended <= now
     ended = f"{subject}, {state}" + (f" {coarse_ago(now - here.last_ended)}" if has_ended else "")
@@ -211,13 +211,13 @@ def _tell_runs(here: Here, now: float) -> str:
 def steps_content(
     headline: str, ways: Sequence[Way], files: Sequence[FoundFile], cursor: int, opens: str = ""
 ) -> Content:
-    """The headline, then a line for each way; below the first one the files.
+    """The headline, then a line for each way, with the files below the first.
 
     Args:
-        headline: The sentence about what is missing, or a question.
-        ways: The ways to begin.
+        headline: A note on the missing content, or a question.
+        ways: The ways to start.
         files: The files.
-        cursor: The place of the one under the cursor.
+        cursor: The index of the file under the cursor.
         opens: The key that opens it, as displayed.
     """
     lines = [Content(headline)]

@@ -1,4 +1,4 @@
-"""The key bar, the last line: the panes by their number keys, and the most important keys of the focused widget."""
+"""Key bar, the last line of the screen: panes by number key, and the most important keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tui.shell import shell_of
 
 
 class KeyBar(Widget):
-    """A bar of one line, built from the keys table; hints that do not fit are left out, the app's own keys last."""
+    """Key hints from the key table; hints that do not fit are left out."""
 
     DEFAULT_CSS = """
     KeyBar { dock: bottom; height: 1; width: 100%; background: $panel; color: $muted; }
@@ -26,7 +26,7 @@ class KeyBar(Widget):
     KeyBar > .key-bar--current { color: $primary; text-style: bold; }
     """
 
-    # Clickable text would be drawn as links; here the whole line is keys.
+    # Clickable text would be drawn as links.
     auto_links = False
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
@@ -37,12 +37,12 @@ class KeyBar(Widget):
         self._written: tuple[tuple[str, str], ...] = ()
 
     def show(self, current: str, *, offers_tiles: bool, turn: str = "") -> None:
-        """Show the present panes and keys.
+        """Update the bar.
 
         Args:
             current: The focused pane.
-            offers_tiles: Whether there is room for more panes than are in sight.
-            turn: How the two panes in sight could share the screen as well; empty where there are not two.
+            offers_tiles: There is room for more panes.
+            turn: The other layout of the two visible panes; empty unless there are two.
         """
         shown = (current, offers_tiles, turn)
         if shown != (self._current, self._offers_tiles, self._turn):
@@ -50,7 +50,7 @@ class KeyBar(Widget):
             self.refresh()
 
     def on_mount(self) -> None:
-        """Follow the focus, as other keys work in a text input, and the input, whose keys may change."""
+        """Follow the focus and the bindings, because a text input has keys of its own."""
         self.watch(self.screen, "focused", self._focus_moved, init=False)
         self.screen.bindings_updated_signal.subscribe(self, self._keys_changed)
 
@@ -64,7 +64,7 @@ class KeyBar(Widget):
 
     @staticmethod
     def _offered(focused: Widget | None) -> tuple[tuple[str, str], ...]:
-        """The keys that work in a text input; empty while none has the focus."""
+        """Keys of the focused text input; empty without one."""
         if not isinstance(focused, (Input, TextArea)):
             return ()
         offered: tuple[tuple[str, str], ...] = getattr(
@@ -73,7 +73,7 @@ class KeyBar(Widget):
         return offered
 
     def render(self) -> Content:
-        """The panes by number, then the keys of the app; the keys of a text input while one has the focus."""
+        """The panes by number and the keys of the app, or the keys of the focused text input."""
         keys, focused = shell_of(self).keys, self.screen.focused
         key_style = Style.from_styles(self.get_component_styles("key-bar--key"))
         self._written = self._offered(focused)
@@ -102,7 +102,7 @@ class KeyBar(Widget):
         return Content(" ") + Content("  ").join(parts)
 
     def _writing_keys(self, offered: Sequence[tuple[str, str]], palette: Key, style: Style) -> Content:
-        """Hints of the keys that work in a text input: numbers and letters are text there."""
+        """Hints for a text input, in which numbers and letters are text."""
         parts = [Content.assemble((key, style), " ", what) for key, what in offered]
         parts.append(self._entry(palette, style))
         return Content(" ") + Content("  ").join(parts)

@@ -1,10 +1,10 @@
-"""Markdown as styled text: read block by block, so that a stream costs its last block only.
+"""Markdown as styled text, parsed block by block, so that a stream parses only its last block again.
 
-Textual's ``Markdown`` makes a widget of each block, with links that open; here an answer is one text in one widget.
+Textual's ``Markdown`` mounts a widget for each block, with links that open; here an answer is a single text.
 
-The text is a model's, so it may be anything. There are no links to follow and no HTML: an address is shown behind its
-words. What the parser makes of it is sanitized again, as ``&#x202E;`` becomes a character only there. A block that is
-long is shown as it was written: some texts take a parser quadratic time.
+The text comes from a model and is untrusted. Links cannot be followed and HTML is off: an address is shown after its
+text. The parser's output is sanitized again, because ``&#x202E;`` becomes a character only there. A long block is shown
+as written, because some texts take the parser quadratic time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
-#: Most characters of a block that is parsed, and of a text whose blocks are.
+#: Maximum characters of a parsed block, and of a text with parsed blocks.
 BLOCK_LIMIT, TEXT_LIMIT = 3000, 60_000
 _FENCES = ("```", "~~~")
 _BULLETS = ("• ", "◦ ", "▪ ")
@@ -31,13 +31,13 @@ _WRAPPING = {"strong_open": "bold", "em_open": "italic", "s_open": "strike"}
 
 
 class MarkdownText:
-    """A text that grows, and its blocks as they are shown."""
+    """A growing text with a cache of its rendered blocks."""
 
     def __init__(self) -> None:
         self._known: dict[str, Content] = {}
 
     def render(self, text: str) -> Content:
-        """The whole text; blocks that were there the last time are not read again.
+        """Render a text; blocks known from the last call are not parsed again.
 
         Args:
             text: Any text.
@@ -54,7 +54,7 @@ class MarkdownText:
 
 
 def split_blocks(text: str) -> list[str]:
-    """The blocks of a text: its parts between blank lines, code between fences in one piece."""
+    """Split a text at blank lines, keeping fenced code together."""
     blocks: list[list[str]] = [[]]
     fence = ""
     for line in text.split("\n"):
@@ -76,7 +76,7 @@ def split_blocks(text: str) -> list[str]:
 def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    # Without the code of indented lines: a block begins in the middle of a list.
+    # Without indented code, because a block may begin in the middle of a list.
     return MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable("code")
 
 
@@ -87,18 +87,18 @@ def _render(block: str) -> Content:
     try:
         for token in _parser().parse(block):
             lines.add(token)
-    except (IndexError, ValueError, RecursionError):  # a defect of the parser costs the looks of a block
+    except (IndexError, ValueError, RecursionError):  # a parser bug only loses the formatting
         return Content(block)
     return lines.content() if lines else Content(block)
 
 
 class _Lines:
-    """The lines of a block, made from the parser's tokens."""
+    """Lines of a block, built from the parser's tokens."""
 
     def __init__(self) -> None:
         self._lines: list[Content] = []
         self._lists: list[int | None] = []
-        """The next number of each open list; None of one with bullets."""
+        """The next number of each open list; None for bullets."""
         self._marker = ""
         self._quotes = 0
         self._style = ""
@@ -112,7 +112,7 @@ class _Lines:
         return Content("\n").join(self._lines)
 
     def add(self, token: Token) -> None:
-        """Take the next token."""
+        """Add a token."""
         kind = token.type
         if kind in ("bullet_list_open", "ordered_list_open"):
             start = token.attrs.get("start", 1)

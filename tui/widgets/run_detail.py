@@ -1,4 +1,4 @@
-"""Texts beside the list of runs: the queue in a line, and the account of the run under the cursor."""
+"""Texts beside the list of runs: a line for the queue, and the details of the run under the cursor."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def queue_line(view: QueueView, key: str) -> Content:
-    """What comes next; empty where nothing is on and nothing waits.
+    """A line for the queue: its next entries; empty for an empty queue.
 
     Args:
         view: The queue.
-        key: The key that shows all of it.
+        key: The key that opens the queue.
     """
     waiting = [row for row in view.upcoming if row.entry.state == "waiting"]
     on = next((row for row in view.upcoming if row.entry.state in ("starting", "running")), None)
@@ -43,12 +43,12 @@ def queue_line(view: QueueView, key: str) -> Content:
         parts.append("no runner is on, so nothing starts")
     elif view.ends is not None and len(waiting) > 1:
         parts.append(f"all done {_clock(view.ends)}")
-    # The key comes first, where a narrow terminal cuts it least.
+    # The key comes first, so that a narrow terminal does not cut it.
     return Content.assemble((f"{key} ", "$primary bold"), "queue   ", " · ".join(parts))
 
 
 def _expected(row: EntryView) -> str:
-    """An entry with when it begins, or ends where it is on: ``tickets at ~Sat 03:40``."""
+    """An entry with its begin, or the end if it is running: ``tickets at ~Sat 03:40``."""
     name = one_line(row.entry.title, 40)
     if row.place is None:
         return f"{name}, done {_clock(row.ends)}," if row.ends is not None else name
@@ -59,14 +59,14 @@ def _clock(moment: float) -> str:
     return f"~{format_moment(moment, '%a %H:%M')}"
 
 
-#: Cells of the curve beside the text, and rows of the one among its lines.
+#: Width of a curve beside the text, and height of a curve in the column.
 CURVE_WIDTH, CURVE_ROWS = 28, 5
 
 
 def account_column(
     row: RunRow, detail: RunDetail, figures: RunFigures | None, width: int, height: int, glyphs: GlyphSet
 ) -> Content:
-    """The account as a column: its lines are wrapped, and those that have no room are left out."""
+    """Details as a column of wrapped lines; lines without room are left out."""
     lines = [
         _head(row, width),
         *_wrapped(_progress(row, figures), width),
@@ -88,10 +88,10 @@ def account_column(
 def account_rows(
     row: RunRow, detail: RunDetail, figures: RunFigures | None, width: int, height: int, glyphs: GlyphSet
 ) -> Content:
-    """The account in a few rows, its curve at their end."""
+    """Details in a few rows, with the curve at the right."""
     curve = curve_lines(detail.loss, CURVE_WIDTH, height - 1, glyphs)
     text_width = width - CURVE_WIDTH - 3 if curve else width
-    # The list above has the rest.
+    # The list above shows the rest.
     facts = [f"{name} {value}" for name, value in _facts(row, detail, None) if name not in ("lr", "batch")]
     head, progress = _head(row, text_width), _progress(row, figures)
     is_short = head.cell_length + 2 + len(progress) <= text_width
@@ -115,7 +115,7 @@ def account_rows(
 
 
 def curve_lines(loss: Series, width: int, rows: int, glyphs: GlyphSet) -> list[Content]:
-    """The loss as lines of glyphs; none where there are less than two values."""
+    """The loss as lines of glyphs; empty for fewer than two values."""
     bounds = loss.bounds()
     if len(loss) < 2 or bounds is None or width < 4 or rows < 1:
         return []
@@ -134,7 +134,7 @@ def _head(row: RunRow, width: int) -> Content:
 
 
 def _progress(row: RunRow, figures: RunFigures | None) -> str:
-    """State, steps and working time in a line."""
+    """State, steps and working time on one line."""
     parts = [f"{STATE_GLYPHS.get(row.state, '?')} {row.word or row.state}{', refused' if row.refused else ''}"]
     if row.labels.archived:
         parts.append("archived")
@@ -146,7 +146,7 @@ def _progress(row: RunRow, figures: RunFigures | None) -> str:
 
 
 def _facts(row: RunRow, detail: RunDetail, figures: RunFigures | None) -> list[tuple[str, str]]:
-    """Names and values, those that are known."""
+    """Known facts by name."""
 
     def change(values: tuple[float, ...]) -> str:
         return " → ".join(format_number(value) for value in dict.fromkeys(values))
@@ -168,7 +168,7 @@ def _facts(row: RunRow, detail: RunDetail, figures: RunFigures | None) -> list[t
 
 
 def _short(change: OptionChange) -> str:
-    """The name of an option without its section, where that says enough."""
+    """The name of an option, without its section if that is clear."""
     section, _, key = change.name.partition(".")
     return change.name if section in ("data", "eval") else key
 
@@ -183,7 +183,7 @@ def _more(count: int) -> Content:
 
 
 def _in_lines(facts: Sequence[str], width: int) -> list[Content]:
-    """Facts in as few lines as they take, none of them broken."""
+    """Facts in as few lines as possible, none of them broken."""
     lines: list[str] = []
     for fact in facts:
         if lines and cell_len(lines[-1]) + 3 + cell_len(fact) <= width:

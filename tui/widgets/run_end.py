@@ -1,4 +1,4 @@
-"""The end of a run in lines: what was gained, what is kept, and the keys of what to do next."""
+"""End of a run in lines: the improvement, the kept files, and keys for the next actions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tui.widgets.charts.bars import sparkline
 if TYPE_CHECKING:
     from core.runs.catalog.result import Measure, RunResult
 
-#: Cells of the first column of the table, and of a figure.
+#: Cells of the name column and of a figure.
 _NAME, _FIGURE = 20, 9
-#: Most cells of a sparkline, and least evaluations for one: two are the figures themselves.
+#: Maximum cells of a sparkline, and the minimum number of evaluations for it.
 _COURSE, _FEWEST = 16, 3
 
 Hint = tuple[str, str]
@@ -29,14 +29,14 @@ Hint = tuple[str, str]
 def end_lines(
     result: RunResult, hints: Sequence[Hint], width: int, glyphs: GlyphSet, *, roomy: bool = False
 ) -> Content:
-    """The end of a run.
+    """Summary of an ended run.
 
     Args:
         result: The result.
-        hints: Keys as displayed, each with its action.
+        hints: Keys as displayed, with their actions.
         width: Cells of a line.
         glyphs: The glyphs of sparklines.
-        roomy: Whether there are lines to spare.
+        roomy: Separate the parts by blank lines.
     """
     parts = [_head(result, width), _table(result, width, glyphs), _kept(result, width), flow(hints, width)]
     between = Content("\n\n" if roomy else "\n")
@@ -44,7 +44,7 @@ def end_lines(
 
 
 def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool, name: str = "") -> list[Hint]:
-    """What to do after the end, with the keys for it; ``name`` is the run's."""
+    """Keys for the next actions; ``name`` is the run's."""
     shown = []
     if result.state != "finished" and result.saved_step is not None:
         shown.append(("train.continue", "continue from there"))
@@ -61,13 +61,13 @@ def end_hints(result: RunResult, keys: KeyTable, *, has_answers: bool, name: str
 
 
 def result_name(result: RunResult) -> str:
-    """The result and its size: ``adapter (19 MB)``."""
+    """Kind and size of the result: ``adapter (19 MB)``."""
     size = f" ({format_bytes(result.bytes).replace('.0 ', ' ')})" if result.bytes is not None else ""
     return ("model" if result.is_model else "adapter") + size
 
 
 def flow(hints: Sequence[Hint], width: int) -> list[Content]:
-    """Key hints in as many lines as they need; none is cut in two."""
+    """Key hints in lines, none of them broken."""
     lines: list[list[Content]] = []
     used = 0
     for key, text in hints:
@@ -81,7 +81,7 @@ def flow(hints: Sequence[Hint], width: int) -> list[Content]:
 
 
 def _head(result: RunResult, width: int) -> list[Content]:
-    """The state, the steps, the time and the energy; below it the reason of an end that was not planned."""
+    """State, steps, time and energy, and below the reason of an early end."""
     style = f"${STATE_COLORS[result.state]} bold" if result.state in STATE_COLORS else "bold"
     if result.refused:
         style = "$warning bold"
@@ -95,7 +95,7 @@ def _head(result: RunResult, width: int) -> list[Content]:
     reason = one_line(result.reason, 400)
     hint = one_line(result.hint, 300) if result.state == "failed" or result.refused else ""
     refused = f"The result is refused by eval.gate: {one_line(result.refused, 400)}" if result.refused else ""
-    # The first line has it already: "stopped on request after step 40".
+    # Unless the first line says it: "stopped on request after step 40".
     told = [text.rstrip(".") + "." for text in ("" if reason == event else reason, refused, hint) if text]
     return [head, *(_indented(" ".join(told), width) if told else [])]
 
@@ -105,7 +105,7 @@ def _indented(text: str, width: int) -> list[Content]:
 
 
 def _event(result: RunResult) -> str:
-    """What happened: ``finished``, ``stopped on request after step 15``, ``failed after step 64``."""
+    """The end in words: ``finished``, ``stopped on request after step 15``, ``failed after step 64``."""
     reason = one_line(result.reason, 80)
     if reason.startswith(f"{result.state} ") and reason.endswith(f"after step {result.step}"):
         return reason
@@ -116,7 +116,7 @@ def _event(result: RunResult) -> str:
 
 
 def _table(result: RunResult, width: int, glyphs: GlyphSet) -> list[Content]:
-    # Without a figure from before, the log has what was measured of a run that did not finish.
+    # For an unfinished run without a first figure there is nothing to compare.
     if not any(result.state == "finished" or measure.before is not None for measure in result.measures):
         return []
     room = width - _NAME - 2 * _FIGURE - 6
@@ -141,7 +141,7 @@ def _row(measure: Measure, room: int, glyphs: GlyphSet) -> Content:
 
 
 def _kept(result: RunResult, width: int) -> list[Content]:
-    """What an unfinished run leaves."""
+    """The kept checkpoint of an unfinished run."""
     if result.state == "finished" and not result.refused:
         return []
     if result.saved_step is None:

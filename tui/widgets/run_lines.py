@@ -1,4 +1,4 @@
-"""A run in lines of text: its numbers, progress, phases and state."""
+"""Lines of text about a run: numbers, progress, phases and state."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from tui.keys import KeyTable
 from tui.state import PENDING_GLYPH, STATE_COLORS, STATE_GLYPHS, RunView
 from tui.widgets.charts.bars import bar
 
-#: Fewest columns of the bar of progress, which texts beside it leave.
+#: Minimum columns of the progress bar.
 SHORTEST_BAR = 6
-#: Columns of a time left, so that nothing moves when an hour or a minute less is to go; and cells of which a bar is a
-#: multiple where texts beside it get longer and shorter.
+#: Columns of a time left, so that nothing moves as it shrinks; and the unit of a bar's length, so that it seldom
+#: changes with the texts beside it.
 ETA_WIDTH, _BAR_STEP = 7, 8
-#: Phases of a run, so that those to come can be named.
+#: Phases of a run, to name the coming ones.
 EXPECTED_PHASES = ("importing", "preparing_data", "loading_model", "rehearsing", "training")
-#: The phases that a run begins anew, once it goes on after it was parked.
+#: Phases that a parked run repeats when it continues.
 _LAST_PHASES = ("training", "saving")
 
 
 def state_style(state: str) -> str:
-    """A state's color, as Content takes it."""
+    """The color of a state, for ``Content``."""
     return f"${STATE_COLORS[state]}" if state in STATE_COLORS else ""
 
 
 def trend(series: Series) -> str:
-    """The direction of a curve: its last fifth against the fifth before, ``↓``, ``↑``, ``→``; empty when it is too
+    """The direction of a curve, its last fifth against the fifth before: ``↓``, ``↑``, ``→``; empty if it is too
     short.
     """
     if len(series) < 3:
@@ -53,7 +53,7 @@ def trend(series: Series) -> str:
 
 
 def numbers(view: RunView, width: int) -> Content:
-    """Numbers: ``loss 0.412 ↓   eval 0.455 @30   grad 0.61   lr 8.1e-4   318 tok/s   1.9 Wh``; cut to the width."""
+    """Figures that fit: ``loss 0.412 ↓   eval 0.455 @30   grad 0.61   lr 8.1e-4   318 tok/s   1.9 Wh``."""
     history, step = view.history, view.history.last_step
     if step is None:
         return Content("")
@@ -95,8 +95,8 @@ def numbers(view: RunView, width: int) -> Content:
 
 
 def ranks(found: Sequence[Rank], width: int, now: float) -> Content:
-    """The processes of a run by machine, ``4 processes  head 0 cuda:0, 1 cuda:1 · tower 2 cuda:0, 3 cuda:1``, or those
-    that give no sign of life; empty for a run of one.
+    """Processes of a run by machine, ``4 processes  head 0 cuda:0, 1 cuda:1 · tower 2 cuda:0, 3 cuda:1``, or the silent
+    processes; empty for a single process.
 
     Args:
         found: The processes.
@@ -111,7 +111,7 @@ def ranks(found: Sequence[Rank], width: int, now: float) -> Content:
     else:
         text = _by_machine(found, lambda rank: f"{rank.rank} {rank.device}".rstrip())
         if head.cell_length + text.cell_length > width:
-            # Which process is where matters more than the number of its card there.
+            # The machine matters more than the card.
             text = _by_machine(found, lambda rank: str(rank.rank))
     return (head + text).truncate(max(width, 10), ellipsis=True)
 
@@ -127,8 +127,8 @@ def _by_machine(found: Sequence[Rank], name: Callable[[Rank], str]) -> Content:
 
 
 def state_head(view: RunView, now: float, *, is_short: bool = False) -> Content:
-    """The state, ``● training``, or the requests that wait: ``◌ pausing after this step (≤ 20 s)``; without the step
-    where it ``is_short``."""
+    """The state, ``● training``, or the pending requests, ``◌ pausing after this step (≤ 20 s)``; ``is_short`` leaves
+    out the step."""
     words = pending_words(view.pending, view.state, view.history.timings, now, is_short=is_short)
     if words:
         return Content.styled(f"{PENDING_GLYPH} {words}", "$near")
@@ -144,7 +144,7 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
         width: Columns.
         glyphs: The glyphs of the bar.
         now: Unix seconds.
-        answer_awaited: Whether a question from the chat holds up the training.
+        answer_awaited: A question from the chat holds up the training.
     """
     state, history = view.state, view.history
     total = state.total_steps
@@ -156,7 +156,7 @@ def progress(view: RunView, width: int, glyphs: GlyphSet, now: float, *, answer_
     share = (step + _share_of_step(view)) / total if total else 0.0
     head = head + Content(count)
     tail = f" {min(share, 1.0):4.0%}" if total else ""
-    # What is told last is left out first: the bar keeps some columns.
+    # The last texts are left out first, so that the bar keeps its columns.
     for text in _tail(view, now, answer_awaited=answer_awaited):
         if head.cell_length + len(tail) + len(text) + (SHORTEST_BAR + 4 if total else 0) <= width:
             tail += text
@@ -182,14 +182,14 @@ def _share_of_step(view: RunView) -> float:
 
 
 def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
-    """The texts after the bar, the most important first; each replaces none of the others."""
+    """Texts after the bar, the most important first."""
     state, history, phase = view.state, view.history, view.history.phase
     step = max(history.step, state.step)
     if view.is_live and not state.parked and phase is not None and phase.name not in ("training", "importing"):
         counted = evaluation_count(state.progress, phase.done, phase.total)
         done = f" {counted}" if counted else ""
         if state.state == "paused":
-            # Its clock stands still.
+            # The clock of a paused run stands still.
             return [f"   {phase_name(phase.name)}{done}"]
         found = [f"   {phase_name(phase.name)}{done} {format_duration(history.phase_elapsed(now))}"]
         left = evaluation_seconds_left(history.timings, view.schedule or Schedule(), now)
@@ -207,20 +207,20 @@ def _tail(view: RunView, now: float, *, answer_awaited: bool) -> list[str]:
 
 
 def _eta_texts(view: RunView, now: float) -> list[str]:
-    """The time left, and what it is spent on, in as far as it is known."""
+    """The time left and its parts, as far as known."""
     if doing(view.pending) in ("stopping", "pausing") or view.state.state != "training" or not view.state.total_steps:
         return []
     eta = view.eta(now)
     whole, parts = eta_words(eta), eta_words(eta, split=True)
-    # The width stays while the time gets shorter, so that the bar does not jump.
+    # Padded, so that the bar does not jump as the time shrinks.
     return [f"   ETA {whole}", parts.removeprefix(whole), " " * (ETA_WIDTH - len(whole))]
 
 
 def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
-    """Phases of a run before its first step: ``✓ importing  3.1 s``, ``▸ rehearsing``; those to come while it lives."""
+    """Phases before the first step, ``✓ importing  3.1 s``, ``▸ rehearsing``, and the coming phases of a live run."""
     history = view.history
     coming = EXPECTED_PHASES if view.is_live else ()
-    # A parked run does nothing: what it did last was to save its state, and training is still to come.
+    # A parked run last saved its state, and will train again.
     later = _LAST_PHASES if view.state.parked else ()
     begun = {name: phase for name, phase in history.phases.items() if name not in later}
     names = [*begun, *(name for name in coming if name not in begun)]
@@ -252,7 +252,7 @@ def phases(view: RunView, now: float, width: int, glyphs: GlyphSet) -> Content:
 
 
 def banner(view: RunView, keys: KeyTable) -> Content:
-    """A banner for a live run that is not simply training, with the keys of what to do; else nothing."""
+    """A banner for a live run that is paused, stopping, silent or slowed, with helpful keys; otherwise empty."""
     name = view.state.state
     headline = _headline(view)
     if not headline:
@@ -270,7 +270,7 @@ def banner(view: RunView, keys: KeyTable) -> Content:
 
 
 def _governed(view: RunView) -> Content:
-    """What the governor does to a run in training, ``slowed to 60 % to hold 80 °C``, and what the night comes to."""
+    """The governor's effect on a training run, ``slowed to 60 % to hold 80 °C``, and its forecast of end and energy."""
     slowed, night = view.history.slowed, view.history.night
     if view.state.state != "training":
         return Content("")
@@ -303,7 +303,7 @@ def _headline(view: RunView) -> str:
 
 
 def _next_keys(view: RunView, keys: KeyTable) -> Sequence[tuple[str, str]]:
-    # Those of a paused run are in the border.
+    # The keys of a paused run are in the border.
     if view.state.state == "stalled":
         return [(keys["train.stop"].display, "stop it or kill its process")]
     return []

@@ -1,4 +1,4 @@
-"""The status bar, the first line: run, configuration and devices, shortened by priority where it is narrow."""
+"""Status bar, the first line of the screen: run, configuration and devices, shortened by priority."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from tui.meters import OLD_SECONDS, WORD_COLORS, memory_word, temperature_word
 from tui.state import STATE_GLYPHS, AppState, RunView
 from tui.widgets.run_lines import ETA_WIDTH, state_head, state_style
 
-#: Cards whose values are told one by one.
+#: Maximum number of cards with a value each.
 MOST_LISTED = 4
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment of the bar. Where room is short, high priorities are shortened first, then left out."""
+    """A segment of the bar. If room is short, segments with high priority numbers are shortened, then left out."""
 
     content: Content
     priority: int
     """Priority; 0 is kept longest."""
     short: Content | None = None
     right: bool = False
-    """Whether it is right-aligned."""
+    """Align to the right."""
 
 
 _PROGRAM = Segment(Content.styled("localtune-tui", "$primary bold"), 5)
 
 
 def fit(segments: Sequence[Segment], width: int, gap: int = 2) -> Content:
-    """Fit the segments into a number of columns: the least important are shortened first, then left out; those that
-    have room again, once a longer one is left out, are brought back."""
+    """Fit the segments into a number of columns: the least important are shortened first, then left out, and brought
+    back if there is room again."""
     kept: dict[int, Segment] = dict(enumerate(segments))
     by_priority = sorted(kept, key=lambda place: -segments[place].priority)
     for place in by_priority:
@@ -67,18 +67,18 @@ def _length(segments: Iterable[Segment], gap: int) -> int:
 
 
 def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]:
-    """Segments of the header for the app's state at a Unix time; ``loss`` where no pane shows it."""
+    """Segments of the header for the app's state at a Unix time; ``loss`` adds the loss, if no pane shows it."""
     segments = [_PROGRAM]
     view = state.view
     is_same, is_other = False, view is not None and not view.is_live and not state.is_of_config
-    # What is left of an ended run is of little use without the name that it is another one than.
+    # Beside the state of another configuration's run, the name of this one matters more.
     name_priority = 2 if is_other else 9
     if state.file_name:
         edited = Content.styled(" •edited", "$near") if state.is_dirty else Content("")
         segments.append(Segment(Content(one_line(state.file_name, 40)) + edited, name_priority))
     elif (state.is_dirty or not state.is_of_config) and (name := state.config_name):
         unsaved = Content.styled(" •not saved", "$near") if state.is_dirty else Content("")
-        # Where it is the name of the run too, it is said once: of the two it is the run's that gives way.
+        # A name shared with the run is shown once.
         is_same = view is not None and slug_of(view.run.id) == name
         segments.append(Segment(Content(one_line(name, 40)) + unsaved, 8 if is_same else name_priority))
     if view is not None and is_other:
@@ -97,9 +97,9 @@ def header_segments(state: AppState, now: float, *, loss: bool) -> list[Segment]
 
 
 def _other_run(view: RunView, now: float) -> list[Segment]:
-    """The segment of an ended run of another configuration: its state is not that of the one that is open."""
+    """The segment of an ended run of another configuration."""
     ended = f"{view.state.state} {coarse_ago(now - view.state.updated)}"
-    # Behind a line, as what is left of it is the configuration's.
+    # The line separates it from the configuration.
     which = f"│ {'last' if view.is_leftover else 'other'} run:"
     brief = Content.styled(f"{which} {one_line(slug_of(view.run.id), 20)}, {ended}", "$muted")
     return [Segment(Content.styled(f"{which} {brief_id(view.run.id)}, {ended}", "$muted"), 5, brief)]
@@ -112,12 +112,12 @@ def _run_segments(
 
     Args:
         view: The run.
-        now: The present, in Unix seconds.
-        loss: Whether to add the loss.
-        answer_awaited: Whether a question to the model holds it up.
-        is_named: Whether the segment before has its brief name already.
+        now: The current time, in Unix seconds.
+        loss: Add the loss.
+        answer_awaited: A question to the model holds it up.
+        is_named: The segment before already shows its short name.
     """
-    # The run's own name is next to its state: a live run may be another configuration's.
+    # A live run may belong to another configuration, so its name is next to its state.
     identity = one_line(view.run.id, 60)
     whole = Content.assemble(("run ", "$muted"), identity)
     segments = [Segment(whole, 9) if is_named else Segment(whole, 8, Content(slug_of(identity)))]
@@ -153,7 +153,7 @@ def _run_segments(
 
 
 def _device_segments(devices: Sequence[Device]) -> list[Segment]:
-    """Segments of the devices: of the GPUs where there are any."""
+    """Segments of the GPUs, or else of the CPU."""
     cards = [item for item in devices if item.kind != "cpu"]
     if len(cards) > 1:
         return _card_segments(cards)
@@ -183,14 +183,14 @@ def _device_segments(devices: Sequence[Device]) -> list[Segment]:
 
 
 def _card_segments(cards: Sequence[Device]) -> list[Segment]:
-    """Segments of several cards: what each of them has beside the others, with the word of the worst."""
+    """Segments of several cards: their values side by side, with the word of the worst."""
     names = {short_device_name(card.name) for card in cards}
     name = f"{len(cards)}× {names.pop()}" if len(names) == 1 else f"{len(cards)} cards"
     return [*_heat_segments(name, cards), *_memory_segments(cards)]
 
 
 def _heat_segments(name: str, cards: Sequence[Device]) -> Iterator[Segment]:
-    """What cannot be read, else temperatures, else loads; shortened to the hottest card."""
+    """Unreadable cards, or else temperatures, or else loads; shortened to the hottest card."""
     lead = (f"{name} ", "$muted")
     hot = [card for card in cards if card.temperature_c is not None]
     loads = [f"{card.utilization:.0f}" for card in cards if card.utilization is not None]
@@ -209,7 +209,7 @@ def _heat_segments(name: str, cards: Sequence[Device]) -> Iterator[Segment]:
 
 
 def _memory_segments(cards: Sequence[Device]) -> Iterator[Segment]:
-    """Memory of each card where all are as large, else of all together, to which it is shortened."""
+    """Memory of each card if all are equally large, shortened to, or else, the sum."""
     filled = [(card.memory_used, card.memory_total) for card in cards if card.memory_used is not None]
     sizes = [(used / 1e9, total / 1e9) for used, total in filled if total]
     if not sizes:
@@ -223,19 +223,19 @@ def _memory_segments(cards: Sequence[Device]) -> Iterator[Segment]:
 
 
 def _listed(values: Sequence[str]) -> str:
-    """A value of each card, the least and the greatest where there are many: ``71·83``, ``61–74``."""
+    """The value of each card, or the range for many: ``71·83``, ``61–74``."""
     if len(values) <= MOST_LISTED:
         return "·".join(values)
     return f"{min(values, key=float)}–{max(values, key=float)}"
 
 
 def _worst(words: Iterable[str]) -> str:
-    """The word of the card that is nearest to its limit."""
+    """The word of the card closest to its limit."""
     return max(words, key=list(WORD_COLORS).index)
 
 
 def _steady(device: Device) -> float:
-    """The load of a device; a CPU's in steps of 5 %, so that an idle screen is not repainted for nothing."""
+    """The load of a device; a CPU's is rounded to 5 %, so that an idle screen is not repainted."""
     load = device.utilization or 0.0
     return round(load / 5) * 5 if device.kind == "cpu" else load
 
@@ -249,7 +249,7 @@ def short_device_name(name: str) -> str:
 
 
 class StatusBar(Widget):
-    """The bar; repainted only when its text changes."""
+    """The bar, repainted only when its text changes."""
 
     DEFAULT_CSS = """
     StatusBar { dock: top; height: 1; width: 100%; padding: 0 1; background: $panel; color: $foreground; }

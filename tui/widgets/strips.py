@@ -1,4 +1,4 @@
-"""Strips of lists drawn line by line, and a view of them that can be searched."""
+"""Helpers for views drawn line by line, and a base class for searchable views."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from textual.scroll_view import ScrollView
 
 
 def fit(text: str, width: int) -> str:
-    """Fit a text into a number of cells exactly, a cut marked with ``…``."""
+    """Fit a text into exactly ``width`` cells, marking a cut with ``…``."""
     if width <= 0:
         return ""
     if cell_len(text) <= width:
@@ -22,7 +22,7 @@ def fit(text: str, width: int) -> str:
 def find_matches(text: str, term: str) -> list[tuple[int, int]]:
     """Spans of a lower-case term in a text, ignoring the text's case; occurrences do not overlap."""
     low = text.lower()
-    # A few characters change their length in lower case; such a text is shown unmarked rather than marked wrongly.
+    # Some characters change their length in lower case, which would shift the marks.
     if not term or len(low) != len(text):
         return []
     found: list[tuple[int, int]] = []
@@ -34,9 +34,9 @@ def find_matches(text: str, term: str) -> list[tuple[int, int]]:
 
 
 def next_match(place: int, step: int, count: int) -> int | None:
-    """The match after (or before) the one at a place, from 0; None after the last and before the first.
+    """Index of the next or previous match; None past either end.
 
-    From -1, with no current match, it is the first, or the last.
+    From -1, no current match, it is the first or the last.
     """
     if place < 0 and step < 0:
         place = count
@@ -45,11 +45,11 @@ def next_match(place: int, step: int, count: int) -> int | None:
 
 
 def scroll_into_view(view: ScrollView, line: int, height: int) -> None:
-    """Scroll a view drawn line by line, if a line is out of view, so that the line is in the middle.
+    """Scroll a line that is out of view to the middle.
 
     Args:
         view: The view.
-        line: The line, from 0.
+        line: The index of the line.
         height: The number of lines in view.
     """
     top = round(view.scroll_y)
@@ -58,7 +58,7 @@ def scroll_into_view(view: ScrollView, line: int, height: int) -> None:
 
 
 def mark_matches(text: str, term: str, style: Style, match: Style) -> list[Segment]:
-    """Segments of a text in which every occurrence of a lower-case term has the style ``match``."""
+    """Segments of a text with the matches of a lower-case term in the style ``match``."""
     segments: list[Segment] = []
     position = 0
     for begin, end in find_matches(text, term):
@@ -68,9 +68,9 @@ def mark_matches(text: str, term: str, style: Style, match: Style) -> list[Segme
 
 
 class SearchView(ScrollView, inherit_bindings=False):
-    """A scrolling view with the lines of its matches; keys are bound by the pane."""
+    """A scrolling view with search matches; the pane binds the keys."""
 
-    #: Lines of the view that its frame covers.
+    #: Lines covered by a fixed header.
     COVERED: ClassVar[int] = 0
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
@@ -82,14 +82,14 @@ class SearchView(ScrollView, inherit_bindings=False):
 
     @property
     def match_place(self) -> tuple[int, int]:
-        """The place of the current match, from 1 (0: none yet), and the number of matches."""
+        """Number of the current match, from 1 (0 for none), and the number of matches."""
         return self._match + 1, len(self._match_lines)
 
     def move_match(self, step: int) -> bool:
-        """Scroll to the next match, or to the one before; to the first, or the last, after ``show``.
+        """Scroll to the next or previous match; after ``show``, to the first or last.
 
         Returns:
-            Whether there was one; after the last there is none, and the next step wraps around.
+            False past the last match; the next step then wraps around.
         """
         moved = next_match(self._match, step, len(self._match_lines))
         self._match = -1 if moved is None else moved

@@ -1,4 +1,4 @@
-"""A few lines of text that are repainted only when they change."""
+"""Blocks of text that are repainted only when they change."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from textual.widgets import Static
 
 
 def relayout(widget: Widget) -> None:
-    """Have a widget measured and painted again.
+    """Measure and paint a widget again.
 
-    ``refresh(layout=True)`` alone would keep a height that was worked out since an earlier change of the same turn:
-    Textual keeps heights by the number of layouts asked for, and counts those of one turn once.
+    ``refresh(layout=True)`` alone may keep a stale height: Textual caches heights by the number of requested layouts,
+    and counts several requests in one turn of the event loop once.
     """
     widget._box_model_cache.clear()
     widget.refresh(layout=True)
@@ -25,7 +25,7 @@ def relayout(widget: Widget) -> None:
 class TextBlock(Widget):
     """A block that shows a :class:`Content`, never markup; hidden while it is empty.
 
-    One that its owner has hidden stays so when its text changes, while there is one.
+    A block hidden by its owner stays hidden when its text changes.
     """
 
     DEFAULT_CSS = "TextBlock { width: 100%; height: auto; }"
@@ -41,7 +41,7 @@ class TextBlock(Widget):
         return self._content
 
     def show(self, content: Content) -> None:
-        """Show another content; the layout is done again only if the number of lines may differ."""
+        """Show another content, with a new layout only if the number of lines may differ."""
         if content.is_same(self._content):
             return
         before, self._content = self._content, content
@@ -58,7 +58,7 @@ class TextBlock(Widget):
 
 
 class HangingBlock(TextBlock):
-    """A block of keys and facts with their texts; what wraps stays in the column of its text."""
+    """A block of keys or names with their texts; wrapped texts stay in their column."""
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002 - Textual calls it
         """The height with all lines wrapped."""
@@ -68,17 +68,17 @@ class HangingBlock(TextBlock):
         return hang(self._content, self.size.width)
 
 
-#: A key or the name of a fact, with the gap after it.
+#: A key or name, with the gap after it.
 _HEAD = re.compile(r" *\S+(?: \S+)* {2,}(?=\S)")
-#: Columns that the text must have left beside its key, else it wraps below it.
+#: Minimum columns of a text beside its key; otherwise it wraps below.
 _LEAST_TEXT = 16
 
 
 def hang(content: Content, width: int) -> Content:
-    """Wrap lines that begin with a key or a name; further lines of one begin where its text does.
+    """Wrap lines that begin with a key or name; continuation lines are indented to the text.
 
     Args:
-        content: Lines, the text of each set off by two spaces or more.
+        content: Lines, with two spaces or more before the text.
         width: Cells of a line.
     """
     if width < 1:
@@ -97,7 +97,7 @@ def hang(content: Content, width: int) -> Content:
 
 
 class ClippedBlock(TextBlock):
-    """A block with a height of its own: what has no room in it ends in an ellipsis, and nothing is laid out anew."""
+    """A block of fixed height that is never laid out again; a text without room ends in an ellipsis."""
 
     def show(self, content: Content) -> None:
         """Show another content."""
@@ -110,7 +110,7 @@ class ClippedBlock(TextBlock):
 
 
 def clip(content: Content, width: int, height: int) -> Content:
-    """Wrap a text, and cut it after a number of lines, with an ellipsis where something is missing."""
+    """Wrap a text, and cut it after ``height`` lines with an ellipsis."""
     if width < 2 or height < 1:
         return content
     lines = content.wrap(width)
@@ -121,7 +121,7 @@ def clip(content: Content, width: int, height: int) -> Content:
 
 
 class TextLine(Static):
-    """A few lines of a pane that are often told the same again: the layout is done anew only where it may differ."""
+    """Lines of a pane that are often set to the same text; laid out again only if the layout may differ."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, markup=False)

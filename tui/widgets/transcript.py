@@ -1,6 +1,6 @@
-"""The transcript of a conversation: the speaker in a gutter, the text next to it, the speed of an answer below it.
+"""Transcript of a chat: the speaker in a gutter, the text beside it, and the speed of an answer below.
 
-Answers are shown as the Markdown that they are, or as they were written.
+Answers are shown as Markdown or as written.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from core.text import one_line, sanitize
 from tui.widgets.markdown_text import MarkdownText
 from tui.widgets.text_block import TextBlock, relayout
 
-#: Columns that an answer needs beside others.
+#: Minimum columns of an answer beside others.
 COLUMN_WIDTH = 45
-#: Characters of a speaker's name, which is broken over a few lines.
+#: Maximum characters of a speaker's name, which is broken into lines.
 _NAME = 27
 
 
 class GrowingText(TextBlock):
-    """A text that is laid out again only when its rows change in number: a conversation is laid out whole."""
+    """A text that is laid out again only when its height changes, because that lays out the whole conversation."""
 
     def show(self, content: Content) -> None:
         """Show another content."""
@@ -35,7 +35,7 @@ class GrowingText(TextBlock):
 
 
 class ChatMessage(Horizontal):
-    """A message of one speaker; no text in it is markup of the app, whatever it looks like."""
+    """A message of a speaker; its text is never read as markup."""
 
     DEFAULT_CSS = """
     ChatMessage {
@@ -67,32 +67,32 @@ class ChatMessage(Horizontal):
 
 
 def _named(speaker: str) -> str:
-    """The name in lines of the gutter's width."""
+    """The name broken to the gutter's width."""
     name = one_line(speaker, _NAME)
     return "\n".join(name[begin : begin + 9] for begin in range(0, len(name), 9))
 
 
 class QuestionMessage(ChatMessage):
-    """A question: its place among those asked in its place, and whether keys act on it."""
+    """A question, with its number among alternative questions and a mark if keys act on it."""
 
     def __init__(self, exchange: Exchange) -> None:
         super().__init__("user", "you", exchange.question)
         self._question = exchange.question
 
     def mark(self, *, chosen: bool, place: int, count: int) -> None:
-        """Show its marks.
+        """Update the marks.
 
         Args:
-            chosen: Whether keys act on it rather than on the last question.
-            place: Its place among those asked in its place, from 0.
-            count: Their number.
+            chosen: Keys act on this question.
+            place: Its index among the alternatives.
+            count: The number of alternatives.
         """
         variant = Content.styled(f"  ‹{place + 1} of {count}›", "$muted") if count > 1 else Content("")
         self.show("▸ you" if chosen else "you", Content.assemble(sanitize(self._question), variant))
 
 
 class ReplyMessage(ChatMessage):
-    """A reply, during its generation and afterwards."""
+    """A reply, during and after its generation."""
 
     def __init__(self, reply: Reply, *, markdown: bool = True) -> None:
         super().__init__("base" if reply.source == "base" else "tuned", reply.label)
@@ -100,7 +100,7 @@ class ReplyMessage(ChatMessage):
         self._markdown = MarkdownText() if markdown else None
 
     def show_markdown(self, markdown: bool) -> None:
-        """Show the answer as Markdown, or as it was written."""
+        """Show the answer as Markdown or as written."""
         if markdown != (self._markdown is not None):
             self._markdown = MarkdownText() if markdown else None
             self.refresh_reply()
@@ -131,7 +131,7 @@ class ReplyMessage(ChatMessage):
 
 
 class ExchangeView(Vertical):
-    """A question with its answers: one below the other, or side by side with the class ``-wide``."""
+    """A question with its answers, stacked or, with the class ``-wide``, side by side."""
 
     DEFAULT_CSS = """
     ExchangeView {
@@ -150,13 +150,13 @@ class ExchangeView(Vertical):
         self.fit(width)
 
     def fit(self, width: int) -> None:
-        """Put the answers beside each other where there are so many columns."""
+        """Put the answers side by side if the columns suffice."""
         self.set_class(width >= COLUMN_WIDTH * max(2, len(self.exchange.replies)), "-wide")
 
     def compose(self) -> ComposeResult:
         """The question, then the answers."""
         yield QuestionMessage(self.exchange)
-        # A grid makes answers equally high, and with them the lines between them.
+        # A grid gives the answers, and the lines between them, the same height.
         with ItemGrid(classes="chat-replies") as grid:
             grid.styles.grid_size_columns = len(self.exchange.replies)
             for index, reply in enumerate(self.exchange.replies):
@@ -170,22 +170,22 @@ class ExchangeView(Vertical):
 
 
 class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
-    """The exchanges; keys are bound by the pane."""
+    """The exchanges; the pane binds the keys."""
 
     DEFAULT_CSS = "Transcript { height: 1fr; background: transparent; scrollbar-size-vertical: 1; }"
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self.markdown = True
-        """Whether answers are shown as Markdown; else as they were written."""
+        """Show answers as Markdown; otherwise as written."""
 
     def show(self, dialogue: Dialogue, width: int, pointed_at: Exchange | None) -> None:
-        """Show a conversation from its end; exchanges that are shown already stay.
+        """Show a conversation, scrolled to the end; unchanged exchanges are kept.
 
         Args:
             dialogue: The conversation.
-            width: Columns for answers beside each other.
-            pointed_at: The question that keys act on; None for the last one.
+            width: Columns for the answers.
+            pointed_at: The question that keys act on; None for the last.
         """
         path, views = dialogue.exchanges, list(self.query(ExchangeView))
         kept = 0
@@ -199,12 +199,12 @@ class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
         self.call_after_refresh(self.mark, dialogue, pointed_at)
 
     def fit(self, width: int) -> None:
-        """Lay answers out side by side where there is room for them."""
+        """Put answers side by side if the columns suffice."""
         for view in self.query(ExchangeView):
             view.fit(width)
 
     def mark(self, dialogue: Dialogue, pointed_at: Exchange | None) -> None:
-        """Mark the question that keys act on, and those with other branches."""
+        """Mark the question that keys act on, and the questions with alternatives."""
         path = dialogue.exchanges
         for view in self.query(ExchangeView):
             if view.exchange in path:
@@ -213,20 +213,20 @@ class Transcript(VerticalScroll, can_focus=True, inherit_bindings=False):
                     question.mark(chosen=view.exchange is pointed_at, place=place, count=count)
 
     def go_to(self, exchange: Exchange) -> None:
-        """Scroll so that a question is at the top."""
+        """Scroll a question to the top."""
         view = next((each for each in self.query(ExchangeView) if each.exchange is exchange), None)
         if view is not None:
             self.release_anchor()
             self.scroll_to_widget(view, animate=False, top=True)
 
     def refresh_reply(self, reply: Reply) -> None:
-        """Show a reply as it is now."""
+        """Update a reply."""
         for widget in self.query(ReplyMessage):
             if widget.reply is reply:
                 widget.refresh_reply()
 
     def toggle_markdown(self) -> None:
-        """Show answers as Markdown, or as they were written."""
+        """Toggle between Markdown and the text as written."""
         self.markdown = not self.markdown
         for reply in self.query(ReplyMessage):
             reply.show_markdown(self.markdown)

@@ -1,4 +1,4 @@
-"""The screen that measures what 4 bits cost, opened from the Config pane."""
+"""Screen of the 4-bit measurement, opened from the Config pane."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tui.screens.job import JobScreen
 
 
 class Measurement:
-    """A measurement that waits until it may end.
+    """A measurement that waits for permission to end.
 
     Args:
-        result: Its result, or why there is none.
+        result: Its result or error.
     """
 
     def __init__(self, result: QuantizationCost | UserError = COST) -> None:

@@ -21,7 +21,7 @@ class Counting:
     """A job that counts until it may end.
 
     Args:
-        result: What it returns, or raises.
+        result: The value to return, or the error to raise.
     """
 
     title = "Counting"

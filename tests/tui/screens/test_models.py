@@ -356,7 +356,7 @@ async def test_a_model_of_a_hub_is_fetched_after_its_size_was_shown(
         await wait_for(pilot, lambda: app.answers, PATIENCE)
     assert app.answers == ["org/tiny"]
     assert find_model("org/tiny") == paths.models_dir() / "org--tiny"
-    # What comes is what the command fetches.
+    # The screen downloads the same files as the command.
     assert set(hub.files_asked()) == set(files_of(tiny_model_dir))
 
 

@@ -1,4 +1,4 @@
-"""The queue in the app: its screen, and a run that waits for the one that is on."""
+"""The queue in the app: its screen, and a run that waits for the live run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trash in the app: what was deleted comes back, whichever it was, or is gone for good after a yes."""
+"""The trash in the app: a deleted run can be restored, or deleted for good after a confirmation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = ("20261101-000001-first", "20261102-000002-second", "20261103-000003-thi
 
 @pytest.fixture
 def runs(home: Path) -> list[Run]:
-    """Three runs in the trash, the last one deleted last, and one that is not."""
+    """Three runs in the trash in order of deletion, and another run outside it."""
     made = []
     for name in (*NAMES, "20261104-000004-kept"):
         script = ScriptedRun(home, name)

@@ -20,7 +20,7 @@ from tui.widgets import run_lines
 from tui.widgets.charts.device_panel import device_lines, host_line
 from tui.widgets.status_bar import fit, header_segments
 
-#: Times left, in seconds, on both sides of what changes their digits.
+#: Times left, in seconds, just above and below a change of their digits.
 TIMES = (7300.0, 3601.0, 3599.0, 601.0, 599.0, 61.0, 59.0, 10.0, 9.0, 1.0)
 
 

@@ -91,7 +91,7 @@ class ColumnSample:
     """The reason why the detection failed."""
 
     def parts(self, wanted: str) -> dict[ColumnRole, str]:
-        """The columns that a format reads, or the detected ones for ``auto``; none where the format is unknown."""
+        """The columns read by a format, or the detected columns for ``auto``; empty if the format is unknown."""
         known = next((name for name in FORMATS if name == wanted), None)
         if wanted == "auto" and self.detection is not None:
             known = self.detection.format
@@ -102,15 +102,15 @@ class ColumnSample:
         return {role: found[role] for role in ROLES if role in found}
 
     def example(self, column: str) -> str:
-        """A value of a column, on one line."""
+        """An example value of a column, on one line."""
         return next((one.example for one in self.columns if one.value == column), "")
 
 
 def read_sample(view: DatasetView) -> ColumnSample:
-    """The first rows of an open file; blocks.
+    """Read the first rows of an open file; blocking.
 
     Raises:
-        UserError: If the file cannot be read any more.
+        UserError: If the file can no longer be read.
     """
     rows: list[Row] = []
     examples: dict[str, str] = {}
@@ -136,7 +136,7 @@ def read_sample(view: DatasetView) -> ColumnSample:
 
 
 def _collect(data: Mapping[str, Any], examples: dict[str, str], left_out: set[str]) -> int:
-    """Note the columns of a row, each with the first value that is not empty; returns the row's size in characters."""
+    """Collect the columns of a row with their first non-empty value; returns the size of the row in characters."""
     size = 0
     for name, value in data.items():
         text = _text(value)
@@ -151,7 +151,7 @@ def _collect(data: Mapping[str, Any], examples: dict[str, str], left_out: set[st
 
 
 def _is_writable(name: str) -> bool:
-    """Whether a configuration, which is UTF-8, can hold a name."""
+    """True if a configuration file, which is UTF-8, can hold the name."""
     try:
         return bool(name.encode())
     except UnicodeEncodeError:
@@ -162,7 +162,7 @@ def _is_writable(name: str) -> bool:
 
 
 def visible_roles(columns: Mapping[ColumnRole, str]) -> Iterator[tuple[str, list[tuple[ColumnRole, str]]]]:
-    """The groups with the applicable parts; keys and speakers only once there are messages."""
+    """Groups with their applicable parts; keys and speakers need a column of messages."""
     has_messages = bool({"messages", "chosen"} & set(columns))
     for title, parts in GROUPS:
         shown = [
@@ -174,7 +174,7 @@ def visible_roles(columns: Mapping[ColumnRole, str]) -> Iterator[tuple[str, list
 
 
 def candidates(role: ColumnRole, columns: Mapping[ColumnRole, str], sample: ColumnSample) -> Sequence[Candidate]:
-    """The candidates for a part: columns, keys of messages, or names of speakers, as found in the first rows."""
+    """Candidates for a part, found in the first rows: columns, keys of messages, or names of speakers."""
     if role not in (*KEY_ROLES, *SPEAKER_ROLES):
         return sample.columns
     turns = list(_turns(columns, sample))
@@ -206,7 +206,7 @@ def _turns(columns: Mapping[ColumnRole, str], sample: ColumnSample) -> Iterator[
 
 
 def format_candidates(sample: ColumnSample) -> list[Candidate]:
-    """The formats that the configuration may name, with the content of their rows."""
+    """Formats accepted by the configuration, with a description of their rows."""
     option = find_option("data.format")
     found = sample.detection
     reason = f"{found.format}: {found.reason}" if found is not None else "no known format is recognized"
@@ -230,24 +230,24 @@ class ColumnChoice:
     columns: dict[ColumnRole, str] = field(default_factory=dict)
     """The columns by part, named by hand or detected."""
     by_hand: bool = False
-    """Whether the columns are named by hand."""
+    """True if the columns are named by hand."""
 
     @property
     def named(self) -> dict[ColumnRole, str] | None:
-        """The columns for the configuration; None where it names none."""
+        """The columns for the configuration; None if it names none."""
         return dict(self.columns) if self.by_hand and self.columns else None
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing is chosen at all."""
+        """True if nothing has been chosen."""
         return self.named is None and self.wanted == "auto"
 
     def value(self, part: Choosable) -> str:
-        """The choice for a part; empty where there is none."""
+        """The choice for a part; empty for none."""
         return self.wanted if part == FORMAT else self.columns.get(part, "")
 
     def recognize(self, sample: ColumnSample) -> None:
-        """Take the columns that the format reads, unless they are named by hand."""
+        """Fill in the detected columns, unless they are named by hand."""
         if not self.by_hand:
             self.columns = sample.parts(self.wanted)
 
@@ -269,7 +269,7 @@ class ColumnChoice:
         return True
 
     def clear(self, sample: ColumnSample) -> None:
-        """Name no columns, and let the format be detected."""
+        """Clear the columns and detect the format."""
         self.by_hand, self.wanted = False, "auto"
         self.recognize(sample)
 
@@ -287,18 +287,18 @@ class ColumnPreview:
 
     turns: tuple[Turn, ...] = ()
     problem: UserError | None = None
-    """The reason why no row can be read so."""
+    """The reason why no row can be read this way."""
     detection: Detection | None = None
     used: int = 0
     total: int = 0
     warning: str = ""
-    """A warning about the rows: one that cannot be used, or a format that is not trained on."""
+    """A warning about an unusable row, or about a format that the objective cannot train on."""
 
 
 def preview_columns(
     sample: ColumnSample, wanted: str, columns: Mapping[ColumnRole, str] | None, objective: Objective = "sft"
 ) -> ColumnPreview:
-    """Read the first rows with a format and, where they are named, columns; never raises for their content."""
+    """Read the first rows with a format and optional columns; never raises for their content."""
     total = len(sample.rows)
     try:
         named = ColumnMap(dict(columns)) if columns is not None else None

@@ -1,4 +1,4 @@
-"""The screen of the column mapping: a column for each part, with the first rows as they are then read."""
+"""Screen of the column mapping, with a preview of the first rows."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PartList(ChoiceList):
 
     @property
     def current(self) -> Choosable | None:
-        """The part under the cursor; None while there is none."""
+        """The part under the cursor, if any."""
         place = self.highlighted
         return self._parts[place] if place is not None and place < len(self._parts) else None
 
@@ -67,8 +67,8 @@ class PartList(ChoiceList):
         Args:
             sample: The first rows and columns of the file.
             choice: The chosen format and columns.
-            preview: The first rows as they are then read; None while they are being read.
-            at: The part; the format where None, or where there is no such part.
+            preview: The preview of the first rows; None while they are being read.
+            at: The part; None or an unknown part means the format.
         """
         parts: list[Choosable | None] = [FORMAT]
         options = [Option(_format_line(choice, preview, at == FORMAT))]
@@ -129,7 +129,7 @@ def _line(name: str, value: str, about: str, at_cursor: bool, is_chosen: bool) -
 
 
 def summary(preview: ColumnPreview, is_named: bool) -> Content:
-    """The number of rows that can be used, or the reason why none can be read."""
+    """The number of usable rows, or the reason why none can be read."""
     if preview.problem is not None:
         text = Content.styled(one_line(f"✗ {preview.problem.message}", 400), "$limit bold")
         hint = one_line(preview.problem.hint if is_named else _HINT, 200)
@@ -157,11 +157,11 @@ HELP = (
 
 @dataclass(frozen=True)
 class ColumnForm:
-    """The configuration's options that the screen begins with.
+    """Options of the configuration when the screen opens.
 
     Args:
         wanted: ``data.format``.
-        columns: ``data.columns``; None where it is not set.
+        columns: ``data.columns``; None if it is not set.
         objective: ``train.objective``.
     """
 
@@ -172,7 +172,7 @@ class ColumnForm:
 
 @dataclass
 class SampleRead(Message):
-    """The first rows have been read, or cannot be."""
+    """The first rows have been read, or the read failed."""
 
     sample: ColumnSample | None
     error: UserError | None = None
@@ -188,7 +188,7 @@ class ColumnsPreviewed(Message):
 
 
 class ColumnsScreen(Overlay[None]):
-    """The screen of the column mapping; posts :class:`~tui.messages.OptionsChosen` to the app.
+    """The screen of the column mapping; saves to the configuration in the app.
 
     Args:
         view: The dataset.
@@ -228,7 +228,7 @@ class ColumnsScreen(Overlay[None]):
             {role: given[role] for role in ROLES if isinstance(given.get(role), str)},
             form.columns is not None,
         )
-        """The choice so far."""
+        """The current choice."""
         self.sample: ColumnSample | None = None
         """The columns of the file, once its first rows have been read."""
         self.preview: ColumnPreview | None = None
@@ -254,7 +254,7 @@ class ColumnsScreen(Overlay[None]):
         self._read()
 
     def on_resize(self, event: events.Resize) -> None:
-        """Place the parts to the left of the rows where there is room for it."""
+        """Put the parts to the left of the rows if there is room."""
         self.set_class(event.size.width >= WIDE, "-wide")
 
     # Parts of the screen.
@@ -275,12 +275,11 @@ class ColumnsScreen(Overlay[None]):
         return self.query_one("#columns-rows", Conversation)
 
     def say(self, text: str) -> None:
-        """Show a message below, until the next key; an empty text clears it."""
+        """Show a message at the bottom; an empty text clears it."""
         style = "$limit" if text.startswith("✗") else "$foreground"
         self.query_one("#columns-note", TextBlock).show(Content.styled(one_line(text, 400), style))
 
-    # Reading. Workers get a description, or Textual would make one from the repr of their arguments, which is whole
-    # rows.
+    # Reading. Workers get a description because Textual's default is the repr of their arguments: whole rows.
 
     @work(thread=True, exclusive=True, group="columns-read", description="columns-read")
     def _read(self) -> None:
@@ -305,7 +304,7 @@ class ColumnsScreen(Overlay[None]):
         self.show_again(FORMAT if not choice.by_hand else next(iter(choice.columns), FORMAT))
 
     def show_again(self, at: Choosable | None = None) -> None:
-        """Update the list, and read the preview again."""
+        """Update the list and read the preview again."""
         self.preview = None
         self._show_form(at or self.parts.current)
         self._refresh_title()
@@ -349,7 +348,7 @@ class ColumnsScreen(Overlay[None]):
     # Moving.
 
     def action_move(self, rows: int) -> None:
-        """Move the cursor, or scroll the rows where they have the focus."""
+        """Move the cursor, or scroll the rows if they have the focus."""
         if self.conversation.has_focus:
             self.conversation.move(rows)
         else:
@@ -363,13 +362,13 @@ class ColumnsScreen(Overlay[None]):
             self.parts.move(direction * max(1, self.parts.size.height - 2))
 
     def action_move_end(self, direction: int) -> None:
-        """Go to the first or the last part or line."""
+        """Go to the first or last part or line."""
         self.action_move(direction * 10**6)
 
     # Choice.
 
     def action_choose(self) -> None:
-        """Choose from a list, with a search."""
+        """Choose from a searchable list."""
         part, choice = self.parts.current, self.choice
         if self.sample is None or part is None:
             return
@@ -387,7 +386,7 @@ class ColumnsScreen(Overlay[None]):
         self.action_choose()
 
     def _take(self, part: Choosable, value: str | None) -> None:
-        """Set the column of a part, or none for an empty text; None changes nothing."""
+        """Set the column of a part, or clear it with an empty text; None changes nothing."""
         if value is None or self.sample is None:
             return
         self.say("")
@@ -396,7 +395,7 @@ class ColumnsScreen(Overlay[None]):
             self.show_again()
 
     def action_step(self, step: int) -> None:
-        """Take the next column for the part under the cursor, none after the last."""
+        """Set the part under the cursor to the next column; none follows the last."""
         part = self.parts.current
         if part is None or self.sample is None:
             return
@@ -409,12 +408,12 @@ class ColumnsScreen(Overlay[None]):
             self._take(part, values[(here + step) % len(values)])
 
     def action_leave_out(self) -> None:
-        """Clear the column of the part under the cursor, or detect the format."""
+        """Clear the column under the cursor, or detect the format."""
         if (part := self.parts.current) is not None:
             self._take(part, "")
 
     def action_clear(self) -> None:
-        """Name no columns, and let the format be detected."""
+        """Clear the columns and detect the format."""
         if self.sample is None:
             return
         self.choice.clear(self.sample)
@@ -425,10 +424,10 @@ class ColumnsScreen(Overlay[None]):
     # Saving.
 
     def action_save(self) -> None:
-        """Put format and columns into the configuration, if rows can be read with them."""
+        """Save format and columns to the configuration, if rows can be read with them."""
         if self.sample is None:
             return
-        # The saved choice has been previewed: the rows are read first.
+        # Only a previewed choice is saved.
         self._is_saving = self.preview is None
         if self.preview is None:
             return
@@ -453,5 +452,5 @@ class ColumnsScreen(Overlay[None]):
         self.app.push_screen(HelpScreen("Columns", HELP, self.keys, "columns"))
 
     def action_back(self) -> None:
-        """Go back; nothing is changed."""
+        """Go back without changes."""
         self.dismiss(None)

@@ -1,1 +1,1 @@
-"""The start card: what a run is going to do, shown before it starts."""
+"""Start card: a summary of a run before it starts."""

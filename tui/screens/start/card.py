@@ -1,4 +1,4 @@
-"""The start card: a run as it would start now; enter starts it, and nothing else does."""
+"""Start card: a run as it would start now; only enter starts it."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ from tui.widgets.text_block import TextBlock
 
 #: The answers of a card; None where the user goes back.
 Answer = Literal["start", "rows", "options", "former"]
-#: Columns of the card, and those that its frame takes.
+#: Columns of the card and of its frame.
 _WIDTH, _FRAME = 92, 6
-#: Seconds between two looks at an analysis that another part of the app does.
+#: Seconds between two polls of an analysis by another part of the app.
 LOOK_SECONDS = 0.25
 
-#: Looks for the rows of a run where the app has them already; None where it does not, and the card analyzes them.
+#: Finds the rows of a run elsewhere in the app; None if the card must analyze them itself.
 Look = Callable[[Start], SeenRows | None]
-#: Finds out what a run will take, in a thread.
+#: Estimates memory and time of a run, in a thread.
 Planner = Callable[[Start, Analysis | None, int | None, bool], StartPlan]
 
 
 class StartCard(Overlay[Answer]):
-    """A run before it starts: it opens with what is known, and the rest is filled in without moving a line.
+    """Summary of a run before it starts; unknown facts are filled in later without moving a line.
 
     Args:
         start: The run.
-        look: Looks for its rows in the app.
-        planner: Finds out what it will take.
-        is_settled: Whether the configuration is complete; else a start waits for :meth:`settle`.
+        look: Finds its rows elsewhere in the app.
+        planner: Estimates its memory and time.
+        is_settled: The configuration is complete; otherwise a start waits for :meth:`show` with a settled one.
         choose_preset: Opens the presets, which change the configuration below the card.
     """
 
@@ -96,13 +96,13 @@ class StartCard(Overlay[Answer]):
         self._hints: list[str] = []
 
     def compose(self) -> ComposeResult:
-        """One block of lines, with what is known."""
+        """A single block of lines, with the facts known so far."""
         self._block.show(self._content(min(_WIDTH, round(0.98 * self.app.size.width)) - _FRAME))
         with self._box:
             yield self._block
 
     def on_mount(self) -> None:
-        """Show what is known, and begin to find out the rest."""
+        """Start to find out the missing facts."""
         self.set_interval(LOOK_SECONDS, self._look_again)
         self._find()
         self.call_after_refresh(self._painted)
@@ -112,14 +112,14 @@ class StartCard(Overlay[Answer]):
         self._end_job()
 
     def on_resize(self) -> None:
-        """Cut the lines to the present width."""
+        """Cut the lines to the new width."""
         self.call_after_refresh(self._show)
 
     def _painted(self) -> None:
         self._is_read = True
 
     def on_key(self, event: events.Key) -> None:
-        """Enter may follow the key that opened the card, before that can be seen, but starts nothing behind a word."""
+        """Accept enter right after the key that opened the card, but not at the end of a typed word."""
         opener = [key.strip() for key in shell_of(self).keys["app.start"].keys.split(",")]
         if self._is_read:
             counts = (event.is_printable and event.key not in opener) or event.key == "enter"
@@ -134,7 +134,7 @@ class StartCard(Overlay[Answer]):
             event.prevent_default()
 
     def show(self, start: Start, *, is_settled: bool = True) -> None:
-        """Show the run as it would start now, after its configuration has changed."""
+        """Show the run again after a change of its configuration."""
         changed = start.config != self.start.config
         self.start, self._is_settled = start, is_settled
         if changed and self.is_mounted:
@@ -146,7 +146,7 @@ class StartCard(Overlay[Answer]):
     # Facts.
 
     def _find(self) -> None:
-        """Find out everything anew; what was known stays on the screen until something newer is there."""
+        """Look up all facts again; the old ones stay on the screen until then."""
         self._end_job()
         goes_on = self.start.continuation is not None
         self._seen = seen = None if goes_on else self._look(self.start)
@@ -167,7 +167,7 @@ class StartCard(Overlay[Answer]):
         return StartRows.counted(seen.count, self.start.config, seen.progress)
 
     def _look_again(self) -> None:
-        """Look for the rows in the app, until nothing more will come."""
+        """Poll the app for the rows, until its analysis is over."""
         before = self._seen
         if before is None or before.is_over or (seen := self._look(self.start)) is None or seen == before:
             return
@@ -179,7 +179,7 @@ class StartCard(Overlay[Answer]):
 
     @work(exclusive=True, group="start-rows")
     async def _analyze(self) -> None:
-        """Analyze the rows, where no other part of the app does."""
+        """Analyze the rows in a job of the card."""
         start = self.start
         self._job = job = await asyncio.to_thread(analysis_job, start.config)
 
@@ -191,7 +191,7 @@ class StartCard(Overlay[Answer]):
         except JobCancelledError:
             return
         except JobDiedError as error:
-            # The rows may well be sound.
+            # A crash of the job says nothing about the rows.
             self._failed(job, StartRows(progress=f"✗ {error}"))
             return
         except UserError as error:
@@ -223,7 +223,7 @@ class StartCard(Overlay[Answer]):
 
     @work(exclusive=True, group="start-base")
     async def _check_base(self) -> None:
-        """Look whether the files of the base model would be refused."""
+        """Check the files of the base model."""
         config = self.start.config
         flaw = await asyncio.to_thread(find_flaw, config)
         if config == self.start.config:
@@ -235,7 +235,7 @@ class StartCard(Overlay[Answer]):
         """Work out memory, time and warnings."""
         config, used = self.start.config, self.found.rows.used
         worker = get_current_worker()
-        # First a rough bound where the model has to be measured, which takes seconds.
+        # First a rough bound, because measuring the model takes seconds.
         for measures in (False, True):
             with telling(is_wanted=lambda: not worker.is_cancelled):
                 plan = await asyncio.to_thread(self._planner, self.start, analysis, used, measures)
@@ -244,7 +244,7 @@ class StartCard(Overlay[Answer]):
                 self._show()
             if not plan.is_rough:
                 break
-        # Memory and time are of more use, and the warnings may wait for a driver.
+        # Warnings come last: they matter less than memory and time, and may wait for the driver.
         with suppress(UserError):
             warnings = await asyncio.to_thread(find_warnings, config, used)
             if config == self.start.config:
@@ -254,7 +254,7 @@ class StartCard(Overlay[Answer]):
     # Display.
 
     def _show(self) -> None:
-        # What is found out later than the answer has nobody to read it.
+        # The answer may arrive after the card has been left.
         if not self.is_mounted or self._is_left:
             return
         shell, box = shell_of(self), self._box
@@ -277,7 +277,7 @@ class StartCard(Overlay[Answer]):
     # Actions.
 
     def action_begin(self) -> None:
-        """Start the run, once its configuration is complete; the card says why one without rows does not start."""
+        """Start the run once its configuration is complete. Without usable rows nothing starts; the card shows why."""
         if self.found.rows.refusal:
             return
         if self._is_settled:
@@ -287,7 +287,7 @@ class StartCard(Overlay[Answer]):
             self._show()
 
     def action_back(self) -> None:
-        """Take the start back, or leave the card."""
+        """Cancel a pending start, or leave the card."""
         if self._waits_to_start:
             self._waits_to_start = False
             self._show()

@@ -1,4 +1,4 @@
-"""A run before it starts: its memory and time, and its summary as lines of text; no widget."""
+"""Facts of a run before it starts, and their lines on the start card; no widgets."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ _VALUE_WIDTH, _MOST_LISTED = 24, 12
 
 @dataclass(frozen=True)
 class StartRows:
-    """The rows of a run, as far as they are known.
+    """Rows of a run, as far as they are known.
 
     Args:
         used: Rows trained on.
         held_out: Rows measured on.
         dropped: Rows that are not used, by reason.
-        look: Rows that are used and are worth a look.
+        look: Used rows that are worth a look.
         doubts: Problems of the data as a whole, as sentences.
-        is_exact: Whether every row has been looked at.
-        progress: The progress of that, or the reason why it is not possible.
-        refusal: The reason why a run could not read the rows either; empty for none.
+        is_exact: True once all rows have been analyzed.
+        progress: The progress of the analysis, or the reason why it failed.
+        refusal: The reason why a run cannot read the rows either; empty for none.
     """
 
     used: int | None = None
@@ -73,7 +73,7 @@ class StartRows:
 
     @classmethod
     def counted(cls, count: int | None, config: Config, progress: str = "") -> StartRows:
-        """The rows by their number alone, none of them looked at."""
+        """Rows known by their number alone."""
         if count is None:
             return cls(progress=progress)
         kept_out = held_out_count(count, config.data.eval_share)
@@ -81,7 +81,7 @@ class StartRows:
 
     @classmethod
     def analyzed(cls, analysis: Analysis) -> StartRows:
-        """The rows as an analysis of all of them has found them."""
+        """Rows as found by a complete analysis."""
         dropped = {reason: count for reason, count in analysis.dropped.items() if reason != HELD_OUT}
         return cls(
             analysis.used,
@@ -99,14 +99,14 @@ class StartRows:
 
 @dataclass(frozen=True)
 class SeenRows:
-    """The rows of a run as another part of the app knows them.
+    """Rows of a run as known to another part of the app.
 
     Args:
         count: The number of rows; None while they are counted.
-        analysis: The analysis of all of them; None while it goes on, or where it has failed.
-        progress: Its progress, or the reason why there is none.
-        is_over: Whether nothing more will come.
-        refusal: The reason why a run could not read the rows either; empty for none.
+        analysis: The complete analysis; None while it is running, or if it failed.
+        progress: Its progress, or the reason why it failed.
+        is_over: True if the analysis has ended.
+        refusal: The reason why a run cannot read the rows either; empty for none.
     """
 
     count: int | None
@@ -118,25 +118,25 @@ class SeenRows:
 
 @dataclass(frozen=True)
 class StartPlan:
-    """Memory and time that a run will take.
+    """Expected memory and time of a run.
 
     Args:
-        parameters: Parameters of the base model; None where unknown.
+        parameters: Parameters of the base model; None if unknown.
         needed: Bytes of memory.
-        free: Bytes that are free; None where unknown.
-        fits: Whether they suffice; None where unknown.
-        advice: The best change that would make it fit; empty where it fits.
-        steps: Optimizer steps; None where unknown.
-        seconds: Duration of the steps; None where it cannot even be guessed.
-        watt_hours: Energy of the steps; None where no earlier run measured it, and the device
-            tells no power limit.
-        pace_of: The earlier run with the pace of the estimate; empty for a guess.
-        is_planned: Whether the estimate is by the memory plan; its energy is then the most that it can be.
-        early_end: That a limit ends the run before its last step, in words; empty where none does.
+        free: Free bytes; None if unknown.
+        fits: True if the memory suffices; None if unknown.
+        advice: The best change that would make it fit; empty if it fits.
+        steps: Optimizer steps; None if unknown.
+        seconds: Duration of the steps; None if unknown.
+        watt_hours: Energy of the steps; None if no earlier run measured it and the device reports no power
+            limit.
+        pace_of: The earlier run whose pace is used; empty for a guess.
+        is_planned: The estimate is by the memory plan; its energy is then an upper bound.
+        early_end: Words on the limit that ends the run before its last step; empty for none.
         problem: The reason why nothing is known.
-        seconds_per_step: The pace of a run that is continued; None where unknown.
-        unmet: The wishes for the night that cannot be met.
-        is_rough: Whether the memory is a rough bound, as the model has not been measured yet.
+        seconds_per_step: The pace of a continued run; None if unknown.
+        unmet: The deadline or energy limit that cannot be met.
+        is_rough: The memory is a rough bound, because the model has not been measured yet.
     """
 
     parameters: int | None = None
@@ -158,15 +158,15 @@ class StartPlan:
 
 @dataclass(frozen=True)
 class Continuation:
-    """The rest of a run that is continued.
+    """Rest of a continued run.
 
     Args:
         run: The run's id.
         state: Its state, ``stopped`` or another end.
-        step: The step of the checkpoint that it goes on from.
-        saved: Time of that checkpoint, in Unix seconds; None where unknown.
-        total: Steps of the whole run; 0 where unknown.
-        done: The last step that was done; those after the checkpoint are done again.
+        step: The step of the checkpoint to continue from.
+        saved: Time of that checkpoint, in Unix seconds; None if unknown.
+        total: Steps of the whole run; 0 if unknown.
+        done: The last finished step; steps after the checkpoint are repeated.
     """
 
     run: str
@@ -178,23 +178,23 @@ class Continuation:
 
     @property
     def left(self) -> int | None:
-        """The number of steps left; None where unknown."""
+        """Number of steps left; None if unknown."""
         return max(self.total - self.step, 0) if self.total else None
 
 
 @dataclass(frozen=True)
 class Start:
-    """A run that is about to start.
+    """A run about to start.
 
     Args:
         config: The checked configuration.
-        name: Its subject, which ends the run's id.
-        values: Where its values come from; None for no such line.
-        is_choosing: Whether a preset is being chosen for it.
-        former: The name of the configuration that one key brings back; empty for none.
-        notes: Remarks that do not depend on what is found out in the background.
-        continuation: The run that goes on; None for a new one.
-        has_form: Whether the configuration is the one in the Config pane, so that it can be changed there.
+        name: Its subject, the end of the run's id.
+        values: The sources of its values; None for no such line.
+        is_choosing: A preset is being chosen for it.
+        former: The name of the previous configuration, which a key brings back; empty for none.
+        notes: Remarks that do not depend on the facts found in the background.
+        continuation: The continued run; None for a new run.
+        has_form: The configuration is open in the Config pane and can be changed there.
         title: The title of the card.
     """
 
@@ -217,13 +217,13 @@ class Start:
 
 @dataclass(frozen=True)
 class Found:
-    """The facts found out so far.
+    """Facts found so far.
 
     Args:
         rows: The rows.
-        plan: What the run will take; None while that is being worked out.
+        plan: Memory and time; None while they are being estimated.
         warnings: Warnings of the rules between options.
-        flaw: Why the files of the base model would be refused; empty where nothing is known against them.
+        flaw: The reason why the files of the base model would be refused; empty for none.
     """
 
     rows: StartRows = field(default_factory=StartRows)
@@ -233,7 +233,7 @@ class Found:
 
 
 def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: float) -> list[Content]:
-    """The lines of a card, always as many: a label and one line of text each, then the warnings.
+    """Lines of a card, always the same number: a labeled line for each fact, then the warnings.
 
     Args:
         start: The run.
@@ -271,7 +271,7 @@ def card_lines(start: Start, found: Found, keys: KeyTable, width: int, now: floa
 
 
 def _warning_lines(start: Start, found: Found, width: int) -> list[Content]:
-    """The warnings: a line each, more for the first ones as far as there is room; the last line counts the rest."""
+    """Warnings: the first may wrap as far as there is room, and the last line counts the rest."""
     if found.rows.refusal:
         told = Content.styled(f"✗ Nothing starts: {one_line(found.rows.refusal, 600)}", "$limit")
         refused = clip(told, width, WARNING_LINES).wrap(width)
@@ -298,13 +298,13 @@ def _warning_lines(start: Start, found: Found, width: int) -> list[Content]:
 
 
 def _warning(text: str, width: int, most: int) -> list[str]:
-    """A warning in at most so many lines, the further ones below its text."""
+    """A warning in at most ``most`` lines, indented after the first."""
     lines = clip(Content(text), max(width - 2, 2), most).wrap(max(width - 2, 2))
     return [("! " if not place else "  ") + line.plain.rstrip() for place, line in enumerate(lines)]
 
 
 def _data(start: Start, rows: StartRows, room: int) -> str:
-    """The training files, and the number of rows that are learned."""
+    """The training files, and the number of training rows."""
     if start.continuation is not None or (rows.used is None and rows.refusal):
         count = ""
     elif rows.used is None:
@@ -315,7 +315,7 @@ def _data(start: Start, rows: StartRows, room: int) -> str:
 
 
 def _held_out(start: Start, rows: StartRows, room: int) -> str:
-    """The number of rows that are measured on, and whose they are."""
+    """The number of held-out rows, and their source."""
     data, about = start.config.data, "" if rows.is_exact else "~"
     if data.eval is not None:
         # Their number is known once they have been read.
@@ -333,18 +333,18 @@ def _held_out(start: Start, rows: StartRows, room: int) -> str:
 
 
 def _names(entries: Sequence[str], width: int) -> str:
-    """The name of the first entry, and the number of the others."""
+    """The name of the first entry, and the number of other entries."""
     first = one_line(str(entries[0]) if is_hub_entry(entries[0]) else Path(entries[0]).name, width)
     return first if len(entries) == 1 else f"{first} and {len(entries) - 1} more"
 
 
 def _fitting(texts: Sequence[str], room: int) -> str:
-    """The first text that has room, or else the last."""
+    """The first text that fits, or else the last."""
     return next((text for text in texts if Content(text).cell_length <= room), texts[-1])
 
 
 def _values(start: Start, values: Provenance, keys: KeyTable, room: int) -> str:
-    """Sources of the values, in as many words as there is room for."""
+    """Sources of the values, as detailed as fits."""
     if start.is_choosing:
         return "a preset is being chosen for model, card and rows …"
     if not values.groups:
@@ -358,7 +358,7 @@ def _values(start: Start, values: Provenance, keys: KeyTable, room: int) -> str:
 
 
 def _group(group: ValueGroup, listed: int, with_values: bool) -> str:
-    """A source with its values: of the user's and the file's the first ones by name, of the others their number."""
+    """A source with its values: names for the user's and the file's first values, a number for the others."""
     count = len(group.values)
     match group.source:
         case "preset":
@@ -381,7 +381,7 @@ def _group(group: ValueGroup, listed: int, with_values: bool) -> str:
 
 
 def _option(name: str) -> str:
-    """The name of an option: its key alone where no other section has that key."""
+    """The name of an option: its key alone if that is unique."""
     key = name.partition(".")[2]
     return key if sum(option.key == key for option in options()) == 1 else name
 
@@ -452,7 +452,7 @@ def _time(plan: StartPlan | None, rows: StartRows) -> Content:
 
 
 def _rounded(seconds: float) -> float:
-    """An estimate with two digits, as more would promise too much."""
+    """An estimate rounded to its precision."""
     unit = 10 if seconds >= 60 else 1
     return max(round(seconds / unit) * unit, 1)
 
@@ -498,7 +498,7 @@ def _rest(goes_on: Continuation, plan: StartPlan | None, now: float) -> Content:
 
 
 def hint_keys(start: Start, rows: StartRows) -> Sequence[str]:
-    """The ids of the keys that make sense on a card, the most important first."""
+    """Ids of the keys that apply to a card, the most important first."""
     found = [] if rows.refusal else ["start.start"]
     if start.has_form:
         found += ["start.presets", "start.options"]
@@ -512,12 +512,12 @@ def hint_keys(start: Start, rows: StartRows) -> Sequence[str]:
 def find_plan(
     config: Config, analysis: Analysis | None, used: int | None, paces: PaceBook, source: Source = "measured"
 ) -> StartPlan:
-    """The memory plan and the estimates; asks the driver and reads headers, so call it from a thread.
+    """Plan memory and time; asks the driver and reads headers, so call it from a thread.
 
     Args:
         config: The checked configuration.
-        analysis: The analysis of all rows; None where there is none (yet).
-        used: The number of rows trained on; None where unknown.
+        analysis: The complete analysis of the rows, if there is one.
+        used: The number of training rows; None if unknown.
         paces: Earlier runs.
         source: As for :func:`core.memory.planner.make_plan`.
     """
@@ -563,7 +563,7 @@ def find_plan(
 
 
 def find_flaw(config: Config) -> str:
-    """Why the files of the base model would be refused; empty where they would not, or it is not a directory here.
+    """The reason why the files of the base model would be refused; empty for none, or if it is no local directory.
 
     Headers are read by a helper process, so call it from a thread.
     """
@@ -576,13 +576,13 @@ def find_flaw(config: Config) -> str:
     try:
         check_model_directory(directory)
     except UserError as error:
-        # Named as in the configuration, in fewer words than its path.
+        # The name is shorter than the path.
         return str(error).replace(str(directory), directory.name)
     return ""
 
 
 def find_warnings(config: Config, used: int | None) -> tuple[str, ...]:
-    """Warnings of the rules between options; asks for the card and the disk, so call it from a thread."""
+    """Warnings of the rules between options; asks for card and disk, so call it from a thread."""
     from core.commands.configuration import gather_facts
     from core.config.rules.check import check_rules
 
@@ -591,14 +591,14 @@ def find_warnings(config: Config, used: int | None) -> tuple[str, ...]:
 
 
 def analysis_job(config: Config) -> AnalysisJob:
-    """The analysis of every row of a configuration, with tokens where its model is on this machine."""
+    """Job that analyzes all rows of a configuration, with tokens if its model is on this machine."""
     from core.analysis import job
     from core.analysis.result import request_for
     from core.analysis.row_tokens import tokenizer_directory
     from core.template.builtin import template_source
 
     model = template = None
-    # Without tokenizer or template rows are looked at as they are; the run reports what is wrong with those.
+    # Without tokenizer or template the rows are analyzed without tokens; the run reports the error.
     with suppress(UserError):
         template = template_source(config.template.file, config.template.name)
         model = str(tokenizer_directory(config.model.base))
@@ -606,7 +606,7 @@ def analysis_job(config: Config) -> AnalysisJob:
 
 
 def check_continuable(run: Run) -> Path:
-    """The checkpoint that a run goes on from.
+    """The checkpoint a run would continue from.
 
     Raises:
         UserError: If it cannot be continued.
@@ -618,7 +618,7 @@ def check_continuable(run: Run) -> Path:
 
 
 def find_continuation(run: Run, checkpoint: Path) -> Continuation:
-    """The rest of a run."""
+    """The rest of a run to continue."""
     state = run.state()
     step = int(checkpoint.name.rpartition("-")[2])
     saved = None
@@ -628,7 +628,7 @@ def find_continuation(run: Run, checkpoint: Path) -> Continuation:
 
 
 def find_pace(run: Run) -> float | None:
-    """The seconds that a step of a run took at last; None where unknown. Reads its events: call it from a thread."""
+    """Recent seconds per step of a run; None if unknown. Reads its events, so call it from a thread."""
     from core.runs.catalog.rows import read_totals
     from core.runs.outlook.estimate import LONGEST_RECORD
 

@@ -1,1 +1,1 @@
-"""The screen of chat templates."""
+"""Screen of chat templates."""

@@ -1,4 +1,4 @@
-"""The screen of the chat template: chosen from a list with a row in view, or edited in a file of the user."""
+"""Screen of the chat template: choose from a list with a preview of a row, or edit a file."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ class TemplatePreviewed(Message):
 
 
 class TemplateScreen(Overlay[None]):
-    """The screen of the chat templates; posts :class:`~tui.messages.OptionsChosen` to the app.
+    """Screen of the chat templates; saves the choice to the configuration in the app.
 
     Args:
         plan: The configuration's options for templates and tokens.
-        view: The dataset whose rows are shown; None where none is open.
-        index: The row to begin with.
+        view: The dataset to preview; None if none is open.
+        index: The first row to preview.
     """
 
     DEFAULT_CSS = """
@@ -133,16 +133,16 @@ class TemplateScreen(Overlay[None]):
         self.templates: TemplateSet | None = None
         """The templates to choose from, once they have been read."""
         self.row: ShownRow | None = None
-        """The conversation that is shown."""
+        """The conversation in the preview."""
         self._view, self._index = view, index
         self.previews: dict[str, Preview] = {}
         """Previews of the row by template id, as far as they are known."""
         self._said_of: TemplateEntry | None = None
         self._draft: str | None = None
-        """Text of an editor that could not be written to its file."""
+        """Edited text that could not be written to its file."""
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """While a text is being entered, keys that write text run no action."""
+        """Block actions whose keys are text while an input has the focus."""
         if yields_to_text(action, self.keys) and takes_text(self.focused):
             return False
         return super().check_action(action, parameters)
@@ -172,7 +172,7 @@ class TemplateScreen(Overlay[None]):
         self._read_row(self._index)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Place row and source side by side where there is room for it."""
+        """Put row and source side by side if there is room."""
         was_wide = self.has_class("-wide")
         self.set_class(event.size.width >= WIDE, "-wide")
         self.choices.is_wide = self.has_class("-wide")
@@ -212,13 +212,12 @@ class TemplateScreen(Overlay[None]):
         return self.choices.current
 
     def say(self, text: str) -> None:
-        """Show a message below, until the cursor moves; an empty text clears it."""
+        """Show a message at the bottom until the cursor moves; an empty text clears it."""
         style = "$limit" if text.startswith("✗") else "$foreground"
         self._said_of = self.current
         self.query_one("#template-note", TextBlock).show(Content.styled(one_line(text), style))
 
-    # Reading. Workers get a description, or Textual would make one from the repr of their arguments, which is whole
-    # rows.
+    # Reading. Workers get a description because Textual's default is the repr of their arguments: whole rows.
 
     @work(thread=True, exclusive=True, group="template-load", description="template-load")
     def _load(self, plan: TokenPlan) -> None:
@@ -241,12 +240,12 @@ class TemplateScreen(Overlay[None]):
             self._refresh()
 
     def show_again(self, at: str) -> None:
-        """Show the templates after a change to them, with the cursor on one."""
+        """Show the changed templates, with the cursor on an entry."""
         self._show_list(at)
         self._refresh()
 
     def _refresh(self) -> None:
-        """Render the previews anew, the one under the cursor first."""
+        """Render the previews again, starting at the cursor."""
         self.previews.clear()
         self._show_current()
         if self.templates is not None and self.row is not None:
@@ -340,7 +339,7 @@ class TemplateScreen(Overlay[None]):
             self.action_move(direction * max(1, self.choices.size.height // 2))
 
     def action_move_end(self, direction: int) -> None:
-        """Go to the first or the last template or line."""
+        """Go to the first or last template or line."""
         self.action_move(direction * 10**6)
 
     @property
@@ -348,7 +347,7 @@ class TemplateScreen(Overlay[None]):
         return next((part for part in (self.mask_view, self.source_view) if part.has_focus), None)
 
     def action_step_row(self, step: int) -> None:
-        """Preview the templates with the next row, or the one before."""
+        """Preview the templates with the next or previous row."""
         if self._view is None:
             self.say("No data is open.")
             return
@@ -366,7 +365,7 @@ class TemplateScreen(Overlay[None]):
 
     @work(exclusive=True, group="template-use", description="template-use")
     async def action_use(self) -> None:
-        """Put the template under the cursor into the configuration, and go back."""
+        """Set the template under the cursor in the configuration, and go back."""
         entry = self.current
         if entry is None or self.templates is None:
             return
@@ -395,7 +394,7 @@ class TemplateScreen(Overlay[None]):
     # Editing.
 
     async def action_edit(self) -> None:
-        """Edit the file of a template in place, any other in a copy; ask for the path of that."""
+        """Edit a template's file in place, or a copy of a built-in template, after asking for its path."""
         entry = self.current
         if entry is None:
             return
@@ -409,7 +408,7 @@ class TemplateScreen(Overlay[None]):
             await self.ask_bar.converse(self._edit_copy(entry))
 
     async def _edit_copy(self, entry: TemplateEntry) -> None:
-        """Ask for a file, and write the editor's unsaved text there, else edit a copy of a template."""
+        """Ask for a file, then write the unsaved draft there, or edit a copy of the template."""
         bar, directory = self.ask_bar, self.plan.directory
         given = await bar.ask_path("save the copy as", entry.file_name, base=directory, suffixes=SUFFIXES)
         if given is None:
@@ -432,7 +431,7 @@ class TemplateScreen(Overlay[None]):
             self._edit(current.source, path)
 
     def _edit_file(self, path: Path) -> None:
-        """Edit a file in its present state, which another program may have changed."""
+        """Read a file again, because another program may have changed it, and edit it."""
         found = file_entry(path)
         if found.source is None:
             self.say(f"✗ {found.problem}")
@@ -440,7 +439,7 @@ class TemplateScreen(Overlay[None]):
             self._edit(found.source, path)
 
     def _edit(self, source: str, path: Path) -> None:
-        """Suspend the app for the editor; its result goes into the file, and is used if it is valid."""
+        """Suspend the app for the editor; the result is written to the file, and used if it is valid."""
         try:
             with self.app.suspend():
                 after = edit_text(source.encode("utf-8", "replace").decode(), path.name)
@@ -480,7 +479,7 @@ class TemplateScreen(Overlay[None]):
 
     @work(exclusive=True, group="template-use", description="template-take")
     async def _take(self, text: str, path: Path) -> None:
-        """Show a file as the template, and put it in force unless it is not valid Jinja."""
+        """List the file as a template, and put it in force if it is valid Jinja."""
         error = await _refused(text)
         templates = self.templates
         if templates is None:
@@ -504,7 +503,7 @@ class TemplateScreen(Overlay[None]):
 
 
 async def _refused(source: str) -> UserError | None:
-    """The reason why a template cannot be used; None where it can."""
+    """The reason why a template cannot be used; None if it can."""
     try:
         await asyncio.to_thread(check_template, source)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The chat templates to choose from, rows rendered by them, and their list."""
+"""Available chat templates, rows rendered by them, and their list."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class TemplateEntry:
     """The id: ``own``, ``file``, or the name of a named template."""
     title: str
     about: str
-    """A description in a few words: its origin, or its look."""
+    """A few words on its origin or look."""
     source: str | None
-    """The Jinja template; None where there is none."""
+    """The Jinja template; None for none."""
     problem: str = ""
     """The reason why there is none."""
     path: Path | None = None
-    """The file it is in, of ``file``."""
+    """The path of the entry ``file``."""
 
     @property
     def values(self) -> Mapping[str, str | Path | None]:
-        """The options of the configuration when it is in force."""
+        """The options that put it in force."""
         named = self.id if self.id not in (OWN, FILE) else None
         return {"template.name": named, "template.file": self.path if self.id == FILE else None}
 
@@ -56,15 +56,15 @@ class TemplateEntry:
 
 @dataclass(frozen=True)
 class TemplateSet:
-    """The templates to choose from, and their model."""
+    """Available templates and their model."""
 
     entries: tuple[TemplateEntry, ...]
     in_force: str | None
-    """The entry that the configuration means; None where it names two at once."""
+    """The entry named by the configuration; None if it names two."""
     settings: MaskSettings | None
-    """Mask settings; None where the model's tokenizer is not available."""
+    """Mask settings; None if the model's tokenizer is not available."""
     error: UserError | None = None
-    """The reason why it is not."""
+    """The reason why the tokenizer is not available."""
 
     def entry(self, id: str) -> TemplateEntry | None:  # noqa: A002
         """The entry of an id."""
@@ -72,7 +72,7 @@ class TemplateSet:
 
 
 def load_templates(plan: TokenPlan) -> TemplateSet:
-    """Load every template that a configuration can choose; reads files, so call it from a thread.
+    """Load all templates that a configuration can name; reads files, so call it from a thread.
 
     Args:
         plan: The options of the configuration.
@@ -95,7 +95,7 @@ def load_templates(plan: TokenPlan) -> TemplateSet:
 
 
 def in_force(plan: TokenPlan) -> str | None:
-    """The id of the template that a configuration means; None where it names two."""
+    """The id of the template named by a configuration; None if it names two."""
     if plan.template_file is not None:
         return FILE if plan.template_name is None else None
     return plan.template_name or OWN
@@ -133,17 +133,17 @@ def _named(template: NamedTemplate, tokenizer: TokenizerFacts | None) -> Templat
 
 @dataclass(frozen=True)
 class ShownRow:
-    """The conversation that templates are previewed with."""
+    """The conversation in the previews."""
 
     example: Example
     index: int | None = None
-    """The number of its row; None for a made-up conversation."""
+    """The index of its row; None for the built-in example."""
     reason: str = ""
-    """The reason why it is made up."""
+    """The reason for the built-in example."""
 
 
 def row_for(view: DatasetView | None, index: int) -> ShownRow:
-    """A row of a dataset as a conversation, else a made-up one with the reason; reads the file."""
+    """A row of a dataset as a conversation, or the built-in example with the reason; reads the file."""
     if view is None:
         return ShownRow(SAMPLE, reason="no data is open")
     try:
@@ -170,7 +170,7 @@ _NARROW, _WIDE = 18, 44
 
 
 class TemplateList(ChoiceList):
-    """A line a template: whether it is in force, its name, whether it suits the row; its look where there is room."""
+    """List of templates: a mark if in force, the name, a mark if it fails on the row, and the look if there is room."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
@@ -208,7 +208,7 @@ class TemplateList(ChoiceList):
                 self.replace_option_prompt_at_index(place, self._prompt(entry))
 
     def mark_cursor(self) -> None:
-        """Put the pointer before the entry under the cursor, which marks it without color too."""
+        """Move the pointer, which marks the cursor on terminals without color."""
         before, self._pointed_at = self._pointed_at, self.current
         self.show_anew(before, self._pointed_at)
 
@@ -234,7 +234,7 @@ class TemplateList(ChoiceList):
 
 
 def head(templates: TemplateSet, current: TemplateEntry | None) -> Content:
-    """The heading: the template in force and its origin, and a description of the one under the cursor."""
+    """Heading: the template in force with its origin, and a description of the template under the cursor."""
     entry = templates.entry(templates.in_force) if templates.in_force is not None else None
     if entry is None:
         text = Content.styled("✗ template.name and template.file are both set; choose one template.", "$limit")
@@ -250,7 +250,7 @@ def head(templates: TemplateSet, current: TemplateEntry | None) -> Content:
 
 
 def token_parts(preview: Preview, limit: int) -> list[TokenPart]:
-    """The parts of a row for display, token by token.
+    """Parts of a row for display, token by token.
 
     Args:
         preview: The row, rendered by a template.
@@ -269,7 +269,7 @@ def token_parts(preview: Preview, limit: int) -> list[TokenPart]:
 
 
 def problem(preview: Preview) -> Content:
-    """The reason why a row has no preview by a template; empty where it has one."""
+    """The reason why a row has no preview; empty if it has one."""
     if not preview.problem:
         return Content("")
     known = preview.line is not None and f"line {preview.line}" not in preview.problem

@@ -1,4 +1,4 @@
-"""Figures of block characters in a line or a few: a bar, a sparkline, a histogram."""
+"""Small figures of block characters: bar, sparkline, histogram."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def bar(fraction: float, width: int, glyphs: GlyphSet) -> tuple[str, str]:
-    """The filled and the empty part of a bar in cells; a fraction outside 0 to 1 is clamped."""
-    # NaN is drawn as empty.
+    """Filled and empty part of a bar; the fraction is clamped to 0 to 1."""
+    # NaN compares false and is drawn as empty.
     full = round(min(fraction, 1.0) * width) if fraction > 0 else 0
     return glyphs.bar_full * full, glyphs.bar_empty * (width - full)
 
 
 def tick_place(fraction: float | None, width: int) -> int | None:
-    """The cell of a bar in which a mark stands; None where there is none, or it would be beyond the bar."""
+    """The cell of a tick in a bar; None for no tick, or a tick outside the bar."""
     return min(int(fraction * width), width - 1) if fraction is not None and 0 < fraction <= 1 else None
 
 
@@ -29,12 +29,12 @@ _EIGHTHS, _ASCII = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 
 
 def sparkline(values: Sequence[float], width: int, glyphs: GlyphSet) -> str:
-    """Values as bars between the least and the greatest of them; a gap where one is not finite.
+    """Values as bars between their minimum and maximum; values that are not finite leave gaps.
 
     Args:
-        values: The values; where there are more than cells, some between are left out.
-        width: Most cells.
-        glyphs: Bars of eighths of a cell, or ASCII characters in their place.
+        values: The values; more values than cells are thinned out.
+        width: Maximum number of cells.
+        glyphs: Eighths of a cell, or ASCII characters.
     """
     if width < 1 or not values:
         return ""
@@ -50,7 +50,7 @@ def sparkline(values: Sequence[float], width: int, glyphs: GlyphSet) -> str:
 
 
 def _level(value: float, low: float, high: float, levels: int) -> int:
-    # Halves, so that the difference of the greatest floats is finite.
+    # Halved, so that the difference of the largest floats is finite.
     span = high / 2 - low / 2
     return min(int((value / 2 - low / 2) / span * levels), levels - 1) if span > 0 else 0
 
@@ -78,7 +78,7 @@ def draw_histogram(buckets: Sequence[Bucket], width: int, height: int) -> list[s
         cells = []
         for bucket in shown:
             filled = bucket.count * height * 8 / top if top else 0.0
-            # A bar of few rows stays visible.
+            # A bar with a small count stays visible.
             eighths = max(1 if bucket.count and level == 1 else 0, min(8, round(filled - (level - 1) * 8)))
             cells.append(_COLUMN_EIGHTHS[eighths] * (bar - 1 if bar > 1 else 1) + (" " if bar > 1 else ""))
         lines.append(f"{margin.rjust(len(label))}┤{''.join(cells)}".rstrip())
@@ -89,7 +89,7 @@ def draw_histogram(buckets: Sequence[Bucket], width: int, height: int) -> list[s
 
 
 def _ticks(buckets: Sequence[Bucket], bar: int) -> str:
-    """Axis labels: the lower end of every so many bars, under the bar."""
+    """Axis labels: the lower end of a bar, under every few bars."""
     texts = [format_count(bucket.low) for bucket in buckets]
     apart = -(-(max(map(len, texts)) + 2) // bar)
     line = ""

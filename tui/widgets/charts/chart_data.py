@@ -1,4 +1,4 @@
-"""Data of a chart: series, curves, marks, and the horizontal axis that they share."""
+"""Data of a chart: series, curves, marks, and their shared x axis."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _TIMES = (
 
 @dataclass(frozen=True)
 class XAxis:
-    """A horizontal axis."""
+    """An x axis."""
 
     ticks: Callable[[float, float, int], list[tuple[float, str]]]
-    """Places and labels between two ends, at most a number of them."""
+    """Positions and labels between two ends, up to a maximum number."""
     end: Callable[[float], str]
     """The label of the right end, with the unit of the axis."""
 
@@ -38,7 +38,7 @@ def _tokens(low: float, high: float, most: int) -> list[tuple[float, str]]:
 
 
 def _times(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """Ticks of an axis in thousandths of a second."""
+    """Ticks of an axis in milliseconds."""
     span = (high - low) / 1000
     apart = next((each for each in _TIMES if span / each <= most), None)
     if apart is None or most < 1:
@@ -70,7 +70,7 @@ TIME = XAxis(_times, lambda value: f"{format_duration(value / 1000)} of steps")
 
 @dataclass(frozen=True)
 class Curve:
-    """One of several curves; its letter tells it apart where there are no colors."""
+    """A curve among others; its letter identifies it without color."""
 
     letter: str
     name: str
@@ -78,30 +78,30 @@ class Curve:
     color: int
     """Number of its color, from 1 to :data:`tui.widgets.charts.line_chart.COLORS`."""
     is_smoothed: bool = True
-    """Whether it is drawn smoothed; values of evaluations are not."""
+    """Draw the curve smoothed; off for evaluations."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A series with a name, a unit and a vertical axis of its own."""
+    """A series with its name, unit and y axis."""
 
     series: Series
     name: str
     unit: str = ""
     is_noisy: bool = False
-    """Whether it is drawn smoothed, above its values."""
+    """Draw a smoothed line over the values."""
     log: bool = False
-    """Whether a logarithmic axis is wanted."""
+    """Use a logarithmic axis."""
 
     @property
     def is_smoothed(self) -> bool:
-        """Whether the curve is noisy, and long enough to be smoothed."""
+        """True for a noisy curve that is long enough to smooth."""
         return self.is_noisy and self.series.is_smoothed
 
     def words(self, step: int) -> str:
-        """The name with the value at a step, ``power 312 W``; always of the same width."""
+        """Name and value at a step, as ``power 312 W``; the width is constant."""
         value = self.series.at(step)
-        # A loss that is not a number is a fact; a device that was not read has no value.
+        # A NaN loss is real; NaN from a meter means that it was not read.
         number = format_number(None if value is not None and self.unit and math.isnan(value) else value)
         return f"{self.name} " + f"{number} {self.unit}".ljust(7 + len(self.unit))
 
@@ -112,55 +112,55 @@ class ChartMark(NamedTuple):
     step: float
     label: str
     kind: str = ""
-    """As of :class:`core.runs.record.history.Mark`, or ``checkpoint``: on the axis of steps, without a label."""
+    """As in :class:`core.runs.record.history.Mark`, or ``checkpoint``, which is drawn on the axis without a label."""
 
 
 @dataclass(frozen=True)
 class ChartData:
-    """The data of the chart; steps rise, and values that are not finite leave gaps."""
+    """Data of a chart; steps ascend, and values that are not finite leave gaps."""
 
     loss: Series = field(default_factory=Series)
-    """The loss of each step. The axis of steps is that of the losses, whatever else is shown."""
+    """Loss of each step. The losses define the axis of steps even if other series are shown."""
     evals: Series = field(default_factory=Series)
     marks: Sequence[ChartMark] = ()
     total_steps: int = 0
     is_over: bool = False
-    """Whether the run has ended, so that its axis does not grow any more."""
+    """True if the run has ended, so that its axis no longer grows."""
     probe: Series = field(default_factory=Series)
     """The loss on the general probe."""
     curves: Sequence[Curve] = ()
-    """Curves over each other, in front of all else."""
+    """Overlaid curves, in front of everything else."""
     x_axis: XAxis = STEPS
     measured: Measured | None = None
-    """What is shown instead of the losses."""
+    """A series to show instead of the losses."""
     second: Measured | None = None
-    """What is shown over it, with its axis at the right."""
+    """A second series, with its axis on the right."""
     times: Series = field(default_factory=Series)
     """The Unix time at each step."""
 
     @property
     def losses(self) -> list[Series]:
-        """The series that the axis of steps reaches over."""
+        """The series that define the axis of steps."""
         return [self.loss, self.evals, self.probe, *(curve.series for curve in self.curves)]
 
     @property
     def main(self) -> Measured:
-        """The series of the axis at the left."""
+        """The series of the left axis."""
         return self.measured or Measured(self.loss, "loss", is_noisy=True)
 
     @property
     def newest(self) -> int:
-        """The newest step; 1 before there is one."""
+        """The newest step; 1 before the first."""
         return max((series.steps[-1] for series in self.losses if len(series)), default=1)
 
     @property
     def oldest(self) -> int:
-        """The first step; 1 before there is one."""
+        """The first step; 1 before there is any."""
         return min((series.steps[0] for series in self.losses if len(series)), default=1)
 
     @property
     def version(self) -> tuple[object, ...]:
-        """Changes whenever the picture may: series only grow, or are replaced from a step on."""
+        """A value that changes whenever the chart may: series only grow, or are replaced from a step on."""
         others = [each for each in (self.measured, self.second) if each is not None]
         shown = [*self.losses, *(each.series for each in others)]
         series = [(id(each), len(each), each.last_step, repr(each.last)) for each in shown]

@@ -1,4 +1,4 @@
-"""The panel of a run's devices as meters: temperature, memory, power, load. A value not reported is a dash."""
+"""Panel of device meters: temperature, memory, power, load. A missing value is a dash."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from tui.widgets.text_block import TextBlock
 if TYPE_CHECKING:
     from core.runs.record.events import MemoryEvent
 
-#: Minimum columns for two lines a device, with wide bars.
+#: Minimum columns for two lines per device, with wide bars.
 WIDE = 96
 #: Maximum number of devices shown; further ones are counted.
 MOST = 4
-#: Most cores that are drawn; of more, some between are left out.
+#: Maximum number of cores drawn; more are thinned out.
 _MOST_CORES = 32
-#: Reasons for throttling that are told in the narrow line: those that are more than a setting.
+#: Throttling reasons that come from settings and are left out of the narrow line.
 _SETTINGS = ("application clocks", "sync boost", "display clock")
-#: Those that come of heat, or of a supply that does not keep up.
+#: Throttling reasons caused by heat or by the power supply.
 HOT = ("thermal slowdown", "hardware thermal slowdown", "hardware slowdown", "power brake", "memory temperature")
-#: The word for that in a narrow pane, and all words where bars have the fewest cells.
+#: Word for such throttling in a narrow pane, and the cells of the narrowest bars.
 HELD, NARROWEST = "held back", 5
 _SHORT = {OK: "ok", NEAR: "near", LIMIT: "limit", HELD: "held"}
-#: Lines for what is seldom looked for.
+#: Maximum lines of details.
 _DETAIL_LINES = 2
-#: The name of a device takes so many columns, and what stands below it begins there.
+#: Columns of a device's name, and indentation of the lines below it.
 _NAME_WIDTH = 6
 
 
 @dataclass(frozen=True)
 class PlannedMemory:
-    """Memory of a device by the run's plan.
+    """Planned memory of a device.
 
     Args:
-        bytes: Predicted peak of the run.
-        used: The same with the memory of other processes on the device.
+        bytes: Predicted peak of the run, in bytes.
+        used: The same plus the memory of other processes on the device.
     """
 
     bytes: int
@@ -52,12 +52,12 @@ class PlannedMemory:
 
 
 def planned_memory(memory: Mapping[str, MemoryEvent], device: Device, pid: int | None) -> PlannedMemory | None:
-    """The plan's figure for a device; None while there is none.
+    """The planned memory of a device; None if unknown.
 
     Args:
-        memory: Newest figures of each device's memory.
-        device: The device as it was read last.
-        pid: The process of the run; None where it is not known.
+        memory: Newest memory event of each device.
+        device: The device's newest sample.
+        pid: The process of the run; None if unknown.
     """
     from core.memory.plan import RECLAIMABLE
 
@@ -68,7 +68,7 @@ def planned_memory(memory: Mapping[str, MemoryEvent], device: Device, pid: int |
         return None
     predicted = sum(size for name, size in event.predicted_bytes.items() if name not in RECLAIMABLE)
     if device.kind == "cpu":
-        # The limit is free memory and memory of the process: the rest belongs to others.
+        # The limit is free memory plus memory of the run: the rest belongs to other processes.
         others = device.memory_total - event.limit_bytes if event.limit_bytes is not None else 0
     else:
         others = sum(item.memory or 0 for item in device.processes if item.pid != pid)
@@ -77,13 +77,13 @@ def planned_memory(memory: Mapping[str, MemoryEvent], device: Device, pid: int |
 
 @dataclass(frozen=True)
 class Around:
-    """Surroundings of a run's device meters: its plan, the machine, its process.
+    """Context of the device meters: plan, machine and process.
 
     Args:
-        planned: What the plan predicts for a device; None: no figure.
-        host: The machine; None where it is not known.
+        planned: Returns the planned memory of a device; None for no figure.
+        host: The machine; None if unknown.
         pid: The run's own process.
-        is_detailed: Whether there is room for all values.
+        is_detailed: There is room for all values.
     """
 
     planned: Callable[[Device], PlannedMemory | None] = lambda _: None
@@ -93,7 +93,7 @@ class Around:
 
 
 class DevicePanel(TextBlock):
-    """A panel of devices: the essentials in one line each, two where the pane is wide, all where it is high too.
+    """Panel of devices: a line each, two in a wide pane, and all details if it is tall too.
 
     Args:
         glyphs: The glyphs of the bars.
@@ -107,7 +107,7 @@ class DevicePanel(TextBlock):
         self._around = Around()
 
     def show_devices(self, devices: Sequence[Device], stale: str = "", around: Around | None = None) -> None:
-        """Show a sample; ``stale`` is its age in words, where it is old."""
+        """Show a sample; ``stale`` is the age of an old sample in words."""
         self._devices, self._stale, self._around = devices, stale, around or Around()
         self._compose_lines()
 
@@ -135,7 +135,7 @@ def _has_cpu(devices: Sequence[Device]) -> bool:
 
 
 def _with_age(lines: list[Content], age: str, width: int) -> list[Content]:
-    """Lines that are old, dim and with their age in the last one, or below it where that has no room."""
+    """Dim old lines and append their age, on a new line if there is no room."""
     if not lines or not age:
         return lines
     dim = [line.stylize("$muted") for line in lines]
@@ -148,14 +148,14 @@ def _with_age(lines: list[Content], age: str, width: int) -> list[Content]:
 def device_lines(
     device: Device, width: int, glyphs: GlyphSet, *, several: bool = False, around: Around | None = None
 ) -> list[Content]:
-    """The lines of a device in a number of columns: one when narrow, two when wide, three where there is room for all.
+    """Lines of a device: one if narrow, two if wide, and more for details.
 
     Args:
         device: The device.
         width: Columns.
         glyphs: The glyphs of the bars.
-        several: Whether there are other devices, so that its name is needed.
-        around: What belongs to it.
+        several: There are other devices, so show its name.
+        around: The context.
     """
     around = around or Around()
     wide = width >= WIDE
@@ -178,7 +178,7 @@ def device_lines(
 
 
 def host_line(host: Host, glyphs: GlyphSet, width: int, *, has_cpu: bool = False) -> Content:
-    """The machine in a line: load, cores, swap and disk; memory and the processor's heat where no device shows them."""
+    """Line of the machine: load, cores, swap and disk, plus memory and CPU temperature unless a device shows them."""
     swap = host.swap_used, host.swap_total
     pieces = [
         _labeled("load ", "–" if host.load is None else f"{host.load:4.1f}"),
@@ -195,7 +195,7 @@ def host_line(host: Host, glyphs: GlyphSet, width: int, *, has_cpu: bool = False
 
 
 def _narrow(device: Device, name: str, width: int, glyphs: GlyphSet, planned: PlannedMemory | None) -> Content:
-    """The essentials, and more as far as there is room: a line that wraps would move all below it."""
+    """The essentials on one line, and more values if they fit: a wrapped line would move everything below it."""
     bar_width = 8 if width >= 66 else NARROWEST
     shown = [
         *([Content.styled(name, "bold")] if name else []),
@@ -217,7 +217,7 @@ def _narrow(device: Device, name: str, width: int, glyphs: GlyphSet, planned: Pl
 
 
 def _second(device: Device, width: int) -> Content:
-    """Power, load, fan and clock, and what holds the device back as far as there is room."""
+    """Power, load, fan and clock, and as many throttling reasons as fit."""
     pieces = [
         ("", _power(device)),
         ("util ", _percent(device.utilization)),
@@ -235,7 +235,7 @@ def _second(device: Device, width: int) -> Content:
 
 
 def _details(device: Device, pid: int | None) -> list[Content]:
-    """What is seldom looked for: the bus, the limits, who else is on the card."""
+    """Details: the bus, the limits, and other processes on the card."""
     if device.kind == "cpu":
         return []
     found = [_labeled("PCIe ", _bus(device))]
@@ -262,7 +262,7 @@ def _details(device: Device, pid: int | None) -> list[Content]:
 
 
 def _bus(device: Device) -> str:
-    """The link to the card, and the best that it could have where that is more under load: ``4.0 ×16``."""
+    """The PCIe link and, if it could be better, the maximum: ``4.0 ×8 of 4.0 ×16``."""
     now = _link(device.pcie_generation, device.pcie_width)
     best = _link(device.pcie_generation_max, device.pcie_width_max)
     return now if best in (now, "–") else f"{now} of {best}"
@@ -301,11 +301,11 @@ def _temperature(device: Device, width: int, glyphs: GlyphSet, *, wide: bool) ->
     if value is None:
         return Content.assemble(("–", ""), (" °C", "$muted")) if not wide else Content.styled("temperature –", "$muted")
     limit = temperature_limit(device)
-    # 30 °C is a cool idle; the part of the scale that matters is between it and the limit.
+    # The bar starts at 30 °C, a cool idle.
     meter = _bar((value - 30) / max(limit - 30, 1), width, glyphs, word)
     ending, color = f" {word}, limit {limit:.0f}".ljust(21), WORD_COLORS[word]
     if not wide:
-        # There, no other line says it.
+        # A narrow panel has no other line for it.
         is_held = any(reason in HOT for reason in device.throttle_reasons)
         told = HELD if is_held else word
         ending = f" {told}".ljust(11) if width > NARROWEST else f" {_SHORT[told]}".ljust(6)
@@ -329,7 +329,7 @@ def _memory(device: Device, width: int, glyphs: GlyphSet, planned: PlannedMemory
 
 
 def _bar(share: float, width: int, glyphs: GlyphSet, word: str, tick: int | None = None) -> Content:
-    """A bar, with a mark in one of its cells."""
+    """A bar with an optional tick."""
     full, empty = bar(share, width, glyphs)
     color = {NEAR: "$near", LIMIT: "$limit"}.get(word, "$meter-fill")
     if tick is None:
@@ -360,8 +360,8 @@ def _percent(value: float | None) -> str:
 
 
 def _cores(cores: Sequence[float], glyphs: GlyphSet) -> str:
-    """The load of each core as a bar between nothing and all of it."""
-    # The ends of the scale are drawn and cut off again: a bar is between the least and the greatest of its values.
+    """The load of each core as a bar from 0 to 100 %."""
+    # A sparkline scales to its values: both ends of the scale are added and cut off again.
     return sparkline([0.0, *_spread(cores), 100.0], min(len(cores), _MOST_CORES) + 2, glyphs)[1:-1]
 
 
@@ -371,7 +371,7 @@ def _spread(cores: Sequence[float]) -> list[float]:
 
 
 def _of(used: int | None, total: int | None, least: int = 0) -> str:
-    """A size of another in GB; the first is as wide as the second, and ``least`` columns at least."""
+    """Used and total size in GB, with the used size padded to the total's width and at least ``least`` columns."""
     if used is None or not total:
         return "–"
     whole = f"{total / 1e9:.1f}"
@@ -387,12 +387,12 @@ def _below(content: Content) -> Content:
 
 
 def _fitting(pieces: Sequence[Content], width: int) -> Content:
-    """As many of the pieces as there is room for, the first ones first."""
+    """The first pieces that fit on a line."""
     return next(iter(_flowing(pieces, width, most=1)), Content(""))
 
 
 def _flowing(pieces: Sequence[Content], width: int, most: int = _DETAIL_LINES) -> list[Content]:
-    """Pieces in lines; one that has room in none is left out."""
+    """Arrange pieces in at most ``most`` lines; pieces without room are left out."""
     lines: list[list[Content]] = []
     for piece in pieces:
         line = next((line for line in lines if _length(line) + 3 + piece.cell_length <= width), None)

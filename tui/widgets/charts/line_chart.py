@@ -1,7 +1,6 @@
-"""The line chart of a run: one or two of its series, evaluations and events over steps, on the Line API.
+"""Line chart of a run on Textual's Line API: one or two series, evaluations and events over steps.
 
-A frame that differs little from the one before refreshes only the cells that changed: that keeps the chart
-cheap over SSH.
+Only changed cells are refreshed, which keeps the chart cheap over SSH.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ from tui.widgets.charts.chart_data import ChartData, Measured
 from tui.widgets.charts.plot import Cell, Frame, Plot
 from tui.widgets.charts.plot_geometry import Scale, ValueAxis
 
-#: Fewest steps that are shown.
+#: Minimum number of steps shown.
 FEWEST = 8.0
-#: A part that follows the newest step moves on by this part of itself, so that the picture is seldom redrawn.
+#: A window that follows the newest step moves by this fraction of its span, so that it is seldom redrawn.
 JUMPS = 8
-#: Part of what is shown by which it is panned.
+#: Fraction of the window moved by a pan.
 PAN = 1 / 4
 
 
 @dataclass(frozen=True)
 class Zoom:
-    """A part of the axis of steps; all of it by default."""
+    """Window on the axis of steps; by default, the whole axis."""
 
     span: float | None = None
-    """Steps from one end to the other; None for all."""
+    """Steps between both ends; None for all."""
     end: float | None = None
-    """The step at the right end; None where it follows the newest one."""
+    """The step at the right end; None to follow the newest step."""
 
     def window(self, whole: Scale, newest: float) -> Scale:
-        """The part that is shown.
+        """The visible part of the axis.
 
         Args:
             whole: The whole axis; its ends are whole numbers.
@@ -60,8 +59,7 @@ class Zoom:
         return Scale(low, low + self.span)
 
     def scaled(self, factor: float, whole: Scale, newest: float, around: float | None = None) -> Zoom:
-        """The part with ``factor`` times as many steps, in which ``around`` stays where it is; without it the right end
-        stays."""
+        """Scale the span by ``factor``, with ``around``, or else the right end, staying in place."""
         now = self.window(whole, newest)
         most = whole.high - whole.low
         span = max(float(round((now.high - now.low) * factor)), FEWEST)
@@ -74,7 +72,7 @@ class Zoom:
         return Zoom(span, low + span)
 
     def panned(self, by: int, whole: Scale, newest: float) -> Zoom:
-        """The part a quarter of itself further (``by`` 1) or back (-1). At the newest step it follows that again."""
+        """Pan by a quarter of the span, forward (``by`` 1) or back (-1). At the newest step, follow it again."""
         now = self.window(whole, newest)
         if self.span is None or now == whole:
             return self
@@ -84,19 +82,19 @@ class Zoom:
         return following if by > 0 and end >= following.window(whole, newest).high else Zoom(self.span, end)
 
     def holding(self, step: float, whole: Scale, newest: float) -> Zoom:
-        """The part, moved as little as needed for a step to be in it."""
+        """Move the window as little as possible to include a step."""
         now = self.window(whole, newest)
         if self.span is None or now.low <= step <= now.high:
             return self
         return Zoom(self.span, step + self.span if step < now.low else step)
 
 
-#: Seconds of a run from which on a time of day has its date with it.
+#: Seconds of a run from which times include the date.
 _DAY = 86_400.0
 
 
 def readout(data: ChartData, step: int, plot: Plot) -> list[str]:
-    """The step, its time of day and the values there, the most wanted first; those keep their widths."""
+    """Step, time of day and values at the cursor, the most important first; their widths are constant."""
     width = len(format_count(int(plot.window.high)))
     parts = [f"step {format_count(step):>{width}}", _moment(data.times, step), data.main.words(step)]
     if data.second is not None:
@@ -111,7 +109,7 @@ def readout(data: ChartData, step: int, plot: Plot) -> list[str]:
 
 
 def _moment(times: Series, step: int) -> str:
-    """The time of day at a step, with the date where the run has seen more than one; empty where it is not known."""
+    """The time of day at a step, with the date in runs of a day or longer; empty if unknown."""
     if (moment := times.at(step)) is None:
         return ""
     begun, last = times.bounds() or (moment, moment)
@@ -119,21 +117,21 @@ def _moment(times: Series, step: int) -> str:
 
 
 def _evaluation(name: str, series: Series, step: int) -> str:
-    """The newest value at a step and the step of that, ``eval 0.455 @30``; empty before the first."""
+    """The newest evaluation at a step, as ``eval 0.455 @30``; empty before the first."""
     place = series.index_at(step)
     return "" if place is None else f"{name} {format_number(series.values[place])} @{format_count(series.steps[place])}"
 
 
 #: Number of colors of curves.
 COLORS = 6
-#: Factor of the shown steps at each press of a key that zooms.
+#: Zoom factor of a key press.
 ZOOM_STEP = 2.0
-#: Least range of an axis of what a meter reads, as a part of its values.
+#: Minimum range of a meter's axis, as a fraction of its values.
 _LEAST_RANGE = 0.02
 
 
 class LineChart(Widget):
-    """A line chart over steps, with a part that is shown and a cursor."""
+    """A line chart over steps, with zoom and cursor."""
 
     DEFAULT_CSS = """
     LineChart { width: 100%; height: 1fr; min-height: 4; }
@@ -169,20 +167,20 @@ class LineChart(Widget):
     }
 
     log_axis: reactive[bool] = reactive(False, init=False)
-    """Whether the axis at the left is logarithmic."""
+    """Use a logarithmic left axis."""
 
     def __init__(self, glyphs: GlyphSet = BRAILLE) -> None:
         super().__init__()
         self.glyphs = glyphs
         self.data = ChartData()
         self.zoom = Zoom()
-        """The part of the steps that is shown."""
+        """The visible part of the axis."""
         self.cursor: int | None = None
-        """The step that is read out; None where there is no cursor."""
+        """The step at the cursor; None for no cursor."""
         self._frame: Frame | None = None
         self._version: tuple[object, ...] = ()
         self._styles: dict[str, Style] = {}
-        #: Columns beside the plot in the newest frame.
+        #: Columns outside the plot in the newest frame.
         self._margin = 0
 
     def show(self, data: ChartData) -> None:
@@ -222,13 +220,13 @@ class LineChart(Widget):
         self._redraw()
 
     def zoom_by(self, direction: int) -> None:
-        """Show half the steps (``direction`` 1) or twice as many (-1), around the cursor or else the newest step."""
+        """Zoom in (``direction`` 1) or out (-1) by a factor of two, around the cursor or else the newest step."""
         factor = ZOOM_STEP**-direction
         self.zoom = self.zoom.scaled(factor, self._whole, self.data.newest, self.cursor)
         self._redraw()
 
     def pan(self, by: int) -> None:
-        """Show later steps (``by`` 1) or earlier ones (-1). The cursor stays in sight."""
+        """Show later (``by`` 1) or earlier (-1) steps. The cursor stays in sight."""
         self.zoom = self.zoom.panned(by, self._whole, self.data.newest)
         if self.cursor is not None:
             window = self._window
@@ -236,7 +234,7 @@ class LineChart(Widget):
         self._redraw()
 
     def move_cursor(self, by: int) -> None:
-        """Move the cursor by a column and a step at least; the first time, show it at the newest step in sight."""
+        """Move the cursor by a column, or at least a step; at first, show it at the newest step in sight."""
         window = self._window
         if self.cursor is None:
             self.cursor = self._done(int(window.high))
@@ -247,16 +245,16 @@ class LineChart(Widget):
         self._redraw()
 
     def drop_cursor(self) -> None:
-        """Take the cursor away."""
+        """Remove the cursor."""
         self.cursor = None
         self._redraw()
 
     def _done(self, step: int) -> int:
-        """The nearest step that is done."""
+        """The nearest finished step."""
         return min(max(step, self.data.oldest), self.data.newest)
 
     def watch_log_axis(self) -> None:
-        """Draw again on the other axis."""
+        """Redraw on the other axis."""
         self._redraw()
 
     def notify_style_update(self) -> None:
@@ -265,7 +263,7 @@ class LineChart(Widget):
         self._styles.clear()
 
     def render_line(self, y: int) -> Strip:
-        """The strip of one row of the frame."""
+        """A row of the frame."""
         width, height = self.size
         if self._frame is None or (self._frame.width, self._frame.height) != (width, height):
             self._frame = self._draw(width, height)
@@ -287,7 +285,7 @@ class LineChart(Widget):
         return self._styles[name]
 
     def _draw(self, width: int, height: int) -> Frame:
-        """A new frame: axes, dots, line, marks, legend or what is at the cursor."""
+        """Draw a new frame: axes, dots, line, marks, and legend or readout."""
         frame = Frame(width, height)
         if width < 12 or height < 4:
             return frame
@@ -329,10 +327,10 @@ class LineChart(Widget):
             plot.curve_names(data.curves, "")
 
     def _bounds(self) -> list[float]:
-        """The extremes of all values in sight; on a log axis, of the positive ones."""
+        """Extremes of all values in sight; on a log axis, of the positive values."""
         found: list[float] = []
         for curve in self.data.curves:
-            # What is not drawn needs no room.
+            # Only the smoothed line is drawn.
             if curve.is_smoothed:
                 found += [
                     value for item in curve.series.smooth_bucket(SMOOTH_COLUMNS) for value in (item.low, item.high)
@@ -348,7 +346,7 @@ class LineChart(Widget):
         return self._measured_bounds(second, log=second.log) if second is not None else []
 
     def _measured_bounds(self, shown: Measured, *, log: bool) -> list[float]:
-        """The extremes in sight, a little apart for what stays the same: the noise of a meter is not looked for."""
+        """Extremes in sight, with a minimum range for meters so that noise does not fill the axis."""
         found = self._extremes(shown.series, log=log)
         least = max(map(abs, found), default=0.0) * _LEAST_RANGE
         if not found or not shown.unit or log or max(found) - min(found) >= least:
@@ -357,7 +355,7 @@ class LineChart(Widget):
         return [middle - least / 2, middle + least / 2]
 
     def _extremes(self, series: Series, *, log: bool) -> list[float]:
-        """The extremes of the values in sight, and on a log axis the least positive one."""
+        """Extremes of the values in sight and, on a log axis, the smallest positive value."""
         shown: tuple[int | None, int | None] = (None, None)
         if self.zoom.span is not None:
             shown = int(self._window.low), int(self._window.high)
@@ -366,7 +364,7 @@ class LineChart(Widget):
 
     @property
     def _window(self) -> Scale:
-        """The steps in sight."""
+        """The visible steps."""
         return self.zoom.window(self._whole, self.data.newest)
 
     @property
@@ -376,17 +374,17 @@ class LineChart(Widget):
 
 
 def _labels(axis: ValueAxis) -> list[tuple[int, str]]:
-    """The row and the label of each tick."""
+    """Row and label of each tick."""
     words = geometry.tick_labels([value for _, value in axis.ticks])
     return [(row, label) for (row, _), label in zip(axis.ticks, words, strict=True)]
 
 
 def _width(labels: Sequence[tuple[int, str]], unit: str) -> int:
-    """The columns that the labels of an axis and its unit take."""
+    """Columns of an axis's labels and unit."""
     return max([cell_len(text) for text in (*(label for _, label in labels), unit)], default=1) + 1
 
 
 def _changed(old: Sequence[Cell], new: Sequence[Cell]) -> tuple[int, int]:
-    """The first and last column at which two rows differ."""
+    """First and last column where two rows differ."""
     columns = [x for x, (before, after) in enumerate(zip(old, new, strict=True)) if before != after]
     return columns[0], columns[-1]

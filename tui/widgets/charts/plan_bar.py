@@ -1,4 +1,4 @@
-"""The bar of the memory plan: the parts of a run's memory against the free memory of the card."""
+"""Bar of the memory plan: the parts of a run's memory against the free memory of the card."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class PlanView:
 
     Args:
         parts: Name and bytes of each part.
-        total: Bytes in all; what the system takes back when memory is short is not in it.
-        limit: Bytes that are free; None where that is not known.
-        fits: Whether it fits; None where that is not known.
+        total: Total bytes, without memory that the system can reclaim.
+        limit: Free bytes; None if unknown.
+        fits: True if it fits; None if unknown.
         advice: Changes that would make it fit, or notes; the best first.
-        time: Estimated time and energy, with the run they are based on; empty where unknown.
-        rows: The rows that it is for; empty where that is not said.
-        bits: What 4 bits cost, as measured; empty where that is not known.
-        is_rough: Whether it is a rough bound, as the model has not been measured for it yet.
+        time: Estimated time and energy with their basis; empty if unknown.
+        rows: The rows of the estimate; empty for none.
+        bits: The measured cost of 4 bits; empty if unknown.
+        is_rough: The plan is a rough bound, because the model has not been measured yet.
     """
 
     parts: Sequence[tuple[str, int]]
@@ -47,25 +47,25 @@ class PlanView:
     is_rough: bool = False
 
 
-#: Planner of a configuration, called in a thread: of the document, and whether the model is measured where it has not
-#: been, which takes seconds. None where there is no plan for it.
+#: Planner of a configuration, called in a thread with the document and a flag that allows measuring the model, which
+#: takes seconds. Returns None if there is no plan.
 Planner = Callable[["ConfigDocument", bool], PlanView | None]
 
-#: Fills of the parts, by turns, so that neighbors differ without color.
+#: Alternating fills of the parts, so that neighbors differ without color.
 _FILLS = "█▓▒░"
 _COLORS = ("$primary", "$accent", "$chart-eval", "$secondary", "$chart-raw", "$chart-event")
 _ADVICE_LINES = 2
 _BITS_LINES = 2
-#: Lines below the bar where there is no plan.
+#: Lines below the bar without a plan.
 _WORD_LINES = 3
-#: Columns for the sum of the parts that are not named.
+#: Columns for the sum of the unnamed parts.
 _REST_WIDTH = 10
-#: Parts whose name in the plan is longer than they are known by.
+#: Short names of parts.
 _NAMES = {"linear_weights": "weights"}
 
 
 class PlanBar(Widget):
-    """The bar, its legend, and the verdict; hidden while there is no plan."""
+    """Bar with legend and verdict; hidden without a plan."""
 
     DEFAULT_CSS = "PlanBar { height: auto; display: none; border-top: solid $border; }"
 
@@ -74,19 +74,19 @@ class PlanBar(Widget):
         self.plan: PlanView | None = None
 
     def show(self, plan: PlanView | None) -> None:
-        """Show a plan, or none."""
+        """Show a plan, or hide the bar."""
         if plan != self.plan:
             self.plan = plan
             self.display = plan is not None
             relayout(self)
 
     def render(self) -> Content:
-        """Bar, parts, verdict and advice, a line each."""
+        """Bar, parts, verdict and advice, one per line."""
         return draw_plan(self.plan, self.size.width) if self.plan is not None else Content("")
 
 
 def draw_plan(plan: PlanView, width: int) -> Content:
-    """The lines of a plan, of at most ``width`` columns."""
+    """Lines of a plan, at most ``width`` columns wide."""
     if not plan.parts:
         return _draw_words(plan, width)
     verdict, time = _verdict(plan, width), one_line(plan.time)
@@ -103,20 +103,20 @@ def draw_plan(plan: PlanView, width: int) -> Content:
 
 
 def _draw_words(plan: PlanView, width: int) -> Content:
-    """What is said where there is no plan, below an empty bar; as many lines as with one, so that nothing jumps."""
+    """A note below an empty bar, padded to the usual number of lines so that nothing jumps."""
     words = textwrap.wrap(one_line(" ".join(plan.advice)), max(width, 1))[:_WORD_LINES]
     words += [" "] * (_WORD_LINES - len(words))
     return Content("\n").join([_bar(plan, width), *(Content.styled(line, "$muted") for line in words)])
 
 
 def _ordered(plan: PlanView) -> list[tuple[str, int]]:
-    """The parts, the largest first."""
+    """Parts by size, the largest first."""
     parts = [(_NAMES.get(name, name.replace("_", " ")), size) for name, size in plan.parts]
     return sorted(parts, key=lambda part: -part[1])
 
 
 def _bar(plan: PlanView, width: int) -> Content:
-    """The parts to scale; the whole width is the free memory, or the plan where that is larger or nothing is known."""
+    """Parts to scale; the full width is the free memory, or the plan if that is larger."""
     scale = max(plan.total, plan.limit or 0, 1)
     room = max(width - 2, 1)
     parts: list[tuple[str, str]] = [("▕", "$muted")]
@@ -131,20 +131,20 @@ def _bar(plan: PlanView, width: int) -> Content:
         taken = max(end, taken)
     cells += [("·", "$meter-track")] * (room - len(cells))
     if limit_at is not None and limit_at < room:
-        # The part after it does not fit.
+        # Everything after this cell does not fit.
         cells[limit_at] = ("┃", "$limit bold")
     parts += cells
     return Content.assemble(*parts, ("▏", "$muted"))
 
 
 def _legend(plan: PlanView, width: int) -> Content:
-    """The parts by name with their sizes, as many as fit; the small ones give way, with what they sum up to."""
+    """Names and sizes of the largest parts that fit, then the sum of the rest."""
     pieces: list[tuple[str, str]] = []
     used, parts = 0, _ordered(plan)
     for number, (name, size) in enumerate(parts):
         text = f"{one_line(name, 20)} {format_bytes(size)}"
         extra = cell_len(text) + 4
-        # Room for the sum of the rest, where there is one.
+        # Leave room for the sum of the rest.
         if used + extra + (_REST_WIDTH if number < len(parts) - 1 else 0) > width:
             rest = sum(size for _, size in parts[number:])
             pieces.append((fit(f"+ {format_bytes(rest)}", max(width - used, 0)).rstrip(), "$muted"))
@@ -157,7 +157,7 @@ def _legend(plan: PlanView, width: int) -> Content:
 
 def _verdict(plan: PlanView, width: int) -> Content:
     free = f" of {format_bytes(plan.limit)} free" if plan.limit is not None else ""
-    # A bound that does not fit says nothing.
+    # A rough bound above the limit proves nothing.
     fits = None if plan.is_rough and plan.fits is False else plan.fits
     word, style = {True: ("✓ fits", "$ok"), False: ("✗ does not fit", "$limit bold"), None: ("", "")}[fits]
     about = "roughly " if plan.is_rough else ""

@@ -1,4 +1,4 @@
-"""Parts of a chart drawn into a frame of cells: axes, lines, marks, legend, cursor. No widget in here."""
+"""Parts of a chart drawn into a frame of cells: axes, lines, marks, legend, cursor. No widgets."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tui.widgets.charts import plot_geometry as geometry
 from tui.widgets.charts.chart_data import STEPS, ChartData, ChartMark, Curve, Measured, XAxis
 from tui.widgets.charts.plot_geometry import DotGrid, Scale
 
-#: A cell of a frame: a character and the component class that colors it.
+#: A cell of a frame: a character and its component class.
 Cell = tuple[str, str]
 _BLANK: Cell = (" ", "")
-#: Columns between two letters of a curve.
+#: Columns between the letters of a curve.
 _LETTERS_APART = 24
-#: Kinds of marks by rising importance, of which the last one in a cell is seen, and what the legend calls them.
+#: Kinds of marks by ascending importance, with their names in the legend; the most important in a cell is drawn.
 KINDS = {
     "going_on": "goes on",
     "resumed": "goes on",
@@ -33,15 +33,15 @@ KINDS = {
     "error": "error",
     "": "",
 }
-#: Fewest and most columns of the label of a mark; in less room it has none.
+#: Minimum and maximum columns of a mark's label.
 _SHORTEST_LABEL, _LONGEST_LABEL = 7, 32
-#: Most of the width that the legend takes with the marks in it.
+#: Maximum share of the width for a legend with marks.
 _LEGEND_SHARE = 0.6
 
 
 @dataclass
 class Frame:
-    """A frame of cells, by rows."""
+    """Rows of cells."""
 
     width: int
     height: int
@@ -58,14 +58,13 @@ class Frame:
                     self.cells[y][x + offset] = (character, style)
 
     def is_free(self, x: int, y: int, width: int) -> bool:
-        """Whether a cell is empty."""
+        """True if all cells are empty."""
         return x >= 0 and x + width <= self.width and all(cell[0] in " \u2800" for cell in self.cells[y][x : x + width])
 
 
 @dataclass
 class Plot:
-    """A plot of the parts of a chart into a frame; the plot's own area begins at column ``left``, and ``right``
-    columns are kept beside it."""
+    """Drawing area of a chart in a frame, between ``left`` and ``right`` columns of margin."""
 
     frame: Frame
     glyphs: GlyphSet
@@ -76,20 +75,20 @@ class Plot:
     x_axis: XAxis = STEPS
     right: int = 0
     smooth: Sequence[Bucket] = ()
-    """The smoothed curve as it was drawn."""
+    """The smoothed curve as drawn."""
 
     @property
     def end(self) -> int:
-        """The column after the last one."""
+        """The column after the last."""
         return self.frame.width - self.right
 
     @property
     def width(self) -> int:
-        """The width of the plot's own area in cells."""
+        """Width of the drawing area in cells."""
         return self.end - self.left
 
     def column(self, step: float) -> int | None:
-        """The cell column of a step; None outside the window."""
+        """Column of a step; None outside the window."""
         if not self.window.low <= step <= self.window.high:
             return None
         dots = self.width * self.glyphs.columns
@@ -97,12 +96,12 @@ class Plot:
         return None if dot is None else self.left + dot // self.glyphs.columns
 
     def row(self, value: float) -> int | None:
-        """The cell row of a value; None where it is not on the axis."""
+        """Row of a value; None if it is not on the axis."""
         dot = self.scale.dot(value, self.rows * self.glyphs.rows)
         return None if dot is None else self.rows - 1 - dot // self.glyphs.rows
 
     def axes(self, y_ticks: Sequence[tuple[int, str]], unit: str = "") -> None:
-        """Both axes with ticks and labels; rows of ticks are counted from the bottom. The unit is below the labels."""
+        """Draw both axes with ticks and labels; rows of ticks count from the bottom. The unit is below the labels."""
         glyphs, frame, axis = self.glyphs, self.frame, self.left - 1
         for y in range(self.rows):
             frame.put(axis, y, glyphs.vertical, "axis")
@@ -114,7 +113,7 @@ class Plot:
         self._step_labels()
 
     def second_axis(self, y_ticks: Sequence[tuple[int, str]], unit: str) -> None:
-        """The vertical axis at the right, likewise."""
+        """Draw the right axis in the same way."""
         glyphs, frame = self.glyphs, self.frame
         for y in range(self.rows):
             frame.put(self.end, y, glyphs.vertical, "axis")
@@ -125,7 +124,7 @@ class Plot:
         frame.put(self.end + 1, self.rows, unit, "label")
 
     def _step_labels(self) -> None:
-        """Round steps, and the last one of the axis at its end."""
+        """Label round steps, and the end of the axis."""
         window, end = self.window, self.end
         last = self.x_axis.end(window.high)
         self.frame.put(end - 1, self.rows, self.glyphs.tick_down, "axis")
@@ -142,9 +141,9 @@ class Plot:
                 taken = start + len(label) + 1
 
     def series(self, shown: Measured, *, alone: bool) -> None:
-        """A series; a noisy one as a dim line of its values and the smoothed line over it, of which a cell shows one.
+        """Draw a series; a noisy series as dim values with the smoothed line in front.
 
-        Beside another series the values are left out: of three lines in one place none could be followed.
+        Beside a second series the values are left out, because three overlapping lines would be unreadable.
         """
         raw, line = (DotGrid(self.width, self.rows, self.glyphs) for _ in range(2))
         if shown.is_smoothed and alone:
@@ -159,7 +158,7 @@ class Plot:
                     self.frame.cells[y][self.left + x] = (self.glyphs.points[pattern], "raw")
 
     def second(self, shown: Measured, scale: Scale) -> None:
-        """The series of the axis at the right, as a dotted line."""
+        """Draw the series of the right axis as a dotted line."""
         grid = DotGrid(self.width, self.rows, self.glyphs)
         geometry.draw_line(grid, self._line(shown), scale)
         for y, bits in enumerate(grid.bits):
@@ -173,18 +172,18 @@ class Plot:
 
     @property
     def _steps(self) -> tuple[int, int]:
-        """The first and the last step that are shown."""
+        """First and last visible step."""
         return int(self.window.low), int(self.window.high)
 
     def smoothed_at(self, step: int) -> float | None:
-        """The smoothed value nearest to a step; None where there is none."""
+        """The smoothed value nearest to a step, if any."""
         place = self.window.dot(step, self.width * self.glyphs.columns)
         if place is None:
             return None
         return min(self.smooth, key=lambda item: abs(item.x - place)).last if self.smooth else None
 
     def cursor(self, step: int) -> None:
-        """A line down the cells that are free, at a step, and a tick on the axis."""
+        """Draw a vertical line through the free cells at a step, and a tick on the axis."""
         x = self.column(step)
         if x is None:
             return
@@ -195,7 +194,7 @@ class Plot:
             self.frame.put(x, self.rows, self.glyphs.tick_down, "cursor")
 
     def readout(self, parts: Sequence[str]) -> None:
-        """What is at the cursor, in the top row in place of the legend: as many parts as fit, the first ones first."""
+        """Draw the readout of the cursor in place of the legend: the parts that fit, in order."""
         line = ""
         for part in parts:
             added = f"{line}  {part}" if line else part
@@ -204,7 +203,7 @@ class Plot:
         self.frame.put(self.left, 0, line.ljust(self.width), "readout")
 
     def curves(self, curves: Sequence[Curve]) -> None:
-        """Several curves: the later ones over the earlier ones, then the letters of all, so that none is hidden."""
+        """Draw curves over each other, then the letters of all, so that none is hidden."""
         first, last = self._steps
         letters: list[tuple[int, int, Curve]] = []
         for place, curve in enumerate(curves):
@@ -221,7 +220,7 @@ class Plot:
             self.frame.put(x, y, curve.letter, f"curve-{curve.color}")
 
     def _letters(self, curve: Curve, buckets: Sequence[Bucket], shift: int) -> list[tuple[int, int, Curve]]:
-        """The places of a curve's letter: now and then along it, shifted against the other curves, and at its end."""
+        """Positions of a curve's letter: at intervals shifted against the other curves, and at its end."""
         found: dict[int, int] = {}
         for item in buckets:
             dot = self.scale.dot(item.last, self.rows * self.glyphs.rows)
@@ -233,7 +232,7 @@ class Plot:
         return [(self.left + x, found[x], curve) for x in wanted]
 
     def curve_names(self, curves: Sequence[Curve], before: str) -> None:
-        """The letters and names of curves at the top right; names are shortened to fit, and then left out."""
+        """Draw letters and names of the curves at the top right; names are shortened or left out to fit."""
         room = self.width - cell_len(before) - 2
         each = room // max(len(curves), 1) - 4
         names = [one_line(curve.name, each) if each >= 6 else "" for curve in curves]
@@ -249,14 +248,14 @@ class Plot:
             x += len(text)
 
     def evaluations(self, series: Series, mark: str, style: str) -> None:
-        """A mark for each value of an evaluation."""
+        """Draw a mark for each evaluation."""
         for step, value in zip(series.steps, series.values, strict=True):
             x, y = self.column(step), self.row(value)
             if x is not None and y is not None:
                 self.frame.put(x, y, mark, style)
 
     def legend(self, data: ChartData, *, log: bool) -> None:
-        """The legend at the top right: the series, and where there is room the marks."""
+        """Draw the legend at the top right: the series, and the marks if there is room."""
         if data.curves:
             self.curve_names(data.curves, "log axis  " if log else "")
             return
@@ -272,7 +271,7 @@ class Plot:
             x += len(text)
 
     def _keep_off(self, x: int) -> None:
-        """Let no curve touch the first letter of the legend."""
+        """Keep curves from touching the legend."""
         if not self.frame.is_free(x - 1, 0, 1):
             self.frame.put(x - 1, 0, " ", "label")
 
@@ -295,8 +294,8 @@ class Plot:
         return parts
 
     def _mark_legend(self, marks: Sequence[ChartMark]) -> list[Cell]:
-        """The glyphs of the marks that are seen, with their names."""
-        # Of those in one cell only the last one is seen.
+        """Glyphs and names of the visible marks."""
+        # Only the last mark in a cell is visible.
         seen = {(x, y): mark.kind for x, y, mark in self._placed(marks)}.values()
         names = {KINDS[kind]: self._glyph(kind) for kind in KINDS if kind in seen and KINDS[kind]}
         return [part for name, glyph in names.items() for part in ((f"{glyph} ", "event"), (f"{name}  ", "label"))]
@@ -305,7 +304,7 @@ class Plot:
         return self.glyphs.marks.get(kind, self.glyphs.event_mark)
 
     def _placed(self, marks: Sequence[ChartMark]) -> list[tuple[int, int, ChartMark]]:
-        """The column and the row of each mark in sight, the least important first: below the legend, or on the axis."""
+        """Column and row of each mark in sight, the least important first: below the legend, or on the axis."""
         kinds = list(KINDS)
         y = 1 if self.rows >= 6 else 0
         ranked = sorted(marks, key=lambda mark: kinds.index(mark.kind) if mark.kind in KINDS else 0)
@@ -316,7 +315,7 @@ class Plot:
         ]
 
     def marks(self, marks: Sequence[ChartMark]) -> None:
-        """The marks, with their labels where there is room; a checkpoint's mark says enough."""
+        """Draw the marks, with labels if there is room; checkpoints have none."""
         placed = self._placed(marks)
         for x, y, mark in placed:
             self.frame.put(x, y, self._glyph(mark.kind), "event")

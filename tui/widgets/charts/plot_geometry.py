@@ -1,6 +1,6 @@
-"""The geometry of a line chart in a terminal: scales, ticks, and dots packed into characters. No widget in here.
+"""Geometry of a line chart in a terminal: scales, ticks, and dots packed into characters. No widgets.
 
-Positions are in dots, several of which share a character cell; row 0 is at the top.
+Positions are in dots, several to a character cell; row 0 is at the top.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from core.runs.record.series import Bucket
 from tui.glyphs import GlyphSet
 
-#: Maximum of an axis on either side of 0, and the least positive value on a logarithmic one.
+#: Maximum absolute value on an axis, and the smallest positive value on a log axis.
 GREATEST, LEAST = 1e300, 1e-300
-#: The axis of steps reaches to the total from this part of the run on, and in a run of few steps always.
+#: The axis of steps extends to the total after this fraction of the run, and always in runs of few steps.
 FORESIGHT, FEWEST_STEPS = 8, 60.0
 
 
@@ -31,7 +31,7 @@ class Scale:
     log: bool = False
 
     def fraction(self, value: float) -> float | None:
-        """The position of a value, 0 at the low end and 1 at the high one; None where it is not on the axis."""
+        """Position of a value from 0 (low) to 1 (high); None if it cannot be placed on the axis."""
         if not math.isfinite(value) or (self.log and value <= 0):
             return None
         if self.log:
@@ -40,35 +40,35 @@ class Scale:
             low, high = self.low, self.high
             if math.isinf(high - low):
                 low, high, value = low / 2, high / 2, value / 2
-        # Ends that are equal as floats are one.
+        # Both ends may be equal as floats.
         return min(max((min(value, high) - low) / (high - low), 0.0), 1.0) if high - low > 0 else 0.0
 
     def dot(self, value: float, dots: int) -> int | None:
-        """The nearest of ``dots`` dots, counted from the low end, ends included; None where it is not on the axis."""
+        """The nearest of ``dots`` dots from the low end; None if the value cannot be placed on the axis."""
         fraction = self.fraction(value)
         return None if fraction is None else round(fraction * (dots - 1))
 
 
 @dataclass(frozen=True)
 class ValueAxis:
-    """A vertical axis whose labels stand at evenly spaced rows and have round values."""
+    """A y axis with round labels at evenly spaced rows."""
 
     scale: Scale
     ticks: tuple[tuple[int, float], ...]
-    """Ticks: the row, counted from the bottom, and the value."""
+    """Row, counted from the bottom, and value of each tick."""
 
 
 def value_axis(values: Iterable[float], rows: int, dots: int, log: bool = False) -> ValueAxis:
-    """An axis that holds all finite values (on a log axis: all positive ones), and wastes few rows.
+    """Choose an axis for all finite values (on a log axis, all positive values) that wastes few rows.
 
-    The distance of two labels is a round value and a whole number of rows; everything else follows from that. On a log
-    axis a decade is a whole number of rows, with labels at 1, 2 and 5 where there is room for them.
+    Labels are a round value and a whole number of rows apart. On a log axis a decade is a whole number of rows, with
+    labels at 1, 2 and 5 if there is room.
 
     Args:
-        values: The shown values; values that are not finite do not count.
+        values: The values; values that are not finite are ignored.
         rows: Rows of the plot.
-        dots: Dots down a row.
-        log: Whether a logarithmic axis is wanted; it becomes linear when no value is positive.
+        dots: Dots per row.
+        log: Use a logarithmic axis if any value is positive.
     """
     finite = [min(max(value, -GREATEST), GREATEST) for value in values if math.isfinite(value)]
     positive = [max(value, LEAST) for value in finite if value > 0]
@@ -78,7 +78,7 @@ def value_axis(values: Iterable[float], rows: int, dots: int, log: bool = False)
         low, high = (low, high) if high - low > 1e-3 else (low - 0.05, high + 0.05)
     else:
         low, high = min(finite, default=0.0), max(finite, default=1.0)
-        # Values that are equal, or as good as equal at their size, still need an axis.
+        # Equal values, or nearly equal for their size, still need a range.
         least = max(abs(low), abs(high)) * 1e-6 or 1e-9
         low, high = (
             (low, high) if high - low > least else (max(low - least, 0.0) if low >= 0 else low - least, high + least)
@@ -98,31 +98,31 @@ def value_axis(values: Iterable[float], rows: int, dots: int, log: bool = False)
     )
 
 
-#: Distances of two labels on a log axis, in decades: a third stands for 1, 2, 5.
+#: Distances between labels on a log axis, in decades; a third means labels at 1, 2, 5.
 _LOG_DISTANCES = (1 / 3, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """A way to lay an axis over rows."""
+    """A candidate for an axis."""
 
     distance: float
-    """Between two labels; in decades on a log axis, as ``low`` and ``high``."""
+    """Distance between labels; in decades on a log axis, like ``low`` and ``high``."""
     apart: int
-    """Rows between two labels."""
+    """Rows between labels."""
     first: int
-    """The bottom row, counted in rows from 0."""
+    """Index of the bottom row, counted from value 0."""
     low: float
-    """Lowest dot, and ``high`` the highest."""
+    """Value of the lowest dot; ``high`` is the highest."""
     high: float
     score: float
 
 
 def _grid(low: float, high: float, distance: float, apart: int, rows: int, dots: int) -> _Grid | None:
-    """The axis with labels so many rows and so much apart; None where it does not hold the values."""
+    """Axis with a given distance between labels; None if the values do not fit."""
     row = distance / apart
     dot = row / dots
-    # A label's value lies in the middle of its row.
+    # A label marks the middle of its row.
     middle = dots // 2
     first = math.floor((low + middle * dot) / row + 1e-9)
     bottom = first * row - middle * dot
@@ -135,12 +135,12 @@ def _grid(low: float, high: float, distance: float, apart: int, rows: int, dots:
 
 
 def _label_distances(rows: int) -> Iterable[int]:
-    """Rows between two labels, so that there are some, and not too many."""
+    """Candidates for the rows between labels."""
     return range(max(-(-rows // 8), 1 if rows < 5 else 2), max((rows - 1) // 2, 2) + 1)
 
 
 def _round_values(least: float) -> list[float]:
-    """Round distances from a value on."""
+    """Round distances, starting near a value."""
     power = 10.0 ** math.floor(math.log10(least))
     return [factor * power for factor in (1, 2, 2.5, 5, 10, 20, 25, 50, 100, 200)]
 
@@ -159,7 +159,7 @@ def _power(exponent: float) -> float:
 
 
 def nice_ceiling(value: float) -> float:
-    """The smallest of 1, 2, 3, 4, 5, 6, 8 times a power of ten that is not below ``value`` (positive)."""
+    """The smallest of 1, 2, 3, 4, 5, 6, 8 times a power of ten that is at least ``value``, a positive number."""
     power = 10.0 ** math.floor(math.log10(value))
     for factor in (1, 2, 3, 4, 5, 6, 8, 10):
         if factor * power >= value * (1 - 1e-12):
@@ -168,10 +168,9 @@ def nice_ceiling(value: float) -> float:
 
 
 def step_window(first: float, last: float, total: int, *, is_over: bool = False) -> Scale:
-    """The range of steps on the axis: to the total, but early in a long run not so far ahead that the steps done are a
-    sliver.
+    """Range of the axis of steps: up to the total, but early in a long run only a part of it.
 
-    The end moves in a few jumps only, so that the picture is mostly extended rather than redrawn.
+    The end moves in a few jumps, so that the chart is extended rather than redrawn.
     """
     start = min(first, 1.0) if first > 0 else first
     seen = max(last - start, 1.0)
@@ -184,7 +183,7 @@ def step_window(first: float, last: float, total: int, *, is_over: bool = False)
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) in a range, at most a number of them."""
+    """At most ``most`` round values in a range, 1, 2 or 5 times a power of ten apart."""
     raw = (high - low) / max(most, 1)
     if most < 1 or not sys.float_info.min <= raw < math.inf:
         return []
@@ -199,7 +198,7 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """Labels of ticks, with as many digits as distinguish them, all alike: ``0.0 0.5 1.0``; large ones as ``2k``."""
+    """Labels with just enough digits, the same for all: ``0.0 0.5 1.0``; large values as ``20k``."""
     if not values:
         return []
     if any(value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6) for value in values):
@@ -227,7 +226,7 @@ def _thousands(value: int) -> str:
 
 @dataclass
 class DotGrid:
-    """A grid of dots in cells; ``bits[row][column]`` is the pattern of a cell.
+    """Grid of dots in cells; ``bits[row][column]`` is the pattern of a cell.
 
     Args:
         width: Cells across.
@@ -268,7 +267,7 @@ class DotGrid:
         column, across = divmod(x, self.glyphs.columns)
         dots, wide = self.glyphs.rows, self.glyphs.columns
         top, bottom = self.rows - 1 - high, self.rows - 1 - low
-        # Cell by cell, not dot by dot: a band of noise has many dots.
+        # Cell by cell, because a band of noise has many dots.
         for row in range(top // dots, bottom // dots + 1):
             pattern = 0
             for down in range(max(top - row * dots, 0), min(bottom - row * dots, dots - 1) + 1):
@@ -284,14 +283,14 @@ class DotGrid:
         previous = y0
         for x in range(x0, x1 + 1):
             y = round(y0 + (y1 - y0) * (x - x0) / run)
-            # The steep part belongs to the new column, from next to the old height on.
+            # A steep step is drawn in the new column, starting next to the old height.
             start = y if abs(y - previous) <= 1 else previous + (1 if y > previous else -1)
             self.span(x, start, y)
             previous = y
 
 
 def draw_line(grid: DotGrid, buckets: Sequence[Bucket], scale: Scale) -> None:
-    """Draw buckets as a line that is broken where they are not joined."""
+    """Draw buckets as a line, broken between buckets that are not joined."""
     previous: tuple[int, int] | None = None
     for item in buckets:
         first, last = scale.dot(item.first, grid.rows), scale.dot(item.last, grid.rows)

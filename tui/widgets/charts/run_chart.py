@@ -1,4 +1,4 @@
-"""Chart of a run: one of its curves, a second one over it, and what happened at its steps."""
+"""Chart of a run: a curve, an optional second curve, and the events at its steps."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ _LOSS = CURVES["loss"]
 
 
 class RunChart:
-    """The choice of curves, which stays from run to run."""
+    """The choice of curves, kept from run to run."""
 
     def __init__(self) -> None:
         self._main, self._second = _LOSS.name, ""
         self._logarithmic: set[str] = set()
 
     def main(self, history: RunHistory) -> Metric:
-        """The curve of the axis at the left: the chosen one, or the loss where the run does not have it."""
+        """The curve of the left axis: the chosen curve, or the loss if the run does not have it."""
         return CURVES[self._main] if self._main in curves_of(history) else _LOSS
 
     def second(self, history: RunHistory) -> Metric | None:
-        """The curve of the axis at the right; None where there is none."""
+        """The curve of the right axis, if any."""
         is_there = self._second in curves_of(history) and self._second != self.main(history).name
         return CURVES[self._second] if is_there else None
 
     def turn(self, history: RunHistory, by: int) -> None:
-        """Choose the next curve that the run has, or the one before."""
+        """Choose the next or previous curve of the run."""
         self._main = _next(curves_of(history), self.main(history).name, by)
 
     def turn_second(self, history: RunHistory, by: int) -> None:
-        """Choose the next second curve, or the one before; none comes between the last and the first."""
+        """Choose the next or previous second curve; no curve comes between the last and the first."""
         main, second = self.main(history).name, self.second(history)
         others = ["", *(name for name in curves_of(history) if name != main)]
         self._second = _next(others, second.name if second is not None else "", by)
 
     def is_logarithmic(self, metric: Metric) -> bool:
-        """Whether its axis is logarithmic."""
+        """True if the curve's axis is logarithmic."""
         return metric.name in self._logarithmic
 
     def toggle_log(self, history: RunHistory) -> None:
-        """Switch the axis at the left between linear and logarithmic; each curve keeps its own."""
+        """Toggle the left axis between linear and logarithmic; each curve keeps its setting."""
         metric = self.main(history)
         if metric.has_log_axis:
             self._logarithmic ^= {metric.name}
 
     def data(self, view: RunView) -> ChartData:
-        """What is drawn of a run."""
+        """Chart data of a run."""
         history = view.history
         marks = chart_marks(history)
         if not view.is_live and view.state.state != "finished":
@@ -76,12 +76,12 @@ class RunChart:
 
 
 def curves_of(history: RunHistory) -> list[str]:
-    """The names of the curves that a run has."""
+    """Names of the curves of a run."""
     return [name for name, metric in CURVES.items() if metric.read(history).bounds() is not None]
 
 
 def name_of(metric: Metric, history: RunHistory) -> str:
-    """What the chart calls a curve: the losses are told apart by their marks, and a computer without a GPU has RAM."""
+    """The name of a curve in the chart: the losses share a name and differ by their marks; a CPU has RAM."""
     if metric is _LOSS:
         return "loss"
     is_cpu = bool(history.devices) and history.devices[0].kind == "cpu"
@@ -89,7 +89,7 @@ def name_of(metric: Metric, history: RunHistory) -> str:
 
 
 def chart_marks(history: RunHistory) -> list[ChartMark]:
-    """What happened at the steps of a run, checkpoints included."""
+    """Events at the steps of a run, including checkpoints."""
     marks = [ChartMark(mark.step, mark.text, mark.kind) for mark in history.marks]
     return marks + [ChartMark(each.step, f"checkpoint step-{each.step}", "checkpoint") for each in history.checkpoints]
 

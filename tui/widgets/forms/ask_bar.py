@@ -1,4 +1,4 @@
-"""The ask bar: one line at the foot of a pane that asks for a text, a path, or one of a few keys."""
+"""Ask bar: a line at the bottom of a pane that asks for a text, a path, or a key."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from core.text import one_line
 from tui.keys import display_key
 from tui.widgets.forms.inputs import PathInput, SafeInput
 
-#: Seconds after a wrong key within which no key is an answer: somebody is typing.
+#: Seconds after a wrong key during which no key is an answer, because the user is typing.
 QUIET_SECONDS = 0.5
-#: Keys that mean the whole app, whatever it asks.
+#: Keys of the app that work during a question.
 LEAVING_KEYS = frozenset({"ctrl+c", "ctrl+q"})
 
 
 class AnswerKeys:
-    """The keys of a question that have been pressed, with their times."""
+    """Filter for the keys of a question that ignores fast typing."""
 
     def __init__(self) -> None:
         self._missed = float("-inf")
 
     def is_answer(self, is_offered: bool, time: float) -> bool:
-        """Whether a key is an answer.
+        """True if a key is an answer.
 
         Args:
-            is_offered: Whether it is one of the keys of the question.
-            time: The time at which it was pressed, in seconds.
+            is_offered: The key is offered by the question.
+            time: The time of the key press, in seconds.
         """
         if is_offered and time - self._missed >= QUIET_SECONDS:
             return True
@@ -46,14 +46,14 @@ class AnswerKeys:
 
 
 def waiting_text(keys: Sequence[str]) -> Content:
-    """The keys that a question waits for, for a reader who has pressed another one: ``press y or esc``."""
+    """A hint on the offered keys after a wrong key: ``press y or esc``."""
     shown = [display_key(key) for key in dict.fromkeys([*keys, "escape"])]
     listed = f"{', '.join(shown[:-1])} or {shown[-1]}" if len(shown) > 1 else shown[0]
     return Content.styled(f"press {listed}", "$near")
 
 
 class KeyQuestion(Static, can_focus=True):
-    """A question that one key answers."""
+    """A question answered by a single key."""
 
     DEFAULT_CSS = """
     KeyQuestion { width: 1fr; height: auto; background: $surface; &:focus { background: $panel; } }
@@ -61,7 +61,7 @@ class KeyQuestion(Static, can_focus=True):
 
     @dataclass
     class Answered(Message):
-        """The answer: one of the offered keys, or ``escape``."""
+        """The answer: an offered key, or ``escape``."""
 
         key: str
 
@@ -81,16 +81,16 @@ class KeyQuestion(Static, can_focus=True):
         return Content.assemble(*parts, ("esc", "bold $accent"), " cancel")
 
     def on_mount(self) -> None:
-        """Accept answers from the first paint on."""
+        """Accept answers once the question has been painted."""
         self.call_after_refresh(self._painted)
 
     def _painted(self) -> None:
         self._is_read = True
 
     def on_key(self, event: events.Key) -> None:
-        """Handle the offered keys and ``esc``; the app is left and interrupted as ever, and other keys do nothing.
+        """Handle the offered keys and ``esc``. Only the keys that quit or interrupt the app pass through.
 
-        Keys typed before the question could be read are neither an answer to it nor a command.
+        Keys typed before the question was painted are dropped.
         """
         if event.key in LEAVING_KEYS:
             return
@@ -106,12 +106,12 @@ class KeyQuestion(Static, can_focus=True):
 
 
 def takes_text(widget: Widget | None) -> bool:
-    """Whether keys pressed now are text, or answer a question: no binding of a pane may take them away."""
+    """True if a widget takes keys as text or answers, so that bindings of the pane must not."""
     return isinstance(widget, (Input, TextArea, KeyQuestion))
 
 
 class AskBar(Vertical):
-    """A bar that is hidden until a question is asked; the focus returns to its place after the answer or ``esc``."""
+    """A bar that is hidden until a question is asked; afterwards the focus returns to the previous widget."""
 
     DEFAULT_CSS = """
     AskBar {
@@ -137,14 +137,13 @@ class AskBar(Vertical):
 
     @property
     def is_asking(self) -> bool:
-        """Whether a question is open."""
+        """True while a question is open."""
         return self._answer is not None
 
     async def converse(self, work: Coroutine[object, object, None]) -> None:
-        """Run a coroutine that asks questions, concurrently with other work; it ends with this bar at the latest.
+        """Run a coroutine that asks questions as a worker of the bar.
 
-        Its work up to the first question is done when this returns: awaited by the action of a key with priority,
-        the question is open before the next key is looked at.
+        Returns after its first step: when a key action awaits this, the question is open before the next key.
         """
         self.run_worker(work)
         await asyncio.sleep(0)
@@ -155,13 +154,13 @@ class AskBar(Vertical):
         """Ask for a text and wait for it; typed text replaces the initial value.
 
         Args:
-            label: Before the text.
-            value: The text that it begins with.
-            placeholder: Shown while there is no text.
+            label: The label before the input.
+            value: The initial text.
+            placeholder: Shown while the input is empty.
             changed: Called with the text whenever it changes.
 
         Returns:
-            None where the user gives up, or another question takes the place of this one.
+            The text; None if the user cancels, or another question replaces this one.
         """
         field = SafeInput(value, placeholder=placeholder)
         field.select_all()
@@ -173,27 +172,27 @@ class AskBar(Vertical):
         """Ask for a path, with completion, and wait for it.
 
         Args:
-            label: Before the path.
-            value: The path that it begins with.
+            label: The label before the input.
+            value: The initial path.
             base: The directory of relative paths; the working directory by default.
-            suffixes: Suffixes of the files that are offered.
+            suffixes: Suffixes of the offered files.
 
         Returns:
-            None where the user gives up or names nothing, or another question takes the place of this one.
+            The path; None if the user cancels or enters nothing, or another question replaces this one.
         """
         field = PathInput(value, base=base, suffixes=suffixes, placeholder="tab completes, esc cancels")
         answer = await self._answer_to(label, field)
         return field.resolved() if answer and answer.strip() else None
 
     async def ask_key(self, question: str, answers: Mapping[str, str]) -> str | None:
-        """Ask a question that one key answers, and wait for it.
+        """Ask a question that is answered by a single key, and wait for it.
 
         Args:
-            question: The question, as a sentence.
-            answers: The keys, and the meaning of each.
+            question: The question.
+            answers: The keys with their meanings.
 
         Returns:
-            None where the user gives up, or another question takes the place of this one.
+            The key; None if the user cancels, or another question replaces this one.
         """
         return await self._answer_to("", KeyQuestion(question, answers))
 
@@ -206,11 +205,11 @@ class AskBar(Vertical):
         had_focus = any(child.has_focus for child in line.children)
         line.remove_children()
         if had_focus and back is not None and back.is_attached and back.display:
-            # At once: another question may follow, and must not lose the focus again to the previous widget.
+            # Immediately, because a following question must not lose the focus to the previous widget.
             self.screen.set_focus(back)
 
     def on_unmount(self) -> None:
-        """Resolve the pending answer, which will not come any more."""
+        """Resolve the pending answer, which can no longer come."""
         self._settle(None)
 
     async def _answer_to(self, label: str, field: Widget, changed: Callable[[str], None] | None = None) -> str | None:
@@ -227,7 +226,7 @@ class AskBar(Vertical):
     def _open(self, label: str, field: Widget) -> None:
         self._settle(None)
         focused = self.screen.focused
-        # A question may follow another before the focus is back: the first widget that had it gets it in the end.
+        # With consecutive questions, the focus returns to the widget that had it before the first.
         if focused is not None and self not in focused.ancestors and focused.is_attached:
             self._back_to = focused
         self._show_candidates([])
@@ -235,7 +234,7 @@ class AskBar(Vertical):
         line.remove_children()
         line.mount(*([Static(label, classes="ask-label", markup=False)] if label else []), field)
         self.add_class("-asking")
-        # At once: keys typed ahead are its text. Its queue is processed once it is mounted.
+        # Immediately, so that keys typed ahead are its text; its queue is processed once it is mounted.
         self.screen.set_focus(field)
 
     def _show_candidates(self, names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""One-line inputs, paths with completion, and the prompt of the chat."""
+"""Inputs: single-line text, paths with completion, and the chat prompt."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SafeInput(Input):
         self.cursor_blink = False
 
     def validate_value(self, value: str) -> str:
-        """Sanitize the value to one line of harmless characters, wherever it comes from."""
+        """Sanitize any value to a single line of harmless characters."""
         return one_line(value)
 
     def _on_paste(self, event: events.Paste) -> None:
@@ -74,7 +74,7 @@ class SafeInput(Input):
         event.prevent_default()
 
     def take_key(self, event: events.Key) -> bool:
-        """Take a key that came while this had no focus as typed text; whether it is a character."""
+        """Insert a key typed while the input had no focus; returns False for a key without a character."""
         if not event.is_printable or event.character is None:
             return False
         event.stop()
@@ -88,21 +88,21 @@ class SafeInput(Input):
 
 #: Maximum number of directory entries read; a directory of a million files must not freeze the screen.
 ENTRY_LIMIT = 5_000
-#: Characters for which a shell wants quotes.
+#: Characters that need quotes in a shell.
 _QUOTED = frozenset(" '\"\\")
 
 
 def complete_path(text: str, base: Path, suffixes: Sequence[str] = ()) -> list[str]:
-    """Completions of a typed path, directories with a slash at their end, in the spelling of the user.
+    """Completions of a typed path in the user's spelling; directories end with a slash.
 
     Args:
         text: The typed text; ``~`` is expanded.
-        base: The directory that relative paths are relative to.
-        suffixes: Suffixes of the files that are offered; all where empty. Directories always are.
+        base: The directory of relative paths.
+        suffixes: Suffixes of the offered files; empty for all. Directories are always offered.
 
     Returns:
-        Whole values for the input, directories first, hidden entries only when a dot was typed. Empty for a directory
-        that cannot be read. Names that could not be shown unchanged are left out.
+        Values for the input, directories first, hidden entries only after a typed dot. Empty if the directory cannot
+        be read. Names with characters that sanitizing would change are left out.
     """
     head, _, stem = text.rpartition("/")
     prefix = text[: len(text) - len(stem)]
@@ -125,7 +125,7 @@ def complete_path(text: str, base: Path, suffixes: Sequence[str] = ()) -> list[s
 
 
 class PathSuggester(Suggester):
-    """A suggester of the first completion, shown dim after the cursor."""
+    """Suggests the first completion, shown dim after the cursor."""
 
     def __init__(self, base: Path, suffixes: Sequence[str]) -> None:
         super().__init__(use_cache=False, case_sensitive=True)
@@ -138,22 +138,22 @@ class PathSuggester(Suggester):
 
 
 class NameSuggester(PathSuggester):
-    """A suggester for names with blanks between them, read as a shell does, of which the last one may be a path."""
+    """Suggests completions for the last of several names, which are split as in a shell."""
 
     async def get_suggestion(self, value: str) -> str | None:
-        """The line with its last name completed, unless that would have to be quoted."""
+        """The line with its last name completed, unless the name needs quotes."""
         before, blank, last = value.rpartition(" ")
         found = await super().get_suggestion(last) if last else None
         return f"{before}{blank}{found}" if found is not None and not set(found) & _QUOTED else None
 
 
 class PathInput(SafeInput):
-    """An input for a path: ``tab`` completes as far as is certain and lists the rest, ``right`` takes the suggestion.
+    """Path input: ``tab`` completes the common part and lists the candidates, ``right`` takes the suggestion.
 
     Args:
-        value: The first value.
-        base: The directory that relative paths are relative to; the working directory by default.
-        suffixes: Suffixes of the files that are offered.
+        value: The initial value.
+        base: The directory of relative paths; the working directory by default.
+        suffixes: Suffixes of the offered files.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "complete", "complete", show=False)]
@@ -162,7 +162,7 @@ class PathInput(SafeInput):
 
     @dataclass
     class Candidates(Message):
-        """Completions of the typed path; posted when ``tab`` leaves more than one."""
+        """Candidates after ``tab``; empty if there is at most one."""
 
         names: list[str]
 
@@ -182,7 +182,7 @@ class PathInput(SafeInput):
         self.suggester = PathSuggester(self.base, suffixes)
 
     def action_complete(self) -> None:
-        """Complete the common part of all candidates, and post them when there are several."""
+        """Complete the common part of all candidates, and post them if there are several."""
         candidates = complete_path(self.value, self.base, self.suffixes)
         if not candidates:
             self.post_message(self.Candidates([]))
@@ -196,7 +196,7 @@ class PathInput(SafeInput):
         self.post_message(self.Candidates([] if len(candidates) == 1 else [_name(path) for path in candidates]))
 
     def resolved(self) -> Path:
-        """The resolved path: ``~`` expanded, made absolute from the base; an entry of a hub stays one."""
+        """The absolute path with ``~`` expanded; a hub entry stays as it is."""
         return entry_path(self.value.strip(), self.base)
 
 
@@ -208,7 +208,7 @@ def common_prefix(texts: Sequence[str]) -> str:
 
 
 def _name(path: str) -> str:
-    """The last part of a completion, with the slash of a directory."""
+    """Last part of a completion, with a directory's slash."""
     return path.rstrip("/").rpartition("/")[2] + ("/" if path.endswith("/") else "")
 
 
@@ -217,7 +217,7 @@ HISTORY_LIMIT = 200
 
 
 class PromptInput(TextArea):
-    """A :class:`textual.widgets.TextArea` that grows to a few lines and sends with enter."""
+    """A :class:`textual.widgets.TextArea` that grows to a few lines, and sends on enter."""
 
     DEFAULT_CSS = """
     PromptInput {
@@ -234,8 +234,8 @@ class PromptInput(TextArea):
     }
     """
 
-    # The parent binds ctrl+y to redo; here it copies the answer, and ctrl+z undoes as before. Its page keys would move
-    # in the few lines of the prompt. Not every terminal tells alt+enter or ctrl+j from enter, and so there is ctrl+n.
+    # The parent binds ctrl+y to redo, and page keys to the few lines of the prompt. Some terminals cannot distinguish
+    # alt+enter and ctrl+j from enter, hence ctrl+n.
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+y", "copy_answer", "copy", show=False),
         Binding("ctrl+n,ctrl+j,alt+enter,shift+enter", "break_line", "line break", show=False),
@@ -245,7 +245,7 @@ class PromptInput(TextArea):
 
     @dataclass
     class Submitted(Message):
-        """Enter has been pressed on a text that is not blank."""
+        """Enter has been pressed on a non-blank text."""
 
         text: str
 
@@ -304,7 +304,7 @@ class PromptInput(TextArea):
         self.insert(sanitize(event.text).rstrip("\n"))
 
     def action_paste(self) -> None:
-        """Paste what was copied in the app, an answer as the model wrote it, as harmless as what is typed."""
+        """Paste the app's clipboard, which may hold a model's answer, sanitized."""
         self.insert(sanitize(self.app.clipboard).rstrip("\n"))
 
     def action_break_line(self) -> None:

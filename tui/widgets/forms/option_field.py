@@ -1,4 +1,4 @@
-"""The field of one option on one line: mark, key, value and help, with errors of the value below."""
+"""Field of an option: a line with mark, key, value and help, and errors below."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from core.config.schema import Option
 
 _MARK_WIDTH = 3
-#: Columns below which the help beside a value would be no more than a few words, and is left out.
+#: Minimum columns for the help beside a value.
 _LEAST_HELP = 20
 _KEY_WIDTH = 23
 
 
 def format_value(value: Any) -> str:
-    """A value as typed into the form."""
+    """Format a value as it is typed into the form."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -48,17 +48,17 @@ def format_value(value: Any) -> str:
 
 
 def _toml_string(text: str) -> str:
-    """A TOML string: as in JSON, except for the one control character that JSON leaves unescaped."""
+    """Quote a TOML string: like JSON, plus the control character that JSON leaves unescaped."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 class OptionField(Widget):
-    """A field of the form; it is edited in place with an input on request.
+    """A field of the form, edited in place with an input.
 
     Args:
         option: The declaration.
-        base: The directory that a relative path is relative to.
-        suffixes: Suffixes of the files that completion offers, where the value is a path; None for other values.
+        base: The directory of relative paths.
+        suffixes: Suffixes of the offered files if the value is a path; None for other values.
     """
 
     DEFAULT_CSS = """
@@ -72,23 +72,23 @@ class OptionField(Widget):
     """
 
     value: reactive[Any] = reactive(None)
-    """The value in the file; None where it is absent and the default holds."""
+    """The value in the file; None for the default."""
     problem = reactive("", layout=True)
-    """The error of the value in one sentence, or nothing."""
+    """The error of the value; empty if it is valid."""
     warning = reactive("", layout=True)
-    """A warning of a likely mistake, in a sentence or two; empty where all is well."""
+    """A warning of a likely mistake; empty for none."""
     notes: reactive[tuple[str, ...]] = reactive((), layout=True)
-    """Differences of the value from others: ``• was 32 in preset``, ``≠ last run 1e-4``."""
+    """Notes on other values: ``• was 32 in preset``, ``≠ last run 1e-4``."""
     used_by: reactive[tuple[str, ...]] = reactive(())
-    """The methods or objectives that the option is for, where the one in force does not use it."""
+    """Methods or objectives that use the option, if the current configuration does not."""
     unset_text = reactive("")
-    """The text of a default that is none: what happens then."""
+    """The text shown for no value: the effect of the missing value."""
     baseline: reactive[Any] = reactive(None)
-    """The unedited value: that of the preset, else the default."""
+    """The unedited value: the preset's, or else the default."""
     is_cursor = reactive(False, toggle_class="-cursor")
-    """Whether the cursor of the form is on it."""
+    """True if the cursor of the form is on the field."""
     lights_up = reactive(False)
-    """Whether the form has the focus; without it the cursor is only hinted at."""
+    """True if the form has the focus; otherwise the cursor is dim."""
 
     @dataclass
     class Typed(Message):
@@ -99,14 +99,14 @@ class OptionField(Widget):
 
     @dataclass
     class Committed(Message):
-        """The input has been left, and its text is kept."""
+        """The input has been left with its text kept."""
 
         field: OptionField
         refocus: bool
 
     @dataclass
     class Abandoned(Message):
-        """The input has been left with ``esc``; the old value is to be restored."""
+        """The input has been left with ``esc``, to restore the old value."""
 
         field: OptionField
         before: Any
@@ -128,24 +128,24 @@ class OptionField(Widget):
 
     @property
     def is_editing(self) -> bool:
-        """Whether its input is open."""
+        """True while the input is open."""
         return bool(self.children)
 
     @property
     def is_changed(self) -> bool:
-        """Whether the value differs from the baseline; a required value has none."""
+        """True if the value differs from the baseline; a required option has no baseline."""
         value = self.option.default if self.value is None else self.value
         return not self.option.required and value != self.baseline
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values to step through; none where the value is typed."""
+        """Values to step through; empty for a typed value."""
         if self.option.type == "boolean":
             return ("false", "true")
         return self.option.choices if self.option.type == "choice" else ()
 
     def next_choice(self, step: int) -> str | None:
-        """The choice a number of steps on, wrapping at the end; None where the value is typed."""
+        """The choice ``step`` places on, wrapping around; None for a typed value."""
         if not self.choices:
             return None
         present = format_value(self.option.default if self.value is None else self.value)
@@ -168,7 +168,7 @@ class OptionField(Widget):
             max(self.size.width - _MARK_WIDTH - self._key_width, 8) if self._is_long else self._value_width
         )
         self.mount(entry)
-        # At once: keys typed ahead are its text.
+        # Immediately, so that keys typed ahead are its text.
         self.screen.set_focus(entry)
 
     def close(self) -> None:
@@ -177,7 +177,7 @@ class OptionField(Widget):
         relayout(self)
 
     def commit(self, *, refocus: bool) -> None:
-        """Close the input, if it is open, and post its text."""
+        """Close an open input, and keep its text."""
         if self.is_editing:
             self.close()
             self.post_message(self.Committed(self, refocus))
@@ -206,11 +206,11 @@ class OptionField(Widget):
         return max(min(rest, 24 if width < 110 else 36), 1)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002 - Textual calls it
-        """The height: one line, and the lines of notes, problem and warning."""
+        """The height: a line, plus the lines of notes, problem and warning."""
         return 1 + len(self._lines_below(width))
 
     def _lines_below(self, width: int) -> list[tuple[str, str]]:
-        """Lines below the value, with their style; notes are among them only if they do not fit next to the value."""
+        """Lines below the value with their style; they include notes that do not fit beside the value."""
         beside = self._room_beside(width)
         notes = "  ".join(self.notes)
         texts = [
@@ -226,7 +226,7 @@ class OptionField(Widget):
         return width - _MARK_WIDTH - self._key_width_in(width) - self._value_width_in(width) - 1
 
     def render(self) -> Content:
-        """The line of the value, and the problem below it."""
+        """The line of the value, with the problem below."""
         width = self.size.width
         mark, mark_style = (
             ("✗", "$limit bold")
@@ -282,7 +282,7 @@ class OptionField(Widget):
         elif self.option.unit and value is not None and len(text) + len(self.option.unit) + 1 <= width:
             text += f" {self.option.unit}"
         elif len(text) > width and self.suffixes is not None:
-            # The end of a path says more than its beginning.
+            # The end of a path is more informative.
             text = "…" + text[-(width - 1) :]
         return fit(text, width)
 
@@ -293,14 +293,14 @@ class OptionField(Widget):
     # Events.
 
     def on_click(self, event: events.Click) -> None:
-        """Post the click to the form."""
+        """Report the click to the form."""
         event.stop()
         self.post_message(self.Clicked(self))
 
     @on(SafeInput.Changed)
     def _typed(self, message: SafeInput.Changed) -> None:
         message.stop()
-        # The input also posts its initial text.
+        # The input posts its initial text too.
         if message.input.is_attached and self.is_editing and message.value != self._text:
             self._text = message.value
             self.post_message(self.Typed(self, message.value))
@@ -317,5 +317,5 @@ class OptionField(Widget):
         self.post_message(self.Abandoned(self, self._before))
 
     def on_descendant_blur(self) -> None:
-        """Keep the text of an input that is left by the mouse or by tab."""
+        """Keep the text of an input left by mouse or tab."""
         self.commit(refocus=False)

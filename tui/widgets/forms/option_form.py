@@ -1,4 +1,4 @@
-"""The form of a configuration's options, with a cursor, and the long help on the option under it."""
+"""Form of a configuration's options with a cursor, and the manual of the option under the cursor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class OptionHelp(VerticalScroll, can_focus=True, inherit_bindings=False):
-    """A panel with the manual of one option; it scrolls by calls, or with the cursor keys while it has the focus."""
+    """A scrolling panel with the manual of an option."""
 
     DEFAULT_CSS = """
     OptionHelp {
@@ -54,11 +54,11 @@ class OptionHelp(VerticalScroll, can_focus=True, inherit_bindings=False):
         yield self._text
 
     def explain(self, option: Option, facts: Sequence[tuple[str, str]], hint: str = "") -> None:
-        """Show another option, from its beginning.
+        """Show an option; another option starts at the top.
 
         Args:
             option: The declaration with its manual.
-            facts: Further facts, each with its name.
+            facts: Names and texts of further facts.
             hint: The keys that scroll and close.
         """
         title = Content(option.name)
@@ -74,11 +74,11 @@ class OptionHelp(VerticalScroll, can_focus=True, inherit_bindings=False):
 
 
 def help_text(option: Option, facts: Sequence[tuple[str, str]]) -> Content:
-    """The manual of an option: its effect, accepted values and costs, and its source.
+    """The manual of an option: effect, accepted values, cost, and source.
 
     Args:
         option: The declaration with its manual.
-        facts: Further facts, each with its name.
+        facts: Names and texts of further facts.
     """
     manual = option.manual
     named = [*facts, ("memory", manual.memory), ("time", manual.time), ("source", manual.source)]
@@ -101,18 +101,18 @@ class SectionTitle(Static):
 
 
 class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
-    """Fields under the titles of their sections; keys are bound by the pane."""
+    """Fields under section titles; the pane binds the keys."""
 
     DEFAULT_CSS = """
     OptionForm { height: 1fr; background: transparent; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
     """
 
     cursor = reactive(0, always_update=True, repaint=False)
-    """The place of the cursor among the visible fields."""
+    """Index of the cursor in the visible fields."""
 
     @dataclass
     class Moved(Message):
-        """The cursor is on another field; None when no field is visible."""
+        """The cursor has moved to a field; None if no field is visible."""
 
         field: OptionField | None
 
@@ -123,7 +123,7 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
         self._highlighted: OptionField | None = None
 
     async def build(self, fields: Sequence[OptionField]) -> None:
-        """Mount the fields, in this order, with their section titles."""
+        """Mount the fields in order, with section titles."""
         await self.remove_children()
         self.fields = list(fields)
         widgets: list[SectionTitle | OptionField] = []
@@ -136,7 +136,7 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
         await self.mount_all(widgets)
 
     def filter(self, keep: Callable[[OptionField], bool]) -> None:
-        """Show only some of the fields; the cursor stays on its field where that is still visible."""
+        """Show only the fields to keep; the cursor stays on its field if it is visible."""
         present = self.current
         for field in self.fields:
             field.display = keep(field)
@@ -178,11 +178,11 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
         return max(0, min(cursor, len(self._visible) - 1))
 
     def watch_has_focus(self, _has_focus: bool) -> None:
-        """Restyle the form alone: no style of a field depends on it, and there are many fields."""
+        """Restyle only the form: no field's style depends on the focus, and there are many fields."""
         self.app.stylesheet.update_nodes([self])
 
     def watch_cursor(self) -> None:
-        """Highlight the field, keep it in view and post the move to the pane."""
+        """Highlight the field, keep it in view, and post the move."""
         current = self.current
         if self._highlighted is not None and self._highlighted is not current:
             self._highlighted.is_cursor = self._highlighted.lights_up = False
@@ -221,6 +221,6 @@ class OptionForm(VerticalScroll, can_focus=True, inherit_bindings=False):
 
     @dataclass
     class Activated(Message):
-        """A field has been clicked a second time: it is to be edited."""
+        """A field has been clicked a second time, to edit it."""
 
         field: OptionField

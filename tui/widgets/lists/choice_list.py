@@ -1,4 +1,4 @@
-"""A plain list to choose from, and a box around one whose lines keys act on."""
+"""Plain list to choose from, and a box around such a list with keys for its entries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tui.widgets.text_block import TextBlock
 
 
 class ChoiceList(OptionList):
-    """An :class:`OptionList` without a frame of its own, in which highlighting an entry does not choose it."""
+    """An :class:`OptionList` without a frame, in which the first click only highlights an entry."""
 
     DEFAULT_CSS = """
     ChoiceList {
@@ -37,22 +37,22 @@ class ChoiceList(OptionList):
         super().__init__(id=id, markup=False)
 
     def on_resize(self) -> None:
-        """Keep the highlighted entry in sight when a neighbor takes lines from the list."""
+        """Keep the highlighted entry in sight when the list shrinks."""
         self.call_after_refresh(self.scroll_to_highlight)
 
     async def _on_click(self, event: events.Click) -> None:
         place = event.style.meta.get("option")
         if place is not None and place != self.highlighted and not self.options[place].disabled:
-            # The parent would choose a clicked entry at once.
+            # The parent would choose the clicked entry.
             event.prevent_default()
             self.highlighted = place
 
 
 class ListBox(Vertical):
-    """The box. What its list shows is the screen's.
+    """A box with a heading, a list, the result of the last key, and the keys; the screen fills the list.
 
     Args:
-        title: In its frame.
+        title: The title in the frame.
     """
 
     DEFAULT_CSS = """
@@ -83,16 +83,16 @@ class ListBox(Vertical):
         return self.query_one(ChoiceList)
 
     def show_about(self, text: Content) -> None:
-        """Show what the list comes to."""
+        """Show the heading of the list."""
         self.query_one("#about", TextBlock).show(text)
 
     def show_keys(self, keys: Content) -> None:
-        """Show what the keys do."""
+        """Show the keys with their functions."""
         self.query_one("#keys", TextBlock).show(keys)
 
     def say(self, text: str, style: str = "$muted") -> None:
-        """Answer a key, in a sentence or two."""
-        # A blank keeps the line, so that nothing moves.
+        """Show the result of a key."""
+        # A blank keeps the line in place.
         self.query_one("#answer", TextBlock).show(Content.styled(one_line(text, 400) or " ", style))
 
     def move(self, lines: int) -> None:
@@ -104,11 +104,11 @@ class ListBox(Vertical):
 
     @work
     async def carry_out(self, what: Callable[[], Awaitable[str]], then: Callable[[], object]) -> None:
-        """Do what a key asks for, one key after the other, and say what came of it.
+        """Carry out the actions of keys one after the other, and show their results.
 
         Args:
-            what: Does it, and returns a sentence.
-            then: Called afterwards; reads the list again.
+            what: The action; returns a message.
+            then: Called afterwards, to read the list again.
         """
         async with self._turn:
             try:

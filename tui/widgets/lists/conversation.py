@@ -1,4 +1,4 @@
-"""A conversation to read: speakers in a gutter, wrapped text next to it, drawn line by line."""
+"""View of a conversation: speakers in a gutter and wrapped text, drawn line by line."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from core.units import format_count
 from tui.datasets.view import Turn
 from tui.widgets.strips import SearchView, find_matches, fit, mark_matches
 
-#: Maximum characters shown of one turn; more than anyone reads, and still quick to wrap.
+#: Maximum characters shown of a turn, which is still quick to wrap.
 SHOWN_CHARACTERS = 100_000
 
 _GUTTER = 11
 
 
 class Conversation(SearchView, can_focus=True, inherit_bindings=False):
-    """Turns one below the other; keys are bound by the pane."""
+    """Turns of a conversation; the pane binds the keys."""
 
     DEFAULT_CSS = """
     Conversation {
@@ -61,7 +61,7 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
         return self._turns
 
     def show(self, turns: Sequence[Turn]) -> None:
-        """Show a conversation from its beginning."""
+        """Show a conversation from the beginning."""
         self._turns = tuple(turns)
         self._wrapped_for, self._match = 0, -1
         self._wrap()
@@ -69,7 +69,7 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
         self.refresh()
 
     def highlight(self, term: str) -> None:
-        """Highlight a text wherever it occurs, ignoring case; no highlight for an empty one."""
+        """Highlight all matches of a text, ignoring case; an empty text clears them."""
         self.term = steady(term, whole=True).lower()
         self._find_matches()
         self.refresh()
@@ -79,7 +79,7 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
         self._match = -1
 
     def on_resize(self) -> None:
-        """Wrap for the new width; the match that was gone to stays the current one."""
+        """Wrap for the new width; the current match stays."""
         match = self._match
         self._wrap()
         self._match = min(match, len(self._match_lines) - 1)
@@ -102,7 +102,7 @@ class Conversation(SearchView, can_focus=True, inherit_bindings=False):
         self._find_matches()
 
     def render_line(self, y: int) -> Strip:
-        """The strip of one wrapped line, with the speaker before the first of a turn."""
+        """A wrapped line, with the speaker before the first line of a turn."""
         width = self.scrollable_content_region.width
         index = round(self.scroll_y) + y
         if index >= len(self._lines) or width < 1:

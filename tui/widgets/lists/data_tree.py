@@ -1,4 +1,4 @@
-"""The tree of directories and data files to pick a file from."""
+"""Tree of directories and data files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from textual.widgets import DirectoryTree
 from core.path_kind import ROW_SUFFIXES, YAML_SUFFIXES
 from core.text import one_line
 
-#: Suffixes of the files that can be opened as data.
+#: Suffixes of data files.
 DATA_SUFFIXES = (*ROW_SUFFIXES, *YAML_SUFFIXES)
 
 
 class DataTree(DirectoryTree):
-    """A :class:`textual.widgets.DirectoryTree` of data files; names are sanitized, hidden entries are left out."""
+    """A :class:`textual.widgets.DirectoryTree` of data files; names are sanitized and hidden entries left out."""
 
     ICON_NODE_EXPANDED = "▾ "
     ICON_NODE = "▸ "
@@ -49,11 +49,11 @@ class DataTree(DirectoryTree):
         """The tree has been left without picking a file."""
 
     def process_label(self, label: object) -> Text:
-        """Sanitize a file name, which comes from outside, to one line."""
+        """Sanitize a file name to one line."""
         return Text(one_line(str(label)))
 
     def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
-        """Directories and data files that are not hidden."""
+        """Keep visible directories and data files."""
         for path in paths:
             if not path.name.startswith(".") and (path.suffix.lower() in DATA_SUFFIXES or _is_dir(path)):
                 yield path
@@ -64,7 +64,7 @@ class DataTree(DirectoryTree):
             self.cursor_node.expand()
 
     def action_collapse(self) -> None:
-        """Close the directory under the cursor, or go to the one it is in."""
+        """Close the directory under the cursor, or go to its parent."""
         node = self.cursor_node
         if node is None:
             return

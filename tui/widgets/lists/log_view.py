@@ -1,4 +1,4 @@
-"""The end of a run's log, with times; it follows the end until it is scrolled away from it."""
+"""View of a run's log that follows the end until it is scrolled away."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from textual.strip import Strip
 if TYPE_CHECKING:
     from core.runs.record.history import LogLine
 
-#: Maximum number of lines kept, the newest ones.
+#: Maximum number of lines; the newest are kept.
 LINES = 2000
 #: Columns of the time of day and the space after it.
 _TIME_WIDTH = 9
 
 
 class LogView(ScrollView, can_focus=True):
-    """A log with a line an event: time of day, a sign for warnings and errors, a sentence. Longer lines are cut, or
-    wrapped while it is unfolded."""
+    """A log with a line per event: time of day, a sign for warnings and errors, and a text. Long lines are cut, or
+    wrapped while the log is unfolded."""
 
     DEFAULT_CSS = """
     LogView { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; background: $background; }
@@ -42,25 +42,25 @@ class LogView(ScrollView, can_focus=True):
         super().__init__(id=id)
         self._lines: deque[LogLine] = deque(maxlen=LINES)
         self.following = True
-        """Whether the view follows the end."""
+        """True while the view follows the end."""
         self._unfolded = False
         self._pieces: list[tuple[LogLine, str, bool]] = []
 
     def toggle_unfolded(self) -> None:
-        """Wrap long lines, or cut them again."""
+        """Toggle between wrapping and cutting long lines."""
         self._unfolded = not self._unfolded
         self._resized()
 
     @property
     def _room(self) -> int:
-        """Columns for a sentence."""
+        """Columns for a text."""
         return max((self.scrollable_content_region.width or self.size.width) - _TIME_WIDTH, 1)
 
     def _text(self, line: LogLine) -> str:
         return self.SIGNS.get(line.level, "") + line.text
 
     def _wrap(self) -> None:
-        """Wrap the lines of an unfolded log: the line, a piece of its text, and whether that is its first."""
+        """Wrap an unfolded log into pieces: the line, a part of its text, and True for the first part."""
         self._pieces = [
             (line, piece.plain, number == 0)
             for line in (self._lines if self._unfolded else ())
@@ -105,16 +105,16 @@ class LogView(ScrollView, can_focus=True):
             self.scroll_end(animate=False, immediate=True, force=True)
 
     def watch_scroll_y(self, old: float, new: float) -> None:
-        """Stop following when scrolled away from the end; start again when scrolled back."""
+        """Stop following when scrolled away from the end; resume when scrolled back."""
         super().watch_scroll_y(old, new)
-        # At the end after a move up: the end itself has come closer, by a larger size or a shorter log.
+        # A move up can still be at the end after a resize or with a shorter log.
         if new >= self.max_scroll_y:
             self.following = True
         elif new < old:
             self.following = False
 
     def render_line(self, y: int) -> Strip:
-        """The strip of one line of the log."""
+        """A line of the log."""
         index = y + self.scroll_offset.y
         width = self.scrollable_content_region.width
         if index >= (len(self._pieces) if self._unfolded else len(self._lines)):

@@ -1,7 +1,7 @@
-"""One row as its tokens: supervised ones bright and underlined, the rest dim, special tokens reversed.
+"""View of a row's tokens: supervised tokens are bold and underlined, special tokens reversed.
 
-None of it depends on color: bold and underlined is supervised, plain is not; special tokens and matches of a
-search are reversed; where the greatest length cuts the row, there is a line with a label.
+Nothing depends on color alone. Matches of a search are reversed, and a labeled line marks the truncation at the
+maximum length.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from core.text import sanitize, steady
 from core.units import format_count
 from tui.widgets.strips import SearchView, find_matches, fit
 
-#: Maximum number of tokens shown of one row; more than anyone reads, and still quick to wrap.
+#: Maximum number of tokens shown of a row, which is still quick to wrap.
 SHOWN_TOKENS = 10_000
-#: Maximum characters shown of one token.
+#: Maximum characters shown of a token.
 _TOKEN_CHARACTERS = 200
 _LEGEND = (("learned", "learned"), ("ignored", "ignored"), ("special", "ignored-special"))
 _BREAK_LEGEND = "⏎ line break"
@@ -36,35 +36,35 @@ _LEGEND_WIDTH = sum(len(word) + 2 for word, _ in (*_LEGEND, _PROMPT_LEGEND))
 
 @dataclass(frozen=True)
 class TokenCell:
-    """One token; the text may be anything, it is sanitized before it is drawn."""
+    """A token; its text is sanitized before it is drawn."""
 
     text: str
     learned: bool
     special: bool = False
     prompt: bool = False
-    """Whether it belongs to the generation prompt, where that is known."""
+    """True for a token of the generation prompt, if known."""
 
     @property
     def style(self) -> str:
-        """The name of its style."""
+        """Name of its style."""
         kind = "learned" if self.learned else "prompt" if self.prompt else "ignored"
         return kind + ("-special" if self.special else "")
 
 
 @dataclass(frozen=True)
 class TokenPart:
-    """Tokens of one sequence for the model.
+    """Tokens of a sequence for the model.
 
-    A row has several parts where its template renders later turns differently, and where it compares two answers.
+    A row has several parts if its template renders later turns differently, or if it compares two answers.
     """
 
     cells: Sequence[TokenCell]
     cut: int | None = None
-    """The place where the greatest length cuts it."""
+    """Index of the truncation at the maximum length."""
     cut_label: str = ""
     """The label of the cut."""
     label: str = ""
-    """The heading; empty for none over the first part, and for a default over the later ones."""
+    """The heading; if empty, the first part has none and later parts a default."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class _Piece:
     text: str
     style: str
     match: int = 0
-    """The number of its match of the search, from 1; 0 for none."""
+    """Number of its search match, from 1; 0 for none."""
 
 
 class MaskView(SearchView, can_focus=True, inherit_bindings=False):
-    """A view of tokens wrapped by cell width; keys are bound by the pane."""
+    """Tokens wrapped by cell width; the pane binds the keys."""
 
     COVERED = 1
 
@@ -121,14 +121,14 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
         self.parts: tuple[TokenPart, ...] = ()
         """The parts shown."""
         self.message = ""
-        """A message shown where there are no tokens."""
+        """The message shown instead of tokens."""
         self._is_problem = False
         self._has_prompt = False
         self._lines: list[list[_Piece]] = []
         self._wrapped_for = 0
 
     def show(self, parts: Sequence[TokenPart]) -> None:
-        """Show tokens from their beginning."""
+        """Show tokens from the beginning."""
         self.parts, self.message = tuple(parts), ""
         self._has_prompt = any(cell.prompt for part in self.parts for cell in part.cells)
         self._renew()
@@ -139,14 +139,14 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
         self._renew()
 
     def highlight(self, term: str) -> None:
-        """Highlight a text wherever it occurs, across tokens and ignoring case; no highlight for an empty one."""
+        """Highlight all matches of a text, across tokens and ignoring case; an empty text clears them."""
         self.term = steady(term).lower()
         self._wrapped_for = 0
         self._wrap()
         self.refresh()
 
     def on_resize(self) -> None:
-        """Wrap for the new width; the match that was gone to stays the current one."""
+        """Wrap for the new width; the current match stays."""
         match = self._match
         self._wrap()
         self._match = min(match, len(self._match_lines) - 1)
@@ -179,7 +179,7 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
         self.virtual_size = Size(width, len(self._lines) + 1)
 
     def _find_lines(self) -> None:
-        """Find the line that each match begins on."""
+        """Find the first line of each match."""
         for number, line in enumerate(self._lines):
             for piece in line:
                 if piece.match > len(self._match_lines):
@@ -209,12 +209,12 @@ class MaskView(SearchView, can_focus=True, inherit_bindings=False):
         style = self._style(piece.style)
         if piece.match:
             name = "match-here" if piece.match == self._match + 1 else "match"
-            # On top of its own style: a supervised match stays visible as such.
+            # Added to its style, so that a match still shows its supervision.
             style += self.get_component_rich_style(f"mask-view--{name}", partial=True)
         return style
 
     def render_line(self, y: int) -> Strip:
-        """The strip of the legend, which stays in place, or of one wrapped line of tokens."""
+        """The fixed legend, or a wrapped line of tokens."""
         width = self.scrollable_content_region.width
         if width < 1:
             return Strip.blank(0)
@@ -250,15 +250,15 @@ def _piece(cell: TokenCell) -> _Piece:
 
 
 def _mark(tokens: Sequence[_Piece], term: str, before: int) -> tuple[list[list[_Piece]], int]:
-    """Split tokens where matches begin and end, which may be in the middle of one.
+    """Split tokens at the ends of matches, which may be inside a token.
 
     Args:
-        tokens: A piece each.
+        tokens: A piece for each token.
         term: The search term, in lower case.
-        before: The number of matches before them.
+        before: The number of earlier matches.
 
     Returns:
-        The pieces of each token, and the number of all matches.
+        The pieces of each token, and the number of matches so far.
     """
     matches = find_matches("".join(token.text for token in tokens), term)
     if not matches:
@@ -288,12 +288,12 @@ def _mark(tokens: Sequence[_Piece], term: str, before: int) -> tuple[list[list[_
 
 
 def wrap_pieces(pieces: Iterable[_Piece], width: int, *, words: bool = False) -> Iterator[list[_Piece]]:
-    """Wrap pieces to lines; a line break is shown as ``⏎`` and ends its line. Blank for no pieces.
+    """Wrap pieces into lines; a line break is shown as ``⏎`` and ends its line.
 
     Args:
-        pieces: The pieces; a token that does not fit goes to the next line, one longer than a line is divided.
+        pieces: The pieces; a token that does not fit moves to the next line, and a longer token is divided.
         width: Cells of a line.
-        words: Divide at spaces, for sentences.
+        words: Wrap at spaces, for sentences.
     """
     line: list[_Piece] = []
     used = 0
@@ -322,7 +322,7 @@ def wrap_pieces(pieces: Iterable[_Piece], width: int, *, words: bool = False) ->
 
 
 def _append(line: list[_Piece], piece: _Piece) -> None:
-    """Append a piece, merged with the last one if they look alike: fewer bytes go to the terminal."""
+    """Append a piece, merged with the last piece if they look alike, which saves bytes on the terminal."""
     last = line[-1] if line else None
     alike = last is not None and (last.style, last.match) == (piece.style, piece.match)
     if last is not None and alike and not piece.style.endswith("-special"):
@@ -339,7 +339,7 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _head(text: str, width: int) -> str:
-    """The prefix of a text that fits, at least one character."""
+    """The prefix of a text that fits, at least a character."""
     used = 0
     for place, character in enumerate(text):
         used += cell_len(character)

@@ -1,4 +1,4 @@
-"""A virtual list of rows, drawn line by line: only rows on the screen are read."""
+"""Virtual list of rows on Textual's Line API: only visible rows are read."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from core.text import steady
 from tui.datasets.view import RowCells
 from tui.widgets.strips import fit, mark_matches
 
-#: Marks before the number of a row that can be read and has a problem, with their style.
+#: Marks of readable rows with a problem, with their style.
 _MARKS = {"drop": ("✗", "problem"), "warn": ("!", "warning")}
-#: Columns that hold numbers, right-aligned.
+#: Right-aligned columns of numbers.
 _COUNTS = ("tok", "learned")
-#: Cells of narrow columns: those with numbers, and one that holds a short word; they are the first.
+#: Cells of the narrow columns, which come first.
 _NARROW = {"tok": 5, "learned": 7, "label": 5}
-#: Minimum cells for a text to be readable; columns that would have fewer are left out, the last ones first.
+#: Minimum cells of a text column; the last columns are left out to keep it.
 _LEAST = 12
 
 
 RowSource = Callable[[int, int], Sequence[RowCells]]
-"""``source(start, count)``: the cells of a window of rows, in constant time whatever ``start`` is."""
+"""``source(start, count)``: the cells of a window of rows, in time independent of ``start``."""
 
 
 class RowList(ScrollView, can_focus=True, inherit_bindings=False):
-    """A virtual list with a cursor and a fixed header; keys are bound by the pane."""
+    """A virtual list with a cursor and a fixed header; the pane binds the keys."""
 
     DEFAULT_CSS = """
     RowList {
@@ -62,13 +62,13 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
     }
 
     cursor = reactive(0, always_update=True, repaint=False)
-    """The place of the cursor in the list, counted from 0."""
+    """Index of the row under the cursor."""
     count = reactive(0)
     """Number of rows in the list so far."""
 
     @dataclass
     class Moved(Message):
-        """The cursor is on another row, or that row has changed."""
+        """The cursor has moved, or its row has changed."""
 
         index: int
 
@@ -87,12 +87,12 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         self._highest = 0
 
     def show(self, source: RowSource | None, columns: Sequence[str], count: int = 0) -> None:
-        """Show other rows, the cursor on the first.
+        """Show other rows, with the cursor on the first.
 
         Args:
             source: The source of the cells; None shows nothing.
             columns: Headings of the cells, without the row number.
-            count: Rows known so far; set ``count`` as more become known.
+            count: The number of rows so far; set ``count`` when there are more.
         """
         self._source, self.columns, self.term = source, tuple(columns), ""
         self.show_part(count)
@@ -101,9 +101,9 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         """Show other rows of the same source.
 
         Args:
-            count: Their number.
-            cursor: The new place of the cursor.
-            highest: The highest number among all rows; 0 where the list has all of them.
+            count: The number of rows.
+            cursor: The new index of the cursor.
+            highest: The highest row number; 0 if the list has all rows.
         """
         self._window = (0, ())
         self.set_reactive(RowList.count, count)
@@ -112,11 +112,11 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         self.scroll_to(y=0, animate=False, immediate=True)
         self.cursor = cursor
         self.refresh()
-        # The scroll range is known only after the new layout.
+        # The scroll range is known after the layout.
         self.call_after_refresh(self._scroll_to_cursor)
 
     def highlight(self, term: str) -> None:
-        """Highlight a text wherever it is on the screen, ignoring case; no highlight for an empty one."""
+        """Highlight all visible matches of a text, ignoring case; an empty text clears them."""
         self.term = steady(term).lower()
         self.refresh()
 
@@ -138,7 +138,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         return max(0, min(cursor, self.count - 1))
 
     def watch_cursor(self, before: int, cursor: int) -> None:
-        """Keep the cursor in view and post the move to the pane; only the two rows are repainted."""
+        """Keep the cursor in view, post the move, and repaint only the two rows."""
         self._scroll_to_cursor()
         for row in {before, cursor}:
             y = row - round(self.scroll_y) + 1
@@ -148,7 +148,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
             self.post_message(self.Moved(cursor))
 
     def watch_count(self, before: int, count: int) -> None:
-        """Adapt the scrollable area; rows that were missing before are read again."""
+        """Adapt the scrollable area, and read rows that were missing."""
         self.virtual_size = Size(self.size.width, count + 1)
         if before - self._window[0] < self.size.height:
             self.invalidate()
@@ -158,7 +158,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
     def on_resize(self) -> None:
         """Keep the cursor in view in the new size."""
         self.virtual_size = Size(self.size.width, self.count + 1)
-        # The scroll range is known only after the new layout.
+        # The scroll range is known after the layout.
         self.call_after_refresh(self._scroll_to_cursor)
 
     def _scroll_to_cursor(self) -> None:
@@ -172,7 +172,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
             self.scroll_to(y=self.cursor - body + 1, animate=False, immediate=True)
 
     def _row(self, index: int, top: int) -> RowCells | None:
-        """The cells of a row, read a screenful at a time."""
+        """Cells of a row, read a screenful at a time."""
         start, rows = self._window
         if not start <= index < start + len(rows):
             if self._source is None:
@@ -184,7 +184,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         return rows[index - start] if 0 <= index - start < len(rows) else None
 
     def render_line(self, y: int) -> Strip:
-        """The strip of the header, or of one row."""
+        """The header, or a row."""
         width = self.scrollable_content_region.width
         if width < 1:
             return Strip.blank(0)
@@ -206,7 +206,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         return self._draw((number, *row.cells), width, base, "▸" if at_cursor else " ", row.mark)
 
     def _widths(self, width: int, cells: int) -> list[int]:
-        """Cell widths: the number as wide as the last one, the last of two columns two fifths of the rest."""
+        """Cell widths: the row number as wide as the last, and the second of two texts two fifths of the rest."""
         number = max(3, len(str(self._highest or self.count)))
         narrow = [_NARROW[name] for name in self.columns if name in _NARROW] if cells == len(self.columns) + 1 else []
         rest = width - number - 2 - sum(size + 2 for size in narrow)
@@ -241,7 +241,7 @@ class RowList(ScrollView, can_focus=True, inherit_bindings=False):
         return mark_matches(text, self.term, style, match)
 
     def on_click(self, event: events.Click) -> None:
-        """Put the cursor on the clicked row; open it at the second click."""
+        """Put the cursor on the clicked row, and open it on a double click."""
         index = round(self.scroll_y) + event.y - 1
         if event.y >= 1 and index < self.count:
             self.cursor = index

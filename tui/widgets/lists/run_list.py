@@ -1,4 +1,4 @@
-"""The list of runs on the Line API: a row each, the least needed columns left out where there is no room."""
+"""List of runs on Textual's Line API; the least important columns are left out to fit."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class _Column:
     cell: Callable[[RunRow, RunFigures | None, float], str]
     right: bool = False
     priority: int = 0
-    """Priority: columns with low numbers get their room first, those with 0 always."""
+    """Low numbers get room first, 0 always."""
     sort: str = ""
-    """Its name as a column to sort by; empty for none."""
+    """The name of the sort order; empty for none."""
     least: int = 0
-    """Least width where there is little room; 0 where it has one width only."""
+    """Minimum width; 0 for a fixed width."""
 
     @property
     def narrowest(self) -> int:
-        """The columns that it takes at least, with the gap after it."""
+        """Minimum width with the gap."""
         return (self.least or self.width) + _GAP
 
 
@@ -63,7 +63,7 @@ def _state(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
 
 
 def _name(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
-    """The display name; without one the id, and where that has no room, its end: the date is in another column."""
+    """The display name, or else the id."""
     return steady(row.labels.name) if row.labels.name else one_line(row.run.id, 64)
 
 
@@ -88,12 +88,12 @@ def _loss(row: RunRow, _figures: RunFigures | None, _now: float) -> str:
 
 
 def _age(row: RunRow, _figures: RunFigures | None, now: float) -> str:
-    """The time since its start, in one unit."""
+    """The time since the start, in a single unit."""
     return coarse_ago(now - row.started).removesuffix(" ago") if row.started else "–"
 
 
 def _took(_row: RunRow, figures: RunFigures | None, _now: float) -> str:
-    """The time of work: a run may have rested for days."""
+    """The time of work, without pauses."""
     return format_duration(figures.working_seconds) if figures is not None else ""
 
 
@@ -154,14 +154,14 @@ _COLUMNS = (
     _Column("age", 8, _age, right=True, priority=5, sort="started"),
     _Column("note", 16, _note, priority=8, least=8),
 )
-#: The priority of the energy where its cost is known, which tells the same to whom it matters.
+#: Priority of the energy if its cost is known, which is the more useful figure.
 _ENERGY_BESIDE_COST = 10
-#: Most columns by which a wide list widens the names, and the notes.
+#: Maximum columns by which a wide list widens names and notes.
 _WIDER_NAME, _WIDER_NOTE = 14, 40
 
 
 def label_words(labels: Labels) -> str:
-    """Tags, note and archive in a line: ``#keep  best so far``."""
+    """Archive state, tags and note on one line: ``#keep  best so far``."""
     tags = " ".join(f"#{tag}" for tag in labels.tags)
     return "  ".join(part for part in ("archived" if labels.archived else "", tags, labels.note) if part)
 
@@ -170,7 +170,7 @@ class RunList(ScrollView, can_focus=True):
     """A list of runs with a cursor.
 
     Args:
-        clock: The present, in Unix seconds.
+        clock: Returns the current time, in Unix seconds.
     """
 
     DEFAULT_CSS = """
@@ -198,7 +198,7 @@ class RunList(ScrollView, can_focus=True):
         row: RunRow
 
     class Moved(Message):
-        """The cursor has moved, or other rows have come into view."""
+        """The cursor has moved, or other rows are in view."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
@@ -213,12 +213,12 @@ class RunList(ScrollView, can_focus=True):
 
     @property
     def marked(self) -> Sequence[RunRow]:
-        """The marked rows, in the order in which they were marked."""
+        """The marked rows, in the order of marking."""
         by_id = {row.run.id: row for row in self._rows}
         return [by_id[identity] for identity in self._marked if identity in by_id]
 
     def toggle_mark(self) -> None:
-        """Mark the row under the cursor, or take its mark away."""
+        """Mark or unmark the row under the cursor."""
         if (row := self.selected) is None:
             return
         if row.run.id in self._marked:
@@ -228,20 +228,20 @@ class RunList(ScrollView, can_focus=True):
         self._refresh_row(self._cursor)
 
     def clear_marks(self) -> None:
-        """Take all marks away."""
+        """Remove all marks."""
         if self._marked:
             self._marked = {}
             self.refresh()
 
     def show_order(self, column: str, *, descending: bool) -> None:
-        """Show by which column the rows are sorted, a name of :data:`~core.runs.catalog.table.SORT_COLUMNS`."""
+        """Show the sort column, a name of :data:`~core.runs.catalog.table.SORT_COLUMNS`."""
         if (column, descending) != self._sorted:
             self._sorted = column, descending
             self.refresh(Region(0, 0, self.size.width, _HEADER_ROWS))
 
     @property
     def figures(self) -> Mapping[str, RunFigures]:
-        """The figures that are known, by run id."""
+        """Known figures by run id."""
         return self._figures
 
     @property
@@ -261,22 +261,22 @@ class RunList(ScrollView, can_focus=True):
 
     @property
     def in_view(self) -> Sequence[RunRow]:
-        """The rows in view, the one under the cursor first."""
+        """The rows in view, the row under the cursor first."""
         top = self.scroll_offset.y
         shown = [row for row in self._rows[top : top + max(self.page_rows, 0)] if row is not self.selected]
         return [self.selected, *shown] if self.selected is not None else shown
 
     @property
     def older(self) -> RunRow | None:
-        """The row below the cursor: the run before that one."""
+        """The row below the cursor: the previous run."""
         return self._rows[self._cursor + 1] if self._cursor + 1 < len(self._rows) else None
 
     def figures_of(self, row: RunRow) -> RunFigures | None:
-        """The figures of a run, as far as they are known."""
+        """The figures of a run, if known."""
         return self._figures.get(row.run.id)
 
     def show_figures(self, figures: Mapping[str, RunFigures]) -> None:
-        """Show figures of runs."""
+        """Show the figures of runs."""
         for index, row in enumerate(self._rows):
             identity = row.run.id
             if identity in figures and not (row.state == "paused" and self._is_idling(identity, figures[identity])):
@@ -286,14 +286,14 @@ class RunList(ScrollView, can_focus=True):
         self._figures.update((identity, value) for identity, value in figures.items() if identity not in listed)
 
     def _is_idling(self, identity: str, figures: RunFigures) -> bool:
-        """Whether nothing but the energy of a device that waits, and the record of that, differs from what is shown."""
+        """True if only the energy of an idle device, and the size of the record, have changed."""
         shown = self._figures.get(identity)
         if shown is None or replace(figures, energy_wh=shown.energy_wh, size=shown.size) != shown:
             return False
         return not energy_has_moved(shown.energy_wh, figures.energy_wh)
 
     def show(self, rows: Sequence[RunRow]) -> None:
-        """Show other rows; the cursor stays on its run where that is still there. Only changed rows are repainted."""
+        """Show other rows; the cursor stays on its run if possible. Only changed rows are repainted."""
         before, chosen = self._rows, self.selected
         self._rows = rows
         has_notes = any(label_words(row.labels) for row in rows)
@@ -352,13 +352,12 @@ class RunList(ScrollView, can_focus=True):
         self.post_message(self.Moved())
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Other rows are in view."""
+        """Report that other rows are in view."""
         super().watch_scroll_y(old_value, new_value)
         self.post_message(self.Moved())
 
     def _columns(self) -> list[tuple[_Column, int]]:
-        """The columns that fit, with their widths. Room that is left goes to texts that are cut, to the run's id and to
-        the notes."""
+        """Columns that fit, with their widths. Spare room goes to narrowed columns, the run's id, and the notes."""
         room = self.scrollable_content_region.width - 1
         chosen: list[_Column] = []
         used = 0
@@ -380,25 +379,25 @@ class RunList(ScrollView, can_focus=True):
         return [(column, widths[column.title]) for column in _COLUMNS if column.title in widths]
 
     def _is_told(self, column: _Column) -> bool:
-        """Whether any run says something in a column."""
+        """True if any run has a value in a column."""
         return {"note": self._has_notes, "cost": self._has_costs}.get(column.title, True)
 
     def _rank(self, column: _Column) -> tuple[bool, int]:
-        """The place of a column among those that want room."""
-        # A column that is sorted by is seen, but for that of the usual order.
+        """Sort key of a column's claim to room."""
+        # The sort column is always shown, except in the default order.
         wanted = self._sorted[0] if self._sorted[0] != DEFAULT_SORT else ""
         is_doubled = column.title == "energy" and self._has_costs
         return not wanted or column.sort != wanted, _ENERGY_BESIDE_COST if is_doubled else column.priority
 
     def _title(self, column: _Column) -> str:
-        """The title of a column, with an arrow where the rows are sorted by it."""
+        """The title of a column, with an arrow if the rows are sorted by it."""
         name, descending = self._sorted
-        # The latest start is the least age.
+        # The latest start has the smallest age.
         descending = descending != (column.title == "age")
         return f"{column.title}{'↓' if descending else '↑'}" if column.sort == name else column.title
 
     def render_line(self, y: int) -> Strip:
-        """The strip of the header, or of a row."""
+        """The header, or a row."""
         width = self.scrollable_content_region.width
         if y < _HEADER_ROWS:
             style = self.get_component_rich_style("run-list--header")

@@ -1,4 +1,4 @@
-"""The source of a chat template: numbered lines, wrapped, colored, one of them marked."""
+"""Source of a chat template: numbered, wrapped and highlighted lines, with an optional mark."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from core.text import sanitize
 from core.units import format_count
 from tui.widgets.text_block import TextBlock
 
-#: Maximum characters shown of a source; the longest chat templates have a third of it.
+#: Maximum characters shown of a source, three times the longest chat templates.
 SHOWN_CHARACTERS = 60_000
 
 
 class JinjaTheme(HighlightTheme):
-    """A Jinja theme in the app's own colors; literal text is bold, so that it does not depend on color."""
+    """A Jinja theme in the app's colors; literal text is bold, so that it stands out without color."""
 
-    # By the names of Pygments' token types, which are such tuples.
+    # Keys are Pygments token types, which are tuples.
     STYLES: ClassVar[dict[TokenType, str]] = {  # type: ignore[misc]
         ("Comment",): "$muted italic",
         ("Comment", "Preproc"): "$muted",
@@ -36,7 +36,7 @@ class JinjaTheme(HighlightTheme):
 
 
 class SourceView(VerticalScroll, can_focus=True, inherit_bindings=False):
-    """A view of a source; keys are bound by the screen."""
+    """A view of a source; the screen binds the keys."""
 
     DEFAULT_CSS = """
     SourceView { height: 1fr; background: transparent; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
@@ -60,7 +60,7 @@ class SourceView(VerticalScroll, can_focus=True, inherit_bindings=False):
         return len(self.source.rstrip("\n").split("\n")) if self.source else 0
 
     def show(self, source: str, marked: int | None = None) -> None:
-        """Show a source from its beginning, or from a little before the marked line."""
+        """Show a source from the beginning, or from a little before the marked line."""
         if (source, marked) == (self.source, self.marked):
             return
         self.source, self.marked = source, marked

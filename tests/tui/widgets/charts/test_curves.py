@@ -1,4 +1,4 @@
-"""Several curves over each other: told apart by letters alone, over steps, tokens and time."""
+"""Overlaid curves, identified by letters alone, over steps, tokens and time."""
 
 from __future__ import annotations
 

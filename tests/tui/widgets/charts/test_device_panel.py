@@ -80,7 +80,7 @@ def text_of(device: Device, width: int, around: Around = AROUND) -> list[str]:
 def test_no_reading_is_wider_than_the_pane(device: Device, width: int, detailed: bool) -> None:
     around = replace(AROUND, is_detailed=detailed)
     if width < 76:
-        # Beyond what a card has, a line may be long there: the pane is 76 columns wide at least.
+        # Below 76 columns, the least width of the pane, a line with every value may be longer.
         device = replace(device, memory_total=24 * 10**9, memory_used=None, kind="cuda")
     for line in device_lines(device, width, BRAILLE, several=True, around=around):
         assert line.cell_length <= width or width < WIDE, line.plain
@@ -134,7 +134,7 @@ def test_a_large_pane_has_all() -> None:
         "slows down at 89 °C, off at 94",
         "memory clock 10,501 MHz",
         "fans 54%  53%",
-        # The run itself is not told.
+        # The run's own process is not listed.
         "also on it: ollama of anna 1.2 GB",
     ):
         assert part in text, part

@@ -21,7 +21,7 @@ from tui.widgets.charts.line_chart import FEWEST, LineChart, Zoom
 from tui.widgets.charts.plot_geometry import Scale
 
 WHOLE = Scale(1.0, 1001.0)
-#: What keys do: zoom, pan, and hold a step in sight.
+#: Actions of the keys: zoom, pan, and keep a step in sight.
 KEYS = st.lists(st.tuples(st.sampled_from("+-<>h"), st.integers(-50, 2000)), max_size=30)
 
 

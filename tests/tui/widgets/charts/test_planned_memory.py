@@ -16,7 +16,7 @@ def test_of_a_card_other_programs_are_added() -> None:
         "cpu": MemoryEvent(device="cpu", peak_bytes=3),
         "cuda:0": MemoryEvent(device="cuda:0", predicted_bytes=PARTS),
     }
-    # What the system takes back is not in it.
+    # Without memory that the system can reclaim.
     assert planned_memory(memory, CARD, 7) == PlannedMemory(6_000, 6_000)
     shared = replace(CARD, processes=[GpuProcess(7, 5_000), GpuProcess(8, 400), GpuProcess(9, None)])
     assert planned_memory(memory, shared, 7) == PlannedMemory(6_000, 6_400)

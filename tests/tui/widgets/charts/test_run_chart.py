@@ -1,4 +1,4 @@
-"""What the chart of a run shows: its curves in turn, a second one, marks."""
+"""Chart of a run: its curves, a second curve, and marks."""
 
 from __future__ import annotations
 
