@@ -21,8 +21,7 @@ from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.distributed.ranks import lost_ranks_told
 from core.worker.distributed.rendezvous import RankLostError
-from core.worker.distributed.replicate import single
-from core.worker.distributed.strategy import Strategy
+from core.worker.distributed.strategy import Strategy, single
 from core.worker.fused.file_weights import FileWeights
 from core.worker.generate.generate import Generation, answer_prompt, answering_as, prepare_prompt
 from core.worker.generate.room import ask_for_room

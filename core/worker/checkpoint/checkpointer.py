@@ -29,8 +29,7 @@ from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.storage import check_storage, storage_facts
 from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.replicate import single
-from core.worker.distributed.strategy import Strategy
+from core.worker.distributed.strategy import Strategy, single
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import LoadedModel
 from core.worker.model.safetensors_io import read_tensors

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from core.errors import UserError
-from core.worker.distributed import replicate
+from core.worker.distributed import strategy as strategies
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.replicate import Replicate, single
+from core.worker.distributed.strategy import Strategy, single
 from core.worker.process.control import StopRequested
 from tests.cases import cases
 
@@ -35,12 +35,12 @@ def parameters(*gradients: torch.Tensor | None) -> list[torch.nn.Parameter]:
 
 def test_all_that_they_say_to_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # So small that the gradients take several messages.
-    monkeypatch.setattr(replicate, "BUCKET", 4)
+    monkeypatch.setattr(strategies, "BUCKET", 4)
 
     def work(ranks: Ranks) -> dict[str, Any]:
         found: dict[str, Any] = {"any": ranks.any([ranks.rank == 1, False])}
         found["told"] = ranks.broadcast({"step": 3, "name": "größer"} if ranks.is_first else None)
-        strategy = Replicate(Orders(ranks))
+        strategy = Strategy(Orders(ranks))
         mine = torch.full((3,), 1.0 + ranks.rank)
         made = parameters(mine, mine.clone() if ranks.is_first else None, None)
         made.append(torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)))

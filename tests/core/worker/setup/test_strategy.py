@@ -26,7 +26,7 @@ from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.replicate import Replicate
+from core.worker.distributed.strategy import Strategy
 from core.worker.process.recorder import Recorder
 from core.worker.setup import memory_decision
 from core.worker.setup.preparation import prepare
@@ -159,4 +159,4 @@ def test_a_run_goes_on_whatever_is_off_where_weights_are_shared_out(strategy: st
         "Activations are recomputed",
         "Layers are not compiled",
     ]
-    assert settle_options(config, Replicate(Orders(Ranks(0, 2))), told) is config
+    assert settle_options(config, Strategy(Orders(Ranks(0, 2))), told) is config

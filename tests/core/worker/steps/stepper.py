@@ -10,7 +10,7 @@ from typing import Any
 from core.config.schema import Config
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow
-from core.worker.distributed.replicate import single
+from core.worker.distributed.strategy import single
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, SupervisedObjective
 from core.worker.model.activation_offload import ActivationOffload
