@@ -29,8 +29,8 @@ from core.worker.distributed.strategy import Strategy
 from core.worker.model.model import LoadedModel, load_model
 from core.worker.oom.retry import Retry, TornUpdateError, release
 from core.worker.optim.update import Update
+from core.worker.process.determinism import restore_rng, rng_state
 from core.worker.process.recorder import Recorder
-from core.worker.process.rng import restore_rng, rng_state
 from core.worker.progress.health import Spike
 from core.worker.progress.state import TrainState
 from core.worker.steps import FileTraining, GradientCheckpointing

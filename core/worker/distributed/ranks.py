@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import TCPStore
 from core.errors import UserError
 from core.worker.distributed.rendezvous import Meeting, RankLostError
 from core.worker.oom.retry import is_out_of_memory
-from core.worker.process.pulse import Pulse
+from core.worker.process.reports import Pulse
 
 #: Practically unlimited wait.
 _UNLIMITED = timedelta(days=365)

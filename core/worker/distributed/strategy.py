@@ -27,7 +27,7 @@ from core.worker.optim.optim import make_optimizer
 from core.worker.optim.paged import PagedBuffers
 from core.worker.optim.rounding import choose_kernels
 from core.worker.optim.update import AdapterUpdate, Update, WeightUpdate
-from core.worker.process.rng import own_draws
+from core.worker.process.determinism import own_draws
 from core.worker.progress.state import TrainState
 
 

@@ -19,8 +19,7 @@ from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS, samples_of
 from core.worker.generate.generate import generate_batch
 from core.worker.loss.objectives import Objective, SupervisedObjective
 from core.worker.model.model import LoadedModel, evaluation_mode
-from core.worker.oom.no_grad_batches import NoGradBatches
-from core.worker.oom.retry import MemoryShortageError, ignore
+from core.worker.oom.retry import MemoryShortageError, NoGradBatches, ignore
 
 
 class Evaluator:

@@ -16,8 +16,7 @@ from core.worker.data.encode import Encoder, TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import SupervisedObjective
 from core.worker.model.model import LoadedModel, evaluation_mode
-from core.worker.oom.no_grad_batches import NoGradBatches
-from core.worker.oom.retry import MemoryShortageError
+from core.worker.oom.retry import MemoryShortageError, NoGradBatches
 
 
 def encode_probe(encoder: Encoder) -> list[TokenizedRow]:

@@ -21,11 +21,11 @@ from core.worker.evaluate.evaluations import Evaluations
 from core.worker.loss.objectives import Objective
 from core.worker.model.activation_offload import available_offload
 from core.worker.model.model import LoadedModel
+from core.worker.oom.retry import keep_freed_memory
 from core.worker.optim.optim import LearningRate, warmup_steps
 from core.worker.optim.update import Update
 from core.worker.process.control import Controls
 from core.worker.process.governor import Governor
-from core.worker.process.malloc import keep_freed_memory
 from core.worker.process.recorder import Recorder
 from core.worker.progress.health import FiniteCheck, LossSpikes
 from core.worker.progress.state import BestStep, Intervals, Limits, TrainState

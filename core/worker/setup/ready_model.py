@@ -17,18 +17,17 @@ from core.worker.checkpoint.storage import storage_of
 from core.worker.distributed.strategy import Strategy
 from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.ggml_quant import ggml_type
-from core.worker.fused.install import Fused
-from core.worker.model.adapters import adapted_layers, attach_adapters
+from core.worker.fused.install import Fused, fuse
+from core.worker.model.adapters import TRAINED, adapted_layers, attach_adapters
 from core.worker.model.expert_adapters import left_out
 from core.worker.model.experts import bare_experts
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import LoadedModel, load_model, make_accelerator
 from core.worker.model.recurrent import recurrent_kinds
-from core.worker.oom.retry import Retry, create_handles, shortage_explained
+from core.worker.oom.retry import Retry, attempt, create_handles, release, shortage_explained
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
 from core.worker.setup.compilation import try_compilation
-from core.worker.setup.fast_paths import fuse_layers, keep_weights
 from core.worker.setup.preparation import Prepared
 from core.worker.setup.strategy import needs_turns
 
@@ -66,8 +65,15 @@ class ReadyModel:
         recorder.notice("info", "offload_experts", why or message)
 
     def keep_dequantized(self, recorder: Recorder) -> None:
-        """Keep 16-bit copies of 4-bit weights, if there is memory for all of them."""
-        keep_weights(self.fused, self.loaded.dtype, recorder.warn)
+        """Dequantize 4-bit weights once and keep the copies. If they do not fit, all are dropped."""
+        tried = attempt(lambda: self.fused.keep_weights(self.loaded.dtype))
+        if tried.failed:
+            self.fused.drop_weights()
+            release()
+            message = (
+                f"4-bit weights are dequantized each time they are used, as all at once do not fit: {tried.reason}"
+            )
+            recorder.warn("memory_weights", message, "The numbers are the same; it takes a little more time.")
 
 
 def make_ready(
@@ -209,3 +215,17 @@ def _try_compilation(
     controls.check_stop()
     recorder.phase("loading_model", "compiling a layer")
     return try_compilation(loaded, accelerator.autocast, recorder.warn)
+
+
+def fuse_layers(config: Config, loaded: LoadedModel, *, attention_alone: bool = False) -> Fused:
+    """Install the fused layers in a model about to be trained.
+
+    Args:
+        config: Of the run.
+        loaded: The model, adapters attached.
+        attention_alone: Fuse only the attention: the other layers will be compiled, which fuses them, or have their
+            weights only while a module is called.
+    """
+    if not config.train.fused_layers:
+        return Fused((), 0, False, False)
+    return fuse(loaded.model, TRAINED, attention_alone=attention_alone)

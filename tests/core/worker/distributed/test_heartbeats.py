@@ -19,7 +19,7 @@ from core.worker.distributed import heartbeats
 from core.worker.distributed.heartbeats import Heartbeats, keep_beating
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.rendezvous import tcp_meeting
-from core.worker.process.pulse import Pulse
+from core.worker.process.reports import Pulse
 
 from .pairs import run_pair
 

@@ -25,7 +25,7 @@ from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import StopRequested
-from core.worker.process.rng import rng_state
+from core.worker.process.determinism import rng_state
 from tests.cases import cases
 
 ANSWERS = ('{"area": "login", "ref": 1}', '{"area": "printer", "ref": 2}', '{"area": "network", "ref": 300}')

@@ -18,7 +18,7 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.process.control import StopRequested
-from core.worker.process.rng import rng_state
+from core.worker.process.determinism import rng_state
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,7 @@ from core.errors import UserError
 from core.hardware.snapshot import Device
 from core.runs.record.events import Event, GovernorEvent, NightEvent
 from core.worker.process.control import Controls
-from core.worker.process.governor import Governor
-from core.worker.process.throttle import Throttle
+from core.worker.process.governor import Governor, Throttle
 from tests.cases import cases
 from tests.core.hardware.conftest import fake_driver as fake_driver
 from tests.waiting import wait_for
@@ -259,7 +258,7 @@ from core.config.schema import Config
 from core.hardware.sampler import Sampler
 from core.worker.process.control import Controls
 from core.worker.process.governor import Governor
-from core.worker.process.throttle import Throttle
+from core.worker.process.governor import Throttle
 from tests.core.governor.card_model import CardModel
 
 SPEED, LIMIT = 40.0, 75.0

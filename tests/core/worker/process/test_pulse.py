@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.worker.process.pulse import AwakeClock
+from core.worker.process.reports import AwakeClock
 
 
 def test_time_in_which_the_process_was_suspended_is_not_counted() -> None:

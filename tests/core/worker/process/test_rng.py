@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.worker.process.rng import restore_rng, rng_state
+from core.worker.process.determinism import restore_rng, rng_state
 
 
 def test_the_random_state_of_all_generators_is_put_back() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from core.runs.control.protocol import Request
 from core.worker.process.control import Command, Controls
-from core.worker.process.throttle import MOST_OWED, Throttle
+from core.worker.process.governor import MOST_OWED, Throttle
 from tests.cases import cases
 from tests.waiting import wait_for
 

@@ -28,7 +28,8 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.reference import AdapterOffReference
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
-from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
+from core.worker.setup.objective import choose_packing, wants_packing
+from core.worker.setup.ready_model import fuse_layers
 from core.worker.setup.self_check import SelfCheck, check_model
 from tests.cases import cases
 from tests.core.worker.steps.stepper import Stepper

@@ -19,7 +19,8 @@ from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, set_gradient_checkpointing, trainable_parameters
 from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
 from core.worker.model.recurrent import describe_kind, recurrent_kinds
-from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
+from core.worker.setup.objective import choose_packing, wants_packing
+from core.worker.setup.ready_model import fuse_layers
 from core.worker.setup.self_check import check_model
 from tests.cases import cases
 from tests.core.worker.hybrids import HYBRIDS, make_hybrid

@@ -52,7 +52,6 @@ from core.worker.model.text_part import described_causal_lm
 from core.worker.optim.optim import make_optimizer
 from core.worker.progress.state import TrainState
 from core.worker.setup import memory_decision as prediction
-from core.worker.setup.fast_paths import fuse_layers
 from core.worker.setup.memory_decision import (
     decide_experts,
     decide_memory,
@@ -60,6 +59,7 @@ from core.worker.setup.memory_decision import (
     predict_memory,
     with_experts,
 )
+from core.worker.setup.ready_model import fuse_layers
 from core.worker.steps import first_budget
 from tests.cases import cases
 from tests.core.models.architecture import published

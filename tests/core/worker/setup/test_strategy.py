@@ -139,7 +139,7 @@ def test_one_process_and_a_named_strategy_stay(tiny_model_dir: Path) -> None:
     assert settled(tiny_model_dir, Two(True), ToldRecorder(), distributed={"strategy": "replicate"}) == "replicate"
 
 
-class Shared(Replicate):
+class Shared(Strategy):
     """A strategy that shares weights out, as far as its options go."""
 
     is_sharded = True

@@ -17,8 +17,7 @@ from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.model import LoadedModel, make_accelerator
 from core.worker.optim.update import AdapterUpdate
 from core.worker.process.control import Controls
-from core.worker.process.governor import Governor
-from core.worker.process.throttle import Throttle
+from core.worker.process.governor import Governor, Throttle
 from core.worker.progress.health import FiniteCheck
 from core.worker.progress.state import BestStep, TrainState
 from core.worker.steps import EmbeddingNoise, GradientCheckpointing, MicroBatches, first_budget

@@ -14,7 +14,7 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import SupervisedObjective
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, make_accelerator, trainable_parameters
-from core.worker.process.rng import restore_rng, rng_state
+from core.worker.process.determinism import restore_rng, rng_state
 from core.worker.steps import EmbeddingNoise
 from tests.cases import cases
 from tests.core.worker.steps.stepper import Stepper

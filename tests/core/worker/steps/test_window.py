@@ -14,7 +14,7 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, trainable_parameters
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
-from core.worker.process.rng import rng_state
+from core.worker.process.determinism import rng_state
 from tests.cases import cases
 from tests.core.worker.steps.stepper import Stepper
 

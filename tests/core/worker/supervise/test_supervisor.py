@@ -21,8 +21,7 @@ from core.runs.record.files import try_lock
 from core.runs.record.state import RunState, is_same_process, own_identity, start_identity
 from core.runs.record.store import Run, create_run
 from core.runs.record.tail import EventTail
-from core.worker.process.pulse import AwakeClock
-from core.worker.process.reports import REPORTS, SUPERVISOR
+from core.worker.process.reports import REPORTS, SUPERVISOR, AwakeClock
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.supervisor import Supervisor
 from tests.cases import cases

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[4]
 
 FAULTS = """
 import resource, sys
-from core.worker.process.malloc import give_back, keep_freed_memory
+from core.worker.oom.retry import give_back, keep_freed_memory
 import torch
 torch.set_num_threads(1)
 def faults():
