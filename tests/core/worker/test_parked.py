@@ -152,7 +152,7 @@ def test_one_of_several_that_another_program_has_started_does_not_go_on_alone(
     program = (
         "import sys, core.worker.__main__ as main\n"
         "main._worker = lambda *_: ['--resume']\n"
-        "main.become = lambda *_: sys.exit(0)\n"
+        "main._become = lambda *_: sys.exit(0)\n"
         "sys.exit(main.main([sys.argv[1], '--parked', 'on request']))\n"
     )
     run = create_run(config(), "parked")

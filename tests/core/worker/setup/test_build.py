@@ -90,7 +90,6 @@ def _in(module: Any, name: str) -> Callable[[pytest.MonkeyPatch], None]:
         (_in(ready_model, "choose_weights"), {"method": {"name": "full"}}, "in choosing the weights", "smaller model"),
         (_in(ready_model, "fuse_layers"), {}, "in fusing the layers", "Set train.fused_layers = false."),
         (_in(objective, "check_model"), {}, "in the check of the model", "Close what else holds memory"),
-        (_in(objective, "choose_for_run"), {}, "in the check of the model", "Close what else holds memory"),
         (_in(ready_model, "create_handles"), {}, "in creating the handles", "Close what else holds memory"),
     ],
 )
