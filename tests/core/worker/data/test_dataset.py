@@ -80,11 +80,15 @@ def test_files_of_different_formats_are_read_one_after_another(encoder: Encoder,
         write(tmp_path / "a.jsonl", chat("one")),
         write(tmp_path / "b.jsonl", {"prompt": "two", "completion": "deux"}),
         write(tmp_path / "c.jsonl", {"text": "plain words"}),
+        write(tmp_path / "d.jsonl", tokens(5, 6)),
     ]
     dataset = load_dataset(paths, config(), encoder)
-    assert [example.answer for example in dataset.examples] == ["yes", "deux", ""]
+    assert [example.answer for example in dataset.examples] == ["yes", "deux", "", ""]
+    assert decode(encoder, dataset, 0, learned=True) == "yes<|im_end|>"
     assert decode(encoder, dataset, 2, learned=False) == "plain words<|im_end|>"
-    assert [text.split(":")[0] for text in dataset.formats.values()] == ["messages", "prompt_completion", "text"]
+    assert dataset.rows[3].input_ids.tolist() == [5, 6]
+    formats = [text.split(":")[0] for text in dataset.formats.values()]
+    assert formats == ["messages", "prompt_completion", "text", "tokens"]
 
 
 def test_of_every_row_it_is_known_where_it_comes_from(encoder: Encoder, tmp_path: Path) -> None:
@@ -113,25 +117,6 @@ def test_what_cannot_be_used_is_counted_and_the_first_of_each_kind_named(encoder
     }  # fmt: skip
     assert dataset.first_dropped["not_json"].startswith("mixed.jsonl, line 2: ")
     assert dataset.first_dropped["overlong"].startswith("mixed.jsonl, line 3: ")
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    kinds=st.lists(st.sampled_from(["good", "long", "broken", "empty"]), max_size=30),
-    limit=st.none() | st.integers(1, 10),
-)
-def test_no_row_is_lost_and_none_counted_twice(
-    encoder: Encoder, tmp_path: Path, kinds: list[str], limit: int | None
-) -> None:
-    made = {"good": chat("a"), "long": chat("b " * 100), "broken": "{", "empty": {"messages": []}}
-    path = write(tmp_path / "rows.jsonl", chat("first"), *(made[kind] for kind in kinds))
-    dataset = load_dataset(path, config(train={"max_length": 100}), encoder, limit=limit)
-    good = 1 + kinds.count("good")
-    event = dataset.event()
-    assert event.used == len(dataset.examples) == (good if limit is None else min(good, limit))
-    assert event.rows == event.used + sum(event.dropped.values())
-    if limit is None:
-        assert event.rows == 1 + len(kinds)
 
 
 def test_an_example_of_several_rows_is_one_that_is_used(encoder: Encoder, tmp_path: Path) -> None:
@@ -250,13 +235,6 @@ def test_rows_that_are_tokens_already(encoder: Encoder, tmp_path: Path) -> None:
     assert "the model knows those below 320" in dataset.first_dropped["bad_tokens"]
 
 
-def test_tokens_and_conversations_may_stand_side_by_side(encoder: Encoder, tmp_path: Path) -> None:
-    paths = [write(tmp_path / "a.jsonl", tokens(5, 6)), write(tmp_path / "b.jsonl", chat("x"))]
-    dataset = load_dataset(paths, config(), encoder)
-    assert dataset.rows[0].input_ids.tolist() == [5, 6]
-    assert decode(encoder, dataset, 1, learned=True) == "yes<|im_end|>"
-
-
 def test_preference_pairs_are_for_another_objective(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"prompt": "q", "chosen": "good", "rejected": "bad"})
     with pytest.raises(UserError, match=r"holds preference pairs, and train\.objective is sft"):
@@ -349,25 +327,34 @@ def test_weights_repeat_and_leave_out(encoder: Encoder, tmp_path: Path) -> None:
     ]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.sampled_from(["good", "same", "broken", "empty", "long"]), min_size=1, max_size=30),
-    st.sampled_from([0.0, 0.1, 0.5]),
-    st.sampled_from([0.5, 1.0, 1.5]),
+    kinds=st.lists(st.sampled_from(["good", "same", "broken", "empty", "no messages", "long"]), max_size=30),
+    share=st.sampled_from([0.0, 0.1, 0.5]),
+    weight=st.sampled_from([0.5, 1.0, 1.5]),
+    limit=st.none() | st.integers(1, 10),
 )
 def test_every_row_is_used_or_dropped_for_a_reason(
-    encoder: Encoder, tmp_path: Path, kinds: list[str], share: float, weight: float
+    encoder: Encoder, tmp_path: Path, kinds: list[str], share: float, weight: float, limit: int | None
 ) -> None:
     texts = {"same": chat("same"), "broken": "{", "empty": chat("x", " "), "long": chat("y" * 400)}
+    texts["no messages"] = {"messages": []}
     rows = [texts.get(kind, chat(f"q{number}")) for number, kind in enumerate(kinds)]
     path = write(tmp_path / "a.jsonl", chat("first"), *rows)
-    data = {"train": path, "eval_share": share, "weights": [weight]}
-    if share and set(kinds) <= {"broken", "empty", "long"}:
-        # One row is left, which cannot be held out and trained on.
+    limited = load_dataset(path, config(train={"max_length": 100}), encoder, limit=limit)
+    usable = 1 + sum(kind in ("good", "same") for kind in kinds)
+    event = limited.event()
+    assert event.used == len(limited.examples) == min(usable, limit or usable)
+    assert event.rows == event.used + sum(event.dropped.values())
+    assert limit is not None or event.rows == len(rows) + 1
+    loader = Loader(
+        config(data={"train": path, "eval_share": share, "weights": [weight]}, train={"max_length": 100}), encoder
+    )
+    if share and usable == 1:
         with pytest.raises(UserError, match="held out"):
-            Loader(config(data=data, train={"max_length": 100}), encoder).training()
+            loader.training()
         return
-    dataset, _ = Loader(config(data=data, train={"max_length": 100}), encoder).training()
+    dataset, _ = loader.training()
     event = dataset.event()
     assert event.rows == len(rows) + 1 == event.used + sum(event.dropped.values())
     assert event.used == len({id(row) for row in dataset.rows})

@@ -82,22 +82,6 @@ def test_what_is_learned_is_what_the_model_must_say_after_each_generation_prompt
     assert learned == expected
 
 
-def test_the_whole_row_is_the_rendered_conversation(tokenizer: Any) -> None:
-    example = talk("one", "two", "three", "four")
-    row = encode(tokenizer, example)
-    rendered = tokenizer.apply_chat_template(
-        [{"role": message.role, "content": message.content} for message in example.messages], tokenize=False
-    )
-    assert tokenizer.decode(row.input_ids.tolist()) == rendered
-
-
-def test_the_stop_token_is_learned_and_what_follows_it_is_not(tokenizer: Any) -> None:
-    row = encode(tokenizer, talk("hi", "hello"))
-    last = max(place for place, learned in enumerate(row.supervised) if learned)
-    assert row.input_ids[last] == tokenizer.eos_token_id
-    assert last < len(row) - 1
-
-
 def test_plain_text_is_learned_whole_and_ended(tokenizer: Any) -> None:
     row = encode(tokenizer, Example(text="just text"))
     assert row.supervised.tolist() == [False] + [True] * (len(row) - 1), "nothing predicts a first token"
@@ -220,18 +204,6 @@ def test_a_template_that_cannot_be_masked_exactly_is_refused_with_the_reason(
     (row,) = Encoder(tokenizer, [tokenizer.eos_token_id], template).encode([example])
     assert isinstance(row, RowError)
     assert row.code == code
-
-
-def test_a_model_without_a_template_is_refused(tokenizer: Any) -> None:
-    tokenizer.chat_template = None
-    with pytest.raises(UserError, match="no chat template"):
-        Encoder(tokenizer, [tokenizer.eos_token_id]).encode([talk("a", "b")])
-
-
-def test_a_missing_template_file_is_named(tmp_path: Path) -> None:
-    assert template_source(None, None) is None
-    with pytest.raises(UserError, match=r"nowhere\.jinja"):
-        template_source(str(tmp_path / "nowhere.jinja"), None)
 
 
 def test_a_template_that_takes_for_ever_is_a_sentence(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

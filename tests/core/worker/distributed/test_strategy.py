@@ -48,16 +48,6 @@ def test_every_row_is_worked_on_once_and_no_process_waits_longer_than_a_row(
     assert max(loads) <= sum(costs) / count + max(costs) * (1 - 1 / count) + 1e-9
 
 
-@given(_WINDOWS)
-def test_one_process_has_the_window_as_it_is(window: tuple[list[int], list[int]]) -> None:
-    costs, rows = window
-    assert split_rows(rows, costs, 1) == [rows]
-
-
 def test_long_rows_are_spread_and_the_short_ones_fill_up() -> None:
     costs = [100, 10, 90, 20, 10, 10]
     assert split_rows(range(6), costs, 2) == [[0, 1, 4], [2, 3, 5]]
-
-
-def test_there_may_be_fewer_rows_than_processes() -> None:
-    assert split_rows([7], [0] * 7 + [5], 3) == [[7], [], []]

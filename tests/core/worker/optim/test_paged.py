@@ -24,7 +24,6 @@ from core.worker.optim.paged import (
     check_room,
     is_paged,
     load_states,
-    unpaged_where_needed,
 )
 from core.worker.optim.retryable_step import RetryableStep
 from core.worker.optim.update import AdapterUpdate, WeightUpdate
@@ -188,12 +187,6 @@ def test_a_buffer_that_is_used_again_is_zero() -> None:
 def test_small_tensors_and_those_of_the_cpu_are_not_paged() -> None:
     assert not is_paged(Pages().buffers(torch.zeros(SHAPES[1])))
     assert not is_paged(PagedBuffers()(torch.zeros(SHAPES[0])))
-
-
-def test_on_wsl_nothing_is_paged() -> None:
-    assert unpaged_where_needed("paged_adamw_8bit", wsl=True) == "adamw_8bit"
-    assert unpaged_where_needed("paged_adamw_8bit", wsl=False) == "paged_adamw_8bit"
-    assert unpaged_where_needed("adamw", wsl=True) == "adamw"
 
 
 def test_room_is_foreseen() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -46,11 +44,10 @@ def test_a_cpu_is_always_strict_and_a_gpu_where_it_is_asked_for(wanted: str, dev
     assert choose_determinism(wanted, device) == expected
 
 
-@pytest.fixture(scope="module")
-def applied() -> dict[tuple[str, str, str | None], dict[str, Any]]:
-    """The settings of torch in fresh processes, by determinism, device and the workspace that was given."""
+@pytest.mark.long
+def test_a_strict_run_on_a_gpu_takes_ordered_kernels_and_other_runs_leave_torch_alone() -> None:
     asked = [*(("strict", "cuda", given) for given, _ in WORKSPACES), ("fast", "cuda", None), ("strict", "cpu", None)]
-    told = told_after_torch(
+    *strict, fast, cpu = told_after_torch(
         _CODE,
         [
             (
@@ -60,31 +57,12 @@ def applied() -> dict[tuple[str, str, str | None], dict[str, Any]]:
             for kind, device, given in asked
         ],
     )
-    return dict(zip(asked, told, strict=True))
-
-
-@pytest.mark.long
-@cases(("given", "expected"), WORKSPACES)
-def test_strict_on_a_gpu_takes_kernels_that_keep_an_order_and_fills_nothing(
-    given: str | None, expected: str, applied: Any
-) -> None:
-    assert applied["strict", "cuda", given] == {
-        "strict": True,
-        "fills": False,
-        "cudnn": True,
-        "workspace": expected,
-    }
-
-
-@pytest.mark.long
-@cases(("kind", "device"), [("fast", "cuda"), ("strict", "cpu")])
-def test_elsewhere_torch_is_left_as_it_is(kind: str, device: str, applied: Any) -> None:
-    assert not applied[kind, device, None]["strict"]
-
-
-@pytest.mark.long
-def test_a_fast_run_leaves_the_workspace_of_matrix_products_to_the_library(applied: Any) -> None:
-    assert applied["fast", "cuda", None]["workspace"] is None
+    assert strict == [
+        {"strict": True, "fills": False, "cudnn": True, "workspace": expected} for _, expected in WORKSPACES
+    ]
+    assert not fast["strict"]
+    assert fast["workspace"] is None
+    assert not cpu["strict"]
 
 
 def test_an_operation_without_a_deterministic_form_is_a_sentence() -> None:

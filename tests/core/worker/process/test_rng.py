@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from core.worker.process.determinism import restore_rng, rng_state
+from tests.cases import cases
 
 
 def test_the_random_state_of_all_generators_is_put_back() -> None:
@@ -27,44 +28,42 @@ def test_the_random_state_of_all_generators_is_put_back() -> None:
 class Cards:
     """Generators of visible cards, in place of torch's."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, states: list[int], *, used: bool = True) -> None:
-        self.states = [torch.tensor([state], dtype=torch.uint8) for state in states]
+    def __init__(self, patch: pytest.MonkeyPatch, *states: int, used: bool = True) -> None:
+        self.states = list(states)
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "is_initialized", lambda: used)
-        patch.setattr(torch.cuda, "get_rng_state", lambda: self.states[0].clone())
+        patch.setattr(torch.cuda, "get_rng_state", lambda: torch.tensor([self.states[0]], dtype=torch.uint8))
         patch.setattr(torch.cuda, "set_rng_state", self._set)
 
     def _set(self, state: torch.Tensor) -> None:
-        self.states[0] = state.clone()
-
-    @property
-    def values(self) -> list[int]:
-        return [int(state) for state in self.states]
+        self.states[0] = int(state)
 
 
-def test_the_generator_of_the_card_that_is_trained_on_is_kept_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = Cards(monkeypatch, [1, 2])
+@cases(
+    ("saved", "now", "restored"),
+    [([1, 2], [9, 9], [1, 9]), ([1], [7], [1]), ([], [7], [7])],
+    ids=["several cards", "fewer cards", "saved without a card"],
+)
+def test_only_the_generator_of_the_card_in_use_is_saved_and_restored(
+    saved: list[int], now: list[int], restored: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = rng_state()
-    assert len(before["cuda"]) == 1
-    cards.states = [torch.tensor([9], dtype=torch.uint8)] * 2
+    if saved:
+        Cards(monkeypatch, *saved)
+        before = rng_state()
+        assert len(before["cuda"]) == 1
+    cards = Cards(monkeypatch, *now)
     restore_rng(before)
-    assert cards.values == [1, 9]
+    assert cards.states == restored
 
 
-def test_a_state_of_more_cards_than_are_left_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_states_of_several_cards_that_earlier_versions_saved_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = rng_state() | {"cuda": [torch.tensor([state], dtype=torch.uint8) for state in (1, 2, 3)]}
-    cards = Cards(monkeypatch, [7])
+    cards = Cards(monkeypatch, 7)
     restore_rng(before)
-    assert cards.values == [1]
-
-
-def test_a_state_without_a_card_leaves_the_card_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = rng_state()
-    cards = Cards(monkeypatch, [7])
-    restore_rng(before)
-    assert cards.values == [7]
+    assert cards.states == [1]
 
 
 def test_a_run_on_the_cpu_does_not_touch_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    Cards(monkeypatch, [7], used=False)
+    Cards(monkeypatch, 7, used=False)
     assert "cuda" not in rng_state()
