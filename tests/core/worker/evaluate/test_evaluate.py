@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from core.config.schema import MethodSection
 from core.data.conversation import Example, Message
 from core.worker.data.batches import HostBatch
 from core.worker.data.dataset import Dataset
-from core.worker.data.encode import Encoder
+from core.worker.data.encode import Encoder, TokenizedRow
 from core.worker.evaluate import evaluate
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS
@@ -31,15 +33,44 @@ from tests.cases import cases
 ANSWERS = ('{"area": "login", "ref": 1}', '{"area": "printer", "ref": 2}', '{"area": "network", "ref": 300}')
 
 
+def adapted(directory: Path) -> LoadedModel:
+    """A tiny model with adapters that do something."""
+    loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
+    model = attach_adapters(loaded.model, MethodSection(rank=2, dropout=0.5), seed=0)
+    for parameter in trainable_parameters(model):
+        torch.nn.init.normal_(parameter, std=0.05)
+    return LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+
+
+@torch.no_grad()
+def mean_loss(loaded: LoadedModel, rows: list[TokenizedRow]) -> float:
+    """Mean over all supervised tokens, from the logits of each row alone."""
+    found = []
+    loaded.model.eval()
+    for row in rows:
+        ids = torch.as_tensor(row.input_ids, dtype=torch.int64)[None]
+        likelihood = torch.log_softmax(loaded.model(input_ids=ids).logits[0], dim=-1)
+        found += [-float(likelihood[place - 1, ids[0, place]]) for place in np.flatnonzero(row.supervised)]
+    loaded.model.train()
+    return sum(found) / len(found)
+
+
+def stopping_at(call: int) -> Callable[[], None]:
+    """A check that stops at a call, counted from 1."""
+    calls = itertools.count(1)
+
+    def check() -> None:
+        if next(calls) == call:
+            raise StopRequested("SIGTERM")
+
+    return check
+
+
 class Bench:
     """A tiny model with adapters that do something, and rows to measure it on."""
 
     def __init__(self, directory: Path) -> None:
-        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
-        model = attach_adapters(loaded.model, MethodSection(rank=2, dropout=0.5), seed=0)
-        for parameter in trainable_parameters(model):
-            torch.nn.init.normal_(parameter, std=0.05)
-        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        self.loaded = loaded = adapted(directory)
         encoder = Encoder(loaded.tokenizer, [loaded.tokenizer.eos_token_id])
         examples = [
             Example((Message("user", f"ticket {'word ' * number}"), Message("assistant", answer)))
@@ -71,21 +102,11 @@ def bench(tiny_model_dir: Path) -> Bench:
 
 @cases("token_budget", [1, 100, 1000])
 def test_the_loss_is_the_mean_over_all_supervised_tokens(bench: Bench, token_budget: int) -> None:
-    total, tokens = 0.0, 0
-    bench.loaded.model.eval()
-    for row in bench.dataset.rows:
-        ids = torch.as_tensor(row.input_ids, dtype=torch.int64)[None]
-        with torch.no_grad():
-            likelihood = torch.log_softmax(bench.loaded.model(input_ids=ids).logits[0], dim=-1)
-        for place in np.flatnonzero(row.supervised):
-            total -= float(likelihood[place - 1, ids[0, place]])
-            tokens += 1
-    bench.loaded.model.train()
     told: list[tuple[str, int, int]] = []
     event, samples = bench.evaluator(token_budget=token_budget).measure(
         4, lambda what, done, total: told.append((what, done, total))
     )
-    assert event.loss == pytest.approx(total / tokens, rel=1e-5)
+    assert event.loss == pytest.approx(mean_loss(bench.loaded, bench.dataset.rows), rel=1e-5)
     assert event.perplexity == pytest.approx(math.exp(event.loss))
     assert (event.step, event.rows, event.exact_match, event.valid_json) == (4, 3, None, None)
     assert samples == []
@@ -159,16 +180,8 @@ def test_real_answers_are_given_within_their_limit(bench: Bench) -> None:
 
 @cases("calls", [1, 2])
 def test_a_stop_ends_it_and_the_model_trains_again(bench: Bench, calls: int) -> None:
-    left = calls
-
-    def check() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise StopRequested("SIGTERM")
-
     with pytest.raises(StopRequested):
-        bench.evaluator(token_budget=1, max_new_tokens=2, check=check).measure(1, lambda *_: None)
+        bench.evaluator(token_budget=1, max_new_tokens=2, check=stopping_at(calls)).measure(1, lambda *_: None)
     assert bench.loaded.model.training
 
 

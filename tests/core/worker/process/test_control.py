@@ -240,29 +240,24 @@ def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
     thread.join()
 
 
-def test_at_the_end_everyone_is_told(place: Place) -> None:
-    asking, stopping, late = Peer(place.path), Peer(place.path), Peer(place.path)
-    asking.send("generate")
-    wait_for(lambda: place.controls.waiting_count, 20, "the first command")
-    stopping.send("stop")
-    wait_for(lambda: place.controls.stop_sender, 20, "the stop")
-    wait_for(lambda: place.controls.waiting_count == 2, 20, "the second command")
-    place.controls.close()
-    assert asking.read()["error"] == "The run has ended."
-    assert stopping.read() == {"id": "1", "ok": True, "state": "over"}
-    late.send("pause")
-    assert late.read()["ok"] is False
-
-
-def test_a_pause_that_parking_meets_is_no_error(place: Place) -> None:
-    pausing, setting = Peer(place.path), Peer(place.path)
-    pausing.send("pause")
-    wait_for(lambda: place.controls.waiting_count, 20, "the pause")
-    setting.send("set")
-    wait_for(lambda: place.controls.waiting_count == 2, 20, "the other command")
-    place.controls.close("The run is being parked.", met=("pause",))
-    assert pausing.read() == {"id": "1", "ok": True, "state": "parked"}
-    assert setting.read()["error"] == "The run is being parked."
+@cases(
+    ("parks", "error", "stopped"), [(False, "The run has ended.", "over"), (True, "The run is being parked.", "parked")]
+)
+def test_at_the_end_everyone_is_answered_and_parking_grants_a_pause(parks: bool, error: str, stopped: str) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        place = Place(Path(directory))
+        asking, other, late = Peer(place.path), Peer(place.path), Peer(place.path)
+        asking.send("generate")
+        wait_for(lambda: place.controls.waiting_count, 20, "the first command")
+        other.send("pause" if parks else "stop")
+        wait_for(lambda: place.controls.waiting_count == 2, 20, "the second command")
+        assert place.controls.stop_sender == (None if parks else "socket")
+        place.controls.close(error, met=("pause",) if parks else ())
+        assert asking.read()["error"] == error
+        assert other.read() == {"id": "1", "ok": True, "state": stopped}
+        late.send("checkpoint")
+        assert late.read()["ok"] is False
+        place.server.close()
 
 
 def test_a_socket_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
@@ -402,18 +397,13 @@ def test_what_others_have_planted_is_neither_used_nor_in_the_way(
         assert not directory.exists()
 
 
-def test_a_private_runtime_directory_is_made_and_used(runtime: Path) -> None:
-    server = ControlServer(runtime / "localtune-1.sock", Controls(), dict)
-    assert server.path == runtime / "localtune-1.sock"
-    assert stat.S_IMODE(runtime.lstat().st_mode) == 0o700
-    assert listens(server)
-    server.close()
-
-
-def test_a_path_that_is_too_long_for_a_socket_is_not_in_the_way(runtime: Path) -> None:
-    server = ControlServer(runtime / ("x" * 120), Controls(), dict)
-    assert listens(server)
-    server.close()
+def test_a_private_runtime_directory_is_used_unless_the_path_is_too_long(runtime: Path) -> None:
+    for name in ("localtune-1.sock", "x" * 120):
+        server = ControlServer(runtime / name, Controls(), dict)
+        assert (server.path == runtime / name) == (len(name) < 100)
+        assert stat.S_IMODE(runtime.lstat().st_mode) == 0o700
+        assert listens(server)
+        server.close()
 
 
 def test_what_a_killed_worker_left_in_a_directory_of_its_own_goes_with_the_next(runtime: Path) -> None:
