@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import ctypes
-from collections import Counter
 from typing import Any
 
 import bitsandbytes.functional
 import pytest
 import torch
 from accelerate import Accelerator
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.config.schema import Config
 from core.errors import UserError
@@ -28,6 +26,7 @@ from core.worker.optim.paged import (
 from core.worker.optim.retryable_step import RetryableStep
 from core.worker.optim.update import AdapterUpdate, WeightUpdate
 from tests.cases import cases
+from tests.core.worker.optim.test_retryable_step import Dispatched, give_gradients
 
 GB = 1 << 30
 TRAIN = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": "paged_adamw_8bit"}}).train
@@ -50,19 +49,6 @@ class Pages:
         return self.made[-1]
 
 
-class Touched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts by name what is called with a paged tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(map(is_paged, args)):
-            self.counts[str(func)] += 1
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.fixture(autouse=True)
 def no_prefetch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bitsandbytes.functional, "prefetch_tensor", lambda *_: None)
@@ -73,18 +59,12 @@ def parameters() -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
 
 
-def give_gradients(to: list[torch.nn.Parameter], step: int) -> None:
-    torch.manual_seed(step)
-    for parameter in to:
-        parameter.grad = torch.randn_like(parameter)
-
-
 def test_the_host_never_copies_a_paged_state_in_a_step() -> None:
     pages, trained = Pages(), parameters()
     step = RetryableStep(make_optimizer(trained, TRAIN, buffers=pages.buffers), Retry())
     for number in range(3):
         give_gradients(trained, number)
-        with Touched() as touched:
+        with Dispatched(lambda _, args: any(map(is_paged, args))) as touched:
             step()
     assert len(pages.made) == 2
     assert not touched.counts["aten.clone.default"]

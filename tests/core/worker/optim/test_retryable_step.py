@@ -92,11 +92,7 @@ def test_a_parameter_whose_step_failed_after_it_was_changed_is_stepped_once(
     told: list[str] = []
     fail_steps(monkeypatch, tried, fail_at, after=True)
     step = RetryableStep(tried, Retry(notice=lambda code, _message, _hint: told.append(code)))
-    for number in range(3):
-        give_gradients(calm, number)
-        give_gradients(failing, number)
-        steady.step()
-        step()
+    step_both(steady, calm, step, failing)
     assert told == ["memory_again"] * len(fail_at)
     assert_equal(list(failing), list(calm))
     assert_equal(states(tried), states(steady))
@@ -163,11 +159,7 @@ def test_an_update_that_takes_no_memory_needs_no_copies(
     steady, tried = (make_optimizer(each, options(kind)) for each in (calm, failing))
     fail_steps(monkeypatch, tried, fail_at, after=False)
     step = RetryableStep(tried, Retry(), in_place=True)
-    for number in range(3):
-        give_gradients(calm, number)
-        give_gradients(failing, number)
-        steady.step()
-        step()
+    step_both(steady, calm, step, failing)
     assert_equal(list(failing), list(calm))
     assert_equal(states(tried), states(steady))
 
@@ -186,15 +178,31 @@ def test_states_that_are_made_in_part_are_made_again(monkeypatch: pytest.MonkeyP
 
 
 class Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what goes through torch's dispatcher inside it, by name."""
+    """Counts operations that go through torch's dispatcher inside it, by name.
 
-    def __init__(self) -> None:
+    Args:
+        wanted: Given name and arguments, True for the operations to count.
+    """
+
+    def __init__(self, wanted: Callable[[str, Any], bool] = lambda _name, _args: True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
+        self._wanted = wanted
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[str(func)] += 1
+        self.counts[str(func)] += self._wanted(str(func), args)
         return func(*args, **(kwargs or {}))
+
+
+def step_both(
+    steady: Any, calm: list[torch.nn.Parameter], step: Callable[[], None], failing: list[torch.nn.Parameter]
+) -> None:
+    """Three steps that do not fail, and the same with failures."""
+    for number in range(3):
+        for to in (calm, failing):
+            give_gradients(to, number)
+        steady.step()
+        step()
 
 
 @cases(("kind", "calls", "clones"), [("adamw", 5, 1), ("adamw_8bit", 80, 0), ("lion_8bit", 80, 0)])

@@ -236,6 +236,21 @@ def comes_and_goes(plan: Plan) -> int:
     return sum(parts.get(name, 0) for name in ("activations", "adapter_activations", "layer", "loss"))
 
 
+def assert_planned(
+    config: Config, loaded: LoadedModel | None = None, supervised: float = 0.02, length: int = LENGTH, rel: float = 0.07
+) -> None:
+    """The plan's tensors that come and go are the peak of torch's allocator."""
+    measured = peak_of_tensors(loaded or prepare(config), supervised, length)
+    assert comes_and_goes(plan_of(config, supervised, length)) == pytest.approx(measured, rel=rel)
+
+
+def changed(config: Config, **sections: dict[str, Any]) -> Config:
+    """The configuration with some options changed, without validation."""
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    )
+
+
 #: Family, settings, share of the tokens that is learned: few of them leave the layers as the peak, all the logits.
 SETTINGS: list[tuple[str, dict[str, Any], float]] = [
     *((family, {"checkpointing": on}, 0.02) for family in FAMILIES for on in (False, True)),
@@ -284,9 +299,7 @@ FEW_SETTINGS: list[tuple[str, dict[str, Any], float, bool]] = [
 def test_the_plan_is_what_torch_allocates(
     family: str, settings: dict[str, Any], supervised: float, fused: bool, model_of: Callable[[str], Path]
 ) -> None:
-    config = config_of(model_of(family), fused=fused, **settings)
-    measured = peak_of_tensors(prepare(config), supervised)
-    assert comes_and_goes(plan_of(config, supervised)) == pytest.approx(measured, rel=0.07)
+    assert_planned(config_of(model_of(family), fused=fused, **settings), supervised=supervised)
 
 
 @pytest.mark.parametrize(
@@ -296,36 +309,26 @@ def test_the_plan_is_what_torch_allocates(
 def test_rows_beyond_the_fused_attention_are_told_as_well(
     family: str, checkpointing: bool, model_of: Callable[[str], Path]
 ) -> None:
-    config, length = config_of(model_of(family), checkpointing=checkpointing), 2 * SHORT_ROW
-    measured = peak_of_tensors(prepare(config), 0.02, length)
-    assert comes_and_goes(plan_of(config, 0.02, length)) == pytest.approx(measured, rel=0.07)
+    assert_planned(config_of(model_of(family), checkpointing=checkpointing), length=2 * SHORT_ROW)
 
 
 def test_compiled_layers_have_the_attention_fused_alone(model_of: Callable[[str], Path]) -> None:
-    """Measured on layers that wait to be compiled, which run as they are until then."""
-    config = config_of(model_of("llama"))
-    config = config.model_copy(update={"train": config.train.model_copy(update={"compile": True})})
-    measured = peak_of_tensors(prepare(config), 0.02)
-    assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.07)
+    """Measured on layers that wait to be compiled, which run uncompiled until then."""
+    assert_planned(changed(config_of(model_of("llama")), train={"compile": True}))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_frozen_layers_have_their_norms_fused(checkpointing: bool, model_of: Callable[[str], Path]) -> None:
     """Above the layers whose own weights are trained."""
     method: dict[str, Any] = {"name": "freeze", "trainable_layers": 1, "trainable_end": "first"}
-    config = config_of(model_of("llama"), checkpointing=checkpointing, **method)
-    measured = peak_of_tensors(prepare(config), 0.02)
-    assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.07)
+    assert_planned(config_of(model_of("llama"), checkpointing=checkpointing, **method))
 
 
 def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Callable[[str], Path]) -> None:
-    config = config_of(model_of("llama"))
-    memory = config.memory.model_copy(update={"keep_dequantized": "on"})
-    config = config.model_copy(update={"memory": memory})
+    config = changed(config_of(model_of("llama")), memory={"keep_dequantized": "on"})
     loaded = prepare(config)
     fuse(loaded.model, TRAINED).keep_weights(loaded.dtype)
-    measured = peak_of_tensors(loaded, 0.02)
-    assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.07)
+    assert_planned(config, loaded)
 
 
 @pytest.mark.parametrize(
@@ -335,15 +338,15 @@ def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Calla
 def test_merged_copies_of_weights_are_told(
     model_of: Callable[[str], Path], method: str, keep: Literal["on", "off"]
 ) -> None:
-    config = config_of(model_of("llama"))
-    changes = {"method": {"name": method, "train_for": "q4_0"}, "memory": {"keep_dequantized": keep}}
-    for name, values in changes.items():
-        config = config.model_copy(update={name: getattr(config, name).model_copy(update=values)})
+    changes: dict[str, Any] = {
+        "method": {"name": method, "train_for": "q4_0"},
+        "memory": {"keep_dequantized": keep},
+    }
+    config = changed(config_of(model_of("llama")), **changes)
     loaded = prepare(config)
     weights = FileWeights(loaded.model, fuse(loaded.model, TRAINED).lora, "Q4_0")
     weights.use(True, loaded.dtype if keep == "on" else None)
-    measured = peak_of_tensors(loaded, 0.02)
-    assert comes_and_goes(plan_of(config, 0.02)) == pytest.approx(measured, rel=0.15)
+    assert_planned(config, loaded, rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -541,9 +544,7 @@ def test_activations_are_recomputed_where_the_run_would_not_fit(
         ("on", 1 << 50, True),
     ):
         monkeypatch.setattr(prediction, "_limit", lambda _device, limit=limit: limit)
-        chosen = config.model_copy(
-            update={"memory": config.memory.model_copy(update={"gradient_checkpointing": choice})}
-        )
+        chosen = changed(config, memory={"gradient_checkpointing": choice})
         decided = decide_memory(chosen, cpu, dataset, state.token_budget)
         reason = decided.checkpointing_reason
         assert decided.checkpointing is wanted
@@ -557,10 +558,8 @@ def test_with_little_memory_micro_batches_are_smaller_or_some_layers_recomputed(
     model_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The decision of the run is that of the plan, on a CPU too."""
-    config = config_of(model_of("deep"))
-    train = config.train.model_copy(update={"batch_size": 8})
-    memory = config.memory.model_copy(update={"gradient_checkpointing": "auto"})
-    config = config.model_copy(update={"train": train, "memory": memory})
+    changes: dict[str, Any] = {"train": {"batch_size": 8}, "memory": {"gradient_checkpointing": "auto"}}
+    config = changed(config_of(model_of("deep")), **changes)
     ids, learned = np.full(512, 3, dtype=np.int32), np.ones(512, dtype=np.bool_)
     dataset, cpu = Dataset(rows=[TokenizedRow(ids, learned)] * 8), torch.device("cpu")
     first = first_budget(cpu, whole=False)
@@ -618,8 +617,7 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     model_of: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = config_of(model_of("deep"), checkpointing=True)
-    config = config.model_copy(update={"memory": config.memory.model_copy(update={"activation_offload": choice})})
+    config = changed(config_of(model_of("deep"), checkpointing=True), memory={"activation_offload": choice})
     dataset, state = state_of(tokens=1024)
     cuda = torch.device("cuda")
     here = prediction._plan(
@@ -637,7 +635,7 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     # A run for a GPU that finds itself on a CPU goes on, and says so where it was asked to move something.
     decided, reason = decide_offload(config, torch.device("cpu"), dataset, state.token_budget, recomputing=True)
     assert (decided, bool(reason)) == (False, choice == "on")
-    by_need = config.model_copy(update={"memory": config.memory.model_copy(update={"gradient_checkpointing": "auto"})})
+    by_need = changed(config, memory={"gradient_checkpointing": "auto"})
     monkeypatch.setattr(prediction, "_limit", lambda _device: 1 << 50)
     decision = decide_memory(by_need, cuda, dataset, state.token_budget)
     assert decision.checkpointing is (choice == "on")
@@ -648,13 +646,7 @@ def test_activations_are_moved_off_a_gpu_where_the_run_would_not_fit_recomputed(
     ("choice", "short", "room", "wanted", "said"),
     [
         ("auto", 0, 1 << 40, False, ""),
-        (
-            "auto",
-            1,
-            1 << 40,
-            True,
-            "Experts are kept in the machine's memory: with them on the GPU the run ",
-        ),
+        ("auto", 1, 1 << 40, True, "Experts are kept in the machine's memory: with them on the GPU the run "),
         ("auto", 1, 1, False, ""),
         ("off", 1, 1 << 40, False, ""),
         ("on", 0, 1 << 40, True, "Experts are kept in the machine's memory: memory.offload_experts = on."),
@@ -664,8 +656,7 @@ def test_experts_live_on_the_host_where_the_run_would_not_fit_otherwise(
     choice: str, short: int, room: int, wanted: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a mixture whose experts are most of it; decided before it is loaded."""
-    config = config_of(write_many_experts(tmp_path), checkpointing=True)
-    config = config.model_copy(update={"memory": config.memory.model_copy(update={"offload_experts": choice})})
+    config = changed(config_of(write_many_experts(tmp_path), checkpointing=True), memory={"offload_experts": choice})
     dataset, state = state_of()
     card = torch.device("cuda")
     here = with_experts(config, there=False)
