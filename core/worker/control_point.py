@@ -139,8 +139,9 @@ class ControlPoint:
             "pause": self._pause,
             "resume": self._resume,
             "checkpoint": self._checkpoint,
-            "park": self._park,
-            "stop": self._stop,
+            # Recorded at the end of the run, and once it has left the device.
+            "park": lambda asked: asked.answer(state="parking", step=self.state.step),
+            "stop": lambda asked: asked.answer(state="stopping", step=self.state.step),
             "generate": self._generate,
             "set": self._set,
             "withdraw": lambda _: None,
@@ -194,14 +195,6 @@ class ControlPoint:
             raise UserError("The checkpoint was not written.", "The run's notices say why.")
         command.answer(step=state.step)
         return "ok"
-
-    def _stop(self, command: Command) -> None:
-        # Recorded at the end of the run, like stops by signal.
-        command.answer(state="stopping", step=self.state.step)
-
-    def _park(self, command: Command) -> None:
-        # Recorded once the run has left the device.
-        command.answer(state="parking", step=self.state.step)
 
     def _generate(self, command: Command) -> str:
         asked = read_generate_args(command.request.args, self.config)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -205,7 +206,8 @@ class Checkpointer:
         if not self.strategy.gathers:
             return None, self.update
         self.strategy.orders.give("save")
-        return self.strategy.whole_weights(trained_tensors(self.loaded.model)), _Held(self.update.state_dict())
+        weights, states = self.strategy.whole_weights(trained_tensors(self.loaded.model)), self.update.state_dict()
+        return weights, SimpleNamespace(state_dict=lambda: states)
 
     def lend(self, name: str) -> None:
         """In ranks after the first: send the shards that rank 0 needs.
@@ -254,7 +256,6 @@ class Checkpointer:
         stored = check_storage(found, self.config, self.loaded.model)
         Retry(lambda: found.path.name, self.recorder.warn).run(
             lambda: self.restore(found),
-            lambda: None,
             "in restoring it",
             "Close what else holds memory, and continue the run; the checkpoint is untouched.",
         )
@@ -329,13 +330,10 @@ class Checkpointer:
                 if self.template is not None:
                     (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
 
-        def nothing() -> None:
-            """Nothing to revert: partial files are gone already."""
-
         saving = Retry(lambda: "the end", self.recorder.warn)
         newest = f"The newest checkpoint holds it; free memory and 'localtune-tui continue {self.recorder.run.id}'."
         try:
-            saving.run(write, nothing, f"in saving the {output.name}", newest)
+            saving.run(write, f"in saving the {output.name}", newest)
         except OSError as error:
             raise UserError(
                 f"The {output.name} cannot be written to {output}: {error}.",
@@ -360,17 +358,6 @@ class Checkpointer:
         if chosen is not None and state is not None:
             read_tensors(chosen.weights_path, {name: state[name] for name in trained_tensors(self.loaded.model)})
         return state
-
-
-@dataclass(frozen=True)
-class _Held:
-    """Gathered optimizer states."""
-
-    states: dict[str, Any]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states."""
-        return self.states
 
 
 def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:

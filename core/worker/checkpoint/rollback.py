@@ -101,7 +101,6 @@ class Rollback:
         recorder.phase("loading_model", self.config.model.base if found is None else found.path.name)
         Retry(lambda: f"step {torn}", recorder.warn).run(
             lambda: self._to_base() if found is None else self.checkpointer.restore(found),
-            lambda: None,
             "in going back",
             error.hint,
         )
@@ -133,7 +132,6 @@ class Rollback:
         recorder.phase("loading_model", found.path.name)
         Retry(lambda: f"step {spike.last}", recorder.warn).run(
             lambda: self.checkpointer.restore(found),
-            lambda: None,
             "in going back",
             "Close what else holds memory, and continue the run; the checkpoint is untouched.",
         )

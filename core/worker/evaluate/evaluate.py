@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,48 @@ from core.worker.generate.generate import generate_batch
 from core.worker.loss.objectives import Objective, SupervisedObjective
 from core.worker.model.model import LoadedModel, evaluation_mode
 from core.worker.oom.retry import MemoryShortageError, NoGradBatches, ignore
+
+
+@torch.no_grad()
+def mean_loss(
+    loaded: LoadedModel,
+    objective: Objective,
+    batches: NoGradBatches,
+    lengths: Sequence[int],
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+    check: Callable[[], None],
+    progress: Callable[[int, int], None],
+) -> float:
+    """Loss of an objective over all its rows, divided by their weight.
+
+    Args:
+        loaded: The model, in evaluation mode.
+        objective: The objective.
+        batches: Cuts the rows into batches.
+        lengths: Length in tokens of each row.
+        autocast: Context of the forward passes.
+        check: Called between two batches; may raise to stop.
+        progress: Called with rows done, of how many.
+
+    Raises:
+        MemoryShortageError: If a single row does not fit.
+    """
+
+    def summed(rows: list[int]) -> float:
+        batch = make_micro_batch(rows, objective.sequences(rows), loaded.pad_id, loaded.device)
+        with autocast():
+            return float(objective.loss(batch, objective.forward(batch)))
+
+    total, done = 0.0, 0
+    weight = objective.begin(range(len(lengths)), batches.token_budget)
+    check()
+    for batch, loss in batches.run(lengths, summed):
+        total += loss
+        done += len(batch)
+        progress(done, len(lengths))
+        if done < len(lengths):
+            check()
+    return total / weight
 
 
 class Evaluator:
@@ -91,7 +133,15 @@ class Evaluator:
         """
         began = time.monotonic()
         with evaluation_mode(self._loaded.model):
-            loss = self._mean_loss(functools.partial(progress, "loss"))
+            loss = mean_loss(
+                self._loaded,
+                self._objective,
+                self._batches,
+                self._dataset.lengths,
+                self._autocast,
+                self._check,
+                functools.partial(progress, "loss"),
+            )
             rewards = self._objective.rewards()
             answers = self._answers_that_fit(
                 self._conversations,
@@ -134,25 +184,6 @@ class Evaluator:
     def _samples_of(self, step: int, answers: list[str]) -> list[SampleEvent]:
         shown = len(answers)
         return samples_of(step, self._conversations[:shown], answers, self._expected.first(shown))
-
-    @torch.no_grad()
-    def _mean_loss(self, progress: Callable[[int, int], None]) -> float:
-        rows = self._dataset.rows
-        total, done = 0.0, 0
-        weight = self._objective.begin(range(len(rows)), self._batches.token_budget)
-        self._check()
-        for batch, loss in self._batches.run(self._dataset.lengths, self._summed_loss):
-            total += loss
-            done += len(batch)
-            progress(done, len(rows))
-            if done < len(rows):
-                self._check()
-        return total / weight
-
-    def _summed_loss(self, rows: list[int]) -> float:
-        batch = make_micro_batch(rows, self._objective.sequences(rows), self._loaded.pad_id, self._loaded.device)
-        with self._autocast():
-            return float(self._objective.loss(batch, self._objective.forward(batch)))
 
     def _warn_of_cut(self, rows: int, now: int) -> None:
         self._notice(

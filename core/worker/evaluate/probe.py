@@ -7,12 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from core.errors import UserError
 from core.evaluation.probe import as_text, read_probe
-from core.worker.data.batches import make_micro_batch
 from core.worker.data.encode import Encoder, TokenizedRow
+from core.worker.evaluate.evaluate import mean_loss
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import SupervisedObjective
 from core.worker.model.model import LoadedModel, evaluation_mode
@@ -61,34 +59,21 @@ class Probe:
         self._objective = SupervisedObjective(self.loss, self.rows)
         self._batches = NoGradBatches(self.token_budget, lambda _rows, _now: None, self._refusal)
 
-    @torch.no_grad()
     def measure(self, progress: Callable[[int, int], None] = lambda _done, _total: None) -> float | None:
         """Mean loss per token of the probe's answers, in nats; None if it does not fit in memory.
 
         Args:
             progress: Called with rows done, of how many.
         """
-        total, done = 0.0, 0
-        weight = self._objective.begin(range(len(self.rows)), self._batches.token_budget)
         try:
             with evaluation_mode(self.loaded.model):
-                self.check()
-                for batch, loss in self._batches.run([len(row) for row in self.rows], self._summed_loss):
-                    total += loss
-                    done += len(batch)
-                    progress(done, len(self.rows))
-                    if done < len(self.rows):
-                        self.check()
+                lengths = list(map(len, self.rows))
+                return mean_loss(
+                    self.loaded, self._objective, self._batches, lengths, self.autocast, self.check, progress
+                )
         except MemoryShortageError as error:
             self.notice("memory_probe", f"The general probe is left out. {error.message}", error.hint)
             return None
-        return total / weight
-
-    def _summed_loss(self, rows: list[int]) -> float:
-        objective = self._objective
-        batch = make_micro_batch(rows, objective.sequences(rows), self.loaded.pad_id, self.loaded.device)
-        with self.autocast():
-            return float(objective.loss(batch, objective.forward(batch)))
 
     def _refusal(self, row: int) -> tuple[str, str]:
         return (

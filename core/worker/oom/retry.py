@@ -141,14 +141,14 @@ class Retry:
     where: Callable[[], str] = lambda: "a step"
     notice: Callable[[str, str, str], None] = ignore
 
-    def run(self, work: Callable[[], T], undo: Callable[[], None], what: str, hint: str) -> T:
+    def run(self, work: Callable[[], T], what: str, hint: str, undo: Callable[[], object] = lambda: None) -> T:
         """Run work until it succeeds.
 
         Args:
             work: The work.
-            undo: Reverts a failed attempt.
             what: For messages: ``in the optimizer``.
             hint: Advice if all attempts fail.
+            undo: Reverts a failed attempt.
 
         Raises:
             MemoryShortageError: If memory runs out at every attempt; the last one is reverted too.

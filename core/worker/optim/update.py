@@ -100,7 +100,7 @@ class AdapterUpdate:
     def clip(self) -> float:
         """Clip all gradients by their common norm, which is returned."""
         self._accelerator.unscale_gradients()
-        return self._retry.run(self._clip_norm, lambda: None, "in clipping the gradients", HINT)
+        return self._retry.run(self._clip_norm, "in clipping the gradients", HINT)
 
     def step(self) -> None:
         """Step the optimizer and drop the gradients."""
@@ -202,7 +202,6 @@ class WeightUpdate:
             gradients = [stepper.parameter.grad for stepper in self._steppers.values()]
             self._norms = self._retry.run(
                 lambda: [_norm(gradient) for gradient in gradients if gradient is not None],
-                lambda: None,
                 "in taking the norm of the gradients",
                 HINT,
             )
@@ -340,7 +339,7 @@ class _TensorStepper:
             for end in add_slices(weights, update, keep=keep, begin=done):
                 done = end
 
-        self._retry.run(add, lambda: None, WHAT, HINT)
+        self._retry.run(add, WHAT, HINT)
 
     def _run_to_the_end(self, learning_rate: float, scale: float, wanted: torch.Tensor | None) -> torch.Tensor:
         kept: list[Callable[[], None]] = []
@@ -360,7 +359,7 @@ class _TensorStepper:
             while kept:
                 kept.pop()()
 
-        return self._retry.run(run, undo, WHAT, HINT)
+        return self._retry.run(run, WHAT, HINT, undo)
 
     def rehearse(self) -> None:
         """Allocate the memory of a step."""

@@ -104,7 +104,7 @@ def make_ready(
     """
     loaded = _load_shared(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
     Retry(lambda: "the start", recorder.warn).run(
-        lambda: create_handles(loaded.device), lambda: None, "in creating the handles of matrix products", SMALLER
+        lambda: create_handles(loaded.device), "in creating the handles of matrix products", SMALLER
     )
     accelerator = make_accelerator(loaded)
     with shortage_explained("in fusing the layers", f"Set train.fused_layers = false. {SMALLER}"):

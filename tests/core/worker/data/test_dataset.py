@@ -16,7 +16,7 @@ from core.analysis.preflight import Preflight
 from core.config.schema import Config
 from core.errors import UserError
 from core.worker.data.batches import fingerprint
-from core.worker.data.dataset import CHUNK_ROWS, Dataset, Loader, load_dataset
+from core.worker.data.dataset import CHUNK_ROWS, Dataset, Loader
 from core.worker.data.encode import Encoder
 from core.worker.process.control import StopRequested
 
@@ -31,6 +31,17 @@ def encoder(tiny_model_dir: Path) -> Encoder:
 
 def config(**sections: dict[str, Any]) -> Config:
     return Config.model_validate({"data": {"train": "unused"} | sections.pop("data", {}), **sections})
+
+
+def load_dataset(
+    paths: str | list[str],
+    settings: Config,
+    encoder: Encoder,
+    *,
+    limit: int | None = None,
+    progress: Any = lambda _: None,
+) -> Dataset:
+    return Loader(settings, encoder, progress=progress).load(paths, limit=limit)
 
 
 def chat(question: str, answer: str = "yes") -> dict[str, Any]:
