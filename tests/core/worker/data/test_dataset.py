@@ -34,14 +34,9 @@ def config(**sections: dict[str, Any]) -> Config:
 
 
 def load_dataset(
-    paths: str | list[str],
-    settings: Config,
-    encoder: Encoder,
-    *,
-    limit: int | None = None,
-    progress: Any = lambda _: None,
+    paths: str | list[str], options: Config, encoder: Encoder, limit: int | None = None, **others: Any
 ) -> Dataset:
-    return Loader(settings, encoder, progress=progress).load(paths, limit=limit)
+    return Loader(options, encoder, **others).load(paths, limit=limit)
 
 
 def chat(question: str, answer: str = "yes") -> dict[str, Any]:
