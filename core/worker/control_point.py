@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from core.chat.request import BASE, TUNED, ChatRequest, settings_of
@@ -21,48 +21,38 @@ from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.distributed.ranks import lost_ranks_told
 from core.worker.distributed.rendezvous import RankLostError
-from core.worker.distributed.strategy import Strategy, single
 from core.worker.fused.file_weights import FileWeights
 from core.worker.generate.generate import Generation, answer_prompt, answering_as, prepare_prompt
 from core.worker.generate.room import ask_for_room
-from core.worker.model.model import LoadedModel
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Command, Controls, EvaluationSkipped
 from core.worker.process.governor import Governor
 from core.worker.process.log import log_exception
-from core.worker.process.recorder import Recorder
-from core.worker.progress.state import TrainState
 
 
-@dataclass(frozen=True)
+@dataclass
 class ControlPoint:
     """Carries out the commands of the control socket in the training thread.
 
     Args:
-        config: The run's configuration.
-        loaded: The model in training, which also answers chat questions.
+        checkpointer: Writes requested checkpoints; holds the model in training, which also answers chat questions, and
+            the state, which receives pauses and changed options.
         autocast: Precision of training.
-        template: Chat template, if not the tokenizer's own.
-        state: Training state; receives pauses and changed options.
-        checkpointer: Writes requested checkpoints.
-        recorder: Receives events.
         controls: Pending commands.
         file_weights: Weights of the file that is trained for, if any.
         governor: Pauses the run for heat and the like; None for no governor.
-        strategy: Keeps the other processes of the run waiting meanwhile.
     """
 
-    config: Config
-    loaded: LoadedModel
-    autocast: Callable[[], AbstractContextManager[Any]]
-    template: str | None
-    state: TrainState
     checkpointer: Checkpointer
-    recorder: Recorder
+    autocast: Callable[[], AbstractContextManager[Any]]
     controls: Controls
     file_weights: FileWeights | None = None
     governor: Governor | None = None
-    strategy: Strategy = field(default_factory=single)
+
+    def __post_init__(self) -> None:
+        run = self.checkpointer
+        self.config, self.loaded, self.state = run.config, run.loaded, run.state
+        self.template, self.recorder, self.strategy = run.template, run.recorder, run.strategy
 
     @property
     def _hold(self) -> Action | None:

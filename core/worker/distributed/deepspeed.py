@@ -148,10 +148,7 @@ class DeepSpeed(Strategy):
         if self._held is not None:
             yield from micro_batches
             return
-        counts = torch.zeros(self.ranks.count)
-        counts[self.ranks.rank] = len(micro_batches)
-        self.ranks.sum(counts)
-        total = int(counts.max())
+        total = self.ranks.largest(len(micro_batches))
         for number in range(total):
             self.zero.begin_pass(last=number == total - 1)
             if number < len(micro_batches):

@@ -69,10 +69,7 @@ class Fsdp2(Strategy):
 
     def passes(self, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
         """Micro-batches of this process, plus idle passes if other processes have more. Together."""
-        counts = torch.zeros(self.ranks.count)
-        counts[self.ranks.rank] = len(micro_batches)
-        self.ranks.sum(counts)
-        self._passes = int(counts.max())
+        self._passes = self.ranks.largest(len(micro_batches))
         for number in range(self._passes):
             if number < len(micro_batches):
                 self.sharded.begin_pass()
@@ -97,10 +94,7 @@ class Fsdp2(Strategy):
         """Micro-batches of all processes."""
         # Rows in sequence, counted from 1; zero ends a batch.
         sent = [number for batch in batches for number in (*(row + 1 for row in batch), 0)]
-        lengths = torch.zeros(self.ranks.count, dtype=torch.int64)
-        lengths[self.ranks.rank] = len(sent)
-        self.ranks.sum(lengths)
-        numbers = torch.zeros((self.ranks.count, int(lengths.max())), dtype=torch.int64)
+        numbers = torch.zeros((self.ranks.count, self.ranks.largest(len(sent))), dtype=torch.int64)
         numbers[self.ranks.rank, : len(sent)] = torch.tensor(sent, dtype=torch.int64)
         self.ranks.sum(numbers)
         found: list[list[int]] = [[]]

@@ -164,6 +164,17 @@ class Ranks:
                 dist.all_reduce(values, op=dist.ReduceOp.SUM)
                 _settle(values)
 
+    def largest(self, value: int) -> int:
+        """The largest number of all processes.
+
+        Raises:
+            RankLostError: If another process does not answer.
+        """
+        values = torch.zeros(self.count)
+        values[self.rank] = value
+        self.sum(values)
+        return int(values.max())
+
     def spread(self, values: torch.Tensor) -> None:
         """Replace values by those of rank 0.
 

@@ -243,32 +243,8 @@ def build(
     file: FileTraining | None = None
     if model.file_weights is not None:
         file = FileTraining(model.file_weights, state, loaded.dtype, memory.dequantized, recorder.notice)
-    control_point = ControlPoint(
-        config,
-        loaded,
-        model.accelerator.autocast,
-        prepared.template,
-        state,
-        checkpointer,
-        recorder,
-        controls,
-        model.file_weights,
-        governor,
-        strategy,
-    )
-    rollback = Rollback(
-        config,
-        prepared.base,
-        fingerprints.base,
-        loaded,
-        update,
-        state,
-        checkpointing,
-        checkpointer,
-        recorder,
-        strategy,
-        file,
-    )
+    control_point = ControlPoint(checkpointer, model.accelerator.autocast, controls, model.file_weights, governor)
+    rollback = Rollback(checkpointer, prepared.base, file)
     evaluations = make_evaluations(control_point, prepared, goal, token_budget)
 
     recorder.update(total_steps=total_steps)

@@ -202,4 +202,4 @@ def make_evaluations(control_point: ControlPoint, prepared: Prepared, goal: Goal
         )
         if prepared.probe:
             probe = Probe(loaded, goal.loss, prepared.probe, token_budget, autocast, attend, recorder.warn)
-    return Evaluations(evaluator, probe, samples, control_point.state, control_point.checkpointer, recorder, attend)
+    return Evaluations(evaluator, probe, samples, control_point.checkpointer, attend)

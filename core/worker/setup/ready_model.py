@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,13 +104,20 @@ def make_ready(
         UserError: If the model cannot be loaded or changed as the configuration says.
         MemoryShortageError: If memory runs out.
     """
-    loaded = _load_shared(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
+
+    def load() -> LoadedModel:
+        return _load_model(config, prepared, recorder, controls, found, host_experts=host_experts, on_host=sharded)
+
+    sharded = strategy.is_sharded
+    loaded = _load_in_turns(config, prepared, strategy, load) if sharded else load()
+    with shortage_explained("in sharing the model out", SMALLER) if sharded else contextlib.nullcontext():
+        loaded = dataclasses.replace(loaded, model=strategy.prepare(loaded.model))
     Retry(lambda: "the start", recorder.warn).run(
         lambda: create_handles(loaded.device), "in creating the handles of matrix products", SMALLER
     )
     accelerator = make_accelerator(loaded)
     with shortage_explained("in fusing the layers", f"Set train.fused_layers = false. {SMALLER}"):
-        wanted = config.train.compile and not strategy.is_sharded
+        wanted = config.train.compile and not sharded
         compiled = wanted and _try_compilation(config, loaded, accelerator, recorder, controls)
         fused = fuse_layers(config, loaded, attention_alone=compiled or strategy.fetches_modules)
     _tell_kernels(prepared.base, loaded, recorder)
@@ -117,25 +126,10 @@ def make_ready(
     return ReadyModel(loaded, accelerator, fused, compiled, file_weights)
 
 
-def _load_shared(
-    config: Config,
-    prepared: Prepared,
-    recorder: Recorder,
-    controls: Controls,
-    found: Checkpoint | None,
-    strategy: Strategy,
-    *,
-    host_experts: bool,
+def _load_in_turns(
+    config: Config, prepared: Prepared, strategy: Strategy, load: Callable[[], LoadedModel]
 ) -> LoadedModel:
-    """The model with its trainable parts, distributed over the processes."""
-
-    def load() -> LoadedModel:
-        on_host = strategy.is_sharded
-        return _load_model(config, prepared, recorder, controls, found, host_experts=host_experts, on_host=on_host)
-
-    if not strategy.is_sharded:
-        alone = load()
-        return dataclasses.replace(alone, model=strategy.prepare(alone.model))
+    """The model with this process's shard; the processes load one after another if host memory is short."""
     in_turns = needs_turns(config, prepared.base, strategy.ranks)
     loaded: LoadedModel | None = None
     for turn in range(strategy.ranks.count if in_turns else 1):
@@ -145,8 +139,7 @@ def _load_shared(
         strategy.ranks.meet()
     if loaded is None:
         raise ValueError("This process had no turn.")
-    with shortage_explained("in sharing the model out", SMALLER):
-        return dataclasses.replace(loaded, model=strategy.prepare(loaded.model))
+    return loaded
 
 
 def _tell_kernels(base: Path, loaded: LoadedModel, recorder: Recorder) -> None:
