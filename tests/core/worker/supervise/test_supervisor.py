@@ -121,16 +121,28 @@ def make_checkpoint(run: Run, step: int) -> None:
     (path / "manifest.json").write_text("{}")
 
 
-def test_the_end_of_the_first_is_the_end_and_the_others_go_with_it(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, [{"exit": 5}], [{"exit": 0}])
-    assert scene.supervise("--resume") == 5
-    assert [words[1:] for words in scene.started(0)] == [["--resume"]]
-    assert scene.events() == []
+REFUSED = {"error": "A single row does not fit.", "hint": "Lower train.max_length."}
 
 
-def test_what_the_run_goes_on_as_is_handed_on(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, [{"exit": 0, "say": {"following": ["--parked", "a game"]}}], [{"exit": 0}])
-    assert scene.supervise() == ["--parked", "a game"]
+@cases(
+    ("first", "second", "ended", "starts"),
+    [
+        ([{"exit": 5}], [{"exit": 0}], 5, 1),
+        ([{"exit": 0, "say": {"following": ["--parked", "a game"]}}], [{"exit": 0}], ["--parked", "a game"], 1),
+        ([WAITS], [{"exit": 4, "say": REFUSED}], 4, 1),
+        ([WAITS], [{"kill": True}, {"exit": 4, "say": {**REFUSED, "pid": 7}}], 4, 2),
+    ],
+    ids=["end of the first", "continued as something else", "refused", "refused after a restart"],
+)
+def test_an_end_that_new_processes_would_not_change_is_the_end(
+    tmp_path: Path, first: list[object], second: list[object], ended: int | list[str], starts: int
+) -> None:
+    scene = Scene(tmp_path, first, second)
+    assert scene.supervise("--resume") == ended
+    assert [words[1:] for words in scene.started(0)] == [["--resume"], []][:starts]
+    failed = [event for event in scene.events() if isinstance(event, FailedEvent)]
+    assert [(event.reason, event.hint) for event in failed] == [tuple(REFUSED.values())] * (ended == 4)
+    assert len(scene.events()) == len(failed) + starts - 1
 
 
 def test_a_killed_process_is_named_and_all_start_again_from_the_last_checkpoint(tmp_path: Path) -> None:
@@ -180,23 +192,6 @@ def test_a_run_fails_with_the_last_words_when_its_starts_are_used_up(tmp_path: P
     assert failed.step == 7
     state = scene.run.state()
     assert (state.state, state.reason, state.step) == ("failed", failed.reason, 7)
-
-
-def test_what_no_new_start_would_mend_is_not_tried_again(tmp_path: Path) -> None:
-    said = {"error": "A single row does not fit.", "hint": "Lower train.max_length."}
-    scene = Scene(tmp_path, [WAITS], [{"exit": 4, "say": said}])
-    assert scene.supervise() == 4
-    assert len(scene.started(0)) == 1
-    (failed,) = scene.events()
-    assert isinstance(failed, FailedEvent)
-    assert (failed.reason, failed.hint) == ("A single row does not fit.", "Lower train.max_length.")
-
-
-def test_what_is_refused_in_a_new_start_is_not_tried_again(tmp_path: Path) -> None:
-    said = {"error": "A single row does not fit.", "hint": "Lower train.max_length.", "pid": 7}
-    scene = Scene(tmp_path, [WAITS], [{"kill": True}, {"exit": 4, "say": said}])
-    assert scene.supervise() == 4
-    assert len(scene.started(0)) == 2
 
 
 def stop_when(condition: Callable[[], object]) -> threading.Thread:
