@@ -71,7 +71,7 @@ class Waiting:
         return self.answers[-1]
 
     def ended(self) -> str | Exception | None:
-        """What the wait came to."""
+        """Result of the wait."""
         self.thread.join(20)
         assert not self.thread.is_alive()
         return self.result

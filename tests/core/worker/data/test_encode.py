@@ -74,7 +74,7 @@ def test_what_is_learned_is_what_the_model_must_say_after_each_generation_prompt
         if message.role == "assistant":
             said = message.content.strip() if template else message.content
             expected += tokenizer(said, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-            # The tokens before it are exactly those of the prompt that inference would give.
+            # The tokens before it equal the prompt at inference.
             before = [{"role": turn.role, "content": turn.content} for turn in example.messages[:place]]
             prompt = tokenizer(encoder.prompt(before), add_special_tokens=False)["input_ids"]
             if place <= 2:

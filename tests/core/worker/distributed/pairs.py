@@ -1,4 +1,4 @@
-"""Two processes that meet, forked from this one: what each does is a function of its ranks."""
+"""Two processes that meet, forked from this one; each runs a function of its ranks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_pair(
     patience: float = PATIENCE,
     place: str = "",
 ) -> list[Any]:
-    """Let processes do some work together; what each returns, or the text of what it raised.
+    """Run a function in several processes. Returns each result, or the text of the exception.
 
     Args:
         directory: Where they meet.

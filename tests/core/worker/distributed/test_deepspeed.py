@@ -38,7 +38,7 @@ RUNS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "adapters-3": (3, "none", {}),
     "full-3": (3, "all", FULL),
 }
-#: One whose optimizer needs no compilation, which is looked for in the home of a test.
+#: A run whose optimizer needs no compilation.
 SHORT = "full-short"
 ALL = cases("name", list(RUNS))
 #: The step that every run drops.
@@ -187,7 +187,7 @@ def test_weights_in_16_bit_go_on_exactly_from_their_copies_in_32(tmp_path: Path,
     assert run_pair(tmp_path, work, patience=300.0)[0] == "done"
     two, again, one = (result(Run(tmp_path / "runs" / name)) for name in ("two", "again", "one"))
     assert largest_difference(two, again) == 0.0
-    # One process rounds stochastically: the last of the 8 bits of a weight.
+    # A single process rounds stochastically: the last of the 8 bits of a weight.
     assert 0.0 < largest_difference(two, one) < 2e-2
 
 

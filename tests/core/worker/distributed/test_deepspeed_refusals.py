@@ -1,4 +1,4 @@
-"""What DeepSpeed cannot train, said before it is loaded."""
+"""Refusals of DeepSpeed before it is loaded."""
 
 from __future__ import annotations
 

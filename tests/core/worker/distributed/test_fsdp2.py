@@ -98,5 +98,5 @@ def test_initial_adapter_weights_taken_out_of_the_base_are_saved_with_the_adapte
 @BOTH
 def test_memory_that_runs_out_in_one_process_costs_all_a_finer_window(trained: Trained, name: str) -> None:
     assert "memory_cut" in [notice.code for notice in trained.events(f"{name}-one-two", NoticeEvent)]
-    # What it learned is compared with the others above.
+    # Its result is compared with the others above.
     assert trained.events(f"{name}-one-two", StepEvent)[-1].step == 4

@@ -1,4 +1,4 @@
-"""What the processes of a run say to each other."""
+"""Messages between the processes of a run."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_all_that_they_say_to_each_other(tmp_path: Path, monkeypatch: pytest.Mon
     assert first["any"] == [True, False]
     assert first["told"] == {"step": 3, "name": "größer"}
     assert first["sums"] == [0.5, 1.0]
-    # A gradient that one of them has is one; what none has stays absent, as the optimizer would update it otherwise.
+    # A gradient in one process counts; without any it stays absent, since the optimizer would update it.
     assert first["gradients"] == [[3.0] * 3, [1.0] * 3, None, [3.0] * 3]
     assert first["dtypes"] == [torch.float32, torch.float32, None, torch.bfloat16]
     assert first["begin"] == [[1.0] * 3, [1.0] * 3]

@@ -1,4 +1,4 @@
-"""The place of a process among those of its run."""
+"""Rank and rendezvous of a process."""
 
 from __future__ import annotations
 

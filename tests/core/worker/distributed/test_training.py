@@ -1,4 +1,4 @@
-"""Two processes train as one does: methods, objectives, and one that runs out of memory alone."""
+"""Two processes train like one: methods, objectives, and running out of memory in a single process."""
 
 from __future__ import annotations
 

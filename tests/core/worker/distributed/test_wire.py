@@ -1,4 +1,4 @@
-"""The bytes of a step that a process receives, by the kernel's own count, against those that the plan tells."""
+"""Bytes received per step, by the kernel's count, against the plan."""
 
 from __future__ import annotations
 

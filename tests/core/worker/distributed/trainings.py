@@ -28,7 +28,7 @@ from core.worker.process.control import Controls, ControlServer
 from core.worker.process.recorder import Recorder
 from core.worker.train import train
 
-#: Asks a live run something; what it returns is kept.
+#: Queries a live run; the result is kept.
 Ask = Callable[[ControlClient], Any]
 
 
@@ -71,7 +71,7 @@ def ask_both(client: ControlClient) -> list[str]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of trainings: their runs, and what was answered in each of them."""
+    """Finished runs, and their answers."""
 
     runs: Path
     answers: dict[str, Any]
@@ -109,7 +109,7 @@ class Trained:
 
 
 class Trainings:
-    """Runs in one directory, done by this process and those that it has met.
+    """Runs in one directory, by processes that have met.
 
     Args:
         directory: Where runs go; the same in all processes.
@@ -141,7 +141,7 @@ class Trainings:
             sections: Options of this run.
 
         Returns:
-            What ``ask`` found, in the first process.
+            Result of ``ask``, in rank 0.
         """
         run = Run(self._directory / name)
         if self._ranks.is_first:

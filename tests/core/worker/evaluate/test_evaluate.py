@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.config.schema import MethodSection
 from core.data.conversation import Example, Message
 from core.worker.data.batches import HostBatch
 from core.worker.data.dataset import Dataset
@@ -23,23 +22,14 @@ from core.worker.evaluate.evaluate import Evaluator
 from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import SupervisedObjective
-from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.model.model import LoadedModel
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import StopRequested
 from core.worker.process.determinism import rng_state
 from tests.cases import cases
+from tests.core.worker.steps.stepper import adapted
 
 ANSWERS = ('{"area": "login", "ref": 1}', '{"area": "printer", "ref": 2}', '{"area": "network", "ref": 300}')
-
-
-def adapted(directory: Path) -> LoadedModel:
-    """A tiny model with adapters that do something."""
-    loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
-    model = attach_adapters(loaded.model, MethodSection(rank=2, dropout=0.5), seed=0)
-    for parameter in trainable_parameters(model):
-        torch.nn.init.normal_(parameter, std=0.05)
-    return LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
 
 
 @torch.no_grad()
@@ -70,7 +60,7 @@ class Bench:
     """A tiny model with adapters that do something, and rows to measure it on."""
 
     def __init__(self, directory: Path) -> None:
-        self.loaded = loaded = adapted(directory)
+        self.loaded = loaded = adapted(directory, rank=2, dropout=0.5)
         encoder = Encoder(loaded.tokenizer, [loaded.tokenizer.eos_token_id])
         examples = [
             Example((Message("user", f"ticket {'word ' * number}"), Message("assistant", answer)))

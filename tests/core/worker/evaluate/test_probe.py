@@ -16,12 +16,13 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.model import LoadedModel, trainable_parameters
 from core.worker.process.control import StopRequested
 from core.worker.process.determinism import rng_state
-from tests.core.worker.evaluate.test_evaluate import adapted, mean_loss, stopping_at
+from tests.core.worker.evaluate.test_evaluate import mean_loss, stopping_at
+from tests.core.worker.steps.stepper import adapted
 
 
 @pytest.fixture(scope="module")
 def loaded(tiny_model_dir: Path) -> LoadedModel:
-    return adapted(tiny_model_dir)
+    return adapted(tiny_model_dir, rank=2, dropout=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def test_the_cpu_allocator_says_it_in_words_that_are_known() -> None:
 
 
 def test_a_null_pointer_in_place_of_managed_memory_is_told_in_words_that_are_known() -> None:
-    # As bitsandbytes makes a paged state of what its library returns.
+    # As in bitsandbytes, which wraps the pointer from its library.
     pointer = ctypes.cast(ctypes.c_void_p(None), ctypes.POINTER(ctypes.c_int))
     tried = attempt(lambda: np.ctypeslib.as_array(pointer, shape=(4,)))
     assert tried.failed

@@ -111,7 +111,7 @@ def test_no_two_gradients_exist_at_once_inside_backward() -> None:
 
     for parameter in setup.net.parameters():
         hooked: Any = parameter
-        hooked.register_post_accumulate_grad_hook(count)  # runs after the one that updates
+        hooked.register_post_accumulate_grad_hook(count)  # runs after the update's hook
     setup.step(0)
     assert seen == [0, 0, 0, 0]
 

@@ -97,7 +97,7 @@ def test_a_ping_is_answered_whatever_the_training_thread_does(place: Place) -> N
 def test_the_socket_is_for_this_user_alone_and_goes_with_the_server(place: Place) -> None:
     assert stat.S_IMODE(place.path.stat().st_mode) == 0o600
     second = Controls()
-    ControlServer(place.path, second, dict).close()  # replaces what an earlier worker left
+    ControlServer(place.path, second, dict).close()  # replaces the socket of an earlier worker
     assert not place.path.exists()
 
 
@@ -428,7 +428,7 @@ def test_what_waits_is_known_at_once_and_until_it_is_done(place: Place) -> None:
     wait_for(lambda: place.controls.waiting_count == 4, 20, "the commands")
     pending(place, "pause", "checkpoint")
     assert place.next().request.command == "checkpoint"
-    pending(place, "pause", "checkpoint")  # one of them is being carried out
+    pending(place, "pause", "checkpoint")  # a checkpoint is in progress
     place.controls.done()
     pending(place, "pause")
     peer.send("resume", "resume")
@@ -450,7 +450,7 @@ def test_what_waits_can_be_taken_back_by_anyone(place: Place) -> None:
     assert asking.read() == {"id": "b", **refused}
     taking.send("withdraw", "w")
     assert taking.read() == {"id": "w", "ok": True, "withdrawn": []}
-    # Those that took something back are still to be recorded, and are answered already.
+    # Withdrawals that had an effect are still to be recorded, and are answered already.
     assert [(command.taken_back, command.answered) for command in place.controls.waiting()] == [
         (("pause",), True),
         (("checkpoint",), True),

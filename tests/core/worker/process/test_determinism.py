@@ -1,4 +1,4 @@
-"""Determinism of what is computed from a checkpoint."""
+"""Determinism of the steps after a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print(json.dumps({
     "workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
 }))
 """
-#: Workspaces for matrix products that a user may have given, and those of a strict run then.
+#: Workspace setting of the user, and the resulting one of a strict run.
 WORKSPACES = ((None, ":4096:8"), (":16:8", ":16:8"), (":0:0", ":4096:8"), (":4096:2", ":4096:8"))
 
 

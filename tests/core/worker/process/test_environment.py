@@ -42,7 +42,7 @@ read = getattr(torch._C, "_accelerator_getAllocatorSettings", lambda: None)
 print(json.dumps([read(), os.environ.get("CUDA_DEVICE_ORDER"), describe_allocator(os.environ, wsl=wsl)]))
 """
 NEW, OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
-#: What the user has set, whether it is WSL, and the settings and words that there are then.
+#: Variables set by the user, WSL or not, and the expected settings and description.
 ALLOCATORS: tuple[tuple[dict[str, str], bool, str, str], ...] = (
     ({}, False, "expandable_segments:True", "expandable segments"),
     ({}, True, "expandable_segments:False", "expandable segments are off under WSL 2"),
@@ -57,7 +57,7 @@ ALLOCATORS: tuple[tuple[dict[str, str], bool, str, str], ...] = (
 
 @pytest.fixture(scope="module")
 def allocators() -> list[tuple[str | None, str, str]]:
-    """What the allocator has read, the order of cards, and what is said of it."""
+    """Settings read by the allocator, order of cards, and description."""
     clean = {name: value for name, value in os.environ.items() if name not in (NEW, OLD, "CUDA_DEVICE_ORDER")}
     return told_after_torch(_ALLOCATOR, [(clean | variables, {"wsl": wsl}) for variables, wsl, _, _ in ALLOCATORS])
 

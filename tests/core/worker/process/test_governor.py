@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[4]
 
 
 class Meters:
-    """Meters that show what a test sets."""
+    """Meters set by a test."""
 
     def __init__(self, device: Device) -> None:
         self.device, self.energy_wh = device, 0.0 if device.power_w is not None else None
@@ -161,7 +161,7 @@ def test_the_cards_power_limit_is_set_and_put_back(tmp_path: Path) -> None:
     bench = Bench(tmp_path, device, lever, hardware={"power_limit_w": 200.0})
     with bench.governing():
         assert bench.wait_for("power_limit").value == 200.0
-    # The first one is for what a killed run has left.
+    # The first restore is for the limit left by a killed run.
     assert lever.calls == [("GPU-1", None), ("GPU-1", 200.0), ("GPU-1", None)]
 
 

@@ -28,7 +28,7 @@ CARD = Device(
 
 
 class Shown(Sampler):
-    """A sampler that shows what it is given."""
+    """A sampler with readings set by a test."""
 
     def __init__(self) -> None:
         self.devices: list[Device] = []
@@ -47,7 +47,7 @@ class Shown(Sampler):
 
 
 class Night:
-    """A log that is looked at every two seconds, of a sampler that shows what it is given."""
+    """A log that is ticked every two seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -50,7 +50,7 @@ def test_a_step_is_long_once_and_against_the_median() -> None:
 
 
 class Waiting(torch.autograd.Function):
-    """Waits in its backward pass, and pads rows there: what is computed again inside is part of it."""
+    """Waits in its backward pass, which recomputes the padding of rows."""
 
     inside, release = threading.Event(), threading.Event()
 

@@ -100,7 +100,7 @@ CALM = 60
 
 
 class Watched:
-    """A run's losses, step by step, with what is told of them."""
+    """Losses of a run, step by step, with the notices about them."""
 
     def __init__(self, action: Action = "warn", **options: float) -> None:
         self.notices: list[tuple[str, str, str]] = []

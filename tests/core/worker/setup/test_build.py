@@ -1,4 +1,4 @@
-"""Running out of memory between the start and the first step: a sentence with what to change, or copies dropped."""
+"""Running out of memory between the start and the first step: an error with advice, or copies dropped."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def batches() -> list[Any]:
 def test_packed_rows_that_share_nothing_are_learned_by_few_programs_which_are_told_once(tiny_model_dir: Path) -> None:
     compiled = Compiled(tiny_model_dir, packing=True, share_prefix=False)
     assert_learns(compiled, plain(tiny_model_dir), batches())
-    # The first layer's input needs no gradient, those of the others do.
+    # The first layer's input needs no gradient, the other layers' inputs do.
     assert_whole(compiled, 2)
     assert torch._dynamo.config.recompile_limit == compilation.RECOMPILE_LIMIT
     assert_told_once(compiled)

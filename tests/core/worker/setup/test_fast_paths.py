@@ -26,13 +26,12 @@ from core.worker.fused.install import Fused
 from core.worker.fused.lora import LoraLinear
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.reference import AdapterOffReference
-from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.model.model import LoadedModel, trainable_parameters
 from core.worker.setup.objective import choose_packing, wants_packing
 from core.worker.setup.ready_model import fuse_layers
 from core.worker.setup.self_check import SelfCheck, check_model
 from tests.cases import cases
-from tests.core.worker.steps.stepper import Stepper
+from tests.core.worker.steps.stepper import Stepper, adapted
 
 SYSTEM = np.arange(30, 50)
 
@@ -61,11 +60,7 @@ def settle(wanted: Config, loaded: LoadedModel, fused: Fused) -> SupervisedLoss:
 
 class Setup:
     def __init__(self, directory: Path, wanted: Config, precision: str = "fp32") -> None:
-        loaded = load_model(directory, method="lora", precision=precision, device="cpu")
-        model = attach_adapters(loaded.model, wanted.method, seed=0)
-        for parameter in trainable_parameters(model):
-            torch.nn.init.normal_(parameter, std=0.05)
-        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        self.loaded = adapted(directory, precision=precision, **wanted.method.model_dump())
         self.fused = fuse_layers(wanted, self.loaded, attention_alone=wanted.train.compile)
         self.loss = settle(wanted, self.loaded, self.fused)
 
@@ -193,7 +188,7 @@ def test_a_step_is_run_again_when_memory_runs_out_within_a_fused_backward(
 
 
 def test_log_probabilities_are_the_same_to_the_last_bit_with_gradients_and_without(tiny_model_dir: Path) -> None:
-    """What preference training compares differs by what was learned alone, not by two ways to round."""
+    """Log-ratios of preference training must differ by learning alone, not by rounding."""
     setup = Setup(tiny_model_dir, config(), precision="bf16")
     for name, parameter in setup.loaded.model.named_parameters():
         if "lora_B" in name:

@@ -28,7 +28,7 @@ from tests.core.worker.setup.test_fast_paths import config
 from tests.families.tiny import FAMILIES
 from tests.short_list import long_but
 
-#: Those that people tune, and one whose layers attend and carry a state at once.
+#: Families that people fine-tune, and a family whose layers have both attention and a state.
 TUNED = (*(name for name in HYBRIDS if name in FAMILIES), "falcon_h1", "nemotron_h")
 #: With gated deltas, with convolutions, and with attention and a state in one layer.
 FEW = ("qwen3_5", "lfm2", "falcon_h1")

@@ -78,7 +78,7 @@ SMALL = {
     "head_dim": 64,
     "vocab_size": 3000,
 }
-#: A model whose layers' inputs are much of what it takes.
+#: A model in which the inputs of layers are a large part of its memory.
 DEEP = {**SMALL, "model_type": "llama", "intermediate_size": 256, "num_hidden_layers": 8}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {**SMALL, "model_type": "llama", "tie_word_embeddings": False},
@@ -269,7 +269,7 @@ SETTINGS: list[tuple[str, dict[str, Any], float]] = [
     *(("llama", {"init": "pissa", "rank": 64, **settings}, 0.02) for settings in ({}, {"checkpointing": True})),
     ("llama", {"init": "pissa", "rank": 64, "name": "lora"}, 0.02),
 ]
-#: Most families once, each setting once, and what is fused, recomputed and learned in all pairs.
+#: Most families once, each setting once, and all pairs of fused, recomputed and supervised.
 FEW_SETTINGS: list[tuple[str, dict[str, Any], float, bool]] = [
     ("llama", {"checkpointing": False}, 0.02, True),
     ("llama", {"checkpointing": True}, 0.02, False),
@@ -662,7 +662,7 @@ def test_experts_live_on_the_host_where_the_run_would_not_fit_otherwise(
     here = with_experts(config, there=False)
     plan = prediction._plan(here, prediction._machine(card), dataset, state.token_budget, offload=True)
     assert plan is not None
-    # A little less than what it takes with the smallest micro-batches.
+    # A little less than needed with the smallest micro-batches.
     least = plan.needed_bytes - sum(plan.by_name().get(name, 0) for name in ("activations", "layer", "loss"))
     monkeypatch.setattr(prediction, "_limit", lambda _device: least if short else 1 << 40)
     monkeypatch.setattr(cpu, "memory", lambda: (0, room))

@@ -1,4 +1,4 @@
-"""What the processes of a run settle together."""
+"""Decisions shared by the processes of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run uses instead of what its configuration says, where the machine cannot do that."""
+"""Optimizer of a run on a machine that does not support the configured one."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def recomputed(model: Any) -> Iterator[bool]:
-    """Whether each layer is recomputed."""
+    """For each layer, True if it is recomputed."""
     for layer in decoder_layers(model):
         yield layer.gradient_checkpointing
 

@@ -5,18 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from core.config.schema import MethodSection
 from core.errors import UserError
 from core.worker.data.batches import HostBatch
 from core.worker.data.encode import TokenizedRow
 from core.worker.data.packing import Packing
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.model.model import trainable_parameters
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
 from core.worker.process.determinism import rng_state
 from tests.cases import cases
-from tests.core.worker.steps.stepper import Stepper
+from tests.core.worker.steps.stepper import Stepper, adapted
 
 WINDOW = [0, 1, 2, 3, 4, 5, 6, 7]
 
@@ -58,12 +56,8 @@ class FailingLoss(SupervisedLoss):
 
 class Setup:
     def __init__(self, directory: Path, *, dropout: float = 0.0, **failing: Any) -> None:
-        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
-        model = attach_adapters(loaded.model, MethodSection(rank=4, dropout=dropout), seed=0)
-        for parameter in trainable_parameters(model):
-            torch.nn.init.normal_(parameter, std=0.05)
-        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
-        self.loss = FailingLoss(model, failing.get("fail_at", set()), failing.get("max_tokens", 10_000))
+        self.loaded = adapted(directory, dropout=dropout)
+        self.loss = FailingLoss(self.loaded.model, failing.get("fail_at", set()), failing.get("max_tokens", 10_000))
         self.notices: list[str] = []
         self.windows = Stepper(
             self.loaded,

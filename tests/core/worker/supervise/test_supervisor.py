@@ -1,4 +1,4 @@
-"""A supervisor with processes that do what a test asks of them: no training."""
+"""A supervisor with scripted processes instead of training."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class Scene:
 
     Args:
         directory: Where all is.
-        first: What the first process does in each of its starts.
-        second: What the second does.
+        first: Act of rank 0 in each of its starts.
+        second: Act of rank 1.
         distributed: Options of the run.
     """
 
@@ -96,7 +96,7 @@ class Scene:
         ]
 
     def supervise(self, *options: str) -> int | list[str]:
-        """Let it run to its end; the exit code, or what the run goes on as."""
+        """Run to the end; returns the exit code, or the options the run continues with."""
         lock = try_lock(self.run)
         assert lock is not None
         try:
