@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from core.config.schema import Config
 from core.memory.cards import Cards
 from core.memory.plan import Machine
 from core.memory.rows import Rows
@@ -21,7 +20,7 @@ from core.worker import train as recipe
 from core.worker.distributed.ranks import Ranks
 
 from .pairs import needs_fsdp2
-from .test_training import train, write_rows
+from .test_training import config_of, train
 
 #: Place of ``tcpi_bytes_received`` in Linux's ``struct tcp_info``.
 RECEIVED = 128
@@ -52,17 +51,13 @@ def received() -> int:
     ],
 )
 def test_a_step_sends_what_the_plan_says(tmp_path: Path, tiny_model_dir: Path, strategy: str, method: str) -> None:
-    config = Config.model_validate(
-        {
-            "model": {"base": str(tiny_model_dir)},
-            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows"))},
-            "method": {"name": method, "rank": 16},
-            "train": {"max_steps": STEPS, "batch_size": 4, "micro_batch_size": 1, "precision": "fp32"},
-            "memory": {"optimizer_in_backward": "off", "gradient_checkpointing": "on"},
-            "eval": {"probe": False},
-            "hardware": {"device": "cpu"},
-            "distributed": {"processes": 2, "strategy": strategy},
-        }
+    config = config_of(
+        tmp_path,
+        tiny_model_dir,
+        method={"name": method, "rank": 16},
+        train={"max_steps": STEPS, "batch_size": 4, "micro_batch_size": 1, "precision": "fp32"},
+        memory={"optimizer_in_backward": "off", "gradient_checkpointing": "on"},
+        distributed={"strategy": strategy},
     )
     counts = tmp_path / "counts"
 
