@@ -217,11 +217,13 @@ class ControlPoint:
             RankLostError: If another process of the run does not answer.
         """
         began, model = time.monotonic(), self.loaded.model
+        # The base answers with its own weights, even if a file's weights are trained.
+        own = nullcontext() if self.file_weights is None or asked.source != BASE else self.file_weights.base_alone()
         with (
             lost_ranks_told(),
             self.strategy.leading(),
             self.autocast(),
-            self._weights_of(asked.source),
+            own,
             answering_as(model, asked.source),
         ):
             prompt = prepare_prompt(
@@ -249,10 +251,6 @@ class ControlPoint:
         """True if an answer should end; checked before each of its tokens."""
         self.strategy.orders.look_after()
         return command.cancelled.is_set() or self.controls.is_leaving
-
-    def _weights_of(self, source: str) -> AbstractContextManager[None]:
-        """Context with the weights of a chat source: the base uses its own, even if a file's weights are trained."""
-        return nullcontext() if self.file_weights is None or source != BASE else self.file_weights.base_alone()
 
     def _set(self, command: Command) -> str:
         state, changes = self.state, read_changes(self.config, command.request.args)

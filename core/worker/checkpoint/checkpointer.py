@@ -59,17 +59,6 @@ class Fingerprints:
     base: BaseFingerprint
     """Fingerprint of the base model; computed on a thread."""
 
-    @classmethod
-    def of(cls, base: Path, data: str, held_out: str) -> Fingerprints:
-        """Start hashing a base model.
-
-        Args:
-            base: Its directory.
-            data: Hash of the training rows.
-            held_out: Hash of the held-out rows.
-        """
-        return cls(data, held_out, BaseFingerprint(base))
-
 
 @dataclass
 class Checkpointer:

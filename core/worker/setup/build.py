@@ -9,6 +9,8 @@ from accelerate import Accelerator
 
 from core.config.derived import updates_in_backward
 from core.config.schema import Config
+from core.data.registries.data_files import DataHashes
+from core.models.fingerprint import BaseFingerprint
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, agreed_checkpoint
 from core.worker.checkpoint.rollback import Rollback
@@ -167,8 +169,10 @@ def build(
     # The model, and the memory for it.
     recorder.phase("loading_model", config.model.base)
     # Hashed while the model loads, which reads the same files.
-    fingerprints = Fingerprints.of(prepared.base, prepared.data_fingerprint, prepared.held_out_fingerprint)
-    files = Provenance.hash_files(config) if ranks.is_first else None
+    fingerprints = Fingerprints(
+        prepared.data_fingerprint, prepared.held_out_fingerprint, BaseFingerprint(prepared.base)
+    )
+    files = DataHashes(config.data) if ranks.is_first else None
     token_budget = first_budget(device, whole=updates_in_backward(config))
     host_experts, why_experts = decide_experts(config, device, dataset, token_budget)
     model = make_ready(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)

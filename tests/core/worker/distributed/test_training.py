@@ -31,7 +31,6 @@ from core.worker.model.full_weights import trained_tensors
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
 from core.worker.setup import build as setup
-from core.worker.setup import provenance
 from tests.cases import cases
 
 from .pairs import needs_fsdp2, run_pair
@@ -281,7 +280,7 @@ def test_only_the_first_process_hashes_the_data(tmp_path: Path, tiny_model_dir: 
 
     def spoil(ranks: Ranks) -> None:
         if not ranks.is_first:
-            provenance.DataHashes = None  # type: ignore[attr-defined]
+            setup.DataHashes = None  # type: ignore[attr-defined]
 
     run = train(tmp_path / "run", config, 2, spoil)
     start = next(read_links(run.path / CHAIN_NAME))
