@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from core.models.architecture import measuring
 from core.worker.distributed.ranks import Ranks, join
 from core.worker.distributed.rendezvous import Meeting, file_meeting
 from core.worker.process.openmp import renew_thread_pool
+from tests.measured_here import run_here
 
 needs_fsdp2 = pytest.mark.skipif(
     not hasattr(FSDPModule, "reset_iter_state"),
@@ -74,6 +76,8 @@ def run_pair(
 def _be(meeting: Meeting, work: Callable[[Ranks], Any], timeout: float, answer: Connection) -> None:
     meeting.keep_inside(os.environ)
     renew_thread_pool()
+    # Helpers of the tests are children of the process that was forked.
+    measuring._run = run_here
     try:
         result = work(join(meeting, timeout, cuda=False))
     except BaseException as error:
