@@ -280,7 +280,7 @@ def test_only_the_first_process_hashes_the_data(tmp_path: Path, tiny_model_dir: 
 
     def spoil(ranks: Ranks) -> None:
         if not ranks.is_first:
-            setup.DataHashes = None  # type: ignore[attr-defined]
+            setup.DataHashes = None  # type: ignore[attr-defined, assignment]
 
     run = train(tmp_path / "run", config, 2, spoil)
     start = next(read_links(run.path / CHAIN_NAME))
