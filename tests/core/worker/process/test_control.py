@@ -213,21 +213,17 @@ def test_closing_the_connection_cancels_what_it_asked_for(place: Place) -> None:
 
 
 def test_a_peer_that_does_not_read_holds_up_the_training_once_at_most(
-    monkeypatch: pytest.MonkeyPatch,
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "SEND_SECONDS", 1)
-    with tempfile.TemporaryDirectory() as directory:
-        place = Place(Path(directory))
-        peer = Peer(place.path)
-        peer.send("generate")
-        command = place.next()
-        began = time.monotonic()
-        for _ in range(50):
-            command.token("x" * 100_000, "base")
-        assert 0.9 < time.monotonic() - began < 30
-        assert command.cancelled.wait(60)
-        place.controls.close()
-        place.server.close()
+    peer = Peer(place.path)
+    peer.send("generate")
+    command = place.next()
+    began = time.monotonic()
+    for _ in range(50):
+        command.token("x" * 100_000, "base")
+    assert 0.9 < time.monotonic() - began < 30
+    assert command.cancelled.wait(60)
 
 
 def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
@@ -240,24 +236,23 @@ def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
     thread.join()
 
 
-@cases(
+@pytest.mark.parametrize(
     ("parks", "error", "stopped"), [(False, "The run has ended.", "over"), (True, "The run is being parked.", "parked")]
 )
-def test_at_the_end_everyone_is_answered_and_parking_grants_a_pause(parks: bool, error: str, stopped: str) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        place = Place(Path(directory))
-        asking, other, late = Peer(place.path), Peer(place.path), Peer(place.path)
-        asking.send("generate")
-        wait_for(lambda: place.controls.waiting_count, 20, "the first command")
-        other.send("pause" if parks else "stop")
-        wait_for(lambda: place.controls.waiting_count == 2, 20, "the second command")
-        assert place.controls.stop_sender == (None if parks else "socket")
-        place.controls.close(error, met=("pause",) if parks else ())
-        assert asking.read()["error"] == error
-        assert other.read() == {"id": "1", "ok": True, "state": stopped}
-        late.send("checkpoint")
-        assert late.read()["ok"] is False
-        place.server.close()
+def test_at_the_end_everyone_is_answered_and_parking_grants_a_pause(
+    place: Place, parks: bool, error: str, stopped: str
+) -> None:
+    asking, other, late = Peer(place.path), Peer(place.path), Peer(place.path)
+    asking.send("generate")
+    wait_for(lambda: place.controls.waiting_count, 20, "the first command")
+    other.send("pause" if parks else "stop")
+    wait_for(lambda: place.controls.waiting_count == 2, 20, "the second command")
+    assert place.controls.stop_sender == (None if parks else "socket")
+    place.controls.close(error, met=("pause",) if parks else ())
+    assert asking.read()["error"] == error
+    assert other.read() == {"id": "1", "ok": True, "state": stopped}
+    late.send("checkpoint")
+    assert late.read()["ok"] is False
 
 
 def test_a_socket_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:

@@ -95,12 +95,15 @@ class Scene:
             for rank in range(2)
         ]
 
-    def supervise(self, *options: str) -> int | list[str]:
+    def supervise(self, *options: str, prepare: Callable[[Supervisor], object] | None = None) -> int | list[str]:
         """Run to the end; returns the exit code, or the options the run continues with."""
         lock = try_lock(self.run)
         assert lock is not None
         try:
-            return Supervisor(self.run, self.config, lock, self.starts).supervise(options)
+            supervisor = Supervisor(self.run, self.config, lock, self.starts)
+            if prepare is not None:
+                prepare(supervisor)
+            return supervisor.supervise(options)
         finally:
             os.close(lock)
 
@@ -230,12 +233,7 @@ def test_a_run_that_loses_a_process_while_it_stops_is_not_started_again_to_stop(
 
 def test_a_stop_before_the_first_start_is_the_end(tmp_path: Path) -> None:
     scene = Scene(tmp_path, [WAITS], [WAITS])
-    lock = try_lock(scene.run)
-    assert lock is not None
-    supervised = Supervisor(scene.run, scene.config, lock, scene.starts)
-    supervised._stops.append(signal.SIGTERM)
-    assert supervised.supervise([]) == 3
-    os.close(lock)
+    assert scene.supervise(prepare=lambda supervisor: supervisor._stops.append(signal.SIGTERM)) == 3
     assert scene.started(0) == []
     assert isinstance(scene.events()[-1], StoppedEvent)
 
@@ -285,7 +283,9 @@ def test_an_end_that_was_recorded_before_is_none_of_these_processes(tmp_path: Pa
 NOTICE = ["warning", "memory_cut", "Memory ran out in step 3.", "Nothing is lost."]
 
 
-def test_the_last_warnings_of_a_process_are_told_before_it_is_told_lost(tmp_path: Path) -> None:
+def test_the_last_warnings_of_a_process_are_told_before_it_is_told_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also of the one whose end is the verdict: it has said them in its last moment."""
     scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"say": {"notice": NOTICE}, "kill": True}, {"exit": 0}])
     watch = Supervisor._pass_on
@@ -296,9 +296,8 @@ def test_the_last_warnings_of_a_process_are_told_before_it_is_told_lost(tmp_path
         if late[-1]:
             watch(self, processes)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Supervisor, "_pass_on", pass_on)
-        assert scene.supervise() == 0
+    monkeypatch.setattr(Supervisor, "_pass_on", pass_on)
+    assert scene.supervise() == 0
     told, lost = scene.events()
     assert isinstance(told, NoticeEvent)
     assert isinstance(lost, NoticeEvent)
@@ -306,7 +305,9 @@ def test_the_last_warnings_of_a_process_are_told_before_it_is_told_lost(tmp_path
     assert lost.code == "rank_lost"
 
 
-def test_a_warning_that_comes_after_the_end_is_not_put_into_the_record(tmp_path: Path) -> None:
+def test_a_warning_that_comes_after_the_end_is_not_put_into_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene = Scene(tmp_path, [], [])
     ends = ends_as(scene, RunState(state="finished", step=9))
     (tmp_path / "acts-0").write_text(json.dumps([{**ends, "after": "starts-2", "exit": 0}]))
@@ -322,9 +323,8 @@ def test_a_warning_that_comes_after_the_end_is_not_put_into_the_record(tmp_path:
             return late
         return take(process)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RankProcess, "take_notices", take_notices)
-        assert scene.supervise() == 0
+    monkeypatch.setattr(RankProcess, "take_notices", take_notices)
+    assert scene.supervise() == 0
     assert told == late
     assert scene.events() == []
 
@@ -336,14 +336,13 @@ def test_a_report_that_makes_no_sense_is_passed_over(tmp_path: Path, said: objec
     assert scene.events() == []
 
 
-def test_processes_that_were_suspended_with_their_supervisor_are_not_lost(tmp_path: Path) -> None:
+def test_processes_that_were_suspended_with_their_supervisor_are_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As by a container that is frozen for an hour: nobody could be heard meanwhile."""
     moment = 0.0
     scene = Scene(tmp_path, [{"exit": 0, "after": "go"}], [{"exit": 0, "after": "go"}], timeout=5.0)
-    lock = try_lock(scene.run)
-    assert lock is not None
-    found = Supervisor(scene.run, scene.config, lock, scene.starts)
-    found._awake = AwakeClock(2.0, lambda: moment)
+    awake = AwakeClock(2.0, lambda: moment)
     listened = threading.Event()
 
     def wake() -> None:
@@ -351,8 +350,8 @@ def test_processes_that_were_suspended_with_their_supervisor_are_not_lost(tmp_pa
         wait_for(lambda: scene.started(0) and scene.started(1), 30, "the start")
         assert listened.wait(30)
         moment = 3600.0
-        looked = found._awake.seconds
-        wait_for(lambda: found._awake.seconds > looked, 30, "a look")
+        looked = awake.seconds
+        wait_for(lambda: awake.seconds > looked, 30, "a look")
         (tmp_path / "go").touch()
 
     listen = RankProcess.listen
@@ -362,13 +361,11 @@ def test_processes_that_were_suspended_with_their_supervisor_are_not_lost(tmp_pa
         if process.has_begun:
             listened.set()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RankProcess, "listen", listening)
-        thread = threading.Thread(target=wake)
-        thread.start()
-        assert found.supervise([]) == 0
-        thread.join()
-    os.close(lock)
+    monkeypatch.setattr(RankProcess, "listen", listening)
+    thread = threading.Thread(target=wake)
+    thread.start()
+    assert scene.supervise(prepare=lambda supervisor: setattr(supervisor, "_awake", awake)) == 0
+    thread.join()
     assert scene.events() == []
 
 
