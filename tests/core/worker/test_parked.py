@@ -77,7 +77,7 @@ class Waiting:
         return self.result
 
 
-def test_it_goes_on_when_the_claim_is_gone_and_there_is_room(recorder: Recorder) -> None:
+def test_a_parked_run_continues_once_the_claim_is_gone_and_memory_is_free(recorder: Recorder) -> None:
     waiting = Waiting(recorder, GAME.cause)
     assert recorder.state.state == "paused"
     waiting.free, waiting.claim = 4, None

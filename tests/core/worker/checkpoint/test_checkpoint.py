@@ -125,7 +125,7 @@ def test_adapters_on_other_layers_are_refused_by_name_and_can_be_used_as_they_ar
     assert all(torch.equal(value, trained[name]) for name, value in used.state_dict().items())
 
 
-def test_a_checkpoint_is_private_complete_and_says_what_it_is(saved: Path) -> None:
+def test_a_checkpoint_is_private_and_complete_and_describes_itself(saved: Path) -> None:
     path = saved / "step-00000020"
     assert sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()) == sorted(FILES)
     for entry in [path, *path.rglob("*")]:
@@ -291,7 +291,7 @@ def test_what_was_changed_by_hand_is_passed_over_and_said(
 
 
 @cases("name", ["manifest.json", "optimizer.pt", "adapter"])
-def test_what_may_not_be_read_is_no_checkpoint(saved: Path, tmp_path: Path, name: str) -> None:
+def test_an_unreadable_checkpoint_is_skipped(saved: Path, tmp_path: Path, name: str) -> None:
     where = copied(saved, tmp_path)
     (where / "step-00000020" / name).chmod(0)
     with unprivileged():
@@ -318,7 +318,7 @@ def test_no_flipped_bit_of_a_manifest_is_believed(saved: Path, tmp_path: Path) -
         assert found.manifest == sound, f"byte {place}"
 
 
-def test_what_is_not_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     assert checkpoints.newest_valid(tmp_path / "none") == (None, [])
     (tmp_path / ".step-00000030.1.tmp").mkdir()
     (tmp_path / "notes").mkdir()
@@ -445,7 +445,7 @@ def test_a_checkpoint_that_an_export_reads_stays_until_a_later_rotation_unless_i
     assert list(tmp_path.iterdir()) == [paths[2]]
 
 
-def test_links_are_rotated_out_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+def test_links_are_rotated_out_and_their_targets_stay(tmp_path: Path) -> None:
     outside, directory = tmp_path / "outside", tmp_path / "checkpoints"
     outside.mkdir()
     directory.mkdir()

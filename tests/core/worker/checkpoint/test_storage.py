@@ -74,7 +74,7 @@ def checkpoint(**manifest: Any) -> Checkpoint:
 
 
 @pytest.mark.long
-def test_what_is_recorded_is_loaded_again_whatever_is_chosen_for_new_runs(qwen3_5: Trained) -> None:
+def test_recorded_preparations_are_loaded_whatever_new_runs_choose(qwen3_5: Trained) -> None:
     kept = "layers.3.mlp.down_proj"
     config = change(qwen3_5.config, "model", keep_16bit=[kept])
     model = adapted(config)

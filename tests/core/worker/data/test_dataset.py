@@ -112,7 +112,7 @@ def test_of_every_row_it_is_known_where_it_comes_from(encoder: Encoder, tmp_path
     assert dataset.repeated
 
 
-def test_what_cannot_be_used_is_counted_and_the_first_of_each_kind_named(encoder: Encoder, tmp_path: Path) -> None:
+def test_unusable_rows_are_counted_and_the_first_of_each_kind_is_named(encoder: Encoder, tmp_path: Path) -> None:
     rows = [chat("fine"), "{not json", chat("long " * 100), {"messages": []}, "[1]", chat("x", " "), chat("last")]
     dataset = load_dataset(write(tmp_path / "mixed.jsonl", *rows), config(train={"max_length": 100}), encoder)
     event = dataset.event()
@@ -125,7 +125,7 @@ def test_what_cannot_be_used_is_counted_and_the_first_of_each_kind_named(encoder
     assert dataset.first_dropped["overlong"].startswith("mixed.jsonl, line 3: ")
 
 
-def test_an_example_of_several_rows_is_one_that_is_used(encoder: Encoder, tmp_path: Path) -> None:
+def test_an_example_of_several_rows_counts_once(encoder: Encoder, tmp_path: Path) -> None:
     template = (
         "{% for message in messages %}<|im_start|>{{ message.role }}\n"
         "{{ message.content if loop.last or message.role == 'user' else message.content.split('</think>')[-1] }}"
@@ -150,7 +150,7 @@ def test_an_example_of_several_rows_is_one_that_is_used(encoder: Encoder, tmp_pa
     assert len(short.rows) == 1
 
 
-def test_long_rows_are_cut_where_that_is_asked_for(encoder: Encoder, tmp_path: Path) -> None:
+def test_long_rows_are_cut_if_configured(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", chat("short"), chat("x", "y" * 200), chat("z" * 200, "never reached"))
     dataset = load_dataset(path, config(train={"max_length": 60}, data={"overlong": "truncate"}), encoder)
     assert dataset.lengths[1] == 60
@@ -158,20 +158,20 @@ def test_long_rows_are_cut_where_that_is_asked_for(encoder: Encoder, tmp_path: P
     assert dataset.dropped == {"nothing_supervised": 1}
 
 
-def test_long_rows_are_refused_where_that_is_asked_for(encoder: Encoder, tmp_path: Path) -> None:
+def test_long_rows_are_refused_if_configured(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", chat("short"), "", chat("z" * 200))
     with pytest.raises(UserError, match=r"a\.jsonl, line 3: The row has \d+ tokens") as caught:
         load_dataset(path, config(train={"max_length": 60}, data={"overlong": "refuse"}), encoder)
     assert "train.max_length" in caught.value.hint
 
 
-def test_nothing_to_use_is_an_error_that_says_why(encoder: Encoder, tmp_path: Path) -> None:
+def test_data_without_usable_rows_is_an_error_with_reasons(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", chat("z" * 200), chat("z" * 300))
     with pytest.raises(UserError, match=r"No row of .*a\.jsonl can be used \(2 x overlong\)\. a\.jsonl, line 1: "):
         load_dataset(path, config(train={"max_length": 60}), encoder)
 
 
-def test_a_template_that_spoils_every_row_is_what_the_hint_is_about(encoder: Encoder, tmp_path: Path) -> None:
+def test_the_hint_names_a_template_that_fails_on_every_row(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", chat("x"))
     broken = Encoder(encoder.tokenizer, [encoder.tokenizer.eos_token_id], "{% for message in %}")
     with pytest.raises(UserError, match=r"\(1 x template_error\)\. a\.jsonl, line 1: .*\.$") as caught:
@@ -189,7 +189,7 @@ def test_a_limit_ends_the_reading(encoder: Encoder, tmp_path: Path) -> None:
     assert told == [5]
 
 
-def test_progress_is_told_and_can_end_it(encoder: Encoder, tmp_path: Path) -> None:
+def test_loading_reports_progress_which_can_stop_it(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *(chat(f"question {number}") for number in range(2 * CHUNK_ROWS + 1)))
     told: list[int] = []
     dataset = load_dataset(path, config(), encoder, progress=told.append)
@@ -203,7 +203,7 @@ def test_progress_is_told_and_can_end_it(encoder: Encoder, tmp_path: Path) -> No
         load_dataset(path, config(), encoder, progress=stop)
 
 
-def test_a_stop_is_heard_while_held_out_rows_are_looked_for_among_the_others(encoder: Encoder, tmp_path: Path) -> None:
+def test_a_stop_is_heard_during_the_search_for_leaked_held_out_rows(encoder: Encoder, tmp_path: Path) -> None:
     train = write(tmp_path / "a.jsonl", *(chat(f"question {number}") for number in range(CHUNK_ROWS)))
     held_out = write(tmp_path / "b.jsonl", chat("another"))
     told: list[int] = []

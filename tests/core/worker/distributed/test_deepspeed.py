@@ -152,7 +152,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
 
 @needs_deepspeed
 @ALL
-def test_two_learn_what_one_learns_and_are_measured_alike(trained: Trained, name: str) -> None:
+def test_two_processes_learn_and_measure_like_one(trained: Trained, name: str) -> None:
     alone = name.partition("-")[0]
     trained.assert_learned_alike(name, alone)
     trained.assert_measured_alike(name, alone)
@@ -167,7 +167,7 @@ def test_a_run_continues_exactly_where_it_was_and_with_another_number_of_process
 
 
 @needs_deepspeed
-def test_memory_that_runs_out_in_one_process_costs_it_a_finer_window(trained: Trained) -> None:
+def test_running_out_of_memory_in_one_process_costs_it_a_finer_window(trained: Trained) -> None:
     # In the other process, which writes no record: the run has come to its end with the same result.
     assert trained.events("adapters-2-one-two", StepEvent)[-1].step == 4
 
@@ -192,7 +192,7 @@ def test_weights_in_16_bit_go_on_exactly_from_their_copies_in_32(tmp_path: Path,
 
 
 @needs_deepspeed
-def test_memory_that_runs_out_where_sums_have_begun_ends_the_run_with_a_sentence(
+def test_running_out_of_memory_after_sums_have_begun_ends_the_run_with_an_error(
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     write_rows(tmp_path / "rows.jsonl")

@@ -79,7 +79,7 @@ BOTH = cases("name", ["adapters", "full"])
 
 
 @BOTH
-def test_two_learn_what_one_learns_and_are_measured_alike(trained: Trained, name: str) -> None:
+def test_two_processes_learn_and_measure_like_one(trained: Trained, name: str) -> None:
     trained.assert_learned_alike(name, f"{name}-alone")
     trained.assert_measured_alike(name, f"{name}-alone")
 
@@ -96,7 +96,7 @@ def test_initial_adapter_weights_taken_out_of_the_base_are_saved_with_the_adapte
 
 
 @BOTH
-def test_memory_that_runs_out_in_one_process_costs_all_a_finer_window(trained: Trained, name: str) -> None:
+def test_running_out_of_memory_in_one_process_costs_all_a_finer_window(trained: Trained, name: str) -> None:
     assert "memory_cut" in [notice.code for notice in trained.events(f"{name}-one-two", NoticeEvent)]
     # Its result is compared with the others above.
     assert trained.events(f"{name}-one-two", StepEvent)[-1].step == 4

@@ -106,7 +106,7 @@ def test_a_suspended_process_is_noticed_after_the_timeout(tmp_path: Path) -> Non
     assert first.startswith("RankLostError: ")
 
 
-def test_the_only_process_says_nothing() -> None:
+def test_a_single_process_sends_nothing() -> None:
     ranks, strategy = Ranks.single(), single()
     assert ranks.is_first
     assert ranks.is_single

@@ -57,7 +57,7 @@ def test_places_that_make_no_sense_are_refused(change: dict[str, str]) -> None:
         read_meeting(TORCHRUN | change)
 
 
-def test_on_one_machine_nothing_but_loopback_is_used(tmp_path: Path) -> None:
+def test_on_one_machine_only_loopback_is_used(tmp_path: Path) -> None:
     environment: dict[str, str] = {}
     Meeting(0, 2, 0, file_meeting(tmp_path / "meeting")).keep_inside(environment)
     assert environment == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
@@ -76,7 +76,7 @@ def test_the_interface_of_an_address_is_used_with_and_without_its_zone(
     assert environment == {"GLOO_SOCKET_IFNAME": "eth7", "NCCL_SOCKET_IFNAME": "=eth7"}
 
 
-def test_libraries_are_not_told_the_place() -> None:
+def test_libraries_do_not_see_the_rendezvous() -> None:
     environment = {**TORCHRUN, "PATH": "/bin"}
     forget(environment)
     assert environment == {"PATH": "/bin"}

@@ -140,7 +140,7 @@ def steps(run: Run) -> list[StepEvent]:
     ],
     ids=["noise", "full", "dpo", "orpo", "kto"],
 )
-def test_two_train_as_one_does(
+def test_two_processes_train_like_one(
     tmp_path: Path, tiny_model_dir: Path, kind: str, method: dict[str, Any], options: dict[str, Any]
 ) -> None:
     def config(processes: int) -> Config:
@@ -233,7 +233,7 @@ def slow_once(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 @needs_fsdp2
 @pytest.mark.parametrize("order", ["save", "forward"])
-def test_the_first_process_knows_that_another_is_lost_while_weights_are_gathered(
+def test_the_first_process_notices_a_lost_process_while_weights_are_gathered(
     tmp_path: Path, tiny_model_dir: Path, order: str
 ) -> None:
     config = config_of(

@@ -50,7 +50,7 @@ def received() -> int:
         pytest.param("fsdp2", "full", marks=needs_fsdp2),
     ],
 )
-def test_a_step_sends_what_the_plan_says(tmp_path: Path, tiny_model_dir: Path, strategy: str, method: str) -> None:
+def test_a_step_sends_the_planned_bytes(tmp_path: Path, tiny_model_dir: Path, strategy: str, method: str) -> None:
     config = config_of(
         tmp_path,
         tiny_model_dir,

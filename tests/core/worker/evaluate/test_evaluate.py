@@ -215,7 +215,7 @@ def limited(bench: Bench, rows: int, fail_at: set[int]) -> tuple[Evaluator, Limi
     return evaluator, loss, told
 
 
-def test_what_does_not_fit_at_once_is_measured_in_smaller_batches_from_then_on(bench: Bench) -> None:
+def test_batches_that_do_not_fit_stay_smaller_from_then_on(bench: Bench) -> None:
     wanted, _ = bench.evaluator().measure(1, lambda *_: None)
     # The second call is that of the first single row, which is tried once more.
     evaluator, loss, told = limited(bench, 1, {2})
@@ -228,7 +228,7 @@ def test_what_does_not_fit_at_once_is_measured_in_smaller_batches_from_then_on(b
     assert loss.calls == calls + 3, "the smaller size is kept"
 
 
-def test_a_held_out_row_that_does_not_fit_is_said_and_the_model_is_left_in_training(bench: Bench) -> None:
+def test_a_held_out_row_that_does_not_fit_is_reported_and_the_model_left_in_training(bench: Bench) -> None:
     evaluator, loss, _ = limited(bench, 0, set())
     with pytest.raises(MemoryShortageError, match=r"a single held-out row of \d+ tokens"):
         evaluator.measure(1, lambda *_: None)
@@ -236,7 +236,7 @@ def test_a_held_out_row_that_does_not_fit_is_said_and_the_model_is_left_in_train
     assert all(module.training for module in bench.loaded.model.modules())
 
 
-def test_answers_that_do_not_fit_are_left_out_and_the_loss_is_told(
+def test_answers_that_do_not_fit_are_skipped_and_the_loss_is_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_args: Any, **_kwargs: Any) -> list[str]:

@@ -83,7 +83,9 @@ def test_a_stop_ends_it_and_the_model_trains_again(loaded: LoadedModel, rows: li
 
 
 @pytest.mark.long
-def test_what_does_not_fit_in_memory_is_left_out_with_a_notice(loaded: LoadedModel, rows: list[TokenizedRow]) -> None:
+def test_samples_that_do_not_fit_in_memory_are_skipped_with_a_notice(
+    loaded: LoadedModel, rows: list[TokenizedRow]
+) -> None:
     class Full(SupervisedLoss):
         """No room for anything."""
 

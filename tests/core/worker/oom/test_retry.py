@@ -40,17 +40,17 @@ from tests.cases import cases
         (KeyboardInterrupt(), False),
     ],
 )
-def test_what_counts_as_running_out_of_memory(error: BaseException, is_shortage: bool) -> None:
+def test_errors_that_count_as_running_out_of_memory(error: BaseException, is_shortage: bool) -> None:
     assert is_out_of_memory(error) is is_shortage
 
 
-def test_the_cpu_allocator_says_it_in_words_that_are_known() -> None:
+def test_errors_of_the_cpu_allocator_are_recognized() -> None:
     tried = attempt(lambda: torch.empty(1 << 60))
     assert tried.failed
     assert tried.result is None
 
 
-def test_a_null_pointer_in_place_of_managed_memory_is_told_in_words_that_are_known() -> None:
+def test_a_null_pointer_to_managed_memory_is_recognized() -> None:
     # As in bitsandbytes, which wraps the pointer from its library.
     pointer = ctypes.cast(ctypes.c_void_p(None), ctypes.POINTER(ctypes.c_int))
     tried = attempt(lambda: np.ctypeslib.as_array(pointer, shape=(4,)))
@@ -74,7 +74,7 @@ def test_an_attempt_that_failed_holds_nothing_alive() -> None:
     assert alive[0]() is None
 
 
-def test_work_that_cannot_be_begun_again_ends_with_a_sentence() -> None:
+def test_work_that_cannot_be_retried_ends_with_an_explained_error() -> None:
     with pytest.raises(MemoryShortageError) as caught, shortage_explained("in attaching", "Lower method.rank."):
         raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
     assert (caught.value.message, caught.value.hint) == (
@@ -120,7 +120,7 @@ print(before, after, held - resident())
 """
 
 
-def test_what_is_freed_is_found_again_without_page_faults_until_it_is_given_back() -> None:
+def test_freed_memory_is_reused_without_page_faults_until_it_is_given_back() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )

@@ -120,7 +120,7 @@ def test_paged_states_are_paged_after_a_resume_and_go_on_bit_for_bit(make: Any, 
     assert all(map(torch.equal, resumed, plain))
 
 
-def test_states_of_the_unpaged_form_are_those_of_the_paged_one() -> None:
+def test_paged_and_unpaged_states_are_equal() -> None:
     trained, other = parameters(), parameters()
     pages = Pages()
     paged, plain = make_optimizer(trained, TRAIN, buffers=pages.buffers), make_optimizer(other, UNPAGED)
@@ -164,7 +164,7 @@ def test_a_buffer_that_is_used_again_is_zero() -> None:
     assert pages.buffers(parameter, dtype=torch.uint8) is not first
 
 
-def test_small_tensors_and_those_of_the_cpu_are_not_paged() -> None:
+def test_small_tensors_and_cpu_tensors_are_not_paged() -> None:
     assert not is_paged(Pages().buffers(torch.zeros(SHAPES[1])))
     assert not is_paged(PagedBuffers()(torch.zeros(SHAPES[0])))
 

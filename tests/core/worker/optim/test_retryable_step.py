@@ -123,7 +123,7 @@ def test_of_fused_adamw_a_group_is_stepped_once(fail_at: set[int], monkeypatch: 
 
 
 @cases("kind", OPTIMIZERS[1:])
-def test_a_step_that_never_fits_is_a_sentence_and_leaves_the_part_as_it_was(
+def test_a_step_that_never_fits_is_a_user_error_and_leaves_its_parts_unchanged(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = parameters()
@@ -206,7 +206,7 @@ def step_both(
 
 
 @cases(("kind", "calls", "clones"), [("adamw", 5, 1), ("adamw_8bit", 80, 0), ("lion_8bit", 80, 0)])
-def test_what_a_step_of_forty_adapters_calls_and_copies_on_a_card(kind: str, calls: int, clones: int) -> None:
+def test_calls_and_copies_of_a_step_of_forty_adapters_on_a_card(kind: str, calls: int, clones: int) -> None:
     trained = [torch.nn.Parameter(torch.ones(64, 64)) for _ in range(40)]
     step = RetryableStep(make_optimizer(trained, options(kind)), Retry(), in_place=True)
     for number in range(2):

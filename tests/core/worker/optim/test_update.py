@@ -90,7 +90,7 @@ def test_adamw_is_that_of_torch(in_backward: bool) -> None:
 
 @cases("optimizer", OPTIMIZERS)
 @cases("dtype", [torch.float32, torch.bfloat16])
-def test_when_it_is_done_makes_no_difference(optimizer: str, dtype: torch.dtype) -> None:
+def test_updates_inside_and_after_backward_are_equal(optimizer: str, dtype: torch.dtype) -> None:
     after, inside = (Setup(optimizer, in_backward=where, dtype=dtype) for where in (False, True))
     for step in range(4):
         losses = []

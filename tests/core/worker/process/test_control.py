@@ -255,7 +255,7 @@ def test_at_the_end_everyone_is_answered_and_parking_grants_a_pause(
     assert late.read()["ok"] is False
 
 
-def test_a_socket_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+def test_a_socket_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"control socket .* cannot be made") as caught:
         ControlServer(tmp_path / "file" / "control.sock", Controls(), dict)
@@ -375,7 +375,7 @@ def plant_foreign_link(place: Path) -> None:
     "plant",
     [plant_link, plant_open, plant_foreign, plant_foreign_link, Path.touch, lambda place: place.symlink_to("nowhere")],
 )
-def test_what_others_have_planted_is_neither_used_nor_in_the_way(
+def test_planted_files_are_neither_used_nor_in_the_way(
     plant: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if plant in (plant_foreign, plant_foreign_link) and os.getuid() != 0:
@@ -401,7 +401,7 @@ def test_a_private_runtime_directory_is_used_unless_the_path_is_too_long(runtime
         server.close()
 
 
-def test_what_a_killed_worker_left_in_a_directory_of_its_own_goes_with_the_next(runtime: Path) -> None:
+def test_a_private_directory_of_a_killed_worker_is_removed_by_the_next(runtime: Path) -> None:
     plant_open(runtime)
     left = sockets.private_socket_path(runtime / "localtune-1.sock")
     with socket.socket(socket.AF_UNIX) as dead:
@@ -416,7 +416,7 @@ def pending(place: Place, *names: str) -> None:
     wait_for(lambda: place.controls.pending == names, 20, f"{names or 'nothing'} to be pending")
 
 
-def test_what_waits_is_known_at_once_and_until_it_is_done(place: Place) -> None:
+def test_pending_commands_are_visible_until_they_are_done(place: Place) -> None:
     peer = Peer(place.path)
     for number, name in enumerate(("checkpoint", "pause", "generate", "pause")):
         peer.send(name, str(number))
@@ -431,7 +431,7 @@ def test_what_waits_is_known_at_once_and_until_it_is_done(place: Place) -> None:
     assert [command.request.command for command in place.controls.waiting()] == ["pause", "generate", "pause", "resume"]
 
 
-def test_what_waits_can_be_taken_back_by_anyone(place: Place) -> None:
+def test_anyone_can_withdraw_pending_commands(place: Place) -> None:
     asking, taking = Peer(place.path), Peer(place.path)
     asking.send("pause", "a")
     asking.send("checkpoint", "b")
@@ -452,7 +452,7 @@ def test_what_waits_can_be_taken_back_by_anyone(place: Place) -> None:
     ]
 
 
-def test_a_stop_can_be_taken_back_unless_it_is_a_signal_or_under_way(place: Place) -> None:
+def test_a_stop_can_be_withdrawn_unless_it_is_a_signal_or_under_way(place: Place) -> None:
     peer = Peer(place.path)
     peer.send("stop", "s", now=True)
     pending(place, "stop")

@@ -44,7 +44,7 @@ WORKSPACES = ((None, ":4096:8"), (":16:8", ":16:8"), (":0:0", ":4096:8"), (":409
         ("fast", "cuda", "fast"),
     ],
 )
-def test_a_cpu_is_always_strict_and_a_gpu_where_it_is_asked_for(wanted: str, device: str, expected: str) -> None:
+def test_a_cpu_is_always_strict_and_a_gpu_if_configured(wanted: str, device: str, expected: str) -> None:
     assert choose_determinism(wanted, device) == expected
 
 
@@ -69,7 +69,7 @@ def test_a_strict_run_on_a_gpu_takes_ordered_kernels_and_other_runs_leave_torch_
     assert not cpu["strict"]
 
 
-def test_an_operation_without_a_deterministic_form_is_a_sentence() -> None:
+def test_an_operation_without_a_deterministic_form_is_a_user_error() -> None:
     torch.use_deterministic_algorithms(True)
     try:
         with pytest.raises(UserError) as caught, nondeterminism_explained():

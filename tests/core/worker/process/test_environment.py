@@ -17,7 +17,7 @@ def run_python(code: str, **variables: str) -> str:
     return result.stdout
 
 
-def test_the_private_variables_are_set_whatever_the_user_has() -> None:
+def test_private_variables_are_set_whatever_the_environment_has() -> None:
     code = (
         "import json, os; from core.worker.process import environment; environment.prepare(); "
         "print(json.dumps(dict(os.environ)))"

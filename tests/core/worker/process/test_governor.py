@@ -77,7 +77,7 @@ def test_full_duty_neither_rests_nor_waits_for_the_device() -> None:
     assert (clock.now, waits) == (3.0, [3.0]), "what was worked before is not made up for"
 
 
-def test_what_a_request_cuts_short_is_owed() -> None:
+def test_rest_cut_short_by_a_request_is_owed() -> None:
     clock = Clock()
     controls = Patient(clock)
     throttle = Throttle(controls, 0.5, clock=clock)
@@ -241,7 +241,7 @@ def test_limits_may_be_set_and_unset_while_it_runs(tmp_path: Path) -> None:
         wait_for(lambda: bench.governor.pause is None, PATIENCE, "the pause to end")
 
 
-def test_what_was_set_before_a_resume_is_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overrides_from_before_a_resume_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.worker.process.governor.host_memory", lambda: (95, 100))
     bench = Bench(tmp_path)
     with bench.governing(**{"hardware.host_memory_limit_percent": 90.0}):
@@ -260,7 +260,7 @@ def test_the_cards_power_limit_is_set_and_put_back(tmp_path: Path) -> None:
     assert lever.calls == [("GPU-1", None), ("GPU-1", 200.0), ("GPU-1", None)]
 
 
-def test_without_permission_power_is_held_by_rests_and_the_command_is_told(tmp_path: Path) -> None:
+def test_without_permission_rests_limit_the_power_and_the_command_is_named(tmp_path: Path) -> None:
     device = replace(CARD, power_limit_min_w=100.0, power_limit_max_w=450.0)
     bench = Bench(tmp_path, device, Lever(permitted=False), hardware={"power_limit_w": 200.0})
     with bench.governing():
@@ -270,7 +270,7 @@ def test_without_permission_power_is_held_by_rests_and_the_command_is_told(tmp_p
     assert not any(isinstance(event, GovernorEvent) and event.action == "power_limit" for event in bench.events)
 
 
-def test_a_driver_that_hangs_is_told_once(tmp_path: Path) -> None:
+def test_a_hanging_driver_is_reported_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path, hardware={"temperature_limit_c": 80.0})
     bench.meters.seconds_old = 45.0
     with bench.governing():
@@ -315,7 +315,7 @@ def test_a_new_wish_is_refused_where_the_pace_of_the_run_is_known(tmp_path: Path
         governor.check({"night.deadline": "22:15", "hardware.power_limit_w": 100.0})
 
 
-def test_a_run_without_wishes_knows_its_pace_as_well(tmp_path: Path) -> None:
+def test_a_run_without_limits_knows_its_pace(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     with bench.governing():
         for left in (602, 601, 600):
@@ -338,7 +338,7 @@ BLIND = Device(index=0, kind="cpu", name="Some CPU")
         ({"night": {"quiet_hours": "11:00-13:00", "deadline": "12:30"}}, "nothing would be trained"),
     ],
 )
-def test_what_cannot_be_kept_here_is_refused(tmp_path: Path, sections: dict[str, Any], said: str) -> None:
+def test_limits_that_cannot_be_kept_are_refused(tmp_path: Path, sections: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as error:
         Bench(tmp_path, BLIND, **sections).governor.check()
     assert said in error.value.message

@@ -103,7 +103,7 @@ def test_results_are_the_same_bits_with_and_without_them() -> None:
         control.close()
 
 
-def test_one_thread_needs_nobody_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_thread_needs_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     before = threading.active_count()
     SpinControl(lambda: CROWDED).start()

@@ -134,7 +134,7 @@ def test_events_of_many_threads_do_not_mix(run: Run, recorder: Recorder) -> None
     assert sorted(numbers) == [*range(200), *range(1000, 1200), *range(2000, 2200)]
 
 
-def test_the_heart_beats_and_the_devices_are_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeats_and_device_readings_are_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "HEARTBEAT_SECONDS", 0.05)
     others = set(threading.enumerate())
     recorder = Recorder(run)
@@ -165,7 +165,7 @@ def test_memory_of_the_device_and_of_the_process(run: Run, recorder: Recorder) -
     assert cpu.rehearsed_bytes == 3
 
 
-def test_the_peak_is_what_memory_there_was(run: Run) -> None:
+def test_the_peak_of_memory_is_measured(run: Run) -> None:
     program = (
         "from core.worker.process.recorder import peak_rss_bytes\nbefore = peak_rss_bytes()\n"
         "block = b'x' * (200 << 20)\ndel block\nprint(peak_rss_bytes() - before)"
@@ -235,7 +235,7 @@ def test_a_full_disk_and_a_full_log_are_survived_and_neither_a_later_event_nor_t
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_directory_that_is_gone_or_another_one_is_noticed(run: Run, replaced: bool) -> None:
+def test_a_removed_or_replaced_directory_is_noticed(run: Run, replaced: bool) -> None:
     gone = threading.Event()
     recorder = Recorder(run, vanished=gone.set)
     try:
@@ -297,7 +297,7 @@ def test_events_go_into_no_other_file(run: Run, tmp_path: Path, kind: str) -> No
     assert other.read_text() == "export A=1\n"
 
 
-def test_what_waits_is_written_at_once_and_how_far_a_step_is_within_a_second(
+def test_pending_requests_are_written_at_once_and_progress_within_a_second(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder_module, "HEARTBEAT_SECONDS", 600.0)

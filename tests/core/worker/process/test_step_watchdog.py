@@ -82,7 +82,7 @@ def go_backward() -> None:
     ("work", "stage"),
     [(read_rows, "reading its rows"), (go_backward, "the backward pass"), (hang, "")],
 )
-def test_the_innermost_frame_tells_but_within_the_backward_pass(
+def test_the_innermost_frame_decides_outside_of_the_backward_pass(
     work: object, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Waiting.inside.clear()

@@ -70,7 +70,7 @@ def test_the_limit_is_set_and_put_back_or_refused(
     assert json.loads(done.stdout.splitlines()[-1]) == told
 
 
-def test_a_pause_for_want_of_disk_space_is_told_to_the_user_and_one_for_heat_is_not(
+def test_a_pause_for_disk_space_is_reported_to_the_user_and_a_pause_for_heat_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recorder = ToldRecorder()

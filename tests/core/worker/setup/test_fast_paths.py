@@ -72,7 +72,7 @@ class Setup:
 
 
 @cases("train", [{}, {"packing": True}, {"packing": True, "share_prefix": False}])
-def test_gradients_of_rows_together_are_those_of_each_row_alone(tiny_model_dir: Path, train: dict[str, Any]) -> None:
+def test_gradients_of_a_batch_are_the_sums_over_its_rows(tiny_model_dir: Path, train: dict[str, Any]) -> None:
     plain = Setup(tiny_model_dir, config(train={"fused_layers": False, "share_prefix": False}))
     together = Setup(tiny_model_dir, config(train=train))
     assert (together.loss.packing.share, together.loss.packing.pack) == (
@@ -83,7 +83,7 @@ def test_gradients_of_rows_together_are_those_of_each_row_alone(tiny_model_dir: 
     torch.testing.assert_close(together.gradient(rows()), wanted, atol=1e-5, rtol=1e-3)
 
 
-def test_one_row_sees_nothing_of_another_in_a_pack(tiny_model_dir: Path) -> None:
+def test_packed_rows_do_not_see_each_other(tiny_model_dir: Path) -> None:
     """The gradient of two packed rows changes by that of the second alone when the second changes."""
     setup = Setup(tiny_model_dir, config(train={"packing": True, "share_prefix": False}))
     first, second, third = rows()[:3]
@@ -219,7 +219,7 @@ def test_packing_is_refused_where_a_state_would_run_from_row_to_row() -> None:
         arrange(recurrent, packing=True)
 
 
-def test_packing_is_refused_where_rows_run_into_one_another_by_less_than_rounding() -> None:
+def test_packing_is_refused_for_leaks_smaller_than_rounding() -> None:
     """Convolutions of three tokens, whose weights are as small as new ones are."""
     kinds = ["conv", "full_attention"]
     convolved = Lfm2Config(**SMALL, **LLAMA, layer_types=kinds, block_ff_dim=48, block_multiple_of=8)
@@ -266,7 +266,7 @@ def test_a_family_that_looks_into_its_masks_gets_them_spelled_out(monkeypatch: p
         torch.testing.assert_close(loss(*batch), SupervisedLoss(loss._causal)(*batch))
 
 
-def test_packing_is_refused_where_the_attention_cannot_be_told() -> None:
+def test_packing_is_refused_for_an_unknown_attention() -> None:
     eager = LlamaConfig(**SMALL, **LLAMA, attn_implementation="eager")
     with pytest.raises(UserError, match="the model's attention is eager"):
         arrange(eager, packing=True)

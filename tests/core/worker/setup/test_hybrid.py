@@ -97,7 +97,7 @@ def test_beginnings_are_not_shared(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", long_but(FEW, TUNED))
-def test_rows_in_a_batch_are_what_each_is_alone(name: str) -> None:
+def test_rows_in_a_batch_give_the_same_result_as_alone(name: str) -> None:
     """Whatever they are padded with and however far."""
     loaded, wanted, fused = ready(name)
     loss = SupervisedLoss(loaded.model, choose(loaded, wanted, fused))
@@ -138,7 +138,7 @@ def test_layers_that_kernels_read_past_stay_out_of_adapters_and_4_bits(
 
 
 @cases("name", ["falcon_h1", "nemotron_h", "mamba2"])
-def test_all_linear_leaves_out_what_peft_refuses(name: str) -> None:
+def test_all_linear_skips_layers_that_peft_refuses(name: str) -> None:
     adapted = attach_adapters(make_hybrid(name), MethodSection(name="lora", rank=2), seed=0)
     keys = [key for key, _ in adapted.named_parameters() if "lora_" in key]
     assert any("in_proj" in key for key in keys)

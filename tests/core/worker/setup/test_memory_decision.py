@@ -312,7 +312,7 @@ def test_the_plan_is_what_torch_allocates(
     ("family", "checkpointing"),
     long_but([("llama", False), ("qwen3", True)], itertools.product(["llama", "qwen3"], [False, True])),
 )
-def test_rows_beyond_the_fused_attention_are_told_as_well(
+def test_rows_beyond_the_fused_attention_are_planned(
     family: str, checkpointing: bool, model_of: Callable[[str], Path]
 ) -> None:
     assert_planned(config_of(model_of(family), checkpointing=checkpointing), length=2 * SHORT_ROW)
@@ -341,7 +341,7 @@ def test_weights_that_stay_dequantized_are_not_dequantized_again(model_of: Calla
     ("method", "keep"),
     long_but([("qlora", "on"), ("lora", "off")], itertools.product(["qlora", "lora"], ["on", "off"])),
 )
-def test_merged_copies_of_weights_are_told(
+def test_merged_copies_of_weights_are_planned(
     model_of: Callable[[str], Path], method: str, keep: Literal["on", "off"]
 ) -> None:
     changes: dict[str, Any] = {
@@ -358,7 +358,7 @@ def test_merged_copies_of_weights_are_told(
 @pytest.mark.parametrize(
     ("kept", "supervised"), long_but([(1, 1.0), (5, 0.02)], itertools.product([1, 3, 5, 7], [0.02, 1.0]))
 )
-def test_layers_that_are_kept_beside_recomputed_ones_are_told(
+def test_kept_layers_beside_recomputed_layers_are_planned(
     kept: int, supervised: float, model_of: Callable[[str], Path]
 ) -> None:
     config, length = config_of(model_of("deep"), checkpointing=True), 512
@@ -373,7 +373,7 @@ def test_layers_that_are_kept_beside_recomputed_ones_are_told(
 
 @pytest.mark.long
 @pytest.mark.parametrize("fused", long_but([True], [True, False]))
-def test_what_is_moved_away_is_missing_in_the_peak(
+def test_offloaded_activations_are_missing_from_the_peak(
     fused: bool, model_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To memory that is not torch's, as pinned memory is not the device's."""
@@ -403,7 +403,7 @@ def test_what_is_moved_away_is_missing_in_the_peak(
 @pytest.mark.long
 @pytest.mark.parametrize("family", ["mixtral", "qwen3-moe"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_adapters_on_experts_are_told(family: str, checkpointing: bool, model_of: Callable[[str], Path]) -> None:
+def test_adapters_on_experts_are_planned(family: str, checkpointing: bool, model_of: Callable[[str], Path]) -> None:
     config = config_of(model_of(family), checkpointing=checkpointing, rank=8, target_experts="on")
     loaded = prepare(config)
     plan = assert_planned(config, loaded, rel=0.1)
@@ -412,7 +412,7 @@ def test_adapters_on_experts_are_told(family: str, checkpointing: bool, model_of
 
 
 @pytest.mark.parametrize("name", long_but(["Qwen2.5-0.5B", "Gemma-3-4B", "gpt-oss-20b"], published.PARAMETERS))
-def test_parameters_are_those_of_transformers(name: str) -> None:
+def test_parameters_are_counted_as_in_transformers(name: str) -> None:
     """Of models as large as they are, built without memory; saved buffers count, as they are in the files."""
     config, parameters = published.PARAMETERS[name]
     model = described_causal_lm(config, name).build()
@@ -425,7 +425,7 @@ def test_parameters_are_those_of_transformers(name: str) -> None:
 @pytest.mark.parametrize(
     "name", long_but(["Phi-4-mini"], ["Gemma-3-4B", "DeepSeek-V2-Lite", "gpt-oss-20b", "Phi-4-mini", "SmolLM3-3B"])
 )
-def test_adapters_are_those_that_peft_puts_there(name: str, targets: Any) -> None:
+def test_planned_adapters_match_peft(name: str, targets: Any) -> None:
     config = dict(published.PARAMETERS[name][0])
     method = Config.model_validate({"data": {"train": "x"}, "method": {"rank": 4, "target_modules": targets}}).method
     model = described_causal_lm(config, name).build()
@@ -467,7 +467,7 @@ def test_weights_and_adapters_are_counted_to_the_byte(
     assert sum(parts.get(name, 0) for name in weights) == frozen
 
 
-def test_a_quantized_matrix_is_what_bitsandbytes_keeps() -> None:
+def test_the_size_of_a_quantized_matrix_matches_bitsandbytes() -> None:
     # It is quantized when it is put on a device.
     layer = bnb.nn.Linear4bit(320, 96, bias=False, quant_type="nf4", compress_statistics=True).to("cpu")
     state = layer.weight.quant_state
@@ -498,7 +498,7 @@ def test_the_plan_finds_the_layers_that_the_run_does(
 
 
 @cases("kind", ["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion_8bit"])
-def test_optimizer_states_are_what_is_kept(kind: str) -> None:
+def test_sizes_of_optimizer_states_match_the_optimizers(kind: str) -> None:
     train = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": kind}}).train
     sizes: list[tuple[int, ...]] = [(16, 100), (64, 640), (8, 768), (900,)]
     parameters = [torch.nn.Parameter(torch.randn(size)) for size in sizes]
@@ -588,7 +588,7 @@ def test_with_little_memory_micro_batches_are_smaller_or_some_layers_recomputed(
         ({"PYTORCH_ALLOC_CONF": "expandable_segments:False"}, False),
     ],
 )
-def test_expandable_segments_are_what_the_environment_says(environment: dict[str, str], expandable: bool) -> None:
+def test_expandable_segments_are_read_from_the_environment(environment: dict[str, str], expandable: bool) -> None:
     assert prediction.has_expandable_segments(environment) is expandable
 
 
@@ -689,6 +689,6 @@ def test_a_run_predicts_its_own_memory(model_of: Callable[[str], Path]) -> None:
     assert cut["activations"] < 0.5 * whole["activations"]
 
 
-def test_a_model_that_cannot_be_told_is_trained_without_a_prediction(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_planned_is_trained_without_a_prediction(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "of_tomorrow"}))
     assert predict_memory(config_of(tmp_path), "cpu", Dataset(), make_state()) is None

@@ -58,7 +58,7 @@ def added(model: Noisy, rows: list[int], lengths: list[int], ids: torch.Tensor) 
     return difference
 
 
-def test_noise_is_uniform_as_strong_as_the_paper_says_and_on_real_tokens_only(tiny_model_dir: Path) -> None:
+def test_noise_is_uniform_scaled_as_in_the_paper_and_only_on_real_tokens(tiny_model_dir: Path) -> None:
     model = Noisy(tiny_model_dir, alpha=5.0)
     ids = torch.randint(5, 200, (2, 400))
     noise = added(model, [0, 1], [400, 100], ids)
@@ -73,7 +73,7 @@ def test_noise_is_uniform_as_strong_as_the_paper_says_and_on_real_tokens_only(ti
         assert abs(float(part.mean())) < 0.02 * limit
 
 
-def test_training_has_noise_and_what_measures_has_none(tiny_model_dir: Path) -> None:
+def test_training_has_noise_and_evaluation_has_none(tiny_model_dir: Path) -> None:
     plain, noisy = Noisy(tiny_model_dir, None), Noisy(tiny_model_dir)
     clean, _ = plain.run()
     assert abs(noisy.run()[0] - clean) > 1e-4

@@ -116,7 +116,7 @@ def test_the_random_state_is_put_back_before_the_second_try(tiny_model_dir: Path
     assert torch.equal(calm.gradient(), setup.gradient())
 
 
-def test_one_row_that_does_not_fit_brings_checkpointing_and_then_a_clear_end(tiny_model_dir: Path) -> None:
+def test_a_row_that_does_not_fit_turns_checkpointing_on_and_then_ends_the_run(tiny_model_dir: Path) -> None:
     setup = Setup(tiny_model_dir, max_tokens=0)
     with pytest.raises(UserError, match=r"single row of \d+ tokens") as caught:
         setup.windows.run(WINDOW, where="step 3")

@@ -273,7 +273,7 @@ def test_a_process_that_crashes_after_the_end_was_recorded_starts_nothing(
     assert len(scene.started(0)) == 1
 
 
-def test_an_end_that_was_recorded_before_is_none_of_these_processes(tmp_path: Path) -> None:
+def test_an_end_recorded_earlier_does_not_count(tmp_path: Path) -> None:
     scene = Scene(tmp_path, [{"exit": 139}, {"exit": 0}], [WAITS, {"exit": 0}])
     RunState(state="stopped", step=7).write(scene.run.state_path)
     assert scene.supervise() == 0
@@ -283,7 +283,7 @@ def test_an_end_that_was_recorded_before_is_none_of_these_processes(tmp_path: Pa
 NOTICE = ["warning", "memory_cut", "Memory ran out in step 3.", "Nothing is lost."]
 
 
-def test_the_last_warnings_of_a_process_are_told_before_it_is_told_lost(
+def test_the_last_warnings_of_a_process_are_reported_before_its_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of the one whose end is the verdict: it has said them in its last moment."""
