@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from core.runs.record.events import ProbeEvent
 from core.worker.checkpoint.checkpointer import Checkpointer
-from core.worker.evaluate.evaluate import Evaluator
-from core.worker.evaluate.probe import Probe
+from core.worker.evaluate.evaluate import Evaluator, Probe
 from core.worker.evaluate.samples import SampleWriter
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import EvaluationSkipped, StopRequested

@@ -15,9 +15,8 @@ from core.worker.control_point import ControlPoint
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow
 from core.worker.data.packing import Packing, common_beginning
-from core.worker.evaluate.evaluate import Evaluator
+from core.worker.evaluate.evaluate import Evaluator, Probe
 from core.worker.evaluate.evaluations import Evaluations
-from core.worker.evaluate.probe import Probe
 from core.worker.evaluate.samples import SampleWriter
 from core.worker.fused.install import Fused
 from core.worker.loss.loss import SupervisedLoss

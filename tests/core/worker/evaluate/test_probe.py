@@ -11,7 +11,7 @@ import torch
 
 from core.worker.data.batches import HostBatch
 from core.worker.data.encode import Encoder, TokenizedRow
-from core.worker.evaluate.probe import Probe, encode_probe
+from core.worker.evaluate.evaluate import Probe, encode_probe
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.model import LoadedModel, trainable_parameters
 from core.worker.process.control import StopRequested
