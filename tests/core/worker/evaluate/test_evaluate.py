@@ -69,19 +69,15 @@ class Bench:
         rows = [row for row in encoder.encode(examples) if not isinstance(row, Exception)]
         self.dataset = Dataset(rows=rows, examples=examples, read=len(rows))
 
-    def evaluator(
-        self, *, token_budget: int = 1000, max_new_tokens: int = 0, check: Any = lambda: None, samples: int = 3
-    ) -> Evaluator:
+    def evaluator(self, *, loss: SupervisedLoss | None = None, **options: Any) -> Evaluator:
+        defaults = {"token_budget": 1000, "max_new_tokens": 0, "check": lambda: None}
         return Evaluator(
             self.loaded,
             self.dataset,
-            objective=SupervisedObjective(SupervisedLoss(self.loaded.model), self.dataset.rows),
-            token_budget=token_budget,
+            objective=SupervisedObjective(loss or SupervisedLoss(self.loaded.model), self.dataset.rows),
             autocast=contextlib.nullcontext,
-            max_new_tokens=max_new_tokens,
             template=None,
-            check=check,
-            samples=samples,
+            **(defaults | options),
         )
 
 
@@ -201,17 +197,7 @@ class LimitedLoss(SupervisedLoss):
 def limited(bench: Bench, rows: int, fail_at: set[int]) -> tuple[Evaluator, LimitedLoss, list[str]]:
     told: list[str] = []
     loss = LimitedLoss(bench.loaded.model, rows, fail_at)
-    evaluator = Evaluator(
-        bench.loaded,
-        bench.dataset,
-        objective=SupervisedObjective(loss, bench.dataset.rows),
-        token_budget=1000,
-        autocast=contextlib.nullcontext,
-        max_new_tokens=4,
-        template=None,
-        check=lambda: None,
-        notice=lambda code, _message, _hint: told.append(code),
-    )
+    evaluator = bench.evaluator(loss=loss, max_new_tokens=4, notice=lambda code, *_: told.append(code))
     return evaluator, loss, told
 
 

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from core.worker.data.batches import HostBatch
 from core.worker.data.encode import Encoder, TokenizedRow
 from core.worker.evaluate.evaluate import Probe, encode_probe
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.model import LoadedModel, trainable_parameters
 from core.worker.process.control import StopRequested
 from core.worker.process.determinism import rng_state
-from tests.core.worker.evaluate.test_evaluate import mean_loss, stopping_at
+from tests.core.worker.evaluate.test_evaluate import LimitedLoss, mean_loss, stopping_at
 from tests.core.worker.steps.stepper import adapted
 
 
@@ -83,26 +82,11 @@ def test_a_stop_ends_it_and_the_model_trains_again(loaded: LoadedModel, rows: li
 
 
 @pytest.mark.long
-def test_samples_that_do_not_fit_in_memory_are_skipped_with_a_notice(
+def test_a_probe_that_does_not_fit_in_memory_is_skipped_with_a_notice(
     loaded: LoadedModel, rows: list[TokenizedRow]
 ) -> None:
-    class Full(SupervisedLoss):
-        """No room for anything."""
-
-        def hidden(
-            self,
-            input_ids: torch.Tensor,
-            supervised: torch.Tensor,
-            *,
-            most_shared: int | None = None,
-            host: HostBatch | None = None,
-        ) -> torch.Tensor:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
     told: list[str] = []
-    full = Full(loaded.model)
-    measured = Probe(
-        loaded, full, rows, 4000, contextlib.nullcontext, lambda: None, lambda code, _message, _hint: told.append(code)
-    )
+    full = LimitedLoss(loaded.model, 0, set())
+    measured = Probe(loaded, full, rows, 4000, contextlib.nullcontext, lambda: None, lambda code, *_: told.append(code))
     assert measured.measure() is None
     assert told == ["memory_probe"]
