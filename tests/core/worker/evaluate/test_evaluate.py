@@ -70,7 +70,7 @@ class Bench:
         self.dataset = Dataset(rows=rows, examples=examples, read=len(rows))
 
     def evaluator(self, *, loss: SupervisedLoss | None = None, **options: Any) -> Evaluator:
-        defaults = {"token_budget": 1000, "max_new_tokens": 0, "check": lambda: None}
+        defaults: dict[str, Any] = {"token_budget": 1000, "max_new_tokens": 0, "check": lambda: None}
         return Evaluator(
             self.loaded,
             self.dataset,
