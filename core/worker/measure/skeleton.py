@@ -243,13 +243,14 @@ def _put(model: Any, name: str, parameter: torch.nn.Parameter) -> None:
 
 def _dequantized(layer: Any) -> torch.Tensor:
     """PEFT's ``dequantize_module_weight``, also for 4-bit weights that have no values."""
+    weight: torch.Tensor
     if not isinstance(layer, bnb.nn.Linear4bit):
-        weight: torch.Tensor = dequantize_module_weight(layer)
-        return weight
-    state = getattr(layer.weight, "quant_state", None)
-    if state is None:
-        return torch.empty(layer.out_features, layer.in_features, device=layer.weight.device)
-    return bnb.functional.dequantize_4bit(layer.weight.data, state)
+        weight = dequantize_module_weight(layer)
+    elif (state := getattr(layer.weight, "quant_state", None)) is None:
+        weight = torch.empty(layer.out_features, layer.in_features, device=layer.weight.device)
+    else:
+        weight = bnb.functional.dequantize_4bit(layer.weight.data, state)
+    return weight
 
 
 # DoRA takes norms of whole weights.
