@@ -30,8 +30,7 @@ from core.governor.holds import TemperatureHold
 from core.governor.limits import FLOOR
 from core.hardware.sampler import Sampler
 from core.worker.process.control import Controls
-from core.worker.process.governor import Governor
-from core.worker.process.throttle import Throttle
+from core.worker.process.governor import Governor, Throttle
 from tests.core.governor.card_model import CardModel
 
 LIMIT = 75.0

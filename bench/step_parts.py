@@ -30,9 +30,10 @@ from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, make_accelerator, trainable_parameters
+from core.worker.oom.retry import keep_freed_memory
 from core.worker.optim.optim import make_optimizer
-from core.worker.process.malloc import keep_freed_memory
-from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
+from core.worker.setup.objective import choose_packing, wants_packing
+from core.worker.setup.ready_model import fuse_layers
 from core.worker.setup.self_check import check_model
 from tests.core.worker.steps.stepper import Stepper
 

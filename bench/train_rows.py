@@ -52,15 +52,15 @@ def tickets(model: Path, steps: int) -> Case:
 
     from core.config.schema import Config
     from core.worker.data.batches import DataOrder
-    from core.worker.data.dataset import load_dataset
+    from core.worker.data.dataset import Loader
     from core.worker.data.encode import Encoder
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     encoder = Encoder(tokenizer, [tokenizer.eos_token_id])
     data = ROOT / "sample_data"
     config = Config.model_validate({"data": {"train": str(data / "tickets_train.jsonl")}})
-    rows = load_dataset(str(data / "tickets_train.jsonl"), config, encoder).rows
-    held_out = load_dataset(str(data / "tickets_eval.jsonl"), config, encoder).rows
+    rows = Loader(config, encoder).load(str(data / "tickets_train.jsonl")).rows
+    held_out = Loader(config, encoder).load(str(data / "tickets_eval.jsonl")).rows
     # The rows that our data order takes; they then are the data, and every program keeps their order.
     order = DataOrder([len(row) for row in rows], 8, SEED)
     chosen = [rows[place] for step in range(steps) for place in order.window(step)]

@@ -39,8 +39,8 @@ from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, load_model, make_accelerator, set_gradient_checkpointing
-from core.worker.process.malloc import keep_freed_memory
-from core.worker.setup.fast_paths import fuse_layers
+from core.worker.oom.retry import keep_freed_memory
+from core.worker.setup.ready_model import fuse_layers
 
 
 def plan_of(config: Config, machine: Machine, rows: Rows, way: Way | None) -> Plan:

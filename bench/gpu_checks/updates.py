@@ -17,7 +17,7 @@ from core.worker.oom.retry import Retry
 from core.worker.optim.optim import is_blockwise, make_optimizer
 from core.worker.optim.retryable_step import RetryableStep
 from core.worker.optim.rounding import add_update
-from core.worker.process.rng import restore_rng, rng_state
+from core.worker.process.determinism import restore_rng, rng_state
 from core.worker.selftest.speed import best_seconds
 
 #: Waits of a step with AdamW that are known: of masks, selections, the loss and the norm.

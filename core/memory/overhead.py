@@ -26,7 +26,7 @@ CPU_RUNTIME = 420 << 20
 #: Additional memory of a CUDA build of torch: 252 MB with torch 2.10 for CUDA 12.8, 307 with 2.15 for CUDA 13.2.
 CUDA_LIBRARIES = 280 << 20
 #: Fragmentation of malloc: a constant, and a share of the largest transient memory. malloc keeps freed blocks
-#: (core.worker.process.malloc) for the next phase, which needs no more; but fp32 logits do not fit into the freed
+#: (core.worker.oom.retry) for the next phase, which needs no more; but fp32 logits do not fit into the freed
 #: blocks of 16-bit logits, and hardly any large tensor fits into the freed blocks of SDPA's scores. Same measurements.
 CPU_SLACK, CPU_FRAGMENTATION = 64 << 20, 0.05
 #: With full training, long-lived tensors are scattered among transient ones, and the update of a large one does not fit

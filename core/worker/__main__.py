@@ -137,18 +137,7 @@ def _worker(
     if beside:
         notice = shared_device(beside)
         recorder.warn(notice.code, notice.message, notice.hint)
-    return _work(recorder, controls, args, meeting, reports)
-
-
-def _work(
-    recorder: Recorder,
-    controls: Controls,
-    args: argparse.Namespace,
-    meeting: Meeting | None,
-    reports: Reports,
-) -> int | list[str]:
-    """Train, or wait if the run is parked. Returns the exit code, or the options of the worker it continues as."""
-    run, server = recorder.run, None
+    server: ControlServer | None = None
     try:
         server = ControlServer(run.socket_path, controls, lambda: _status(recorder))
         recorder.update(socket=str(server.path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from core.chat.request import BASE, TUNED, ChatRequest, settings_of
@@ -21,49 +21,38 @@ from core.text import one_line
 from core.worker.checkpoint.checkpointer import Checkpointer
 from core.worker.distributed.ranks import lost_ranks_told
 from core.worker.distributed.rendezvous import RankLostError
-from core.worker.distributed.replicate import single
-from core.worker.distributed.strategy import Strategy
 from core.worker.fused.file_weights import FileWeights
 from core.worker.generate.generate import Generation, answer_prompt, answering_as, prepare_prompt
 from core.worker.generate.room import ask_for_room
-from core.worker.model.model import LoadedModel
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import Command, Controls, EvaluationSkipped
 from core.worker.process.governor import Governor
 from core.worker.process.log import log_exception
-from core.worker.process.recorder import Recorder
-from core.worker.progress.state import TrainState
 
 
-@dataclass(frozen=True)
+@dataclass
 class ControlPoint:
     """Carries out the commands of the control socket in the training thread.
 
     Args:
-        config: The run's configuration.
-        loaded: The model in training, which also answers chat questions.
+        checkpointer: Writes requested checkpoints; holds the model in training, which also answers chat questions, and
+            the state, which receives pauses and changed options.
         autocast: Precision of training.
-        template: Chat template, if not the tokenizer's own.
-        state: Training state; receives pauses and changed options.
-        checkpointer: Writes requested checkpoints.
-        recorder: Receives events.
         controls: Pending commands.
         file_weights: Weights of the file that is trained for, if any.
         governor: Pauses the run for heat and the like; None for no governor.
-        strategy: Keeps the other processes of the run waiting meanwhile.
     """
 
-    config: Config
-    loaded: LoadedModel
-    autocast: Callable[[], AbstractContextManager[Any]]
-    template: str | None
-    state: TrainState
     checkpointer: Checkpointer
-    recorder: Recorder
+    autocast: Callable[[], AbstractContextManager[Any]]
     controls: Controls
     file_weights: FileWeights | None = None
     governor: Governor | None = None
-    strategy: Strategy = field(default_factory=single)
+
+    def __post_init__(self) -> None:
+        run = self.checkpointer
+        self.config, self.loaded, self.state = run.config, run.loaded, run.state
+        self.template, self.recorder, self.strategy = run.template, run.recorder, run.strategy
 
     @property
     def _hold(self) -> Action | None:
@@ -140,8 +129,9 @@ class ControlPoint:
             "pause": self._pause,
             "resume": self._resume,
             "checkpoint": self._checkpoint,
-            "park": self._park,
-            "stop": self._stop,
+            # Recorded at the end of the run, and once it has left the device.
+            "park": lambda asked: asked.answer(state="parking", step=self.state.step),
+            "stop": lambda asked: asked.answer(state="stopping", step=self.state.step),
             "generate": self._generate,
             "set": self._set,
             "withdraw": lambda _: None,
@@ -196,14 +186,6 @@ class ControlPoint:
         command.answer(step=state.step)
         return "ok"
 
-    def _stop(self, command: Command) -> None:
-        # Recorded at the end of the run, like stops by signal.
-        command.answer(state="stopping", step=self.state.step)
-
-    def _park(self, command: Command) -> None:
-        # Recorded once the run has left the device.
-        command.answer(state="parking", step=self.state.step)
-
     def _generate(self, command: Command) -> str:
         asked = read_generate_args(command.request.args, self.config)
         # A fully trained model has no base to switch to, and the answer's name says so.
@@ -235,11 +217,13 @@ class ControlPoint:
             RankLostError: If another process of the run does not answer.
         """
         began, model = time.monotonic(), self.loaded.model
+        # The base answers with its own weights, even if a file's weights are trained.
+        own = nullcontext() if self.file_weights is None or asked.source != BASE else self.file_weights.base_alone()
         with (
             lost_ranks_told(),
             self.strategy.leading(),
             self.autocast(),
-            self._weights_of(asked.source),
+            own,
             answering_as(model, asked.source),
         ):
             prompt = prepare_prompt(
@@ -267,10 +251,6 @@ class ControlPoint:
         """True if an answer should end; checked before each of its tokens."""
         self.strategy.orders.look_after()
         return command.cancelled.is_set() or self.controls.is_leaving
-
-    def _weights_of(self, source: str) -> AbstractContextManager[None]:
-        """Context with the weights of a chat source: the base uses its own, even if a file's weights are trained."""
-        return nullcontext() if self.file_weights is None or source != BASE else self.file_weights.base_alone()
 
     def _set(self, command: Command) -> str:
         state, changes = self.state, read_changes(self.config, command.request.args)

@@ -156,12 +156,7 @@ def parked_run(run: Run, config: Config, recorder: Recorder, controls: Controls,
         controls,
         cause,
         needs,
-        free=lambda: free_bytes(recorder.device),
+        free=lambda: None if (device := recorder.device) is None else device.available,
         claim=lambda: find_claim(config.parking, time.time(), recorder.device),
         taken=reason_to_wait(run),
     )
-
-
-def free_bytes(device: Device | None) -> int | None:
-    """Free memory of a device in bytes (of the machine, for a run on the CPU); None if it does not report it."""
-    return None if device is None else device.available

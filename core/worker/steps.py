@@ -24,8 +24,8 @@ from core.worker.loss.objectives import Objective
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.model import LoadedModel, decoder_layers, set_gradient_checkpointing
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError, is_out_of_memory, release
+from core.worker.process.determinism import restore_rng, rng_state
 from core.worker.process.log import log
-from core.worker.process.rng import restore_rng, rng_state
 from core.worker.progress.state import TrainState
 
 

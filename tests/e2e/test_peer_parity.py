@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from core.worker.data.batches import DataOrder
-from core.worker.data.dataset import Dataset, load_dataset
+from core.worker.data.dataset import Dataset, Loader
 from core.worker.data.encode import Encoder
 from core.worker.optim.optim import warmup_steps
 
@@ -43,7 +43,7 @@ def tokenize(workers: Workers) -> Dataset:
 
     tokenizer = AutoTokenizer.from_pretrained(workers.model)
     encoder = Encoder(tokenizer, [tokenizer.eos_token_id])
-    return load_dataset(str(workers.train_data), workers.config(**OPTIONS), encoder)
+    return Loader(workers.config(**OPTIONS), encoder).load(str(workers.train_data))
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

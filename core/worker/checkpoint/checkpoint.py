@@ -30,7 +30,7 @@ from core.text import one_line
 from core.worker.model.adapters import adapter_state, initial_parameters, load_state
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.safetensors_io import read_tensors, write_tensors
-from core.worker.process.rng import restore_rng, rng_state
+from core.worker.process.determinism import restore_rng, rng_state
 
 MANIFEST = "manifest.json"
 #: Maximum size of a manifest in bytes; real ones have some kilobytes.

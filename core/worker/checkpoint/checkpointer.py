@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,8 +30,7 @@ from core.worker.checkpoint import checkpoint as checkpoints
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.storage import check_storage, storage_facts
 from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.replicate import single
-from core.worker.distributed.strategy import Strategy
+from core.worker.distributed.strategy import Strategy, single
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import LoadedModel
 from core.worker.model.safetensors_io import read_tensors
@@ -58,17 +58,6 @@ class Fingerprints:
     """SHA-256 of the held-out rows; empty if there are none."""
     base: BaseFingerprint
     """Fingerprint of the base model; computed on a thread."""
-
-    @classmethod
-    def of(cls, base: Path, data: str, held_out: str) -> Fingerprints:
-        """Start hashing a base model.
-
-        Args:
-            base: Its directory.
-            data: Hash of the training rows.
-            held_out: Hash of the held-out rows.
-        """
-        return cls(data, held_out, BaseFingerprint(base))
 
 
 @dataclass
@@ -206,7 +195,8 @@ class Checkpointer:
         if not self.strategy.gathers:
             return None, self.update
         self.strategy.orders.give("save")
-        return self.strategy.whole_weights(trained_tensors(self.loaded.model)), _Held(self.update.state_dict())
+        weights, states = self.strategy.whole_weights(trained_tensors(self.loaded.model)), self.update.state_dict()
+        return weights, SimpleNamespace(state_dict=lambda: states)
 
     def lend(self, name: str) -> None:
         """In ranks after the first: send the shards that rank 0 needs.
@@ -255,7 +245,6 @@ class Checkpointer:
         stored = check_storage(found, self.config, self.loaded.model)
         Retry(lambda: found.path.name, self.recorder.warn).run(
             lambda: self.restore(found),
-            lambda: None,
             "in restoring it",
             "Close what else holds memory, and continue the run; the checkpoint is untouched.",
         )
@@ -330,13 +319,10 @@ class Checkpointer:
                 if self.template is not None:
                     (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
 
-        def nothing() -> None:
-            """Nothing to revert: partial files are gone already."""
-
         saving = Retry(lambda: "the end", self.recorder.warn)
         newest = f"The newest checkpoint holds it; free memory and 'localtune-tui continue {self.recorder.run.id}'."
         try:
-            saving.run(write, nothing, f"in saving the {output.name}", newest)
+            saving.run(write, f"in saving the {output.name}", newest)
         except OSError as error:
             raise UserError(
                 f"The {output.name} cannot be written to {output}: {error}.",
@@ -361,17 +347,6 @@ class Checkpointer:
         if chosen is not None and state is not None:
             read_tensors(chosen.weights_path, {name: state[name] for name in trained_tensors(self.loaded.model)})
         return state
-
-
-@dataclass(frozen=True)
-class _Held:
-    """Gathered optimizer states."""
-
-    states: dict[str, Any]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states."""
-        return self.states
 
 
 def find_checkpoint(config: Config, recorder: Recorder) -> Checkpoint:

@@ -18,22 +18,17 @@ from typing import Any
 
 import torch
 
-from core.config.schema import Config
 from core.config.targets import kept_patterns
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint
 from core.runs.record.events import RollbackEvent
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, newest_checkpoint
-from core.worker.distributed.strategy import Strategy
-from core.worker.model.model import LoadedModel, load_model
+from core.worker.model.model import load_model
 from core.worker.oom.retry import Retry, TornUpdateError, release
-from core.worker.optim.update import Update
-from core.worker.process.recorder import Recorder
-from core.worker.process.rng import restore_rng, rng_state
+from core.worker.process.determinism import restore_rng, rng_state
 from core.worker.progress.health import Spike
-from core.worker.progress.state import TrainState
-from core.worker.steps import FileTraining, GradientCheckpointing
+from core.worker.steps import FileTraining
 
 
 @dataclass
@@ -43,36 +38,20 @@ class Rollback:
     Must be created before the first step and before a checkpoint is restored, because it saves that state.
 
     Args:
-        config: The run's configuration.
+        checkpointer: Restores checkpoints; holds model, update and state of the run.
         base: Directory of the base model.
-        fingerprint: Fingerprint of the base model.
-        loaded: The model in training.
-        update: Holds the optimizer's states.
-        state: Training state.
-        checkpointing: Recomputes activations from then on.
-        checkpointer: Restores checkpoints.
-        recorder: Receives events and notices.
-        strategy: Keeps the other processes waiting. A run of several processes never goes back for a spike.
         file: Follows the restored state; None without ``method.train_for``.
     """
 
-    config: Config
-    base: Path
-    fingerprint: BaseFingerprint
-    loaded: LoadedModel
-    update: Update
-    state: TrainState
-    checkpointing: GradientCheckpointing
     checkpointer: Checkpointer
-    recorder: Recorder
-    strategy: Strategy
+    base: Path
     file: FileTraining | None = None
 
     def __post_init__(self) -> None:
         self._random = rng_state()
         # Without tensors: no optimizer has states before the first step.
-        self._optimizers = self.update.state_dict() if self.update.in_backward else {}
-        self._beginning = self.state.facts()
+        self._optimizers = self.checkpointer.update.state_dict() if self.checkpointer.update.in_backward else {}
+        self._beginning = self.checkpointer.state.facts()
 
     def go_back(self, error: TornUpdateError) -> None:
         """Continue from the newest valid checkpoint, or from the base, with activations recomputed.
@@ -86,26 +65,25 @@ class Rollback:
             TornUpdateError: The given error, if activations are recomputed already.
             UserError: If the weights cannot be restored.
         """
-        with self.strategy.orders.alone():
+        with self.checkpointer.strategy.orders.alone():
             self._go_back(error)
         if self.file is not None:
             self.file.follow()
 
     def _go_back(self, error: TornUpdateError) -> None:
-        state, recorder = self.state, self.recorder
+        state, recorder = self.checkpointer.state, self.checkpointer.recorder
         if state.checkpointing and not state.kept_layers:
             raise error
         torn = state.step + 1
-        self.update.drop()
+        self.checkpointer.update.drop()
         found = newest_checkpoint(recorder)
-        recorder.phase("loading_model", self.config.model.base if found is None else found.path.name)
+        recorder.phase("loading_model", self.checkpointer.config.model.base if found is None else found.path.name)
         Retry(lambda: f"step {torn}", recorder.warn).run(
             lambda: self._to_base() if found is None else self.checkpointer.restore(found),
-            lambda: None,
             "in going back",
             error.hint,
         )
-        self.checkpointing.enable()
+        self.checkpointer.checkpointing.enable()
         state.evaluated = None
         recorder.end_step(state.step)
         recorder.warn("memory_replay", f"{error.message} {_sentence(found)}", "This takes about a quarter more time.")
@@ -122,8 +100,8 @@ class Rollback:
         Raises:
             UserError: If there is not enough memory.
         """
-        state, recorder = self.state, self.recorder
-        if state.best.last_good is None or not self.strategy.ranks.is_single:
+        state, recorder = self.checkpointer.state, self.checkpointer.recorder
+        if state.best.last_good is None or not self.checkpointer.strategy.ranks.is_single:
             return False
         self.checkpointer.drop_after(state.best.last_good)
         found = newest_checkpoint(recorder)
@@ -133,7 +111,6 @@ class Rollback:
         recorder.phase("loading_model", found.path.name)
         Retry(lambda: f"step {spike.last}", recorder.warn).run(
             lambda: self.checkpointer.restore(found),
-            lambda: None,
             "in going back",
             "Close what else holds memory, and continue the run; the checkpoint is untouched.",
         )
@@ -158,8 +135,8 @@ class Rollback:
     def _to_base(self) -> None:
         """Return to the moment before the first step."""
         self._read_base()
-        self.update.load_state_dict(self._optimizers)
-        self.state.restart(self._beginning)
+        self.checkpointer.update.load_state_dict(self._optimizers)
+        self.checkpointer.state.restart(self._beginning)
         restore_rng(self._random)
 
     def _read_base(self) -> None:
@@ -167,12 +144,12 @@ class Rollback:
 
         The parameters stay the same objects, because optimizers and hooks hold them.
         """
-        config = self.config
-        if BaseFingerprint(self.base).value != self.fingerprint.value:
+        config = self.checkpointer.config
+        if BaseFingerprint(self.base).value != self.checkpointer.fingerprints.base.value:
             raise UserError(
                 f"The base model {config.model.base} has changed since the run began.", "Start the run again."
             )
-        parameters: dict[str, Any] = dict(self.loaded.model.named_parameters())
+        parameters: dict[str, Any] = dict(self.checkpointer.loaded.model.named_parameters())
         for parameter in parameters.values():
             parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
         release()
@@ -182,7 +159,7 @@ class Rollback:
             precision=config.train.precision,
             device=config.hardware.device,
             for_training=True,
-            tokenizer=self.loaded.tokenizer,
+            tokenizer=self.checkpointer.loaded.tokenizer,
             keep_16bit=kept_patterns(config.model.keep_16bit),
         )
         for name, parameter in fresh.model.named_parameters():

@@ -286,18 +286,6 @@ class Loader:
         return held_out if kept_out else None
 
 
-def load_dataset(
-    paths: str | list[str],
-    config: Config,
-    encoder: Encoder,
-    *,
-    limit: int | None = None,
-    progress: Callable[[int], None] = lambda _: None,
-) -> Dataset:
-    """Read, render and tokenize files; see :meth:`Loader.load`."""
-    return Loader(config, encoder, progress=progress).load(paths, limit=limit)
-
-
 def _refuse_nothing(dataset: Dataset, names: list[str]) -> None:
     if dataset.rows:
         return

@@ -19,10 +19,7 @@ from peft import PeftModel
 
 from core.config.schema import WEIGHT_METHODS, Config
 from core.errors import UserError
-from core.worker.distributed.orders import Orders
-from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.replicate import Replicate
-from core.worker.distributed.strategy import run_token
+from core.worker.distributed.strategy import Strategy, run_token
 from core.worker.distributed.zero import Zero, ZeroOptions, import_package, make_adam
 from core.worker.distributed.zero_layers import ZeroLayers
 from core.worker.distributed.zero_update import ZeroUpdate
@@ -31,23 +28,21 @@ from core.worker.model.full_weights import trained_tensors
 from core.worker.model.safetensors_io import read_tensors
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.optim.optim import make_optimizer
-from core.worker.optim.update import Update, WeightUpdate
+from core.worker.optim.update import Update
 
 
 @dataclass
-class DeepSpeed:
+class DeepSpeed(Strategy):
     """Trained tensors sharded by DeepSpeed's ZeRO.
 
     Args:
-        orders: Orders of rank 0.
         config: The run's configuration.
         tell: Reports slow work.
     """
 
-    orders: Orders
     config: Config
     tell: Callable[[str], None] = lambda _: None
-    gathers: bool = field(default=True, init=False)
+    gathers = True
     _causal: Any = field(default=None, init=False)
     _layers: ZeroLayers | None = field(default=None, init=False)
     _update: ZeroUpdate | None = field(default=None, init=False)
@@ -57,24 +52,8 @@ class DeepSpeed:
     _stays_whole: bool = field(default=True, init=False)
     """True if a process has all gradients until then."""
 
-    @property
-    def is_sharded(self) -> bool:
-        """True if weights are sharded as well."""
-        return self.config.distributed.zero_stage == 3
-
-    @property
-    def fetches_modules(self) -> bool:
-        """True if weights are sharded: DeepSpeed gathers them module by module."""
-        return self.is_sharded
-
-    @property
-    def ranks(self) -> Ranks:
-        """The processes."""
-        return self.orders.ranks
-
-    @property
-    def _replicated(self) -> Replicate:
-        return Replicate(self.orders)
+    def __post_init__(self) -> None:
+        self.is_sharded = self.fetches_modules = self.config.distributed.zero_stage == 3
 
     @property
     def _trains_weights(self) -> bool:
@@ -158,14 +137,10 @@ class DeepSpeed:
         Together."""
         if not self.zero.is_restored:
             if not (self.is_sharded and self._trains_weights):  # each process has read the same ones
-                self._replicated.begin(trained)
+                super().begin(trained)
             self.zero.take_weights()
 
     # A step.
-
-    def share(self, window: Sequence[int], costs: Sequence[int]) -> list[int]:
-        """As :meth:`Replicate.share`."""
-        return self._replicated.share(window, costs)
 
     def passes(self, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
         """Micro-batches of this process, plus idle passes if other processes have more and each pass reduces gradients.
@@ -173,10 +148,7 @@ class DeepSpeed:
         if self._held is not None:
             yield from micro_batches
             return
-        counts = torch.zeros(self.ranks.count)
-        counts[self.ranks.rank] = len(micro_batches)
-        self.ranks.sum(counts)
-        total = int(counts.max())
+        total = self.ranks.largest(len(micro_batches))
         for number in range(total):
             self.zero.begin_pass(last=number == total - 1)
             if number < len(micro_batches):
@@ -208,12 +180,7 @@ class DeepSpeed:
                     parameter.grad = torch.zeros_like(parameter)
             held, self._held = self._held, None
             held.__exit__(None, None, None)
-        return self._replicated.reduce([], sums)
-
-    def clip(self, parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
-        """Not used: the update clips."""
-        del parameters, limit
-        raise ValueError("DeepSpeed clips in its step.")
+        return super().reduce([], sums)
 
     def _stepped(self) -> None:
         """After a step: postpone the next step's reductions if possible, and gather the pinned weights."""
@@ -234,18 +201,6 @@ class DeepSpeed:
         self.layers.lend()
 
     # Trained tensors.
-
-    def trained(self, usual: Mapping[str, torch.nn.Parameter]) -> Mapping[str, torch.nn.Parameter]:
-        """All of it, with DeepSpeed's optimizer."""
-        return usual
-
-    def square_sum(self, value: float) -> float:
-        """Not used: the update computes the norm."""
-        return value
-
-    def whole_update(self, update: WeightUpdate) -> Update:
-        """Not used: the strategy has its own update."""
-        return update
 
     def whole_weights(self, usual: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Whole trained tensors; only in rank 0 if weights are sharded. Together then."""

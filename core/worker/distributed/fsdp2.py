@@ -17,44 +17,29 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
-from core.worker.distributed.orders import Orders
-from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.replicate import Replicate
 from core.worker.distributed.sharded import ShardedModel
 from core.worker.distributed.shards import ShardedUpdate, Shards, whole_state
+from core.worker.distributed.strategy import Strategy
 from core.worker.model.safetensors_io import read_tensors
 from core.worker.oom.retry import release
 from core.worker.optim.update import Update, WeightUpdate
 
 
 @dataclass
-class Fsdp2:
+class Fsdp2(Strategy):
     """Weights sharded by ``torch.distributed.fsdp.fully_shard``.
 
     Args:
-        orders: Orders of rank 0.
         offload: Keep shards in host memory.
     """
 
-    orders: Orders
     offload: bool = False
-    is_sharded: bool = field(default=True, init=False)
-    fetches_modules: bool = field(default=False, init=False)
-    gathers: bool = field(default=True, init=False)
+    is_sharded = True
+    gathers = True
     _model: ShardedModel | None = field(default=None, init=False)
     _shards: Shards | None = field(default=None, init=False)
     _passes: int = field(default=0, init=False)
     """Remaining passes of the current window, including the current one."""
-
-    @property
-    def ranks(self) -> Ranks:
-        """The processes."""
-        return self.orders.ranks
-
-    @property
-    def _replicated(self) -> Replicate:
-        """Strategy of adapters, which every process has whole."""
-        return Replicate(self.orders)
 
     @property
     def sharded(self) -> ShardedModel:
@@ -78,20 +63,13 @@ class Fsdp2:
     def begin(self, trained: Mapping[str, torch.Tensor]) -> None:
         """Copy the adapters of rank 0; full weights were read by each process and are equal."""
         if self._shards is None:
-            self._replicated.begin(trained)
+            super().begin(trained)
 
     # A step.
 
-    def share(self, window: Sequence[int], costs: Sequence[int]) -> list[int]:
-        """As :meth:`Replicate.share`."""
-        return self._replicated.share(window, costs)
-
     def passes(self, micro_batches: Sequence[list[int]]) -> Iterator[list[int]]:
         """Micro-batches of this process, plus idle passes if other processes have more. Together."""
-        counts = torch.zeros(self.ranks.count)
-        counts[self.ranks.rank] = len(micro_batches)
-        self.ranks.sum(counts)
-        self._passes = int(counts.max())
+        self._passes = self.ranks.largest(len(micro_batches))
         for number in range(self._passes):
             if number < len(micro_batches):
                 self.sharded.begin_pass()
@@ -116,10 +94,7 @@ class Fsdp2:
         """Micro-batches of all processes."""
         # Rows in sequence, counted from 1; zero ends a batch.
         sent = [number for batch in batches for number in (*(row + 1 for row in batch), 0)]
-        lengths = torch.zeros(self.ranks.count, dtype=torch.int64)
-        lengths[self.ranks.rank] = len(sent)
-        self.ranks.sum(lengths)
-        numbers = torch.zeros((self.ranks.count, int(lengths.max())), dtype=torch.int64)
+        numbers = torch.zeros((self.ranks.count, self.ranks.largest(len(sent))), dtype=torch.int64)
         numbers[self.ranks.rank, : len(sent)] = torch.tensor(sent, dtype=torch.int64)
         self.ranks.sum(numbers)
         found: list[list[int]] = [[]]
@@ -131,12 +106,8 @@ class Fsdp2:
         return [batch for batch in found if batch]
 
     def reduce(self, parameters: Sequence[torch.nn.Parameter], sums: Sequence[float]) -> list[float]:
-        """As :meth:`Replicate.reduce`; gradients of sharded tensors are reduced already."""
-        return self._replicated.reduce(parameters if self._shards is None else [], sums)
-
-    def clip(self, parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
-        """As :meth:`Replicate.clip`, for adapters."""
-        return self._replicated.clip(parameters, limit)
+        """As :meth:`Strategy.reduce`; gradients of sharded tensors are reduced already."""
+        return super().reduce(parameters if self._shards is None else [], sums)
 
     # Between two steps.
 
@@ -159,11 +130,6 @@ class Fsdp2:
         sums = torch.tensor([value], dtype=torch.float64)
         self.ranks.sum(sums)
         return float(sums)
-
-    def own_update(self, model: Any) -> Update | None:
-        """None: shards are updated like whole tensors."""
-        del model
-        return None
 
     def whole_update(self, update: WeightUpdate) -> Update:
         """Update whose states are saved and loaded whole."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
-from core.worker.process.pulse import AwakeClock, Unchanged
+from core.worker.process.reports import AwakeClock, Unchanged
 
 #: Store key of rank 0's pulse.
 _PULSE = "pulse"
@@ -34,8 +34,8 @@ class Heartbeats:
         rank: Rank of this process.
         count: Number of processes.
         clock: Monotonic clock in seconds.
-        pulse: In rank 0, the pulse of its training thread: see :class:`core.worker.process.pulse.Pulse`; None while it
-            waits for the others.
+        pulse: In rank 0, the pulse of its training thread: see :class:`core.worker.process.reports.Pulse`; None while
+            it waits for the others.
     """
 
     store: Store

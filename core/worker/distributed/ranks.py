@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import TCPStore
 from core.errors import UserError
 from core.worker.distributed.rendezvous import Meeting, RankLostError
 from core.worker.oom.retry import is_out_of_memory
-from core.worker.process.pulse import Pulse
+from core.worker.process.reports import Pulse
 
 #: Practically unlimited wait.
 _UNLIMITED = timedelta(days=365)
@@ -163,6 +163,17 @@ class Ranks:
             with self._waiting():
                 dist.all_reduce(values, op=dist.ReduceOp.SUM)
                 _settle(values)
+
+    def largest(self, value: int) -> int:
+        """The largest number of all processes.
+
+        Raises:
+            RankLostError: If another process does not answer.
+        """
+        values = torch.zeros(self.count)
+        values[self.rank] = value
+        self.sum(values)
+        return int(values.max())
 
     def spread(self, values: torch.Tensor) -> None:
         """Replace values by those of rank 0.

@@ -93,7 +93,7 @@ def file_meeting(path: Path) -> str:
     return path.absolute().as_uri()
 
 
-def tcp_meeting(address: str, port: int) -> str:
+def tcp_meeting(address: str, port: int | str) -> str:
     """Rendezvous over a network.
 
     Args:
@@ -119,7 +119,7 @@ def read_meeting(environment: Mapping[str, str]) -> Meeting | None:
         return None
     place = environment.get(MEETING, "")
     if not place and environment.get(MASTER_ADDRESS):
-        place = f"tcp://{environment[MASTER_ADDRESS]}:{environment.get(MASTER_PORT, '29500')}"
+        place = tcp_meeting(environment[MASTER_ADDRESS], environment.get(MASTER_PORT, "29500"))
     if not place:
         return None
     if not all(value.isascii() and value.isdecimal() for value in values.values() if value):

@@ -32,7 +32,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatt
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
 from core.errors import UserError
-from core.worker.distributed.strategy import run_token, token
+from core.worker.distributed.strategy import around_passes, run_token, token
 from core.worker.model.adapters import INITIAL
 from core.worker.model.expert_weights import ExpertsParams4bit
 from core.worker.model.model import decoder_layers, decoder_of, evaluation_mode
@@ -198,29 +198,14 @@ class ShardedModel:
             announce: Called before each pass, to make all others :meth:`lend`.
         """
 
-        entered: list[Any] = []
+        def begin() -> None:
+            announce()
+            self.begin_pass()
 
-        def begin(module: Any, _inputs: Any) -> None:
-            # Answers use the whole model, the loss only the decoder.
-            if not entered:
-                entered.append(module)
-                announce()
-                self.begin_pass()
-
-        def end(module: Any, _inputs: Any, _output: Any) -> None:
-            if entered == [module]:
-                entered.clear()
-                self._complete()
-
-        handles = []
-        for module in (self._causal, self._decoder):
-            handles.append(module.register_forward_pre_hook(begin, prepend=True))
-            handles.append(module.register_forward_hook(end, always_call=True))
         try:
-            yield
+            with around_passes((self._causal, self._decoder), begin, self._complete):
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
             self.release()
 
     @torch.no_grad()

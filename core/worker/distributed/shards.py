@@ -48,10 +48,6 @@ class Shards:
         """
         return gather_rows(local, self.rows(name))
 
-    def part(self, whole: torch.Tensor) -> torch.Tensor:
-        """This process's rows of a whole tensor."""
-        return whole[own_rows(len(whole))]
-
     def weights(self) -> dict[str, torch.Tensor]:
         """All trained tensors, whole, on the host of rank 0; empty elsewhere. Together."""
         found = {name: self.gather(name, parameter.detach()) for name, parameter in self.parameters.items()}
@@ -113,7 +109,7 @@ class ShardedUpdate:
             if not isinstance(value, torch.Tensor):
                 return value
             # Copied, because loaded tensors may be memory-mapped.
-            return (self._shards.part(value) if value.dim() and len(value) == rows else value).clone()
+            return (value[own_rows(rows)] if value.dim() and len(value) == rows else value).clone()
 
         return {**state, "state": {at: _mapped(values, part) for at, values in state["state"].items()}}
 

@@ -262,20 +262,12 @@ class Zero:
                     state[name] = torch.zeros_like(flat.detach())
             state["step"] = steps if self._is_own else torch.tensor(float(steps), device=flat.device)
 
-    def gather(self, name: str, moment: str | None = None) -> torch.Tensor:
-        """A whole fp32 tensor on the device: a weight by name, or one of its moments. Together."""
+    def gather(self, name: str, moment: str | None = None) -> torch.Tensor | None:
+        """A whole fp32 weight, or one of its moments, on the host of rank 0; None elsewhere. Together."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         parameter = self.trained[name]
-        if moment is None:
-            found: torch.Tensor = safe_get_full_fp32_param(parameter)
-        else:
-            found = safe_get_full_optimizer_state(parameter, moment)
-        return found
-
-    def gather_first(self, name: str, moment: str | None = None) -> torch.Tensor | None:
-        """As :meth:`gather`, on the host of rank 0; None elsewhere. Together."""
-        found = self.gather(name, moment)
+        found = safe_get_full_optimizer_state(parameter, moment) if moment else safe_get_full_fp32_param(parameter)
         return found.cpu() if self.is_first else None
 
     def has_master(self, name: str) -> bool:

@@ -21,7 +21,7 @@ from peft.tuners.lora.layer import ParamWrapper
 
 from core.errors import UserError
 from core.text import one_line
-from core.worker.distributed.strategy import run_token, token
+from core.worker.distributed.strategy import around_passes, token
 from core.worker.distributed.zero import is_whole
 from core.worker.model.expert_weights import ExpertsParams4bit
 from core.worker.model.full_weights import trained_tensors
@@ -70,10 +70,6 @@ class ZeroLayers:
         for parameter in self.pinned:
             parameter.ds_active_sub_modules.add(_PIN)  # type: ignore[attr-defined]
 
-    def idle_pass(self) -> None:
-        """Take part in a pass of the others, with a token that has no weight."""
-        run_token(self._causal, self.device)
-
     def begin(self, coordinator: Any) -> None:
         """Run a first pass, once all processes have sharded the model. Together.
 
@@ -105,31 +101,17 @@ class ZeroLayers:
         Args:
             announce: Called before each pass, to make all others :meth:`lend`.
         """
-        entered: list[Any] = []
         called: list[Any] = []
 
-        def begin(module: Any, _inputs: Any) -> None:
-            # Answers use the whole model, the loss only the decoder.
-            if not entered:
-                entered.append(module)
-                called.clear()
-                announce()
+        def begin() -> None:
+            called.clear()
+            announce()
 
-        def end(module: Any, _inputs: Any, _output: Any) -> None:
-            if entered == [module]:
-                entered.clear()
-                self._complete(len(called))
-
-        handles = []
-        for module in (self._causal, self._decoder):
-            handles.append(module.register_forward_pre_hook(begin, prepend=True))
-            handles.append(module.register_forward_hook(end, always_call=True))
-        try:
-            with self._noting(called):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with (
+            around_passes((self._causal, self._decoder), begin, lambda: self._complete(len(called))),
+            self._noting(called),
+        ):
+            yield
 
     @torch.no_grad()
     def lend(self) -> None:

@@ -88,9 +88,9 @@ class ZeroUpdate:
         return {"state": {} if state is None else {0: state}, "param_groups": self._groups}
 
     def _state(self, name: str, steps: int) -> dict[str, torch.Tensor]:
-        found = {moment: self._zero.gather_first(name, moment) for moment in MOMENTS}
+        found = {moment: self._zero.gather(name, moment) for moment in MOMENTS}
         if self._zero.has_master(name):
-            found[MASTER] = self._zero.gather_first(name)
+            found[MASTER] = self._zero.gather(name)
         return {"step": torch.tensor(float(steps)), **{key: value for key, value in found.items() if value is not None}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

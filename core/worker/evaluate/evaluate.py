@@ -1,4 +1,5 @@
-"""Evaluation on held-out rows: the loss, and optionally exact matches of the model's own answers."""
+"""Evaluation on held-out rows (the loss, and optionally exact matches of the model's own answers), and loss on the
+general probe."""
 
 from __future__ import annotations
 
@@ -6,21 +7,67 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from core.errors import UserError
+from core.evaluation.probe import as_text, read_probe
 from core.evaluation.score import Expected
 from core.runs.record.events import EvalEvent, SampleEvent
 from core.worker.data.batches import make_micro_batch, supervised_count
 from core.worker.data.dataset import Dataset
+from core.worker.data.encode import Encoder, TokenizedRow
 from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS, samples_of
 from core.worker.generate.generate import generate_batch
+from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, SupervisedObjective
 from core.worker.model.model import LoadedModel, evaluation_mode
-from core.worker.oom.no_grad_batches import NoGradBatches
-from core.worker.oom.retry import MemoryShortageError, ignore
+from core.worker.oom.retry import MemoryShortageError, NoGradBatches, ignore
+
+
+@torch.no_grad()
+def mean_loss(
+    loaded: LoadedModel,
+    objective: Objective,
+    batches: NoGradBatches,
+    lengths: Sequence[int],
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+    check: Callable[[], None],
+    progress: Callable[[int, int], None],
+) -> float:
+    """Loss of an objective over all its rows, divided by their weight.
+
+    Args:
+        loaded: The model, in evaluation mode.
+        objective: The objective.
+        batches: Cuts the rows into batches.
+        lengths: Length in tokens of each row.
+        autocast: Context of the forward passes.
+        check: Called between two batches; may raise to stop.
+        progress: Called with rows done, of how many.
+
+    Raises:
+        MemoryShortageError: If a single row does not fit.
+    """
+
+    def summed(rows: list[int]) -> float:
+        batch = make_micro_batch(rows, objective.sequences(rows), loaded.pad_id, loaded.device)
+        with autocast():
+            return float(objective.loss(batch, objective.forward(batch)))
+
+    total, done = 0.0, 0
+    weight = objective.begin(range(len(lengths)), batches.token_budget)
+    check()
+    for batch, loss in batches.run(lengths, summed):
+        total += loss
+        done += len(batch)
+        progress(done, len(lengths))
+        if done < len(lengths):
+            check()
+    return total / weight
 
 
 class Evaluator:
@@ -92,7 +139,15 @@ class Evaluator:
         """
         began = time.monotonic()
         with evaluation_mode(self._loaded.model):
-            loss = self._mean_loss(functools.partial(progress, "loss"))
+            loss = mean_loss(
+                self._loaded,
+                self._objective,
+                self._batches,
+                self._dataset.lengths,
+                self._autocast,
+                self._check,
+                functools.partial(progress, "loss"),
+            )
             rewards = self._objective.rewards()
             answers = self._answers_that_fit(
                 self._conversations,
@@ -135,25 +190,6 @@ class Evaluator:
     def _samples_of(self, step: int, answers: list[str]) -> list[SampleEvent]:
         shown = len(answers)
         return samples_of(step, self._conversations[:shown], answers, self._expected.first(shown))
-
-    @torch.no_grad()
-    def _mean_loss(self, progress: Callable[[int, int], None]) -> float:
-        rows = self._dataset.rows
-        total, done = 0.0, 0
-        weight = self._objective.begin(range(len(rows)), self._batches.token_budget)
-        self._check()
-        for batch, loss in self._batches.run(self._dataset.lengths, self._summed_loss):
-            total += loss
-            done += len(batch)
-            progress(done, len(rows))
-            if done < len(rows):
-                self._check()
-        return total / weight
-
-    def _summed_loss(self, rows: list[int]) -> float:
-        batch = make_micro_batch(rows, self._objective.sequences(rows), self._loaded.pad_id, self._loaded.device)
-        with self._autocast():
-            return float(self._objective.loss(batch, self._objective.forward(batch)))
 
     def _warn_of_cut(self, rows: int, now: int) -> None:
         self._notice(
@@ -198,3 +234,70 @@ class Evaluator:
                 template=self._template,
                 notice=lambda message: self._notice("memory_answers", message, "The answers are the same."),
             )
+
+
+def encode_probe(encoder: Encoder) -> list[TokenizedRow]:
+    """The probe as rows for a model; its answers are measured. Examples that its template cannot render are left out;
+    without a template, question and answer are measured as plain text.
+
+    Args:
+        encoder: Encoder with the run's template.
+    """
+    examples = read_probe()
+    for chosen in (examples, [as_text(example) for example in examples]):
+        with contextlib.suppress(UserError):  # a template beyond the limits is refused elsewhere
+            rows = [row for row in encoder.encode(chosen) if isinstance(row, TokenizedRow)]
+            if rows:
+                return rows
+    return []
+
+
+@dataclass
+class Probe:
+    """Measures on the general probe how much a model forgets during a run.
+
+    Draws no random numbers, and changes no trained state.
+
+    Args:
+        loaded: The model; back in training mode after each measurement.
+        loss: Sums the loss of a batch.
+        rows: The probe, encoded.
+        token_budget: Token budget of a batch, padding included.
+        autocast: Context of the forward passes.
+        check: Called between two batches; may raise to stop.
+        notice: Receives the warning if it is skipped: ``notice(code, message, hint)``.
+    """
+
+    loaded: LoadedModel
+    loss: SupervisedLoss
+    rows: list[TokenizedRow]
+    token_budget: int
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    check: Callable[[], None]
+    notice: Callable[[str, str, str], None]
+
+    def __post_init__(self) -> None:
+        self._objective = SupervisedObjective(self.loss, self.rows)
+        self._batches = NoGradBatches(self.token_budget, lambda _rows, _now: None, self._refusal)
+
+    def measure(self, progress: Callable[[int, int], None] = lambda _done, _total: None) -> float | None:
+        """Mean loss per token of the probe's answers, in nats; None if it does not fit in memory.
+
+        Args:
+            progress: Called with rows done, of how many.
+        """
+        try:
+            with evaluation_mode(self.loaded.model):
+                lengths = list(map(len, self.rows))
+                return mean_loss(
+                    self.loaded, self._objective, self._batches, lengths, self.autocast, self.check, progress
+                )
+        except MemoryShortageError as error:
+            self.notice("memory_probe", f"The general probe is left out. {error.message}", error.hint)
+            return None
+
+    def _refusal(self, row: int) -> tuple[str, str]:
+        return (
+            f"Memory ran out with a single row of it, of {len(self.rows[row])} tokens",
+            "Set eval.probe = false, or close what else holds memory.",
+        )

@@ -11,19 +11,16 @@ from dataclasses import dataclass
 
 from core.runs.record.events import ProbeEvent
 from core.worker.checkpoint.checkpointer import Checkpointer
-from core.worker.evaluate.evaluate import Evaluator
-from core.worker.evaluate.probe import Probe
+from core.worker.evaluate.evaluate import Evaluator, Probe
 from core.worker.evaluate.samples import SampleWriter
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import EvaluationSkipped, StopRequested
-from core.worker.process.recorder import Recorder
-from core.worker.progress.state import TrainState
 
 #: Callback with the part of an evaluation, rows done, and all rows.
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluations:
     """Measures the model between steps, keeps the best checkpoint, and writes the events.
 
@@ -33,19 +30,18 @@ class Evaluations:
         evaluator: Evaluator on held-out rows; None without held-out rows.
         probe: The general probe; None if it is off.
         samples: The sample answers.
-        state: Training state.
-        checkpointer: Saves the best step; keeps other processes waiting.
-        recorder: Of the run.
+        checkpointer: Saves the best step; holds state and recorder of the run.
         attend: The control point, called often; may raise to stop.
     """
 
     evaluator: Evaluator | None
     probe: Probe | None
     samples: SampleWriter
-    state: TrainState
     checkpointer: Checkpointer
-    recorder: Recorder
     attend: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        self.state, self.recorder = self.checkpointer.state, self.checkpointer.recorder
 
     def evaluate(self) -> bool:
         """Measure the current step, unless it was measured already. Returns True if there was anything to measure."""

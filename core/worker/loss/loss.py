@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
@@ -61,10 +61,13 @@ class Head(torch.nn.Module):
         return logits
 
 
+Reduction = Literal["sum", "none"]
+
+
 def chunked_cross_entropy(
-    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, chunk: int
+    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, chunk: int, reduction: Reduction = "sum"
 ) -> torch.Tensor:
-    """Summed cross-entropy of a head's logits, chunk by chunk.
+    """Cross-entropy of a head's logits, chunk by chunk.
 
     The gradient with respect to ``hidden`` is computed while each chunk's logits exist, so backward needs no logits. A
     head with trainable parameters uses activation checkpointing instead, so its parameters get gradients too.
@@ -74,89 +77,43 @@ def chunked_cross_entropy(
         hidden: Hidden states of the supervised positions, ``(n, hidden)``.
         targets: Their next tokens, ``(n,)``, int64.
         chunk: Positions at a time.
+        reduction: Sum over the positions, or the loss of each.
 
     Returns:
-        A scalar in fp32.
+        fp32, a scalar or ``(n,)``.
     """
-    if hidden.requires_grad and _is_frozen(head):
-        summed: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, targets, head, chunk)  # type: ignore[no-untyped-call]
-        return summed
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for start in range(0, len(targets), chunk):
-        part, wanted = hidden[start : start + chunk], targets[start : start + chunk]
-        if hidden.requires_grad:
-            total = total + torch.utils.checkpoint.checkpoint(_cross_entropy, head, part, wanted, use_reentrant=False)
-        else:
-            total = total + _cross_entropy(head, part, wanted)
-    return total
-
-
-def chunked_token_losses(
-    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, chunk: int
-) -> torch.Tensor:
-    """The cross-entropy of each position, chunk by chunk as in :func:`chunked_cross_entropy`.
-
-    Args:
-        head: Maps hidden states to logits, ``(n, hidden) -> (n, vocabulary)``.
-        hidden: Hidden states of the supervised positions, ``(n, hidden)``.
-        targets: Their next tokens, ``(n,)``, int64.
-        chunk: Positions at a time.
-
-    Returns:
-        ``(n,)``, fp32.
-    """
-    if hidden.requires_grad and _is_frozen(head):
-        losses: torch.Tensor = _ChunkedTokenLosses.apply(hidden, targets, head, chunk)  # type: ignore[no-untyped-call]
+    if hidden.requires_grad and not any(parameter.requires_grad for parameter in head.parameters()):
+        losses: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden, targets, head, chunk, reduction
+        )
         return losses
     parts = []
     for start in range(0, len(targets), chunk):
-        part, wanted = hidden[start : start + chunk], targets[start : start + chunk]
+        part = head, hidden[start : start + chunk], targets[start : start + chunk], reduction
         if hidden.requires_grad:
-            parts.append(torch.utils.checkpoint.checkpoint(_token_losses, head, part, wanted, use_reentrant=False))
+            parts.append(torch.utils.checkpoint.checkpoint(_cross_entropy, *part, use_reentrant=False))
         else:
-            parts.append(_token_losses(head, part, wanted))
-    return torch.cat(parts)
+            parts.append(_cross_entropy(*part))
+    return _joined(parts, hidden, reduction)
 
 
-def _cross_entropy(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+def _cross_entropy(
+    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, reduction: Reduction
+) -> torch.Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction=reduction)
 
 
-def _token_losses(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(head(hidden).float(), targets, reduction="none")
-
-
-def _is_frozen(head: torch.nn.Module) -> bool:
-    return not any(parameter.requires_grad for parameter in head.parameters())
+def _joined(parts: Sequence[torch.Tensor], hidden: torch.Tensor, reduction: Reduction) -> torch.Tensor:
+    """The losses of all chunks; sums are added in order."""
+    return (
+        torch.cat([hidden.new_empty(0, dtype=torch.float32), *parts])
+        if reduction == "none"
+        else sum(parts, hidden.new_zeros((), dtype=torch.float32))
+    )
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy, with the gradient computed in the forward pass while each chunk's logits exist."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, chunk: int
-    ) -> torch.Tensor:
-        gradient = torch.empty_like(hidden)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(targets), chunk):
-            with torch.enable_grad():
-                part = hidden[start : start + chunk].detach().requires_grad_()
-                loss = _cross_entropy(head, part, targets[start : start + chunk])
-            (gradient[start : start + chunk],) = torch.autograd.grad(loss, part)
-            total += loss.detach()
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0].to(gradient.dtype), None, None, None
-
-
-class _ChunkedTokenLosses(torch.autograd.Function):
-    """Cross-entropy of each position, with gradients computed in the forward pass.
+    """Cross-entropy with the gradient computed in the forward pass, while each chunk's logits exist.
 
     A position's loss depends on its own hidden state alone, so its gradient is computed before its factor is known, and
     multiplied by the factor in backward.
@@ -164,24 +121,27 @@ class _ChunkedTokenLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, chunk: int
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, chunk: int, reduction: Reduction
     ) -> torch.Tensor:
         gradient = torch.empty_like(hidden)
-        losses = hidden.new_empty(len(targets), dtype=torch.float32)
+        parts = []
         for start in range(0, len(targets), chunk):
             with torch.enable_grad():
                 part = hidden[start : start + chunk].detach().requires_grad_()
-                found = _token_losses(head, part, targets[start : start + chunk])
-                (gradient[start : start + chunk],) = torch.autograd.grad(found.sum(), part)
-            losses[start : start + chunk] = found.detach()
+                losses = _cross_entropy(head, part, targets[start : start + chunk], reduction)
+                (gradient[start : start + chunk],) = torch.autograd.grad(losses.sum(), part)
+            parts.append(losses.detach())
         ctx.save_for_backward(gradient)
-        return losses
+        return _joined(parts, hidden, reduction)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * outputs[0][:, None]).to(gradient.dtype), None, None, None
+        (factor,) = outputs
+        if factor.dim():
+            return (gradient * factor[:, None]).to(gradient.dtype), None, None, None, None
+        return gradient * factor.to(gradient.dtype), None, None, None, None
 
 
 class SupervisedLoss:
@@ -258,7 +218,7 @@ class SupervisedLoss:
     ) -> torch.Tensor:
         """Log-probabilities of rows, as :meth:`log_probabilities`, from their :meth:`hidden` states."""
         chunk = chunk_positions(self.head.vocabulary)
-        losses = chunked_token_losses(self.head, hidden, _learned(input_ids, supervised, host), chunk)
+        losses = chunked_cross_entropy(self.head, hidden, _learned(input_ids, supervised, host), chunk, "none")
         # Not index_add: its order on a GPU, and so its last bits, differ between runs.
         counts = supervised[:, 1:].sum(dim=1).tolist() if host is None else host.counts()
         rows = losses.split(counts)  # type: ignore[no-untyped-call]

@@ -136,18 +136,22 @@ class Objective(Protocol):
 
     def rewards(self) -> Rewards:
         """Rewards over the micro-batches since :meth:`begin`."""
+        return Rewards()
 
     def reward_sums(self) -> list[float]:
         """Fixed-length list of numbers to sum over the processes of a run, for :meth:`rewards_of`."""
+        return []
 
-    def rewards_of(self, sums: Sequence[float]) -> Rewards:
+    def rewards_of(self, sums: Sequence[float]) -> Rewards:  # noqa: ARG002
         """Rewards from numbers summed over all processes."""
+        return Rewards()
 
     def reference_sequences(self) -> list[TokenizedRow]:
         """All sequences that need reference log-probabilities."""
+        return []
 
 
-class SupervisedObjective:
+class SupervisedObjective(Objective):
     """Mean negative log-likelihood of the supervised tokens.
 
     Args:
@@ -179,25 +183,8 @@ class SupervisedObjective:
         """Summed over the supervised tokens."""
         return self._loss.summed(outputs.hidden, batch.input_ids, batch.supervised, host=batch.host)
 
-    def rewards(self) -> Rewards:
-        """No rewards."""
-        return Rewards()
 
-    def reward_sums(self) -> list[float]:
-        """No numbers."""
-        return []
-
-    def rewards_of(self, sums: Sequence[float]) -> Rewards:
-        """No rewards."""
-        del sums
-        return Rewards()
-
-    def reference_sequences(self) -> list[TokenizedRow]:
-        """No sequences: there is no reference."""
-        return []
-
-
-class _Pairs:
+class _Pairs(Objective):
     """Preference pairs in a batch: all better answers, then the worse ones in the same order."""
 
     sequences_per_row = 2
@@ -303,12 +290,8 @@ class OrpoObjective(_Pairs):
         likelihood = -sums[: len(batch.rows)].sum() * self._pairs_per_token
         return likelihood + self._beta * odds_ratio_losses(chosen, rejected).sum()
 
-    def reference_sequences(self) -> list[TokenizedRow]:
-        """No sequences: there is no reference."""
-        return []
 
-
-class KtoObjective:
+class KtoObjective(Objective):
     """Kahneman-Tversky optimization: mean loss of answers labeled good or bad.
 
     The zero point of gains and losses is the model's divergence from the reference, measured over the window on prompts

@@ -15,8 +15,7 @@ from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import switched_off
 from core.worker.model.model import LoadedModel, evaluation_mode
-from core.worker.oom.no_grad_batches import NoGradBatches
-from core.worker.oom.retry import ignore
+from core.worker.oom.retry import NoGradBatches, ignore
 
 #: Context of the training precision.
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]

@@ -17,6 +17,8 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from peft.tuners.lora import dora
+from peft.utils.integrations import dequantize_module_weight
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, masking_utils
@@ -237,6 +239,22 @@ def _kept_wide(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tens
 def _put(model: Any, name: str, parameter: torch.nn.Parameter) -> None:
     owner, _, own = name.rpartition(".")
     model.get_submodule(owner)._parameters[own] = parameter
+
+
+def _dequantized(layer: Any) -> torch.Tensor:
+    """PEFT's ``dequantize_module_weight``, also for 4-bit weights that have no values."""
+    weight: torch.Tensor
+    if not isinstance(layer, bnb.nn.Linear4bit):
+        weight = dequantize_module_weight(layer)
+    elif (state := getattr(layer.weight, "quant_state", None)) is None:
+        weight = torch.empty(layer.out_features, layer.in_features, device=layer.weight.device)
+    else:
+        weight = bnb.functional.dequantize_4bit(layer.weight.data, state)
+    return weight
+
+
+# DoRA takes norms of whole weights.
+dora.dequantize_module_weight = _dequantized
 
 
 def build_skeleton(model: Any, config: Config, how: Arithmetic) -> Skeleton:

@@ -23,7 +23,7 @@ from core.hardware.obstacle import (
 from core.hardware.visible import hides_all
 from core.hardware.wsl import MEMORY_SHARE
 from core.units import format_bytes
-from core.worker.process.cuda import cuda_error
+from core.worker.process.probe import cuda_error
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 

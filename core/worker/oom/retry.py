@@ -1,11 +1,14 @@
-"""Out-of-memory errors: detection, release of the memory they hold, and retries."""
+"""Out-of-memory errors: detection, release of the memory they hold, retries, and batches that shrink."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import gc
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -13,9 +16,10 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from core.errors import UserError
+from core.memory.batching import padded_length
 from core.text import one_line
+from core.worker.data.batches import split_window
 from core.worker.process.log import log
-from core.worker.process.malloc import give_back
 
 T = TypeVar("T")
 
@@ -137,14 +141,14 @@ class Retry:
     where: Callable[[], str] = lambda: "a step"
     notice: Callable[[str, str, str], None] = ignore
 
-    def run(self, work: Callable[[], T], undo: Callable[[], None], what: str, hint: str) -> T:
+    def run(self, work: Callable[[], T], what: str, hint: str, undo: Callable[[], object] = lambda: None) -> T:
         """Run work until it succeeds.
 
         Args:
             work: The work.
-            undo: Reverts a failed attempt.
             what: For messages: ``in the optimizer``.
             hint: Advice if all attempts fail.
+            undo: Reverts a failed attempt.
 
         Raises:
             MemoryShortageError: If memory runs out at every attempt; the last one is reverted too.
@@ -176,3 +180,99 @@ def multiply_both_ways(device: torch.device) -> None:
     """Compute a small product, forward and backward."""
     square = torch.ones(16, 16, device=device, requires_grad=True)
     (square @ square).sum().backward()  # type: ignore[no-untyped-call]
+
+
+#: Parameters of glibc's ``mallopt``, numbered as in its header.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+#: Maximum size of tensors allocated on the heap, where they are reused.
+_LARGEST_IN_HEAP = 1 << 30
+_MOST_FREE = (1 << 31) - 1
+_GROWTH = 64 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Make malloc keep freed memory for the next tensor of a step.
+
+    By default glibc returns large blocks to the system at once, and gets them back as zeroed pages. On a CPU, where
+    the tensors of a layer are small, zeroing takes longer than many operations on them. Memory that is free already is
+    returned first.
+
+    Returns:
+        True if this is possible, which it is with glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim") or not hasattr(libc, "mallopt"):
+        return False
+    libc.malloc_trim(0)
+    wanted = ((_M_MMAP_THRESHOLD, _LARGEST_IN_HEAP), (_M_TRIM_THRESHOLD, _MOST_FREE), (_M_TOP_PAD, _GROWTH))
+    return {libc.mallopt(name, value) for name, value in wanted} == {1}
+
+
+def give_back() -> None:
+    """Return the free memory of the heap to the system."""
+    if sys.platform.startswith("linux"):
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
+
+
+class NoGradBatches:
+    """Cuts rows into batches by a token budget.
+
+    Args:
+        token_budget: Token budget of a batch, padding included; halved for good when memory runs out.
+        on_cut: Called after each cut: ``on_cut(rows, now)``, with the old and new number of rows at once.
+        refusal: Gives message and hint for a single row that does not fit: ``refusal(row)``. The reason is appended.
+        sequences_per_row: Sequences per row.
+    """
+
+    def __init__(
+        self,
+        token_budget: int,
+        on_cut: Callable[[int, int], None],
+        refusal: Callable[[int], tuple[str, str]],
+        *,
+        sequences_per_row: int = 1,
+    ) -> None:
+        self.token_budget = token_budget
+        self._on_cut = on_cut
+        self._refusal = refusal
+        self._sequences = sequences_per_row
+
+    def run(self, lengths: Sequence[int], work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+        """Run all rows.
+
+        Args:
+            lengths: Length in tokens of each row's longest sequence.
+            work: Called with the row indices of each batch; restarted if memory runs out.
+
+        Yields:
+            Each batch with the result of ``work``.
+
+        Raises:
+            MemoryShortageError: If a single row does not fit twice.
+        """
+        waiting = self._split(range(len(lengths)), lengths)
+        tried_alone = False
+        while waiting:
+            batch = waiting[0]
+            tried = attempt(functools.partial(work, batch))
+            if tried.result is not None:
+                tried_alone = False
+                waiting = waiting[1:]
+                yield batch, tried.result
+            elif len(batch) > 1:
+                width = padded_length(max(lengths[row] for row in batch))
+                self.token_budget = max(1, len(batch) * width * self._sequences // 2)
+                waiting = self._split([row for rows in waiting for row in rows], lengths)
+                self._on_cut(len(batch), len(waiting[0]))
+            elif tried_alone:
+                message, hint = self._refusal(batch[0])
+                raise MemoryShortageError(f"{message}: {tried.reason}", hint)
+            else:
+                tried_alone = True  # try once more, after cached memory was released
+
+    def _split(self, rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+        return split_window(rows, lengths, max(1, self.token_budget // self._sequences))

@@ -67,7 +67,7 @@ class RetryableStep:
                 while kept:
                     kept.pop()()
 
-            self._retry.run(work, undo, WHAT, HINT)
+            self._retry.run(work, WHAT, HINT, undo)
 
     def _parts(self) -> Iterator[_Part]:
         optimizer = self._optimizer

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -26,15 +26,6 @@ from core.worker.optim.rounding import Kernels, add_slices
 MASTER = "master"
 #: Creates an optimizer, without weight decay, over the given parameters.
 OptimizerMaker = Callable[[list[torch.nn.Parameter]], Any]
-
-
-#: Clips the gradients of parameters to a norm; returns their norm before clipping.
-Clip = Callable[[Sequence[torch.nn.Parameter], float], float]
-
-
-def clip_norm(parameters: Sequence[torch.nn.Parameter], limit: float) -> float:
-    """Clip gradients by their common norm, which is returned."""
-    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
 
 class Update(Protocol):
@@ -80,7 +71,6 @@ class AdapterUpdate:
         parameters: Trainable parameters.
         max_grad_norm: Norm to clip gradients to; 0 for no clipping.
         retry: Retries parts that run out of memory.
-        clip: Clips gradients by their common norm.
     """
 
     in_backward = False
@@ -93,9 +83,7 @@ class AdapterUpdate:
         parameters: list[torch.nn.Parameter],
         max_grad_norm: float,
         retry: Retry,
-        clip: Clip = clip_norm,
     ) -> None:
-        self._clip_gradients = clip
         self._accelerator = accelerator
         self._retry = retry
         self._states = optimizer
@@ -112,7 +100,7 @@ class AdapterUpdate:
     def clip(self) -> float:
         """Clip all gradients by their common norm, which is returned."""
         self._accelerator.unscale_gradients()
-        return self._retry.run(self._clip_norm, lambda: None, "in clipping the gradients", HINT)
+        return self._retry.run(self._clip_norm, "in clipping the gradients", HINT)
 
     def step(self) -> None:
         """Step the optimizer and drop the gradients."""
@@ -127,7 +115,7 @@ class AdapterUpdate:
 
     def _clip_norm(self) -> float:
         # It allocates only for the norms, then scales in place: a failed attempt has changed nothing.
-        return self._clip_gradients(self._parameters, self._limit)
+        return float(torch.nn.utils.clip_grad_norm_(self._parameters, self._limit))
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -214,7 +202,6 @@ class WeightUpdate:
             gradients = [stepper.parameter.grad for stepper in self._steppers.values()]
             self._norms = self._retry.run(
                 lambda: [_norm(gradient) for gradient in gradients if gradient is not None],
-                lambda: None,
                 "in taking the norm of the gradients",
                 HINT,
             )
@@ -352,7 +339,7 @@ class _TensorStepper:
             for end in add_slices(weights, update, keep=keep, begin=done):
                 done = end
 
-        self._retry.run(add, lambda: None, WHAT, HINT)
+        self._retry.run(add, WHAT, HINT)
 
     def _run_to_the_end(self, learning_rate: float, scale: float, wanted: torch.Tensor | None) -> torch.Tensor:
         kept: list[Callable[[], None]] = []
@@ -372,7 +359,7 @@ class _TensorStepper:
             while kept:
                 kept.pop()()
 
-        return self._retry.run(run, undo, WHAT, HINT)
+        return self._retry.run(run, WHAT, HINT, undo)
 
     def rehearse(self) -> None:
         """Allocate the memory of a step."""

@@ -33,8 +33,6 @@ def probe(job: dict[str, Any], answers: Answers) -> dict[str, Any]:  # noqa: ARG
 def _torch() -> dict[str, Any]:
     import torch
 
-    from core.worker.process.cuda import cuda_error
-
     devices = []
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -82,3 +80,19 @@ def _versions() -> dict[str, Any]:
     import transformers
 
     return {"transformers": transformers.__version__, "peft": peft.__version__}
+
+
+def cuda_error() -> str | None:
+    """Reason why a CUDA build of torch cannot use a card; None if it can, or is a CPU build."""
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        return None
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        # An installation without kernels for this card imports well and fails at the first product.
+        square = torch.ones(16, 16, device="cuda")
+        torch.cuda.synchronize((square @ square).device)
+    except Exception as error:  # any failure means that the card cannot be used
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None

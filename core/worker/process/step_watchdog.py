@@ -63,7 +63,7 @@ _BACKWARD = "torch.autograd.graph"
 _STAGES: tuple[tuple[str, str], ...] = (
     ("core.worker.data.", "reading its rows"),
     ("core.worker.optim.", "the optimizer's update"),
-    ("core.worker.process.throttle", "a rest that the governor asked for"),
+    ("core.worker.process.governor", "a rest that the governor asked for"),
     ("core.worker.loss.", "the forward pass"),
     ("core.worker.fused.", "the forward pass"),
     ("transformers.", "the forward pass"),

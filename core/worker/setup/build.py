@@ -9,6 +9,8 @@ from accelerate import Accelerator
 
 from core.config.derived import updates_in_backward
 from core.config.schema import Config
+from core.data.registries.data_files import DataHashes
+from core.models.fingerprint import BaseFingerprint
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.checkpointer import Checkpointer, Fingerprints, agreed_checkpoint
 from core.worker.checkpoint.rollback import Rollback
@@ -21,11 +23,11 @@ from core.worker.evaluate.evaluations import Evaluations
 from core.worker.loss.objectives import Objective
 from core.worker.model.activation_offload import available_offload
 from core.worker.model.model import LoadedModel
+from core.worker.oom.retry import keep_freed_memory
 from core.worker.optim.optim import LearningRate, warmup_steps
 from core.worker.optim.update import Update
 from core.worker.process.control import Controls
 from core.worker.process.governor import Governor
-from core.worker.process.malloc import keep_freed_memory
 from core.worker.process.recorder import Recorder
 from core.worker.progress.health import FiniteCheck, LossSpikes
 from core.worker.progress.state import BestStep, Intervals, Limits, TrainState
@@ -167,8 +169,10 @@ def build(
     # The model, and the memory for it.
     recorder.phase("loading_model", config.model.base)
     # Hashed while the model loads, which reads the same files.
-    fingerprints = Fingerprints.of(prepared.base, prepared.data_fingerprint, prepared.held_out_fingerprint)
-    files = Provenance.hash_files(config) if ranks.is_first else None
+    fingerprints = Fingerprints(
+        prepared.data_fingerprint, prepared.held_out_fingerprint, BaseFingerprint(prepared.base)
+    )
+    files = DataHashes(config.data) if ranks.is_first else None
     token_budget = first_budget(device, whole=updates_in_backward(config))
     host_experts, why_experts = decide_experts(config, device, dataset, token_budget)
     model = make_ready(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
@@ -243,32 +247,8 @@ def build(
     file: FileTraining | None = None
     if model.file_weights is not None:
         file = FileTraining(model.file_weights, state, loaded.dtype, memory.dequantized, recorder.notice)
-    control_point = ControlPoint(
-        config,
-        loaded,
-        model.accelerator.autocast,
-        prepared.template,
-        state,
-        checkpointer,
-        recorder,
-        controls,
-        model.file_weights,
-        governor,
-        strategy,
-    )
-    rollback = Rollback(
-        config,
-        prepared.base,
-        fingerprints.base,
-        loaded,
-        update,
-        state,
-        checkpointing,
-        checkpointer,
-        recorder,
-        strategy,
-        file,
-    )
+    control_point = ControlPoint(checkpointer, model.accelerator.autocast, controls, model.file_weights, governor)
+    rollback = Rollback(checkpointer, prepared.base, file)
     evaluations = make_evaluations(control_point, prepared, goal, token_budget)
 
     recorder.update(total_steps=total_steps)

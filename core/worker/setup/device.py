@@ -32,11 +32,10 @@ from core.worker.process.determinism import (
     apply_determinism,
     choose_determinism,
     fix_workspace,
+    seed_unused,
 )
-from core.worker.process.governor import Governor
+from core.worker.process.governor import Governor, Throttle
 from core.worker.process.recorder import Recorder
-from core.worker.process.rng import seed_unused
-from core.worker.process.throttle import Throttle
 
 
 def settle_device(config: Config, recorder: Recorder) -> torch.device:

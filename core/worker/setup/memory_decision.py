@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from core.memory.plan import Machine, Plan
 from core.memory.planner import make_least_plan, make_plan
 from core.memory.rows import Rows, rows_of_tokens
 from core.memory.strategy import Chosen, chosen_strategy
+from core.models.architecture.architecture import Architecture
 from core.models.architecture.load import load_architecture, locate_model
 from core.units import format_bytes
 from core.worker.data.batches import supervised_count
@@ -66,7 +68,7 @@ def measure_ahead(config: Config, device: torch.device) -> None:
     def measure() -> None:
         # The first plan raises the error again.
         with contextlib.suppress(UserError):
-            make_plan(load_architecture(locate_model(config.model.base)), config, _machine(device))
+            make_plan(_architecture(config), config, _machine(device))
 
     threading.Thread(target=measure, name="measuring", daemon=True).start()
 
@@ -269,13 +271,8 @@ def spare_bytes(config: Config, device: torch.device, dataset: Dataset, token_bu
         token_budget: The most tokens of a micro-batch, if there is room.
     """
     try:
-        plan = make_least_plan(
-            load_architecture(locate_model(config.model.base)),
-            config,
-            _with_limit(device),
-            _rows(config, dataset),
-            token_budget=token_budget,
-        )
+        machine, rows = _with_limit(device), _rows(config, dataset)
+        plan = make_least_plan(_architecture(config), config, machine, rows, token_budget=token_budget)
     except UserError:
         return None
     return None if plan.limit_bytes is None else max(plan.limit_bytes - plan.needed_bytes, 0)
@@ -292,39 +289,23 @@ def plan_strategy(config: Config, device: torch.device, dataset: Dataset, proces
         processes: Number of processes on all machines.
     """
     try:
-        architecture = load_architecture(locate_model(config.model.base))
-        limited = _with_limit(device)
-        return chosen_strategy(architecture, config, limited, _rows(config, dataset), cards=Cards(processes))
+        machine, rows = _with_limit(device), _rows(config, dataset)
+        return chosen_strategy(_architecture(config), config, machine, rows, cards=Cards(processes))
     except UserError:
         return None
 
 
-def _plan(
-    config: Config,
-    machine: Machine,
-    dataset: Dataset,
-    token_budget: int,
-    *,
-    checkpointing: bool | None = None,
-    kept_layers: int = 0,
-    offload: bool | None = None,
-    dequantized: bool | None = None,
-) -> Plan | None:
-    """The plan of a run; None if it cannot be made."""
+def _plan(config: Config, machine: Machine, dataset: Dataset, token_budget: int, **settled: Any) -> Plan | None:
+    """The plan of a run; None if it cannot be made. ``settled`` are options of :func:`make_plan`."""
     try:
-        return make_plan(
-            load_architecture(locate_model(config.model.base)),
-            config,
-            machine,
-            _rows(config, dataset),
-            token_budget=token_budget,
-            checkpointing=checkpointing,
-            kept_layers=kept_layers,
-            offload=offload,
-            dequantized=dequantized,
-        )
+        rows = _rows(config, dataset)
+        return make_plan(_architecture(config), config, machine, rows, token_budget=token_budget, **settled)
     except UserError:
         return None
+
+
+def _architecture(config: Config) -> Architecture:
+    return load_architecture(locate_model(config.model.base))
 
 
 def _rows(config: Config, dataset: Dataset) -> Rows:

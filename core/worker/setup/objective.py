@@ -1,28 +1,34 @@
-"""Loss, objective and evaluations of a run, built after the model has passed its self-check."""
+"""Packing, loss, objective and evaluations of a run, built after the model has passed its self-check."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from peft import PeftModel
+
 from core.config.schema import WEIGHT_METHODS, Config
+from core.errors import UserError
 from core.memory.batching import TOKEN_BUDGETS
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.control_point import ControlPoint
 from core.worker.data.dataset import Dataset
-from core.worker.evaluate.evaluate import Evaluator
+from core.worker.data.encode import TokenizedRow
+from core.worker.data.packing import Packing, common_beginning
+from core.worker.evaluate.evaluate import Evaluator, Probe
 from core.worker.evaluate.evaluations import Evaluations
-from core.worker.evaluate.probe import Probe
 from core.worker.evaluate.samples import SampleWriter
+from core.worker.fused.install import Fused
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, make_objectives
 from core.worker.loss.reference import PrecomputedReference
+from core.worker.model.model import LoadedModel, decoder_layers
 from core.worker.oom.retry import shortage_explained
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
-from core.worker.setup.fast_paths import choose_packing, wants_packing
 from core.worker.setup.preparation import Prepared
 from core.worker.setup.ready_model import SMALLER, ReadyModel
-from core.worker.setup.self_check import check_head, check_model
+from core.worker.setup.self_check import SelfCheck, check_head, check_model
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,70 @@ def _make_loss(config: Config, model: ReadyModel, dataset: Dataset) -> Supervise
     return SupervisedLoss(loaded.model, packing)
 
 
+def wants_packing(config: Config, fused: Fused) -> bool:
+    """True if configuration and attention allow packed batches.
+
+    Args:
+        config: Of the run.
+        fused: The fused parts of the model.
+    """
+    return fused.attention and (config.train.packing or _shares(config))
+
+
+def _shares(config: Config) -> bool:
+    # Rows that share a prefix would share its dropout or noise.
+    drawn = config.method.dropout > 0 or config.method.neftune_alpha is not None
+    return config.train.share_prefix and not drawn
+
+
+def choose_packing(
+    config: Config, loaded: LoadedModel, rows: Sequence[TokenizedRow], fused: Fused, check: SelfCheck
+) -> Packing:
+    """Sequence packing and shared prefixes of a run, if the model keeps rows apart.
+
+    Args:
+        config: Of the run.
+        loaded: The model.
+        rows: Of the data.
+        fused: The fused parts of the model.
+        check: The self-check of the model.
+
+    Raises:
+        UserError: If ``train.packing`` is on and rows could not be kept apart.
+    """
+    pack, share = config.train.packing, _shares(config)
+    if not pack and not share:
+        return Packing()
+    reason = check.mixed if fused.attention else _missing_attention(loaded)
+    if reason is not None and pack:
+        raise UserError(
+            f"train.packing is on, and rows that lie one behind another would not be kept apart: {reason}.",
+            "Set train.packing = false; rows of like length go together anyway, so that little is padded.",
+        )
+    share = share and not check.draws and reason is None
+    # On a CPU the price is part of the measured constant.
+    pair = _pair_price(loaded) if share and check.masked and loaded.device.type != "cpu" else 0.0
+    return Packing(share, pack, common_beginning(rows) if share else 0, pair)
+
+
+def _pair_price(loaded: LoadedModel) -> float:
+    """Cost of a pair of tokens in causal attention, relative to a token going through the layers, by
+    multiplications."""
+    settings = loaded.model.config.get_text_config()
+    head = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+    layers = decoder_layers(loaded.model)
+    products = [module for layer in layers for module in layer.modules() if hasattr(module, "in_features")]
+    # An adapter layer repeats the features of its base layer.
+    weights = sum(int(m.in_features) * int(m.out_features) for m in products if not hasattr(m, "base_layer"))
+    return 2.0 * float(settings.num_attention_heads * head) * len(layers) / max(weights, 1)
+
+
+def _missing_attention(loaded: LoadedModel) -> str:
+    causal = loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
+    kind = causal.config._attn_implementation
+    return "its attention has code of its own" if kind == "sdpa" else f"the model's attention is {kind}"
+
+
 def make_evaluations(control_point: ControlPoint, prepared: Prepared, goal: Goal, token_budget: int) -> Evaluations:
     """The evaluations of a run.
 
@@ -131,4 +201,4 @@ def make_evaluations(control_point: ControlPoint, prepared: Prepared, goal: Goal
         )
         if prepared.probe:
             probe = Probe(loaded, goal.loss, prepared.probe, token_budget, autocast, attend, recorder.warn)
-    return Evaluations(evaluator, probe, samples, control_point.state, control_point.checkpointer, recorder, attend)
+    return Evaluations(evaluator, probe, samples, control_point.checkpointer, attend)

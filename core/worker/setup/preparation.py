@@ -28,7 +28,7 @@ from core.text import one_line
 from core.worker.data.batches import fingerprint
 from core.worker.data.dataset import HELD_OUT, NOT_SAMPLED, Dataset, Loader
 from core.worker.data.encode import Encoder, TokenizedRow, stop_token_ids
-from core.worker.evaluate.probe import encode_probe
+from core.worker.evaluate.evaluate import encode_probe
 from core.worker.evaluate.samples import Questions, choose_questions
 from core.worker.model.model import load_tokenizer
 from core.worker.model.starter import resolve_base

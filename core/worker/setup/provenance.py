@@ -41,11 +41,6 @@ class Provenance:
     dataset: Dataset
     checkpointer: Checkpointer
 
-    @staticmethod
-    def hash_files(config: Config) -> DataHashes:
-        """Start hashing the data files on a thread."""
-        return DataHashes(config.data)
-
     def facts(self, config: Config, found: Checkpoint | None) -> dict[str, Any]:
         """The body of a ``start`` link.
 

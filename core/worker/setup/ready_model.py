@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +19,17 @@ from core.worker.checkpoint.storage import storage_of
 from core.worker.distributed.strategy import Strategy
 from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.ggml_quant import ggml_type
-from core.worker.fused.install import Fused
-from core.worker.model.adapters import adapted_layers, attach_adapters
+from core.worker.fused.install import Fused, fuse
+from core.worker.model.adapters import TRAINED, adapted_layers, attach_adapters
 from core.worker.model.expert_adapters import left_out
 from core.worker.model.experts import bare_experts
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import LoadedModel, load_model, make_accelerator
 from core.worker.model.recurrent import recurrent_kinds
-from core.worker.oom.retry import Retry, create_handles, shortage_explained
+from core.worker.oom.retry import Retry, attempt, create_handles, release, shortage_explained
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
 from core.worker.setup.compilation import try_compilation
-from core.worker.setup.fast_paths import fuse_layers, keep_weights
 from core.worker.setup.preparation import Prepared
 from core.worker.setup.strategy import needs_turns
 
@@ -66,8 +67,15 @@ class ReadyModel:
         recorder.notice("info", "offload_experts", why or message)
 
     def keep_dequantized(self, recorder: Recorder) -> None:
-        """Keep 16-bit copies of 4-bit weights, if there is memory for all of them."""
-        keep_weights(self.fused, self.loaded.dtype, recorder.warn)
+        """Dequantize 4-bit weights once and keep the copies. If they do not fit, all are dropped."""
+        tried = attempt(lambda: self.fused.keep_weights(self.loaded.dtype))
+        if tried.failed:
+            self.fused.drop_weights()
+            release()
+            message = (
+                f"4-bit weights are dequantized each time they are used, as all at once do not fit: {tried.reason}"
+            )
+            recorder.warn("memory_weights", message, "The numbers are the same; it takes a little more time.")
 
 
 def make_ready(
@@ -96,13 +104,20 @@ def make_ready(
         UserError: If the model cannot be loaded or changed as the configuration says.
         MemoryShortageError: If memory runs out.
     """
-    loaded = _load_shared(config, prepared, recorder, controls, found, strategy, host_experts=host_experts)
+
+    def load() -> LoadedModel:
+        return _load_model(config, prepared, recorder, controls, found, host_experts=host_experts, on_host=sharded)
+
+    sharded = strategy.is_sharded
+    loaded = _load_in_turns(config, prepared, strategy, load) if sharded else load()
+    with shortage_explained("in sharing the model out", SMALLER) if sharded else contextlib.nullcontext():
+        loaded = dataclasses.replace(loaded, model=strategy.prepare(loaded.model))
     Retry(lambda: "the start", recorder.warn).run(
-        lambda: create_handles(loaded.device), lambda: None, "in creating the handles of matrix products", SMALLER
+        lambda: create_handles(loaded.device), "in creating the handles of matrix products", SMALLER
     )
     accelerator = make_accelerator(loaded)
     with shortage_explained("in fusing the layers", f"Set train.fused_layers = false. {SMALLER}"):
-        wanted = config.train.compile and not strategy.is_sharded
+        wanted = config.train.compile and not sharded
         compiled = wanted and _try_compilation(config, loaded, accelerator, recorder, controls)
         fused = fuse_layers(config, loaded, attention_alone=compiled or strategy.fetches_modules)
     _tell_kernels(prepared.base, loaded, recorder)
@@ -111,25 +126,10 @@ def make_ready(
     return ReadyModel(loaded, accelerator, fused, compiled, file_weights)
 
 
-def _load_shared(
-    config: Config,
-    prepared: Prepared,
-    recorder: Recorder,
-    controls: Controls,
-    found: Checkpoint | None,
-    strategy: Strategy,
-    *,
-    host_experts: bool,
+def _load_in_turns(
+    config: Config, prepared: Prepared, strategy: Strategy, load: Callable[[], LoadedModel]
 ) -> LoadedModel:
-    """The model with its trainable parts, distributed over the processes."""
-
-    def load() -> LoadedModel:
-        on_host = strategy.is_sharded
-        return _load_model(config, prepared, recorder, controls, found, host_experts=host_experts, on_host=on_host)
-
-    if not strategy.is_sharded:
-        alone = load()
-        return dataclasses.replace(alone, model=strategy.prepare(alone.model))
+    """The model with this process's shard; the processes load one after another if host memory is short."""
     in_turns = needs_turns(config, prepared.base, strategy.ranks)
     loaded: LoadedModel | None = None
     for turn in range(strategy.ranks.count if in_turns else 1):
@@ -139,8 +139,7 @@ def _load_shared(
         strategy.ranks.meet()
     if loaded is None:
         raise ValueError("This process had no turn.")
-    with shortage_explained("in sharing the model out", SMALLER):
-        return dataclasses.replace(loaded, model=strategy.prepare(loaded.model))
+    return loaded
 
 
 def _tell_kernels(base: Path, loaded: LoadedModel, recorder: Recorder) -> None:
@@ -209,3 +208,17 @@ def _try_compilation(
     controls.check_stop()
     recorder.phase("loading_model", "compiling a layer")
     return try_compilation(loaded, accelerator.autocast, recorder.warn)
+
+
+def fuse_layers(config: Config, loaded: LoadedModel, *, attention_alone: bool = False) -> Fused:
+    """Install the fused layers in a model about to be trained.
+
+    Args:
+        config: Of the run.
+        loaded: The model, adapters attached.
+        attention_alone: Fuse only the attention: the other layers will be compiled, which fuses them, or have their
+            weights only while a module is called.
+    """
+    if not config.train.fused_layers:
+        return Fused((), 0, False, False)
+    return fuse(loaded.model, TRAINED, attention_alone=attention_alone)

@@ -22,7 +22,7 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.model import LoadedModel, decoder_layers, evaluation_mode
 from core.worker.model.recurrent import describe_kind, recurrent_kinds
 from core.worker.oom.retry import MemoryShortageError, attempt, is_out_of_memory
-from core.worker.process.rng import restore_rng, rng_state
+from core.worker.process.determinism import restore_rng, rng_state
 
 #: Largest difference between our logits and the model's that rounding explains.
 LOGIT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.25}

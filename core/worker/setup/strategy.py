@@ -23,7 +23,6 @@ from core.quantization.result import ROWS, Data, sentence
 from core.worker.data.dataset import Dataset
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.replicate import Replicate
 from core.worker.distributed.strategy import Strategy
 from core.worker.model.starter import resolve_base
 from core.worker.oom.retry import release
@@ -101,7 +100,7 @@ def make_strategy(
         from core.worker.distributed.deepspeed import DeepSpeed  # needed by few
 
         return DeepSpeed(orders, config, lambda what: recorder.phase("loading_model", what))
-    return Replicate(orders)
+    return Strategy(orders)
 
 
 def settle_options(config: Config, strategy: Strategy, recorder: Recorder) -> Config:

@@ -19,8 +19,7 @@ from core.runs.record.events import NoticeEvent
 from core.runs.record.files import LOCK_VARIABLE
 from core.small_files import open_regular
 from core.text import one_line
-from core.worker.process.pulse import Unchanged
-from core.worker.process.reports import REPORTS, SUPERVISOR
+from core.worker.process.reports import REPORTS, SUPERVISOR, Unchanged
 from core.worker.supervise.verdict import Sign
 
 #: Maximum length of a report, and number of log bytes read for last words.

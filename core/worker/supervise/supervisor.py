@@ -37,7 +37,7 @@ from core.worker.distributed.rendezvous import Meeting, file_meeting
 from core.worker.process.control import STOP_SIGNALS
 from core.worker.process.devices import shared_device
 from core.worker.process.log import log
-from core.worker.process.pulse import AwakeClock
+from core.worker.process.reports import AwakeClock
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.verdict import Ended, Lost, Refused, Sign, Verdict, judge
 

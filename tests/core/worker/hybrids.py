@@ -86,12 +86,12 @@ _MORE: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 32, "state_size": 16, "n_groups": 1, "chunk_size": 16, "expand": 2},
     "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 64, "head_dim": 16},
 }
-#: Names of the families: those that people tune, and others whose code is of another kind.
+#: Families that people fine-tune, and families with other kinds of code.
 HYBRIDS = (*(name for name, family in FAMILIES.items() if family.hybrid), *_MORE)
 
 
 def make_hybrid(name: str) -> Any:
-    """A random model of a family in fp32, whose states are felt: its weights are larger than those of a beginning."""
+    """A random fp32 model of a family, with weights large enough for its states to matter."""
     config = FAMILIES[name].config().get_text_config() if name in FAMILIES else None
     if config is None:
         config = AutoConfig.for_model(name, **{**_BASE, **_MORE[name]})

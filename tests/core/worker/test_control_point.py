@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from core.runs.record.events import ControlEvent, NoticeEvent, StoppedEvent
 from core.runs.record.store import create_run
 from core.runs.record.tail import EventTail
 from core.worker.control_point import ControlPoint
+from core.worker.distributed.strategy import single
 from core.worker.model.model import load_model
 from core.worker.process.control import Command, Controls
 from core.worker.process.recorder import Recorder
@@ -24,12 +26,14 @@ QUESTION = Request("1", "generate", {"messages": [{"role": "user", "content": "t
 
 @pytest.fixture
 def control_point(tiny_model_dir: Path) -> Iterator[ControlPoint]:
-    """That of a run on the tiny model, without a checkpointer."""
+    """That of a run on the tiny model, whose checkpointer holds only its parts."""
     config = Config(data=DataSection(train="rows.jsonl"))
     loaded = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu")
     recorder = Recorder(create_run(config, "test"))
-    nothing: Any = None
-    yield ControlPoint(config, loaded, nullcontext, None, make_state(), nothing, recorder, Controls())
+    parts: Any = SimpleNamespace(
+        config=config, loaded=loaded, template=None, state=make_state(), recorder=recorder, strategy=single()
+    )
+    yield ControlPoint(parts, nullcontext, Controls())
     recorder.close("stopped", "", StoppedEvent(reason="", step=0))
 
 

@@ -16,7 +16,7 @@ from core.worker.process.recorder import Recorder
 
 
 @pytest.mark.usefixtures("private_home")
-def test_each_device_that_is_shared_is_told_once(tmp_path: Path) -> None:
+def test_each_shared_device_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     config = Config.model_validate({"data": {"train": str(tmp_path / "rows.jsonl")}})
     run = create_run(config, "tickets")

@@ -3,9 +3,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
+from pathlib import Path
 
 import pytest
+import transformers
 
 #: In a process of its own, as imports happen once.
 SCRIPT = """
@@ -35,38 +36,13 @@ print(json.dumps({
 """
 
 
-@pytest.fixture(scope="module")
-def told() -> dict[str, Any]:
+@pytest.mark.long
+def test_nothing_is_compiled_before_its_first_call_and_models_are_read_once() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, stdout=subprocess.PIPE, text=True)
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
-
-
-@pytest.mark.long
-def test_the_compiler_is_not_loaded_for_functions_that_are_not_called(told: dict[str, Any]) -> None:
+    told = json.loads(done.stdout.splitlines()[-1])
     assert not told["compilers"]
-
-
-@pytest.mark.long
-def test_torch_and_python_are_left_as_they_were(told: dict[str, Any]) -> None:
-    assert told["own"] == "torch"
-    assert told["collects"]
-
-
-@pytest.mark.long
-def test_what_is_called_is_compiled_then_and_once(told: dict[str, Any]) -> None:
-    assert told["before"] == 0
-    assert told["values"] == [4, 6, 6]
-    assert told["options"] == [{"dynamic": True}, {}]
-
-
-@pytest.mark.long
-def test_transformers_reads_its_models_once_and_still_finds_them(told: dict[str, Any]) -> None:
-    from pathlib import Path
-
-    import transformers
-
+    assert (told["own"], told["collects"]) == ("torch", True), "torch and Python are left as they were"
+    assert (told["before"], told["values"], told["options"]) == (0, [4, 6, 6], [{"dynamic": True}, {}])
     models = Path(transformers.__file__).parent / "models"
-    below = sum(entry.is_dir() for entry in models.iterdir())
-    assert told["directories"] < 1.5 * below
+    assert told["directories"] < 1.5 * sum(entry.is_dir() for entry in models.iterdir())
     assert told["model"] == "LlamaForCausalLM"

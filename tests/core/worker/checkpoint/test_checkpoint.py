@@ -125,7 +125,7 @@ def test_adapters_on_other_layers_are_refused_by_name_and_can_be_used_as_they_ar
     assert all(torch.equal(value, trained[name]) for name, value in used.state_dict().items())
 
 
-def test_a_checkpoint_is_private_complete_and_says_what_it_is(saved: Path) -> None:
+def test_a_checkpoint_is_private_and_complete_and_describes_itself(saved: Path) -> None:
     path = saved / "step-00000020"
     assert sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()) == sorted(FILES)
     for entry in [path, *path.rglob("*")]:
@@ -246,6 +246,10 @@ def _with_a_pipe(name: str) -> Callable[[Path], None]:
     return damage
 
 
+def _with_the_manifest(text: str) -> Callable[[Path], object]:
+    return lambda path: (path / "manifest.json").write_text(text)
+
+
 @cases(
     "damage, says",
     [
@@ -269,6 +273,8 @@ def _with_a_pipe(name: str) -> Callable[[Path], None]:
         (_with_a_directory, "lacks rng.pt"),
         (_with_a_pipe("optimizer.pt"), "optimizer.pt is no file"),
         (_with_a_pipe("manifest.json"), "has no valid manifest"),
+        *((_with_the_manifest(text), "has no valid manifest") for text in ("", "null", "[]", "{}", "[" * 100_000)),
+        (_with_the_manifest('{"step": 1, "files": {}, "version": 1}'), "has no valid manifest"),
     ],
 )
 def test_what_was_changed_by_hand_is_passed_over_and_said(
@@ -285,7 +291,7 @@ def test_what_was_changed_by_hand_is_passed_over_and_said(
 
 
 @cases("name", ["manifest.json", "optimizer.pt", "adapter"])
-def test_what_may_not_be_read_is_no_checkpoint(saved: Path, tmp_path: Path, name: str) -> None:
+def test_an_unreadable_checkpoint_is_skipped(saved: Path, tmp_path: Path, name: str) -> None:
     where = copied(saved, tmp_path)
     (where / "step-00000020" / name).chmod(0)
     with unprivileged():
@@ -312,17 +318,7 @@ def test_no_flipped_bit_of_a_manifest_is_believed(saved: Path, tmp_path: Path) -
         assert found.manifest == sound, f"byte {place}"
 
 
-@cases("text", ["", "null", "[]", "{}", '{"step": 1, "files": {}, "version": 1}', "[" * 100_000])
-def test_a_manifest_of_another_shape_is_none(saved: Path, tmp_path: Path, text: str) -> None:
-    where = copied(saved, tmp_path)
-    (where / "step-00000020" / "manifest.json").write_text(text)
-    found, damaged = checkpoints.newest_valid(where)
-    assert found is not None
-    assert found.step == 10
-    assert len(damaged) == 1
-
-
-def test_what_is_not_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     assert checkpoints.newest_valid(tmp_path / "none") == (None, [])
     (tmp_path / ".step-00000030.1.tmp").mkdir()
     (tmp_path / "notes").mkdir()
@@ -418,13 +414,38 @@ def _touch(where: Path, *names: str) -> None:
         (where / name).mkdir()
 
 
-def test_old_checkpoints_and_leftovers_are_deleted(tmp_path: Path) -> None:
-    _touch(tmp_path, "step-00000010", "step-00000020", "step-00000030", ".step-00000005.77.tmp", "notes")
-    checkpoints.rotate(tmp_path, 2, newest=tmp_path / "step-00000030")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-00000020", "step-00000030"]
+@cases(
+    ("there", "keep", "newest", "protected", "left"),
+    [
+        ([10, 20, 30], 2, 30, (), [20, 30]),
+        # 20 and 30 were damaged, the run continued from 10, and 15 is new.
+        ([10, 15, 20, 30], 2, 15, (), [10, 15]),
+        ([1, 2, 3, 4, 5], 1, 4, (2, 4, 5, 9), [2, 4]),
+    ],
+)
+def test_old_checkpoints_and_leftovers_are_deleted(
+    there: list[int], keep: int, newest: int, protected: tuple[int, ...], left: list[int], tmp_path: Path
+) -> None:
+    names = {step: checkpoints.checkpoint_name(step) for step in there}
+    _touch(tmp_path, *names.values(), ".step-00000005.77.tmp", "notes")
+    checkpoints.rotate(tmp_path, keep, newest=tmp_path / names[newest], protected=protected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", *(names[step] for step in left)]
 
 
-def test_links_are_rotated_out_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+def test_a_checkpoint_that_an_export_reads_stays_until_a_later_rotation_unless_it_is_after_the_newest(
+    tmp_path: Path,
+) -> None:
+    paths = [tmp_path / checkpoints.checkpoint_name(step) for step in (1, 2, 3, 4)]
+    for path in paths:
+        path.mkdir()
+        (path / "manifest.json").write_text("{}")
+    with held_checkpoint(paths[0]), held_checkpoint(paths[3]):
+        assert sorted(checkpoints.rotate(tmp_path, 1, newest=paths[2])) == [paths[1], paths[3]]
+    checkpoints.rotate(tmp_path, 1, newest=paths[2])
+    assert list(tmp_path.iterdir()) == [paths[2]]
+
+
+def test_links_are_rotated_out_and_their_targets_stay(tmp_path: Path) -> None:
     outside, directory = tmp_path / "outside", tmp_path / "checkpoints"
     outside.mkdir()
     directory.mkdir()
@@ -437,41 +458,8 @@ def test_links_are_rotated_out_and_what_they_lead_to_stays(tmp_path: Path) -> No
     assert [path.name for path in outside.iterdir()] == ["mine"]
 
 
-def test_damaged_checkpoints_of_a_higher_number_never_displace_the_one_just_written(tmp_path: Path) -> None:
-    # 20 and 30 were damaged, the run went on from 10, and 15 is new.
-    _touch(tmp_path, "step-00000010", "step-00000015", "step-00000020", "step-00000030")
-    checkpoints.rotate(tmp_path, 2, newest=tmp_path / "step-00000015")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
-
-
 def test_a_checkpoint_of_another_model_is_refused(tiny_model_dir: Path, saved: Path) -> None:
     other = Training(tiny_model_dir, rank=4)
     found = checkpoints.verify_checkpoint(saved / "step-00000010")
     with pytest.raises(UserError, match="does not fit this model"):
         checkpoints.restore(found, model=other.model, optimizer=other.optimizer)
-
-
-def test_protected_checkpoints_stay_beside_those_that_are_kept(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 4, 5):
-        (tmp_path / f"step-{step:08d}").mkdir()
-    checkpoints.rotate(tmp_path, 1, newest=tmp_path / "step-00000004", protected={2, 4, 5, 9})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
-
-
-def test_a_checkpoint_that_an_export_reads_stays_until_a_later_rotation(tmp_path: Path) -> None:
-    _touch(tmp_path, "step-00000001", "step-00000002", "step-00000003")
-    for path in tmp_path.iterdir():
-        (path / "manifest.json").write_text("{}")
-    with held_checkpoint(tmp_path / "step-00000001"):
-        gone = checkpoints.rotate(tmp_path, 1, newest=tmp_path / "step-00000003")
-        assert gone == [tmp_path / "step-00000002"]
-    checkpoints.rotate(tmp_path, 1, newest=tmp_path / "step-00000003")
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
-
-
-def test_a_checkpoint_after_the_last_good_one_goes_even_while_it_is_read(tmp_path: Path) -> None:
-    _touch(tmp_path, "step-00000001", "step-00000002")
-    (tmp_path / "step-00000002" / "manifest.json").write_text("{}")
-    with held_checkpoint(tmp_path / "step-00000002"):
-        checkpoints.rotate(tmp_path, 1, newest=tmp_path / "step-00000001")
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -1,4 +1,4 @@
-"""In what order a checkpoint and what goes with it reach the disk."""
+"""Order in which a checkpoint and its events reach the disk."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def change(config: Config, section: str, **values: Any) -> Config:
     return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
 
 
-# What is in 16 bit, and what a checkpoint says of it.
+# Layers in 16 bit, and their record in checkpoints.
 
 
 def adapted(config: Config, found: Checkpoint | None = None) -> Any:
@@ -74,7 +74,7 @@ def checkpoint(**manifest: Any) -> Checkpoint:
 
 
 @pytest.mark.long
-def test_what_is_recorded_is_loaded_again_whatever_is_chosen_for_new_runs(qwen3_5: Trained) -> None:
+def test_recorded_preparations_are_loaded_whatever_new_runs_choose(qwen3_5: Trained) -> None:
     kept = "layers.3.mlp.down_proj"
     config = change(qwen3_5.config, "model", keep_16bit=[kept])
     model = adapted(config)
@@ -137,7 +137,7 @@ def cut(run: Run, home: Path, *, recorded: bool) -> Run:
     Args:
         run: The run.
         home: Where the copy goes.
-        recorded: Whether its checkpoint says what is in 16 bit.
+        recorded: Its checkpoint records the layers in 16 bit.
     """
     copy = Run(shutil.copytree(run.path, home / "runs" / f"{run.id}-{'told' if recorded else 'untold'}"))
     shutil.rmtree(copy.adapter_path)

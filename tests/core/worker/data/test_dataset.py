@@ -16,7 +16,7 @@ from core.analysis.preflight import Preflight
 from core.config.schema import Config
 from core.errors import UserError
 from core.worker.data.batches import fingerprint
-from core.worker.data.dataset import CHUNK_ROWS, Dataset, Loader, load_dataset
+from core.worker.data.dataset import CHUNK_ROWS, Dataset, Loader
 from core.worker.data.encode import Encoder
 from core.worker.process.control import StopRequested
 
@@ -31,6 +31,12 @@ def encoder(tiny_model_dir: Path) -> Encoder:
 
 def config(**sections: dict[str, Any]) -> Config:
     return Config.model_validate({"data": {"train": "unused"} | sections.pop("data", {}), **sections})
+
+
+def load_dataset(
+    paths: str | list[str], options: Config, encoder: Encoder, limit: int | None = None, **others: Any
+) -> Dataset:
+    return Loader(options, encoder, **others).load(paths, limit=limit)
 
 
 def chat(question: str, answer: str = "yes") -> dict[str, Any]:
@@ -80,11 +86,15 @@ def test_files_of_different_formats_are_read_one_after_another(encoder: Encoder,
         write(tmp_path / "a.jsonl", chat("one")),
         write(tmp_path / "b.jsonl", {"prompt": "two", "completion": "deux"}),
         write(tmp_path / "c.jsonl", {"text": "plain words"}),
+        write(tmp_path / "d.jsonl", tokens(5, 6)),
     ]
     dataset = load_dataset(paths, config(), encoder)
-    assert [example.answer for example in dataset.examples] == ["yes", "deux", ""]
+    assert [example.answer for example in dataset.examples] == ["yes", "deux", "", ""]
+    assert decode(encoder, dataset, 0, learned=True) == "yes<|im_end|>"
     assert decode(encoder, dataset, 2, learned=False) == "plain words<|im_end|>"
-    assert [text.split(":")[0] for text in dataset.formats.values()] == ["messages", "prompt_completion", "text"]
+    assert dataset.rows[3].input_ids.tolist() == [5, 6]
+    formats = [text.split(":")[0] for text in dataset.formats.values()]
+    assert formats == ["messages", "prompt_completion", "text", "tokens"]
 
 
 def test_of_every_row_it_is_known_where_it_comes_from(encoder: Encoder, tmp_path: Path) -> None:
@@ -102,7 +112,7 @@ def test_of_every_row_it_is_known_where_it_comes_from(encoder: Encoder, tmp_path
     assert dataset.repeated
 
 
-def test_what_cannot_be_used_is_counted_and_the_first_of_each_kind_named(encoder: Encoder, tmp_path: Path) -> None:
+def test_unusable_rows_are_counted_and_the_first_of_each_kind_is_named(encoder: Encoder, tmp_path: Path) -> None:
     rows = [chat("fine"), "{not json", chat("long " * 100), {"messages": []}, "[1]", chat("x", " "), chat("last")]
     dataset = load_dataset(write(tmp_path / "mixed.jsonl", *rows), config(train={"max_length": 100}), encoder)
     event = dataset.event()
@@ -115,26 +125,7 @@ def test_what_cannot_be_used_is_counted_and_the_first_of_each_kind_named(encoder
     assert dataset.first_dropped["overlong"].startswith("mixed.jsonl, line 3: ")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    kinds=st.lists(st.sampled_from(["good", "long", "broken", "empty"]), max_size=30),
-    limit=st.none() | st.integers(1, 10),
-)
-def test_no_row_is_lost_and_none_counted_twice(
-    encoder: Encoder, tmp_path: Path, kinds: list[str], limit: int | None
-) -> None:
-    made = {"good": chat("a"), "long": chat("b " * 100), "broken": "{", "empty": {"messages": []}}
-    path = write(tmp_path / "rows.jsonl", chat("first"), *(made[kind] for kind in kinds))
-    dataset = load_dataset(path, config(train={"max_length": 100}), encoder, limit=limit)
-    good = 1 + kinds.count("good")
-    event = dataset.event()
-    assert event.used == len(dataset.examples) == (good if limit is None else min(good, limit))
-    assert event.rows == event.used + sum(event.dropped.values())
-    if limit is None:
-        assert event.rows == 1 + len(kinds)
-
-
-def test_an_example_of_several_rows_is_one_that_is_used(encoder: Encoder, tmp_path: Path) -> None:
+def test_an_example_of_several_rows_counts_once(encoder: Encoder, tmp_path: Path) -> None:
     template = (
         "{% for message in messages %}<|im_start|>{{ message.role }}\n"
         "{{ message.content if loop.last or message.role == 'user' else message.content.split('</think>')[-1] }}"
@@ -159,7 +150,7 @@ def test_an_example_of_several_rows_is_one_that_is_used(encoder: Encoder, tmp_pa
     assert len(short.rows) == 1
 
 
-def test_long_rows_are_cut_where_that_is_asked_for(encoder: Encoder, tmp_path: Path) -> None:
+def test_long_rows_are_cut_if_configured(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", chat("short"), chat("x", "y" * 200), chat("z" * 200, "never reached"))
     dataset = load_dataset(path, config(train={"max_length": 60}, data={"overlong": "truncate"}), encoder)
     assert dataset.lengths[1] == 60
@@ -167,20 +158,20 @@ def test_long_rows_are_cut_where_that_is_asked_for(encoder: Encoder, tmp_path: P
     assert dataset.dropped == {"nothing_supervised": 1}
 
 
-def test_long_rows_are_refused_where_that_is_asked_for(encoder: Encoder, tmp_path: Path) -> None:
+def test_long_rows_are_refused_if_configured(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", chat("short"), "", chat("z" * 200))
     with pytest.raises(UserError, match=r"a\.jsonl, line 3: The row has \d+ tokens") as caught:
         load_dataset(path, config(train={"max_length": 60}, data={"overlong": "refuse"}), encoder)
     assert "train.max_length" in caught.value.hint
 
 
-def test_nothing_to_use_is_an_error_that_says_why(encoder: Encoder, tmp_path: Path) -> None:
+def test_data_without_usable_rows_is_an_error_with_reasons(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", chat("z" * 200), chat("z" * 300))
     with pytest.raises(UserError, match=r"No row of .*a\.jsonl can be used \(2 x overlong\)\. a\.jsonl, line 1: "):
         load_dataset(path, config(train={"max_length": 60}), encoder)
 
 
-def test_a_template_that_spoils_every_row_is_what_the_hint_is_about(encoder: Encoder, tmp_path: Path) -> None:
+def test_the_hint_names_a_template_that_fails_on_every_row(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", chat("x"))
     broken = Encoder(encoder.tokenizer, [encoder.tokenizer.eos_token_id], "{% for message in %}")
     with pytest.raises(UserError, match=r"\(1 x template_error\)\. a\.jsonl, line 1: .*\.$") as caught:
@@ -198,7 +189,7 @@ def test_a_limit_ends_the_reading(encoder: Encoder, tmp_path: Path) -> None:
     assert told == [5]
 
 
-def test_progress_is_told_and_can_end_it(encoder: Encoder, tmp_path: Path) -> None:
+def test_loading_reports_progress_which_can_stop_it(encoder: Encoder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *(chat(f"question {number}") for number in range(2 * CHUNK_ROWS + 1)))
     told: list[int] = []
     dataset = load_dataset(path, config(), encoder, progress=told.append)
@@ -212,7 +203,7 @@ def test_progress_is_told_and_can_end_it(encoder: Encoder, tmp_path: Path) -> No
         load_dataset(path, config(), encoder, progress=stop)
 
 
-def test_a_stop_is_heard_while_held_out_rows_are_looked_for_among_the_others(encoder: Encoder, tmp_path: Path) -> None:
+def test_a_stop_is_heard_during_the_search_for_leaked_held_out_rows(encoder: Encoder, tmp_path: Path) -> None:
     train = write(tmp_path / "a.jsonl", *(chat(f"question {number}") for number in range(CHUNK_ROWS)))
     held_out = write(tmp_path / "b.jsonl", chat("another"))
     told: list[int] = []
@@ -248,13 +239,6 @@ def test_rows_that_are_tokens_already(encoder: Encoder, tmp_path: Path) -> None:
     assert [row.supervised.tolist() for row in dataset.rows] == [[False, True, True], [False, True]]
     assert dataset.dropped == {"bad_tokens": 1, "nothing_supervised": 1}
     assert "the model knows those below 320" in dataset.first_dropped["bad_tokens"]
-
-
-def test_tokens_and_conversations_may_stand_side_by_side(encoder: Encoder, tmp_path: Path) -> None:
-    paths = [write(tmp_path / "a.jsonl", tokens(5, 6)), write(tmp_path / "b.jsonl", chat("x"))]
-    dataset = load_dataset(paths, config(), encoder)
-    assert dataset.rows[0].input_ids.tolist() == [5, 6]
-    assert decode(encoder, dataset, 1, learned=True) == "yes<|im_end|>"
 
 
 def test_preference_pairs_are_for_another_objective(encoder: Encoder, tmp_path: Path) -> None:
@@ -349,25 +333,34 @@ def test_weights_repeat_and_leave_out(encoder: Encoder, tmp_path: Path) -> None:
     ]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.sampled_from(["good", "same", "broken", "empty", "long"]), min_size=1, max_size=30),
-    st.sampled_from([0.0, 0.1, 0.5]),
-    st.sampled_from([0.5, 1.0, 1.5]),
+    kinds=st.lists(st.sampled_from(["good", "same", "broken", "empty", "no messages", "long"]), max_size=30),
+    share=st.sampled_from([0.0, 0.1, 0.5]),
+    weight=st.sampled_from([0.5, 1.0, 1.5]),
+    limit=st.none() | st.integers(1, 10),
 )
 def test_every_row_is_used_or_dropped_for_a_reason(
-    encoder: Encoder, tmp_path: Path, kinds: list[str], share: float, weight: float
+    encoder: Encoder, tmp_path: Path, kinds: list[str], share: float, weight: float, limit: int | None
 ) -> None:
     texts = {"same": chat("same"), "broken": "{", "empty": chat("x", " "), "long": chat("y" * 400)}
+    texts["no messages"] = {"messages": []}
     rows = [texts.get(kind, chat(f"q{number}")) for number, kind in enumerate(kinds)]
     path = write(tmp_path / "a.jsonl", chat("first"), *rows)
-    data = {"train": path, "eval_share": share, "weights": [weight]}
-    if share and set(kinds) <= {"broken", "empty", "long"}:
-        # One row is left, which cannot be held out and trained on.
+    limited = load_dataset(path, config(train={"max_length": 100}), encoder, limit=limit)
+    usable = 1 + sum(kind in ("good", "same") for kind in kinds)
+    event = limited.event()
+    assert event.used == len(limited.examples) == min(usable, limit or usable)
+    assert event.rows == event.used + sum(event.dropped.values())
+    assert limit is not None or event.rows == len(rows) + 1
+    loader = Loader(
+        config(data={"train": path, "eval_share": share, "weights": [weight]}, train={"max_length": 100}), encoder
+    )
+    if share and usable == 1:
         with pytest.raises(UserError, match="held out"):
-            Loader(config(data=data, train={"max_length": 100}), encoder).training()
+            loader.training()
         return
-    dataset, _ = Loader(config(data=data, train={"max_length": 100}), encoder).training()
+    dataset, _ = loader.training()
     event = dataset.event()
     assert event.rows == len(rows) + 1 == event.used + sum(event.dropped.values())
     assert event.used == len({id(row) for row in dataset.rows})

@@ -63,7 +63,7 @@ def encode(tokenizer: Any, example: Example, template: str | None = None) -> Tok
     "example",
     [talk("hi", "hello"), talk("a", "b", "c c", " d "), talk("q", "{}", system="be brief"), talk("ü ✓", "<b>")],
 )
-def test_what_is_learned_is_what_the_model_must_say_after_each_generation_prompt(
+def test_supervised_tokens_are_the_answers_after_each_generation_prompt(
     tokenizer: Any, example: Example, template: str | None
 ) -> None:
     row = encode(tokenizer, example, template)
@@ -74,28 +74,12 @@ def test_what_is_learned_is_what_the_model_must_say_after_each_generation_prompt
         if message.role == "assistant":
             said = message.content.strip() if template else message.content
             expected += tokenizer(said, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-            # The tokens before it are exactly those of the prompt that inference would give.
+            # The tokens before it equal the prompt at inference.
             before = [{"role": turn.role, "content": turn.content} for turn in example.messages[:place]]
             prompt = tokenizer(encoder.prompt(before), add_special_tokens=False)["input_ids"]
             if place <= 2:
                 assert row.input_ids[: len(prompt)].tolist() == prompt
     assert learned == expected
-
-
-def test_the_whole_row_is_the_rendered_conversation(tokenizer: Any) -> None:
-    example = talk("one", "two", "three", "four")
-    row = encode(tokenizer, example)
-    rendered = tokenizer.apply_chat_template(
-        [{"role": message.role, "content": message.content} for message in example.messages], tokenize=False
-    )
-    assert tokenizer.decode(row.input_ids.tolist()) == rendered
-
-
-def test_the_stop_token_is_learned_and_what_follows_it_is_not(tokenizer: Any) -> None:
-    row = encode(tokenizer, talk("hi", "hello"))
-    last = max(place for place, learned in enumerate(row.supervised) if learned)
-    assert row.input_ids[last] == tokenizer.eos_token_id
-    assert last < len(row) - 1
 
 
 def test_plain_text_is_learned_whole_and_ended(tokenizer: Any) -> None:
@@ -117,7 +101,7 @@ def test_turns_that_look_different_later_get_rows_of_their_own(tokenizer: Any) -
     )
 
 
-def test_what_is_learned_may_be_chosen(tokenizer: Any) -> None:
+def test_supervision_can_be_chosen(tokenizer: Any) -> None:
     example = talk("a", "b", "c", "<|endoftext|>")
     (refused,) = Encoder(tokenizer, [tokenizer.eos_token_id]).encode([example])
     assert isinstance(refused, RowError)
@@ -129,7 +113,7 @@ def test_what_is_learned_may_be_chosen(tokenizer: Any) -> None:
     assert tokenizer.decode(row.input_ids[row.supervised]) == "<|endoftext|><|im_end|>"
 
 
-def test_the_date_of_a_run_is_the_one_that_is_given(tokenizer: Any) -> None:
+def test_a_run_uses_its_given_date(tokenizer: Any) -> None:
     template = "{{ strftime_now('%d %b %Y') }}" + DROPS_REASONING
     encoder = Encoder(tokenizer, [tokenizer.eos_token_id], template, now=datetime(2024, 2, 29))
     (row,) = encoder.encode([talk("a", "b")])
@@ -169,7 +153,7 @@ def test_a_named_template_brings_its_stop(tokenizer: Any) -> None:
     assert tokenizer.decode(row.input_ids[row.supervised]) == "b<|im_end|>"
 
 
-def test_tokens_are_those_that_transformers_gives_the_rendered_conversation(starter_model_dir: Path) -> None:
+def test_tokens_match_transformers_on_the_rendered_conversation(starter_model_dir: Path) -> None:
     starter = AutoTokenizer.from_pretrained(starter_model_dir)
     lines = (Path(sample_data.__file__).parent / "tickets_train.jsonl").read_text(encoding="utf-8").splitlines()
     conversations = [json.loads(line)["messages"] for line in lines]
@@ -187,7 +171,7 @@ def test_tokens_are_those_that_transformers_gives_the_rendered_conversation(star
         assert row.input_ids[row.supervised].tolist() == answer
 
 
-def test_a_tokenizer_of_sentencepiece_alone_is_converted(tmp_path: Path) -> None:
+def test_a_tokenizer_with_only_sentencepiece_files_is_converted(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the ticket is about an order that did not arrive\n" * 50, encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
@@ -222,18 +206,6 @@ def test_a_template_that_cannot_be_masked_exactly_is_refused_with_the_reason(
     assert row.code == code
 
 
-def test_a_model_without_a_template_is_refused(tokenizer: Any) -> None:
-    tokenizer.chat_template = None
-    with pytest.raises(UserError, match="no chat template"):
-        Encoder(tokenizer, [tokenizer.eos_token_id]).encode([talk("a", "b")])
-
-
-def test_a_missing_template_file_is_named(tmp_path: Path) -> None:
-    assert template_source(None, None) is None
-    with pytest.raises(UserError, match=r"nowhere\.jinja"):
-        template_source(str(tmp_path / "nowhere.jinja"), None)
-
-
 def test_a_template_that_takes_for_ever_is_a_sentence(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.worker.data.encode._SECONDS", 0.3)
     encoder = Encoder(tokenizer, [tokenizer.eos_token_id], SLOW_ON_BAD)
@@ -263,9 +235,7 @@ def test_a_stop_is_heard_in_the_middle_of_a_slow_row(tokenizer: Any) -> None:
     assert time.process_time() - began < 3, "it did not wait for the row"
 
 
-def test_a_template_that_takes_its_time_everywhere_is_a_sentence(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_template_that_is_slow_on_every_row_is_a_user_error(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.02)
     encoder = Encoder(tokenizer, [tokenizer.eos_token_id], SLOW_ON_BAD)
     for work in (

@@ -97,7 +97,7 @@ def test_the_question_of_a_pair_is_there_once_for_both_answers() -> None:
     assert laid.layout.groups == (Group(20, 2, 8), Group(20, 2, 8))
 
 
-def test_what_is_learned_is_never_shared() -> None:
+def test_supervised_tokens_are_never_shared() -> None:
     same = list(range(10, 26))
     assert choose_layout(*padded([(same, 1), (same, 1)]), CPU, pack=False) is None
 
@@ -123,7 +123,7 @@ def row(tokens: list[int], first: int, rejected: TokenizedRow | None = None) -> 
 
 
 @given(rows_strategy)
-def test_all_rows_begin_with_what_is_common_and_no_batch_shares_less(
+def test_all_rows_begin_with_the_common_prefix_and_no_batch_shares_less(
     drawn: list[tuple[int, list[int], int]],
 ) -> None:
     common = list(range(20, 32))
@@ -134,14 +134,14 @@ def test_all_rows_begin_with_what_is_common_and_no_batch_shares_less(
     assert len(longer) > 1 or found + 1 >= min(first for _, first in rows)
 
 
-def test_both_answers_of_a_pair_count_for_what_is_common() -> None:
+def test_both_answers_of_a_pair_count_for_the_common_prefix() -> None:
     system = list(range(50, 60))
     pair = row([*system, 1, 2, 3], 11, rejected=row([*system[:6], 4, 5, 6, 7, 8, 9], 11))
     assert common_beginning([row([*system, 7, 8, 9], 11), pair]) == 6
     assert common_beginning([]) == 0
 
 
-def test_no_more_is_shared_than_is_asked_for() -> None:
+def test_the_shared_prefix_is_no_longer_than_allowed() -> None:
     system = list(range(50, 80))
     rows: list[Row] = [([*system, number, 2, 3, 4], 32) for number in range(4)]
     laid = choose_layout(*padded(rows), CPU, most_shared=20, pack=False)

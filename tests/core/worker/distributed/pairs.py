@@ -1,4 +1,4 @@
-"""Two processes that meet, forked from this one: what each does is a function of its ranks."""
+"""Two processes that meet, forked from this one; each runs a function of its ranks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from core.models.architecture import measuring
 from core.worker.distributed.ranks import Ranks, join
 from core.worker.distributed.rendezvous import Meeting, file_meeting
 from core.worker.process.openmp import renew_thread_pool
+from tests.measured_here import run_here
 
 needs_fsdp2 = pytest.mark.skipif(
     not hasattr(FSDPModule, "reset_iter_state"),
@@ -41,7 +43,7 @@ def run_pair(
     patience: float = PATIENCE,
     place: str = "",
 ) -> list[Any]:
-    """Let processes do some work together; what each returns, or the text of what it raised.
+    """Run a function in several processes. Returns each result, or the text of the exception.
 
     Args:
         directory: Where they meet.
@@ -74,6 +76,8 @@ def run_pair(
 def _be(meeting: Meeting, work: Callable[[Ranks], Any], timeout: float, answer: Connection) -> None:
     meeting.keep_inside(os.environ)
     renew_thread_pool()
+    # Helpers of the tests are children of the process that was forked.
+    measuring._run = run_here
     try:
         result = work(join(meeting, timeout, cuda=False))
     except BaseException as error:

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from core import deepspeed
-from core.runs.control.client import ControlClient
-from core.runs.record.events import EvalEvent, StepEvent
+from core.runs.record.events import StepEvent
 from core.runs.record.store import Run
 from core.worker.distributed.ranks import Ranks
 from core.worker.evaluate.evaluate import Evaluator
@@ -23,7 +22,7 @@ from core.worker.progress.health import FiniteCheck
 from tests.cases import cases
 
 from .pairs import run_pair
-from .trainings import Trained, Trainings, largest_difference, result, write_rows
+from .trainings import CLOSE, FULL, Trained, Trainings, ask_both, largest_difference, options_of, result, write_rows
 
 pytestmark = pytest.mark.long
 
@@ -31,9 +30,6 @@ needs_deepspeed = pytest.mark.skipif(
     not deepspeed.is_installed(), reason="DeepSpeed is not installed; see docs/several-cards.md"
 )
 
-#: Adam makes steps of the same length of gradients that are next to nothing.
-CLOSE = 1e-4
-FULL: dict[str, Any] = {"method": {"name": "full"}, "memory": {"optimizer_in_backward": "off"}}
 #: Runs by name: stage, offload, and other options.
 RUNS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "adapters-2": (2, "none", {}),
@@ -42,27 +38,20 @@ RUNS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "adapters-3": (3, "none", {}),
     "full-3": (3, "all", FULL),
 }
-#: One whose optimizer needs no compilation, which is looked for in the home of a test.
+#: A run whose optimizer needs no compilation.
 SHORT = "full-short"
 ALL = cases("name", list(RUNS))
 #: The step that every run drops.
 DROPPED = 3
 
 
-def options_of(directory: Path, base: Path) -> dict[str, dict[str, Any]]:
+def deepspeed_options(directory: Path, base: Path) -> dict[str, dict[str, Any]]:
     """Options of all runs."""
-    return {
-        "model": {"base": str(base)},
-        "data": {"train": str(directory / "rows.jsonl"), "eval_share": 0.2},
-        "method": {"name": "qlora", "rank": 4, "alpha": 8, "dropout": 0.0, "loraplus_ratio": 4.0},
-        # 5 rows of very different length: the processes have different numbers of micro-batches.
-        "train": {"max_steps": 4, "batch_size": 5, "precision": "fp32", "learning_rate": 1e-3, "micro_batch_size": 2}
-        | {"weight_decay": 0.1},
-        "eval": {"every_steps": 2, "samples": 0, "probe": False},
-        "checkpoint": {"every_steps": 1, "keep": 10},
-        "hardware": {"device": "cpu"},
-        "chat": {"max_new_tokens": 8},
-    }
+    options = options_of(directory, base)
+    options["method"]["loraplus_ratio"] = 4.0
+    # 5 rows of very different length: the processes have different numbers of micro-batches.
+    options["train"] |= {"micro_batch_size": 2, "weight_decay": 0.1}
+    return options
 
 
 def shared(name: str) -> dict[str, Any]:
@@ -72,22 +61,16 @@ def shared(name: str) -> dict[str, Any]:
     return {**sections, "distributed": section}
 
 
-def ask(client: ControlClient) -> list[str]:
-    """What a run answers, with what it trains and without."""
-    asked = {"messages": [{"role": "user", "content": "ticket high low"}], "temperature": 0.0}
-    return [str(list(client.generate({**asked, "source": source}))[-1]["text"]) for source in ("tuned", "base")]
-
-
 def all_trainings(directory: Path, base: Path, ranks: Ranks) -> dict[str, Any]:
     """All runs that are compared, by both processes or by the first one alone."""
-    trainings = Trainings(directory / "runs", options_of(directory, base), ranks)
+    trainings = Trainings(directory / "runs", deepspeed_options(directory, base), ranks)
     found: dict[str, Any] = {}
     for method, sections in (("adapters", {}), ("full", FULL)):
         with dropping():
-            found[method] = trainings.run(method, together=False, ask=ask, **sections)
+            found[method] = trainings.run(method, together=False, ask=ask_both, **sections)
     for name, (stage, _, sections) in RUNS.items():
         with dropping(), failing_in_evaluation() if stage == 3 and ranks.is_first else contextlib.nullcontext():
-            found[name] = trainings.run(name, together=True, ask=ask, **shared(name))
+            found[name] = trainings.run(name, together=True, ask=ask_both, **shared(name))
         with dropping():
             trainings.run(f"{name}-again", together=True, resume_of=name, **shared(name))
             trainings.run(f"{name}-two-one", together=False, resume_of=name, **sections)
@@ -167,47 +150,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> T
     return Trained(directory / "runs", first)
 
 
-def alone(name: str) -> str:
-    """The run of one process that is like a run of two."""
-    return name.partition("-")[0]
+@needs_deepspeed
+@ALL
+def test_two_processes_learn_and_measure_like_one(trained: Trained, name: str) -> None:
+    alone = name.partition("-")[0]
+    trained.assert_learned_alike(name, alone)
+    trained.assert_measured_alike(name, alone)
 
 
 @needs_deepspeed
 @ALL
-def test_two_learn_what_one_learns(trained: Trained, name: str) -> None:
-    one, two = (trained.events(run, StepEvent) for run in (alone(name), name))
-    assert [event.step for event in two] == [1, 2, 3, 4]
-    for mine, theirs in zip(two, one, strict=True):
-        assert mine.loss == pytest.approx(theirs.loss, abs=1e-5)
-        assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
-    assert largest_difference(result(trained.run(name)), result(trained.run(alone(name)))) < CLOSE
+def test_a_run_continues_exactly_where_it_was_and_with_another_number_of_processes(trained: Trained, name: str) -> None:
+    trained.assert_equal(name, f"{name}-again")
+    for way in ("two-one", "one-two"):
+        trained.assert_equal(name, f"{name}-{way}", CLOSE)
 
 
 @needs_deepspeed
-@ALL
-def test_a_run_goes_on_exactly_where_it_was(trained: Trained, name: str) -> None:
-    assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-again"))) == 0.0
-
-
-@needs_deepspeed
-@ALL
-@cases("way", ["two-one", "one-two"])
-def test_checkpoints_know_nothing_of_processes(trained: Trained, name: str, way: str) -> None:
-    assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-{way}"))) < CLOSE
-
-
-@needs_deepspeed
-@ALL
-def test_the_model_is_measured_and_asked_between_two_steps(trained: Trained, name: str) -> None:
-    usual = alone(name)
-    assert trained.answers[name] == trained.answers[usual]
-    one, two = (trained.events(run, EvalEvent) for run in (usual, name))
-    assert [event.step for event in two] == [2, 4]
-    assert [event.loss for event in two] == pytest.approx([event.loss for event in one], abs=1e-5)
-
-
-@needs_deepspeed
-def test_memory_that_runs_out_in_one_process_costs_it_a_finer_window(trained: Trained) -> None:
+def test_running_out_of_memory_in_one_process_costs_it_a_finer_window(trained: Trained) -> None:
     # In the other process, which writes no record: the run has come to its end with the same result.
     assert trained.events("adapters-2-one-two", StepEvent)[-1].step == 4
 
@@ -218,7 +178,7 @@ def test_weights_in_16_bit_go_on_exactly_from_their_copies_in_32(tmp_path: Path,
     bf16: dict[str, Any] = {"train": {"precision": "bf16"}}
 
     def work(ranks: Ranks) -> str:
-        trainings = Trainings(tmp_path / "runs", options_of(tmp_path, tiny_model_dir), ranks)
+        trainings = Trainings(tmp_path / "runs", deepspeed_options(tmp_path, tiny_model_dir), ranks)
         trainings.run("two", together=True, **shared(SHORT), **bf16)
         trainings.run("again", together=True, resume_of="two", **shared(SHORT), **bf16)
         trainings.run("one", together=False, resume_of="two", **FULL, **bf16)
@@ -227,18 +187,18 @@ def test_weights_in_16_bit_go_on_exactly_from_their_copies_in_32(tmp_path: Path,
     assert run_pair(tmp_path, work, patience=300.0)[0] == "done"
     two, again, one = (result(Run(tmp_path / "runs" / name)) for name in ("two", "again", "one"))
     assert largest_difference(two, again) == 0.0
-    # One process rounds stochastically: the last of the 8 bits of a weight.
+    # A single process rounds stochastically: the last of the 8 bits of a weight.
     assert 0.0 < largest_difference(two, one) < 2e-2
 
 
 @needs_deepspeed
-def test_memory_that_runs_out_where_sums_have_begun_ends_the_run_with_a_sentence(
+def test_running_out_of_memory_after_sums_have_begun_ends_the_run_with_an_error(
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     write_rows(tmp_path / "rows.jsonl")
 
     def work(ranks: Ranks) -> None:
-        trainings = Trainings(tmp_path / "runs", options_of(tmp_path, tiny_model_dir), ranks)
+        trainings = Trainings(tmp_path / "runs", deepspeed_options(tmp_path, tiny_model_dir), ranks)
         with failing_once() if ranks.rank == 1 else contextlib.nullcontext():
             trainings.run(SHORT, together=True, **shared(SHORT))
 
@@ -260,7 +220,7 @@ def test_a_model_that_uses_weights_from_outside_of_their_modules_is_refused(
     monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", forward)
 
     def work(ranks: Ranks) -> None:
-        trainings = Trainings(tmp_path / "runs", options_of(tmp_path, tiny_model_dir), ranks)
+        trainings = Trainings(tmp_path / "runs", deepspeed_options(tmp_path, tiny_model_dir), ranks)
         trainings.run(SHORT, together=True, **shared(SHORT))
 
     for refused in run_pair(tmp_path, work, patience=300.0):

@@ -1,4 +1,4 @@
-"""What DeepSpeed cannot train, said before it is loaded."""
+"""Refusals of DeepSpeed before it is loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from core.worker.distributed.ranks import Ranks
 from core.worker.setup.strategy import check_strategy
 
 
-def test_a_package_that_is_missing_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deepspeed, "PACKAGE", "deepspeed_that_is_not_there")
     config = Config.model_validate(
         {"model": {"base": "x"}, "data": {"train": "x"}, "distributed": {"strategy": "deepspeed"}}

@@ -12,20 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from core.runs.control.client import ControlClient
-from core.runs.record.events import EvalEvent, NoticeEvent, StepEvent
+from core.runs.record.events import NoticeEvent, StepEvent
 from core.worker.distributed.fsdp2 import Fsdp2
 from core.worker.distributed.ranks import Ranks
 from tests.cases import cases
 
 from .pairs import run_pair
-from .trainings import Trained, Trainings, largest_difference, result, write_rows
+from .trainings import CLOSE, FULL, Trained, Trainings, ask_both, options_of, write_rows
 
 pytestmark = pytest.mark.long
 
-#: Adam makes steps of the same length of gradients that are next to nothing.
-CLOSE = 1e-4
-FULL: dict[str, Any] = {"method": {"name": "full"}, "memory": {"optimizer_in_backward": "off"}}
 PISSA: dict[str, Any] = {"method": {"init": "pissa"}, "train": {"max_steps": 1}}
 OFFLOADED: dict[str, Any] = {"distributed": {"strategy": "fsdp2", "processes": 2, "offload": "all"}}
 SHARED: dict[str, Any] = {"distributed": {"strategy": "fsdp2", "processes": 2}}
@@ -33,26 +29,11 @@ SHARED: dict[str, Any] = {"distributed": {"strategy": "fsdp2", "processes": 2}}
 
 def all_trainings(directory: Path, base: Path, ranks: Ranks) -> dict[str, Any]:
     """All runs that are compared, by both processes or by the first one alone."""
-    options: dict[str, dict[str, Any]] = {
-        "model": {"base": str(base)},
-        "data": {"train": str(directory / "rows.jsonl"), "eval_share": 0.2},
-        "method": {"name": "qlora", "rank": 4, "alpha": 8, "dropout": 0.0},
-        "train": {"max_steps": 4, "batch_size": 5, "precision": "fp32", "learning_rate": 1e-3},
-        "eval": {"every_steps": 2, "samples": 0, "probe": False},
-        "checkpoint": {"every_steps": 1, "keep": 10},
-        "hardware": {"device": "cpu"},
-        "chat": {"max_new_tokens": 8},
-    }
-    trainings = Trainings(directory / "runs", options, ranks)
-
-    def ask(client: ControlClient) -> list[str]:
-        asked = {"messages": [{"role": "user", "content": "ticket high low"}], "temperature": 0.0}
-        return [str(list(client.generate({**asked, "source": source}))[-1]["text"]) for source in ("tuned", "base")]
-
+    trainings = Trainings(directory / "runs", options_of(directory, base), ranks)
     found: dict[str, Any] = {}
     for name, sections in (("adapters", {}), ("full", FULL)):
-        found[f"{name} alone"] = trainings.run(f"{name}-alone", together=False, ask=ask, **sections)
-        found[name] = trainings.run(name, together=True, ask=ask, **sections, **SHARED)
+        found[f"{name}-alone"] = trainings.run(f"{name}-alone", together=False, ask=ask_both, **sections)
+        found[name] = trainings.run(name, together=True, ask=ask_both, **sections, **SHARED)
         trainings.run(f"{name}-again", together=True, resume_of=name, **sections, **SHARED)
         trainings.run(f"{name}-two-one", together=False, resume_of=name, **sections)
         with failing_once(5 if sections else 1) if ranks.rank == 1 else contextlib.nullcontext():
@@ -98,42 +79,24 @@ BOTH = cases("name", ["adapters", "full"])
 
 
 @BOTH
-def test_two_learn_what_one_learns(trained: Trained, name: str) -> None:
-    one, two = (trained.events(run, StepEvent) for run in (f"{name}-alone", name))
-    assert [event.step for event in two] == [1, 2, 3, 4]
-    # The first step's gradient is that of the same weights.
-    assert two[0].grad_norm == pytest.approx(one[0].grad_norm, abs=1e-5)
-    for mine, theirs in zip(two, one, strict=True):
-        assert mine.loss == pytest.approx(theirs.loss, abs=1e-5)
-    assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-alone"))) < CLOSE
+def test_two_processes_learn_and_measure_like_one(trained: Trained, name: str) -> None:
+    trained.assert_learned_alike(name, f"{name}-alone")
+    trained.assert_measured_alike(name, f"{name}-alone")
 
 
 @BOTH
-def test_a_run_goes_on_exactly_where_it_was(trained: Trained, name: str) -> None:
-    assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-again"))) == 0.0
+def test_a_run_continues_exactly_where_it_was_and_with_another_number_of_processes(trained: Trained, name: str) -> None:
+    trained.assert_equal(name, f"{name}-again")
+    for way in ("two-one", "one-two"):
+        trained.assert_equal(name, f"{name}-{way}", CLOSE)
 
 
-def test_what_was_taken_out_of_the_base_is_saved_with_the_adapters(trained: Trained) -> None:
-    assert largest_difference(result(trained.run("pissa")), result(trained.run("pissa-alone"))) < CLOSE
-
-
-@BOTH
-@cases("way", ["two-one", "one-two"])
-def test_checkpoints_know_nothing_of_processes(trained: Trained, name: str, way: str) -> None:
-    assert largest_difference(result(trained.run(name)), result(trained.run(f"{name}-{way}"))) < CLOSE
+def test_initial_adapter_weights_taken_out_of_the_base_are_saved_with_the_adapters(trained: Trained) -> None:
+    trained.assert_equal("pissa", "pissa-alone", CLOSE)
 
 
 @BOTH
-def test_the_model_is_measured_and_asked_between_two_steps(trained: Trained, name: str) -> None:
-    assert trained.answers[name] == trained.answers[f"{name} alone"]
-    assert len(trained.answers[name]) == 2
-    one, two = (trained.events(run, EvalEvent) for run in (f"{name}-alone", name))
-    assert [event.step for event in two] == [2, 4]
-    assert [event.loss for event in two] == pytest.approx([event.loss for event in one], abs=1e-5)
-
-
-@BOTH
-def test_memory_that_runs_out_in_one_process_costs_all_a_finer_window(trained: Trained, name: str) -> None:
+def test_running_out_of_memory_in_one_process_costs_all_a_finer_window(trained: Trained, name: str) -> None:
     assert "memory_cut" in [notice.code for notice in trained.events(f"{name}-one-two", NoticeEvent)]
-    # What it learned is compared with the others above.
+    # Its result is compared with the others above.
     assert trained.events(f"{name}-one-two", StepEvent)[-1].step == 4

@@ -19,7 +19,7 @@ from core.worker.distributed import heartbeats
 from core.worker.distributed.heartbeats import Heartbeats, keep_beating
 from core.worker.distributed.ranks import Ranks
 from core.worker.distributed.rendezvous import tcp_meeting
-from core.worker.process.pulse import Pulse
+from core.worker.process.reports import Pulse
 
 from .pairs import run_pair
 
@@ -56,7 +56,7 @@ def test_a_process_is_silent_when_its_beats_have_not_changed_for_a_while() -> No
     assert mine.silent(10.0) is None
 
 
-def test_a_store_that_is_gone_says_nothing_of_others_than_the_first_which_has_it() -> None:
+def test_a_lost_store_proves_only_the_loss_of_the_first_process() -> None:
     moment, patience = 0.0, timedelta(seconds=5)
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=patience)
     store = TCPStore("127.0.0.1", server.port, is_master=False, timeout=patience)
@@ -166,7 +166,7 @@ def test_a_pulse_that_is_held_back_is_no_hang() -> None:
 
 
 @pytest.mark.long
-def test_who_waits_leaves_when_the_one_that_has_the_store_is_suspended(tmp_path: Path) -> None:
+def test_waiting_processes_leave_when_the_first_is_suspended(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = tcp_meeting("127.0.0.1", free.getsockname()[1])

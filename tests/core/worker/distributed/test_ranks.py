@@ -1,4 +1,4 @@
-"""What the processes of a run say to each other."""
+"""Messages between the processes of a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from core.errors import UserError
-from core.worker.distributed import replicate
+from core.worker.distributed import strategy as strategies
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.replicate import Replicate, single
+from core.worker.distributed.strategy import Strategy, single
 from core.worker.process.control import StopRequested
 from tests.cases import cases
 
@@ -35,12 +35,12 @@ def parameters(*gradients: torch.Tensor | None) -> list[torch.nn.Parameter]:
 
 def test_all_that_they_say_to_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # So small that the gradients take several messages.
-    monkeypatch.setattr(replicate, "BUCKET", 4)
+    monkeypatch.setattr(strategies, "BUCKET", 4)
 
     def work(ranks: Ranks) -> dict[str, Any]:
         found: dict[str, Any] = {"any": ranks.any([ranks.rank == 1, False])}
         found["told"] = ranks.broadcast({"step": 3, "name": "größer"} if ranks.is_first else None)
-        strategy = Replicate(Orders(ranks))
+        strategy = Strategy(Orders(ranks))
         mine = torch.full((3,), 1.0 + ranks.rank)
         made = parameters(mine, mine.clone() if ranks.is_first else None, None)
         made.append(torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)))
@@ -75,7 +75,7 @@ def test_all_that_they_say_to_each_other(tmp_path: Path, monkeypatch: pytest.Mon
     assert first["any"] == [True, False]
     assert first["told"] == {"step": 3, "name": "größer"}
     assert first["sums"] == [0.5, 1.0]
-    # A gradient that one of them has is one; what none has stays absent, as the optimizer would update it otherwise.
+    # A gradient in one process counts; without any it stays absent, since the optimizer would update it.
     assert first["gradients"] == [[3.0] * 3, [1.0] * 3, None, [3.0] * 3]
     assert first["dtypes"] == [torch.float32, torch.float32, None, torch.bfloat16]
     assert first["begin"] == [[1.0] * 3, [1.0] * 3]
@@ -106,7 +106,7 @@ def test_a_suspended_process_is_noticed_after_the_timeout(tmp_path: Path) -> Non
     assert first.startswith("RankLostError: ")
 
 
-def test_the_only_process_says_nothing() -> None:
+def test_a_single_process_sends_nothing() -> None:
     ranks, strategy = Ranks.single(), single()
     assert ranks.is_first
     assert ranks.is_single

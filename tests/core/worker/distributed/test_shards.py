@@ -20,7 +20,7 @@ from .pairs import needs_fsdp2, run_pair
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7])
-def test_rows_are_cut_and_put_together_whatever_their_number(tmp_path: Path, rows: int) -> None:
+def test_any_number_of_rows_is_cut_and_joined(tmp_path: Path, rows: int) -> None:
     whole = torch.arange(rows * 2, dtype=torch.bfloat16).view(rows, 2)
 
     def work(ranks: Ranks) -> Any:
@@ -33,7 +33,7 @@ def test_rows_are_cut_and_put_together_whatever_their_number(tmp_path: Path, row
 
 @needs_fsdp2
 @pytest.mark.slow
-def test_a_forward_that_fails_alone_leaves_nobody_waiting(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_a_forward_that_fails_in_one_process_leaves_no_process_waiting(tmp_path: Path, tiny_model_dir: Path) -> None:
     ids = torch.arange(3, 20)[None]
 
     def work(ranks: Ranks) -> Any:

@@ -1,4 +1,4 @@
-"""Two processes train as one does: methods, objectives, and one that runs out of memory alone."""
+"""Two processes train like one: methods, objectives, and running out of memory in a single process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ from core.worker.model.full_weights import trained_tensors
 from core.worker.process.control import Controls
 from core.worker.process.recorder import Recorder
 from core.worker.setup import build as setup
-from core.worker.setup import provenance
 from tests.cases import cases
 
 from .pairs import needs_fsdp2, run_pair
@@ -54,6 +53,21 @@ def write_rows(path: Path, kind: str) -> Path:
                 row |= {"completion": good}
             file.write(json.dumps(row) + "\n")
     return path
+
+
+def config_of(directory: Path, base: Path, kind: str = "rows", **sections: dict[str, Any]) -> Config:
+    """Configuration of a run of two processes on rows of a kind."""
+    values: dict[str, dict[str, Any]] = {
+        "model": {"base": str(base)},
+        "data": {"train": str(write_rows(directory / "rows.jsonl", kind))},
+        "train": {"max_steps": STEPS, "batch_size": 8},
+        "eval": {"probe": False},
+        "hardware": {"device": "cpu"},
+        "distributed": {"processes": 2},
+    }
+    for name, options in sections.items():
+        values[name] = {**values.get(name, {}), **options}
+    return Config.model_validate(values)
 
 
 def train(
@@ -114,24 +128,27 @@ def steps(run: Run) -> list[StepEvent]:
     return [event for event in EventTail(run.events_path).read_all() if isinstance(event, StepEvent)]
 
 
-def compare_with_one(
+@pytest.mark.long
+@cases(
+    ("kind", "method", "options"),
+    [
+        ("rows", {"name": "qlora", "neftune_alpha": 5.0}, {}),
+        ("rows", {"name": "full"}, {"learning_rate": 1e-3}),
+        ("pairs", {"name": "lora"}, {"objective": "dpo"}),
+        ("pairs", {"name": "lora"}, {"objective": "orpo"}),
+        ("labels", {"name": "lora"}, {"objective": "kto"}),
+    ],
+    ids=["noise", "full", "dpo", "orpo", "kto"],
+)
+def test_two_processes_train_like_one(
     tmp_path: Path, tiny_model_dir: Path, kind: str, method: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    """Two processes train as one does."""
-
     def config(processes: int) -> Config:
-        values = {
-            "model": {"base": str(tiny_model_dir)},
-            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", kind))},
-            "method": method,
-            # Three processes would have rows of 7 left over; so has the last step of each epoch.
-            "train": {"max_steps": STEPS, "batch_size": 7, "precision": "fp32", "learning_rate": 5e-3, **options},
-            "memory": {"optimizer_in_backward": "auto" if processes > 1 else "off"},
-            "eval": {"probe": False},
-            "hardware": {"device": "cpu"},
-            "distributed": {"processes": processes},
-        }
-        return Config.model_validate(values)
+        # Three processes would have rows of 7 left over; so has the last step of each epoch.
+        train = {"batch_size": 7, "precision": "fp32", "learning_rate": 5e-3, **options}
+        memory = {"optimizer_in_backward": "auto" if processes > 1 else "off"}
+        count = {"processes": processes}
+        return config_of(tmp_path, tiny_model_dir, kind, method=method, train=train, memory=memory, distributed=count)
 
     kept = {count: tmp_path / f"gradients-{count}" for count in (1, 2)}
     alone, pair = (
@@ -153,46 +170,8 @@ def compare_with_one(
 
 
 @pytest.mark.long
-@cases(
-    ("kind", "method", "options"),
-    [
-        ("rows", {"name": "qlora", "neftune_alpha": 5.0}, {}),
-        ("rows", {"name": "full"}, {"learning_rate": 1e-3}),
-        ("pairs", {"name": "lora"}, {"objective": "dpo"}),
-    ],
-    ids=["noise", "full", "dpo"],
-)
-def test_two_train_as_one_does(
-    tmp_path: Path, tiny_model_dir: Path, kind: str, method: dict[str, Any], options: dict[str, Any]
-) -> None:
-    compare_with_one(tmp_path, tiny_model_dir, kind, method, options)
-
-
-@pytest.mark.long
-@cases(
-    ("kind", "method", "options"),
-    [("pairs", {"name": "lora"}, {"objective": "orpo"}), ("labels", {"name": "lora"}, {"objective": "kto"})],
-    ids=["orpo", "kto"],
-)
-def test_two_train_as_one_does_by_other_objectives(
-    tmp_path: Path, tiny_model_dir: Path, kind: str, method: dict[str, Any], options: dict[str, Any]
-) -> None:
-    compare_with_one(tmp_path, tiny_model_dir, kind, method, options)
-
-
-@pytest.mark.long
 def test_a_process_that_runs_out_of_memory_runs_its_share_again_alone(tmp_path: Path, tiny_model_dir: Path) -> None:
-    config = Config.model_validate(
-        {
-            "model": {"base": str(tiny_model_dir)},
-            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows"))},
-            "method": {"name": "lora"},
-            "train": {"max_steps": STEPS, "batch_size": 8, "precision": "fp32"},
-            "eval": {"probe": False},
-            "hardware": {"device": "cpu"},
-            "distributed": {"processes": 2},
-        }
-    )
+    config = config_of(tmp_path, tiny_model_dir, method={"name": "lora"}, train={"precision": "fp32"})
 
     def spoil(ranks: Ranks) -> None:
         if ranks.is_first:
@@ -219,17 +198,15 @@ def test_the_first_process_may_prepare_evaluate_and_save_for_longer_than_the_oth
     tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     seconds = 5.0
-    config = Config.model_validate(
-        {
-            "model": {"base": str(tiny_model_dir)},
-            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows")), "eval_share": 0.2},
-            "method": {"name": "lora"},
-            "train": {"max_steps": 2, "batch_size": 8},
-            "eval": {"probe": False, "exact_match": False, "samples": 0},
-            "checkpoint": {"every_steps": 1},
-            "hardware": {"device": "cpu"},
-            "distributed": {"processes": 2, "timeout": seconds},
-        }
+    config = config_of(
+        tmp_path,
+        tiny_model_dir,
+        data={"eval_share": 0.2},
+        method={"name": "lora"},
+        train={"max_steps": 2},
+        eval={"exact_match": False, "samples": 0},
+        checkpoint={"every_steps": 1},
+        distributed={"timeout": seconds},
     )
 
     def spoil(ranks: Ranks) -> None:
@@ -256,20 +233,18 @@ def slow_once(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 @needs_fsdp2
 @pytest.mark.parametrize("order", ["save", "forward"])
-def test_the_first_process_knows_that_another_is_lost_while_weights_are_gathered(
+def test_the_first_process_notices_a_lost_process_while_weights_are_gathered(
     tmp_path: Path, tiny_model_dir: Path, order: str
 ) -> None:
-    config = Config.model_validate(
-        {
-            "model": {"base": str(tiny_model_dir)},
-            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows")), "eval_share": 0.2},
-            "method": {"name": "full"},
-            "memory": {"optimizer_in_backward": "off"},
-            "train": {"max_steps": 2, "batch_size": 8},
-            "eval": {"probe": False, "exact_match": False, "samples": 0, "every_steps": 1},
-            "hardware": {"device": "cpu"},
-            "distributed": {"processes": 2, "strategy": "fsdp2"},
-        }
+    config = config_of(
+        tmp_path,
+        tiny_model_dir,
+        data={"eval_share": 0.2},
+        method={"name": "full"},
+        memory={"optimizer_in_backward": "off"},
+        train={"max_steps": 2},
+        eval={"exact_match": False, "samples": 0, "every_steps": 1},
+        distributed={"strategy": "fsdp2"},
     )
 
     def spoil(ranks: Ranks) -> None:
@@ -301,21 +276,11 @@ def test_the_first_process_knows_that_another_is_lost_while_weights_are_gathered
 
 
 def test_only_the_first_process_hashes_the_data(tmp_path: Path, tiny_model_dir: Path) -> None:
-    config = Config.model_validate(
-        {
-            "model": {"base": str(tiny_model_dir)},
-            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows"))},
-            "method": {"name": "lora"},
-            "train": {"max_steps": 1, "batch_size": 8},
-            "eval": {"probe": False},
-            "hardware": {"device": "cpu"},
-            "distributed": {"processes": 2},
-        }
-    )
+    config = config_of(tmp_path, tiny_model_dir, method={"name": "lora"}, train={"max_steps": 1})
 
     def spoil(ranks: Ranks) -> None:
         if not ranks.is_first:
-            provenance.DataHashes = None  # type: ignore[attr-defined]
+            setup.DataHashes = None  # type: ignore[attr-defined, assignment]
 
     run = train(tmp_path / "run", config, 2, spoil)
     start = next(read_links(run.path / CHAIN_NAME))

@@ -1,4 +1,4 @@
-"""The bytes of a step that a process receives, by the kernel's own count, against those that the plan tells."""
+"""Bytes received per step, by the kernel's count, against the plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from core.config.schema import Config
 from core.memory.cards import Cards
 from core.memory.plan import Machine
 from core.memory.rows import Rows
@@ -21,7 +20,7 @@ from core.worker import train as recipe
 from core.worker.distributed.ranks import Ranks
 
 from .pairs import needs_fsdp2
-from .test_training import train, write_rows
+from .test_training import config_of, train
 
 #: Place of ``tcpi_bytes_received`` in Linux's ``struct tcp_info``.
 RECEIVED = 128
@@ -51,18 +50,14 @@ def received() -> int:
         pytest.param("fsdp2", "full", marks=needs_fsdp2),
     ],
 )
-def test_a_step_sends_what_the_plan_says(tmp_path: Path, tiny_model_dir: Path, strategy: str, method: str) -> None:
-    config = Config.model_validate(
-        {
-            "model": {"base": str(tiny_model_dir)},
-            "data": {"train": str(write_rows(tmp_path / "rows.jsonl", "rows"))},
-            "method": {"name": method, "rank": 16},
-            "train": {"max_steps": STEPS, "batch_size": 4, "micro_batch_size": 1, "precision": "fp32"},
-            "memory": {"optimizer_in_backward": "off", "gradient_checkpointing": "on"},
-            "eval": {"probe": False},
-            "hardware": {"device": "cpu"},
-            "distributed": {"processes": 2, "strategy": strategy},
-        }
+def test_a_step_sends_the_planned_bytes(tmp_path: Path, tiny_model_dir: Path, strategy: str, method: str) -> None:
+    config = config_of(
+        tmp_path,
+        tiny_model_dir,
+        method={"name": method, "rank": 16},
+        train={"max_steps": STEPS, "batch_size": 4, "micro_batch_size": 1, "precision": "fp32"},
+        memory={"optimizer_in_backward": "off", "gradient_checkpointing": "on"},
+        distributed={"strategy": strategy},
     )
     counts = tmp_path / "counts"
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from core.config.document import dump_config
 from core.config.schema import Config
 from core.runs.control.client import ControlClient
-from core.runs.record.events import FinishedEvent
+from core.runs.record.events import EvalEvent, FinishedEvent, StepEvent
 from core.runs.record.store import Run
 from core.runs.record.tail import EventTail
 from core.worker.distributed.ranks import Ranks
@@ -27,7 +28,7 @@ from core.worker.process.control import Controls, ControlServer
 from core.worker.process.recorder import Recorder
 from core.worker.train import train
 
-#: Asks a live run something; what it returns is kept.
+#: Queries a live run; the result is kept.
 Ask = Callable[[ControlClient], Any]
 
 
@@ -43,9 +44,34 @@ def write_rows(path: Path) -> Path:
     return path
 
 
+#: Adam makes steps of the same length from gradients that are almost zero.
+CLOSE = 1e-4
+FULL: dict[str, Any] = {"method": {"name": "full"}, "memory": {"optimizer_in_backward": "off"}}
+
+
+def options_of(directory: Path, base: Path) -> dict[str, dict[str, Any]]:
+    """Options of all runs of a sharded strategy."""
+    return {
+        "model": {"base": str(base)},
+        "data": {"train": str(directory / "rows.jsonl"), "eval_share": 0.2},
+        "method": {"name": "qlora", "rank": 4, "alpha": 8, "dropout": 0.0},
+        "train": {"max_steps": 4, "batch_size": 5, "precision": "fp32", "learning_rate": 1e-3},
+        "eval": {"every_steps": 2, "samples": 0, "probe": False},
+        "checkpoint": {"every_steps": 1, "keep": 10},
+        "hardware": {"device": "cpu"},
+        "chat": {"max_new_tokens": 8},
+    }
+
+
+def ask_both(client: ControlClient) -> list[str]:
+    """Answers of a run with its trained weights and without."""
+    asked = {"messages": [{"role": "user", "content": "ticket high low"}], "temperature": 0.0}
+    return [str(list(client.generate({**asked, "source": source}))[-1]["text"]) for source in ("tuned", "base")]
+
+
 @dataclass(frozen=True)
 class Trained:
-    """What came of trainings: their runs, and what was answered in each of them."""
+    """Finished runs, and their answers."""
 
     runs: Path
     answers: dict[str, Any]
@@ -59,9 +85,31 @@ class Trained:
         batches = EventTail(self.run(name).events_path).batches()
         return [event for event in itertools.chain.from_iterable(batches) if isinstance(event, kind)]
 
+    def assert_equal(self, name: str, other: str, limit: float = 0.0) -> None:
+        """The results of two runs differ by less than a limit, or not at all."""
+        difference = largest_difference(result(self.run(name)), result(self.run(other)))
+        assert difference < limit or difference == limit == 0.0
+
+    def assert_learned_alike(self, name: str, alone: str) -> None:
+        """A run of two processes has learned the same as a run of one."""
+        one, two = (self.events(run, StepEvent) for run in (alone, name))
+        assert [event.step for event in two] == [1, 2, 3, 4]
+        for mine, theirs in zip(two, one, strict=True):
+            assert mine.loss == pytest.approx(theirs.loss, abs=1e-5)
+            assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4)
+        self.assert_equal(name, alone, CLOSE)
+
+    def assert_measured_alike(self, name: str, alone: str) -> None:
+        """A run of two processes was measured and answered between two steps like a run of one."""
+        assert self.answers[name] == self.answers[alone]
+        assert len(self.answers[name]) == 2
+        one, two = (self.events(run, EvalEvent) for run in (alone, name))
+        assert [event.step for event in two] == [2, 4]
+        assert [event.loss for event in two] == pytest.approx([event.loss for event in one], abs=1e-5)
+
 
 class Trainings:
-    """Runs in one directory, done by this process and those that it has met.
+    """Runs in one directory, by processes that have met.
 
     Args:
         directory: Where runs go; the same in all processes.
@@ -93,7 +141,7 @@ class Trainings:
             sections: Options of this run.
 
         Returns:
-            What ``ask`` found, in the first process.
+            Result of ``ask``, in rank 0.
         """
         run = Run(self._directory / name)
         if self._ranks.is_first:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +13,54 @@ import numpy as np
 import pytest
 import torch
 
-from core.config.schema import MethodSection
 from core.data.conversation import Example, Message
 from core.worker.data.batches import HostBatch
 from core.worker.data.dataset import Dataset
-from core.worker.data.encode import Encoder
+from core.worker.data.encode import Encoder, TokenizedRow
 from core.worker.evaluate import evaluate
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.evaluate.samples import ANSWER_MARGIN_TOKENS
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import SupervisedObjective
-from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.model.model import LoadedModel
 from core.worker.oom.retry import MemoryShortageError
 from core.worker.process.control import StopRequested
-from core.worker.process.rng import rng_state
+from core.worker.process.determinism import rng_state
 from tests.cases import cases
+from tests.core.worker.steps.stepper import adapted
 
 ANSWERS = ('{"area": "login", "ref": 1}', '{"area": "printer", "ref": 2}', '{"area": "network", "ref": 300}')
+
+
+@torch.no_grad()
+def mean_loss(loaded: LoadedModel, rows: list[TokenizedRow]) -> float:
+    """Mean over all supervised tokens, from the logits of each row alone."""
+    found = []
+    loaded.model.eval()
+    for row in rows:
+        ids = torch.as_tensor(row.input_ids, dtype=torch.int64)[None]
+        likelihood = torch.log_softmax(loaded.model(input_ids=ids).logits[0], dim=-1)
+        found += [-float(likelihood[place - 1, ids[0, place]]) for place in np.flatnonzero(row.supervised)]
+    loaded.model.train()
+    return sum(found) / len(found)
+
+
+def stopping_at(call: int) -> Callable[[], None]:
+    """A check that stops at a call, counted from 1."""
+    calls = itertools.count(1)
+
+    def check() -> None:
+        if next(calls) == call:
+            raise StopRequested("SIGTERM")
+
+    return check
 
 
 class Bench:
     """A tiny model with adapters that do something, and rows to measure it on."""
 
     def __init__(self, directory: Path) -> None:
-        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
-        model = attach_adapters(loaded.model, MethodSection(rank=2, dropout=0.5), seed=0)
-        for parameter in trainable_parameters(model):
-            torch.nn.init.normal_(parameter, std=0.05)
-        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        self.loaded = loaded = adapted(directory, rank=2, dropout=0.5)
         encoder = Encoder(loaded.tokenizer, [loaded.tokenizer.eos_token_id])
         examples = [
             Example((Message("user", f"ticket {'word ' * number}"), Message("assistant", answer)))
@@ -48,19 +69,15 @@ class Bench:
         rows = [row for row in encoder.encode(examples) if not isinstance(row, Exception)]
         self.dataset = Dataset(rows=rows, examples=examples, read=len(rows))
 
-    def evaluator(
-        self, *, token_budget: int = 1000, max_new_tokens: int = 0, check: Any = lambda: None, samples: int = 3
-    ) -> Evaluator:
+    def evaluator(self, *, loss: SupervisedLoss | None = None, **options: Any) -> Evaluator:
+        defaults: dict[str, Any] = {"token_budget": 1000, "max_new_tokens": 0, "check": lambda: None}
         return Evaluator(
             self.loaded,
             self.dataset,
-            objective=SupervisedObjective(SupervisedLoss(self.loaded.model), self.dataset.rows),
-            token_budget=token_budget,
+            objective=SupervisedObjective(loss or SupervisedLoss(self.loaded.model), self.dataset.rows),
             autocast=contextlib.nullcontext,
-            max_new_tokens=max_new_tokens,
             template=None,
-            check=check,
-            samples=samples,
+            **(defaults | options),
         )
 
 
@@ -71,21 +88,11 @@ def bench(tiny_model_dir: Path) -> Bench:
 
 @cases("token_budget", [1, 100, 1000])
 def test_the_loss_is_the_mean_over_all_supervised_tokens(bench: Bench, token_budget: int) -> None:
-    total, tokens = 0.0, 0
-    bench.loaded.model.eval()
-    for row in bench.dataset.rows:
-        ids = torch.as_tensor(row.input_ids, dtype=torch.int64)[None]
-        with torch.no_grad():
-            likelihood = torch.log_softmax(bench.loaded.model(input_ids=ids).logits[0], dim=-1)
-        for place in np.flatnonzero(row.supervised):
-            total -= float(likelihood[place - 1, ids[0, place]])
-            tokens += 1
-    bench.loaded.model.train()
     told: list[tuple[str, int, int]] = []
     event, samples = bench.evaluator(token_budget=token_budget).measure(
         4, lambda what, done, total: told.append((what, done, total))
     )
-    assert event.loss == pytest.approx(total / tokens, rel=1e-5)
+    assert event.loss == pytest.approx(mean_loss(bench.loaded, bench.dataset.rows), rel=1e-5)
     assert event.perplexity == pytest.approx(math.exp(event.loss))
     assert (event.step, event.rows, event.exact_match, event.valid_json) == (4, 3, None, None)
     assert samples == []
@@ -159,16 +166,8 @@ def test_real_answers_are_given_within_their_limit(bench: Bench) -> None:
 
 @cases("calls", [1, 2])
 def test_a_stop_ends_it_and_the_model_trains_again(bench: Bench, calls: int) -> None:
-    left = calls
-
-    def check() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise StopRequested("SIGTERM")
-
     with pytest.raises(StopRequested):
-        bench.evaluator(token_budget=1, max_new_tokens=2, check=check).measure(1, lambda *_: None)
+        bench.evaluator(token_budget=1, max_new_tokens=2, check=stopping_at(calls)).measure(1, lambda *_: None)
     assert bench.loaded.model.training
 
 
@@ -198,21 +197,11 @@ class LimitedLoss(SupervisedLoss):
 def limited(bench: Bench, rows: int, fail_at: set[int]) -> tuple[Evaluator, LimitedLoss, list[str]]:
     told: list[str] = []
     loss = LimitedLoss(bench.loaded.model, rows, fail_at)
-    evaluator = Evaluator(
-        bench.loaded,
-        bench.dataset,
-        objective=SupervisedObjective(loss, bench.dataset.rows),
-        token_budget=1000,
-        autocast=contextlib.nullcontext,
-        max_new_tokens=4,
-        template=None,
-        check=lambda: None,
-        notice=lambda code, _message, _hint: told.append(code),
-    )
+    evaluator = bench.evaluator(loss=loss, max_new_tokens=4, notice=lambda code, *_: told.append(code))
     return evaluator, loss, told
 
 
-def test_what_does_not_fit_at_once_is_measured_in_smaller_batches_from_then_on(bench: Bench) -> None:
+def test_batches_that_do_not_fit_stay_smaller_from_then_on(bench: Bench) -> None:
     wanted, _ = bench.evaluator().measure(1, lambda *_: None)
     # The second call is that of the first single row, which is tried once more.
     evaluator, loss, told = limited(bench, 1, {2})
@@ -225,7 +214,7 @@ def test_what_does_not_fit_at_once_is_measured_in_smaller_batches_from_then_on(b
     assert loss.calls == calls + 3, "the smaller size is kept"
 
 
-def test_a_held_out_row_that_does_not_fit_is_said_and_the_model_is_left_in_training(bench: Bench) -> None:
+def test_a_held_out_row_that_does_not_fit_is_reported_and_the_model_left_in_training(bench: Bench) -> None:
     evaluator, loss, _ = limited(bench, 0, set())
     with pytest.raises(MemoryShortageError, match=r"a single held-out row of \d+ tokens"):
         evaluator.measure(1, lambda *_: None)
@@ -233,7 +222,7 @@ def test_a_held_out_row_that_does_not_fit_is_said_and_the_model_is_left_in_train
     assert all(module.training for module in bench.loaded.model.modules())
 
 
-def test_answers_that_do_not_fit_are_left_out_and_the_loss_is_told(
+def test_answers_that_do_not_fit_are_skipped_and_the_loss_is_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_args: Any, **_kwargs: Any) -> list[str]:

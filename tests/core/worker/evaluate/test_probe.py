@@ -6,28 +6,22 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from core.config.schema import MethodSection
-from core.worker.data.batches import HostBatch
 from core.worker.data.encode import Encoder, TokenizedRow
-from core.worker.evaluate.probe import Probe, encode_probe
+from core.worker.evaluate.evaluate import Probe, encode_probe
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.model.model import LoadedModel, trainable_parameters
 from core.worker.process.control import StopRequested
-from core.worker.process.rng import rng_state
+from core.worker.process.determinism import rng_state
+from tests.core.worker.evaluate.test_evaluate import LimitedLoss, mean_loss, stopping_at
+from tests.core.worker.steps.stepper import adapted
 
 
 @pytest.fixture(scope="module")
 def loaded(tiny_model_dir: Path) -> LoadedModel:
-    base = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu")
-    model = attach_adapters(base.model, MethodSection(rank=2, dropout=0.5), seed=0)
-    for parameter in trainable_parameters(model):
-        torch.nn.init.normal_(parameter, std=0.05)
-    return LoadedModel(model, base.tokenizer, base.device, base.dtype)
+    return adapted(tiny_model_dir, rank=2, dropout=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +35,8 @@ def probe(loaded: LoadedModel, rows: list[TokenizedRow], budget: int = 4000, che
 
 
 def test_it_is_the_mean_over_the_tokens_of_all_answers(loaded: LoadedModel, rows: list[TokenizedRow]) -> None:
-    few = rows[:6]
-    total, tokens = 0.0, 0
-    loaded.model.eval()
-    for row in few:
-        ids = torch.as_tensor(row.input_ids, dtype=torch.int64)[None]
-        with torch.no_grad():
-            likelihood = torch.log_softmax(loaded.model(input_ids=ids).logits[0], dim=-1)
-        for place in np.flatnonzero(row.supervised):
-            total -= float(likelihood[place - 1, ids[0, place]])
-            tokens += 1
-    loaded.model.train()
     for budget in (1, 4000):
-        assert probe(loaded, few, budget).measure() == pytest.approx(total / tokens, rel=1e-5)
+        assert probe(loaded, rows[:6], budget).measure() == pytest.approx(mean_loss(loaded, rows[:6]), rel=1e-5)
 
 
 def test_all_of_it_is_encoded_and_only_answers_count(loaded: LoadedModel, rows: list[TokenizedRow]) -> None:
@@ -92,39 +75,18 @@ def test_it_leaves_no_trace(loaded: LoadedModel, rows: list[TokenizedRow]) -> No
 
 
 def test_a_stop_ends_it_and_the_model_trains_again(loaded: LoadedModel, rows: list[TokenizedRow]) -> None:
-    calls = 0
-
-    def check() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise StopRequested("SIGTERM")
-
     loaded.model.train()
     with pytest.raises(StopRequested):
-        probe(loaded, rows, 100, check).measure()
+        probe(loaded, rows, 100, stopping_at(3)).measure()
     assert loaded.model.training
 
 
 @pytest.mark.long
-def test_what_does_not_fit_in_memory_is_left_out_with_a_notice(loaded: LoadedModel, rows: list[TokenizedRow]) -> None:
-    class Full(SupervisedLoss):
-        """No room for anything."""
-
-        def hidden(
-            self,
-            input_ids: torch.Tensor,
-            supervised: torch.Tensor,
-            *,
-            most_shared: int | None = None,
-            host: HostBatch | None = None,
-        ) -> torch.Tensor:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
+def test_a_probe_that_does_not_fit_in_memory_is_skipped_with_a_notice(
+    loaded: LoadedModel, rows: list[TokenizedRow]
+) -> None:
     told: list[str] = []
-    full = Full(loaded.model)
-    measured = Probe(
-        loaded, full, rows, 4000, contextlib.nullcontext, lambda: None, lambda code, _message, _hint: told.append(code)
-    )
+    full = LimitedLoss(loaded.model, 0, set())
+    measured = Probe(loaded, full, rows, 4000, contextlib.nullcontext, lambda: None, lambda code, *_: told.append(code))
     assert measured.measure() is None
     assert told == ["memory_probe"]

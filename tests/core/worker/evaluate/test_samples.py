@@ -1,4 +1,4 @@
-"""What is asked at each evaluation, and the answers."""
+"""Questions of each evaluation, and the answers."""
 
 from __future__ import annotations
 

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.config.schema import Config, MethodSection
+from core.config.schema import Config
 from core.worker.data.batches import collate
 from core.worker.data.encode import TokenizedRow
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, make_objective
 from core.worker.loss.reference import AdapterOffReference
-from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, load_model, make_accelerator, trainable_parameters
-from tests.core.worker.steps.stepper import Stepper
+from core.worker.model.model import make_accelerator, trainable_parameters
+from tests.core.worker.steps.stepper import Stepper, adapted
 
 
 def make_rows(objective: str, count: int = 8) -> list[TokenizedRow]:
@@ -48,12 +47,8 @@ class Bench:
     """Model, objective and windows."""
 
     def __init__(self, directory: Path, *, dropout: float = 0.0, **train: Any) -> None:
-        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
-        model = attach_adapters(loaded.model, MethodSection(rank=4, dropout=dropout), seed=0)
-        torch.manual_seed(1)
-        for parameter in trainable_parameters(model):
-            torch.nn.init.normal_(parameter, std=0.1)
-        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        self.loaded = adapted(directory, std=0.1, seed=1, dropout=dropout)
+        model = self.loaded.model
         self.loss = SupervisedLoss(model)
         self.config = Config.model_validate({"data": {"train": "x"}, "train": {"max_length": 64, **train}})
         self.rows = make_rows(self.config.train.objective)

@@ -68,7 +68,7 @@ def test_the_loss_is_the_models_own_on_the_supervised_tokens(model: Any) -> None
     assert loss.verify(input_ids[:1])[0] < 1e-5
 
 
-def test_chunks_are_those_that_the_plan_counts() -> None:
+def test_chunks_have_the_size_that_the_plan_counts() -> None:
     """At a vocabulary as large as Llama 3's and with more supervised positions than a chunk has."""
     vocabulary, seen = 128_256, list[int]()
 

@@ -140,7 +140,7 @@ def test_loss_rewards_and_gradients_do_not_depend_on_the_cut(tiny_model_dir: Pat
 
 
 @cases("train", [{"objective": "sft"}, OBJECTIVES[1], *OBJECTIVES[3:]])
-def test_what_the_host_knows_of_a_batch_is_not_asked_of_the_device(
+def test_facts_known_on_the_host_cost_no_synchronization(
     tiny_model_dir: Path, train: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where it would be a wait: loss and gradients are the same."""
@@ -187,7 +187,7 @@ def test_a_window_that_ran_out_of_memory_is_the_same(tiny_model_dir: Path, train
     torch.testing.assert_close(failing.gradient(), calm.gradient(), atol=1e-6, rtol=1e-4)
 
 
-def test_the_reference_is_the_base_and_leaves_what_is_trained(tiny_model_dir: Path) -> None:
+def test_the_reference_is_the_base_model_and_leaves_the_adapters_unchanged(tiny_model_dir: Path) -> None:
     bench = Bench(tiny_model_dir, objective="dpo", dropout=0.5)
     model = bench.loaded.model
     ids, supervised = collate(bench.rows, 0, bench.loaded.device)
@@ -203,7 +203,7 @@ def test_the_reference_is_the_base_and_leaves_what_is_trained(tiny_model_dir: Pa
         torch.testing.assert_close(SupervisedLoss(model.get_base_model()).log_probabilities(ids, supervised), found)
 
 
-def test_measured_log_probabilities_stay_those_of_the_beginning(tiny_model_dir: Path) -> None:
+def test_precomputed_log_probabilities_stay_unchanged(tiny_model_dir: Path) -> None:
     bench = Bench(tiny_model_dir, objective="kto")
     measured, told = PrecomputedReference(100), list[tuple[int, int]]()
     objective = make_objective(bench.config, bench.loss, bench.rows, measured, bench.loaded, bench.accelerator.autocast)

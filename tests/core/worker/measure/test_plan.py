@@ -34,7 +34,7 @@ from core.worker.model.model import (
     trainable_parameters,
 )
 from core.worker.model.text_part import described_causal_lm
-from core.worker.setup.fast_paths import fuse_layers
+from core.worker.setup.ready_model import fuse_layers
 from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.core.worker.measure.others import LLAMA_4

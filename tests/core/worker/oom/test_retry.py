@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,18 +40,18 @@ from tests.cases import cases
         (KeyboardInterrupt(), False),
     ],
 )
-def test_what_counts_as_running_out_of_memory(error: BaseException, is_shortage: bool) -> None:
+def test_errors_that_count_as_running_out_of_memory(error: BaseException, is_shortage: bool) -> None:
     assert is_out_of_memory(error) is is_shortage
 
 
-def test_the_cpu_allocator_says_it_in_words_that_are_known() -> None:
+def test_errors_of_the_cpu_allocator_are_recognized() -> None:
     tried = attempt(lambda: torch.empty(1 << 60))
     assert tried.failed
     assert tried.result is None
 
 
-def test_a_null_pointer_in_place_of_managed_memory_is_told_in_words_that_are_known() -> None:
-    # As bitsandbytes makes a paged state of what its library returns.
+def test_a_null_pointer_to_managed_memory_is_recognized() -> None:
+    # As in bitsandbytes, which wraps the pointer from its library.
     pointer = ctypes.cast(ctypes.c_void_p(None), ctypes.POINTER(ctypes.c_int))
     tried = attempt(lambda: np.ctypeslib.as_array(pointer, shape=(4,)))
     assert tried.failed
@@ -71,7 +74,7 @@ def test_an_attempt_that_failed_holds_nothing_alive() -> None:
     assert alive[0]() is None
 
 
-def test_work_that_cannot_be_begun_again_ends_with_a_sentence() -> None:
+def test_work_that_cannot_be_retried_ends_with_an_explained_error() -> None:
     with pytest.raises(MemoryShortageError) as caught, shortage_explained("in attaching", "Lower method.rank."):
         raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
     assert (caught.value.message, caught.value.hint) == (
@@ -88,3 +91,41 @@ def test_other_errors_are_passed_on() -> None:
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
         attempt(work)
+
+
+ROOT = Path(__file__).resolve().parents[4]
+
+FAULTS = """
+import resource, sys
+from core.worker.oom.retry import give_back, keep_freed_memory
+import torch
+torch.set_num_threads(1)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        blocks = [torch.ones(1 << 20) for _ in range(5)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+before = faults()
+assert keep_freed_memory()
+faults()
+after = faults()
+blocks = [torch.ones(1 << 20) for _ in range(20)]
+del blocks
+held = resident()
+give_back()
+print(before, after, held - resident())
+"""
+
+
+def test_freed_memory_is_reused_without_page_faults_until_it_is_given_back() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    before, after, given_back = map(int, done.stdout.split())
+    pages = (1 << 22) // 4096
+    assert before >= 50 * pages // 2, "without it the tensors of each round are made of new pages"
+    assert after <= pages
+    assert given_back >= 10 * pages

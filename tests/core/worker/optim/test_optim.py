@@ -8,7 +8,7 @@ from tests.cases import cases
 
 @cases(("name", "theirs"), [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant_with_warmup")])
 @cases("warmup", [0, 1, 7])
-def test_the_schedules_are_those_of_transformers(name: str, theirs: str, warmup: int) -> None:
+def test_schedules_match_transformers(name: str, theirs: str, warmup: int) -> None:
     total = 40
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = get_scheduler(theirs, optimizer, num_warmup_steps=warmup, num_training_steps=total)

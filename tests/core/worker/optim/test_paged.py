@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import ctypes
-from collections import Counter
 from typing import Any
 
 import bitsandbytes.functional
 import pytest
 import torch
 from accelerate import Accelerator
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.config.schema import Config
 from core.errors import UserError
@@ -24,11 +22,11 @@ from core.worker.optim.paged import (
     check_room,
     is_paged,
     load_states,
-    unpaged_where_needed,
 )
 from core.worker.optim.retryable_step import RetryableStep
 from core.worker.optim.update import AdapterUpdate, WeightUpdate
 from tests.cases import cases
+from tests.core.worker.optim.test_retryable_step import Dispatched, give_gradients
 
 GB = 1 << 30
 TRAIN = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": "paged_adamw_8bit"}}).train
@@ -51,19 +49,6 @@ class Pages:
         return self.made[-1]
 
 
-class Touched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts by name what is called with a paged tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(map(is_paged, args)):
-            self.counts[str(func)] += 1
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.fixture(autouse=True)
 def no_prefetch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bitsandbytes.functional, "prefetch_tensor", lambda *_: None)
@@ -74,18 +59,12 @@ def parameters() -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
 
 
-def give_gradients(to: list[torch.nn.Parameter], step: int) -> None:
-    torch.manual_seed(step)
-    for parameter in to:
-        parameter.grad = torch.randn_like(parameter)
-
-
 def test_the_host_never_copies_a_paged_state_in_a_step() -> None:
     pages, trained = Pages(), parameters()
     step = RetryableStep(make_optimizer(trained, TRAIN, buffers=pages.buffers), Retry())
     for number in range(3):
         give_gradients(trained, number)
-        with Touched() as touched:
+        with Dispatched(lambda _, args: any(map(is_paged, args))) as touched:
             step()
     assert len(pages.made) == 2
     assert not touched.counts["aten.clone.default"]
@@ -141,7 +120,7 @@ def test_paged_states_are_paged_after_a_resume_and_go_on_bit_for_bit(make: Any, 
     assert all(map(torch.equal, resumed, plain))
 
 
-def test_states_of_the_unpaged_form_are_those_of_the_paged_one() -> None:
+def test_paged_and_unpaged_states_are_equal() -> None:
     trained, other = parameters(), parameters()
     pages = Pages()
     paged, plain = make_optimizer(trained, TRAIN, buffers=pages.buffers), make_optimizer(other, UNPAGED)
@@ -185,15 +164,9 @@ def test_a_buffer_that_is_used_again_is_zero() -> None:
     assert pages.buffers(parameter, dtype=torch.uint8) is not first
 
 
-def test_small_tensors_and_those_of_the_cpu_are_not_paged() -> None:
+def test_small_tensors_and_cpu_tensors_are_not_paged() -> None:
     assert not is_paged(Pages().buffers(torch.zeros(SHAPES[1])))
     assert not is_paged(PagedBuffers()(torch.zeros(SHAPES[0])))
-
-
-def test_on_wsl_nothing_is_paged() -> None:
-    assert unpaged_where_needed("paged_adamw_8bit", wsl=True) == "adamw_8bit"
-    assert unpaged_where_needed("paged_adamw_8bit", wsl=False) == "paged_adamw_8bit"
-    assert unpaged_where_needed("adamw", wsl=True) == "adamw"
 
 
 def test_room_is_foreseen() -> None:

@@ -26,7 +26,7 @@ def test_an_update_too_small_for_the_dtype_is_kept_in_expectation() -> None:
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(0, 2**31))
-def test_a_value_becomes_one_of_its_two_neighbors(value: float, seed: int) -> None:
+def test_a_value_is_rounded_to_one_of_its_neighbors(value: float, seed: int) -> None:
     torch.manual_seed(seed)
     exact = torch.tensor([value])
     rounded = round_stochastically(exact.clone())
@@ -37,7 +37,7 @@ def test_a_value_becomes_one_of_its_two_neighbors(value: float, seed: int) -> No
         assert torch.equal(rounded, exact), "what bf16 has already stays"
 
 
-def test_what_is_not_finite_stays() -> None:
+def test_non_finite_values_stay() -> None:
     odd = torch.tensor([float("inf"), float("-inf"), float("nan")])
     rounded = round_stochastically(odd.clone())
     assert torch.equal(rounded[:2], odd[:2])
@@ -64,7 +64,7 @@ def test_the_same_seed_rounds_the_same() -> None:
 CPU = torch.device("cpu")
 
 
-def test_the_plain_way_passes() -> None:
+def test_the_plain_implementation_passes() -> None:
     assert find_fault(PlainKernels(), CPU) == ""
 
 
@@ -115,17 +115,17 @@ def carrying(weights: torch.Tensor, update: torch.Tensor, *, keep: float, seed: 
         ({"clear_unless": lambda *_: None}, "in fp32"),
     ],
 )
-def test_what_is_wrong_is_found(wrong: dict[str, Any], fault: str) -> None:
+def test_wrong_results_are_detected(wrong: dict[str, Any], fault: str) -> None:
     assert fault in find_fault(Broken(**wrong), CPU)
 
 
-def test_on_a_cpu_there_are_none() -> None:
+def test_a_cpu_has_no_kernels() -> None:
     told: list[tuple[str, ...]] = []
     assert choose_kernels(CPU, lambda *notice: told.append(notice)) is None
     assert not told
 
 
-def test_a_card_that_fails_has_the_plain_way_and_says_so() -> None:
+def test_a_failing_card_falls_back_to_plain_code_and_reports_it() -> None:
     """Here there is none, so that its first tensor fails."""
     told: list[tuple[str, ...]] = []
     assert choose_kernels(torch.device("cuda"), lambda *notice: told.append(notice)) is None

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.config.derived import FP32_STATES
 from core.config.schema import Config
@@ -16,6 +15,7 @@ from core.worker.optim.optim import make_optimizer
 from core.worker.optim.update import MASTER, WeightUpdate
 from tests.cases import cases
 from tests.core.worker.optim.plain_kernels import PlainKernels
+from tests.core.worker.optim.test_retryable_step import Dispatched
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 
@@ -90,7 +90,7 @@ def test_adamw_is_that_of_torch(in_backward: bool) -> None:
 
 @cases("optimizer", OPTIMIZERS)
 @cases("dtype", [torch.float32, torch.bfloat16])
-def test_when_it_is_done_makes_no_difference(optimizer: str, dtype: torch.dtype) -> None:
+def test_updates_inside_and_after_backward_are_equal(optimizer: str, dtype: torch.dtype) -> None:
     after, inside = (Setup(optimizer, in_backward=where, dtype=dtype) for where in (False, True))
     for step in range(4):
         losses = []
@@ -111,7 +111,7 @@ def test_no_two_gradients_exist_at_once_inside_backward() -> None:
 
     for parameter in setup.net.parameters():
         hooked: Any = parameter
-        hooked.register_post_accumulate_grad_hook(count)  # runs after the one that updates
+        hooked.register_post_accumulate_grad_hook(count)  # runs after the update's hook
     setup.step(0)
     assert seen == [0, 0, 0, 0]
 
@@ -223,17 +223,9 @@ def test_it_is_known_when_a_window_cannot_be_run_again() -> None:
     assert moments == [False, True, False]
 
 
-class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the values that the host reads of what is computed, each of which is a wait for a card; seeds are its
-    own."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += str(func) == "aten._local_scalar_dense.default" and args[0].is_floating_point()
-        return func(*args, **(kwargs or {}))
+def waits_for_device(name: str, args: Any) -> bool:
+    """True for a computed value that the host reads; seeds are the host's own."""
+    return name == "aten._local_scalar_dense.default" and bool(args[0].is_floating_point())
 
 
 @cases("optimizer", OPTIMIZERS)
@@ -251,9 +243,9 @@ def test_kernels_do_the_same_and_the_host_waits_for_no_tensor(optimizer: str, in
         counts = []
         for setup in (plain, fast):
             setup.update.begin(1e-2)
-            with Reads() as reads:
+            with Dispatched(waits_for_device) as reads:
                 setup.backward(3)
-            counts.append(reads.count)
+            counts.append(reads.counts.total())
         assert counts == [4, 0], "one a tensor, and none"
 
 

@@ -34,7 +34,7 @@ for variables, names in cases:
 
 
 def told_after_torch(code: str, cases: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]]) -> list[Any]:
-    """What code prints, a line of JSON each time.
+    """Output of the code, a line of JSON per case.
 
     Args:
         code: The code.

@@ -97,7 +97,7 @@ def test_a_ping_is_answered_whatever_the_training_thread_does(place: Place) -> N
 def test_the_socket_is_for_this_user_alone_and_goes_with_the_server(place: Place) -> None:
     assert stat.S_IMODE(place.path.stat().st_mode) == 0o600
     second = Controls()
-    ControlServer(place.path, second, dict).close()  # replaces what an earlier worker left
+    ControlServer(place.path, second, dict).close()  # replaces the socket of an earlier worker
     assert not place.path.exists()
 
 
@@ -213,21 +213,17 @@ def test_closing_the_connection_cancels_what_it_asked_for(place: Place) -> None:
 
 
 def test_a_peer_that_does_not_read_holds_up_the_training_once_at_most(
-    monkeypatch: pytest.MonkeyPatch,
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "SEND_SECONDS", 1)
-    with tempfile.TemporaryDirectory() as directory:
-        place = Place(Path(directory))
-        peer = Peer(place.path)
-        peer.send("generate")
-        command = place.next()
-        began = time.monotonic()
-        for _ in range(50):
-            command.token("x" * 100_000, "base")
-        assert 0.9 < time.monotonic() - began < 30
-        assert command.cancelled.wait(60)
-        place.controls.close()
-        place.server.close()
+    peer = Peer(place.path)
+    peer.send("generate")
+    command = place.next()
+    began = time.monotonic()
+    for _ in range(50):
+        command.token("x" * 100_000, "base")
+    assert 0.9 < time.monotonic() - began < 30
+    assert command.cancelled.wait(60)
 
 
 def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
@@ -240,32 +236,26 @@ def test_waiting_ends_with_a_command_a_signal_or_the_time(place: Place) -> None:
     thread.join()
 
 
-def test_at_the_end_everyone_is_told(place: Place) -> None:
-    asking, stopping, late = Peer(place.path), Peer(place.path), Peer(place.path)
+@pytest.mark.parametrize(
+    ("parks", "error", "stopped"), [(False, "The run has ended.", "over"), (True, "The run is being parked.", "parked")]
+)
+def test_at_the_end_everyone_is_answered_and_parking_grants_a_pause(
+    place: Place, parks: bool, error: str, stopped: str
+) -> None:
+    asking, other, late = Peer(place.path), Peer(place.path), Peer(place.path)
     asking.send("generate")
     wait_for(lambda: place.controls.waiting_count, 20, "the first command")
-    stopping.send("stop")
-    wait_for(lambda: place.controls.stop_sender, 20, "the stop")
+    other.send("pause" if parks else "stop")
     wait_for(lambda: place.controls.waiting_count == 2, 20, "the second command")
-    place.controls.close()
-    assert asking.read()["error"] == "The run has ended."
-    assert stopping.read() == {"id": "1", "ok": True, "state": "over"}
-    late.send("pause")
+    assert place.controls.stop_sender == (None if parks else "socket")
+    place.controls.close(error, met=("pause",) if parks else ())
+    assert asking.read()["error"] == error
+    assert other.read() == {"id": "1", "ok": True, "state": stopped}
+    late.send("checkpoint")
     assert late.read()["ok"] is False
 
 
-def test_a_pause_that_parking_meets_is_no_error(place: Place) -> None:
-    pausing, setting = Peer(place.path), Peer(place.path)
-    pausing.send("pause")
-    wait_for(lambda: place.controls.waiting_count, 20, "the pause")
-    setting.send("set")
-    wait_for(lambda: place.controls.waiting_count == 2, 20, "the other command")
-    place.controls.close("The run is being parked.", met=("pause",))
-    assert pausing.read() == {"id": "1", "ok": True, "state": "parked"}
-    assert setting.read()["error"] == "The run is being parked."
-
-
-def test_a_socket_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+def test_a_socket_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"control socket .* cannot be made") as caught:
         ControlServer(tmp_path / "file" / "control.sock", Controls(), dict)
@@ -385,7 +375,7 @@ def plant_foreign_link(place: Path) -> None:
     "plant",
     [plant_link, plant_open, plant_foreign, plant_foreign_link, Path.touch, lambda place: place.symlink_to("nowhere")],
 )
-def test_what_others_have_planted_is_neither_used_nor_in_the_way(
+def test_planted_files_are_neither_used_nor_in_the_way(
     plant: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if plant in (plant_foreign, plant_foreign_link) and os.getuid() != 0:
@@ -402,21 +392,16 @@ def test_what_others_have_planted_is_neither_used_nor_in_the_way(
         assert not directory.exists()
 
 
-def test_a_private_runtime_directory_is_made_and_used(runtime: Path) -> None:
-    server = ControlServer(runtime / "localtune-1.sock", Controls(), dict)
-    assert server.path == runtime / "localtune-1.sock"
-    assert stat.S_IMODE(runtime.lstat().st_mode) == 0o700
-    assert listens(server)
-    server.close()
+def test_a_private_runtime_directory_is_used_unless_the_path_is_too_long(runtime: Path) -> None:
+    for name in ("localtune-1.sock", "x" * 120):
+        server = ControlServer(runtime / name, Controls(), dict)
+        assert (server.path == runtime / name) == (len(name) < 100)
+        assert stat.S_IMODE(runtime.lstat().st_mode) == 0o700
+        assert listens(server)
+        server.close()
 
 
-def test_a_path_that_is_too_long_for_a_socket_is_not_in_the_way(runtime: Path) -> None:
-    server = ControlServer(runtime / ("x" * 120), Controls(), dict)
-    assert listens(server)
-    server.close()
-
-
-def test_what_a_killed_worker_left_in_a_directory_of_its_own_goes_with_the_next(runtime: Path) -> None:
+def test_a_private_directory_of_a_killed_worker_is_removed_by_the_next(runtime: Path) -> None:
     plant_open(runtime)
     left = sockets.private_socket_path(runtime / "localtune-1.sock")
     with socket.socket(socket.AF_UNIX) as dead:
@@ -431,14 +416,14 @@ def pending(place: Place, *names: str) -> None:
     wait_for(lambda: place.controls.pending == names, 20, f"{names or 'nothing'} to be pending")
 
 
-def test_what_waits_is_known_at_once_and_until_it_is_done(place: Place) -> None:
+def test_pending_commands_are_visible_until_they_are_done(place: Place) -> None:
     peer = Peer(place.path)
     for number, name in enumerate(("checkpoint", "pause", "generate", "pause")):
         peer.send(name, str(number))
     wait_for(lambda: place.controls.waiting_count == 4, 20, "the commands")
     pending(place, "pause", "checkpoint")
     assert place.next().request.command == "checkpoint"
-    pending(place, "pause", "checkpoint")  # one of them is being carried out
+    pending(place, "pause", "checkpoint")  # a checkpoint is in progress
     place.controls.done()
     pending(place, "pause")
     peer.send("resume", "resume")
@@ -446,7 +431,7 @@ def test_what_waits_is_known_at_once_and_until_it_is_done(place: Place) -> None:
     assert [command.request.command for command in place.controls.waiting()] == ["pause", "generate", "pause", "resume"]
 
 
-def test_what_waits_can_be_taken_back_by_anyone(place: Place) -> None:
+def test_anyone_can_withdraw_pending_commands(place: Place) -> None:
     asking, taking = Peer(place.path), Peer(place.path)
     asking.send("pause", "a")
     asking.send("checkpoint", "b")
@@ -460,14 +445,14 @@ def test_what_waits_can_be_taken_back_by_anyone(place: Place) -> None:
     assert asking.read() == {"id": "b", **refused}
     taking.send("withdraw", "w")
     assert taking.read() == {"id": "w", "ok": True, "withdrawn": []}
-    # Those that took something back are still to be recorded, and are answered already.
+    # Withdrawals that had an effect are still to be recorded, and are answered already.
     assert [(command.taken_back, command.answered) for command in place.controls.waiting()] == [
         (("pause",), True),
         (("checkpoint",), True),
     ]
 
 
-def test_a_stop_can_be_taken_back_unless_it_is_a_signal_or_under_way(place: Place) -> None:
+def test_a_stop_can_be_withdrawn_unless_it_is_a_signal_or_under_way(place: Place) -> None:
     peer = Peer(place.path)
     peer.send("stop", "s", now=True)
     pending(place, "stop")

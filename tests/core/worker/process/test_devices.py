@@ -20,7 +20,7 @@ from tests.faults.injections import LOST_GPU
         ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`", "reports an error", "sudo dmesg"),
     ],
 )
-def test_what_torch_raises_is_told_with_what_helps(text: str, words: str, hint: str) -> None:
+def test_errors_of_torch_get_advice(text: str, words: str, hint: str) -> None:
     found = device_failure(RuntimeError(text), 11, None)
     assert found is not None
     assert found.message.startswith("The GPU failed in step 12: ")
@@ -41,5 +41,5 @@ def test_the_drivers_own_error_is_told_where_it_is_fresh() -> None:
 
 
 @cases("error", [RuntimeError("shapes do not fit"), ValueError("CUDA error: no"), KeyError("x")])
-def test_other_errors_are_none_of_the_card(error: Exception) -> None:
+def test_other_errors_are_not_blamed_on_the_card(error: Exception) -> None:
     assert device_failure(error, 1, None) is None

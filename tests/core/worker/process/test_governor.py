@@ -1,4 +1,4 @@
-"""The governor's thread: on meters that a test sets, and on the real binding with a scripted driver."""
+"""Throttle by a duty cycle; governor's thread on scripted meters, and on the real binding with a scripted driver."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,13 +20,105 @@ import pytest
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.snapshot import Device
+from core.runs.control.protocol import Request
 from core.runs.record.events import Event, GovernorEvent, NightEvent
-from core.worker.process.control import Controls
-from core.worker.process.governor import Governor
-from core.worker.process.throttle import Throttle
+from core.worker.process.control import Command, Controls
+from core.worker.process.governor import MOST_OWED, Governor, Throttle
 from tests.cases import cases
 from tests.core.hardware.conftest import fake_driver as fake_driver
 from tests.waiting import wait_for
+
+
+class Clock:
+    """A clock that goes on when there is work, or rest."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Patient(Controls):
+    """Controls whose rests take no time, until something is asked for."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock, self.asked_at = clock, float("inf")
+
+    def rest(self, seconds: float) -> bool:
+        self.clock.now = min(self.clock.now + seconds, max(self.asked_at, self.clock.now))
+        return self.clock.now < self.asked_at
+
+
+@cases("duty", [0.1, 0.5, 0.8, 0.95])
+def test_the_share_that_is_worked_is_the_duty_cycle(duty: float) -> None:
+    clock = Clock()
+    throttle = Throttle(Patient(clock), duty, clock=clock)
+    throttle.rest()
+    began, worked = clock.now, 0.0
+    for seconds in (0.3, 1.0, 0.05) * 5:
+        clock.now += seconds
+        worked += seconds
+        throttle.rest()
+    assert worked / (clock.now - began) == pytest.approx(duty, rel=0.01)
+    assert throttle.rested_seconds == pytest.approx(clock.now - began - worked)
+
+
+def test_full_duty_neither_rests_nor_waits_for_the_device() -> None:
+    clock, waits = Clock(), list[float]()
+    throttle = Throttle(Patient(clock), synchronize=lambda: waits.append(clock.now), clock=clock)
+    for _ in range(3):
+        clock.now += 1.0
+        throttle.rest()
+    assert (clock.now, throttle.rested_seconds, waits) == (3.0, 0.0, [])
+    throttle.duty = 0.5
+    throttle.rest()
+    assert (clock.now, waits) == (3.0, [3.0]), "what was worked before is not made up for"
+
+
+def test_rest_cut_short_by_a_request_is_owed() -> None:
+    clock = Clock()
+    controls = Patient(clock)
+    throttle = Throttle(controls, 0.5, clock=clock)
+    throttle.rest()
+    clock.now = 10.0
+    controls.asked_at = 12.0
+    throttle.rest()
+    assert clock.now == pytest.approx(12.0, abs=0.3)
+    clock.now += 1.0
+    controls.asked_at = float("inf")
+    throttle.rest()
+    assert throttle.rested_seconds == pytest.approx(11.0, abs=0.01)
+    clock.now += 10 * MOST_OWED
+    before = clock.now
+    throttle.rest()
+    assert clock.now - before == pytest.approx(MOST_OWED, abs=0.01)
+    clock.now += 5.0
+    throttle.paused()
+    before = clock.now
+    throttle.rest()
+    assert clock.now == before, "a pause was rest enough"
+
+
+def test_a_request_ends_a_rest_at_once() -> None:
+    told: list[dict[str, Any]] = []
+    controls = Controls()
+    throttle = Throttle(controls, 0.1)
+    throttle.rest()
+    time.sleep(0.02)  # the work
+    throttle._owed = 600.0  # of steps before
+    resting = threading.Thread(target=throttle.rest)
+    resting.start()
+    controls.put(Command(Request("1", "pause", {}), told.append))
+    wait_for(lambda: not resting.is_alive(), 10, "the rest to end")
+    assert controls.waiting_count == 1, "it is carried out at the control point"
+    controls.request_stop("SIGTERM")
+    throttle._owed = 600.0
+    resting = threading.Thread(target=throttle.rest)
+    resting.start()
+    wait_for(lambda: not resting.is_alive(), 10, "the rest to end for a signal")
+
 
 CARD = Device(index=0, kind="cuda", name="RTX 4090", temperature_c=60.0, power_w=300.0, uuid="GPU-1")
 PATIENCE = 60.0
@@ -32,7 +126,7 @@ ROOT = Path(__file__).parents[4]
 
 
 class Meters:
-    """Meters that show what a test sets."""
+    """Meters set by a test."""
 
     def __init__(self, device: Device) -> None:
         self.device, self.energy_wh = device, 0.0 if device.power_w is not None else None
@@ -147,7 +241,7 @@ def test_limits_may_be_set_and_unset_while_it_runs(tmp_path: Path) -> None:
         wait_for(lambda: bench.governor.pause is None, PATIENCE, "the pause to end")
 
 
-def test_what_was_set_before_a_resume_is_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overrides_from_before_a_resume_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.worker.process.governor.host_memory", lambda: (95, 100))
     bench = Bench(tmp_path)
     with bench.governing(**{"hardware.host_memory_limit_percent": 90.0}):
@@ -162,11 +256,11 @@ def test_the_cards_power_limit_is_set_and_put_back(tmp_path: Path) -> None:
     bench = Bench(tmp_path, device, lever, hardware={"power_limit_w": 200.0})
     with bench.governing():
         assert bench.wait_for("power_limit").value == 200.0
-    # The first one is for what a killed run has left.
+    # The first restore is for the limit left by a killed run.
     assert lever.calls == [("GPU-1", None), ("GPU-1", 200.0), ("GPU-1", None)]
 
 
-def test_without_permission_power_is_held_by_rests_and_the_command_is_told(tmp_path: Path) -> None:
+def test_without_permission_rests_limit_the_power_and_the_command_is_named(tmp_path: Path) -> None:
     device = replace(CARD, power_limit_min_w=100.0, power_limit_max_w=450.0)
     bench = Bench(tmp_path, device, Lever(permitted=False), hardware={"power_limit_w": 200.0})
     with bench.governing():
@@ -176,7 +270,7 @@ def test_without_permission_power_is_held_by_rests_and_the_command_is_told(tmp_p
     assert not any(isinstance(event, GovernorEvent) and event.action == "power_limit" for event in bench.events)
 
 
-def test_a_driver_that_hangs_is_told_once(tmp_path: Path) -> None:
+def test_a_hanging_driver_is_reported_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path, hardware={"temperature_limit_c": 80.0})
     bench.meters.seconds_old = 45.0
     with bench.governing():
@@ -221,7 +315,7 @@ def test_a_new_wish_is_refused_where_the_pace_of_the_run_is_known(tmp_path: Path
         governor.check({"night.deadline": "22:15", "hardware.power_limit_w": 100.0})
 
 
-def test_a_run_without_wishes_knows_its_pace_as_well(tmp_path: Path) -> None:
+def test_a_run_without_limits_knows_its_pace(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     with bench.governing():
         for left in (602, 601, 600):
@@ -244,7 +338,7 @@ BLIND = Device(index=0, kind="cpu", name="Some CPU")
         ({"night": {"quiet_hours": "11:00-13:00", "deadline": "12:30"}}, "nothing would be trained"),
     ],
 )
-def test_what_cannot_be_kept_here_is_refused(tmp_path: Path, sections: dict[str, Any], said: str) -> None:
+def test_limits_that_cannot_be_kept_are_refused(tmp_path: Path, sections: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as error:
         Bench(tmp_path, BLIND, **sections).governor.check()
     assert said in error.value.message
@@ -259,7 +353,7 @@ from core.config.schema import Config
 from core.hardware.sampler import Sampler
 from core.worker.process.control import Controls
 from core.worker.process.governor import Governor
-from core.worker.process.throttle import Throttle
+from core.worker.process.governor import Throttle
 from tests.core.governor.card_model import CardModel
 
 SPEED, LIMIT = 40.0, 75.0

@@ -28,7 +28,7 @@ CARD = Device(
 
 
 class Shown(Sampler):
-    """A sampler that shows what it is given."""
+    """A sampler with readings set by a test."""
 
     def __init__(self) -> None:
         self.devices: list[Device] = []
@@ -47,7 +47,7 @@ class Shown(Sampler):
 
 
 class Night:
-    """A log that is looked at every two seconds, of a sampler that shows what it is given."""
+    """A log that is ticked every two seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -94,7 +94,7 @@ def test_a_steady_hour_is_recorded_every_ten_seconds_and_stays_small(night: Nigh
         replace(CARD, temperature_c=None),
     ],
 )
-def test_what_moves_is_recorded_sooner(moved: Device) -> None:
+def test_changing_values_are_recorded_sooner(moved: Device) -> None:
     night = Night()
     assert night.look(CARD) == 1
     assert night.look(replace(CARD, temperature_c=72.0, power_w=320.0, utilization=90.0)) == 0
@@ -115,7 +115,7 @@ def test_what_moves_is_recorded_sooner(moved: Device) -> None:
         replace(CARD, uuid="GPU-1"),
     ],
 )
-def test_what_matters_is_recorded_at_once(changed: Device) -> None:
+def test_important_changes_are_recorded_at_once(changed: Device) -> None:
     night = Night()
     night.look(CARD)
     assert night.look(changed) == 1
@@ -149,7 +149,7 @@ def test_the_last_reading_is_recorded_at_the_end_and_nothing_before_the_first(ni
     assert night.events[-1].energy_wh == 9.0
 
 
-def test_an_error_of_a_card_is_told_once_a_minute_with_what_it_means(night: Night) -> None:
+def test_an_error_of_a_card_is_explained_once_a_minute(night: Night) -> None:
     first = replace(CARD, xid=[Xid(31, 100.0)])
     night.look(first, times=3)
     level, code, message, hint = night.notices[0]
@@ -162,7 +162,7 @@ def test_an_error_of_a_card_is_told_once_a_minute_with_what_it_means(night: Nigh
     assert [notice[1] for notice in night.notices[2:]] == ["xid_31"]
 
 
-def test_a_lost_card_is_told_and_so_is_its_return(night: Night) -> None:
+def test_a_lost_card_and_its_return_are_reported(night: Night) -> None:
     night.look(CARD, times=2)
     night.look(replace(CARD, problem="the GPU has fallen off the bus"), times=5)
     night.look(CARD, times=2)

@@ -40,7 +40,7 @@ CROWDED = CpuLoad(cores=2, threads=2, others=1.0, waited=0.5)
         (CpuLoad(2, 2, 30.0, 0.01), False),
         # A system that does not count waits.
         (CpuLoad(2, 2, 1.0, None), True),
-        # One thread waits for nobody.
+        # A single thread never waits.
         (CpuLoad(2, 1, 2.0, 0.5), False),
     ],
 )
@@ -51,7 +51,7 @@ def test_threads_spin_while_there_is_a_core_for_each(load: CpuLoad, brief: bool)
 def test_they_spin_again_only_after_a_while_without_a_crowd() -> None:
     policy = SpinPolicy()
     assert policy.decide(CROWDED)
-    # With short waits the others' load alone tells that they are still there.
+    # Waits are short in this mode; the load alone shows that the others are still there.
     assert policy.decide(CpuLoad(2, 2, 1.0, 0.01))
     assert all(policy.decide(QUIET) for _ in range(CALM - 1))
     assert policy.decide(CROWDED)
@@ -103,7 +103,7 @@ def test_results_are_the_same_bits_with_and_without_them() -> None:
         control.close()
 
 
-def test_one_thread_needs_nobody_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_thread_needs_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     before = threading.active_count()
     SpinControl(lambda: CROWDED).start()
@@ -141,7 +141,7 @@ def _compute_in_threads(failures: Any) -> None:
 
 @pytest.mark.long
 def test_threads_of_a_forked_process_find_the_pool() -> None:
-    # It is there from now on; what is forked has to replace it.
+    # Creates the parent's pool, which a forked process must replace.
     torch.set_num_threads(torch.get_num_threads())
     context = multiprocessing.get_context("fork")
     failures = context.Queue()

@@ -134,7 +134,7 @@ def test_events_of_many_threads_do_not_mix(run: Run, recorder: Recorder) -> None
     assert sorted(numbers) == [*range(200), *range(1000, 1200), *range(2000, 2200)]
 
 
-def test_the_heart_beats_and_the_devices_are_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeats_and_device_readings_are_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "HEARTBEAT_SECONDS", 0.05)
     others = set(threading.enumerate())
     recorder = Recorder(run)
@@ -165,7 +165,7 @@ def test_memory_of_the_device_and_of_the_process(run: Run, recorder: Recorder) -
     assert cpu.rehearsed_bytes == 3
 
 
-def test_the_peak_is_what_memory_there_was(run: Run) -> None:
+def test_the_peak_of_memory_is_measured(run: Run) -> None:
     program = (
         "from core.worker.process.recorder import peak_rss_bytes\nbefore = peak_rss_bytes()\n"
         "block = b'x' * (200 << 20)\ndel block\nprint(peak_rss_bytes() - before)"
@@ -199,7 +199,7 @@ def full_disk(tmp_path: Path, run: Run) -> Iterator[Path]:
         yield mount / "filler"
 
 
-def test_a_full_disk_and_a_full_log_are_survived_and_no_later_event_is_lost(
+def test_a_full_disk_and_a_full_log_are_survived_and_neither_a_later_event_nor_the_end_is_lost(
     full_disk: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(full_disk.parent / run.id)
@@ -225,12 +225,17 @@ def test_a_full_disk_and_a_full_log_are_survived_and_no_later_event_is_lost(
     assert tail.skipped == 1
     assert numbers[0] == 1
     assert numbers[-2:] == [100, 101]
-    recorder.close("stopped", "", StoppedEvent(reason="", step=59))
-    assert json.loads(run.state_path.read_text())["state"] == "stopped"
+    full_disk.write_bytes(b"x" * shutil.disk_usage(full_disk.parent).free)
+    recorder.update(step=102)
+    assert recorded(run).step == 102, "the heartbeat goes on"
+    reason = "The adapter cannot be written: no space left on device."
+    recorder.close("failed", reason, FailedEvent(reason=reason, step=102))
+    assert (run.state().state, run.state().reason) == ("failed", reason)
+    assert json.loads(run.state_path.read_text())["state"] == "failed"
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_directory_that_is_gone_or_another_one_is_noticed(run: Run, replaced: bool) -> None:
+def test_a_removed_or_replaced_directory_is_noticed(run: Run, replaced: bool) -> None:
     gone = threading.Event()
     recorder = Recorder(run, vanished=gone.set)
     try:
@@ -247,15 +252,7 @@ def test_a_directory_that_is_gone_or_another_one_is_noticed(run: Run, replaced: 
         recorder.close("stopped", "", StoppedEvent(reason="", step=2))
 
 
-def test_the_state_says_since_when_a_step_runs(recorder: Recorder, run: Run) -> None:
-    recorder.begin_step()
-    recorder.update()
-    assert recorded(run).step_started is not None
-    recorder.end_step(4)
-    assert (recorded(run).step, recorded(run).step_started) == (4, None)
-
-
-def test_a_step_under_way_has_its_age_when_the_clock_is_set(
+def test_the_state_has_the_age_of_the_current_step_whatever_the_clock_says(
     recorder: Recorder, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder.begin_step()
@@ -271,6 +268,8 @@ def test_a_step_under_way_has_its_age_when_the_clock_is_set(
         assert state.updated < before.updated - 80_000
         assert state.step_started is not None
         assert 0 <= state.updated - state.step_started < 60
+    recorder.end_step(4)
+    assert (recorded(run).step, recorded(run).step_started) == (4, None)
 
 
 def test_events_reach_the_disk_when_they_must(run: Run, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,19 +280,6 @@ def test_events_reach_the_disk_when_they_must(run: Run, recorder: Recorder, monk
     recorder.sync()
     assert os.path.samestat(synced[0], run.events_path.stat())
     assert os.path.samestat(synced[1], run.path.stat())
-
-
-def test_an_end_on_a_full_disk_is_known(full_disk: Path, run: Run) -> None:
-    run = Run(full_disk.parent / run.id)
-    recorder = Recorder(run)
-    recorder.update(state="training", step=5, total_steps=9)
-    full_disk.write_bytes(b"x" * shutil.disk_usage(full_disk.parent).free)
-    recorder.update(step=6)
-    assert recorded(run).step == 6, "the heartbeat goes on"
-    reason = "The adapter cannot be written: no space left on device."
-    recorder.close("failed", reason, FailedEvent(reason=reason, step=6))
-    assert (run.state().state, run.state().reason) == ("failed", reason)
-    assert json.loads(run.state_path.read_text())["state"] == "failed"
 
 
 @pytest.mark.parametrize("kind", ["link", "directory"])
@@ -311,7 +297,7 @@ def test_events_go_into_no_other_file(run: Run, tmp_path: Path, kind: str) -> No
     assert other.read_text() == "export A=1\n"
 
 
-def test_what_waits_is_written_at_once_and_how_far_a_step_is_within_a_second(
+def test_pending_requests_are_written_at_once_and_progress_within_a_second(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder_module, "HEARTBEAT_SECONDS", 600.0)

@@ -41,20 +41,16 @@ def test_a_step_is_long_once_and_against_the_median() -> None:
     watchdog.end()
     clock.now += 1e6
     assert watchdog.look() is None, "it waits for commands"
-
-
-def test_a_short_step_is_never_long() -> None:
-    clock = Clock()
-    watchdog = StepWatchdog(clock)
+    short = StepWatchdog(clock)
     for _ in range(MEDIAN_FROM):
-        watchdog.done(0.01)
-    watchdog.begin()
+        short.done(0.01)
+    short.begin()
     clock.now += LONG_SECONDS - 1
-    assert watchdog.look() is None
+    assert short.look() is None, "a short step is never long"
 
 
 class Waiting(torch.autograd.Function):
-    """Waits in its backward pass, and pads rows there: what is computed again inside is part of it."""
+    """Waits in its backward pass, which recomputes the padding of rows."""
 
     inside, release = threading.Event(), threading.Event()
 
@@ -86,7 +82,7 @@ def go_backward() -> None:
     ("work", "stage"),
     [(read_rows, "reading its rows"), (go_backward, "the backward pass"), (hang, "")],
 )
-def test_the_innermost_frame_tells_but_within_the_backward_pass(
+def test_the_innermost_frame_decides_outside_of_the_backward_pass(
     work: object, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Waiting.inside.clear()

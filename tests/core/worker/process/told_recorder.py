@@ -1,4 +1,4 @@
-"""A recorder without a run: what it is told stays in memory."""
+"""A recorder without a run, which keeps its events in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.worker.process.recorder import Recorder
 
 
 class ToldRecorder(Recorder):
-    """A recorder for parts that only tell something. It is one by its type, so that mypy compares the methods."""
+    """Recorder for parts that only report. A subclass, so that mypy checks the methods."""
 
     def __init__(self) -> None:
         # No files, meters or threads: Recorder's own are not made.
@@ -19,7 +19,7 @@ class ToldRecorder(Recorder):
 
     @property
     def notices(self) -> list[NoticeEvent]:
-        """What the user was told."""
+        """Notices so far."""
         return [event for event in self.events if isinstance(event, NoticeEvent)]
 
     def event(self, event: Event) -> None:

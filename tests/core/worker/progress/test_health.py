@@ -100,7 +100,7 @@ CALM = 60
 
 
 class Watched:
-    """A run's losses, step by step, with what is told of them."""
+    """Losses of a run, step by step, with the notices about them."""
 
     def __init__(self, action: Action = "warn", **options: float) -> None:
         self.notices: list[tuple[str, str, str]] = []
@@ -144,7 +144,7 @@ def test_a_spike_is_told_with_its_step_loss_expectation_and_rows() -> None:
 
 
 @cases("path", RECORDED, ids=lambda path: path.parent.name)
-def test_a_recorded_run_has_no_spike_whenever_one_looks(path: Path) -> None:
+def test_a_recorded_run_has_no_spike_at_any_step(path: Path) -> None:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         steps = [event for line in file if (event := json.loads(line))["type"] == "step"]
     losses, tokens = [event["loss"] for event in steps], [event["supervised_tokens"] for event in steps]
@@ -196,7 +196,7 @@ def test_short_rows_that_come_now_and_then_are_no_spike() -> None:
     assert len(watched.notices) == 1
 
 
-def test_neither_warm_up_nor_the_first_steps_are_looked_at() -> None:
+def test_warm_up_and_the_first_steps_are_ignored() -> None:
     watched = Watched(warmup=50)
     watched.feed([9.0] * 30 + noise(20, level=2.0) + noise(FEWEST - 1))
     watched.feed([40.0])
@@ -215,7 +215,7 @@ def test_a_level_that_stays_high_becomes_the_usual_one() -> None:
     assert len(watched.notices) == 2
 
 
-def test_many_spikes_are_told_up_to_a_number() -> None:
+def test_reports_of_spikes_are_limited_in_number() -> None:
     watched = calm()
     for _ in range(MOST_TOLD + 5):
         watched.feed([9.0, *noise(5)])
@@ -248,7 +248,7 @@ def test_only_spikes_in_a_row_are_acted_on(action: Action) -> None:
     assert watched.spikes.may_go_back == (action == "rollback")
 
 
-def test_what_is_left_out_stays_so_and_a_run_goes_back_a_few_times_only() -> None:
+def test_skipped_steps_stay_skipped_and_rollbacks_are_limited() -> None:
     watched = calm("rollback", patience=1)
     before = watched.spikes.facts()
     for number in range(ROLLBACK_LIMIT):
@@ -264,7 +264,7 @@ def test_what_is_left_out_stays_so_and_a_run_goes_back_a_few_times_only() -> Non
 
 
 @given(st.integers(0, 200), st.lists(st.sampled_from([1.1, 1.2, 1.3, 7.0, 9.0]), max_size=60))
-def test_a_resumed_run_decides_as_one_that_was_not_interrupted(cut: int, tail: list[float]) -> None:
+def test_a_resumed_run_decides_like_an_uninterrupted_run(cut: int, tail: list[float]) -> None:
     losses = noise(200, seed=5) + tail
     whole, first = Watched("rollback", patience=2), Watched("rollback", patience=2)
     whole.feed(losses)
@@ -289,7 +289,7 @@ def test_a_fixed_limit_holds_from_the_first_step_and_alone() -> None:
     assert alone.notices == []
 
 
-def test_a_checkpoint_of_a_run_that_did_nothing_about_spikes_can_be_gone_on_from() -> None:
+def test_a_checkpoint_of_a_run_that_only_warned_of_spikes_can_be_resumed() -> None:
     watched = calm("rollback")
     watched.spikes.restore(None)
     watched.feed([50.0])

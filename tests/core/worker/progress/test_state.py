@@ -35,7 +35,7 @@ def test_a_checkpoint_keeps_the_keys_that_earlier_versions_wrote() -> None:
     ]
 
 
-def test_a_restored_state_goes_on_as_the_one_that_was_written() -> None:
+def test_a_restored_state_continues_like_the_saved_state() -> None:
     state = make_state(64)
     state.step, state.checkpointing, state.offloading, state.token_budget = 7, True, True, 32
     state.best.measured(7, 0.5)
@@ -47,18 +47,12 @@ def test_a_restored_state_goes_on_as_the_one_that_was_written() -> None:
     other.restore(manifest)
     assert other.facts() == {**state.facts(), "overrides": {"eval.every_steps": 3}}, "what was set stays in force"
     assert (other.step, other.saved) == (7, 7)
-
-
-def test_a_checkpoint_of_an_earlier_version_moves_no_activations() -> None:
-    state = make_state()
-    manifest = {"step": 2, **state.facts()}
     del manifest["activation_offload"]
-    state.offloading = True
-    state.restore(manifest)
-    assert not state.offloading
+    other.restore(manifest)
+    assert not other.offloading, "earlier versions moved no activations"
 
 
-def test_a_run_that_begins_again_keeps_what_memory_has_asked_for() -> None:
+def test_a_restarted_run_keeps_its_memory_settings() -> None:
     state = make_state(64)
     beginning = state.facts()
     state.step, state.saved, state.token_budget, state.checkpointing = 5, 4, 16, True
@@ -135,7 +129,7 @@ def test_a_resumed_run_selects_as_an_uninterrupted_one(
     assert (resumed or first).facts() == whole.facts()
 
 
-def test_what_is_measured_after_a_new_beginning_is_compared_with_nothing_before() -> None:
+def test_measurements_after_a_restart_are_not_compared_with_earlier_ones() -> None:
     best = BestStep(patience=2)
     for step, loss in ((1, 0.1), (2, 0.2), (3, 0.3)):
         best.measured(step, loss)
@@ -192,7 +186,7 @@ def test_energy_ends_a_run_where_it_is_known() -> None:
     assert limits.is_blind
 
 
-def test_what_was_spent_before_a_stop_counts_after_it() -> None:
+def test_hours_and_energy_before_a_stop_count_after_it() -> None:
     clock = Clock()
     first = clock.limits(hours=1, watt_hours=100)
     clock.now += 3000
@@ -207,13 +201,9 @@ def test_what_was_spent_before_a_stop_counts_after_it() -> None:
     assert second.reached() == "train.max_energy_wh = 100 is reached"
     clock.now += 600
     assert second.reached() == "train.max_hours = 1 is reached"
-
-
-def test_a_checkpoint_of_an_earlier_version_has_spent_nothing() -> None:
-    clock = Clock()
-    limits = clock.limits(hours=1)
-    limits.resume(None)
-    assert limits.seconds == 0
+    earlier = clock.limits(hours=1)
+    earlier.resume(None)
+    assert earlier.seconds == 0, "earlier versions recorded nothing"
 
 
 def due(steps: int, total: int, per_epoch: int, evaluation: dict[str, Any], saving: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Running out of memory between the start and the first step: a sentence with what to change, or copies dropped."""
+"""Running out of memory between the start and the first step: an error with advice, or copies dropped."""
 
 from __future__ import annotations
 
@@ -90,11 +90,10 @@ def _in(module: Any, name: str) -> Callable[[pytest.MonkeyPatch], None]:
         (_in(ready_model, "choose_weights"), {"method": {"name": "full"}}, "in choosing the weights", "smaller model"),
         (_in(ready_model, "fuse_layers"), {}, "in fusing the layers", "Set train.fused_layers = false."),
         (_in(objective, "check_model"), {}, "in the check of the model", "Close what else holds memory"),
-        (_in(objective, "choose_for_run"), {}, "in the check of the model", "Close what else holds memory"),
         (_in(ready_model, "create_handles"), {}, "in creating the handles", "Close what else holds memory"),
     ],
 )
-def test_memory_that_runs_out_before_the_first_step_is_a_sentence(
+def test_running_out_of_memory_before_the_first_step_is_a_user_error(
     start: Start,
     monkeypatch: pytest.MonkeyPatch,
     inject: Callable[[pytest.MonkeyPatch], None],
@@ -114,7 +113,7 @@ def test_memory_that_runs_out_before_the_first_step_is_a_sentence(
     [torch.OutOfMemoryError(FULL), MemoryError(), RuntimeError("CUDA driver error: out of memory")],
     ids=["device", "host", "driver"],
 )
-def test_a_model_that_does_not_fit_is_a_sentence(
+def test_a_model_that_does_not_fit_is_a_user_error(
     start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -159,7 +158,7 @@ def test_the_product_draws_nothing_and_leaves_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_where_memory_cannot_be_planned_auto_keeps_no_layers_and_says_so(
+def test_without_a_memory_plan_auto_keeps_no_layers_and_reports_it(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared, "spare_bytes", lambda *_: None)
@@ -177,7 +176,7 @@ def test_a_run_in_16_bit_measures_nothing(start: Start, monkeypatch: pytest.Monk
     assert start.notices("quantization") == []
 
 
-def test_what_was_measured_before_is_taken_by_a_run(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_uses_earlier_measurements(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "recall", lambda *_: COST)
     monkeypatch.setattr(shared, "measure_cost", lambda *_, **__: pytest.fail("measured"))
     parts = start(model={"base": start.base, "keep_16bit": "auto"})
@@ -191,7 +190,7 @@ def test_what_was_measured_before_is_taken_by_a_run(start: Start, monkeypatch: p
 
 
 @pytest.mark.long
-def test_experts_that_stay_in_16_bit_are_told(start: Start, tmp_path: Path) -> None:
+def test_experts_that_stay_in_16_bit_are_reported(start: Start, tmp_path: Path) -> None:
     start.base = str(write_model(LLAMA_4(), tmp_path / "llama4"))
     parts = start()
     (notice,) = start.notices("experts")

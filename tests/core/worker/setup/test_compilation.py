@@ -90,10 +90,10 @@ def batches() -> list[Any]:
 
 
 @pytest.mark.long
-def test_packed_rows_that_share_nothing_are_learned_by_few_programs_which_are_told_once(tiny_model_dir: Path) -> None:
+def test_packed_rows_without_a_shared_prefix_need_few_programs_reported_once(tiny_model_dir: Path) -> None:
     compiled = Compiled(tiny_model_dir, packing=True, share_prefix=False)
     assert_learns(compiled, plain(tiny_model_dir), batches())
-    # The first layer's input needs no gradient, those of the others do.
+    # The first layer's input needs no gradient, the other layers' inputs do.
     assert_whole(compiled, 2)
     assert torch._dynamo.config.recompile_limit == compilation.RECOMPILE_LIMIT
     assert_told_once(compiled)
@@ -224,7 +224,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> str:
     return "broken"
 
 
-def test_where_the_trial_fails_it_is_told(tiny_model_dir: Path, broken: str) -> None:
+def test_a_failed_trial_is_reported(tiny_model_dir: Path, broken: str) -> None:
     setup = Setup(tiny_model_dir, config(train={"compile": True}))
     notices: list[str] = []
     assert not try_compilation(setup.loaded, contextlib.nullcontext, noted(notices), backend=broken)
@@ -234,7 +234,7 @@ def test_where_the_trial_fails_it_is_told(tiny_model_dir: Path, broken: str) -> 
     ]
 
 
-def test_where_compilation_fails_on_the_way_layers_run_as_they_are(tiny_model_dir: Path, broken: str) -> None:
+def test_layers_run_uncompiled_when_compilation_fails_later(tiny_model_dir: Path, broken: str) -> None:
     setup = Setup(tiny_model_dir, config(train={"compile": True}))
     notices: list[str] = []
     made = compile_layers(setup.loaded, noted(notices), backend=broken)
@@ -283,7 +283,7 @@ def test_the_limit_of_programs_is_raised_and_never_lowered() -> None:
 # The report.
 
 
-def test_breaks_and_limits_are_told() -> None:
+def test_graph_breaks_and_recompile_limits_are_reported() -> None:
     assert told(32, 1, [], limited=False)[1].startswith("The 32 layers are compiled: 1 program for all")
     level, message, hint = told(32, 4, ["Call of a skipped function\nmore"], limited=False)
     assert (level, hint) == ("info", "What lies between runs as it is.")
@@ -327,7 +327,7 @@ SUSE = {"ID": "opensuse-leap", "ID_LIKE": "suse opensuse"}
         ("cuda", True, False, True, {}, ("no C compiler", "Install gcc or clang with the system's package manager.")),
     ],
 )
-def test_what_the_compiler_needs(
+def test_requirements_of_the_compiler(
     kind: str, triton: bool, compiler: bool, headers: bool, system: dict[str, str], wanted: tuple[str, str] | None
 ) -> None:
     found = missing(Toolchain(kind, triton, compiler, headers, "3.12", system))
@@ -338,7 +338,7 @@ def test_what_the_compiler_needs(
     assert found[1].endswith(wanted[1])
 
 
-def test_a_c_compiler_is_looked_for_as_triton_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_c_compiler_is_found_as_triton_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     assert not this_toolchain(torch.device("cuda")).compiler

@@ -1,4 +1,4 @@
-"""The card's power limit, set through the real binding on a driver that stands in for NVIDIA's."""
+"""Device of a run: the card's power limit through the real binding on a fake driver, notices, a usable optimizer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from core.config.schema import Config
 from core.notify import Notice
 from core.runs.record.events import GovernorEvent
 from core.worker.setup import device as settled
+from core.worker.setup.device import with_usable_optimizer
+from tests.cases import cases
 from tests.core.hardware.conftest import fake_driver as fake_driver
 from tests.core.worker.process.told_recorder import ToldRecorder
 
@@ -66,7 +70,7 @@ def test_the_limit_is_set_and_put_back_or_refused(
     assert json.loads(done.stdout.splitlines()[-1]) == told
 
 
-def test_a_pause_for_want_of_disk_space_is_told_to_the_user_and_one_for_heat_is_not(
+def test_a_pause_for_disk_space_is_reported_to_the_user_and_a_pause_for_heat_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recorder = ToldRecorder()
@@ -79,3 +83,17 @@ def test_a_pause_for_want_of_disk_space_is_told_to_the_user_and_one_for_heat_is_
     assert recorder.events == [heat, disk]
     assert [(notice.state, notice.run) for notice in told] == [("paused", "r")]
     assert told[0].reason
+
+
+@cases(
+    ("device", "wsl", "optimizer"),
+    [("cuda", True, "adamw_8bit"), ("cuda", False, "paged_adamw_8bit"), ("cpu", True, "paged_adamw_8bit")],
+)
+def test_nothing_is_paged_on_wsl(device: str, wsl: bool, optimizer: str) -> None:
+    told = ToldRecorder()
+    config = Config.model_validate({"data": {"train": "x"}, "train": {"optimizer": "paged_adamw_8bit"}})
+    used = with_usable_optimizer(config, torch.device(device), told, wsl=wsl)
+    assert used.train.optimizer == optimizer
+    assert [notice.code for notice in told.notices] == (["unpaged"] if optimizer == "adamw_8bit" else [])
+    assert all(notice.message.endswith(".") and notice.hint.endswith(".") for notice in told.notices)
+    assert config.train.optimizer == "paged_adamw_8bit"

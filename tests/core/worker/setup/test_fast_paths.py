@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ from core.worker.fused.install import Fused
 from core.worker.fused.lora import LoraLinear
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.reference import AdapterOffReference
-from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, load_model, trainable_parameters
-from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
+from core.worker.model.model import LoadedModel, trainable_parameters
+from core.worker.setup.objective import choose_packing, wants_packing
+from core.worker.setup.ready_model import fuse_layers
 from core.worker.setup.self_check import SelfCheck, check_model
 from tests.cases import cases
-from tests.core.worker.steps.stepper import Stepper
+from tests.core.worker.steps.stepper import Stepper, adapted
 
 SYSTEM = np.arange(30, 50)
 
@@ -60,11 +61,7 @@ def settle(wanted: Config, loaded: LoadedModel, fused: Fused) -> SupervisedLoss:
 
 class Setup:
     def __init__(self, directory: Path, wanted: Config, precision: str = "fp32") -> None:
-        loaded = load_model(directory, method="lora", precision=precision, device="cpu")
-        model = attach_adapters(loaded.model, wanted.method, seed=0)
-        for parameter in trainable_parameters(model):
-            torch.nn.init.normal_(parameter, std=0.05)
-        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        self.loaded = adapted(directory, precision=precision, **wanted.method.model_dump())
         self.fused = fuse_layers(wanted, self.loaded, attention_alone=wanted.train.compile)
         self.loss = settle(wanted, self.loaded, self.fused)
 
@@ -76,7 +73,7 @@ class Setup:
 
 
 @cases("train", [{}, {"packing": True}, {"packing": True, "share_prefix": False}])
-def test_gradients_of_rows_together_are_those_of_each_row_alone(tiny_model_dir: Path, train: dict[str, Any]) -> None:
+def test_gradients_of_a_batch_are_the_sums_over_its_rows(tiny_model_dir: Path, train: dict[str, Any]) -> None:
     plain = Setup(tiny_model_dir, config(train={"fused_layers": False, "share_prefix": False}))
     together = Setup(tiny_model_dir, config(train=train))
     assert (together.loss.packing.share, together.loss.packing.pack) == (
@@ -87,7 +84,7 @@ def test_gradients_of_rows_together_are_those_of_each_row_alone(tiny_model_dir: 
     torch.testing.assert_close(together.gradient(rows()), wanted, atol=1e-5, rtol=1e-3)
 
 
-def test_one_row_sees_nothing_of_another_in_a_pack(tiny_model_dir: Path) -> None:
+def test_packed_rows_do_not_see_each_other(tiny_model_dir: Path) -> None:
     """The gradient of two packed rows changes by that of the second alone when the second changes."""
     setup = Setup(tiny_model_dir, config(train={"packing": True, "share_prefix": False}))
     first, second, third = rows()[:3]
@@ -114,11 +111,6 @@ def test_rows_share_nothing_where_the_model_has_dropout_of_its_own(kind: str) ->
     arrange(GPT2Config(**shape, **still | {kind: 0.1}))
     assert torch.equal(torch.get_rng_state(), after), "the check leaves no trace"
     torch.set_rng_state(before)
-
-
-def test_packing_is_refused_where_attention_has_dropout_in_training() -> None:
-    with pytest.raises(UserError, match="its attention is not plainly causal or has dropout"):
-        arrange(MistralConfig(**SMALL, **LLAMA, attention_dropout=0.1), packing=True)
 
 
 def test_beginnings_are_shared_with_activations_recomputed(tiny_model_dir: Path) -> None:
@@ -192,7 +184,7 @@ def test_a_step_is_run_again_when_memory_runs_out_within_a_fused_backward(
 
 
 def test_log_probabilities_are_the_same_to_the_last_bit_with_gradients_and_without(tiny_model_dir: Path) -> None:
-    """What preference training compares differs by what was learned alone, not by two ways to round."""
+    """Log-ratios of preference training must differ by learning alone, not by rounding."""
     setup = Setup(tiny_model_dir, config(), precision="bf16")
     for name, parameter in setup.loaded.model.named_parameters():
         if "lora_B" in name:
@@ -206,7 +198,7 @@ def test_log_probabilities_are_the_same_to_the_last_bit_with_gradients_and_witho
 
 def arrange(model_config: Any, **train: Any) -> SupervisedLoss:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(model_config)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(model_config))
     wanted = config(train=train)
     loaded = LoadedModel(model, None, torch.device("cpu"), torch.float32)
     return settle(wanted, loaded, fuse_layers(wanted, loaded))
@@ -216,20 +208,26 @@ SMALL = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "pad_toke
 LLAMA = {"intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-def test_packing_is_refused_where_a_state_would_run_from_row_to_row() -> None:
-    recurrent = Mamba2Config(**SMALL, num_heads=8, head_dim=8, state_size=8, n_groups=1, chunk_size=8)
-    assert not arrange(recurrent).packing.share
-    with pytest.raises(UserError, match=r"train\.packing is on, and rows .* would not be kept apart"):
-        arrange(recurrent, packing=True)
+RECURRENT = Mamba2Config(**SMALL, num_heads=8, head_dim=8, state_size=8, n_groups=1, chunk_size=8)
+#: Convolutions of three tokens. New weights are so small that rows leak by less than rounding.
+CONVOLVED = Lfm2Config(**SMALL, **LLAMA, layer_types=["conv", "full_attention"], block_ff_dim=48, block_multiple_of=8)
 
 
-def test_packing_is_refused_where_rows_run_into_one_another_by_less_than_rounding() -> None:
-    """Convolutions of three tokens, whose weights are as small as new ones are."""
-    kinds = ["conv", "full_attention"]
-    convolved = Lfm2Config(**SMALL, **LLAMA, layer_types=kinds, block_ff_dim=48, block_multiple_of=8)
-    assert not arrange(convolved).packing.share
-    with pytest.raises(UserError, match="its short convolutions carry a state from token to token"):
-        arrange(convolved, packing=True)
+@cases(
+    ("model_config", "reason"),
+    [
+        (RECURRENT, ""),
+        (CONVOLVED, "its short convolutions carry a state from token to token"),
+        (MistralConfig(**SMALL, **LLAMA, attention_dropout=0.1), "its attention is not plainly causal or has dropout"),
+        (LlamaConfig(**SMALL, **LLAMA, attn_implementation="eager"), "the model's attention is eager"),
+        (FalconConfig(**SMALL, num_attention_heads=4), "its attention has code of its own"),
+    ],
+    ids=["recurrent", "convolved", "dropout", "eager", "falcon"],
+)
+def test_packing_is_refused_where_rows_would_not_be_kept_apart(model_config: Any, reason: str) -> None:
+    assert not arrange(model_config).packing.share
+    with pytest.raises(UserError, match=rf"train\.packing is on, and rows .* would not be kept apart: .*{reason}"):
+        arrange(model_config, packing=True)
 
 
 @cases(("masked", "kind"), [(True, "cuda"), (False, "cuda"), (True, "cpu")])
@@ -268,14 +266,6 @@ def test_a_family_that_looks_into_its_masks_gets_them_spelled_out(monkeypatch: p
     batch = collate(rows(), 0, torch.device("cpu"))
     with torch.no_grad():
         torch.testing.assert_close(loss(*batch), SupervisedLoss(loss._causal)(*batch))
-
-
-def test_packing_is_refused_where_the_attention_cannot_be_told() -> None:
-    eager = LlamaConfig(**SMALL, **LLAMA, attn_implementation="eager")
-    with pytest.raises(UserError, match="the model's attention is eager"):
-        arrange(eager, packing=True)
-    with pytest.raises(UserError, match="its attention has code of its own"):
-        arrange(FalconConfig(**SMALL, num_attention_heads=4), packing=True)
 
 
 def test_rows_longer_than_a_window_go_padded() -> None:

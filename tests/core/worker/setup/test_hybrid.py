@@ -19,7 +19,8 @@ from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import LoadedModel, set_gradient_checkpointing, trainable_parameters
 from core.worker.model.quantizer import FourBitQuantizer, four_bit_config
 from core.worker.model.recurrent import describe_kind, recurrent_kinds
-from core.worker.setup.fast_paths import choose_packing, fuse_layers, wants_packing
+from core.worker.setup.objective import choose_packing, wants_packing
+from core.worker.setup.ready_model import fuse_layers
 from core.worker.setup.self_check import check_model
 from tests.cases import cases
 from tests.core.worker.hybrids import HYBRIDS, make_hybrid
@@ -27,7 +28,7 @@ from tests.core.worker.setup.test_fast_paths import config
 from tests.families.tiny import FAMILIES
 from tests.short_list import long_but
 
-#: Those that people tune, and one whose layers attend and carry a state at once.
+#: Families that people fine-tune, and a family whose layers have both attention and a state.
 TUNED = (*(name for name in HYBRIDS if name in FAMILIES), "falcon_h1", "nemotron_h")
 #: With gated deltas, with convolutions, and with attention and a state in one layer.
 FEW = ("qwen3_5", "lfm2", "falcon_h1")
@@ -96,7 +97,7 @@ def test_beginnings_are_not_shared(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", long_but(FEW, TUNED))
-def test_rows_in_a_batch_are_what_each_is_alone(name: str) -> None:
+def test_rows_in_a_batch_give_the_same_result_as_alone(name: str) -> None:
     """Whatever they are padded with and however far."""
     loaded, wanted, fused = ready(name)
     loss = SupervisedLoss(loaded.model, choose(loaded, wanted, fused))
@@ -105,21 +106,6 @@ def test_rows_in_a_batch_are_what_each_is_alone(name: str) -> None:
     alone = [gradients(loaded, loss, [row]) for row in rows()]
     assert together == pytest.approx(sum(value for value, _ in alone), rel=1e-5)
     torch.testing.assert_close(gradient, sum(part for _, part in alone), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", long_but(FEW, TUNED))
-def test_padding_on_either_side_changes_nothing(name: str) -> None:
-    loaded, _, _ = ready(name)
-    network = loaded.model.get_base_model().eval()
-    ids = torch.tensor([rows(1)[0].input_ids.tolist()])
-    with torch.no_grad():
-        wanted = network(input_ids=ids).logits[0]
-        for left, right in ((0, 7), (7, 0)):
-            padded = torch.nn.functional.pad(ids, (left, right), value=5)
-            mask = torch.nn.functional.pad(torch.ones_like(ids), (left, right))
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            found = network(input_ids=padded, attention_mask=mask, position_ids=positions).logits[0]
-            torch.testing.assert_close(found[left : left + ids.shape[1]], wanted, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", long_but(FEW, TUNED))
@@ -152,7 +138,7 @@ def test_layers_that_kernels_read_past_stay_out_of_adapters_and_4_bits(
 
 
 @cases("name", ["falcon_h1", "nemotron_h", "mamba2"])
-def test_all_linear_leaves_out_what_peft_refuses(name: str) -> None:
+def test_all_linear_skips_layers_that_peft_refuses(name: str) -> None:
     adapted = attach_adapters(make_hybrid(name), MethodSection(name="lora", rank=2), seed=0)
     keys = [key for key, _ in adapted.named_parameters() if "lora_" in key]
     assert any("in_proj" in key for key in keys)

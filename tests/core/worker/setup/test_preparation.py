@@ -65,7 +65,7 @@ def prepared(
         recorder.close("stopped", "", StoppedEvent(reason="", step=0))
 
 
-def test_the_variables_hold_in_what_is_learned_and_in_what_is_saved(model: Path, tmp_path: Path) -> None:
+def test_template_variables_apply_to_training_and_to_the_saved_template(model: Path, tmp_path: Path) -> None:
     _, plain = prepared(model, tmp_path)
     run, low = prepared(model, tmp_path, variables={"enable_thinking": False})
     assert plain.template is None
@@ -105,7 +105,7 @@ def test_a_model_without_a_template_has_no_variables(model: Path, tmp_path: Path
         prepared(model, tmp_path, variables={"enable_thinking": False})
 
 
-def test_a_run_tells_of_rows_with_pictures_and_of_columns_that_are_not_read(model: Path, tmp_path: Path) -> None:
+def test_rows_with_pictures_and_unread_columns_are_reported(model: Path, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"messages": TALK, "video": "a.mp4"},
         {"messages": [{"role": "user", "content": "more"}, TALK[1]], "topic": "x\x1b[2J", "id": 3},

@@ -60,7 +60,7 @@ def test_logits_that_are_not_numbers_are_refused() -> None:
         check_head(SelfCheck(float("nan"), None), torch.bfloat16, "a-model")
 
 
-def test_rows_that_see_one_another_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaks_between_packed_rows_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def across(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> torch.Tensor:
         """Causal attention over the whole sequence."""
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
@@ -86,7 +86,7 @@ def test_dropout_of_the_model_itself_is_noticed(share: float, draws: bool) -> No
     assert attempt(config).draws is draws
 
 
-def test_attention_with_dropout_is_told_apart_in_training() -> None:
+def test_attention_with_dropout_is_recognized_in_training() -> None:
     found = attempt(LlamaConfig(**SHAPE, attention_dropout=0.1))
     assert found.mixed == "its attention is not plainly causal or has dropout"
 
@@ -103,14 +103,14 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(F, "scaled_dot_product_attention", limited)
 
 
-def test_where_memory_is_short_the_head_alone_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_little_memory_only_the_head_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, LEAST)
     found = attempt(LlamaConfig(**SHAPE))
     check_head(found, torch.float32, "a-model")
     assert found.mixed == "memory ran out in trying it (CUDA out of memory. Tried to allocate 2.00 GiB.)"
 
 
-def test_a_model_that_has_no_memory_for_a_few_tokens_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_memory_for_a_few_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, LEAST - 1)
     with pytest.raises(MemoryShortageError, match="Memory ran out with 16 tokens, before training"):
         attempt(LlamaConfig(**SHAPE))

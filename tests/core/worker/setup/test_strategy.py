@@ -1,4 +1,4 @@
-"""What the processes of a run settle together."""
+"""Decisions shared by the processes of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow
 from core.worker.distributed.orders import Orders
 from core.worker.distributed.ranks import Ranks
-from core.worker.distributed.replicate import Replicate
+from core.worker.distributed.strategy import Strategy
 from core.worker.process.recorder import Recorder
 from core.worker.setup import memory_decision
 from core.worker.setup.preparation import prepare
@@ -67,20 +67,22 @@ def small(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(memory_decision, "_with_limit", lambda _: replace(machine, limit_bytes=size))
 
 
-def test_auto_replicates_what_fits(tiny_model_dir: Path) -> None:
+def test_auto_replicates_a_model_that_fits(tiny_model_dir: Path) -> None:
     told = ToldRecorder()
     assert settled(tiny_model_dir, Two(False), told) == "replicate"
     assert not told.notices
 
 
-def test_auto_shares_out_what_is_too_large_and_says_so(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_shards_a_model_that_is_too_large_and_reports_it(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = ToldRecorder()
     small(monkeypatch, 1 << 20)
     assert settled(tiny_model_dir, Two(False), told) == "fsdp2"
     assert "Strategy fsdp2: with the whole model" in told.notices[0].message
 
 
-def test_auto_takes_what_the_plan_told_by_the_lengths_of_the_rows(
+def test_auto_uses_the_plan_for_the_lengths_of_the_rows(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "rows.jsonl"
@@ -122,7 +124,7 @@ def test_auto_takes_the_same_in_every_process(tiny_model_dir: Path) -> None:
     assert "another process's card is too small" in told.notices[0].message
 
 
-def test_auto_replicates_what_cannot_be_shared_out(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_replicates_a_model_that_cannot_be_sharded(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch, 1 << 20)
     assert settled(tiny_model_dir, Two(False), ToldRecorder(), train={"objective": "dpo"}) == "replicate"
 
@@ -139,7 +141,7 @@ def test_one_process_and_a_named_strategy_stay(tiny_model_dir: Path) -> None:
     assert settled(tiny_model_dir, Two(True), ToldRecorder(), distributed={"strategy": "replicate"}) == "replicate"
 
 
-class Shared(Replicate):
+class Shared(Strategy):
     """A strategy that shares weights out, as far as its options go."""
 
     is_sharded = True
@@ -159,4 +161,4 @@ def test_a_run_goes_on_whatever_is_off_where_weights_are_shared_out(strategy: st
         "Activations are recomputed",
         "Layers are not compiled",
     ]
-    assert settle_options(config, Replicate(Orders(Ranks(0, 2))), told) is config
+    assert settle_options(config, Strategy(Orders(Ranks(0, 2))), told) is config

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from core.config.schema import Config
+import torch
+
+from core.config.schema import Config, MethodSection
 from core.worker.data.dataset import Dataset
 from core.worker.data.encode import TokenizedRow
-from core.worker.distributed.replicate import single
+from core.worker.distributed.strategy import single
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import Objective, SupervisedObjective
 from core.worker.model.activation_offload import ActivationOffload
-from core.worker.model.model import LoadedModel, make_accelerator
+from core.worker.model.adapters import attach_adapters
+from core.worker.model.model import LoadedModel, load_model, make_accelerator, trainable_parameters
 from core.worker.optim.update import AdapterUpdate
 from core.worker.process.control import Controls
-from core.worker.process.governor import Governor
-from core.worker.process.throttle import Throttle
+from core.worker.process.governor import Governor, Throttle
 from core.worker.progress.health import FiniteCheck
 from core.worker.progress.state import BestStep, TrainState
 from core.worker.steps import EmbeddingNoise, GradientCheckpointing, MicroBatches, first_budget
@@ -29,6 +32,19 @@ from tests.core.worker.process.told_recorder import ToldRecorder
 def make_state(token_budget: int = 100) -> TrainState:
     """The state of a run that has done nothing."""
     return TrainState(1, token_budget, BestStep(), FiniteCheck(lambda *_: None, []))
+
+
+def adapted(
+    directory: Path, *, std: float = 0.05, seed: int | None = None, precision: str = "fp32", **method: Any
+) -> LoadedModel:
+    """A tiny model with adapters that do something."""
+    loaded = load_model(directory, method="lora", precision=precision, device="cpu")
+    model = attach_adapters(loaded.model, MethodSection(**{"rank": 4, **method}), seed=0)
+    if seed is not None:
+        torch.manual_seed(seed)
+    for parameter in trainable_parameters(model):
+        torch.nn.init.normal_(parameter, std=std)
+    return replace(loaded, model=model)
 
 
 class NoUpdate(AdapterUpdate):
@@ -52,9 +68,9 @@ class Stepper:
         loaded: The model.
         loss: Of the model.
         rows: The training rows.
-        objective: What is learned; the supervised tokens by default.
+        objective: Objective; the supervised tokens by default.
         noise: On the embeddings; None for none.
-        offload: Moves what recomputing starts from; None where there is no way.
+        offload: Offloads the inputs of recomputed layers; None if unavailable.
         whole: Whether a window must be one micro-batch.
         options: As for :class:`MicroBatches`.
     """
@@ -87,7 +103,7 @@ class Stepper:
             whole=whole,
             **options,
         )
-        # Those that a step's gradients need, of all that a run has; each is the real thing, or one by its type.
+        # The parts of a run that gradients need; each is real, or a subclass of the real one.
         parts: Any = SimpleNamespace(
             loaded=loaded,
             dataset=Dataset(rows=list(rows)),

@@ -54,7 +54,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def recomputed(model: Any) -> Iterator[bool]:
-    """Whether each layer is recomputed."""
+    """For each layer, True if it is recomputed."""
     for layer in decoder_layers(model):
         yield layer.gradient_checkpointing
 
@@ -95,7 +95,7 @@ def test_gradients_are_the_same_to_the_last_bit(tiny_model_dir: Path, kept: int)
     assert torch.equal(*gradients)
 
 
-def test_where_memory_runs_out_fewer_are_kept_each_time_and_then_none() -> None:
+def test_fewer_layers_are_kept_each_time_memory_runs_out() -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **{**SHAPE, "num_hidden_layers": 32}))
     checkpointing = GradientCheckpointing(model, make_state())
     found: list[int] = []
@@ -106,7 +106,7 @@ def test_where_memory_runs_out_fewer_are_kept_each_time_and_then_none() -> None:
     assert found == [16, 8, 4, 0]
 
 
-def test_a_model_without_such_switches_is_recomputed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_switches_per_layer_is_recomputed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE))
     state = make_state()
     state.checkpointing, state.kept_layers = True, 2
@@ -116,7 +116,7 @@ def test_a_model_without_such_switches_is_recomputed_as_a_whole(monkeypatch: pyt
     assert all(recomputed(model))
 
 
-def test_the_state_says_which_layers_and_older_ones_say_none(tiny_model_dir: Path) -> None:
+def test_kept_layers_are_saved_and_states_of_earlier_versions_have_none(tiny_model_dir: Path) -> None:
     setup = Setup(tiny_model_dir)
     loaded: LoadedModel = setup.loaded
     state = setup.windows.state

@@ -1,4 +1,4 @@
-"""Noise on embeddings: where it is, how strong, and what it depends on."""
+"""Embedding noise: its place, its strength, and its dependencies."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config.schema import MethodSection
 from core.worker.data.dataset import Dataset
 from core.worker.evaluate.evaluate import Evaluator
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.loss.objectives import SupervisedObjective
-from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, load_model, make_accelerator, trainable_parameters
-from core.worker.process.rng import restore_rng, rng_state
+from core.worker.model.model import make_accelerator, trainable_parameters
+from core.worker.process.determinism import restore_rng, rng_state
 from core.worker.steps import EmbeddingNoise
 from tests.cases import cases
-from tests.core.worker.steps.stepper import Stepper
+from tests.core.worker.steps.stepper import Stepper, adapted
 from tests.core.worker.steps.test_window import WINDOW, FailingLoss, make_rows
 
 ALPHA = 40.0
@@ -27,11 +25,8 @@ class Noisy:
     """A tiny model whose windows have noise, or have none."""
 
     def __init__(self, directory: Path, alpha: float | None = ALPHA, fail_at: set[int] | None = None) -> None:
-        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
-        model = attach_adapters(loaded.model, MethodSection(rank=4), seed=0)
-        for parameter in trainable_parameters(model):
-            torch.nn.init.normal_(parameter, std=0.05)
-        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
+        self.loaded = adapted(directory)
+        model = self.loaded.model
         self.noise = None if alpha is None else EmbeddingNoise(model, alpha)
         self.loss = SupervisedLoss(model)
         self.accelerator = make_accelerator(self.loaded)
@@ -52,7 +47,7 @@ class Noisy:
 
 
 def added(model: Noisy, rows: list[int], lengths: list[int], ids: torch.Tensor) -> torch.Tensor:
-    """What is put on the embeddings."""
+    """The noise added to the embeddings."""
     assert model.noise is not None
     embeddings = model.loaded.model.get_input_embeddings()
     clean = embeddings(ids)
@@ -63,7 +58,7 @@ def added(model: Noisy, rows: list[int], lengths: list[int], ids: torch.Tensor) 
     return difference
 
 
-def test_noise_is_uniform_as_strong_as_the_paper_says_and_on_real_tokens_only(tiny_model_dir: Path) -> None:
+def test_noise_is_uniform_scaled_as_in_the_paper_and_only_on_real_tokens(tiny_model_dir: Path) -> None:
     model = Noisy(tiny_model_dir, alpha=5.0)
     ids = torch.randint(5, 200, (2, 400))
     noise = added(model, [0, 1], [400, 100], ids)
@@ -78,7 +73,7 @@ def test_noise_is_uniform_as_strong_as_the_paper_says_and_on_real_tokens_only(ti
         assert abs(float(part.mean())) < 0.02 * limit
 
 
-def test_training_has_noise_and_what_measures_has_none(tiny_model_dir: Path) -> None:
+def test_training_has_noise_and_evaluation_has_none(tiny_model_dir: Path) -> None:
     plain, noisy = Noisy(tiny_model_dir, None), Noisy(tiny_model_dir)
     clean, _ = plain.run()
     assert abs(noisy.run()[0] - clean) > 1e-4

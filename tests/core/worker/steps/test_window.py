@@ -5,18 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from core.config.schema import MethodSection
 from core.errors import UserError
 from core.worker.data.batches import HostBatch
 from core.worker.data.encode import TokenizedRow
 from core.worker.data.packing import Packing
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.model.adapters import attach_adapters
-from core.worker.model.model import LoadedModel, load_model, trainable_parameters
+from core.worker.model.model import trainable_parameters
 from core.worker.oom.retry import MemoryShortageError, TornUpdateError
-from core.worker.process.rng import rng_state
+from core.worker.process.determinism import rng_state
 from tests.cases import cases
-from tests.core.worker.steps.stepper import Stepper
+from tests.core.worker.steps.stepper import Stepper, adapted
 
 WINDOW = [0, 1, 2, 3, 4, 5, 6, 7]
 
@@ -58,12 +56,8 @@ class FailingLoss(SupervisedLoss):
 
 class Setup:
     def __init__(self, directory: Path, *, dropout: float = 0.0, **failing: Any) -> None:
-        loaded = load_model(directory, method="lora", precision="fp32", device="cpu")
-        model = attach_adapters(loaded.model, MethodSection(rank=4, dropout=dropout), seed=0)
-        for parameter in trainable_parameters(model):
-            torch.nn.init.normal_(parameter, std=0.05)
-        self.loaded = LoadedModel(model, loaded.tokenizer, loaded.device, loaded.dtype)
-        self.loss = FailingLoss(model, failing.get("fail_at", set()), failing.get("max_tokens", 10_000))
+        self.loaded = adapted(directory, dropout=dropout)
+        self.loss = FailingLoss(self.loaded.model, failing.get("fail_at", set()), failing.get("max_tokens", 10_000))
         self.notices: list[str] = []
         self.windows = Stepper(
             self.loaded,
@@ -122,7 +116,7 @@ def test_the_random_state_is_put_back_before_the_second_try(tiny_model_dir: Path
     assert torch.equal(calm.gradient(), setup.gradient())
 
 
-def test_one_row_that_does_not_fit_brings_checkpointing_and_then_a_clear_end(tiny_model_dir: Path) -> None:
+def test_a_row_that_does_not_fit_turns_checkpointing_on_and_then_ends_the_run(tiny_model_dir: Path) -> None:
     setup = Setup(tiny_model_dir, max_tokens=0)
     with pytest.raises(UserError, match=r"single row of \d+ tokens") as caught:
         setup.windows.run(WINDOW, where="step 3")

@@ -1,4 +1,4 @@
-"""A supervisor with processes that do what a test asks of them: no training."""
+"""A supervisor with scripted processes instead of training."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from core.runs.record.files import try_lock
 from core.runs.record.state import RunState, is_same_process, own_identity, start_identity
 from core.runs.record.store import Run, create_run
 from core.runs.record.tail import EventTail
-from core.worker.process.pulse import AwakeClock
-from core.worker.process.reports import REPORTS, SUPERVISOR
+from core.worker.process.reports import REPORTS, SUPERVISOR, AwakeClock
 from core.worker.supervise.process import RankProcess, Start
 from core.worker.supervise.supervisor import Supervisor
 from tests.cases import cases
@@ -67,8 +66,8 @@ class Scene:
 
     Args:
         directory: Where all is.
-        first: What the first process does in each of its starts.
-        second: What the second does.
+        first: Act of rank 0 in each of its starts.
+        second: Act of rank 1.
         distributed: Options of the run.
     """
 
@@ -96,12 +95,15 @@ class Scene:
             for rank in range(2)
         ]
 
-    def supervise(self, *options: str) -> int | list[str]:
-        """Let it run to its end; the exit code, or what the run goes on as."""
+    def supervise(self, *options: str, prepare: Callable[[Supervisor], object] | None = None) -> int | list[str]:
+        """Run to the end; returns the exit code, or the options the run continues with."""
         lock = try_lock(self.run)
         assert lock is not None
         try:
-            return Supervisor(self.run, self.config, lock, self.starts).supervise(options)
+            supervisor = Supervisor(self.run, self.config, lock, self.starts)
+            if prepare is not None:
+                prepare(supervisor)
+            return supervisor.supervise(options)
         finally:
             os.close(lock)
 
@@ -122,16 +124,28 @@ def make_checkpoint(run: Run, step: int) -> None:
     (path / "manifest.json").write_text("{}")
 
 
-def test_the_end_of_the_first_is_the_end_and_the_others_go_with_it(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, [{"exit": 5}], [{"exit": 0}])
-    assert scene.supervise("--resume") == 5
-    assert [words[1:] for words in scene.started(0)] == [["--resume"]]
-    assert scene.events() == []
+REFUSED = {"error": "A single row does not fit.", "hint": "Lower train.max_length."}
 
 
-def test_what_the_run_goes_on_as_is_handed_on(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, [{"exit": 0, "say": {"following": ["--parked", "a game"]}}], [{"exit": 0}])
-    assert scene.supervise() == ["--parked", "a game"]
+@cases(
+    ("first", "second", "ended", "starts"),
+    [
+        ([{"exit": 5}], [{"exit": 0}], 5, 1),
+        ([{"exit": 0, "say": {"following": ["--parked", "a game"]}}], [{"exit": 0}], ["--parked", "a game"], 1),
+        ([WAITS], [{"exit": 4, "say": REFUSED}], 4, 1),
+        ([WAITS], [{"kill": True}, {"exit": 4, "say": {**REFUSED, "pid": 7}}], 4, 2),
+    ],
+    ids=["end of the first", "continued as something else", "refused", "refused after a restart"],
+)
+def test_an_end_that_new_processes_would_not_change_is_the_end(
+    tmp_path: Path, first: list[object], second: list[object], ended: int | list[str], starts: int
+) -> None:
+    scene = Scene(tmp_path, first, second)
+    assert scene.supervise("--resume") == ended
+    assert [words[1:] for words in scene.started(0)] == [["--resume"], []][:starts]
+    failed = [event for event in scene.events() if isinstance(event, FailedEvent)]
+    assert [(event.reason, event.hint) for event in failed] == [tuple(REFUSED.values())] * (ended == 4)
+    assert len(scene.events()) == len(failed) + starts - 1
 
 
 def test_a_killed_process_is_named_and_all_start_again_from_the_last_checkpoint(tmp_path: Path) -> None:
@@ -183,23 +197,6 @@ def test_a_run_fails_with_the_last_words_when_its_starts_are_used_up(tmp_path: P
     assert (state.state, state.reason, state.step) == ("failed", failed.reason, 7)
 
 
-def test_what_no_new_start_would_mend_is_not_tried_again(tmp_path: Path) -> None:
-    said = {"error": "A single row does not fit.", "hint": "Lower train.max_length."}
-    scene = Scene(tmp_path, [WAITS], [{"exit": 4, "say": said}])
-    assert scene.supervise() == 4
-    assert len(scene.started(0)) == 1
-    (failed,) = scene.events()
-    assert isinstance(failed, FailedEvent)
-    assert (failed.reason, failed.hint) == ("A single row does not fit.", "Lower train.max_length.")
-
-
-def test_what_is_refused_in_a_new_start_is_not_tried_again(tmp_path: Path) -> None:
-    said = {"error": "A single row does not fit.", "hint": "Lower train.max_length.", "pid": 7}
-    scene = Scene(tmp_path, [WAITS], [{"kill": True}, {"exit": 4, "say": said}])
-    assert scene.supervise() == 4
-    assert len(scene.started(0)) == 2
-
-
 def stop_when(condition: Callable[[], object]) -> threading.Thread:
     """A thread that stops the supervisor, which is this process, as soon as a condition holds."""
 
@@ -236,12 +233,7 @@ def test_a_run_that_loses_a_process_while_it_stops_is_not_started_again_to_stop(
 
 def test_a_stop_before_the_first_start_is_the_end(tmp_path: Path) -> None:
     scene = Scene(tmp_path, [WAITS], [WAITS])
-    lock = try_lock(scene.run)
-    assert lock is not None
-    supervised = Supervisor(scene.run, scene.config, lock, scene.starts)
-    supervised._stops.append(signal.SIGTERM)
-    assert supervised.supervise([]) == 3
-    os.close(lock)
+    assert scene.supervise(prepare=lambda supervisor: supervisor._stops.append(signal.SIGTERM)) == 3
     assert scene.started(0) == []
     assert isinstance(scene.events()[-1], StoppedEvent)
 
@@ -281,7 +273,7 @@ def test_a_process_that_crashes_after_the_end_was_recorded_starts_nothing(
     assert len(scene.started(0)) == 1
 
 
-def test_an_end_that_was_recorded_before_is_none_of_these_processes(tmp_path: Path) -> None:
+def test_an_end_recorded_earlier_does_not_count(tmp_path: Path) -> None:
     scene = Scene(tmp_path, [{"exit": 139}, {"exit": 0}], [WAITS, {"exit": 0}])
     RunState(state="stopped", step=7).write(scene.run.state_path)
     assert scene.supervise() == 0
@@ -291,7 +283,9 @@ def test_an_end_that_was_recorded_before_is_none_of_these_processes(tmp_path: Pa
 NOTICE = ["warning", "memory_cut", "Memory ran out in step 3.", "Nothing is lost."]
 
 
-def test_the_last_warnings_of_a_process_are_told_before_it_is_told_lost(tmp_path: Path) -> None:
+def test_the_last_warnings_of_a_process_are_reported_before_its_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also of the one whose end is the verdict: it has said them in its last moment."""
     scene = Scene(tmp_path, [WAITS, {"exit": 0}], [{"say": {"notice": NOTICE}, "kill": True}, {"exit": 0}])
     watch = Supervisor._pass_on
@@ -302,9 +296,8 @@ def test_the_last_warnings_of_a_process_are_told_before_it_is_told_lost(tmp_path
         if late[-1]:
             watch(self, processes)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Supervisor, "_pass_on", pass_on)
-        assert scene.supervise() == 0
+    monkeypatch.setattr(Supervisor, "_pass_on", pass_on)
+    assert scene.supervise() == 0
     told, lost = scene.events()
     assert isinstance(told, NoticeEvent)
     assert isinstance(lost, NoticeEvent)
@@ -312,7 +305,9 @@ def test_the_last_warnings_of_a_process_are_told_before_it_is_told_lost(tmp_path
     assert lost.code == "rank_lost"
 
 
-def test_a_warning_that_comes_after_the_end_is_not_put_into_the_record(tmp_path: Path) -> None:
+def test_a_warning_that_comes_after_the_end_is_not_put_into_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene = Scene(tmp_path, [], [])
     ends = ends_as(scene, RunState(state="finished", step=9))
     (tmp_path / "acts-0").write_text(json.dumps([{**ends, "after": "starts-2", "exit": 0}]))
@@ -328,9 +323,8 @@ def test_a_warning_that_comes_after_the_end_is_not_put_into_the_record(tmp_path:
             return late
         return take(process)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RankProcess, "take_notices", take_notices)
-        assert scene.supervise() == 0
+    monkeypatch.setattr(RankProcess, "take_notices", take_notices)
+    assert scene.supervise() == 0
     assert told == late
     assert scene.events() == []
 
@@ -342,14 +336,13 @@ def test_a_report_that_makes_no_sense_is_passed_over(tmp_path: Path, said: objec
     assert scene.events() == []
 
 
-def test_processes_that_were_suspended_with_their_supervisor_are_not_lost(tmp_path: Path) -> None:
+def test_processes_that_were_suspended_with_their_supervisor_are_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As by a container that is frozen for an hour: nobody could be heard meanwhile."""
     moment = 0.0
     scene = Scene(tmp_path, [{"exit": 0, "after": "go"}], [{"exit": 0, "after": "go"}], timeout=5.0)
-    lock = try_lock(scene.run)
-    assert lock is not None
-    found = Supervisor(scene.run, scene.config, lock, scene.starts)
-    found._awake = AwakeClock(2.0, lambda: moment)
+    awake = AwakeClock(2.0, lambda: moment)
     listened = threading.Event()
 
     def wake() -> None:
@@ -357,8 +350,8 @@ def test_processes_that_were_suspended_with_their_supervisor_are_not_lost(tmp_pa
         wait_for(lambda: scene.started(0) and scene.started(1), 30, "the start")
         assert listened.wait(30)
         moment = 3600.0
-        looked = found._awake.seconds
-        wait_for(lambda: found._awake.seconds > looked, 30, "a look")
+        looked = awake.seconds
+        wait_for(lambda: awake.seconds > looked, 30, "a look")
         (tmp_path / "go").touch()
 
     listen = RankProcess.listen
@@ -368,13 +361,11 @@ def test_processes_that_were_suspended_with_their_supervisor_are_not_lost(tmp_pa
         if process.has_begun:
             listened.set()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RankProcess, "listen", listening)
-        thread = threading.Thread(target=wake)
-        thread.start()
-        assert found.supervise([]) == 0
-        thread.join()
-    os.close(lock)
+    monkeypatch.setattr(RankProcess, "listen", listening)
+    thread = threading.Thread(target=wake)
+    thread.start()
+    assert scene.supervise(prepare=lambda supervisor: setattr(supervisor, "_awake", awake)) == 0
+    thread.join()
     assert scene.events() == []
 
 

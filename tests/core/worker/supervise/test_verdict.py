@@ -61,5 +61,5 @@ def test_signs_of_life_make_the_verdict(signs: list[Sign], settled: bool, verdic
     assert judge(signs, TIMEOUT, settled=settled) == verdict
 
 
-def test_srun_tells_the_end_of_the_first_process_before_that_of_those_it_leaves() -> None:
+def test_srun_reports_the_end_of_the_first_process_before_the_processes_it_ends() -> None:
     assert max(EXIT_LOST, EXIT_CRASHED) < min(FINAL - {EXIT_CODES["finished"]})
