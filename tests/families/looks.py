@@ -72,7 +72,7 @@ def _look(model: Any) -> Weights:
 
 def _bytes(parameter: Any) -> int:
     """The bytes of a parameter, with the tables of one in 4 bits."""
-    from core.worker.model.expert_weights import ExpertsParams4bit
+    from core.worker.model.experts import ExpertsParams4bit
 
     if isinstance(parameter, ExpertsParams4bit):
         return parameter.bytes()
@@ -149,7 +149,7 @@ def _dequantized(parameter: Any) -> Any:
     """The matrix of a parameter in 4 bits, or those of all experts."""
     import bitsandbytes as bnb
 
-    from core.worker.model.expert_weights import ExpertsParams4bit, dequantized
+    from core.worker.model.experts import ExpertsParams4bit, dequantized
 
     if isinstance(parameter, ExpertsParams4bit):
         return dequantized(parameter)

@@ -38,7 +38,7 @@ from core.worker.fused.frozen_weight import merge_exactly
 from core.worker.fused.ggml_quant import GgmlType, fake_quantize
 from core.worker.model.adapters import PREFIX as _PREFIX
 from core.worker.model.adapters import TRAINED, names_in_memory
-from core.worker.model.completeness import tell
+from core.worker.model.completeness import first_line, tell
 from core.worker.model.device import choose_device
 from core.worker.model.expert_adapters import adapted_matrices
 from core.worker.model.experts import expert_count, experts_of
@@ -352,9 +352,9 @@ class _Adapted:
                 _factor(layer, part).data = _read(self._path, name).to(torch.float32)
             layer.merge(safe_merge=True)
         except (ValueError, RuntimeError, AttributeError, KeyError) as error:
-            first = one_line(str(error).strip().partition("\n")[0], 200).rstrip(".") or type(error).__name__
             raise UserError(
-                f"The adapter cannot be merged into {one_line(self._name, 120)}: {first}.", "Export the adapter."
+                f"The adapter cannot be merged into {one_line(self._name, 120)}: {first_line(error)}.",
+                "Export the adapter.",
             ) from error
         merged: torch.Tensor = layer.get_base_layer().weight.data
         return merged

@@ -26,12 +26,12 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import kept_patterns
 from core.memory.sizes import NF4_BLOCK, NF4_OUTER_BLOCK, Arithmetic
+from core.worker.fused.attention import drop_masks
 from core.worker.fused.attention_kernels import FLASH_HEAD, repeated
 from core.worker.fused.ggml_quant import ggml_type
 from core.worker.fused.install import fuse
-from core.worker.fused.short_attention import drop_masks
 from core.worker.model.adapters import TRAINED, attach_adapters
-from core.worker.model.expert_weights import ExpertsParams4bit, ExpertsQuantState
+from core.worker.model.experts import ExpertsParams4bit, ExpertsQuantState
 from core.worker.model.experts_implementation import without_values as experts_without_values
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import keep_gradients
@@ -358,7 +358,7 @@ class _FakeExperts(ExpertsParams4bit, FakeTensor):
 
 def _four_bit_experts(shape: torch.Size, dtype: torch.dtype) -> torch.nn.Parameter:
     """The weights of the experts of a layer in 4 bits; see
-    :func:`core.worker.model.expert_weights.quantize_experts`."""
+    :func:`core.worker.model.experts.quantize_experts`."""
     experts, elements = shape[0], shape[1:].numel()
     blocks = math.ceil(elements / NF4_BLOCK)
     weight: Any = torch.empty(experts, math.ceil(elements / 2), dtype=torch.uint8, device="cpu")

@@ -28,8 +28,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from core.config.targets import ALWAYS, experts_stay_16bit, stays_16bit
 from core.worker.model.expert_offload import ExpertOffload
-from core.worker.model.expert_weights import ExpertsParams4bit, quantize_experts
-from core.worker.model.experts import experts_of, matrix_names, stored_shape
+from core.worker.model.experts import ExpertsParams4bit, experts_of, matrix_names, quantize_experts, stored_shape
 from core.worker.model.experts_implementation import use_own_experts
 
 _OFFLOAD: ContextVar[ExpertOffload | None] = ContextVar("offload", default=None)
@@ -107,7 +106,7 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
 
         Args:
             name: Name of the parameter in the model.
-            matrices: Their matrices in order; see :func:`core.worker.model.expert_weights.quantize_experts`.
+            matrices: Their matrices in order; see :func:`core.worker.model.experts.quantize_experts`.
         """
         parameter = quantize_experts(matrices, self.expert_shapes[name])
         if self._offload is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,9 @@ import torch
 
 from core.models.quantization_config import read_quantization
 from core.models.tensors import Tensor
+from core.worker.model.completeness import reading_in_turn
 from core.worker.model.decode.checkpoint import Checkpoint
 from core.worker.model.support import load_generation_config
-
-#: Without it transformers' threads read, and so decode, far ahead of the loading.
-_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 class _Slice:
@@ -100,20 +97,13 @@ def weights_source(
         yield {}
         return
     checkpoint = Checkpoint(base, device)
-    before = os.environ.get(_IN_TURN)
-    os.environ[_IN_TURN] = "1"
-    try:
+    with reading_in_turn():
         yield {
             "pretrained_model_name_or_path": None,
             "config": without_quantization(config),
             "state_dict": {name: _Slice(checkpoint, name) for name in checkpoint},
             "generation_config": load_generation_config(base),
         }
-    finally:
-        if before is None:
-            del os.environ[_IN_TURN]
-        else:
-            os.environ[_IN_TURN] = before
 
 
 def concrete_class(loader: Any, config: Any) -> Any:

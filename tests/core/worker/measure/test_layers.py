@@ -18,7 +18,7 @@ from core.worker.fused.install import fuse
 from core.worker.measure.layers import LayerPasses, Passes, SizedPass
 from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton
 from core.worker.model.adapters import TRAINED, attach_adapters
-from core.worker.model.expert_weights import ExpertsParams4bit
+from core.worker.model.experts import ExpertsParams4bit
 from core.worker.model.model import load_model
 from core.worker.model.text_part import described_causal_lm
 from tests.cases import cases

@@ -10,8 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from core.worker.model.expert_weights import dequantized
-from core.worker.model.experts import experts_of, matrix_names
+from core.worker.model.experts import dequantized, experts_of, matrix_names
 from core.worker.model.model import load_model
 from tests.families.tiny import FAMILIES
 

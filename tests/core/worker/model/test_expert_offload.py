@@ -17,8 +17,7 @@ from core.config.schema import MethodSection
 from core.worker.model import model as loading
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.expert_offload import ExpertOffload, needs_host_experts
-from core.worker.model.expert_weights import ExpertsParams4bit
-from core.worker.model.experts import experts_of, matrix_names
+from core.worker.model.experts import ExpertsParams4bit, experts_of, matrix_names
 from core.worker.model.model import LoadedModel, load_model, set_gradient_checkpointing, trainable_parameters
 from tests.core.worker.model.lanes import PromptDevice
 from tests.core.worker.model.mixtures import FEW_MIXTURES, MIXTURES

@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, core_model_loading
 
 from core.errors import UserError
-from core.worker.model.expert_weights import ExpertsParams4bit
-from core.worker.model.experts import experts_of, matrix_names
+from core.worker.model.experts import ExpertsParams4bit, experts_of, matrix_names
 from core.worker.model.model import load_model
 from tests.cases import cases
 from tests.core.worker.model.mixtures import IDS, load, load_other, write_other

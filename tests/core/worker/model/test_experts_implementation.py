@@ -12,8 +12,7 @@ import torch
 import transformers
 
 from core.memory.sizes import NF4_TABLES, quantized_bytes
-from core.worker.model.expert_weights import BLOCK, ExpertsParams4bit, quantize_experts
-from core.worker.model.experts import experts_of, matrix_names
+from core.worker.model.experts import BLOCK, ExpertsParams4bit, experts_of, matrix_names, quantize_experts
 from core.worker.model.experts_implementation import IMPLEMENTATION, group_by_expert, use_own_experts
 from tests.cases import cases
 from tests.core.worker.model.mixtures import (

@@ -13,7 +13,7 @@ from core.config.schema import MethodSection
 from core.worker.fused.experts import grouped_product
 from core.worker.model import experts_implementation as experts
 from core.worker.model.adapters import attach_adapters
-from core.worker.model.expert_weights import quantize_experts
+from core.worker.model.experts import quantize_experts
 from core.worker.model.model import load_model, set_gradient_checkpointing, trainable_parameters
 from tests.cases import cases
 from tests.core.worker.model.mixtures import MIXTURES

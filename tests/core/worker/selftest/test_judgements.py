@@ -16,7 +16,7 @@ from core.models.architecture.load import load_architecture
 from core.runs.record.events import NoticeEvent
 from core.selftest.sizes import Shape
 from core.worker.fused.trial import Trial
-from core.worker.selftest import driver, fast_paths, memory, shortage, speed
+from core.worker.selftest import driver, fast_paths, memory, speed, training
 from core.worker.selftest.driver import PowerRight, TorchCard
 from core.worker.selftest.memory import Peak, constants
 from core.worker.selftest.wrapped import Footprint
@@ -172,7 +172,7 @@ def shortages(
     codes: Sequence[str] = ("memory_weights", "memory_cut"),
     losses: Sequence[float] = (4.0, 3.0),
 ) -> tuple[str, str]:
-    found = shortage.judge([dict(item) for item in taken], notices(*codes), losses, (4.0, 3.01))
+    found = training.judge_shortage([dict(item) for item in taken], notices(*codes), losses, (4.0, 3.01))
     return found.result, found.detail
 
 

@@ -23,8 +23,7 @@ from core.jobs.process import Answers
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.architecture.load import load_architecture
 from core.worker.export.gguf.convert import convert
-from core.worker.export.gguf.importance import compute_importance
-from core.worker.export.gguf.quantize import quantize
+from core.worker.export.gguf.quantize import compute_importance, quantize
 from core.worker.export.llama.model import GgufModel
 from tests.core.worker.export.gguf import random_models
 from tests.core.worker.export.gguf.logits import mean_divergence, read_logits

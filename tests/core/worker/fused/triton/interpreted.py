@@ -7,8 +7,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.worker.fused.cases import apply, gated_trial, norm_trial, plain_gated, plain_rms_norm, rotary_trial
+from core.worker.fused.cases import gated_trial, norm_trial, plain_gated, plain_rms_norm, rotary_trial
 from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
+from core.worker.fused.mode import apply
 from core.worker.fused.rotary import RotaryFunction
 from core.worker.fused.trial import compare
 from core.worker.fused.triton.gated import KernelGating
