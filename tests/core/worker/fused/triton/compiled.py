@@ -1,6 +1,6 @@
 """Compiles every kernel for cards that are not here: the interpreter takes Python that the compiler refuses.
 
-Run by :mod:`test_compiled` in a process of its own."""
+Run by :mod:`test_kernels` in a separate process."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Kernels under Triton's interpreter, which runs the same code on the CPU; on a GPU a trial decides.
 
-Collected by the process of :mod:`test_interpreted` only."""
+Collected only by the process of :mod:`test_kernels`."""
 
 from __future__ import annotations
 
