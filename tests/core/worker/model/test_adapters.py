@@ -1,4 +1,4 @@
-"""How adapters begin, which layers get them, and what is saved of them."""
+"""Initialization, target layers and saving of adapters."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_loftq_brings_every_layer_nearer_to_its_16_bit_weights(
         added = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         error = full[f"{name}.weight"].detach() - quantized
         values = torch.linalg.svdvals(error)
-        # The nearest of that rank leaves what the other singular values hold (Eckart and Young).
+        # The best approximation of that rank leaves the other singular values (Eckart and Young).
         assert float((error - added).detach().norm()) == pytest.approx(float(values[16:].norm()), rel=1e-3)
         assert float(values[16:].norm()) < 0.95 * float(error.norm())
 

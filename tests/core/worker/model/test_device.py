@@ -1,4 +1,4 @@
-"""The device of a run: chosen, told, and kept to the memory that is free."""
+"""The device of a run: its choice, its description, and the limit of its free memory."""
 
 from __future__ import annotations
 

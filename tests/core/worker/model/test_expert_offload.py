@@ -1,4 +1,4 @@
-"""Experts on the host: the numbers of a model with them there are those of one with them on its device."""
+"""Experts on the host: bit-equal to experts on the device."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_experts_go_to_the_host_while_they_are_loaded_and_come_back_as_they_were
         assert path == other
         assert found.shape == wanted.shape
         assert found.bytes() == wanted.bytes()
-        # A single byte stays of the weights, and one of the scales.
+        # A single byte is left of the weights, and of the scales.
         assert found.data.untyped_storage().nbytes() == found.quant_state.absmax.untyped_storage().nbytes() == 1
         moved += wanted.data.nbytes + wanted.quant_state.absmax.nbytes
         assert torch.equal(found.block(range(len(wanted))), wanted.block(range(len(wanted))))

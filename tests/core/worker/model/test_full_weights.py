@@ -21,7 +21,7 @@ def load(base: Path) -> Any:
 
 
 def trained(base: Path, method: Any) -> dict[str, torch.Tensor]:
-    """What a run would have written, a little different from the base."""
+    """The weights of a run, a little different from the base."""
     model = choose_weights(load(base), MethodSection(name=method, trainable_layers=1), seed=0)
     return {name: parameter.detach() + 1 for name, parameter in trained_tensors(model).items()}
 

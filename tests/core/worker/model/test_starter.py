@@ -96,7 +96,7 @@ def index(tmp_path: Path, small_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def models() -> list[str]:
-    """What is under the models directory, locks aside."""
+    """The content of the models directory except locks."""
     if not paths.models_dir().is_dir():
         return []
     return sorted(path.name for path in paths.models_dir().iterdir() if not path.name.endswith(".lock"))

@@ -105,7 +105,7 @@ def test_4_bits_keep_the_head(base_of: Callable[[str], Path], name: str) -> None
 def test_files_saved_from_the_text_class_load_as_well(
     base_of: Callable[[str], Path], name: str, tmp_path: Path
 ) -> None:
-    """With its configuration, and with the one of the whole model."""
+    """With its own configuration, and with the whole model's."""
     text = copy_model(base_of(name), tmp_path / "text")
     (text / "model.safetensors").unlink()
     model = load(base_of(name))

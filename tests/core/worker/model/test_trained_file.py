@@ -59,7 +59,7 @@ def test_it_answers_as_the_merged_export_does(
     place = tmp_path / "merged"
     place.mkdir()
     conversation = read_conversation(tiny_model_dir, trained)
-    # Not asked: what is compared here is the one way there is.
+    # No comparison: there is a single way to merge.
     made = write_merged(
         tiny_model_dir, trained, place, "F32", "auto", conversation, lambda _: pytest.fail("compared"), quiet
     )

@@ -98,7 +98,7 @@ def test_all_weights_can_be_trained_on_a_quantized_base(tmp_path: Path, base_of:
         ("gpt_oss", "mxfp4", "fp32", 1),
         ("qwen3_moe", "ct_w4a16", "fp32", 1),
         ("llama", "fp8", "bf16", 1),
-        # The gate of an expert and what it gates, which are one matrix in transformers.
+        # Gate and up projection of an expert, a single matrix in transformers.
         ("qwen3_moe", "ct_w4a16", "bf16", 2),
     ],
 )
