@@ -292,20 +292,6 @@ def test_an_answer_ends_at_a_text(engine: ChatEngine) -> None:
     assert answer["finish"] == "stop"
 
 
-def test_a_model_that_does_not_fit_beside_a_run_is_not_loaded(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from core.worker.generate import chat_engine, room
-
-    monkeypatch.setattr(room, "free_bytes", lambda _: 1000)
-    monkeypatch.setattr(chat_engine, "_runs_beside", lambda _: ["the-run"])
-    with pytest.raises(UserError, match=r"Run the-run trains on the same device, where 1.0 kB are free"):
-        chat_engine._ask_beside_runs(tiny_model_dir, "lora", "cpu")
-    monkeypatch.setattr(chat_engine, "_runs_beside", lambda _: [])
-    # Without a run nobody is harmed: what does not fit is told when memory runs out.
-    chat_engine._ask_beside_runs(tiny_model_dir, "lora", "cpu")
-
-
 def test_layers_that_the_run_kept_in_16_bit_are_loaded_so(tiny_model_dir: Path) -> None:
     args = {"method": "qlora", "precision": "fp32", "device": "cpu", "keep_16bit": ["layers.0.*"]}
     loaded, _ = chat_engine._load_trained(tiny_model_dir, args, lambda _: None)
