@@ -1,4 +1,4 @@
-"""Tiny models by family: configurations of the real classes with all that makes a family what it is, few layers deep.
+"""Tiny models by family: configurations of the real classes with all features of a family, few layers deep.
 
 Widths are multiples of 64, so that bitsandbytes quantizes them in whole blocks.
 """
@@ -19,7 +19,7 @@ _CORPUS = ["the ticket area urgency normal high low ref null user assistant syst
 
 @dataclass(frozen=True)
 class Family:
-    """A family: its configuration, and what it is about.
+    """A family: its configuration and its features.
 
     Args:
         config: Makes the configuration that its ``config.json`` has; of a model that also sees, the whole one.

@@ -1,4 +1,4 @@
-"""Small trained models to export: bases of several shapes, and adapters that change what they answer."""
+"""Small trained models to export: bases of several shapes, and adapters that change their answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make_config(base: Path, **method: Any) -> Config:
 def trained_model(
     config: Config, base: Path, *, adapter: Path | None = None, weights: Path | None = None
 ) -> TrainedModel:
-    """What a run of a configuration has trained."""
+    """The trained model of a run with a configuration."""
     return TrainedModel(
         run=Run(base.parent / "20261126-120000-tickets"),
         config=config,

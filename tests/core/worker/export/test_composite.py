@@ -31,7 +31,7 @@ from tests.families.tiny import FAMILIES, write_family
 from tests.progress import quiet
 
 COMPOSITE = [name for name, family in FAMILIES.items() if family.sees]
-#: Those that 'make test' goes through, and the others.
+#: Families of 'make test', and the others.
 FIRST = ("qwen3_5", "gemma3", "mistral3")
 OTHERS = [name for name in COMPOSITE if name not in FIRST]
 METHODS: list[dict[str, Any]] = [
@@ -82,7 +82,7 @@ def ids_of(model: Any) -> torch.Tensor:
 
 
 def check_on_the_whole_model(base: Path, name: str, method: dict[str, Any], tmp_path: Path) -> None:
-    """An adapter that was trained on the text part is one of the whole model."""
+    """An adapter trained on the text part fits the whole model."""
     if "moe" in name and method.get("init") == "pissa":
         method = {**method, "target_modules": ["q_proj", "v_proj"]}
     _, wanted = train_adapter(base, tmp_path / "adapter", **method)

@@ -66,7 +66,7 @@ def test_an_adapter_merged_answers_as_it_did_beside_the_base(
 
 
 MIXTURES = [(name, method) for name, family in FAMILIES.items() if family.experts for method in ("lora", "qlora")]
-#: Those that 'make test' goes through.
+#: Families of 'make test'.
 FIRST = [
     *(("gpt_oss", "lora"), ("gpt_oss", "qlora"), ("qwen3_5_moe", "lora"), ("qwen3_5_moe", "qlora")),
     ("granitemoehybrid", "lora"),

@@ -180,7 +180,7 @@ def test_adapters_that_are_off_have_no_part_in_it() -> None:
     assert not torch.equal(found, network(x))
 
 
-# What is recognized.
+# Recognition.
 
 
 class Clamped(LlamaMLP):  # type: ignore[misc]

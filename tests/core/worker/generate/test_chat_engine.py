@@ -263,7 +263,7 @@ def test_a_turn_reads_only_what_is_new_and_says_the_same(engine: ChatEngine, ada
         return list(engine.generate(ChatRequest(messages, source, GenerationSettings(12))))[-1]
 
     question = [{"role": "user", "content": "the first ticket of the day"}]
-    # Once the base is asked, the adapter is not folded in any more, which forgets what was kept.
+    # A question to the base unfolds the adapter for good, which drops the cache.
     assert ask(question, "base")["source"] == "base"
     first = ask(question)
     longer = [*question, {"role": "assistant", "content": first["text"]}, {"role": "user", "content": "and now"}]

@@ -25,7 +25,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 BYTES = byte_tokenizer()
-#: Draws by which a distribution is told.
+#: Number of draws that estimate a distribution.
 DRAWS = 500
 
 
@@ -85,7 +85,7 @@ def by_sorting_all(logits: torch.Tensor, temperature: float, top_p: float) -> to
 
 
 def distribution(sampler: Sampler, logits: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """What is drawn at places that are spread evenly over all probabilities: ``(vocabulary,)``."""
+    """Tokens drawn at evenly spaced places of the distribution: ``(vocabulary,)``."""
     places = iter((torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS)
     monkeypatch.setattr(torch, "rand", lambda *_args, **_kwargs: next(places))
     found = torch.zeros(len(logits), dtype=torch.float64)
@@ -99,7 +99,7 @@ def distribution(sampler: Sampler, logits: torch.Tensor, monkeypatch: pytest.Mon
 def test_the_distribution_is_that_of_sorting_all_tokens(
     top_p: float, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one that is nearly flat too, of which the likeliest tokens hold little."""
+    """Also a nearly flat distribution, where the likeliest tokens hold little."""
     logits = spread * torch.randn(3000, generator=torch.Generator().manual_seed(1))
     wanted = by_sorting_all(logits, 0.8, top_p)
     sampler = Sampler(GenerationSettings(temperature=0.8, top_p=top_p))

@@ -30,7 +30,7 @@ def ignore(_text: str) -> None:
 
 
 def load_tiny(directory: Path) -> LoadedModel:
-    """In fp32, so that the way something is computed does not change what comes out."""
+    """In fp32, so that the order of computation does not change the answer."""
     return load_model(directory, method="lora", precision="fp32", device="cpu")
 
 
@@ -90,7 +90,7 @@ def test_cancelling_ends_it_within_a_token(tiny: LoadedModel) -> None:
         tiny.model, tiny.tokenizer, ASK, GenerationSettings(100), heard.append, lambda: len(heard) >= 3
     )
     assert generation.finish == "cancelled"
-    assert len(heard) in (3, 4)  # what was held back of a character comes last
+    assert len(heard) in (3, 4)  # the held-back part of a character comes last
     assert "".join(heard) == generation.text
 
 

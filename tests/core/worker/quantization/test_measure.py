@@ -66,7 +66,7 @@ def plainly(base: Path, rows: list[TokenizedRow], keep: Sequence[str] = ()) -> t
 
 
 def check_cost(family: str, tmp_path: Path) -> None:
-    """What is measured layer by layer is what whole models have."""
+    """Measured layer by layer, the figures equal those of whole models."""
     base = write_family(family, tmp_path / family)
     rows = write_rows(40, 23, 33)
     cost = cost_of(base, rows)
@@ -139,7 +139,7 @@ def test_never_more_than_one_layer_is_there(tmp_path: Path, monkeypatch: pytest.
         layers.append(weakref.ref(layer))
         sizes.append(held_bytes(layer))
         outside = held_bytes(model.loaded.model)
-        # What both models hold beside the layer: the same embeddings, norms and head, once.
+        # Shared by both models: embeddings, norms and head, once.
         gc.collect()
         alive = {
             each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
@@ -166,7 +166,7 @@ def test_where_streams_cannot_go_side_by_side_each_goes_alone(tmp_path: Path, mo
     call = LlamaDecoderLayer.__call__
 
     def scaled(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        # What the model does with hidden states between two layers is not seen by a layer.
+        # A layer does not see changes of the hidden states between two layers.
         return call(layer, *args, **kwargs) * 1.0
 
     monkeypatch.setattr(LlamaDecoderLayer, "__call__", scaled)

@@ -1,4 +1,4 @@
-"""What the checks make of what they have found, without a card and without a training."""
+"""Judgements of the self-test's checks, without a card or a training."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_constants_of_a_card() -> None:
     assert (found.device, found.runtime_bytes, found.torch) == ("RTX 4090", 450 << 20, "2.13.0")
     assert found.fragmentation == pytest.approx(0.03, abs=1e-6)
     assert found.measured == "2026-01-02"
-    # What another program has taken or given back meanwhile is no constant.
+    # Memory taken or freed by another program is not a constant.
     assert constants([peak(5, 5, -1, 0.1), peak(5, 5, 9 << 30, 0.1)], card, "2", "today") is None
     assert constants(peaks, {"kind": "cuda"}, "2", "today") is None
     assert constants([], card, "2", "today") is None

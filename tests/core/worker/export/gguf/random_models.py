@@ -208,7 +208,7 @@ def make_configurations() -> dict[str, Callable[[int], Any]]:
 
 
 def make_model(config: Any, *, seed: int = 0, spread: float = 0.1) -> Any:
-    """A random model in fp32, whose norms and biases are not those that every model begins with.
+    """A random model in fp32, with norms and biases other than the initial ones.
 
     Args:
         config: Its configuration.

@@ -26,7 +26,7 @@ Results = dict[str, dict[str, Any]]
 
 
 def round_trips(forks: Forks, directory: Path, home: Path, names: Sequence[str]) -> Results:
-    """What came out, by architecture; all in one process, most of whose time goes to imports."""
+    """The results by architecture; in a single process, since most of the time goes to imports."""
     lines = lines_of(forks, "round_trips", str(directory), converter_in(home), *names)
     return {str(line["name"]): line for line in lines}
 
@@ -42,9 +42,9 @@ def others(forks: Forks, converter_home: Path, tmp_path_factory: pytest.TempPath
 
 
 def check_model(result: dict[str, Any]) -> None:
-    """A model is in its GGUF file what it was."""
+    """The GGUF file computes the same as the model."""
     assert "error" not in result
-    # Beside what the logits are themselves: a model that answers nothing would be equal to any other.
+    # Relative to the spread of the logits: a model without any would equal every other.
     assert result["delta"] <= min(0.01, 0.05 * result["spread"])
     assert result["tokens"]
     assert result["with_special"], "programs put tokens before or after a prompt that training had not"
@@ -54,7 +54,7 @@ def check_model(result: dict[str, Any]) -> None:
 
 
 def check_adapter(result: dict[str, Any]) -> None:
-    """An adapter does beside the base what it did."""
+    """The adapter has the same effect beside the base."""
     assert result["adapter_effect"] > 1
     assert result["adapter_delta"] <= 0.05
 

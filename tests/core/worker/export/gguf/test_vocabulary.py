@@ -121,7 +121,7 @@ def with_added(swallowing: str, keeping: str, **further: Any) -> dict[str, Any]:
     return {"model": {"vocab": {"a": 0}}, "added_tokens": added}
 
 
-#: As those of Phi 3, of Phi 4 mini, and of a model of another family.
+#: As in Phi 3, in Phi 4 mini, and in another family.
 PHI3 = with_added("</s> <|user|> <|end|>", "<unk> <s> <|endoftext|>")
 PHI4 = with_added("<|user|> <|end|>", "<|endoftext|>")
 OTHER = with_added("", "<unk> <s> </s> <|endoftext|> <|user|>")

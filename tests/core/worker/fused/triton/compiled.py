@@ -30,7 +30,7 @@ def build(function: Any, constants: dict[str, Any], *pointers: str, capability: 
 
 
 def main(which: str) -> None:
-    """Compile each kernel in each of its forms for each card, or ``some``: one of its forms for one of them."""
+    """Compile each kernel in each of its forms for each card, or ``some``: a single form for a single card."""
     b, f = "bf16", "fp32"
     some = 1 if which == "some" else None
     for capability in CAPABILITIES[:some]:
