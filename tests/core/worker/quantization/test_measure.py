@@ -21,11 +21,11 @@ from core.worker.quantization import measure
 from core.worker.quantization.layers import LayeredModel, held_bytes
 from core.worker.quantization.measure import Settings, measure_cost
 from core.worker.quantization.sample import Sample
-from tests.cases import cases
 from tests.core.worker.quantization.hurt import write_hurt, write_rows
 from tests.families.tiny import FAMILIES, write_family
 from tests.packers import quantize_checkpoint
 from tests.progress import quiet
+from tests.short_list import long_but
 
 SETTINGS = Settings("fp32", "cpu")
 #: Families that 'make test' goes through.
@@ -65,8 +65,8 @@ def plainly(base: Path, rows: list[TokenizedRow], keep: Sequence[str] = ()) -> t
     return tuple(mean.tolist())
 
 
-def check_cost(family: str, tmp_path: Path) -> None:
-    """Measured layer by layer, the figures equal those of whole models."""
+@pytest.mark.parametrize("family", long_but(FIRST, FAMILIES))
+def test_losses_and_divergence_equal_those_of_whole_models(family: str, tmp_path: Path) -> None:
     base = write_family(family, tmp_path / family)
     rows = write_rows(40, 23, 33)
     cost = cost_of(base, rows)
@@ -78,17 +78,6 @@ def check_cost(family: str, tmp_path: Path) -> None:
     assert cost.whole.top1 == pytest.approx(same, abs=1e-6)
     assert cost.tokens == sum(int(row.supervised.sum()) for row in rows)
     assert all(layer.bytes > 0 for layer in cost.layers)
-
-
-@cases("family", FIRST)
-def test_losses_and_divergence_are_those_of_whole_models(family: str, tmp_path: Path) -> None:
-    check_cost(family, tmp_path)
-
-
-@pytest.mark.long
-@cases("family", sorted(set(FAMILIES) - set(FIRST)))
-def test_losses_and_divergence_of_other_families_are_those_of_whole_models(family: str, tmp_path: Path) -> None:
-    check_cost(family, tmp_path)
 
 
 def test_the_cost_of_a_layer_and_what_keeping_some_brings_are_true(tmp_path: Path) -> None:
