@@ -378,9 +378,6 @@ class Export:
 
         Raises:
             UserError: If so; it names the missed bar.
-
-        Raises:
-            UserError: If so; it says which bar is missed.
         """
         failures = [] if written.agreement is None else written.agreement.failures(written.quant)
         if failures:

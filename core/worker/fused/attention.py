@@ -502,7 +502,7 @@ def _proven_kernel(
         inputs = trial_inputs(device, dtype, heads, key_heads, head, value_head)
         # Activation checkpointing's hooks may be active here and would capture the tensors that the trial saves;
         # inside the operation of compiled layers no gradients would be recorded.
-        with saved_tensors_hooks(_as_it_is, _as_it_is), _recorded():
+        with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor), _recorded():
             if try_kernel(kernel, inputs, window=window).passed:
                 return kernel
     return Kernel.MASKED
@@ -549,10 +549,6 @@ def try_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], *, window: bool) 
 
     name = f"{kernel.value} of windows" if window else kernel.value
     return compare(name, by(kernel), by(Kernel.MASKED), inputs)
-
-
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def _repeats_keys(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:

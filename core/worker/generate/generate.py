@@ -137,8 +137,6 @@ class PrefixCache:
         return len(self._kept[source][0]) if source in self._kept else 0
 
 
-__all__ = ["Generation", "GenerationSettings", "answering_as", "generate", "generate_batch"]
-
 #: Bounds of a batch in :func:`generate_batch`: rows, and tokens including the answers (keys and values stay).
 BATCH_ROWS = 32
 BATCH_TOKENS = 8192

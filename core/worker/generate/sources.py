@@ -100,18 +100,13 @@ def _copy_bytes(layer: Any) -> int:
 
 
 def _is_plain(layer: Any, name: str) -> bool:
+    if name in getattr(layer, "lora_variant", {}) or getattr(layer, "lora_bias", {}).get(name, False):
+        return False
     inner = layer.get_base_layer()
     if isinstance(inner, bnb.nn.Linear4bit):
-        return inner.weight.device.type == "cpu" and inner.compute_dtype is not None and _has_no_variant(layer, name)
+        return inner.weight.device.type == "cpu" and inner.compute_dtype is not None
     # Exact types: subclasses may compute with their weights differently.
-    if type(inner) not in (torch.nn.Linear, Conv1D) or not inner.weight.is_floating_point():
-        return False
-    return _has_no_variant(layer, name)
-
-
-def _has_no_variant(layer: Any, name: str) -> bool:
-    variants, biases = getattr(layer, "lora_variant", {}), getattr(layer, "lora_bias", {})
-    return name not in variants and not biases.get(name, False)
+    return type(inner) in (torch.nn.Linear, Conv1D) and bool(inner.weight.is_floating_point())
 
 
 @dataclass(frozen=True)

@@ -41,29 +41,9 @@ from core.worker.model.text_part import CausalLM, cannot_be_built
 #: Name of the attention for ``set_attn_implementation``.
 CARD_ATTENTION = "localtune_card"
 #: Operations that autocast runs in fp32 on CUDA and in 16 bits on a CPU (torch's documentation of ``torch.amp``).
-_IN_FP32 = frozenset(
-    (
-        "exp",
-        "expm1",
-        "log",
-        "log10",
-        "log1p",
-        "log2",
-        "pow",
-        "reciprocal",
-        "rsqrt",
-        "softplus",
-        "layer_norm",
-        "group_norm",
-        "norm",
-        "cumsum",
-        "cumprod",
-        "prod",
-        "sum",
-        "softmax",
-        "log_softmax",
-    )
-)
+_POINTWISE = ("exp", "expm1", "log", "log10", "log1p", "log2", "pow", "reciprocal", "rsqrt", "softplus")
+_REDUCTIONS = ("layer_norm", "group_norm", "norm", "cumsum", "cumprod", "prod", "sum", "softmax", "log_softmax")
+_IN_FP32 = frozenset(_POINTWISE + _REDUCTIONS)
 
 
 class CardOperations(TorchFunctionMode):
@@ -119,10 +99,9 @@ def register(how: Arithmetic) -> None:
         attention_mask: torch.Tensor | None,
         dropout: float = 0.0,
         scaling: float | None = None,
-        **kwargs: Any,
+        **_kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        window = kwargs.get("sliding_window") if how.fused_attention and not dropout else None
-        out = _attend(module, query, key, value, attention_mask, dropout, scaling, window, how)
+        out = _attend(module, query, key, value, attention_mask, dropout, scaling, how)
         return out.transpose(1, 2).contiguous(), None
 
     def mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
@@ -146,7 +125,6 @@ def _attend(
     mask: torch.Tensor | None,
     dropout: float,
     scaling: float | None,
-    window: int | None,  # noqa: ARG001 - the kernel allocates the same with a window
     how: Arithmetic,
 ) -> torch.Tensor:
     """Attention by the kernel that torch would choose: ``(rows, heads, queries, value)``."""

@@ -244,10 +244,6 @@ _MAMBA = frozenset(["falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"
 Progress = Callable[[int, int], None]
 
 
-def _silent(done: int, total: int) -> None:
-    """Report nothing."""
-
-
 def attach_adapters(
     model: Any,
     method: MethodSection,
@@ -255,7 +251,7 @@ def attach_adapters(
     seed: int,
     base: Path | None = None,
     fresh: bool = True,
-    progress: Progress = _silent,
+    progress: Progress = lambda _done, _total: None,
 ) -> Any:
     """Put fp32 LoRA adapters on a frozen base.
 

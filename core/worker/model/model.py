@@ -35,7 +35,7 @@ from core.worker.model.decode.loading import weights_source
 from core.worker.model.device import choose_device, prefers_bf16
 from core.worker.model.expert_offload import ExpertOffload, cuda_offload, needs_host_experts
 from core.worker.model.nf4 import dequantize_rightly, quantize_quickly
-from core.worker.model.quantizer import four_bit_config, install, offloading_experts, staging_on_host
+from core.worker.model.quantizer import four_bit_config, install, weights_on_host
 from core.worker.model.support import why_not
 from core.worker.model.text_part import causal_lm
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
@@ -208,7 +208,7 @@ def _load_weights(
 ) -> tuple[Any, dict[str, Any]]:
     """The model with its weights, and transformers' loading report; arguments as of :func:`load_model`."""
     staged = on_host and method == "qlora"
-    with _loading_explained(base), offloading_experts(offload), staging_on_host(staged=staged):
+    with _loading_explained(base), weights_on_host(offload, staged=staged):
         found = causal_lm(base)
         with weights_source(base, found.config, method, target) as source:
             return found.load(

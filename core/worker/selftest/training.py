@@ -15,7 +15,7 @@ from core.runs.record.events import NoticeEvent
 from core.selftest.curve import FIRST_SHARE, MEAN_SHARE, STEP_SHARE, LossCurve, curve_config
 from core.units import format_bytes
 from core.worker.selftest.check import RECORD, Bench, Outcome
-from core.worker.selftest.worker_run import WorkerRun, shape_config, strict
+from core.worker.selftest.worker_run import WorkerRun, shape_config
 
 
 def training(bench: Bench) -> Outcome:
@@ -68,8 +68,10 @@ def resume(bench: Bench) -> Outcome:
 
 
 def _config(bench: Bench) -> Config:
-    config = strict(curve_config(bench.sizes.model, bench.sizes.resume_steps, device=bench.sizes.device))
-    return config.model_copy(update={"method": config.method.model_copy(update={"dropout": _DROPOUT})})
+    config = curve_config(bench.sizes.model, bench.sizes.resume_steps, device=bench.sizes.device)
+    train = config.train.model_copy(update={"deterministic": "strict"})
+    method = config.method.model_copy(update={"dropout": _DROPOUT})
+    return config.model_copy(update={"train": train, "method": method})
 
 
 def _digest(adapter: Path) -> str:
