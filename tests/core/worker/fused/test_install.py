@@ -103,10 +103,21 @@ def test_a_model_of_another_make_is_left_as_it_is() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_only_torchs_own_attention_is_replaced() -> None:
-    model = adapted(LlamaConfig(**SMALL, attn_implementation="eager"))
+#: Of Falcon, whose attention is its own.
+FALCON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+
+
+@cases(
+    ("config", "kept"),
+    [
+        (LlamaConfig(**SMALL, attn_implementation="eager"), "eager"),
+        (FalconConfig(**FALCON, max_position_embeddings=64), "sdpa"),
+    ],
+)
+def test_other_attention_is_left_as_it_is(config: Any, kept: str) -> None:
+    model = adapted(config)
     assert not fuse(model, TRAINED).attention
-    assert model.get_base_model().config._attn_implementation == "eager"
+    assert model.get_base_model().config._attn_implementation == kept
 
 
 def test_a_large_weight_does_not_hide_what_a_norm_adds() -> None:
@@ -115,13 +126,6 @@ def test_a_large_weight_does_not_hide_what_a_norm_adds() -> None:
         if "norm" in name:
             parameter.data.fill_(0.5)[0] = 500.0
     assert fuse(model, TRAINED).norms == 0
-
-
-def test_attention_that_cannot_be_replaced_is_not_called_so() -> None:
-    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    model = adapted(FalconConfig(**shape, max_position_embeddings=64))
-    assert not fuse(model, TRAINED).attention
-    assert model.get_base_model().config._attn_implementation == "sdpa"
 
 
 def test_generation_gives_the_same_tokens(tiny_model_dir: Path) -> None:

@@ -59,20 +59,14 @@ def test_base_and_tuned_answer_differently_from_one_loaded_model(engine: ChatEng
     assert answers["step-7"] != answers["base"]
 
 
-def test_an_answer_can_be_cancelled_in_the_middle(engine: ChatEngine) -> None:
+def test_during_an_answer_a_ping_is_answered_and_it_can_be_cancelled(engine: ChatEngine) -> None:
     answers = engine.generate(LONG)
     next(answers)
+    assert engine.ping()
     engine.cancel()
     last = list(answers)[-1]
     assert last["finish"] == "cancelled"
     assert 0 < last["tokens"] < 400
-
-
-def test_a_ping_is_answered_during_an_answer(engine: ChatEngine) -> None:
-    answers = engine.generate(LONG)
-    next(answers)
-    assert engine.ping()
-    answers.close()
 
 
 def test_an_interrupt_of_the_terminal_does_not_reach_it(engine: ChatEngine) -> None:

@@ -1,4 +1,3 @@
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from core.worker.model.model import (
     set_gradient_checkpointing,
     trainable_parameters,
 )
+from tests.cases import cases
 
 IDS = torch.arange(1, 41).reshape(2, 20)
 LEARNED = torch.ones(2, 20, dtype=torch.bool)
@@ -55,8 +55,9 @@ def test_qlora_is_nf4_with_double_quantization_in_blocks_of_64(tiny_model_dir: P
         assert layer.compute_dtype == torch.bfloat16
 
 
-def test_embeddings_norms_and_head_keep_their_dtype_and_adapters_are_fp32(tiny_model_dir: Path) -> None:
-    model = load(tiny_model_dir).model
+@cases("method", ["qlora", "lora"])
+def test_only_adapters_are_trained_in_fp32_and_the_base_keeps_its_dtype(tiny_model_dir: Path, method: str) -> None:
+    model = load(tiny_model_dir, method).model
     base = model.get_base_model()
     assert base.get_input_embeddings().weight.dtype == torch.bfloat16
     assert base.get_output_embeddings().weight.dtype == torch.bfloat16
@@ -92,22 +93,6 @@ def test_the_same_seed_gives_the_same_adapters(tiny_model_dir: Path) -> None:
 
     assert all(map(torch.equal, fresh(1), fresh(1)))
     assert not all(map(torch.equal, fresh(1), fresh(2)))
-
-
-def test_unmatched_target_modules_are_refused_with_the_existing_ones(tiny_model_dir: Path) -> None:
-    loaded = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu")
-    with pytest.raises(UserError, match=r"(?s)matches no layer.*q_proj") as caught:
-        attach_adapters(loaded.model, MethodSection(target_modules=["w_qkv"]), seed=0)
-    assert "w_qkv" in caught.value.message
-
-
-def test_the_base_is_frozen(tiny_model_dir: Path) -> None:
-    loaded = load(tiny_model_dir, "lora", "fp32")
-    before = copy.deepcopy(loaded.model.get_base_model().model.norm.weight)
-    optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=0.1)
-    torch.autograd.backward(SupervisedLoss(loaded.model)(IDS, LEARNED))
-    optimizer.step()
-    assert torch.equal(before, loaded.model.get_base_model().model.norm.weight)
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
