@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from core.chat.request import GenerationSettings
 from core.errors import UserError
-from core.worker.generate.decoding import LIKELIEST, Sampler, TextStream, common_prefix
+from core.worker.generate.decoding import LIKELIEST, Sampler, TextStream
+from core.worker.generate.stops import common_prefix
 from tests.cases import cases
 
 
