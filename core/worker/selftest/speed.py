@@ -112,7 +112,7 @@ def measure(bench: Bench) -> Rates:
     edge = bench.sizes.matrix
     left, right = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(left)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     product = best_seconds(lambda: torch.mm(left, right, out=out), wait)
     # Larger than any cache.
     source = torch.ones(_COPIED, device=device, dtype=torch.uint8)
