@@ -48,17 +48,6 @@ def spec(base: Path, adapter: Path | None, **more: Any) -> ModelSpec:
     )
 
 
-def test_base_and_tuned_answer_differently_from_one_loaded_model(engine: ChatEngine) -> None:
-    answers = {}
-    for source in ("tuned", "base"):
-        request = ChatRequest(ASK, source, GenerationSettings(20))
-        *pieces, answer = engine.generate(request)
-        assert "".join(piece["token"] for piece in pieces) == answer["text"]
-        answers[answer["source"]] = answer["text"]
-    assert set(answers) == {"step-7", "base"}
-    assert answers["step-7"] != answers["base"]
-
-
 def test_during_an_answer_a_ping_is_answered_and_it_can_be_cancelled(engine: ChatEngine) -> None:
     answers = engine.generate(LONG)
     next(answers)
