@@ -31,7 +31,7 @@ from core.worker.fused.file_weights import FileWeights, use_file_weights
 from core.worker.model.activation_offload import ActivationOffload
 from core.worker.model.adapters import TRAINED, load_adapter
 from core.worker.model.completeness import TAKE_BOTH, check_loaded, first_line, tell, unconverted
-from core.worker.model.decode.loading import weights_source
+from core.worker.model.decode.checkpoint import weights_source
 from core.worker.model.device import choose_device, prefers_bf16
 from core.worker.model.expert_offload import ExpertOffload, cuda_offload, needs_host_experts
 from core.worker.model.nf4 import dequantize_rightly, quantize_quickly

@@ -29,7 +29,7 @@ from core.worker.data.encode import as_model_tokenizer
 from core.worker.export.verify.compare import compare
 from core.worker.export.verify.store import Proof, ProofRow
 from core.worker.model.completeness import first_line
-from core.worker.model.decode.loading import concrete_class, weights_source
+from core.worker.model.decode.checkpoint import concrete_class, weights_source
 from core.worker.model.expert_adapters import as_it_is, prepare
 from core.worker.model.model import keep_gradients
 from core.worker.model.quantizer import four_bit_config, install
