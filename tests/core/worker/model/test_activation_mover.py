@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.worker.model.activation_mover import ActivationMover, Moved
+from core.worker.model.activation_offload import ActivationMover, Moved
 from tests.core.worker.model.lanes import Device, PromptDevice
 from tests.short_list import long_but
 

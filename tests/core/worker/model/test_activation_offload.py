@@ -15,8 +15,8 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.worker.data.batches import HostBatch
 from core.worker.loss.loss import SupervisedLoss
-from core.worker.model.activation_mover import ActivationMover
 from core.worker.model.activation_offload import (
+    ActivationMover,
     ActivationOffload,
     available_offload,
     is_activation,
