@@ -53,7 +53,7 @@ def load_config(base: Path) -> Any:
     try:
         return causal_lm(base).config
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"The model in {base} cannot be loaded: {first_line(error)}.", why_not(error, base)) from error
+        raise _unreadable(base, error) from error
 
 
 def load_generation_config(base: Path) -> Any:
