@@ -48,7 +48,7 @@ def spec(base: Path, adapter: Path | None, **more: Any) -> ModelSpec:
     )
 
 
-def test_during_an_answer_a_ping_is_answered_and_it_can_be_cancelled(engine: ChatEngine) -> None:
+def test_an_answer_can_be_cancelled_in_the_middle(engine: ChatEngine) -> None:
     answers = engine.generate(LONG)
     next(answers)
     assert engine.ping()
