@@ -1,6 +1,6 @@
-"""What fits on which card: the table of plans, and that of ``README.md``, which has it by series of models.
+"""Models that fit on cards: the table of plans, and the table of ``README.md`` by series of models.
 
-``python -m tests.families.fits`` writes the latter anew, with what the tests have found of each family; ``make models``
+``python -m tests.families.fits`` writes the latter anew, with the results of the tests of each family; ``make models``
 does so as well.
 """
 

@@ -78,7 +78,7 @@ def write_family(path: Path, family: Family) -> Path:
 
 
 def export_family(path: Path, family: Family, name: str) -> tuple[str, ...]:
-    """Such a model as the export writes it; what the export tells of it."""
+    """The same model as the export writes it; returns the export's notes."""
     ours = family.tokenizer()
     named = {key: text for key, text in ours.special_tokens.items() if text}
     directory = save(path.parent / "model", ours.backend, stops=family.stops, **named)
