@@ -13,9 +13,9 @@ from bench.gpu_checks.subjects import Found
 from bench.gpu_checks.trainer import Stand
 from core.worker.fused.experts import takes_kernel
 from core.worker.model import experts, experts_implementation
-from core.worker.model.activation_mover import CudaLanes
+from core.worker.model.activation_offload import CudaLanes
 from core.worker.model.expert_offload import ExpertOffload
-from core.worker.model.expert_weights import quantize_experts
+from core.worker.model.experts import quantize_experts
 from core.worker.selftest.speed import best_seconds
 
 #: Largest difference of gradients, as a share of their largest, that rounding in bf16 explains.

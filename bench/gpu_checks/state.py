@@ -23,7 +23,7 @@ from core.units import format_bytes
 from core.worker.oom.retry import Retry, attempt, multiply_both_ways, release
 from core.worker.optim.optim import make_optimizer
 from core.worker.optim.retryable_step import RetryableStep
-from core.worker.selftest import shortage
+from core.worker.selftest import training
 from core.worker.selftest.ballast import MARGIN, CudaBallast
 from core.worker.selftest.check import Bench
 from core.worker.selftest.worker_run import WorkerRun
@@ -101,7 +101,7 @@ def check_11(stand: Stand) -> Found:
         figures["handle"] = _handle()
         figures["optimizer"] = _optimizer()
         wrong = [f"{name}: {figures[name]}" for name in ("handle", "optimizer") if "survived" not in figures[name]]
-    outcome = shortage.check(stand.bench(ONE))
+    outcome = training.out_of_memory(stand.bench(ONE))
     figures["run"] = outcome.detail
     if outcome.result != "pass" or wrong:
         return Found("fail", "; ".join([*wrong, outcome.detail]), figures)

@@ -18,7 +18,7 @@ JOBS = {
     "convert": "core.worker.export.gguf.convert:convert",
     "convert-adapter": "core.worker.export.gguf.adapter:convert_adapter",
     "export": "core.worker.export.export:export",
-    "importance": "core.worker.export.gguf.importance:compute_importance",
+    "importance": "core.worker.export.gguf.quantize:compute_importance",
     "measure-4-bits": "core.worker.quantization.job:measure",
     "measure-model": "core.worker.measure.job:measure",
     "probe": "core.worker.process.probe:probe",

@@ -21,7 +21,7 @@ from tests.measured_here import measured_here
 
 __all__ = ["measured_here"]
 
-#: What all rows answer, and the steps in which a tiny model learns it by heart.
+#: Answer of all rows, and the steps in which a tiny model learns it by heart.
 ANSWER, STEPS = "urgency high", 20
 _ASKED = ("ticket", "area", "login", "refund")
 #: The most different families; all others take a long test.
@@ -32,7 +32,7 @@ RECORD = "LOCALTUNE_RECORD_FAMILIES"
 
 @dataclass(frozen=True)
 class Trained:
-    """A family, and what it needs to be trained.
+    """A family, with its training data.
 
     Args:
         name: Of the family.
@@ -93,7 +93,7 @@ class Trained:
         return run
 
     def call(self, function: Any, *args: Any) -> Any:
-        """What a function of :mod:`tests.families.looks` finds in the base."""
+        """The result of a function of :mod:`tests.families.looks` for the base."""
         number = len(list(self.directory.glob("look-*.log")))
         return forked.call(function, self.base, *args, log=self.directory / f"look-{number}.log")
 
@@ -120,7 +120,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatEngine]:
 
 
 class Tried:
-    """Holds what a test has found against the page, or writes it down for the next one.
+    """Compares a test's findings with the page, or records them for the next one.
 
     Args:
         family: The family.
@@ -132,7 +132,7 @@ class Tried:
         self._record = record
 
     def __call__(self, column: str, found: str) -> None:
-        """Tell what was found.
+        """Record a finding.
 
         Args:
             column: Of the page's table.
@@ -148,5 +148,5 @@ class Tried:
 
 @pytest.fixture
 def tried(trained: Trained) -> Tried:
-    """Where a test tells what it has found."""
+    """Receiver of a test's findings."""
     return Tried(trained.name, Path(os.environ[RECORD]) if RECORD in os.environ else None)

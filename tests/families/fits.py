@@ -1,6 +1,6 @@
-"""What fits on which card: the table of plans, and that of ``README.md``, which has it by series of models.
+"""Models that fit on cards: the table of plans, and the table of ``README.md`` by series of models.
 
-``python -m tests.families.fits`` writes the latter anew, with what the tests have found of each family; ``make models``
+``python -m tests.families.fits`` writes the latter anew, with the results of the tests of each family; ``make models``
 does so as well.
 """
 
@@ -63,19 +63,19 @@ Granite-4.0-H-Tiny         5.5    yes       yes       yes
 Granite-4.0-H-Small       20.9    experts   experts   yes
 """
 
-#: What was tried of a family, by columns of ``docs/models.md``.
+#: Tests of a family, by columns of ``docs/models.md``.
 _TRIED = ("16 bit", "4 bit", "trains", "resume", "chat")
 _SIGNS = {"yes": "", "inputs": "¹", "experts": "²"}
 
 
 class Series(NamedTuple):
-    """Models of one family that are told of together.
+    """Models of a family in a row of their own.
 
     Args:
-        name: What they are called.
+        name: Their name.
         family: Their row in ``docs/models.md``.
-        models: What sets each apart, and its name in the table.
-        also: Models of the same shapes as one of these.
+        models: Label of each, and its name in the table.
+        also: Models of equal shapes.
     """
 
     name: str
@@ -109,7 +109,7 @@ SERIES = (
 
 
 def rows() -> dict[str, list[str]]:
-    """The cells of the table by model: the GiB, and what fits on each card."""
+    """The cells of the table by model: the GiB, and the cards that it fits."""
     return {name: cells for name, *cells in (line.split() for line in TABLE.strip().splitlines()[1:])}
 
 

@@ -24,16 +24,16 @@ from tests.measured_here import run_here, share_measurements
 
 T = TypeVar("T")
 
-#: Seconds for one of them to end, on a machine that is busy.
+#: Seconds for a process to end on a busy machine.
 PATIENCE = 180.0
 
 
 def call(function: Callable[..., T], *args: Any, log: Path) -> T:
-    """What a function returns, called in a process of its own.
+    """The result of a function in a new process.
 
     Args:
         function: Of a module.
-        args: Its arguments; they and what it returns are pickled.
+        args: Its arguments; they and the result are pickled.
         log: The file that the process prints into.
     """
     found = log.with_suffix(".pickle")
@@ -122,7 +122,7 @@ def _work(run: Path, home: Path, resumes: bool, dies_in_step: int | None, first:
 
 
 def _measure_beside() -> None:
-    """Have models measured in a process forked from this one as it began, instead of one that imports all anew."""
+    """Measure models in a process forked from this one at its start, instead of one that imports everything anew."""
     here, there = multiprocessing.Pipe()
     if os.fork() == 0:
         here.close()

@@ -1,4 +1,4 @@
-"""What is looked at in a loaded model of a family; each function runs in a process of its own."""
+"""Checks of a loaded model of a family; each function runs in a separate process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from core.config.schema import Config
 from core.errors import UserError
 
-#: What of a model may be fused.
+#: Parts of a model that may be fused.
 PARTS = ("adapters", "networks", "norms", "rotation", "attention")
 
 
@@ -72,7 +72,7 @@ def _look(model: Any) -> Weights:
 
 def _bytes(parameter: Any) -> int:
     """The bytes of a parameter, with the tables of one in 4 bits."""
-    from core.worker.model.expert_weights import ExpertsParams4bit
+    from core.worker.model.experts import ExpertsParams4bit
 
     if isinstance(parameter, ExpertsParams4bit):
         return parameter.bytes()
@@ -92,14 +92,14 @@ def _saved_buffers(model: Any) -> Iterator[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class Compared:
-    """The weights of a base in fp32, and what differs from the model that transformers loads."""
+    """The weights of a base in fp32, and differences from the model that transformers loads."""
 
     weights: Weights
     changed: tuple[str, ...]
     """Names of the tensors that are not those of the file, bit for bit; those in 4 bits are to be what bitsandbytes
     restores after it has quantized the file's."""
     differs: float
-    """The largest difference of its logits from those of transformers' own model, as a share of the largest logit."""
+    """The largest difference of its logits from transformers' own model, as a share of the largest logit."""
 
 
 def compared(base: Path, method: str) -> Compared:
@@ -130,12 +130,12 @@ def compared(base: Path, method: str) -> Compared:
 
 
 def _is_matrix(name: str, value: Any) -> bool:
-    """Whether a tensor is a matrix, or those of all experts."""
+    """True for a matrix, or the stacked matrices of experts."""
     return value.dim() == 2 or (value.dim() == 3 and "experts" in name)
 
 
 def _restored(value: Any) -> Any:
-    """What bitsandbytes leaves of a matrix, or of each expert's, in NF4 with double quantization."""
+    """A matrix, or each expert's, after NF4 with double quantization."""
     import bitsandbytes as bnb
     import torch
 
@@ -146,10 +146,10 @@ def _restored(value: Any) -> Any:
 
 
 def _dequantized(parameter: Any) -> Any:
-    """The matrix of a parameter in 4 bits, or those of all experts."""
+    """The dequantized matrix of a 4-bit parameter, or of all experts."""
     import bitsandbytes as bnb
 
-    from core.worker.model.expert_weights import ExpertsParams4bit, dequantized
+    from core.worker.model.experts import ExpertsParams4bit, dequantized
 
     if isinstance(parameter, ExpertsParams4bit):
         return dequantized(parameter)
@@ -174,9 +174,9 @@ class Pass:
     gradients: np.ndarray[Any, np.dtype[np.float32]]
     """Of all adapters, one behind the other."""
     fused: tuple[str, ...]
-    """What of the layers is fused."""
+    """Fused parts of the layers."""
     shared: bool
-    """Whether the beginning that the rows have in common was computed once."""
+    """True if the common prefix of the rows was computed once."""
     refused: str
     """Why packing is refused; empty where it is not."""
 
@@ -237,7 +237,7 @@ def _rows(common: int, lengths: Sequence[int]) -> list[Any]:
 
     Args:
         common: Number of these.
-        lengths: Numbers of those that follow in each row.
+        lengths: Lengths of the rows after it.
     """
     from core.worker.data.encode import TokenizedRow
 

@@ -1,6 +1,6 @@
-"""The table of ``docs/models.md``: what was tried with each family.
+"""The table of ``docs/models.md``: the tests of each family.
 
-``python -m tests.families.page RECORD`` writes it anew from what the tests have found; ``make models`` does both.
+``python -m tests.families.page RECORD`` rewrites it from the tests' findings; ``make models`` does both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.families.tiny import FAMILIES
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 #: Lines around the table.
 BEGIN, END = "<!-- families: begin; make models writes this -->", "<!-- families: end -->"
-#: What is tried, in the order of the columns, and what a cell of it says.
+#: Tests in the order of the columns, and the text of a passed cell.
 COLUMNS = {
     "16 bit": "loaded in 16 bit; its logits are those of the same checkpoint loaded whole by transformers",
     "4 bit": "loaded in 4 bits; the cell names experts or towers that stay in 16 bit",
@@ -50,7 +50,7 @@ def read_record(record: Path) -> dict[str, dict[str, str]]:
 
 
 def table(cells: Mapping[str, Mapping[str, str]]) -> str:
-    """The table in Markdown; what has no cell was not tried, or failed."""
+    """The table in Markdown; an empty cell was not tried, or failed."""
     lines = [["family", "models", *COLUMNS], ["---"] * (2 + len(COLUMNS))]
     for name, family in FAMILIES.items():
         lines.append([f"`{name}`", family.models, *(cells.get(name, {}).get(column, "no") for column in COLUMNS)])

@@ -47,7 +47,7 @@ def test_in_16_bit_it_is_the_model_that_transformers_loads(trained: Trained, tri
 
 
 def test_in_4_bits_all_is_quantized_but_what_chooses(trained: Trained, tried: Tried) -> None:
-    """To the bits that bitsandbytes makes of it; and what is not is as in the file."""
+    """Bit-equal to bitsandbytes' result; unquantized tensors equal the file's."""
     compared = trained.call(looks.compared, "qlora")
     assert compared.changed == ()
     found = compared.weights

@@ -46,7 +46,7 @@ class Figure:
     settings: dict[str, Any]
 
 
-#: They say what they ran: the plan agrees within a fifth. Ours has the context and fragmentation, theirs may not.
+#: Their published runs: the plan agrees within a fifth. Ours has the context and fragmentation, theirs may not.
 RAN = (0.8, 1.2)
 #: Least memory that is claimed for a size of model, without settings; most likely short rows and few adapters.
 CLAIMED = (0.7, 1.5)
@@ -67,7 +67,7 @@ FIGURES = [
         21.0, AXOLOTL + "devstral", "Mistral-Small-3.2-24B", RAN, {"micro_batch": 2, "rank": 32, "optimizer": "adamw"}
     ),
     Figure(4.76, AXOLOTL + "ministral3/think", "Ministral-3-3B", RAN, {"micro_batch": 2, "rank": 32}),
-    # A third more than we plan, for a reason that is not told.
+    # A third more than we plan, for an unpublished reason.
     Figure(11.3, AXOLOTL + "olmo3", "Olmo-3-7B", (0.6, 1.2), {"micro_batch": 2, "rank": 32}),
     Figure(25.2, AXOLOTL + "gemma4, reserved", "Gemma-4-31B", RAN, {}),
     Figure(10.0, TUNING, "Qwen3.5-4B", RAN, {"method": "lora"}),

@@ -1,4 +1,4 @@
-"""Tiny models by family: configurations of the real classes with all that makes a family what it is, few layers deep.
+"""Tiny models by family: configurations of the real classes with all features of a family, few layers deep.
 
 Widths are multiples of 64, so that bitsandbytes quantizes them in whole blocks.
 """
@@ -19,7 +19,7 @@ _CORPUS = ["the ticket area urgency normal high low ref null user assistant syst
 
 @dataclass(frozen=True)
 class Family:
-    """A family: its configuration, and what it is about.
+    """A family: its configuration and its features.
 
     Args:
         config: Makes the configuration that its ``config.json`` has; of a model that also sees, the whole one.
@@ -36,27 +36,26 @@ class Family:
     hybrid: bool = False
 
 
-def _base(**more: Any) -> dict[str, Any]:
-    return {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        **more,
-    }
+#: Fields of most configurations.
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 
 
 def _make(name: str, **more: Any) -> Callable[[], Any]:
     def config() -> Any:
         import transformers
 
-        return getattr(transformers, name)(**_base(**more))
+        return getattr(transformers, name)(**SHAPE | more)
 
     return config
 

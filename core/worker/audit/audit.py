@@ -101,7 +101,7 @@ def _execute(job: dict[str, Any], span: dict[str, Any], config: Config, work: Pa
     SpinControl().start()
     manifests = {int(step): manifest for step, manifest in job["manifests"].items()}
     ranks = _meet(rank, int(span["team"]["count"]), work)
-    progress = told.progress if ranks.is_first else _silent
+    progress: Progress = told.progress if ranks.is_first else lambda *_: None
     replay = Replay(Run(Path(job["run"])), config, span_from(span), work, manifests, start, progress, ranks)
     try:
         if ranks.is_first:
@@ -113,10 +113,6 @@ def _execute(job: dict[str, Any], span: dict[str, Any], config: Config, work: Pa
     except UserError as error:
         told.send({"error": str(error)})
         raise
-
-
-def _silent(_activity: str, _done: int | None, _total: int | None) -> None:
-    """Report nothing: the first process does."""
 
 
 def _meet(rank: int, count: int, work: Path) -> Ranks:

@@ -44,8 +44,7 @@ from core.worker.train import FinetuneRecipe
 
 #: Changed rows listed in a message.
 _NAMED_ROWS = 5
-#: Governed options that a replay obeys: they protect the machine, and cost only time.
-_KEPT_LIMITS = ("temperature_limit_c", "memory_temperature_limit_c")
+#: Governed options that a replay ignores. It obeys temperature limits: they protect the machine, and cost only time.
 _DROPPED_LIMITS = ("power_limit_w", "host_memory_limit_percent", "disk_free_min_gb")
 #: Timeout in seconds between processes: fewer cores may do the work of several machines.
 PATIENCE = 3600.0

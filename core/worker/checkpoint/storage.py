@@ -20,8 +20,7 @@ from core.config.targets import ALWAYS, kept_patterns, stays_16bit
 from core.errors import UserError
 from core.text import one_line
 from core.worker.checkpoint.checkpoint import Checkpoint
-from core.worker.model.expert_weights import ExpertsParams4bit
-from core.worker.model.experts import experts_of, matrix_names
+from core.worker.model.experts import ExpertsParams4bit, experts_of, matrix_names
 
 
 def layers_16bit(model: Any) -> list[str]:

@@ -34,7 +34,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 from core.errors import UserError
 from core.worker.distributed.strategy import around_passes, run_token, token
 from core.worker.model.adapters import INITIAL
-from core.worker.model.expert_weights import ExpertsParams4bit
+from core.worker.model.experts import ExpertsParams4bit
 from core.worker.model.model import decoder_layers, decoder_of, evaluation_mode
 
 

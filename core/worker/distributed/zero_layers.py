@@ -23,7 +23,7 @@ from core.errors import UserError
 from core.text import one_line
 from core.worker.distributed.strategy import around_passes, token
 from core.worker.distributed.zero import is_whole
-from core.worker.model.expert_weights import ExpertsParams4bit
+from core.worker.model.experts import ExpertsParams4bit
 from core.worker.model.full_weights import trained_tensors
 from core.worker.model.model import decoder_layers, decoder_of, evaluation_mode
 from core.worker.oom.retry import is_out_of_memory

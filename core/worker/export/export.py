@@ -117,41 +117,6 @@ class _Made:
     notes: tuple[str, ...] = ()
 
 
-class _Proof:
-    """The trained model's answers, measured once, and comparisons with them.
-
-    Args:
-        trained: The trained model.
-        request: The request.
-        directory: Directory for the answers, made at the first comparison.
-        progress: Called with each stage.
-    """
-
-    def __init__(self, trained: TrainedModel, request: ExportRequest, directory: Path, progress: Progress) -> None:
-        self._trained, self._request, self._directory, self._progress = trained, request, directory, progress
-
-    def compare(self, exported: Path, kind: Kind, quant: Quant | None, base: Path | None = None) -> Agreement:
-        """Compare the export in a directory with the trained model.
-
-        Raises:
-            NotVerifiedError: If there is no reader for its kind.
-            UserError: If it cannot be read, or the rows or the base are gone.
-        """
-        refuse_unreadable(kind)
-        if not self._directory.exists():
-            self._directory.mkdir(mode=paths.DIRECTORY_MODE)
-            whole = kind != "adapter"
-            measure_trained(
-                self._trained,
-                self._directory,
-                self._progress,
-                self._request.rows,
-                plain_base=whole,
-                as_file=whole and base is None,
-            )
-        return compare(exported, kind, quant, self._trained, self._directory, self._progress, base=base)
-
-
 class Export:
     """An export.
 
@@ -186,7 +151,7 @@ class Export:
             with new_directory(plan.target) as directory:
                 made = directory / _MADE
                 made.mkdir(mode=paths.DIRECTORY_MODE)
-                self._proof = _Proof(self._trained, self._request, directory / _PROOF, self._progress)
+                self._answers = directory / _PROOF
                 written = self._write(base, made, directory)
                 self._refuse_others(written)
                 result = self._record(base, fingerprint, made, written, began)
@@ -260,9 +225,26 @@ class Export:
             made.mkdir(mode=paths.DIRECTORY_MODE)
         raise ValueError("there is no type of weights to try")
 
+    def _compare(self, exported: Path, kind: Kind, quant: Quant | None, base: Path | None = None) -> Agreement:
+        """Compare the export in a directory with the trained model, whose answers are measured once.
+
+        Raises:
+            NotVerifiedError: If there is no reader for its kind.
+            UserError: If it cannot be read, or the rows or the base are gone.
+        """
+        refuse_unreadable(kind)
+        if not self._answers.exists():
+            self._answers.mkdir(mode=paths.DIRECTORY_MODE)
+            whole = kind != "adapter"
+            as_file = whole and base is None
+            measure_trained(
+                self._trained, self._answers, self._progress, self._request.rows, plain_base=whole, as_file=as_file
+            )
+        return compare(exported, kind, quant, self._trained, self._answers, self._progress, base=base)
+
     def _merge(self, base: Path, place: Path, quant: Quant, conversation: Conversation) -> Merge:
         def compare(merged: Path) -> Agreement:
-            return self._proof.compare(merged, "merged", quant)
+            return self._compare(merged, "merged", quant)
 
         way = self._request.merge_from
         return write_merged(base, self._trained, place, quant, way, conversation, compare, self._progress)
@@ -366,7 +348,7 @@ class Export:
     def _proven(self, made: Path, written: _Made, base: Path | None = None) -> _Made:
         """The export with its measured agreement; with a note if there is no reader."""
         try:
-            agreement = self._proof.compare(made, self._request.kind, written.quant, base)
+            agreement = self._compare(made, self._request.kind, written.quant, base)
         except NotVerifiedError as error:
             return replace(written, notes=(*written.notes, str(error)))
         return replace(written, agreement=agreement)
@@ -396,9 +378,6 @@ class Export:
 
         Raises:
             UserError: If so; it names the missed bar.
-
-        Raises:
-            UserError: If so; it says which bar is missed.
         """
         failures = [] if written.agreement is None else written.agreement.failures(written.quant)
         if failures:

@@ -38,7 +38,7 @@ from core.worker.fused.frozen_weight import merge_exactly
 from core.worker.fused.ggml_quant import GgmlType, fake_quantize
 from core.worker.model.adapters import PREFIX as _PREFIX
 from core.worker.model.adapters import TRAINED, names_in_memory
-from core.worker.model.completeness import tell
+from core.worker.model.completeness import first_line, tell
 from core.worker.model.device import choose_device
 from core.worker.model.expert_adapters import adapted_matrices
 from core.worker.model.experts import expert_count, experts_of
@@ -66,7 +66,8 @@ class Source:
         self._places = {key: path for path, tensors in layout.files.items() for key in tensors}
         quantization = layout.checkpoint.quantization
         self._is_saved = quantization is not None and quantization.is_used_as_saved(config.method.name)
-        self._device, self._dtype = _arithmetic(config)
+        self._device, self.dtype = _arithmetic(config)
+        """Device and dtype of the training, as far as this machine supports them."""
         self._rounded: set[str] = set()
         self._parts: dict[str, ExpertPart] = {}
         if rounded and not self._is_saved:
@@ -77,18 +78,9 @@ class Source:
                 quantize_quickly()
                 dequantize_rightly()
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the training, as far as this machine supports it."""
-        return self._dtype
-
     def is_packed(self, key: str) -> bool:
         """True if the training used a tensor in the 4 bits that it is saved in."""
         return self._is_saved and key in self._checkpoint.encoded
-
-    def keys(self, path: Path) -> Sequence[str]:
-        """The tensors of a file, once decoded."""
-        return list(self.files[path])
 
     def spec(self, key: str) -> TensorSpec:
         """Dtype and shape of a tensor as returned by :meth:`read`.
@@ -122,7 +114,7 @@ class Source:
 
     def _round(self, weight: torch.Tensor) -> torch.Tensor:
         """A matrix after NF4 with double quantization, in the arithmetic of the training."""
-        given = weight.to(self._device, self._dtype)
+        given = weight.to(self._device, self.dtype)
         packed, state = bnb.functional.quantize_4bit(given, quant_type="nf4", compress_statistics=True)
         restored: torch.Tensor = bnb.functional.dequantize_4bit(packed, state).cpu()
         return restored
@@ -352,9 +344,9 @@ class _Adapted:
                 _factor(layer, part).data = _read(self._path, name).to(torch.float32)
             layer.merge(safe_merge=True)
         except (ValueError, RuntimeError, AttributeError, KeyError) as error:
-            first = one_line(str(error).strip().partition("\n")[0], 200).rstrip(".") or type(error).__name__
             raise UserError(
-                f"The adapter cannot be merged into {one_line(self._name, 120)}: {first}.", "Export the adapter."
+                f"The adapter cannot be merged into {one_line(self._name, 120)}: {first_line(error)}.",
+                "Export the adapter.",
             ) from error
         merged: torch.Tensor = layer.get_base_layer().weight.data
         return merged
@@ -441,11 +433,13 @@ def merge_weights(
     usual = _usual_dtype(source)
     stored = None if trained.file is None else _trained_dtype(trained.file, source)
     size = done = 0
-    total = sum(source.spec(key).bytes for path in layout.files for key in source.keys(path))
+    total = sum(source.spec(key).bytes for path in layout.files for key in source.files[path])
     places: dict[str, str] = {}
     last = next(reversed(layout.files))
     for path in layout.files:
-        entries = arrangement.entries(source.keys(path), is_last=path == last, source=source, usual=usual, quant=quant)
+        entries = arrangement.entries(
+            list(source.files[path]), is_last=path == last, source=source, usual=usual, quant=quant
+        )
         # Wide types first, so that each tensor is aligned to its width.
         ordered = dict(sorted(entries.items(), key=lambda item: -item[1].spec.dtype.itemsize))
 
@@ -545,7 +539,7 @@ def _usual_dtype(source: Source) -> torch.dtype:
     """The floating-point dtype of most weights."""
     counts: Counter[torch.dtype] = Counter()
     for path in source.files:
-        for key in source.keys(path):
+        for key in source.files[path]:
             spec = source.spec(key)
             if spec.dtype.is_floating_point:
                 counts[spec.dtype] += spec.bytes // spec.dtype.itemsize

@@ -8,7 +8,7 @@ On a GPU no dense mask is made where a kernel of :mod:`core.worker.fused.attenti
 kernel is chosen by a trial on the device for every shape of heads; a sliding window reaches the layers as a
 :class:`Window`.
 
-Short rows on a CPU go through :mod:`core.worker.fused.short_attention`.
+Short rows on a CPU go through :class:`ShortAttention`.
 
 In compiled layers, packed rows and windows are one opaque operation: the compiler would otherwise build a program for
 every pattern of groups.
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -39,8 +40,8 @@ from core.worker.fused.attention_kernels import (
     kernels_for,
     repeated,
 )
-from core.worker.fused.mode import comparable, is_fused
-from core.worker.fused.short_attention import attend_short, later
+from core.worker.fused.lora import arithmetic_of
+from core.worker.fused.mode import apply, comparable, is_fused
 from core.worker.fused.trial import Trial, compare
 
 #: The implementation's name for ``set_attn_implementation``.
@@ -487,7 +488,7 @@ def choose_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *
     if query.device.type == "cpu":
         return Kernel.MASKED
     heads, head = query.shape[1], query.shape[3]
-    dtype = _arithmetic(query)
+    dtype = arithmetic_of(query)
     return _proven_kernel(query.device, dtype, heads, key.shape[1], head, value.shape[3], window)
 
 
@@ -501,7 +502,7 @@ def _proven_kernel(
         inputs = trial_inputs(device, dtype, heads, key_heads, head, value_head)
         # Activation checkpointing's hooks may be active here and would capture the tensors that the trial saves;
         # inside the operation of compiled layers no gradients would be recorded.
-        with saved_tensors_hooks(_as_it_is, _as_it_is), _recorded():
+        with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor), _recorded():
             if try_kernel(kernel, inputs, window=window).passed:
                 return kernel
     return Kernel.MASKED
@@ -550,27 +551,18 @@ def try_kernel(kernel: Kernel, inputs: Sequence[torch.Tensor], *, window: bool) 
     return compare(name, by(kernel), by(Kernel.MASKED), inputs)
 
 
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
 def _repeats_keys(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
     """True if grouped heads would lead SDPA to its math kernel, which keeps all scores: memory-efficient attention
     does not support them."""
     capability = capability_of(query.device)
     if capability is None or query.shape[1] == key.shape[1]:
         return False
-    return not flash_serves(capability, _arithmetic(query), query.shape[3], value.shape[3])
-
-
-def _arithmetic(query: torch.Tensor) -> torch.dtype:
-    kind = query.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    return not flash_serves(capability, arithmetic_of(query), query.shape[3], value.shape[3])
 
 
 def _cast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Tensors in the dtype of the arithmetic: some kernels do not take part in autocast."""
-    dtype = _arithmetic(tensors[0])
+    dtype = arithmetic_of(tensors[0])
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
@@ -686,6 +678,111 @@ def _attend(
     if window is not None and windowed:
         mask = mask + mask.new_full(mask.shape, float("-inf")).tril_(keys - queries - window)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+
+
+# Short rows on a CPU.
+
+
+def attend_short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """Causal attention by :class:`ShortAttention`.
+
+    Args:
+        query: ``(rows, heads, queries, head)``.
+        key: ``(rows, key heads, keys, head)``; the last query belongs to the last key.
+        value: ``(rows, key heads, keys, value)``.
+        scaling: The factor of the scores; None for one over the root of the head's size.
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return apply(ShortAttention, query, key, value, scale)
+
+
+def later(queries: int, keys: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """The causal mask, minus infinity where a key comes after a query, else 0: ``(queries, keys)``.
+
+    Args:
+        queries: Number of queries.
+        keys: Number of keys; the last query belongs to the last of them.
+        device: Of the mask.
+        dtype: Of the mask.
+    """
+    with torch.inference_mode(False):
+        full = torch.full((queries, keys), float("-inf"), device=device, dtype=dtype)
+        return full.triu(keys - queries + 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _later_of_short(queries: int, keys: int) -> torch.Tensor:
+    return later(queries, keys, torch.device("cpu"), torch.float32)
+
+
+def drop_masks() -> None:
+    """Drop the masks that are kept for the next rows of a length."""
+    _later_of_short.cache_clear()
+
+
+class ShortAttention(torch.autograd.Function):
+    """Causal attention of short rows on a CPU by whole matrix products, the probabilities kept for backward.
+
+    Torch's CPU kernel splits short rows into such small pieces that its backward takes three times as long.
+
+    Scores and their gradients are fp32; probabilities meet the values in the values' dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        """Compute the attention.
+
+        Args:
+            ctx: The autograd context.
+            query: ``(rows, heads, queries, head)``.
+            key: ``(rows, key heads, keys, head)``; the last query belongs to the last key.
+            value: ``(rows, key heads, keys, value)``.
+            scale: The factor of the scores.
+
+        Returns:
+            ``(rows, heads, queries, value)``.
+        """
+        folded, keys, values = _folded(query, key), key.flatten(0, 1), value.flatten(0, 1)
+        queries, length = query.shape[2], key.shape[2]
+        mask = _later_of_short(queries, length).repeat(folded.shape[1] // queries, 1)
+        # Autocast would compute the scores in 16 bit.
+        with torch.autocast(query.device.type, enabled=False):
+            scores = torch.baddbmm(mask, folded.float(), keys.float().transpose(1, 2), alpha=scale)
+            shares = torch.softmax(scores, dim=-1).to(value.dtype)
+            out = torch.bmm(shares, values)
+        ctx.save_for_backward(query, key, value, shares)
+        ctx.scale = scale
+        return _unfolded(out, query)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of queries, keys and values."""
+        query, key, value, shares = ctx.saved_tensors
+        folded, keys, values = _folded(query, key), key.flatten(0, 1), value.flatten(0, 1)
+        # As in forward, in case backward is called within autocast.
+        with torch.autocast(query.device.type, enabled=False):
+            gradient = _folded(outputs[0], key)
+            to_value = torch.bmm(shares.transpose(1, 2), gradient)
+            to_shares = torch.bmm(gradient.float(), values.float().transpose(1, 2))
+            to_scores = torch._softmax_backward_data(to_shares, shares.float(), -1, torch.float32)
+            to_scores = to_scores.mul_(ctx.scale).to(query.dtype)
+            to_query = _unfolded(torch.bmm(to_scores, keys), query)
+            to_key = torch.bmm(to_scores.transpose(1, 2), folded)
+        return to_query, to_key.view(key.shape), to_value.view(value.shape), None
+
+
+def _folded(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Queries of all heads that share a key head, concatenated: ``(rows * key heads, share * queries, head)``."""
+    return query.reshape(query.shape[0] * key.shape[1], -1, query.shape[-1])
+
+
+def _unfolded(folded: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`_folded`: the rows and heads of the queries; values may have a size of their own."""
+    return folded.view(*query.shape[:-1], folded.shape[-1])
+
+
+# Registration.
 
 
 def register() -> None:

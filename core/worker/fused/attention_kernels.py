@@ -139,8 +139,10 @@ def varlen_arguments(
     return arguments
 
 
-def has_varlen(*, grouped: bool, window: int | None, scale: float | None, head: int) -> bool:
-    """True if this version of torch has variable-length attention with the needed arguments.
+def varlen_call(
+    *, grouped: bool, window: int | None, scale: float | None, head: int
+) -> tuple[VarlenFunction, dict[str, object]] | None:
+    """Torch's variable-length attention and its keyword arguments; None where this version lacks one of them.
 
     Args:
         grouped: As in :func:`varlen_arguments`.
@@ -150,9 +152,10 @@ def has_varlen(*, grouped: bool, window: int | None, scale: float | None, head: 
     """
     function = find_varlen()
     if function is None:
-        return False
+        return None
     known = inspect.signature(function).parameters
-    return varlen_arguments(known, grouped=grouped, window=window, scale=scale, head=head) is not None
+    arguments = varlen_arguments(known, grouped=grouped, window=window, scale=scale, head=head)
+    return None if arguments is None else (function, arguments)
 
 
 @dataclass(frozen=True)
@@ -203,14 +206,11 @@ def attend_sequences(
     Raises:
         NotImplementedError: If this version of torch lacks a needed argument.
     """
-    function = find_varlen()
-    arguments = None
-    if function is not None:
-        known = inspect.signature(function).parameters
-        grouped, head = query.shape[1] != key.shape[1], query.shape[2]
-        arguments = varlen_arguments(known, grouped=grouped, window=window, scale=scale, head=head)
-    if function is None or arguments is None:
+    grouped, head = query.shape[1] != key.shape[1], query.shape[2]
+    call = varlen_call(grouped=grouped, window=window, scale=scale, head=head)
+    if call is None:
         raise NotImplementedError("this torch has no variable-length attention of this kind")
+    function, arguments = call
     begins, key_begins = sequences.sums(query.device)
     return function(query, key, value, begins, key_begins, max(sequences.queries), max(sequences.keys), **arguments)
 

@@ -8,6 +8,7 @@ import torch
 from core.worker.fused.frozen_weight import FrozenWeight
 from core.worker.fused.gated import Activation, GatedLoraLinear, GatedProduct, Gating
 from core.worker.fused.lora import LoraLinear
+from core.worker.fused.mode import apply
 from core.worker.fused.rotary import RotaryFunction, Rotation
 from core.worker.fused.trial import Trial, compare
 
@@ -241,14 +242,3 @@ def frozen_linear(
     quantized.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
     moved: torch.nn.Module = quantized.to(device)
     return moved
-
-
-def apply(function: type[torch.autograd.Function], *arguments: object) -> torch.Tensor:
-    """The output of an autograd function.
-
-    Args:
-        function: The function.
-        arguments: Its arguments.
-    """
-    out: torch.Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
-    return out

@@ -15,8 +15,8 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch.autograd.function import once_differentiable
 
 from core.worker.fused.frozen_weight import FrozenWeight
-from core.worker.fused.lora import Adapter, FusedLora, adapter_gradients, arithmetic_of, product_with_adapter, shaped_as
-from core.worker.fused.mode import is_fused
+from core.worker.fused.lora import FusedLora, adapter_gradients, arithmetic_of, product_with_adapter, shaped_as
+from core.worker.fused.mode import apply, is_fused
 
 #: An activation function's backward: the gradient of its output, its input, and the tensor for the result, which may be
 #: the first.
@@ -253,24 +253,8 @@ class GatedFeedForward:
             return below
         adapter = self._fused.applied() if self._fused is not None else None
         if adapter is None or self._fused is None:
-            product: torch.Tensor = GatedProduct.apply(first, second, self._gating)  # type: ignore[no-untyped-call]
-            out: torch.Tensor = self._down(product)
+            out: torch.Tensor = self._down(apply(GatedProduct, first, second, self._gating))
             return out
-        return _with_adapter(first, second, adapter, self._fused.weight, self._gating)
-
-
-def _with_adapter(
-    first: torch.Tensor, second: torch.Tensor | None, adapter: Adapter, weight: FrozenWeight, gating: Gating
-) -> torch.Tensor:
-    made: torch.Tensor = GatedLoraLinear.apply(  # type: ignore[no-untyped-call]
-        first,
-        second,
-        adapter.down,
-        adapter.up,
-        adapter.scale,
-        adapter.dropout,
-        weight,
-        arithmetic_of(first),
-        gating,
-    )
-    return made
+        down, up, scale, dropout = adapter.down, adapter.up, adapter.scale, adapter.dropout
+        weight, dtype = self._fused.weight, arithmetic_of(first)
+        return apply(GatedLoraLinear, first, second, down, up, scale, dropout, weight, dtype, self._gating)

@@ -65,6 +65,7 @@ def recognize(module: Any) -> Form | None:
 
     Its forward is called on a stand-in with small layers of ours, so that a missing attribute or a clamp of large
     values shows.
+
     Args:
         module: The network.
     """

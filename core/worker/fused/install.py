@@ -18,7 +18,7 @@ from core.worker.fused import attention, rotary
 from core.worker.fused.gated_networks import fuse_gated
 from core.worker.fused.kernels import norm_function, rotation_of
 from core.worker.fused.lora import FusedLora, can_fuse
-from core.worker.fused.mode import is_fused
+from core.worker.fused.mode import apply, is_fused
 from core.worker.fused.rms_norm import RmsNormFunction
 
 #: Largest relative difference of a norm's values from its module's: the last bit of 16-bit types, the noise of fp32.
@@ -110,7 +110,7 @@ def _is_rms_norm(module: Any) -> bool:
     generator = torch.Generator(weight.device).manual_seed(0)
     x = torch.randn(4, len(weight), generator=generator, device=weight.device, dtype=torch.float32).to(weight.dtype)
     with torch.no_grad():
-        wanted, found = module(x), RmsNormFunction.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
+        wanted, found = module(x), apply(RmsNormFunction, x, weight, epsilon)
     # Compared value by value: next to the few large weights of trained norms, an added one would not show.
     return wanted.dtype == found.dtype and torch.allclose(found, wanted, rtol=TOLERANCE[weight.dtype], atol=1e-6)
 
@@ -132,8 +132,7 @@ def _normalize(module: Any, function: type[torch.autograd.Function], hidden_stat
     if hidden_states.dtype != module.weight.dtype or not is_fused():
         usual: torch.Tensor = type(module).forward(module, hidden_states)
         return usual
-    normal: torch.Tensor = function.apply(hidden_states, module.weight, _epsilon(module))  # type: ignore[no-untyped-call]
-    return normal
+    return apply(function, hidden_states, module.weight, _epsilon(module))
 
 
 # Rotary embedding.

@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch.autograd.function import once_differentiable
 
 from core.worker.fused.frozen_weight import FrozenWeight
-from core.worker.fused.mode import is_fused
+from core.worker.fused.mode import apply, is_fused
 
 #: Rows up to which bitsandbytes multiplies by a 4-bit matrix without dequantizing all of it, on CUDA. Its own limit is
 #: 64 to 128 for most matrices of 7B models; above it bitsandbytes dequantizes like the fused layer.
@@ -205,16 +205,12 @@ class FusedLora:
         if layer.disable_adapters:
             if not weight.is_kept and not is_fused():
                 return self._as_usual(x)
-            alone: torch.Tensor = FrozenLinear.apply(x, weight, arithmetic_of(x))  # type: ignore[no-untyped-call]
-            return alone
+            return apply(FrozenLinear, x, weight, arithmetic_of(x))
         adapter = self.applied()
         if adapter is None:
             return self._as_usual(x)
         dropped = torch.nn.functional.dropout(x, adapter.dropout) if adapter.dropout else None
-        result: torch.Tensor = LoraLinear.apply(  # type: ignore[no-untyped-call]
-            x, dropped, adapter.down, adapter.up, adapter.scale, weight, arithmetic_of(x)
-        )
-        return result
+        return apply(LoraLinear, x, dropped, adapter.down, adapter.up, adapter.scale, weight, arithmetic_of(x))
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """The parameters of the layer, its adapter's among them."""

@@ -1,4 +1,5 @@
-"""Switch for the passes that use the fused layers: passes with gradients, and passes compared with them."""
+"""Switch for the passes that use the fused layers (passes with gradients, and passes compared with them), and typed
+calls of autograd functions."""
 
 from __future__ import annotations
 
@@ -27,3 +28,14 @@ def comparable() -> Iterator[None]:
 def is_fused() -> bool:
     """True if the current pass uses the fused layers."""
     return torch.is_grad_enabled() or bool(_compared)
+
+
+def apply(function: type[torch.autograd.Function], *arguments: object) -> torch.Tensor:
+    """The output of an autograd function.
+
+    Args:
+        function: The function.
+        arguments: Its arguments.
+    """
+    out: torch.Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return out

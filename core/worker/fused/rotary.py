@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch.autograd.function import once_differentiable
 
+from core.worker.fused.mode import apply
+
 
 class Rotation(Protocol):
     """A way to rotate: :func:`rotate`, or a kernel that computes the same."""
@@ -81,8 +83,7 @@ def apply_rotary_pos_emb(
     """
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     rotation = _chosen.get((q.device, q.dtype), rotate) if unsqueeze_dim == 1 else rotate
-    apply = RotaryFunction.apply
-    return apply(q, cos, sin, rotation), apply(k, cos, sin, rotation)  # type: ignore[no-untyped-call]
+    return apply(RotaryFunction, q, cos, sin, rotation), apply(RotaryFunction, k, cos, sin, rotation)
 
 
 #: Other implementations, by device and dtype of the features. They are global like the function above: a modeling file

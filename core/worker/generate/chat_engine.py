@@ -71,8 +71,8 @@ class ChatEngine:
         report("importing the libraries")
         from core.runs.catalog.trained import TrainedFile
         from core.worker.generate.sources import Sources
+        from core.worker.model.model import answer_with_file
         from core.worker.model.starter import resolve_base
-        from core.worker.model.trained_file import answer_with_file
         from core.worker.process.openmp import SpinControl
 
         if self._spin_control is None:
@@ -132,7 +132,7 @@ class ChatEngine:
         began = time.monotonic()
         sources = self._loaded
         from core.worker.generate.generate import answer_prompt, prepare_prompt
-        from core.worker.generate.room import ask_for_room
+        from core.worker.generate.room import ask_for_room, runs_on
 
         asked = ChatRequest.from_args(call.args)
         loaded, source = sources.loaded, asked.source
@@ -146,7 +146,7 @@ class ChatEngine:
                 tools=asked.tools,
                 text=asked.prompt,
             )
-            if runs := _runs_beside(loaded.device):
+            if runs := runs_on(loaded.device):
                 ask_for_room(
                     prompt,
                     loaded.dtype,
@@ -226,17 +226,6 @@ def _load_trained(
     return loaded, fingerprint
 
 
-def _runs_beside(device: Any) -> list[str]:
-    """The runs training on the same device."""
-    import torch
-
-    from core.runs.control.devices import runs_on_card, runs_on_cpu
-
-    if device.type != "cuda":
-        return runs_on_cpu()
-    return runs_on_card(f"GPU-{getattr(torch.cuda.get_device_properties(device), 'uuid', '')}")
-
-
 def _ask_beside_runs(base: Path, method: str, device: str) -> None:
     """Check that a model fits beside a run on the same device, before it is loaded.
 
@@ -246,13 +235,13 @@ def _ask_beside_runs(base: Path, method: str, device: str) -> None:
     from core.models.quantized_weights import read_decoded
     from core.models.tensors import weight_files
     from core.runs.control.devices import model_bytes, refuse_crowding
-    from core.worker.generate.room import free_bytes
+    from core.worker.generate.room import free_bytes, runs_on
     from core.worker.model.device import choose_device
 
     chosen = choose_device(device)
     weights = read_decoded(base)
     size = 2 * weights.elements if weights.encoded else sum(path.stat().st_size for path in weight_files(base))
-    refuse_crowding(model_bytes(size, method), free_bytes(chosen), lambda: _runs_beside(chosen))
+    refuse_crowding(model_bytes(size, method), free_bytes(chosen), lambda: runs_on(chosen))
 
 
 def _allow_fast_kernels(model: Any) -> None:

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from core.chat.request import GenerationSettings
 from core.errors import UserError
 from core.worker.generate.cache_trial import cache_argument, cache_use
+from core.worker.generate.stops import common_prefix
 
 #: Tokens of a prompt read at once: between two pieces the answer can be cancelled.
 PREFILL_TOKENS = 512
@@ -200,15 +201,6 @@ class BatchDecoder:
         self._state.select(index)
         self._input, self._positions, self._mask = self._input[index], self._positions[index], self._mask[index]
         self._rows = [self._rows[place] for place in places]
-
-
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """The length of the common prefix of all sequences."""
-    if not sequences:
-        return 0
-    # The least and the greatest sequence share the prefix of all.
-    low, high = min(map(list, sequences)), max(map(list, sequences))
-    return next((place for place, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))  # noqa: B905
 
 
 class Sampler:

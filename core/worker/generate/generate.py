@@ -22,8 +22,8 @@ from core.chat.request import BASE, GenerationSettings, QuestionError
 from core.data.conversation import RowError
 from core.worker.data.encode import Encoder, backend_of, stop_token_ids
 from core.worker.generate.cache_trial import cache_use
-from core.worker.generate.decoding import BatchDecoder, KeyValues, Sampler, TextStream, common_prefix
-from core.worker.generate.stops import StopTexts
+from core.worker.generate.decoding import BatchDecoder, KeyValues, Sampler, TextStream
+from core.worker.generate.stops import StopTexts, common_prefix
 from core.worker.model.adapters import switched_off
 from core.worker.oom.retry import Attempt, MemoryShortageError, attempt, ignore, is_out_of_memory, release
 
@@ -136,8 +136,6 @@ class PrefixCache:
         """Number of tokens kept of a source."""
         return len(self._kept[source][0]) if source in self._kept else 0
 
-
-__all__ = ["Generation", "GenerationSettings", "answering_as", "generate", "generate_batch"]
 
 #: Bounds of a batch in :func:`generate_batch`: rows, and tokens including the answers (keys and values stay).
 BATCH_ROWS = 32

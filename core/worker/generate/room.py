@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.hardware.cpu import free_memory
 from core.memory.answer import answer_bytes
 from core.models.architecture.families import read_architecture
+from core.runs.control.devices import runs_on_card, runs_on_cpu
 from core.units import format_bytes
 from core.worker.generate.decoding import PREFILL_TOKENS
 from core.worker.generate.generate import Prompt
@@ -27,6 +28,13 @@ def free_bytes(device: torch.device) -> int:
         return free_memory()
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def runs_on(device: torch.device) -> list[str]:
+    """The runs training on a device."""
+    if device.type != "cuda":
+        return runs_on_cpu()
+    return runs_on_card(f"GPU-{getattr(torch.cuda.get_device_properties(device), 'uuid', '')}")
 
 
 def needed_bytes(prompt: Prompt, dtype: torch.dtype, kept: int = 0) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,34 +31,8 @@ from core.worker.model.model import LoadedModel
 _SHARE = 0.5
 
 
-@dataclass(frozen=True)
-class _Folded:
-    parent: Any
-    name: str
-    wrapper: Any
-    """The layer with its adapter, removed from the model meanwhile."""
-    weight: torch.Tensor | None
-    """The base's own weight, on the host; None where the sum is in a new layer."""
-
-
-class FoldedAdapter:
-    """An adapter that is part of its base's weights until :meth:`unfold`."""
-
-    def __init__(self, layers: list[_Folded]) -> None:
-        self._layers = layers
-
-    @torch.no_grad()
-    def unfold(self) -> None:
-        """Restore the base's weights and the adapted layers, bit for bit."""
-        for layer in self._layers:
-            if layer.weight is not None:
-                layer.wrapper.get_base_layer().weight.data.copy_(layer.weight)
-            setattr(layer.parent, layer.name, layer.wrapper)
-        self._layers = []
-
-
 @torch.no_grad()
-def fold(model: Any, name: str) -> FoldedAdapter | None:
+def fold(model: Any, name: str) -> Callable[[], None] | None:
     """Fold an adapter into the weights of its base, in fp32, rounded once.
 
     Args:
@@ -66,7 +40,8 @@ def fold(model: Any, name: str) -> FoldedAdapter | None:
         name: PEFT's name of the adapter.
 
     Returns:
-        The folded adapter; None where it cannot be folded exactly, or the host has no room for the base's weights.
+        A function that restores the base's weights and the adapted layers, bit for bit; None where the adapter cannot
+        be folded exactly, or the host has no room for the base's weights.
     """
     base = model.get_base_model()
     found = [
@@ -85,7 +60,8 @@ def fold(model: Any, name: str) -> FoldedAdapter | None:
     used, total = memory()
     if sum(_copy_bytes(layer.get_base_layer()) for layer in layers if name in layer.lora_A) > _SHARE * (total - used):
         return None
-    folded = []
+    # A layer without a kept weight has its sum in a new layer.
+    kept: list[torch.Tensor | None] = []
     for parent, child, layer in found:
         inner, own = layer.get_base_layer(), None
         if name in layer.lora_A:
@@ -95,8 +71,16 @@ def fold(model: Any, name: str) -> FoldedAdapter | None:
                 own = inner.weight.detach().to("cpu", copy=True)
             inner.weight.data.copy_(inner.weight.float() + layer.get_delta_weight(name).float())
         setattr(parent, child, inner)
-        folded.append(_Folded(parent, child, layer, own))
-    return FoldedAdapter(folded)
+        kept.append(own)
+
+    @torch.no_grad()
+    def unfold() -> None:
+        for (parent, child, layer), own in zip(found, kept, strict=True):
+            if own is not None:
+                layer.get_base_layer().weight.data.copy_(own)
+            setattr(parent, child, layer)
+
+    return unfold
 
 
 def _dequantized(layer: bnb.nn.Linear4bit) -> torch.nn.Linear:
@@ -116,18 +100,13 @@ def _copy_bytes(layer: Any) -> int:
 
 
 def _is_plain(layer: Any, name: str) -> bool:
+    if name in getattr(layer, "lora_variant", {}) or getattr(layer, "lora_bias", {}).get(name, False):
+        return False
     inner = layer.get_base_layer()
     if isinstance(inner, bnb.nn.Linear4bit):
-        return inner.weight.device.type == "cpu" and inner.compute_dtype is not None and _has_no_variant(layer, name)
+        return inner.weight.device.type == "cpu" and inner.compute_dtype is not None
     # Exact types: subclasses may compute with their weights differently.
-    if type(inner) not in (torch.nn.Linear, Conv1D) or not inner.weight.is_floating_point():
-        return False
-    return _has_no_variant(layer, name)
-
-
-def _has_no_variant(layer: Any, name: str) -> bool:
-    variants, biases = getattr(layer, "lora_variant", {}), getattr(layer, "lora_bias", {})
-    return name not in variants and not biases.get(name, False)
+    return type(inner) in (torch.nn.Linear, Conv1D) and bool(inner.weight.is_floating_point())
 
 
 @dataclass(frozen=True)
@@ -172,7 +151,7 @@ class Sources:
         # A model without an adapter is its own base, unless its weights were trained; then it has a name.
         self._said_of_base = BASE if has_adapter or said == "adapter" else said
         self._numbers = itertools.count(1)
-        self._folded: FoldedAdapter | None = None
+        self._unfold_weights: Callable[[], None] | None = None
         self._file_weights = file_weights
 
     @property
@@ -183,14 +162,14 @@ class Sources:
     @property
     def is_folded(self) -> bool:
         """True while the adapter is part of the weights."""
-        return self._folded is not None
+        return self._unfold_weights is not None
 
     def fold(self) -> None:
         """Fold a single adapter into the weights where possible: decoding is then as fast as the base's. The first
         request for another source unfolds it for good, so that switching costs nothing."""
         is_single = len(self._adapters) == 1 and len(self._model.peft_config) == 1
-        if is_single and self._folded is None and self._file_weights is None:
-            self._folded = fold(self._model, next(iter(self._adapters.values())).peft_name)
+        if is_single and self._unfold_weights is None and self._file_weights is None:
+            self._unfold_weights = fold(self._model, next(iter(self._adapters.values())).peft_name)
             self.kept.forget()
 
     def said_of(self, source: str) -> str:
@@ -291,9 +270,9 @@ class Sources:
         return self._file_weights.base_alone()
 
     def _unfold(self) -> None:
-        if self._folded is not None:
-            self._folded.unfold()
-            self._folded = None
+        if self._unfold_weights is not None:
+            self._unfold_weights()
+            self._unfold_weights = None
             self.kept.forget()
 
     def _find(self, source: str) -> _Adapter | None:

@@ -1,4 +1,7 @@
-"""Stop texts: found in a stream that holds back a possible beginning of one."""
+"""Stop texts, found in a stream that holds back a possible beginning of one; and the common prefix of token sequences.
+
+Nothing here needs torch: the reader of GGUF files has none.
+"""
 
 from __future__ import annotations
 
@@ -46,3 +49,12 @@ class StopTexts:
         if given:
             self._given.append(given)
         return given
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """The length of the common prefix of all sequences."""
+    if not sequences:
+        return 0
+    # The least and the greatest sequence share the prefix of all.
+    low, high = min(map(list, sequences)), max(map(list, sequences))
+    return next((place for place, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))  # noqa: B905

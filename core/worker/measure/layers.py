@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from core.memory.batching import SHORT_ROW
+from core.worker.fused.mode import apply
 from core.worker.measure.skeleton import Skeleton, without_values
 from core.worker.measure.tracker import AllocationTracker, RememberedOperations, Run, run_operation
 from core.worker.model.model import decoder_layers, decoder_of
@@ -78,7 +79,7 @@ class _Call:
             if isinstance(value, torch.Tensor):
                 if slot is None or not value.requires_grad:
                     return value.detach()
-                return _Alias.apply(slot, [value.detach()])  # type: ignore[no-untyped-call]
+                return apply(_Alias, slot, [value.detach()])
             if isinstance(value, (tuple, list)):
                 return type(value)(map(fresh, value))
             if isinstance(value, (dict, UserDict)):
@@ -274,7 +275,7 @@ class Passes:
             kind, layer = self.kinds[number], self._layers[number]
             if number == 0:
                 found.around = max(tracker.live - before - hidden.nbytes, 0)
-                hidden = _Begin.apply(slot, hidden.shape, hidden.dtype)  # type: ignore[no-untyped-call]
+                hidden = apply(_Begin, slot, hidden.shape, hidden.dtype)
             if kind not in calls:
                 calls[kind] = _Call(hidden.shape, hidden.dtype, args, kwargs)
                 self._shared = self._shared or any(isinstance(value, (dict, UserDict)) for value in kwargs.values())
@@ -287,14 +288,14 @@ class Passes:
         def pass_by(number: int, hidden: torch.Tensor, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
             beside = self._beside[self.kinds[number]]
             if number == 0:
-                hidden = _Begin.apply(slot, hidden.shape, hidden.dtype)  # type: ignore[no-untyped-call]
+                hidden = apply(_Begin, slot, hidden.shape, hidden.dtype)
             return (hidden, *beside) if beside else hidden
 
         self._decode(found, capture)
         before = tracker.live
         out = self._decode(found, pass_by)
         found.end_kept = tracker.live - before - out.nbytes
-        end = _End.apply(out)  # type: ignore[no-untyped-call]
+        end = apply(_End, out)
         del out
         found.end_backward = self._backward(tracker, end, before, 0)
         return calls
@@ -339,7 +340,7 @@ class Passes:
         kept = tracker.live - base - out.nbytes
         if not out.requires_grad:
             return LayerPasses(0, forward, Traced(()), Traced(()), 0, 0)
-        end = _End.apply(out)  # type: ignore[no-untyped-call]
+        end = apply(_End, out)
         del out
         backward = self._backward(tracker, end, base, hidden)
         arguments = call.arguments(slot)
@@ -358,7 +359,7 @@ class Passes:
             )
         del x
         casts = tracker.live - base - out.nbytes - hidden
-        end = _End.apply(out)  # type: ignore[no-untyped-call]
+        end = apply(_End, out)
         del out
         again = self._backward(tracker, end, base, 2 * hidden)
         left = tracker.live - base
@@ -390,8 +391,7 @@ def _begin(slot: torch.Tensor | None, call: _Call) -> torch.Tensor:
     """Hidden states that enter a layer; not a leaf, whose gradient would be kept."""
     if slot is None:
         return torch.empty(call.shape, dtype=call.dtype)
-    made: torch.Tensor = _Begin.apply(slot, call.shape, call.dtype)  # type: ignore[no-untyped-call]
-    return made
+    return apply(_Begin, slot, call.shape, call.dtype)
 
 
 def _first_of(made: Any) -> torch.Tensor:

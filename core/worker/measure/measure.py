@@ -19,7 +19,6 @@ LONG = 512
 #: Shortest measured rows for layers without scores, and the number of doublings: scans of long rows take long.
 SCAN, DOUBLED = 128, 2
 #: Rows and lengths at which moments of a peak are compared; a moment that is the largest at none of them is dropped.
-#: Rows and lengths at which moments of a peak are compared; one that is the largest at none of them is dropped.
 _COMPARED_ROWS = (1, 2, 4, 8, 16, 64, 256)
 _COMPARED_LENGTHS = (8, 64, 256, 512, 1024, 4096, 16_384, 131_072)
 

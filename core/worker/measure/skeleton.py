@@ -28,12 +28,12 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from core.config.schema import WEIGHT_METHODS, Config
 from core.config.targets import kept_patterns
 from core.memory.sizes import NF4_BLOCK, NF4_OUTER_BLOCK, Arithmetic
+from core.worker.fused.attention import drop_masks
 from core.worker.fused.attention_kernels import FLASH_HEAD, repeated
 from core.worker.fused.ggml_quant import ggml_type
 from core.worker.fused.install import fuse
-from core.worker.fused.short_attention import drop_masks
 from core.worker.model.adapters import TRAINED, attach_adapters
-from core.worker.model.expert_weights import ExpertsParams4bit, ExpertsQuantState
+from core.worker.model.experts import ExpertsParams4bit, ExpertsQuantState
 from core.worker.model.experts_implementation import without_values as experts_without_values
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import keep_gradients
@@ -43,29 +43,9 @@ from core.worker.model.text_part import CausalLM, cannot_be_built
 #: Name of the attention for ``set_attn_implementation``.
 CARD_ATTENTION = "localtune_card"
 #: Operations that autocast runs in fp32 on CUDA and in 16 bits on a CPU (torch's documentation of ``torch.amp``).
-_IN_FP32 = frozenset(
-    (
-        "exp",
-        "expm1",
-        "log",
-        "log10",
-        "log1p",
-        "log2",
-        "pow",
-        "reciprocal",
-        "rsqrt",
-        "softplus",
-        "layer_norm",
-        "group_norm",
-        "norm",
-        "cumsum",
-        "cumprod",
-        "prod",
-        "sum",
-        "softmax",
-        "log_softmax",
-    )
-)
+_POINTWISE = ("exp", "expm1", "log", "log10", "log1p", "log2", "pow", "reciprocal", "rsqrt", "softplus")
+_REDUCTIONS = ("layer_norm", "group_norm", "norm", "cumsum", "cumprod", "prod", "sum", "softmax", "log_softmax")
+_IN_FP32 = frozenset(_POINTWISE + _REDUCTIONS)
 
 
 class CardOperations(TorchFunctionMode):
@@ -121,10 +101,9 @@ def register(how: Arithmetic) -> None:
         attention_mask: torch.Tensor | None,
         dropout: float = 0.0,
         scaling: float | None = None,
-        **kwargs: Any,
+        **_kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        window = kwargs.get("sliding_window") if how.fused_attention and not dropout else None
-        out = _attend(module, query, key, value, attention_mask, dropout, scaling, window, how)
+        out = _attend(module, query, key, value, attention_mask, dropout, scaling, how)
         return out.transpose(1, 2).contiguous(), None
 
     def mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
@@ -148,7 +127,6 @@ def _attend(
     mask: torch.Tensor | None,
     dropout: float,
     scaling: float | None,
-    window: int | None,  # noqa: ARG001 - the kernel allocates the same with a window
     how: Arithmetic,
 ) -> torch.Tensor:
     """Attention by the kernel that torch would choose: ``(rows, heads, queries, value)``."""
@@ -376,7 +354,7 @@ class _FakeExperts(ExpertsParams4bit, FakeTensor):
 
 def _four_bit_experts(shape: torch.Size, dtype: torch.dtype) -> torch.nn.Parameter:
     """The weights of the experts of a layer in 4 bits; see
-    :func:`core.worker.model.expert_weights.quantize_experts`."""
+    :func:`core.worker.model.experts.quantize_experts`."""
     experts, elements = shape[0], shape[1:].numel()
     blocks = math.ceil(elements / NF4_BLOCK)
     weight: Any = torch.empty(experts, math.ceil(elements / 2), dtype=torch.uint8, device="cpu")

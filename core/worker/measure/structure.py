@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from core.models.architecture.architecture import Architecture, Attention, Experts, Layer, Linear
 from core.worker.measure.layers import WITHOUT_SCORES, layer_kinds, layer_type
+from core.worker.model.expert_adapters import is_linear
 from core.worker.model.experts import bare_experts, expert_count, experts_of, matrix_shapes
 from core.worker.model.model import decoder_layers
 
@@ -35,7 +36,7 @@ def read_structure(causal: Any, description: str) -> Architecture:
     outside = tuple(
         _linear(name, module)
         for name, module in causal.named_modules()
-        if _is_linear(module) and module is not head and id(module) not in inside
+        if is_linear(module) and module is not head and id(module) not in inside
     )
     found = [
         _layer(layers[run[0]], config, run[0], len(run))
@@ -75,10 +76,6 @@ def _saved_buffers(module: Any) -> Iterator[torch.Tensor]:
                 yield buffer
 
 
-def _is_linear(module: Any) -> bool:
-    return isinstance(module, (torch.nn.Linear, Conv1D))
-
-
 def _linear(name: str, module: Any) -> Linear:
     rows, columns = module.weight.shape
     inputs, outputs = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
@@ -86,7 +83,7 @@ def _linear(name: str, module: Any) -> Linear:
 
 
 def _layer(layer: Any, config: Any, number: int, count: int) -> Layer:
-    linears = [_linear(name, module) for name, module in layer.named_modules() if _is_linear(module)]
+    linears = [_linear(name, module) for name, module in layer.named_modules() if is_linear(module)]
     experts, router = _experts(layer, config)
     linears = [linear for linear in linears if linear.name != router]
     total = sum(tensor.numel() for tensor in itertools.chain(layer.parameters(), _saved_buffers(layer)))

@@ -253,11 +253,6 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Start a new list of points."""
         self.points = [self.live]
 
-    def has(self, tensor: torch.Tensor) -> bool:
-        """True if a tensor's storage was allocated under this tracker."""
-        found = self._sizes.get(tensor.untyped_storage()._cdata)
-        return found is not None and found[0]() is not None
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

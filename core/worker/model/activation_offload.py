@@ -4,21 +4,206 @@ With activations recomputed, only the input of each layer is left of the forward
 numbers. Torch's non-reentrant checkpoint keeps it as a saved tensor, so a pair of saved-tensor hooks around the call of
 a layer catches it, and none of the tensors saved by the layer, the last norm or the loss.
 
-On a GPU :mod:`core.worker.model.activation_mover` makes the copies in the background.
+On a GPU an :class:`ActivationMover` copies on separate streams while the device computes: a layer's input goes away
+while the layer runs, and comes back while the layer above it runs backward, a prefetch of one layer, as in torchtune's
+activation offloading. Three rules keep memory correct without a wait on the host:
+
+* Device blocks are allocated and freed on the compute stream. A copy into a new block waits for all work queued there
+  so far, since the block may still be in use.
+* A tensor is held until the compute stream has waited for its copy, so the next user of the block comes after the copy.
+* Pinned blocks are torch's: the allocator records the copying streams and reuses no block before they are done.
 """
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from core.hardware.wsl import is_wsl
 from core.memory.sizes import OFFLOAD_SMALLEST
-from core.worker.model.activation_mover import ActivationMover, CudaLanes, Moved
+
+
+class Stream(Protocol):
+    """A stream of the device, in which work is done in order."""
+
+    def wait_event(self, event: Any) -> None:
+        """Let later work in the stream wait for an event."""
+
+    def record_event(self) -> Any:
+        """An event at the stream's current position."""
+
+
+class Lanes(Protocol):
+    """The streams of a device, and memory on both sides."""
+
+    @property
+    def out(self) -> Stream:
+        """Copies to the host."""
+
+    @property
+    def back(self) -> Stream:
+        """Copies to the device."""
+
+    def computing(self) -> Stream:
+        """The compute stream, on which all device blocks are allocated and freed."""
+
+    def on_host(self, like: torch.Tensor) -> torch.Tensor:
+        """Pinned memory for a copy."""
+
+    def on_device(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Memory of the device for a copy."""
+
+    def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Stream) -> None:
+        """Let a stream copy."""
+
+
+class CudaLanes:
+    """The lanes of a CUDA device; the streams are made for the first copy."""
+
+    @functools.cached_property
+    def out(self) -> torch.cuda.Stream:
+        """A separate stream."""
+        return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    @functools.cached_property
+    def back(self) -> torch.cuda.Stream:
+        """A further stream: the two directions of the bus are independent."""
+        return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def computing(self) -> torch.cuda.Stream:
+        """The current stream of the calling thread: in backward, the stream of the forward pass."""
+        return torch.cuda.current_stream()
+
+    def on_host(self, like: torch.Tensor) -> torch.Tensor:
+        """A pinned tensor, strides and all."""
+        return torch.empty_like(like, device="cpu", pin_memory=True)
+
+    def on_device(self, like: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """A tensor from torch's allocator."""
+        return torch.empty_like(like, device=device, pin_memory=False)
+
+    def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Any) -> None:
+        """Asynchronous, as one side is pinned."""
+        with torch.cuda.stream(stream):
+            into.copy_(of, non_blocking=True)
+
+
+@dataclass(eq=False)
+class Moved:
+    """An activation that has been moved to the host.
+
+    Args:
+        copy: The copy on the host; complete after ``gone``.
+        device: The original device.
+        gone: The event of its copy.
+        before: The activation moved before it in the same forward pass, and so needed after it.
+        asked: True once it was requested.
+    """
+
+    copy: torch.Tensor
+    device: torch.device
+    gone: Any
+    before: Moved | None
+    asked: bool = False
+
+
+@dataclass(frozen=True)
+class _Arriving:
+    moved: weakref.ref[Moved]
+    tensor: torch.Tensor
+    there: Any
+
+
+class ActivationMover:
+    """Moves activations away and back.
+
+    Args:
+        lanes: The device's.
+    """
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+        self._going: list[tuple[torch.Tensor, Any]] = []
+        self._arriving: _Arriving | None = None
+        self._last: weakref.ref[Moved] | None = None
+
+    def away(self, tensor: torch.Tensor) -> Moved:
+        """Start moving an activation, which is held until :meth:`settle`.
+
+        Args:
+            tensor: Without gradient.
+        """
+        self._take_arriving()  # left over from a backward pass that ended early
+        lanes = self._lanes
+        copy = lanes.on_host(tensor)
+        lanes.out.wait_event(lanes.computing().record_event())
+        lanes.copy(copy, tensor, lanes.out)
+        gone = lanes.out.record_event()
+        self._going.append((tensor, gone))
+        last = None if self._last is None else self._last()
+        moved = Moved(copy, tensor.device, gone, None if last is None or last.asked else last)
+        self._last = weakref.ref(moved)
+        return moved
+
+    def settle(self) -> None:
+        """Release the activations in transit, once their layer's work is queued: later work waits for the copies, and
+        may reuse the memory."""
+        computing = self._lanes.computing()
+        while self._going:
+            _, gone = self._going[0]
+            computing.wait_event(gone)
+            del self._going[0]
+
+    def back(self, moved: Moved) -> torch.Tensor:
+        """An activation on its device, for work queued from now on; the one before it is prefetched.
+
+        Args:
+            moved: From :meth:`away`.
+        """
+        self.settle()
+        moved.asked = True
+        arrived = self._take_arriving()
+        if arrived is not None and arrived.moved() is moved:
+            tensor = arrived.tensor
+        else:
+            del arrived
+            tensor, there = self._fetch(moved)
+            self._lanes.computing().wait_event(there)
+        before, moved.before = moved.before, None
+        if before is not None and not before.asked:
+            self._prefetch(before)
+        return tensor
+
+    def _prefetch(self, moved: Moved) -> None:
+        try:
+            tensor, there = self._fetch(moved)
+        except torch.OutOfMemoryError:
+            return  # it is fetched on request
+        self._arriving = _Arriving(weakref.ref(moved), tensor, there)
+
+    def _fetch(self, moved: Moved) -> tuple[torch.Tensor, Any]:
+        lanes = self._lanes
+        tensor = lanes.on_device(moved.copy, moved.device)
+        lanes.back.wait_event(lanes.computing().record_event())
+        lanes.back.wait_event(moved.gone)
+        lanes.copy(tensor, moved.copy, lanes.back)
+        return tensor, lanes.back.record_event()
+
+    def _take_arriving(self) -> _Arriving | None:
+        """The prefetched activation; from now on its memory may be used and freed."""
+        arriving, self._arriving = self._arriving, None
+        if arriving is not None:
+            self._lanes.computing().wait_event(arriving.there)
+        return arriving
+
+
+# Inputs of layers.
 
 
 def is_large_activation(tensor: torch.Tensor) -> bool:

@@ -30,7 +30,6 @@ from peft import (
 )
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
-from transformers.pytorch_utils import Conv1D
 
 from core.config.schema import MethodSection
 from core.config.targets import MAMBA_FUSED, has_patterns, is_read_by_kernels, is_target
@@ -38,11 +37,12 @@ from core.errors import UserError
 from core.models.adapters import WEIGHTS
 from core.models.text_part import KEY_MAPPING, split_names, text_name
 from core.text import one_line
-from core.worker.model.completeness import tell
+from core.worker.model.completeness import first_line, tell
 from core.worker.model.decode.checkpoint import Checkpoint
 from core.worker.model.expert_adapters import (
     ParamWrapper,
     as_it_is,
+    is_linear,
     not_parameters,
     prepare,
     saved,
@@ -244,10 +244,6 @@ _MAMBA = frozenset(["falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"
 Progress = Callable[[int, int], None]
 
 
-def _silent(done: int, total: int) -> None:
-    """Report nothing."""
-
-
 def attach_adapters(
     model: Any,
     method: MethodSection,
@@ -255,7 +251,7 @@ def attach_adapters(
     seed: int,
     base: Path | None = None,
     fresh: bool = True,
-    progress: Progress = _silent,
+    progress: Progress = lambda _done, _total: None,
 ) -> Any:
     """Put fp32 LoRA adapters on a frozen base.
 
@@ -313,7 +309,7 @@ def _targets(model: Any, targets: str | list[str]) -> str | list[str]:
     if not has_patterns(targets):
         return targets
     head = model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if _is_linear(module) and module is not head]
+    linear = [name for name, module in model.named_modules() if is_linear(module) and module is not head]
     # Where nothing matches, the names go to PEFT, whose error is then explained.
     return [name for name in linear if any(is_target(name, entry) for entry in targets)] or list(targets)
 
@@ -327,7 +323,7 @@ def _excluded(model: Any, targets: str | list[str]) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if _is_linear(module)
+        if is_linear(module)
         and (is_read_by_kernels(name) or (refused and any(is_target(name, entry) for entry in MAMBA_FUSED[::3])))
     ]
 
@@ -338,15 +334,11 @@ def _no_target(model: Any, method: MethodSection, error: ValueError) -> UserErro
             f"method.target_modules cannot be taken for this model: {one_line(str(error), 300).rstrip('.')}.",
             "Set it to all-linear, or name other layers.",
         )
-    names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+    names = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module)})
     return UserError(
         f"method.target_modules matches no layer of this model: {method.target_modules}.",
         f"Its linear layers are {', '.join(names)}; or use all-linear.",
     )
-
-
-def _is_linear(module: Any) -> bool:
-    return isinstance(module, (torch.nn.Linear, Conv1D))
 
 
 def adapted_layers(model: Any) -> dict[str, int]:
@@ -413,7 +405,7 @@ def _dense_weight(name: str, layer: Any, method: MethodSection) -> torch.Tensor:
         UserError: If it is not a plain linear layer, or smaller than the rank.
     """
     base = layer.get_base_layer()
-    if not _is_linear(base):
+    if not is_linear(base):
         raise UserError(
             f"method.init = {method.init} works on linear layers only, and {name} is none.",
             "Name the linear layers in method.target_modules, or set method.init = default.",
@@ -595,9 +587,9 @@ def _misfit_explained(adapter: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        first = one_line(str(error).strip().partition("\n")[0], 300) or type(error).__name__
         raise UserError(
-            f"The adapter in {adapter} does not fit this model: {first}", "Choose the base it was trained on."
+            f"The adapter in {adapter} does not fit this model: {first_line(error)}.",
+            "Choose the base it was trained on.",
         ) from error
 
 

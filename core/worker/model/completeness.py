@@ -1,4 +1,4 @@
-"""Missing, unexpected and mismatched weights: a model must have exactly the weights of its architecture.
+"""Loading checked: a model must have exactly the weights of its architecture.
 
 transformers fills missing weights and weights of another shape with noise, skips unknown ones, and continues; here its
 report is checked.
@@ -6,9 +6,11 @@ report is checked.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,11 @@ _COMPUTED = re.compile(r"(^|\.)(inv_freq|cos_cached|sin_cached|masked_bias|causa
 _OTHER_PARTS = re.compile(r"(^|\.)(vision|visual|audio|image|speech|multi_modal|mm_|embed_vision|embed_audio)[^.]*\.")
 _FURTHER = re.compile(r"(^|\.)(mtp|nextn)[^.]*\.")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without a period at its end; its type where it has none."""
+    return one_line(str(error).strip().partition("\n")[0], 300).rstrip(".") or type(error).__name__
 
 
 def tell(names: Iterable[str]) -> str:
@@ -144,3 +151,18 @@ def unconverted(error: BaseException) -> list[str]:
         if isinstance(failed, dict) and failed:
             return sorted(map(str, failed))
     return []
+
+
+@contextlib.contextmanager
+def reading_in_turn() -> Iterator[None]:
+    """Inside, transformers reads tensors one by one; its threads would read far ahead of the loading, and so decode."""
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

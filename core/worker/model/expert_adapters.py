@@ -123,13 +123,13 @@ def target_modules(model: Any, targets: str | Sequence[str]) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if _is_linear(module) and module is not head and adapts_linear(name, targets)
+        if is_linear(module) and module is not head and adapts_linear(name, targets)
     ]
 
 
 def _linear_names(model: Any) -> list[str]:
     """Names of the linear layers, with or without adapters."""
-    return [_bare(name) for name, module in model.named_modules() if _is_linear(module) and ".lora_" not in name]
+    return [_bare(name) for name, module in model.named_modules() if is_linear(module) and ".lora_" not in name]
 
 
 def _bare(name: str) -> str:
@@ -137,7 +137,8 @@ def _bare(name: str) -> str:
     return name.replace(".base_layer", "")
 
 
-def _is_linear(module: Any) -> bool:
+def is_linear(module: Any) -> bool:
+    """True for linear layers of torch and transformers."""
     return isinstance(module, (torch.nn.Linear, Conv1D))
 
 

@@ -25,9 +25,8 @@ from core.memory.sizes import EXPERT_LAYERS, HOST_SLAB, Arithmetic
 from core.memory.weights import experts_on_host, weight_parts
 from core.models.architecture.load import load_architecture
 from core.units import format_bytes
-from core.worker.model.activation_mover import CudaLanes, Lanes
-from core.worker.model.expert_weights import ExpertsParams4bit
-from core.worker.model.experts import experts_of, matrix_names
+from core.worker.model.activation_offload import CudaLanes, Lanes
+from core.worker.model.experts import ExpertsParams4bit, experts_of, matrix_names
 
 #: Alignment of tensors in a buffer, which suits every dtype and the bus.
 _ALIGNMENT = 512

@@ -7,7 +7,7 @@ tensors of the adapters and the gate are kept.
 
 :func:`group_by_expert` is the single place that sorts tokens by expert, and :func:`product` the single place that
 multiplies them: a grouped kernel takes the same groups and parameters. A parameter with a method ``expert(number)``
-returns the matrix of one expert; see :class:`core.worker.model.expert_weights.ExpertsParams4bit`.
+returns the matrix of one expert; see :class:`core.worker.model.experts.ExpertsParams4bit`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from core.memory.sizes import experts_at_once
 from core.worker.fused.experts import Offsets, as_index, grouped_product, multiply, multiply_between, row_experts
-from core.worker.model.expert_weights import ExpertsParams4bit
-from core.worker.model.experts import expert_count, experts_of, matrix_names, stored_shape
+from core.worker.fused.mode import apply
+from core.worker.model.experts import ExpertsParams4bit, expert_count, experts_of, matrix_names, stored_shape
 
 #: Name of the implementation in transformers' table.
 IMPLEMENTATION = "localtune"
@@ -272,18 +272,15 @@ def product(module: Any, name: str, rows: torch.Tensor, groups: Groups) -> torch
         groups: The groups of the rows.
     """
     bias = getattr(module, f"{name}_bias") if module.has_bias else None
-    found: torch.Tensor = _FrozenProduct.apply(  # type: ignore[no-untyped-call]
-        rows, getattr(module, name), bias, groups, module.is_transposed
-    )
+    found = apply(_FrozenProduct, rows, getattr(module, name), bias, groups, module.is_transposed)
     adapters: Sequence[ExpertAdapter] = getattr(module, ADAPTERS, {}).get(name, ())
     for adapter in adapters:
         dtype = rows.dtype if torch.is_autocast_enabled(rows.device.type) else adapter.down.dtype
         inputs = rows.to(dtype)
         if adapter.dropout:
             inputs = torch.nn.functional.dropout(inputs, adapter.dropout)
-        added: torch.Tensor = _AdapterProduct.apply(  # type: ignore[no-untyped-call]
-            inputs, adapter.down.to(dtype), adapter.up.to(dtype), groups, expert_count(module)
-        )
+        down, up = adapter.down.to(dtype), adapter.up.to(dtype)
+        added = apply(_AdapterProduct, inputs, down, up, groups, expert_count(module))
         found = found + (added * adapter.scale).to(found.dtype)
     return found
 
@@ -306,13 +303,12 @@ def experts_forward(
     groups = group_by_expert(top_k_index, expert_count(self))
     first, second = matrix_names(self)
     dtype = _arithmetic(self, hidden_states)
-    spread: torch.Tensor = _Spread.apply(hidden_states, groups)  # type: ignore[no-untyped-call]
-    inner = product(self, first, spread.to(dtype), groups)
+    inner = product(self, first, apply(_Spread, hidden_states, groups).to(dtype), groups)
     inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
     rows = product(self, second, inner.to(dtype), groups)
     if self.has_post_expert_norm:
         rows = self.post_expert_norm(rows)
-    outputs: torch.Tensor = _Collect.apply(rows, groups)  # type: ignore[no-untyped-call]
+    outputs = apply(_Collect, rows, groups)
     return (outputs * top_k_weights.unsqueeze(-1)).sum(1).to(hidden_states.dtype)
 
 

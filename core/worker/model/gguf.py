@@ -26,7 +26,7 @@ from core.models.description import RECORD_NAME, read_record
 from core.models.gguf import check_gguf
 from core.text import one_line
 from core.units import format_bytes
-from core.worker.model.completeness import check_loaded, check_size, tell
+from core.worker.model.completeness import check_loaded, check_size, reading_in_turn, tell
 
 GGUF_MAGIC = b"GGUF"
 #: Key in a conversion's ``localtune.json``: the file had exactly the weights of its architecture.
@@ -216,8 +216,7 @@ def _load_by_mapping(source: Path, described: Any, _architecture: str) -> tuple[
     from core.worker.model.spill import Spill, parameters_spilled
 
     spill = Spill(source.with_name("weights"))
-    # Several threads would read far ahead of the loading.
-    with parameters_spilled(spill), _variable("HF_DEACTIVATE_ASYNC_LOAD", "1"):
+    with parameters_spilled(spill), reading_in_turn():
         loaded: tuple[Any, Any] = type(described).from_pretrained(
             str(source.parent),
             config=described.config,
@@ -269,20 +268,6 @@ def _load_by_processor(source: Path, described: Any, architecture: str) -> tuple
         dtype=torch.bfloat16,
     )
     return loaded
-
-
-@contextlib.contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """An environment variable inside; restored after."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _describe(source: Path, shown: Path, header: GgufHeader) -> Any:

@@ -24,17 +24,19 @@ from core.config.schema import WEIGHT_METHODS
 from core.config.targets import ALWAYS
 from core.errors import UserError, is_panic
 from core.models.description import read_description
+from core.models.quantization_config import read_quantization
 from core.models.quantized_weights import read_decoded
+from core.runs.catalog.trained import TrainedFile
+from core.worker.fused.file_weights import FileWeights, use_file_weights
 from core.worker.model.activation_offload import ActivationOffload
-from core.worker.model.adapters import load_adapter
-from core.worker.model.completeness import TAKE_BOTH, check_loaded, tell, unconverted
-from core.worker.model.cpu_bf16 import prefers_bf16
-from core.worker.model.decode.loading import weights_source
-from core.worker.model.device import choose_device
+from core.worker.model.adapters import TRAINED, load_adapter
+from core.worker.model.completeness import TAKE_BOTH, check_loaded, first_line, tell, unconverted
+from core.worker.model.decode.checkpoint import weights_source
+from core.worker.model.device import choose_device, prefers_bf16
 from core.worker.model.expert_offload import ExpertOffload, cuda_offload, needs_host_experts
 from core.worker.model.nf4 import dequantize_rightly, quantize_quickly
-from core.worker.model.quantizer import four_bit_config, install, offloading_experts, staging_on_host
-from core.worker.model.support import first_line, why_not
+from core.worker.model.quantizer import four_bit_config, install, weights_on_host
+from core.worker.model.support import why_not
 from core.worker.model.text_part import causal_lm
 from core.worker.oom.retry import is_out_of_memory, shortage_reason
 
@@ -206,7 +208,7 @@ def _load_weights(
 ) -> tuple[Any, dict[str, Any]]:
     """The model with its weights, and transformers' loading report; arguments as of :func:`load_model`."""
     staged = on_host and method == "qlora"
-    with _loading_explained(base), offloading_experts(offload), staging_on_host(staged=staged):
+    with _loading_explained(base), weights_on_host(offload, staged=staged):
         found = causal_lm(base)
         with weights_source(base, found.config, method, target) as source:
             return found.load(
@@ -307,3 +309,23 @@ def evaluation_mode(model: Any) -> Any:
         yield model
     finally:
         model.train(was_training)
+
+
+def answer_with_file(loaded: LoadedModel, base: Path, file: TrainedFile) -> FileWeights:
+    """Let a loaded model with its adapter compute with the weights of the file that it was trained for.
+
+    Args:
+        loaded: The model, in any dtype.
+        base: The directory of its base.
+        file: The file.
+
+    Raises:
+        UserError: If the adapter was not trained so.
+    """
+    trained_in = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}.get(file.dtype or "")
+    # Weights saved in 4 bits are dequantized to their saved dtype, whatever the training computes in.
+    method = "qlora" if any(isinstance(module, bnb.nn.Linear4bit) for module in loaded.model.modules()) else "lora"
+    quantization = read_quantization(base)
+    is_saved = quantization is not None and quantization.is_used_as_saved(method)
+    stored = None if is_saved else trained_in
+    return use_file_weights(loaded.model, TRAINED, file.type, stored, loaded.dtype)

@@ -28,8 +28,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 from core.config.targets import ALWAYS, experts_stay_16bit, stays_16bit
 from core.worker.model.expert_offload import ExpertOffload
-from core.worker.model.expert_weights import ExpertsParams4bit, quantize_experts
-from core.worker.model.experts import experts_of, matrix_names, stored_shape
+from core.worker.model.experts import ExpertsParams4bit, experts_of, matrix_names, quantize_experts, stored_shape
 from core.worker.model.experts_implementation import use_own_experts
 
 _OFFLOAD: ContextVar[ExpertOffload | None] = ContextVar("offload", default=None)
@@ -103,11 +102,11 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
         return self.expert_shapes
 
     def quantize_experts(self, name: str, matrices: Iterable[torch.Tensor]) -> ExpertsParams4bit:
-        """Quantize the experts of a layer; inside :func:`offloading_experts` they go to the host.
+        """Quantize the experts of a layer; inside :func:`weights_on_host` they go to the host.
 
         Args:
             name: Name of the parameter in the model.
-            matrices: Their matrices in order; see :func:`core.worker.model.expert_weights.quantize_experts`.
+            matrices: Their matrices in order; see :func:`core.worker.model.experts.quantize_experts`.
         """
         parameter = quantize_experts(matrices, self.expert_shapes[name])
         if self._offload is not None:
@@ -208,7 +207,7 @@ class _ExpertConverter(WeightConverter):  # type: ignore[misc]
 
 
 def _staged(found: dict[str, Any]) -> dict[str, Any]:
-    """Quantized weights, moved to the host inside :func:`staging_on_host`; their scales stay on the device."""
+    """Quantized weights, moved to the host inside :func:`weights_on_host`; their scales stay on the device."""
     if _STAGED.get():
         for parameter in found.values():
             parameter.data = parameter.data.cpu()
@@ -216,32 +215,19 @@ def _staged(found: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def staging_on_host(*, staged: bool) -> Iterator[None]:
-    """Move the 4-bit weights of models loaded inside to the host as soon as each is quantized; they are sharded from
-    there, as one device could not hold all of them.
+def weights_on_host(offload: ExpertOffload | None, *, staged: bool) -> Iterator[None]:
+    """Put 4-bit weights of models loaded inside into host memory as soon as each is quantized.
 
     Args:
-        staged: False for no effect.
+        offload: Receives the experts; None leaves them on the device.
+        staged: Move the other weights too; they are sharded from there, as one device could not hold all of them.
     """
-    token = _STAGED.set(staged)
+    tokens = _OFFLOAD.set(offload), _STAGED.set(staged)
     try:
         yield
     finally:
-        _STAGED.reset(token)
-
-
-@contextlib.contextmanager
-def offloading_experts(offload: ExpertOffload | None) -> Iterator[None]:
-    """Keep the experts of models loaded inside on the host.
-
-    Args:
-        offload: The offload; None for no effect.
-    """
-    token = _OFFLOAD.set(offload)
-    try:
-        yield
-    finally:
-        _OFFLOAD.reset(token)
+        _OFFLOAD.reset(tokens[0])
+        _STAGED.reset(tokens[1])
 
 
 def install() -> None:

@@ -17,14 +17,8 @@ from core.models.quantization_config import check_quantization
 from core.models.quantized_weights import read_decoded
 from core.models.shapes import shapes_are_known
 from core.models.text_part import split_names, text_model_type
-from core.text import one_line
-from core.worker.model.completeness import check_size
+from core.worker.model.completeness import check_size, first_line
 from core.worker.model.text_part import CausalLM, causal_lm
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without a period at its end; its type where it has none."""
-    return one_line(str(error).strip().partition("\n")[0], 300).rstrip(".") or type(error).__name__
 
 
 def why_not(error: BaseException, base: Path) -> str:
@@ -59,7 +53,7 @@ def load_config(base: Path) -> Any:
     try:
         return causal_lm(base).config
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"The model in {base} cannot be loaded: {first_line(error)}.", why_not(error, base)) from error
+        raise _unreadable(base, error) from error
 
 
 def load_generation_config(base: Path) -> Any:

@@ -15,9 +15,8 @@ from core.jobs.process import Answers
 from core.models.quantized_weights import read_decoded
 from core.models.shapes import by_layer
 from core.models.tensors import Tensor
-from core.runs.control.devices import runs_on_card, runs_on_cpu
 from core.units import format_bytes
-from core.worker.generate.room import free_bytes
+from core.worker.generate.room import free_bytes, runs_on
 from core.worker.model.device import choose_device
 from core.worker.model.model import choose_dtype, load_tokenizer
 from core.worker.model.starter import resolve_base
@@ -87,11 +86,7 @@ def refuse_beside_run(base: Path, device: torch.device, dtype: torch.dtype) -> N
     needed, free = needed_bytes(read_decoded(base).tensors, dtype.itemsize), free_bytes(device)
     if needed <= free:
         return
-    if device.type == "cuda":
-        runs = runs_on_card(f"GPU-{getattr(torch.cuda.get_device_properties(device), 'uuid', '')}")
-    else:
-        runs = runs_on_cpu()
-    if runs:
+    if runs := runs_on(device):
         raise UserError(
             f"Run {runs[0]} trains on the same device, where {format_bytes(free)} are free, and the measurement takes "
             f"up to {format_bytes(needed)}.",

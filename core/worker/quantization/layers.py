@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,11 +20,11 @@ from transformers.core_model_loading import (
 )
 
 from core.errors import UserError
+from core.worker.model.completeness import reading_in_turn
 from core.worker.model.model import LoadedModel, decoder_layers, keep_gradients, load_model
 
 #: Place of the tensors outside the decoder layers.
 OUTSIDE = -1
-_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 class LayeredModel:
@@ -183,7 +182,9 @@ class _Source:
         Raises:
             UserError: If a file cannot be read, or tensors do not fit.
         """
-        with contextlib.ExitStack() as opened, _in_turn(self._state is not None):
+        with contextlib.ExitStack() as opened:
+            if self._state is not None:
+                opened.enter_context(reading_in_turn())
             tensors: dict[str, Any] = {}
             files: dict[str, Any] = {}
             for key, path in self._keys[place].items():
@@ -241,19 +242,6 @@ class _Source:
             setattr(self._model.get_submodule(module), leaf, tensor)
             taken.add(name)
         return taken
-
-
-@contextlib.contextmanager
-def _in_turn(wanted: bool) -> Iterator[None]:
-    """Inside, transformers reads tensors one by one, where each costs work; else its threads read ahead."""
-    before = os.environ.get(_IN_TURN)
-    if wanted:
-        os.environ[_IN_TURN] = "1"
-    try:
-        yield
-    finally:
-        if wanted and before is None:
-            del os.environ[_IN_TURN]
 
 
 def _open(path: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def check(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
     sizes = Sizes.from_dict(request["sizes"])
     bench = Bench(Path(request["work"]), sizes, dict(request["device"]), answers.progress)
     try:
-        outcome = _prepare(bench) if request["name"] == "prepare" else _module(request["name"]).check(bench)
+        outcome = _prepare(bench) if request["name"] == "prepare" else _find(request["name"])(bench)
     except UserError as error:
         log(f"error: {error}")
         outcome = Outcome("fail", str(error))
@@ -73,8 +74,12 @@ def check(request: dict[str, Any], answers: Answers) -> dict[str, Any]:
     return {"result": outcome.result, "detail": outcome.detail, "device": outcome.device}
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(f"core.worker.selftest.{'shortage' if name == 'out_of_memory' else name}")
+def _find(name: str) -> Callable[[Bench], Outcome]:
+    """The function of a check; the checks by real runs share a module."""
+    is_run = name in ("training", "resume", "out_of_memory")
+    module = importlib.import_module(f"core.worker.selftest.{'training' if is_run else name}")
+    found: Callable[[Bench], Outcome] = getattr(module, name if is_run else "check")
+    return found
 
 
 def _prepare(bench: Bench) -> Outcome:

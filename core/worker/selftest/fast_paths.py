@@ -9,7 +9,7 @@ import torch
 
 from core.text import one_line
 from core.worker.fused.attention import TRIAL_WINDOW, capability_of, trial_inputs, try_kernel, try_opaque
-from core.worker.fused.attention_kernels import Kernel, has_varlen, kernels_for
+from core.worker.fused.attention_kernels import Kernel, kernels_for, varlen_call
 from core.worker.fused.cases import HEAD, HEADS, adapter_trial, gated_trial, network_trial, norm_trial, rotary_trial
 from core.worker.fused.gated import ACTIVATIONS, Gating
 from core.worker.fused.kernels import gating_of, kernel_trials
@@ -51,7 +51,7 @@ def _linear(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
 def _attention(device: torch.device, dtype: torch.dtype) -> Iterator[Trial]:
     for window in (False, True):
         size = TRIAL_WINDOW if window else None
-        varlen = has_varlen(grouped=True, window=size, scale=None, head=HEAD)
+        varlen = varlen_call(grouped=True, window=size, scale=None, head=HEAD) is not None
         for kernel in kernels_for(capability_of(device), dtype, HEAD, HEAD, window=window, varlen=varlen):
             if kernel is not Kernel.MASKED:
                 yield try_kernel(kernel, trial_inputs(device, dtype, HEADS, HEADS // 2, HEAD, HEAD), window=window)

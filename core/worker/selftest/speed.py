@@ -112,7 +112,7 @@ def measure(bench: Bench) -> Rates:
     edge = bench.sizes.matrix
     left, right = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(left)
-    wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
+    wait: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     product = best_seconds(lambda: torch.mm(left, right, out=out), wait)
     # Larger than any cache.
     source = torch.ones(_COPIED, device=device, dtype=torch.uint8)
@@ -138,7 +138,3 @@ def best_seconds(work: Callable[[], Any], wait: Callable[[], Any]) -> float:
         wait()
         taken.append(time.perf_counter() - began)
     return max(statistics.median(sorted(taken)[: _TRIES // 2 + 1]), 1e-9)
-
-
-def _nothing() -> None:
-    """Wait for nothing: a CPU is done when it returns."""

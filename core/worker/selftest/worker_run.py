@@ -12,7 +12,7 @@ from pathlib import Path
 
 from core.atomic import write_atomic
 from core.config.document import dump_config
-from core.config.schema import Config, TrainSection
+from core.config.schema import Config
 from core.errors import UserError
 from core.helper import describe_end, start_attached
 from core.runs.record.events import Event, FailedEvent, FinishedEvent, NoticeEvent, PhaseEvent, StepEvent
@@ -157,10 +157,3 @@ def shape_config(bench: Bench, shape: Shape, steps: int) -> Config:
             "hardware": {"device": bench.sizes.device},
         }
     )
-
-
-def strict(config: Config) -> Config:
-    """The configuration with deterministic kernels, if this version has the option."""
-    if "deterministic" not in TrainSection.model_fields:
-        return config
-    return config.model_copy(update={"train": config.train.model_copy(update={"deterministic": "strict"})})

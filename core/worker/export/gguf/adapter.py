@@ -22,7 +22,7 @@ from core.export.stages import CONVERTING_ADAPTER
 from core.jobs.process import Answers
 from core.models.text_part import text_name
 from core.text import one_line
-from core.worker.export.gguf.converter import import_converter, open_model
+from core.worker.export.gguf.convert import import_converter, open_model
 
 Array = npt.NDArray[np.float32]
 _MERGED = "Export merged, where it is part of the weights."

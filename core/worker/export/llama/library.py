@@ -81,8 +81,8 @@ class Library:
 def load_library() -> Library:
     """The library, loaded once per process.
 
-    UserError: If it is missing or cannot be loaded.
-    UserError: If it is not installed or cannot be loaded.
+    Raises:
+        UserError: If it is not installed or cannot be loaded.
     """
     try:
         return Library()

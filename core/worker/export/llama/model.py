@@ -20,7 +20,7 @@ from core.models.architecture.gguf_header import read_gguf_header
 from core.models.gguf import check_gguf
 from core.text import one_line
 from core.worker.export.llama.library import Library, as_path, load_library, threads
-from core.worker.generate.stops import StopTexts
+from core.worker.generate.stops import StopTexts, common_prefix
 
 #: Tokens of a prompt read at once: between two pieces the answer can be cancelled.
 PIECE_TOKENS = 512
@@ -362,7 +362,7 @@ class GgufModel:
             The place of its last token in the last decoded batch, for its logits; None if cancelled.
         """
         # At least one token is read again, for its logits.
-        self._forget(_common(self._cached, prompt[:-1]))
+        self._forget(common_prefix([self._cached, prompt[:-1]]))
         place = -1
         for begin in range(len(self._cached), len(prompt), PIECE_TOKENS):
             if cancelled():
@@ -437,11 +437,3 @@ class _Text:
     def _give(self, text: str) -> None:
         if text:
             self._on_text(text)
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """The length of the common prefix."""
-    for place, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return place
-    return min(len(first), len(second))

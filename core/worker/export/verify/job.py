@@ -12,10 +12,20 @@ A request has a ``task``:
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from core.directories import Progress
+from core.export.stages import LOADING_FILE
 from core.jobs.process import Answers
+from core.worker.export.llama.engine import GgufTemplate
+from core.worker.export.llama.model import GgufModel
+from core.worker.export.verify.compare import compare
+from core.worker.export.verify.store import Proof, ProofRow
 from core.worker.process import environment
 
 
@@ -24,15 +34,13 @@ def measure(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     directory = Path(job["directory"])
     if job["task"] == "reference":
         return _reference(job, directory, answers)
-    from core.worker.export.verify.store import Proof
-
     proof = Proof.read(directory)
     exported, base = Path(job["exported"]), job.get("base")
     if job["task"] == "gguf":
-        from core.worker.export.verify.gguf import compare_gguf
-
         model, adapter = (exported, None) if base is None else (Path(base), exported)
-        return compare_gguf(proof, model, adapter, answers.progress)
+        now = datetime.fromisoformat(proof.now) if proof.now else None
+        reader = GgufReader(model, adapter, now, answers.progress)
+        return compare(proof, reader, answers.progress).to_dict(proof, reader.name)
     from core.worker.export.verify.plain import compare_plain
     from core.worker.model.starter import resolve_base
     from core.worker.process.openmp import SpinControl
@@ -65,3 +73,34 @@ def _reference(job: dict[str, Any], directory: Path, answers: Answers) -> dict[s
         as_file=bool(job["as_file"]),
     )
     return {"rows": len(proof.rows), "places": proof.places}
+
+
+class GgufReader:
+    """A GGUF file in llama.cpp; prompts are rendered from the template in its metadata.
+
+    Args:
+        path: The file.
+        adapter: A GGUF file with an adapter to put on top; None for none.
+        now: The date for templates.
+        progress: Called with the share loaded; it may raise to cancel.
+    """
+
+    def __init__(self, path: Path, adapter: Path | None, now: datetime | None, progress: Progress) -> None:
+        self._model = GgufModel(
+            path, adapter, exact=True, progress=lambda share: progress(LOADING_FILE, int(share * 100), 100)
+        )
+        self._now = now
+        self._template: GgufTemplate | None = None
+        self.name = self._model.library.version
+
+    def prompt_ids(self, row: ProofRow) -> list[int]:
+        """Tokens of a row's prompt, as in llama.cpp's server."""
+        if not row.messages:
+            return self._model.tokenize(row.text, add_special=False)
+        if self._template is None:
+            self._template = GgufTemplate(self._model, self._now)
+        return self._model.prompt_ids(self._template.render(row.messages, row.tools))
+
+    def logits(self, tokens: Sequence[int], positions: Sequence[int]) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        """Logits after the tokens at some positions."""
+        return self._model.logits(tokens, positions)

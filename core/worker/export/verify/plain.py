@@ -28,7 +28,8 @@ from core.text import one_line
 from core.worker.data.encode import as_model_tokenizer
 from core.worker.export.verify.compare import compare
 from core.worker.export.verify.store import Proof, ProofRow
-from core.worker.model.decode.loading import concrete_class, weights_source
+from core.worker.model.completeness import first_line
+from core.worker.model.decode.checkpoint import concrete_class, weights_source
 from core.worker.model.expert_adapters import as_it_is, prepare
 from core.worker.model.model import keep_gradients
 from core.worker.model.quantizer import four_bit_config, install
@@ -90,9 +91,8 @@ class PlainReader:
             if adapter is not None:
                 self._model = _with_adapter(self._model, adapter, quantized=quantized)
         except Exception as error:  # any error of a library on damaged files
-            reason = one_line(str(error).strip().partition("\n")[0], 300).rstrip(".") or type(error).__name__
-            program = "PEFT" if adapter is not None else "transformers"
-            raise UserError(f"{program} cannot load {one_line(str(place))}: {reason}.", "Export it again.") from error
+            failed = f"{'PEFT' if adapter is not None else 'transformers'} cannot load {one_line(str(place))}"
+            raise UserError(f"{failed}: {first_line(error)}.", "Export it again.") from error
         # In fp32, like the trained model: bitsandbytes would compute in bf16 on some CPUs.
         keep_gradients(self._model)
         self._model.eval()

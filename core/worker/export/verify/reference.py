@@ -34,7 +34,6 @@ from core.models.adapters import check_adapter
 from core.models.fingerprint import BaseFingerprint
 from core.models.quantized_weights import read_decoded
 from core.runs.catalog.trained import TrainedModel
-from core.runs.control.devices import runs_on_card
 from core.template.builtin import named_or_file
 from core.template.settings import mask_settings
 from core.worker.data.dataset import Dataset, Loader
@@ -42,12 +41,12 @@ from core.worker.data.encode import Encoder, TokenizedRow, as_model_tokenizer, s
 from core.worker.export.verify.store import LogitsFile, Proof, ProofRow, places_kept, require_room
 from core.worker.generate.decoding import KeyValues
 from core.worker.generate.generate import answering_as
+from core.worker.generate.room import runs_on
 from core.worker.model.device import choose_device
 from core.worker.model.full_weights import put_weights
-from core.worker.model.model import DTYPES, LoadedModel, load_model, load_tokenizer
+from core.worker.model.model import DTYPES, LoadedModel, answer_with_file, load_model, load_tokenizer
 from core.worker.model.starter import resolve_base
 from core.worker.model.support import check_base, load_generation_config, vocabulary_size
-from core.worker.model.trained_file import answer_with_file
 
 #: Characters of plain text whose tokens are compared.
 _TEXT_CHARACTERS = 4000
@@ -235,9 +234,8 @@ def choose_way(config: Config, needed: float) -> _Way:
     """
     device = choose_device(config.hardware.device)
     if device.type == "cuda":
-        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", "")
         free, _ = torch.cuda.mem_get_info(device)
-        if not runs_on_card(f"GPU-{uuid}") and free >= needed * _ROOM:
+        if not runs_on(device) and free >= needed * _ROOM:
             return _Way("fp32", config.hardware.device)
     used, total = memory()
     if total - used >= needed * _ROOM:

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from core.worker.fused.gated import Activation, Gating
+from core.worker.fused.triton.rms_norm import as_rows
 
 #: Features that one program works on.
 BLOCK = 1024
@@ -90,7 +91,7 @@ class KernelGating(Gating):
 
     def product(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """As for :class:`Gating`."""
-        first, second = _rows(gate), _rows(up)
+        first, second = as_rows(gate), as_rows(up)
         out = torch.empty(first.shape, dtype=gate.dtype, device=gate.device)
         _gated_forward[_grid(first)](
             first, second, out, first.stride(0), second.stride(0), first.shape[1], self._number, COLUMNS=BLOCK
@@ -99,20 +100,20 @@ class KernelGating(Gating):
 
     def gradients(self, outer: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As for :class:`Gating`."""
-        to_gate, to_up, _ = self._gradients(_rows(outer), gate, up, again=False)
+        to_gate, to_up, _ = self._gradients(as_rows(outer), gate, up, again=False)
         return to_gate, to_up
 
     def gradients_and_product(
         self, outer: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As for :class:`Gating`."""
-        return self._gradients(_rows(outer), gate, up, again=True)
+        return self._gradients(as_rows(outer), gate, up, again=True)
 
     def _gradients(
         self, outer: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, *, again: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gradients, and the product if ``again``; the gate's gradient then overwrites ``outer``."""
-        first, second = _rows(gate), _rows(up)
+        first, second = as_rows(gate), as_rows(up)
         to_up = torch.empty(first.shape, dtype=gate.dtype, device=gate.device)
         to_gate = outer if again else torch.empty_like(to_up)
         product = torch.empty_like(to_up) if again else to_up
@@ -133,12 +134,6 @@ class KernelGating(Gating):
             COLUMNS=BLOCK,
         )
         return to_gate.view(gate.shape), to_up.view(gate.shape), product.view(gate.shape)
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """A tensor as rows with adjacent features; a copy only where a view cannot do, unlike halves of a joined one."""
-    flat = x.reshape(-1, x.shape[-1])
-    return flat if flat.stride(1) == 1 else flat.contiguous()
 
 
 def _grid(flat: torch.Tensor) -> tuple[int, int]:

@@ -73,7 +73,7 @@ class RmsNormKernel(torch.autograd.Function):
             weight: ``(hidden,)``, frozen, contiguous.
             epsilon: Added to the mean of squares.
         """
-        flat = _rows(x)
+        flat = as_rows(x)
         rows, width = flat.shape
         out = torch.empty(flat.shape, dtype=x.dtype, device=x.device)
         inverses = torch.empty(rows, dtype=torch.float32, device=x.device)
@@ -89,7 +89,7 @@ class RmsNormKernel(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradient of ``x``."""
         x, weight, inverses = ctx.saved_tensors
-        flat, gradient = _rows(x), _rows(outputs[0])
+        flat, gradient = as_rows(x), as_rows(outputs[0])
         rows, width = flat.shape
         out = torch.empty(flat.shape, dtype=x.dtype, device=x.device)
         shape = _tile(width)
@@ -99,8 +99,8 @@ class RmsNormKernel(torch.autograd.Function):
         return out.view(x.shape), None, None
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """A tensor as rows with adjacent features; a copy where a view cannot do."""
+def as_rows(x: torch.Tensor) -> torch.Tensor:
+    """A tensor as rows with adjacent features, such as halves of a joined projection; a copy where a view cannot do."""
     flat = x.reshape(-1, x.shape[-1])
     return flat if flat.stride(1) == 1 else flat.contiguous()
 

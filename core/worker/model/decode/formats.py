@@ -226,16 +226,16 @@ def decode_packed(
 ) -> torch.Tensor:
     """Decode a weight of compressed-tensors' format ``pack-quantized``.
 
-    words: ``int32`` of ``(…, rows, columns * bits / 32)``; elements are stored with an offset of half their range.
-    words: ``int32`` of ``(…, rows, columns * bits / 32)``; elements are stored with half their range added.
-    scales: ``(…, rows, groups)``.
-    group: Columns of a group.
-    bits: 2, 4 or 8.
-    columns: Number of columns; words may hold more.
-    dtype: Of the result.
-    zero_points: ``int32`` of ``(…, rows * bits / 32, groups)``, packed along the rows, or ``int8`` as the scales;
-        None for symmetric weights.
-    groups: ``(columns,)``: the group of each column; None, or with a -1, where they are in order.
+    Args:
+        words: ``int32`` of ``(…, rows, columns * bits / 32)``; elements are stored with half their range added.
+        scales: ``(…, rows, groups)``.
+        group: Columns of a group.
+        bits: 2, 4 or 8.
+        columns: Number of columns; words may hold more.
+        dtype: Of the result.
+        zero_points: ``int32`` of ``(…, rows * bits / 32, groups)``, packed along the rows, or ``int8`` as the scales;
+            None for symmetric weights.
+        groups: ``(columns,)``: the group of each column; None, or with a -1, where they are in order.
     """
     half = 1 << (bits - 1)
     numbers = (unpack_words(words, bits)[..., :columns].to(torch.int16) - half).to(torch.int8)

@@ -22,7 +22,7 @@ Part = Callable[[Answers], object]
 
 
 def run(*parts: Part) -> tuple[Message | str, list[Message]]:
-    """Let each process do its part; the result, and what was heard."""
+    """Let each process do its part; returns the result and all messages."""
     heard: list[Message] = []
     return work_together(len(parts), lambda rank, answers: parts[rank](answers), heard.append), heard
 

@@ -1,4 +1,4 @@
-"""The script of a replay: what was told is compared as it is told again, and commands are given where they were."""
+"""The script of a replay: events are compared with the record, and commands are repeated at their place."""
 
 from __future__ import annotations
 

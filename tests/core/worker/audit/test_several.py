@@ -1,4 +1,4 @@
-"""Audits of runs of several processes: they are executed again by as many, and what was changed is named."""
+"""Audits of runs with several processes: replayed by as many, with changes named."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STEPS = 4
 
 
 def train(directory: Path, model: Path, hosts: list[str], place: str = "", **sections: dict[str, Any]) -> Run:
-    """A run of processes that are forked from this one, and are told to be on these machines.
+    """A run of processes forked from this one, with these machines as their hosts.
 
     Args:
         directory: Where the rows go.
@@ -86,7 +86,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def spread(home: Path, tiny_model_dir: Path) -> Run:
-    """A run of three processes that have met over a network, on two machines by what they say, with dropout."""
+    """A run of three processes that met over a network, on two machines by their host names, with dropout."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     hosts, place = ["tower", "tower", "attic"], tcp_meeting("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""Small trained models to export: bases of several shapes, and adapters that change what they answer."""
+"""Small trained models to export: bases of several shapes, and adapters that change their answers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,16 @@ from core.runs.record.store import Run
 from core.worker.checkpoint.checkpoint import save_adapter
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.model import load_model
+from tests.families.tiny import SHAPE
 
 IDS = torch.arange(3, 51).reshape(2, 24)
-_SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
+_SIZES = {**SHAPE, "vocab_size": 64, "intermediate_size": 96, "max_position_embeddings": 128}
 
 
 def write_base(directory: Path, family: str = "llama", *, shard: str = "5GB", **settings: Any) -> Path:
     """A random base model without a tokenizer, in bf16."""
     torch.manual_seed(5)
-    config = AutoConfig.for_model(family, **{**_SIZES, **settings}, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    config = AutoConfig.for_model(family, **_SIZES | settings)
     model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     model.save_pretrained(directory, max_shard_size=shard)
     return directory
@@ -50,7 +43,7 @@ def make_config(base: Path, **method: Any) -> Config:
 def trained_model(
     config: Config, base: Path, *, adapter: Path | None = None, weights: Path | None = None
 ) -> TrainedModel:
-    """What a run of a configuration has trained."""
+    """The trained model of a run with a configuration."""
     return TrainedModel(
         run=Run(base.parent / "20261126-120000-tickets"),
         config=config,

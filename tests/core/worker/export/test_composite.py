@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,11 @@ from tests.core.worker.export.bench import IDS, logits, make_config, train_adapt
 from tests.core.worker.export.test_merge import TALK
 from tests.families.tiny import FAMILIES, write_family
 from tests.progress import quiet
+from tests.short_list import long_but
 
 COMPOSITE = [name for name, family in FAMILIES.items() if family.sees]
-#: Those that 'make test' goes through, and the others.
+#: Families of 'make test'.
 FIRST = ("qwen3_5", "gemma3", "mistral3")
-OTHERS = [name for name in COMPOSITE if name not in FIRST]
 METHODS: list[dict[str, Any]] = [
     {},
     {"target_modules": ["q_proj", "v_proj"]},
@@ -81,8 +82,15 @@ def ids_of(model: Any) -> torch.Tensor:
     return found
 
 
-def check_on_the_whole_model(base: Path, name: str, method: dict[str, Any], tmp_path: Path) -> None:
-    """An adapter that was trained on the text part is one of the whole model."""
+@pytest.mark.parametrize(
+    ("name", "method"),
+    long_but(
+        [*(("gemma3", method) for method in METHODS), ("qwen3_5", {}), ("mistral3", {})],
+        itertools.product(COMPOSITE, METHODS),
+    ),
+)
+def test_a_saved_adapter_fits_the_whole_model(bases: Bases, name: str, method: dict[str, Any], tmp_path: Path) -> None:
+    base = bases[name]
     if "moe" in name and method.get("init") == "pissa":
         method = {**method, "target_modules": ["q_proj", "v_proj"]}
     _, wanted = train_adapter(base, tmp_path / "adapter", **method)
@@ -96,23 +104,9 @@ def check_on_the_whole_model(base: Path, name: str, method: dict[str, Any], tmp_
     check_adapter(tmp_path / "adapter", base)
 
 
-@cases("name, method", [("gemma3", method) for method in METHODS] + [("qwen3_5", {}), ("mistral3", {})])
-def test_a_saved_adapter_works_on_the_whole_model(
-    bases: Bases, name: str, method: dict[str, Any], tmp_path: Path
-) -> None:
-    check_on_the_whole_model(bases[name], name, method, tmp_path)
-
-
-@pytest.mark.long
-@cases("name, method", [(name, method) for name in COMPOSITE if name != "gemma3" for method in METHODS])
-def test_a_saved_adapter_of_any_family_works_on_the_whole_model(
-    bases: Bases, name: str, method: dict[str, Any], tmp_path: Path
-) -> None:
-    check_on_the_whole_model(bases[name], name, method, tmp_path)
-
-
-def check_reading(base: Path, tmp_path: Path) -> None:
-    """A saved adapter is read alone, beside another one, and as the state of a run that goes on."""
+@pytest.mark.parametrize("name", long_but(FIRST, COMPOSITE))
+def test_a_saved_adapter_is_read_alone_beside_another_and_on_resume(bases: Bases, name: str, tmp_path: Path) -> None:
+    base = bases[name]
     _, wanted = train_adapter(base, tmp_path / "adapter")
     first = load_adapter(fresh(base), tmp_path / "adapter", trainable=False)
     torch.testing.assert_close(logits(first), wanted, rtol=0, atol=0)
@@ -127,17 +121,6 @@ def check_reading(base: Path, tmp_path: Path) -> None:
     assert (
         saved.target_modules == json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
     )
-
-
-@cases("name", FIRST)
-def test_a_saved_adapter_is_read_again(bases: Bases, name: str, tmp_path: Path) -> None:
-    check_reading(bases[name], tmp_path)
-
-
-@pytest.mark.long
-@cases("name", OTHERS)
-def test_a_saved_adapter_of_another_family_is_read_again(bases: Bases, name: str, tmp_path: Path) -> None:
-    check_reading(bases[name], tmp_path)
 
 
 @cases("names", ["whole", "text"])
@@ -177,8 +160,14 @@ def test_an_adapter_that_is_not_whole_is_refused(bases: Bases, tmp_path: Path) -
         load_adapter(fresh(bases["mistral3"]), tmp_path / "adapter", trainable=False)
 
 
-def check_merged(base: Path, quant: Any, tmp_path: Path) -> None:
-    """A merged model is whole again, with its towers as they were."""
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    long_but([("gemma3", "BF16"), *((name, "F32") for name in FIRST)], itertools.product(COMPOSITE, ["BF16", "F32"])),
+)
+def test_a_merged_model_is_complete_and_its_towers_are_unchanged(
+    bases: Bases, name: str, quant: Any, tmp_path: Path
+) -> None:
+    base = bases[name]
     trained, wanted = train_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "o_proj", "out_proj"])
     out = tmp_path / "merged"
     out.mkdir()
@@ -196,19 +185,6 @@ def check_merged(base: Path, quant: Any, tmp_path: Path) -> None:
         assert not loading["missing_keys"]
         torch.testing.assert_close(ids_of(model.eval()), wanted, rtol=0, atol=2e-5)
         torch.testing.assert_close(logits(fresh(out)), wanted, rtol=0, atol=2e-5)
-
-
-@cases("name, quant", [("gemma3", "BF16"), *((name, "F32") for name in FIRST)])
-def test_a_merged_model_is_whole_again(bases: Bases, name: str, quant: str, tmp_path: Path) -> None:
-    check_merged(bases[name], quant, tmp_path)
-
-
-@pytest.mark.long
-@cases(
-    "name, quant", [*((name, "BF16") for name in COMPOSITE if name != "gemma3"), *((name, "F32") for name in OTHERS)]
-)
-def test_a_merged_model_of_another_family_is_whole_again(bases: Bases, name: str, quant: str, tmp_path: Path) -> None:
-    check_merged(bases[name], quant, tmp_path)
 
 
 def test_plain_readers_take_the_whole_model(bases: Bases, tmp_path: Path) -> None:

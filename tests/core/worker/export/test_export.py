@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> list[Agreement]:
-    """What the readers of exports find, one after the other, the last one again and again; without any process."""
+    """Results of the readers, in turn, the last one repeated; without any process."""
     found = [SAME]
 
     def compare(*_args: Any, **_more: Any) -> Agreement:
@@ -63,7 +63,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[Agreement]:
 
 
 def left() -> list[str]:
-    """What is in the home's directory of exports."""
+    """The content of the home's directory of exports."""
     return sorted(os.listdir(paths.exports_dir())) if paths.exports_dir().exists() else []
 
 
@@ -308,7 +308,7 @@ def test_a_checkpoint_is_exported_by_its_step(run: Run, answers: list[Agreement]
 
 
 def test_a_card_says_where_its_base_is_from(run: Run, answers: list[Agreement], tmp_path: Path) -> None:
-    """Nobody else can load what has a name on this machine alone."""
+    """A name that exists only on this machine is useless elsewhere."""
     base = tmp_path / "base"
 
     def card(name: str, **record: Any) -> str:

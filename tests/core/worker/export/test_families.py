@@ -39,7 +39,7 @@ MODEL_TYPES = {
 
 
 def write_base(directory: Path, family: Family, template: str) -> Path:
-    """What a base of a family has beside its weights."""
+    """The files of a base beside its weights."""
     tokenizer = family.tokenizer()
     named = {name: text for name, text in tokenizer.special_tokens.items() if text}
     save(directory, tokenizer.backend, template=template, stops=family.stops, **named)

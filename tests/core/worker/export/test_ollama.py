@@ -16,7 +16,7 @@ from tests.tiny_model import CHATML
 def test_a_modelfile_has_the_sampling_of_the_chat(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it: what is not named has Ollama's own defaults, such as 40 for top_k."""
+    """All parameters are written, since Ollama has other defaults, such as 40 for top_k."""
     monkeypatch.setattr(ollama, "adds_bos", lambda _: False)
     trained = find_trained(make_trained_run(tiny_model_dir, write_rows(tmp_path / "rows.jsonl", 2)))
     conversation = Conversation(CHATML, is_own=True, stop_ids=(4,), stops=("<|im_end|>",), bos="", eos="")

@@ -1,4 +1,4 @@
-"""Exports of runs on quantized bases: what they are is proven as for any other."""
+"""Exports of runs on quantized bases, verified like any other."""
 
 from __future__ import annotations
 

@@ -13,14 +13,14 @@ from core.worker.fused.attention import Group, Layout, LayoutError, masks_left_o
 from tests.cases import cases
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
-#: As transformers calls them: with whatever a layer passes.
+#: Untyped, as transformers passes any arguments.
 attend: Any = attention._attention
 attend_groups: Any = attention._attend_groups
 make_mask: Any = attention._mask
 
 
 class Module:
-    """What an attention layer of transformers shows to its function."""
+    """The attributes of an attention layer that its function reads."""
 
     num_key_value_groups = HEADS // KEY_HEADS
     is_causal = True
@@ -47,25 +47,19 @@ def gradients(out: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tenso
     return list(torch.autograd.grad((out.float() * weight).sum(), inputs))
 
 
-@cases("length", [2, 7, 33, SHORT_ROW + 1])
-def test_output_and_gradients_are_those_of_the_definition(length: int) -> None:
-    inputs = tensors(3, length)
-    out, _ = attend(Module(), *inputs, None)
-    wanted = plain(*inputs).transpose(1, 2)
+def assert_same(out: torch.Tensor, wanted: torch.Tensor, inputs: list[torch.Tensor]) -> None:
+    """Outputs and gradients agree."""
     torch.testing.assert_close(out, wanted.float(), atol=1e-5, rtol=1e-4)
     for ours, theirs in zip(gradients(out, inputs), gradients(wanted, inputs), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_values_may_have_a_size_of_their_own() -> None:
-    query, key, _ = tensors(2, 9)
-    value = torch.randn(2, KEY_HEADS, 9, 5, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    inputs = [query, key, value]
+@cases(("length", "value_size"), [(2, SIZE), (7, SIZE), (33, SIZE), (SHORT_ROW + 1, SIZE), (9, 5)])
+def test_outputs_and_gradients_match_the_definition(length: int, value_size: int) -> None:
+    query, key, value = tensors(3, length)
+    inputs = [query, key, value[..., :value_size].detach().requires_grad_()]
     out, _ = attend(Module(), *inputs, None)
-    wanted = plain(*inputs).transpose(1, 2)
-    torch.testing.assert_close(out, wanted.float(), atol=1e-5, rtol=1e-4)
-    for ours, theirs in zip(gradients(out, inputs), gradients(wanted, inputs), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert_same(out, plain(*inputs).transpose(1, 2), inputs)
 
 
 def test_bf16_is_as_near_to_the_definition_as_torchs_own_kernel() -> None:
@@ -124,18 +118,10 @@ def alone(inputs: list[torch.Tensor]) -> torch.Tensor:
 
 def test_rows_of_a_layout_see_their_prefix_and_themselves_alone() -> None:
     inputs = flat_inputs()
-    out = attend_groups(*inputs, LAYOUT, None)
     wanted = alone(inputs)
-    torch.testing.assert_close(out, wanted.float(), atol=1e-5, rtol=1e-4)
-    for ours, theirs in zip(gradients(out, inputs), gradients(wanted, inputs), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-
-
-def test_a_layout_without_gradients_gives_the_same() -> None:
-    inputs = flat_inputs()
+    assert_same(attend_groups(*inputs, LAYOUT, None), wanted, inputs)
     with torch.no_grad():
-        out = attend_groups(*inputs, LAYOUT, None)
-        torch.testing.assert_close(out, alone(inputs).float(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(attend_groups(*inputs, LAYOUT, None), wanted.float(), atol=1e-5, rtol=1e-4)
 
 
 def test_masks_of_long_rows_go_with_their_batch() -> None:

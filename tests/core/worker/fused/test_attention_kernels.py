@@ -23,21 +23,18 @@ from core.worker.fused.attention import (
 from core.worker.fused.attention_kernels import (
     Kernel,
     Sequences,
-    attend_lower_right,
     flash_serves,
     kernels_for,
     varlen_arguments,
 )
 from core.worker.selftest import fast_paths
 from tests.cases import cases
+from tests.core.worker.fused.test_attention import HEADS, KEY_HEADS, SIZE, Module, attend, attend_groups
 from tests.core.worker.fused.varlen import varlen_attn
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 VARLEN, FLASH, EFFICIENT, MASKED = Kernel.VARLEN, Kernel.FLASH, Kernel.EFFICIENT, Kernel.MASKED
-HEADS, KEY_HEADS, SIZE = 4, 2, 8
 CPU = torch.device("cpu")
-attend: Any = attention._attention
-attend_groups: Any = attention._attend_groups
 
 
 @cases(
@@ -113,11 +110,6 @@ def test_a_layout_as_sequences() -> None:
     assert queries.tolist() == [0, 5, 8, 11, 20]
     assert keys.tolist() == [0, 5, 13, 21, 30]
     assert layout.sequences.sums(CPU)[0] is queries, "one transfer for all layers"
-
-
-class Module:
-    num_key_value_groups = HEADS // KEY_HEADS
-    is_causal = True
 
 
 @pytest.fixture
@@ -243,12 +235,10 @@ def long(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @cases("dtype", [FP32, BF16, FP16])
+@cases(("kernel", "window"), [(FLASH, False), (EFFICIENT, False), (VARLEN, False), (VARLEN, True)])
 @pytest.mark.usefixtures("long", "varlen")
-def test_kernels_that_give_the_same_pass_the_trial(dtype: torch.dtype) -> None:
-    assert try_kernel(FLASH, draws(dtype), window=False).passed
-    assert try_kernel(EFFICIENT, draws(dtype), window=False).passed
-    assert try_kernel(VARLEN, draws(dtype), window=False).passed
-    assert try_kernel(VARLEN, draws(dtype), window=True).passed
+def test_correct_kernels_pass_the_trial(kernel: Kernel, window: bool, dtype: torch.dtype) -> None:
+    assert try_kernel(kernel, draws(dtype), window=window).passed
 
 
 @cases("dtype", [FP32, BF16])
@@ -445,10 +435,3 @@ def test_generation_and_padding_masks_keep_their_masks(varlen: list[tuple[int, i
     model.set_attn_implementation(attention.NAME)
     assert torch.equal(model.generate(ids, **arguments), wanted)
     assert varlen == []
-
-
-def test_the_bias_of_square_groups_is_plain_causality() -> None:
-    query, key, value = inputs_of(Layout((Group(0, 1, 5),)))
-    found = attend_lower_right(query, key, value, scale=None)
-    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-    torch.testing.assert_close(found, wanted, atol=0, rtol=0)

@@ -120,7 +120,7 @@ def rows_of(counts: list[int]) -> tuple[int, int]:
         # All alike: one round without padding. A bit uneven: padded to the longest, which is cheaper than a copy.
         ([128] * 64, 128 * 64, 0),
         ([120, 140] * 32, 140 * 64, 0),
-        # One of 128 experts has most rows: it goes on alone.
+        # One of 128 experts has most rows: it continues alone.
         ([32] * 127 + [4000], 128 * 64 + 4000 - 64, 1),
         ([1] * 8, 8, 0),
     ],
@@ -172,7 +172,7 @@ def test_the_expert_of_each_row() -> None:
     ],
 )
 def test_the_kernel_is_given_what_it_takes(tensor: torch.Tensor, aligned: bool) -> None:
-    """The conditions are those of torch's own check of the operator's arguments."""
+    """The conditions are torch's own checks of the operator's arguments."""
     assert is_aligned(tensor) is aligned
     assert not takes_kernel(tensor, tensor), "there is no GPU"
     if tensor.storage_offset() == 0 and tensor.dim() == 2:

@@ -74,6 +74,15 @@ def loss_and_gradients(model: Any) -> list[torch.Tensor]:
     return [loss, *torch.autograd.grad(loss, [one for one in model.parameters() if one.requires_grad])]
 
 
+def assert_equal_to_one_by_one(model: Any) -> list[torch.Tensor]:
+    """Loss and gradients are bit-equal to those of unfused networks; returns them."""
+    found = loss_and_gradients(model)
+    with one_by_one(model):
+        wanted = loss_and_gradients(model)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+    return found
+
+
 CONFIGS = (LlamaConfig(**SMALL), Gemma2Config(**SMALL), Phi3Config(**SMALL))
 
 
@@ -87,20 +96,14 @@ def test_it_learns_to_the_bit_as_one_by_one(
     model = adapted(config, dtype, dropout=dropout)
     assert fuse(model, TRAINED).gated == 2
     set_gradient_checkpointing(model, checkpointing)
-    found = loss_and_gradients(model)
-    with one_by_one(model):
-        wanted = loss_and_gradients(model)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+    assert_equal_to_one_by_one(model)
 
 
 @cases("targets", [["q_proj"], ["gate_proj", "q_proj"], ["down_proj"], ["up_proj", "down_proj"]])
 def test_some_of_its_layers_have_no_adapter(targets: list[str]) -> None:
     model = adapted(CONFIGS[0], target_modules=targets)
     assert fuse(model, TRAINED).gated == 2
-    found = loss_and_gradients(model)
-    with one_by_one(model):
-        wanted = loss_and_gradients(model)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+    assert_equal_to_one_by_one(model)
 
 
 @cases("options", [{}, {"dropout": 0.2}])
@@ -108,10 +111,7 @@ def test_four_bits_learn_as_one_by_one(tiny_model_dir: Path, options: dict[str, 
     loaded = load_model(tiny_model_dir, method="qlora", precision="fp32", device="cpu")
     model = stirred(attach_adapters(loaded.model, MethodSection(rank=4, **options), seed=0))
     assert fuse(model, TRAINED).gated == model.config.num_hidden_layers
-    found = loss_and_gradients(model)
-    with one_by_one(model):
-        wanted = loss_and_gradients(model)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+    assert_equal_to_one_by_one(model)
 
 
 def saved_bytes(model: Any) -> int:
@@ -180,7 +180,7 @@ def test_adapters_that_are_off_have_no_part_in_it() -> None:
     assert not torch.equal(found, network(x))
 
 
-# What is recognized.
+# Recognition.
 
 
 class Clamped(LlamaMLP):  # type: ignore[misc]

@@ -24,18 +24,10 @@ from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import TRAINED, attach_adapters
 from core.worker.model.model import load_model
 from tests.cases import cases
+from tests.core.worker.fused.test_gated import SMALL as GATED
+from tests.core.worker.fused.test_gated import adapted
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-}
+SMALL: dict[str, Any] = {**GATED, "max_position_embeddings": 128}
 #: Values narrower than queries.
 UNEVEN: dict[str, Any] = {
     "kv_lora_rank": 8,
@@ -47,18 +39,6 @@ UNEVEN: dict[str, Any] = {
 }
 IDS = torch.arange(60).reshape(3, 20) % 61 + 1
 LEARNED = torch.arange(20).expand(3, 20) > 9
-
-
-def adapted(config: Any) -> Any:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.data.normal_(std=0.1)
-    model = attach_adapters(model, MethodSection(rank=4), seed=0)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data.normal_(std=0.1)
-    return model
 
 
 def loss_and_gradients(model: Any) -> list[torch.Tensor]:
@@ -103,10 +83,21 @@ def test_a_model_of_another_make_is_left_as_it_is() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_only_torchs_own_attention_is_replaced() -> None:
-    model = adapted(LlamaConfig(**SMALL, attn_implementation="eager"))
+#: Of Falcon, whose attention is its own.
+FALCON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+
+
+@cases(
+    ("config", "kept"),
+    [
+        (LlamaConfig(**SMALL, attn_implementation="eager"), "eager"),
+        (FalconConfig(**FALCON, max_position_embeddings=64), "sdpa"),
+    ],
+)
+def test_other_attention_is_left_as_it_is(config: Any, kept: str) -> None:
+    model = adapted(config)
     assert not fuse(model, TRAINED).attention
-    assert model.get_base_model().config._attn_implementation == "eager"
+    assert model.get_base_model().config._attn_implementation == kept
 
 
 def test_a_large_weight_does_not_hide_what_a_norm_adds() -> None:
@@ -115,13 +106,6 @@ def test_a_large_weight_does_not_hide_what_a_norm_adds() -> None:
         if "norm" in name:
             parameter.data.fill_(0.5)[0] = 500.0
     assert fuse(model, TRAINED).norms == 0
-
-
-def test_attention_that_cannot_be_replaced_is_not_called_so() -> None:
-    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    model = adapted(FalconConfig(**shape, max_position_embeddings=64))
-    assert not fuse(model, TRAINED).attention
-    assert model.get_base_model().config._attn_implementation == "sdpa"
 
 
 def test_generation_gives_the_same_tokens(tiny_model_dir: Path) -> None:

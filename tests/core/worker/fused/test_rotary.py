@@ -1,26 +1,9 @@
 from __future__ import annotations
 
 import torch
-from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as usual
 from transformers.models.olmo2.modeling_olmo2 import apply_rotary_pos_emb as usual_wide
 
 from core.worker.fused.rotary import apply_rotary_pos_emb
-from tests.cases import cases
-
-
-@cases("turned", [16, 6])
-def test_rotation_and_gradients_are_those_of_transformers(turned: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(2, heads, 5, 16, generator=generator).requires_grad_() for heads in (4, 2))
-    angles = torch.randn(1, 5, turned // 2, generator=generator).repeat(1, 1, 2)
-    weights = [torch.randn(tensor.shape, generator=generator) for tensor in (q, k)]
-    found = []
-    for function in (usual, apply_rotary_pos_emb):
-        out = function(q, k, angles.cos(), angles.sin())
-        total = sum((tensor * weight).sum() for tensor, weight in zip(out, weights, strict=True))
-        found.append([*out, *torch.autograd.grad(total, [q, k])])
-    for theirs, ours in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 def test_features_in_16_bit_stay_so_where_angles_are_in_fp32() -> None:

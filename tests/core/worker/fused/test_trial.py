@@ -58,18 +58,23 @@ def test_the_same_passes_and_changes_nothing() -> None:
     assert given[0].grad is None
 
 
-@cases("fast", [other_gradient, one_value_off, not_finite, raises, narrower])
-def test_anything_else_fails_with_a_reason(fast: Way) -> None:
+@cases(
+    ("fast", "reason"),
+    [
+        (other_gradient, "differs by"),
+        (one_value_off, "differs by"),
+        (not_finite, "differs by"),
+        (raises, "RuntimeError: PassManager::run failed"),
+        (narrower, "differs by"),
+    ],
+)
+def test_any_difference_fails_with_a_reason(fast: Way, reason: str) -> None:
     state = torch.get_rng_state()
     trial = compare("square", fast, plain, inputs())
     assert not trial.passed
-    assert trial.reason is not None
-    assert "\n" not in trial.reason
+    assert str(trial.reason).startswith(reason)
+    assert "\n" not in str(trial.reason)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_an_exception_is_named() -> None:
-    assert compare("square", raises, plain, inputs()).reason == "RuntimeError: PassManager::run failed"
 
 
 def test_both_draw_the_same_random_numbers() -> None:
@@ -77,10 +82,6 @@ def test_both_draw_the_same_random_numbers() -> None:
         return torch.nn.functional.dropout(x * y, 0.5)
 
     assert compare("dropout", dropped, dropped, inputs()).worst == 0
-
-
-def test_an_allowance_of_its_own_counts() -> None:
-    assert compare("square", one_value_off, plain, inputs(), allowed=0.5).passed
 
 
 def test_inputs_keep_their_strides() -> None:

@@ -18,9 +18,9 @@ def varlen_attn(
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """One sequence after another, in fp64: the last query belongs to the last key, and sees ``window_size`` before it.
+    """A sequence at a time, in fp64: the last query belongs to the last key, and sees ``window_size`` before it.
 
-    What torch refuses is refused here: ``(queries, heads, head)``, int32 ends from 0 to all tokens, true maxima.
+    It checks what torch checks: ``(queries, heads, head)``, int32 ends from 0 to all tokens, true maxima.
     """
     for ends, tokens, longest in ((cu_seq_q, query, max_q), (cu_seq_k, key, max_k)):
         lengths = ends.diff()

@@ -48,31 +48,14 @@ def spec(base: Path, adapter: Path | None, **more: Any) -> ModelSpec:
     )
 
 
-def test_base_and_tuned_answer_differently_from_one_loaded_model(engine: ChatEngine) -> None:
-    answers = {}
-    for source in ("tuned", "base"):
-        request = ChatRequest(ASK, source, GenerationSettings(20))
-        *pieces, answer = engine.generate(request)
-        assert "".join(piece["token"] for piece in pieces) == answer["text"]
-        answers[answer["source"]] = answer["text"]
-    assert set(answers) == {"step-7", "base"}
-    assert answers["step-7"] != answers["base"]
-
-
 def test_an_answer_can_be_cancelled_in_the_middle(engine: ChatEngine) -> None:
     answers = engine.generate(LONG)
     next(answers)
+    assert engine.ping()
     engine.cancel()
     last = list(answers)[-1]
     assert last["finish"] == "cancelled"
     assert 0 < last["tokens"] < 400
-
-
-def test_a_ping_is_answered_during_an_answer(engine: ChatEngine) -> None:
-    answers = engine.generate(LONG)
-    next(answers)
-    assert engine.ping()
-    answers.close()
 
 
 def test_an_interrupt_of_the_terminal_does_not_reach_it(engine: ChatEngine) -> None:
@@ -263,7 +246,7 @@ def test_a_turn_reads_only_what_is_new_and_says_the_same(engine: ChatEngine, ada
         return list(engine.generate(ChatRequest(messages, source, GenerationSettings(12))))[-1]
 
     question = [{"role": "user", "content": "the first ticket of the day"}]
-    # Once the base is asked, the adapter is not folded in any more, which forgets what was kept.
+    # A question to the base unfolds the adapter for good, which drops the cache.
     assert ask(question, "base")["source"] == "base"
     first = ask(question)
     longer = [*question, {"role": "assistant", "content": first["text"]}, {"role": "user", "content": "and now"}]
@@ -290,20 +273,6 @@ def test_an_answer_ends_at_a_text(engine: ChatEngine) -> None:
     *pieces, answer = engine.generate(ChatRequest(ASK, "tuned", settings))
     assert answer["text"] == whole[: whole.index(stop)] == "".join(piece["token"] for piece in pieces)
     assert answer["finish"] == "stop"
-
-
-def test_a_model_that_does_not_fit_beside_a_run_is_not_loaded(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from core.worker.generate import chat_engine, room
-
-    monkeypatch.setattr(room, "free_bytes", lambda _: 1000)
-    monkeypatch.setattr(chat_engine, "_runs_beside", lambda _: ["the-run"])
-    with pytest.raises(UserError, match=r"Run the-run trains on the same device, where 1.0 kB are free"):
-        chat_engine._ask_beside_runs(tiny_model_dir, "lora", "cpu")
-    monkeypatch.setattr(chat_engine, "_runs_beside", lambda _: [])
-    # Without a run nobody is harmed: what does not fit is told when memory runs out.
-    chat_engine._ask_beside_runs(tiny_model_dir, "lora", "cpu")
 
 
 def test_layers_that_the_run_kept_in_16_bit_are_loaded_so(tiny_model_dir: Path) -> None:

@@ -43,12 +43,12 @@ def test_it_answers_as_the_adapter_and_the_base_comes_back_to_the_bit(
     tuned = logits(model)
     with model.disable_adapter():
         base = logits(model)
-    folded = fold(model, "default")
-    assert folded is not None
+    unfold = fold(model, "default")
+    assert unfold is not None
     assert not any("lora" in name for name, _ in model.get_base_model().named_modules())
     tolerance = 1e-5 if precision == "fp32" else 0.1
     assert (logits(model) - tuned).abs().max() < tolerance < (base - tuned).abs().max()
-    folded.unfold()
+    unfold()
     assert torch.equal(logits(model), tuned)
     with model.disable_adapter():
         assert torch.equal(logits(model), base)
@@ -66,13 +66,13 @@ def test_adapters_on_experts_stay_beside_those_that_are_folded(tmp_path: Path, n
     tuned = logits(model)
     with model.disable_adapter():
         base = logits(model)
-    folded = fold(model, "default")
-    assert folded is not None
+    unfold = fold(model, "default")
+    assert unfold is not None
     left = {key.partition(".lora_")[0] for key, _ in model.get_base_model().named_parameters() if "lora_" in key}
     assert left
     assert all("experts" in key and "shared" not in key for key in left)
     assert (logits(model) - tuned).abs().max() < 1e-5 < (base - tuned).abs().max()
-    folded.unfold()
+    unfold()
     assert torch.equal(logits(model), tuned)
 
 

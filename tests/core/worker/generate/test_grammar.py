@@ -36,7 +36,7 @@ def tokenizer(tiny_model_dir: Path) -> Any:
 
 
 def answer(tokenizer: Any, schema: dict[str, Any], seed: int, extra: int = 0) -> str:
-    """What random logits say, held to a schema; ``extra`` are tokens that the model has and its tokenizer has not."""
+    """The answer of random logits, held to a schema; ``extra`` counts tokens of the model that its tokenizer lacks."""
     stop = tokenizer.eos_token_id
     grammar = Grammar(tokenizer, [stop], json.dumps(schema))
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Answers of models with recurrent layers: what is kept of earlier tokens gives what reading all of them anew does."""
+"""Answers of models with recurrent layers: continuing from the cache equals reading all tokens anew."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.core.worker.hybrids import HYBRIDS, make_hybrid
 from tests.tiny_model import write_tiny_model
 
 IDS = torch.randint(3, 320, (48,), generator=torch.Generator().manual_seed(1)).tolist()
-#: What rounding explains; a state that is lost is off by a tenth at least.
+#: Rounding noise; a lost state is off by at least a tenth.
 TOLERANCE = 2e-3
 #: Families whose code takes a state up again with any number of tokens.
 IN_PIECES = ("qwen3_5", "qwen3_5_moe", "lfm2", "lfm2_moe", "granitemoehybrid", "falcon_h1", "nemotron_h")
 
-#: One of each kind of cache, by which a state is taken up again; the others are long.
+#: A family for each kind of cache; the others are long.
 KINDS = ("qwen3_5", "jamba", "recurrent_gemma", "minimax")
 EACH = [pytest.param(name, marks=() if name in KINDS else pytest.mark.long) for name in HYBRIDS]
 
@@ -103,7 +103,7 @@ def test_conversations_together_get_the_answers_that_each_gets_alone(network: An
         for _ in range(steps):
             tokens.append(int(anew(network, tokens).argmax()))
         alone.append(tokens[len(prompt) :])
-    # What the first one answers first ends it.
+    # The first token of the first answer becomes its stop token.
     stop = alone[0][0]
     wanted = [answer[: answer.index(stop)] if stop in answer else answer for answer in alone]
     answers: list[list[int]] = [[] for _ in prompts]

@@ -38,7 +38,7 @@ def test_a_question_without_room_is_refused_before_anything_is_computed(
     assert needed is not None
     given_up: list[bool] = []
     monkeypatch.setattr(room, "free_bytes", lambda _: needed if given_up else needed - 1)
-    # What can be given up makes room.
+    # Dropping caches makes room.
     ask_for_room(prompt, torch.float32, tiny.device, give_up=lambda: given_up.append(True))
     assert given_up
     monkeypatch.setattr(room, "free_bytes", lambda _: needed - 1)

@@ -1,4 +1,4 @@
-"""Tiny models whose experts are computed in other ways than those of most families."""
+"""Tiny models whose experts are computed differently than in most families."""
 
 from __future__ import annotations
 

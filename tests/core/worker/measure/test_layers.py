@@ -18,7 +18,7 @@ from core.worker.fused.install import fuse
 from core.worker.measure.layers import LayerPasses, Passes, SizedPass
 from core.worker.measure.skeleton import Skeleton, build_bare, build_skeleton
 from core.worker.model.adapters import TRAINED, attach_adapters
-from core.worker.model.expert_weights import ExpertsParams4bit
+from core.worker.model.experts import ExpertsParams4bit
 from core.worker.model.model import load_model
 from core.worker.model.text_part import described_causal_lm
 from tests.cases import cases
@@ -107,7 +107,7 @@ def test_a_model_without_values_keeps_what_a_real_one_does(family: str, tmp_path
     long_but([("gpt_oss", False)], itertools.product(["qwen3_moe", "gpt_oss"], [False, True])),
 )
 def test_adapters_on_experts_are_kept_as_in_a_real_one(family: str, keep: bool, tmp_path: Path) -> None:
-    """And beside layers in 4 bits those that stay in 16."""
+    """With layers in 16 bits beside layers in 4."""
     config = config_of(
         method={"rank": 4, "target_experts": "on"}, model={"keep_16bit": ["layers.0.*"] if keep else None}
     )

@@ -1,4 +1,4 @@
-"""Plans of measured models against what torch allocates in training them."""
+"""Plans of measured models against torch's allocations in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that measures, and the cache of what it found."""
+"""The process that measures, and the cache of its results."""
 
 from __future__ import annotations
 

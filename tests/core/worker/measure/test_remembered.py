@@ -19,7 +19,7 @@ Make = Callable[[torch.Tensor], Any]
 
 
 class Asked(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what reaches the mode of the fake tensors."""
+    """Counts operations that reach the fake tensor mode."""
 
     count = 0
 
@@ -29,7 +29,7 @@ class Asked(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def made_by(run: Run, mode: FakeTensorMode, make: Make, dtype: torch.dtype = torch.bfloat16) -> tuple[list[Any], int]:
-    """What is made of a tensor of two rows, and how often the mode was asked."""
+    """The result for a tensor of two rows, and the number of operations in the mode."""
     with mode:
         x = torch.empty(2, 8, 6, dtype=dtype)
         asked = Asked()  # type: ignore[no-untyped-call]
@@ -202,7 +202,7 @@ def test_equal_numbers_of_two_types_are_two_arguments() -> None:
 
 
 def test_a_storage_lives_as_long_as_what_is_remembered_of_it_is_looked_at() -> None:
-    """A view counts as what it is a view of, and nothing is kept by what is remembered."""
+    """A view counts as its base, and the cache keeps nothing alive."""
     mode = FakeTensorMode()
     remembered = RememberedOperations(mode)
     with mode, AllocationTracker(remembered) as tracker:

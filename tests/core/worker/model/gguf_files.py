@@ -20,7 +20,7 @@ def write_gguf(
         path: The file.
         without: Tensors that are left out, by their names there.
         extra: Arrays that are put in besides, or in place of others.
-        sizes: What the metadata says in place of the truth, by the names of the configuration.
+        sizes: Wrong sizes for the metadata, by the names of the configuration.
     """
     import gguf
 

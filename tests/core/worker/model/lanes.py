@@ -13,7 +13,7 @@ import torch
 
 
 def _unset(dtype: torch.dtype) -> float:
-    """A value that nobody writes: what is in memory that has not been written."""
+    """A value for uninitialized memory, which no test writes."""
     return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).max
 
 
@@ -44,8 +44,8 @@ class Stream:
 
 
 class Device:
-    """Streams and memory. Memory that is given back is overwritten by the stream that computes, as soon as that has
-    come so far: what takes a block next could do so."""
+    """Streams and memory. The compute stream overwrites freed memory when it reaches that point, as the next owner of
+    the block would."""
 
     def __init__(self) -> None:
         self.main, self.out, self.back = Stream("main"), Stream("out"), Stream("back")
@@ -69,7 +69,7 @@ class Device:
     def new(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         block, unset = np.zeros(shape, dtype=torch.empty(0, dtype=dtype).numpy().dtype), _unset(dtype)
         tensor = torch.from_numpy(block)
-        self.main.do(lambda: block.fill(unset))  # what is in it before it is used
+        self.main.do(lambda: block.fill(unset))  # uninitialized
         self.in_use += 1
         self.most = max(self.most, self.in_use)
         weakref.finalize(tensor, self._free, block, unset)
@@ -80,12 +80,12 @@ class Device:
         self.main.do(lambda: block.fill(unset))
 
     def copy(self, into: torch.Tensor, of: torch.Tensor, stream: Any) -> None:
-        # Memory alone, as a device has it: whoever gives a tensor back too early loses what is in it.
+        # Raw memory, without references as on a device: a tensor freed too early loses its values.
         target, source = into.numpy(), of.numpy()
         stream.do(lambda: np.copyto(target, source))
 
     def run(self, order: random.Random, steps: int | None = None) -> None:
-        """Do what was given to the streams, or some of it."""
+        """Do the queued work, or a number of its steps."""
         done = 0
         while steps is None or done < steps:
             ready = [stream for stream in (self.main, self.out, self.back) if stream.waiting]
@@ -101,7 +101,7 @@ class Device:
 
 
 class PromptStream:
-    """A stream whose work is done at once; what it waits for and records is noted."""
+    """A stream whose work is done at once; it notes waits and events."""
 
     def __init__(self, name: str, notes: list[str]) -> None:
         self.name, self.notes = name, notes

@@ -10,13 +10,12 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from core.worker.model.expert_weights import dequantized
-from core.worker.model.experts import experts_of, matrix_names
+from core.worker.model.experts import dequantized, experts_of, matrix_names
 from core.worker.model.model import load_model
 from tests.families.tiny import FAMILIES
 
 MIXTURES = [name for name, family in FAMILIES.items() if family.experts]
-#: One whose experts are read one by one, one with layers of another kind, and one with biases.
+#: Experts read one by one, other kinds of layers, and biases.
 FEW_MIXTURES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss")
 IDS = torch.arange(3, 51).reshape(2, 24)
 
@@ -25,13 +24,8 @@ def load(base: Path, method: str, precision: str = "fp32", **more: Any) -> Any:
     return load_model(base, method=method, precision=precision, device="cpu", for_training=True, **more).model
 
 
-def dense_twin(quantized: Any, base: Path) -> Any:
-    """The same model in full precision with what the 4-bit one has, its experts computed by transformers."""
-    return put_weights_of(quantized, load(base, "lora"))
-
-
 def put_weights_of(quantized: Any, plain: Any) -> Any:
-    """The same model in full precision, with what a 4-bit one has, its experts computed by transformers."""
+    """A full-precision model with the dequantized weights of a 4-bit one, its experts computed by transformers."""
     with torch.no_grad():
         for name, module in quantized.named_modules():
             if isinstance(module, bnb.nn.Linear4bit):

@@ -1,4 +1,4 @@
-"""Activations moved beside what is computed: right in whatever order the device does its work."""
+"""Activations moved in the background: correct in any order of the device's work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.worker.model.activation_mover import ActivationMover, Moved
+from core.worker.model.activation_offload import ActivationMover, Moved
 from tests.core.worker.model.lanes import Device, PromptDevice
 from tests.short_list import long_but
 
@@ -23,7 +23,7 @@ def _add_one(before: Any, block: Any) -> None:
 
 
 class Network:
-    """Layers that add one to their input forward, and check in backward that the input is what it was."""
+    """Layers that add 1 to their input in forward, and record the input in backward."""
 
     def __init__(self, device: Device, mover: ActivationMover) -> None:
         self.device, self.mover = device, mover
@@ -75,7 +75,7 @@ def test_what_comes_back_is_what_went_in_any_order_of_the_device(seeds: range) -
 
 @pytest.mark.parametrize("seeds", long_but([range(5)], [range(5), range(5, 20)]))
 def test_a_pass_that_ended_early_leaves_nothing_behind(seeds: range) -> None:
-    """As where memory runs out in backward: what was fetched ahead is not used, and its memory is given back."""
+    """As when memory runs out in backward: the prefetched activation is unused, and its memory is freed."""
     for seed in seeds:
         order, device = random.Random(seed), Device()
         network = Network(device, ActivationMover(device))

@@ -1,4 +1,4 @@
-"""How adapters begin, which layers get them, and what is saved of them."""
+"""Initialization, target layers and saving of adapters."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_loftq_brings_every_layer_nearer_to_its_16_bit_weights(
         added = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         error = full[f"{name}.weight"].detach() - quantized
         values = torch.linalg.svdvals(error)
-        # The nearest of that rank leaves what the other singular values hold (Eckart and Young).
+        # The best approximation of that rank leaves the other singular values (Eckart and Young).
         assert float((error - added).detach().norm()) == pytest.approx(float(values[16:].norm()), rel=1e-3)
         assert float(values[16:].norm()) < 0.95 * float(error.norm())
 
@@ -304,6 +304,9 @@ def test_loraplus_gives_the_matrices_that_begin_at_zero_a_higher_rate(tiny_model
     assert "lora_B" not in {names[id(parameter)].split(".")[-3] for parameter in rest["params"]}
     assert len(up["params"]) + len(rest["params"]) == len(trainable_parameters(model))
 
+    optimizer = make_optimizer(parameter_groups(model, None), TrainSection())
+    set_learning_rate(optimizer, 3e-4)
+    assert [group["lr"] for group in optimizer.param_groups] == [3e-4], "without a ratio"
     optimizer = make_optimizer([rest, up], TrainSection())
     set_learning_rate(optimizer, 1e-3)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 16e-3]
@@ -317,13 +320,6 @@ def test_loraplus_gives_the_matrices_that_begin_at_zero_a_higher_rate(tiny_model
     }
     assert moved["up"] == pytest.approx(16e-3, rel=1e-2)
     assert moved["rest"] <= 1.01e-3
-
-
-def test_without_a_ratio_there_is_one_rate(tiny_model_dir: Path) -> None:
-    model = adapt(tiny_model_dir)
-    optimizer = make_optimizer(parameter_groups(model, None), TrainSection())
-    set_learning_rate(optimizer, 3e-4)
-    assert [group["lr"] for group in optimizer.param_groups] == [3e-4]
 
 
 @cases("kind", ["adafactor", "lion_8bit"])

@@ -1,4 +1,4 @@
-"""Weights that a model lacks, has too many of, or has in another shape: told by name, whatever they are stored in."""
+"""Weights that a model lacks, has too many of, or has in another shape: named in the error, in any storage format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.core.models.spoiling import copy_model, edit_json, split_weights
 from tests.short_list import long_but
 
 State = dict[str, torch.Tensor]
-#: A family whose shapes are compared with its headers, one that is taken for a kind of Llama, one with experts.
+#: Shapes compared with headers, a variant of Llama, and experts.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "arcee": {"num_key_value_heads": 2},
@@ -55,7 +55,7 @@ def spoil(model: Path, change: Callable[[State], object]) -> Path:
 
 
 def load(model: Path, method: str = "lora") -> Any:
-    """What a run does with a base, up to the model in memory."""
+    """A run's steps with a base, up to the model in memory."""
     check_base(check_model_directory(model))
     return load_model(model, method=method, precision="fp32", device="cpu").model
 
@@ -115,7 +115,7 @@ def _put(name: str, *shape: int) -> Callable[[State], object]:
         ("qwen3_moe", _drop("model.layers.1.mlp.experts.3.down_proj.weight"), ["model.layers.1.mlp.experts.down_proj"]),
     ],
 )
-def test_what_is_missing_different_or_left_over_is_told_by_name(
+def test_missing_mismatched_and_unexpected_weights_are_named(
     copy: Callable[[str], Path],
     family: str,
     change: Callable[[State], object],

@@ -1,7 +1,11 @@
-"""The device of a run: chosen, told, and kept to the memory that is free."""
+"""The device of a run: its choice, its description, and the limit of its free memory."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +13,7 @@ import pytest
 import torch
 
 from core.errors import UserError
+from core.hardware.cpu import is_bf16_measured
 from core.hardware.drivers import Build
 from core.hardware.obstacle import Sight
 from core.hardware.visible import Identity
@@ -22,6 +27,7 @@ from core.worker.model.device import (
     read_card,
     reason_for_cpu,
 )
+from core.worker.model.model import choose_dtype
 from tests.cases import cases
 
 UUIDS = ("GPU-0010", "GPU-0011")
@@ -125,3 +131,35 @@ def test_the_card_is_found_in_nvml_by_its_uuid(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_under_windows_a_run_is_kept_to_what_is_free(free: int, total: int, wsl: bool, share: float | None) -> None:
     assert memory_share(free, total, wsl=wsl) == (None if share is None else pytest.approx(share))
+
+
+@pytest.mark.parametrize(("ratio", "dtype"), [(2.0, torch.bfloat16), (0.2, torch.float32)])
+def test_auto_takes_what_was_measured_once(
+    ratio: float, dtype: torch.dtype, private_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "speed_ratio", lambda: ratio)
+    assert choose_dtype("auto", torch.device("cpu")) == dtype
+    assert is_bf16_measured()
+    monkeypatch.setattr(module, "speed_ratio", lambda: pytest.fail("measured again"))
+    assert choose_dtype("auto", torch.device("cpu")) == dtype
+
+
+def test_the_random_state_is_left_as_it_is() -> None:
+    before = torch.get_rng_state()
+    assert module.speed_ratio() > 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="flags of a processor are read on Linux")
+def test_emulated_bf16_is_not_taken_whatever_the_flags_say(tmp_path: Path) -> None:
+    code = "from core.worker.model.device import prefers_bf16; print(prefers_bf16())"
+    limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **limits, "LOCALTUNE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == "False"

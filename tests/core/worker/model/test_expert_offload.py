@@ -1,4 +1,4 @@
-"""Experts on the host: the numbers of a model with them there are those of one with them on its device."""
+"""Experts on the host: bit-equal to experts on the device."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from core.config.schema import MethodSection
 from core.worker.model import model as loading
 from core.worker.model.adapters import attach_adapters
 from core.worker.model.expert_offload import ExpertOffload, needs_host_experts
-from core.worker.model.expert_weights import ExpertsParams4bit
-from core.worker.model.experts import experts_of, matrix_names
+from core.worker.model.experts import ExpertsParams4bit, experts_of, matrix_names
 from core.worker.model.model import LoadedModel, load_model, set_gradient_checkpointing, trainable_parameters
 from tests.core.worker.model.lanes import PromptDevice
 from tests.core.worker.model.mixtures import FEW_MIXTURES, MIXTURES
@@ -61,7 +60,7 @@ def test_experts_go_to_the_host_while_they_are_loaded_and_come_back_as_they_were
         assert path == other
         assert found.shape == wanted.shape
         assert found.bytes() == wanted.bytes()
-        # A single byte stays of the weights, and one of the scales.
+        # A single byte is left of the weights, and of the scales.
         assert found.data.untyped_storage().nbytes() == found.quant_state.absmax.untyped_storage().nbytes() == 1
         moved += wanted.data.nbytes + wanted.quant_state.absmax.nbytes
         assert torch.equal(found.block(range(len(wanted))), wanted.block(range(len(wanted))))

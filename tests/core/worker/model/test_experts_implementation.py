@@ -12,14 +12,12 @@ import torch
 import transformers
 
 from core.memory.sizes import NF4_TABLES, quantized_bytes
-from core.worker.model.expert_weights import BLOCK, ExpertsParams4bit, quantize_experts
-from core.worker.model.experts import experts_of, matrix_names
+from core.worker.model.experts import BLOCK, ExpertsParams4bit, experts_of, matrix_names, quantize_experts
 from core.worker.model.experts_implementation import IMPLEMENTATION, group_by_expert, use_own_experts
 from tests.cases import cases
 from tests.core.worker.model.mixtures import (
     FEW_MIXTURES,
     MIXTURES,
-    dense_twin,
     load,
     load_other,
     logits_and_gradient,
@@ -38,7 +36,7 @@ def test_experts_in_4_bits_compute_what_transformers_does(name: str, base_of: Ca
         assert module.config._experts_implementation == IMPLEMENTATION
         assert all(isinstance(getattr(module, matrix), ExpertsParams4bit) for matrix in matrix_names(module))
     logits, gradient = logits_and_gradient(quantized)
-    wanted, wanted_gradient = logits_and_gradient(dense_twin(quantized, base_of(name)))
+    wanted, wanted_gradient = logits_and_gradient(put_weights_of(quantized, load(base_of(name), "lora")))
     torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ def load(base: Path) -> Any:
 
 
 def trained(base: Path, method: Any) -> dict[str, torch.Tensor]:
-    """What a run would have written, a little different from the base."""
+    """The weights of a run, a little different from the base."""
     model = choose_weights(load(base), MethodSection(name=method, trainable_layers=1), seed=0)
     return {name: parameter.detach() + 1 for name, parameter in trained_tensors(model).items()}
 
@@ -35,17 +37,22 @@ def test_what_was_trained_is_put_over_the_base(tmp_path: Path, tiny_model_dir: P
     assert all(torch.equal(own[name], tensor) for name, tensor in weights.items())
 
 
-@cases("method", ["full", "freeze"])
-def test_holes_are_told_by_name(tmp_path: Path, tiny_model_dir: Path, method: str) -> None:
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@cases(
+    ("method", "change", "says"),
+    [
+        ("full", lambda weights: weights.pop(UP), rf"lacks weights that were trained: {re.escape(UP)}"),
+        ("freeze", lambda weights: weights.pop(UP), rf"lacks weights that were trained: {re.escape(UP)}"),
+        ("full", lambda weights: weights.update(extra=torch.ones(3)), "does not fit this model: extra"),
+    ],
+)
+def test_missing_and_unknown_weights_are_named(
+    tmp_path: Path, tiny_model_dir: Path, method: str, change: Callable[[dict[str, torch.Tensor]], object], says: str
+) -> None:
     weights = trained(tiny_model_dir, method)
-    del weights["model.layers.1.mlp.up_proj.weight"]
+    change(weights)
     write_tensors(tmp_path / "trained.safetensors", weights)
-    with pytest.raises(UserError, match=r"lacks weights that were trained: model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(UserError, match=says):
         put_weights(load(tiny_model_dir), tmp_path / "trained.safetensors", method)
-
-
-def test_others_are_told_by_name(tmp_path: Path, tiny_model_dir: Path) -> None:
-    weights = {**trained(tiny_model_dir, "full"), "extra.weight": torch.ones(3)}
-    write_tensors(tmp_path / "trained.safetensors", weights)
-    with pytest.raises(UserError, match=r"does not fit this model: extra\.weight"):
-        put_weights(load(tiny_model_dir), tmp_path / "trained.safetensors", "full")

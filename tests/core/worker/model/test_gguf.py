@@ -1,4 +1,4 @@
-"""GGUF files that are not those of their architecture: refused by name, before anything is built from them."""
+"""GGUF files whose tensors do not match their architecture: refused by name, before anything is built."""
 
 from __future__ import annotations
 

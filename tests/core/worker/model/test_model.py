@@ -1,5 +1,3 @@
-import copy
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from core.config.schema import MethodSection
 from core.errors import UserError
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.adapters import attach_adapters
-from core.worker.model.device import choose_device
 from core.worker.model.model import (
     LoadedModel,
     choose_dtype,
@@ -58,8 +55,9 @@ def test_qlora_is_nf4_with_double_quantization_in_blocks_of_64(tiny_model_dir: P
         assert layer.compute_dtype == torch.bfloat16
 
 
-def test_embeddings_norms_and_head_keep_their_dtype_and_adapters_are_fp32(tiny_model_dir: Path) -> None:
-    model = load(tiny_model_dir).model
+@cases("method", ["qlora", "lora"])
+def test_only_adapters_are_trained_in_fp32_and_the_base_keeps_its_dtype(tiny_model_dir: Path, method: str) -> None:
+    model = load(tiny_model_dir, method).model
     base = model.get_base_model()
     assert base.get_input_embeddings().weight.dtype == torch.bfloat16
     assert base.get_output_embeddings().weight.dtype == torch.bfloat16
@@ -70,20 +68,16 @@ def test_embeddings_norms_and_head_keep_their_dtype_and_adapters_are_fp32(tiny_m
     assert all(".lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def test_gradients_after_an_evaluation_are_those_of_an_untouched_model(tiny_model_dir: Path) -> None:
+def test_an_evaluation_does_not_change_gradients(tiny_model_dir: Path) -> None:
     untouched = gradient(load(tiny_model_dir).model)
     model = load(tiny_model_dir).model
-    for parameter, other in zip(
-        trainable_parameters(model), trainable_parameters(load(tiny_model_dir).model), strict=True
-    ):
-        assert parameter.shape == other.shape
     evaluate(model)
     after = gradient(model)
     assert torch.nn.functional.cosine_similarity(untouched, after, dim=0) >= 0.9999
     torch.testing.assert_close(after, untouched)
 
 
-def test_checkpointing_activations_changes_no_gradient(tiny_model_dir: Path) -> None:
+def test_activation_checkpointing_does_not_change_gradients(tiny_model_dir: Path) -> None:
     model = load(tiny_model_dir).model
     kept = gradient(model)
     set_gradient_checkpointing(model, True)
@@ -101,41 +95,14 @@ def test_the_same_seed_gives_the_same_adapters(tiny_model_dir: Path) -> None:
     assert not all(map(torch.equal, fresh(1), fresh(2)))
 
 
-def test_target_modules_that_match_nothing_are_refused_with_those_there_are(tiny_model_dir: Path) -> None:
-    loaded = load_model(tiny_model_dir, method="lora", precision="fp32", device="cpu")
-    with pytest.raises(UserError, match=r"(?s)matches no layer.*q_proj") as caught:
-        attach_adapters(loaded.model, MethodSection(target_modules=["w_qkv"]), seed=0)
-    assert "w_qkv" in caught.value.message
-
-
-@cases(("dora", "rslora"), list(itertools.product([False, True], repeat=2)))
-def test_the_variants_of_lora_have_gradients(dora: bool, rslora: bool, tiny_model_dir: Path) -> None:
-    loaded = load_model(tiny_model_dir, method="qlora", precision="bf16", device="cpu")
-    model = attach_adapters(loaded.model, MethodSection(rank=4, dora=dora, rslora=rslora), seed=0)
-    assert gradient(model).norm() > 0
-
-
-def test_the_base_is_frozen(tiny_model_dir: Path) -> None:
-    loaded = load(tiny_model_dir, "lora", "fp32")
-    before = copy.deepcopy(loaded.model.get_base_model().model.norm.weight)
-    optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=0.1)
-    torch.autograd.backward(SupervisedLoss(loaded.model)(IDS, LEARNED))
-    optimizer.step()
-    assert torch.equal(before, loaded.model.get_base_model().model.norm.weight)
-
-
-def test_a_directory_that_holds_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded"):
         load_model(tmp_path, method="lora", precision="fp32", device="cpu")
 
 
-def test_what_the_cpu_cannot_do_is_refused() -> None:
+def test_fp16_on_a_cpu_is_refused() -> None:
     cpu = torch.device("cpu")
     assert choose_dtype("fp32", cpu) == torch.float32
     assert choose_dtype("auto", cpu) in (torch.bfloat16, torch.float32)
     with pytest.raises(UserError, match="fp16"):
         choose_dtype("fp16", cpu)
-    if not torch.cuda.is_available():
-        assert choose_device("auto") == cpu
-        with pytest.raises(UserError, match=r"hardware\.device is cuda"):
-            choose_device("cuda")

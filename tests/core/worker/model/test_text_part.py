@@ -50,27 +50,26 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-def whole_logits(base: Path) -> torch.Tensor:
+def load_whole(base: Path) -> Any:
     whole: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
-    return logits(whole.eval())
+    return whole.eval()
+
+
+def assert_is_part_of(model: Any, whole: Any) -> None:
+    """The text part computes the same as the whole model, and knows the names of its weights there."""
+    torch.testing.assert_close(logits(model), logits(whole), rtol=0, atol=0)
+    theirs = dict(whole.named_parameters(remove_duplicate=False))
+    for own, parameter in model.named_parameters(remove_duplicate=False):
+        assert theirs[whole_name(model, own)].shape == parameter.shape
 
 
 @pytest.mark.parametrize("name", long_but(FEW, COMPOSITE))
 def test_the_text_part_alone_answers_as_the_whole_model(base_of: Callable[[str], Path], name: str) -> None:
     model = load(base_of(name))
     assert not any("vision" in module or "visual" in module for module, _ in model.named_modules())
-    torch.testing.assert_close(logits(model), whole_logits(base_of(name)), rtol=0, atol=0)
+    assert_is_part_of(model, load_whole(base_of(name)))
     assert vocabulary_size(base_of(name)) == VOCABULARY
     assert type(load_config(base_of(name))) is type(model.config)
-
-
-@pytest.mark.parametrize("name", long_but(FEW, COMPOSITE))
-def test_names_in_the_whole_model(base_of: Callable[[str], Path], name: str) -> None:
-    whole: Any = AutoModelForImageTextToText.from_pretrained(base_of(name))
-    theirs = dict(whole.named_parameters(remove_duplicate=False))
-    model = load(base_of(name))
-    for own, parameter in model.named_parameters(remove_duplicate=False):
-        assert theirs[whole_name(model, own)].shape == parameter.shape
 
 
 @pytest.mark.parametrize("name", long_but(FEW, COMPOSITE))
@@ -105,7 +104,7 @@ def test_4_bits_keep_the_head(base_of: Callable[[str], Path], name: str) -> None
 def test_files_saved_from_the_text_class_load_as_well(
     base_of: Callable[[str], Path], name: str, tmp_path: Path
 ) -> None:
-    """With its configuration, and with the one of the whole model."""
+    """With its own configuration, and with the whole model's."""
     text = copy_model(base_of(name), tmp_path / "text")
     (text / "model.safetensors").unlink()
     model = load(base_of(name))
@@ -119,25 +118,17 @@ def test_files_saved_from_the_text_class_load_as_well(
 
 
 @pytest.mark.parametrize("name", long_but(FEW, COMPOSITE))
-def test_a_missing_weight_is_an_error(base_of: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+def test_missing_and_unknown_weights_are_errors(base_of: Callable[[str], Path], name: str, tmp_path: Path) -> None:
     base = copy_model(base_of(name), tmp_path / name)
     state = load_file(base / "model.safetensors")
-    lost = next(key for key in state if key.endswith("layers.1.input_layernorm.weight") and "vision" not in key)
-    del state[lost]
+    norm = next(key for key in state if key.endswith("layers.1.input_layernorm.weight") and "vision" not in key)
+    unknown = {**state, norm.replace("input_layernorm", "strange_norm"): state[norm].clone()}
+    save_file(unknown, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"does not take: model\.layers\.1\.strange_norm\.weight"):
+        load(base)
+    del state[norm]
     save_file(state, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks weights of its architecture: model\.layers\.1\.input_layernorm"):
-        load(base)
-
-
-def test_a_weight_of_the_text_part_that_is_left_over_is_an_error(
-    base_of: Callable[[str], Path], tmp_path: Path
-) -> None:
-    base = copy_model(base_of("gemma3"), tmp_path / "gemma3")
-    state = load_file(base / "model.safetensors")
-    norm = next(key for key in state if key.endswith("layers.1.input_layernorm.weight") and "vision" not in key)
-    state[norm.replace("input_layernorm", "strange_norm")] = state[norm].clone()
-    save_file(state, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"does not take: model\.layers\.1\.strange_norm\.weight"):
         load(base)
 
 
@@ -153,7 +144,7 @@ def test_both_forms_of_names_load(base_of: Callable[[str], Path], name: str, tmp
         }
         rest = {key: state[key] for key in split_names(state).others}
         save_file(named | rest, base / "model.safetensors", metadata={"format": "pt"})
-        torch.testing.assert_close(logits(load(base)), whole_logits(base_of(name)), rtol=0, atol=0)
+        torch.testing.assert_close(logits(load(base)), logits(load_whole(base_of(name))), rtol=0, atol=0)
 
 
 def test_a_head_in_the_files_is_the_head_where_the_configuration_does_not_say(
@@ -166,7 +157,7 @@ def test_a_head_in_the_files_is_the_head_where_the_configuration_does_not_say(
     edit_json(base / "config.json", tie_word_embeddings=None, text_config=text)
     model = load(base)
     assert model.lm_head.weight is not model.model.embed_tokens.weight
-    torch.testing.assert_close(logits(model), whole_logits(base_of("mistral3")), rtol=0, atol=0)
+    torch.testing.assert_close(logits(model), logits(load_whole(base_of("mistral3"))), rtol=0, atol=0)
     assert read_layout(base).tied == {}
 
 
@@ -227,7 +218,4 @@ def test_any_model_whose_text_part_has_a_class_is_loaded(name: str, tmp_path: Pa
     whole.save_pretrained(tmp_path)
     check_base(tmp_path)
     model = load_model(tmp_path, method="lora", precision="fp32", device="cpu", tokenizer=object()).model.eval()
-    torch.testing.assert_close(logits(model), logits(whole), rtol=0, atol=0)
-    theirs = dict(whole.named_parameters(remove_duplicate=False))
-    for own, parameter in model.named_parameters(remove_duplicate=False):
-        assert theirs[whole_name(model, own)].shape == parameter.shape
+    assert_is_part_of(model, whole)

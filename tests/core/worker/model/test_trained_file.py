@@ -18,8 +18,7 @@ from core.worker.fused.file_weights import FileWeights
 from core.worker.fused.install import fuse
 from core.worker.generate.generate import answering_as
 from core.worker.model.adapters import TRAINED, attach_adapters
-from core.worker.model.model import LoadedModel, load_model
-from core.worker.model.trained_file import answer_with_file
+from core.worker.model.model import LoadedModel, answer_with_file, load_model
 from tests.core.export.trained_run import make_trained_run, write_rows
 from tests.progress import quiet
 
@@ -60,7 +59,7 @@ def test_it_answers_as_the_merged_export_does(
     place = tmp_path / "merged"
     place.mkdir()
     conversation = read_conversation(tiny_model_dir, trained)
-    # Not asked: what is compared here is the one way there is.
+    # No comparison: there is a single way to merge.
     made = write_merged(
         tiny_model_dir, trained, place, "F32", "auto", conversation, lambda _: pytest.fail("compared"), quiet
     )

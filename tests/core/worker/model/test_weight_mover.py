@@ -68,7 +68,7 @@ def test_where_nothing_can_be_pinned_ordinary_memory_is_used(monkeypatch: pytest
 
 
 class Pass:
-    """Asks for layers as a model does; what the device sees is looked at when the device does the work."""
+    """Fetches layers as a model does; the device checks the weights when it does the work."""
 
     def __init__(self, device: Device, mover: WeightMover) -> None:
         self.device, self.mover = device, mover
@@ -128,7 +128,7 @@ def test_a_layer_is_copied_once_for_each_direction_and_is_there_before_it_is_ask
     def down() -> list[int]:
         return [copies_of(device, lambda n=number: mover.fetch(n, returns=True)) for number in reversed(range(LAYERS))]
 
-    # The first layer and the second at once, then one ahead; at the turns both buffers hold what comes next.
+    # The first layer and the second at once, then one ahead; at the turns both buffers hold the next layers.
     assert up(returns=True) == [2, 1, 1, 1, 0]
     assert down() == [0, 1, 1, 1, 0]
     assert up(returns=True) == [0, 1, 1, 1, 0]

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def test_what_would_take_the_memory_of_a_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = write_family("llama", tmp_path / "llama")
     needed = needed_bytes(read_weights(base), 4)
-    # Two of the two layers, and what is outside of them: the whole model.
+    # Both layers, and the tensors outside them: the whole model.
     assert needed - needed_bytes({}, 4) == 4 * sum(tensor.elements for tensor in read_weights(base).values())
     run = run_on_cpu()
     monkeypatch.setattr(job, "free_bytes", lambda _: needed)

@@ -21,11 +21,11 @@ from core.worker.quantization import measure
 from core.worker.quantization.layers import LayeredModel, held_bytes
 from core.worker.quantization.measure import Settings, measure_cost
 from core.worker.quantization.sample import Sample
-from tests.cases import cases
 from tests.core.worker.quantization.hurt import write_hurt, write_rows
 from tests.families.tiny import FAMILIES, write_family
 from tests.packers import quantize_checkpoint
 from tests.progress import quiet
+from tests.short_list import long_but
 
 SETTINGS = Settings("fp32", "cpu")
 #: Families that 'make test' goes through.
@@ -65,8 +65,8 @@ def plainly(base: Path, rows: list[TokenizedRow], keep: Sequence[str] = ()) -> t
     return tuple(mean.tolist())
 
 
-def check_cost(family: str, tmp_path: Path) -> None:
-    """What is measured layer by layer is what whole models have."""
+@pytest.mark.parametrize("family", long_but(FIRST, FAMILIES))
+def test_losses_and_divergence_equal_those_of_whole_models(family: str, tmp_path: Path) -> None:
     base = write_family(family, tmp_path / family)
     rows = write_rows(40, 23, 33)
     cost = cost_of(base, rows)
@@ -78,17 +78,6 @@ def check_cost(family: str, tmp_path: Path) -> None:
     assert cost.whole.top1 == pytest.approx(same, abs=1e-6)
     assert cost.tokens == sum(int(row.supervised.sum()) for row in rows)
     assert all(layer.bytes > 0 for layer in cost.layers)
-
-
-@cases("family", FIRST)
-def test_losses_and_divergence_are_those_of_whole_models(family: str, tmp_path: Path) -> None:
-    check_cost(family, tmp_path)
-
-
-@pytest.mark.long
-@cases("family", sorted(set(FAMILIES) - set(FIRST)))
-def test_losses_and_divergence_of_other_families_are_those_of_whole_models(family: str, tmp_path: Path) -> None:
-    check_cost(family, tmp_path)
 
 
 def test_the_cost_of_a_layer_and_what_keeping_some_brings_are_true(tmp_path: Path) -> None:
@@ -139,7 +128,7 @@ def test_never_more_than_one_layer_is_there(tmp_path: Path, monkeypatch: pytest.
         layers.append(weakref.ref(layer))
         sizes.append(held_bytes(layer))
         outside = held_bytes(model.loaded.model)
-        # What both models hold beside the layer: the same embeddings, norms and head, once.
+        # Shared by both models: embeddings, norms and head, once.
         gc.collect()
         alive = {
             each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
@@ -166,7 +155,7 @@ def test_where_streams_cannot_go_side_by_side_each_goes_alone(tmp_path: Path, mo
     call = LlamaDecoderLayer.__call__
 
     def scaled(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        # What the model does with hidden states between two layers is not seen by a layer.
+        # A layer does not see changes of the hidden states between two layers.
         return call(layer, *args, **kwargs) * 1.0
 
     monkeypatch.setattr(LlamaDecoderLayer, "__call__", scaled)

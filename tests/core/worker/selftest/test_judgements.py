@@ -1,4 +1,4 @@
-"""What the checks make of what they have found, without a card and without a training."""
+"""Judgements of the self-test's checks, without a card or a training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from core.models.architecture.load import load_architecture
 from core.runs.record.events import NoticeEvent
 from core.selftest.sizes import Shape
 from core.worker.fused.trial import Trial
-from core.worker.selftest import driver, fast_paths, memory, shortage, speed
+from core.worker.selftest import driver, fast_paths, memory, speed, training
 from core.worker.selftest.driver import PowerRight, TorchCard
 from core.worker.selftest.memory import Peak, constants
 from core.worker.selftest.wrapped import Footprint
@@ -129,7 +129,7 @@ def test_the_constants_of_a_card() -> None:
     assert (found.device, found.runtime_bytes, found.torch) == ("RTX 4090", 450 << 20, "2.13.0")
     assert found.fragmentation == pytest.approx(0.03, abs=1e-6)
     assert found.measured == "2026-01-02"
-    # What another program has taken or given back meanwhile is no constant.
+    # Memory taken or freed by another program is not a constant.
     assert constants([peak(5, 5, -1, 0.1), peak(5, 5, 9 << 30, 0.1)], card, "2", "today") is None
     assert constants(peaks, {"kind": "cuda"}, "2", "today") is None
     assert constants([], card, "2", "today") is None
@@ -172,7 +172,7 @@ def shortages(
     codes: Sequence[str] = ("memory_weights", "memory_cut"),
     losses: Sequence[float] = (4.0, 3.0),
 ) -> tuple[str, str]:
-    found = shortage.judge([dict(item) for item in taken], notices(*codes), losses, (4.0, 3.01))
+    found = training.judge_shortage([dict(item) for item in taken], notices(*codes), losses, (4.0, 3.01))
     return found.result, found.detail
 
 

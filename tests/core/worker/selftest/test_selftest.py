@@ -37,7 +37,7 @@ def by_name(report: Report) -> dict[str, Check]:
 @pytest.mark.anew
 @pytest.mark.long
 def test_the_checks_that_any_model_will_do_for(tiny_model_dir: Path) -> None:
-    # A rank-16 adapter on two tiny layers takes hardly any memory: the process is what is measured.
+    # A rank-16 adapter on two tiny layers takes hardly any memory: this measures the process.
     report = made(tiny_model_dir, "driver", "fast_paths", "memory", "resume", "speed", resume_steps=40)
     found = by_name(report)
     assert {name: check.result for name, check in found.items()} == {

@@ -39,7 +39,7 @@ from core.worker.fused.install import fuse
 from core.worker.loss.loss import SupervisedLoss
 from core.worker.model.activation_offload import ActivationOffload, is_activation
 from core.worker.model.adapters import TRAINED, adapted_layers, attach_adapters, initial_parameters
-from core.worker.model.expert_weights import ExpertsParams4bit
+from core.worker.model.experts import ExpertsParams4bit
 from core.worker.model.full_weights import choose_weights
 from core.worker.model.model import (
     LoadedModel,

@@ -21,7 +21,7 @@ def lines_of(forks: Forks, name: str, *arguments: str, standard_input: str = "",
         forks: The fixture.
         name: Its name.
         arguments: Of its command line.
-        standard_input: What it reads.
+        standard_input: Its standard input.
         seconds: The longest that it may take.
     """
     done = forks.run(

@@ -1,8 +1,8 @@
 """Quantizations in a process of their own: ``python -m …quantizations DIRECTORY CONVERTER``.
 
-A random model whose channels differ, as those of trained models do, is quantized to everything that there is, and to
-the coarse types with an importance matrix as well; a line of JSON tells what came out of each. With the further word
-``sizes``, nothing but the sizes of all combinations is told.
+A random model with uneven channels, as in trained models, is quantized to every type, and to the coarse types with
+an importance matrix as well; each result is a line of JSON. With the further word ``sizes``, it prints only the sizes
+of all combinations.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from core.jobs.process import Answers
 from core.models.architecture.gguf_header import read_gguf_header
 from core.models.architecture.load import load_architecture
 from core.worker.export.gguf.convert import convert
-from core.worker.export.gguf.importance import compute_importance
-from core.worker.export.gguf.quantize import quantize
+from core.worker.export.gguf.quantize import compute_importance, quantize
 from core.worker.export.llama.model import GgufModel
 from tests.core.worker.export.gguf import random_models
 from tests.core.worker.export.gguf.logits import mean_divergence, read_logits
@@ -120,7 +119,7 @@ def weigh_experts(directory: Path, converter: Path, report: Answers) -> dict[str
     source, importance, target = (directory / f"experts{end}" for end in (".gguf", ".npz", "-q.gguf"))
     convert(conversion_job(staged, source, "F32", GgufOptions(), converter), report)
     job = {"source": str(source), "embeddings": None}
-    # Longer than what is computed at once.
+    # Longer than a batch.
     compute_importance({**job, "target": str(importance), "rows": [[*range(5, 300)] * 2]}, report)
     with np.load(importance) as found:
         sizes = {name: int(found[name].size) for name in found.files}
@@ -139,12 +138,12 @@ WAYS = ((False, None), (True, None), (False, "Q8_0"))
 
 
 def forecast_sizes(directory: Path, converter: Path, report: Answers, *, every_way: bool) -> dict[str, Any]:
-    """Bytes of the tensors that the quantizer wrote, and those that were forecast, by model and type.
+    """Bytes of the tensors written by the quantizer, and their forecast, by model and type.
 
     Args:
         directory: Everything is written there.
         converter: The directory of llama.cpp's converter.
-        report: Is told of the progress.
+        report: Receives the progress.
         every_way: Whether each model is quantized to each type in all ways, instead of one.
     """
     import torch

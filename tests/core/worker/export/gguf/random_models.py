@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.families.tiny import SHAPE
 from tests.tiny_model import CHATML, train_byte_level
 
 #: Text that the tokenizers are made from.
@@ -108,19 +109,7 @@ def make_configurations() -> dict[str, Callable[[int], Any]]:
     import transformers as t
 
     def base(size: int, **further: Any) -> dict[str, Any]:
-        shapes = {
-            "vocab_size": size,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "pad_token_id": 4,
-        }
-        return shapes | further
+        return {**SHAPE, "vocab_size": size, "pad_token_id": 4, **further}
 
     llama3 = {
         "rope_type": "llama3",
@@ -208,7 +197,7 @@ def make_configurations() -> dict[str, Callable[[int], Any]]:
 
 
 def make_model(config: Any, *, seed: int = 0, spread: float = 0.1) -> Any:
-    """A random model in fp32, whose norms and biases are not those that every model begins with.
+    """A random model in fp32, with norms and biases other than the initial ones.
 
     Args:
         config: Its configuration.

@@ -32,7 +32,7 @@ SENTENCEPIECE = {"mistral": "model", "phi3": "base", "gemma": "base", "gemma2": 
 
 
 PREFIXED = ("mistral", "phi3")
-#: Architectures that are given an adapter as well, with what PEFT is told of it.
+#: Architectures with an adapter, and PEFT's settings for it.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "llama": {"use_rslora": True},
     "qwen3": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 3}},
@@ -77,7 +77,7 @@ def adapter_deltas(
 
 
 def round_trip(name: str, directory: Path, converter: Path, pieces: bytes, report: Answers) -> dict[str, Any]:
-    """What became of an architecture."""
+    """The result for an architecture."""
     import torch
     from tokenizers import Tokenizer
 

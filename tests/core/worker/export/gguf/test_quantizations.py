@@ -17,7 +17,7 @@ Results = dict[tuple[str, bool], dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def results(forks: Forks, converter_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What came out, by type and whether an importance matrix was used."""
+    """The results by type, and by the use of an importance matrix."""
     directory = tmp_path_factory.mktemp("quantizations")
     lines = lines_of(forks, "quantizations", str(directory), converter_in(converter_home))
     return {(line["quant"], line["weighed"]): line for line in lines}
@@ -77,7 +77,7 @@ def test_experts_are_weighed_apart(results: Results) -> None:
 
 
 def check_sizes(result: dict[str, Any], count: int) -> None:
-    """What was written is what was forecast."""
+    """The written sizes equal the forecast."""
     sizes: dict[str, tuple[int, int]] = result["sizes"]
     assert len(sizes) == count
     assert {name: written for name, (written, _) in sizes.items()} == {

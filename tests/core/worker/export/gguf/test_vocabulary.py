@@ -84,34 +84,32 @@ def test_scores_are_in_the_order_of_the_merges() -> None:
 
 
 @cases(
-    ("content", "begins", "adds"),
+    ("content", "begins", "adds", "told"),
     [
-        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend"}, {"type": "Replace"}]}}, True, True),
-        ({"normalizer": {"type": "Replace"}}, False, False),
-        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "always"}}, True, True),
-        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, True, False),
-        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, False, True),
-        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never"}}, False, False),
+        (
+            {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend"}, {"type": "Replace"}]}},
+            True,
+            True,
+            "",
+        ),
+        ({"normalizer": {"type": "Replace"}}, False, False, ""),
+        (
+            {"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "always"}},
+            True,
+            True,
+            "gets one more from llama.cpp",
+        ),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, True, False, ""),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, False, True, "after each special token"),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never"}}, False, False, ""),
     ],
 )
-def test_a_space_before_text_is_where_the_tokenizer_puts_one(content: dict[str, Any], begins: bool, adds: bool) -> None:
+def test_a_space_before_text_is_where_the_tokenizer_puts_one_or_the_difference_is_reported(
+    content: dict[str, Any], begins: bool, adds: bool, told: str
+) -> None:
     assert adds_space_prefix(content, begins) is adds
-
-
-@cases(
-    ("content", "begins", "told"),
-    [
-        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend"}, {"type": "Replace"}]}}, True, None),
-        ({"normalizer": {"type": "Replace"}}, False, None),
-        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "always"}}, True, "gets one more from llama.cpp"),
-        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, True, None),
-        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, False, "after each special token"),
-        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never"}}, False, None),
-    ],
-)
-def test_a_space_that_llama_cpp_alone_puts_is_told(content: dict[str, Any], begins: bool, told: str | None) -> None:
     note = prefix_difference(content, begins)
-    assert note is None if told is None else note is not None and told in note
+    assert told in note if note else not told
 
 
 def with_added(swallowing: str, keeping: str, **further: Any) -> dict[str, Any]:
@@ -121,43 +119,32 @@ def with_added(swallowing: str, keeping: str, **further: Any) -> dict[str, Any]:
     return {"model": {"vocab": {"a": 0}}, "added_tokens": added}
 
 
-#: As those of Phi 3, of Phi 4 mini, and of a model of another family.
+#: As in Phi 3, in Phi 4 mini, and in another family.
 PHI3 = with_added("</s> <|user|> <|end|>", "<unk> <s> <|endoftext|>")
 PHI4 = with_added("<|user|> <|end|>", "<|endoftext|>")
 OTHER = with_added("", "<unk> <s> </s> <|endoftext|> <|user|>")
 
 
 @cases(
-    ("content", "name", "changed"),
+    ("content", "name", "changed", "such_as"),
     [
-        (PHI3, "tickets", "tickets (Phi-3)"),
-        (PHI3, "", "Phi-3"),
-        (PHI3, "My-Phi3-tickets", "My-Phi3-tickets"),
-        (OTHER, "tickets", "tickets"),
-        (OTHER, "", ""),
-        (OTHER, "no-Phi-3, and no phi3", "no-Phi 3, and no phi 3"),
-        ({"model": {}}, "phi-3", "phi 3"),
-        ({"model": {"type": "Unigram", "vocab": [["<unk>", 0.0]]}}, "phi-3", "phi 3"),
+        (PHI3, "tickets", "tickets (Phi-3)", None),
+        (PHI3, "", "Phi-3", None),
+        (PHI3, "My-Phi3-tickets", "My-Phi3-tickets", None),
+        (OTHER, "tickets", "tickets", None),
+        (OTHER, "", "", None),
+        (OTHER, "no-Phi-3, and no phi3", "no-Phi 3, and no phi 3", None),
+        ({"model": {}}, "phi-3", "phi 3", None),
+        ({"model": {"type": "Unigram", "vocab": [["<unk>", 0.0]]}}, "phi-3", "phi 3", None),
+        (PHI4, "phi-3", "phi 3", "<|end|>"),
+        (with_added("</s> <|user|> <|end|>", "<unk> <s> <|endoftext|> <|b|>"), "phi-3", "phi-3", "<|b|>"),
+        (with_added("<mask>", "<unk>", rstrip=False, lstrip=True), "phi-3", "phi 3", "<mask>"),
     ],
 )
-def test_a_name_makes_llama_cpp_swallow_the_blanks_that_the_tokenizer_does(
-    content: dict[str, Any], name: str, changed: str
+def test_a_name_makes_llama_cpp_strip_the_same_blanks_or_the_difference_is_reported(
+    content: dict[str, Any], name: str, changed: str, such_as: str | None
 ) -> None:
-    assert name_for_blanks(name, content) == (changed, None)
-
-
-@cases(
-    ("content", "changed", "such_as"),
-    [
-        (PHI4, "phi 3", "<|end|>"),
-        (with_added("</s> <|user|> <|end|>", "<unk> <s> <|endoftext|> <|b|>"), "phi-3", "<|b|>"),
-        (with_added("<mask>", "<unk>", rstrip=False, lstrip=True), "phi 3", "<mask>"),
-    ],
-)
-def test_blanks_that_no_name_makes_llama_cpp_swallow_are_told(
-    content: dict[str, Any], changed: str, such_as: str
-) -> None:
-    name, note = name_for_blanks("phi-3", content)
-    assert name == changed
-    assert note is not None
-    assert f"such as {such_as}, are swallowed" in note
+    found, note = name_for_blanks(name, content)
+    assert found == changed
+    assert (note is None) is (such_as is None)
+    assert note is None or f"such as {such_as}, are swallowed" in note

@@ -78,7 +78,7 @@ def write_family(path: Path, family: Family) -> Path:
 
 
 def export_family(path: Path, family: Family, name: str) -> tuple[str, ...]:
-    """Such a model as the export writes it; what the export tells of it."""
+    """The same model as the export writes it; returns the export's notes."""
     ours = family.tokenizer()
     named = {key: text for key, text in ours.special_tokens.items() if text}
     directory = save(path.parent / "model", ours.backend, stops=family.stops, **named)
@@ -119,7 +119,7 @@ def test_a_prompt_is_the_same_tokens(family: Family, reader: Asked, tmp_path: Pa
 @pytest.mark.usefixtures("converter")
 def test_a_prompt_is_the_same_tokens_with_scores_of_the_export(family: Family, reader: Asked, tmp_path: Path) -> None:
     path = tmp_path / "family.gguf"
-    # llama.cpp goes by the name: special tokens of a Phi 3 swallow blanks, and those of others do not.
+    # llama.cpp decides by the name: only in a Phi 3 do special tokens strip blanks.
     told = export_family(path, family, "tickets" if family is PHI3 else "phi-3 and other tickets")
     different = compare(family, reader, path)
     if family is not GEMMA3:

@@ -1,6 +1,6 @@
 """Compiles every kernel for cards that are not here: the interpreter takes Python that the compiler refuses.
 
-Run by :mod:`test_compiled` in a process of its own."""
+Run by :mod:`test_kernels` in a separate process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build(function: Any, constants: dict[str, Any], *pointers: str, capability: 
 
 
 def main(which: str) -> None:
-    """Compile each kernel in each of its forms for each card, or ``some``: one of its forms for one of them."""
+    """Compile each kernel in each of its forms for each card, or ``some``: a single form for a single card."""
     b, f = "bf16", "fp32"
     some = 1 if which == "some" else None
     for capability in CAPABILITIES[:some]:

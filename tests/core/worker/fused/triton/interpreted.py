@@ -1,14 +1,15 @@
 """Kernels under Triton's interpreter, which runs the same code on the CPU; on a GPU a trial decides.
 
-Collected by the process of :mod:`test_interpreted` only."""
+Collected only by the process of :mod:`test_kernels`."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from core.worker.fused.cases import apply, gated_trial, norm_trial, plain_gated, plain_rms_norm, rotary_trial
+from core.worker.fused.cases import gated_trial, norm_trial, plain_gated, plain_rms_norm, rotary_trial
 from core.worker.fused.gated import ACTIVATIONS, Activation, Gating
+from core.worker.fused.mode import apply
 from core.worker.fused.rotary import RotaryFunction
 from core.worker.fused.trial import compare
 from core.worker.fused.triton.gated import KernelGating
