@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from core.config.compare import differing
@@ -432,16 +432,7 @@ def to_json(comparison: RunComparison) -> dict[str, Any]:
         "figures": told(comparison.figures),
         "data": told(comparison.data),
         "options": told(comparison.options),
-        "answers": [
-            {
-                "prompt": answers.prompt,
-                "expected": answers.expected,
-                "texts": list(answers.texts),
-                "steps": list(answers.steps),
-                "right": list(answers.right),
-            }
-            for answers in comparison.answers
-        ],
+        "answers": [asdict(answers) for answers in comparison.answers],
     }
 
 

@@ -23,7 +23,7 @@ from core.atomic import fsync_dir
 from core.errors import UserError
 from core.runs.record.files import try_lock
 from core.runs.record.state import in_words
-from core.runs.record.store import Run
+from core.runs.record.store import Run, numbered
 from core.text import one_line
 
 #: Prefix of directories with runs that are being deleted; it stays if the deletion is interrupted.
@@ -289,17 +289,16 @@ def free_bytes() -> int | None:
 
 def _new_place(parent: Path) -> Path:
     """A new directory in the trash, named by the time."""
-    stamp, number = datetime.now().strftime(_STAMP), 1
-    while True:
-        place = parent / (stamp if number == 1 else f"{stamp}-{number}")
+    for name in numbered(datetime.now().strftime(_STAMP)):
+        place = parent / name
         try:
             place.mkdir(mode=paths.DIRECTORY_MODE)
+            break
         except FileExistsError:
-            number += 1
             continue
         except OSError as error:
             raise UserError(
                 f"{one_line(str(place), 200)} cannot be created: {error.strerror}.",
                 "Make room, or delete without the trash: localtune-tui rm --now.",
             ) from error
-        return place
+    return place

@@ -380,20 +380,9 @@ class RunHistory:
 
     def _rewind(self, step: int) -> None:
         """Forget the reports of steps from ``step`` on: they are being replayed."""
-        for series in (
-            self.loss,
-            self.grad_norm,
-            self.learning_rate,
-            self.throughput,
-            self.eval_loss,
-            self.exact_match,
-            self.probe_loss,
-            self.times,
-            self.temperature,
-            self.power,
-            self.device_memory,
-        ):
-            series.truncate(step)
+        for curve in vars(self).values():
+            if isinstance(curve, Series):
+                curve.truncate(step)
         for items in (self.checkpoints, self.marks):
             truncate(items, step)
         self._samples.rewind(step)

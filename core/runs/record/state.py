@@ -467,11 +467,6 @@ class Rank:
         """Seconds since its last sign of life; None if unknown."""
         return None if self.heard is None else max(now - self.heard, 0.0)
 
-    def is_silent(self, now: float) -> bool:
-        """True if it has given no sign of life for longer than usual."""
-        seconds = self.silent_seconds(now)
-        return seconds is not None and seconds > SILENT_SECONDS
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return dataclasses.asdict(self)
@@ -544,12 +539,11 @@ def sign_words(rank: Rank, now: float) -> str:
 
 def silent_words(ranks: Sequence[Rank], now: float) -> str:
     """Processes without a sign of life, ``no sign of life for 14s: 2 on tower``; empty if all give one."""
-    silent = [rank for rank in ranks if rank.is_silent(now)]
+    silent = {rank: seconds for rank in ranks if (seconds := rank.silent_seconds(now) or 0.0) > SILENT_SECONDS}
     if not silent:
         return ""
-    longest = max(rank.silent_seconds(now) or 0.0 for rank in silent)
     where = ", ".join(f"{rank.rank} on {rank.host or '?'}" for rank in silent)
-    return f"no sign of life for {format_duration(round(longest))}: {where}"
+    return f"no sign of life for {format_duration(round(max(silent.values())))}: {where}"
 
 
 def _is_count(value: Any) -> bool:

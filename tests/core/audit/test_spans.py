@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from core.audit.request import span_from, span_to
-from core.audit.spans import ALONE, Team, choose, join, spans_of
+from core.audit.spans import ALONE, Team, choose, join, span_from, span_to, spans_of
 from core.runs.record.events import (
     CheckpointEvent,
     ControlEvent,

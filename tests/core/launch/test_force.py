@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.launch.force import kill
+from core.launch.launcher import kill
 from core.runs.record.events import FinishedEvent, StoppedEvent, encode_event
 from core.runs.record.state import RunState, hostname, start_identity
 from core.runs.record.store import Run

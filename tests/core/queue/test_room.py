@@ -10,7 +10,7 @@ from core.errors import UserError
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_plan
 from core.models.architecture.families import read_architecture
-from core.queue.room import judge, lack_of_room
+from core.queue.runner import judge, lack_of_room
 from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import config_for

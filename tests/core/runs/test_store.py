@@ -17,8 +17,7 @@ from core.atomic import write_atomic
 from core.commands.common import find_live_run
 from core.config.schema import Config
 from core.errors import UserError
-from core.launch import force
-from core.launch.launcher import continue_run
+from core.launch.launcher import continue_run, kill
 from core.runs.control.client import ControlClient
 from core.runs.record import store as sockets
 from core.runs.record.events import (
@@ -364,7 +363,7 @@ def test_continue_is_advised_only_where_it_does_something(
 @pytest.mark.parametrize("saved", [True, False])
 def test_a_killed_run_says_the_same(run: Run, saved: bool) -> None:
     end(run, "training", saved=saved)
-    force.kill(run, 5)
+    kill(run, 5)
     last = EventTail(run.events_path).read_all()[-1]
     assert isinstance(last, StoppedEvent)
     assert last.hint == way_on(run)
