@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.runs.record.events import NoticeEvent
+from core.runs.record.events import EvalEvent, NoticeEvent
 from tests.e2e.workers import (
     PATIENCE,
     Workers,
@@ -56,3 +56,17 @@ def test_a_step_that_hangs_in_its_rows_says_so(workers: Workers, tmp_path: Path)
     assert f"stop --force {run.id}" in notice.hint
     release.touch()
     finish(run)
+
+
+def test_evaluations_between_steps_change_no_bit_of_a_base_in_4_bits(workers: Workers) -> None:
+    """On some CPUs bitsandbytes packs 4-bit weights anew at the first evaluation, and gradients are lost after it."""
+    without, measured = (
+        workers.start("measured", train={"max_steps": 8}, eval={"every_steps": every}) for every in (None, 2)
+    )
+    for run in (without, measured):
+        finish(run)
+    assert [event.step for event in only(EvalEvent, measured)][:3] == [2, 4, 6]
+    assert [(event.loss, event.grad_norm) for event in steps(measured)] == [
+        (event.loss, event.grad_norm) for event in steps(without)
+    ]
+    assert adapter_bytes(measured) == adapter_bytes(without)

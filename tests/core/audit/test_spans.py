@@ -16,6 +16,7 @@ from core.runs.record.events import (
     SampleEvent,
     StepEvent,
 )
+from tests.core.runs.helpers import step_event
 
 
 def start() -> Event:
@@ -23,10 +24,7 @@ def start() -> Event:
 
 
 def step(number: int) -> StepEvent:
-    return StepEvent(
-        step=number, epoch=0.1, loss=1.0, lr=0.1, grad_norm=1.0, tokens=1, supervised_tokens=1, seconds=1.0,
-        tokens_per_second=1.0,
-    )  # fmt: skip
+    return step_event(number)
 
 
 def steps(first: int, last: int) -> list[StepEvent]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,14 +8,21 @@ import pytest
 
 from core.errors import UserError
 from core.launch import launcher
+from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
+from core.models.architecture.families import read_architecture
 from core.queue import store
 from core.queue.entry import QueueEntry
-from core.queue.runner import MOST_STARTS, Pace, QueueRunner
+from core.queue.fate import live_run
+from core.queue.runner import MOST_STARTS, Pace, QueueRunner, judge, lack_of_room
 from core.runs.control.devices import take_beside
-from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.state import PARKED_BY_HAND, RunState, hostname
 from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
+from tests.core.models.architecture import published
 from tests.core.queue.helpers import FakeWorkers, add, config_for, fill, make_runner, states
+from tests.core.runs.helpers import add_checkpoint, live_state
+from tests.measured_here import bounded_here
 from tests.small_disk import small_disk
 
 
@@ -34,12 +42,6 @@ def begin_next(fakes: FakeWorkers) -> None:
         if active is not None and active.state == "running":
             return
     pytest.fail("no run came on")
-
-
-def add_checkpoint(run: Run) -> None:
-    directory = run.checkpoints_path / "step-00000003"
-    directory.mkdir(parents=True)
-    (directory / "manifest.json").write_text("{}")
 
 
 def test_runs_start_in_order_one_at_a_time(fakes: FakeWorkers) -> None:
@@ -65,23 +67,25 @@ def test_the_run_is_of_the_configuration_of_the_entry(fakes: FakeWorkers) -> Non
     assert run_of(1).config_path.read_text() == store.config_path(1).read_text()
 
 
-@pytest.mark.parametrize(("state", "became"), [("failed", "failed"), ("stopped", "done"), ("finished", "done")])
-def test_whatever_a_run_ends_in_the_next_one_starts(fakes: FakeWorkers, state: str, became: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "changes", "became", "reason"),
+    [
+        ("failed", {"reason": "the disk is full"}, "failed", "the disk is full"),
+        ("stopped", {"reason": "the disk is full"}, "done", "the disk is full"),
+        ("finished", {"reason": "the disk is full"}, "done", "the disk is full"),
+        ("finished", {"refused": "loss 2 is above 1"}, "done", "refused by eval.gate: loss 2 is above 1"),
+    ],
+)
+def test_the_next_run_starts_after_any_end(
+    fakes: FakeWorkers, state: str, changes: dict[str, str], became: str, reason: str
+) -> None:
     add("a", "b")
     begin_next(fakes)
-    fakes.end(run_of(1), state, reason="the disk is full")
+    fakes.end(run_of(1), state, **changes)
     begin_next(fakes)
     entry = store.read_queue().entry(1)
-    assert (entry.state, entry.outcome, entry.reason) == (became, state, "the disk is full")
+    assert (entry.state, entry.outcome, entry.reason) == (became, state, reason)
     assert states()[2] == "running"
-
-
-def test_a_result_that_the_gate_refuses_is_done_and_says_so(fakes: FakeWorkers) -> None:
-    add("a")
-    begin_next(fakes)
-    fakes.end(run_of(1), refused="loss 2 is above 1")
-    make_runner().tick()
-    assert store.read_queue().entry(1).reason == "refused by eval.gate: loss 2 is above 1"
 
 
 def test_a_process_that_is_killed_is_told_and_not_started_again(fakes: FakeWorkers) -> None:
@@ -144,13 +148,11 @@ def test_a_continuation_that_was_cut_short_is_made_up_for(fakes: FakeWorkers, mo
 
 def test_a_run_of_somebody_else_is_waited_for(fakes: FakeWorkers) -> None:
     other = create_run(config_for(), "other")
-    pid, identity = own_identity()
-    state = RunState(state="paused", pid=pid, pid_started=identity, host=hostname())
+    state = live_state("paused", updated=0.0)
     state.write(other.state_path)
     said: list[str] = []
     add("a")
-    runner = make_runner(pace=Pace(soonest=1, latest=3))
-    runner._told = said.append
+    runner = make_runner(told=said.append, pace=Pace(soonest=1, latest=3))
     assert [runner.tick() for _ in range(4)] == [1, 2, 3, 3]
     assert said == [f"waits for {other.id}, which is stalled"]
     replace(state, state="finished").write(other.state_path)
@@ -162,8 +164,7 @@ def test_memory_is_waited_for_and_told(fakes: FakeWorkers) -> None:
     add("a")
     lacking = ["9 GB of GPU memory", None]
     said: list[str] = []
-    runner = make_runner(room=lambda _: lacking.pop(0))
-    runner._told = said.append
+    runner = make_runner(told=said.append, room=lambda _: lacking.pop(0))
     runner.tick()
     assert said == ["waits for 9 GB of GPU memory"]
     runner.tick()
@@ -179,8 +180,6 @@ def test_an_entry_whose_configuration_is_gone_is_skipped(fakes: FakeWorkers) -> 
 
 
 def test_a_run_that_was_deleted_is_not_made_again(fakes: FakeWorkers) -> None:
-    import shutil
-
     add("a")
     begin_next(fakes)
     run = run_of(1)
@@ -241,8 +240,7 @@ def test_a_queue_that_cannot_be_read_starts_nothing_and_ends_nothing(fakes: Fake
     text = store.queue_path().read_text()
     store.queue_path().write_text(text[:40])
     said: list[str] = []
-    runner = make_runner()
-    runner._told = said.append
+    runner = make_runner(told=said.append)
     assert runner.tick() == Pace().soonest
     assert "cannot be read" in said[0]
     store.queue_path().write_text(text)
@@ -375,3 +373,60 @@ def test_a_queue_with_numbers_that_make_no_sense_is_said_by_everyone(
         with pytest.raises(UserError, match="cannot be read from"):
             action()
     assert store.queue_path().read_text() == text
+
+
+__all__ = ["bounded_here"]
+
+GB = 10**9
+
+
+def planned(needed: int, machine: Machine) -> Plan:
+    """The plan of a model on the card, as if it needed so many bytes."""
+    architecture = read_architecture(published.SMOLLM2_135M, "m")
+    return replace(make_plan(architecture, config_for(), machine), needed_bytes=needed)
+
+
+@cases(
+    ("free", "needed", "waits"),
+    [(20 * GB, 9 * GB, False), (8 * GB, 9 * GB, True), (20 * GB, 30 * GB, False)],
+    ids=["it fits", "others use the card", "it never fits"],
+)
+def test_a_run_waits_only_for_what_others_may_give_back(free: int, needed: int, waits: bool) -> None:
+    reason = judge(Machine("cuda", free), 24 * GB, lambda machine: planned(needed, machine))
+    assert (reason is not None) is waits
+    if reason is not None:
+        assert reason == "9.0 GB of GPU memory, of which 8.0 GB are free while other programs use it"
+
+
+def test_unknown_memory_is_not_waited_for() -> None:
+    assert judge(Machine("cuda"), 24 * GB, lambda machine: planned(9 * GB, machine)) is None
+
+
+def test_a_run_on_the_cpu_and_one_that_cannot_be_planned_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Machine:
+        raise UserError("There is no such card.")
+
+    monkeypatch.setattr("core.runs.outlook.forecast.this_machine", refuse)
+    assert lack_of_room(config_for()) is None
+    assert lack_of_room(config_for(hardware={"device": "cuda"})) is None
+
+
+@cases(
+    ("state", "parked", "has_device"),
+    [
+        ("training", "", True),
+        ("paused", "", True),
+        ("paused", PARKED_BY_HAND, False),
+        ("paused", "ollama runner is running", True),
+        ("finished", "", False),
+    ],
+)
+def test_a_run_has_the_device_until_it_is_over_or_was_parked_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, parked: str, has_device: bool
+) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
+    run = create_run(config_for(), "other")
+    live_state(state, parked=parked).write(run.state_path)
+    found: Run | None = live_run()
+    assert (found == run) is has_device
+    assert live_run(besides=run.id) is None

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,10 +15,10 @@ from core.errors import UserError
 from core.runs.control import client as client_module
 from core.runs.control import protocol
 from core.runs.control.client import ControlClient
-from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.cases import cases
-from tests.core.runs.helpers import wait_for
+from tests.core.runs.helpers import live_state, wait_for
 
 Handler = Callable[[socket.socket, dict[str, Any]], None]
 
@@ -55,11 +54,14 @@ class Server:
 @pytest.fixture
 def live(run: Run) -> Run:
     """A run that trains, in this very process."""
-    pid, identity = own_identity()
-    RunState(state="training", pid=pid, pid_started=identity, host=hostname(), updated=time.time()).write(
-        run.state_path
-    )
+    live_state().write(run.state_path)
     return run
+
+
+def change_state(run: Run, **changes: object) -> None:
+    recorded = RunState.read(run.state_path)
+    assert recorded is not None
+    dataclasses.replace(recorded, **changes).write(run.state_path)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -244,9 +246,7 @@ def test_a_socket_of_another_user_is_not_talked_to(
     ],
 )
 def test_no_socket_is_told_by_what_the_run_is(live: Run, state: str, words: str) -> None:
-    recorded = RunState.read(live.state_path)
-    assert recorded is not None
-    RunState(**{**vars(recorded), "state": state}).write(live.state_path)
+    change_state(live, state=state)
     assert words in message_of(lambda: ControlClient(live).request("ping"))
 
 
@@ -260,9 +260,7 @@ def test_the_state_file_says_where_the_socket_is(live: Run, serve: Callable[[Han
     serve(lambda connection, request: say(connection, id=request["id"], ok=True, where="moved"))
     moved = live.path / "elsewhere.sock"
     live.socket_path.rename(moved)
-    recorded = RunState.read(live.state_path)
-    assert recorded is not None
-    RunState(**{**vars(recorded), "socket": str(moved)}).write(live.state_path)
+    change_state(live, socket=str(moved))
     assert ControlClient(live).request("ping") == {"where": "moved"}
 
 
@@ -317,7 +315,5 @@ def test_an_answer_with_a_value_that_nobody_can_use_is_none(
 
 @cases("path", ["\ud800/x", "/" + "x" * 300, "relative"])
 def test_a_socket_that_no_path_leads_to_cannot_be_reached(live: Run, path: str) -> None:
-    state = RunState.read(live.state_path)
-    assert state is not None
-    dataclasses.replace(state, socket=path).write(live.state_path)
+    change_state(live, socket=path)
     assert "control socket cannot be reached" in message_of(lambda: ControlClient(live).request("pause"))

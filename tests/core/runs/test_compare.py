@@ -30,22 +30,13 @@ from core.runs.record.events import (
     HardwareEvent,
     PhaseEvent,
     SampleEvent,
-    StepEvent,
-    encode_event,
 )
 from core.runs.record.series import METRICS
 from core.runs.record.state import RunState
 from core.runs.record.store import Labels, Run, create_run, write_labels
 from tests.cases import cases
-from tests.core.runs.helpers import config_for
+from tests.core.runs.helpers import config_for, step_event, write_events
 from tests.tui.harness import FORBIDDEN, HOSTILE
-
-
-def step(number: int, tokens: int, seconds: float, loss: float) -> StepEvent:
-    return StepEvent(
-        t=100.0 + number, step=number, epoch=0.1, loss=loss, lr=1e-4, grad_norm=1.0, tokens=tokens,
-        supervised_tokens=5, seconds=seconds, tokens_per_second=tokens / seconds,
-    )  # fmt: skip
 
 
 def evaluation(number: int, loss: float, **more: float) -> EvalEvent:
@@ -56,7 +47,7 @@ def make(home: Path, name: str, events: list[Event], **train: object) -> Run:
     config = config_for(home)
     run = create_run(config.model_copy(update={"train": config.train.model_copy(update=train)}), name)
     head = [PhaseEvent(t=100.0, name="importing"), PhaseEvent(t=100.0, name="training")]
-    run.events_path.write_text("".join(map(encode_event, [*head, *events])), encoding="utf-8")
+    write_events(run, *head, *events)
     RunState(state="finished", step=3, total_steps=3, updated=300.0).write(run.state_path)
     return run
 
@@ -76,7 +67,7 @@ def pair(home: Path) -> list[RunRecord]:
         home, "first",
         [
             DataEvent(rows=100, used=90, **data),  # type: ignore[arg-type]
-            *(step(number, 100, 2.0, 2.0 / number) for number in (1, 2, 3)),
+            *(step_event(number, loss=2.0 / number) for number in (1, 2, 3)),
             evaluation(2, 0.5, exact_match=0.4), evaluation(3, 0.6, exact_match=0.5),
             HardwareEvent(t=202.0, devices=[], energy_wh=3.0),
             sample("Is it?", "no", 3, right=False), sample("Only here", "a", 3),
@@ -86,7 +77,7 @@ def pair(home: Path) -> list[RunRecord]:
         home, "second",
         [
             DataEvent(rows=200, used=180, **data),  # type: ignore[arg-type]
-            *(step(number, 300, 1.0, 1.0 / number) for number in (1, 2, 3)),
+            *(step_event(number, tokens=300, seconds=1.0, loss=1.0 / number) for number in (1, 2, 3)),
             evaluation(3, 0.4, exact_match=0.5),
             sample("Is it?", "maybe", 2, right=False), sample("Is it?", "yes", 3, right=True),
         ],

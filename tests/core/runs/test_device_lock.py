@@ -9,18 +9,33 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from core.errors import UserError
 from core.hardware.obstacle import Sight
 from core.hardware.visible import Identity
 from core.helper import finding_core
-from core.runs.control.devices import Hold, lock_path, occupant, run_devices, take_alone, take_beside
-from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.control import devices as beside
+from core.runs.control.devices import (
+    Hold,
+    lock_path,
+    model_bytes,
+    occupant,
+    refuse_crowding,
+    run_devices,
+    runs_on_card,
+    runs_on_cpu,
+    take_alone,
+    take_beside,
+)
+from core.runs.record.state import RunState, own_identity
 from core.runs.record.store import make_run
 from tests.cases import cases
 from tests.core.queue.helpers import config_for
+from tests.core.runs.helpers import live_state
 from tests.waiting import wait_for
 
 #: Takes devices, says what it has got, and holds them until its input ends.
@@ -57,10 +72,8 @@ def holder(how: str, run: str, *devices: str) -> Iterator[tuple[str, subprocess.
 
 
 def live(run_id: str) -> None:
-    """Have a run of this id be live: its process is that of the tests."""
-    run = make_run(run_id, "")
-    pid, identity = own_identity()
-    RunState(state="training", pid=pid, pid_started=identity, host=hostname(), updated=1.0).write(run.state_path)
+    """Make a live run, whose process is that of the tests."""
+    live_state(updated=1.0).write(make_run(run_id, "").state_path)
 
 
 def test_a_device_that_one_has_alone_is_nobody_elses_until_its_process_is_gone() -> None:
@@ -260,3 +273,46 @@ def test_the_devices_of_a_run_are_its_cards(
 def test_a_run_on_the_cpu_has_one_device_however_many_processes_it_has() -> None:
     assert run_devices(config_for()) == ["cpu"]
     assert run_devices(config_for(distributed={"processes": 2})) == ["cpu"]
+
+
+GB = 10**9
+
+
+@cases(
+    ("needed", "free", "runs", "words"),
+    [
+        (16 * GB, 3 * GB, ["the-run"], "Run the-run trains on the same device, where 3.0 GB are"),
+        (2 * GB, 3 * GB, ["x"], ""),
+        (16 * GB, 3 * GB, [], ""),
+    ],
+)
+def test_a_model_that_does_not_fit_beside_a_run_is_told(needed: int, free: int, runs: list[str], words: str) -> None:
+    if not words:
+        refuse_crowding(needed, free, lambda: runs)
+        return
+    with pytest.raises(UserError, match=words):
+        refuse_crowding(needed, free, lambda: runs)
+
+
+def test_a_quantized_model_is_smaller() -> None:
+    assert model_bytes(16 * GB, "lora") == 16 * GB
+    assert model_bytes(16 * GB, "qlora") < 6 * GB
+
+
+@cases(("processes", "wsl", "expected"), [({11}, False, ["a"]), ({99}, False, []), (set(), True, ["a", "b"])])
+def test_runs_are_found_by_their_processes(
+    monkeypatch: pytest.MonkeyPatch, processes: set[int], wsl: bool, expected: list[str]
+) -> None:
+    def run(name: str, pid: int | None, device: str = "auto", *, over: bool = False, host: str = "here") -> Any:
+        state = SimpleNamespace(is_over=over, pid=pid, host=host)
+        config = SimpleNamespace(hardware=SimpleNamespace(device=device))
+        return SimpleNamespace(id=name, state=lambda: state, config=lambda: config)
+
+    runs = [run("a", 11), run("b", 12), run("c", 13, "cpu"), run("d", 11, over=True), run("e", 11, host="there")]
+    monkeypatch.setattr(beside, "list_runs", lambda: runs)
+    monkeypatch.setattr(beside, "hostname", lambda: "here")
+    monkeypatch.setattr(beside, "is_wsl", lambda: wsl)
+    monkeypatch.setattr(beside, "_processes", lambda _: processes)
+    assert runs_on_card("GPU-1") == expected
+    # A run whose device is chosen by itself may be on either.
+    assert runs_on_cpu() == ["a", "b", "c"]

@@ -12,19 +12,9 @@ from core.runs.record import events
 from core.runs.record.events import MalformedEventError, StepEvent, decode_event, encode_event
 from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS, JSON
+from tests.core.runs.helpers import step_event
 
-STEP = StepEvent(
-    t=1.0,
-    step=1,
-    epoch=0.5,
-    loss=2.0,
-    lr=1e-4,
-    grad_norm=1.0,
-    tokens=10,
-    supervised_tokens=4,
-    seconds=0.5,
-    tokens_per_second=20.0,
-)
+STEP = step_event(1)
 
 
 def no_constants(word: str) -> None:

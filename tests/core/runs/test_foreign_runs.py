@@ -32,6 +32,7 @@ from core.tracking.forward import figures, step_of
 from tests.cases import cases
 from tests.core.runs.event_strategies import HOSTILE_LINES
 from tests.core.runs.helpers import config_for
+from tests.core.runs.helpers import step_event as step
 from tests.examples import examples
 
 DEAD = {
@@ -139,8 +140,6 @@ def test_names_without_end_fill_no_memory(events: int) -> None:
 
 
 def test_going_back_again_and_again_takes_no_time() -> None:
-    from tests.core.runs.test_history import step
-
     history = RunHistory()
     for number in range(1, 20_001):
         history.apply(step(number))

@@ -18,7 +18,8 @@ from core.runs.record.sentences import ALL_DONE, brief_id, slug_of
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.cases import cases
-from tests.core.runs.test_history import fold, phase, step
+from tests.core.runs.helpers import step_event as step
+from tests.core.runs.test_history import fold, phase
 from tests.tui.scripted_run import ScriptedRun
 
 

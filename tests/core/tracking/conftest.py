@@ -24,13 +24,12 @@ from core.runs.record.events import (
     HardwareEvent,
     MemoryEvent,
     SampleEvent,
-    StepEvent,
     encode_event,
 )
-from core.runs.record.state import RunState, hostname, own_identity
 from core.runs.record.store import Run, create_run
 from core.tracking.position import TrackerFiles
 from core.tracking.start import tracker_command, tracker_environment
+from tests.core.runs.helpers import live_state, step_event
 from tests.forking import Forks
 
 #: A library that writes down what it is told, and does what FAKE says: hang, raise, exit or end with the interpreter.
@@ -91,20 +90,7 @@ def steps(first: int, last: int) -> list[Event]:
     """Steps with an evaluation, a sample, memory and hardware between them; times are whole seconds."""
     found: list[Event] = []
     for number in range(first, last + 1):
-        found.append(
-            StepEvent(
-                t=float(number),
-                step=number,
-                epoch=number / 10,
-                loss=2.0 / number,
-                lr=1e-4,
-                grad_norm=1.0,
-                tokens=100,
-                supervised_tokens=50,
-                seconds=0.5,
-                tokens_per_second=200.0,
-            )
-        )
+        found.append(step_event(number, t=float(number), epoch=number / 10, loss=2.0 / number, seconds=0.5))
         if number % 5 == 0:
             found.append(EvalEvent(t=number + 0.5, step=number, loss=1.5, perplexity=4.5, seconds=1.0))
             found.append(SampleEvent(t=number + 0.5, step=number, prompt="secret prompt", text="x", source="base"))
@@ -143,9 +129,7 @@ class Desk:
 
     def set_state(self, state: str) -> None:
         """The run's state; one that is not over has this process as its worker."""
-        pid, identity = own_identity()
-        found = RunState(state=state, pid=pid, pid_started=identity, host=hostname(), updated=4e9)
-        found.write(self.run.state_path)
+        live_state(state, updated=4e9).write(self.run.state_path)
 
     def finish(self, last: int) -> None:
         """The end of a run."""
