@@ -357,24 +357,6 @@ def test_a_mistake_in_a_pass_is_said_and_the_next_pass_goes_on(
     assert states() == {1: "running"}
 
 
-@cases("text", ['{"format": 1, "next_id": 2, "entries": [{"id": 1, "name": "a", "state": "waiting", "added": 1e400}]}',
-                '{"format": 1, "next_id": 1' + "0" * 400 + ', "next_sweep": 1, "entries": []}'])  # fmt: skip
-def test_a_queue_with_numbers_that_make_no_sense_is_said_by_everyone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
-    add("a")
-    store.queue_path().write_text(text)
-    said: list[str] = []
-    runner = QueueRunner(said.append, room=lambda _: None)
-    assert runner.tick() == Pace().soonest
-    assert "The queue cannot be read from" in said[0]
-    for action in (lambda: add("b"), store.clear, lambda: store.change(lambda queue: queue.held(1))):
-        with pytest.raises(UserError, match="cannot be read from"):
-            action()
-    assert store.queue_path().read_text() == text
-
-
 __all__ = ["bounded_here"]
 
 GB = 10**9

@@ -51,13 +51,16 @@ def test_clearing_takes_what_has_ended_with_its_configuration(home: Path) -> Non
     assert [path.name for path in sorted(store.queue_path().parent.glob("*.toml"))] == [f"{third.id}.toml"]
 
 
-@cases("text", ["", '{"format": 1, "entries": [{"id"', "[" * 100_000, "\ud800"])
+ENTRY = '{"format": 1, "next_id": 2, "entries": [{"id": 1, "name": "a", "state": "waiting", "added": 1e400}]}'
+
+
+@cases("text", ["", '{"format": 1, "entries": [{"id"', "[" * 100_000, "\ud800", ENTRY])
 def test_a_torn_file_is_told_and_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
     add("a")
     raw = text.encode("utf-8", "surrogatepass")
     store.queue_path().write_bytes(raw)
-    for action in (lambda: add("b"), store.clear, store.read_queue):
+    for action in (lambda: add("b"), store.clear, store.read_queue, lambda: store.change(lambda queue: queue.held(1))):
         with pytest.raises(UserError, match="cannot be read from"):
             action()
     assert store.queue_path().read_bytes() == raw

@@ -138,7 +138,7 @@ def test_an_empty_series_has_nothing_to_show() -> None:
     series.truncate(0)
     series.append(4, math.nan)
     assert series.bounds() is None
-    assert series.bucket(10) == []
+    assert series.bucket(10) == series.bucket(0) == []
 
 
 def test_a_step_again_replaces_what_came_after() -> None:
@@ -152,19 +152,6 @@ def test_a_step_again_replaces_what_came_after() -> None:
 def test_the_value_at_a_step_is_the_newest_not_beyond_it() -> None:
     series = build([(2, 1.0), (2, 2.0)])
     assert [series.at(step) for step in (1, 2, 3, 4, 9)] == [None, 1.0, 1.0, 2.0, 2.0]
-
-
-def test_columns_lie_where_their_steps_are() -> None:
-    series = build([(1, 1.0), (49, 2.0), (50, 3.0)])
-    assert [(b.x, b.low, b.high, b.first, b.last) for b in series.bucket(100, 1, 100)] == [
-        (0, 1.0, 1.0, 1.0, 1.0),
-        (49, 2.0, 2.0, 2.0, 2.0),
-        (99, 3.0, 3.0, 3.0, 3.0),
-    ]
-    assert [bucket.x for bucket in series.bucket(11, 0, 1000)] == [0, 1]
-    assert [bucket.x for bucket in series.bucket(1)] == [0]
-    assert series.bucket(0) == []
-    assert [bucket.x for bucket in series.bucket(5, 50, 50)] == [0]
 
 
 @given(POINTS, st.integers(1, 40))
@@ -270,11 +257,6 @@ def test_what_is_dropped_of_few_points_stays_dropped(
             assert series.last_step == max(step, 1) + 1
             assert len(series.values) == len(series.steps)
             assert (series.bounds() is None) or series.bounds()[0] <= 1.0 <= series.bounds()[1]  # type: ignore[index]
-
-
-def test_the_least_positive_value_is_known() -> None:
-    assert build([(1, -1.0), (1, math.nan), (1, 3.0), (1, 0.5), (1, math.inf)]).least_positive() == 0.5
-    assert build([(1, -1.0)]).least_positive() is None
 
 
 def test_the_greatest_floats_are_smoothed() -> None:

@@ -31,8 +31,11 @@ def notice(message: str) -> Event:
     st.lists(EVENTS | GARBAGE | st.sampled_from([UNKNOWN, b"", b"  "]), max_size=8),
     st.lists(st.integers(1, 400), min_size=1, max_size=6),
     st.sampled_from([b"", b'{"t": 1, "type": "no', b"garbage"]),
+    st.sampled_from([1, 200, tail_module.CHUNK_BYTES]),
 )
-def test_any_cuts_read_as_the_whole(pieces: list[Event | bytes], cuts: list[int], unfinished: bytes) -> None:
+def test_any_cuts_read_as_the_whole(
+    pieces: list[Event | bytes], cuts: list[int], unfinished: bytes, limit: int
+) -> None:
     whole = b"".join(p + b"\n" if isinstance(p, bytes) else encode_event(p).encode() for p in pieces) + unfinished
     found: list[Event] = []
     with tempfile.TemporaryDirectory() as directory:
@@ -45,30 +48,11 @@ def test_any_cuts_read_as_the_whole(pieces: list[Event | bytes], cuts: list[int]
                 length = cuts[position % len(cuts)]
                 file.write(whole[position : position + length])
                 position += length
-                found += tail.poll()
+                found += tail.poll(limit)
         found += tail.read_all()
     events = [piece for piece in pieces if not isinstance(piece, bytes)]
     assert repr(found) == repr(events)
     assert tail.skipped == sum(isinstance(p, bytes) and bool(p.strip()) and p != UNKNOWN for p in pieces)
-
-
-def test_small_reads_see_everything(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    path.write_text("".join(encode_event(notice(str(number))) for number in range(50)))
-    tail, found = EventTail(path), list[Event]()
-    while batch := tail.poll(limit=200):
-        found += batch
-    assert [event.message for event in found if isinstance(event, NoticeEvent)] == [str(n) for n in range(50)]
-
-
-def test_a_line_appears_only_with_its_newline(tmp_path: Path) -> None:
-    path, line = tmp_path / "events.jsonl", encode_event(notice("whole")).encode()
-    tail = EventTail(path)
-    path.write_bytes(line[:-1])
-    assert tail.poll() == []
-    path.write_bytes(line)
-    assert tail.poll() == [notice("whole")]
-    assert tail.skipped == 0
 
 
 def test_a_replaced_and_a_shortened_file_are_read_from_their_start(tmp_path: Path) -> None:
