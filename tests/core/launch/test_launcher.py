@@ -68,6 +68,11 @@ def is_training(state: RunState) -> bool:
     return state.state == "training"
 
 
+def train(run: Run) -> None:
+    launcher.launch(run)
+    launcher.wait_until(run, is_training, 30)
+
+
 def kill_worker(run: Run) -> None:
     state = RunState.read(run.state_path)
     assert state is not None
@@ -172,8 +177,7 @@ def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
     launcher.launch(run)
     # At once, before the first has written anything.
     with pytest.raises(UserError, match="already has a worker"):
-        launcher.launch(run)
-    launcher.wait_until(run, is_training, 30)
+        train(run)
     with pytest.raises(UserError, match="already has a worker"):
         launcher.continue_run(run)
     assert len((run.path / "starts").read_text().splitlines()) == 1
@@ -201,8 +205,7 @@ except UserError as error: print('refused')
 
 
 def test_a_worker_started_by_hand_is_refused_too(run: Run) -> None:
-    launcher.launch(run)
-    launcher.wait_until(run, is_training, 30)
+    train(run)
     done = subprocess.run(
         [sys.executable, str(FAKE), str(run.path)],
         env={**os.environ, "PYTHONPATH": str(FAKE.parents[3])},
@@ -305,8 +308,7 @@ def test_a_signal_never_reaches_a_process_that_only_has_the_same_pid(run: Run) -
 
 def test_a_deaf_worker_is_killed_by_force(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_WORKER", "deaf")
-    launcher.launch(run)
-    launcher.wait_until(run, is_training, 30)
+    train(run)
     assert launcher.terminate(run)
     assert run.state().state == "training"
     assert launcher.terminate(run, force=True)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +33,19 @@ def run_of(entry_id: int) -> Run:
     found = {run.id: run for run in list_runs()}
     assert entry.run is not None
     return found[entry.run]
+
+
+@contextlib.contextmanager
+def dying(monkeypatch: pytest.MonkeyPatch, start: str) -> Iterator[None]:
+    """The runner dies at a start of the launcher, and with it the pass in the block."""
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, start, die)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def begin_next(fakes: FakeWorkers) -> None:
@@ -134,14 +149,8 @@ def test_a_continuation_that_was_cut_short_is_made_up_for(fakes: FakeWorkers, mo
     run = run_of(1)
     add_checkpoint(run)
     fakes.vanish(run, boot="an-earlier-boot")
-    with monkeypatch.context() as patch:
-
-        def die(_: Run, **_options: bool) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(launcher, "continue_run", die)
-        with pytest.raises(KeyboardInterrupt):
-            make_runner().tick()
+    with dying(monkeypatch, "continue_run"):
+        make_runner().tick()
     begin_next(fakes)
     assert fakes.launched == [(run.id, False), (run.id, True)]
 
@@ -210,14 +219,8 @@ def test_a_run_that_was_made_long_ago_is_started_all_the_same(
     add("a")
     runner = make_runner()
     runner.tick()
-    with monkeypatch.context() as patch:
-
-        def die(run: Run, *, resume: bool = False, alone: bool = False) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(launcher, "launch", die)
-        with pytest.raises(KeyboardInterrupt):
-            runner.tick()
+    with dying(monkeypatch, "launch"):
+        runner.tick()
     run = run_of(1)
     RunState(state="queued", host=hostname(), updated=1000.0).write(run.state_path)
     assert run.state().state == "lost"

@@ -35,7 +35,7 @@ from core.runs.record.series import METRICS
 from core.runs.record.state import RunState
 from core.runs.record.store import Labels, Run, create_run, write_labels
 from tests.cases import cases
-from tests.core.runs.helpers import config_for, step_event, write_events
+from tests.core.runs.helpers import add_checkpoint, config_for, step_event, write_events
 from tests.tui.harness import FORBIDDEN, HOSTILE
 
 
@@ -131,13 +131,16 @@ def test_losses_on_other_rows_say_nothing(home: Path, pair: list[RunRecord]) -> 
     assert compared.verdict == "Their losses were measured on different held-out rows, and do not say which is better."
 
 
+def save(record: RunRecord, **manifest: str) -> None:
+    """A checkpoint of a run."""
+    (add_checkpoint(record.run) / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_a_run_that_is_not_evaluated_yet_has_no_part_in_whether_rows_are_the_same(
     home: Path, pair: list[RunRecord]
 ) -> None:
     for record in pair:
-        checkpoint = record.run.checkpoints_path / "step-00000003"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "manifest.json").write_text(json.dumps({"held_out_sha256": "c" * 64}))
+        save(record, held_out_sha256="c" * 64)
     begun = create_run(config_for(home), "begun")
     compared = compare_runs([read_record(run) for run in (pair[0].run, pair[1].run, begun)])
     assert compared.verdict.startswith("B was better on held-out rows")
@@ -145,9 +148,7 @@ def test_a_run_that_is_not_evaluated_yet_has_no_part_in_whether_rows_are_the_sam
 
 def test_the_rows_are_told_apart_by_their_hash(pair: list[RunRecord]) -> None:
     for record, digest in zip(pair, ("a" * 64, "b" * 64), strict=True):
-        checkpoint = record.run.checkpoints_path / "step-00000003"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "manifest.json").write_text(json.dumps({"data_sha256": digest, "held_out_sha256": "c" * 64}))
+        save(record, data_sha256=digest, held_out_sha256="c" * 64)
     compared = compare_runs([read_record(record.run) for record in pair])
     data = {fact.name: fact.words for fact in compared.data}
     assert data["SHA-256 of the rows"] == ("a" * 11, "b" * 11)

@@ -76,6 +76,17 @@ def live(run_id: str) -> None:
     live_state(updated=1.0).write(make_run(run_id, "").state_path)
 
 
+@contextmanager
+def holding(how: Callable[[list[str], str], Hold | None], run: str, *devices: str) -> Iterator[tuple[str, ...]]:
+    """Devices that this process takes for a run; with the runs that it finds there."""
+    held = how(list(devices), run)
+    assert held is not None
+    try:
+        yield held.beside
+    finally:
+        held.release()
+
+
 def test_a_device_that_one_has_alone_is_nobody_elses_until_its_process_is_gone() -> None:
     live("first")
     with holder("alone", "first", "GPU-1") as (said, process):
@@ -85,9 +96,8 @@ def test_a_device_that_one_has_alone_is_nobody_elses_until_its_process_is_gone()
         assert occupant(["GPU-2"]) is None
         process.kill()
         process.wait()
-        held = take_alone(["GPU-1"], "second")
-        assert held is not None
-        held.release()
+        with holding(take_alone, "second", "GPU-1"):
+            pass
     assert occupant(["GPU-1"]) is None
 
 
@@ -107,9 +117,8 @@ def test_runs_by_hand_share_a_device_and_one_that_wants_it_alone_waits_for_all_o
         process.wait()
         assert take_alone(["cpu"], "third") is None
         second.release()
-        held = take_alone(["cpu"], "third")
-        assert held is not None
-        held.release()
+        with holding(take_alone, "third", "cpu"):
+            pass
 
 
 def test_what_one_has_alone_is_taken_by_a_run_beside_it_when_that_has_ended() -> None:
@@ -143,17 +152,6 @@ def test_a_third_run_is_told_of_all_that_are_on_the_device(home: Path) -> None:
         assert take_beside(["cpu"], "fourth").beside == ("first",)
         RunState(state="finished").write(home / "runs/first/state.json")
         assert occupant(["cpu"], "fourth") == "another run"
-
-
-@contextmanager
-def holding(how: Callable[[list[str], str], Hold | None], run: str, *devices: str) -> Iterator[tuple[str, ...]]:
-    """Devices that this process takes for a run; with the runs that it finds there."""
-    held = how(list(devices), run)
-    assert held is not None
-    try:
-        yield held.beside
-    finally:
-        held.release()
 
 
 def test_a_run_that_waits_for_the_end_of_another_is_on_the_device_too() -> None:
@@ -224,10 +222,8 @@ def test_machines_that_share_a_home_do_not_wait_for_each_other(home: Path, monke
         for name in ("tower", "../tower", "..", "", "tower/\0"):
             monkeypatch.setattr("socket.gethostname", lambda name=name: name)
             assert lock_path("cpu").parent.parent == home / "devices"
-            held = take_alone(["cpu"], "second")
-            assert held is not None
-            assert lock_path("cpu").is_file()
-            held.release()
+            with holding(take_alone, "second", "cpu"):
+                assert lock_path("cpu").is_file()
     former.close()
 
 

@@ -38,12 +38,6 @@ def ended(run: Run) -> Run:
     return run
 
 
-def test_a_run_is_gone_with_all_its_files(ended: Run) -> None:
-    remove_run(ended)
-    assert list(ended.path.parent.iterdir()) == []
-    assert list_runs() == []
-
-
 def test_links_are_deleted_and_not_followed(ended: Run, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -53,6 +47,7 @@ def test_links_are_deleted_and_not_followed(ended: Run, tmp_path: Path) -> None:
     assert directory_size(ended.path) < 4000
     remove_run(ended)
     assert (outside / "dear.bin").stat().st_size == 5000
+    assert list(ended.path.parent.iterdir()) == list_runs() == []
 
 
 def test_a_file_with_two_names_counts_once(ended: Run) -> None:
@@ -95,10 +90,11 @@ def test_only_runs_of_this_home_are_deleted(ended: Run, tmp_path: Path) -> None:
     assert (project / "run.toml").exists()
 
 
-def test_what_is_left_of_a_deletion_is_told(ended: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
+def refuse(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied")
 
+
+def test_what_is_left_of_a_deletion_is_told(ended: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", refuse)
         with pytest.raises(UserError) as raised:
@@ -123,9 +119,6 @@ def test_an_interrupted_deletion_is_finished_by_a_later_one(ended: Run) -> None:
 
 
 def test_nothing_is_changed_where_the_runs_cannot_be_written(ended: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", refuse)
         with pytest.raises(UserError, match="cannot be deleted: Permission denied"):

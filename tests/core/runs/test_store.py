@@ -40,7 +40,6 @@ from core.runs.record.store import (
     Labels,
     Run,
     clean_tags,
-    clean_text,
     complete_checkpoints,
     create_run,
     find_run,
@@ -53,7 +52,7 @@ from core.runs.record.store import (
 )
 from core.runs.record.tail import EventTail
 from tests.cases import cases
-from tests.core.runs.helpers import config_for
+from tests.core.runs.helpers import add_checkpoint, config_for
 from tests.examples import examples
 from tests.tui.harness import FORBIDDEN, HOSTILE
 
@@ -128,6 +127,10 @@ def test_a_run_is_found_by_what_a_user_types(home: Path) -> None:
     assert find_run(str(home / "runs" / "20250101-000000-tickets")).id == "20250101-000000-tickets"
     with pytest.raises(UserError, match="could mean 2 runs"):
         find_run("tickets")
+    for run, name in zip(list_runs(), ("More data", "20260102"), strict=False):
+        write_labels(run.path, Labels(name=name))
+    assert find_run("more data").id == "20260102-000000-mails"
+    assert find_run("20260102").id == "20260102-000000-mails", "an id comes before a display name"
     with pytest.raises(UserError, match="no run called nothing"):
         find_run("nothing")
 
@@ -198,14 +201,8 @@ def test_an_end_counts_only_where_it_is_the_last_word_of_the_worker(home: Path) 
     half = dead_run(home)
     half.events_path.write_text(encode_event(end).rstrip())
     assert half.state().state == "lost"
-
-
-def test_an_end_that_is_told_later_is_seen(home: Path) -> None:
-    run = dead_run(home, PhaseEvent(t=90.0, name="training"))
-    assert run.state().state == "lost"
-    with run.events_path.open("a") as file:
-        file.write(encode_event(StoppedEvent(t=101.0, reason="stopped by SIGTERM", step=3)))
-    assert run.state().state == "stopped"
+    half.events_path.write_text(encode_event(end))
+    assert half.state().state == "failed", "its last line is whole now"
 
 
 def test_labels_come_back_as_they_were_written(run: Run) -> None:
@@ -233,13 +230,10 @@ def test_labels_come_back_as_they_were_written(run: Run) -> None:
 def test_a_file_that_makes_no_sense_has_no_labels(run: Run, content: bytes) -> None:
     labels_path(run.path).write_bytes(content)
     assert read_labels(run.path) == NO_LABELS
-
-
-def test_a_pipe_is_not_waited_for(run: Run) -> None:
-    import os
-
+    labels_path(run.path).unlink()
     os.mkfifo(labels_path(run.path))
-    assert read_labels(run.path) == NO_LABELS
+    assert read_labels(run.path) == NO_LABELS, "a pipe is not waited for"
+    labels_path(run.path).unlink()
 
 
 @settings(max_examples=examples(25))
@@ -276,19 +270,6 @@ def test_tags_are_words_each_once() -> None:
         clean_tags(["x" * (TAG_LIMIT + 1)])
     with pytest.raises(UserError, match="17 tags"):
         clean_tags([f"t{number}" for number in range(MOST_TAGS + 1)])
-
-
-def test_a_long_text_is_refused() -> None:
-    assert clean_text("  a\nb ", 10, "note") == "a⏎b"
-    with pytest.raises(UserError, match="The note has 11 characters"):
-        clean_text("x" * 11, 10, "note")
-
-
-def test_a_run_is_found_by_its_display_name(run: Run) -> None:
-    write_labels(run.path, Labels(name="More data"))
-    assert find_run("more data") == run
-    # An id that is meant comes first.
-    assert find_run("tickets") == run
 
 
 @cases(("mode", "private"), [(0o700, True), (0o500, True), (0o750, False), (0o701, False), (0o777, False)])
@@ -331,9 +312,7 @@ def end(run: Run, state: str = "stopped", *, saved: bool) -> None:
     """Let a run have ended at its third step."""
     RunState(state=state, step=3, total_steps=9).write(run.state_path)
     if saved:
-        checkpoint = run.checkpoints_path / "step-00000003"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "manifest.json").write_text("{}")
+        add_checkpoint(run)
 
 
 @cases("state", ["stopped", "failed"])

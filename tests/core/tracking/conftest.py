@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from core.config.choices import Tracker
 from core.config.schema import Config, DataSection, TrackingSection
 from core.launch.launcher import worker_environment
 from core.runs.record.events import (
@@ -101,7 +102,7 @@ def steps(first: int, last: int) -> list[Event]:
 
 
 @dataclass
-class Tracker:
+class TrackerProcess:
     """A tracker's process, and the file with what it prints."""
 
     process: Any
@@ -136,6 +137,14 @@ class Desk:
         self.write([FinishedEvent(reason="all steps done", step=last)])
         self.set_state("finished")
 
+    def recorded(self, last: int, tool: Tracker, *, is_fake: bool = True, online: bool = False) -> TrackerFiles:
+        """The files of a tracker for the run once it has done so many steps; its library is fake by default."""
+        if is_fake:
+            self.fake(tool)
+        self.write(steps(1, last))
+        self.finish(last)
+        return TrackerFiles(self.run, tool, online)
+
     def fake(self, tool: str) -> None:
         """Put a fake library of this name on the path."""
         self.is_fake = True
@@ -149,7 +158,7 @@ class Desk:
             base["PYTHONPATH"] = os.pathsep.join([str(self.directory / "lib"), base.get("PYTHONPATH", "")])
         return tracker_environment(base, place)
 
-    def start(self, place: TrackerFiles, *, patience: float = 60.0, **variables: str) -> Tracker:
+    def start(self, place: TrackerFiles, *, patience: float = 60.0, **variables: str) -> TrackerProcess:
         """A tracker's process; one with fake libraries is forked."""
         place.make()
         command = tracker_command(place, patience)
@@ -159,7 +168,7 @@ class Desk:
         with said.open("wb") as file:
             environment, out = self.environment(place, **variables), file.fileno()
             process = self.forks.popen(command, env=environment, stdin=DEVNULL, stdout=out, stderr=STDOUT)
-        return Tracker(process, said)
+        return TrackerProcess(process, said)
 
     def track(self, place: TrackerFiles, *, patience: float = 60.0, **variables: str) -> tuple[int, str]:
         """Send the run, and wait; the exit code and what was printed."""

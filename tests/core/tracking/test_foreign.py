@@ -17,7 +17,7 @@ from core.tracking.destinations import TensorBoard, Trackio, Wandb
 from core.tracking.position import Position, TrackerFiles
 from core.tracking.start import record_failure, start_tracker
 from tests.cases import cases
-from tests.core.tracking.conftest import Desk, steps
+from tests.core.tracking.conftest import Desk
 
 
 @pytest.fixture
@@ -141,10 +141,7 @@ def test_nothing_is_started_or_recorded_through_a_link(run: Run, outside: Path) 
 
 
 def test_its_process_says_which_file_it_does_not_write_to(desk: Desk, outside: Path) -> None:
-    desk.write(steps(1, 2))
-    desk.finish(2)
-    desk.fake("wandb")
-    place = TrackerFiles(desk.run, "wandb")
+    place = desk.recorded(2, "wandb")
     place.make()
     (place.data / "debug.log").symlink_to(outside / "mine")
     code, said = desk.track(place)

@@ -47,9 +47,7 @@ def test_a_run_is_taken_twice_without_a_connection(desk: Desk, tmp_path: Path, t
     (tmp_path / "lib" / "sitecustomize.py").write_text(RECORDER)
     record = tmp_path / "sockets"
     record.touch()
-    desk.write(steps(1, 6))
-    desk.finish(6)
-    place = TrackerFiles(desk.run, tool)
+    place = desk.recorded(6, tool, is_fake=False)
     code, out = desk.track(place, SOCKET_RECORD=str(record))
     assert code == 0, out
     desk.write(steps(7, 7))
@@ -62,9 +60,7 @@ def test_a_run_is_taken_twice_without_a_connection(desk: Desk, tmp_path: Path, t
 
 def test_trackio_has_every_step_once(desk: Desk) -> None:
     installed("trackio")
-    desk.write(steps(1, 4))
-    desk.finish(4)
-    place = TrackerFiles(desk.run, "trackio")
+    place = desk.recorded(4, "trackio", is_fake=False)
     assert desk.track(place)[0] == 0
     desk.write(steps(5, 6))
     assert desk.track(place)[0] == 0
