@@ -19,7 +19,7 @@ from tests.e2e.workers import STEPS, Workers, adapter_bytes, finish, kill, steps
 pytestmark = pytest.mark.long
 
 DAY = 86_400.0
-#: A C library put in front of the system's: the time of day is off by what a file says.
+#: A C library that is preloaded: the time of day is off by the seconds in a file.
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-"""Events against the chain that seals them: what was done to many lines, and records that are hard to read."""
+"""Events against the chain that seals them: changes of many lines, and records that are hard to read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def told(run: Run, links: list[Link]) -> list[str]:
 
 
 def changed(directory: Path, count: int, change: Change) -> list[str]:
-    """What is told of a record of so many steps whose lines were changed."""
+    """Reported differences of a record of so many steps after a change."""
     run, links = sealed(directory, count)
     lines = run.events_path.read_bytes().splitlines(keepends=True)
     change(lines)
@@ -140,7 +140,7 @@ def test_a_line_of_hundreds_of_megabytes_is_not_held(tmp_path: Path, end: bytes)
         file.truncate(96 << 20)
         file.seek(0, os.SEEK_END)
         file.write(end)
-    assert told(run, links) == []  # it comes after what was sealed
+    assert told(run, links) == []  # it is after the sealed lines
     with run.events_path.open("r+b") as file:
         file.write(b"#")
     assert told(run, links)[0] == "events.jsonl: line 1 was changed."

@@ -236,7 +236,7 @@ def test_rollbacks_keep_the_processes_of_their_start() -> None:
 
 def test_where_one_of_several_processes_has_cut_its_share_the_rest_of_the_start_cannot_be_executed() -> None:
     cut = notice("memory_cut", "Process 1: Memory ran out at step 4: micro-batches of 4 rows are cut to 2.")
-    # It may come late: another process has told it.
+    # It may come late, as it is from another process.
     events = [
         start(), ranks("tower", "tower"), *steps(1, 2), checkpoint(2), *steps(3, 4), checkpoint(4), cut,
         *steps(5, 6), checkpoint(6),

@@ -29,7 +29,7 @@ FAKE = Path(__file__).with_name("fake_worker.py")
 
 
 def is_locked(run: Run) -> bool:
-    """Whether a worker (or a launcher about to start one) holds the run's lock."""
+    """True if a worker (or a launcher about to start one) holds the run's lock."""
     if not (run.path / "worker.lock").exists():
         return False
     descriptor = lock.try_lock(run)

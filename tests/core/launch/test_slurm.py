@@ -35,14 +35,14 @@ stay() { while [ ! -e "$here/$1" ]; do sleep 0.02; done; }
 run=$3
 . "$here/do"
 """
-#: A worker that trains until it is told to stop, and then saves when it is let.
+#: A worker that trains until a signal, and then saves once the file ``let`` exists.
 _TRAINS = """
 if [ "$4" = --resume ]; then exit 0; fi
 trap 'touch "$here/told-$SLURM_PROCID"; stay let; save; exit 3' TERM USR1
 touch "$here/ready-$SLURM_PROCID"
 stay never
 """
-#: What a run records.
+#: Recorded states of a run.
 _STATES = {
     "training": RunState(state="training", step=5),
     "finished": RunState(state="finished", reason="all steps are done", step=9),
@@ -89,7 +89,7 @@ def let(slurm: FakeSlurm) -> None:
 
 
 def trained(slurm: FakeSlurm) -> bool:
-    """Whether a step was saved."""
+    """True if a step was saved."""
     return (slurm.directory / "the run/checkpoints/step-00000005").is_dir()
 
 
@@ -183,7 +183,7 @@ def test_the_status_is_that_of_the_run_however_many_signals_come(slurm: FakeSlur
 
 
 def by_rank(first: str, second: str) -> str:
-    """What the first task does, and what the second."""
+    """Scripts of the first and the second task."""
     return f'if [ "$SLURM_PROCID" = 0 ]; then {first}; else {second}; fi'
 
 

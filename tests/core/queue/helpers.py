@@ -1,4 +1,4 @@
-"""Entries, and workers without processes: a test says what becomes of them."""
+"""Entries, and workers without processes, controlled by the test."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def fill(path: Path) -> None:
 
 
 class FakeWorkers:
-    """Stands in for the launcher: a launched run is live until the test says what becomes of it."""
+    """Stands in for the launcher: a launched run is live until the test ends it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.launched: list[tuple[str, bool]] = []

@@ -22,7 +22,7 @@ NOW = 10_000.0
 
 
 class Known(Estimator):
-    """An estimator with a figure for every run that says how many steps it has."""
+    """An estimator with a figure for every run with ``train.max_steps``."""
 
     def __init__(self) -> None:
         super().__init__(lambda: PaceBook([]))

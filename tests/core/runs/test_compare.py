@@ -61,7 +61,7 @@ def sample(prompt: str, text: str, number: int, *, right: bool | None = None) ->
 
 @pytest.fixture
 def pair(home: Path) -> list[RunRecord]:
-    """A run, and one with half the learning rate and longer steps that came to less loss."""
+    """Two runs; the second has half the learning rate, longer steps, and a lower loss."""
     data = {"dropped": {}, "tokens": 1000, "supervised_tokens": 300, "longest": 50, "held_out_rows": 10}
     first = make(
         home, "first",
@@ -99,7 +99,7 @@ def test_it_says_which_was_better_and_what_differs(compared: RunComparison) -> N
     assert (figures["best eval loss"].values, figures["best eval loss"].best) == ((0.5, 0.4), (1,))
     assert (figures["speed"].words, figures["speed"].best) == (("50 tok/s", "300 tok/s"), (1,))
     assert (figures["energy"].words, figures["energy"].best) == (("3.0 Wh", "–"), ())
-    # What is alike in both is better in none.
+    # Equal values are not marked.
     assert figures["exact match"].best == ()
     options = {fact.name: fact.words for fact in compared.options}
     assert options == {"train.batch_size": ("8", "4"), "train.learning_rate": ("2e-4", "1e-4")}

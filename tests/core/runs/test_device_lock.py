@@ -38,7 +38,7 @@ from tests.core.queue.helpers import config_for
 from tests.core.runs.helpers import live_state
 from tests.waiting import wait_for
 
-#: Takes devices, says what it has got, and holds them until its input ends.
+#: Takes devices, prints the result, and holds them until its input ends.
 HOLDER = """
 import sys
 from core.runs.control.devices import take_alone, take_beside
@@ -58,7 +58,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextmanager
 def holder(how: str, run: str, *devices: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Another process that takes devices; with what it says."""
+    """Another process that takes devices, and its output."""
     command = [sys.executable, "-c", HOLDER, how, run, *devices]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=finding_core(os.environ)
@@ -78,7 +78,7 @@ def live(run_id: str) -> None:
 
 @contextmanager
 def holding(how: Callable[[list[str], str], Hold | None], run: str, *devices: str) -> Iterator[tuple[str, ...]]:
-    """Devices that this process takes for a run; with the runs that it finds there."""
+    """Devices taken by this process for a run; yields the other runs there."""
     held = how(list(devices), run)
     assert held is not None
     try:
@@ -134,7 +134,7 @@ def test_what_one_has_alone_is_taken_by_a_run_beside_it_when_that_has_ended() ->
 
 
 def takers(device: str) -> int:
-    """Processes that the kernel says hold the lock of a device."""
+    """Number of processes that hold the lock of a device, by the kernel."""
     number = lock_path(device).stat().st_ino
     lines = Path("/proc/locks").read_text().splitlines()
     return sum(f":{number} " in line and "->" not in line for line in lines)

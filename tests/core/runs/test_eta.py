@@ -23,11 +23,11 @@ from tests.core.runs.helpers import step_event
 
 from .record import RECORDED
 
-#: The time left is right when it is off by at most this share of what is really left, or of the whole run: in the
-#: last minute a second more or less is nobody's trouble.
+#: Largest error of the time left, as a share of the real time left or of the whole run: in the last minute a second
+#: does not matter.
 SHARE_OF_LEFT, SHARE_OF_WHOLE = 0.15, 0.05
-#: Runs recorded on a machine with two cores, at a steady pace. ``disturbed`` is one beside which others took the cores
-#: for a third of its time.
+#: Runs recorded on a machine with two cores, at a steady pace. In ``disturbed``, other programs took the cores for a
+#: third of the time.
 STEADY = (
     "adapters",
     "answers-at-the-ends",
@@ -64,7 +64,7 @@ def steady(count: int, seconds: float = 2.0, begin: float = 0.0) -> list[Event]:
 
 @dataclass(frozen=True)
 class Moment:
-    """What was said of the time left, and how much it was."""
+    """The estimated and the real time left."""
 
     step: int
     eta: Eta | None
@@ -90,9 +90,9 @@ def recorded(name: str) -> Iterator[Event]:
 
 
 def moments(name: str) -> Iterator[Moment]:
-    """What is said of a recorded run at each of its events and each second, from a tenth of its steps on.
+    """The time left of a recorded run at each event and each second, from a tenth of its steps on.
 
-    The time between a stop and the first step after it belongs to nobody: nobody knows when a run is continued.
+    The time between a stop and the next step is left out: nobody knows when a run is continued.
     """
     values, items = values_of(name), list(recorded(name))
     total = max(event.step for event in items if isinstance(event, StepEvent))

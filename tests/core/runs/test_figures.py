@@ -1,4 +1,4 @@
-"""Figures of runs: what one pass over a record finds is what its history says, and what is kept still holds."""
+"""Figures of runs: totals from one pass over a record, caches, rows of the list, and the account of a run."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def test_a_list_of_runs_is_there_before_all_facts_are(continued: Run, home: Path
     assert {row.model for row in rows} == {""}
     rows = catalog.rows(math.inf)
     assert all(row.learning_rate == 2e-4 and row.rank and row.batch_size for row in rows)
-    # What is known stays known without any time for it.
+    # Known facts stay known without a time budget.
     assert [row.model for row in catalog.rows(0.0)] == [row.model for row in rows]
     assert catalog.is_whole
 
@@ -282,7 +282,7 @@ def test_the_working_time_of_a_record_is_that_of_its_history(continued: Run) -> 
     more: Sequence[Event] = (
         phase(100_000.0, "importing"),
         phase(100_005.0, "training"),
-        # A pause that no step follows, and one that nobody asked for.
+        # A pause without a next step, and a pause without a request.
         step(100_010.0, 4, paused_seconds=2.0),
         ControlEvent(t=100_012.0, command="pause", sender="socket", result="ok"),
         ControlEvent(t=100_030.0, command="resume", sender="socket", result="refused: no"),
@@ -293,7 +293,7 @@ def test_the_working_time_of_a_record_is_that_of_its_history(continued: Run) -> 
         file.write("".join(map(encode_event, more)))
     assert FigureReader().read(continued).working_seconds == pytest.approx(33.0 + 12.0 - 2.0)
     assert read_history(continued).working_seconds == pytest.approx(33.0 + 12.0 - 2.0)
-    # As another program may have written it.
+    # JSON without spaces, as another program may write it.
     loose = continued.events_path.read_text(encoding="utf-8").replace('{"t": ', '{"t":').replace('": ', '":')
     continued.events_path.write_text(loose, encoding="utf-8")
     assert FigureReader().read(continued).working_seconds == pytest.approx(43.0)

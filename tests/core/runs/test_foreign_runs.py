@@ -56,7 +56,7 @@ def foreign_run(directory: Path, lines: list[bytes] = [], state: bytes | None = 
 
 
 def show_all(run: Run) -> str:
-    """Everything that the commands say of a run, and what is kept of it for others."""
+    """Output of the commands about a run."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         for view in (watch.Log(), watch.JsonLines(), progress.Progress()):
@@ -147,7 +147,7 @@ def test_going_back_again_and_again_takes_no_time() -> None:
     for _ in range(2000):
         history.apply(step(19_999, loss=float("nan")))
         history.apply(step(20_000))
-    # A look at all that came before, each time, would take minutes.
+    # Going through all earlier steps each time would take minutes.
     assert time.process_time() - began < 5
     assert history.step_count == 20_000
     assert history.tokens == 2_000_000

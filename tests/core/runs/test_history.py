@@ -57,7 +57,7 @@ def test_phases_add_up_their_seconds() -> None:
     assert history.phases["training"].seconds == pytest.approx(7)
     assert history.phase_seconds["evaluating"] == pytest.approx(1)
     assert history.phase is history.phases["training"]
-    # Not with the seconds of the time before: "evaluating 3m 08s" would be said of one that began just now.
+    # Without the seconds before: otherwise an evaluation that began just now would be shown as "evaluating 3m 08s".
     assert history.phase_elapsed(now=26) == pytest.approx(5)
     assert lines(history) == ["importing", "loading the model: SmolLM2", "training"]
 
@@ -149,7 +149,7 @@ def test_a_resumed_run_replaces_the_steps_it_does_again() -> None:
     assert len(history.eval_loss) == len(history.exact_match) == 0
     assert [(mark.step, mark.kind) for mark in history.marks] == [(3, "resumed")]
     assert "continued after step 6" in lines(history)
-    # The hour between the two workers is nobody's.
+    # The hour between the two workers counts for no phase.
     assert sum(history.phase_seconds.values()) < 200
 
 

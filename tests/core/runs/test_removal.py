@@ -167,7 +167,7 @@ def test_the_trash_is_emptied_for_good(finished: Run) -> None:
     remove_trashed(trash_run(finished))
     assert list_trash() == []
     assert (outside / "file").read_text() == "stays"
-    # What an interrupted deletion has left is neither listed nor kept.
+    # The remains of an interrupted deletion are neither listed nor kept.
     left = paths.trash_dir() / ".deleted-20260101-000000"
     (left / "half").mkdir(parents=True)
     assert list_trash() == []

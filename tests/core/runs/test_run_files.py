@@ -232,7 +232,7 @@ def test_checkpoints_that_were_moved_are_used_once_the_user_has_said_so(tmp_path
     confirm_checkpoints(run, tmp_path / "other-name")
     refuse_unsafe_files(run)
     assert (paths.moved_dir() / f"{run.id}.json").stat().st_mode & 0o777 == 0o600
-    # What lies there is a part of the run.
+    # Files there belong to the run.
     (target / "step-00000009").symlink_to(tmp_path)
     with pytest.raises(UserError, match="step-00000009 is not written to: it is a link"):
         refuse_unsafe_files(run)
@@ -248,7 +248,7 @@ def test_what_was_confirmed_is_one_directory_for_one_run(tmp_path: Path, run: Ru
     other.checkpoints_path.symlink_to(target)
     with pytest.raises(UserError, match="is a link to"):
         refuse_moved_checkpoints(other)
-    # The link leads elsewhere now; or what it leads to does.
+    # The target of the link is a link to another directory now.
     (tmp_path / "elsewhere").mkdir()
     target.rename(tmp_path / "disk" / "real")
     target.symlink_to(tmp_path / "elsewhere")
@@ -279,7 +279,7 @@ NOTICE = NoticeEvent(level="warning", code="hot", message="It is hot.", hint="")
 
 @pytest.fixture
 def record(run: Run) -> Iterator[int]:
-    """The record as its worker has it open."""
+    """The record, open as in its worker."""
     descriptor = os.open(run.events_path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     yield descriptor
     os.close(descriptor)

@@ -111,7 +111,7 @@ def test_a_process_that_is_gone_means_lost() -> None:
         state = live(pid=child.pid, pid_started=start_identity(child.pid))
         assert infer_state(state).state == "training"
         child.kill()
-        # Not yet waited for: it is a zombie, which trains nothing.
+        # Not yet waited for: it is a zombie.
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert infer_state(state).state == "lost"
     inferred = infer_state(state)
@@ -343,7 +343,7 @@ def test_the_kernel_names_whom_it_killed_and_why(
     reason = oom.memory_death(dead, tmp_path / "none")
     expected = where and f"killed by the kernel, as {where} ran out of memory; {oom.MEMORY_ADVICE}"
     assert reason == expected
-    # What was written before it was last heard is about another process.
+    # A message before the last heartbeat is about another process with this pid.
     os.utime(log, (0, 0))
     oom._memory_death.cache_clear()
     assert oom.memory_death(dead, tmp_path / "none") is None

@@ -174,7 +174,7 @@ def test_an_invalid_configuration_names_its_file(run: Run) -> None:
 
 
 def dead_run(home: Path, *told: Event, updated: float = 100.0) -> Run:
-    """A run whose worker is gone, with what it has told."""
+    """A run whose worker is gone, with its events."""
     run = create_run(config_for(home), "tickets")
     RunState(state="training", pid=2**22 + 1, pid_started="x/1", step=3, total_steps=9, updated=updated).write(
         run.state_path
@@ -195,7 +195,7 @@ def test_an_end_that_only_the_record_tells_is_the_end(home: Path, kind: type[Fin
 def test_an_end_counts_only_where_it_is_the_last_word_of_the_worker(home: Path) -> None:
     end = FailedEvent(t=101.0, reason="no space", step=3)
     assert dead_run(home, end, PhaseEvent(t=105.0, name="importing")).state().state == "lost"
-    # A worker that came after it was heard later.
+    # A later worker has left a later heartbeat.
     assert dead_run(home, end, updated=110.0).state().state == "lost"
     assert dead_run(home).state().state == "lost"
     half = dead_run(home)
@@ -259,7 +259,7 @@ def test_whatever_a_file_says_is_safe_to_show_and_short(values: dict[str, object
         shown = labels.name + labels.note + "".join(labels.tags)
         assert not FORBIDDEN & set(shown)
         assert "\n" not in shown
-        # What is read can be written, and is then the same.
+        # Labels that were read are written and read again unchanged.
         write_labels(path, labels)
         assert read_labels(path) == labels
 

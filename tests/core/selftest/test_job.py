@@ -44,7 +44,7 @@ def test_every_check_is_made_and_knows_the_device() -> None:
     assert [check.name for check in report.checks] == [subject.name for subject in SUBJECTS]
     assert report.passed
     assert report.device == {"kind": "cuda", "name": "Card 9000"}
-    # The first check finds the device, and the others are told of it.
+    # The first check finds the device for the others.
     assert "driver on unknown" in report.checks[0].detail
     assert all("on cuda" in check.detail for check in report.checks[1:])
     assert any(progress.activity == "working" and progress.total == 2 for progress in seen)

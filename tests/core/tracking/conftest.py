@@ -33,7 +33,7 @@ from core.tracking.start import tracker_command, tracker_environment
 from tests.core.runs.helpers import live_state, step_event
 from tests.forking import Forks
 
-#: A library that writes down what it is told, and does what FAKE says: hang, raise, exit or end with the interpreter.
+#: A library that records its calls, and misbehaves as FAKE says: hang, raise, exit or end the interpreter.
 FAKE = """
 import json, os, sys, threading
 from pathlib import Path
@@ -103,19 +103,19 @@ def steps(first: int, last: int) -> list[Event]:
 
 @dataclass
 class TrackerProcess:
-    """A tracker's process, and the file with what it prints."""
+    """A tracker's process, and the file with its output."""
 
     process: Any
     said: Path
 
     def end(self) -> tuple[int, str]:
-        """Wait for its end; the exit code and what was printed."""
+        """Wait for its end; the exit code and the output."""
         return self.process.wait(120), self.said.read_text()
 
 
 @dataclass
 class Desk:
-    """A run, and what trackers are asked to do with it."""
+    """A run, and trackers for it."""
 
     run: Run
     directory: Path
@@ -129,7 +129,7 @@ class Desk:
             file.write("".join(map(encode_event, events)))
 
     def set_state(self, state: str) -> None:
-        """The run's state; one that is not over has this process as its worker."""
+        """Set the run's state; this process is its worker."""
         live_state(state, updated=4e9).write(self.run.state_path)
 
     def finish(self, last: int) -> None:
@@ -171,11 +171,11 @@ class Desk:
         return TrackerProcess(process, said)
 
     def track(self, place: TrackerFiles, *, patience: float = 60.0, **variables: str) -> tuple[int, str]:
-        """Send the run, and wait; the exit code and what was printed."""
+        """Send the run, and wait; the exit code and the output."""
         return self.start(place, patience=patience, **variables).end()
 
     def calls(self, name: str) -> list[Any]:
-        """What a fake library was told."""
+        """Calls of a fake library."""
         try:
             lines = (self.directory / "calls").read_text().splitlines()
         except OSError:
@@ -190,7 +190,7 @@ def configured(directory: Path, **tracking: Any) -> Config:
 
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, forks: Forks) -> Iterator[Desk]:
-    """A run in a home of its own that is at work and has told nothing yet."""
+    """A live run without events, in a home of its own."""
     with tempfile.TemporaryDirectory(prefix="lt-") as home:
         monkeypatch.setenv("LOCALTUNE_HOME", home)
         monkeypatch.delenv("WANDB_API_KEY", raising=False)

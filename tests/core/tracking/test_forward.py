@@ -45,7 +45,7 @@ def test_a_finished_run_is_sent_whole_and_only_once(desk: Desk, tool: Tracker) -
     assert desk.track(place)[0] == 0
     assert len(desk.calls("init")) == 1
 
-    # A run that went on: what it did since is sent, and nothing else.
+    # A run that went on: only new events are sent.
     desk.write(steps(11, 12))
     assert desk.track(place)[0] == 0
     assert sent_steps(desk) == list(range(1, 13))
@@ -69,7 +69,7 @@ def test_a_live_run_is_followed_to_its_end(desk: Desk) -> None:
 
 
 def check_missed(desk: Desk, tool: Tracker, behavior: str) -> None:
-    """What a tracker that behaves so has missed is sent by the next attempt."""
+    """Metrics that a misbehaving tracker has missed are sent by the next attempt."""
     place = desk.recorded(4, tool)
     code, out = desk.track(place, patience=2.0, FAKE=behavior)
     assert code != 0
@@ -131,7 +131,7 @@ def test_a_key_is_used_online_only_and_written_nowhere(desk: Desk, monkeypatch: 
     code, more = desk.track(online)
     assert code == 0, more
     assert key not in out + more
-    # The server is told under the same id, with the same row numbers, and drops what it has.
+    # The server gets the same id and the same row numbers, and drops duplicates.
     assert [(values[0]["id"], values[0]["mode"]) for values in desk.calls("init")] == [(desk.run.id, "online")] * 2
     assert [step for _, step in desk.calls("log")] == [0, 1, 0, 1]
     for path in desk.run.path.rglob("*"):

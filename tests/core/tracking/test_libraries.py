@@ -1,4 +1,4 @@
-"""The libraries themselves, where they are installed: they take what they are told, and open no connection."""
+"""The real libraries, if they are installed: they take the metrics, and open no connection."""
 
 from __future__ import annotations
 
