@@ -422,7 +422,4 @@ def _record_kill(run: Run, recorded: RunState) -> None:
         StoppedEvent(reason=reason, step=step, adapter=adapter, hint=way_on(run)),
     )
     over = dataclasses.replace(recorded, state="stopped", reason=reason, socket=None, step_started=None)
-    try:
-        dataclasses.replace(over, updated=time.time()).write(run.state_path)
-    except OSError as error:
-        raise UserError(f"{run.state_path} cannot be written: {error.strerror}.", "Fix its permissions.") from error
+    _write_state(run, dataclasses.replace(over, updated=time.time()))

@@ -440,7 +440,10 @@ def text_lines(comparison: RunComparison) -> list[str]:
     """The verdict and the tables as lines; ``*`` marks the best value of a figure."""
     lines = [comparison.verdict]
     facts = [*comparison.figures, *comparison.data, *comparison.options]
-    widths = _widths(comparison, facts)
+    widths = [
+        max(len(one_line(name, 40)), *(len(_marked(fact, place)) for fact in facts))
+        for place, name in enumerate(comparison.names)
+    ]
     left = max(len(fact.name) for fact in facts)
     head = [one_line(name, 40).rjust(width) for name, width in zip(comparison.names, widths, strict=True)]
     for title, group in _groups(comparison):
@@ -451,13 +454,6 @@ def text_lines(comparison: RunComparison) -> list[str]:
             cells = [_marked(fact, place).rjust(width) for place, width in enumerate(widths)]
             lines.append(f"{fact.name:<{left}}  {'  '.join(cells)}".rstrip())
     return lines
-
-
-def _widths(comparison: RunComparison, facts: Sequence[Fact]) -> list[int]:
-    return [
-        max(len(one_line(name, 40)), *(len(_marked(fact, place)) for fact in facts))
-        for place, name in enumerate(comparison.names)
-    ]
 
 
 def _marked(fact: Fact, place: int) -> str:

@@ -116,12 +116,8 @@ def remove_run(run: Run) -> None:
     except BaseException:
         aside.rmdir()
         raise
-    if (fault := delete_directory(aside)) is not None:
-        raise UserError(
-            f"{run.id} is deleted only in part, as {fault}.",
-            f"What is left of it takes room in {one_line(str(aside), 200)}; delete that.",
-        )
-    _sweep(run.path.parent)
+    _delete(aside, run.id)
+    _sweep(run.path.parent, _INTERRUPTED_SECONDS)
 
 
 def delete_directory(directory: Path) -> str | None:
@@ -139,13 +135,26 @@ def delete_directory(directory: Path) -> str | None:
     return faults[0] if faults else None
 
 
-def _sweep(runs: Path) -> None:
-    """Delete the remains of interrupted deletions."""
+def _delete(aside: Path, name: str) -> None:
+    """Delete a directory that was moved aside.
+
+    Raises:
+        UserError: If a part of it is left.
+    """
+    if (fault := delete_directory(aside)) is not None:
+        raise UserError(
+            f"{one_line(name, 100)} is deleted only in part, as {fault}.",
+            f"What is left of it takes room in {one_line(str(aside), 200)}; delete that.",
+        )
+
+
+def _sweep(directory: Path, age: float = 0.0) -> None:
+    """Delete the remains of interrupted deletions from an age on, in seconds."""
     with suppress(OSError):
-        for left in runs.glob(f"{_ASIDE}*"):
+        for left in directory.glob(f"{_ASIDE}*"):
             # A newer one may be in progress in another process.
-            if not left.is_symlink() and left.stat().st_mtime < time.time() - _INTERRUPTED_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
+            if not left.is_symlink() and left.stat().st_mtime <= time.time() - age:
+                delete_directory(left)
 
 
 _STAMP = "%Y%m%d-%H%M%S"
@@ -264,19 +273,12 @@ def remove_trashed(item: TrashedRun) -> None:
         raise UserError(
             f"{one_line(item.id, 100)} cannot be deleted: {error.strerror}.", f"Fix the permissions of {place.parent}."
         ) from error
-    if (fault := delete_directory(aside)) is not None:
-        raise UserError(
-            f"{one_line(item.id, 100)} is deleted only in part, as {fault}.",
-            f"What is left of it takes room in {one_line(str(aside), 200)}; delete that.",
-        )
+    _delete(aside, item.id)
 
 
 def sweep_trash() -> None:
     """Delete the remains of interrupted deletions in the trash."""
-    with suppress(OSError):
-        for left in paths.trash_dir().glob(f"{_ASIDE}*"):
-            if not left.is_symlink():
-                delete_directory(left)
+    _sweep(paths.trash_dir())
 
 
 def free_bytes() -> int | None:

@@ -456,7 +456,7 @@ class FigureReader:
     @staticmethod
     def stamp(run: Run) -> Stamp:
         """Modification times of a run's directories, followed by time and size of its record."""
-        return (*_directory_stamp(run), *_record_stamp(run))
+        return (modified(run.path), modified(run.checkpoints_path), *_record_stamp(run))
 
     def read(self, run: Run) -> RunFigures:
         """Present figures of a run; for a live run with a long record, they may be some seconds old."""
@@ -502,10 +502,6 @@ def _record_stamp(run: Run) -> Stamp:
     except OSError:
         return (0, 0)
     return (status.st_mtime_ns, status.st_size)
-
-
-def _directory_stamp(run: Run) -> Stamp:
-    return tuple(map(modified, (run.path, run.checkpoints_path)))
 
 
 def modified(path: Path | str) -> int:
