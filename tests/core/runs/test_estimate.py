@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from core.config.derived import step_count
 from core.config.schema import Config
 from core.memory.calibration import Calibration
 from core.memory.cards import Cards
@@ -280,16 +279,6 @@ def test_rows_that_are_only_counted_last_as_long_as_those_of_the_earlier_run(
     found = at_pace(config_of(train=train), pace, count=count)
     assert (found.run, found.steps) == ("earlier", steps)
     assert (found.seconds, found.watt_hours) == pytest.approx((seconds, watt_hours))
-
-
-def test_without_rows_epochs_tell_no_time() -> None:
-    assert estimate(config_of(), None, RunPace("earlier", 50.0, 2.0, None)) is None
-
-
-def test_steps_are_known_without_rows_only_where_they_are_named() -> None:
-    assert step_count(config_of(), None) is None
-    assert step_count(config_of(train={"max_steps": 7}), None) == 7
-    assert step_count(config_of(train={"epochs": 1.5, "batch_size": 4}), 10) == 5
 
 
 def test_rows_that_are_held_out_take_no_time() -> None:

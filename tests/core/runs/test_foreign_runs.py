@@ -25,7 +25,6 @@ from core.runs.catalog.rows import RunCatalog
 from core.runs.outlook import estimate as pace
 from core.runs.record import state as oom
 from core.runs.record.history import RunHistory, last_step, read_history
-from core.runs.record.state import RunState
 from core.runs.record.store import Run, complete_checkpoints, find_run, list_runs
 from core.runs.record.tail import EventTail
 from core.tracking.forward import figures, step_of
@@ -98,21 +97,6 @@ def test_no_record_ends_a_command(lines: list[bytes]) -> None:
             assert 0 <= step < 2**63
             assert all(isinstance(value, float) and len(name) < 60 and name.isascii() for name, value in told.items())
             assert abs(event.t) <= 2.5e11 or event.t != event.t
-
-
-@settings(
-    deadline=None, max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
-@given(st.lists(HOSTILE_LINES, max_size=30))
-def test_every_line_is_read_or_counted(lines: list[bytes]) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "events.jsonl")
-        path.write_bytes(b"".join(line + b"\n" for line in lines))
-        tail = EventTail(path)
-        read = len(tail.read_all())
-    unknown = sum(line == b'{"type": 5}' for line in lines)
-    assert read + tail.skipped <= sum(bool(line.strip()) for line in lines)
-    assert tail.skipped >= unknown
 
 
 @pytest.mark.parametrize("events", [1, 3])
@@ -208,13 +192,6 @@ def test_no_state_ends_a_command(tmp_path: Path, change: dict[str, object]) -> N
     assert max(map(len, text.split("\n"))) < 20_000
 
 
-def test_the_counter_of_memory_kills_may_be_a_pipe(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    assert oom.read_kills(tmp_path / "pipe") is None
-    (tmp_path / "long").write_text("oom_kill " + "9" * 5000 + "\n")
-    assert oom.read_kills(tmp_path / "long") is None
-
-
 def test_odd_names_are_listed_and_found(home: Path) -> None:
     names = [
         b"a\nb",
@@ -257,10 +234,3 @@ def test_the_values_of_a_damaged_configuration_are_what_can_be_read(tmp_path: Pa
     values = run.values()
     assert set(values) <= {"method.rank", "model.base"}
     assert RunCatalog().row(run).base is None
-
-
-def test_a_state_that_is_sound_is_still_read(tmp_path: Path) -> None:
-    run = foreign_run(tmp_path)
-    state = RunState.read(run.state_path)
-    assert state is not None
-    assert (state.step, state.total_steps) == (3, 9)

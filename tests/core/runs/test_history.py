@@ -258,6 +258,8 @@ def test_the_first_answers_stay_however_many_follow() -> None:
     long = fold(*(sample(number // 2, text="x" * 40_000) for number in range(400)))
     assert [item.step for item in long.samples][:3] == [0, 0, long.samples[2].step]
     assert sum(len(item.text) for item in long.samples) <= 1 << 22
+    long.apply(sample(500, text="x" * (1 << 22)))
+    assert [item.step for item in long.samples] == [0, 0], "it leaves no room for itself"
 
 
 def test_answers_of_replayed_steps_are_replaced() -> None:

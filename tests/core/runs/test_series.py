@@ -154,26 +154,6 @@ def test_the_value_at_a_step_is_the_newest_not_beyond_it() -> None:
     assert [series.at(step) for step in (1, 2, 3, 4, 9)] == [None, 1.0, 1.0, 2.0, 2.0]
 
 
-@given(POINTS, st.integers(1, 40))
-def test_no_extreme_is_lost_and_none_is_invented(points: list[tuple[int, float]], width: int) -> None:
-    series = build(points)
-    buckets = series.bucket(width)
-    finite = [value for value in series.values if math.isfinite(value)]
-    assert series.bounds() == ((min(finite), max(finite)) if finite else None)
-    assert bool(buckets) == bool(finite)
-    if finite:
-        assert min(bucket.low for bucket in buckets) == min(finite)
-        assert max(bucket.high for bucket in buckets) == max(finite)
-        assert buckets[0].first == finite[0]
-        assert buckets[-1].last == finite[-1]
-    columns = [bucket.x for bucket in buckets]
-    assert columns == sorted(set(columns))
-    assert all(0 <= x < width for x in columns)
-    assert all(
-        bucket.low <= bucket.first <= bucket.high and bucket.low <= bucket.last <= bucket.high for bucket in buckets
-    )
-
-
 @given(POINTS, st.integers(1, 60), st.integers(-5, 300), st.integers(0, 300))
 def test_buckets_of_a_range_hold_the_points_of_the_range(
     points: list[tuple[int, float]], width: int, first: int, length: int

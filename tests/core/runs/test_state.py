@@ -373,13 +373,16 @@ def test_messages_that_were_overwritten_hide_none_of_those_behind_them(
 @cases(
     ("text", "kills"),
     [("low 0\noom 3\noom_kill 2\noom_group_kill 7\n", 2), ("oom_kill_disable 0\nunder_oom 0\noom_kill 5\n", 5),
-     ("oom_kill x\n", None), ("", None)],
+     ("oom_kill x\n", None), ("oom_kill " + "9" * 5000 + "\n", None), ("", None)],
 )  # fmt: skip
 def test_the_counter_of_both_versions_is_read(tmp_path: Path, text: str, kills: int | None) -> None:
     path = tmp_path / "memory.events"
     path.write_text(text)
     assert oom.read_kills(path) == kills
     assert oom.read_kills(tmp_path / "none") is None
+    path.unlink()
+    os.mkfifo(path)
+    assert oom.read_kills(path) is None, "a pipe is not waited for"
 
 
 def test_a_counter_that_went_up_since_the_start_tells(dead: RunState, tmp_path: Path) -> None:

@@ -170,7 +170,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 @cases(
     "change",
-    [{"offset": 10**400}, {"rows": True}, {"step": -1}, {"rows": 2**63}, {"memory": []}, {"pid": "../../x"},
+    [{"offset": 10**400}, {"offset": -1}, {"rows": True}, {"rows": "x"}, {"step": -1}, {"rows": 2**63},
+     {"memory": []}, {"pid": "../../x"},
      {"pid": [1]}, {"pid_started": 5}, {"state": []}, {"reason": 5}],
 )  # fmt: skip
 def test_a_position_that_makes_no_sense_is_the_beginning(tmp_path: Path, change: dict[str, object]) -> None:
@@ -183,6 +184,7 @@ def test_whatever_lies_under_its_name(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "directory").mkdir()
     (tmp_path / "device").symlink_to("/dev/zero")
-    (tmp_path / "deep").write_text("[" * 100_000)
-    for name in ("fifo", "directory", "device", "deep", "none"):
+    for name, text in (("deep", "[" * 100_000), ("empty", ""), ("list", "[]")):
+        (tmp_path / name).write_text(text)
+    for name in ("fifo", "directory", "device", "deep", "empty", "list", "none"):
         assert Position.read(tmp_path / name) == Position()

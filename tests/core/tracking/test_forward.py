@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from core.config.choices import Tracker
-from core.tracking.position import Position, TrackerFiles
+from core.tracking.position import TrackerFiles
 from tests.core.tracking.conftest import Desk, steps
 from tests.waiting import wait_for
 
@@ -160,14 +160,6 @@ def test_only_one_process_sends_a_run_to_a_tracker(desk: Desk) -> None:
     desk.finish(1)
     first.end()
     assert sent_steps(desk) == [1]
-
-
-def test_a_damaged_position_is_the_beginning(desk: Desk) -> None:
-    place = TrackerFiles(desk.run, "wandb")
-    place.make()
-    for text in ("", "[]", '{"offset": -1}', '{"offset": 1, "rows": "x"}', "{" * 100_000):
-        place.position_path.write_text(text)
-        assert place.position() == Position()
 
 
 def test_what_another_version_has_written_hides_nothing_behind_it(desk: Desk) -> None:
