@@ -98,9 +98,7 @@ def test_the_clock_of_the_test_jumps(clock: Clock) -> None:
     assert float(told.stdout) == pytest.approx(time.time() - DAY, abs=600)
 
 
-def test_a_clock_that_jumps_by_days_changes_neither_rates_nor_result(
-    workers: Workers, clock: Clock, reference: Run
-) -> None:
+def test_a_jumping_clock_changes_nothing(workers: Workers, clock: Clock, reference: Run) -> None:
     run = workers.start("jumping", clock.variables | workers.held_anew(22))
     for step, offset in ((3, DAY), (8, -DAY), (13, -400 * DAY), (18, DAY)):
         wait_until_step(run, step)

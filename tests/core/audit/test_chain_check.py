@@ -114,9 +114,7 @@ def edit(lines: list[bytes]) -> None:
     ],
     ids=["edited", "removed", "added", "moved", "the last one removed"],
 )
-def test_changed_events_are_named(
-    tmp_path: Path, change: Callable[[list[bytes]], object], sentences: list[str]
-) -> None:
+def test_changed_lines_are_named(tmp_path: Path, change: Callable[[list[bytes]], object], sentences: list[str]) -> None:
     run = make_run(tmp_path)
     change_lines(run, change)
     assert told(run) == sentences

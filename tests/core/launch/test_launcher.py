@@ -88,9 +88,7 @@ def test_the_worker_is_the_training_module_of_this_interpreter(run: Run, monkeyp
 
 
 @pytest.mark.anew
-def test_a_worker_has_its_own_session_and_nothing_of_the_starter_but_its_lock(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_inherits_only_its_lock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_WORKER", "report")
     monkeypatch.setenv("HF_TOKEN", "secret-1")
     monkeypatch.setenv("WANDB_API_KEY", "secret-2")
@@ -146,9 +144,7 @@ def test_an_ended_worker_is_no_zombie_after_reaping(run: Run) -> None:
     assert not psutil.pid_exists(pid)
 
 
-def test_a_worker_that_dies_at_once_is_reported_with_the_end_of_its_log(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_immediate_death_is_reported_with_the_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_WORKER", "crash")
     launcher.launch(run)
     with pytest.raises(UserError) as caught:
@@ -364,9 +360,7 @@ def _trackers_left() -> list[subprocess.Popen[bytes]]:
     return launcher._trackers
 
 
-def test_trackers_are_started_beside_the_worker_and_take_nothing_from_it(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trackers_never_disturb_the_worker(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A library that hangs as soon as it is imported, another that is broken.
     (tmp_path / "tensorboard.py").write_text("raise RuntimeError('broken')")
     (tmp_path / "wandb.py").write_text("import threading; threading.Event().wait()")
@@ -395,9 +389,7 @@ def test_trackers_are_started_beside_the_worker_and_take_nothing_from_it(
     assert "its process hung or was ended" in hanging.position().reason
 
 
-def test_a_tracker_that_cannot_be_started_is_written_down_and_the_run_goes_on(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tracker_that_cannot_start_is_recorded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_process(*_: object) -> None:
         raise OSError("too many processes")
 

@@ -212,9 +212,7 @@ def test_an_end_is_not_started_again(slurm: FakeSlurm, do: str, code: int) -> No
 
 @pytest.mark.parametrize(("recorded", "code"), [("finished", 0), ("stopped", 3), ("failed", 4), ("refused", 5)])
 @pytest.mark.parametrize("second", [f"exit {EXIT_LOST}", "kill -9 $$"])
-def test_what_the_run_has_recorded_is_its_end_whatever_became_of_the_others(
-    slurm: FakeSlurm, recorded: str, code: int, second: str
-) -> None:
+def test_the_recorded_end_counts_for_all_tasks(slurm: FakeSlurm, recorded: str, code: int, second: str) -> None:
     assert start(slurm, by_rank(f"record {recorded}; exit {code}", second)).wait(PATIENCE) == code
     assert len(tasks(slurm)) == 2
     assert bool(list(slurm.directory.glob(".localtune-*"))) == (recorded == "stopped")

@@ -60,9 +60,7 @@ def test_a_shell_takes_an_argument_for_words_and_nothing_else(reason: str, mark:
     "reason", ["x; touch pwned", "$(touch pwned)", "`touch pwned`", "a > pwned", "a\n touch pwned", "a & touch pwned"]
 )
 @cases("name", ["--version", "@/etc/passwd", "-o pwned"])
-def test_what_hands_its_arguments_to_a_shell_runs_none_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, name: str
-) -> None:
+def test_a_shell_runs_no_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, name: str) -> None:
     """As ssh does with those after the host."""
     monkeypatch.chdir(tmp_path)
     ssh = tmp_path / "ssh"
@@ -94,9 +92,7 @@ def test_a_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> Non
     wait_for(lambda: has_ended(child), 10, "the end of the child")
 
 
-def test_notify_returns_at_once_and_the_command_is_run(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_runs_in_the_background(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
     out = tmp_path / "called"
     file.write_text(f"command = {json.dumps([sys.executable, '-c', WRITES, str(out), '{state}'])}\n")

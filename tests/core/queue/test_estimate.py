@@ -60,9 +60,7 @@ def test_rows_that_cannot_be_tokenized_are_assumed(config: Config, monkeypatch: 
 
 
 @pytest.mark.usefixtures("card")
-def test_the_pace_of_a_run_of_its_kind_is_taken_before_the_plan(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_measured_pace_comes_before_the_plan(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     run = create_run(config, "before")
     write_events(run, *(step_event(number, tokens=80, seconds=10.0) for number in range(1, 6)))
     estimator = Estimator()

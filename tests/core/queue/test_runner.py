@@ -91,7 +91,7 @@ def test_the_run_is_of_the_configuration_of_the_entry(fakes: FakeWorkers) -> Non
         ("finished", {"refused": "loss 2 is above 1"}, "done", "refused by eval.gate: loss 2 is above 1"),
     ],
 )
-def test_the_next_run_starts_after_any_end(
+def test_any_end_starts_the_next_run(
     fakes: FakeWorkers, state: str, changes: dict[str, str], became: str, reason: str
 ) -> None:
     add("a", "b")
@@ -199,9 +199,7 @@ def test_a_run_that_was_deleted_is_not_made_again(fakes: FakeWorkers) -> None:
     assert store.read_queue().entry(1).reason == "its run was deleted"
 
 
-def test_a_worker_that_never_comes_is_given_up_after_some_starts(
-    fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_starts_are_given_up(fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     add("a")
     starts: list[str] = []
     monkeypatch.setattr(launcher, "launch", lambda run, **_: starts.append(run.id))
@@ -212,9 +210,7 @@ def test_a_worker_that_never_comes_is_given_up_after_some_starts(
     assert states() == {1: "failed"}
 
 
-def test_a_run_that_was_made_long_ago_is_started_all_the_same(
-    fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_an_old_heartbeat_is_started(fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a power cut between the directory and the process: its heartbeat is old."""
     add("a")
     runner = make_runner()
@@ -251,9 +247,7 @@ def test_a_queue_that_cannot_be_read_starts_nothing_and_ends_nothing(fakes: Fake
     assert states() == {1: "starting"}
 
 
-def test_a_full_disk_starts_nothing_and_is_waited_through(
-    tmp_path: Path, fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_waited_for(tmp_path: Path, fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_disk(tmp_path / "disk", "128k") as disk:
         monkeypatch.setenv("LOCALTUNE_HOME", str(disk / "home"))
         add("a")
@@ -269,9 +263,7 @@ def test_a_full_disk_starts_nothing_and_is_waited_through(
         fakes.unlock(run_of(1))
 
 
-def test_a_disk_that_has_room_for_the_queue_alone_uses_no_start_up(
-    home: Path, tmp_path: Path, fakes: FakeWorkers
-) -> None:
+def test_a_full_disk_of_runs_counts_no_start(home: Path, tmp_path: Path, fakes: FakeWorkers) -> None:
     with small_disk(tmp_path / "disk", "64k") as disk:
         add("a")
         (home / "runs").symlink_to(disk)
@@ -309,9 +301,7 @@ def test_two_runs_of_one_second_and_one_name_have_two_directories(fakes: FakeWor
     assert len({run for run, _ in fakes.launched}) == 3
 
 
-def test_a_start_that_is_refused_since_a_worker_has_the_lock_adopts_it(
-    fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_holds_the_lock_is_adopted(fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     add("a")
     runner = make_runner()
     runner.tick()
@@ -343,7 +333,7 @@ def test_a_device_that_a_process_still_holds_is_waited_for(fakes: FakeWorkers) -
     assert states() == {1: "running"}
 
 
-def test_a_mistake_in_a_pass_is_said_and_the_next_pass_goes_on(
+def test_a_bug_ends_one_pass(
     fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     add("a")

@@ -66,9 +66,7 @@ def test_a_torn_file_is_told_and_never_overwritten(tmp_path: Path, monkeypatch: 
     assert store.queue_path().read_bytes() == raw
 
 
-def test_a_full_disk_adds_nothing_and_leaves_the_queue_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_queue_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_disk(tmp_path / "disk", "64k") as disk:
         monkeypatch.setenv("LOCALTUNE_HOME", str(disk / "home"))
         add("a")
@@ -82,9 +80,7 @@ def test_a_full_disk_adds_nothing_and_leaves_the_queue_as_it_was(
         assert sorted(path.name for path in store.queue_path().parent.iterdir()) == before
 
 
-def test_a_disk_that_fails_after_the_queue_is_there_leaves_no_entry_without_its_configuration(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_always_has_its_configuration(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = atomic.fsync_dir
 
     def fail(path: Path) -> None:

@@ -140,9 +140,7 @@ def test_the_run_that_has_ended_is_the_pace_of_those_after_it(home: Path) -> Non
     assert row.seconds == pytest.approx(100.0)
 
 
-def test_rows_are_counted_where_epochs_decide_and_the_pace_is_that_of_an_earlier_run(
-    home: Path, tmp_path: Path
-) -> None:
+def test_rows_are_counted_for_epochs_at_the_pace_of_an_earlier_run(home: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(80)))
     config = config_for(data={"train": str(data)}, train={"batch_size": 8})

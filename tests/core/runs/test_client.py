@@ -107,7 +107,7 @@ def message_of(action: Callable[[], object]) -> str:
         ({}, "Let it go on first."),
     ],
 )
-def test_the_way_to_what_helps_is_that_of_the_reader(
+def test_a_hint_names_its_action(
     live: Run, serve: Callable[[Handler], Server], fields: dict[str, Any], hint: str
 ) -> None:
     refusal = {"ok": False, "error": "The run is parked.", "hint": "Let it go on first.", **fields}
@@ -198,9 +198,7 @@ def test_silence_ends_with_a_sentence(live: Run, serve: Callable[[Handler], Serv
 
 
 @pytest.mark.parametrize("pause", [0.02, 0.0])
-def test_other_messages_do_not_extend_the_time_of_a_request(
-    live: Run, serve: Callable[[Handler], Server], pause: float
-) -> None:
+def test_other_messages_extend_no_timeout(live: Run, serve: Callable[[Handler], Server], pause: float) -> None:
     def drip(connection: socket.socket, _: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -231,7 +229,7 @@ def test_a_connection_that_ends_early_is_told(live: Run, serve: Callable[[Handle
     assert "ended the connection before it answered stop" in message_of(lambda: ControlClient(live).request("stop"))
 
 
-def test_a_socket_of_another_user_is_not_talked_to(
+def test_sockets_of_others_refused(
     live: Run, serve: Callable[[Handler], Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(lambda connection, request: say(connection, id=request["id"], ok=True))

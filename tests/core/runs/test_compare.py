@@ -136,9 +136,7 @@ def save(record: RunRecord, **manifest: str) -> None:
     (add_checkpoint(record.run) / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_run_that_is_not_evaluated_yet_has_no_part_in_whether_rows_are_the_same(
-    home: Path, pair: list[RunRecord]
-) -> None:
+def test_a_run_without_an_evaluation_does_not_make_rows_differ(home: Path, pair: list[RunRecord]) -> None:
     for record in pair:
         save(record, held_out_sha256="c" * 64)
     begun = create_run(config_for(home), "begun")

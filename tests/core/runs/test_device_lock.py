@@ -258,9 +258,7 @@ def test_the_name_of_an_instance_of_a_card_makes_no_directory() -> None:
         ({"distributed": {"processes": 2}}, {}, ["GPU-a", "MIG-b"]),
     ],
 )
-def test_the_devices_of_a_run_are_its_cards(
-    sections: dict[str, Any], environment: dict[str, str], devices: list[str]
-) -> None:
+def test_the_devices_of_a_run(sections: dict[str, Any], environment: dict[str, str], devices: list[str]) -> None:
     sight = Sight(cards=(Identity(0, "GPU-a"), Identity(1, "GPU-b", ("MIG-b",)), Identity(2)))
     config = config_for(**{"hardware": {"device": "auto"}} | sections)
     assert run_devices(config, sight, environment) == devices
@@ -296,9 +294,7 @@ def test_a_quantized_model_is_smaller() -> None:
 
 
 @cases(("processes", "wsl", "expected"), [({11}, False, ["a"]), ({99}, False, []), (set(), True, ["a", "b"])])
-def test_runs_are_found_by_their_processes(
-    monkeypatch: pytest.MonkeyPatch, processes: set[int], wsl: bool, expected: list[str]
-) -> None:
+def test_runs_on_a_card(monkeypatch: pytest.MonkeyPatch, processes: set[int], wsl: bool, expected: list[str]) -> None:
     def run(name: str, pid: int | None, device: str = "auto", *, over: bool = False, host: str = "here") -> Any:
         state = SimpleNamespace(is_over=over, pid=pid, host=host)
         config = SimpleNamespace(hardware=SimpleNamespace(device=device))

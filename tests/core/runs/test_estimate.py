@@ -240,9 +240,7 @@ def test_a_run_of_too_few_steps_or_without_a_record_says_nothing(private_home: P
     assert pace.watt_hours_per_token is None
 
 
-def test_a_book_looks_at_no_directory_again_and_reads_each_record_once(
-    private_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_book_lists_and_reads_runs_once(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = record(config_of())
     record(config_of("another-model"))
     book = PaceBook()
@@ -272,9 +270,7 @@ def test_a_book_looks_at_no_directory_again_and_reads_each_record_once(
         ({"batch_size": 8, "max_steps": 30}, None, 30, 60.0, 6.0),
     ],
 )
-def test_rows_that_are_only_counted_last_as_long_as_those_of_the_earlier_run(
-    train: dict[str, Any], count: int | None, steps: int, seconds: float, watt_hours: float
-) -> None:
+def test_counted_rows(train: dict[str, Any], count: int | None, steps: int, seconds: float, watt_hours: float) -> None:
     pace = RunPace("earlier", 50.0, 2.0, None, rows_per_step=8, watt_hours_per_second=0.1)
     found = at_pace(config_of(train=train), pace, count=count)
     assert (found.run, found.steps) == ("earlier", steps)
@@ -336,9 +332,7 @@ EVALUATED: dict[str, Any] = {"data": {"train": "/rows", "eval_share": 0.1}, "eva
         ({"train": {"max_steps": 8}, "data": {"train": "/rows", "eval_share": 0.2}}, 0),
     ],
 )
-def test_evaluations_that_measure_the_same_count_as_they_took(
-    private_home: Path, sections: dict[str, Any], evaluations: int
-) -> None:
+def test_equal_evaluations_take_as_long(private_home: Path, sections: dict[str, Any], evaluations: int) -> None:
     saved = CheckpointEvent(t=20.0, step=4, path="checkpoints/step-00000004", bytes=1, seconds=0.4)
     record(config_of(**EVALUATED), [*map(step, range(1, 5)), *evaluation(10.0, 4, 7.0), saved])
     config = config_of(**sections)

@@ -100,7 +100,7 @@ HARDWARE = events.HardwareEvent(devices=[])
     ],
 )
 @cases("is_missing", [True, False])
-def test_a_field_of_the_wrong_type_or_a_missing_one_is_malformed(
+def test_an_invalid_or_missing_field_is_malformed(
     event: events.Event, change: dict[str, object], is_missing: bool
 ) -> None:
     fields = {**json.loads(encode_event(event)), **change}

@@ -497,7 +497,7 @@ def test_somebody_is_needed_where_a_run_does_not_go_on_by_itself(event: Event, w
         (StepProgress("checkpoint", 0, 0), None, None, ""),
     ],
 )
-def test_what_comes_after_the_loss_is_counted_by_itself(
+def test_parts_are_counted_apart(
     progress: StepProgress | None, done: int | None, total: int | None, words: str
 ) -> None:
     assert evaluation_count(progress, done, total) == words

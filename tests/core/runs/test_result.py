@@ -137,9 +137,7 @@ def test_a_result_that_is_not_in_the_run_is_none(tmp_path: Path, adapter: str) -
 
 
 @cases(("after", "note"), [(2.12, "0.12 forgotten"), (2.001, "nothing forgotten"), (1.5, "nothing forgotten")])
-def test_the_probe_is_compared_with_the_untouched_model_whether_or_not_the_rows_are(
-    tmp_path: Path, after: float, note: str
-) -> None:
+def test_the_probe_is_compared_with_the_untouched_model(tmp_path: Path, after: float, note: str) -> None:
     probe = events.ProbeEvent(t=150.0, step=0, loss=2.0, seconds=1.0)
     measured = [
         EvalEvent(t=200.0 + number, step=number, loss=0.5, perplexity=1.6, seconds=1.0, probe_loss=loss)

@@ -71,9 +71,7 @@ PLACES = [
 
 @cases("kind", ODD)
 @cases("place", PLACES)
-def test_it_is_refused_with_its_place_before_anything_is_written(
-    tmp_path: Path, run: Run, mine: Path, kind: str, place: str
-) -> None:
+def test_an_unsafe_file_is_refused_and_named(tmp_path: Path, run: Run, mine: Path, kind: str, place: str) -> None:
     own = own_run(tmp_path)
     for path in (run.config_path, run.state_path):
         (own.path / path.name).write_bytes(path.read_bytes())
@@ -167,9 +165,7 @@ def test_events_are_appended_to_no_other_file(tmp_path: Path, run: Run, mine: Pa
     assert mine.read_text() == MINE
 
 
-def test_a_state_is_not_written_over_another_name_of_a_file(
-    tmp_path: Path, run: Run, mine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hard_link_is_not_overwritten(tmp_path: Path, run: Run, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run.state_path.unlink()
     os.link(mine, run.state_path)
 
@@ -194,9 +190,7 @@ def test_a_chain_goes_on_after_any_line(tmp_path: Path, run: Run, line: bytes) -
     assert (added["n"], added["events"]["from"]) == (1, 0)
 
 
-def test_a_record_of_nothing_but_line_breaks_is_sealed_in_parts(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_of_line_breaks_is_sealed_in_parts(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain_module, "SEALED_LINES", 100)
     run.events_path.write_bytes(b"\n" * 250)
     assert seal_events(run.events_path, 0)["to"] == 100

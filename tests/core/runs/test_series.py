@@ -155,9 +155,7 @@ def test_the_value_at_a_step_is_the_newest_not_beyond_it() -> None:
 
 
 @given(POINTS, st.integers(1, 60), st.integers(-5, 300), st.integers(0, 300))
-def test_buckets_of_a_range_hold_the_points_of_the_range(
-    points: list[tuple[int, float]], width: int, first: int, length: int
-) -> None:
+def test_buckets_hold_their_points(points: list[tuple[int, float]], width: int, first: int, length: int) -> None:
     series, last = build(points), first + length
     inside = [
         (step, value)
@@ -222,9 +220,7 @@ def test_many_points_become_few_and_lose_no_extreme(points: list[tuple[int, floa
 
 
 @given(POINTS, st.integers(3, 9), st.lists(st.integers(0, 300), max_size=4))
-def test_what_is_dropped_of_few_points_stays_dropped(
-    points: list[tuple[int, float]], most: int, steps: list[int]
-) -> None:
+def test_truncated_points_stay_dropped(points: list[tuple[int, float]], most: int, steps: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(series_module, "MOST_POINTS", most)
         series = build(points)
@@ -246,9 +242,7 @@ def test_the_greatest_floats_are_smoothed() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), VALUES), max_size=120), st.integers(3, 9))
-def test_measurements_of_one_step_are_one_point_that_keeps_their_extremes(
-    points: list[tuple[int, float]], most: int
-) -> None:
+def test_measurements_of_a_step_become_one_point(points: list[tuple[int, float]], most: int) -> None:
     series, step = Series(), 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(series_module, "MOST_POINTS", most)

@@ -194,9 +194,7 @@ def test_a_clock_that_was_set_neither_hides_a_hang_nor_makes_one(days: int) -> N
         ("elsewhere", 0, 1000, "training"),
     ],
 )
-def test_the_wall_clock_counts_for_other_machines_and_for_an_impossible_beat(
-    host: str, age: float, beat: float | None, state: str
-) -> None:
+def test_when_the_wall_clock_counts_for_a_heartbeat(host: str, age: float, beat: float | None, state: str) -> None:
     recorded = live(updated=time.time() - age, beat=None if beat is None else time.monotonic() - beat)
     elsewhere = dataclasses.replace(recorded, host=host, pid=2**22 + 1)
     assert infer_state(elsewhere if host else recorded).state == state
@@ -298,9 +296,7 @@ def write_figures(path: Path, used: int | None, kind: str = "cpu") -> Path:
 
 @cases(("used", "kind", "told"), [(960, "cpu", True), (900, "cpu", False), (None, "cpu", False),
                                                     (990, "cuda", False)])  # fmt: skip
-def test_the_last_figures_make_it_probable(
-    dead: RunState, tmp_path: Path, used: int | None, kind: str, told: bool
-) -> None:
+def test_full_memory_makes_it_likely(dead: RunState, tmp_path: Path, used: int | None, kind: str, told: bool) -> None:
     oom._memory_death.cache_clear()
     reason = oom.memory_death(dead, write_figures(tmp_path / "events.jsonl", used, kind))
     assert (reason is not None and reason.startswith("probably killed by the kernel: ")) is told
@@ -349,9 +345,7 @@ def test_the_kernel_names_whom_it_killed_and_why(
     assert oom.memory_death(dead, tmp_path / "none") is None
 
 
-def test_messages_that_were_overwritten_hide_none_of_those_behind_them(
-    dead: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overwritten_messages_hide_no_others(dead: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     messages = tmp_path / "kmsg"
     messages.touch()
     killed = f"Out of memory: Killed process {dead.pid} (python)\n".encode()

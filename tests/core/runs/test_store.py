@@ -286,9 +286,7 @@ def test_a_directory_is_private_when_it_is_nobody_elses(tmp_path: Path, mode: in
         assert not sockets.is_private(place)
 
 
-def test_a_run_directory_that_others_may_write_to_holds_no_socket(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writable_run_directory_holds_no_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     inside = tmp_path / "run" / "s"
     assert sockets.private_socket_path(inside) == inside
@@ -317,9 +315,7 @@ def end(run: Run, state: str = "stopped", *, saved: bool) -> None:
 
 @cases("state", ["stopped", "failed"])
 @cases("saved", [True, False])
-def test_continue_is_advised_only_where_it_does_something(
-    home: Path, state: str, saved: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_continue_needs_a_checkpoint(home: Path, state: str, saved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     run = create_run(config_for(home), "tickets")
     end(run, state, saved=saved)
     said = way_on(run)

@@ -33,9 +33,7 @@ def notice(message: str) -> Event:
     st.sampled_from([b"", b'{"t": 1, "type": "no', b"garbage"]),
     st.sampled_from([1, 200, tail_module.CHUNK_BYTES]),
 )
-def test_any_cuts_read_as_the_whole(
-    pieces: list[Event | bytes], cuts: list[int], unfinished: bytes, limit: int
-) -> None:
+def test_any_cuts_read_as_whole(pieces: list[Event | bytes], cuts: list[int], unfinished: bytes, limit: int) -> None:
     whole = b"".join(p + b"\n" if isinstance(p, bytes) else encode_event(p).encode() for p in pieces) + unfinished
     found: list[Event] = []
     with tempfile.TemporaryDirectory() as directory:
@@ -69,9 +67,7 @@ def test_a_replaced_and_a_shortened_file_are_read_from_their_start(tmp_path: Pat
 
 
 @cases("cut", [1, 37, 10_000])
-def test_a_line_without_end_costs_one_line_and_no_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
-) -> None:
+def test_an_endless_line_costs_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
     monkeypatch.setattr(tail_module, "LINE_LIMIT", 500)
     path = tmp_path / "events.jsonl"
     whole = encode_event(notice("before")).encode() + b"x" * 1203 + b"\n" + encode_event(notice("after")).encode()
@@ -101,9 +97,7 @@ def test_a_reader_begins_again_where_another_stopped(tmp_path: Path) -> None:
 
 
 @given(st.lists(EVENTS | GARBAGE, max_size=8), st.integers(1, 400), st.integers(1, 3000), st.booleans())
-def test_the_end_of_a_file_reads_as_the_whole_backwards(
-    pieces: list[Event | bytes], chunk: int, limit: int, unfinished: bool
-) -> None:
+def test_a_file_reads_backwards_alike(pieces: list[Event | bytes], chunk: int, limit: int, unfinished: bool) -> None:
     lines = [p + b"\n" if isinstance(p, bytes) else encode_event(p).encode() for p in pieces]
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tail_module, "_END_BYTES", chunk)

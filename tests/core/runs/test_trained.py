@@ -118,9 +118,7 @@ def test_of_a_run_whose_result_is_refused_every_checkpoint_says_so() -> None:
 
 @cases("method", ["lora", "full"])
 @cases("judged", [20, 30])
-def test_what_the_gate_has_judged_stands_in_for_the_result_it_refused(
-    method: Literal["lora", "full"], judged: int
-) -> None:
+def test_the_judged_checkpoint_stands_in_for_a_refused_result(method: Literal["lora", "full"], judged: int) -> None:
     run, part = make_run(method), "adapter" if method == "lora" else "weights"
     paths = {step: add_checkpoint(run, step, part) for step in (10, 20, 30)}
     refuse(run, judged=judged, last=30)

@@ -170,9 +170,7 @@ def test_without_locks_nothing_of_another_one_is_removed(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), UserError("No process can be started.")])
-def test_a_check_that_cannot_be_begun_has_failed_and_the_others_go_on(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_check_that_cannot_begin_fails_alone(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     call = Job.call
 
     def failing(self: SelfTestJob, program: str, request: dict[str, Any], *rest: Any, **options: Any) -> dict[str, Any]:

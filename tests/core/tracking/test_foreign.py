@@ -48,9 +48,7 @@ def tensorboard(run: Run) -> TensorBoard:
 
 @cases("make", [lambda path, mine: path.symlink_to(mine), lambda path, mine: os.link(mine, path)])
 @cases("size", [3, 0, None, 10**30])
-def test_an_event_file_is_cut_only_where_it_is_the_runs_own(
-    run: Run, outside: Path, make: Callable[[Path, Path], None], size: int | None
-) -> None:
+def test_no_linked_file_is_cut(run: Run, outside: Path, make: Callable[[Path, Path], None], size: int | None) -> None:
     found = tensorboard(run)
     found.place.make()
     found.path.unlink(missing_ok=True)
@@ -71,9 +69,7 @@ def test_an_event_file_is_cut_to_its_confirmed_size_or_begins_anew(run: Run) -> 
     assert found.path.read_bytes() == b""
 
 
-def test_an_event_file_is_opened_beneath_the_run_and_gets_its_header_once(
-    run: Run, outside: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_event_file_gets_its_header_once(run: Run, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Writer:
         def __init__(self, file: IO[bytes]) -> None:
             self.write = file.write
