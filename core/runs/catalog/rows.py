@@ -540,9 +540,8 @@ def read_status(run: Run, now: float) -> RunStatus:
         run: The run.
         now: Unix seconds.
     """
-    events: list[Event] = list(last_events(run.events_path, limit=TAIL_BYTES))
     recent, state = RunHistory(), run.state()
-    for event in reversed(events):
+    for event in reversed(list(last_events(run.events_path, Event, TAIL_BYTES))):
         recent.apply(event)
     evaluated = recent.evals[-1] if recent.evals else last_evaluation(run)
     schedule = Schedule.of(run.values()).changed(recent.settings)

@@ -424,15 +424,15 @@ def _kernel_messages() -> bytes:
 
 def _last_figures(events: Path) -> tuple[int, int] | None:
     """Memory of the machine (or of the container) in use and in total at the last report, in bytes."""
-    for event in last_events(events, HardwareEvent.type):
-        if isinstance(event, HardwareEvent):
-            host = (event.host_memory_used, event.host_memory_total)
-            # Records of earlier versions have it in the CPU's entry.
-            cpus = [device for device in event.devices if device.get("kind") == "cpu"]
-            for used, total in (host, *((cpu.get("memory_used"), cpu.get("memory_total")) for cpu in cpus)):
-                if type(used) is int and type(total) is int and total > 0:
-                    return used, total
+    event = next(last_events(events, HardwareEvent), None)
+    if event is None:
         return None
+    # Records of earlier versions have it in the CPU's entry.
+    cpus = [device for device in event.devices if device.get("kind") == "cpu"]
+    host = (event.host_memory_used, event.host_memory_total)
+    for used, total in (host, *((cpu.get("memory_used"), cpu.get("memory_total")) for cpu in cpus)):
+        if type(used) is int and type(total) is int and total > 0:
+            return used, total
     return None
 
 

@@ -39,7 +39,7 @@ from core.directories import new_directory
 from core.errors import UserError
 from core.paths import DIRECTORY_MODE
 from core.redact import redact
-from core.runs.record.events import FinishedEvent, HardwareEvent
+from core.runs.record.events import Event, FinishedEvent, HardwareEvent
 from core.runs.record.sentences import slug_of
 from core.runs.record.state import RunState, hostname, infer_state, memory_death
 from core.runs.record.tail import last_events
@@ -368,7 +368,7 @@ def _told_end(recorded: RunState, events: Path) -> FinishedEvent | None:
 
 @functools.lru_cache(maxsize=256)
 def _read_end(recorded: RunState, events: Path, _stamp: tuple[int, int]) -> FinishedEvent | None:
-    last = next((event for event in last_events(events) if not isinstance(event, HardwareEvent)), None)
+    last = next((event for event in last_events(events, Event) if not isinstance(event, HardwareEvent)), None)
     return last if isinstance(last, FinishedEvent) and last.t >= recorded.updated - _END_SECONDS else None
 
 

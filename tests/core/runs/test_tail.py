@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from core.runs.catalog.rows import read_totals
 from core.runs.record import tail as lines_module
 from core.runs.record import tail as tail_module
-from core.runs.record.events import Event, NoticeEvent, encode_event
+from core.runs.record.events import Event, FinishedEvent, NoticeEvent, StepEvent, encode_event
 from core.runs.record.tail import EventTail, Line, last_events, read_lines
 from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS
@@ -104,13 +104,12 @@ def test_a_file_reads_backwards_alike(pieces: list[Event | bytes], chunk: int, l
         path = Path(directory, "events.jsonl")
         path.write_bytes(b"".join(lines) + (b'{"t": 1, "type": "no' if unfinished else b""))
         whole = list(reversed(EventTail(path).read_all()))
-        assert repr(list(last_events(path, limit=1 << 20))) == repr(whole)
-        searched = list(last_events(path, limit=limit))
+        assert repr(list(last_events(path, Event, 1 << 20))) == repr(whole)
+        searched = list(last_events(path, Event, limit))
         assert repr(searched) == repr(whole[: len(searched)])
-        for kind in ("step", "notice"):
-            assert repr(list(last_events(path, kind, 1 << 20))) == repr(
-                [event for event in whole if event.type == kind]
-            )
+        for kind in (StepEvent, NoticeEvent, FinishedEvent):
+            found = list(last_events(path, kind, 1 << 20))
+            assert repr(found) == repr([event for event in whole if type(event) is kind])
 
 
 def test_a_gigabyte_without_a_newline_is_looked_at_in_little_memory(tmp_path: Path) -> None:
@@ -121,7 +120,7 @@ def test_a_gigabyte_without_a_newline_is_looked_at_in_little_memory(tmp_path: Pa
     tracemalloc.start()
     try:
         assert tail.read_all() == [notice("before")]
-        assert list(last_events(path, limit=16 << 20)) == []
+        assert list(last_events(path, Event, 16 << 20)) == []
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
