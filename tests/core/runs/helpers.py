@@ -12,6 +12,7 @@ from core.config.schema import Config, DataSection
 from core.runs.record.events import Event, StepEvent, encode_event
 from core.runs.record.state import RunState, hostname, own_identity
 from core.runs.record.store import Run
+from tests import waiting
 
 _STEP = StepEvent(
     t=0.0, step=0, epoch=0.1, loss=1.0, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=40, seconds=2.0,
@@ -21,10 +22,7 @@ _STEP = StepEvent(
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until a condition holds; fail when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
+    waiting.wait_for(condition, seconds, "a condition")
 
 
 def config_for(directory: Path) -> Config:

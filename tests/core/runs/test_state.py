@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from core.atomic import write_atomic
 from core.runs.record import events
-from core.runs.record import state as oom
 from core.runs.record import state as state_module
 from core.runs.record.events import HardwareEvent, PhaseEvent, encode_event
 from core.runs.record.history import RunHistory
@@ -278,9 +277,9 @@ def test_what_a_step_is_at_is_read_or_left_out(
 @pytest.fixture
 def dead(monkeypatch: pytest.MonkeyPatch) -> RunState:
     """The state of a worker of this boot that is gone; the kernel has said nothing."""
-    monkeypatch.setattr(oom, "_KERNEL_MESSAGES", Path("/nowhere"))
-    monkeypatch.setattr(oom, "_LOGS", ())
-    oom._memory_death.cache_clear()
+    monkeypatch.setattr(state_module, "_KERNEL_MESSAGES", Path("/nowhere"))
+    monkeypatch.setattr(state_module, "_LOGS", ())
+    state_module._memory_death.cache_clear()
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     _, identity = own_identity()
     return RunState(state="training", pid=int(gone.stdout), pid_started=identity, host=hostname(), updated=1.0)
@@ -297,8 +296,8 @@ def write_figures(path: Path, used: int | None, kind: str = "cpu") -> Path:
 @cases(("used", "kind", "told"), [(960, "cpu", True), (900, "cpu", False), (None, "cpu", False),
                                                     (990, "cuda", False)])  # fmt: skip
 def test_full_memory_makes_it_likely(dead: RunState, tmp_path: Path, used: int | None, kind: str, told: bool) -> None:
-    oom._memory_death.cache_clear()
-    reason = oom.memory_death(dead, write_figures(tmp_path / "events.jsonl", used, kind))
+    state_module._memory_death.cache_clear()
+    reason = state_module.memory_death(dead, write_figures(tmp_path / "events.jsonl", used, kind))
     assert (reason is not None and reason.startswith("probably killed by the kernel: ")) is told
 
 
@@ -308,16 +307,16 @@ def test_the_memory_of_the_machine_counts_beside_a_card(dead: RunState, tmp_path
     for used, told in ((990, True), (500, False)):
         event = HardwareEvent(devices=[card], host_memory_used=used, host_memory_total=1000)
         events.write_text(encode_event(event))
-        oom._memory_death.cache_clear()
-        assert (oom.memory_death(dead, events) is not None) is told
+        state_module._memory_death.cache_clear()
+        assert (state_module.memory_death(dead, events) is not None) is told
 
 
 def test_nothing_is_said_of_a_worker_that_left_no_witness(dead: RunState, tmp_path: Path) -> None:
-    assert oom.memory_death(dead, tmp_path / "none") is None
+    assert state_module.memory_death(dead, tmp_path / "none") is None
     full = write_figures(tmp_path / "events.jsonl", 999)
     earlier = dataclasses.replace(dead, pid_started="another-boot/17")
-    assert oom.memory_death(earlier, full) is None
-    assert oom.memory_death(dataclasses.replace(dead, pid=None, pid_started=None), full) is None
+    assert state_module.memory_death(earlier, full) is None
+    assert state_module.memory_death(dataclasses.replace(dead, pid=None, pid_started=None), full) is None
 
 
 @cases(
@@ -331,18 +330,18 @@ def test_nothing_is_said_of_a_worker_that_left_no_witness(dead: RunState, tmp_pa
 def test_the_kernel_names_whom_it_killed_and_why(
     dead: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str, where: str | None
 ) -> None:
-    oom._memory_death.cache_clear()
+    state_module._memory_death.cache_clear()
     log = tmp_path / "kern.log"
     assert dead.pid is not None
     log.write_text(f"Nov 24 22:00:00 host kernel: [ 1.0] {message.format(pid=dead.pid, other=dead.pid * 10)}\n")
-    monkeypatch.setattr(oom, "_LOGS", (tmp_path / "none", log))
-    reason = oom.memory_death(dead, tmp_path / "none")
-    expected = where and f"killed by the kernel, as {where} ran out of memory; {oom.MEMORY_ADVICE}"
+    monkeypatch.setattr(state_module, "_LOGS", (tmp_path / "none", log))
+    reason = state_module.memory_death(dead, tmp_path / "none")
+    expected = where and f"killed by the kernel, as {where} ran out of memory; {state_module.MEMORY_ADVICE}"
     assert reason == expected
     # A message before the last heartbeat is about another process with this pid.
     os.utime(log, (0, 0))
-    oom._memory_death.cache_clear()
-    assert oom.memory_death(dead, tmp_path / "none") is None
+    state_module._memory_death.cache_clear()
+    assert state_module.memory_death(dead, tmp_path / "none") is None
 
 
 def test_overwritten_messages_hide_no_others(dead: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,11 +356,11 @@ def test_overwritten_messages_hide_no_others(dead: RunState, tmp_path: Path, mon
             raise message
         return message
 
-    monkeypatch.setattr(oom, "_KERNEL_MESSAGES", messages)
+    monkeypatch.setattr(state_module, "_KERNEL_MESSAGES", messages)
     with monkeypatch.context() as patch:
         patch.setattr(os, "read", read)
-        reason = oom.memory_death(dead, tmp_path / "none")
-    assert reason == f"killed by the kernel, as the machine ran out of memory; {oom.MEMORY_ADVICE}"
+        reason = state_module.memory_death(dead, tmp_path / "none")
+    assert reason == f"killed by the kernel, as the machine ran out of memory; {state_module.MEMORY_ADVICE}"
 
 
 @cases(
@@ -372,21 +371,21 @@ def test_overwritten_messages_hide_no_others(dead: RunState, tmp_path: Path, mon
 def test_the_counter_of_both_versions_is_read(tmp_path: Path, text: str, kills: int | None) -> None:
     path = tmp_path / "memory.events"
     path.write_text(text)
-    assert oom.read_kills(path) == kills
-    assert oom.read_kills(tmp_path / "none") is None
+    assert state_module.read_kills(path) == kills
+    assert state_module.read_kills(tmp_path / "none") is None
     path.unlink()
     os.mkfifo(path)
-    assert oom.read_kills(path) is None, "a pipe is not waited for"
+    assert state_module.read_kills(path) is None, "a pipe is not waited for"
 
 
 def test_a_counter_that_went_up_since_the_start_tells(dead: RunState, tmp_path: Path) -> None:
     path = tmp_path / "memory.events"
     path.write_text("oom_kill 4\n")
     started = dataclasses.replace(dead, memory_events=str(path), memory_kills=3)
-    reason = oom.memory_death(started, tmp_path / "none")
+    reason = state_module.memory_death(started, tmp_path / "none")
     assert reason is not None
     assert reason.startswith("killed by the kernel, as its control group")
-    assert oom.memory_death(dataclasses.replace(started, memory_kills=4), tmp_path / "none") is None
+    assert state_module.memory_death(dataclasses.replace(started, memory_kills=4), tmp_path / "none") is None
 
 
 RANKS = (

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.runs.catalog.rows import read_totals
-from core.runs.record import tail as lines_module
 from core.runs.record import tail as tail_module
 from core.runs.record.events import Event, FinishedEvent, NoticeEvent, StepEvent, encode_event
 from core.runs.record.tail import EventTail, Line, last_events, read_lines
@@ -165,7 +164,7 @@ def read(path: Path, limit: int, begin: int = 0) -> list[Line]:
 def test_any_lines_in_any_blocks(pieces: list[bytes], limit: int, block: int, is_ended: bool) -> None:
     whole = b"\n".join(pieces) + (b"\n" if pieces and is_ended else b"")
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lines_module, "_BLOCK", block)
+        patch.setattr(tail_module, "_BLOCK", block)
         path = Path(directory, "a")
         path.write_bytes(whole)
         found = read(path, limit)
