@@ -54,7 +54,7 @@ class SpanResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        values = asdict(self)
+        values = asdict(self, dict_factory=_json)
         return {"from": values.pop("begin"), "to": values.pop("end"), **values}
 
 
@@ -97,4 +97,8 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         spans = [span.to_dict() for span in self.spans]
-        return {"run": self.run, "verdict": self.verdict, **asdict(self), "spans": spans}
+        return {"run": self.run, "verdict": self.verdict, **asdict(self, dict_factory=_json), "spans": spans}
+
+
+def _json(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in items}

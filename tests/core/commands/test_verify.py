@@ -69,7 +69,7 @@ def test_exit_codes_and_sentences(
     assert ("Recorded 0.1, found 0.2." in out) == bool(audit.spans[0].differences)
     assert verify(run.id, "--json") == code
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads(json.dumps(audit.to_dict()))
+    assert printed == audit.to_dict()
     assert printed["spans"][0]["from"] == 0
 
 
