@@ -173,7 +173,8 @@ def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
     launcher.launch(run)
     # At once, before the first has written anything.
     with pytest.raises(UserError, match="already has a worker"):
-        train(run)
+        launcher.launch(run)
+    launcher.wait_until(run, is_training, 30)
     with pytest.raises(UserError, match="already has a worker"):
         launcher.continue_run(run)
     assert len((run.path / "starts").read_text().splitlines()) == 1
