@@ -376,7 +376,7 @@ class Bridge:
         """Kill the process of a run."""
 
         def work() -> None:
-            from core.launch.force import kill
+            from core.launch.launcher import kill
 
             kill(run, KILL_SECONDS)
             self._post(ControlAnswered(run, "kill"))

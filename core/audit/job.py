@@ -9,15 +9,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from core import paths
 from core.audit.chain_check import Sealed, check_chain, compare_head, read_sealed, sealed_config
-from core.audit.request import recorded_threads, span_to
 from core.audit.result import Audit, ChainResult, Difference, SpanResult
-from core.audit.spans import Span, choose, join, spans_of
+from core.audit.spans import Span, choose, join, recorded_threads, span_to, spans_of
 from core.config.schema import Config
 from core.directories import disk_error
 from core.errors import UserError
@@ -71,50 +69,39 @@ def audit_job(run: Run, *, spans: int, seed: int, whole: bool = False, head: str
         whole: Execute the whole training instead, from the untouched base on.
         head: An earlier head of the chain, or its beginning, that the user has written down; None without one.
     """
-    asked = _Asked(run, spans, seed, whole, head)
-    return Job("the audit", partial(_audit, asked), "Please report it.")
+
+    def work(job: AuditJob) -> Audit:
+        began = time.monotonic()
+        refuse_live(run)
+        job.report(JobProgress("checking the chain"))
+        sealed = read_sealed(run)
+        chain = check_chain(run, sealed)
+        if head is not None:
+            chain = compare_head(chain, sealed, head)
+        plan = _plan(run, None if whole else spans, seed, sealed, chain)
+        answer: dict[str, Any] = {"inputs": [], "spans": [], "notes": []}
+        if plan.manifests or sealed.starts:
+            with _work_directory() as directory:
+                answer = _execute(run, plan, directory, job)
+        results = tuple(map(_span_result, answer["spans"]))
+        gap = _gap(results, plan.last) if whole else ""
+        return Audit(
+            run=run.id,
+            chain=chain,
+            inputs=tuple(map(Difference.from_dict, answer["inputs"])),
+            spans=results,
+            notes=(*plan.notes, *map(str, answer["notes"]), *([gap] if gap else [])),
+            seed=seed,
+            seconds=round(time.monotonic() - began, 3),
+            complete=not gap,
+        )
+
+    return Job("the audit", work, "Please report it.")
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """The arguments of :func:`audit_job`."""
-
-    run: Run
-    spans: int
-    seed: int
-    whole: bool
-    head: str | None
-
-
-def _audit(asked: _Asked, job: AuditJob) -> Audit:
-    began = time.monotonic()
-    refuse_live(asked.run)
-    job.report(JobProgress("checking the chain"))
-    sealed = read_sealed(asked.run)
-    chain = check_chain(asked.run, sealed)
-    if asked.head is not None:
-        chain = compare_head(chain, sealed, asked.head)
-    plan = _plan(asked, sealed, chain)
-    answer: dict[str, Any] = {"inputs": [], "spans": [], "notes": []}
-    if plan.manifests or sealed.starts:
-        with _work_directory() as work:
-            answer = _execute(asked.run, plan, work, job)
-    spans = tuple(map(_span_result, answer["spans"]))
-    gap = _gap(spans, plan.last) if asked.whole else ""
-    return Audit(
-        run=asked.run.id,
-        chain=chain,
-        inputs=tuple(map(Difference.from_dict, answer["inputs"])),
-        spans=spans,
-        notes=(*plan.notes, *map(str, answer["notes"]), *([gap] if gap else [])),
-        seed=asked.seed,
-        seconds=round(time.monotonic() - began, 3),
-        complete=not gap,
-    )
-
-
-def _plan(asked: _Asked, sealed: Sealed, chain: ChainResult) -> _Plan:
-    run, notes = asked.run, list[str]()
+def _plan(run: Run, count: int | None, seed: int, sealed: Sealed, chain: ChainResult) -> _Plan:
+    """The intervals to execute again: ``count`` of them, or all if it is None."""
+    notes: list[str] = []
     config = sealed_config(sealed) or run.config()
     manifests = {int(path.name.removeprefix("step-")): read_manifest(path) for path in complete_checkpoints(run)}
     there = set(manifests)
@@ -133,7 +120,7 @@ def _plan(asked: _Asked, sealed: Sealed, chain: ChainResult) -> _Plan:
     if obstacle and spans:
         notes.append(obstacle)
         spans = []
-    spans = join(spans) if asked.whole else spans
+    spans = join(spans) if count is None else spans
     usable = [span for span in spans if span.begin == 0 or span.begin in there - damaged]
     if spans and len(usable) < len(spans):
         notes.append(
@@ -144,8 +131,7 @@ def _plan(asked: _Asked, sealed: Sealed, chain: ChainResult) -> _Plan:
         )
     # Executing a span whose end is damaged shows the changes in it.
     first = [span for span in usable if span.end in damaged and not span.obstacle]
-    count = len(usable) if asked.whole else asked.spans
-    chosen = choose(usable, there - damaged, count, asked.seed)
+    chosen = choose(usable, there - damaged, len(usable) if count is None else count, seed)
     chosen = sorted({span.end: span for span in [*chosen, *first]}.values(), key=lambda span: span.end)
     return _Plan(chosen, config, sealed, manifests, notes, last)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -54,8 +54,8 @@ class SpanResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        values = asdict(self)
-        return {"from": values.pop("begin"), "to": values.pop("end"), **values, "differences": _dicts(self.differences)}
+        values = asdict(self, dict_factory=_json)
+        return {"from": values.pop("begin"), "to": values.pop("end"), **values}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +68,6 @@ class ChainResult:
     notes: tuple[str, ...] = ()
     """Gaps of the chain, in sentences."""
     differences: tuple[Difference, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "head": self.head,
-            "links": self.links,
-            "notes": list(self.notes),
-            "differences": _dicts(self.differences),
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,18 +96,9 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {
-            "run": self.run,
-            "verdict": self.verdict,
-            "chain": self.chain.to_dict(),
-            "inputs": _dicts(self.inputs),
-            "spans": [span.to_dict() for span in self.spans],
-            "notes": list(self.notes),
-            "seed": self.seed,
-            "seconds": self.seconds,
-            "complete": self.complete,
-        }
+        spans = [span.to_dict() for span in self.spans]
+        return {"run": self.run, "verdict": self.verdict, **asdict(self, dict_factory=_json), "spans": spans}
 
 
-def _dicts(differences: Sequence[Difference]) -> list[dict[str, Any]]:
-    return [asdict(difference) for difference in differences]
+def _json(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in items}

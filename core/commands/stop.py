@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, or kill; wait until the run is over, and print its state."""
-    from core.launch.force import kill
+    from core.launch.launcher import kill
     from core.runs.record.store import way_on
 
     target = find_live_run(args.run, "stop")

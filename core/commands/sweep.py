@@ -13,8 +13,7 @@ from core.commands.starting import tell_runner, tell_total
 
 if TYPE_CHECKING:
     from core.queue.estimate import Total
-    from core.queue.results import SweepRow
-    from core.queue.sweep import Variant
+    from core.queue.sweep import SweepRow, Variant
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -105,8 +104,8 @@ def _check(variants: Sequence[Variant]) -> None:
 
 def results(args: argparse.Namespace) -> int:
     """Print the table of a sweep."""
-    from core.queue.results import sweep_rows
     from core.queue.store import read_queue
+    from core.queue.sweep import sweep_rows
 
     rows = sweep_rows(read_queue().of_sweep(args.sweep))
     if args.json:

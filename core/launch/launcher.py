@@ -20,9 +20,10 @@ from core.errors import UserError
 from core.helper import describe_end, finding_core, start_detached
 from core.redact import is_secret_name
 from core.runs.control.devices import ALONE_VARIABLE
-from core.runs.record.files import LOCK_VARIABLE, refuse_unsafe_files, try_lock
+from core.runs.record.events import ControlEvent, StoppedEvent
+from core.runs.record.files import LOCK_VARIABLE, append_events, refuse_unsafe_files, try_lock
 from core.runs.record.state import RunState, hostname, in_words, is_same_process
-from core.runs.record.store import Run, complete_checkpoints, create_run, start_again
+from core.runs.record.store import Run, complete_checkpoints, create_run, start_again, way_on
 from core.small_files import open_regular
 from core.text import one_line
 from core.tracking.start import places, record_failure, start_tracker
@@ -368,3 +369,57 @@ def _record_failure(run: Run, recorded: RunState, reason: str) -> None:
 def _because(run: Run) -> str:
     lines = log_tail(run, 1)
     return f" ({lines[0]})" if lines else ""
+
+
+def kill(run: Run, timeout: float) -> RunState:
+    """End an unresponsive worker by SIGKILL, and record on its behalf that it was stopped.
+
+    Its progress since the last checkpoint is lost. This also ends a process that is suspended (SIGSTOP) or waits for a
+    device.
+
+    Args:
+        run: The run.
+        timeout: Seconds to wait for the process to end; a process that waits for a broken disk may never end.
+
+    Returns:
+        The state afterwards: ``stopped``, unless the worker ended by itself at that moment.
+
+    Raises:
+        UserError: As for :func:`terminate`, or if the process is still there after the timeout.
+    """
+    terminate(run, force=True)
+    deadline = time.monotonic() + timeout
+    while (lock := try_lock(run)) is None or not run.state().is_over:
+        if lock is not None:
+            os.close(lock)
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"The process of run {run.id} is still there {timeout:g} s after it was killed.",
+                "It waits for a device or a disk that does not answer; only a restart of the machine may end it.",
+            )
+        time.sleep(0.05)
+        reap()
+    try:
+        recorded = RunState.read(run.state_path)
+        # A worker that recorded its own end and then hung keeps that end.
+        if recorded is not None and run.state().state == "lost":
+            _record_kill(run, recorded)
+    finally:
+        os.close(lock)
+    return run.state()
+
+
+def _record_kill(run: Run, recorded: RunState) -> None:
+    """Record the end that a killed worker could not record."""
+    step = recorded.step
+    reason = f"stopped by SIGKILL after step {step}"
+    found = complete_checkpoints(run)
+    adapter = str((found[-1] / "adapter").relative_to(run.path)) if found else None
+    result = "killed on request, without a checkpoint"
+    append_events(
+        run,
+        ControlEvent(command="stop", sender="SIGKILL", result=result),
+        StoppedEvent(reason=reason, step=step, adapter=adapter, hint=way_on(run)),
+    )
+    over = dataclasses.replace(recorded, state="stopped", reason=reason, socket=None, step_started=None)
+    _write_state(run, dataclasses.replace(over, updated=time.time()))

@@ -8,7 +8,7 @@ import platform
 import re
 import tempfile
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import metadata
@@ -73,11 +73,6 @@ class Check:
         return {"name": self.name, "result": self.result, "detail": self.detail, "seconds": round(self.seconds, 1)}
 
 
-def passed(checks: Iterable[Check]) -> bool:
-    """True if all checks that apply here have passed."""
-    return all(check.result != "fail" for check in checks)
-
-
 def subject(name: str) -> Subject:
     """The check with a name.
 
@@ -134,7 +129,7 @@ class Report:
     @property
     def passed(self) -> bool:
         """True if all checks that apply here have passed."""
-        return passed(self.checks)
+        return all(check.result != "fail" for check in self.checks)
 
     @property
     def seconds(self) -> float:
@@ -244,9 +239,8 @@ def refuse_place(path: Path) -> None:
 
 def _elsewhere(directory: Path, error: OSError) -> UserError:
     """The error for a report that cannot be written to the path of ``--report``."""
-    reason = error.strerror if isinstance(error, OSError) else str(error)
     return UserError(
-        f"The report cannot be written to {one_line(str(directory), 300)}: {reason}.",
+        f"The report cannot be written to {one_line(str(directory), 300)}: {error.strerror}.",
         "Name another file with --report.",
     )
 

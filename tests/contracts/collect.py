@@ -55,8 +55,8 @@ from core.notify import NotifySettings
 from core.presets.library import presets
 from core.queue.entry import STATES, QueueEntry
 from core.queue.estimate import total_of
-from core.queue.results import SweepRow
 from core.queue.store import queue_path
+from core.queue.sweep import SweepRow
 from core.queue.view import EntryView, QueueView
 from core.runs.catalog.compare import compare_runs, read_record, to_json
 from core.runs.control import protocol

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-#: What a card that has fallen off the bus makes of the next call, in torch's words.
+#: Error of torch at the next call after a card has fallen off the bus.
 LOST_GPU = (
     "CUDA error: unspecified launch failure\n"
     "CUDA kernel errors might be asynchronously reported at some other API call."
@@ -67,7 +67,7 @@ def hang_in_rows(step: int) -> None:
 
 
 def hang_between(step: int) -> None:
-    """A first process that lives and does nothing any more after this step; those that come after it do not hang."""
+    """A first process that hangs after this step; later processes do not."""
     from core.worker.control_point import ControlPoint
 
     attend = ControlPoint.attend
@@ -84,7 +84,7 @@ def hang_between(step: int) -> None:
 
 
 def tell_pulse(_: int) -> None:
-    """No fault: what takes as long as it takes writes the pulse that the first process has meanwhile, a line each."""
+    """No fault: long operations write the pulse of the first process, a line each."""
     from core.worker.checkpoint.checkpointer import Checkpointer
     from core.worker.control_point import ControlPoint
     from core.worker.evaluate.evaluate import Evaluator
@@ -113,8 +113,8 @@ def tell_pulse(_: int) -> None:
 
 
 def wait_within(*steps: int) -> None:
-    """No fault: each of these steps waits before its second micro-batch until a file of that step is there, so that
-    what is asked meanwhile is asked in the middle of it."""
+    """No fault: each of these steps waits before its second micro-batch until a file of that step exists, so that a
+    request arrives in the middle of the step."""
     from core.worker.process.recorder import Recorder
 
     tell = Recorder.progress

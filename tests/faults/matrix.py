@@ -9,13 +9,13 @@ from pathlib import Path
 import tomli
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What a fault happens to.
+#: Subjects of faults.
 FAMILIES = ("processes", "storage", "memory", "numbers", "devices", "clock", "input", "network", "terminal")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A fault: how it is injected, what must hold then, and the tests that hold it."""
+    """A fault: its injection, the property that must hold, and the tests for it."""
 
     number: int
     family: str
@@ -25,7 +25,7 @@ class Row:
     tests: tuple[str, ...] = ()
     """Ids as of pytest, without parameters."""
     reason: str = ""
-    """Why there is no test; empty where there is one."""
+    """Why there is no test; empty if there is one."""
 
 
 def read_matrix() -> list[Row]:

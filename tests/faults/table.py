@@ -1,8 +1,8 @@
-"""The table of ``docs/reliability.md``, made from what ran.
+"""The table of ``docs/reliability.md``, made from test reports.
 
 ``python -m tests.faults.table --list`` prints the tests of the fault matrix; run them with ``--junit-xml=FILE``, and
-``python -m tests.faults.table FILE`` writes the table with their results. Of several reports the last one that has a
-test counts.
+``python -m tests.faults.table FILE`` writes the table with their results. Of several reports, the last with a test
+counts.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ HEAD = ("#", "Fault", "Must hold", "Result")
 
 
 def read_results(junit: Path) -> dict[str, list[str]]:
-    """What became of each test: ``passed``, ``failed`` or ``skipped: why``, once for each of its parameters.
+    """Results of each test, ``passed``, ``failed`` or ``skipped: why``, one for each of its parameters.
 
     Args:
-        junit: A report of pytest; it is one that this program was told to read, not one from outside.
+        junit: A trusted report of pytest.
     """
     found: dict[str, list[str]] = defaultdict(list)
     for case in ET.parse(junit).getroot().iter("testcase"):  # noqa: S314 - our own report
@@ -43,7 +43,7 @@ def read_results(junit: Path) -> dict[str, list[str]]:
 
 
 def verdict(row: Row, results: dict[str, list[str]]) -> str:
-    """What became of the tests of a row, in a few words."""
+    """Result of the tests of a row, in a few words."""
     if not row.tests:
         return f"no test: {row.reason}"
     told = [result for test in row.tests for result in results.get(test, ["not run"])]

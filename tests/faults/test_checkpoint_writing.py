@@ -16,15 +16,15 @@ import pytest
 
 from tests.families.forked import call
 
-#: Checkpoints that are there, the one that is written, and the one that the run goes on to write.
+#: Steps of the existing checkpoints, of the checkpoint that is written, and of the next one.
 BEFORE, WRITTEN, NEXT = (10, 20), 30, 40
-#: Calls that change a disk, of which the interpreter tells.
+#: Calls that change a disk, by the names of their audit events.
 CALLS = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate"})
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What is left where a checkpoint was cut short before one of its calls."""
+    """State of the disk after the writing of a checkpoint was cut short before a call."""
 
     call: str
     killed: bool
@@ -58,7 +58,7 @@ def test_a_kill_before_any_call_leaves_the_newest_whole_checkpoint(cuts: list[Cu
 def test_power_that_is_lost_before_any_call_leaves_a_whole_checkpoint_too(cuts: list[Cut]) -> None:
     assert all(cut.damaged_without_power == [] for cut in cuts)
     assert {cut.newest_without_power for cut in cuts} == {BEFORE[-1], WRITTEN}
-    # Those before are deleted only when the name of the one just written is durable.
+    # Earlier checkpoints are deleted only once the name of the new one is durable.
     assert {cut.newest_without_entries for cut in cuts} == {BEFORE[-1], WRITTEN}
 
 
@@ -116,7 +116,7 @@ def cut_everywhere(model: Path, place: Path, stride: int = 1, durable: bool = Tr
 
 @contextmanager
 def cutting(where: Path, notes: Path, number: int, durable: bool) -> Iterator[None]:
-    """Inside, this process kills itself before the given one of the calls that change the directory.
+    """Inside, this process kills itself before a given call that changes the directory.
 
     The call, and each file and directory that is made durable, go into the notes.
     """
@@ -149,7 +149,7 @@ def cutting(where: Path, notes: Path, number: int, durable: bool) -> Iterator[No
 
 
 def looked_at(where: Path, notes: Path, killed: bool) -> Cut:
-    """What a run that goes on finds: after the kill, and after a loss of power at the same moment."""
+    """State for a run that continues, after the kill and after a loss of power at the same moment."""
     from core.worker.checkpoint.checkpoint import newest_valid
 
     lines = [line.split() for line in notes.read_text().splitlines()]
@@ -176,7 +176,7 @@ def looked_at(where: Path, notes: Path, killed: bool) -> Cut:
 
 
 def is_durable(path: Path, durable: set[tuple[int, int]]) -> bool:
-    """Whether what is there has been fsynced since it was last changed."""
+    """True if a file or directory was fsynced after its last change."""
     facts = path.stat()
     return (facts.st_ino, facts.st_mtime_ns) in durable
 

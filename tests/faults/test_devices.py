@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.runs.record.events import NoticeEvent
+from core.runs.record.events import EvalEvent, NoticeEvent
 from tests.e2e.workers import (
     PATIENCE,
     Workers,
@@ -35,7 +35,7 @@ def test_a_card_that_is_lost_in_a_step_ends_the_run_in_a_sentence_and_loses_noth
     assert f"continue {run.id}" in end.hint
     assert end.adapter == "checkpoints/step-00000005/adapter"
     assert exit_code(run) == 4
-    # On a card that is there again it goes on, to what it would have been.
+    # On a working card it continues, and ends as an undisturbed run.
     undisturbed = workers.start("undisturbed", **options)
     workers.resume(run)
     for each in (run, undisturbed):
@@ -47,7 +47,7 @@ def test_a_card_that_is_lost_in_a_step_ends_the_run_in_a_sentence_and_loses_noth
 def test_a_step_that_hangs_in_its_rows_says_so(workers: Workers, tmp_path: Path) -> None:
     release = tmp_path / "release"
     faults = {FAULT_VARIABLE: "hang_in_rows:25", RELEASE_VARIABLE: str(release)}
-    # One micro-batch a step, so that the call that hangs is one of a step.
+    # A single micro-batch per step, so that the call that hangs belongs to a step.
     run = workers.start("hung", faults, train={"max_steps": 40, "micro_batch_size": 4}, eval={"every_steps": None})
     wait_for(lambda: "slow_step" in notice_codes(run), PATIENCE, "the notice")
     (notice,) = [event for event in only(NoticeEvent, run) if event.code == "slow_step"]
@@ -56,3 +56,17 @@ def test_a_step_that_hangs_in_its_rows_says_so(workers: Workers, tmp_path: Path)
     assert f"stop --force {run.id}" in notice.hint
     release.touch()
     finish(run)
+
+
+def test_evaluations_between_steps_change_no_bit_of_a_base_in_4_bits(workers: Workers) -> None:
+    """On some CPUs bitsandbytes packs 4-bit weights anew at the first evaluation, and gradients are lost after it."""
+    without, measured = (
+        workers.start("measured", train={"max_steps": 8}, eval={"every_steps": every}) for every in (None, 2)
+    )
+    for run in (without, measured):
+        finish(run)
+    assert [event.step for event in only(EvalEvent, measured)][:3] == [2, 4, 6]
+    assert [(event.loss, event.grad_norm) for event in steps(measured)] == [
+        (event.loss, event.grad_norm) for event in steps(without)
+    ]
+    assert adapter_bytes(measured) == adapter_bytes(without)

@@ -23,9 +23,7 @@ from tests.e2e.workers import (
 pytestmark = pytest.mark.long
 
 
-def test_rows_that_change_under_a_run_are_not_seen_by_it_and_refused_when_it_goes_on(
-    workers: Workers, reference: Run
-) -> None:
+def test_changed_rows_are_ignored_and_then_refused(workers: Workers, reference: Run) -> None:
     """Replaced, cut short and appended to: a run has its rows in memory, by hash."""
     rows = workers.train_data.read_bytes()
     run = workers.start("changing", held_at(3, 7))

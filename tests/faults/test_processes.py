@@ -22,7 +22,7 @@ def header(app: Terminal) -> str:
 
 
 def shows(app: Terminal, state: str) -> bool:
-    """Whether an app names a state of the run."""
+    """True if an app shows a state of the run."""
     return state in header(app)
 
 

@@ -76,7 +76,7 @@ def ping(run: Run) -> dict[str, object]:
     return ControlClient(run).request("ping")
 
 
-def test_a_disk_without_room_for_a_checkpoint_is_refused_before_training(
+def test_a_disk_without_room_for_a_checkpoint_is_refused(
     make_on_disk: Callable[[str], Workers],
 ) -> None:
     run = make_on_disk("48m").start("narrow")
@@ -86,9 +86,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_refused_before_training(
     assert steps(run) == []
 
 
-def test_a_disk_that_fills_up_pauses_training_and_costs_nothing(
-    make_on_disk: Callable[[str], Workers], reference: Run
-) -> None:
+def test_a_disk_that_fills_up_pauses_training(make_on_disk: Callable[[str], Workers], reference: Run) -> None:
     workers = make_on_disk("96m")
     run = workers.start("filling", held_at(6))
     wait_until_step(run, 6)
@@ -124,7 +122,7 @@ def test_a_disk_that_fills_up_pauses_training_and_costs_nothing(
 
 
 @pytest.mark.long
-def test_an_adapter_that_cannot_be_written_ends_in_a_sentence_and_can_be_continued(
+def test_an_adapter_that_cannot_be_written_can_be_continued(
     make_on_disk: Callable[[str], Workers],
 ) -> None:
     workers = make_on_disk("96m")
@@ -173,9 +171,7 @@ def sealed(directory: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("taken", [sealed, pytest.param(read_only, marks=pytest.mark.long)])
-def test_a_home_that_is_read_only_is_refused_before_training_and_can_be_looked_at(
-    workers: Workers, taken: Callable[[Path], AbstractContextManager[None]]
-) -> None:
+def test_a_read_only_home_is_refused(workers: Workers, taken: Callable[[Path], AbstractContextManager[None]]) -> None:
     run = workers.start("whole", train={"max_steps": 2}, eval={"every_steps": None})
     finish(run)
     with taken(workers.home), workers.environment():

@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from core.config.compare import differing
@@ -432,16 +432,7 @@ def to_json(comparison: RunComparison) -> dict[str, Any]:
         "figures": told(comparison.figures),
         "data": told(comparison.data),
         "options": told(comparison.options),
-        "answers": [
-            {
-                "prompt": answers.prompt,
-                "expected": answers.expected,
-                "texts": list(answers.texts),
-                "steps": list(answers.steps),
-                "right": list(answers.right),
-            }
-            for answers in comparison.answers
-        ],
+        "answers": [asdict(answers) for answers in comparison.answers],
     }
 
 
@@ -449,7 +440,10 @@ def text_lines(comparison: RunComparison) -> list[str]:
     """The verdict and the tables as lines; ``*`` marks the best value of a figure."""
     lines = [comparison.verdict]
     facts = [*comparison.figures, *comparison.data, *comparison.options]
-    widths = _widths(comparison, facts)
+    widths = [
+        max(len(one_line(name, 40)), *(len(_marked(fact, place)) for fact in facts))
+        for place, name in enumerate(comparison.names)
+    ]
     left = max(len(fact.name) for fact in facts)
     head = [one_line(name, 40).rjust(width) for name, width in zip(comparison.names, widths, strict=True)]
     for title, group in _groups(comparison):
@@ -460,13 +454,6 @@ def text_lines(comparison: RunComparison) -> list[str]:
             cells = [_marked(fact, place).rjust(width) for place, width in enumerate(widths)]
             lines.append(f"{fact.name:<{left}}  {'  '.join(cells)}".rstrip())
     return lines
-
-
-def _widths(comparison: RunComparison, facts: Sequence[Fact]) -> list[int]:
-    return [
-        max(len(one_line(name, 40)), *(len(_marked(fact, place)) for fact in facts))
-        for place, name in enumerate(comparison.names)
-    ]
 
 
 def _marked(fact: Fact, place: int) -> str:

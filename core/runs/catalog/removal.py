@@ -23,7 +23,7 @@ from core.atomic import fsync_dir
 from core.errors import UserError
 from core.runs.record.files import try_lock
 from core.runs.record.state import in_words
-from core.runs.record.store import Run
+from core.runs.record.store import Run, numbered
 from core.text import one_line
 
 #: Prefix of directories with runs that are being deleted; it stays if the deletion is interrupted.
@@ -116,12 +116,8 @@ def remove_run(run: Run) -> None:
     except BaseException:
         aside.rmdir()
         raise
-    if (fault := delete_directory(aside)) is not None:
-        raise UserError(
-            f"{run.id} is deleted only in part, as {fault}.",
-            f"What is left of it takes room in {one_line(str(aside), 200)}; delete that.",
-        )
-    _sweep(run.path.parent)
+    _delete(aside, run.id)
+    _sweep(run.path.parent, _INTERRUPTED_SECONDS)
 
 
 def delete_directory(directory: Path) -> str | None:
@@ -139,13 +135,26 @@ def delete_directory(directory: Path) -> str | None:
     return faults[0] if faults else None
 
 
-def _sweep(runs: Path) -> None:
-    """Delete the remains of interrupted deletions."""
+def _delete(aside: Path, name: str) -> None:
+    """Delete a directory that was moved aside.
+
+    Raises:
+        UserError: If a part of it is left.
+    """
+    if (fault := delete_directory(aside)) is not None:
+        raise UserError(
+            f"{one_line(name, 100)} is deleted only in part, as {fault}.",
+            f"What is left of it takes room in {one_line(str(aside), 200)}; delete that.",
+        )
+
+
+def _sweep(directory: Path, age: float = 0.0) -> None:
+    """Delete the remains of interrupted deletions from an age on, in seconds."""
     with suppress(OSError):
-        for left in runs.glob(f"{_ASIDE}*"):
+        for left in directory.glob(f"{_ASIDE}*"):
             # A newer one may be in progress in another process.
-            if not left.is_symlink() and left.stat().st_mtime < time.time() - _INTERRUPTED_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
+            if not left.is_symlink() and left.stat().st_mtime <= time.time() - age:
+                delete_directory(left)
 
 
 _STAMP = "%Y%m%d-%H%M%S"
@@ -264,19 +273,12 @@ def remove_trashed(item: TrashedRun) -> None:
         raise UserError(
             f"{one_line(item.id, 100)} cannot be deleted: {error.strerror}.", f"Fix the permissions of {place.parent}."
         ) from error
-    if (fault := delete_directory(aside)) is not None:
-        raise UserError(
-            f"{one_line(item.id, 100)} is deleted only in part, as {fault}.",
-            f"What is left of it takes room in {one_line(str(aside), 200)}; delete that.",
-        )
+    _delete(aside, item.id)
 
 
 def sweep_trash() -> None:
     """Delete the remains of interrupted deletions in the trash."""
-    with suppress(OSError):
-        for left in paths.trash_dir().glob(f"{_ASIDE}*"):
-            if not left.is_symlink():
-                delete_directory(left)
+    _sweep(paths.trash_dir())
 
 
 def free_bytes() -> int | None:
@@ -289,17 +291,16 @@ def free_bytes() -> int | None:
 
 def _new_place(parent: Path) -> Path:
     """A new directory in the trash, named by the time."""
-    stamp, number = datetime.now().strftime(_STAMP), 1
-    while True:
-        place = parent / (stamp if number == 1 else f"{stamp}-{number}")
+    for name in numbered(datetime.now().strftime(_STAMP)):
+        place = parent / name
         try:
             place.mkdir(mode=paths.DIRECTORY_MODE)
+            break
         except FileExistsError:
-            number += 1
             continue
         except OSError as error:
             raise UserError(
                 f"{one_line(str(place), 200)} cannot be created: {error.strerror}.",
                 "Make room, or delete without the trash: localtune-tui rm --now.",
             ) from error
-        return place
+    return place

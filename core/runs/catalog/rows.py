@@ -456,7 +456,7 @@ class FigureReader:
     @staticmethod
     def stamp(run: Run) -> Stamp:
         """Modification times of a run's directories, followed by time and size of its record."""
-        return (*_directory_stamp(run), *_record_stamp(run))
+        return (modified(run.path), modified(run.checkpoints_path), *_record_stamp(run))
 
     def read(self, run: Run) -> RunFigures:
         """Present figures of a run; for a live run with a long record, they may be some seconds old."""
@@ -504,10 +504,6 @@ def _record_stamp(run: Run) -> Stamp:
     return (status.st_mtime_ns, status.st_size)
 
 
-def _directory_stamp(run: Run) -> Stamp:
-    return tuple(map(modified, (run.path, run.checkpoints_path)))
-
-
 def modified(path: Path | str) -> int:
     """Modification time of a file in nanoseconds; 0 if it is missing."""
     try:
@@ -544,9 +540,8 @@ def read_status(run: Run, now: float) -> RunStatus:
         run: The run.
         now: Unix seconds.
     """
-    events: list[Event] = list(last_events(run.events_path, limit=TAIL_BYTES))
     recent, state = RunHistory(), run.state()
-    for event in reversed(events):
+    for event in reversed(list(last_events(run.events_path, Event, TAIL_BYTES))):
         recent.apply(event)
     evaluated = recent.evals[-1] if recent.evals else last_evaluation(run)
     schedule = Schedule.of(run.values()).changed(recent.settings)

@@ -344,8 +344,8 @@ def _judged_step(run: Run) -> int | None:
 
 def result_step(run: Run) -> int | None:
     """The step of a finished run's result, written or refused; None where the record does not say."""
-    end = next(last_events(run.events_path, FinishedEvent.type), None)
-    return end.result_step if isinstance(end, FinishedEvent) else None
+    end = next(last_events(run.events_path, FinishedEvent), None)
+    return end.result_step if end is not None else None
 
 
 def _candidates(run: Run, step: int | None) -> list[tuple[int, Path]]:

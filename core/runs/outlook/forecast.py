@@ -247,11 +247,8 @@ def _is_called(device: Device, gpu: str) -> bool:
 
 
 def _disk_free() -> int | None:
-    directory = paths.runs_dir()
-    while not directory.exists() and directory != directory.parent:
-        directory = directory.parent
     try:
-        return shutil.disk_usage(directory).free
+        return shutil.disk_usage(paths.existing_parent(paths.runs_dir())).free
     except OSError:
         return None
 

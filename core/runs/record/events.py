@@ -16,7 +16,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -311,29 +311,14 @@ class FailedEvent(FinishedEvent):
     type: ClassVar[str] = "failed"
 
 
-_TYPES: dict[str, type[Event]] = {
-    kind.type: kind
-    for kind in (
-        PhaseEvent,
-        DataEvent,
-        MemoryEvent,
-        StepEvent,
-        EvalEvent,
-        ProbeEvent,
-        SampleEvent,
-        HardwareEvent,
-        RanksEvent,
-        CheckpointEvent,
-        GovernorEvent,
-        NightEvent,
-        RollbackEvent,
-        NoticeEvent,
-        ControlEvent,
-        FinishedEvent,
-        StoppedEvent,
-        FailedEvent,
-    )
-}
+def _kinds(base: type[Event]) -> Iterator[type[Event]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
+#: Kinds of events by ``type``.
+_TYPES: dict[str, type[Event]] = {kind.type: kind for kind in _kinds(Event)}
 _FILE_NAMES = {"sender": "from"}
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 

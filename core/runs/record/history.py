@@ -380,20 +380,9 @@ class RunHistory:
 
     def _rewind(self, step: int) -> None:
         """Forget the reports of steps from ``step`` on: they are being replayed."""
-        for series in (
-            self.loss,
-            self.grad_norm,
-            self.learning_rate,
-            self.throughput,
-            self.eval_loss,
-            self.exact_match,
-            self.probe_loss,
-            self.times,
-            self.temperature,
-            self.power,
-            self.device_memory,
-        ):
-            series.truncate(step)
+        for curve in vars(self).values():
+            if isinstance(curve, Series):
+                curve.truncate(step)
         for items in (self.checkpoints, self.marks):
             truncate(items, step)
         self._samples.rewind(step)
@@ -525,8 +514,7 @@ def last_evaluation(run: Run) -> EvalEvent | None:
 
     At most the last 4 MB are searched.
     """
-    found = last_events(run.events_path, EvalEvent.type, _EVAL_LIMIT)
-    return next((event for event in found if isinstance(event, EvalEvent)), None)
+    return next(last_events(run.events_path, EvalEvent, _EVAL_LIMIT), None)
 
 
 def last_step(run: Run) -> StepEvent | None:
@@ -534,8 +522,7 @@ def last_step(run: Run) -> StepEvent | None:
 
     At most the last 16 MB are searched.
     """
-    found = last_events(run.events_path, StepEvent.type, _TAIL_LIMIT)
-    return next((event for event in found if isinstance(event, StepEvent)), None)
+    return next(last_events(run.events_path, StepEvent, _TAIL_LIMIT), None)
 
 
 def is_long(run: Run) -> bool:
@@ -569,7 +556,9 @@ def read_glimpse(run: Run) -> RunHistory | None:
         return None
     if (evaluated := last_evaluation(run)) is not None:
         history.evals.append(evaluated)
-    history.end = next((event for event in last_events(run.events_path) if isinstance(event, FinishedEvent)), None)
+    history.end = next(
+        (event for event in last_events(run.events_path, Event) if isinstance(event, FinishedEvent)), None
+    )
     return history
 
 

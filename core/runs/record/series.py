@@ -308,10 +308,7 @@ class Series:
         if start >= stop or width < 1:
             return []
         left = self.steps[0] if first is None else first
-        return self._columns(start, stop, left, (self.steps[-1] if last is None else last) - left, width)
-
-    def _columns(self, start: int, stop: int, left: int, span: int, width: int) -> list[tuple[int, int, int]]:
-        """(column, begin, end) of every column with a point."""
+        span = (self.steps[-1] if last is None else last) - left
         if span <= 0 or width == 1:
             return [(0, start, stop)]
         steps, scale = self.steps, (width - 1) / span

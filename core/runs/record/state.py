@@ -424,15 +424,15 @@ def _kernel_messages() -> bytes:
 
 def _last_figures(events: Path) -> tuple[int, int] | None:
     """Memory of the machine (or of the container) in use and in total at the last report, in bytes."""
-    for event in last_events(events, HardwareEvent.type):
-        if isinstance(event, HardwareEvent):
-            host = (event.host_memory_used, event.host_memory_total)
-            # Records of earlier versions have it in the CPU's entry.
-            cpus = [device for device in event.devices if device.get("kind") == "cpu"]
-            for used, total in (host, *((cpu.get("memory_used"), cpu.get("memory_total")) for cpu in cpus)):
-                if type(used) is int and type(total) is int and total > 0:
-                    return used, total
+    event = next(last_events(events, HardwareEvent), None)
+    if event is None:
         return None
+    # Records of earlier versions have it in the CPU's entry.
+    cpus = [device for device in event.devices if device.get("kind") == "cpu"]
+    host = (event.host_memory_used, event.host_memory_total)
+    for used, total in (host, *((cpu.get("memory_used"), cpu.get("memory_total")) for cpu in cpus)):
+        if type(used) is int and type(total) is int and total > 0:
+            return used, total
     return None
 
 
@@ -466,11 +466,6 @@ class Rank:
     def silent_seconds(self, now: float) -> float | None:
         """Seconds since its last sign of life; None if unknown."""
         return None if self.heard is None else max(now - self.heard, 0.0)
-
-    def is_silent(self, now: float) -> bool:
-        """True if it has given no sign of life for longer than usual."""
-        seconds = self.silent_seconds(now)
-        return seconds is not None and seconds > SILENT_SECONDS
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -544,12 +539,11 @@ def sign_words(rank: Rank, now: float) -> str:
 
 def silent_words(ranks: Sequence[Rank], now: float) -> str:
     """Processes without a sign of life, ``no sign of life for 14s: 2 on tower``; empty if all give one."""
-    silent = [rank for rank in ranks if rank.is_silent(now)]
+    silent = {rank: seconds for rank in ranks if (seconds := rank.silent_seconds(now) or 0.0) > SILENT_SECONDS}
     if not silent:
         return ""
-    longest = max(rank.silent_seconds(now) or 0.0 for rank in silent)
     where = ", ".join(f"{rank.rank} on {rank.host or '?'}" for rank in silent)
-    return f"no sign of life for {format_duration(round(longest))}: {where}"
+    return f"no sign of life for {format_duration(round(max(silent.values())))}: {where}"
 
 
 def _is_count(value: Any) -> bool:

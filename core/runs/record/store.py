@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,7 +39,7 @@ from core.directories import new_directory
 from core.errors import UserError
 from core.paths import DIRECTORY_MODE
 from core.redact import redact
-from core.runs.record.events import FinishedEvent, HardwareEvent
+from core.runs.record.events import Event, FinishedEvent, HardwareEvent
 from core.runs.record.sentences import slug_of
 from core.runs.record.state import RunState, hostname, infer_state, memory_death
 from core.runs.record.tail import last_events
@@ -367,7 +368,7 @@ def _told_end(recorded: RunState, events: Path) -> FinishedEvent | None:
 
 @functools.lru_cache(maxsize=256)
 def _read_end(recorded: RunState, events: Path, _stamp: tuple[int, int]) -> FinishedEvent | None:
-    last = next((event for event in last_events(events) if not isinstance(event, HardwareEvent)), None)
+    last = next((event for event in last_events(events, Event) if not isinstance(event, HardwareEvent)), None)
     return last if isinstance(last, FinishedEvent) and last.t >= recorded.updated - _END_SECONDS else None
 
 
@@ -395,29 +396,41 @@ def create_run(config: Config, name: str) -> Run:
         UserError: If the home cannot be written or is full.
     """
     directory = paths.make_private_dir(paths.runs_dir())
-    # A name may come from a file name, which may contain a secret; the id is shown everywhere.
-    stamp, slug = datetime.now().strftime(_STAMP), make_slug(redact(name))
-    number = 1
-    while True:
-        run = Run(directory / (f"{stamp}-{slug}" if number == 1 else f"{stamp}-{slug}-{number}"))
+    for run_id in numbered(_new_id(name)):
+        run = Run(directory / run_id)
         try:
             run.path.mkdir(mode=paths.DIRECTORY_MODE)
             break
         except FileExistsError:
-            number += 1
+            continue
         except OSError as error:
-            raise UserError(
-                f"{run.path} cannot be created: {error.strerror}.", "Make room or set LOCALTUNE_HOME."
-            ) from error
+            raise _unwritable(run, "created", error) from error
     try:
-        write_atomic(run.config_path, dump_config(config))
-        RunState(state="queued", host=hostname(), updated=time.time()).write(run.state_path)
+        _write_queued(run, dump_config(config))
     except OSError as error:
         shutil.rmtree(run.path, ignore_errors=True)
-        raise UserError(
-            f"{run.path} cannot be written: {error.strerror}.", "Make room or set LOCALTUNE_HOME."
-        ) from error
+        raise _unwritable(run, "written", error) from error
     return run
+
+
+def numbered(name: str) -> Iterator[str]:
+    """``name``, ``name-2``, ``name-3`` and so on."""
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
+
+
+def _new_id(name: str) -> str:
+    # A name may come from a file name, which may contain a secret; the id is shown everywhere.
+    return f"{datetime.now().strftime(_STAMP)}-{make_slug(redact(name))}"
+
+
+def _write_queued(run: Run, configuration: str) -> None:
+    write_atomic(run.config_path, configuration)
+    RunState(state="queued", host=hostname(), updated=time.time()).write(run.state_path)
+
+
+def _unwritable(run: Run, verb: str, error: OSError) -> UserError:
+    return UserError(f"{run.path} cannot be {verb}: {error.strerror}.", "Make room or set LOCALTUNE_HOME.")
 
 
 def free_run_id(name: str, taken: Collection[str] = ()) -> str:
@@ -427,13 +440,8 @@ def free_run_id(name: str, taken: Collection[str] = ()) -> str:
         name: Subject of the run; its slug ends the id.
         taken: Ids that are reserved already.
     """
-    base = f"{datetime.now().strftime(_STAMP)}-{make_slug(redact(name))}"
-    number = 1
-    while True:
-        run_id = base if number == 1 else f"{base}-{number}"
-        if run_id not in taken and not os.path.lexists(paths.runs_dir() / run_id):
-            return run_id
-        number += 1
+    ids = numbered(_new_id(name))
+    return next(one for one in ids if one not in taken and not os.path.lexists(paths.runs_dir() / one))
 
 
 def make_run(run_id: str, configuration: str) -> Run:
@@ -454,13 +462,9 @@ def make_run(run_id: str, configuration: str) -> Run:
         return run
     try:
         with new_directory(run.path) as directory:
-            made = Run(directory)
-            write_atomic(made.config_path, configuration)
-            RunState(state="queued", host=hostname(), updated=time.time()).write(made.state_path)
+            _write_queued(Run(directory), configuration)
     except OSError as error:
-        raise UserError(
-            f"{run.path} cannot be written: {error.strerror}.", "Make room or set LOCALTUNE_HOME."
-        ) from error
+        raise _unwritable(run, "written", error) from error
     return run
 
 

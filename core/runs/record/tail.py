@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from core.runs.record.events import LINE_LIMIT, Event, MalformedEventError, decode_event
 from core.small_files import open_regular
+
+E = TypeVar("E", bound=Event)
 
 _BLOCK = 1 << 18
 
@@ -175,15 +177,15 @@ class EventTail:
         return found
 
 
-def last_events(path: Path, kind: str = "", limit: int = _END_BYTES) -> Iterator[Event]:
+def last_events(path: Path, kind: type[E], limit: int = _END_BYTES) -> Iterator[E]:
     """Events at the end of a file, the newest first; none if it cannot be read.
 
     Args:
         path: The file.
-        kind: Only events of this type; all others are skipped without being parsed.
+        kind: Only events of this very class, :class:`Event` for all; others are skipped without being parsed.
         limit: Most bytes searched.
     """
-    sign = f'"{kind}"'.encode() if kind else b""
+    sign = f'"{kind.type}"'.encode() if kind.type else b""
     for line in _last_lines(path, limit):
         if sign not in line or not line.strip() or len(line) > LINE_LIMIT:
             continue
@@ -191,7 +193,7 @@ def last_events(path: Path, kind: str = "", limit: int = _END_BYTES) -> Iterator
             event = decode_event(line)
         except MalformedEventError:
             continue
-        if event is not None and (not kind or event.type == kind):
+        if isinstance(event, kind) and (not kind.type or event.type == kind.type):
             yield event
 
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.audit.request import recorded_threads, span_from
 from core.audit.result import Difference
+from core.audit.spans import recorded_threads, span_from
 from core.config.schema import Config
 from core.directories import Progress
 from core.errors import UserError
@@ -31,8 +31,8 @@ def audit(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     imported: in a shared process a span's settings would leak into the next.
 
     Args:
-        job: ``run``; a ``directory`` for copies; the ``spans`` in the form of :mod:`core.audit.request`, each with the
-            body of its ``start`` link; the ``manifests`` by step; the newest ``start`` and ``manifest``; ``config``.
+        job: ``run``; a ``directory`` for copies; the ``spans`` of :func:`core.audit.spans.span_to`, each with the body
+            of its ``start`` link; the ``manifests`` by step; the newest ``start`` and ``manifest``; ``config``.
         answers: Receives the progress.
 
     Returns:

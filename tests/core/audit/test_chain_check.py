@@ -1,4 +1,4 @@
-"""The hash chain of a run: what was changed in its directory is found by it, and named."""
+"""The hash chain of a run finds and names changes in its directory."""
 
 from __future__ import annotations
 
@@ -114,9 +114,7 @@ def edit(lines: list[bytes]) -> None:
     ],
     ids=["edited", "removed", "added", "moved", "the last one removed"],
 )
-def test_changed_events_are_named(
-    tmp_path: Path, change: Callable[[list[bytes]], object], sentences: list[str]
-) -> None:
+def test_changed_lines_are_named(tmp_path: Path, change: Callable[[list[bytes]], object], sentences: list[str]) -> None:
     run = make_run(tmp_path)
     change_lines(run, change)
     assert told(run) == sentences
@@ -208,7 +206,7 @@ def test_lines_after_the_end_of_a_finished_run_are_a_difference(run: Run) -> Non
 
 
 def reseal(run: Run, change: Callable[[list[dict[str, Any]]], object]) -> None:
-    """Change links, and make the chain over them sound again, as somebody can who knows how it is made."""
+    """Change links, and recompute all digests, as a forger can."""
     path = run.path / CHAIN_NAME
     links = [json.loads(line) for line in path.read_bytes().splitlines()]
     change(links)

@@ -1,4 +1,4 @@
-"""Events against the chain that seals them: what was done to many lines, and records that are hard to read."""
+"""Events against the chain that seals them: changes of many lines, and records that are hard to read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def told(run: Run, links: list[Link]) -> list[str]:
 
 
 def changed(directory: Path, count: int, change: Change) -> list[str]:
-    """What is told of a record of so many steps whose lines were changed."""
+    """Reported differences of a record of so many steps after a change."""
     run, links = sealed(directory, count)
     lines = run.events_path.read_bytes().splitlines(keepends=True)
     change(lines)
@@ -97,9 +97,7 @@ def cut_middle(lines: list[bytes]) -> None:
     ],
     ids=["removed", "beginning removed", "all removed", "replaced", "added", "added before", "all changed"],
 )
-def test_what_was_done_to_thousands_of_lines_is_told_in_a_sentence(
-    tmp_path: Path, change: Change, sentence: str
-) -> None:
+def test_a_change_of_thousands_of_lines_is_one_range(tmp_path: Path, change: Change, sentence: str) -> None:
     assert changed(tmp_path, 5500, change) == [sentence]
 
 
@@ -140,16 +138,14 @@ def test_a_line_of_hundreds_of_megabytes_is_not_held(tmp_path: Path, end: bytes)
         file.truncate(96 << 20)
         file.seek(0, os.SEEK_END)
         file.write(end)
-    assert told(run, links) == []  # it comes after what was sealed
+    assert told(run, links) == []  # it is after the sealed lines
     with run.events_path.open("r+b") as file:
         file.write(b"#")
     assert told(run, links)[0] == "events.jsonl: line 1 was changed."
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_a_record_of_line_breaks_alone_is_told_without_counting_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_of_line_breaks_alone_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, links = sealed(tmp_path, 3)
     monkeypatch.setattr("core.audit.event_check._MORE", 10_000)
     run.events_path.write_bytes(b"\n" * (1 << 20))
@@ -175,9 +171,7 @@ def test_links_that_seal_places_beyond_any_file_are_not_as_the_record_is(tmp_pat
     st.lists(st.sampled_from([b"", b"a", b"b", b'{"type": "step", "step": 1}', b"\xff\x00", b"[" * 99]), max_size=12),
     st.binary(max_size=60),
 )
-def test_any_bytes_are_as_sealed_or_told(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], now: bytes
-) -> None:
+def test_any_other_bytes_are_reported(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], now: bytes) -> None:
     directory = tmp_path_factory.mktemp("any")
     run, before = Run(directory), b"".join(line + b"\n" for line in lines)
     run.events_path.write_bytes(before)

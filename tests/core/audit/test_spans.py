@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from core.audit.request import span_from, span_to
-from core.audit.spans import ALONE, Team, choose, join, spans_of
+from core.audit.spans import ALONE, Team, choose, join, span_from, span_to, spans_of
 from core.runs.record.events import (
     CheckpointEvent,
     ControlEvent,
@@ -17,6 +16,7 @@ from core.runs.record.events import (
     SampleEvent,
     StepEvent,
 )
+from tests.core.runs.helpers import step_event
 
 
 def start() -> Event:
@@ -24,10 +24,7 @@ def start() -> Event:
 
 
 def step(number: int) -> StepEvent:
-    return StepEvent(
-        step=number, epoch=0.1, loss=1.0, lr=0.1, grad_norm=1.0, tokens=1, supervised_tokens=1, seconds=1.0,
-        tokens_per_second=1.0,
-    )  # fmt: skip
+    return step_event(number)
 
 
 def steps(first: int, last: int) -> list[StepEvent]:
@@ -239,7 +236,7 @@ def test_rollbacks_keep_the_processes_of_their_start() -> None:
 
 def test_where_one_of_several_processes_has_cut_its_share_the_rest_of_the_start_cannot_be_executed() -> None:
     cut = notice("memory_cut", "Process 1: Memory ran out at step 4: micro-batches of 4 rows are cut to 2.")
-    # It may come late: another process has told it.
+    # It may come late, as it is from another process.
     events = [
         start(), ranks("tower", "tower"), *steps(1, 2), checkpoint(2), *steps(3, 4), checkpoint(4), cut,
         *steps(5, 6), checkpoint(6),

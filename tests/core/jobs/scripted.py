@@ -1,4 +1,4 @@
-"""A job that does what its request says: ``python -m tests.core.jobs.scripted``."""
+"""A job that follows the steps in its request: ``python -m tests.core.jobs.scripted``."""
 
 from __future__ import annotations
 

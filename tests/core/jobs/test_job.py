@@ -192,15 +192,6 @@ def test_a_failing_library_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 
 @needs_library
-def test_any_other_failure_is_told_with_its_remedy(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as failed:
-        run_process(QUANTIZE, quantization(tmp_path, quant="Q99"), "llama.cpp's quantizer", quiet, "Do so.")
-    assert failed.value.message.startswith("llama.cpp's quantizer failed: ")
-    assert "Q99" in failed.value.message
-    assert failed.value.hint == "Do so."
-
-
-@needs_library
 def test_a_job_with_a_limit_of_memory_uses_only_the_files_that_it_names(tmp_path: Path) -> None:
     require_landlock()
     source = tmp_path / "none.gguf"

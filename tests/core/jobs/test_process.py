@@ -16,7 +16,7 @@ from tests.waiting import wait_for
 
 
 class PanicException(BaseException):
-    """What a library in Rust raises."""
+    """A panic of a library in Rust."""
 
 
 def told(stream: io.BytesIO) -> list[dict[str, Any]]:

@@ -84,24 +84,22 @@ class FakeSlurm:
         self._file = directory / "job.sbatch"
 
     def sbatch(self, text: str) -> subprocess.Popen[str]:
-        """Hand a job in, as ``sbatch --wait`` does, which ends with it and with its status. One that is queued again
-        starts again at once.
-        """
+        """Submit a job by ``sbatch --wait``, which ends with the job's status; a requeued job starts again at once."""
         self._file.write_text(text)
         return subprocess.Popen(["sbatch", "--wait", str(self._file)], cwd=self.directory, text=True)
 
     def notice(self) -> None:
-        """Tell the job that its time is nearly over, as it has asked for."""
+        """Send the signal that the job has asked for before the end of its time."""
         found = re.search(r"^#SBATCH --signal=B:(\w+)@\d+$", self._file.read_text(), re.MULTILINE)
         assert found is not None
         os.kill(self.shell, signal.Signals[f"SIG{found[1]}"])
 
     def end(self, reason: str = "None", *, tasks: bool = True) -> None:
-        """End the job, as ``scancel`` does and the end of its time.
+        """End the job, as ``scancel`` and the end of its time do.
 
         Args:
-            reason: Why, as in the job's record: ``TimeLimit``; ``None`` where it was cancelled.
-            tasks: Whether its tasks are told too.
+            reason: Reason in the job's record: ``TimeLimit``, or ``None`` for ``scancel``.
+            tasks: Whether its tasks get the signal too.
         """
         self.record(reason)
         told = [self.shell]
@@ -129,5 +127,5 @@ class FakeSlurm:
 
     @property
     def log(self) -> str:
-        """What the job has printed."""
+        """Output of the job."""
         return "".join(path.read_text() for path in self.directory.glob("*-4711.log"))

@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def surroundings() -> dict[str, object]:
-    """What the process sees of its environment."""
+    """The environment of the process."""
     descriptors = {}
     for name in os.listdir("/proc/self/fd"):
         try:

@@ -16,18 +16,20 @@ import pytest
 from core.config.schema import TrackingSection
 from core.errors import UserError
 from core.launch import launcher
+from core.launch.launcher import kill
 from core.runs.record import files as lock
-from core.runs.record.events import StepEvent, encode_event
+from core.runs.record.events import FinishedEvent, StoppedEvent, encode_event
 from core.runs.record.state import RunState, hostname, start_identity
 from core.runs.record.store import Run, complete_checkpoints, create_run
+from core.runs.record.tail import EventTail
 from core.tracking.position import TrackerFiles
-from tests.core.runs.helpers import config_for, wait_for
+from tests.core.runs.helpers import add_checkpoint, config_for, live_state, step_event, wait_for, write_events
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 
 
 def is_locked(run: Run) -> bool:
-    """Whether a worker (or a launcher about to start one) holds the run's lock."""
+    """True if a worker (or a launcher about to start one) holds the run's lock."""
     if not (run.path / "worker.lock").exists():
         return False
     descriptor = lock.try_lock(run)
@@ -51,15 +53,24 @@ def fake_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     launcher._children.clear()
 
 
+#: A program that starts the fake worker of the run in its first argument.
+STARTER = f"""
+import os, pathlib, sys
+from core.errors import UserError
+from core.launch import launcher
+from core.runs.record.store import Run
+run = Run(pathlib.Path(sys.argv[1]))
+launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]
+"""
+
+
 def is_training(state: RunState) -> bool:
     return state.state == "training"
 
 
-def add_checkpoint(run: Run, step: int = 3, *, manifest: bool = True) -> None:
-    directory = run.checkpoints_path / f"step-{step:08d}"
-    directory.mkdir(parents=True)
-    if manifest:
-        (directory / "manifest.json").write_text("{}")
+def train(run: Run) -> None:
+    launcher.launch(run)
+    launcher.wait_until(run, is_training, 30)
 
 
 def kill_worker(run: Run) -> None:
@@ -77,9 +88,7 @@ def test_the_worker_is_the_training_module_of_this_interpreter(run: Run, monkeyp
 
 
 @pytest.mark.anew
-def test_a_worker_has_its_own_session_and_nothing_of_the_starter_but_its_lock(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_inherits_only_its_lock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_WORKER", "report")
     monkeypatch.setenv("HF_TOKEN", "secret-1")
     monkeypatch.setenv("WANDB_API_KEY", "secret-2")
@@ -103,14 +112,9 @@ def test_a_worker_has_its_own_session_and_nothing_of_the_starter_but_its_lock(
 
 
 def test_a_worker_outlives_the_process_that_started_it(run: Run) -> None:
-    program = (
-        "import sys, os, pathlib\n"
-        "from core.launch import launcher\nfrom core.runs.record.store import Run\n"
-        f"launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]\n"
-        f"launcher.launch(Run(pathlib.Path({str(run.path)!r})))\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    starter = subprocess.run([sys.executable, "-c", program], cwd=FAKE.parents[3], check=False, timeout=60)
+    program = f"{STARTER}launcher.launch(run)\nos.kill(os.getpid(), 9)\n"
+    command = [sys.executable, "-c", program, str(run.path)]
+    starter = subprocess.run(command, cwd=FAKE.parents[3], check=False, timeout=60)
     assert starter.returncode == -signal.SIGKILL
     state = launcher.wait_until(run, is_training, 30)
     assert state.pid is not None
@@ -140,9 +144,7 @@ def test_an_ended_worker_is_no_zombie_after_reaping(run: Run) -> None:
     assert not psutil.pid_exists(pid)
 
 
-def test_a_worker_that_dies_at_once_is_reported_with_the_end_of_its_log(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_immediate_death_is_reported_with_the_log(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_WORKER", "crash")
     launcher.launch(run)
     with pytest.raises(UserError) as caught:
@@ -179,24 +181,13 @@ def test_a_second_worker_is_refused_while_the_first_lives(run: Run) -> None:
 
 
 def test_of_many_launchers_at_once_one_wins(run: Run) -> None:
-    program = (
-        "import sys, pathlib\n"
-        "from core.errors import UserError\nfrom core.launch import launcher\nfrom core.runs.record.store import Run\n"
-        f"launcher.worker_command = lambda run, resume=False: [sys.executable, {str(FAKE)!r}, str(run.path)]\n"
-        "sys.stdin.readline()\n"
-        f"try: launcher.launch(Run(pathlib.Path({str(run.path)!r}))); print('started')\n"
-        "except UserError as error: print('refused')\n"
-    )
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            cwd=FAKE.parents[3],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
+    program = f"""{STARTER}
+sys.stdin.readline()
+try: launcher.launch(run); print('started')
+except UserError as error: print('refused')
+"""
+    command, pipe = [sys.executable, "-c", program, str(run.path)], subprocess.PIPE
+    racers = [subprocess.Popen(command, cwd=FAKE.parents[3], stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
     try:
         for racer in racers:
             assert racer.stdin is not None
@@ -211,8 +202,7 @@ def test_of_many_launchers_at_once_one_wins(run: Run) -> None:
 
 
 def test_a_worker_started_by_hand_is_refused_too(run: Run) -> None:
-    launcher.launch(run)
-    launcher.wait_until(run, is_training, 30)
+    train(run)
     done = subprocess.run(
         [sys.executable, str(FAKE), str(run.path)],
         env={**os.environ, "PYTHONPATH": str(FAKE.parents[3])},
@@ -268,7 +258,7 @@ def test_continuing_keeps_the_step_while_it_is_queued(run: Run, monkeypatch: pyt
 def test_what_cannot_be_continued_is_refused_and_left_alone(run: Run) -> None:
     for state, message in (("finished", "finished"), ("stopped", "no complete checkpoint")):
         RunState(state=state, host=hostname()).write(run.state_path)
-        add_checkpoint(run, 1 + len(state), manifest=False)
+        (run.checkpoints_path / "step-00000001").mkdir(parents=True, exist_ok=True)
         before = run.state_path.read_bytes()
         with pytest.raises(UserError, match=message):
             launcher.continue_run(run)
@@ -288,8 +278,8 @@ def test_a_run_on_another_machine_is_not_continued(run: Run) -> None:
 def test_checkpoints_count_only_with_their_manifest_and_by_number(run: Run) -> None:
     for step in (90, 100, 20):
         add_checkpoint(run, step)
-    add_checkpoint(run, 110, manifest=False)
-    (run.checkpoints_path / "step-x").mkdir()
+    for name in ("step-00000110", "step-x"):
+        (run.checkpoints_path / name).mkdir()
     assert [path.name for path in complete_checkpoints(run)] == [
         "step-00000020",
         "step-00000090",
@@ -315,20 +305,13 @@ def test_a_signal_never_reaches_a_process_that_only_has_the_same_pid(run: Run) -
 
 def test_a_deaf_worker_is_killed_by_force(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_WORKER", "deaf")
-    launcher.launch(run)
-    launcher.wait_until(run, is_training, 30)
+    train(run)
     assert launcher.terminate(run)
     assert run.state().state == "training"
     assert launcher.terminate(run, force=True)
     wait_for(lambda: run.state().state == "lost")
-    assert "lost" in _message(lambda: launcher.wait_until(run, is_training, 1))
-
-
-def _message(action: object) -> str:
-    assert callable(action)
-    with pytest.raises(UserError) as caught:
-        action()
-    return caught.value.message
+    with pytest.raises(UserError, match="lost"):
+        launcher.wait_until(run, is_training, 1)
 
 
 def test_a_process_that_cannot_be_started_is_a_failed_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,9 +361,7 @@ def _trackers_left() -> list[subprocess.Popen[bytes]]:
     return launcher._trackers
 
 
-def test_trackers_are_started_beside_the_worker_and_take_nothing_from_it(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trackers_never_disturb_the_worker(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A library that hangs as soon as it is imported, another that is broken.
     (tmp_path / "tensorboard.py").write_text("raise RuntimeError('broken')")
     (tmp_path / "wandb.py").write_text("import threading; threading.Event().wait()")
@@ -389,18 +370,7 @@ def test_trackers_are_started_beside_the_worker_and_take_nothing_from_it(
     monkeypatch.setenv("FAKE_WORKER", "report")
     tracking = TrackingSection(tools=["wandb", "tensorboard"])
     run = create_run(config_for(home).model_copy(update={"tracking": tracking}), "tracked")
-    step = StepEvent(
-        step=1,
-        epoch=0.1,
-        loss=2.0,
-        lr=0.1,
-        grad_norm=1.0,
-        tokens=1,
-        supervised_tokens=1,
-        seconds=1.0,
-        tokens_per_second=1.0,
-    )
-    run.events_path.write_text(encode_event(step))
+    write_events(run, step_event(1))
     before = len(launcher._trackers)
     launcher.launch(run)
     try:
@@ -420,9 +390,7 @@ def test_trackers_are_started_beside_the_worker_and_take_nothing_from_it(
     assert "its process hung or was ended" in hanging.position().reason
 
 
-def test_a_tracker_that_cannot_be_started_is_written_down_and_the_run_goes_on(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tracker_that_cannot_start_is_recorded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_process(*_: object) -> None:
         raise OSError("too many processes")
 
@@ -434,3 +402,38 @@ def test_a_tracker_that_cannot_be_started_is_written_down_and_the_run_goes_on(
     launcher.launch(run)
     launcher.wait_until(run, lambda state: state.state == "finished", 30)
     assert "too many processes" in place.position().reason
+
+
+@pytest.fixture
+def hung(run: Run) -> Iterator[Run]:
+    """A run whose worker does nothing."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        live_state(pid=process.pid, pid_started=start_identity(process.pid), step=4, total_steps=9).write(
+            run.state_path
+        )
+        yield run
+        process.kill()
+
+
+def test_a_killed_worker_has_been_stopped(hung: Run) -> None:
+    hung.events_path.write_text('{"t": 1, "type": "st')
+    assert kill(hung, 20).state == "stopped"
+    end = EventTail(hung.events_path).read_all()[-1]
+    assert isinstance(end, StoppedEvent)
+    assert (end.step, end.reason) == (4, "stopped by SIGKILL after step 4")
+
+
+def test_one_that_has_told_its_end_and_hung_after_it_keeps_that_end(hung: Run) -> None:
+    end = FinishedEvent(reason="all steps done", step=9, adapter="adapter")
+    hung.events_path.write_text(encode_event(end))
+    assert kill(hung, 20).state == "finished"
+    assert EventTail(hung.events_path).read_all() == [end]
+
+
+def test_the_end_is_written_into_no_other_file(hung: Run, tmp_path: Path) -> None:
+    other = tmp_path / "profile"
+    other.write_text("export A=1\n")
+    hung.events_path.symlink_to(other)
+    with pytest.raises(UserError, match=r"events.jsonl cannot be written"):
+        kill(hung, 20)
+    assert other.read_text() == "export A=1\n"

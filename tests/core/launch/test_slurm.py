@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,14 +35,14 @@ stay() { while [ ! -e "$here/$1" ]; do sleep 0.02; done; }
 run=$3
 . "$here/do"
 """
-#: A worker that trains until it is told to stop, and then saves when it is let.
+#: A worker that trains until a signal, and then saves once the file ``let`` exists.
 _TRAINS = """
 if [ "$4" = --resume ]; then exit 0; fi
 trap 'touch "$here/told-$SLURM_PROCID"; stay let; save; exit 3' TERM USR1
 touch "$here/ready-$SLURM_PROCID"
 stay never
 """
-#: What a run records.
+#: Recorded states of a run.
 _STATES = {
     "training": RunState(state="training", step=5),
     "finished": RunState(state="finished", reason="all steps are done", step=9),
@@ -88,7 +89,7 @@ def let(slurm: FakeSlurm) -> None:
 
 
 def trained(slurm: FakeSlurm) -> bool:
-    """Whether a step was saved."""
+    """True if a step was saved."""
     return (slurm.directory / "the run/checkpoints/step-00000005").is_dir()
 
 
@@ -113,40 +114,35 @@ def test_a_job_whose_time_is_nearly_over_saves_a_step_and_is_queued_again(slurm:
     assert slurm.log == ""
 
 
-@pytest.mark.parametrize("everywhere", [True, False])
-def test_a_job_that_is_cancelled_saves_a_step_and_is_not_queued_again(slurm: FakeSlurm, everywhere: bool) -> None:
-    job = start(slurm, _TRAINS)
-    there(slurm, "ready-*")
-    slurm.end(tasks=everywhere)
-    let(slurm)
-    assert job.wait(PATIENCE) == 3
-    assert trained(slurm)
-    assert slurm.requeued == []
+def saving(slurm: FakeSlurm) -> None:
+    """The notice before the end of the time, until the tasks save."""
+    slurm.notice()
+    there(slurm, "told-*")
 
 
-@pytest.mark.parametrize(("reason", "requeued"), [("None", []), ("TimeLimit", ["4711"])])
-def test_a_job_that_ends_while_it_saves_goes_on_only_if_its_time_was_over(
-    slurm: FakeSlurm, reason: str, requeued: list[str]
+@pytest.mark.parametrize(
+    ("begin", "end", "requeued"),
+    [
+        (None, FakeSlurm.end, []),
+        (None, partial(FakeSlurm.end, tasks=False), []),
+        (saving, FakeSlurm.end, []),
+        (saving, FakeSlurm.record, []),
+        (saving, partial(FakeSlurm.end, reason="TimeLimit"), ["4711"]),
+    ],
+    ids=["cancelled", "its shell alone", "cancelled as it saves", "cancelled just now", "time over as it saves"],
+)
+def test_a_job_saves_a_step_at_its_end_and_is_queued_again_only_if_its_time_was_over(
+    slurm: FakeSlurm, begin: Callable[[FakeSlurm], None] | None, end: Callable[[FakeSlurm], None], requeued: list[str]
 ) -> None:
     job = start(slurm, _TRAINS)
     there(slurm, "ready-*")
-    slurm.notice()
-    there(slurm, "told-*")
-    slurm.end(reason)
+    if begin is not None:
+        begin(slurm)
+    end(slurm)
     let(slurm)
     assert job.wait(PATIENCE) == (0 if requeued else 3)
+    assert trained(slurm)
     assert slurm.requeued == requeued
-
-
-def test_a_job_that_was_cancelled_a_moment_ago_is_not_queued_again(slurm: FakeSlurm) -> None:
-    job = start(slurm, _TRAINS)
-    there(slurm, "ready-*")
-    slurm.notice()
-    there(slurm, "told-*")
-    slurm.record()
-    let(slurm)
-    assert job.wait(PATIENCE) == 3
-    assert slurm.requeued == []
 
 
 def test_a_job_that_would_come_no_further_is_not_queued_again(slurm: FakeSlurm) -> None:
@@ -187,7 +183,7 @@ def test_the_status_is_that_of_the_run_however_many_signals_come(slurm: FakeSlur
 
 
 def by_rank(first: str, second: str) -> str:
-    """What the first task does, and what the second."""
+    """Scripts of the first and the second task."""
     return f'if [ "$SLURM_PROCID" = 0 ]; then {first}; else {second}; fi'
 
 
@@ -199,19 +195,27 @@ def test_a_lost_process_starts_the_run_again_so_often(slurm: FakeSlurm, second: 
     assert slurm.requeued == []
 
 
+@pytest.mark.parametrize(
+    ("do", "code"),
+    [
+        (by_rank("record finished; kill -9 $$", "exit 0"), 0),
+        (by_rank(f"record training; exit {EXIT_LOST}", "exit 4"), 4),
+        ("save; exit 3", 3),
+    ],
+    ids=["killed after its end is recorded", "a process refuses", "stopped by somebody"],
+)
+def test_an_end_is_not_started_again(slurm: FakeSlurm, do: str, code: int) -> None:
+    assert start(slurm, do).wait(PATIENCE) == code
+    assert len(tasks(slurm)) == 2
+    assert slurm.requeued == []
+
+
 @pytest.mark.parametrize(("recorded", "code"), [("finished", 0), ("stopped", 3), ("failed", 4), ("refused", 5)])
 @pytest.mark.parametrize("second", [f"exit {EXIT_LOST}", "kill -9 $$"])
-def test_what_the_run_has_recorded_is_its_end_whatever_became_of_the_others(
-    slurm: FakeSlurm, recorded: str, code: int, second: str
-) -> None:
+def test_the_recorded_end_counts_for_all_tasks(slurm: FakeSlurm, recorded: str, code: int, second: str) -> None:
     assert start(slurm, by_rank(f"record {recorded}; exit {code}", second)).wait(PATIENCE) == code
     assert len(tasks(slurm)) == 2
     assert bool(list(slurm.directory.glob(".localtune-*"))) == (recorded == "stopped")
-
-
-def test_a_first_process_that_is_killed_after_it_has_recorded_the_end_has_ended(slurm: FakeSlurm) -> None:
-    assert start(slurm, by_rank("record finished; kill -9 $$", "exit 0")).wait(PATIENCE) == 0
-    assert len(tasks(slurm)) == 2
 
 
 def test_the_end_of_an_earlier_job_is_not_that_of_this_one(slurm: FakeSlurm) -> None:
@@ -231,16 +235,6 @@ def test_a_run_that_fails_while_it_saves_at_the_end_of_its_time_is_not_queued_ag
     wait_for(lambda: trained(slurm), PATIENCE, "a checkpoint")
     let(slurm)
     assert job.wait(PATIENCE) == 4
-    assert slurm.requeued == []
-
-
-def test_a_process_that_refuses_is_not_started_again(slurm: FakeSlurm) -> None:
-    assert start(slurm, by_rank(f"record training; exit {EXIT_LOST}", "exit 4")).wait(PATIENCE) == 4
-    assert len(tasks(slurm)) == 2
-
-
-def test_a_run_that_somebody_stopped_stays_stopped(slurm: FakeSlurm) -> None:
-    assert start(slurm, "save; exit 3", tasks=1).wait(PATIENCE) == 3
     assert slurm.requeued == []
 
 

@@ -26,6 +26,13 @@ WRITES = (
 )
 
 
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "localtune").mkdir()
+    return tmp_path / "localtune" / "notify.toml"
+
+
 def test_a_command_gets_the_values_as_arguments_and_as_variables(tmp_path: Path) -> None:
     out = tmp_path / "called"
     command = (sys.executable, "-c", WRITES, str(out), "{run}", "{state}", "{reason}", "{reason}; as it is")
@@ -53,9 +60,7 @@ def test_a_shell_takes_an_argument_for_words_and_nothing_else(reason: str, mark:
     "reason", ["x; touch pwned", "$(touch pwned)", "`touch pwned`", "a > pwned", "a\n touch pwned", "a & touch pwned"]
 )
 @cases("name", ["--version", "@/etc/passwd", "-o pwned"])
-def test_what_hands_its_arguments_to_a_shell_runs_none_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, name: str
-) -> None:
+def test_a_shell_runs_no_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, name: str) -> None:
     """As ssh does with those after the host."""
     monkeypatch.chdir(tmp_path)
     ssh = tmp_path / "ssh"
@@ -87,25 +92,18 @@ def test_a_command_that_hangs_is_killed_with_its_children(tmp_path: Path) -> Non
     wait_for(lambda: has_ended(child), 10, "the end of the child")
 
 
-def test_notify_waits_for_nothing_and_does_it_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+def test_the_command_runs_in_the_background(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
     out = tmp_path / "called"
-    (tmp_path / "localtune").mkdir()
-    command = json.dumps([sys.executable, "-c", WRITES, str(out), "{state}"])
-    (tmp_path / "localtune" / "notify.toml").write_text(f"command = {command}\n")
+    file.write_text(f"command = {json.dumps([sys.executable, '-c', WRITES, str(out), '{state}'])}\n")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     notify(Notice("finished", "all steps done", RUN))
     wait_for(lambda: out.exists() and out.read_text().endswith("]"), 20, "the call of the command")
     assert json.loads(out.read_text())[0] == ["finished"]
 
 
-def test_settings_that_are_wrong_do_not_end_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    (tmp_path / "localtune").mkdir()
-    (tmp_path / "localtune" / "notify.toml").write_text("bell = 3")
+def test_invalid_settings_do_not_end_a_run(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file.write_text("bell = 3")
     notify(Notice("finished"))
     assert "notice not sent" in capfd.readouterr().err
 
@@ -123,13 +121,6 @@ def test_the_desktop_is_told_by_notify_send_where_there_is_one(tmp_path: Path, m
     out.unlink()
     assert send(Notice("failed"), NotifySettings(desktop=True)) == []
     assert not out.exists()
-
-
-@pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    (tmp_path / "localtune").mkdir()
-    return tmp_path / "localtune" / "notify.toml"
 
 
 @pytest.mark.usefixtures("file")

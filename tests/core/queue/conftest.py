@@ -1,4 +1,4 @@
-"""Fixtures: a home for every test, and what ends the processes that a test has started."""
+"""Fixtures: a home for every test, fake workers, and the end of processes that a test has started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries, and workers without processes: a test says what becomes of them."""
+"""Entries, and workers without processes, controlled by the test."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from core.queue import store
 from core.queue.entry import QueueEntry
 from core.queue.runner import QueueRunner
 from core.runs.record.files import try_lock
-from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.state import RunState
 from core.runs.record.store import Run
+from tests.core.runs.helpers import live_state
 
 
 def config_for(**sections: dict[str, Any]) -> Config:
@@ -50,7 +51,7 @@ def fill(path: Path) -> None:
 
 
 class FakeWorkers:
-    """Stands in for the launcher: a launched run is live until the test says what becomes of it."""
+    """Stands in for the launcher: a launched run is live until the test ends it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.launched: list[tuple[str, bool]] = []
@@ -74,10 +75,7 @@ class FakeWorkers:
 
     def begin(self, run: Run) -> None:
         """The process has written its pid: that of the tests."""
-        pid, identity = own_identity()
-        RunState(
-            state="training", pid=pid, pid_started=identity, host=hostname(), updated=time.time(), beat=time.monotonic()
-        ).write(run.state_path)
+        live_state(beat=time.monotonic()).write(run.state_path)
 
     def end(self, run: Run, state: str = "finished", **changes: Any) -> None:
         """The process writes its end, and is gone."""
@@ -105,4 +103,4 @@ class FakeWorkers:
 
 def make_runner(**options: Any) -> QueueRunner:
     """A runner in this process that finds room always."""
-    return QueueRunner(lambda _: None, **{"room": lambda _: None, **options})
+    return QueueRunner(**{"told": lambda _: None, "room": lambda _: None, **options})

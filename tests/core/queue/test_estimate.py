@@ -12,8 +12,8 @@ from core.hardware.snapshot import Device
 from core.queue import estimate
 from core.queue.estimate import Estimator, total_of
 from core.runs.outlook.estimate import Estimate, NoEstimate
-from core.runs.record.events import StepEvent, encode_event
 from core.runs.record.store import create_run
+from tests.core.runs.helpers import step_event, write_events
 
 CARD = Device(
     index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_used=23_000_000_000, memory_total=24_000_000_000,
@@ -60,18 +60,9 @@ def test_rows_that_cannot_be_tokenized_are_assumed(config: Config, monkeypatch: 
 
 
 @pytest.mark.usefixtures("card")
-def test_the_pace_of_a_run_of_its_kind_is_taken_before_the_plan(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_measured_pace_comes_before_the_plan(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     run = create_run(config, "before")
-    steps = (
-        StepEvent(
-            t=float(number), step=number, epoch=0.1, loss=2.0, lr=1e-4, grad_norm=1.0, tokens=80, supervised_tokens=40,
-            seconds=10.0, tokens_per_second=8.0,
-        )
-        for number in range(1, 6)
-    )  # fmt: skip
-    run.events_path.write_text("".join(encode_event(step) + "\n" for step in steps))
+    write_events(run, *(step_event(number, tokens=80, seconds=10.0) for number in range(1, 6)))
     estimator = Estimator()
     known = estimator.estimate(config)
     other = estimator.estimate(config.model_copy(update={"method": config.method.model_copy(update={"name": "lora"})}))

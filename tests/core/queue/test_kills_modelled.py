@@ -31,7 +31,7 @@ DEATHS = st.sampled_from([None, None, *range(10), 7, 7])
 
 
 class Killed(BaseException):
-    """What stands for SIGKILL: nothing of the runner goes on after it."""
+    """Stands for SIGKILL: the runner does nothing after it."""
 
 
 class QueueUnderKills(RuleBasedStateMachine):
@@ -42,7 +42,7 @@ class QueueUnderKills(RuleBasedStateMachine):
         self.patch.setenv("LOCALTUNE_HOME", self.directory.name)
         self.workers = FakeWorkers(self.patch)
         self.left: int | None = None
-        # A disk that keeps what it is told makes no difference to a process that dies, and takes most of the time.
+        # fsync makes no difference when only a process dies, and takes most of the time.
         self.patch.setattr(os, "fsync", lambda _: None)
         write, begun = store.write_queue, self.workers.begin
 

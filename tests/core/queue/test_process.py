@@ -121,9 +121,7 @@ def test_a_runner_with_nothing_to_do_ends_at_once(home: Path) -> None:
     wait_for(lambda: read_status() is None, 20, "the end of the runner")
 
 
-def test_a_runner_that_is_not_seen_from_here_is_not_taken_for_an_empty_queue(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runner_on_another_machine_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "_SECOND", 0.1)
     add("a")
     lock = try_runner_lock()  # as another machine has it

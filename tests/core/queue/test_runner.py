@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,14 +10,21 @@ import pytest
 
 from core.errors import UserError
 from core.launch import launcher
+from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
+from core.models.architecture.families import read_architecture
 from core.queue import store
 from core.queue.entry import QueueEntry
-from core.queue.runner import MOST_STARTS, Pace, QueueRunner
+from core.queue.fate import live_run
+from core.queue.runner import MOST_STARTS, Pace, QueueRunner, judge, lack_of_room
 from core.runs.control.devices import take_beside
-from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.state import PARKED_BY_HAND, RunState, hostname
 from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
+from tests.core.models.architecture import published
 from tests.core.queue.helpers import FakeWorkers, add, config_for, fill, make_runner, states
+from tests.core.runs.helpers import add_checkpoint, live_state
+from tests.measured_here import bounded_here
 from tests.small_disk import small_disk
 
 
@@ -23,6 +33,19 @@ def run_of(entry_id: int) -> Run:
     found = {run.id: run for run in list_runs()}
     assert entry.run is not None
     return found[entry.run]
+
+
+@contextlib.contextmanager
+def dying(monkeypatch: pytest.MonkeyPatch, start: str) -> Iterator[None]:
+    """The runner dies at a start of the launcher, and with it the pass in the block."""
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, start, die)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def begin_next(fakes: FakeWorkers) -> None:
@@ -34,12 +57,6 @@ def begin_next(fakes: FakeWorkers) -> None:
         if active is not None and active.state == "running":
             return
     pytest.fail("no run came on")
-
-
-def add_checkpoint(run: Run) -> None:
-    directory = run.checkpoints_path / "step-00000003"
-    directory.mkdir(parents=True)
-    (directory / "manifest.json").write_text("{}")
 
 
 def test_runs_start_in_order_one_at_a_time(fakes: FakeWorkers) -> None:
@@ -65,23 +82,25 @@ def test_the_run_is_of_the_configuration_of_the_entry(fakes: FakeWorkers) -> Non
     assert run_of(1).config_path.read_text() == store.config_path(1).read_text()
 
 
-@pytest.mark.parametrize(("state", "became"), [("failed", "failed"), ("stopped", "done"), ("finished", "done")])
-def test_whatever_a_run_ends_in_the_next_one_starts(fakes: FakeWorkers, state: str, became: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "changes", "became", "reason"),
+    [
+        ("failed", {"reason": "the disk is full"}, "failed", "the disk is full"),
+        ("stopped", {"reason": "the disk is full"}, "done", "the disk is full"),
+        ("finished", {"reason": "the disk is full"}, "done", "the disk is full"),
+        ("finished", {"refused": "loss 2 is above 1"}, "done", "refused by eval.gate: loss 2 is above 1"),
+    ],
+)
+def test_any_end_starts_the_next_run(
+    fakes: FakeWorkers, state: str, changes: dict[str, str], became: str, reason: str
+) -> None:
     add("a", "b")
     begin_next(fakes)
-    fakes.end(run_of(1), state, reason="the disk is full")
+    fakes.end(run_of(1), state, **changes)
     begin_next(fakes)
     entry = store.read_queue().entry(1)
-    assert (entry.state, entry.outcome, entry.reason) == (became, state, "the disk is full")
+    assert (entry.state, entry.outcome, entry.reason) == (became, state, reason)
     assert states()[2] == "running"
-
-
-def test_a_result_that_the_gate_refuses_is_done_and_says_so(fakes: FakeWorkers) -> None:
-    add("a")
-    begin_next(fakes)
-    fakes.end(run_of(1), refused="loss 2 is above 1")
-    make_runner().tick()
-    assert store.read_queue().entry(1).reason == "refused by eval.gate: loss 2 is above 1"
 
 
 def test_a_process_that_is_killed_is_told_and_not_started_again(fakes: FakeWorkers) -> None:
@@ -130,27 +149,19 @@ def test_a_continuation_that_was_cut_short_is_made_up_for(fakes: FakeWorkers, mo
     run = run_of(1)
     add_checkpoint(run)
     fakes.vanish(run, boot="an-earlier-boot")
-    with monkeypatch.context() as patch:
-
-        def die(_: Run, **_options: bool) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(launcher, "continue_run", die)
-        with pytest.raises(KeyboardInterrupt):
-            make_runner().tick()
+    with dying(monkeypatch, "continue_run"):
+        make_runner().tick()
     begin_next(fakes)
     assert fakes.launched == [(run.id, False), (run.id, True)]
 
 
 def test_a_run_of_somebody_else_is_waited_for(fakes: FakeWorkers) -> None:
     other = create_run(config_for(), "other")
-    pid, identity = own_identity()
-    state = RunState(state="paused", pid=pid, pid_started=identity, host=hostname())
+    state = live_state("paused", updated=0.0)
     state.write(other.state_path)
     said: list[str] = []
     add("a")
-    runner = make_runner(pace=Pace(soonest=1, latest=3))
-    runner._told = said.append
+    runner = make_runner(told=said.append, pace=Pace(soonest=1, latest=3))
     assert [runner.tick() for _ in range(4)] == [1, 2, 3, 3]
     assert said == [f"waits for {other.id}, which is stalled"]
     replace(state, state="finished").write(other.state_path)
@@ -162,8 +173,7 @@ def test_memory_is_waited_for_and_told(fakes: FakeWorkers) -> None:
     add("a")
     lacking = ["9 GB of GPU memory", None]
     said: list[str] = []
-    runner = make_runner(room=lambda _: lacking.pop(0))
-    runner._told = said.append
+    runner = make_runner(told=said.append, room=lambda _: lacking.pop(0))
     runner.tick()
     assert said == ["waits for 9 GB of GPU memory"]
     runner.tick()
@@ -179,8 +189,6 @@ def test_an_entry_whose_configuration_is_gone_is_skipped(fakes: FakeWorkers) -> 
 
 
 def test_a_run_that_was_deleted_is_not_made_again(fakes: FakeWorkers) -> None:
-    import shutil
-
     add("a")
     begin_next(fakes)
     run = run_of(1)
@@ -191,9 +199,7 @@ def test_a_run_that_was_deleted_is_not_made_again(fakes: FakeWorkers) -> None:
     assert store.read_queue().entry(1).reason == "its run was deleted"
 
 
-def test_a_worker_that_never_comes_is_given_up_after_some_starts(
-    fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_starts_are_given_up(fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     add("a")
     starts: list[str] = []
     monkeypatch.setattr(launcher, "launch", lambda run, **_: starts.append(run.id))
@@ -204,21 +210,13 @@ def test_a_worker_that_never_comes_is_given_up_after_some_starts(
     assert states() == {1: "failed"}
 
 
-def test_a_run_that_was_made_long_ago_is_started_all_the_same(
-    fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_an_old_heartbeat_is_started(fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a power cut between the directory and the process: its heartbeat is old."""
     add("a")
     runner = make_runner()
     runner.tick()
-    with monkeypatch.context() as patch:
-
-        def die(run: Run, *, resume: bool = False, alone: bool = False) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(launcher, "launch", die)
-        with pytest.raises(KeyboardInterrupt):
-            runner.tick()
+    with dying(monkeypatch, "launch"):
+        runner.tick()
     run = run_of(1)
     RunState(state="queued", host=hostname(), updated=1000.0).write(run.state_path)
     assert run.state().state == "lost"
@@ -241,8 +239,7 @@ def test_a_queue_that_cannot_be_read_starts_nothing_and_ends_nothing(fakes: Fake
     text = store.queue_path().read_text()
     store.queue_path().write_text(text[:40])
     said: list[str] = []
-    runner = make_runner()
-    runner._told = said.append
+    runner = make_runner(told=said.append)
     assert runner.tick() == Pace().soonest
     assert "cannot be read" in said[0]
     store.queue_path().write_text(text)
@@ -250,9 +247,7 @@ def test_a_queue_that_cannot_be_read_starts_nothing_and_ends_nothing(fakes: Fake
     assert states() == {1: "starting"}
 
 
-def test_a_full_disk_starts_nothing_and_is_waited_through(
-    tmp_path: Path, fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_waited_for(tmp_path: Path, fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_disk(tmp_path / "disk", "128k") as disk:
         monkeypatch.setenv("LOCALTUNE_HOME", str(disk / "home"))
         add("a")
@@ -268,9 +263,7 @@ def test_a_full_disk_starts_nothing_and_is_waited_through(
         fakes.unlock(run_of(1))
 
 
-def test_a_disk_that_has_room_for_the_queue_alone_uses_no_start_up(
-    home: Path, tmp_path: Path, fakes: FakeWorkers
-) -> None:
+def test_a_full_disk_of_runs_counts_no_start(home: Path, tmp_path: Path, fakes: FakeWorkers) -> None:
     with small_disk(tmp_path / "disk", "64k") as disk:
         add("a")
         (home / "runs").symlink_to(disk)
@@ -308,9 +301,7 @@ def test_two_runs_of_one_second_and_one_name_have_two_directories(fakes: FakeWor
     assert len({run for run, _ in fakes.launched}) == 3
 
 
-def test_a_start_that_is_refused_since_a_worker_has_the_lock_adopts_it(
-    fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_holds_the_lock_is_adopted(fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     add("a")
     runner = make_runner()
     runner.tick()
@@ -342,7 +333,7 @@ def test_a_device_that_a_process_still_holds_is_waited_for(fakes: FakeWorkers) -
     assert states() == {1: "running"}
 
 
-def test_a_mistake_in_a_pass_is_said_and_the_next_pass_goes_on(
+def test_a_bug_ends_one_pass(
     fakes: FakeWorkers, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     add("a")
@@ -359,19 +350,58 @@ def test_a_mistake_in_a_pass_is_said_and_the_next_pass_goes_on(
     assert states() == {1: "running"}
 
 
-@cases("text", ['{"format": 1, "next_id": 2, "entries": [{"id": 1, "name": "a", "state": "waiting", "added": 1e400}]}',
-                '{"format": 1, "next_id": 1' + "0" * 400 + ', "next_sweep": 1, "entries": []}'])  # fmt: skip
-def test_a_queue_with_numbers_that_make_no_sense_is_said_by_everyone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+__all__ = ["bounded_here"]
+
+GB = 10**9
+
+
+def planned(needed: int, machine: Machine) -> Plan:
+    """The plan of a model on the card, as if it needed so many bytes."""
+    architecture = read_architecture(published.SMOLLM2_135M, "m")
+    return replace(make_plan(architecture, config_for(), machine), needed_bytes=needed)
+
+
+@cases(
+    ("free", "needed", "waits"),
+    [(20 * GB, 9 * GB, False), (8 * GB, 9 * GB, True), (20 * GB, 30 * GB, False)],
+    ids=["it fits", "others use the card", "it never fits"],
+)
+def test_a_run_waits_only_for_what_others_may_give_back(free: int, needed: int, waits: bool) -> None:
+    reason = judge(Machine("cuda", free), 24 * GB, lambda machine: planned(needed, machine))
+    assert (reason is not None) is waits
+    if reason is not None:
+        assert reason == "9.0 GB of GPU memory, of which 8.0 GB are free while other programs use it"
+
+
+def test_unknown_memory_is_not_waited_for() -> None:
+    assert judge(Machine("cuda"), 24 * GB, lambda machine: planned(9 * GB, machine)) is None
+
+
+def test_a_run_on_the_cpu_and_one_that_cannot_be_planned_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Machine:
+        raise UserError("There is no such card.")
+
+    monkeypatch.setattr("core.runs.outlook.forecast.this_machine", refuse)
+    assert lack_of_room(config_for()) is None
+    assert lack_of_room(config_for(hardware={"device": "cuda"})) is None
+
+
+@cases(
+    ("state", "parked", "has_device"),
+    [
+        ("training", "", True),
+        ("paused", "", True),
+        ("paused", PARKED_BY_HAND, False),
+        ("paused", "ollama runner is running", True),
+        ("finished", "", False),
+    ],
+)
+def test_a_run_has_the_device_until_it_is_over_or_was_parked_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, parked: str, has_device: bool
 ) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
-    add("a")
-    store.queue_path().write_text(text)
-    said: list[str] = []
-    runner = QueueRunner(said.append, room=lambda _: None)
-    assert runner.tick() == Pace().soonest
-    assert "The queue cannot be read from" in said[0]
-    for action in (lambda: add("b"), store.clear, lambda: store.change(lambda queue: queue.held(1))):
-        with pytest.raises(UserError, match="cannot be read from"):
-            action()
-    assert store.queue_path().read_text() == text
+    run = create_run(config_for(), "other")
+    live_state(state, parked=parked).write(run.state_path)
+    found: Run | None = live_run()
+    assert (found == run) is has_device
+    assert live_run(besides=run.id) is None

@@ -51,21 +51,22 @@ def test_clearing_takes_what_has_ended_with_its_configuration(home: Path) -> Non
     assert [path.name for path in sorted(store.queue_path().parent.glob("*.toml"))] == [f"{third.id}.toml"]
 
 
-@cases("text", ["", '{"format": 1, "entries": [{"id"', "[" * 100_000, "\ud800"])
+ENTRY = '{"format": 1, "next_id": 2, "entries": [{"id": 1, "name": "a", "state": "waiting", "added": 1e400}]}'
+
+
+@cases("text", ["", '{"format": 1, "entries": [{"id"', "[" * 100_000, "\ud800", ENTRY])
 def test_a_torn_file_is_told_and_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
     add("a")
     raw = text.encode("utf-8", "surrogatepass")
     store.queue_path().write_bytes(raw)
-    for action in (lambda: add("b"), store.clear, store.read_queue):
+    for action in (lambda: add("b"), store.clear, store.read_queue, lambda: store.change(lambda queue: queue.held(1))):
         with pytest.raises(UserError, match="cannot be read from"):
             action()
     assert store.queue_path().read_bytes() == raw
 
 
-def test_a_full_disk_adds_nothing_and_leaves_the_queue_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_queue_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_disk(tmp_path / "disk", "64k") as disk:
         monkeypatch.setenv("LOCALTUNE_HOME", str(disk / "home"))
         add("a")
@@ -79,9 +80,7 @@ def test_a_full_disk_adds_nothing_and_leaves_the_queue_as_it_was(
         assert sorted(path.name for path in store.queue_path().parent.iterdir()) == before
 
 
-def test_a_disk_that_fails_after_the_queue_is_there_leaves_no_entry_without_its_configuration(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_always_has_its_configuration(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = atomic.fsync_dir
 
     def fail(path: Path) -> None:

@@ -10,9 +10,7 @@ from core.errors import UserError
 from core.queue.unit import UNIT, unit_commands, unit_path, unit_text, write_unit
 
 
-def test_the_unit_names_this_home_with_what_systemd_would_expand_escaped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_special_characters_in_the_home_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / 'a b%h "c" $HOME'))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     text = unit_text()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,18 @@ from core.queue.estimate import Estimator, total_of
 from core.queue.status import RunnerStatus
 from core.queue.view import QueueReader, next_begin
 from core.runs.outlook.estimate import Estimate, NoEstimate, PaceBook, limited
-from core.runs.record.events import StepEvent, encode_event
-from core.runs.record.state import RunState, hostname, own_identity
-from core.runs.record.store import create_run
+from core.runs.record.events import StepEvent
+from core.runs.record.files import append_events
+from core.runs.record.store import Run, create_run
 from tests.core.queue.helpers import add, config_for
+from tests.core.runs.helpers import live_state, step_event, write_events
 
 RUNNER = RunnerStatus(pid=1, pid_started="x", doing="waits", entry=None, updated=0.0)
 NOW = 10_000.0
 
 
 class Known(Estimator):
-    """An estimator with a figure for every run that says how many steps it has."""
+    """An estimator with a figure for every run with ``train.max_steps``."""
 
     def __init__(self) -> None:
         super().__init__(lambda: PaceBook([]))
@@ -93,46 +93,34 @@ def test_without_a_runner_nothing_is_expected_to_begin(home: Path) -> None:
 
 
 def step(number: int, moment: float) -> StepEvent:
-    return StepEvent(
-        t=moment, step=number, epoch=0.1, loss=2.0, lr=1e-4, grad_norm=1.0, tokens=80, supervised_tokens=40,
-        seconds=10.0, tokens_per_second=8.0,
-    )  # fmt: skip
+    return step_event(number, t=moment, tokens=80, seconds=10.0)
 
 
-def test_a_live_run_ends_as_its_steps_tell_and_only_what_is_new_is_read(home: Path) -> None:
+def live_run(total: int, **train: float) -> Run:
+    """The run of the first of two entries, after six steps of ten seconds each."""
     add("a", "b")
-    run = create_run(config_for(train={"max_steps": 10}), "a")
-    pid, identity = own_identity()
-    state = RunState(
-        state="training", pid=pid, pid_started=identity, host=hostname(), step=6, total_steps=10, updated=NOW
-    )
-    state.write(run.state_path)
-    lines = [encode_event(step(number, NOW - 10 * (6 - number))) + "\n" for number in range(1, 7)]
-    run.events_path.write_text("".join(lines))
+    run = create_run(config_for(train={"max_steps": total, **train}), "a")
+    live_state(step=6, total_steps=total, updated=NOW).write(run.state_path)
+    write_events(run, *(step(number, NOW - 10 * (6 - number)) for number in range(1, 7)))
     store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.id, begun=NOW - 60)))
-    reader = QueueReader(Known())
+    return run
+
+
+def test_the_end_of_a_live_run_follows_its_steps_and_only_new_events_are_read(home: Path) -> None:
+    run, reader = live_run(10), QueueReader(Known())
     row = reader.view(store.read_queue(), RUNNER, NOW).rows[0]
     assert row.ends == pytest.approx(NOW + 40, abs=3)
     assert (row.step, row.total_steps, row.begins) == (6, 10, NOW - 60)
-    with run.events_path.open("a") as file:
-        file.write(encode_event(step(7, NOW + 10)) + "\n")
-    replace(state, step=7).write(run.state_path)
+    append_events(run, step(7, NOW + 10))
+    live_state(step=7, total_steps=10, updated=NOW).write(run.state_path)
     row = reader.view(store.read_queue(), RUNNER, NOW + 10).rows[0]
     assert row.ends == pytest.approx(NOW + 40, abs=3)
 
 
 def test_a_live_run_ends_by_its_limit_too(home: Path) -> None:
-    add("a", "b")
-    run = create_run(config_for(train={"max_steps": 1000, "max_hours": 0.05}), "a")
-    pid, identity = own_identity()
-    RunState(
-        state="training", pid=pid, pid_started=identity, host=hostname(), step=6, total_steps=1000, updated=NOW
-    ).write(run.state_path)
-    lines = [encode_event(step(number, NOW - 10 * (6 - number))) + "\n" for number in range(1, 7)]
-    run.events_path.write_text("".join(lines))
-    store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.id, begun=NOW - 60)))
+    live_run(1000, max_hours=0.05)
     row = QueueReader(Known()).view(store.read_queue(), RUNNER, NOW).rows[0]
-    # It has worked for 50 of its 180 seconds, which the record tells from its first event on.
+    # By its record, it has worked for 50 of its 180 seconds.
     assert row.ends == pytest.approx(NOW + 130, abs=3)
     assert row.early_end is not None
     assert (row.early_end.option, row.early_end.step, row.marks) == ("train.max_hours", 19, "^")
@@ -144,7 +132,7 @@ def test_the_run_that_has_ended_is_the_pace_of_those_after_it(home: Path) -> Non
     store.change(lambda queue: queue.with_entry(queue.entry(1).moved("starting", run=run.id, begun=NOW)))
     reader = QueueReader(Estimator())
     assert reader.view(store.read_queue(), RUNNER, NOW).rows[1].seconds is None
-    run.events_path.write_text("".join(encode_event(step(number, NOW + number)) + "\n" for number in range(1, 11)))
+    write_events(run, *(step(number, NOW + number) for number in range(1, 11)))
     assert reader.view(store.read_queue(), RUNNER, NOW).rows[1].seconds is None, "it goes on"
     store.change(lambda queue: queue.with_entry(queue.entry(1).moved("done", outcome="finished", ended=NOW + 100)))
     row = reader.view(store.read_queue(), RUNNER, NOW).rows[0]
@@ -152,16 +140,14 @@ def test_the_run_that_has_ended_is_the_pace_of_those_after_it(home: Path) -> Non
     assert row.seconds == pytest.approx(100.0)
 
 
-def test_rows_are_counted_where_epochs_decide_and_the_pace_is_that_of_an_earlier_run(
-    home: Path, tmp_path: Path
-) -> None:
+def test_rows_are_counted_for_epochs_at_the_pace_of_an_earlier_run(home: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(80)))
     config = config_for(data={"train": str(data)}, train={"batch_size": 8})
     estimator = Estimator()
     assert isinstance(estimator.estimate(config), NoEstimate), "no earlier run"
     run = create_run(config, "before")
-    run.events_path.write_text("".join(encode_event(step(number, float(number))) + "\n" for number in range(1, 6)))
+    write_events(run, *(step(number, float(number)) for number in range(1, 6)))
     found = Estimator().estimate(config)
     assert isinstance(found, Estimate)
     assert (found.steps, found.watt_hours, found.by) == (10, None, "pace")

@@ -1,6 +1,6 @@
 """Turns a run into a recorded one for :mod:`tests.core.runs.test_eta`: ``python -m tests.core.runs.record RUN NAME``.
 
-Kept are the configuration and the events that tell the time; paths of the machine are not.
+The configuration and the events that matter for the time are kept, without paths of the machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from core.runs.record.store import Run
 
 RECORDED = Path(__file__).with_name("recorded")
-#: Events that the time left does not depend on, and texts that are not kept.
+#: Events that do not matter for the time left, and texts that are dropped.
 _LEFT_OUT, _TEXTS = ("hardware", "memory", "notice"), ("prompt", "text", "path", "hint")
 
 

@@ -55,7 +55,7 @@ def test_a_question_that_is_asked_twice_is_two() -> None:
         (None, None, None, ""),
     ],
 )
-def test_only_where_there_is_one_right_answer_is_another_one_wrong(
+def test_other_texts_are_rarely_wrong(
     expected: str | None, match: bool | None, is_json: bool | None, wanted: str
 ) -> None:
     assert verdict(sample(1, expected=expected, exact_match=match, valid_json=is_json)) == wanted

@@ -74,9 +74,7 @@ def test_a_line_that_is_half_written_is_sealed_when_it_is_whole(tmp_path: Path, 
     assert [link.events.end for link in links(tmp_path)] == [18, 27]
 
 
-def test_a_link_that_cannot_be_written_is_written_with_the_next(
-    tmp_path: Path, events: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_link_is_written_with_the_next(tmp_path: Path, events: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = Chain(tmp_path, events)
     chain.append("start", {})
     before = (tmp_path / CHAIN_NAME).read_bytes()
@@ -125,9 +123,7 @@ def test_a_link_of_another_chain_does_not_follow(tmp_path: Path, events: Path) -
     assert "line 2: it does not follow from the line before" in damaged(tmp_path)
 
 
-def test_a_line_that_is_too_long_for_a_link_is_no_torn_one(
-    tmp_path: Path, events: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_too_long_for_a_link_is_damage(tmp_path: Path, events: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Chain(tmp_path, events).append("start", {})
     with (tmp_path / CHAIN_NAME).open("ab") as file:
         file.write(b"[" * 2000 + b"\n")

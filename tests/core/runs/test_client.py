@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,10 +16,10 @@ from core.errors import UserError
 from core.runs.control import client as client_module
 from core.runs.control import protocol
 from core.runs.control.client import ControlClient
-from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.cases import cases
-from tests.core.runs.helpers import wait_for
+from tests.core.runs.helpers import live_state, wait_for
 
 Handler = Callable[[socket.socket, dict[str, Any]], None]
 
@@ -55,11 +55,14 @@ class Server:
 @pytest.fixture
 def live(run: Run) -> Run:
     """A run that trains, in this very process."""
-    pid, identity = own_identity()
-    RunState(state="training", pid=pid, pid_started=identity, host=hostname(), updated=time.time()).write(
-        run.state_path
-    )
+    live_state().write(run.state_path)
     return run
+
+
+def change_state(run: Run, **changes: object) -> None:
+    recorded = RunState.read(run.state_path)
+    assert recorded is not None
+    dataclasses.replace(recorded, **changes).write(run.state_path)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -104,7 +107,7 @@ def message_of(action: Callable[[], object]) -> str:
         ({}, "Let it go on first."),
     ],
 )
-def test_the_way_to_what_helps_is_that_of_the_reader(
+def test_a_hint_names_its_action(
     live: Run, serve: Callable[[Handler], Server], fields: dict[str, Any], hint: str
 ) -> None:
     refusal = {"ok": False, "error": "The run is parked.", "hint": "Let it go on first.", **fields}
@@ -194,29 +197,30 @@ def test_silence_ends_with_a_sentence(live: Run, serve: Callable[[Handler], Serv
     assert "did not answer pause within 0.1 s" in message_of(lambda: ControlClient(live, timeout=0.1).request("pause"))
 
 
-def test_a_trickle_does_not_extend_the_time_of_a_request(live: Run, serve: Callable[[Handler], Server]) -> None:
-    def handler(connection: socket.socket, _: dict[str, Any]) -> None:
-        connection.settimeout(0.02)
-        while True:
-            try:
-                connection.sendall(b'{"id": "other"}\n')
-                if connection.recv(1) == b"":
-                    return
-            except TimeoutError:
-                continue
-            except OSError:
-                return
+@pytest.mark.parametrize("pause", [0.02, 0.0])
+def test_other_messages_extend_no_timeout(live: Run, serve: Callable[[Handler], Server], pause: float) -> None:
+    def drip(connection: socket.socket, _: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                say(connection, id="another", token="x")
+                select.select([connection], [], [], pause)  # until the client has gone
 
-    serve(handler)
-    assert "within 0.3 s" in message_of(lambda: ControlClient(live, timeout=0.3).request("pause"))
+    serve(drip)
+    with ControlClient(live, timeout=0.3) as client:
+        assert "did not answer pause within 0.3 s" in message_of(lambda: client.request("pause"))
 
 
-@cases("garbage", [b"not json\n", b"[1]\n", b"\xff\xfe\n", b"x" * 70_000], ids=["text", "list", "bytes", "endless"])
+@cases("value", [b"9" * 400, b"1e999", b"NaN", b"[" * 40 + b"]" * 40])
+@cases("garbage", [b"not json\n", b"[1]\n", b"\xff\xfe\n", b"x" * 70_000, b'{"id": "%s", "ok": true, "step": %s}\n'])
 def test_garbage_is_named(
-    live: Run, serve: Callable[[Handler], Server], garbage: bytes, monkeypatch: pytest.MonkeyPatch
+    live: Run, serve: Callable[[Handler], Server], garbage: bytes, value: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "LINE_LIMIT", 65_536)
-    serve(lambda connection, _: connection.sendall(garbage))
+
+    def handler(connection: socket.socket, request: dict[str, Any]) -> None:
+        connection.sendall(garbage % (request["id"].encode(), value) if b"%s" in garbage else garbage)
+
+    serve(handler)
     assert "does not speak its protocol" in message_of(lambda: ControlClient(live).request("ping"))
 
 
@@ -225,7 +229,7 @@ def test_a_connection_that_ends_early_is_told(live: Run, serve: Callable[[Handle
     assert "ended the connection before it answered stop" in message_of(lambda: ControlClient(live).request("stop"))
 
 
-def test_a_socket_of_another_user_is_not_talked_to(
+def test_sockets_of_others_refused(
     live: Run, serve: Callable[[Handler], Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(lambda connection, request: say(connection, id=request["id"], ok=True))
@@ -244,9 +248,7 @@ def test_a_socket_of_another_user_is_not_talked_to(
     ],
 )
 def test_no_socket_is_told_by_what_the_run_is(live: Run, state: str, words: str) -> None:
-    recorded = RunState.read(live.state_path)
-    assert recorded is not None
-    RunState(**{**vars(recorded), "state": state}).write(live.state_path)
+    change_state(live, state=state)
     assert words in message_of(lambda: ControlClient(live).request("ping"))
 
 
@@ -260,9 +262,7 @@ def test_the_state_file_says_where_the_socket_is(live: Run, serve: Callable[[Han
     serve(lambda connection, request: say(connection, id=request["id"], ok=True, where="moved"))
     moved = live.path / "elsewhere.sock"
     live.socket_path.rename(moved)
-    recorded = RunState.read(live.state_path)
-    assert recorded is not None
-    RunState(**{**vars(recorded), "socket": str(moved)}).write(live.state_path)
+    change_state(live, socket=str(moved))
     assert ControlClient(live).request("ping") == {"where": "moved"}
 
 
@@ -291,33 +291,7 @@ def test_a_peer_that_never_comes_to_an_answer_is_left(
     assert "does not speak its protocol" in message_of(ask)
 
 
-def test_what_comes_without_a_pause_does_not_put_the_deadline_off(
-    live: Run, serve: Callable[[Handler], Server]
-) -> None:
-    def drip(connection: socket.socket, _: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                say(connection, id="another", token="x")
-
-    serve(drip)
-    with ControlClient(live, timeout=0.3) as client:
-        assert "did not answer pause within 0.3 s" in message_of(lambda: client.request("pause"))
-
-
-@cases("answer", [b"9" * 400, b"1e999", b"NaN", b"[" * 40 + b"]" * 40])
-def test_an_answer_with_a_value_that_nobody_can_use_is_none(
-    live: Run, serve: Callable[[Handler], Server], answer: bytes
-) -> None:
-    def handler(connection: socket.socket, request: dict[str, Any]) -> None:
-        connection.sendall(b'{"id": "%s", "ok": true, "step": %s}\n' % (request["id"].encode(), answer))
-
-    serve(handler)
-    assert "does not speak its protocol" in message_of(lambda: ControlClient(live).request("pause"))
-
-
 @cases("path", ["\ud800/x", "/" + "x" * 300, "relative"])
 def test_a_socket_that_no_path_leads_to_cannot_be_reached(live: Run, path: str) -> None:
-    state = RunState.read(live.state_path)
-    assert state is not None
-    dataclasses.replace(state, socket=path).write(live.state_path)
+    change_state(live, socket=path)
     assert "control socket cannot be reached" in message_of(lambda: ControlClient(live).request("pause"))

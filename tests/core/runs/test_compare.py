@@ -30,22 +30,13 @@ from core.runs.record.events import (
     HardwareEvent,
     PhaseEvent,
     SampleEvent,
-    StepEvent,
-    encode_event,
 )
 from core.runs.record.series import METRICS
 from core.runs.record.state import RunState
 from core.runs.record.store import Labels, Run, create_run, write_labels
 from tests.cases import cases
-from tests.core.runs.helpers import config_for
+from tests.core.runs.helpers import add_checkpoint, config_for, step_event, write_events
 from tests.tui.harness import FORBIDDEN, HOSTILE
-
-
-def step(number: int, tokens: int, seconds: float, loss: float) -> StepEvent:
-    return StepEvent(
-        t=100.0 + number, step=number, epoch=0.1, loss=loss, lr=1e-4, grad_norm=1.0, tokens=tokens,
-        supervised_tokens=5, seconds=seconds, tokens_per_second=tokens / seconds,
-    )  # fmt: skip
 
 
 def evaluation(number: int, loss: float, **more: float) -> EvalEvent:
@@ -56,7 +47,7 @@ def make(home: Path, name: str, events: list[Event], **train: object) -> Run:
     config = config_for(home)
     run = create_run(config.model_copy(update={"train": config.train.model_copy(update=train)}), name)
     head = [PhaseEvent(t=100.0, name="importing"), PhaseEvent(t=100.0, name="training")]
-    run.events_path.write_text("".join(map(encode_event, [*head, *events])), encoding="utf-8")
+    write_events(run, *head, *events)
     RunState(state="finished", step=3, total_steps=3, updated=300.0).write(run.state_path)
     return run
 
@@ -70,13 +61,13 @@ def sample(prompt: str, text: str, number: int, *, right: bool | None = None) ->
 
 @pytest.fixture
 def pair(home: Path) -> list[RunRecord]:
-    """A run, and one with half the learning rate and longer steps that came to less loss."""
+    """Two runs; the second has half the learning rate, longer steps, and a lower loss."""
     data = {"dropped": {}, "tokens": 1000, "supervised_tokens": 300, "longest": 50, "held_out_rows": 10}
     first = make(
         home, "first",
         [
             DataEvent(rows=100, used=90, **data),  # type: ignore[arg-type]
-            *(step(number, 100, 2.0, 2.0 / number) for number in (1, 2, 3)),
+            *(step_event(number, loss=2.0 / number) for number in (1, 2, 3)),
             evaluation(2, 0.5, exact_match=0.4), evaluation(3, 0.6, exact_match=0.5),
             HardwareEvent(t=202.0, devices=[], energy_wh=3.0),
             sample("Is it?", "no", 3, right=False), sample("Only here", "a", 3),
@@ -86,7 +77,7 @@ def pair(home: Path) -> list[RunRecord]:
         home, "second",
         [
             DataEvent(rows=200, used=180, **data),  # type: ignore[arg-type]
-            *(step(number, 300, 1.0, 1.0 / number) for number in (1, 2, 3)),
+            *(step_event(number, tokens=300, seconds=1.0, loss=1.0 / number) for number in (1, 2, 3)),
             evaluation(3, 0.4, exact_match=0.5),
             sample("Is it?", "maybe", 2, right=False), sample("Is it?", "yes", 3, right=True),
         ],
@@ -108,7 +99,7 @@ def test_it_says_which_was_better_and_what_differs(compared: RunComparison) -> N
     assert (figures["best eval loss"].values, figures["best eval loss"].best) == ((0.5, 0.4), (1,))
     assert (figures["speed"].words, figures["speed"].best) == (("50 tok/s", "300 tok/s"), (1,))
     assert (figures["energy"].words, figures["energy"].best) == (("3.0 Wh", "–"), ())
-    # What is alike in both is better in none.
+    # Equal values are not marked.
     assert figures["exact match"].best == ()
     options = {fact.name: fact.words for fact in compared.options}
     assert options == {"train.batch_size": ("8", "4"), "train.learning_rate": ("2e-4", "1e-4")}
@@ -140,13 +131,14 @@ def test_losses_on_other_rows_say_nothing(home: Path, pair: list[RunRecord]) -> 
     assert compared.verdict == "Their losses were measured on different held-out rows, and do not say which is better."
 
 
-def test_a_run_that_is_not_evaluated_yet_has_no_part_in_whether_rows_are_the_same(
-    home: Path, pair: list[RunRecord]
-) -> None:
+def save(record: RunRecord, **manifest: str) -> None:
+    """A checkpoint of a run."""
+    (add_checkpoint(record.run) / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_run_without_an_evaluation_does_not_make_rows_differ(home: Path, pair: list[RunRecord]) -> None:
     for record in pair:
-        checkpoint = record.run.checkpoints_path / "step-00000003"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "manifest.json").write_text(json.dumps({"held_out_sha256": "c" * 64}))
+        save(record, held_out_sha256="c" * 64)
     begun = create_run(config_for(home), "begun")
     compared = compare_runs([read_record(run) for run in (pair[0].run, pair[1].run, begun)])
     assert compared.verdict.startswith("B was better on held-out rows")
@@ -154,9 +146,7 @@ def test_a_run_that_is_not_evaluated_yet_has_no_part_in_whether_rows_are_the_sam
 
 def test_the_rows_are_told_apart_by_their_hash(pair: list[RunRecord]) -> None:
     for record, digest in zip(pair, ("a" * 64, "b" * 64), strict=True):
-        checkpoint = record.run.checkpoints_path / "step-00000003"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "manifest.json").write_text(json.dumps({"data_sha256": digest, "held_out_sha256": "c" * 64}))
+        save(record, data_sha256=digest, held_out_sha256="c" * 64)
     compared = compare_runs([read_record(record.run) for record in pair])
     data = {fact.name: fact.words for fact in compared.data}
     assert data["SHA-256 of the rows"] == ("a" * 11, "b" * 11)

@@ -9,21 +9,36 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from core.errors import UserError
 from core.hardware.obstacle import Sight
 from core.hardware.visible import Identity
 from core.helper import finding_core
-from core.runs.control.devices import Hold, lock_path, occupant, run_devices, take_alone, take_beside
-from core.runs.record.state import RunState, hostname, own_identity
+from core.runs.control import devices as beside
+from core.runs.control.devices import (
+    Hold,
+    lock_path,
+    model_bytes,
+    occupant,
+    refuse_crowding,
+    run_devices,
+    runs_on_card,
+    runs_on_cpu,
+    take_alone,
+    take_beside,
+)
+from core.runs.record.state import RunState, own_identity
 from core.runs.record.store import make_run
 from tests.cases import cases
 from tests.core.queue.helpers import config_for
+from tests.core.runs.helpers import live_state
 from tests.waiting import wait_for
 
-#: Takes devices, says what it has got, and holds them until its input ends.
+#: Takes devices, prints the result, and holds them until its input ends.
 HOLDER = """
 import sys
 from core.runs.control.devices import take_alone, take_beside
@@ -43,7 +58,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextmanager
 def holder(how: str, run: str, *devices: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Another process that takes devices; with what it says."""
+    """Another process that takes devices, and its output."""
     command = [sys.executable, "-c", HOLDER, how, run, *devices]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=finding_core(os.environ)
@@ -57,10 +72,19 @@ def holder(how: str, run: str, *devices: str) -> Iterator[tuple[str, subprocess.
 
 
 def live(run_id: str) -> None:
-    """Have a run of this id be live: its process is that of the tests."""
-    run = make_run(run_id, "")
-    pid, identity = own_identity()
-    RunState(state="training", pid=pid, pid_started=identity, host=hostname(), updated=1.0).write(run.state_path)
+    """Make a live run, whose process is that of the tests."""
+    live_state(updated=1.0).write(make_run(run_id, "").state_path)
+
+
+@contextmanager
+def holding(how: Callable[[list[str], str], Hold | None], run: str, *devices: str) -> Iterator[tuple[str, ...]]:
+    """Devices taken by this process for a run; yields the other runs there."""
+    held = how(list(devices), run)
+    assert held is not None
+    try:
+        yield held.beside
+    finally:
+        held.release()
 
 
 def test_a_device_that_one_has_alone_is_nobody_elses_until_its_process_is_gone() -> None:
@@ -72,9 +96,8 @@ def test_a_device_that_one_has_alone_is_nobody_elses_until_its_process_is_gone()
         assert occupant(["GPU-2"]) is None
         process.kill()
         process.wait()
-        held = take_alone(["GPU-1"], "second")
-        assert held is not None
-        held.release()
+        with holding(take_alone, "second", "GPU-1"):
+            pass
     assert occupant(["GPU-1"]) is None
 
 
@@ -94,9 +117,8 @@ def test_runs_by_hand_share_a_device_and_one_that_wants_it_alone_waits_for_all_o
         process.wait()
         assert take_alone(["cpu"], "third") is None
         second.release()
-        held = take_alone(["cpu"], "third")
-        assert held is not None
-        held.release()
+        with holding(take_alone, "third", "cpu"):
+            pass
 
 
 def test_what_one_has_alone_is_taken_by_a_run_beside_it_when_that_has_ended() -> None:
@@ -112,7 +134,7 @@ def test_what_one_has_alone_is_taken_by_a_run_beside_it_when_that_has_ended() ->
 
 
 def takers(device: str) -> int:
-    """Processes that the kernel says hold the lock of a device."""
+    """Number of processes that hold the lock of a device, by the kernel."""
     number = lock_path(device).stat().st_ino
     lines = Path("/proc/locks").read_text().splitlines()
     return sum(f":{number} " in line and "->" not in line for line in lines)
@@ -130,17 +152,6 @@ def test_a_third_run_is_told_of_all_that_are_on_the_device(home: Path) -> None:
         assert take_beside(["cpu"], "fourth").beside == ("first",)
         RunState(state="finished").write(home / "runs/first/state.json")
         assert occupant(["cpu"], "fourth") == "another run"
-
-
-@contextmanager
-def holding(how: Callable[[list[str], str], Hold | None], run: str, *devices: str) -> Iterator[tuple[str, ...]]:
-    """Devices that this process takes for a run; with the runs that it finds there."""
-    held = how(list(devices), run)
-    assert held is not None
-    try:
-        yield held.beside
-    finally:
-        held.release()
 
 
 def test_a_run_that_waits_for_the_end_of_another_is_on_the_device_too() -> None:
@@ -211,10 +222,8 @@ def test_machines_that_share_a_home_do_not_wait_for_each_other(home: Path, monke
         for name in ("tower", "../tower", "..", "", "tower/\0"):
             monkeypatch.setattr("socket.gethostname", lambda name=name: name)
             assert lock_path("cpu").parent.parent == home / "devices"
-            held = take_alone(["cpu"], "second")
-            assert held is not None
-            assert lock_path("cpu").is_file()
-            held.release()
+            with holding(take_alone, "second", "cpu"):
+                assert lock_path("cpu").is_file()
     former.close()
 
 
@@ -249,9 +258,7 @@ def test_the_name_of_an_instance_of_a_card_makes_no_directory() -> None:
         ({"distributed": {"processes": 2}}, {}, ["GPU-a", "MIG-b"]),
     ],
 )
-def test_the_devices_of_a_run_are_its_cards(
-    sections: dict[str, Any], environment: dict[str, str], devices: list[str]
-) -> None:
+def test_the_devices_of_a_run(sections: dict[str, Any], environment: dict[str, str], devices: list[str]) -> None:
     sight = Sight(cards=(Identity(0, "GPU-a"), Identity(1, "GPU-b", ("MIG-b",)), Identity(2)))
     config = config_for(**{"hardware": {"device": "auto"}} | sections)
     assert run_devices(config, sight, environment) == devices
@@ -260,3 +267,44 @@ def test_the_devices_of_a_run_are_its_cards(
 def test_a_run_on_the_cpu_has_one_device_however_many_processes_it_has() -> None:
     assert run_devices(config_for()) == ["cpu"]
     assert run_devices(config_for(distributed={"processes": 2})) == ["cpu"]
+
+
+GB = 10**9
+
+
+@cases(
+    ("needed", "free", "runs", "words"),
+    [
+        (16 * GB, 3 * GB, ["the-run"], "Run the-run trains on the same device, where 3.0 GB are"),
+        (2 * GB, 3 * GB, ["x"], ""),
+        (16 * GB, 3 * GB, [], ""),
+    ],
+)
+def test_a_model_that_does_not_fit_beside_a_run_is_told(needed: int, free: int, runs: list[str], words: str) -> None:
+    if not words:
+        refuse_crowding(needed, free, lambda: runs)
+        return
+    with pytest.raises(UserError, match=words):
+        refuse_crowding(needed, free, lambda: runs)
+
+
+def test_a_quantized_model_is_smaller() -> None:
+    assert model_bytes(16 * GB, "lora") == 16 * GB
+    assert model_bytes(16 * GB, "qlora") < 6 * GB
+
+
+@cases(("processes", "wsl", "expected"), [({11}, False, ["a"]), ({99}, False, []), (set(), True, ["a", "b"])])
+def test_runs_on_a_card(monkeypatch: pytest.MonkeyPatch, processes: set[int], wsl: bool, expected: list[str]) -> None:
+    def run(name: str, pid: int | None, device: str = "auto", *, over: bool = False, host: str = "here") -> Any:
+        state = SimpleNamespace(is_over=over, pid=pid, host=host)
+        config = SimpleNamespace(hardware=SimpleNamespace(device=device))
+        return SimpleNamespace(id=name, state=lambda: state, config=lambda: config)
+
+    runs = [run("a", 11), run("b", 12), run("c", 13, "cpu"), run("d", 11, over=True), run("e", 11, host="there")]
+    monkeypatch.setattr(beside, "list_runs", lambda: runs)
+    monkeypatch.setattr(beside, "hostname", lambda: "here")
+    monkeypatch.setattr(beside, "is_wsl", lambda: wsl)
+    monkeypatch.setattr(beside, "_processes", lambda _: processes)
+    assert runs_on_card("GPU-1") == expected
+    # A run whose device is chosen by itself may be on either.
+    assert runs_on_cpu() == ["a", "b", "c"]

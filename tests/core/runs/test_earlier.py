@@ -114,9 +114,7 @@ def test_the_directory_of_a_run(run: Run) -> None:
     assert read_run(str(run.path)) == run
 
 
-def test_models_of_earlier_runs_and_configurations_lead_to_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_are_searched_beside_models_used_earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

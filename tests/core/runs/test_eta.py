@@ -19,14 +19,15 @@ from core.runs.record.sentences import pending_words, progress_words, step_progr
 from core.runs.record.state import RunState, StepProgress
 from core.runs.record.timings import RECENT_STEPS, Timings
 from tests.cases import cases
+from tests.core.runs.helpers import step_event
 
 from .record import RECORDED
 
-#: The time left is right when it is off by at most this share of what is really left, or of the whole run: in the
-#: last minute a second more or less is nobody's trouble.
+#: Largest error of the time left, as a share of the real time left or of the whole run: in the last minute a second
+#: does not matter.
 SHARE_OF_LEFT, SHARE_OF_WHOLE = 0.15, 0.05
-#: Runs recorded on a machine with two cores, at a steady pace. ``disturbed`` is one beside which others took the cores
-#: for a third of its time.
+#: Runs recorded on a machine with two cores, at a steady pace. In ``disturbed``, other programs took the cores for a
+#: third of the time.
 STEADY = (
     "adapters",
     "answers-at-the-ends",
@@ -40,19 +41,8 @@ STEADY = (
 )
 
 
-def step(number: int, at: float, seconds: float = 1.0, tokens: int = 100, per_epoch: float = 10.0) -> StepEvent:
-    return StepEvent(
-        t=at,
-        step=number,
-        epoch=number / per_epoch,
-        loss=1.0,
-        lr=1e-3,
-        grad_norm=1.0,
-        tokens=tokens,
-        supervised_tokens=tokens // 4,
-        seconds=seconds,
-        tokens_per_second=tokens / seconds,
-    )
+def step(number: int, at: float, seconds: float = 1.0, tokens: int = 100) -> StepEvent:
+    return step_event(number, t=at, epoch=number / 10, tokens=tokens, supervised_tokens=tokens // 4, seconds=seconds)
 
 
 def fold(*items: Event) -> Timings:
@@ -62,13 +52,19 @@ def fold(*items: Event) -> Timings:
     return timings
 
 
+def left_of(timings: Timings, schedule: Schedule, total: int, now: float) -> Eta:
+    eta = estimate(timings, schedule, total, now)
+    assert eta is not None
+    return eta
+
+
 def steady(count: int, seconds: float = 2.0, begin: float = 0.0) -> list[Event]:
     return [step(number, begin + number * seconds, seconds) for number in range(1, count + 1)]
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What was said of the time left, and how much it was."""
+    """The estimated and the real time left."""
 
     step: int
     eta: Eta | None
@@ -94,9 +90,9 @@ def recorded(name: str) -> Iterator[Event]:
 
 
 def moments(name: str) -> Iterator[Moment]:
-    """What is said of a recorded run at each of its events and each second, from a tenth of its steps on.
+    """The time left of a recorded run at each event and each second, from a tenth of its steps on.
 
-    The time between a stop and the first step after it belongs to nobody: nobody knows when a run is continued.
+    The time between a stop and the next step is left out: nobody knows when a run is continued.
     """
     values, items = values_of(name), list(recorded(name))
     total = max(event.step for event in items if isinstance(event, StepEvent))
@@ -185,21 +181,19 @@ def test_the_end_is_in_the_time_left_and_evaluations_at_their_own_time() -> None
         PhaseEvent(t=50.0, name="training", done=10),
         events.CheckpointEvent(t=54.0, step=10, path="", bytes=1, seconds=4.0),
     )
-    eta = estimate(timings, schedule, 30, 54.0)
-    assert eta is not None
+    eta = left_of(timings, schedule, 30, 54.0)
     assert eta.steps == pytest.approx(20 * 2.0)
     assert eta.evaluation == pytest.approx(2 * 30.0), "the one after step 20, and the last one"
     assert eta.saving == pytest.approx(2 * 4.0 + 1.0), "two checkpoints, and the result"
     assert not eta.is_rough
-    without = estimate(timings, schedule.changed({"eval.every_steps": None}), 30, 54.0)
-    assert without is not None
-    assert without.evaluation == pytest.approx(30.0)
+    without = schedule.changed({"eval.every_steps": None})
+    assert left_of(timings, without, 30, 54.0).evaluation == pytest.approx(30.0)
 
 
 def test_it_counts_down_within_a_step_but_not_below_what_comes_after() -> None:
     timings = fold(*steady(20))
-    left = [estimate(timings, Schedule(), 30, 40.0 + passed) for passed in (0.0, 1.0, 2.0, 60.0)]
-    assert [round(eta.steps, 3) for eta in left if eta is not None] == [20.0, 19.0, 18.0, 18.0]
+    left = [left_of(timings, Schedule(), 30, 40.0 + passed).steps for passed in (0.0, 1.0, 2.0, 60.0)]
+    assert left == pytest.approx([20.0, 19.0, 18.0, 18.0])
 
 
 def test_a_pause_stops_the_clock_and_does_not_count_as_an_evaluation() -> None:
@@ -226,10 +220,7 @@ def test_a_pace_is_per_token_where_steps_vary() -> None:
     sizes = [(40, 0.4), (80, 0.8), (60, 0.6), (20, 0.2), (80, 0.8), (40, 0.4)]
     timings = fold(data, *[step(index + 1, index + 1.0, s, tokens) for index, (tokens, s) in enumerate(sizes)])
     assert timings.seconds_per_token == pytest.approx(0.01)
-    eta = estimate(timings, Schedule(), 16, 6.0)
-    assert eta is not None
-    assert eta.steps == pytest.approx(10 * 1.0, rel=0.5)
-    assert eta.steps > 10 * 0.9
+    assert 10 * 0.9 < left_of(timings, Schedule(), 16, 6.0).steps < 10 * 1.5
 
 
 def test_one_accident_does_not_make_the_pace() -> None:
@@ -240,13 +231,10 @@ def test_one_accident_does_not_make_the_pace() -> None:
 
 def test_before_anything_is_known_it_is_a_guess() -> None:
     assert estimate(Timings(), Schedule(), 100, 0.0) is None
-    few, many = (estimate(fold(*steady(count)), Schedule(), 100, count * 2.0) for count in (2, 6))
-    assert few is not None
-    assert many is not None
+    few, many = (left_of(fold(*steady(count)), Schedule(), 100, count * 2.0) for count in (2, 6))
     assert (few.is_rough, many.is_rough) == (True, False)
     assert (eta_words(None), eta_words(few)[0], eta_words(many)[0]) == ("~", "~", "3")
-    unmeasured = estimate(fold(*steady(6)), Schedule(measures=True), 100, 12.0)
-    assert unmeasured is not None
+    unmeasured = left_of(fold(*steady(6)), Schedule(measures=True), 100, 12.0)
     assert unmeasured.is_rough, "its evaluation at the end was never measured"
 
 
@@ -266,9 +254,7 @@ def test_an_evaluation_says_how_long_it_still_takes() -> None:
 def test_a_run_that_goes_on_from_an_earlier_step_counts_from_there() -> None:
     timings = fold(*steady(16), events.StoppedEvent(t=40.0, reason="", step=16), PhaseEvent(t=90.0, name="importing"))
     timings.apply(PhaseEvent(t=100.0, name="training", done=12, total=20))
-    eta = estimate(timings, Schedule(), 20, 100.0)
-    assert eta is not None
-    assert eta.steps == pytest.approx(8 * 2.0)
+    assert left_of(timings, Schedule(), 20, 100.0).steps == pytest.approx(8 * 2.0)
 
 
 @cases(
@@ -291,17 +277,24 @@ def test_evaluations_by_epochs_are_due_where_the_worker_has_them() -> None:
     assert [schedule.evaluations_by(number, 10.0) for number in range(11)] == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4]
 
 
-def test_what_waits_is_said_with_a_bound() -> None:
+@cases(
+    ("pending", "state", "now", "words"),
+    [
+        ((), "training", 205.0, ""),
+        (("pause",), "training", 205.0, "pausing after this step (≤ 15 s)"),
+        (("checkpoint",), "training", 205.0, "saving after this step (≤ 15 s)"),
+        (("pause", "stop"), "training", 230.0, "stopping after this step"),
+        (("pause",), "starting", 205.0, "pausing …"),
+        (("skip_evaluation",), "evaluating", 205.0, "skipping the evaluation …"),
+        (("stop",), "evaluating", 205.0, "stopping …"),
+    ],
+)
+def test_pending_requests_are_shown_with_a_bound(pending: tuple[str, ...], state: str, now: float, words: str) -> None:
     timings = fold(PhaseEvent(t=0.0, name="training", done=0), *steady(10, seconds=20.0))
-    state = RunState(state="training", step=10, step_started=200.0)
-    assert pending_words((), state, timings, 205.0) == ""
-    assert pending_words(("pause",), state, timings, 205.0) == "pausing after this step (≤ 15 s)"
-    assert pending_words(("checkpoint",), state, timings, 205.0) == "saving after this step (≤ 15 s)"
-    assert pending_words(("pause", "stop"), state, timings, 230.0) == "stopping after this step"
-    assert pending_words(("pause",), RunState(state="starting"), timings, 205.0) == "pausing …"
-    timings.apply(PhaseEvent(t=200.0, name="evaluating", total=8))
-    assert pending_words(("skip_evaluation",), state, timings, 205.0) == "skipping the evaluation …"
-    assert pending_words(("stop",), state, timings, 205.0) == "stopping …"
+    if state == "evaluating":
+        timings.apply(PhaseEvent(t=200.0, name="evaluating", total=8))
+        state = "training"
+    assert pending_words(pending, RunState(state=state, step=10, step_started=200.0), timings, now) == words
 
 
 def test_progress_within_a_step_is_told_where_there_is_time_to_read_it() -> None:

@@ -12,19 +12,9 @@ from core.runs.record import events
 from core.runs.record.events import MalformedEventError, StepEvent, decode_event, encode_event
 from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS, JSON
+from tests.core.runs.helpers import step_event
 
-STEP = StepEvent(
-    t=1.0,
-    step=1,
-    epoch=0.5,
-    loss=2.0,
-    lr=1e-4,
-    grad_norm=1.0,
-    tokens=10,
-    supervised_tokens=4,
-    seconds=0.5,
-    tokens_per_second=20.0,
-)
+STEP = step_event(1)
 
 
 def no_constants(word: str) -> None:
@@ -39,15 +29,6 @@ def test_what_is_written_is_read(event: events.Event) -> None:
     json.loads(line, parse_constant=no_constants)
     # NaN differs from itself; its text does not.
     assert repr(decode_event(line.encode("utf-8"))) == repr(event)
-
-
-@cases("value", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_no_number_stays_one(value: float) -> None:
-    line = encode_event(dataclasses.replace(STEP, loss=value))
-    assert json.loads(line, parse_constant=no_constants)["loss"] in ("NaN", "Infinity", "-Infinity")
-    decoded = decode_event(line)
-    assert isinstance(decoded, StepEvent)
-    assert repr(decoded.loss) == repr(value)
 
 
 def test_the_sender_of_a_command_is_called_from() -> None:
@@ -99,57 +80,41 @@ def test_json_of_any_shape_is_an_event_or_malformed(value: object, kind: str, po
                     assert type(getattr(event, item.name)) is type(given_), item.name
 
 
+DATA = events.DataEvent(rows=1, used=1, dropped={}, tokens=1, supervised_tokens=1, longest=1)
+HARDWARE = events.HardwareEvent(devices=[])
+
+
 @cases(
-    "change",
+    ("event", "change"),
     [
-        {"loss": None},
-        {"loss": "2.0"},
-        {"loss": True},
-        {"step": 1.5},
-        {"step": True},
-        {"t": "now"},
-        {"loss": 10**400},
-        {"lr": {}},
+        *((STEP, {name: None}) for name in ("t", "type", "step", "loss")),
+        *((STEP, {"loss": value}) for value in ("2.0", True, 10**400)),
+        *((STEP, {"step": value}) for value in (1.5, True)),
+        (STEP, {"t": "now"}),
+        (STEP, {"lr": {}}),
+        (DATA, {"dropped": {"long": "many"}}),
+        (DATA, {"dropped": []}),
+        (HARDWARE, {"devices": ["gpu"]}),
+        (HARDWARE, {"devices": [{"a": 1}, 5]}),
+        (HARDWARE, {"devices": [{}] * 300}),
     ],
 )
-def test_a_field_of_the_wrong_type_is_malformed(change: dict[str, object]) -> None:
-    fields = json.loads(encode_event(STEP))
-    with pytest.raises(MalformedEventError):
-        decode_event(json.dumps({**fields, **change}))
-
-
-@cases("missing", ["t", "type", "step", "loss"])
-def test_a_missing_field_is_malformed(missing: str) -> None:
-    fields = json.loads(encode_event(STEP))
-    del fields[missing]
+@cases("is_missing", [True, False])
+def test_an_invalid_or_missing_field_is_malformed(
+    event: events.Event, change: dict[str, object], is_missing: bool
+) -> None:
+    fields = {**json.loads(encode_event(event)), **change}
+    if is_missing:
+        fields.pop(next(iter(change)))
     with pytest.raises(MalformedEventError):
         decode_event(json.dumps(fields))
 
 
-@cases(
-    ("kind", "field", "value"),
-    [("data", "dropped", {"long": "many"}), ("hardware", "devices", ["gpu"]), ("data", "dropped", [])],
-)
-def test_containers_are_checked_inside(kind: str, field: str, value: object) -> None:
-    sample: dict[str, events.Event] = {
-        "data": events.DataEvent(rows=1, used=1, dropped={}, tokens=1, supervised_tokens=1, longest=1),
-        "hardware": events.HardwareEvent(devices=[]),
-    }
-    fields = json.loads(encode_event(sample[kind]))
-    with pytest.raises(MalformedEventError):
-        decode_event(json.dumps({**fields, field: value}))
-
-
 def test_unknown_types_and_fields_and_absent_optional_ones_are_tolerated() -> None:
     assert decode_event('{"t": 1, "type": "from-the-future", "x": 1}') is None
-    fields = {**json.loads(encode_event(STEP)), "invented": [1], "loss": 2}
+    fields = {**json.loads(encode_event(STEP)), "invented": [1], "loss": 1}
     del fields["paused_seconds"]
     assert decode_event(json.dumps(fields)) == STEP
-
-
-def test_deeply_nested_json_is_malformed() -> None:
-    with pytest.raises(MalformedEventError):
-        decode_event("[" * 100_000)
 
 
 @cases("value", [2**63 + 1, -(2**63) - 1, 10**400, 10**4299])
@@ -194,13 +159,9 @@ def test_nothing_is_nested_in_a_device() -> None:
     (read,) = found.devices
     assert read == {"index": 0, "deep": [], "object": None, "huge": None, "list": ["a", {}, 2], "k" * 200: 1}
     assert decode_event(encode_event(found)) == found
-    many: list[object] = [{}] * 300
-    for devices in (many, [{"a": 1}, 5]):
-        with pytest.raises(MalformedEventError):
-            decode_event(json.dumps({"t": 1, "type": "hardware", "devices": devices}))
 
 
 def test_a_value_that_nobody_can_write_out_is_malformed() -> None:
-    for depth in range(700, 990):
+    for depth in (*range(700, 990), 100_000):
         with pytest.raises(MalformedEventError):
             decode_event('{"t": 1, "type": "phase", "name": ' + "[" * depth + "]" * depth + "}")

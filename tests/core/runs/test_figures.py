@@ -1,10 +1,13 @@
-"""Figures of runs: what one pass over a record finds is what its history says, and what is kept still holds."""
+"""Figures of runs: totals from one pass over a record, caches, rows of the list, and the account of a run."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,32 +15,36 @@ from hypothesis import strategies as st
 
 from core import paths
 from core.runs.catalog import rows as figures
-from core.runs.catalog.rows import FigureReader, RunCatalog, RunFigures
+from core.runs.catalog.result import read_detail
+from core.runs.catalog.rows import FigureReader, RunCatalog, RunFigures, RunRow
+from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
 from core.runs.record.events import (
+    ControlEvent,
     EvalEvent,
     Event,
     FinishedEvent,
     HardwareEvent,
+    NoticeEvent,
     PhaseEvent,
     RollbackEvent,
     StepEvent,
+    StoppedEvent,
     decode_event,
     decode_step,
     encode_event,
 )
+from core.runs.record.history import read_history
 from core.runs.record.state import RunState
-from core.runs.record.store import Labels, Run, write_labels
+from core.runs.record.store import Labels, Run, create_run, write_labels
 from core.runs.record.timings import KEPT, RunTotals
 from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS as ANY_EVENTS
+from tests.core.runs.helpers import config_for, step_event, write_events
 from tests.examples import examples
 
 
-def step(moment: float, number: int, loss: float = 1.0) -> StepEvent:
-    return StepEvent(
-        t=moment, step=number, epoch=0.1, loss=loss, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=5,
-        seconds=2.0, tokens_per_second=50.0,
-    )  # fmt: skip
+def step(moment: float, number: int, **changes: Any) -> StepEvent:
+    return step_event(number, t=moment, **changes)
 
 
 def evaluation(moment: float, number: int, loss: float) -> EvalEvent:
@@ -66,12 +73,8 @@ EVENTS: Sequence[Event] = (
 )
 
 
-def write(run: Run, events: Sequence[Event]) -> None:
-    run.events_path.write_text("".join(map(encode_event, events)), encoding="utf-8")
-
-
 def test_a_record_that_goes_back_counts_each_step_once(run: Run) -> None:
-    write(run, EVENTS)
+    write_events(run, *EVENTS)
     found = FigureReader().read(run)
     assert (found.tokens, found.tokens_per_second) == (400, 50.0)
     assert found.energy_wh == 2.5
@@ -79,13 +82,13 @@ def test_a_record_that_goes_back_counts_each_step_once(run: Run) -> None:
 
 
 def test_the_evaluation_that_was_replayed_is_not_the_best(run: Run) -> None:
-    write(run, EVENTS[:8])
+    write_events(run, *EVENTS[:8])
     assert FigureReader().read(run).best_loss == 0.1
 
 
 def test_steps_that_a_rollback_undoes_are_not_counted(run: Run) -> None:
     rollback = RollbackEvent(t=17.0, step=1, first=2, last=3, loss=9.0)
-    write(run, [*EVENTS[:8], rollback])
+    write_events(run, *EVENTS[:8], rollback)
     found = FigureReader().read(run)
     assert (found.tokens, found.eval_loss, found.best_loss) == (100, 0.9, 0.9)
 
@@ -112,7 +115,7 @@ def test_lines_of_steps_are_read_alike_either_way(found: list[Event]) -> None:
 
 @pytest.fixture
 def ended(run: Run) -> Run:
-    write(run, EVENTS)
+    write_events(run, *EVENTS)
     RunState(state="finished", step=4, total_steps=4).write(run.state_path)
     return run
 
@@ -175,3 +178,177 @@ def test_facts_of_ended_runs_are_kept_and_labels_are_not(ended: Run, monkeypatch
     (ended.path.with_name("gone") / "run.toml").unlink()
     assert catalog.rows() == []
     assert ended.id not in (paths.cache_dir() / "run-facts.json").read_text(encoding="utf-8")
+
+
+def phase(moment: float, name: str, done: int | None = None) -> PhaseEvent:
+    return PhaseEvent(t=moment, name=name, detail="", done=done, total=None)
+
+
+CONTINUED: Sequence[Event] = (
+    phase(1000.0, "importing"),
+    phase(1004.0, "importing", 1),
+    phase(1005.0, "training"),
+    step(1010.0, 1, loss=4.0),
+    EvalEvent(t=1012.0, step=1, loss=4.0, perplexity=1.0, seconds=1.0, exact_match=0.0),
+    step(1050.0, 2, loss=2.0, paused_seconds=30.0),
+    # It was killed, and continued the next day.
+    phase(90_000.0, "importing"),
+    phase(90_005.0, "training"),
+    step(90_010.0, 3, loss=4.0 / 3),
+    EvalEvent(t=90_012.0, step=3, loss=1.5, perplexity=1.0, seconds=1.0, exact_match=0.35),
+    StoppedEvent(t=90_013.0, reason="stopped on request after step 3", step=3, hint="Go on with it."),
+)
+
+
+@pytest.fixture
+def continued(run: Run) -> Run:
+    write_events(run, *CONTINUED)
+    RunState(state="stopped", step=3, total_steps=10, updated=90_013.0).write(run.state_path)
+    return run
+
+
+def test_working_time_has_neither_pauses_nor_the_time_between_two_workers(continued: Run) -> None:
+    found = FigureReader().read(continued)
+    assert found.working_seconds == pytest.approx(50.0 - 30.0 + 13.0)
+    assert (found.eval_loss, found.exact_match) == (1.5, 0.35)
+    assert found.size == sum(path.stat().st_size for path in continued.path.iterdir())
+
+
+@cases("content", [b"", b"\xff\xfe\n", b'{"t": "x"}\n', b'{"t": 1e99}', b"{" * 100_000])
+def test_a_damaged_record_has_no_working_time(continued: Run, content: bytes) -> None:
+    continued.events_path.write_bytes(content)
+    assert FigureReader().read(continued).working_seconds in (None, 0.0)
+    continued.events_path.unlink()
+    assert FigureReader().read(continued).working_seconds is None
+
+
+def test_figures_are_read_again_only_when_a_file_has_changed(continued: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_REST", 0.0)
+    reader = FigureReader()
+    reader.read(continued)
+    read: list[Path] = []
+
+    def note(events: Path) -> RunTotals:
+        read.append(events)
+        return RunTotals()
+
+    monkeypatch.setattr(figures, "read_totals", note)
+    reader.read(continued)
+    assert not read
+    with continued.events_path.open("a", encoding="utf-8") as file:
+        file.write(encode_event(step(90_020.0, 4)))
+    reader.read(continued)
+    assert read == [continued.events_path]
+
+
+def test_the_account_of_a_run(continued: Run, home: Path) -> None:
+    config = config_for(home)
+    train = config.train.model_copy(update={"learning_rate": 1e-3, "batch_size": 4})
+    other = create_run(config.model_copy(update={"train": train}), "tickets")
+    account = read_detail(continued, other)
+    assert account.evals == (4.0, 1.5)
+    assert account.exact_matches == (0.0, 0.35)
+    assert account.reason == "stopped on request after step 3. Go on with it."
+    continued.state_path.write_text(json.dumps({**json.loads(continued.state_path.read_text()), "state": "finished"}))
+    assert "Go on with it" not in read_detail(continued, other).reason
+    assert account.data == "train.jsonl"
+    assert list(account.loss.values) == [4.0, 2.0, 4.0 / 3]
+    changes = {change.name: (change.before, change.after) for change in account.changes}
+    assert changes["train.batch_size"] == ("4", "8")
+    assert changes["train.learning_rate"] == ("0.001", "2e-4")
+    assert read_detail(continued, None).changes == ()
+
+
+def test_a_list_of_runs_is_there_before_all_facts_are(continued: Run, home: Path) -> None:
+    for _ in range(3):
+        create_run(config_for(home), "more")
+    catalog = RunCatalog()
+    rows = catalog.rows(0.0)
+    assert len(rows) == 4
+    assert not catalog.is_whole
+    assert {row.model for row in rows} == {""}
+    rows = catalog.rows(math.inf)
+    assert all(row.learning_rate == 2e-4 and row.rank and row.batch_size for row in rows)
+    # Known facts stay known without a time budget.
+    assert [row.model for row in catalog.rows(0.0)] == [row.model for row in rows]
+    assert catalog.is_whole
+
+
+def test_the_working_time_of_a_record_is_that_of_its_history(continued: Run) -> None:
+    more: Sequence[Event] = (
+        phase(100_000.0, "importing"),
+        phase(100_005.0, "training"),
+        # A pause without a next step, and a pause without a request.
+        step(100_010.0, 4, paused_seconds=2.0),
+        ControlEvent(t=100_012.0, command="pause", sender="socket", result="ok"),
+        ControlEvent(t=100_030.0, command="resume", sender="socket", result="refused: no"),
+        StoppedEvent(t=100_040.0, reason="", step=4, hint=""),
+        NoticeEvent(t=100_900.0, level="info", code="late", message="a word after the end", hint=""),
+    )
+    with continued.events_path.open("a", encoding="utf-8") as file:
+        file.write("".join(map(encode_event, more)))
+    assert FigureReader().read(continued).working_seconds == pytest.approx(33.0 + 12.0 - 2.0)
+    assert read_history(continued).working_seconds == pytest.approx(33.0 + 12.0 - 2.0)
+    # JSON without spaces, as another program may write it.
+    loose = continued.events_path.read_text(encoding="utf-8").replace('{"t": ', '{"t":').replace('": ', '":')
+    continued.events_path.write_text(loose, encoding="utf-8")
+    assert FigureReader().read(continued).working_seconds == pytest.approx(43.0)
+
+
+def row(number: int, state: str = "finished", loss: float | None = 1.0, **labels: object) -> RunRow:
+    return RunRow(
+        Run(Path(f"/runs/2026010{number}-000000-tickets")), state, "m", number, 10, loss, float(number), 60.0,
+        base="/models/Qwen2.5-7B", method="qlora", rank=16, data=("tickets.jsonl",),
+        labels=Labels(**labels),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+ROWS = [
+    row(1, loss=0.5, name="Base line", tags=("keep", "v1")),
+    row(2, "failed", loss=math.nan, note="too hot"),
+    row(3, loss=0.3, tags=("keep",), archived=True),
+    row(4, "stopped", loss=None),
+]
+
+
+@cases(
+    ("text", "archived", "found"),
+    [
+        ("", False, [1, 2, 4]),
+        ("", True, [1, 2, 3, 4]),
+        ("#keep", True, [1, 3]),
+        ("#ke", True, [1, 3]),
+        ("keep base", True, [1]),
+        ("state:fail", False, [2]),
+        ("data:tick model:qwen method:r16", False, [1, 2, 4]),
+        ("note:hot", False, [2]),
+        ("state:hot", False, []),
+        ("20260104", False, [4]),
+        ("tickets FAILED", False, [2]),
+        ("archived", True, [3]),
+        ("http://x:y", False, []),
+    ],
+)
+def test_words_select_rows(text: str, archived: bool, found: list[int]) -> None:
+    assert [kept.step for kept in select_rows(ROWS, text, archived=archived)] == found
+
+
+def test_unknown_values_come_last_either_way() -> None:
+    assert [kept.step for kept in sort_rows(ROWS, {}, "loss")] == [3, 1, 4, 2]
+    assert [kept.step for kept in sort_rows(ROWS, {}, "loss", reverse=True)] == [1, 3, 4, 2]
+    assert [kept.step for kept in sort_rows(ROWS, {}, DEFAULT_SORT)] == [4, 3, 2, 1]
+
+
+def test_figures_sort_as_far_as_they_are_known() -> None:
+    figures = {
+        ROWS[number].run.id: RunFigures(size=number, best_loss=loss, tokens_per_second=speed)
+        for number, loss, speed in ((0, 0.4, 10.0), (1, None, 30.0), (2, 0.2, 20.0))
+    }
+    assert [kept.step for kept in sort_rows(ROWS, figures, "best")] == [3, 1, 4, 2]
+    assert [kept.step for kept in sort_rows(ROWS, figures, "speed")] == [2, 3, 1, 4]
+
+
+@cases("name", SORT_COLUMNS)
+@cases("reverse", [False, True])
+def test_every_column_sorts_all_rows(name: str, reverse: bool) -> None:
+    assert sorted(kept.step for kept in sort_rows(ROWS, {}, name, reverse=reverse)) == [1, 2, 3, 4]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from core.config.schema import Config
 from core.hardware.snapshot import Device
 from core.memory.cards import Cards
 from core.memory.plan import Machine
-from core.runs.outlook.forecast import cards_here, forecast, this_machine
+from core.runs.outlook.energy import Tariff, energy_words
+from core.runs.outlook.estimate import Estimate, NoEstimate
+from core.runs.outlook.forecast import cards_here, forecast, this_machine, unmet, wants_plan
 from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.measured_here import bounded_here
@@ -73,3 +77,100 @@ def test_a_forecast_is_of_one_card_and_fits_if_the_machine_has_memory_too(tmp_pa
     assert (both.each, both.plan.fits, both.fits) == ("on each of 2 cards", True, False)
     threads = forecast(configured(str(tmp_path), distributed={"processes": 2}), Machine("cpu", 64_000_000_000))
     assert threads.each == "on each of 2 processes"
+
+
+EVENING = datetime(2026, 11, 26, 22, 0).timestamp()
+HOUR = 3600.0
+
+
+def night(**values: Any) -> Config:
+    hardware = values.pop("hardware", {})
+    return Config.model_validate({"data": {"train": "x"}, "night": values, "hardware": hardware})
+
+
+def measured(hours: float, kwh: float | None = None, **values: Any) -> Estimate:
+    return Estimate(hours * HOUR, 100, None if kwh is None else 1000 * kwh, "faq-1", "pace", **values)
+
+
+def test_a_deadline_that_an_earlier_run_shows_to_be_too_early() -> None:
+    (told,) = unmet(night(deadline="07:00"), measured(10.6), EVENING)
+    assert told.is_measured
+    assert str(told) == (
+        "07:00 cannot be met: at full speed, by the pace of faq-1, it ends at 08:36. "
+        "Set 08:50 or later, or train fewer steps."
+    )
+    assert not list(unmet(night(deadline="08:50"), measured(10.6), EVENING))
+    assert not list(unmet(night(deadline="07:00"), measured(10.6), None)), "nobody knows when it begins"
+
+
+def test_rests_of_the_earlier_run_are_no_reason() -> None:
+    assert not list(unmet(night(deadline="07:00"), measured(10.6, work_share=0.7), EVENING))
+
+
+@pytest.mark.parametrize(("power", "count"), [(None, 1), (150.0, 0)])
+def test_quiet_hours_are_waited_through_unless_it_trains_quietly(power: float | None, count: int) -> None:
+    config = night(deadline="07:00", quiet_hours="23:00-06:00", quiet_power_w=power)
+    assert len(list(unmet(config, measured(4.0), EVENING))) == count
+
+
+def test_the_memory_plan_only_warns_and_says_what_it_is() -> None:
+    plan = Estimate(10.6 * HOUR, 100, 9000.0, "", "plan", ("rows of 2048 tokens",))
+    (told,) = unmet(night(deadline="07:00", energy_kwh=1.0), plan, EVENING)
+    assert (told.option, told.is_measured) == ("night.deadline", False)
+    assert "by the memory plan (an estimate, no run of this kind yet; rows of 2048 tokens assumed)" in told.sentence
+
+
+@cases(
+    ("limit", "power", "count"),
+    [(0.5, None, 1), (0.75, None, 0), (0.85, None, 0), (0.6, 200.0, 0), (0.5, 200.0, 1)],
+)
+def test_an_energy_that_no_duty_cycle_can_do_with(limit: float, power: float | None, count: int) -> None:
+    config = night(energy_kwh=limit, hardware={"power_limit_w": power})
+    found = list(unmet(config, measured(4.0, 0.8), None))
+    assert len(found) == count
+    if found:
+        assert str(found[0]).startswith(
+            f"{limit:.2f} kWh cannot be met: it takes 0.80 kWh by the pace of faq-1. Set 0.82"
+        )
+
+
+@cases("found", [None, NoEstimate("no rows"), measured(4.0)])
+def test_what_is_not_known_refuses_nothing(found: Estimate | NoEstimate | None) -> None:
+    assert not list(unmet(night(energy_kwh=0.1), found, EVENING))
+
+
+def test_a_time_that_is_none_is_left_to_the_rules() -> None:
+    assert not list(unmet(night(deadline="25:00"), measured(90.0), EVENING))
+    assert wants_plan(night(deadline="25:00"))
+    assert not wants_plan(night(quiet_hours="23:00-07:00"))
+
+
+@cases(
+    ("price", "energy", "words"),
+    [
+        (0.32, 4_100.0, ["4100.0 Wh", "1.31 EUR"]),
+        (0.32, 1.9, ["1.9 Wh", "< 0.01 EUR"]),
+        (0.0, 1.9, ["1.9 Wh", "0.00 EUR"]),
+        (0.32, 0.0, ["0.0 Wh", "0.00 EUR"]),
+        (None, 1.9, ["1.9 Wh"]),
+        (0.32, None, []),
+    ],
+)
+def test_energy_and_its_cost(price: float | None, energy: float | None, words: list[str]) -> None:
+    assert energy_words(energy, Tariff(price, "EUR")) == words
+
+
+def test_a_cost_without_a_currency_is_a_number() -> None:
+    assert Tariff(2).words(1500.0) == "3.00"
+    assert Tariff(2, "\x1b[31mkronor and more").words(1500.0) == "3.00 \ufffd[31mkr…"
+
+
+@cases("price", [None, "0.3", True, -1, math.inf, math.nan, [1]])
+def test_no_price_is_no_cost(price: object) -> None:
+    assert Tariff.of({"hardware.tariff": price}).words(5.0) == ""
+
+
+def test_the_price_is_that_of_the_configuration() -> None:
+    assert Tariff.of({"hardware.tariff": 1, "hardware.currency": "kr"}) == Tariff(1.0, "kr")
+    assert Tariff.of({"hardware.tariff": 0.3, "hardware.currency": 5}) == Tariff(0.3, "")
+    assert Tariff.of({}) == Tariff()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -11,28 +12,16 @@ from hypothesis import strategies as st
 from core.hardware.snapshot import Device
 from core.runs.outlook.time_left import Schedule, estimate
 from core.runs.record import events
-from core.runs.record.events import Event, StepEvent, encode_event
-from core.runs.record.history import RunHistory, last_step, read_history
-from core.runs.record.sentences import clock
+from core.runs.record import history as glimpse
+from core.runs.record.events import Event, GovernorEvent, NoticeEvent, encode_event
+from core.runs.record.history import RunHistory, is_long, last_step, read_glimpse, read_history
+from core.runs.record.sentences import clock, evaluation_count, needed_for
+from core.runs.record.state import StepProgress
 from core.runs.record.store import Run
+from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS
+from tests.core.runs.helpers import step_event as step
 from tests.examples import examples
-
-
-def step(number: int, *, t: float = 0.0, loss: float = 1.0, seconds: float = 2.0, paused: float = 0.0) -> StepEvent:
-    return StepEvent(
-        t=t or 100.0 + number,
-        step=number,
-        epoch=number / 10,
-        loss=loss,
-        lr=1e-4,
-        grad_norm=0.5,
-        tokens=100,
-        supervised_tokens=40,
-        seconds=seconds,
-        tokens_per_second=50.0,
-        paused_seconds=paused,
-    )
 
 
 def phase(name: str, t: float, detail: str = "", done: int | None = None) -> Event:
@@ -68,7 +57,7 @@ def test_phases_add_up_their_seconds() -> None:
     assert history.phases["training"].seconds == pytest.approx(7)
     assert history.phase_seconds["evaluating"] == pytest.approx(1)
     assert history.phase is history.phases["training"]
-    # Not with the seconds of the time before: "evaluating 3m 08s" would be said of one that began just now.
+    # Without the seconds before: otherwise an evaluation that began just now would be shown as "evaluating 3m 08s".
     assert history.phase_elapsed(now=26) == pytest.approx(5)
     assert lines(history) == ["importing", "loading the model: SmolLM2", "training"]
 
@@ -131,7 +120,7 @@ def test_settings_are_those_of_the_newest_start() -> None:
 
 
 def test_the_whole_run_counts_for_its_speed_and_pauses() -> None:
-    history = fold(step(1, seconds=2), step(2, seconds=3, paused=7), step(3, seconds=5))
+    history = fold(step(1, seconds=2), step(2, seconds=3, paused_seconds=7), step(3, seconds=5))
     assert history.tokens == 300
     assert history.tokens_per_second == pytest.approx(30)
     assert history.paused_seconds == 7
@@ -160,7 +149,7 @@ def test_a_resumed_run_replaces_the_steps_it_does_again() -> None:
     assert len(history.eval_loss) == len(history.exact_match) == 0
     assert [(mark.step, mark.kind) for mark in history.marks] == [(3, "resumed")]
     assert "continued after step 6" in lines(history)
-    # The hour between the two workers is nobody's.
+    # The hour between the two workers counts for no phase.
     assert sum(history.phase_seconds.values()) < 200
 
 
@@ -269,6 +258,8 @@ def test_the_first_answers_stay_however_many_follow() -> None:
     long = fold(*(sample(number // 2, text="x" * 40_000) for number in range(400)))
     assert [item.step for item in long.samples][:3] == [0, 0, long.samples[2].step]
     assert sum(len(item.text) for item in long.samples) <= 1 << 22
+    long.apply(sample(500, text="x" * (1 << 22)))
+    assert [item.step for item in long.samples] == [0, 0], "it leaves no room for itself"
 
 
 def test_answers_of_replayed_steps_are_replaced() -> None:
@@ -425,3 +416,88 @@ def test_a_rollback_forgets_what_it_undid_and_is_marked_where_the_run_goes_on() 
     assert line.text == (
         "back to step-6, without steps 9 to 10: loss 7.12 where about 1.20 was expected; rows: a.jsonl line 3"
     )
+
+
+def line(number: int) -> str:
+    return encode_event(step(number, loss=1.0 / number))
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes short records count as long."""
+    monkeypatch.setattr(glimpse, "LONG_BYTES", 10_000)
+    monkeypatch.setattr(glimpse, "PLACES", 50)
+
+
+@pytest.mark.usefixtures("short")
+def test_steps_from_all_over_a_record(run: Run) -> None:
+    run.events_path.write_text("".join(map(line, range(1, 2001))), encoding="utf-8")
+    assert is_long(run)
+    found = read_glimpse(run)
+    assert found is not None
+    assert 40 <= len(found.loss) <= 50
+    assert found.loss.steps[0] <= 3
+    assert found.step >= 1990
+    gaps = [after - before for before, after in zip(found.loss.steps, found.loss.steps[1:], strict=False)]
+    assert max(gaps) < 60
+    assert all(
+        value == pytest.approx(1.0 / step) for step, value in zip(found.loss.steps, found.loss.values, strict=True)
+    )
+
+
+@pytest.mark.usefixtures("short")
+def test_of_replayed_steps_the_last_ones_are_kept(run: Run) -> None:
+    run.events_path.write_text("".join(map(line, [*range(1, 1000), *range(500, 800)])), encoding="utf-8")
+    found = read_glimpse(run)
+    assert found is not None
+    assert list(found.loss.steps) == sorted(set(found.loss.steps))
+    assert found.loss.steps[-1] < 800
+
+
+@pytest.mark.usefixtures("short")
+@cases("content", ["", "x" * 50_000, "\n" * 50_000])
+def test_a_record_without_steps_has_none(run: Run, content: str) -> None:
+    run.events_path.write_text(content, encoding="utf-8")
+    assert read_glimpse(run) is None
+    notice = encode_event(NoticeEvent(level="info", code="", message="x" * 3000))
+    run.events_path.write_text(notice * 20, encoding="utf-8")
+    assert read_glimpse(run) is None
+    os.unlink(run.events_path)
+    assert read_glimpse(run) is None
+
+
+@cases(
+    ("event", "why"),
+    [
+        (NoticeEvent(level="error", code="checkpoint_failed", message="No room is left."), "No room is left."),
+        (
+            GovernorEvent(action="pause", cause="disk", value=4.0, limit=5.0),
+            "room on the disk is at 4.0 GB (least 5.0 GB)",
+        ),
+        (NoticeEvent(level="warning", code="memory_cut", message="Smaller micro-batches from now on."), ""),
+        (GovernorEvent(action="pause", cause="temperature", value=86.0, limit=83.0), ""),
+        (GovernorEvent(action="pause", cause="quiet hours"), ""),
+        (GovernorEvent(action="resume", cause="disk", value=6.0, limit=5.0), ""),
+    ],
+)
+def test_somebody_is_needed_where_a_run_does_not_go_on_by_itself(event: Event, why: str) -> None:
+    assert needed_for(event) == why
+
+
+@cases(
+    ("progress", "done", "total", "words"),
+    [
+        (None, 40, 40, "40/40"),
+        (None, None, None, ""),
+        (StepProgress("evaluation", 18, 40), 17, 40, "17/40"),
+        (StepProgress("answers", 3, 80), 40, 40, "answers 3/80"),
+        (StepProgress("probe", 19, 40), 40, 40, "probe 19/40"),
+        (StepProgress("samples", 0, 3), 40, 40, "samples 0/3"),
+        (StepProgress("samples", 0, 0), 40, 40, "samples"),
+        (StepProgress("checkpoint", 0, 0), None, None, ""),
+    ],
+)
+def test_parts_are_counted_apart(
+    progress: StepProgress | None, done: int | None, total: int | None, words: str
+) -> None:
+    assert evaluation_count(progress, done, total) == words

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import time
 from pathlib import Path
 
 import pytest
 
+from core import paths
 from core.errors import UserError
 from core.runs.catalog import removal
-from core.runs.catalog.removal import directory_size, refuse_removal, remove_run
+from core.runs.catalog.removal import (
+    directory_size,
+    find_trashed,
+    free_bytes,
+    list_trash,
+    refuse_removal,
+    remove_run,
+    remove_trashed,
+    restore_run,
+    sweep_trash,
+    trash_run,
+)
 from core.runs.record.files import try_lock
-from core.runs.record.state import RunState, own_identity
+from core.runs.record.state import RunState
 from core.runs.record.store import Run, create_run, list_runs
 from tests.cases import cases
-from tests.core.runs.helpers import config_for
+from tests.core.runs.helpers import config_for, live_state
 
 
 @pytest.fixture
-def ended(private_home: Path) -> Run:
-    run = create_run(config_for(private_home), "tickets")
+def ended(run: Run) -> Run:
     RunState(state="failed", reason="no model").write(run.state_path)
     (run.path / "checkpoints" / "step-00000001").mkdir(parents=True)
     (run.path / "checkpoints" / "step-00000001" / "weights").write_bytes(b"0" * 1000)
     return run
-
-
-def test_a_run_is_gone_with_all_its_files(ended: Run) -> None:
-    remove_run(ended)
-    assert list(ended.path.parent.iterdir()) == []
-    assert list_runs() == []
 
 
 def test_links_are_deleted_and_not_followed(ended: Run, tmp_path: Path) -> None:
@@ -42,6 +47,8 @@ def test_links_are_deleted_and_not_followed(ended: Run, tmp_path: Path) -> None:
     assert directory_size(ended.path) < 4000
     remove_run(ended)
     assert (outside / "dear.bin").stat().st_size == 5000
+    assert not list(ended.path.parent.iterdir())
+    assert list_runs() == []
 
 
 def test_a_file_with_two_names_counts_once(ended: Run) -> None:
@@ -54,8 +61,7 @@ def test_a_file_with_two_names_counts_once(ended: Run) -> None:
 
 @cases("state", ["training", "paused", "queued"])
 def test_a_live_run_is_refused(ended: Run, state: str) -> None:
-    pid, started = own_identity()
-    RunState(state=state, pid=pid, pid_started=started, updated=time.time()).write(ended.state_path)
+    live_state(state).write(ended.state_path)
     with pytest.raises(UserError, match="a live run is not deleted"):
         remove_run(ended)
     assert ended.config_path.exists()
@@ -85,10 +91,11 @@ def test_only_runs_of_this_home_are_deleted(ended: Run, tmp_path: Path) -> None:
     assert (project / "run.toml").exists()
 
 
-def test_what_is_left_of_a_deletion_is_told(ended: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
+def refuse(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied")
 
+
+def test_what_is_left_of_a_deletion_is_told(ended: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", refuse)
         with pytest.raises(UserError) as raised:
@@ -113,12 +120,87 @@ def test_an_interrupted_deletion_is_finished_by_a_later_one(ended: Run) -> None:
 
 
 def test_nothing_is_changed_where_the_runs_cannot_be_written(ended: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", refuse)
         with pytest.raises(UserError, match="cannot be deleted: Permission denied"):
             remove_run(ended)
     assert [run.id for run in list_runs()] == [ended.id]
     assert not list(ended.path.parent.glob(".deleted-*"))
+
+
+@pytest.fixture
+def finished(run: Run) -> Run:
+    RunState(state="finished", step=3, total_steps=3).write(run.state_path)
+    return run
+
+
+def test_a_run_goes_to_the_trash_and_comes_back(finished: Run) -> None:
+    files = {path.name: path.read_bytes() for path in finished.path.iterdir()}
+    item = trash_run(finished)
+    assert list_runs() == []
+    assert list_trash() == [item]
+    assert (item.id, find_trashed("tickets"), item.size > 0, item.deleted > 0) == (finished.id, item, True, True)
+    assert paths.trash_dir().stat().st_mode & 0o777 == 0o700
+    assert restore_run(item) == finished
+    assert list_trash() == []
+    assert {path.name: path.read_bytes() for path in finished.path.iterdir() if path.name in files} == files
+    assert list(paths.trash_dir().iterdir()) == []
+
+
+def test_one_id_twice_in_the_trash_is_two_runs(finished: Run, home: Path) -> None:
+    first = trash_run(finished)
+    again = create_run(config_for(home), "tickets")
+    RunState(state="failed").write(again.state_path)
+    again.path.rename(finished.path)
+    second = trash_run(finished)
+    assert {item.path for item in list_trash()} == {first.path, second.path}
+    assert restore_run(find_trashed(finished.id)).state().state == "failed"
+    with pytest.raises(UserError, match="There is a run"):
+        restore_run(first)
+    assert list_trash() == [first]
+
+
+def test_the_trash_is_emptied_for_good(finished: Run) -> None:
+    outside = finished.path.parent.parent / "precious"
+    outside.mkdir()
+    (outside / "file").write_text("stays")
+    (finished.path / "link").symlink_to(outside)
+    remove_trashed(trash_run(finished))
+    assert list_trash() == []
+    assert (outside / "file").read_text() == "stays"
+    # The remains of an interrupted deletion are neither listed nor kept.
+    left = paths.trash_dir() / ".deleted-20260101-000000"
+    (left / "half").mkdir(parents=True)
+    assert list_trash() == []
+    sweep_trash()
+    assert not left.exists()
+
+
+def test_a_live_run_is_not_moved(run: Run) -> None:
+    live_state().write(run.state_path)
+    with pytest.raises(UserError, match="Stop it first"):
+        trash_run(run)
+    assert list_runs() == [run]
+    assert list(paths.trash_dir().iterdir()) == []
+
+
+def test_another_disk_is_said(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_source: object, _target: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(UserError, match="rm --now"):
+        trash_run(finished)
+    assert list_runs() == [finished]
+
+
+@pytest.mark.parametrize("name", ["nothing", ""])
+def test_an_unknown_name(finished: Run, name: str) -> None:
+    trash_run(finished)
+    with pytest.raises(UserError, match="There is no run called"):
+        find_trashed(name)
+
+
+def test_free_bytes_are_told_before_there_is_a_home(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setenv("LOCALTUNE_HOME", str(home / "not" / "yet"))
+    assert (free_bytes() or 0) > 0

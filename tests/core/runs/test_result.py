@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from core.runs.record.sentences import ALL_DONE, brief_id, slug_of
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.cases import cases
-from tests.core.runs.test_history import fold, phase, step
+from tests.core.runs.helpers import step_event as step
+from tests.core.runs.test_history import fold, phase
 from tests.tui.scripted_run import ScriptedRun
 
 
@@ -137,9 +137,7 @@ def test_a_result_that_is_not_in_the_run_is_none(tmp_path: Path, adapter: str) -
 
 
 @cases(("after", "note"), [(2.12, "0.12 forgotten"), (2.001, "nothing forgotten"), (1.5, "nothing forgotten")])
-def test_the_probe_is_compared_with_the_untouched_model_whether_or_not_the_rows_are(
-    tmp_path: Path, after: float, note: str
-) -> None:
+def test_the_probe_is_compared_with_the_untouched_model(tmp_path: Path, after: float, note: str) -> None:
     probe = events.ProbeEvent(t=150.0, step=0, loss=2.0, seconds=1.0)
     measured = [
         EvalEvent(t=200.0 + number, step=number, loss=0.5, perplexity=1.6, seconds=1.0, probe_loss=loss)
@@ -210,56 +208,48 @@ def test_a_step_that_was_measured_again_counts_as_the_last_time(again: float) ->
     assert bool(found) is (again > 0.5)
 
 
-def test_a_finished_run_tells_loss_and_exact_match(private_home: Path) -> None:
+def told(script: ScriptedRun, after: float) -> str:
+    """The end of a run as it is told some seconds later."""
+    outcome = read_outcome(script.run)
+    assert outcome is not None
+    return outcome.tell(outcome.ended + after)
+
+
+def test_a_finished_run_tells_loss_and_exact_match_or_that_it_is_refused(private_home: Path) -> None:
     script = ScriptedRun(private_home, "20261124-203633-faq", total=30)
     script.train_to(30)
     assert read_outcome(script.run) is None
     script.end("finished", "all steps done")
-    outcome = read_outcome(script.run)
-    assert outcome is not None
-    told = outcome.tell(outcome.ended + 12 * 60)
-    assert told.startswith("203633-faq finished 12 min ago while you were away: loss 0.")
-    assert told.endswith(", exact match 0.83.")
+    assert told(script, 12 * 60).startswith("203633-faq finished 12 min ago while you were away: loss 0.")
+    assert told(script, 12 * 60).endswith(", exact match 0.83.")
+    script.write_state(state="finished", reason="all steps done", refused="loss is 1.20 and should be <= 1.00")
+    assert told(script, 0.0).endswith(": its result is refused by eval.gate: loss is 1.20 and should be <= 1.00.")
 
 
 @pytest.mark.parametrize(
-    ("state", "reason", "expected"),
+    ("state", "reason", "end"),
     [
-        (
-            "failed",
-            "there is no file x.\x1b[31m",
-            "a failed at step 20 of 120 just now while you were away: there is no",
-        ),
-        (
-            "stopped",
-            "stopped on request after step 20",
-            "a was stopped at step 20 of 120 just now while you were away:",
-        ),
+        ("failed", "there is no file x.\x1b[31m", "failed at step 20 of 120 just now while you were away: there is no"),
+        ("stopped", "stopped on request after step 20", "was stopped at step 20 of 120 just now while you were away:"),
     ],
 )
-def test_another_end_says_so(private_home: Path, state: str, reason: str, expected: str) -> None:
+def test_another_end_says_so(private_home: Path, state: str, reason: str, end: str) -> None:
     script = ScriptedRun(private_home, "a")
     script.begin()
     script.steps(1, 20)
     script.end(state, reason)
-    outcome = read_outcome(script.run)
-    assert outcome is not None
-    told = outcome.tell(time.time())
-    assert told.startswith(expected)
-    assert "\x1b" not in told
+    assert told(script, 0.0).startswith(f"a {end}")
+    assert "\x1b" not in told(script, 0.0)
 
 
 def test_a_lost_run_says_why(private_home: Path) -> None:
     script = ScriptedRun(private_home, "20261124-203633-faq")
     script.begin()
     script.write_state(pid=1, pid_started="another boot")
-    outcome = read_outcome(script.run)
-    assert outcome is not None
-    assert outcome.tell(outcome.ended + 7200).startswith(
-        "203633-faq was lost 2 h ago while you were away: its process 1"
-    )
-    assert ended_since(script.run, outcome.ended - 1)
-    assert not ended_since(script.run, outcome.ended)
+    assert told(script, 7200).startswith("203633-faq was lost 2 h ago while you were away: its process 1")
+    ended = script.run.state().updated
+    assert ended_since(script.run, ended - 1)
+    assert not ended_since(script.run, ended)
 
 
 @cases(
@@ -274,14 +264,3 @@ def test_a_lost_run_says_why(private_home: Path) -> None:
 def test_names_of_runs(identity: str, brief: str, slug: str) -> None:
     assert brief_id(identity) == brief
     assert slug_of(identity) == slug
-
-
-def test_a_refused_result_is_told_instead_of_its_numbers(private_home: Path) -> None:
-    script = ScriptedRun(private_home, "20261124-203633-faq", total=30)
-    script.train_to(30)
-    script.end("finished", "all steps done")
-    script.write_state(state="finished", reason="all steps done", refused="loss is 1.20 and should be <= 1.00")
-    outcome = read_outcome(script.run)
-    assert outcome is not None
-    told = outcome.tell(outcome.ended)
-    assert told.endswith(": its result is refused by eval.gate: loss is 1.20 and should be <= 1.00.")

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,19 @@ from core.launch import launcher
 from core.runs.record import chain as chain_module
 from core.runs.record.chain import CHAIN_NAME, Chain, chain_head, seal_events
 from core.runs.record.events import NoticeEvent
-from core.runs.record.files import append_events, confirm_checkpoints, refuse_moved_checkpoints, refuse_unsafe_files
+from core.runs.record.files import (
+    append_events,
+    append_while_open,
+    closing_record,
+    confirm_checkpoints,
+    refuse_moved_checkpoints,
+    refuse_unsafe_files,
+)
 from core.runs.record.state import RunState
-from core.runs.record.store import Run
+from core.runs.record.store import Run, create_run
+from core.runs.record.tail import EventTail
 from tests.cases import cases
+from tests.core.runs.helpers import add_checkpoint, config_for
 
 MINE = '{"editor": "mine"}\n{"keep": "this"}'
 
@@ -36,11 +45,15 @@ def mine(tmp_path: Path) -> Path:
 
 
 def end(run: Run) -> None:
-    """A run that was killed after its first checkpoint."""
-    directory = run.checkpoints_path / "step-00000003"
-    directory.mkdir(parents=True)
-    (directory / "manifest.json").write_text("{}")
+    """Let a run have been stopped after its first checkpoint."""
+    add_checkpoint(run)
     RunState(state="stopped", step=3, total_steps=9).write(run.state_path)
+
+
+def own_run(directory: Path) -> Run:
+    """An empty run directory, for a case of a table."""
+    (directory / "run").mkdir()
+    return Run(directory / "run")
 
 
 ODD: dict[str, tuple[Callable[[Path, Path], object], str]] = {
@@ -58,12 +71,8 @@ PLACES = [
 
 @cases("kind", ODD)
 @cases("place", PLACES)
-def test_it_is_refused_with_its_place_before_anything_is_written(
-    tmp_path: Path, run: Run, mine: Path, kind: str, place: str
-) -> None:
-    # Each case has a run of its own.
-    own = Run(tmp_path / "run")
-    own.path.mkdir()
+def test_an_unsafe_file_is_refused_and_named(tmp_path: Path, run: Run, mine: Path, kind: str, place: str) -> None:
+    own = own_run(tmp_path)
     for path in (run.config_path, run.state_path):
         (own.path / path.name).write_bytes(path.read_bytes())
     end(own)
@@ -93,8 +102,7 @@ def test_one_directory_of_a_run_may_be_looked_at_alone(run: Run, mine: Path) -> 
 
 @cases("make", [os.mkfifo, lambda path: path.symlink_to("/nowhere")])
 def test_checkpoints_that_are_no_directory_are_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    own = Run(tmp_path / "run")
-    own.path.mkdir()
+    own = own_run(tmp_path)
     make(own.checkpoints_path)
     with pytest.raises(UserError, match=r"checkpoints is (not written to: it is a named pipe|a link to /nowhere)"):
         refuse_unsafe_files(own)
@@ -139,8 +147,7 @@ def test_a_worker_that_is_started_by_hand_refuses_it_too(run: Run, mine: Path) -
 
 @cases("kind", ODD)
 def test_the_chain_cuts_and_appends_to_its_own_file_alone(tmp_path: Path, run: Run, mine: Path, kind: str) -> None:
-    directory = tmp_path / "run"
-    directory.mkdir()
+    directory = own_run(tmp_path).path
     run.events_path.touch()
     ODD[kind][0](directory / CHAIN_NAME, mine)
     with pytest.raises(OSError, match=ODD[kind][1]):
@@ -151,17 +158,14 @@ def test_the_chain_cuts_and_appends_to_its_own_file_alone(tmp_path: Path, run: R
 
 @cases("kind", ODD)
 def test_events_are_appended_to_no_other_file(tmp_path: Path, run: Run, mine: Path, kind: str) -> None:
-    own = Run(tmp_path / "run")
-    own.path.mkdir()
+    own = own_run(tmp_path)
     ODD[kind][0](own.events_path, mine)
     with pytest.raises(UserError, match=ODD[kind][1]):
         append_events(own, NoticeEvent(level="info", code="x", message="y"))
     assert mine.read_text() == MINE
 
 
-def test_a_state_is_not_written_over_another_name_of_a_file(
-    tmp_path: Path, run: Run, mine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hard_link_is_not_overwritten(tmp_path: Path, run: Run, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run.state_path.unlink()
     os.link(mine, run.state_path)
 
@@ -186,9 +190,7 @@ def test_a_chain_goes_on_after_any_line(tmp_path: Path, run: Run, line: bytes) -
     assert (added["n"], added["events"]["from"]) == (1, 0)
 
 
-def test_a_record_of_nothing_but_line_breaks_is_sealed_in_parts(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_of_line_breaks_is_sealed_in_parts(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain_module, "SEALED_LINES", 100)
     run.events_path.write_bytes(b"\n" * 250)
     assert seal_events(run.events_path, 0)["to"] == 100
@@ -224,7 +226,7 @@ def test_checkpoints_that_were_moved_are_used_once_the_user_has_said_so(tmp_path
     confirm_checkpoints(run, tmp_path / "other-name")
     refuse_unsafe_files(run)
     assert (paths.moved_dir() / f"{run.id}.json").stat().st_mode & 0o777 == 0o600
-    # What lies there is a part of the run.
+    # Files there belong to the run.
     (target / "step-00000009").symlink_to(tmp_path)
     with pytest.raises(UserError, match="step-00000009 is not written to: it is a link"):
         refuse_unsafe_files(run)
@@ -240,7 +242,7 @@ def test_what_was_confirmed_is_one_directory_for_one_run(tmp_path: Path, run: Ru
     other.checkpoints_path.symlink_to(target)
     with pytest.raises(UserError, match="is a link to"):
         refuse_moved_checkpoints(other)
-    # The link leads elsewhere now; or what it leads to does.
+    # The target of the link is a link to another directory now.
     (tmp_path / "elsewhere").mkdir()
     target.rename(tmp_path / "disk" / "real")
     target.symlink_to(tmp_path / "elsewhere")
@@ -250,8 +252,7 @@ def test_what_was_confirmed_is_one_directory_for_one_run(tmp_path: Path, run: Ru
 
 @cases("content", ["", "[]", "{}", '{"run": 5}', "[" * 100_000, '{"run": "x", "checkpoints": "/"}', "\ud800"])
 def test_a_damaged_record_confirms_nothing(tmp_path: Path, run: Run, content: str) -> None:
-    own = Run(tmp_path / "run")
-    own.path.mkdir()
+    own = own_run(tmp_path)
     own.checkpoints_path.symlink_to("/")
     record = paths.make_private_dir(paths.moved_dir()) / f"{own.id}.json"
     record.write_bytes(content.encode("utf-8", "surrogatepass"))
@@ -265,3 +266,59 @@ def test_checkpoints_that_are_no_link_or_lead_nowhere_are_not_confirmed(tmp_path
     run.checkpoints_path.symlink_to(tmp_path / "unmounted")
     with pytest.raises(UserError, match=r"There is no directory .*unmounted"):
         confirm_checkpoints(run, tmp_path / "unmounted")
+
+
+NOTICE = NoticeEvent(level="warning", code="hot", message="It is hot.", hint="")
+
+
+@pytest.fixture
+def record(run: Run) -> Iterator[int]:
+    """The record, open as in its worker."""
+    descriptor = os.open(run.events_path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    yield descriptor
+    os.close(descriptor)
+
+
+def told(run: Run) -> int:
+    return len(list(EventTail(run.events_path).read_all()))
+
+
+def test_a_line_that_a_kill_cut_short_is_ended_first(run: Run) -> None:
+    run.events_path.write_bytes(b'{"type": "not')
+    append_events(run, NOTICE, NOTICE)
+    assert run.events_path.read_bytes().startswith(b'{"type": "not\n{')
+    assert told(run) == 2
+
+
+@cases(("state", "added"), [("training", True), ("paused", True), ("finished", False)])
+def test_nothing_comes_after_the_recorded_end(home: Path, state: str, added: bool) -> None:
+    run = create_run(config_for(home), "mine")
+    RunState(state=state).write(run.state_path)
+    assert append_while_open(run, NOTICE) is added
+    assert told(run) == added
+
+
+def test_nothing_comes_into_a_record_that_is_being_closed(run: Run, record: int) -> None:
+    RunState(state="training").write(run.state_path)
+    with closing_record(record):
+        assert not append_while_open(run, NOTICE)
+    assert told(run) == 0
+    assert append_while_open(run, NOTICE)
+
+
+def test_a_process_that_was_forked_meanwhile_keeps_no_record_closed(run: Run, record: int) -> None:
+    with closing_record(record):
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[record])
+    try:
+        assert append_while_open(run, NOTICE)
+    finally:
+        child.communicate(b"\n")
+
+
+def test_an_end_is_recorded_without_locks(run: Run) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.close(writing)
+    with closing_record(writing):
+        append_events(run, NOTICE)
+    assert told(run) == 1

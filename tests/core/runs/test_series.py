@@ -138,7 +138,7 @@ def test_an_empty_series_has_nothing_to_show() -> None:
     series.truncate(0)
     series.append(4, math.nan)
     assert series.bounds() is None
-    assert series.bucket(10) == []
+    assert series.bucket(10) == series.bucket(0) == []
 
 
 def test_a_step_again_replaces_what_came_after() -> None:
@@ -154,43 +154,8 @@ def test_the_value_at_a_step_is_the_newest_not_beyond_it() -> None:
     assert [series.at(step) for step in (1, 2, 3, 4, 9)] == [None, 1.0, 1.0, 2.0, 2.0]
 
 
-def test_columns_lie_where_their_steps_are() -> None:
-    series = build([(1, 1.0), (49, 2.0), (50, 3.0)])
-    assert [(b.x, b.low, b.high, b.first, b.last) for b in series.bucket(100, 1, 100)] == [
-        (0, 1.0, 1.0, 1.0, 1.0),
-        (49, 2.0, 2.0, 2.0, 2.0),
-        (99, 3.0, 3.0, 3.0, 3.0),
-    ]
-    assert [bucket.x for bucket in series.bucket(11, 0, 1000)] == [0, 1]
-    assert [bucket.x for bucket in series.bucket(1)] == [0]
-    assert series.bucket(0) == []
-    assert [bucket.x for bucket in series.bucket(5, 50, 50)] == [0]
-
-
-@given(POINTS, st.integers(1, 40))
-def test_no_extreme_is_lost_and_none_is_invented(points: list[tuple[int, float]], width: int) -> None:
-    series = build(points)
-    buckets = series.bucket(width)
-    finite = [value for value in series.values if math.isfinite(value)]
-    assert series.bounds() == ((min(finite), max(finite)) if finite else None)
-    assert bool(buckets) == bool(finite)
-    if finite:
-        assert min(bucket.low for bucket in buckets) == min(finite)
-        assert max(bucket.high for bucket in buckets) == max(finite)
-        assert buckets[0].first == finite[0]
-        assert buckets[-1].last == finite[-1]
-    columns = [bucket.x for bucket in buckets]
-    assert columns == sorted(set(columns))
-    assert all(0 <= x < width for x in columns)
-    assert all(
-        bucket.low <= bucket.first <= bucket.high and bucket.low <= bucket.last <= bucket.high for bucket in buckets
-    )
-
-
 @given(POINTS, st.integers(1, 60), st.integers(-5, 300), st.integers(0, 300))
-def test_buckets_of_a_range_hold_the_points_of_the_range(
-    points: list[tuple[int, float]], width: int, first: int, length: int
-) -> None:
+def test_buckets_hold_their_points(points: list[tuple[int, float]], width: int, first: int, length: int) -> None:
     series, last = build(points), first + length
     inside = [
         (step, value)
@@ -255,9 +220,7 @@ def test_many_points_become_few_and_lose_no_extreme(points: list[tuple[int, floa
 
 
 @given(POINTS, st.integers(3, 9), st.lists(st.integers(0, 300), max_size=4))
-def test_what_is_dropped_of_few_points_stays_dropped(
-    points: list[tuple[int, float]], most: int, steps: list[int]
-) -> None:
+def test_truncated_points_stay_dropped(points: list[tuple[int, float]], most: int, steps: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(series_module, "MOST_POINTS", most)
         series = build(points)
@@ -272,11 +235,6 @@ def test_what_is_dropped_of_few_points_stays_dropped(
             assert (series.bounds() is None) or series.bounds()[0] <= 1.0 <= series.bounds()[1]  # type: ignore[index]
 
 
-def test_the_least_positive_value_is_known() -> None:
-    assert build([(1, -1.0), (1, math.nan), (1, 3.0), (1, 0.5), (1, math.inf)]).least_positive() == 0.5
-    assert build([(1, -1.0)]).least_positive() is None
-
-
 def test_the_greatest_floats_are_smoothed() -> None:
     series = build([(1, 1.7e308), (1, -1.7e308), (1, 1.7e308), (1, 1.0)] * 20)
     assert all(map(math.isfinite, smoothed(series)))
@@ -284,9 +242,7 @@ def test_the_greatest_floats_are_smoothed() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), VALUES), max_size=120), st.integers(3, 9))
-def test_measurements_of_one_step_are_one_point_that_keeps_their_extremes(
-    points: list[tuple[int, float]], most: int
-) -> None:
+def test_measurements_of_a_step_become_one_point(points: list[tuple[int, float]], most: int) -> None:
     series, step = Series(), 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(series_module, "MOST_POINTS", most)

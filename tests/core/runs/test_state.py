@@ -8,6 +8,7 @@ import math
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,36 +18,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.atomic import write_atomic
+from core.runs.record import events
 from core.runs.record import state as state_module
+from core.runs.record.events import HardwareEvent, PhaseEvent, encode_event
+from core.runs.record.history import RunHistory
 from core.runs.record.state import (
     ACTIVE_STATES,
     END_STATES,
+    Rank,
     RunState,
     StepProgress,
     hostname,
     infer_state,
     is_same_process,
     own_identity,
+    rank_words,
+    ranks_path,
+    read_ranks,
+    sign_words,
+    silent_words,
     start_identity,
+    write_ranks,
 )
+from core.runs.record.store import Run
 from core.text import one_line
 from tests.cases import cases
 from tests.core.runs.event_strategies import JSON
+from tests.core.runs.helpers import live_state as live
 
 
-def live(**changes: object) -> RunState:
-    """A state that this very process could have written just now."""
-    pid, identity = own_identity()
-    state = RunState(state="training", pid=pid, pid_started=identity, host=hostname(), updated=time.time())
-    return dataclasses.replace(state, **changes)  # type: ignore[arg-type]
-
-
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_state_comes_back_as_written(tmp_path: Path) -> None:
     state = live(step=3, total_steps=9, reason="ä", socket="/run/x.sock")
     state.write(tmp_path / "state.json")
     assert RunState.read(tmp_path / "state.json") == state
     assert (tmp_path / "state.json").stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["state.json"]
+
+
+def read(path: Path) -> RunState:
+    state = RunState.read(path)
+    assert state is not None
+    return state
 
 
 @given(
@@ -76,8 +88,7 @@ def test_an_unreadable_state_is_none(tmp_path: Path, content: bytes) -> None:
 def test_its_texts_are_safe_to_show(tmp_path: Path) -> None:
     hostile = "\x1b]52;c;eA==\x07\x9b31m\u202e\x00"
     live(state="failed", reason=hostile, host=hostile).write(tmp_path / "state.json")
-    state = RunState.read(tmp_path / "state.json")
-    assert state is not None
+    state = read(tmp_path / "state.json")
     for text in (state.reason, state.host):
         assert not any(ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0 or letter == "\u202e" for letter in text)
 
@@ -87,16 +98,11 @@ def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     assert RunState.read(tmp_path / "state.json") == RunState(state="training")
 
 
-@cases("state", sorted(ACTIVE_STATES))
-def test_a_live_process_keeps_its_state(state: str) -> None:
-    assert infer_state(live(state=state)).state == state
-
-
-@cases("state", sorted(END_STATES))
-def test_an_end_is_an_end_whatever_became_of_the_process(state: str) -> None:
-    ended = live(state=state, pid=2**22 + 1, updated=0.0)
-    assert infer_state(ended) == ended
-    assert ended.is_over
+@cases("state", sorted(ACTIVE_STATES | END_STATES))
+def test_a_live_process_keeps_its_state_and_an_end_stays_without_a_process(state: str) -> None:
+    recorded = live(state=state) if state in ACTIVE_STATES else live(state=state, pid=2**22 + 1, updated=0.0)
+    assert infer_state(recorded) == recorded
+    assert recorded.is_over is (state in END_STATES)
 
 
 def test_a_process_that_is_gone_means_lost() -> None:
@@ -104,7 +110,7 @@ def test_a_process_that_is_gone_means_lost() -> None:
         state = live(pid=child.pid, pid_started=start_identity(child.pid))
         assert infer_state(state).state == "training"
         child.kill()
-        # Not yet waited for: it is a zombie, which trains nothing.
+        # Not yet waited for: it is a zombie.
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert infer_state(state).state == "lost"
     inferred = infer_state(state)
@@ -123,11 +129,6 @@ def test_an_old_heartbeat_means_stalled_and_is_not_over() -> None:
     assert inferred.state == "stalled"
     assert not inferred.is_over
     assert infer_state(live(), now=math.inf).state == "stalled"
-
-
-def test_on_another_machine_only_the_heartbeat_tells() -> None:
-    assert infer_state(live(host="elsewhere", pid=2**22 + 1)).state == "training"
-    assert infer_state(live(host="elsewhere", updated=time.time() - 1000)).state == "stalled"
 
 
 def test_a_queued_run_that_nobody_starts_is_lost_after_a_while() -> None:
@@ -182,10 +183,20 @@ def test_a_clock_that_was_set_neither_hides_a_hang_nor_makes_one(days: int) -> N
     assert re.fullmatch(r"no sign of life for 4\d s; step 1 has been running for 4\d s", hung.reason)
 
 
-def test_a_beat_that_cannot_be_is_none() -> None:
-    assert infer_state(live(beat=time.monotonic() + 1000)).state == "training"
-    assert infer_state(live(beat=time.monotonic() + 1000, updated=time.time() - 60)).state == "stalled"
-    assert infer_state(live(host="elsewhere", beat=time.monotonic() - 1000)).state == "training"
+@cases(
+    ("host", "age", "beat", "state"),
+    [
+        ("", 0, -1000, "training"),
+        ("", 60, -1000, "stalled"),
+        ("elsewhere", 0, None, "training"),
+        ("elsewhere", 1000, None, "stalled"),
+        ("elsewhere", 0, 1000, "training"),
+    ],
+)
+def test_when_the_wall_clock_counts_for_a_heartbeat(host: str, age: float, beat: float | None, state: str) -> None:
+    recorded = live(updated=time.time() - age, beat=None if beat is None else time.monotonic() - beat)
+    elsewhere = dataclasses.replace(recorded, host=host, pid=2**22 + 1)
+    assert infer_state(elsewhere if host else recorded).state == state
 
 
 def test_a_long_silence_is_told_in_days() -> None:
@@ -228,20 +239,19 @@ def test_what_does_not_fit_leaves_the_old_state(tmp_path: Path, monkeypatch: pyt
     before.write(path)
     monkeypatch.setattr(state_module, "write_atomic", no_second_file)
     live(step=4).write(path)
-    read = RunState.read(path)
-    assert read is not None
-    assert read.step == 4
+    assert read(path).step == 4
+    kept = read(path)
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, data[:50] if b"five" in data else data, at))
     with pytest.raises(OSError, match="No space left"):
         live(step=5, reason="five").write(path)
-    assert RunState.read(path) == read
+    assert read(path) == kept
     with pytest.raises(OSError, match="No space left"):
         live().write(tmp_path / "none" / "state.json")
     (tmp_path / "link").symlink_to(path)
     with pytest.raises(OSError, match="No space left"):
         live(step=6).write(tmp_path / "link")
-    assert RunState.read(path) == read
+    assert read(path) == kept
 
 
 @cases(
@@ -260,6 +270,171 @@ def test_what_a_step_is_at_is_read_or_left_out(
     tmp_path: Path, told: dict[str, object], pending: tuple[str, ...], progress: StepProgress | None
 ) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"state": "training", **told}))
-    state = RunState.read(tmp_path / "state.json")
-    assert state is not None
+    state = read(tmp_path / "state.json")
     assert (state.pending, state.progress) == (pending, progress)
+
+
+@pytest.fixture
+def dead(monkeypatch: pytest.MonkeyPatch) -> RunState:
+    """The state of a worker of this boot that is gone; the kernel has said nothing."""
+    monkeypatch.setattr(state_module, "_KERNEL_MESSAGES", Path("/nowhere"))
+    monkeypatch.setattr(state_module, "_LOGS", ())
+    state_module._memory_death.cache_clear()
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    _, identity = own_identity()
+    return RunState(state="training", pid=int(gone.stdout), pid_started=identity, host=hostname(), updated=1.0)
+
+
+def write_figures(path: Path, used: int | None, kind: str = "cpu") -> Path:
+    device = {"kind": kind, "memory_used": used, "memory_total": 1000}
+    full = {"kind": kind, "memory_used": 1000, "memory_total": 1000}
+    lines = [HardwareEvent(devices=[full]), HardwareEvent(devices=[device]), PhaseEvent(name="training")]
+    path.write_text("".join(map(encode_event, lines)) + '{"type": "hardware", "half')
+    return path
+
+
+@cases(("used", "kind", "told"), [(960, "cpu", True), (900, "cpu", False), (None, "cpu", False),
+                                                    (990, "cuda", False)])  # fmt: skip
+def test_full_memory_makes_it_likely(dead: RunState, tmp_path: Path, used: int | None, kind: str, told: bool) -> None:
+    state_module._memory_death.cache_clear()
+    reason = state_module.memory_death(dead, write_figures(tmp_path / "events.jsonl", used, kind))
+    assert (reason is not None and reason.startswith("probably killed by the kernel: ")) is told
+
+
+def test_the_memory_of_the_machine_counts_beside_a_card(dead: RunState, tmp_path: Path) -> None:
+    card = {"kind": "cuda", "memory_used": 1, "memory_total": 1000}
+    events = tmp_path / "events.jsonl"
+    for used, told in ((990, True), (500, False)):
+        event = HardwareEvent(devices=[card], host_memory_used=used, host_memory_total=1000)
+        events.write_text(encode_event(event))
+        state_module._memory_death.cache_clear()
+        assert (state_module.memory_death(dead, events) is not None) is told
+
+
+def test_nothing_is_said_of_a_worker_that_left_no_witness(dead: RunState, tmp_path: Path) -> None:
+    assert state_module.memory_death(dead, tmp_path / "none") is None
+    full = write_figures(tmp_path / "events.jsonl", 999)
+    earlier = dataclasses.replace(dead, pid_started="another-boot/17")
+    assert state_module.memory_death(earlier, full) is None
+    assert state_module.memory_death(dataclasses.replace(dead, pid=None, pid_started=None), full) is None
+
+
+@cases(
+    ("message", "where"),
+    [
+        ("Memory cgroup out of memory: Killed process {pid} (python) total-vm:1kB", "its control group"),
+        ("Out of memory: Killed process {pid} (python), UID 0, total-vm:1kB", "the machine"),
+        ("Out of memory: Killed process {other} (python)", None),
+    ],
+)
+def test_the_kernel_names_whom_it_killed_and_why(
+    dead: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str, where: str | None
+) -> None:
+    state_module._memory_death.cache_clear()
+    log = tmp_path / "kern.log"
+    assert dead.pid is not None
+    log.write_text(f"Nov 24 22:00:00 host kernel: [ 1.0] {message.format(pid=dead.pid, other=dead.pid * 10)}\n")
+    monkeypatch.setattr(state_module, "_LOGS", (tmp_path / "none", log))
+    reason = state_module.memory_death(dead, tmp_path / "none")
+    expected = where and f"killed by the kernel, as {where} ran out of memory; {state_module.MEMORY_ADVICE}"
+    assert reason == expected
+    # A message before the last heartbeat is about another process with this pid.
+    os.utime(log, (0, 0))
+    state_module._memory_death.cache_clear()
+    assert state_module.memory_death(dead, tmp_path / "none") is None
+
+
+def test_overwritten_messages_hide_no_others(dead: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = tmp_path / "kmsg"
+    messages.touch()
+    killed = f"Out of memory: Killed process {dead.pid} (python)\n".encode()
+    coming: list[bytes | OSError] = [b"an early one\n", BrokenPipeError(), killed, BlockingIOError()]
+
+    def read(_descriptor: int, _size: int) -> bytes:
+        message = coming.pop(0)
+        if isinstance(message, OSError):
+            raise message
+        return message
+
+    monkeypatch.setattr(state_module, "_KERNEL_MESSAGES", messages)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "read", read)
+        reason = state_module.memory_death(dead, tmp_path / "none")
+    assert reason == f"killed by the kernel, as the machine ran out of memory; {state_module.MEMORY_ADVICE}"
+
+
+@cases(
+    ("text", "kills"),
+    [("low 0\noom 3\noom_kill 2\noom_group_kill 7\n", 2), ("oom_kill_disable 0\nunder_oom 0\noom_kill 5\n", 5),
+     ("oom_kill x\n", None), ("oom_kill " + "9" * 5000 + "\n", None), ("", None)],
+)  # fmt: skip
+def test_the_counter_of_both_versions_is_read(tmp_path: Path, text: str, kills: int | None) -> None:
+    path = tmp_path / "memory.events"
+    path.write_text(text)
+    assert state_module.read_kills(path) == kills
+    assert state_module.read_kills(tmp_path / "none") is None
+    path.unlink()
+    os.mkfifo(path)
+    assert state_module.read_kills(path) is None, "a pipe is not waited for"
+
+
+def test_a_counter_that_went_up_since_the_start_tells(dead: RunState, tmp_path: Path) -> None:
+    path = tmp_path / "memory.events"
+    path.write_text("oom_kill 4\n")
+    started = dataclasses.replace(dead, memory_events=str(path), memory_kills=3)
+    reason = state_module.memory_death(started, tmp_path / "none")
+    assert reason is not None
+    assert reason.startswith("killed by the kernel, as its control group")
+    assert state_module.memory_death(dataclasses.replace(started, memory_kills=4), tmp_path / "none") is None
+
+
+RANKS = (
+    Rank(rank=0, host="head", pid=11, device="cuda:0", heard=100.0),
+    Rank(rank=1, host="head", pid=12, device="cuda:1", heard=99.0, is_waiting=True),
+    Rank(rank=2, host="tower", pid=7, device="cuda:0", heard=86.0),
+)
+
+
+def test_the_list_of_processes_comes_back_as_written(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert read_ranks(run.path) == ()
+    write_ranks(run.path, RANKS)
+    assert read_ranks(run.path) == RANKS
+
+
+def test_words_for_processes_and_their_signs_of_life() -> None:
+    assert rank_words(RANKS) == "3 processes on 2 machines: head (cuda:0, cuda:1), tower (cuda:0)"
+    assert rank_words(RANKS[:2]) == "2 processes: head (cuda:0, cuda:1)"
+    assert [sign_words(rank, 100.4) for rank in RANKS] == ["0s ago", "1s ago", "14s ago"]
+    assert sign_words(Rank(rank=0), 100.0) == "–"
+    assert silent_words(RANKS, 90.0) == ""
+    assert silent_words(RANKS, 100.0) == "no sign of life for 14s: 2 on tower"
+    assert silent_words([Rank(rank=0)], 100.0) == ""
+
+
+@cases(
+    "content",
+    [b"", b"{", b"[]", b'{"ranks": 1}', b'{"ranks": [1, null, {"rank": -1}, {"rank": true}]}', b"[" * 100_000],
+)
+def test_a_file_of_anything_else_has_no_processes(tmp_path: Path, content: bytes) -> None:
+    ranks_path(tmp_path).write_bytes(content)
+    assert read_ranks(tmp_path) == ()
+
+
+@given(JSON)
+def test_foreign_values_are_left_out(value: object) -> None:
+    found = Rank.from_dict({"rank": 3, **dict.fromkeys(("host", "pid", "device", "heard", "is_waiting"), value)})
+    assert found is not None
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert sign_words(found, 1.0)
+
+
+def test_the_record_names_the_processes_of_the_newest_start() -> None:
+    history = RunHistory()
+    history.apply(events.PhaseEvent(t=1.0, name="importing"))
+    history.apply(events.RanksEvent(t=2.0, ranks=[rank.to_dict() for rank in RANKS[:2]], strategy="replicate"))
+    assert [rank.pid for rank in history.ranks] == [11, 12]
+    assert history.log[-1].text == "2 processes: head (cuda:0, cuda:1); replicate"
+    history.apply(events.PhaseEvent(t=3.0, name="training"))
+    history.apply(events.PhaseEvent(t=4.0, name="importing"))
+    assert history.ranks == ()

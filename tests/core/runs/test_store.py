@@ -17,8 +17,7 @@ from core.atomic import write_atomic
 from core.commands.common import find_live_run
 from core.config.schema import Config
 from core.errors import UserError
-from core.launch import force
-from core.launch.launcher import continue_run
+from core.launch.launcher import continue_run, kill
 from core.runs.control.client import ControlClient
 from core.runs.record import store as sockets
 from core.runs.record.events import (
@@ -41,7 +40,6 @@ from core.runs.record.store import (
     Labels,
     Run,
     clean_tags,
-    clean_text,
     complete_checkpoints,
     create_run,
     find_run,
@@ -54,7 +52,7 @@ from core.runs.record.store import (
 )
 from core.runs.record.tail import EventTail
 from tests.cases import cases
-from tests.core.runs.helpers import config_for
+from tests.core.runs.helpers import add_checkpoint, config_for
 from tests.examples import examples
 from tests.tui.harness import FORBIDDEN, HOSTILE
 
@@ -129,6 +127,10 @@ def test_a_run_is_found_by_what_a_user_types(home: Path) -> None:
     assert find_run(str(home / "runs" / "20250101-000000-tickets")).id == "20250101-000000-tickets"
     with pytest.raises(UserError, match="could mean 2 runs"):
         find_run("tickets")
+    for run, name in zip(list_runs(), ("More data", "20260102"), strict=False):
+        write_labels(run.path, Labels(name=name))
+    assert find_run("more data").id == "20260102-000000-mails"
+    assert find_run("20260102").id == "20260102-000000-mails", "an id comes before a display name"
     with pytest.raises(UserError, match="no run called nothing"):
         find_run("nothing")
 
@@ -172,7 +174,7 @@ def test_an_invalid_configuration_names_its_file(run: Run) -> None:
 
 
 def dead_run(home: Path, *told: Event, updated: float = 100.0) -> Run:
-    """A run whose worker is gone, with what it has told."""
+    """A run whose worker is gone, with its events."""
     run = create_run(config_for(home), "tickets")
     RunState(state="training", pid=2**22 + 1, pid_started="x/1", step=3, total_steps=9, updated=updated).write(
         run.state_path
@@ -193,20 +195,14 @@ def test_an_end_that_only_the_record_tells_is_the_end(home: Path, kind: type[Fin
 def test_an_end_counts_only_where_it_is_the_last_word_of_the_worker(home: Path) -> None:
     end = FailedEvent(t=101.0, reason="no space", step=3)
     assert dead_run(home, end, PhaseEvent(t=105.0, name="importing")).state().state == "lost"
-    # A worker that came after it was heard later.
+    # A later worker has left a later heartbeat.
     assert dead_run(home, end, updated=110.0).state().state == "lost"
     assert dead_run(home).state().state == "lost"
     half = dead_run(home)
     half.events_path.write_text(encode_event(end).rstrip())
     assert half.state().state == "lost"
-
-
-def test_an_end_that_is_told_later_is_seen(home: Path) -> None:
-    run = dead_run(home, PhaseEvent(t=90.0, name="training"))
-    assert run.state().state == "lost"
-    with run.events_path.open("a") as file:
-        file.write(encode_event(StoppedEvent(t=101.0, reason="stopped by SIGTERM", step=3)))
-    assert run.state().state == "stopped"
+    half.events_path.write_text(encode_event(end))
+    assert half.state().state == "failed", "its last line is whole now"
 
 
 def test_labels_come_back_as_they_were_written(run: Run) -> None:
@@ -234,13 +230,10 @@ def test_labels_come_back_as_they_were_written(run: Run) -> None:
 def test_a_file_that_makes_no_sense_has_no_labels(run: Run, content: bytes) -> None:
     labels_path(run.path).write_bytes(content)
     assert read_labels(run.path) == NO_LABELS
-
-
-def test_a_pipe_is_not_waited_for(run: Run) -> None:
-    import os
-
+    labels_path(run.path).unlink()
     os.mkfifo(labels_path(run.path))
-    assert read_labels(run.path) == NO_LABELS
+    assert read_labels(run.path) == NO_LABELS, "a pipe is not waited for"
+    labels_path(run.path).unlink()
 
 
 @settings(max_examples=examples(25))
@@ -266,7 +259,7 @@ def test_whatever_a_file_says_is_safe_to_show_and_short(values: dict[str, object
         shown = labels.name + labels.note + "".join(labels.tags)
         assert not FORBIDDEN & set(shown)
         assert "\n" not in shown
-        # What is read can be written, and is then the same.
+        # Labels that were read are written and read again unchanged.
         write_labels(path, labels)
         assert read_labels(path) == labels
 
@@ -277,19 +270,6 @@ def test_tags_are_words_each_once() -> None:
         clean_tags(["x" * (TAG_LIMIT + 1)])
     with pytest.raises(UserError, match="17 tags"):
         clean_tags([f"t{number}" for number in range(MOST_TAGS + 1)])
-
-
-def test_a_long_text_is_refused() -> None:
-    assert clean_text("  a\nb ", 10, "note") == "a⏎b"
-    with pytest.raises(UserError, match="The note has 11 characters"):
-        clean_text("x" * 11, 10, "note")
-
-
-def test_a_run_is_found_by_its_display_name(run: Run) -> None:
-    write_labels(run.path, Labels(name="More data"))
-    assert find_run("more data") == run
-    # An id that is meant comes first.
-    assert find_run("tickets") == run
 
 
 @cases(("mode", "private"), [(0o700, True), (0o500, True), (0o750, False), (0o701, False), (0o777, False)])
@@ -306,9 +286,7 @@ def test_a_directory_is_private_when_it_is_nobody_elses(tmp_path: Path, mode: in
         assert not sockets.is_private(place)
 
 
-def test_a_run_directory_that_others_may_write_to_holds_no_socket(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writable_run_directory_holds_no_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     inside = tmp_path / "run" / "s"
     assert sockets.private_socket_path(inside) == inside
@@ -332,16 +310,12 @@ def end(run: Run, state: str = "stopped", *, saved: bool) -> None:
     """Let a run have ended at its third step."""
     RunState(state=state, step=3, total_steps=9).write(run.state_path)
     if saved:
-        checkpoint = run.checkpoints_path / "step-00000003"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "manifest.json").write_text("{}")
+        add_checkpoint(run)
 
 
 @cases("state", ["stopped", "failed"])
 @cases("saved", [True, False])
-def test_continue_is_advised_only_where_it_does_something(
-    home: Path, state: str, saved: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_continue_needs_a_checkpoint(home: Path, state: str, saved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     run = create_run(config_for(home), "tickets")
     end(run, state, saved=saved)
     said = way_on(run)
@@ -364,7 +338,7 @@ def test_continue_is_advised_only_where_it_does_something(
 @pytest.mark.parametrize("saved", [True, False])
 def test_a_killed_run_says_the_same(run: Run, saved: bool) -> None:
     end(run, "training", saved=saved)
-    force.kill(run, 5)
+    kill(run, 5)
     last = EventTail(run.events_path).read_all()[-1]
     assert isinstance(last, StoppedEvent)
     assert last.hint == way_on(run)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import tracemalloc
@@ -9,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.runs.catalog.rows import read_totals
 from core.runs.record import tail as tail_module
-from core.runs.record.events import Event, NoticeEvent, encode_event
-from core.runs.record.tail import EventTail, last_events
+from core.runs.record.events import Event, FinishedEvent, NoticeEvent, StepEvent, encode_event
+from core.runs.record.tail import EventTail, Line, last_events, read_lines
 from tests.cases import cases
 from tests.core.runs.event_strategies import EVENTS
+from tests.core.runs.helpers import step_event as step
 
 GARBAGE = st.sampled_from([b"not json", b'{"t": 1}', b"\xff\xfe", b'{"t": 1, "type": "step"}', b'{"t": 1', b"[]"])
 UNKNOWN = b'{"t": 1, "type": "from-the-future"}'
@@ -27,8 +30,9 @@ def notice(message: str) -> Event:
     st.lists(EVENTS | GARBAGE | st.sampled_from([UNKNOWN, b"", b"  "]), max_size=8),
     st.lists(st.integers(1, 400), min_size=1, max_size=6),
     st.sampled_from([b"", b'{"t": 1, "type": "no', b"garbage"]),
+    st.sampled_from([1, 200, tail_module.CHUNK_BYTES]),
 )
-def test_any_cuts_read_as_the_whole(pieces: list[Event | bytes], cuts: list[int], unfinished: bytes) -> None:
+def test_any_cuts_read_as_whole(pieces: list[Event | bytes], cuts: list[int], unfinished: bytes, limit: int) -> None:
     whole = b"".join(p + b"\n" if isinstance(p, bytes) else encode_event(p).encode() for p in pieces) + unfinished
     found: list[Event] = []
     with tempfile.TemporaryDirectory() as directory:
@@ -41,30 +45,11 @@ def test_any_cuts_read_as_the_whole(pieces: list[Event | bytes], cuts: list[int]
                 length = cuts[position % len(cuts)]
                 file.write(whole[position : position + length])
                 position += length
-                found += tail.poll()
+                found += tail.poll(limit)
         found += tail.read_all()
     events = [piece for piece in pieces if not isinstance(piece, bytes)]
     assert repr(found) == repr(events)
     assert tail.skipped == sum(isinstance(p, bytes) and bool(p.strip()) and p != UNKNOWN for p in pieces)
-
-
-def test_small_reads_see_everything(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    path.write_text("".join(encode_event(notice(str(number))) for number in range(50)))
-    tail, found = EventTail(path), list[Event]()
-    while batch := tail.poll(limit=200):
-        found += batch
-    assert [event.message for event in found if isinstance(event, NoticeEvent)] == [str(n) for n in range(50)]
-
-
-def test_a_line_appears_only_with_its_newline(tmp_path: Path) -> None:
-    path, line = tmp_path / "events.jsonl", encode_event(notice("whole")).encode()
-    tail = EventTail(path)
-    path.write_bytes(line[:-1])
-    assert tail.poll() == []
-    path.write_bytes(line)
-    assert tail.poll() == [notice("whole")]
-    assert tail.skipped == 0
 
 
 def test_a_replaced_and_a_shortened_file_are_read_from_their_start(tmp_path: Path) -> None:
@@ -81,9 +66,7 @@ def test_a_replaced_and_a_shortened_file_are_read_from_their_start(tmp_path: Pat
 
 
 @cases("cut", [1, 37, 10_000])
-def test_a_line_without_end_costs_one_line_and_no_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
-) -> None:
+def test_an_endless_line_costs_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
     monkeypatch.setattr(tail_module, "LINE_LIMIT", 500)
     path = tmp_path / "events.jsonl"
     whole = encode_event(notice("before")).encode() + b"x" * 1203 + b"\n" + encode_event(notice("after")).encode()
@@ -113,22 +96,19 @@ def test_a_reader_begins_again_where_another_stopped(tmp_path: Path) -> None:
 
 
 @given(st.lists(EVENTS | GARBAGE, max_size=8), st.integers(1, 400), st.integers(1, 3000), st.booleans())
-def test_the_end_of_a_file_reads_as_the_whole_backwards(
-    pieces: list[Event | bytes], chunk: int, limit: int, unfinished: bool
-) -> None:
+def test_a_file_reads_backwards_alike(pieces: list[Event | bytes], chunk: int, limit: int, unfinished: bool) -> None:
     lines = [p + b"\n" if isinstance(p, bytes) else encode_event(p).encode() for p in pieces]
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tail_module, "_END_BYTES", chunk)
         path = Path(directory, "events.jsonl")
         path.write_bytes(b"".join(lines) + (b'{"t": 1, "type": "no' if unfinished else b""))
         whole = list(reversed(EventTail(path).read_all()))
-        assert repr(list(last_events(path, limit=1 << 20))) == repr(whole)
-        searched = list(last_events(path, limit=limit))
+        assert repr(list(last_events(path, Event, 1 << 20))) == repr(whole)
+        searched = list(last_events(path, Event, limit))
         assert repr(searched) == repr(whole[: len(searched)])
-        for kind in ("step", "notice"):
-            assert repr(list(last_events(path, kind, 1 << 20))) == repr(
-                [event for event in whole if event.type == kind]
-            )
+        for kind in (StepEvent, NoticeEvent, FinishedEvent):
+            found = list(last_events(path, kind, 1 << 20))
+            assert repr(found) == repr([event for event in whole if type(event) is kind])
 
 
 def test_a_gigabyte_without_a_newline_is_looked_at_in_little_memory(tmp_path: Path) -> None:
@@ -139,7 +119,7 @@ def test_a_gigabyte_without_a_newline_is_looked_at_in_little_memory(tmp_path: Pa
     tracemalloc.start()
     try:
         assert tail.read_all() == [notice("before")]
-        assert list(last_events(path, limit=16 << 20)) == []
+        assert list(last_events(path, Event, 16 << 20)) == []
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
@@ -172,3 +152,68 @@ def test_it_tells_whether_there_is_more(tmp_path: Path) -> None:
     assert tail.is_behind
     tail.read_all()
     assert not tail.is_behind
+
+
+def read(path: Path, limit: int, begin: int = 0) -> list[Line]:
+    with io.FileIO(path) as file:
+        return list(read_lines(file, limit, begin))
+
+
+@given(st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b" ")), max_size=8), st.integers(1, 20),
+       st.integers(1, 40), st.booleans())  # fmt: skip
+def test_any_lines_in_any_blocks(pieces: list[bytes], limit: int, block: int, is_ended: bool) -> None:
+    whole = b"\n".join(pieces) + (b"\n" if pieces and is_ended else b"")
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tail_module, "_BLOCK", block)
+        path = Path(directory, "a")
+        path.write_bytes(whole)
+        found = read(path, limit)
+        expected = io.BytesIO(whole).readlines()
+        assert [line.data for line in found] == [line.removesuffix(b"\n")[:limit] for line in expected]
+        assert [line.is_ended for line in found] == [line.endswith(b"\n") for line in expected]
+        assert [line.is_cut for line in found] == [len(line.removesuffix(b"\n")) > limit for line in expected]
+        ends = [sum(map(len, expected[: number + 1])) for number in range(len(expected))]
+        assert [line.end for line in found] == ends
+        if len(found) > 1:
+            assert read(path, limit, found[0].end) == found[1:]
+
+
+def test_a_hole_costs_neither_memory_nor_time(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    before, after = b"first\n", b"end of the hole\nlast\n"
+    with path.open("wb") as file:
+        file.write(before)
+        file.seek(1 << 40)
+        file.write(after)
+    tracemalloc.start()
+    try:
+        found = read(path, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert [line.data for line in found] == [b"first", bytes(1000), b"last"]
+    assert [line.is_cut for line in found] == [False, True, False]
+    assert [line.end for line in found] == [6, (1 << 40) + 16, (1 << 40) + len(after)]
+
+
+def test_figures_of_a_record_with_a_hole_are_those_of_the_rest(tmp_path: Path) -> None:
+    from core.runs.record.events import encode_event
+
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(encode_event(step(number)) for number in (1, 2)))
+    size = path.stat().st_size
+    os.truncate(path, 1 << 40)
+    with path.open("r+b") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n" + encode_event(step(3)).encode())
+    tracemalloc.start()
+    try:
+        found = read_totals(path)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    with path.open("r+b") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(encode_event(step(3)).encode())
+    assert found.tokens == read_totals(path).tokens != 0

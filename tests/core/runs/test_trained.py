@@ -55,6 +55,13 @@ def add_checkpoint(run: Run, step: int, part: str = "adapter") -> Path:
     return path
 
 
+def write_adapter(run: Run, *more: str) -> None:
+    """The result of a run."""
+    run.adapter_path.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json", *more):
+        (run.adapter_path / name).write_text("{}")
+
+
 def refuse(run: Run, *, judged: int, last: int) -> None:
     """Let a run have finished with a result that ``eval.gate`` refuses."""
     refused = "loss is 2 and should be <= 1"
@@ -111,9 +118,7 @@ def test_of_a_run_whose_result_is_refused_every_checkpoint_says_so() -> None:
 
 @cases("method", ["lora", "full"])
 @cases("judged", [20, 30])
-def test_what_the_gate_has_judged_stands_in_for_the_result_it_refused(
-    method: Literal["lora", "full"], judged: int
-) -> None:
+def test_the_judged_checkpoint_stands_in_for_a_refused_result(method: Literal["lora", "full"], judged: int) -> None:
     run, part = make_run(method), "adapter" if method == "lora" else "weights"
     paths = {step: add_checkpoint(run, step, part) for step in (10, 20, 30)}
     refuse(run, judged=judged, last=30)
@@ -160,18 +165,14 @@ def test_a_result_that_is_there_has_passed_whatever_the_state_says() -> None:
     add_checkpoint(run, 20)
     add_checkpoint(run, 30)
     refuse(run, judged=20, last=30)
-    run.adapter_path.mkdir()
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        (run.adapter_path / name).write_text("{}")
+    write_adapter(run)
     assert (find_trained(run).adapter, find_trained(run).warning) == (run.adapter_path, "")
 
 
 def test_a_result_comes_before_checkpoints() -> None:
     run = make_run()
     add_checkpoint(run, 20)
-    run.adapter_path.mkdir()
-    for name in ("adapter_model.safetensors", "adapter_config.json", "chat_template.jinja"):
-        (run.adapter_path / name).write_text("{}")
+    write_adapter(run, "chat_template.jinja")
     trained = find_trained(run)
     assert (trained.step, trained.name, trained.label) == (None, "adapter", run.id)
     assert trained.adapter == run.adapter_path

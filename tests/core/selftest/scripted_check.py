@@ -1,4 +1,4 @@
-"""A check that does what its request's model says: ends well or badly, says nothing, hangs."""
+"""A check that follows a plan in its request's model: it passes, fails, dies or hangs."""
 
 from __future__ import annotations
 

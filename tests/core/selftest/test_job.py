@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import pytest
 from core import paths
 from core.errors import UserError
 from core.jobs.job import Job, JobCancelledError
-from core.runs.record.state import RunState, hostname, own_identity
 from core.selftest import job
 from core.selftest.job import SelfTestJob, SelfTestProgress, selftest_job
 from core.selftest.report import SUBJECTS, Check, Subject
 from core.selftest.sizes import Sizes
 from tests.cases import cases
+from tests.core.runs.helpers import live_state
 from tests.waiting import has_ended
 
 DRIVER, FAST = SUBJECTS[0], SUBJECTS[1]
@@ -45,7 +44,7 @@ def test_every_check_is_made_and_knows_the_device() -> None:
     assert [check.name for check in report.checks] == [subject.name for subject in SUBJECTS]
     assert report.passed
     assert report.device == {"kind": "cuda", "name": "Card 9000"}
-    # The first check finds the device, and the others are told of it.
+    # The first check finds the device for the others.
     assert "driver on unknown" in report.checks[0].detail
     assert all("on cuda" in check.detail for check in report.checks[1:])
     assert any(progress.activity == "working" and progress.total == 2 for progress in seen)
@@ -132,8 +131,7 @@ def test_a_missing_model_fails_the_checks_that_need_it_alone(monkeypatch: pytest
 def test_a_live_run_is_not_disturbed(private_home: Path) -> None:
     run = paths.make_private_dir(paths.runs_dir() / "20260101-000000-live")
     (run / "run.toml").write_text("", encoding="utf-8")
-    pid, identity = own_identity()
-    state = RunState(state="training", pid=pid, pid_started=identity, host=hostname(), updated=time.time(), step=3)
+    state = live_state(step=3)
     state.write(run / "state.json")
     with pytest.raises(UserError, match="20260101-000000-live is training"):
         planned().run()
@@ -172,9 +170,7 @@ def test_without_locks_nothing_of_another_one_is_removed(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), UserError("No process can be started.")])
-def test_a_check_that_cannot_be_begun_has_failed_and_the_others_go_on(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_check_that_cannot_begin_fails_alone(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     call = Job.call
 
     def failing(self: SelfTestJob, program: str, request: dict[str, Any], *rest: Any, **options: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from core.selftest.report import (
     Check,
     Report,
     device_line,
-    passed,
     report_text,
     system_line,
     table,
@@ -59,7 +58,7 @@ def test_the_fields_for_a_script() -> None:
 @cases("result", RESULTS)
 def test_only_a_failure_counts_as_one(result: str) -> None:
     check = Check("driver", result, "", 1.0)  # type: ignore[arg-type]
-    assert passed([check]) is (result != "fail")
+    assert made(check).passed is (result != "fail")
 
 
 def test_the_table_is_aligned_and_fits_the_width() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from core.config.choices import Tracker
 from core.config.schema import Config, DataSection, TrackingSection
 from core.launch.launcher import worker_environment
 from core.runs.record.events import (
@@ -24,16 +25,15 @@ from core.runs.record.events import (
     HardwareEvent,
     MemoryEvent,
     SampleEvent,
-    StepEvent,
     encode_event,
 )
-from core.runs.record.state import RunState, hostname, own_identity
 from core.runs.record.store import Run, create_run
 from core.tracking.position import TrackerFiles
 from core.tracking.start import tracker_command, tracker_environment
+from tests.core.runs.helpers import live_state, step_event
 from tests.forking import Forks
 
-#: A library that writes down what it is told, and does what FAKE says: hang, raise, exit or end with the interpreter.
+#: A library that records its calls, and misbehaves as FAKE says: hang, raise, exit or end the interpreter.
 FAKE = """
 import json, os, sys, threading
 from pathlib import Path
@@ -91,20 +91,7 @@ def steps(first: int, last: int) -> list[Event]:
     """Steps with an evaluation, a sample, memory and hardware between them; times are whole seconds."""
     found: list[Event] = []
     for number in range(first, last + 1):
-        found.append(
-            StepEvent(
-                t=float(number),
-                step=number,
-                epoch=number / 10,
-                loss=2.0 / number,
-                lr=1e-4,
-                grad_norm=1.0,
-                tokens=100,
-                supervised_tokens=50,
-                seconds=0.5,
-                tokens_per_second=200.0,
-            )
-        )
+        found.append(step_event(number, t=float(number), epoch=number / 10, loss=2.0 / number, seconds=0.5))
         if number % 5 == 0:
             found.append(EvalEvent(t=number + 0.5, step=number, loss=1.5, perplexity=4.5, seconds=1.0))
             found.append(SampleEvent(t=number + 0.5, step=number, prompt="secret prompt", text="x", source="base"))
@@ -115,20 +102,20 @@ def steps(first: int, last: int) -> list[Event]:
 
 
 @dataclass
-class Tracker:
-    """A tracker's process, and the file with what it prints."""
+class TrackerProcess:
+    """A tracker's process, and the file with its output."""
 
     process: Any
     said: Path
 
     def end(self) -> tuple[int, str]:
-        """Wait for its end; the exit code and what was printed."""
+        """Wait for its end; the exit code and the output."""
         return self.process.wait(120), self.said.read_text()
 
 
 @dataclass
 class Desk:
-    """A run, and what trackers are asked to do with it."""
+    """A run, and trackers for it."""
 
     run: Run
     directory: Path
@@ -142,15 +129,21 @@ class Desk:
             file.write("".join(map(encode_event, events)))
 
     def set_state(self, state: str) -> None:
-        """The run's state; one that is not over has this process as its worker."""
-        pid, identity = own_identity()
-        found = RunState(state=state, pid=pid, pid_started=identity, host=hostname(), updated=4e9)
-        found.write(self.run.state_path)
+        """Set the run's state; this process is its worker."""
+        live_state(state, updated=4e9).write(self.run.state_path)
 
     def finish(self, last: int) -> None:
         """The end of a run."""
         self.write([FinishedEvent(reason="all steps done", step=last)])
         self.set_state("finished")
+
+    def recorded(self, last: int, tool: Tracker, *, is_fake: bool = True, online: bool = False) -> TrackerFiles:
+        """The files of a tracker for the run once it has done so many steps; its library is fake by default."""
+        if is_fake:
+            self.fake(tool)
+        self.write(steps(1, last))
+        self.finish(last)
+        return TrackerFiles(self.run, tool, online)
 
     def fake(self, tool: str) -> None:
         """Put a fake library of this name on the path."""
@@ -165,7 +158,7 @@ class Desk:
             base["PYTHONPATH"] = os.pathsep.join([str(self.directory / "lib"), base.get("PYTHONPATH", "")])
         return tracker_environment(base, place)
 
-    def start(self, place: TrackerFiles, *, patience: float = 60.0, **variables: str) -> Tracker:
+    def start(self, place: TrackerFiles, *, patience: float = 60.0, **variables: str) -> TrackerProcess:
         """A tracker's process; one with fake libraries is forked."""
         place.make()
         command = tracker_command(place, patience)
@@ -175,14 +168,14 @@ class Desk:
         with said.open("wb") as file:
             environment, out = self.environment(place, **variables), file.fileno()
             process = self.forks.popen(command, env=environment, stdin=DEVNULL, stdout=out, stderr=STDOUT)
-        return Tracker(process, said)
+        return TrackerProcess(process, said)
 
     def track(self, place: TrackerFiles, *, patience: float = 60.0, **variables: str) -> tuple[int, str]:
-        """Send the run, and wait; the exit code and what was printed."""
+        """Send the run, and wait; the exit code and the output."""
         return self.start(place, patience=patience, **variables).end()
 
     def calls(self, name: str) -> list[Any]:
-        """What a fake library was told."""
+        """Calls of a fake library."""
         try:
             lines = (self.directory / "calls").read_text().splitlines()
         except OSError:
@@ -197,7 +190,7 @@ def configured(directory: Path, **tracking: Any) -> Config:
 
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, forks: Forks) -> Iterator[Desk]:
-    """A run in a home of its own that is at work and has told nothing yet."""
+    """A live run without events, in a home of its own."""
     with tempfile.TemporaryDirectory(prefix="lt-") as home:
         monkeypatch.setenv("LOCALTUNE_HOME", home)
         monkeypatch.delenv("WANDB_API_KEY", raising=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from core.tracking.destinations import TensorBoard, Trackio, Wandb
 from core.tracking.position import Position, TrackerFiles
 from core.tracking.start import record_failure, start_tracker
 from tests.cases import cases
-from tests.core.tracking.conftest import Desk, steps
+from tests.core.tracking.conftest import Desk
 
 
 @pytest.fixture
@@ -47,9 +48,7 @@ def tensorboard(run: Run) -> TensorBoard:
 
 @cases("make", [lambda path, mine: path.symlink_to(mine), lambda path, mine: os.link(mine, path)])
 @cases("size", [3, 0, None, 10**30])
-def test_an_event_file_is_cut_only_where_it_is_the_runs_own(
-    run: Run, outside: Path, make: Callable[[Path, Path], None], size: int | None
-) -> None:
+def test_no_linked_file_is_cut(run: Run, outside: Path, make: Callable[[Path, Path], None], size: int | None) -> None:
     found = tensorboard(run)
     found.place.make()
     found.path.unlink(missing_ok=True)
@@ -70,9 +69,7 @@ def test_an_event_file_is_cut_to_its_confirmed_size_or_begins_anew(run: Run) -> 
     assert found.path.read_bytes() == b""
 
 
-def test_an_event_file_is_opened_beneath_the_run_and_gets_its_header_once(
-    run: Run, outside: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_event_file_gets_its_header_once(run: Run, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Writer:
         def __init__(self, file: IO[bytes]) -> None:
             self.write = file.write
@@ -140,10 +137,7 @@ def test_nothing_is_started_or_recorded_through_a_link(run: Run, outside: Path) 
 
 
 def test_its_process_says_which_file_it_does_not_write_to(desk: Desk, outside: Path) -> None:
-    desk.write(steps(1, 2))
-    desk.finish(2)
-    desk.fake("wandb")
-    place = TrackerFiles(desk.run, "wandb")
+    place = desk.recorded(2, "wandb")
     place.make()
     (place.data / "debug.log").symlink_to(outside / "mine")
     code, said = desk.track(place)
@@ -153,3 +147,40 @@ def test_its_process_says_which_file_it_does_not_write_to(desk: Desk, outside: P
     assert "debug.log is not written to: it is a link" in found.reason
     assert not desk.calls("init")
     assert (outside / "mine").read_text() == "keep this"
+
+
+SOUND = Position(offset=10, rows=2, step=1, memory={"size": 3}, state="sending", pid=5, pid_started="x")
+
+
+def written(directory: Path) -> Path:
+    """The file of a sound position."""
+    place = TrackerFiles(Run(directory), "wandb")
+    place.make()
+    SOUND.write(place)
+    return place.position_path
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    assert Position.read(written(tmp_path)) == SOUND
+
+
+@cases(
+    "change",
+    [{"offset": 10**400}, {"offset": -1}, {"rows": True}, {"rows": "x"}, {"step": -1}, {"rows": 2**63},
+     {"memory": []}, {"pid": "../../x"},
+     {"pid": [1]}, {"pid_started": 5}, {"state": []}, {"reason": 5}],
+)  # fmt: skip
+def test_a_position_that_makes_no_sense_is_the_beginning(tmp_path: Path, change: dict[str, object]) -> None:
+    path = written(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert Position.read(path) == Position()
+
+
+def test_whatever_lies_under_its_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name, text in (("deep", "[" * 100_000), ("empty", ""), ("list", "[]")):
+        (tmp_path / name).write_text(text)
+    for name in ("fifo", "directory", "device", "deep", "empty", "list", "none"):
+        assert Position.read(tmp_path / name) == Position()

@@ -7,7 +7,8 @@ import stat
 
 import pytest
 
-from core.tracking.position import Position, TrackerFiles
+from core.config.choices import Tracker
+from core.tracking.position import TrackerFiles
 from tests.core.tracking.conftest import Desk, steps
 from tests.waiting import wait_for
 
@@ -19,11 +20,8 @@ def sent_steps(desk: Desk) -> list[int]:
 
 
 @pytest.mark.parametrize("tool", ["wandb", "trackio"])
-def test_a_finished_run_is_sent_whole_and_only_once(desk: Desk, tool: str) -> None:
-    desk.fake(tool)
-    desk.write(steps(1, 10))
-    desk.finish(10)
-    place = TrackerFiles(desk.run, tool)  # type: ignore[arg-type]
+def test_a_finished_run_is_sent_whole_and_only_once(desk: Desk, tool: Tracker) -> None:
+    place = desk.recorded(10, tool)
     code, out = desk.track(place)
     assert code == 0, out
     assert sent_steps(desk) == list(range(1, 11))
@@ -47,7 +45,7 @@ def test_a_finished_run_is_sent_whole_and_only_once(desk: Desk, tool: str) -> No
     assert desk.track(place)[0] == 0
     assert len(desk.calls("init")) == 1
 
-    # A run that went on: what it did since is sent, and nothing else.
+    # A run that went on: only new events are sent.
     desk.write(steps(11, 12))
     assert desk.track(place)[0] == 0
     assert sent_steps(desk) == list(range(1, 13))
@@ -70,12 +68,9 @@ def test_a_live_run_is_followed_to_its_end(desk: Desk) -> None:
     assert sent_steps(desk) == [1, 2, 3, 4]
 
 
-def check_missed(desk: Desk, tool: str, behavior: str) -> None:
-    """What a tracker that behaves so has missed is sent by the next attempt."""
-    desk.fake(tool)
-    desk.write(steps(1, 4))
-    desk.finish(4)
-    place = TrackerFiles(desk.run, tool)  # type: ignore[arg-type]
+def check_missed(desk: Desk, tool: Tracker, behavior: str) -> None:
+    """Metrics that a misbehaving tracker has missed are sent by the next attempt."""
+    place = desk.recorded(4, tool)
     code, out = desk.track(place, patience=2.0, FAKE=behavior)
     assert code != 0
     found = place.position()
@@ -100,22 +95,20 @@ HALF = list(zip(("wandb", "trackio") * 3, FAULTS, strict=True))
 
 
 @pytest.mark.parametrize(("tool", "behavior"), HALF)
-def test_what_a_tracker_missed_is_sent_afterwards(desk: Desk, tool: str, behavior: str) -> None:
+def test_what_a_tracker_missed_is_sent_afterwards(desk: Desk, tool: Tracker, behavior: str) -> None:
     check_missed(desk, tool, behavior)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("tool", "behavior"), sorted({*itertools.product(("wandb", "trackio"), FAULTS)} - {*HALF}))
-def test_what_the_other_tracker_missed_is_sent_afterwards(desk: Desk, tool: str, behavior: str) -> None:
+def test_what_the_other_tracker_missed_is_sent_afterwards(desk: Desk, tool: Tracker, behavior: str) -> None:
     check_missed(desk, tool, behavior)
 
 
 def test_a_library_that_is_missing_is_named(desk: Desk) -> None:
     (desk.directory / "lib").mkdir()
     (desk.directory / "lib" / "trackio.py").write_text("raise ImportError('numpy is broken')")
-    desk.write(steps(1, 1))
-    desk.finish(1)
-    place = TrackerFiles(desk.run, "trackio")
+    place = desk.recorded(1, "trackio", is_fake=False)
     code, _ = desk.track(place)
     assert code == 4
     assert place.position().reason == "ImportError: numpy is broken"
@@ -123,10 +116,7 @@ def test_a_library_that_is_missing_is_named(desk: Desk) -> None:
 
 def test_a_key_is_used_online_only_and_written_nowhere(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     key = "correct-horse-battery-staple"
-    desk.fake("wandb")
-    desk.write(steps(1, 2))
-    desk.finish(2)
-    online = TrackerFiles(desk.run, "wandb", online=True)
+    online = desk.recorded(2, "wandb", online=True)
     code, _ = desk.track(online)
     assert code == 4
     assert "WANDB_API_KEY is not set" in online.position().reason
@@ -141,7 +131,7 @@ def test_a_key_is_used_online_only_and_written_nowhere(desk: Desk, monkeypatch: 
     code, more = desk.track(online)
     assert code == 0, more
     assert key not in out + more
-    # The server is told under the same id, with the same row numbers, and drops what it has.
+    # The server gets the same id and the same row numbers, and drops duplicates.
     assert [(values[0]["id"], values[0]["mode"]) for values in desk.calls("init")] == [(desk.run.id, "online")] * 2
     assert [step for _, step in desk.calls("log")] == [0, 1, 0, 1]
     for path in desk.run.path.rglob("*"):
@@ -149,10 +139,7 @@ def test_a_key_is_used_online_only_and_written_nowhere(desk: Desk, monkeypatch: 
 
 
 def test_all_of_it_lies_in_the_run_directory_for_the_user_alone(desk: Desk) -> None:
-    desk.fake("wandb")
-    desk.write(steps(1, 1))
-    desk.finish(1)
-    place = TrackerFiles(desk.run, "wandb")
+    place = desk.recorded(1, "wandb")
     assert desk.track(place)[0] == 0
     for path in [place.root, *place.root.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
@@ -173,14 +160,6 @@ def test_only_one_process_sends_a_run_to_a_tracker(desk: Desk) -> None:
     desk.finish(1)
     first.end()
     assert sent_steps(desk) == [1]
-
-
-def test_a_damaged_position_is_the_beginning(desk: Desk) -> None:
-    place = TrackerFiles(desk.run, "wandb")
-    place.make()
-    for text in ("", "[]", '{"offset": -1}', '{"offset": 1, "rows": "x"}', "{" * 100_000):
-        place.position_path.write_text(text)
-        assert place.position() == Position()
 
 
 def test_what_another_version_has_written_hides_nothing_behind_it(desk: Desk) -> None:

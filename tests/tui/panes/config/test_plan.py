@@ -22,7 +22,7 @@ from core.runs.record.events import HardwareEvent
 from core.runs.record.store import Run, list_runs
 from tests.cases import cases
 from tests.core.quantization.test_result import COST
-from tests.core.runs.test_pace import record, step
+from tests.core.runs.test_estimate import record, step
 from tests.tui.config_panes import opened, type_value
 from tests.tui.harness import PaneApp, pane_of, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
