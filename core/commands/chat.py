@@ -339,11 +339,8 @@ def _prepare(session: ChatSession) -> None:
     """Load the model, with its progress on a terminal."""
     from core.commands.live_line import LiveLine
 
-    line = LiveLine()
-    try:
+    with LiveLine() as line:
         session.prepare(line.loading)
-    finally:
-        line.clear()
 
 
 def _read_prompt(args: argparse.Namespace) -> str | None:

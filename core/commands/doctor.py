@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from core.commands.common import EXIT_ERROR, add_json_flag, emit, say
 
 if TYPE_CHECKING:
-    from core.commands.checks.finding import Finding
+    from core.commands.checks import Finding
 
 _LABELS = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 

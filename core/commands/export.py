@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.commands.common import EXIT_INTERRUPTED, add_json_flag, emit, note, say
+from core.commands.common import add_json_flag, emit, note, say
 from core.commands.live_line import ProgressLine
 from core.export.request import KINDS, MERGE_FROM, QUANTS, ROWS
 
@@ -86,15 +86,8 @@ def run(args: argparse.Namespace) -> int:
     note(plan_line(plan))
     if (reason := plan.unverified) is not None:
         note(f"{reason.message} {reason.hint}")
-    line = ProgressLine()
-    try:
+    with ProgressLine("The export was broken off; nothing of it is left.") as line:
         result = export_job(request).run(line.follow)
-    except KeyboardInterrupt:
-        line.clear()
-        note("The export was broken off; nothing of it is left.")
-        return EXIT_INTERRUPTED
-    finally:
-        line.clear()
     if args.json:
         emit(result.to_dict())
     else:

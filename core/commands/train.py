@@ -8,9 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from core.commands.common import BOTH_PRINTED, EXIT_USAGE, PROGRAM, add_config, add_json_flag, emit, note, put, say
+from core.commands.common import (
+    BOTH_PRINTED,
+    EXIT_USAGE,
+    PROGRAM,
+    add_config,
+    add_json_flag,
+    emit,
+    note,
+    put,
+    say,
+    write_file,
+)
 from core.commands.parser import ArgumentParser, whole_number
-from core.commands.wishes import add_consent, starts_all_the_same, unmet_now
+from core.commands.starting import add_consent, starts_all_the_same, unmet_now
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -167,7 +178,9 @@ def write_batch_file(args: argparse.Namespace, output: str | None, processes: in
     if output == "-":
         put(job.batch_file())
         return 0
-    out = _write(Path(os.path.expanduser(output or f"{name}.sbatch")), job.batch_file(), force=args.force)
+    out = Path(os.path.expanduser(output or f"{name}.sbatch"))
+    write_file(out, job.batch_file(), force=args.force)
+    out.chmod(0o755)
     if args.json:
         emit({"file": str(out), "nodes": job.nodes, "processes": job.nodes * job.processes, "cards": job.cards})
         return 0
@@ -179,15 +192,6 @@ def write_batch_file(args: argparse.Namespace, output: str | None, processes: in
 def _processes(config: Config) -> int:
     named = [name for name in config.distributed.named_gpus if name != "all"]
     return config.distributed.processes or len(named) or 1
-
-
-def _write(out: Path, text: str, *, force: bool) -> Path:
-    from core.atomic import write_atomic
-
-    if not force and os.path.lexists(out):
-        raise UserError(f"{out} exists already.", "Choose another name, or replace it with --force.")
-    write_atomic(out, text, mode=0o755)
-    return out
 
 
 def _count(number: int, noun: str) -> str:

@@ -8,16 +8,51 @@ not declared.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
+import tomli
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.fields import FieldInfo
 
 from core.config.choices import ColumnRole, FileType, Objective, Overlong, RefusalCode, Supervise, Tracker
-from core.config.manual import NOTHING_SAID, Entry, manual
+
+MANUAL = Path(__file__).with_name("manual.toml")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The manual entry of one option, beyond its declaration; each part on one line.
+
+    Args:
+        about: Its effect, when to change it, usual values; a few sentences.
+        memory: Its cost in memory or on disk, in a phrase; empty where it is negligible.
+        time: Its cost in time, likewise.
+        source: The paper or specification that it comes from; empty where there is none.
+    """
+
+    about: str = ""
+    memory: str = ""
+    time: str = ""
+    source: str = ""
+
+
+NOTHING_SAID = Entry()
+
+
+@functools.cache
+def manual() -> Mapping[str, Entry]:
+    """The manual: option name to its entry."""
+    sections = tomli.loads(MANUAL.read_text(encoding="utf-8"))
+    return {
+        f"{section}.{key}": Entry(**{part: " ".join(text.split()) for part, text in parts.items()})
+        for section, keys in sections.items()
+        for key, parts in keys.items()
+    }
+
 
 #: Text of file, model and run names, which cannot contain NUL.
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\x00]*$")]

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 
-from core.commands.checks.finding import Finding
+from core.commands.checks import Finding
 from core.commands.checks.system import output
 
 _SMALLEST_SCREEN = (60, 20)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.config.facts import Facts, trains_on_cpu
-from core.config.rules.rule import Findings, rule
+from core.config.rules import Findings, rule
 from core.config.schema import WEIGHT_METHODS, Config
 
 

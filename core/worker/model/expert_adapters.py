@@ -7,7 +7,7 @@ its own. Names and shapes of what is saved are PEFT's, so that PEFT loads it on 
 
 PEFT also rewrites the target modules of some families: of ``gate_proj``, ``up_proj`` and ``down_proj`` it makes
 adapters on experts, those of shared experts and dense layers included. What gets adapters is decided here by
-:mod:`core.config.experts`, for plan and run alike; in the saved configuration the layers that PEFT would rewrite are
+:mod:`core.config.targets`, for plan and run alike; in the saved configuration the layers that PEFT would rewrite are
 written as parameters, which it leaves alone: ``shared_expert.gate_proj.weight``. An adapter has the same names and
 shapes in both ways."""
 
@@ -24,8 +24,8 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import ParamWrapper as PeftParamWrapper
 from transformers.pytorch_utils import Conv1D
 
-from core.config.experts import adapts_experts, adapts_linear, without_adapters
 from core.config.schema import MethodSection
+from core.config.targets import adapts_experts, adapts_linear, without_adapters
 from core.worker.model.experts import expert_count, experts_of, matrix_names, matrix_shapes, stored_shape
 from core.worker.model.experts_implementation import ADAPTERS, ExpertAdapter, use_own_experts
 

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from core.commands import doctor
-from core.commands.checks import gpu, security, software, system, terminal
-from core.commands.checks.finding import Finding
+from core.commands.checks import Finding, gpu, security, software, system, terminal
 from core.hardware.drivers import Build
 from core.hardware.nvml import GpuProcess
 from core.hardware.snapshot import Device

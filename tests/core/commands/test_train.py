@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from core.commands.wishes import starts_all_the_same
+from core.commands.starting import starts_all_the_same
 from core.launch import launcher
 from core.runs.outlook.forecast import Unmet
 from core.runs.record.store import find_run, list_runs

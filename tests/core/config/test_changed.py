@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from core.config.changed import changed_options
+from core.config.live import changed_options
 
 BEFORE = {"train": {"learning_rate": 1e-5, "seed": 7}, "data": {"train": "a.jsonl", "eval": "b.jsonl"}, "odd": 1}
 NOW = {"train": {"learning_rate": 1e-4, "max_steps": 9}, "data": {"train": "a.jsonl"}, "later": {"option": [1, "a"]}}

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from core.config.experts import (
+from core.config.schema import MethodSection
+from core.config.targets import (
     adapter_share,
     adapts_experts,
     adapts_linear,
     names_experts,
     without_adapters,
 )
-from core.config.schema import MethodSection
 from tests.cases import cases
 
 QWEN3_30B = ((1536, 2048), (2048, 768))

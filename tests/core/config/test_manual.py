@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from core.config.manual import MANUAL, manual
-from core.config.schema import Option, find_option, options
+from core.config.schema import MANUAL, Option, find_option, manual, options
 from tests.cases import cases
 
 EVERY = list(options())

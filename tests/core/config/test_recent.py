@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.config.recent import KEPT, recent_configs, recent_path, remember_config
+from core.config.files import KEPT, recent_configs, recent_path, remember_config
 from core.paths import make_private_dir
 from tests.cases import cases
 

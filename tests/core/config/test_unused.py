@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from core.config.derived import _USERS, used_by
 from core.config.schema import options
-from core.config.unused import _USERS, used_by
 
 
 def test_every_name_is_an_option_and_every_user_a_value() -> None:

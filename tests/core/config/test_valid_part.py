@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.config.document import ConfigDocument
-from core.config.valid_part import valid_part
+from core.config.document import ConfigDocument, valid_part
 from tests.cases import cases
 
 
