@@ -337,11 +337,11 @@ def test_a_disk_that_fills_up_is_a_sentence_and_what_has_come_is_kept(hub: FakeH
     hub.datasets["me/set"] = Repository({"train.jsonl": content})
     home = tmp_path / "small"
     home.mkdir()
-    program = "import sys, core.hub.download as d; d.RESERVE = -(1 << 40)\nsys.exit(d.main())"
+    program = "import core.hub.download as d, core.jobs.process as p; d.RESERVE = -(1 << 40)\nexit(p.run_job(d.fetch))"
     script = f'mount -t tmpfs -o size=2m small "{home}" && "{sys.executable}" -c "$PROGRAM"; find "{home}" >&2'
     ended = subprocess.run(
         [unshare, "-rm", "sh", "-c", script],
-        input=json.dumps({"entry": "hf://datasets/me/set"}) + "\ngo\n",
+        input=json.dumps({"title": "the download", "hint": "", "entry": "hf://datasets/me/set"}) + "\ntrue\n",
         env={**os.environ, "LOCALTUNE_HOME": str(home), "PROGRAM": program, "HF_HUB_DISABLE_XET": "1"},
         capture_output=True,
         text=True,
