@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,19 @@ class CommandLine:
         """Run a command line in this process."""
         return run_line(self.capsys, *words)
 
+    def ok(self, *words: str) -> Result:
+        """Run a command line that must succeed."""
+        result = self(*words)
+        assert result.code == 0, (words, result)
+        return result
+
+    def refused(self, said: str, *words: str, code: int = 1, lines: int = 1) -> Result:
+        """Run a command line that must end with an error on one line, or on so many, and no output."""
+        result = self(*words)
+        assert (result.code, result.out, result.err.count("\n")) == (code, "", lines), (words, result)
+        assert said in result.err, (words, result)
+        return result
+
     def spawn(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a command line in a process of its own."""
         program = f"import sys; sys.executable = {str(self.python)!r}; from tui.__main__ import main; sys.exit(main())"
@@ -161,12 +174,15 @@ def cli(
                 os.kill(state.pid, signal.SIGKILL)
 
 
-def record_slow_run(config: Path) -> Run:
-    """An earlier run of a configuration, with four steps of ten hours each."""
+def record_run(config: Path, *, seconds: float) -> Run:
+    """An earlier run of a configuration, with four steps of so many seconds each."""
     run = create_run(load_config(config), "earlier")
-    step = StepEvent(
-        step=1, epoch=0.1, loss=1.0, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=100, seconds=36_000.0,
-        tokens_per_second=1.0,
-    )  # fmt: skip
-    run.events_path.write_text("".join(encode_event(replace(step, step=number)) for number in range(1, 5)))
+    run.events_path.write_text("".join(encode_event(a_step(number, seconds=seconds)) for number in range(1, 5)))
     return run
+
+
+def a_step(step: int, **fields: Any) -> StepEvent:
+    """A step with some values."""
+    values: dict[str, Any] = {"epoch": 0.1, "loss": 1.0, "lr": 1e-4, "grad_norm": 1.0, "seconds": 1.0}
+    counts = {"tokens": 100, "supervised_tokens": 50, "tokens_per_second": 50.0}
+    return StepEvent(step=step, **{**values, **counts, **fields})
