@@ -17,7 +17,7 @@ TICKETS = str(sample_data.path("tickets_train.jsonl"))
 def test_the_json_has_what_scripts_need(call: Call, tiny_model_dir: Path) -> None:
     ended = call("data", TICKETS, "--model", str(tiny_model_dir), "--row", "1", "--json")
     assert ended.code == 0, ended.err
-    told = json.loads(ended.out)
+    told = ended.json
     assert told["format"] == "messages"
     assert told["reason"]
     assert told["rows"] == told["used"] == 400

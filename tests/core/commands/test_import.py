@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from core.commands.common import write_file
 from core.commands.import_ import KINDS
-from core.commands.import_ import write as write_result
 from core.config.document import load_config
 from core.errors import UserError
 from core.importers.convert import TOOLS
 from tests.cases import cases
-from tests.core.commands.conftest import Call, Result
+from tests.core.commands.conftest import Call
 from tests.core.data.sample_files import json_lines, pairs, write
 from tests.core.importers.test_axolotl import QLORA as AXOLOTL
 from tests.core.importers.test_llama_factory import QLORA as LLAMA_FACTORY
@@ -37,12 +35,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(ended: Result) -> dict[str, Any]:
-    """The JSON on standard output."""
-    found: dict[str, Any] = json.loads(ended.out)
-    return found
-
-
 @cases("kind", SAMPLES)
 def test_the_result_is_read_by_the_other_commands(call: Call, place: Path, kind: str) -> None:
     ended = call("import", f"{kind}.yml", "--out", f"{kind}.toml")
@@ -53,7 +45,7 @@ def test_the_result_is_read_by_the_other_commands(call: Call, place: Path, kind:
     load_config(place / f"{kind}.toml")
     looked = call("data", "--config", f"{kind}.toml", "--json")
     assert looked.code == 0, looked.err
-    result = told(looked)
+    result = looked.json
     assert result["rows"] == (2 if kind == "llama-factory" else 20)
     assert result["used"] == result["rows"] - result["dropped"].pop("held_out", 0)
     assert result["dropped"] == {}
@@ -74,8 +66,7 @@ def test_without_out_the_configuration_goes_to_standard_output(call: Call, place
 def test_the_json_has_what_scripts_need(call: Call, place: Path) -> None:
     ended = call("import", "axolotl.yml", "--json")
     assert ended.code == 0
-    assert ended.out.count("\n") == 1
-    result = told(ended)
+    result = ended.json
     assert result["kind"] == "axolotl"
     assert result["reason"]
     assert "[method]" in result["toml"]
@@ -90,7 +81,7 @@ def test_an_unknown_key_is_an_error_and_the_rest_is_carried_over(call: Call, pla
     ended = call("import", "typo.yml", "--json")
     assert ended.code == 1
     assert "typo.yml, line 3: Axolotl has no key lora_rr; it was left out. Did you mean lora_r?" in ended.err
-    assert any("Did you mean lora_r?" in said["reason"] for said in told(ended)["unsupported"])
+    assert any("Did you mean lora_r?" in said["reason"] for said in ended.json["unsupported"])
 
 
 def test_nothing_is_written_over(call: Call, place: Path) -> None:
@@ -114,7 +105,7 @@ def test_nothing_is_written_over(call: Call, place: Path) -> None:
 def test_a_file_made_meanwhile_is_not_written_over(tmp_path: Path) -> None:
     out = write(tmp_path / "ours.toml", "mine\n")
     with pytest.raises(UserError, match="exists already"):
-        write_result(out, "new\n", force=False)
+        write_file(out, "new\n", force=False)
     assert out.read_text() == "mine\n"
     assert os.listdir(tmp_path) == ["ours.toml"]
 
@@ -139,11 +130,8 @@ def test_what_cannot_be_carried_over_is_one_sentence(
     assert not (place / "o.toml").exists()
 
 
-def test_the_kinds_are_those_of_the_importers() -> None:
-    assert tuple(TOOLS) == KINDS
-
-
 def test_whose_it_is_may_be_said(call: Call, place: Path) -> None:
+    assert tuple(TOOLS) == KINDS
     write(place / "x.yml", "learning_rate: 1e-4\n")
     ended = call("import", "x.yml", "--from", "llama-factory")
     assert ended.code == 0
