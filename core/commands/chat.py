@@ -39,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", metavar="TEXT", help="ask this and leave; '-' reads it from standard input")
     parser.add_argument("--base", action="store_true", help="let the base model answer")
     parser.add_argument(
-        "--reader",
-        choices=("llama",),
-        help="have llama.cpp read any GGUF file; else a foreign one is converted",
+        "--reader", choices=("llama",), help="have llama.cpp read any GGUF file; else a foreign one is converted"
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: chat.system of the run)")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens")
@@ -149,12 +147,7 @@ class Conversation:
     """
 
     def __init__(
-        self,
-        session: ChatSession,
-        settings: GenerationSettings,
-        system: str,
-        source: Source,
-        run: Run | None = None,
+        self, session: ChatSession, settings: GenerationSettings, system: str, source: Source, run: Run | None = None
     ) -> None:
         from core.chat.dialogue import Dialogue
         from core.chat.request import BASE

@@ -235,12 +235,7 @@ _WIDTH = 110
 _EVAL_EXAMPLE = '# eval = "held-out.jsonl"'
 
 
-def draft_config(
-    values: Mapping[str, Any],
-    *,
-    head: Sequence[str] = (),
-    notes: Mapping[str, str] | None = None,
-) -> str:
+def draft_config(values: Mapping[str, Any], *, head: Sequence[str] = (), notes: Mapping[str, str] | None = None) -> str:
     """A TOML text with some options, each below its help.
 
     Args:

@@ -111,10 +111,7 @@ def _elsewhere(torchrun: str) -> Iterator[tuple[str, str]]:
     """The ways to start the processes on other machines."""
     if torchrun:
         yield "torchrun", torchrun
-        yield (
-            "torchrun",
-            "RUN is the directory that 'train CONFIG --no-start' prints, on a shared disk;",
-        )
+        yield ("torchrun", "RUN is the directory that 'train CONFIG --no-start' prints, on a shared disk;")
         yield "torchrun", "each machine has its own --node-rank, and the first one's --master-addr"
         yield "slurm", "'train CONFIG --slurm FILE --nodes N' writes a batch file"
 

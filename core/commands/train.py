@@ -75,9 +75,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help=f"go on where the check of the data refuses: {', '.join(get_args(RefusalCode))}; may be repeated",
     )
     parser.add_argument(
-        "--preset",
-        metavar="NAME",
-        help="preset, or auto, for options not in the file; 'init --list' lists them",
+        "--preset", metavar="NAME", help="preset, or auto, for options not in the file; 'init --list' lists them"
     )
 
 

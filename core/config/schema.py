@@ -135,16 +135,7 @@ class DataSection(Section):
         audience="basic",
     )
     format: Literal[
-        "auto",
-        "messages",
-        "sharegpt",
-        "alpaca",
-        "prompt_completion",
-        "segments",
-        "text",
-        "tokens",
-        "preference",
-        "kto",
+        "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "segments", "text", "tokens", "preference", "kto"
     ] = _option("auto", "Format of a row; auto decides by the columns and shows the evidence.")
     columns: dict[ColumnRole, Column] | None = _option(
         None, 'Columns by hand, as {user = "question", assistant = "answer"}; absent: by the format.'
@@ -203,8 +194,7 @@ class MethodSection(Section):
         "auto", "Adapters on the experts of a mixture; auto puts them there where they stay small beside the experts."
     )
     init: Literal["default", "pissa", "loftq"] = _option(
-        "default",
-        "Start of the adapters: no effect; main directions of the weights; correction of the 4-bit error.",
+        "default", "Start of the adapters: no effect; main directions of the weights; correction of the 4-bit error."
     )
     dora: bool = _option(False, "Weight-decomposed adapters (DoRA): slower, sometimes better at low rank.")
     rslora: bool = _option(False, "Scale by alpha / sqrt(rank) (rsLoRA): steadier at high rank.")
@@ -384,8 +374,7 @@ class EvalSection(Section):
         True, "Measure a small general probe too, before, at each evaluation and at the end: it shows forgetting."
     )
     gate: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(
-        None,
-        "Bar for the result, else it is refused: 'loss <= 0.9*before', or a list of bars; absent: none.",
+        None, "Bar for the result, else it is refused: 'loss <= 0.9*before', or a list of bars; absent: none."
     )
 
 
@@ -527,8 +516,7 @@ class DistributedSection(Section):
         audience="file",
     )
     offload: Literal["none", "optimizer", "all"] = _option(
-        "none",
-        "Parts that fsdp2 and deepspeed keep in the machine's memory: optimizer states, or all shared parts.",
+        "none", "Parts that fsdp2 and deepspeed keep in the machine's memory: optimizer states, or all shared parts."
     )
     hosts: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = _option(
         None, "Other machines. Refused: Slurm (train --slurm) or torchrun starts a run on several.", audience="file"

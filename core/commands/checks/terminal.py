@@ -50,9 +50,7 @@ def check_tmux(environment: Mapping[str, str], ask: Callable[[list[str]], str] =
     if not problems:
         return []
     settings = "; ".join(f"'{setting}'" for _, setting in problems)
-    return [
-        Finding("tmux", "warn", " and ".join(what for what, _ in problems), f"In ~/.tmux.conf: {settings}"),
-    ]
+    return [Finding("tmux", "warn", " and ".join(what for what, _ in problems), f"In ~/.tmux.conf: {settings}")]
 
 
 def _check_locale() -> Finding:

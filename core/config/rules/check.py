@@ -3,18 +3,7 @@
 from __future__ import annotations
 
 from core.config.facts import Facts
-from core.config.rules import (
-    Remark,
-    Rule,
-    data,
-    device,
-    distributed,
-    method,
-    night,
-    objective,
-    optimization,
-    train_for,
-)
+from core.config.rules import Remark, Rule, data, device, distributed, method, night, objective, optimization, train_for
 from core.config.schema import Config
 
 _MODULES = (data, objective, train_for, device, distributed, method, optimization, night)

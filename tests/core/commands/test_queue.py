@@ -158,10 +158,7 @@ def test_energy_alone_is_unknown_where_the_card_tells_no_power_limit(
     [
         ([Estimate(60.0, 5, 2.0, "r")], "about 1m 00s, about 2 Wh."),
         ([Estimate(60.0, 5, None, "r")], "about 1m 00s, energy not known, as earlier runs have no reading."),
-        (
-            [Estimate(60.0, 5, 2.0, "r"), NoEstimate("it is lost")],
-            "1m 00s (1 of them not known), about 2 Wh at least.",
-        ),
+        ([Estimate(60.0, 5, 2.0, "r"), NoEstimate("it is lost")], "1m 00s (1 of them not known), about 2 Wh at least."),
         (
             [Estimate(60.0, 5, 2.0, "r"), Estimate(60.0, 5, 3.0, "", "plan")],
             "(1 of them by the plan: no run of their kind yet), at most about 5 Wh by the power limit.",

@@ -548,9 +548,7 @@ FILLING = st.sampled_from(["", "\n", "# [a]\n", "# a = 1\n\n"])
 
 
 @given(st.dictionaries(KEYS, st.dictionaries(KEYS, st.tuples(FILLING, VALUES), max_size=4), min_size=1, max_size=4))
-def test_every_key_of_any_file_is_found_where_it_was_written(
-    tables: dict[str, dict[str, tuple[str, str]]],
-) -> None:
+def test_every_key_of_any_file_is_found_where_it_was_written(tables: dict[str, dict[str, tuple[str, str]]]) -> None:
     text = ""
     places: dict[tuple[str, ...], int] = {}
     for section, keys in tables.items():
