@@ -15,6 +15,7 @@ from core.config.explain import unknown_option
 from core.config.schema import Config, Option, find_option
 from core.config.values import describe_type, parse_value
 from core.errors import UserError
+from core.redact import secret_variable
 from tests.cases import cases
 from tests.core.config.strategies import CHANGES, EVERY, MINIMAL
 from tests.examples import examples
@@ -338,19 +339,16 @@ def test_no_number_is_beyond_what_readers_of_a_run_take(name: str) -> None:
         document.validate()
 
 
-def test_a_secret_on_the_command_line_is_refused_too() -> None:
+def test_a_secret_behind_set_is_refused_unless_a_file_has_its_name(tmp_path: Path) -> None:
+    (tmp_path / SECRET).write_text("{}")
+    (tmp_path / "my.toml").write_text(f'[data]\ntrain = "{SECRET}"\n')
+    assert load_config(tmp_path / "my.toml").data.train == str(tmp_path / SECRET)
     document = ConfigDocument(MINIMAL)
     document.apply([f"model.base={SECRET}"])
     with pytest.raises(UserError, match=re.escape("--set model.base: model.base holds")) as caught:
         document.validate()
     assert SECRET not in str(caught.value)
     assert "HF_TOKEN" in caught.value.hint
-
-
-def test_a_file_that_is_called_like_a_key_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / SECRET).write_text("{}")
-    (tmp_path / "my.toml").write_text(f'[data]\ntrain = "{SECRET}"\n')
-    assert load_config(tmp_path / "my.toml").data.train == str(tmp_path / SECRET)
 
 
 #: Values that no option accepts.
@@ -519,3 +517,63 @@ def test_there_is_always_one(text: str) -> None:
 def test_options_that_do_not_go_together_are_given_up() -> None:
     text = '[data]\ntrain = "a"\neval = "b"\neval_share = 0.1\n[train]\nbatch_size = 2\n'
     assert valid_part(ConfigDocument(text)).train.batch_size == 2
+
+
+#: Value of a secret variable, which does not look like a secret.
+HIDDEN = "plain horse 4711"
+
+
+@cases(
+    ("name", "value"),
+    [
+        ("tracking.name", f'"run-{HIDDEN}"'),
+        ("tracking.project", f'"{HIDDEN}"'),
+        ("chat.system", f'"The password is {HIDDEN}."'),
+        ("data.eval", f'["a.jsonl", "{HIDDEN}.jsonl"]'),
+        ("data.columns", f'{{user = "{HIDDEN}"}}'),
+        ("model.base", f'"hf://owner/{HIDDEN}"'),
+    ],
+)
+def test_the_value_of_a_secret_variable_is_refused_with_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", HIDDEN)
+    path = tmp_path / "x.toml"
+    path.write_text(f'data.train = "rows.jsonl"\n{name} = {value}\n')
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert caught.value.message == f"{path}, line 2: {name} holds the value of the variable MY_API_KEY."
+    assert HIDDEN not in str(caught.value)
+    assert name in ConfigDocument.load(path).problems()
+
+
+def test_the_value_of_a_secret_variable_is_refused_behind_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", HIDDEN)
+    path = tmp_path / "x.toml"
+    path.write_text(MINIMAL)
+    with pytest.raises(UserError) as caught:
+        load_config(path, [f"tracking.name=run-{HIDDEN}"])
+    assert caught.value.message == "--set tracking.name: tracking.name holds the value of the variable MY_API_KEY."
+    # A file may have its name.
+    (tmp_path / HIDDEN).touch()
+    assert str(load_config(path, [f"data.train={HIDDEN}"]).data.train).endswith(HIDDEN)
+
+
+@cases(
+    ("variable", "value", "text", "is_one"),
+    [
+        ("X_TOKEN", "correct-horse", "a correct-horse b", True),
+        ("X_TOKEN", " correct-horse\n", "correct-horse", True),
+        ("X_TOKEN", "a1b2c3d4", "run-a1b2c3d4", True),
+        ("X_TOKEN", "correct-horse", "correct-donkey", False),
+        ("X_TOKEN", "a1b2c3", "run-a1b2c3", False),
+        ("DB_PASSWORD", "postgres", "postgres-tickets", False),
+        ("DB_PASSWORD", "password", "Never tell a password.", False),
+        ("GOOGLE_CREDENTIALS", "/etc/passwd", "/etc/passwd", False),
+        ("HOME", "/home/anna/x", "/home/anna/x/rows.jsonl", False),
+        ("EMPTY_TOKEN", "", "anything", False),
+        ("BLANK_TOKEN", " " * 20, " " * 30, False),
+    ],
+)
+def test_values_of_variables_that_count_as_secrets(variable: str, value: str, text: str, is_one: bool) -> None:
+    assert secret_variable(text, {variable: value}) == (variable if is_one else None)
