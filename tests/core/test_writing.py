@@ -68,7 +68,6 @@ READERS = {
     "worker/export": "files of an export or a tokenizer that this program has made or checked",
     "worker/generate": "no file",
     "worker/model/expert_offload.py": "no file",
-    "worker/process/job.py": "a request of its parent",
     "worker/setup/provenance.py": "a file of the kernel",
     "worker/process/openmp.py": "files of the kernel",
     "worker/process/recorder.py: peak_rss_bytes": "a file of the kernel",
