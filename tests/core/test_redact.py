@@ -62,18 +62,9 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text, {}) == text
 
 
-@cases(
-    ("name", "is_one"),
-    [
-        ("HF_TOKEN", True),
-        ("wandb_api_key", True),
-        ("AWS_SECRET_ACCESS_KEY", True),
-        ("PASSWORD", True),
-        ("max_new_tokens", False),
-        ("special_tokens", False),
-        ("TOKENIZERS_PARALLELISM", False),
-        ("PATH", False),
-    ],
-)
+@cases(("name", "is_one"), [
+    ("HF_TOKEN", True), ("wandb_api_key", True), ("AWS_SECRET_ACCESS_KEY", True), ("PASSWORD", True),
+    ("max_new_tokens", False), ("special_tokens", False), ("TOKENIZERS_PARALLELISM", False), ("PATH", False),
+])  # fmt: skip
 def test_names_of_secrets(name: str, is_one: bool) -> None:
     assert is_secret_name(name) is is_one

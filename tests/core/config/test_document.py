@@ -253,17 +253,10 @@ def test_values_typed_by_a_person(name: str, raw: str, value: object) -> None:
     assert parse_value(option, raw) == value
 
 
-@cases(
-    ("typed", "value"),
-    [
-        ('"07:00"', "07:00"),
-        ("'07:00'", "07:00"),
-        (" 07:00 ", "07:00"),
-        ('"', '"'),
-        ('"a" b "c"', '"a" b "c"'),
-        ("it's", "it's"),
-    ],
-)
+@cases(("typed", "value"), [
+    ('"07:00"', "07:00"), ("'07:00'", "07:00"), (" 07:00 ", "07:00"), ('"', '"'), ('"a" b "c"', '"a" b "c"'),
+    ("it's", "it's"),
+])  # fmt: skip
 def test_a_text_may_be_set_in_quotes_as_in_the_file(typed: str, value: str) -> None:
     document = ConfigDocument(MINIMAL)
     document.apply([f"night.deadline={typed}"])
@@ -454,17 +447,10 @@ def test_a_key_is_found_however_it_is_written(text: str, lines: dict[str, int | 
     assert {path: line_of(text, *path.split(".")) for path in lines} == lines
 
 
-@cases(
-    ("text", "line"),
-    [
-        ("a = 1\nb = 2\na = 3\n", 3),
-        ("[a]\n[b]\n[a]\n", 3),
-        ("a = [\n1,\n2]\na = 1", 4),
-        ("a = 1\n[b]\n", None),
-        ("a = [\n", None),
-        ("", None),
-    ],
-)
+@cases(("text", "line"), [
+    ("a = 1\nb = 2\na = 3\n", 3), ("[a]\n[b]\n[a]\n", 3), ("a = [\n1,\n2]\na = 1", 4), ("a = 1\n[b]\n", None),
+    ("a = [\n", None), ("", None),
+])  # fmt: skip
 def test_where_something_is_a_second_time(text: str, line: int | None) -> None:
     assert repeated_line(text) == line
 

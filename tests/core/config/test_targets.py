@@ -28,27 +28,12 @@ from tests.cases import cases
 NAME = "model.layers.12.self_attn.q_proj"
 
 
-@cases(
-    ("entry", "found"),
-    [
-        ("q_proj", True),
-        ("self_attn.q_proj", True),
-        (NAME, True),
-        ("proj", False),
-        ("attn.q_proj", False),
-        ("*_proj", True),
-        ("self_attn.*", True),
-        ("layers.1?.*", True),
-        ("layers.?.*", False),
-        ("layers.1[0-9].self_attn.[qv]_proj", True),
-        ("*attn*", True),
-        ("Q_PROJ*", False),
-        (r"re:.*\.(q|v)_proj", True),
-        ("re:q_proj", False),
-        (r"re:model\.layers\.\d{2}\..*", True),
-        ("re:(q", False),
-    ],
-)
+@cases(("entry", "found"), [
+    ("q_proj", True), ("self_attn.q_proj", True), (NAME, True), ("proj", False), ("attn.q_proj", False),
+    ("*_proj", True), ("self_attn.*", True), ("layers.1?.*", True), ("layers.?.*", False),
+    ("layers.1[0-9].self_attn.[qv]_proj", True), ("*attn*", True), ("Q_PROJ*", False), (r"re:.*\.(q|v)_proj", True),
+    ("re:q_proj", False), (r"re:model\.layers\.\d{2}\..*", True), ("re:(q", False),
+])  # fmt: skip
 def test_what_an_entry_stands_for(entry: str, found: bool) -> None:
     assert is_target(NAME, entry) is found
 
