@@ -1,4 +1,4 @@
-"""Files that are read whole, and those that are not."""
+"""Small files: size limits, special files, and JSON within limits."""
 
 from __future__ import annotations
 

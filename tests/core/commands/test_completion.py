@@ -123,7 +123,7 @@ class Zsh:
         os.write(self.terminal, text.encode())
 
     def read(self, until: str) -> str:
-        """What is written up to a text."""
+        """Output up to a text."""
         found, deadline = self.rest, time.monotonic() + 30
         while until not in found:
             assert time.monotonic() < deadline, found

@@ -60,7 +60,7 @@ def test_it_prints_what_a_program_needs_and_ends_by_ctrl_c() -> None:
 def test_a_key_of_the_user_is_not_printed_and_a_foreign_address_is_warned_of() -> None:
     run = make_run("finished")
     add_adapter(run.adapter_path)
-    everywhere = "0.0.0.0"  # noqa: S104 - what is warned of
+    everywhere = "0.0.0.0"  # noqa: S104 - the warning is tested
     process = start(run.id, "--port", "0", "--host", everywhere, **{KEY_VARIABLE: "known-to-the-user"})
     try:
         told = lines(process, 3)

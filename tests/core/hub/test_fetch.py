@@ -392,7 +392,7 @@ def test_revisions_of_a_model_lie_side_by_side_and_each_is_found(
     assert default.name == "org--tiny"
     assert find_model("org/tiny") == find_model("hf://org/tiny@main") == default
     assert find_model("hf://org/tiny@v1") == first
-    # The tag is another commit now, one that is here already.
+    # The tag has moved to a commit that is here already.
     asked = len(hub.files_asked())
     assert Path(fetcher.plan("hf://org/tiny@v1").directory) == default == find_model("hf://org/tiny@v1")
     assert len(hub.files_asked()) == asked

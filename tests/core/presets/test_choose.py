@@ -132,7 +132,7 @@ def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
     [("Qwen3-30B-A3B", 8, "8gb-7b", "15.0 GB"), ("Qwen3-30B-A3B", 24, "24gb-30b", "")],
 )
 def test_a_mixture_is_chosen_for_by_its_plan(name: str, gib: int, preset: str, away: str) -> None:
-    """A mixture whose experts do not fit on the card takes what the card has for smaller models."""
+    """A mixture whose experts do not fit on the card gets the preset for smaller models."""
     see_chosen(name, gib, preset, away)
 
 
