@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 MADE = Path(__file__).with_name("run_at_4b94b32")
 RESULT: dict[str, Any] = json.loads((MADE / "continued" / "result.json").read_text(encoding="utf-8"))
 WATCHED_WORKER = Path(__file__).with_name("watched_worker.py")
-#: Tolerances on another processor: relative for losses and norms, absolute for weights. A hundredth of them was measured
-#: without AVX-512, and without any AVX.
+#: Tolerances on another processor: relative for losses and norms, absolute for weights. A hundredth of them was
+#: measured without AVX-512, and without any AVX.
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
 #: Figures of an event that hang on the way in which a processor adds up.
 MEASURED = ("loss", "grad_norm")
