@@ -150,20 +150,21 @@ def test_cards_are_planned_one_by_one(cli: CommandLine, base: Path) -> None:
 
 
 def test_cards_of_a_configuration_are_planned_as_it_shares_them(cli: CommandLine, base: Path) -> None:
-    options = ("strategy=deepspeed", "zero_stage=3", "offload=all", "processes=2", "hosts=tower", "address=10.0.0.1")
+    options = ("strategy=deepspeed", "zero_stage=3", "offload=all", "processes=2")
     flags = [word for option in options for word in ("--set", f"distributed.{option}")]
-    plan = cli("plan", config_file(cli, base), *flags, "--gpu-memory", "12GB", "--json").json
-    cards = plan["cards"]
-    assert (cards["number"], cards["here"], cards["machines"]) == (4, 2, 2)
+    words = ("plan", config_file(cli, base), *flags, "--gpu-memory", "12GB")
+    cards = cli(*words, "--json").json["cards"]
+    assert (cards["number"], cards["here"], cards["machines"]) == (2, 2, 1)
     assert (cards["strategy"], cards["zero_stage"], cards["offload"]) == ("deepspeed", 3, "all")
     assert cards["host_bytes"] > 0
-    shown = cli("plan", config_file(cli, base), *flags, "--gpu-memory", "12GB").out
-    assert "4, 2 on each of 2 machines" in shown
+    shown = cli(*words).out
     assert "of each machine's memory" in shown
-    assert (
-        "torchrun --nnodes 2 --nproc-per-node 2 --node-rank 0 --master-addr 10.0.0.1 --master-port 29500 "
-        "-m core.worker RUN"
-    ) in shown
+    line = (
+        "torchrun --nnodes {} --nproc-per-node 2 --node-rank 0 --master-addr {} --master-port 29500 -m core.worker RUN"
+    )
+    assert line.format(1, "127.0.0.1") in shown
+    hosts = ("--set", "distributed.hosts=tower", "--set", "distributed.address=10.0.0.1")
+    cli.refused(line.format(2, "10.0.0.1"), *words, *hosts)
 
 
 def test_too_small_cards_share_the_weights_out(cli: CommandLine, base: Path) -> None:
