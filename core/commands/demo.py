@@ -109,7 +109,8 @@ def _lines(followed: Followed, result: dict[str, Any]) -> list[str]:
     if result["before"] and result["after"]:
         lines.append(f"{result['after']['n']} tickets that it has never seen:  before  after")
         for name, key in (("answers that match", "exact_match"), ("answers that are JSON", "valid_json")):
-            before, after = (_percent(result[when][key]) for when in ("before", "after"))
+            shares = (result[when][key] for when in ("before", "after"))
+            before, after = ("–" if share is None else f"{share:.0%}" for share in shares)
             lines.append(f"  {name:<32}{before:>6}  {after:>5}")
         lines.append("")
     spent = [f"{phase_name(name)} {format_duration(seconds)}" for name, seconds in result["phases"].items()]
@@ -120,10 +121,6 @@ def _lines(followed: Followed, result: dict[str, Any]) -> list[str]:
         lines.append(f"          {PROGRAM} --run {result['run']}")
         lines.append(f"          {PROGRAM} train CONFIG   (start from a copy of {sample_data.path('tickets.toml')})")
     return lines
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.0%}"
 
 
 def _question_lines(followed: Followed) -> list[str]:

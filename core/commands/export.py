@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quant",
-        type=_quant,
+        type=str.upper,
         choices=QUANTS,
         help="type of the weights: the fewer bits, the smaller the file and the less exact (default: BF16 for merged, "
         "Q8_0 for gguf and ollama)",
@@ -55,11 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"rows of your data on which it is compared with the trained model (default: {ROWS})",
     )
     add_json_flag(parser)
-
-
-def _quant(text: str) -> str:
-    """A quantization type in any case."""
-    return text.upper()
 
 
 def run(args: argparse.Namespace) -> int:

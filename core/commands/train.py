@@ -160,7 +160,7 @@ def write_batch_file(args: argparse.Namespace, output: str | None, processes: in
     check_model(config)
     check_data(config)
     name = make_slug(args.name or path.stem)
-    processes = _processes(config)
+    processes = config.distributed.processes or sum(name != "all" for name in config.distributed.named_gpus) or 1
     job = SlurmJob(
         config=path,
         options=[*(word for text in args.set for word in ("--set", text)), *more],
@@ -185,11 +185,6 @@ def write_batch_file(args: argparse.Namespace, output: str | None, processes: in
     say(str(out))
     note(f"{_count(job.nodes, 'node')}, {_count(job.nodes * job.processes, 'process')}; hand it in with: sbatch {out}")
     return 0
-
-
-def _processes(config: Config) -> int:
-    named = [name for name in config.distributed.named_gpus if name != "all"]
-    return config.distributed.processes or len(named) or 1
 
 
 def _count(number: int, noun: str) -> str:

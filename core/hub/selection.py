@@ -327,15 +327,12 @@ def _matching(entry: HubEntry, patterns: Sequence[str], names: Sequence[str]) ->
     others = [pattern for pattern in dict.fromkeys(patterns) if pattern not in plain]
     parts = sum(pattern.count("/") + 1 for pattern in others)
     if parts * sum(name.count("/") + 1 for name in names) > _MOST_COMPARISONS:
+        plural = "" if len(others) == 1 else "s"
         raise UserError(
-            f"{_repository(entry)} has {len(names)} data files and {_plural(others)}, too many to compare.",
+            f"{_repository(entry)} has {len(names)} data files and {len(others)} pattern{plural}, too many to compare.",
             "Name the files by a path without a pattern.",
         )
     return [name for name in names if name in plain or any(_matches(pattern, name) for pattern in others)]
-
-
-def _plural(patterns: Sequence[str]) -> str:
-    return "1 pattern" if len(patterns) == 1 else f"{len(patterns)} patterns"
 
 
 def _matches(pattern: str, name: str) -> bool:
