@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the runs, ask, and delete them; the exit code is 1 if some are left, or the answer is no."""
     from core.runs.catalog.removal import directory_size, free_bytes, refuse_removal, remove_run, trash_run
-    from core.units import format_bytes
+    from core.units import counted, format_bytes
 
     chosen = _choose(args.runs, failed=args.failed)
     for target in chosen:
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         }
         emit(result)
     elif removed:
-        count = f"{len(removed)} run{'' if len(removed) == 1 else 's'}, {format_bytes(freed)}"
+        count = f"{counted(len(removed), 'run')}, {format_bytes(freed)}"
         say(f"Deleted {count}. {_room()}" if args.now else f"Moved to the trash: {count}. {_room()}")
     elif not chosen:
         say("No run has failed; nothing is deleted.")

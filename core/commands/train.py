@@ -153,6 +153,7 @@ def write_batch_file(args: argparse.Namespace, output: str | None, processes: in
     from core.commands.configuration import read_config
     from core.launch.slurm import SlurmJob
     from core.runs.record.store import make_slug
+    from core.units import counted
 
     path = Path(args.config).absolute()
     several = [] if processes is None else [f"distributed.processes={processes}"]
@@ -183,13 +184,9 @@ def write_batch_file(args: argparse.Namespace, output: str | None, processes: in
         emit({"file": str(out), "nodes": job.nodes, "processes": job.nodes * job.processes, "cards": job.cards})
         return 0
     say(str(out))
-    note(f"{_count(job.nodes, 'node')}, {_count(job.nodes * job.processes, 'process')}; hand it in with: sbatch {out}")
+    processes = counted(job.nodes * job.processes, "process", "processes")
+    note(f"{counted(job.nodes, 'node')}, {processes}; hand it in with: sbatch {out}")
     return 0
-
-
-def _count(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"
 
 
 def _refuse_job_options(args: argparse.Namespace) -> None:

@@ -83,10 +83,9 @@ def _restore(chosen: list[TrashedRun], *, as_json: bool) -> int:
 
 def _empty(chosen: list[TrashedRun], sizes: list[int], *, is_whole: bool, yes: bool, as_json: bool) -> int:
     from core.runs.catalog.removal import free_bytes, remove_trashed, sweep_trash
-    from core.units import format_bytes
+    from core.units import counted, format_bytes
 
-    count = f"{len(chosen)} run{'' if len(chosen) == 1 else 's'}"
-    question = f"Delete {count} for good, {format_bytes(sum(sizes))}?"
+    question = f"Delete {counted(len(chosen), 'run')} for good, {format_bytes(sum(sizes))}?"
     if chosen and not yes and not agrees(question, "Add --yes to delete without a question."):
         note("Nothing is deleted.")
         return EXIT_ERROR
@@ -98,6 +97,6 @@ def _empty(chosen: list[TrashedRun], sizes: list[int], *, is_whole: bool, yes: b
         ids = [item.id for item in removed]
         emit({"removed": ids, "bytes": freed, "left": left, "free_bytes": free_bytes()})
     else:
-        said = f"Deleted {len(removed)} run{'' if len(removed) == 1 else 's'}, {format_bytes(freed)}"
+        said = f"Deleted {counted(len(removed), 'run')}, {format_bytes(freed)}"
         say(f"{said if chosen else 'The trash is empty'}. Free on this disk: {format_bytes(free_bytes())}.")
     return EXIT_ERROR if left else 0

@@ -8,7 +8,7 @@ from core.config.derived import holds_out, step_count
 from core.config.facts import Facts
 from core.config.rules import Findings, rule
 from core.config.schema import WEIGHT_METHODS, Config
-from core.units import format_bytes
+from core.units import counted, format_bytes
 
 
 @rule("warning", "train.learning_rate", "method.name")
@@ -129,11 +129,7 @@ def room_for_all(config: Config, facts: Facts) -> Findings:
         fewer = keep - math.ceil((need.run - free) / need.checkpoint)
         lower = f"Lower checkpoint.keep to {fewer}, or make" if fewer >= 1 else "Make"
         yield (
-            f"{_checkpoints(keep)}, the one being written and the adapter take about {format_bytes(need.run)}, "
-            f"and on the disk of the runs {format_bytes(free)} are free.",
+            f"{counted(keep, 'checkpoint')}, the one being written and the adapter take about "
+            f"{format_bytes(need.run)}, and on the disk of the runs {format_bytes(free)} are free.",
             f"{lower} room.",
         )
-
-
-def _checkpoints(count: int) -> str:
-    return f"{count} checkpoint{'' if count == 1 else 's'}"
