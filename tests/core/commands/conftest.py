@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -58,40 +57,22 @@ class Result:
         return json.loads(self.out, parse_constant=refuse)
 
 
-#: Runs a command line in this process.
-Call = Callable[..., Result]
-
-
-def run_line(capsys: pytest.CaptureFixture[str], *words: str) -> Result:
-    """Run a command line in this process."""
-    capsys.readouterr()
-    try:
-        code = main(list(words))
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return Result(code, captured.out, captured.err)
-
-
 @dataclass
-class CommandLine:
-    """Runs command lines, and sets how their training process behaves."""
+class Call:
+    """Runs command lines in this process."""
 
-    home: Path
-    monkeypatch: pytest.MonkeyPatch
     capsys: pytest.CaptureFixture[str]
-    python: Path
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     #: Any number of lines.
     ANY: ClassVar[int] = -1
 
-    def script(self, **behavior: Any) -> None:
-        """Set the behavior of the training processes to come."""
-        self.monkeypatch.setenv("SCRIPT", json.dumps(behavior))
-
     def __call__(self, *words: str) -> Result:
-        """Run a command line in this process."""
-        return run_line(self.capsys, *words)
+        """Run a command line."""
+        self.capsys.readouterr()
+        try:
+            code = main(list(words))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *self.capsys.readouterr())
 
     def ok(self, *words: str) -> Result:
         """Run a command line that must succeed."""
@@ -113,6 +94,20 @@ class CommandLine:
         assert result.err.count("\n") == lines or lines == self.ANY or code == 2, (words, result)
         assert said in result.err, (words, result)
         return result
+
+
+@dataclass
+class CommandLine(Call):
+    """Runs command lines, and sets how their training process behaves."""
+
+    home: Path
+    monkeypatch: pytest.MonkeyPatch
+    python: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def script(self, **behavior: Any) -> None:
+        """Set the behavior of the training processes to come."""
+        self.monkeypatch.setenv("SCRIPT", json.dumps(behavior))
 
     def spawn(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a command line in a process of its own."""
@@ -148,7 +143,7 @@ def scripted_command(run: Run, *, resume: bool = False) -> list[str]:
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """Runs command lines that start no training."""
-    return functools.partial(run_line, capsys)
+    return Call(capsys)
 
 
 @pytest.fixture
@@ -172,7 +167,7 @@ def cli(
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(forks, "stand_ins", {str(python)})
     monkeypatch.setattr(launcher, "worker_command", scripted_command)
-    line = CommandLine(home, monkeypatch, capsys, python)
+    line = CommandLine(capsys, home, monkeypatch, python)
     yield line
     for process in line.processes:
         process.kill()
