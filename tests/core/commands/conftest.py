@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from core.config.document import load_config
 from core.launch import launcher
 from core.runs.record.events import StepEvent, encode_event
 from core.runs.record.store import Run, create_run, list_runs
+from tests import waiting
 from tests.forking import Forks
 from tui.__main__ import main
 
@@ -29,13 +29,9 @@ DEADLINE = 120.0
 PYTHON = sys.executable
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Wait until something is so, and fail when it does not become so."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited {DEADLINE:g} s in vain for {what}")
-        time.sleep(0.02)
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Wait until a condition holds, and fail if it does not in time."""
+    waiting.wait_for(condition, DEADLINE, what, interval=0.02)
 
 
 @dataclass
