@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.commands.common import add_json_flag, emit, note, say
 from core.commands.live_line import ProgressLine
@@ -47,13 +47,16 @@ def run(args: argparse.Namespace) -> int:
 
         plan = fetch_job(entry, confirm).run(lambda progress: line.show(_progress_words(progress)))
     if args.json:
-        values = dataclasses.asdict(plan)
-        del values["remaining"]
-        emit({"kind": entry.kind, **values, "fetched_bytes": proposed[0].remaining if proposed else 0})
+        emit(_as_json(entry, plan, proposed))
         return 0
     for line in _render(entry, plan, proposed):
         say(line)
     return 0
+
+
+def _as_json(entry: HubEntry, plan: FetchPlan, proposed: list[FetchPlan]) -> dict[str, Any]:
+    values = {name: value for name, value in dataclasses.asdict(plan).items() if name != "remaining"}
+    return {"kind": entry.kind, **values, "fetched_bytes": proposed[0].remaining if proposed else 0}
 
 
 def _size_words(plan: FetchPlan) -> str:
