@@ -184,8 +184,8 @@ def write_batch_file(args: argparse.Namespace, output: str | None, processes: in
         emit({"file": str(out), "nodes": job.nodes, "processes": job.nodes * job.processes, "cards": job.cards})
         return 0
     say(str(out))
-    processes = counted(job.nodes * job.processes, "process", "processes")
-    note(f"{counted(job.nodes, 'node')}, {processes}; hand it in with: sbatch {out}")
+    everywhere = counted(job.nodes * job.processes, "process", "processes")
+    note(f"{counted(job.nodes, 'node')}, {everywhere}; hand it in with: sbatch {out}")
     return 0
 
 
