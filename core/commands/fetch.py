@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit(_as_json(entry, plan, proposed))
         return 0
-    for line in _render(entry, plan, proposed):
-        say(line)
+    for text in _render(entry, plan, proposed):
+        say(text)
     return 0
 
 

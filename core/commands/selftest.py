@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         say(device_line(report.device))
         say("")
-        for line in table(report.checks, shutil.get_terminal_size((100, 24)).columns):
-            say(line)
+        for text in table(report.checks, shutil.get_terminal_size((100, 24)).columns):
+            say(text)
         say("")
         say(report.summary())
     if isinstance(written, UserError):

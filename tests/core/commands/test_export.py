@@ -61,8 +61,8 @@ def test_what_cannot_be_exported_is_one_line(cli: CommandLine, run: Run, monkeyp
     ):
         cli.refused(says, "export", *words)
     assert "--to" in cli("export", "tickets").err
-    for words in (["onnx"], ["gguf", "--quant", "Q3"]):
-        assert "invalid choice" in cli("export", "tickets", "--to", *words).err
+    for kind in (["onnx"], ["gguf", "--quant", "Q3"]):
+        assert "invalid choice" in cli("export", "tickets", "--to", *kind).err
     monkeypatch.setenv("SCRIPTED_EXPORT", "error")
     result = cli("export", "tickets", "--to", "gguf", "--json")
     assert (result.code, result.out) == (1, "")

@@ -226,9 +226,14 @@ def test_results_mark_the_lowest_held_out_loss(cli: CommandLine, config: Path) -
 
 def test_the_runner_is_started_and_ended(cli: CommandLine, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
+
+    def asks(word: str, answer: object) -> object:
+        asked.append(word)
+        return answer
+
     started = (status.own_status(), True)
-    monkeypatch.setattr(status, "start_runner", lambda: [asked.append("start"), started][1])
-    monkeypatch.setattr(status, "stop_runner", lambda: bool(asked.append("stop")))
+    monkeypatch.setattr(status, "start_runner", lambda: asks("start", started))
+    monkeypatch.setattr(status, "stop_runner", lambda: asks("stop", False))
     assert cli("queue", "add", str(config), "--start", "--json").json["runner"] is True
     assert cli("queue", "start", "--json").json["started"] is True
     assert cli("queue", "stop", "--json").json == {"stopped": False, "run": None}
