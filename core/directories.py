@@ -89,7 +89,7 @@ def new_directory(target: Path) -> Iterator[Path]:
         OSError: If it cannot be written; nothing of it remains then.
     """
     refuse_existing(target)
-    for leftover in _unfinished(target):
+    for leftover in sorted(target.parent.glob(f".{glob.escape(target.name)}.*.tmp")):
         if not remove_abandoned(leftover):
             raise UserError(f"Another process is making {target}.", "Wait for its end, or name another place.")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -120,11 +120,6 @@ def refuse_existing(target: Path) -> None:
     """
     if os.path.lexists(target):
         raise UserError(f"{target} is there already, and nothing is overwritten.", "Name another place, or remove it.")
-
-
-def _unfinished(target: Path) -> list[Path]:
-    """Hidden directories of present and earlier attempts at a target."""
-    return sorted(target.parent.glob(f".{glob.escape(target.name)}.*.tmp"))
 
 
 def remove_abandoned(directory: Path) -> bool:

@@ -171,8 +171,7 @@ def make_private_dir(path: Path) -> Path:
         writable = path.is_dir() and os.access(path, os.W_OK | os.X_OK)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be created: {error.strerror}.",
-            "Set LOCALTUNE_HOME to a directory that you can write to.",
+            f"{path} cannot be created: {error.strerror}.", "Set LOCALTUNE_HOME to a directory that you can write to."
         ) from error
     if not writable:
         raise UserError(

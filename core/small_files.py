@@ -17,11 +17,7 @@ from typing import Any
 #: The largest magnitude of an integer in JSON, as 64 bits hold it.
 INTEGER_LIMIT = 1 << 63
 
-_SPECIAL = (
-    (stat.S_ISFIFO, "it is a named pipe"),
-    (stat.S_ISCHR, "it is a device"),
-    (stat.S_ISBLK, "it is a device"),
-)
+_SPECIAL = ((stat.S_ISFIFO, "it is a named pipe"), (stat.S_ISCHR, "it is a device"), (stat.S_ISBLK, "it is a device"))
 
 
 def open_regular(path: Path | str) -> FileIO:

@@ -144,6 +144,11 @@ def format_count(count: float) -> str:
     return f"{count:,}" if isinstance(count, int) else f"{count:,.0f}"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A count with its noun: ``1 run``, ``3 runs``; ``plural`` for an irregular one."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def short_count(count: int | None) -> str:
     """A large number, such as that of a model's parameters, in three digits at most: ``135 M``, ``7.6 B``."""
     if count is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.audit.event_check import changed_events
 from core.audit.result import MOST, ChainResult, Difference
-from core.config.changed import changed_options
+from core.config.live import changed_options
 from core.config.schema import Config
 from core.errors import UserError
 from core.runs.catalog.trained import read_manifest, result_step

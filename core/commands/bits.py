@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from core.commands.common import EXIT_INTERRUPTED, add_config, add_json_flag, emit, note, say
+from core.commands.common import add_config, add_json_flag, emit, say
 from core.errors import UserError
 
 #: Rows that ``--rows`` takes.
@@ -40,15 +40,8 @@ def run(args: argparse.Namespace) -> int:
     if not 1 <= args.rows <= MOST_ROWS:
         raise UserError(f"--rows {args.rows} is no number of rows from 1 to {MOST_ROWS}.", "Write it as 16.")
     config = read_config(Path(args.config), args.set, is_for_here=False)
-    line = ProgressLine()
-    try:
+    with ProgressLine("The measurement was broken off.") as line:
         cost = measure(config, lambda *at: line.follow(JobProgress(*at)), rows=args.rows)
-    except KeyboardInterrupt:
-        line.clear()
-        note("The measurement was broken off.")
-        return EXIT_INTERRUPTED
-    finally:
-        line.clear()
     if args.json:
         emit(cost.to_dict())
         return 0

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import EXIT_USAGE, PROGRAM, add_json_flag, emit, note, say
+from core.commands.common import EXIT_USAGE, PROGRAM, add_json_flag, emit, note, report_error, say
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", metavar="TEXT", help="ask this and leave; '-' reads it from standard input")
     parser.add_argument("--base", action="store_true", help="let the base model answer")
     parser.add_argument(
-        "--reader",
-        choices=("llama",),
-        help="have llama.cpp read any GGUF file; else a foreign one is converted",
+        "--reader", choices=("llama",), help="have llama.cpp read any GGUF file; else a foreign one is converted"
     )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: chat.system of the run)")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens")
@@ -63,21 +61,24 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_USAGE
     from core.chat.request import BASE, TUNED
     from core.chat.session import open_session
+    from core.commands.live_line import LiveLine
+    from core.config.schema import ChatSection
     from core.runs.record.store import Run
 
     target, step = find_target_at(args.target)
-    defaults = _defaults(target)
+    run = target if isinstance(target, Run) else None
+    defaults = run.config().chat if run is not None else ChatSection()
     settings = _settings(args, defaults)
     system = defaults.system if args.system is None else args.system
     session = open_session(target, step, llama=args.reader == "llama")
-    if args.base and not session.has_tuned and isinstance(target, Run):
+    if args.base and not session.has_tuned and run is not None:
         raise UserError(
-            f"Run {target.id} trains the weights themselves, so it has no base to switch to.",
-            f"Talk to the base by itself: {PROGRAM} chat {target.config().model.base}",
+            f"Run {run.id} trains the weights themselves, so it has no base to switch to.",
+            f"Talk to the base by itself: {PROGRAM} chat {run.config().model.base}",
         )
     try:
-        _prepare(session)
-        run = target if isinstance(target, Run) else None
+        with LiveLine() as line:
+            session.prepare(line.loading)
         conversation = Conversation(session, settings, system, BASE if args.base else TUNED, run=run)
         if prompt is None:
             return conversation.hold()
@@ -149,12 +150,7 @@ class Conversation:
     """
 
     def __init__(
-        self,
-        session: ChatSession,
-        settings: GenerationSettings,
-        system: str,
-        source: Source,
-        run: Run | None = None,
+        self, session: ChatSession, settings: GenerationSettings, system: str, source: Source, run: Run | None = None
     ) -> None:
         from core.chat.dialogue import Dialogue
         from core.chat.request import BASE
@@ -258,8 +254,6 @@ class Conversation:
                 self._answer(line)
 
     def _answer(self, line: str, *, again: bool = False) -> None:
-        from core.commands.common import report_error
-
         try:
             self.ask(line, again=again)
         except KeyboardInterrupt:
@@ -297,10 +291,10 @@ class Conversation:
 
     def _choose(self, reference: str) -> None:
         """Let a checkpoint or another run answer; a number alone is a step of the run."""
-        from core.commands.common import report_error
         from core.runs.catalog.trained import find_run_at, find_trained, reference_to
 
-        name = reference_to(self._run, int(reference)) if self._run and _is_step(reference) else reference
+        is_step = reference.isascii() and reference.isdecimal() and len(reference) <= 18
+        name = reference_to(self._run, int(reference)) if self._run and is_step else reference
         try:
             run, step = find_run_at(name)
             trained = find_trained(run, step)
@@ -313,7 +307,6 @@ class Conversation:
     def _append(self, name: str) -> None:
         """Append the last answer, with its conversation, to a file of rows."""
         from core.chat.answer_rows import append_row, remember_file, remembered_file
-        from core.commands.common import report_error
         from core.paths import user_path
 
         path = user_path(name) if name else remembered_file()
@@ -331,21 +324,6 @@ class Conversation:
         note(f"Appended to {path}.")
 
 
-def _is_step(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= 18
-
-
-def _prepare(session: ChatSession) -> None:
-    """Load the model, with its progress on a terminal."""
-    from core.commands.live_line import LiveLine
-
-    line = LiveLine()
-    try:
-        session.prepare(line.loading)
-    finally:
-        line.clear()
-
-
 def _read_prompt(args: argparse.Namespace) -> str | None:
     """The prompt from the command line or a pipe; None at an interactive terminal.
 
@@ -361,13 +339,6 @@ def _read_prompt(args: argparse.Namespace) -> str | None:
     if prompt is not None and not prompt.strip():
         raise UserError("The prompt is empty.", "Write it after --prompt, or pipe it in.")
     return prompt
-
-
-def _defaults(target: Run | Path | str) -> ChatSection:
-    from core.config.schema import ChatSection
-    from core.runs.record.store import Run
-
-    return target.config().chat if isinstance(target, Run) else ChatSection()
 
 
 def _settings(args: argparse.Namespace, defaults: ChatSection) -> GenerationSettings:

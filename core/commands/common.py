@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Container, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from core.errors import UserError
 from core.text import one_line, sanitize
@@ -27,6 +29,8 @@ _ACTED_ON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\u
 #: Clears the line of the cursor.
 CLEAR_LINE = "\r\x1b[K"
 
+RUN_HELP = "a run: its id, a part of it, its directory, or 'latest'"
+
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 #: The reason why two arguments that each print to standard output exclude each other.
@@ -41,18 +45,24 @@ class OutputError(Exception):
     """Standard output cannot be written, for instance because its disk is full."""
 
 
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.strerror) from error
+
+
 def put(text: str) -> None:
     """Write to standard output, as it is.
 
     Raises:
         OutputError: If it cannot be written.
     """
-    try:
+    with _writing():
         sys.stdout.write(text)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(error.strerror) from error
 
 
 def flush() -> None:
@@ -61,12 +71,8 @@ def flush() -> None:
     Raises:
         OutputError: If it cannot be written.
     """
-    try:
+    with _writing():
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(error.strerror) from error
 
 
 def say(text: str) -> None:
@@ -168,13 +174,11 @@ def invoke(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         note("")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The buffered rest would raise again when the interpreter closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
-    except OutputError as error:
+    except (BrokenPipeError, OutputError) as error:
         # The buffered rest would raise again, now and when the interpreter closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return EXIT_BROKEN_PIPE
         report_error(UserError(f"The output cannot be written: {error}.", "Make room, or send it elsewhere."))
         return EXIT_ERROR
     except (OSError, UnicodeEncodeError) as error:
@@ -237,13 +241,7 @@ def add_config(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
         optional: Whether the file may be left out.
     """
     parser.add_argument("config", metavar="CONFIG", nargs="?" if optional else None, help="configuration file (TOML)")
-    parser.add_argument(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        action="append",
-        default=[],
-        help="override an option of the file; may be repeated",
-    )
+    add_set(parser)
 
 
 def add_json_flag(parser: argparse.ArgumentParser, what: str = "print the result as one JSON object") -> None:
@@ -251,9 +249,84 @@ def add_json_flag(parser: argparse.ArgumentParser, what: str = "print the result
     parser.add_argument("--json", action="store_true", help=what)
 
 
-def add_run_argument(parser: argparse.ArgumentParser) -> None:
+def add_run_argument(parser: argparse.ArgumentParser, help_: str = RUN_HELP) -> None:
     """Add ``RUN`` to a command."""
-    parser.add_argument("run", metavar="RUN", help="a run: its id, a part of it, its directory, or 'latest'")
+    parser.add_argument("run", metavar="RUN", help=help_)
+
+
+def add_set(parser: argparse.ArgumentParser, help_: str = "override an option of the file; may be repeated") -> None:
+    """Add ``--set`` to a command."""
+    parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help=help_)
+
+
+def find_runs(names: Iterable[str]) -> list[Run]:
+    """The named runs, each once.
+
+    Raises:
+        UserError: If there is no such run.
+    """
+    from core.runs.record.store import find_run
+
+    return list({run.path.resolve(): run for run in map(find_run, names)}.values())
+
+
+class _Named(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=_Named)
+
+
+def do_for_each(runs: Iterable[T], action: Callable[[T], object]) -> tuple[list[T], list[dict[str, str]]]:
+    """Do something with each run, and print the errors.
+
+    Returns:
+        The runs that are done; and for each of the others, its id and the reason as JSON fields.
+    """
+    done: list[T] = []
+    left: list[dict[str, str]] = []
+    for run in runs:
+        try:
+            action(run)
+            done.append(run)
+        except UserError as error:
+            left.append({"run": run.id, "reason": str(error)})
+            report_error(error)
+    return done, left
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse to overwrite a file.
+
+    Raises:
+        UserError: If it exists.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+
+
+def write_file(path: Path, text: str, *, force: bool = True) -> None:
+    """Write a file of the user, atomically; without ``force`` never over another one.
+
+    Raises:
+        UserError: If it cannot be written, or another program has meanwhile made a file of that name.
+    """
+    from core.config.files import FileText
+
+    try:
+        if not force:
+            # Claims the name, so that a file made in the meantime is not replaced.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        FileText("").write(path, text)
+    except FileExistsError as error:
+        raise _exists(path) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.", "Choose another place.") from error
+
+
+def _exists(path: Path) -> UserError:
+    return UserError(f"{path} exists already.", "Choose another name, or replace it with --force.")
 
 
 def find_live_run(name: str, purpose: str) -> Run:

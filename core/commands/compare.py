@@ -6,7 +6,7 @@ import argparse
 import itertools
 from pathlib import Path
 
-from core.commands.common import BOTH_PRINTED, add_json_flag, emit, note, say
+from core.commands.common import BOTH_PRINTED, add_json_flag, emit, find_runs, note, say
 from core.commands.parser import ArgumentParser
 from core.errors import UserError
 
@@ -39,10 +39,8 @@ def run(args: argparse.Namespace) -> int:
         to_json,
         to_markdown,
     )
-    from core.runs.record.store import find_run
 
-    chosen = list({found.path.resolve(): found for found in map(find_run, args.runs)}.values())
-    comparison = compare_runs([read_record(target) for target in chosen])
+    comparison = compare_runs([read_record(target) for target in find_runs(args.runs)])
     files = ((args.markdown, to_markdown), (args.csv, to_csv), (args.curves, to_curves_csv))
     wanted = [(path, write) for path, write in files if path is not None]
     for path, write in wanted:

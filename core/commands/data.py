@@ -57,11 +57,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--template needs a tokenizer.", "Name a model's directory with --model.")
     if args.row is not None and request.masks is None:
         raise UserError("--row needs a tokenizer.", "Name a model's directory with --model.")
-    live = LiveLine()
-    try:
+    with LiveLine() as live:
         analysis = analyze(request, lambda at: live.draw(progress_words(at)))
-    finally:
-        live.clear()
     sample = None
     if request.masks is not None and (args.row is not None or not args.json):
         with busy("reading the row as tokens"):
@@ -158,20 +155,18 @@ def as_json(analysis: Analysis, sample: TokenSample | None) -> dict[str, Any]:
     if (lengths := analysis.lengths) is not None:
         result["lengths"] = {**lengths.to_dict(), "longest": lengths.longest + 1}
     if sample is not None:
+        further = [[dataclasses.asdict(token) for token in row] for row in sample.further]
+        optional = {
+            "further": further or None,
+            "cut": sample.cut,
+            "rejected": [dataclasses.asdict(token) for token in sample.rejected] or None,
+            "rejected_cut": sample.rejected_cut,
+            "label": sample.label,
+            "row_error": {"code": sample.code, "message": sample.error} if sample.error else None,
+        }
         result["row"] = sample.index + 1
         result["tokens"] = [dataclasses.asdict(token) for token in sample.tokens]
-        if sample.further:
-            result["further"] = [[dataclasses.asdict(token) for token in row] for row in sample.further]
-        if sample.cut is not None:
-            result["cut"] = sample.cut
-        if sample.rejected:
-            result["rejected"] = [dataclasses.asdict(token) for token in sample.rejected]
-        if sample.rejected_cut is not None:
-            result["rejected_cut"] = sample.rejected_cut
-        if sample.label is not None:
-            result["label"] = sample.label
-        if sample.error:
-            result["row_error"] = {"code": sample.code, "message": sample.error}
+        result |= {name: value for name, value in optional.items() if value is not None}
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import PROGRAM, add_json_flag, emit, exit_code, note, say
+from core.commands.common import PROGRAM, add_json_flag, add_set, emit, exit_code, note, say
 
 if TYPE_CHECKING:
     from core.commands.follow import Followed
@@ -18,13 +18,7 @@ _QUESTIONS_SHOWN = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        action="append",
-        default=[],
-        help="override an option of the sample configuration; may be repeated",
-    )
+    add_set(parser, "override an option of the sample configuration; may be repeated")
     add_json_flag(parser)
 
 
@@ -77,19 +71,16 @@ def summarize_demo(followed: Followed) -> dict[str, Any]:
     """
     from core.commands.summary import summarize
 
-    summary = summarize(followed)
     measured = followed.history.evals
     result = {
-        "run": summary["run"],
-        "state": summary["state"],
+        "run": followed.run.id,
+        "state": followed.state.state,
         "before": _measured(next((event for event in measured if event.step == 0), None)),
         "after": _measured(next((event for event in reversed(measured) if event.step > 0), None)),
         "phases": followed.history.phase_seconds,
-        "tokens_per_second": summary["tokens_per_second"],
-        "peak_rss_bytes": summary["peak_rss_bytes"],
-        "adapter": summary["adapter"],
     }
-    return result | {key: summary[key] for key in ("reason", "hint") if key in summary}
+    kept = ("tokens_per_second", "peak_rss_bytes", "adapter", "reason", "hint")
+    return result | {key: value for key, value in summarize(followed).items() if key in kept}
 
 
 def _measured(event: EvalEvent | None) -> dict[str, Any] | None:
@@ -109,6 +100,7 @@ def _report(followed: Followed, *, as_json: bool) -> int:
 
 
 def _lines(followed: Followed, result: dict[str, Any]) -> list[str]:
+    import sample_data
     from core.commands.summary import summarize, summary_lines
     from core.runs.record.sentences import phase_name
     from core.units import format_duration
@@ -117,7 +109,8 @@ def _lines(followed: Followed, result: dict[str, Any]) -> list[str]:
     if result["before"] and result["after"]:
         lines.append(f"{result['after']['n']} tickets that it has never seen:  before  after")
         for name, key in (("answers that match", "exact_match"), ("answers that are JSON", "valid_json")):
-            before, after = (_percent(result[when][key]) for when in ("before", "after"))
+            shares = (result[when][key] for when in ("before", "after"))
+            before, after = ("–" if share is None else f"{share:.0%}" for share in shares)
             lines.append(f"  {name:<32}{before:>6}  {after:>5}")
         lines.append("")
     spent = [f"{phase_name(name)} {format_duration(seconds)}" for name, seconds in result["phases"].items()]
@@ -126,18 +119,8 @@ def _lines(followed: Followed, result: dict[str, Any]) -> list[str]:
         lines.insert(len(lines) - 1, f"time      {', '.join(spent)}")
     if followed.state.state == "finished":
         lines.append(f"          {PROGRAM} --run {result['run']}")
-        lines.append(f"          {PROGRAM} train CONFIG   (start from a copy of {_sample_config()})")
+        lines.append(f"          {PROGRAM} train CONFIG   (start from a copy of {sample_data.path('tickets.toml')})")
     return lines
-
-
-def _sample_config() -> str:
-    import sample_data
-
-    return str(sample_data.path("tickets.toml"))
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.0%}"
 
 
 def _question_lines(followed: Followed) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from core.commands.common import EXIT_ERROR, add_json_flag, emit, say
 
 if TYPE_CHECKING:
-    from core.commands.checks.finding import Finding
+    from core.commands.checks import Finding
 
 _LABELS = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 
@@ -80,7 +80,9 @@ def render(findings: list[Finding], width: int) -> list[str]:
 
 
 def _summary(failed: int, warned: int) -> str:
-    warnings = f"{warned} warning{'' if warned == 1 else 's'}"
+    from core.units import counted
+
+    warnings = counted(warned, "warning")
     if failed:
         return f"{failed} thing{' fails' if failed == 1 else 's fail'}, {warnings}."
     return f"Nothing fails, {warnings}." if warned else "All is well."

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, add_json_flag, emit, note, say
+from core.commands.common import EXIT_INTERRUPTED, EXIT_USAGE, PROGRAM, add_json_flag, emit, note, print_table, say
 from core.commands.parser import ArgumentParser
 
 if TYPE_CHECKING:
@@ -117,28 +116,22 @@ def _evaluate(evaluation: Evaluation) -> bool:
     """Run the evaluation; False if it was interrupted."""
     from core.commands.live_line import LiveLine
 
-    line = LiveLine()
-    try:
-        evaluation.run(_teller(evaluation, line.draw))
-    except KeyboardInterrupt:
-        evaluation.cancel()
-        return False
-    finally:
-        line.clear()
-    return True
+    is_first = evaluation.is_continued
 
-
-def _teller(evaluation: Evaluation, draw: Callable[[str], None]) -> Callable[[JobProgress], None]:
-    told = False
-
-    def tell(progress: JobProgress) -> None:
-        nonlocal told
-        if evaluation.is_continued and not told:
-            told = True
+    def show(progress: JobProgress) -> None:
+        nonlocal is_first
+        if is_first:
+            is_first = False
             note(f"Goes on with {progress.done} of {progress.total} answers of an earlier attempt.")
-        draw(f"{progress.activity}  {progress.done}/{progress.total}")
+        line.draw(f"{progress.activity}  {progress.done}/{progress.total}")
 
-    return tell
+    with LiveLine() as line:
+        try:
+            evaluation.run(show)
+        except KeyboardInterrupt:
+            evaluation.cancel()
+            return False
+    return True
 
 
 def _print(path: Path | None, record: EvaluationRecord, table: EvaluationTable, *, as_json: bool) -> None:
@@ -192,8 +185,7 @@ def _run_harness(args: argparse.Namespace) -> int:
     if args.json:
         emit(harness_summary(model, result))
     else:
-        for text in figure_lines(result.figures):
-            say(text)
+        print_table(figure_table(result.figures))
         note(f"kept in {result.path}")
     return 0
 
@@ -223,12 +215,11 @@ def harness_summary(model: HarnessModel, result: HarnessResult) -> dict[str, Any
     }
 
 
-def figure_lines(figures: tuple[Figure, ...]) -> list[str]:
-    """The figures as lines: task, metric, value and standard error."""
+def figure_table(figures: tuple[Figure, ...]) -> list[tuple[str, str, str]]:
+    """The figures as a table: task, metric, and value with its standard error."""
     table = [("TASK", "METRIC", "VALUE")]
     for figure in figures:
         error = f" ± {figure.stderr:.4f}" if figure.stderr is not None else ""
         metric = figure.metric if figure.filter == "none" else f"{figure.metric} ({figure.filter})"
         table.append((figure.task, metric, f"{figure.value:.4f}{error}"))
-    widths = [max(len(row[column]) for row in table) for column in (0, 1)]
-    return [f"{task.ljust(widths[0])}  {metric.ljust(widths[1])}  {value}" for task, metric, value in table]
+    return table

@@ -13,10 +13,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("init faq.csv", "make a configuration of this data"),
         ("train faq.toml --detach", "train without the app"),
     ),
-    "demo": (
-        ("demo", ""),
-        ("demo --set train.max_steps=10 --json", "a shorter one, for a script"),
-    ),
+    "demo": (("demo", ""), ("demo --set train.max_steps=10 --json", "a shorter one, for a script")),
     "init": (
         ("init faq.csv", "writes faq.toml"),
         ("init faq.csv --model ~/models/Qwen2.5-7B-Instruct", "choose the base model too"),
@@ -120,10 +117,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("plan faq.toml --cards 2", "on each of two cards"),
         ("plan faq.toml --set train.max_length=4096 --json", ""),
     ),
-    "bits": (
-        ("bits faq.toml", ""),
-        ("bits faq.toml --rows 64 --json", "on more rows"),
-    ),
+    "bits": (("bits faq.toml", ""), ("bits faq.toml --rows 64 --json", "on more rows")),
     "chat": (
         ("chat latest", ""),
         ("chat latest --prompt 'Which port does it use?'", "one answer"),
@@ -152,18 +146,11 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("serve faq@120 faq@240", "two checkpoints and their base"),
         ("serve latest --uds ~/faq.sock", "for programs of this user alone"),
     ),
-    "schema": (
-        ("schema --out localtune.schema.json", "for an editor"),
-        ("schema --markdown", "the reference page"),
-    ),
+    "schema": (("schema --out localtune.schema.json", "for an editor"), ("schema --markdown", "the reference page")),
     "doctor": (("doctor", ""), ("doctor --quick --json", "without importing torch")),
     "selftest": (
         ("selftest", "three minutes on a card, five on two cores"),
         ("selftest --report selftest.txt --json", "with a report to attach to a bug report"),
     ),
-    "completion": (
-        ("completion bash", ""),
-        ("completion zsh", ""),
-        ("completion fish", ""),
-    ),
+    "completion": (("completion bash", ""), ("completion zsh", ""), ("completion fish", "")),
 }

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.commands.common import EXIT_INTERRUPTED, add_json_flag, emit, note, say
+from core.commands.common import add_json_flag, emit, note, say
 from core.commands.live_line import ProgressLine
 from core.export.request import KINDS, MERGE_FROM, QUANTS, ROWS
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quant",
-        type=_quant,
+        type=str.upper,
         choices=QUANTS,
         help="type of the weights: the fewer bits, the smaller the file and the less exact (default: BF16 for merged, "
         "Q8_0 for gguf and ollama)",
@@ -55,11 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"rows of your data on which it is compared with the trained model (default: {ROWS})",
     )
     add_json_flag(parser)
-
-
-def _quant(text: str) -> str:
-    """A quantization type in any case."""
-    return text.upper()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,15 +81,8 @@ def run(args: argparse.Namespace) -> int:
     note(plan_line(plan))
     if (reason := plan.unverified) is not None:
         note(f"{reason.message} {reason.hint}")
-    line = ProgressLine()
-    try:
+    with ProgressLine("The export was broken off; nothing of it is left.") as line:
         result = export_job(request).run(line.follow)
-    except KeyboardInterrupt:
-        line.clear()
-        note("The export was broken off; nothing of it is left.")
-        return EXIT_INTERRUPTED
-    finally:
-        line.clear()
     if args.json:
         emit(result.to_dict())
     else:

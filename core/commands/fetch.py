@@ -33,38 +33,24 @@ def run(args: argparse.Namespace) -> int:
     """
     from core.hub.job import fetch_job, hub_endpoint, hub_host
     from core.hub_uri import parse_entry
-    from core.jobs.job import JobCancelledError
 
     entry = parse_entry(args.entry)
     hub_endpoint()
-    shown = ProgressLine()
     note(f"asking {hub_host()} for {entry}")
     proposed: list[FetchPlan] = []
+    with ProgressLine("What has come is kept; the same command goes on.") as line:
 
-    def confirm(plan: FetchPlan) -> bool:
-        shown.clear()
-        note(_size_words(plan))
-        proposed.append(plan)
-        return True
+        def confirm(plan: FetchPlan) -> bool:
+            line.message(_size_words(plan))
+            proposed.append(plan)
+            return True
 
-    job = fetch_job(entry, confirm)
-    try:
-        plan = job.run(lambda progress: shown.show(_progress_words(progress)))
-    except KeyboardInterrupt:
-        shown.clear()
-        if proposed:
-            note("What has come is kept; the same command goes on.")
-        raise
-    except JobCancelledError:
-        return 1
-    finally:
-        shown.clear()
-        job.close()
+        plan = fetch_job(entry, confirm).run(lambda progress: line.show(_progress_words(progress)))
     if args.json:
         emit(_as_json(entry, plan, proposed))
         return 0
-    for line in _render(entry, plan, proposed):
-        say(line)
+    for text in _render(entry, plan, proposed):
+        say(text)
     return 0
 
 

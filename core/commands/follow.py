@@ -93,12 +93,7 @@ class Interrupts:
 
 
 def follow(
-    run: Run,
-    view: View,
-    *,
-    stop_on_interrupt: bool,
-    skip_past: bool = False,
-    interrupts: Interrupts | None = None,
+    run: Run, view: View, *, stop_on_interrupt: bool, skip_past: bool = False, interrupts: Interrupts | None = None
 ) -> Followed | None:
     """Follow a run until it is over.
 

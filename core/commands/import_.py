@@ -8,7 +8,17 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.commands.common import EXIT_ERROR, PROGRAM, add_json_flag, emit, note, put, report_error
+from core.commands.common import (
+    EXIT_ERROR,
+    PROGRAM,
+    add_json_flag,
+    emit,
+    note,
+    put,
+    refuse_existing,
+    report_error,
+    write_file,
+)
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.file)
     out = Path(args.out) if args.out not in (None, "-") else None
     if out is not None:
-        refuse_existing(out, path, force=args.force)
+        refuse_output(out, path, force=args.force)
     imported = import_config(path, args.kind, out.parent if out is not None else None)
     if out is not None:
-        write(out, imported.toml, force=args.force)
+        write_file(out, imported.toml, force=args.force)
     if args.json:
         emit(imported.to_dict())
     else:
@@ -54,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_ERROR if imported.unknown else 0
 
 
-def refuse_existing(out: Path, source: Path, *, force: bool) -> None:
+def refuse_output(out: Path, source: Path, *, force: bool) -> None:
     """Refuse to overwrite a file, before anything is done.
 
     Raises:
@@ -65,38 +75,8 @@ def refuse_existing(out: Path, source: Path, *, force: bool) -> None:
         raise UserError(f"{out} is a directory.", "Name a file in it.")
     if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
         raise UserError(f"{out} is the file that is read.", "Choose another name.")
-    if not force and os.path.lexists(out):
-        raise _exists(out)
-
-
-def write(out: Path, toml: str, *, force: bool) -> None:
-    """Write the configuration atomically; without ``force`` never over another file.
-
-    Raises:
-        UserError: If it cannot be written, or another program has meanwhile made a file of that name.
-    """
-    from core.atomic import write_atomic
-    from core.config.files import FileText
-
-    beside = out.with_name(f".{out.name}.{os.getpid()}.new")
-    try:
-        if force:
-            FileText("").write(out, toml)
-            return
-        write_atomic(beside, toml, mode=0o644)
-        try:
-            # Unlike a rename, a link fails if the file exists by now.
-            os.link(beside, out)
-        finally:
-            beside.unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise _exists(out) from error
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}.", "Choose another place.") from error
-
-
-def _exists(out: Path) -> UserError:
-    return UserError(f"{out} exists already.", "Choose another name, or replace it with --force.")
+    if not force:
+        refuse_existing(out)
 
 
 def unknown_key(path: Path, title: str, unknown: Unknown) -> UserError:

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from core.commands.common import PROGRAM, add_json_flag, card_memory, emit, note, put, say, tell_measuring
+from core.commands.common import (
+    PROGRAM,
+    add_json_flag,
+    card_memory,
+    emit,
+    note,
+    put,
+    refuse_existing,
+    say,
+    tell_measuring,
+    write_file,
+)
 from core.commands.parser import ArgumentParser
 from core.config.choices import AIMS
+from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.presets.advised import Advised
@@ -44,8 +58,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _init(args: argparse.Namespace) -> int:
-    from core.errors import UserError
-
     if args.list:
         return _list(as_json=args.json)
     args.data = [*args.files, *(args.data or [])]
@@ -54,7 +66,7 @@ def _init(args: argparse.Namespace) -> int:
     out = _output(args)
     made = _make(args, out or Path("draft.toml"))
     if out is not None:
-        _write(out, made.text, force=args.force)
+        write_file(out, made.text, force=args.force)
     if args.json:
         emit(_as_json(made, out))
     elif out is None:
@@ -72,11 +84,9 @@ def _output(args: argparse.Namespace) -> Path | None:
     Raises:
         UserError: If it exists and may not be replaced.
     """
-    from core.errors import UserError
-
     out = None if args.out == "-" else Path(os.path.expanduser(args.out or f"{_stem(args.data[0])}.toml"))
-    if out is not None and not args.force and os.path.lexists(out):
-        raise UserError(f"{out} exists already.", "Choose another name with --out, or replace it with --force.")
+    if out is not None and not args.force:
+        refuse_existing(out)
     return out
 
 
@@ -108,7 +118,7 @@ def _make(args: argparse.Namespace, path: Path) -> _Made:
 
     asked = _asked(args, path.parent)
     # Checked before the choice, which reads the model and the rows.
-    config = ConfigDocument(_toml(asked), path.parent / "draft.toml").validate()
+    config = ConfigDocument(draft_config(asked), path.parent / "draft.toml").validate()
     check_model(config)
     check_data(config)
     memory = card_memory(args.gpu_memory)
@@ -143,9 +153,8 @@ def _as_json(made: _Made, out: Path | None) -> dict[str, Any]:
         }
         for item in made.advised
     ]
-    file = str(out) if out is not None else None
     return {
-        "file": file,
+        "file": str(out) if out is not None else None,
         "preset": made.choice.preset.name,
         "why": made.choice.why,
         "advice": advice,
@@ -190,14 +199,7 @@ def _stem(path: str) -> str:
     return entry if file and entry else (os.path.basename(os.path.abspath(path)).split(".")[0] or "localtune")
 
 
-def _toml(values: dict[str, Any]) -> str:
-    from core.presets.draft import draft_config
-
-    return draft_config(values)
-
-
 def _draft(values: dict[str, Any], choice: Choice, held_out: HeldOut | None, advised: tuple[Advised, ...] = ()) -> str:
-    from core.presets.draft import draft_config
     from core.presets.switch import note_line
 
     head = [
@@ -216,40 +218,61 @@ def _draft(values: dict[str, Any], choice: Choice, held_out: HeldOut | None, adv
     return draft_config(values, head=head, notes=notes)
 
 
-def _write(path: Path, text: str, *, force: bool) -> None:
-    from core.config.files import FileText
-    from core.errors import UserError
-
-    try:
-        if not force:
-            # Claims the name, so that a file made in the meantime is not replaced.
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        FileText("").write(path, text)
-    except FileExistsError as error:
-        raise UserError(f"{path} exists already.", "Choose another name with --out.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.", "Choose another place with --out.") from error
-
-
 def _list(*, as_json: bool) -> int:
     from core.presets.library import presets
 
     if as_json:
-        emit(
-            [
-                {
-                    "name": preset.name,
-                    "about": preset.about,
-                    "aim": preset.aim,
-                    "memory_gb": preset.memory_gb,
-                    "parameters": list(preset.parameters),
-                    "values": dict(preset.values),
-                }
-                for preset in presets().values()
-            ]
-        )
+        names = ("name", "about", "aim", "memory_gb", "parameters", "values")
+        emit([{name: getattr(preset, name) for name in names} for preset in presets().values()])
         return 0
     width = max(map(len, presets()))
     for preset in presets().values():
         say(f"{preset.name:<{width}}  {preset.about}")
     return 0
+
+
+_WIDTH = 110
+_EVAL_EXAMPLE = '# eval = "held-out.jsonl"'
+
+
+def draft_config(values: Mapping[str, Any], *, head: Sequence[str] = (), notes: Mapping[str, str] | None = None) -> str:
+    """A TOML text with some options, each below its help.
+
+    Args:
+        values: ``section.key`` to value; options that do not exist are an error.
+        head: Paragraphs for the top of the file.
+        notes: More to say about an option, below its help.
+
+    Raises:
+        KeyError: If a value is for no option.
+    """
+    import tomlkit
+
+    from core.config.schema import find_option, options
+
+    for name in values:
+        if find_option(name) is None:
+            raise KeyError(name)
+    lines = [line for paragraph in head for line in _comment(paragraph)]
+    section = ""
+    for option in options():
+        is_example = option.name == "data.eval" and not values.keys() & {"data.eval", "data.eval_share"}
+        if option.name not in values and not is_example:
+            continue
+        if option.section != section:
+            section = option.section
+            lines += ["", f"[{section}]"]
+        lines += _comment(option.help)
+        if note := (notes or {}).get(option.name):
+            lines += _comment(note)
+        if is_example:
+            lines.append(_EVAL_EXAMPLE)
+        else:
+            lines.append(f"{option.key} = {tomlkit.item(values[option.name]).as_string()}")
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False
+    )

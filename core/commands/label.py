@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import add_json_flag, emit, say
+from core.commands.common import RUN_HELP, add_json_flag, emit, find_runs, say
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "runs", metavar="RUN", nargs="+", help="a run: its id, a part of it, its directory, or 'latest'; or several"
-    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help=f"{RUN_HELP}; or several")
     parser.add_argument("--name", metavar="TEXT", help="a display name; the id stays; '' takes it away")
     parser.add_argument("--tag", metavar="TAG", action="append", default=[], help="add a tag; may be repeated")
     parser.add_argument("--untag", metavar="TAG", action="append", default=[], help="take a tag away; may be repeated")
@@ -34,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: If there is no such run, a text is too long, or several runs would get one name.
     """
-    from core.runs.record.store import find_run, read_labels, write_labels
+    from core.runs.record.store import read_labels, write_labels
 
-    chosen = list({found.path.resolve(): found for found in map(find_run, args.runs)}.values())
+    chosen = find_runs(args.runs)
     if args.name and len(chosen) > 1:
         raise UserError("A name is for one run.", "Name one run, or give tags to several.")
     before = [read_labels(target.path) for target in chosen]

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from core.commands.common import CLEAR_LINE, note
 from core.text import one_line
@@ -71,6 +71,13 @@ class LiveLine:
                 self._write(CLEAR_LINE)
             self._line = ""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Clear the line."""
+        self.clear()
+
     @staticmethod
     def _write(text: str) -> None:
         sys.stdout.flush()
@@ -78,29 +85,41 @@ class LiveLine:
         sys.stderr.flush()
 
 
-class ProgressLine:
-    """Progress on a live line; without a terminal, a plain line now and then."""
+class ProgressLine(LiveLine):
+    """Progress on a live line; without a terminal, a plain line now and then.
 
-    def __init__(self) -> None:
-        self._line = LiveLine()
-        self._told = ""
+    Args:
+        broken_off: Printed when Ctrl-C ends the ``with`` block.
+    """
+
+    def __init__(self, broken_off: str = "") -> None:
+        super().__init__()
+        self._broken_off = broken_off
+        self._shown = ""
         self._printed = time.monotonic()
 
     def show(self, text: str) -> None:
-        """Show how far it is."""
-        if self._line.is_live:
-            self._line.draw(text)
-        elif text != self._told and time.monotonic() - self._printed >= PLAIN_SECONDS:
-            self._told, self._printed = text, time.monotonic()
-            note(text)
+        """Show the progress."""
+        if self.is_live:
+            self.draw(text)
+        elif text != self._shown and time.monotonic() - self._printed >= PLAIN_SECONDS:
+            self.message(text)
+            self._shown, self._printed = text, time.monotonic()
 
     def follow(self, progress: JobProgress) -> None:
         """Show the progress of a job."""
         self.show(progress_words(progress))
 
-    def clear(self) -> None:
-        """Clear the line."""
-        self._line.clear()
+    def message(self, text: str) -> None:
+        """Print a line above it."""
+        super().message(text)
+        self._shown = ""
+
+    def __exit__(self, *exception: object) -> None:
+        """Clear the line; after Ctrl-C print that the work was broken off."""
+        self.clear()
+        if self._broken_off and isinstance(exception[1], KeyboardInterrupt):
+            note(self._broken_off)
 
 
 def progress_words(progress: JobProgress) -> str:

@@ -18,9 +18,8 @@ from core.errors import UserError
 
 if TYPE_CHECKING:
     from core.config.document import ConfigDocument
-    from core.config.rules.rule import Remark
+    from core.config.rules import Remark
     from core.config.schema import Config
-    from core.memory.advice import Advice
     from core.memory.plan import Machine
     from core.memory.rows import Rows
     from core.memory.strategy import Chosen
@@ -130,10 +129,12 @@ def _document(args: argparse.Namespace) -> tuple[ConfigDocument, bool]:
         document = ConfigDocument()
         document.set("model.base", args.model)
         document.set("method.name", args.method or "qlora")
-        document.set("train.max_length", _length(args.length))
+        given = f"{DEFAULT_LENGTH}" if args.length is None else args.length
+        length = _number("--length", given, "tokens", SHORTEST, LONGEST, DEFAULT_LENGTH)
+        document.set("train.max_length", length)
     document.apply(args.set)
     if args.cards is not None:
-        document.set("distributed.processes", _cards(args.cards))
+        document.set("distributed.processes", _number("--cards", args.cards, "cards", 1, MOST_CARDS, 2))
     has_rows = document.get("data.train") is not None
     if not has_rows:
         # The option is required, and a plan can do without it.
@@ -174,32 +175,15 @@ def _tell_wishes(config: Config, found: Forecast) -> list[Unmet]:
     return wishes
 
 
-def _cards(text: str) -> int:
-    number = _whole(text)
-    if number is None or not 1 <= number <= MOST_CARDS:
-        raise UserError(f"--cards {_shown(text)} is no number of cards from 1 to {MOST_CARDS}.", "Write it as 2.")
-    return number
-
-
-def _length(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_LENGTH
-    number = _whole(text)
-    if number is None or not SHORTEST <= number <= LONGEST:
-        what = f"--length {_shown(text)} is no number of tokens from {SHORTEST} to {LONGEST:,}."
-        raise UserError(what, "Write it as 2048.")
-    return number
-
-
-def _whole(text: str) -> int | None:
-    """A whole number; None for anything else, and for more digits than any number here has."""
-    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
-
-
-def _shown(text: str) -> str:
+def _number(flag: str, text: str, noun: str, low: int, high: int, example: int) -> int:
+    """The whole number of a flag, of at most :data:`MOST_DIGITS` digits."""
     from core.text import one_line
 
-    return one_line(text, 40)
+    number = int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else -1
+    if not low <= number <= high:
+        message = f"{flag} {one_line(text, 40)} is no number of {noun} from {low} to {high:,}."
+        raise UserError(message, f"Write it as {example}.")
+    return number
 
 
 def _warn(base: Path) -> None:
@@ -285,14 +269,9 @@ def as_json(
     return {
         "model": str(found.base),
         "family": found.architecture.family,
-        "parameters": plan.parameters,
-        "trainable": plan.trainable,
+        **_fields(plan, "parameters", "trainable"),
         "targets": dict(plan.targets),
-        "device": plan.device,
-        "total_bytes": plan.total_bytes,
-        "reclaimable_bytes": plan.reclaimable_bytes,
-        "limit_bytes": plan.limit_bytes,
-        "fits": plan.fits,
+        **_fields(plan, "device", "total_bytes", "reclaimable_bytes", "limit_bytes", "fits"),
         "parts": plan.by_name(),
         "explanations": {part.name: part.what for part in plan.parts},
         "peak": plan.phase,
@@ -302,20 +281,12 @@ def as_json(
         "token_budget": plan.token_budget if plan.token_budget < WHOLE else None,
         "reason": plan.reason,
         "activation_offload": plan.offload,
-        "host_bytes": plan.host_bytes,
-        "states_host_bytes": plan.states_host_bytes,
-        "experts_host_bytes": plan.experts_host_bytes,
-        "host_free_bytes": plan.host_free_bytes,
-        "micro_batch": {
-            "rows": plan.micro_batch.rows,
-            "length": plan.micro_batch.length,
-            "supervised": plan.micro_batch.supervised,
-        },
-        "advice": [_advice_as_json(advice) for advice in found.advice],
-        "checkpoint_bytes": plan.checkpoint_bytes,
-        "disk_bytes": plan.disk_bytes,
-        "disk_free_bytes": plan.disk_free_bytes,
-        "disk_fits": plan.disk_fits,
+        **_fields(plan, "host_bytes", "states_host_bytes", "experts_host_bytes", "host_free_bytes"),
+        "micro_batch": _fields(plan.micro_batch, "rows", "length", "supervised"),
+        "advice": [
+            _fields(advice, "changes", "text", "cost", "saves_bytes", "total_bytes", "fits") for advice in found.advice
+        ],
+        **_fields(plan, "checkpoint_bytes", "disk_bytes", "disk_free_bytes", "disk_fits"),
         "estimate": asdict(found.estimate) if found.estimate is not None else None,
         "notes": list(plan.notes),
         "cards": _cards_as_json(found.chosen) if found.chosen is not None else None,
@@ -329,9 +300,7 @@ def as_json(
 def _cards_as_json(chosen: Chosen) -> dict[str, Any]:
     sharing = chosen.sharing
     return {
-        "number": sharing.cards.number,
-        "here": sharing.cards.here,
-        "machines": sharing.cards.machines,
+        **_fields(sharing.cards, "number", "here", "machines"),
         "strategy": chosen.strategy,
         "reason": chosen.reason,
         "zero_stage": sharing.stage if chosen.strategy == "deepspeed" else None,
@@ -344,12 +313,5 @@ def _cards_as_json(chosen: Chosen) -> dict[str, Any]:
     }
 
 
-def _advice_as_json(advice: Advice) -> dict[str, Any]:
-    return {
-        "changes": advice.changes,
-        "text": advice.text,
-        "cost": advice.cost,
-        "saves_bytes": advice.saves_bytes,
-        "total_bytes": advice.total_bytes,
-        "fits": advice.fits,
-    }
+def _fields(value: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in names}

@@ -65,7 +65,8 @@ def _about(found: Forecast) -> Iterator[tuple[str, str]]:
     counts = f"{_count(plan.parameters)} parameters, {_count(plan.trainable)} trained"
     yield "model", f"{found.architecture.family}, {counts}"
     if plan.targets:
-        yield "adapters", _layers(plan)
+        names = ", ".join(f"{one_line(name, 60)} {count}" for name, count in plan.targets)
+        yield "adapters", f"on {sum(count for _, count in plan.targets)} layers: {names}"
     device = "a GPU that is not here" if found.elsewhere else "GPU" if plan.device == "cuda" else "CPU"
     yield "device", f"{device}, {format_bytes(plan.limit_bytes)} free"
     learned = f"{batch.supervised} learned{_recomputed(plan)}"
@@ -111,10 +112,7 @@ def _elsewhere(torchrun: str) -> Iterator[tuple[str, str]]:
     """The ways to start the processes on other machines."""
     if torchrun:
         yield "torchrun", torchrun
-        yield (
-            "torchrun",
-            "RUN is the directory that 'train CONFIG --no-start' prints, on a shared disk;",
-        )
+        yield ("torchrun", "RUN is the directory that 'train CONFIG --no-start' prints, on a shared disk;")
         yield "torchrun", "each machine has its own --node-rank, and the first one's --master-addr"
         yield "slurm", "'train CONFIG --slurm FILE --nodes N' writes a batch file"
 
@@ -148,13 +146,6 @@ def _cells(sizes: Sequence[int], each: float) -> str:
         return max(shares, key=lambda letter: shares[letter])
 
     return "".join(fills(place * each) for place in range(round(edges[-1] / each)))
-
-
-def _layers(plan: Plan) -> str:
-    from core.text import one_line
-
-    names = ", ".join(f"{one_line(name, 60)} {count}" for name, count in plan.targets)
-    return f"on {sum(count for _, count in plan.targets)} layers: {names}"
 
 
 def verdict(found: Forecast) -> str:

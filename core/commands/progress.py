@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from core.commands.follow import Followed
-from core.commands.live_line import PLAIN_SECONDS, LiveLine
+from core.commands.live_line import ProgressLine
 from core.runs.catalog.answers import verdict
 from core.runs.outlook.time_left import eta_words, evaluation_seconds_left
 from core.runs.record import sentences
@@ -47,9 +47,7 @@ class Progress:
     """The progress display of a followed run; a :class:`~core.commands.follow.View`."""
 
     def __init__(self) -> None:
-        self._line = LiveLine()
-        self._told = ""
-        self._printed = time.monotonic()
+        self._line = ProgressLine()
         self._stalled = False
 
     def event(self, event: Event, log: list[LogLine], followed: Followed) -> None:  # noqa: ARG002
@@ -63,21 +61,12 @@ class Progress:
         if (state.state == "stalled") != self._stalled:
             self._stalled = not self._stalled
             self.message(f"warning: {state.reason}" if self._stalled else "it shows signs of life again")
-        if state.is_over:
-            return
-        if self._line.is_live:
-            self._line.draw(present(followed))
-        elif time.monotonic() - self._printed >= PLAIN_SECONDS:
-            text = present(followed)
-            self._printed = time.monotonic()
-            if text != self._told:
-                self.message(text)
-                self._told = text
+        if not state.is_over:
+            self._line.show(present(followed))
 
     def message(self, text: str) -> None:
         """Print a line above the live one."""
         self._line.message(text)
-        self._told = ""
 
     def close(self) -> None:
         """Clear the live line."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,14 @@ from core.commands.common import (
     say,
 )
 from core.commands.parser import whole_number
-from core.commands.starting import NOBODY_STARTS, tell_runner, tell_total
-from core.commands.wishes import add_consent, starts_all_the_same, unmet_in_queue
+from core.commands.starting import (
+    NOBODY_STARTS,
+    add_consent,
+    starts_all_the_same,
+    tell_runner,
+    tell_total,
+    unmet_in_queue,
+)
 
 if TYPE_CHECKING:
     from core.queue.book import Queue
@@ -60,14 +67,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     starting = action("start", "start the runner, which starts the runs in order; it ends when nothing waits", _start)
     starting.add_argument("--detach", action="store_true", help="return at once")
     action("list", "present, waiting and ended entries, with expected times", _list)
-    for name, help_, do in (
-        ("hold", "keep an entry from being started", _hold),
-        ("release", "let a held entry be started", _release),
-        ("remove", "take an entry out that is not started yet", _remove),
-    ):
-        action(name, help_, do).add_argument("id", metavar="ID", type=whole_number, help="number of the entry")
-    moving = action("move", "put an entry to another place among those that wait", _move)
-    moving.add_argument("id", metavar="ID", type=whole_number, help="number of the entry")
+    changes: tuple[tuple[str, str, Callable[[Queue, argparse.Namespace], Queue]], ...] = (
+        ("hold", "keep an entry from being started", lambda queue, args: queue.held(args.id)),
+        ("release", "let a held entry be started", lambda queue, args: queue.released(args.id)),
+        ("remove", "take an entry out that is not started yet", lambda queue, args: queue.removed(args.id)),
+        (
+            "move",
+            "put an entry to another place among those that wait",
+            lambda queue, args: queue.with_position(args.id, args.position),
+        ),
+    )
+    for name, help_, change in changes:
+        moving = action(name, help_, partial(_change, change))
+        moving.add_argument("id", metavar="ID", type=whole_number, help="number of the entry")
     moving.add_argument(
         "position", metavar="POSITION", nargs="?", type=whole_number, default=1, help="1, the default, is the next one"
     )
@@ -235,27 +247,11 @@ def _cells(row: EntryView) -> tuple[str, ...]:
     )
 
 
-def _hold(args: argparse.Namespace) -> int:
-    return _changed(args, lambda queue: queue.held(args.id))
-
-
-def _release(args: argparse.Namespace) -> int:
-    return _changed(args, lambda queue: queue.released(args.id))
-
-
-def _remove(args: argparse.Namespace) -> int:
-    return _changed(args, lambda queue: queue.removed(args.id))
-
-
-def _move(args: argparse.Namespace) -> int:
-    return _changed(args, lambda queue: queue.with_position(args.id, args.position))
-
-
-def _changed(args: argparse.Namespace, how: Callable[[Queue], Queue]) -> int:
+def _change(change: Callable[[Queue, argparse.Namespace], Queue], args: argparse.Namespace) -> int:
     """Change one entry, and print its new state."""
     from core.queue import store
 
-    queue = store.change(how)
+    queue = store.change(lambda before: change(before, args))
     entry: QueueEntry = next(entry for entry in queue.entries if entry.id == args.id)
     place = next((place for place, other in enumerate(queue.upcoming, 1) if other.id == entry.id), None)
     if args.json:
@@ -296,18 +292,16 @@ def _at_boot(args: argparse.Namespace) -> int:
     from core.queue.unit import unit_commands, unit_path, unit_text, write_unit
 
     path, text = unit_path(), unit_text()
-    if args.json and not args.yes:
-        emit({"path": str(path), "unit": text, "written": False, "commands": unit_commands()})
+    if args.json:
+        if args.yes:
+            write_unit()
+        emit({"path": str(path), "unit": text, "written": args.yes, "commands": unit_commands()})
         return 0
-    if not args.json:
-        note(f"{path} would be:\n\n{text}")
+    note(f"{path} would be:\n\n{text}")
     if not args.yes and not agrees(f"Write {path}?", "Add --yes to write it without a question."):
         note("Nothing is written.")
         return EXIT_ERROR
     write_unit()
-    if args.json:
-        emit({"path": str(path), "unit": text, "written": True, "commands": unit_commands()})
-        return 0
     say(f"{path} is written. To have it started at boot, without a login:")
     for line in unit_commands():
         say(f"  {line}")

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from core.commands.common import (
     EXIT_ERROR,
     PROGRAM,
+    RUN_HELP,
     add_json_flag,
     agrees,
     describe_state,
+    do_for_each,
     emit,
     note,
-    report_error,
     say,
 )
 from core.errors import UserError
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "runs", metavar="RUN", nargs="*", help="a run: its id, a part of it, its directory, or 'latest'; or several"
-    )
+    parser.add_argument("runs", metavar="RUN", nargs="*", help=f"{RUN_HELP}; or several")
     parser.add_argument("--failed", action="store_true", help="all runs that have failed, too")
     parser.add_argument("--now", action="store_true", help="delete for good, without the trash")
     parser.add_argument("--yes", action="store_true", help="do not ask; needed where there is no terminal")
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the runs, ask, and delete them; the exit code is 1 if some are left, or the answer is no."""
     from core.runs.catalog.removal import directory_size, free_bytes, refuse_removal, remove_run, trash_run
-    from core.units import format_bytes
+    from core.units import counted, format_bytes
 
     chosen = _choose(args.runs, failed=args.failed)
     for target in chosen:
@@ -46,19 +45,13 @@ def run(args: argparse.Namespace) -> int:
     width = max((len(target.id) for target in chosen), default=0)
     for target in chosen:
         note(f"{target.id:<{width}}  {format_bytes(sizes[target.id]):>8}  {describe_state(target.state())}")
-    what = f"{len(chosen)} runs" if len(chosen) != 1 else chosen[0].id
-    question = _question(what, format_bytes(total), now=args.now)
+    subject = f"{len(chosen)} runs" if len(chosen) != 1 else chosen[0].id
+    question = f"Delete {subject} for good" if args.now else f"Move {subject} to the trash"
+    question += f", {format_bytes(total)}?"
     if chosen and not args.yes and not agrees(question, "Add --yes to delete without a question."):
         note("Nothing is deleted.")
         return EXIT_ERROR
-    removed, left = [], []
-    for target in chosen:
-        try:
-            (remove_run if args.now else trash_run)(target)
-            removed.append(target)
-        except UserError as error:
-            left.append({"run": target.id, "reason": str(error)})
-            report_error(error)
+    removed, left = do_for_each(chosen, remove_run if args.now else trash_run)
     freed = sum(sizes[target.id] for target in removed)
     if args.json:
         result: dict[str, Any] = {
@@ -70,15 +63,11 @@ def run(args: argparse.Namespace) -> int:
         }
         emit(result)
     elif removed:
-        count = f"{len(removed)} run{'' if len(removed) == 1 else 's'}, {format_bytes(freed)}"
+        count = f"{counted(len(removed), 'run')}, {format_bytes(freed)}"
         say(f"Deleted {count}. {_room()}" if args.now else f"Moved to the trash: {count}. {_room()}")
     elif not chosen:
         say("No run has failed; nothing is deleted.")
     return EXIT_ERROR if left else 0
-
-
-def _question(what: str, size: str, *, now: bool) -> str:
-    return f"Delete {what} for good, {size}?" if now else f"Move {what} to the trash, {size}?"
 
 
 def _room() -> str:

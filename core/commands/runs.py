@@ -111,15 +111,10 @@ def describe_row(row: RunRow, exports: Sequence[str] = (), figures: RunFigures |
         ``energy_wh``, ``working_seconds`` and ``size`` (bytes), and with its tariff ``cost`` and ``currency``. None
         where something is unknown.
     """
-    labels = row.labels
-    told = dict.fromkeys(_FIGURES) if figures is None else {name: getattr(figures, name) for name in _FIGURES}
+    measured = {name: getattr(figures, name, None) for name in _FIGURES}
     return {
         "id": row.run.id,
-        "state": row.state,
-        "reason": row.reason,
-        "step": row.step,
-        "total_steps": row.total_steps,
-        "loss": row.loss,
+        **{name: getattr(row, name) for name in ("state", "reason", "step", "total_steps", "loss")},
         "model": row.base,
         "started": row.started or None,
         "updated": row.updated or None,
@@ -129,16 +124,11 @@ def describe_row(row: RunRow, exports: Sequence[str] = (), figures: RunFigures |
         "exports": list(exports),
         "refused": row.refused,
         "method": row.method or None,
-        "rank": row.rank,
-        "learning_rate": row.learning_rate,
-        "batch_size": row.batch_size,
+        **{name: getattr(row, name) for name in ("rank", "learning_rate", "batch_size")},
         "data": list(row.data),
-        "name": labels.name,
-        "tags": list(labels.tags),
-        "note": labels.note,
-        "archived": labels.archived,
-        **told,
-        "cost": row.tariff.cost(told["energy_wh"]),
+        **{name: getattr(row.labels, name) for name in ("name", "tags", "note", "archived")},
+        **measured,
+        "cost": row.tariff.cost(measured["energy_wh"]),
         "currency": row.tariff.currency,
     }
 

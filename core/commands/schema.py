@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from core.commands.common import add_json_flag, emit, note, put
+from core.commands.common import add_json_flag, emit, note, put, write_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     text = render_reference() if args.markdown else json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
     if args.out is not None:
         path = user_path(args.out)
-        _write(path, text)
+        write_file(path, text)
         if args.json:
             emit({"file": str(path), "bytes": len(text.encode("utf-8"))})
         else:
@@ -36,13 +35,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         put(text)
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    from core.config.files import FileText
-    from core.errors import UserError
-
-    try:
-        FileText("").write(path, text)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.", "Choose another place.") from error

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.commands.common import CLEAR_LINE, EXIT_ERROR, add_json_flag, emit, note, say
+from core.commands.common import EXIT_ERROR, add_json_flag, emit, note, say
+from core.commands.live_line import LiveLine
 from core.errors import UserError
+from core.text import one_line
 
 if TYPE_CHECKING:
     from core.selftest.job import SelfTestProgress
@@ -34,13 +35,8 @@ def run(args: argparse.Namespace) -> int:
     if place is not None:
         # Minutes before it is written.
         refuse_place(place)
-    test = selftest_job()
-    shown = _Shown()
-    try:
-        report = test.run(shown.show)
-    finally:
-        test.close()
-        shown.end()
+    with LiveLine() as line:
+        report = selftest_job().run(_Shown(line).show)
     # Minutes of work must not be lost: the file is written even if the output is gone, and the other way round.
     try:
         written: Path | UserError = write_report(report, place)
@@ -51,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         say(device_line(report.device))
         say("")
-        for line in table(report.checks, shutil.get_terminal_size((100, 24)).columns):
-            say(line)
+        for text in table(report.checks, shutil.get_terminal_size((100, 24)).columns):
+            say(text)
         say("")
         say(report.summary())
     if isinstance(written, UserError):
@@ -62,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Shown:
-    """Progress on standard error: a line that is overwritten on a terminal, a line for each check elsewhere."""
+    """Progress on standard error: a live line on a terminal, a line for each check elsewhere."""
 
-    def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty()
+    def __init__(self, line: LiveLine) -> None:
+        self._line = line
         self._done = 0
         self._current = ""
 
@@ -74,33 +70,13 @@ class _Shown:
         from core.selftest.report import LABELS, subject
 
         for check in progress.checks[self._done :]:
-            self._clear()
-            note(f"{LABELS[check.result]:<4}  {subject(check.name).title}  {check.seconds:.0f} s")
+            self._line.message(f"{LABELS[check.result]:<4}  {subject(check.name).title}  {check.seconds:.0f} s")
         self._done = len(progress.checks)
-        if self._is_terminal:
-            self._overwrite(activity_line(progress))
+        if self._line.is_live:
+            self._line.draw(one_line(activity_line(progress)))
         elif progress.current is not None and progress.current.name != self._current:
             self._current = progress.current.name
             note(f"{progress.current.title} …")
-
-    def end(self) -> None:
-        """Leave the line empty."""
-        self._clear()
-
-    def _clear(self) -> None:
-        if self._is_terminal:
-            self._write(CLEAR_LINE)
-
-    def _overwrite(self, line: str) -> None:
-        from core.text import sanitize
-
-        columns = shutil.get_terminal_size((100, 24)).columns
-        self._write(CLEAR_LINE + sanitize(line)[: columns - 1])
-
-    @staticmethod
-    def _write(text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
 
 
 def activity_line(progress: SelfTestProgress) -> str:

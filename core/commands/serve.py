@@ -85,11 +85,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             _introduce(address, options, is_own_key=bool(given))
 
-    line = LiveLine()
-    try:
+    with LiveLine() as line:
         serve(options, ready, line.loading)
-    finally:
-        line.clear()
     if not args.json:
         note("The server has ended.")
     return 0

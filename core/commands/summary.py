@@ -76,7 +76,8 @@ def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
     if (speed := summary["tokens_per_second"]) is not None:
         lines.append(f"speed     {format_rate(speed)}")
     if (peak := summary["peak_rss_bytes"]) is not None:
-        lines.append(f"memory    {format_bytes(peak)} at most{_each(summary['processes'])}")
+        first = f" in the first of {summary['processes']} processes" if summary["processes"] > 1 else ""
+        lines.append(f"memory    {format_bytes(peak)} at most{first}")
     if summary["adapter"]:
         lines.append(f"adapter   {summary['adapter']}")
     if refused := summary.get("refused"):
@@ -90,11 +91,6 @@ def summary_lines(followed: Followed, summary: dict[str, Any]) -> list[str]:
     else:
         lines.append(f"next      {PROGRAM} chat {run.id}")
     return lines + _tracker_lines(run)
-
-
-def _each(processes: int) -> str:
-    """The clause that memory is measured in the first of several processes; empty for one process."""
-    return f" in the first of {processes} processes" if processes > 1 else ""
 
 
 def _gain_lines(result: RunResult) -> list[str]:

@@ -8,9 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from core.commands.common import BOTH_PRINTED, EXIT_USAGE, PROGRAM, add_config, add_json_flag, emit, note, put, say
+from core.commands.common import (
+    BOTH_PRINTED,
+    EXIT_USAGE,
+    PROGRAM,
+    add_config,
+    add_json_flag,
+    emit,
+    note,
+    put,
+    say,
+    write_file,
+)
 from core.commands.parser import ArgumentParser, whole_number
-from core.commands.wishes import add_consent, starts_all_the_same, unmet_now
+from core.commands.starting import add_consent, starts_all_the_same, unmet_now
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,9 +75,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help=f"go on where the check of the data refuses: {', '.join(get_args(RefusalCode))}; may be repeated",
     )
     parser.add_argument(
-        "--preset",
-        metavar="NAME",
-        help="preset, or auto, for options not in the file; 'init --list' lists them",
+        "--preset", metavar="NAME", help="preset, or auto, for options not in the file; 'init --list' lists them"
     )
 
 
@@ -144,6 +153,7 @@ def write_batch_file(args: argparse.Namespace, output: str | None, processes: in
     from core.commands.configuration import read_config
     from core.launch.slurm import SlurmJob
     from core.runs.record.store import make_slug
+    from core.units import counted
 
     path = Path(args.config).absolute()
     several = [] if processes is None else [f"distributed.processes={processes}"]
@@ -151,7 +161,7 @@ def write_batch_file(args: argparse.Namespace, output: str | None, processes: in
     check_model(config)
     check_data(config)
     name = make_slug(args.name or path.stem)
-    processes = _processes(config)
+    processes = config.distributed.processes or sum(name != "all" for name in config.distributed.named_gpus) or 1
     job = SlurmJob(
         config=path,
         options=[*(word for text in args.set for word in ("--set", text)), *more],
@@ -167,32 +177,16 @@ def write_batch_file(args: argparse.Namespace, output: str | None, processes: in
     if output == "-":
         put(job.batch_file())
         return 0
-    out = _write(Path(os.path.expanduser(output or f"{name}.sbatch")), job.batch_file(), force=args.force)
+    out = Path(os.path.expanduser(output or f"{name}.sbatch"))
+    write_file(out, job.batch_file(), force=args.force)
+    out.chmod(0o755)
     if args.json:
         emit({"file": str(out), "nodes": job.nodes, "processes": job.nodes * job.processes, "cards": job.cards})
         return 0
     say(str(out))
-    note(f"{_count(job.nodes, 'node')}, {_count(job.nodes * job.processes, 'process')}; hand it in with: sbatch {out}")
+    everywhere = counted(job.nodes * job.processes, "process", "processes")
+    note(f"{counted(job.nodes, 'node')}, {everywhere}; hand it in with: sbatch {out}")
     return 0
-
-
-def _processes(config: Config) -> int:
-    named = [name for name in config.distributed.named_gpus if name != "all"]
-    return config.distributed.processes or len(named) or 1
-
-
-def _write(out: Path, text: str, *, force: bool) -> Path:
-    from core.atomic import write_atomic
-
-    if not force and os.path.lexists(out):
-        raise UserError(f"{out} exists already.", "Choose another name, or replace it with --force.")
-    write_atomic(out, text, mode=0o755)
-    return out
-
-
-def _count(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"
 
 
 def _refuse_job_options(args: argparse.Namespace) -> None:

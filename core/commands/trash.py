@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from core.commands.common import EXIT_ERROR, PROGRAM, add_json_flag, agrees, emit, note, report_error, say
+from core.commands.common import EXIT_ERROR, PROGRAM, add_json_flag, agrees, do_for_each, emit, note, say
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,13 +57,8 @@ def _list(chosen: list[TrashedRun], sizes: list[int], *, as_json: bool) -> int:
     from core.units import format_bytes, format_moment
 
     if as_json:
-        emit(
-            {
-                "runs": [describe(item, size) for item, size in zip(chosen, sizes, strict=True)],
-                "bytes": sum(sizes),
-                "free_bytes": free_bytes(),
-            }
-        )
+        runs = [describe(item, size) for item, size in zip(chosen, sizes, strict=True)]
+        emit({"runs": runs, "bytes": sum(sizes), "free_bytes": free_bytes()})
         return 0
     width = max((len(one_line(item.id, 60)) for item in chosen), default=0)
     for item, size in zip(chosen, sizes, strict=True):
@@ -77,13 +72,8 @@ def _list(chosen: list[TrashedRun], sizes: list[int], *, as_json: bool) -> int:
 def _restore(chosen: list[TrashedRun], *, as_json: bool) -> int:
     from core.runs.catalog.removal import restore_run
 
-    restored, left = [], []
-    for item in chosen:
-        try:
-            restored.append(restore_run(item).id)
-        except UserError as error:
-            left.append({"run": item.id, "reason": str(error)})
-            report_error(error)
+    restored: list[str] = []
+    _, left = do_for_each(chosen, lambda item: restored.append(restore_run(item).id))
     if as_json:
         emit({"restored": restored, "left": left})
     elif restored:
@@ -93,32 +83,20 @@ def _restore(chosen: list[TrashedRun], *, as_json: bool) -> int:
 
 def _empty(chosen: list[TrashedRun], sizes: list[int], *, is_whole: bool, yes: bool, as_json: bool) -> int:
     from core.runs.catalog.removal import free_bytes, remove_trashed, sweep_trash
-    from core.units import format_bytes
+    from core.units import counted, format_bytes
 
-    count = f"{len(chosen)} run{'' if len(chosen) == 1 else 's'}"
-    if (
-        chosen
-        and not yes
-        and not agrees(
-            f"Delete {count} for good, {format_bytes(sum(sizes))}?", "Add --yes to delete without a question."
-        )
-    ):
+    question = f"Delete {counted(len(chosen), 'run')} for good, {format_bytes(sum(sizes))}?"
+    if chosen and not yes and not agrees(question, "Add --yes to delete without a question."):
         note("Nothing is deleted.")
         return EXIT_ERROR
-    removed, left, freed = [], [], 0
-    for item, size in zip(chosen, sizes, strict=True):
-        try:
-            remove_trashed(item)
-            removed.append(item.id)
-            freed += size
-        except UserError as error:
-            left.append({"run": item.id, "reason": str(error)})
-            report_error(error)
+    removed, left = do_for_each(chosen, remove_trashed)
+    freed = sum(size for item, size in zip(chosen, sizes, strict=True) if item in removed)
     if is_whole:
         sweep_trash()
     if as_json:
-        emit({"removed": removed, "bytes": freed, "left": left, "free_bytes": free_bytes()})
+        ids = [item.id for item in removed]
+        emit({"removed": ids, "bytes": freed, "left": left, "free_bytes": free_bytes()})
     else:
-        said = f"Deleted {len(removed)} run{'' if len(removed) == 1 else 's'}, {format_bytes(freed)}"
+        said = f"Deleted {counted(len(removed), 'run')}, {format_bytes(freed)}"
         say(f"{said if chosen else 'The trash is empty'}. Free on this disk: {format_bytes(free_bytes())}.")
     return EXIT_ERROR if left else 0

@@ -6,7 +6,7 @@ import argparse
 import random
 from typing import TYPE_CHECKING
 
-from core.commands.common import EXIT_ERROR, EXIT_INTERRUPTED, add_json_flag, emit, note, say
+from core.commands.common import EXIT_ERROR, add_json_flag, emit, note, say
 from core.commands.live_line import ProgressLine
 from core.commands.parser import ArgumentParser, whole_or_none
 
@@ -53,16 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
     found = find_run(args.run)
     seed = random.SystemRandom().randrange(1 << 31) if args.seed is None else args.seed
-    job, line = audit_job(found, spans=args.spans, seed=seed, whole=args.whole, head=args.head), ProgressLine()
-    try:
+    job = audit_job(found, spans=args.spans, seed=seed, whole=args.whole, head=args.head)
+    with ProgressLine("The audit was broken off; nothing of it is left.") as line:
         audit = job.run(line.follow)
-    except KeyboardInterrupt:
-        line.clear()
-        note("The audit was broken off; nothing of it is left.")
-        return EXIT_INTERRUPTED
-    finally:
-        job.close()
-        line.clear()
     if args.json:
         emit(audit.to_dict())
     else:

@@ -19,9 +19,9 @@ from tomlkit.items import Float, Table
 from core.config.explain import SECRET_HINT, explain, unknown_option
 from core.config.facts import Facts
 from core.config.files import FileText
+from core.config.rules import Remark
 from core.config.rules.check import check_rules
-from core.config.rules.rule import Remark
-from core.config.schema import Config, find_option
+from core.config.schema import Config, DataSection, find_option
 from core.config.values import describe_type, parse_value, unquoted
 from core.errors import UserError
 from core.hub.store import pinned
@@ -402,6 +402,32 @@ def load_config(path: Path, assignments: Iterable[str] = ()) -> Config:
     document = ConfigDocument.load(path)
     document.apply(assignments)
     return document.validate()
+
+
+#: Placeholder for training data that is not chosen yet.
+_NO_DATA = "rows"
+#: Removing an invalid value may make another one valid or invalid.
+_ROUNDS = 3
+
+
+def valid_part(document: ConfigDocument) -> Config:
+    """A configuration with defaults in place of its invalid values, its training data included.
+
+    Args:
+        document: The configuration; it is only read.
+    """
+    probe = ConfigDocument(document.dumps(), document.path)
+    for _ in range(_ROUNDS):
+        # Invalid values are removed below before the next attempt.
+        with suppress(UserError):
+            return probe.validate()
+        try:
+            for name in probe.problems():
+                probe.set(name, _NO_DATA if name == "data.train" else None)
+        except UserError:
+            # A section that is no section, or an option that does not exist.
+            break
+    return Config(data=DataSection(train=_NO_DATA))
 
 
 def dump_config(config: Config) -> str:

@@ -1,15 +1,21 @@
-"""A text file that people edit too: its line ends and permissions are kept, and changes by others are noticed."""
+"""Files of configurations: text that people edit too, whose line ends and permissions are kept and whose changes by
+others are noticed; and the list of recently opened files."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from core import paths
 from core.atomic import write_atomic
-from core.small_files import read_small
+from core.errors import UserError
+from core.paths import working_directory
+from core.small_files import read_json, read_small
 
 #: Most bytes that are read; a configuration has a few thousand.
 LIMIT = 1 << 20
@@ -78,3 +84,36 @@ class FileText:
 
 def _digest(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
+
+
+#: The most paths that are remembered.
+KEPT = 30
+_LARGEST_FILE = 1 << 20
+
+
+def recent_path() -> Path:
+    """The file with the list."""
+    return paths.home() / "recent.json"
+
+
+def recent_configs() -> list[Path]:
+    """The recently opened configurations, the last one first; deleted files are left out."""
+    try:
+        names = read_json(recent_path(), _LARGEST_FILE)
+    except (OSError, ValueError):
+        return []
+    texts = [name for name in names if isinstance(name, str) and "\0" not in name] if isinstance(names, list) else []
+    found = [Path(text) for text in dict.fromkeys(texts)][:KEPT]
+    # Not the method of Path, which raises on names that no file can have.
+    return [path for path in found if path.is_absolute() and os.path.isfile(path)]
+
+
+def remember_config(path: Path) -> None:
+    """Put a configuration first in the list; if the list cannot be written, it stays as it is."""
+    whole = working_directory() / path
+    names = [whole, *(other for other in recent_configs() if other != whole)][:KEPT]
+    text = json.dumps([str(name) for name in names], indent=0) + "\n"
+    # A file name that is not valid text cannot be stored.
+    with suppress(OSError, UserError, UnicodeError):
+        paths.make_private_dir(paths.home())
+        write_atomic(recent_path(), text, durable=False)

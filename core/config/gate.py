@@ -58,12 +58,7 @@ class Bar:
     def is_met(self, after: float, before: float | None) -> bool:
         """True if the figure reaches the bar; NaN reaches none."""
         limit = self.limit(before)
-        return {
-            "<=": after <= limit,
-            ">=": after >= limit,
-            "<": after < limit,
-            ">": after > limit,
-        }[self.comparison]
+        return {"<=": after <= limit, ">=": after >= limit, "<": after < limit, ">": after > limit}[self.comparison]
 
 
 def read_bars(gate: str | Sequence[str] | None) -> list[Bar]:

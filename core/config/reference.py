@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from core.config.rules.check import RULES
 from core.config.schema import Option, options, sections
@@ -61,8 +60,11 @@ def render_reference() -> str:
 def _overview(shown: Iterable[Option]) -> Iterator[str]:
     yield "| option | default | |\n|---|---|---|"
     for option in shown:
-        name = f"[`{option.name}`](#{_anchor(option)})" + (" **basic**" if option.audience == "basic" else "")
-        yield f"| {name} | {_default(option)} | {_cell(option.help)} |"
+        # Markdown viewers leave the dot out of a heading's anchor.
+        name = f"[`{option.name}`](#{option.name.replace('.', '')})"
+        name += " **basic**" if option.audience == "basic" else ""
+        help_cell = option.help.replace("|", "\\|")
+        yield f"| {name} | {_default(option)} | {help_cell} |"
     yield ""
 
 
@@ -81,20 +83,8 @@ def _describe(option: Option) -> str:
 def _default(option: Option) -> str:
     if option.required:
         return "required"
-    return "none" if option.default is None else f"`{_toml(option.default)}`"
-
-
-def _toml(value: Any) -> str:
-    """A default as it is written in TOML."""
-    if isinstance(value, float):
-        return exact_number(value)
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _anchor(option: Option) -> str:
-    """The anchor that Markdown viewers give a heading: the name without its dot."""
-    return option.name.replace(".", "")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    if option.default is None:
+        return "none"
+    if isinstance(option.default, float):
+        return f"`{exact_number(option.default)}`"
+    return f"`{json.dumps(option.default, ensure_ascii=False)}`"

@@ -8,16 +8,51 @@ not declared.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
+import tomli
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.fields import FieldInfo
 
 from core.config.choices import ColumnRole, FileType, Objective, Overlong, RefusalCode, Supervise, Tracker
-from core.config.manual import NOTHING_SAID, Entry, manual
+
+MANUAL = Path(__file__).with_name("manual.toml")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The manual entry of one option, beyond its declaration; each part on one line.
+
+    Args:
+        about: Its effect, when to change it, usual values; a few sentences.
+        memory: Its cost in memory or on disk, in a phrase; empty where it is negligible.
+        time: Its cost in time, likewise.
+        source: The paper or specification that it comes from; empty where there is none.
+    """
+
+    about: str = ""
+    memory: str = ""
+    time: str = ""
+    source: str = ""
+
+
+NOTHING_SAID = Entry()
+
+
+@functools.cache
+def manual() -> Mapping[str, Entry]:
+    """The manual: option name to its entry."""
+    sections = tomli.loads(MANUAL.read_text(encoding="utf-8"))
+    return {
+        f"{section}.{key}": Entry(**{part: " ".join(text.split()) for part, text in parts.items()})
+        for section, keys in sections.items()
+        for key, parts in keys.items()
+    }
+
 
 #: Text of file, model and run names, which cannot contain NUL.
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\x00]*$")]
@@ -100,16 +135,7 @@ class DataSection(Section):
         audience="basic",
     )
     format: Literal[
-        "auto",
-        "messages",
-        "sharegpt",
-        "alpaca",
-        "prompt_completion",
-        "segments",
-        "text",
-        "tokens",
-        "preference",
-        "kto",
+        "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "segments", "text", "tokens", "preference", "kto"
     ] = _option("auto", "Format of a row; auto decides by the columns and shows the evidence.")
     columns: dict[ColumnRole, Column] | None = _option(
         None, 'Columns by hand, as {user = "question", assistant = "answer"}; absent: by the format.'
@@ -168,8 +194,7 @@ class MethodSection(Section):
         "auto", "Adapters on the experts of a mixture; auto puts them there where they stay small beside the experts."
     )
     init: Literal["default", "pissa", "loftq"] = _option(
-        "default",
-        "Start of the adapters: no effect; main directions of the weights; correction of the 4-bit error.",
+        "default", "Start of the adapters: no effect; main directions of the weights; correction of the 4-bit error."
     )
     dora: bool = _option(False, "Weight-decomposed adapters (DoRA): slower, sometimes better at low rank.")
     rslora: bool = _option(False, "Scale by alpha / sqrt(rank) (rsLoRA): steadier at high rank.")
@@ -349,8 +374,7 @@ class EvalSection(Section):
         True, "Measure a small general probe too, before, at each evaluation and at the end: it shows forgetting."
     )
     gate: Text | Annotated[list[Text], Field(min_length=1)] | None = _option(
-        None,
-        "Bar for the result, else it is refused: 'loss <= 0.9*before', or a list of bars; absent: none.",
+        None, "Bar for the result, else it is refused: 'loss <= 0.9*before', or a list of bars; absent: none."
     )
 
 
@@ -492,8 +516,7 @@ class DistributedSection(Section):
         audience="file",
     )
     offload: Literal["none", "optimizer", "all"] = _option(
-        "none",
-        "Parts that fsdp2 and deepspeed keep in the machine's memory: optimizer states, or all shared parts.",
+        "none", "Parts that fsdp2 and deepspeed keep in the machine's memory: optimizer states, or all shared parts."
     )
     hosts: Text | Annotated[list[Text], Field(min_length=1, max_length=64)] | None = _option(
         None, "Other machines. Refused: Slurm (train --slurm) or torchrun starts a run on several.", audience="file"

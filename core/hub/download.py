@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,40 +54,60 @@ class Transfer:
         client: Client of the hub.
         entry: The repository.
         listing: Files of the repository.
+        places: The files to download, each with its :func:`safe_path`.
         scratch: Directory for partial files; not reachable by a link.
         answers: Receives the progress.
     """
 
-    def __init__(self, client: HubClient, entry: HubEntry, listing: Listing, scratch: Path, answers: Answers) -> None:
+    def __init__(
+        self, client: HubClient, entry: HubEntry, listing: Listing, places: Mapping[str, Path], scratch: Path,
+        answers: Answers,
+    ) -> None:  # fmt: skip
         self._client = client
         self._entry = entry
         self._listing = listing
+        self._places = places
         self._scratch = scratch
         self._answers = answers
+        self._sizes = {name: listing.files[name].size for name in places}
         self._before = 0
-        self._total = 0
 
-    def remaining(self, names: Sequence[str]) -> int:
-        """Bytes of these files still to be downloaded."""
-        return sum(max(self._listing.files[name].size - _size(self._place(name)), 0) for name in names)
+    def remaining(self, disk: Path) -> int:
+        """Bytes still to be downloaded.
 
-    def begin(self, whole: int, total: int) -> None:
-        """Reset the progress: ``whole`` bytes are present already, of ``total``."""
-        self._before, self._total = whole, total
+        Raises:
+            UserError: If the disk has no room for them.
+        """
+        partial = {name: _size(self._partial(name)) for name in self.missing()}
+        remaining = sum(max(self._sizes[name] - size, 0) for name, size in partial.items())
+        if remaining:
+            require_space(disk, remaining + RESERVE, "the download")
+        return remaining
 
-    def fetch(self, name: str, target: Path) -> None:
-        """Download a file, and move it into place, at its :func:`safe_path`, once it is complete.
+    def missing(self) -> list[str]:
+        """Files not in place; only complete files are moved there, so they can be trusted without a record."""
+        return [
+            name for name, path in self._places.items() if not (path.is_file() and _size(path) == self._sizes[name])
+        ]
+
+    def begin(self) -> list[str]:
+        """The missing files; the progress counts the bytes of all others as present."""
+        missing = self.missing()
+        self._before = sum(size for name, size in self._sizes.items() if name not in missing)
+        return missing
+
+    def fetch(self, name: str) -> None:
+        """Download a file, and move it into place once it is complete.
 
         Raises:
             UserError: If it cannot be fetched.
         """
         file: RemoteFile = self._listing.files[name]
         paths.make_private_dir(self._scratch)
-        partial = self._place(name)
+        partial, target, total = self._partial(name), self._places[name], sum(self._sizes.values())
 
         def report(done: int) -> None:
-            stage = f"downloading {one_line(name, 60)}"
-            self._answers.progress(stage, self._before + done, self._total)
+            self._answers.progress(f"downloading {one_line(name, 60)}", self._before + done, total)
 
         self._client.download(self._entry, self._listing.commit, file, partial, report)
         paths.make_private_dir(target.parent)
@@ -95,7 +115,7 @@ class Transfer:
         fsync_dir(target.parent)
         self._before += file.size
 
-    def _place(self, name: str) -> Path:
+    def _partial(self, name: str) -> Path:
         """Path of a partial file; the file's hash is in the name, so that a download never resumes another file."""
         file = self._listing.files[name]
         digest = hashlib.sha256(f"{name}\0{file.sha256 or file.blob}\0{file.size}".encode()).hexdigest()
@@ -112,38 +132,22 @@ def fetch_dataset(client: HubClient, entry: HubEntry, answers: Answers) -> dict[
         UserError: If there is no such dataset, no readable file in it, or no room for it.
     """
     listing = client.list_files(entry)
-    names = data_names(listing.files)
-    files = {name: listing.files[name].size for name in names}
+    files = {name: listing.files[name].size for name in data_names(listing.files)}
     repository = repository_dir(entry)
     directory = safe_path(repository, listing.commit)
     record = Record(entry.repository, listing.commit, files, read_subsets(listing.card))
     selection = select_files(entry, record)
     places = {name: safe_path(repository, listing.commit, name) for name in selection.names}
-    transfer = Transfer(client, entry, listing, safe_path(repository, listing.commit, PARTIAL_NAME), answers)
-
-    def missing() -> list[str]:
-        # Only complete files are moved into the directory, so those not in the record yet can be trusted.
-        return [name for name in selection.names if not _is_whole(places[name], files[name])]
-
-    total = sum(files[name] for name in selection.names)
-    before = missing()
-    plan = {
-        "entry": str(entry),
-        "commit": listing.commit,
-        "directory": str(directory),
-        "files": len(selection.names),
-        "bytes": total,
-        "remaining": _checked_room(paths.make_private_dir(repository), transfer.remaining(before)),
-        "reason": selection.reason,
-    }
-    if before:
+    transfer = Transfer(client, entry, listing, places, safe_path(repository, listing.commit, PARTIAL_NAME), answers)
+    plan = _plan(entry, listing, selection.names, directory, selection.reason)
+    plan["remaining"] = transfer.remaining(paths.make_private_dir(repository))
+    if transfer.missing():
         answers.ask({"plan": plan})
     with exclusive_lock(repository, answers.progress):
-        wanted = missing()
-        transfer.begin(total - sum(files[name] for name in wanted), total)
+        wanted = transfer.begin()
         paths.make_private_dir(directory)
         for name in wanted:
-            transfer.fetch(name, places[name])
+            transfer.fetch(name)
         _refuse_shared(places)
         earlier = Record.read(directory)
         have = set(selection.names) | (set(earlier.have) if earlier is not None else set())
@@ -170,33 +174,18 @@ def fetch_model(client: HubClient, entry: HubEntry, answers: Answers) -> dict[st
     names = _model_files(entry, listing)
     models = paths.make_private_dir(paths.models_dir())
     target = _model_directory(entry, listing.commit)
-    total = sum(listing.files[name].size for name in names)
-    plan = {
-        "entry": str(entry),
-        "commit": listing.commit,
-        "directory": str(target),
-        "files": len(names),
-        "bytes": total,
-        "remaining": 0,
-        "reason": "Configuration, tokenizer and safetensors are taken.",
-    }
+    plan = _plan(entry, listing, names, target, "Configuration, tokenizer and safetensors are taken.")
     if _is_this_model(target, listing.commit):
         _note_revision(entry, listing.commit)
         return plan
     scratch = safe_path(models, f".{target.name}.{listing.commit}.fetched")
     places = {name: safe_path(scratch, name) for name in names}
-    transfer = Transfer(client, entry, listing, safe_path(scratch, PARTIAL_NAME), answers)
-
-    def missing() -> list[str]:
-        return [name for name in names if not _is_whole(places[name], listing.files[name].size)]
-
-    plan["remaining"] = _checked_room(models, transfer.remaining(missing()))
+    transfer = Transfer(client, entry, listing, places, safe_path(scratch, PARTIAL_NAME), answers)
+    plan["remaining"] = transfer.remaining(models)
     answers.ask({"plan": plan})
     with exclusive_lock(target, answers.progress):
         if not _is_this_model(target, listing.commit):
-            wanted = missing()
-            transfer.begin(total - sum(listing.files[name].size for name in wanted), total)
-            _fetch_checked(transfer, {name: places[name] for name in wanted}, paths.make_private_dir(scratch))
+            _fetch_checked(transfer, paths.make_private_dir(scratch))
             sizes = {name: listing.files[name].size for name in names}
             record = {"source": "hub", "repository": entry.repository, "commit": listing.commit, "files": sizes}
             write_atomic(scratch / RECORD_NAME, json.dumps(record, indent=1) + "\n")
@@ -208,24 +197,36 @@ def fetch_model(client: HubClient, entry: HubEntry, answers: Answers) -> dict[st
     return plan
 
 
-def _fetch_checked(transfer: Transfer, wanted: Mapping[str, Path], directory: Path) -> None:
-    """Fetch files of a model, and check the model that they make up.
+def _plan(entry: HubEntry, listing: Listing, names: Collection[str], directory: Path, reason: str) -> dict[str, Any]:
+    """The values of a :class:`~core.hub.job.FetchPlan` with nothing left to download."""
+    return {
+        "entry": str(entry),
+        "commit": listing.commit,
+        "directory": str(directory),
+        "files": len(names),
+        "bytes": sum(listing.files[name].size for name in names),
+        "remaining": 0,
+        "reason": reason,
+    }
+
+
+def _fetch_checked(transfer: Transfer, directory: Path) -> None:
+    """Fetch the missing files of a model, and check the model that they make up.
 
     Args:
         transfer: Of the model.
-        wanted: Names of files, and where each goes.
         directory: Where the model is being put together.
 
     Raises:
         UserError: If it cannot be trained; before any weights are fetched if its configuration shows that.
     """
     described = False
-    for name, place in wanted.items():
+    for name in transfer.begin():
         if name.endswith(".safetensors") and not described:
             # Checked before gigabytes are fetched in vain.
             check_model_config(directory)
             described = True
-        transfer.fetch(name, place)
+        transfer.fetch(name)
     check_model_directory(directory)
 
 
@@ -307,22 +308,11 @@ def _refuse_shared(places: Mapping[str, Path]) -> None:
             )
 
 
-def _checked_room(directory: Path, needed: int) -> int:
-    """``needed``, if the disk has room for that many bytes plus a reserve."""
-    if needed:
-        require_space(directory, needed + RESERVE, "the download")
-    return needed
-
-
 def _remove_if_empty(directory: Path) -> None:
     try:
         directory.rmdir()
     except OSError:
         return  # gone already, or not empty because of another partial file
-
-
-def _is_whole(path: Path, size: int) -> bool:
-    return path.is_file() and _size(path) == size
 
 
 def _size(path: Path) -> int:

@@ -15,6 +15,7 @@ from core.hub_uri import HubEntry, why_unsafe
 from core.models.description import RECORD_NAME
 from core.path_kind import ROW_SUFFIXES
 from core.text import one_line
+from core.units import counted
 
 #: Most files read of one dataset; each is kept open.
 MOST_SHARDS = 512
@@ -328,14 +329,10 @@ def _matching(entry: HubEntry, patterns: Sequence[str], names: Sequence[str]) ->
     parts = sum(pattern.count("/") + 1 for pattern in others)
     if parts * sum(name.count("/") + 1 for name in names) > _MOST_COMPARISONS:
         raise UserError(
-            f"{_repository(entry)} has {len(names)} data files and {_plural(others)}, too many to compare.",
+            f"{_repository(entry)} has {_count(names)} and {counted(len(others), 'pattern')}, too many to compare.",
             "Name the files by a path without a pattern.",
         )
     return [name for name in names if name in plain or any(_matches(pattern, name) for pattern in others)]
-
-
-def _plural(patterns: Sequence[str]) -> str:
-    return "1 pattern" if len(patterns) == 1 else f"{len(patterns)} patterns"
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -377,7 +374,7 @@ def _with_part(entry: HubEntry, part: str) -> str:
 
 
 def _count(names: Sequence[str]) -> str:
-    return "1 data file" if len(names) == 1 else f"{len(names)} data files"
+    return counted(len(names), "data file")
 
 
 def _listed(names: Iterable[str]) -> str:

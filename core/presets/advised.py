@@ -39,11 +39,7 @@ class Advised:
 
 
 def advise(
-    base: str,
-    values: Mapping[str, Any],
-    model: Architecture | None,
-    card: int | None,
-    directory: Path | None = None,
+    base: str, values: Mapping[str, Any], model: Architecture | None, card: int | None, directory: Path | None = None
 ) -> tuple[Advised, ...]:
     """The advice for a base model; empty for a model without advice.
 

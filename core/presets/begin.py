@@ -113,10 +113,7 @@ def suitable_preset(
         UserError: As :func:`begin`.
     """
     return choose_preset(
-        Facts(
-            model=read_shape(base, directory),
-            device_bytes=card.memory_total if card is not None else None,
-        ),
+        Facts(model=read_shape(base, directory), device_bytes=card.memory_total if card is not None else None),
         aim,
         lengths=sample_lengths(rows) if rows is not None else [],
         card_name=f"the {card.name}" if card is not None else "the card",

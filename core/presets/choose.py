@@ -65,7 +65,7 @@ def choose_preset(
         for preset in presets().values()
         if _suits_card(preset, card) and preset.parameters[0] <= billions <= preset.parameters[1]
     ]
-    if not fitting and card and facts.model is not None and _has_experts(facts.model):
+    if not fitting and card and facts.model is not None and experts_on_host(facts.model).layers:
         fitting = _largest(card)
     if not fitting and card:
         raise UserError(
@@ -196,10 +196,6 @@ def _plan(values: Mapping[str, Any], model: Architecture, card: int | None, sour
     limited = card is not None and movable_experts(model, config)
     limit = int(_USABLE_SHARE * card) if card is not None and limited else None
     return make_plan(model, config, Machine("cuda", limit_bytes=limit), source=source)
-
-
-def _has_experts(model: Architecture) -> bool:
-    return bool(experts_on_host(model).layers)
 
 
 def _largest(card: int) -> list[Preset]:

@@ -173,11 +173,7 @@ def config(name: str) -> Config:
 
 def states() -> dict[str, JSON]:
     """The states of a run."""
-    return {
-        "active": [*sorted(ACTIVE_STATES)],
-        "ended": [*sorted(END_STATES)],
-        "inferred": [*sorted(INFERRED_STATES)],
-    }
+    return {"active": [*sorted(ACTIVE_STATES)], "ended": [*sorted(END_STATES)], "inferred": [*sorted(INFERRED_STATES)]}
 
 
 def places(home: Path) -> dict[str, JSON]:

@@ -28,12 +28,12 @@ ROOT = Path(__file__).parents[2]
 MADE = Path(__file__).with_name("run_at_4b94b32")
 RESULT: dict[str, Any] = json.loads((MADE / "continued" / "result.json").read_text(encoding="utf-8"))
 WATCHED_WORKER = Path(__file__).with_name("watched_worker.py")
-#: What another processor may make of losses and norms, relatively, and of a weight. Without AVX-512, and without any
-#: AVX, a hundredth of it was measured.
+#: Tolerances on another processor: relative for losses and norms, absolute for weights. A hundredth of them was
+#: measured without AVX-512, and without any AVX.
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
 #: Figures of an event that hang on the way in which a processor adds up.
 MEASURED = ("loss", "grad_norm")
-#: A conversation with the worker before it goes on: nothing of it may be seen in what is trained.
+#: A conversation with the worker before it goes on: training must not depend on it.
 QUESTION: Message = {"messages": [{"role": "user", "content": "high ticket"}], "max_new_tokens": 4}
 
 
@@ -155,7 +155,7 @@ def test_its_last_checkpoint_is_the_one_that_it_would_have_had(continued: Contin
     expected = max((MADE / "continued").glob("step-*"))
     found = continued.run / "checkpoints" / expected.name
     manifest, wanted = (json.loads((path / "manifest.json").read_text(encoding="utf-8")) for path in (found, expected))
-    # Hashes of files hold the paths and the figures of a machine; the base is told by another hash since.
+    # Hashes of files depend on paths and on the processor; the base has had another hash since.
     left_out = {"files", "manifest_sha256", "base_sha256", *(() if computes_alike() else ("selection",))}
     assert {key: manifest[key] for key in wanted.keys() - left_out} == {
         key: wanted[key] for key in wanted.keys() - left_out

@@ -29,7 +29,7 @@ def test_the_environments_secrets_are_gone_whatever_they_look_like() -> None:
     environment = {"MY_SERVICE_TOKEN": "correct horse battery", "WANDB_API_KEY": "0123abcd" * 5, "HOME": "/home/anna/x"}
     text = "401 for correct horse battery of /home/anna/x (0123abcd0123abcd0123abcd0123abcd0123abcd)"
     assert redact(text, environment) == "401 for *** of /home/anna/x (***)"
-    # Too short to tell from a word.
+    # Too short: it could be a word.
     assert redact("a token", {"X_TOKEN": "token"}) == "a token"
 
 
@@ -62,18 +62,9 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text, {}) == text
 
 
-@cases(
-    ("name", "is_one"),
-    [
-        ("HF_TOKEN", True),
-        ("wandb_api_key", True),
-        ("AWS_SECRET_ACCESS_KEY", True),
-        ("PASSWORD", True),
-        ("max_new_tokens", False),
-        ("special_tokens", False),
-        ("TOKENIZERS_PARALLELISM", False),
-        ("PATH", False),
-    ],
-)
+@cases(("name", "is_one"), [
+    ("HF_TOKEN", True), ("wandb_api_key", True), ("AWS_SECRET_ACCESS_KEY", True), ("PASSWORD", True),
+    ("max_new_tokens", False), ("special_tokens", False), ("TOKENIZERS_PARALLELISM", False), ("PATH", False),
+])  # fmt: skip
 def test_names_of_secrets(name: str, is_one: bool) -> None:
     assert is_secret_name(name) is is_one

@@ -1,4 +1,4 @@
-"""Files that are read whole, and those that are not."""
+"""Small files: size limits, special files, and JSON within limits."""
 
 from __future__ import annotations
 
@@ -70,23 +70,12 @@ def test_a_model_whose_files_are_none_is_refused_at_once(tmp_path: Path, name: s
         load_tokenizer(place)
 
 
-@cases(
-    ("text", "said"),
-    [
-        ('{"a": [9223372036854775809]}', "more than 64 bits"),
-        ("[-9223372036854775809]", "more than 64 bits"),
-        ("1" * 4000, "more than 64 bits"),
-        ("-" + "1" * 100_000, "more than 64 bits"),
-        ("[NaN]", "not finite"),
-        ("[-Infinity]", "not finite"),
-        ("[1e999]", "not finite"),
-        ("[" * 100_000, "nested too deeply"),
-        (b"\xff\xfe", "decode"),
-        ("{", "Expecting"),
-        ("", "Expecting"),
-    ],
-    ids=lambda value: str(value)[:40],
-)
+@cases(("text", "said"), [
+    ('{"a": [9223372036854775809]}', "more than 64 bits"), ("[-9223372036854775809]", "more than 64 bits"),
+    ("1" * 4000, "more than 64 bits"), ("-" + "1" * 100_000, "more than 64 bits"), ("[NaN]", "not finite"),
+    ("[-Infinity]", "not finite"), ("[1e999]", "not finite"), ("[" * 100_000, "nested too deeply"),
+    (b"\xff\xfe", "decode"), ("{", "Expecting"), ("", "Expecting"),
+], ids=lambda value: str(value)[:40])  # fmt: skip
 def test_json_that_cannot_be_computed_with_is_refused(tmp_path: Path, text: str | bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         parse_json(text)

@@ -1,7 +1,7 @@
-"""Opening, cutting and reading of the files of a run, by the sources of what does it: a run may come from elsewhere.
+"""Files of a run may come from elsewhere: a search of the sources for unsafe ways to open, truncate and read them.
 
 A file of a run is opened by :mod:`core.beneath`, read in lines by :mod:`core.runs.record.tail`, and parsed by
-:func:`core.small_files.parse_json`. What does otherwise is in a list here, with its reason.
+:func:`core.small_files.parse_json`. Exceptions are listed here, each with its reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PARTS = ("audit", "chat", "evaluation", "launch", "queue", "runs", "tracking", "
 _BY_PATH = frozenset({"truncate", "rmtree", "copytree", "copyfile", "copy", "copy2", "move", "mknod", "link"})
 _METHODS = frozenset({"write_text", "write_bytes", "touch"})
 
-#: Writing elsewhere than in a run that may be foreign, or safe by what is said. ``file`` or ``file: function``.
+#: Writes outside runs, or safe for the stated reason: ``file`` or ``file: function``.
 WRITERS = {
     "audit/job.py: _work_directory": "removes the private copy of an audit",
     "chat/answer_rows.py: _append": "a file of the user's, which may be a link",
@@ -57,7 +57,7 @@ WRITERS = {
     "worker/setup/preparation.py: prepare": "replaces a name in the run's own directory",
 }  # fmt: skip
 
-#: Reading without a limit of what no foreign run brings.
+#: Unlimited reads of files that no foreign run brings.
 READERS = {
     "chat/engine.py: _last_line": "a log of the home, from near its end",
     "evaluation/probe": "a file of this program",
@@ -68,7 +68,6 @@ READERS = {
     "worker/export": "files of an export or a tokenizer that this program has made or checked",
     "worker/generate": "no file",
     "worker/model/expert_offload.py": "no file",
-    "worker/process/job.py": "a request of its parent",
     "worker/setup/provenance.py": "a file of the kernel",
     "worker/process/openmp.py": "files of the kernel",
     "worker/process/recorder.py: peak_rss_bytes": "a file of the kernel",
@@ -102,7 +101,7 @@ def _kind_of_call(call: ast.Call) -> str | None:
     text = ast.unparse(call.func)
     owner, _, name = text.rpartition(".")
     if text in ("os.open", "write_atomic", "overwrite", "os.fdopen"):
-        # A descriptor of core.beneath is what os.fdopen gets.
+        # os.fdopen gets a descriptor of core.beneath.
         return None if text == "os.fdopen" else "writer"
     if (owner in ("os", "shutil") and name in _BY_PATH) or name in _METHODS:
         return "writer"

@@ -14,7 +14,7 @@ from textual.events import Key
 from textual.keys import _character_to_key
 from textual.pilot import Pilot
 
-from core.config.recent import remember_config
+from core.config.files import remember_config
 from tests.cases import cases
 from tests.tui.config_panes import go_to, write_config
 from tests.tui.config_panes import opened as config_opened

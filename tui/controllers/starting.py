@@ -410,7 +410,7 @@ def _plan(config: Config, analysis: Analysis | None, used: int | None, run: Run 
 
 def _unmet_now(config: Config) -> Sequence[Unmet]:
     """The unmet wishes of a run that starts before its card has a plan; blocks."""
-    from core.commands.wishes import unmet_now
+    from core.commands.starting import unmet_now
 
     return unmet_now(config)
 
@@ -421,7 +421,7 @@ def _unmet_in_queue(config: Config) -> Sequence[Unmet]:
     Raises:
         UserError: If the queue cannot be read.
     """
-    from core.commands.wishes import unmet_in_queue
+    from core.commands.starting import unmet_in_queue
     from core.queue.estimate import Estimator
     from core.runs.outlook.forecast import wants_plan
 

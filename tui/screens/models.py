@@ -19,9 +19,8 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
 
-from core.config.document import ConfigDocument
+from core.config.document import ConfigDocument, valid_part
 from core.config.schema import Config, ModelSection
-from core.config.valid_part import valid_part
 from core.errors import UserError
 from core.hub.job import hub_host
 from core.memory.plan import Machine

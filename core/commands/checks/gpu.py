@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.commands.checks.finding import Finding
+from core.commands.checks import Finding
 from core.commands.checks.meters import check_card_meters
 from core.hardware.allocator import allocator_defaults, describe_allocator
 from core.hardware.card import BF16_CAPABILITY, choose

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from core.commands.checks.finding import Finding
+from core.commands.checks import Finding
 from core.hardware.amd import AmdSource
 from core.hardware.cpu import POWERCAP, Cpu, Rapl
 from core.hardware.power import changed_limits, may_set_power, set_command

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 
-from core.commands.checks.finding import Finding
+from core.commands.checks import Finding
 from core.commands.checks.software import reinstall, satisfies
 from core.errors import UserError
 from core.sandbox.limits import VARIABLE, Walls, walls

@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 import core
-from core.commands.checks.finding import Finding
+from core.commands.checks import Finding
 from core.commands.checks.gpu import DriverReport
 from core.errors import UserError
 from core.hardware.drivers import OLDEST_DRIVERS, install_command

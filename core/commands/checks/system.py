@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from core import paths
-from core.commands.checks.finding import Finding
+from core.commands.checks import Finding
 from core.hardware.cpu import cpu_name, memory
 from core.runs.record.store import Run, private_socket_path
 from core.units import format_bytes

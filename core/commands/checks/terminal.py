@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 
-from core.commands.checks.finding import Finding
+from core.commands.checks import Finding
 from core.commands.checks.system import output
 
 _SMALLEST_SCREEN = (60, 20)
@@ -50,9 +50,7 @@ def check_tmux(environment: Mapping[str, str], ask: Callable[[list[str]], str] =
     if not problems:
         return []
     settings = "; ".join(f"'{setting}'" for _, setting in problems)
-    return [
-        Finding("tmux", "warn", " and ".join(what for what, _ in problems), f"In ~/.tmux.conf: {settings}"),
-    ]
+    return [Finding("tmux", "warn", " and ".join(what for what, _ in problems), f"In ~/.tmux.conf: {settings}")]
 
 
 def _check_locale() -> Finding:

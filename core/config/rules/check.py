@@ -3,37 +3,10 @@
 from __future__ import annotations
 
 from core.config.facts import Facts
-from core.config.rules import (
-    adapters,
-    checkpoints,
-    data,
-    device,
-    distributed,
-    evaluation,
-    full,
-    night,
-    objective,
-    optimization,
-    tracking,
-    train_for,
-)
-from core.config.rules.rule import Remark, Rule
+from core.config.rules import Remark, Rule, data, device, distributed, method, night, objective, optimization, train_for
 from core.config.schema import Config
 
-_MODULES = (
-    data,
-    evaluation,
-    objective,
-    train_for,
-    device,
-    distributed,
-    full,
-    adapters,
-    optimization,
-    checkpoints,
-    night,
-    tracking,
-)
+_MODULES = (data, objective, train_for, device, distributed, method, optimization, night)
 #: All rules, in the order of their findings: that of the modules, and of their definitions.
 RULES: tuple[Rule, ...] = tuple(rule for module in _MODULES for rule in vars(module).values() if isinstance(rule, Rule))
 

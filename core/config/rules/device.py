@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.config.facts import Facts, trains_on_cpu
-from core.config.rules.rule import Findings, rule
+from core.config.rules import Findings, rule
 from core.config.schema import WEIGHT_METHODS, Config
 
 
@@ -74,10 +74,7 @@ def offload_needs_recomputing(config: Config, _: Facts) -> Findings:
 def experts_need_gpu(config: Config, facts: Facts) -> Findings:
     """memory.offload_experts needs a GPU to move experts from."""
     if _offloads_experts(config) and trains_on_cpu(config, facts):
-        yield (
-            "memory.offload_experts is on, and on a CPU all experts are in the machine's memory.",
-            "Set it to auto.",
-        )
+        yield ("memory.offload_experts is on, and on a CPU all experts are in the machine's memory.", "Set it to auto.")
 
 
 @rule("warning", "memory.offload_experts", "model.base")

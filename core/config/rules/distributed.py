@@ -5,7 +5,7 @@ from __future__ import annotations
 from core import deepspeed
 from core.config.derived import ALL_GPUS, refusal_of_machines, wants_several
 from core.config.facts import Facts
-from core.config.rules.rule import Findings, rule
+from core.config.rules import Findings, rule
 from core.config.schema import WEIGHT_METHODS, Config
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.config.choices import COMPARED, LEARNED
 from core.config.facts import Facts
-from core.config.rules.rule import Findings, rule
+from core.config.rules import Findings, rule
 from core.config.schema import Config
 
 

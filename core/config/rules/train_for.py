@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from core.config.derived import updates_in_backward
 from core.config.facts import Facts
-from core.config.rules.rule import Findings, rule
+from core.config.rules import Findings, rule
 from core.config.schema import WEIGHT_METHODS, Config
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.config.document import ConfigDocument
-from core.config.recent import recent_configs
+from core.config.files import recent_configs
 from core.config.schema import options
 from core.errors import UserError
 from core.hub_uri import short_name

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from core.config.changed import changed_options
-from core.config.live import CHANGEABLE
+from core.config.live import CHANGEABLE, changed_options
 from core.config.schema import WEIGHT_METHODS, Config
 from core.directories import require_space, whole_directory
 from core.errors import UserError

@@ -6,7 +6,7 @@ layer, and keeps it for backward. :class:`ParamWrapper` instead hands the two lo
 Saved names and shapes are PEFT's, so PEFT loads the adapter on the 16-bit model by itself.
 
 PEFT also rewrites the target modules of some families: ``gate_proj``, ``up_proj`` and ``down_proj`` become adapters on
-experts, shared experts and dense layers included. Here :mod:`core.config.experts` decides which layers get adapters,
+experts, shared experts and dense layers included. Here :mod:`core.config.targets` decides which layers get adapters,
 for plan and run alike; the saved configuration lists layers that PEFT would rewrite as parameters, which it leaves
 alone: ``shared_expert.gate_proj.weight``. The adapter has the same names and shapes either way."""
 
@@ -23,8 +23,8 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import ParamWrapper as PeftParamWrapper
 from transformers.pytorch_utils import Conv1D
 
-from core.config.experts import adapts_experts, adapts_linear, without_adapters
 from core.config.schema import MethodSection
+from core.config.targets import adapts_experts, adapts_linear, without_adapters
 from core.worker.model.experts import expert_count, experts_of, matrix_names, matrix_shapes, stored_shape
 from core.worker.model.experts_implementation import ADAPTERS, ExpertAdapter, use_own_experts
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -21,6 +19,7 @@ from core.config.document import load_config
 from core.launch import launcher
 from core.runs.record.events import StepEvent, encode_event
 from core.runs.record.store import Run, create_run, list_runs
+from tests import waiting
 from tests.forking import Forks
 from tui.__main__ import main
 
@@ -30,13 +29,9 @@ DEADLINE = 120.0
 PYTHON = sys.executable
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Wait until something is so, and fail when it does not become so."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited {DEADLINE:g} s in vain for {what}")
-        time.sleep(0.02)
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Wait until a condition holds, and fail if it does not in time."""
+    waiting.wait_for(condition, DEADLINE, what, interval=0.02)
 
 
 @dataclass
@@ -58,38 +53,57 @@ class Result:
         return json.loads(self.out, parse_constant=refuse)
 
 
-#: Runs a command line in this process.
-Call = Callable[..., Result]
+@dataclass
+class Call:
+    """Runs command lines in this process."""
 
+    capsys: pytest.CaptureFixture[str]
+    #: Any number of lines.
+    ANY: ClassVar[int] = -1
 
-def run_line(capsys: pytest.CaptureFixture[str], *words: str) -> Result:
-    """Run a command line in this process."""
-    capsys.readouterr()
-    try:
-        code = main(list(words))
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return Result(code, captured.out, captured.err)
+    def __call__(self, *words: str) -> Result:
+        """Run a command line."""
+        self.capsys.readouterr()
+        try:
+            code = main(list(words))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *self.capsys.readouterr())
+
+    def ok(self, *words: str) -> Result:
+        """Run a command line that must succeed."""
+        result = self(*words)
+        assert result.code == 0, (words, result)
+        return result
+
+    def refused(self, said: str, *words: str, code: int = 1, lines: int = 1) -> Result:
+        """Run a command line that must end with an error and no output.
+
+        Args:
+            said: Part of the error.
+            words: The command line.
+            code: Its exit code.
+            lines: Lines on standard error; ``ANY`` for wrong usage, which comes with the usage.
+        """
+        result = self(*words)
+        assert (result.code, result.out) == (code, ""), (words, result)
+        assert result.err.count("\n") == lines or lines == self.ANY or code == 2, (words, result)
+        assert said in result.err, (words, result)
+        return result
 
 
 @dataclass
-class CommandLine:
+class CommandLine(Call):
     """Runs command lines, and sets how their training process behaves."""
 
     home: Path
     monkeypatch: pytest.MonkeyPatch
-    capsys: pytest.CaptureFixture[str]
     python: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def script(self, **behavior: Any) -> None:
         """Set the behavior of the training processes to come."""
         self.monkeypatch.setenv("SCRIPT", json.dumps(behavior))
-
-    def __call__(self, *words: str) -> Result:
-        """Run a command line in this process."""
-        return run_line(self.capsys, *words)
 
     def spawn(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a command line in a process of its own."""
@@ -125,7 +139,7 @@ def scripted_command(run: Run, *, resume: bool = False) -> list[str]:
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """Runs command lines that start no training."""
-    return functools.partial(run_line, capsys)
+    return Call(capsys)
 
 
 @pytest.fixture
@@ -149,7 +163,7 @@ def cli(
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(forks, "stand_ins", {str(python)})
     monkeypatch.setattr(launcher, "worker_command", scripted_command)
-    line = CommandLine(home, monkeypatch, capsys, python)
+    line = CommandLine(capsys, home, monkeypatch, python)
     yield line
     for process in line.processes:
         process.kill()
@@ -161,12 +175,15 @@ def cli(
                 os.kill(state.pid, signal.SIGKILL)
 
 
-def record_slow_run(config: Path) -> Run:
-    """An earlier run of a configuration, with four steps of ten hours each."""
+def record_run(config: Path, *, seconds: float) -> Run:
+    """An earlier run of a configuration, with four steps of so many seconds each."""
     run = create_run(load_config(config), "earlier")
-    step = StepEvent(
-        step=1, epoch=0.1, loss=1.0, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=100, seconds=36_000.0,
-        tokens_per_second=1.0,
-    )  # fmt: skip
-    run.events_path.write_text("".join(encode_event(replace(step, step=number)) for number in range(1, 5)))
+    run.events_path.write_text("".join(encode_event(a_step(number, seconds=seconds)) for number in range(1, 5)))
     return run
+
+
+def a_step(step: int, **fields: Any) -> StepEvent:
+    """A step with some values."""
+    values: dict[str, Any] = {"epoch": 0.1, "loss": 1.0, "lr": 1e-4, "grad_norm": 1.0, "seconds": 1.0}
+    counts = {"tokens": 100, "supervised_tokens": 50, "tokens_per_second": 50.0}
+    return StepEvent(step=step, **{**values, **counts, **fields})

@@ -65,11 +65,10 @@ class ScriptedWorker:
             self._measure(0, "base", 0.0)
         self.recorder.phase("training", done=self.step, total=self.steps)
         while self.step < self.steps:
-            self._attend()
-            if self.controls.stop_sender:
-                return self._close(
-                    "stopped", StoppedEvent(reason=f"asked by {self.controls.stop_sender}", step=self.step)
-                )
+            for command in self.controls.waiting():
+                self._carry_out(command)
+            if sender := self.controls.stop_sender:
+                return self._close("stopped", StoppedEvent(reason=f"asked by {sender}", step=self.step))
             self._train()
         if self.end == "vanish":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -92,24 +91,13 @@ class ScriptedWorker:
         loss = float("nan") if self.step == 2 else 1 / self.step
         self._tell(
             StepEvent(
-                step=self.step,
-                epoch=0.1,
-                loss=loss,
-                lr=1e-3,
-                grad_norm=0.5,
-                tokens=100,
-                supervised_tokens=40,
-                seconds=0.5,
-                tokens_per_second=200.0,
+                step=self.step, epoch=0.1, loss=loss, lr=1e-3, grad_norm=0.5, tokens=100, supervised_tokens=40,
+                seconds=0.5, tokens_per_second=200.0,
             )
-        )
+        )  # fmt: skip
         if self.step == 1:
             self._tell(NoticeEvent(level="warning", code="test", message=HOSTILE))
         self.recorder.update(step=self.step)
-
-    def _attend(self) -> None:
-        for command in self.controls.waiting():
-            self._carry_out(command)
 
     def _carry_out(self, command: Command) -> None:
         name = command.request.command
@@ -141,14 +129,8 @@ class ScriptedWorker:
             command.token(word + " ", "step-4")
         while messages[-1]["content"] == "slow" and not command.cancelled.wait(0.05):
             command.token("and on ", "step-4")
-        command.answer(
-            text=text,
-            tokens=7,
-            first_token_seconds=0.25,
-            tokens_per_second=20.0,
-            finish="stop",
-            source="base" if source == "base" else f"step-{self.step}",
-        )
+        figures = {"tokens": 7, "first_token_seconds": 0.25, "tokens_per_second": 20.0, "finish": "stop"}
+        command.answer(text=text, source="base" if source == "base" else f"step-{self.step}", **figures)
 
     def _save(self) -> None:
         directory = self.run.checkpoints_path / f"step-{self.step:08d}"

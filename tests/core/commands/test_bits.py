@@ -28,9 +28,7 @@ def config(cli: CommandLine, tmp_path: Path) -> str:
 
 
 def test_a_sentence_with_the_layers_below_and_the_same_as_json(cli: CommandLine, config: str) -> None:
-    result = cli("bits", config, "--rows", "3")
-    assert result.code == 0, result.err
-    first, *lines = result.out.splitlines()
+    first, *lines = cli.ok("bits", config, "--rows", "3").out.splitlines()
     assert first.startswith("4 bits cost ")
     assert "your training rows, as none are held out; keep layer" in first
     table = lines.index(HEAD.rstrip())
@@ -53,8 +51,4 @@ def test_what_cannot_be_is_one_line(cli: CommandLine, config: str) -> None:
         (("--set", "model.base=no-such-model"), "no-such-model"),
         (("--set", "model.keep_16bit=['re:(']"), "model.keep_16bit has re:("),
     ):
-        result = cli("bits", config, *words)
-        assert result.code == 1
-        assert said in result.err
-        assert result.out == ""
-        assert "Traceback" not in result.err
+        cli.refused(said, "bits", config, *words)

@@ -61,22 +61,29 @@ def test_a_step_of_a_run_is_a_checkpoint(cli: CommandLine, tmp_path: Path, monke
     (tmp_path / "model@3").mkdir()
     monkeypatch.chdir(tmp_path)
     assert find_target_at("model@3") == (Path("model@3"), None)
-    result = cli("chat", "tickets@30", "--prompt", "hello")
-    assert (result.code, result.err.count("\n")) == (1, 1)
-    assert "has no checkpoint of step 30" in result.err
+    cli.refused("has no checkpoint of step 30", "chat", "tickets@30", "--prompt", "hello")
 
 
-def test_sampling_is_set_on_the_command_line(cli: CommandLine) -> None:
+def test_one_answer_with_sampling_of_the_command_line_is_kept_with_the_run(cli: CommandLine) -> None:
     run = cli.start(steps=10_000, pace=0.02)
-    refused = cli("chat", run.id, "--prompt", "hello", "--top-k", "-1")
-    assert (refused.code, refused.err.count("\n")) == (1, 1)
-    assert "top_k must be a whole number" in refused.err
+    cli.refused("top_k must be a whole number", "chat", run.id, "--prompt", "hello", "--top-k", "-1")
     flags = ["--top-p", "0.9", "--top-k", "40", "--min-p", "0.1", "--repetition-penalty", "1.1", "--seed", "3"]
-    result = cli("chat", run.id, "--prompt", "hello", *flags, "--stop", "a", "--stop", "\n", "--json")
-    assert result.code == 0, result.err
-    assert result.json["prompt_tokens"] == 0, "a worker of an earlier version does not tell it"
+    result = cli.ok("chat", run.id, "--prompt", "hello", *flags, "--stop", "a", "--stop", "\n", "--json")
+    answer = result.json
+    assert answer["prompt_tokens"] == 0, "a worker of an earlier version does not tell it"
+    assert answer["answer"] == "1 user hello a \ufffd]52;c;x\ufffd word"
+    assert answer["source"].startswith("step-")
+    assert (answer["tokens_per_second"], answer["first_token_seconds"]) == (20.0, 0.25)
     (kept,) = list_transcripts(run)
     assert kept.dialogue().exchanges[0].question == "hello"
+    (reply,) = kept.dialogue().exchanges[0].replies
+    assert reply.speaker.startswith("step ")
+    assert "first 0.25 s" in reply.stats
+    kept.path.unlink()
+    (run.path / "chats").rmdir()
+    (run.path / "chats").write_text("a file in its place")
+    unkept = cli.ok("chat", run.id, "--prompt", "hello")
+    assert "warning: The conversation is not kept with the run: " in unkept.err
 
 
 def test_a_part_of_two_ids_is_refused(cli: CommandLine) -> None:
@@ -86,49 +93,16 @@ def test_a_part_of_two_ids_is_refused(cli: CommandLine) -> None:
         find_target("tickets")
 
 
-def test_json_needs_a_prompt(cli: CommandLine) -> None:
-    result = cli("chat", "latest", "--json")
-    assert (result.code, result.out) == (2, "")
-    assert "--prompt" in result.err
-
-
-def test_an_empty_prompt_is_refused(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_empty_prompt_is_refused(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli.refused("--prompt", "chat", "latest", "--json", code=2)
     monkeypatch.setattr("sys.stdin", io.StringIO("  \n"))
-    result = cli("chat", "latest")
-    assert (result.code, result.err.count("\n")) == (1, 1)
-    assert "prompt is empty" in result.err
-
-
-def test_one_answer_of_the_model_in_training(cli: CommandLine) -> None:
-    run = cli.start(steps=10_000, pace=0.02)
-    result = cli("chat", run.id, "--prompt", "hello", "--json")
-    assert result.code == 0, result.err
-    answer = result.json
-    assert answer["answer"] == "1 user hello a \ufffd]52;c;x\ufffd word"
-    assert answer["source"].startswith("step-")
-    assert (answer["tokens_per_second"], answer["first_token_seconds"]) == (20.0, 0.25)
-
-
-def test_a_conversation_is_kept_with_its_figures_and_one_that_cannot_be_is_told(cli: CommandLine) -> None:
-    run = cli.start(steps=10_000, pace=0.02)
-    assert cli("chat", run.id, "--prompt", "hello").code == 0
-    (kept,) = list_transcripts(run)
-    (reply,) = kept.dialogue().exchanges[0].replies
-    assert reply.speaker.startswith("step ")
-    assert "first 0.25 s" in reply.stats
-    kept.path.unlink()
-    (run.path / "chats").rmdir()
-    (run.path / "chats").write_text("a file in its place")
-    result = cli("chat", run.id, "--prompt", "hello")
-    assert result.code == 0, result.err
-    assert "warning: The conversation is not kept with the run: " in result.err
+    cli.refused("prompt is empty", "chat", "latest")
 
 
 def test_base_system_and_a_piped_prompt(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     run = cli.start(steps=10_000, pace=0.02)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello"))
-    result = cli("chat", run.id, "--base", "--system", "Be brief.")
-    assert result.code == 0, result.err
+    result = cli.ok("chat", run.id, "--base", "--system", "Be brief.")
     assert result.out.startswith("2 system hello a ")
     assert "\x1b" not in result.out
     assert result.err.startswith("base · 7 tokens")
@@ -136,9 +110,7 @@ def test_base_system_and_a_piped_prompt(cli: CommandLine, monkeypatch: pytest.Mo
 
 def test_a_run_without_anything_to_talk_to(cli: CommandLine) -> None:
     run = _make_run(cli, "tickets")
-    result = cli("chat", run.id, "--prompt", "hello", "--json")
-    assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
-    assert "adapter" in result.err
+    cli.refused("adapter", "chat", run.id, "--prompt", "hello", "--json")
 
 
 class _Terminal:

@@ -15,9 +15,7 @@ TICKETS = str(sample_data.path("tickets_train.jsonl"))
 
 
 def test_the_json_has_what_scripts_need(call: Call, tiny_model_dir: Path) -> None:
-    ended = call("data", TICKETS, "--model", str(tiny_model_dir), "--row", "1", "--json")
-    assert ended.code == 0, ended.err
-    told = json.loads(ended.out)
+    told = call.ok("data", TICKETS, "--model", str(tiny_model_dir), "--row", "1", "--json").json
     assert told["format"] == "messages"
     assert told["reason"]
     assert told["rows"] == told["used"] == 400
@@ -36,17 +34,13 @@ def test_people_get_lines_without_control_characters(call: Call, tmp_path: Path)
     hostile = tmp_path / "hostile.jsonl"
     turns = [{"role": "user", "content": "a\x1b]52;c;x\x07b"}, {"role": "assistant", "content": "c\x9b2Jd"}]
     hostile.write_text(json.dumps({"messages": turns}) + "\n")
-    ended = call("data", str(hostile))
-    assert ended.code == 0, ended.err
+    ended = call.ok("data", str(hostile))
     assert "hostile.jsonl" in ended.out
     assert not any(character in ended.out for character in "\x1b\x07\x9b")
 
 
 def test_a_file_that_is_not_there_is_one_sentence(call: Call, tmp_path: Path) -> None:
-    ended = call("data", str(tmp_path / "nowhere.jsonl"))
-    assert ended.code == 1
-    assert "nowhere.jsonl" in ended.err
-    assert len(ended.err.strip().splitlines()) == 1
+    call.refused("nowhere.jsonl", "data", str(tmp_path / "nowhere.jsonl"))
 
 
 #: Shows the reasoning of the last turn only.
@@ -73,9 +67,7 @@ def test_turns_that_are_learned_in_rows_of_their_own_are_shown_too(
     ]
     rows.write_text(json.dumps({"messages": turns}) + "\n")
     arguments = (str(rows), "--model", str(model), "--template", str(template), "--row", "1")
-    ended = call("data", *arguments, "--json")
-    assert ended.code == 0, ended.err
-    told = json.loads(ended.out)
+    told = call.ok("data", *arguments, "--json").json
     learned = ["".join(t["text"] for t in row if t["supervised"]) for row in (told["tokens"], *told["further"])]
     assert learned == ["d<|im_end|>", "<think>hm</think>b<|im_end|>"]
     assert told["used"] == 1
@@ -95,7 +87,7 @@ def test_both_answers_of_a_pair_are_shown_and_a_label_in_words(
     better, _, worse = shown.partition("row 1, better answer: ")[2].partition("row 1, worse answer: ")
     assert "[[yes<|im_end|>]]" in better
     assert "[[no, never<|im_end|>]]" in worse
-    told = json.loads(call("data", str(pairs), "--model", str(tiny_model_dir), "--row", "1", "--json").out)
+    told = call.ok("data", str(pairs), "--model", str(tiny_model_dir), "--row", "1", "--json").json
     learned = ["".join(t["text"] for t in told[name] if t["supervised"]) for name in ("tokens", "rejected")]
     assert learned == ["yes<|im_end|>", "no, never<|im_end|>"]
     assert told["lengths"]["max"] == len(told["rejected"]) > len(told["tokens"])
@@ -107,9 +99,8 @@ def test_a_template_that_cannot_be_used_is_named_for_every_row(
 ) -> None:
     template = tmp_path / "endless.jinja"
     template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
-    ended = call("data", TICKETS, "--model", str(tiny_model_dir), "--template", str(template), "--row", "1", "--json")
-    assert ended.code == 0, ended.err
-    told = json.loads(ended.out)
+    words = ("--model", str(tiny_model_dir), "--template", str(template), "--row", "1", "--json")
+    told = call.ok("data", TICKETS, *words).json
     assert told["dropped"] == {"no_stop_token": 400}
     assert told["row_error"]["code"] == "no_stop_token"
     assert "does not end an answer" in told["row_error"]["message"]
@@ -119,8 +110,7 @@ def test_the_histogram_leaves_out_what_is_empty(call: Call, tiny_model_dir: Path
     path = tmp_path / "lengths.jsonl"
     rows = [{"prompt": f"number {number}", "completion": "ok " * length} for number, length in enumerate([9, 9, 900])]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ended = call("data", str(path), "--model", str(tiny_model_dir))
-    assert ended.code == 0, ended.err
+    ended = call.ok("data", str(path), "--model", str(tiny_model_dir))
     lines = [line.strip() for line in ended.out.splitlines()]
     bars = [place for place, line in enumerate(lines) if line.split(" ")[1:2] and set(line.split(" ")[1]) == {"#"}]
     assert len(bars) == 2
@@ -130,10 +120,7 @@ def test_the_histogram_leaves_out_what_is_empty(call: Call, tiny_model_dir: Path
 def test_a_template_without_a_tokenizer_is_said_to_be_of_no_use(call: Call, tmp_path: Path) -> None:
     template = tmp_path / "mine.jinja"
     template.write_text("{{ messages }}")
-    ended = call("data", TICKETS, "--template", str(template), "--json")
-    assert ended.code != 0
-    assert "--model" in ended.err
-    assert not ended.out
+    call.refused("--model", "data", TICKETS, "--template", str(template), "--json")
 
 
 @pytest.mark.long
@@ -143,9 +130,7 @@ def test_a_template_without_an_end_is_a_reason(call: Call, tiny_model_dir: Path,
     template.write_text(loop * 4 + "{{ messages }}" + "{% endfor %}" * 4)
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
-    ended = call("data", str(path), "--model", str(tiny_model_dir), "--template", str(template), "--json")
-    assert ended.code == 0, ended.err
-    told = json.loads(ended.out)
+    told = call.ok("data", str(path), "--model", str(tiny_model_dir), "--template", str(template), "--json").json
     assert told["dropped"] == {"template_error": 1}
     assert "far more steps than a conversation needs" in told["problems"][0]["detail"]
 
@@ -164,14 +149,14 @@ def test_rows_of_an_array_are_named_by_their_numbers_where_lines_do_not_tell_the
     assert "line" not in shown["one.json"]
     assert "lines 5, 11 (rows 2, 4)\n" in shown["pretty.json"]
     assert "lines 3, 7 (rows 2, 4)\n" in shown["blank.jsonl"]
-    told = json.loads(call("data", str(array), "--json").out)
+    told = call.ok("data", str(array), "--json").json
     assert [(problem["rows"], problem["lines"]) for problem in told["problems"]] == [([2, 4], [None, None])]
 
 
 def test_a_first_token_is_learned_nowhere(call: Call, tmp_path: Path, tiny_model_dir: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("plain words to go on with\n")
-    told = json.loads(call("data", str(path), "--model", str(tiny_model_dir), "--row", "1", "--json").out)
+    told = call.ok("data", str(path), "--model", str(tiny_model_dir), "--row", "1", "--json").json
     learned = sum(token["supervised"] for token in told["tokens"])
     assert not told["tokens"][0]["supervised"]
     assert learned == told["lengths"]["supervised"] == len(told["tokens"]) - 1
@@ -186,7 +171,7 @@ def test_pictures_and_columns_that_are_not_read_are_told(call: Call, tmp_path: P
     assert "2 read, 1 used 1 dropped: has_media" in out
     assert "drop 1 x has_media: pictures, video or sound" in out
     assert "note 1 x columns_not_read: columns not read topic ->" in out
-    (noted,) = [one for one in json.loads(call("data", str(rows), "--json").out)["problems"] if one["level"] == "note"]
+    (noted,) = [one for one in call.ok("data", str(rows), "--json").json["problems"] if one["level"] == "note"]
     assert (noted["code"], noted["count"], noted["detail"]) == ("columns_not_read", 1, "topic")
 
 
@@ -198,5 +183,5 @@ def test_a_question_beside_a_text_is_asked_about(call: Call, tmp_path: Path) -> 
     assert 'data.columns = {user = "prompt", assistant = "text"}' in ended.err
     for columns, format_ in (("user=prompt,assistant=text", "prompt_completion"), ("text=text", "text")):
         assert columns in ended.err
-        told = json.loads(call("data", str(rows), "--columns", columns, "--json").out)
+        told = call.ok("data", str(rows), "--columns", columns, "--json").json
         assert (told["format"], told["used"]) == (format_, 1)

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from core.commands import doctor
-from core.commands.checks import gpu, security, software, system, terminal
-from core.commands.checks.finding import Finding
+from core.commands.checks import Finding, gpu, security, software, system, terminal
 from core.hardware.drivers import Build
 from core.hardware.nvml import GpuProcess
 from core.hardware.snapshot import Device
@@ -41,6 +40,7 @@ HEALTHY: dict[str, Any] = {
     "nf4_error": 0.05,
     "nf4_device": "cuda",
 }
+V100 = {"name": "V100", "capability": "7.0", "memory": 1, "bf16": False}
 
 
 @pytest.fixture
@@ -74,7 +74,9 @@ def test_the_report_is_one_object_with_everything_in_it(examine: Examine, tmp_pa
     assert by_name["quantization"]["status"] == "ok"
 
 
-def test_a_home_that_cannot_be_written_fails_and_says_what_to_do(examine: Examine, tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written_fails_and_nothing_is_left_behind(examine: Examine, tmp_path: Path) -> None:
+    examine("--quick", LOCALTUNE_HOME=str(tmp_path / "new"))
+    assert os.listdir(tmp_path) == []
     (tmp_path / "file").touch()
     done = examine("--quick", LOCALTUNE_HOME=str(tmp_path / "file"))
     assert done.returncode == 1
@@ -82,11 +84,6 @@ def test_a_home_that_cannot_be_written_fails_and_says_what_to_do(examine: Examin
     assert "Set LOCALTUNE_HOME" in done.stdout
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == ["file"]
-
-
-def test_doctor_leaves_nothing_behind(examine: Examine, tmp_path: Path) -> None:
-    examine("--quick", LOCALTUNE_HOME=str(tmp_path / "new"))
-    assert os.listdir(tmp_path) == []
 
 
 def test_the_report_is_aligned_and_fits() -> None:
@@ -99,12 +96,8 @@ def test_the_report_is_aligned_and_fits() -> None:
     assert lines[0] == "ok    memory         24 GB free"
     assert lines[-2:] == ["FAIL  gpu            broken", " " * 21 + "-> Reboot."]
     assert all(len(line) <= 80 for line in lines)
-    assert {line[:21] for line in lines} == {
-        "ok    memory         ",
-        "warn  a longer name  ",
-        "FAIL  gpu            ",
-        " " * 21,
-    }
+    heads = {"ok    memory         ", "warn  a longer name  ", "FAIL  gpu            ", " " * 21}
+    assert {line[:21] for line in lines} == heads
     assert doctor.render([], 80) == []
 
 
@@ -115,29 +108,23 @@ def statuses(findings: list[Finding]) -> dict[str, str]:
 @cases(
     ("change", "expected"),
     [
-        ({}, {"torch": "ok", "quantization": "ok"}),
-        ({"devices": [], "cuda_build": None}, {"torch": "warn", "quantization": "ok"}),
-        (
-            {"devices": [{"name": "V100", "capability": "7.0", "memory": 1, "bf16": False}]},
-            {"torch": "warn", "quantization": "ok"},
-        ),
-        ({"nf4_error": 1.5}, {"torch": "ok", "quantization": "fail"}),
-        ({"nf4_error": None}, {"torch": "ok", "quantization": "fail"}),
-        ({"errors": {"bitsandbytes": "OSError: no libcudart\x1b"}}, {"torch": "ok", "bitsandbytes": "fail"}),
-        ({"errors": {"torch": "ImportError: x"}}, {"torch": "fail"}),
-        ({"architectures": ["sm_75", "sm_90"]}, {"torch": "fail", "quantization": "ok"}),
-        ({"architectures": ["sm_80", "sm_86"]}, {"torch": "ok", "quantization": "ok"}),
-        ({"architectures": ["sm_75", "compute_80"]}, {"torch": "ok", "quantization": "ok"}),
-        (
-            {"architectures": ["gfx1100"], "cuda_build": None, "hip_build": "7.1"},
-            {"torch": "warn", "quantization": "ok"},
-        ),
-        ({"cuda_error": "no kernel image is available"}, {"torch": "fail", "quantization": "ok"}),
+        ({}, "torch ok, quantization ok"),
+        ({"devices": [], "cuda_build": None}, "torch warn, quantization ok"),
+        ({"devices": [V100]}, "torch warn, quantization ok"),
+        ({"nf4_error": 1.5}, "torch ok, quantization fail"),
+        ({"nf4_error": None}, "torch ok, quantization fail"),
+        ({"errors": {"bitsandbytes": "OSError: no libcudart\x1b"}}, "torch ok, bitsandbytes fail"),
+        ({"errors": {"torch": "ImportError: x"}}, "torch fail"),
+        ({"architectures": ["sm_75", "sm_90"]}, "torch fail, quantization ok"),
+        ({"architectures": ["sm_80", "sm_86"]}, "torch ok, quantization ok"),
+        ({"architectures": ["sm_75", "compute_80"]}, "torch ok, quantization ok"),
+        ({"architectures": ["gfx1100"], "cuda_build": None, "hip_build": "7.1"}, "torch warn, quantization ok"),
+        ({"cuda_error": "no kernel image is available"}, "torch fail, quantization ok"),
     ],
 )
-def test_what_a_probe_amounts_to(change: dict[str, Any], expected: dict[str, str]) -> None:
+def test_a_probe_has_findings_for_torch_and_quantization(change: dict[str, Any], expected: str) -> None:
     findings = software.describe_probe({**HEALTHY, **change})
-    assert statuses(findings) == expected
+    assert ", ".join(f"{finding.name} {finding.status}" for finding in findings) == expected
     assert not any("\x1b" in finding.what for finding in findings)
 
 
@@ -169,23 +156,26 @@ def test_a_card_that_torch_does_not_use_is_explained(
     assert "\x1b" not in finding.what
     # Without a card there is nothing to explain.
     assert software.describe_probe(facts, gpu.DriverReport([]))[0].status == "warn"
-
-
-def test_the_probe_names_the_library_of_bitsandbytes() -> None:
     what = software.describe_probe({**HEALTHY, "bnb_library": "libbitsandbytes_cuda130.so"})[1].what
     assert what == "bitsandbytes 0.50.2 (libbitsandbytes_cuda130.so) quantizes to 4 bits on cuda"
 
 
-def test_versions_with_known_holes_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = {name: fixed for name, fixed, _, _ in security.HOLES}
+@pytest.fixture
+def versions(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The installed packages with their versions."""
+    installed: dict[str, str] = {}
 
     def version(name: str) -> str:
-        try:
-            return versions[name]
-        except KeyError:
-            raise metadata.PackageNotFoundError(name) from None
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
 
     monkeypatch.setattr(metadata, "version", version)
+    return installed
+
+
+def test_versions_with_known_holes_fail(versions: dict[str, str]) -> None:
+    versions.update({name: fixed for name, fixed, _, _ in security.HOLES})
     assert security.check_holes().status == "ok"
     versions["transformers"] = "5.2.9"
     versions["torch"] = "2.9.1+cu128"
@@ -269,21 +259,10 @@ def test_a_probe_that_dies_is_reported_with_its_last_words(monkeypatch: pytest.M
         assert words in finding.what
 
 
-def test_versions_are_compared_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = {"torch": "2.10.0+cu130", "peft": "0.9", "textual": "8.2.8"}
-
-    def version(name: str) -> str:
-        try:
-            return versions[name]
-        except KeyError:
-            raise metadata.PackageNotFoundError(name) from None
-
-    monkeypatch.setattr(metadata, "version", version)
-    monkeypatch.setattr(
-        metadata,
-        "requires",
-        lambda _: ["torch<2.16,>=2.9", "peft>=0.21", "textual==8.2.8", "gguf>=0.17", 'ruff>=9; extra == "test"'],
-    )
+def test_versions_are_compared_as_numbers(versions: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    versions.update({"torch": "2.10.0+cu130", "peft": "0.9", "textual": "8.2.8"})
+    wanted = ["torch<2.16,>=2.9", "peft>=0.21", "textual==8.2.8", "gguf>=0.17", 'ruff>=9; extra == "test"']
+    monkeypatch.setattr(metadata, "requires", lambda _: wanted)
     finding = software.check_libraries()
     assert finding.status == "fail"
     assert finding.what == "peft is 0.9, needed is >=0.21; gguf is missing."
@@ -348,6 +327,10 @@ def test_a_free_card_is_well() -> None:
     assert statuses(gpu.describe_device(device, None, [])) == {"gpu 0": "ok", "gpu 0 memory": "ok"}
     told = gpu.describe_process(GpuProcess(os.getpid(), None))
     assert re.fullmatch(rf"pid {os.getpid()} \(.+ of .+, for [0-9dhms. ]+\)", told), told
+    # Under Windows no process is blamed.
+    device = Device(index=0, kind="cuda", name="RTX", memory_free=5 * 10**9, memory_total=24 * 10**9)
+    assert "a reboot frees it" in gpu.describe_device(device, (8, 9), [])[-1].hint
+    assert "Windows does not tell" in gpu.describe_device(device, (8, 9), [], wsl=True)[-1].hint
 
 
 def test_a_card_without_a_driver_is_seen_on_the_bus(tmp_path: Path) -> None:
@@ -361,10 +344,14 @@ def test_a_card_without_a_driver_is_seen_on_the_bus(tmp_path: Path) -> None:
     assert gpu._pci_card(tmp_path)
 
 
-def logind(root: Path, **files: str) -> Path:
+ETC, DROP_IN = "etc/systemd/logind.conf", "systemd/logind.conf.d/50.conf"
+KILLS, KEEPS = (f"[Login]\nKillUserProcesses={answer}\n" for answer in ("yes", "no"))
+
+
+def logind(root: Path, files: dict[str, str]) -> Path:
     (root / "run/systemd/system").mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        path = root / name.replace("__", "/").replace("_conf", ".conf")
+        path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
@@ -374,36 +361,24 @@ def logind(root: Path, **files: str) -> Path:
     ("files", "kills"),
     [
         ({}, True),
-        ({"etc__systemd__logind_conf": "[Login]\n#KillUserProcesses=yes\nKillUserProcesses=no\n"}, False),
-        (
-            {
-                "etc__systemd__logind_conf": "[Login]\nKillUserProcesses=no\n",
-                "usr__lib__systemd__logind.conf.d__50_conf": "[Login]\nKillUserProcesses=yes\n",
-            },
-            True,
-        ),
-        (
-            {
-                "usr__lib__systemd__logind.conf.d__50_conf": "[Login]\nKillUserProcesses=yes\n",
-                "etc__systemd__logind.conf.d__50_conf": "[Login]\nKillUserProcesses=no\n",
-            },
-            False,
-        ),
-        ({"etc__systemd__logind_conf": "not a file of sections"}, True),
+        ({ETC: "[Login]\n#KillUserProcesses=yes\nKillUserProcesses=no\n"}, False),
+        ({ETC: KEEPS, f"usr/lib/{DROP_IN}": KILLS}, True),
+        ({f"usr/lib/{DROP_IN}": KILLS, f"etc/{DROP_IN}": KEEPS}, False),
+        ({ETC: "not a file of sections"}, True),
     ],
 )
 def test_logind_is_read_as_systemd_reads_it(tmp_path: Path, files: dict[str, str], kills: bool) -> None:
-    assert system.kill_user_processes(logind(tmp_path, **files)) is kills
+    assert system.kill_user_processes(logind(tmp_path, files)) is kills
 
 
 def test_a_logout_that_ends_runs_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     assert system.check_logout(tmp_path).status == "ok"
-    root = logind(tmp_path)
+    root = logind(tmp_path, {})
     finding = system.check_logout(root)
     assert finding.status == "warn"
     assert "enable-linger" in finding.hint
-    logind(root, etc__systemd__logind_conf="[Login]\nKillUserProcesses=no\n")
+    logind(root, {ETC: KEEPS})
     assert system.check_logout(root).status == "ok"
 
 
@@ -452,14 +427,10 @@ def test_sockets_are_tried_where_they_would_be(monkeypatch: pytest.MonkeyPatch, 
         assert os.listdir(directory) == []
 
 
-@cases(("free", "status"), [(10**9, "fail"), (8 * 10**9, "warn"), (20 * 10**9, "ok")])
-def test_memory(monkeypatch: pytest.MonkeyPatch, free: int, status: str) -> None:
+@cases(("free", "status"), [(10**9, "fail"), (8 * 10**9, "warn"), (90 * 10**9, "ok")])
+def test_memory_and_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status: str) -> None:
     monkeypatch.setattr(system, "memory", lambda: (10**9, 10**9 + free))
     assert system.check_memory().status == status
-
-
-@cases(("free", "status"), [(10**9, "fail"), (8 * 10**9, "warn"), (90 * 10**9, "ok")])
-def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status: str) -> None:
     tmp_path.chmod(0o700)
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
     usage = shutil.disk_usage(tmp_path)
@@ -485,11 +456,3 @@ def test_the_driver_is_compared_with_torch(build: Build, cuda: tuple[int, int], 
     assert words in finding.what
     assert ("pip" in finding.hint) is (status == "fail")
     assert gpu.check_cuda(gpu.DriverReport([]), build) == gpu.check_cuda(gpu.DriverReport([], 1, cuda), None) == []
-
-
-def test_under_windows_no_process_is_blamed() -> None:
-    device = Device(index=0, kind="cuda", name="RTX", memory_free=5 * 10**9, memory_total=24 * 10**9)
-    here = gpu.describe_device(device, (8, 9), [])[-1]
-    there = gpu.describe_device(device, (8, 9), [], wsl=True)[-1]
-    assert "a reboot frees it" in here.hint
-    assert "Windows does not tell" in there.hint

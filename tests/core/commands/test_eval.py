@@ -21,20 +21,17 @@ from .conftest import CommandLine
     ],
 )
 def test_wrong_usage_is_said(cli: CommandLine, words: list[str], said: str) -> None:
-    result = cli("eval", *words)
-    assert result.code == 2
-    assert said in result.err
+    cli.refused(said, "eval", *words, code=2)
 
 
 def test_files_in_the_way_and_models_without_prompts_are_refused_first(cli: CommandLine, tmp_path: Path) -> None:
     model, out = tmp_path / "model", tmp_path / "out.md"
     model.mkdir()
     out.touch()
-    taken = cli("eval", str(model), "--prompts", "p.txt", "--out", str(out))
-    assert (taken.code, "is there already" in taken.err) == (1, True)
-    nothing = cli("eval", str(model))
-    assert (nothing.code, "No file of prompts is named" in nothing.err) == (1, True)
-    limit = cli("eval", str(model), "--prompts", "p.txt", "--limit", "0")
-    assert (limit.code, "A limit must be at least 1" in limit.err) == (1, True)
-    shown = cli("eval", str(model), "--show")
-    assert (shown.code, "has not been evaluated yet" in shown.err) == (1, True)
+    for words, said in (
+        (("--prompts", "p.txt", "--out", str(out)), "is there already"),
+        ((), "No file of prompts is named"),
+        (("--prompts", "p.txt", "--limit", "0"), "A limit must be at least 1"),
+        (("--show",), "has not been evaluated yet"),
+    ):
+        cli.refused(said, "eval", str(model), *words)

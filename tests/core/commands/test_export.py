@@ -28,8 +28,7 @@ def run(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_an_export_is_told_with_its_files_and_its_agreement(cli: CommandLine, run: Run) -> None:
-    result = cli("export", "tickets", "--to", "gguf", "--quant", "q4_k_m")
-    assert result.code == 0, result.err
+    result = cli.ok("export", "tickets", "--to", "gguf", "--quant", "q4_k_m")
     assert f"{run.id} to {paths.exports_dir()}/{run.id}-gguf-q4_k_m" in result.err
     for words in ("tickets-Q4_K_M.gguf, 105 MB", "mean divergence", "0.0123 nats", "19 of 20", "verified"):
         assert words in result.out, result.out
@@ -60,19 +59,14 @@ def test_what_cannot_be_exported_is_one_line(cli: CommandLine, run: Run, monkeyp
         (("tickets", "--to", "adapter", "--quant", "F16"), "no type of weights to choose"),
         (("tickets", "--to", "merged", "--merge-from", "base", "--rows", "0"), "compared on 1 to 1000 rows"),
     ):
-        result = cli("export", *words)
-        assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
-        assert says in result.err
+        cli.refused(says, "export", *words)
+    assert "--to" in cli("export", "tickets").err
+    for kind in (["onnx"], ["gguf", "--quant", "Q3"]):
+        assert "invalid choice" in cli("export", "tickets", "--to", *kind).err
     monkeypatch.setenv("SCRIPTED_EXPORT", "error")
     result = cli("export", "tickets", "--to", "gguf", "--json")
     assert (result.code, result.out) == (1, "")
     assert result.err.splitlines()[-1].endswith("Its mean divergence is 0.3 nats. Choose a type with more bits.")
-
-
-def test_a_kind_must_be_named(cli: CommandLine, run: Run) -> None:
-    assert "--to" in cli("export", "tickets").err
-    assert "invalid choice" in cli("export", "tickets", "--to", "onnx").err
-    assert "invalid choice" in cli("export", "tickets", "--to", "gguf", "--quant", "Q3").err
 
 
 def test_exports_are_in_the_list_of_runs(cli: CommandLine, run: Run) -> None:

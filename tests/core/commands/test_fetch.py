@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -30,14 +29,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 def test_it_says_how_large_it_is_and_then_where_it_is(call: Call, hub: FakeHub) -> None:
-    ended = call("fetch", "hf://datasets/me/set")
-    assert ended.code == 0, ended.err
+    ended = call.ok("fetch", "hf://datasets/me/set")
     asking, size = ended.err.splitlines()
     assert asking == f"asking {hub.endpoint.removeprefix('http://')} for hf://datasets/me/set"
     assert size.startswith("1 file, 111 B. The split train is 1 of 2 data files.")
     assert str(paths.datasets_dir() / "me--set") in ended.out
     assert 'data.train = "hf://datasets/me/set"' in ended.out
-    told = json.loads(call("fetch", "hf://datasets/me/set", "--json").out)
+    told = call.ok("fetch", "hf://datasets/me/set", "--json").json
     assert (told["kind"], told["files"], told["bytes"], told["fetched_bytes"]) == ("dataset", 1, 111, 0)
 
 
@@ -55,16 +53,16 @@ def test_the_other_commands_say_that_it_must_be_fetched_and_read_it_then(
             "'localtune-tui fetch hf://datasets/me/set' downloads it."
         )
     assert hub.asked == []
-    assert call("fetch", "hf://datasets/me/set").code == 0
+    call.ok("fetch", "hf://datasets/me/set")
     asked = len(hub.asked)
-    told = json.loads(call("data", "hf://datasets/me/set", "--json").out)
+    told = call.ok("data", "hf://datasets/me/set", "--json").json
     assert (told["format"], told["rows"], told["used"]) == ("prompt_completion", 3, 3)
     assert told["reason"].endswith("The split train is 1 of 2 data files.")
     ended = call("train", str(config))
     # Both must have the same commit, so the hint names that one.
     missing = f"hf://datasets/me/set@{hub.datasets['me/set'].commit}#test"
     assert f"{missing} is not whole on this machine: test.jsonl is missing." in ended.err
-    assert call("fetch", missing).code == 0
+    call.ok("fetch", missing)
     asked = len(hub.asked)
     assert "is not prepared yet" in call("data", "--config", str(config)).err
     assert len(hub.asked) == asked
@@ -75,17 +73,14 @@ def test_a_model_that_is_not_here_is_said_before_a_run_is_started(call: Call, hu
     data.write_bytes(rows(1))
     config = tmp_path / "run.toml"
     config.write_text('model.base = "org/tiny"\ndata.train = "rows.jsonl"\n')
-    ended = call("train", str(config))
-    assert ended.code == 1
+    ended = call.refused("'localtune-tui fetch hf://org/tiny' downloads it.", "train", str(config), lines=call.ANY)
     assert "The model org/tiny is not on this machine" in ended.err
-    assert "'localtune-tui fetch hf://org/tiny' downloads it." in ended.err
     assert not paths.runs_dir().exists()
 
 
 @cases("entry", ["rows.jsonl", "hf://datasets/set", "hf://datasets/me/none"])
 def test_what_cannot_be_fetched_is_one_line(call: Call, hub: FakeHub, entry: str) -> None:
-    ended = call("fetch", entry)
-    assert ended.code == 1
+    ended = call.refused("localtune-tui: ", "fetch", entry, lines=call.ANY)
     assert ended.err.splitlines()[-1].startswith("localtune-tui: ")
     assert "Traceback" not in ended.err
 
@@ -108,5 +103,5 @@ def test_ctrl_c_ends_the_download_and_keeps_what_has_come(call: Call, hub: FakeH
     assert "What has come is kept; the same command goes on." in stderr
     hub.stalls.clear()
     hub.resume.set()
-    told = json.loads(call("fetch", "hf://datasets/me/set", "--json").out)
+    told = call.ok("fetch", "hf://datasets/me/set", "--json").json
     assert 0 < told["fetched_bytes"] <= told["bytes"] - (1 << 18)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from core.commands.common import write_file
 from core.commands.import_ import KINDS
-from core.commands.import_ import write as write_result
 from core.config.document import load_config
 from core.errors import UserError
 from core.importers.convert import TOOLS
 from tests.cases import cases
-from tests.core.commands.conftest import Call, Result
+from tests.core.commands.conftest import Call
 from tests.core.data.sample_files import json_lines, pairs, write
 from tests.core.importers.test_axolotl import QLORA as AXOLOTL
 from tests.core.importers.test_llama_factory import QLORA as LLAMA_FACTORY
@@ -37,31 +35,23 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(ended: Result) -> dict[str, Any]:
-    """The JSON on standard output."""
-    found: dict[str, Any] = json.loads(ended.out)
-    return found
-
-
 @cases("kind", SAMPLES)
 def test_the_result_is_read_by_the_other_commands(call: Call, place: Path, kind: str) -> None:
-    ended = call("import", f"{kind}.yml", "--out", f"{kind}.toml")
-    assert ended.code == 0, ended.err
+    ended = call.ok("import", f"{kind}.yml", "--out", f"{kind}.toml")
     assert ended.out == ""
     assert "carried:" in ended.err
     assert "unsupported:" in ended.err
     load_config(place / f"{kind}.toml")
     looked = call("data", "--config", f"{kind}.toml", "--json")
     assert looked.code == 0, looked.err
-    result = told(looked)
+    result = looked.json
     assert result["rows"] == (2 if kind == "llama-factory" else 20)
     assert result["used"] == result["rows"] - result["dropped"].pop("held_out", 0)
     assert result["dropped"] == {}
 
 
 def test_without_out_the_configuration_goes_to_standard_output(call: Call, place: Path) -> None:
-    ended = call("import", "axolotl.yml")
-    assert ended.code == 0
+    ended = call.ok("import", "axolotl.yml")
     assert ended.out.startswith("# Imported from axolotl.yml, a configuration of Axolotl.\n")
     dashed = call("import", "axolotl.yml", "--out", "-")
     assert dashed.out == ended.out
@@ -72,10 +62,8 @@ def test_without_out_the_configuration_goes_to_standard_output(call: Call, place
 
 
 def test_the_json_has_what_scripts_need(call: Call, place: Path) -> None:
-    ended = call("import", "axolotl.yml", "--json")
-    assert ended.code == 0
-    assert ended.out.count("\n") == 1
-    result = told(ended)
+    ended = call.ok("import", "axolotl.yml", "--json")
+    result = ended.json
     assert result["kind"] == "axolotl"
     assert result["reason"]
     assert "[method]" in result["toml"]
@@ -90,63 +78,49 @@ def test_an_unknown_key_is_an_error_and_the_rest_is_carried_over(call: Call, pla
     ended = call("import", "typo.yml", "--json")
     assert ended.code == 1
     assert "typo.yml, line 3: Axolotl has no key lora_rr; it was left out. Did you mean lora_r?" in ended.err
-    assert any("Did you mean lora_r?" in said["reason"] for said in told(ended)["unsupported"])
+    assert any("Did you mean lora_r?" in said["reason"] for said in ended.json["unsupported"])
 
 
 def test_nothing_is_written_over(call: Call, place: Path) -> None:
     out = write(place / "ours.toml", "mine\n")
-    ended = call("import", "axolotl.yml", "--out", "ours.toml")
-    assert (ended.code, out.read_text()) == (1, "mine\n")
-    assert "--force" in ended.err
-    assert call("import", "axolotl.yml", "--out", "ours.toml", "--force").code == 0
+    call.refused("--force", "import", "axolotl.yml", "--out", "ours.toml", lines=call.ANY)
+    assert out.read_text() == "mine\n"
+    call.ok("import", "axolotl.yml", "--out", "ours.toml", "--force")
     assert out.read_text().startswith("# Imported")
-    same = call("import", "axolotl.yml", "--out", "axolotl.yml", "--force")
-    assert same.code == 1
+    assert call("import", "axolotl.yml", "--out", "axolotl.yml", "--force").code == 1
     assert (place / "axolotl.yml").read_text() == AXOLOTL
     for target, part in ((".", "is a directory"), ("nowhere/x.toml", "cannot be written")):
-        refused = call("import", "axolotl.yml", "--out", target)
-        assert refused.code == 1
-        assert part in refused.err
-        assert len(refused.err.strip().splitlines()) == 1
+        call.refused(part, "import", "axolotl.yml", "--out", target)
     assert not [name for name in os.listdir(place) if name.startswith(".")]
 
 
 def test_a_file_made_meanwhile_is_not_written_over(tmp_path: Path) -> None:
     out = write(tmp_path / "ours.toml", "mine\n")
     with pytest.raises(UserError, match="exists already"):
-        write_result(out, "new\n", force=False)
+        write_file(out, "new\n", force=False)
     assert out.read_text() == "mine\n"
     assert os.listdir(tmp_path) == ["ours.toml"]
 
 
 @cases(
-    ("text", "words", "part"),
+    ("text", "part"),
     [
-        ("learning_rate: 1e-4\n", [], "--from"),
-        ("base_model: x\nsequence_len: many\n", [], "line 2: sequence_len must be a whole number, not many"),
-        ("a: [\n", [], "is not YAML"),
-        ("adapter: qlora\nbase_model: x\n", [], "load_in_4bit"),
+        ("learning_rate: 1e-4\n", "--from"),
+        ("base_model: x\nsequence_len: many\n", "line 2: sequence_len must be a whole number, not many"),
+        ("a: [\n", "is not YAML"),
+        ("adapter: qlora\nbase_model: x\n", "load_in_4bit"),
     ],
 )
-def test_what_cannot_be_carried_over_is_one_sentence(
-    call: Call, place: Path, text: str, words: list[str], part: str
-) -> None:
+def test_what_cannot_be_carried_over_is_one_sentence(call: Call, place: Path, text: str, part: str) -> None:
     write(place / "x.yml", text)
-    ended = call("import", "x.yml", *words, "--out", "o.toml")
-    assert (ended.code, ended.out) == (1, "")
-    assert part in ended.err
-    assert len(ended.err.strip().splitlines()) == 1
+    call.refused(part, "import", "x.yml", "--out", "o.toml")
     assert not (place / "o.toml").exists()
 
 
-def test_the_kinds_are_those_of_the_importers() -> None:
-    assert tuple(TOOLS) == KINDS
-
-
 def test_whose_it_is_may_be_said(call: Call, place: Path) -> None:
+    assert tuple(TOOLS) == KINDS
     write(place / "x.yml", "learning_rate: 1e-4\n")
-    ended = call("import", "x.yml", "--from", "llama-factory")
-    assert ended.code == 0
+    ended = call.ok("import", "x.yml", "--from", "llama-factory")
     assert "learning_rate = 0.0001" in ended.out
     assert call("import", "x.yml", "--from", "nobody").code == 2
 

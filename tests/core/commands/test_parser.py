@@ -42,25 +42,13 @@ def test_what_contradicts_itself_is_wrong_usage(line: str, said: str, capsys: py
     assert f"error: {said}" in err
 
 
-@cases(
-    "line",
-    [
-        "train x.toml --detach --json",
-        "train x.toml --no-start --json",
-        "train x.toml --slurm x.sbatch --json --nodes 2",
-        "slurm x.toml --output -",
-        "slurm x.toml --output job.sbatch --json",
-        "compare a b --markdown - --csv figures.csv",
-        "compare a b --markdown report.md --json",
-        "eval a --show --out answers.md --json",
-        "init --list --json",
-        "serve a --port 0",
-        "serve a --uds socket --json",
-        "status --prometheus",
-        "verify a --whole --json",
-        "verify a --spans 2 --seed 0",
-    ],
-)
+@cases("line", [
+    "train x.toml --detach --json", "train x.toml --no-start --json", "train x.toml --slurm x.sbatch --json --nodes 2",
+    "slurm x.toml --output -", "slurm x.toml --output job.sbatch --json", "compare a b --markdown - --csv figures.csv",
+    "compare a b --markdown report.md --json", "eval a --show --out answers.md --json", "init --list --json",
+    "serve a --port 0", "serve a --uds socket --json", "status --prometheus", "verify a --whole --json",
+    "verify a --spans 2 --seed 0",
+])  # fmt: skip
 def test_what_goes_together_is_taken(line: str) -> None:
     command, *words = shlex.split(line)
     taken = vars(command_parser(command).parse_args(words))

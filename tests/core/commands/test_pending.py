@@ -30,16 +30,9 @@ def followed(private_home: Path) -> Followed:
     pid, identity = own_identity()
     now = time.time()
     state = RunState(
-        state="training",
-        pid=pid,
-        pid_started=identity,
-        host=hostname(),
-        step=10,
-        total_steps=20,
-        updated=now,
-        step_started=now - 5,
-        progress=PROGRESS,
-    )
+        state="training", pid=pid, pid_started=identity, host=hostname(), step=10, total_steps=20, updated=now,
+        step_started=now - 5, progress=PROGRESS,
+    )  # fmt: skip
     state.write(run.state_path)
     made = Followed(run, state)
     for event in (PhaseEvent(t=now - 206, name="training", done=0), *steady(10, 20.0, begin=now - 205)):

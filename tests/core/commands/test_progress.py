@@ -5,26 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from core.commands.progress import phase_words, sample_words, step_words
-from core.runs.record.events import EvalEvent, SampleEvent, StepEvent
+from core.runs.record.events import EvalEvent, SampleEvent
 from core.runs.record.history import RunPhase
 from core.runs.record.sentences import evaluation
 from core.runs.record.state import StepProgress
 from tests.cases import cases
 
-STEP: dict[str, Any] = {"step": 3, "epoch": 0.1, "loss": 0.5, "lr": 1e-4, "grad_norm": 0.6, "tokens": 300}
+from .conftest import a_step
 
 
 def test_rewards_are_told_where_there_are_any() -> None:
-    step = StepEvent(**STEP, supervised_tokens=30, seconds=1.0, tokens_per_second=300.0)
-    assert "margin" not in step_words(step, 10)
-    assert "acc" not in step_words(step, 10)
-    compared = StepEvent(
-        **STEP, supervised_tokens=30, seconds=1.0, tokens_per_second=300.0, reward_margin=0.25, reward_accuracy=0.875
-    )
-    assert "margin 0.250  acc 0.88  300 tok/s" in step_words(compared, 10)
-
-
-def test_so_they_are_of_an_evaluation() -> None:
+    plain_step = step_words(a_step(3), 10)
+    assert "margin" not in plain_step
+    assert "acc" not in plain_step
+    compared_step = a_step(3, tokens_per_second=300.0, reward_margin=0.25, reward_accuracy=0.875)
+    assert "margin 0.250  acc 0.88  300 tok/s" in step_words(compared_step, 10)
     plain = EvalEvent(step=1, loss=0.5, perplexity=1.6, seconds=1.0, rows=8)
     assert evaluation(plain) == "eval loss 0.500 (8 rows)"
     compared = EvalEvent(

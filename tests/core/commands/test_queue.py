@@ -14,14 +14,14 @@ from core.queue import status, store
 from core.queue.estimate import total_of
 from core.queue.unit import unit_path
 from core.runs.outlook.estimate import EarlyEnd, Estimate, NoEstimate
-from core.runs.record.events import EvalEvent, StepEvent, encode_event
+from core.runs.record.events import EvalEvent, encode_event
 from core.runs.record.store import create_run
 from core.units import format_duration
 from tests.cases import cases
 from tests.core.models.architecture import published
 from tests.core.queue.helpers import add, states
 
-from .conftest import CommandLine, record_slow_run
+from .conftest import CommandLine, a_step, record_run
 
 CUT = EarlyEnd("train.max_hours", 6.0, 1200, 3000)
 CARD = Device(index=0, kind="cuda", name="NVIDIA GeForce RTX 4090", memory_total=24_000_000_000, power_limit_w=450.0)
@@ -54,8 +54,7 @@ def test_a_run_is_added_with_its_configuration_as_it_is_now(cli: CommandLine, co
 
 
 def test_a_preset_and_what_the_check_may_find_are_taken_as_train_takes_them(cli: CommandLine, config: Path) -> None:
-    result = cli("queue", "add", str(config), "--preset", "cpu-small", "--allow", "stop_untrained", "--json")
-    assert result.code == 0, result.err
+    result = cli.ok("queue", "add", str(config), "--preset", "cpu-small", "--allow", "stop_untrained", "--json")
     assert "preset cpu-small" in result.err
     kept = store.read_entry_config(store.read_queue().entry(1))
     assert kept.data.allow == ["stop_untrained"]
@@ -78,9 +77,7 @@ def test_entries_are_held_released_moved_removed_and_cleared(cli: CommandLine, c
     assert cli("queue", "move", "3", "9", "--json").json["place"] == 3
     assert cli("queue", "remove", "1").out == "1: removed\n"
     assert states() == {1: "removed", 2: "waiting", 3: "waiting"}
-    result = cli("queue", "release", "2")
-    assert result.code == 1
-    assert "Entry 2 is waiting already." in result.err
+    cli.refused("Entry 2 is waiting already.", "queue", "release", "2")
     store.change(lambda queue: queue.with_entry(queue.entry(2).moved("skipped")))
     assert cli("queue", "clear", "--json").json == {"cleared": 1}
     assert states() == {3: "waiting"}
@@ -161,10 +158,7 @@ def test_energy_alone_is_unknown_where_the_card_tells_no_power_limit(
     [
         ([Estimate(60.0, 5, 2.0, "r")], "about 1m 00s, about 2 Wh."),
         ([Estimate(60.0, 5, None, "r")], "about 1m 00s, energy not known, as earlier runs have no reading."),
-        (
-            [Estimate(60.0, 5, 2.0, "r"), NoEstimate("it is lost")],
-            "1m 00s (1 of them not known), about 2 Wh at least.",
-        ),
+        ([Estimate(60.0, 5, 2.0, "r"), NoEstimate("it is lost")], "1m 00s (1 of them not known), about 2 Wh at least."),
         (
             [Estimate(60.0, 5, 2.0, "r"), Estimate(60.0, 5, 3.0, "", "plan")],
             "(1 of them by the plan: no run of their kind yet), at most about 5 Wh by the power limit.",
@@ -203,10 +197,7 @@ def test_what_runs_take_is_told_with_its_basis(found: list[Estimate | NoEstimate
     ],
 )
 def test_a_sweep_that_makes_no_sense_adds_nothing(cli: CommandLine, config: Path, over: str, said: str) -> None:
-    result = cli("queue", "sweep", str(config), "--over", over, "--yes")
-    assert result.code == 1
-    assert said in result.err
-    assert result.err.count("\n") == 1
+    cli.refused(said, "queue", "sweep", str(config), "--over", over, "--yes")
     assert store.read_queue().entries == ()
 
 
@@ -217,12 +208,9 @@ def test_results_mark_the_lowest_held_out_loss(cli: CommandLine, config: Path) -
         entry = store.read_queue().entry(number)
         run = create_run(store.read_entry_config(entry), entry.name)
         events = [
-            StepEvent(
-                t=1.0, step=1, epoch=0.1, loss=3.0, lr=1e-4, grad_norm=1.0, tokens=100, supervised_tokens=50,
-                seconds=2.0, tokens_per_second=50.0,
-            ),
+            a_step(1, t=1.0, loss=3.0, seconds=2.0),
             *(EvalEvent(t=2.0, step=n, loss=v, perplexity=v, seconds=1.0) for n, v in enumerate([0.1, *values])),
-        ]  # fmt: skip
+        ]
         run.events_path.write_text("".join(encode_event(event) + "\n" for event in events))
         store.change(lambda queue, e=entry, r=run: queue.with_entry(e.moved("starting", run=r.id)))  # type: ignore[misc]
     variants = cli("queue", "results", "s1", "--json").json["variants"]
@@ -239,16 +227,13 @@ def test_results_mark_the_lowest_held_out_loss(cli: CommandLine, config: Path) -
 def test_the_runner_is_started_and_ended(cli: CommandLine, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def start() -> tuple[status.RunnerStatus, bool]:
-        asked.append("start")
-        return status.own_status(), True
+    def asks(word: str, answer: object) -> object:
+        asked.append(word)
+        return answer
 
-    def stop() -> bool:
-        asked.append("stop")
-        return False
-
-    monkeypatch.setattr(status, "start_runner", start)
-    monkeypatch.setattr(status, "stop_runner", stop)
+    started = (status.own_status(), True)
+    monkeypatch.setattr(status, "start_runner", lambda: asks("start", started))
+    monkeypatch.setattr(status, "stop_runner", lambda: asks("stop", False))
     assert cli("queue", "add", str(config), "--start", "--json").json["runner"] is True
     assert cli("queue", "start", "--json").json["started"] is True
     assert cli("queue", "stop", "--json").json == {"stopped": False, "run": None}
@@ -260,9 +245,7 @@ def test_the_unit_is_shown_and_written_only_after_a_yes(cli: CommandLine, config
     assert shown["written"] is False
     assert cli("queue", "at-boot").code == 1
     assert not unit_path().exists()
-    result = cli("queue", "at-boot", "--yes")
-    assert result.code == 0
-    assert "enable-linger" in result.out
+    assert "enable-linger" in cli.ok("queue", "at-boot", "--yes").out
     text = unit_path().read_text()
     assert text == shown["unit"]
     assert "KillMode=process" in text
@@ -275,15 +258,13 @@ def test_a_test_notice_is_sent_and_its_failure_told(cli: CommandLine, config: Pa
     directory = config.parent / "settings" / "localtune"
     directory.mkdir(parents=True)
     (directory / "notify.toml").write_text('command = ["sh", "-c", "echo no network >&2; exit 3"]\n')
-    result = cli("notify")
-    assert result.code == 1
-    assert "ended with code 3: no network" in result.err
+    cli.refused("ended with code 3: no network", "notify")
     (directory / "notify.toml").write_text('command = ["true"]\n')
     assert cli("notify", "--json").json["problems"] == []
 
 
 def test_a_wish_that_an_earlier_run_shows_to_be_too_much_needs_a_yes(cli: CommandLine, config: Path) -> None:
-    earlier = record_slow_run(config)
+    earlier = record_run(config, seconds=36_000.0)
     wish = ("--set", "night.deadline=07:00", "--set", "train.max_steps=4")
     refused = cli("queue", "add", str(config), *wish)
     assert refused.code == 2
@@ -291,9 +272,7 @@ def test_a_wish_that_an_earlier_run_shows_to_be_too_much_needs_a_yes(cli: Comman
     assert "No time within a day can be met: take the deadline away, or train fewer steps." in refused.err
     assert "Add --yes to go on all the same" in refused.err
     assert store.read_queue().entries == ()
-    assert cli("queue", "add", str(config), *wish, "--hold").code == 0, "nobody knows when it begins"
-    agreed = cli("queue", "add", str(config), *wish, "--yes")
-    assert agreed.code == 0
-    assert "07:00 cannot be met" in agreed.err
+    cli.ok("queue", "add", str(config), *wish, "--hold")  # nobody knows when it begins
+    assert "07:00 cannot be met" in cli.ok("queue", "add", str(config), *wish, "--yes").err
     swept = cli("queue", "sweep", str(config), "--set", "night.deadline=07:00", "--over", "method.rank=8", "--yes")
     assert "cannot be met" not in swept.err

@@ -95,14 +95,9 @@ def test_what_is_deleted_can_be_had_back_until_the_trash_is_emptied(cli: Command
     assert "The trash is empty" in cli("trash", "empty").out
     assert cli("trash", "restore").code == 1
     assert "There is no run called tickets in the trash." in cli("trash", "restore", "tickets").err
-
-
-def test_without_the_trash_it_is_gone(cli: CommandLine) -> None:
-    ended(cli, "tickets")
-    result = cli("rm", "tickets", "--now", "--yes")
-    assert result.out.startswith("Deleted 1 run, ")
-    assert cli("trash", "list", "--json").json["runs"] == []
-    assert list_runs() == []
+    ended(cli, "other")
+    assert cli("rm", "other", "--now", "--yes").out.startswith("Deleted 1 run, ")
+    assert cli("trash", "list", "--json").json["runs"] == list_runs() == []
 
 
 def test_one_live_run_among_them_keeps_all(cli: CommandLine) -> None:
@@ -135,17 +130,10 @@ def test_what_cannot_be_deleted_is_said_and_the_others_go(cli: CommandLine, monk
     assert list_runs() == [first]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"), [((), "No run is named."), (("nothing",), "There is no run called nothing.")]
-)
-def test_names_of_no_run(cli: CommandLine, words: tuple[str, ...], said: str) -> None:
-    ended(cli, "tickets")
-    result = cli("rm", *words, "--yes")
-    assert (result.code, len(list_runs())) == (1, 1)
-    assert said in result.err
-
-
-def test_a_mistyped_run_is_guessed(cli: CommandLine) -> None:
+def test_names_of_no_run_are_refused_and_a_mistyped_one_is_guessed(cli: CommandLine) -> None:
     run = ended(cli, "tickets")
+    for words, said in (((), "No run is named."), (("nothing",), "There is no run called nothing.")):
+        cli.refused(said, "rm", *words, "--yes")
+    assert list_runs() == [run]
     assert f"Did you mean {run.id}?" in cli("watch", "tikets").err
     assert f"Did you mean {run.id}?" in cli("watch", f"{run.id[:-1]}x").err

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from core.config.json_schema import json_schema
 from core.config.reference import render_reference
@@ -15,8 +14,6 @@ def test_the_schema_is_printed_for_people_and_on_one_line(cli: CommandLine) -> N
     assert printed.out.count("\n") > 100
     assert cli("schema", "--json").json == json_schema()
 
-
-def test_it_is_written_to_a_file(cli: CommandLine) -> None:
     path = cli.home / "localtune.schema.json"
     path.write_text("old")
     result = cli("schema", "--out", str(path))
@@ -35,8 +32,5 @@ def test_the_reference_page(cli: CommandLine) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(cli: CommandLine) -> None:
-    for place in (cli.home / "missing" / "a.json", Path(cli.home)):
-        result = cli("schema", "--out", str(place))
-        assert result.code == 1
-        assert "cannot be written" in result.err
-        assert result.err.count("\n") == 1
+    for place in (cli.home / "missing" / "a.json", cli.home):
+        cli.refused("cannot be written", "schema", "--out", str(place))

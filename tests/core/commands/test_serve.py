@@ -60,7 +60,7 @@ def test_it_prints_what_a_program_needs_and_ends_by_ctrl_c() -> None:
 def test_a_key_of_the_user_is_not_printed_and_a_foreign_address_is_warned_of() -> None:
     run = make_run("finished")
     add_adapter(run.adapter_path)
-    everywhere = "0.0.0.0"  # noqa: S104 - what is warned of
+    everywhere = "0.0.0.0"  # noqa: S104 - the warning is tested
     process = start(run.id, "--port", "0", "--host", everywhere, **{KEY_VARIABLE: "known-to-the-user"})
     try:
         told = lines(process, 3)
@@ -79,7 +79,7 @@ def test_a_key_of_the_user_is_not_printed_and_a_foreign_address_is_warned_of() -
     assert "known-to-the-user" not in err
 
 
-def test_what_cannot_be_served_is_refused_before_it_listens(cli: CommandLine) -> None:
+def test_what_cannot_be_served_is_refused_before_it_listens(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("failed")
     for words, said in (
         ([run.id], "has neither an adapter nor a whole checkpoint"),
@@ -88,18 +88,10 @@ def test_what_cannot_be_served_is_refused_before_it_listens(cli: CommandLine) ->
         ([run.id, "--key", "short"], "The key must have at least 8 characters"),
         ([run.id, "--port", "99999"], "is no port"),
     ):
-        result = cli("serve", *words)
-        assert (result.code, result.out) == (1, "")
-        assert said in result.err
-        assert result.err.count("\n") == 1
-
-
-def test_a_missing_extra_is_told_with_what_installs_it(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+        cli.refused(said, "serve", *words)
     monkeypatch.setattr(options, "_PACKAGES", ("starlette", "no_such_package"))
-    result = cli("serve", "latest")
-    assert (result.code, result.err.count("\n")) == (1, 1)
-    assert "needs no_such_package, which is not installed" in result.err
-    assert "pip install 'localtune-tui[serve]'" in result.err
+    missing = cli.refused("needs no_such_package, which is not installed", "serve", "latest")
+    assert "pip install 'localtune-tui[serve]'" in missing.err
 
 
 def test_json_has_what_is_promised(tmp_path: Path) -> None:

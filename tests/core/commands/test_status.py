@@ -10,18 +10,19 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core.commands.status import exposition, status_line
 from core.runs.catalog.rows import live_runs, read_status
-from core.runs.record.events import EvalEvent, HardwareEvent, PhaseEvent, RanksEvent, StepEvent, encode_event
+from core.runs.record.events import EvalEvent, HardwareEvent, PhaseEvent, RanksEvent, encode_event
 from core.runs.record.state import Rank, RunState, hostname, own_identity, write_ranks
 from core.runs.record.store import Labels, Run, create_run, write_labels
 from tests.cases import cases
 from tests.core.runs.helpers import config_for
 
-from .conftest import CommandLine
+from .conftest import CommandLine, a_step
 
 DEVICE = {
     "index": 0, "kind": "cuda", "name": 'RTX "4090"\\', "temperature_c": 71.4, "memory_used": 18_200_000_000,
@@ -39,25 +40,23 @@ def live(cli: CommandLine) -> Iterator[Run]:
     run = create_run(config_for(cli.home), "tickets")
     now = time.time()
     events = [PhaseEvent(t=now - 60, name="importing"), PhaseEvent(t=now - 50, name="training")]
-    steps = [
-        StepEvent(
-            t=now - 40 + step, step=step, epoch=0.5, loss=2.0 / step, lr=1e-4, grad_norm=0.6, tokens=100,
-            supervised_tokens=50, seconds=1.0, tokens_per_second=318.0,
-        )
-        for step in range(1, 35)
-    ]  # fmt: skip
+    steps = [a_step(step, t=now - 40 + step, loss=2.0 / step, tokens_per_second=318.0) for step in range(1, 35)]
     more = [
         EvalEvent(t=now - 5, step=30, loss=0.455, perplexity=1.5, seconds=1.0),
         HardwareEvent(t=now - 4, devices=[DEVICE], energy_wh=1.94),
     ]
     run.events_path.write_text("".join(map(encode_event, [*events, *steps, *more])), encoding="utf-8")
-    pid, started = own_identity()
-    RunState(
-        state="training", pid=pid, pid_started=started, host=hostname(), step=34, total_steps=120, updated=now
-    ).write(run.state_path)
+    write_state(run, "training")
     yield run
     # The process of the tests is no worker that could be ended with the home.
     RunState(state="stopped", updated=now).write(run.state_path)
+
+
+def write_state(run: Run, state: str, **fields: Any) -> None:
+    """The run is in a state at step 34 of 120, and its process is that of the tests."""
+    pid, started = own_identity()
+    whole = {"pid": pid, "pid_started": started, "host": hostname(), "step": 34, "total_steps": 120}
+    RunState(state=state, updated=time.time(), **{**whole, **fields}).write(run.state_path)
 
 
 def test_a_line_for_a_status_bar(cli: CommandLine, live: Run) -> None:
@@ -113,22 +112,15 @@ def test_a_run_that_waits_for_a_process_does_not_hide_the_one_that_trains(cli: C
     waiting = create_run(config_for(cli.home), "zzz")
     assert [run.id for run in live_runs()] == [waiting.id, live.id]
     assert cli("status").out.startswith("training 34/120")
-    RunState(state="finished", step=34, total_steps=34, updated=time.time()).write(live.state_path)
+    write_state(live, "finished", total_steps=34)
     assert cli("status").out.startswith("queued")
 
 
-def test_a_parked_run_is_called_so(cli: CommandLine, live: Run) -> None:
-    pid, started = own_identity()
-    RunState(
-        state="paused", parked="on request", pid=pid, pid_started=started, host=hostname(), step=34, total_steps=120,
-        updated=time.time(),
-    ).write(live.state_path)  # fmt: skip
+def test_a_parked_run_is_called_so_and_an_ended_one_has_no_time_left(cli: CommandLine, live: Run) -> None:
+    write_state(live, "paused", parked="on request")
     assert cli("status").out.startswith("parked 34/120")
     assert "parked" in cli("runs").out.splitlines()[1]
-
-
-def test_an_ended_run_has_no_time_left(cli: CommandLine, live: Run) -> None:
-    RunState(state="finished", step=34, total_steps=34, updated=time.time()).write(live.state_path)
+    write_state(live, "finished", total_steps=34)
     assert "ETA" not in cli("status").out
     assert cli("status").out.startswith("finished 34/34 100%")
     assert live_runs() == []
@@ -168,14 +160,7 @@ def test_metrics_are_in_the_text_format(cli: CommandLine, live: Run) -> None:
 
 def test_a_loss_that_is_no_number_is_one_of_the_format(live: Run) -> None:
     with live.events_path.open("a") as file:
-        file.write(
-            encode_event(
-                StepEvent(
-                    step=35, epoch=0.5, loss=math.nan, lr=1e-4, grad_norm=math.inf, tokens=1, supervised_tokens=1,
-                    seconds=1.0, tokens_per_second=1.0,
-                )
-            )
-        )  # fmt: skip
+        file.write(encode_event(a_step(35, loss=math.nan, grad_norm=math.inf)))
     text = exposition([read_status(live, time.time())])
     assert f'localtune_run_loss{{run="{live.id}"}} NaN\n' in text
     assert f'localtune_run_gradient_norm{{run="{live.id}"}} +Inf\n' in text

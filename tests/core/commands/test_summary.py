@@ -6,10 +6,12 @@ from pathlib import Path
 
 from core.commands.follow import Followed
 from core.commands.summary import adapter_of, summarize, summary_lines
-from core.runs.record.events import EvalEvent, FinishedEvent, HardwareEvent, PhaseEvent, StepEvent
+from core.runs.record.events import EvalEvent, FinishedEvent, HardwareEvent, PhaseEvent
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.cases import cases
+
+from .conftest import a_step
 
 
 @cases(
@@ -33,10 +35,7 @@ def test_the_end_says_what_was_gained_and_what_it_took(tmp_path: Path) -> None:
         FinishedEvent(t=90.0, reason="all steps done", step=2),
     ):
         followed.apply(event)
-    followed.history.last_step = StepEvent(
-        step=2, epoch=1.0, loss=0.1, lr=0.1, grad_norm=1.0, tokens=1, supervised_tokens=1, seconds=1.0,
-        tokens_per_second=1.0,
-    )  # fmt: skip
+    followed.history.last_step = a_step(2, loss=0.1)
     lines = summary_lines(followed, summarize(followed))
     assert "gained    exact match 0.00 → 0.35" in lines
     assert "gained    eval loss 4.00 → 0.100" in lines

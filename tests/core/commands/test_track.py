@@ -16,7 +16,7 @@ from tests.core.tracking.conftest import FAKE, Desk, configured, steps
 
 @pytest.fixture
 def desk(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    """A finished run with a tracker in its configuration, and a library that takes what it is told."""
+    """A finished run with a tracker in its configuration, and a library that records its calls."""
     found = Desk(create_run(configured(tmp_path, tools="trackio"), "tickets"), tmp_path)
     (tmp_path / "lib").mkdir()
     for tool in ("trackio", "wandb"):
@@ -30,7 +30,7 @@ def desk(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> D
 
 
 def sent(desk: Desk) -> list[int]:
-    """The steps whose loss a library has been told."""
+    """Steps whose loss was sent to a library."""
     return [int(figures.get("step", step)) for figures, step in desk.calls("log") if "train/loss" in figures]
 
 
@@ -84,7 +84,7 @@ def test_a_live_run_is_followed_in_the_background(cli: CommandLine, desk: Desk) 
     place = TrackerFiles(desk.run, "trackio")
     wait_for(lambda: sent(desk) == [1, 2, 3, 4], "four steps")
     assert place.position().is_working
-    # Asked again, it is left to the one that is at work.
+    # The process already sending does it.
     assert cli("track", "latest").code == 0
     desk.write(steps(5, 5))
     desk.finish(5)

@@ -13,20 +13,18 @@ from typing import Any
 
 import pytest
 
-from core.commands.wishes import starts_all_the_same
+from core.commands.starting import starts_all_the_same
 from core.launch import launcher
 from core.runs.outlook.forecast import Unmet
-from core.runs.record.store import find_run, list_runs
+from core.runs.record.store import Run, find_run, list_runs
 from tests.cases import cases
 
-from .conftest import CommandLine, record_slow_run, wait_for
+from .conftest import CommandLine, record_run, wait_for
 
 
 def test_train_follows_to_the_end_and_sums_up(cli: CommandLine) -> None:
     cli.script(steps=5)
-    result = cli("train", str(cli.config()), "--json", "--name", "My Run")
-    assert result.code == 0
-    summary = result.json
+    summary = cli.ok("train", str(cli.config()), "--json", "--name", "My Run").json
     run = find_run("latest")
     assert summary["run"] == run.id
     assert run.id.endswith("-my-run")
@@ -57,21 +55,18 @@ def test_a_failed_run_gives_its_reason_and_code_4(cli: CommandLine) -> None:
     assert summary["adapter"] is None
 
 
-def test_what_is_allowed_goes_into_the_run(cli: CommandLine) -> None:
+def test_overrides_and_allowed_codes_go_into_the_run(cli: CommandLine) -> None:
+    config = str(cli.config())
+    unknown = cli("train", config, "--allow", "anything")
+    assert (unknown.code, "eval_leak" in unknown.err, list_runs()) == (2, True, [])
     cli.script(steps=1)
-    config = cli.config()
     arguments = ("--allow", "eval_leak", "--allow", "format_ambiguous", "--set", "data.allow=eval_leak")
-    assert cli("train", str(config), *arguments).code == 0
-    assert find_run("latest").config().data.allow == ["eval_leak", "format_ambiguous"]
-    assert cli("train", str(config), "--set", "data.allow=eval_leak, stop_untrained").code == 0
+    cli.ok("train", config, *arguments, "--set", "method.rank=4", "--set", "train.seed=7")
+    made = find_run("latest").config()
+    assert made.data.allow == ["eval_leak", "format_ambiguous"]
+    assert (made.method.rank, made.train.seed) == (4, 7)
+    cli.ok("train", config, "--set", "data.allow=eval_leak, stop_untrained")
     assert find_run("latest").config().data.allow == ["eval_leak", "stop_untrained"]
-
-
-def test_an_unknown_code_is_refused_with_the_known_ones(cli: CommandLine) -> None:
-    result = cli("train", str(cli.config()), "--allow", "anything")
-    assert result.code == 2
-    assert "eval_leak" in result.err
-    assert list_runs() == []
 
 
 def test_a_run_that_vanishes_is_lost(cli: CommandLine) -> None:
@@ -84,18 +79,10 @@ def test_a_run_that_vanishes_is_lost(cli: CommandLine) -> None:
 
 def test_detach_prints_the_id_and_returns(cli: CommandLine) -> None:
     cli.script(steps=1000, pace=0.05)
-    result = cli("train", str(cli.config()), "--detach")
-    assert result.code == 0
+    result = cli.ok("train", str(cli.config()), "--detach")
     run = find_run(result.out.strip())
     assert f"watch {run.id}" in result.err
     wait_for(lambda: run.state().state == "training", "training")
-
-
-def test_overrides_reach_the_run(cli: CommandLine) -> None:
-    cli.script(steps=1)
-    assert cli("train", str(cli.config()), "--set", "method.rank=4", "--set", "train.seed=7").code == 0
-    config = find_run("latest").config()
-    assert (config.method.rank, config.train.seed) == (4, 7)
 
 
 @cases(
@@ -114,80 +101,57 @@ def test_bad_data_is_refused_before_anything_starts(cli: CommandLine, content: s
         data.unlink()
     else:
         data.write_text(content)
-    result = cli("train", str(config))
-    assert result.code == 1
-    assert result.out == ""
-    assert result.err.startswith("localtune-tui: ")
-    assert result.err.count("\n") == 1
+    result = cli.refused("localtune-tui: ", "train", str(config))
     assert re.search(said, result.err), result.err
     assert list_runs() == []
 
 
-def test_a_bad_configuration_names_line_and_key(cli: CommandLine) -> None:
-    result = cli("train", str(cli.config(epochss="3")))
-    assert result.code == 1
-    assert "line 3" in result.err
-    assert "epochss" in result.err
-
-
-def test_a_missing_configuration(cli: CommandLine) -> None:
-    result = cli("train", str(cli.home / "none.toml"))
-    assert (result.code, result.err.count("\n")) == (1, 1)
-    assert "There is no configuration file" in result.err
-
-
-def test_unwritable_home(cli: CommandLine, tmp_path: Path) -> None:
+def test_a_bad_configuration_and_an_unwritable_home_are_refused(cli: CommandLine, tmp_path: Path) -> None:
+    assert "epochss" in cli.refused("line 3", "train", str(cli.config(epochss="3"))).err
+    cli.refused("There is no configuration file", "train", str(cli.home / "none.toml"))
     config = cli.config()
-    file = tmp_path / "file"
-    file.write_text("")
-    cli.monkeypatch.setenv("LOCALTUNE_HOME", str(file / "home"))
-    result = cli("train", str(config))
-    assert result.code == 1
-    assert "LOCALTUNE_HOME" in result.err
+    (tmp_path / "file").touch()
+    cli.monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "file" / "home"))
+    assert "LOCALTUNE_HOME" in cli("train", str(config)).err
+
+
+def stopped(cli: CommandLine) -> Run:
+    """A run that was stopped after two steps at least."""
+    run = cli.start(steps=200, pace=0.05)
+    wait_for(lambda: run.state().step >= 2, "two steps")
+    cli.ok("stop", run.id)
+    return run
 
 
 def test_continue_goes_on_from_the_checkpoint(cli: CommandLine) -> None:
-    run = cli.start(steps=200, pace=0.05)
-    wait_for(lambda: run.state().step >= 2, "two steps")
-    assert cli("stop", run.id).code == 0
+    run = stopped(cli)
     cli.script(steps=run.state().step + 3)
-    result = cli("continue", "latest", "--json")
-    assert result.code == 0
+    result = cli.ok("continue", "latest", "--json")
     assert (result.json["run"], result.json["state"]) == (run.id, "finished")
     assert "stopped at step" not in result.err
     assert len(list_runs()) == 1
-    again = cli("continue", run.id)
-    assert again.code == 1
-    assert "finished" in again.err
+    cli.refused("finished", "continue", run.id)
 
 
 def test_continue_follows_a_link_to_another_disk_once_it_was_confirmed(cli: CommandLine, tmp_path: Path) -> None:
-    run = cli.start(steps=200, pace=0.05)
-    wait_for(lambda: run.state().step >= 2, "two steps")
-    assert cli("stop", run.id).code == 0
+    run = stopped(cli)
     target = tmp_path / "large disk" / "moved"
     target.parent.mkdir()
     run.checkpoints_path.rename(target)
     run.checkpoints_path.symlink_to(target)
     cli.script(steps=run.state().step + 3)
-    refused = cli("continue", run.id)
-    assert refused.code == 1
-    assert "is a link to" in refused.err
+    refused = cli.refused("is a link to", "continue", run.id)
     assert f"continue {run.id} --checkpoints '{target}'" in refused.err
     assert cli("continue", run.id, "--checkpoints", str(tmp_path)).code == 1
     assert run.state().state == "stopped"
     assert cli("continue", run.id, "--checkpoints", str(target), "--json").json["state"] == "finished"
 
 
-def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
-
-
 def test_ctrl_c_stops_after_a_checkpoint(cli: CommandLine) -> None:
     cli.script(steps=10_000, pace=0.02)
     process = cli.spawn("train", str(cli.config()), "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: bool(list_runs()) and list_runs()[0].state().step > 0, "the first step")
-    _interrupt(process)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 3, err
     run = list_runs()[0]
@@ -201,10 +165,7 @@ def test_ctrl_c_stops_after_a_checkpoint(cli: CommandLine) -> None:
 def test_ctrl_c_before_the_first_look_stops_too(cli: CommandLine, command: str) -> None:
     words = ["train", str(cli.config())]
     if command == "continue":
-        run = cli.start(steps=200, pace=0.05)
-        wait_for(lambda: run.state().step >= 2, "two steps")
-        assert cli("stop", run.id).code == 0
-        words = ["continue", run.id]
+        words = ["continue", stopped(cli).id]
     spawn = launcher._spawn
 
     def spawn_and_interrupt(*args: Any, **options: Any) -> int:
@@ -226,11 +187,11 @@ def test_second_ctrl_c_leaves_the_run(cli: CommandLine) -> None:
     process = cli.spawn("train", str(cli.config()), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stderr is not None
     wait_for(lambda: bool(list_runs()) and list_runs()[0].state().state == "training", "training")
-    _interrupt(process)
+    process.send_signal(signal.SIGINT)
     seen = b""
     while b"Ctrl-C again" not in seen:
         seen += process.stderr.read1()  # type: ignore[attr-defined]
-    _interrupt(process)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     run = list_runs()[0]
     assert process.returncode == 130
@@ -264,8 +225,7 @@ def test_what_most_likely_was_not_meant_is_told_and_trained(cli: CommandLine) ->
     cli.script(steps=1)
     path = cli.config()
     path.write_text(path.read_text() + "[method]\nrank = 512\n")
-    result = cli("train", str(path), "--set", "eval.baseline=true")
-    assert result.code == 0
+    result = cli.ok("train", str(path), "--set", "eval.baseline=true")
     assert f"warning: {path}, line 4: method.alpha is 32 at rank 512" in result.err
     assert "warning: --set eval.baseline: eval.baseline is on, but there are no held-out rows" in result.err
     assert "Set data.eval" in result.err
@@ -279,50 +239,37 @@ def test_what_the_model_cannot_do_is_refused_before_anything_starts(cli: Command
     )
     path = cli.config()
     path.write_text(path.read_text() + '[model]\nbase = "gpt"\n')
-    result = cli("train", str(path))
-    assert (result.code, result.out) == (1, "")
-    assert f"{path}, line 4: train.max_length is 2048, and the model has learned 128 positions" in result.err
-    assert result.err.count("\n") == 1
+    said = f"{path}, line 4: train.max_length is 2048, and the model has learned 128 positions"
+    cli.refused(said, "train", str(path))
     assert list_runs() == []
 
 
-@cases(
-    ("base", "said"),
-    [
+def test_a_model_that_is_not_here_is_refused_before_anything_starts(cli: CommandLine) -> None:
+    path = str(cli.config())
+    for base, said in (
         ("org/none", "'localtune-tui fetch hf://org/none' downloads it."),
         ("smolxyz", "Did you mean smollm2-135m-instruct?"),
         ("./none.gguf", "there is no file or directory"),
-    ],
-)
-def test_a_model_that_is_not_here_is_refused_before_anything_starts(cli: CommandLine, base: str, said: str) -> None:
-    path = cli.config()
-    result = cli("train", str(path), "--set", f"model.base={base}")
-    assert (result.code, result.out) == (1, "")
-    assert f"The model {base} is not on this machine" in result.err
-    assert said in result.err
-    assert "localtune-tui fetch hf://" in result.err
-    assert result.err.count("\n") == 1
-    assert list_runs() == []
-
-
-def test_a_gguf_file_that_is_cut_is_refused_before_anything_starts(cli: CommandLine) -> None:
+    ):
+        result = cli.refused(said, "train", path, "--set", f"model.base={base}")
+        assert f"The model {base} is not on this machine" in result.err
+        assert "localtune-tui fetch hf://" in result.err
     (cli.home / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0")
-    result = cli("train", str(cli.config()), "--set", f"model.base={cli.home / 'cut.gguf'}")
-    assert result.code == 1
-    assert "is damaged or cut short" in result.err
+    damaged = cli("train", path, "--set", f"model.base={cli.home / 'cut.gguf'}")
+    assert (damaged.code, "is damaged or cut short" in damaged.err) == (1, True)
     assert list_runs() == []
 
 
 def test_a_deadline_that_an_earlier_run_shows_to_be_too_early_needs_a_yes(cli: CommandLine) -> None:
     config = cli.config()
-    earlier = record_slow_run(config)
+    earlier = record_run(config, seconds=36_000.0)
     cli.script(steps=4)
     wish = ("--set", "night.deadline=07:00", "--set", "train.max_steps=4")
     refused = cli("train", str(config), *wish)
     assert refused.code == 2
     assert f"07:00 cannot be met: at full speed, by the pace of {earlier.id}, it ends at " in refused.err
     assert list_runs() == [earlier]
-    assert cli("train", str(config), *wish, "--yes").code == 0
+    cli.ok("train", str(config), *wish, "--yes")
 
 
 def test_the_question_about_a_wish_is_asked_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,16 +301,9 @@ def test_a_batch_file_for_slurm_is_the_same_by_the_former_command(cli: CommandLi
     assert list_runs() == []
 
 
-def test_options_of_a_batch_file_need_one(cli: CommandLine) -> None:
-    result = cli("train", str(cli.config()), "--nodes", "2")
-    assert result.code == 1
-    assert "--nodes goes with --slurm" in result.err
-
-
 def test_other_machines_are_refused_with_the_lines_that_start_them(cli: CommandLine) -> None:
+    cli.refused("--nodes goes with --slurm", "train", str(cli.config()), "--nodes", "2")
     named = ("--set", "distributed.hosts=tower", "--set", "distributed.address=10.0.0.1")
-    result = cli("train", str(cli.config()), *named)
-    assert result.code == 1
-    assert "--slurm FILE --nodes 2" in result.err
+    result = cli.refused("--slurm FILE --nodes 2", "train", str(cli.config()), *named)
     assert "torchrun --nnodes 2 --nproc-per-node 1 --node-rank 0 --master-addr 10.0.0.1" in result.err
     assert list_runs() == []

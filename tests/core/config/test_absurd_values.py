@@ -17,47 +17,14 @@ from tests.cases import cases
 from tests.examples import examples
 
 EVERY = list(options())
+MINIMAL = 'data.train = "rows.jsonl"\n'
 FS = "f" * 100_000
 #: Values as TOML.
 ABSURD = [
-    *(
-        '""',
-        '" "',
-        f'"{"a" * 5000}"',
-        f'"{"a/" * 3000}"',
-        r'"a\u0000b"',
-        r'"\u001b]0;x\u0007"',
-        r'"\u202e"',
-        r'"\uD800"',
-    ),
-    *(
-        f"0x{FS}",
-        f"0x{FS[:5000]}",
-        f"-{'9' * 400}",
-        "9" * 5000,
-        "-1",
-        "0",
-        "1e999",
-        "-1e999",
-        "nan",
-        "-inf",
-        "1e-320",
-        "18446744073709551616",
-    ),
-    *(
-        "true",
-        "[]",
-        "[[]]",
-        "[1]",
-        '["a", 1]',
-        '["", "x"]',
-        r'["a\u0000"]',
-        f"[0x{FS}]",
-        "[1e400]",
-        "[0]",
-        "{}",
-        "{a = 1}",
-    ),
+    *('""', '" "', f'"{"a" * 5000}"', f'"{"a/" * 3000}"', r'"a\u0000b"', r'"\u001b]0;x\u0007"', r'"\u202e"'),
+    *(r'"\uD800"', f"0x{FS}", f"0x{FS[:5000]}", f"-{'9' * 400}", "9" * 5000, "-1", "0", "1e999", "-1e999", "nan"),
+    *("-inf", "1e-320", "18446744073709551616", "true", "[]", "[[]]", "[1]", '["a", 1]', '["", "x"]', "[0]"),
+    *(r'["a\u0000"]', f"[0x{FS}]", "[1e400]", "{}", "{a = 1}"),
     *('{user = "a"}', r'{user = "a\u0000"}', f"{{user = 0x{FS}}}", "1979-05-27", "07:32:00", "1979-05-27T07:32:00Z"),
     *("[" * 90 + "]" * 90, "[" * 3000 + "]" * 3000, "{a=" * 90 + "1" + "}" * 90, "{a=" * 2000 + "1" + "}" * 2000),
     *('"/"', '"/dev/zero"', '"/proc/self/mem"', '"~nosuchuser/x"', '"-"', '"hf://"', '"hf://a/b@"', '"x#y"'),
@@ -80,10 +47,19 @@ def outcome(path: Path, *assignments: str) -> Config | UserError:
     return config
 
 
-def refusal(path: Path, *assignments: str) -> UserError | None:
-    """Why a configuration is refused; None where it is taken."""
+def refusal(path: Path, *assignments: str) -> str:
+    """The message with which a configuration is refused."""
     found = outcome(path, *assignments)
-    return found if isinstance(found, UserError) else None
+    assert isinstance(found, UserError)
+    return found.message
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The path of a valid configuration."""
+    path = tmp_path / "x.toml"
+    path.write_text(MINIMAL)
+    return path
 
 
 def changed(before: Config, after: Config) -> set[str]:
@@ -109,11 +85,11 @@ def refused_values(option: Option, values: Iterable[str], path: Path) -> dict[st
     for value in values:
         lines = {"data.train": '"rows.jsonl"', option.name: value}
         path.write_text("\n".join(f"{name} = {said}" for name, said in lines.items()) + "\n")
-        told = [("file", refusal(path))]
-        path.write_text('data.train = "rows.jsonl"\n')
-        told.append(("set", refusal(path, f"{option.name}={value}")))
-        for way, error in told:
-            if error is not None:
+        found = [("file", outcome(path))]
+        path.write_text(MINIMAL)
+        found.append(("set", outcome(path, f"{option.name}={value}")))
+        for way, error in found:
+            if isinstance(error, UserError):
                 check(option, error, path)
                 refused[way].append(value)
     # These are nothing to any option: no TOML at all, and a list in a list.
@@ -138,10 +114,8 @@ def test_so_is_every_absurd_value_and_most_are_refused(option: Option, tmp_path:
 @settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(option=st.sampled_from(EVERY), value=st.text(max_size=40) | st.binary(max_size=20).map(os.fsdecode))
 def test_any_text_behind_an_option_is_taken_as_its_value_alone_or_refused(
-    tmp_path: Path, option: Option, value: str
+    path: Path, option: Option, value: str
 ) -> None:
-    path = tmp_path / "x.toml"
-    path.write_text('data.train = "rows.jsonl"\n')
     found = outcome(path, f"{option.name}={value}")
     if isinstance(found, UserError):
         check(option, found, path)
@@ -150,50 +124,35 @@ def test_any_text_behind_an_option_is_taken_as_its_value_alone_or_refused(
 
 
 @cases("name", ["model.base", "data.train", "data.eval", "template.file", "eval.prompts", "tracking.name"])
-def test_a_nul_is_told_with_its_line(name: str, tmp_path: Path) -> None:
+def test_a_nul_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     lines = {"data.train": '"rows.jsonl"', name: r'"a\u0000b"'}
     path.write_text("\n" + "\n".join(f"{key} = {value}" for key, value in lines.items()))
-    error = refusal(path)
-    assert error is not None
-    assert error.message == f'{path}, line {1 + len(lines)}: {name} is "a\\u0000b", and has a NUL in it.'
+    assert refusal(path) == f'{path}, line {1 + len(lines)}: {name} is "a\\u0000b", and has a NUL in it.'
 
 
-def test_a_number_of_too_many_digits_is_told_with_its_line(tmp_path: Path) -> None:
-    path = tmp_path / "x.toml"
-    path.write_text(f'[data]\ntrain = "rows.jsonl"\n[train]\nmax_steps = 0x{FS}\n')
-    error = refusal(path)
-    assert error is not None
-    assert error.message.startswith(
-        f"{path}, line 4: train.max_steps must be a whole number from 1 to 1000000000, not "
-    )
+def test_a_number_of_too_many_digits_and_a_value_beyond_its_end_are_refused(path: Path) -> None:
+    assert refusal(path, "data.weights=1]\nseed = [2") == "data.weights: [1]⏎seed = [2] is not a TOML list."
+    path.write_text(f"{MINIMAL}[train]\nmax_steps = 0x{FS}\n")
+    expected = f"{path}, line 3: train.max_steps must be a whole number from 1 to 1000000000, not "
+    assert refusal(path).startswith(expected)
 
 
-def test_a_value_that_goes_on_behind_its_end_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.toml"
-    path.write_text('data.train = "rows.jsonl"\n')
-    error = refusal(path, "data.weights=1]\nseed = [2")
-    assert error is not None
-    assert error.message == "data.weights: [1]⏎seed = [2] is not a TOML list."
-
-
-def test_a_name_that_is_not_utf8_is_told_as_that(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_named_as_such(path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
-    path = tmp_path / "x.toml"
-    path.write_text('data.train = "rows.jsonl"\n')
-    error = refusal(path, f"data.train={name}")
-    assert error is not None
-    assert "data.train" in error.message
-    assert "is not UTF-8" in error.message
+    message = refusal(path, f"data.train={name}")
+    assert "data.train" in message
+    assert "is not UTF-8" in message
     document = ConfigDocument.load(path)
     document.set("data.train", name)
     with pytest.raises(UserError, match="is not written"):
         document.save()
-    assert path.read_text() == 'data.train = "rows.jsonl"\n'
+    assert path.read_text() == MINIMAL
     # A directory may have such a name as long as nothing is written down.
-    (tmp_path / name).mkdir()
-    path.rename(tmp_path / name / "x.toml")
-    config = load_config(tmp_path / name / "x.toml")
-    assert Path(str(config.data.train)).parent == tmp_path / name
+    directory = path.with_name(name)
+    directory.mkdir()
+    path.rename(directory / "x.toml")
+    config = load_config(directory / "x.toml")
+    assert Path(str(config.data.train)).parent == directory
     with pytest.raises(UserError, match=r"data\.train is .*, which is not UTF-8"):
         dump_config(config)

@@ -10,11 +10,12 @@ import tomlkit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config.document import ConfigDocument, dump_config, line_of, load_config, repeated_line
+from core.config.document import ConfigDocument, dump_config, line_of, load_config, repeated_line, valid_part
 from core.config.explain import unknown_option
 from core.config.schema import Config, Option, find_option
 from core.config.values import describe_type, parse_value
 from core.errors import UserError
+from core.redact import secret_variable
 from tests.cases import cases
 from tests.core.config.strategies import CHANGES, EVERY, MINIMAL
 from tests.examples import examples
@@ -69,17 +70,6 @@ def test_any_text_is_a_configuration_or_one_sentence(text: str) -> None:
     assert document.problems() == {}
 
 
-@given(st.sampled_from(EVERY), st.text(max_size=30))
-def test_any_typed_value_is_taken_or_one_sentence(option: Option, raw: str) -> None:
-    document = ConfigDocument(MINIMAL)
-    try:
-        document.apply([f"{option.name}={raw}"])
-        document.validate()
-    except UserError:
-        return
-    assert find_option(option.name) is option
-
-
 def test_removing_a_key_brings_back_its_default() -> None:
     document = ConfigDocument(AUTHORED)
     document.set("train.epochs", None)
@@ -89,24 +79,49 @@ def test_removing_a_key_brings_back_its_default() -> None:
     assert "# gentle" in document.dumps()
 
 
+SECRET = "hf_" + "aB3dE" * 7
+
+
 @cases(
     ("text", "line", "words"),
     [
+        ('train = "x"\n', 1, 'train must be a section with keys, not "x".'),
+        ('[[data]]\ntrain = "x"\n', 1, "data must be a section with keys, and is a list."),
+        # Before the missing data.train.
+        ('[data]\ntrian = "x"\n', 2, "There is no option data.trian."),
+        ("[data]\n\ttrain\t=\t1979-05-27\n", 2, "data.train must be"),
+        (f'[data]\ntrain = "x"\n[model]\nbase = "{SECRET}"\n', 4, "model.base holds a Hugging Face token."),
+        (f'[data]\ntrain = ["x", "{SECRET}"]\n', 2, "data.train holds a Hugging Face token."),
+        (f'[data]\ntrain = "x"\n[tracking]\nkey = "{SECRET}"\n', 4, "tracking"),
+        (f'[data]\ntrain = "x"\n[train]\nseed = "{SECRET}"\n', 4, "train.seed holds a Hugging Face token."),
+        (f'[data]\ntrain = "x"\nhf_token = "{SECRET}"\n', 3, "data.hf_token holds a Hugging Face token."),
+        (f'hf_token = "{SECRET}"\n[data]\ntrain = "x"\n', 1, "hf_token holds a Hugging Face token."),
+        ('[data]\ntrain = "x"\nwandb_api_key = "plain"\n', 3, "There is no option data.wandb_api_key."),
+        (f'[data]\ntrain = "x"\n[chat]\nsystem = "say {SECRET}"\n', 4, "chat.system holds a Hugging Face token."),
         ('[data]\ntrain = "x"\n[train]\nlearnin_rate = 1\n', 4, "no option train.learnin_rate"),
         ('[data]\ntrain = "x"\n\n[method]\nrank = 0\n', 5, "method.rank must be a whole number from 1 to 1024, not 0"),
         ('[data]\ntrain = "x"\n[metod]\nrank = 1\n', 3, "no section [metod]"),
         ('[data]\ntrain = "x"\nformat = "xml"\n', 3, "data.format must be one of auto, messages"),
         ('[data]\ntrain = "x"\n[train]\nseed = "a"\n', 4, "train.seed must be a whole number"),
+        ('data.train = "x"\n[method]\nrank = "16"', 3, 'rank must be a whole number from 1 to 1024, not "16".'),
+        ('data.train = "x"\n[method]\nrank = true', 3, "rank must be a whole number from 1 to 1024, not true."),
+        ('data.train = "x"\n[method]\nalpha = 0', 3, "method.alpha must be a number above 0, at most 8192, not 0."),
+        ('data.train = "x"\n[method]\ndropout = 1.0', 3, "dropout must be a number from 0 to below 1, not 1.0."),
+        ('data.train = "x"\n[method]\ndora = 1', 3, "method.dora must be true or false, not 1."),
     ],
 )
-def test_a_problem_names_file_line_and_key(tmp_path: Path, text: str, line: int, words: str) -> None:
+def test_a_problem_names_file_line_and_key_and_repeats_no_secret(
+    tmp_path: Path, text: str, line: int, words: str
+) -> None:
     path = tmp_path / "my.toml"
     path.write_text(text)
+    document = ConfigDocument.load(path)
     with pytest.raises(UserError) as caught:
-        load_config(path)
+        document.validate()
     assert caught.value.message.startswith(f"{path}, line {line}: ")
     assert words in caught.value.message
     assert caught.value.hint
+    assert SECRET not in str(caught.value) + repr(document.problems())
 
 
 def test_the_nearest_known_key_is_named() -> None:
@@ -134,13 +149,6 @@ def test_only_what_is_near_is_suggested(typed: str, hint: str) -> None:
     assert unknown_option(typed).hint.startswith(hint)
 
 
-def test_what_is_no_toml_names_line_and_column(tmp_path: Path) -> None:
-    path = tmp_path / "my.toml"
-    path.write_text("[data]\ntrain = \n")
-    with pytest.raises(UserError, match=r"my\.toml is not valid TOML: line 2, column"):
-        load_config(path)
-
-
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b"# \xe4\n")
     for name, words in (("missing", "no configuration file"), (".", "is a directory"), ("latin.toml", "not UTF-8")):
@@ -151,13 +159,14 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
 @cases(
     ("text", "line"),
     [
+        ("[data]\ntrain = \n", r"2, column \d+"),
         ('[data]\ntrain = "x"\ntrain = "y"\n', 3),
         ('[data]\ntrain = "x"\n\n[data]\neval = "y"\n', 4),
         ('[data]\ntrain = [\n "x",\n "y",\n]\n[train]\nseed = 1\nseed = 2\n', 8),
         ('[data]\ncolumns = {user = "a"}\n[data.columns]\nuser = "b"\n', 3),
     ],
 )
-def test_a_key_that_is_there_twice_is_named_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+def test_invalid_toml_and_repeated_keys_name_their_line(tmp_path: Path, text: str, line: int | str) -> None:
     (tmp_path / "my.toml").write_text(text)
     with pytest.raises(UserError, match=rf"my\.toml is not valid TOML: line {line}(, column \d+)?: .*\.$"):
         load_config(tmp_path / "my.toml")
@@ -183,21 +192,6 @@ def test_a_file_that_has_become_too_large_counts_as_changed(tmp_path: Path) -> N
     assert document.has_changed_on_disk
     with pytest.raises(UserError, match="has been changed by something else"):
         document.save()
-
-
-@cases(
-    ("text", "words"),
-    [
-        ('train = "x"\n', 'line 1: train must be a section with keys, not "x".'),
-        ('[[data]]\ntrain = "x"\n', "line 1: data must be a section with keys, and is a list."),
-        ('[data]\ntrian = "x"\n', "line 2: There is no option data.trian."),
-        ("[data]\n\ttrain\t=\t1979-05-27\n", "line 2: data.train must be"),
-    ],
-)
-def test_what_is_there_under_a_wrong_name_is_said_before_what_is_missing(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "my.toml").write_text(text)
-    with pytest.raises(UserError, match=re.escape(words)):
-        load_config(tmp_path / "my.toml")
 
 
 def test_missing_data_is_said() -> None:
@@ -259,17 +253,10 @@ def test_values_typed_by_a_person(name: str, raw: str, value: object) -> None:
     assert parse_value(option, raw) == value
 
 
-@cases(
-    ("typed", "value"),
-    [
-        ('"07:00"', "07:00"),
-        ("'07:00'", "07:00"),
-        (" 07:00 ", "07:00"),
-        ('"', '"'),
-        ('"a" b "c"', '"a" b "c"'),
-        ("it's", "it's"),
-    ],
-)
+@cases(("typed", "value"), [
+    ('"07:00"', "07:00"), ("'07:00'", "07:00"), (" 07:00 ", "07:00"), ('"', '"'), ('"a" b "c"', '"a" b "c"'),
+    ("it's", "it's"),
+])  # fmt: skip
 def test_a_text_may_be_set_in_quotes_as_in_the_file(typed: str, value: str) -> None:
     document = ConfigDocument(MINIMAL)
     document.apply([f"night.deadline={typed}"])
@@ -345,47 +332,16 @@ def test_no_number_is_beyond_what_readers_of_a_run_take(name: str) -> None:
         document.validate()
 
 
-SECRET = "hf_" + "aB3dE" * 7
-
-
-@cases(
-    ("text", "place"),
-    [
-        (f'[data]\ntrain = "x"\n[model]\nbase = "{SECRET}"\n', "line 4: model.base holds a Hugging Face token."),
-        (f'[data]\ntrain = ["x", "{SECRET}"]\n', "line 2: data.train holds a Hugging Face token."),
-        (f'[data]\ntrain = "x"\n[tracking]\nkey = "{SECRET}"\n', "tracking"),
-        (f'[data]\ntrain = "x"\n[train]\nseed = "{SECRET}"\n', "line 4: train.seed holds a Hugging Face token."),
-        (f'[data]\ntrain = "x"\nhf_token = "{SECRET}"\n', "line 3: data.hf_token holds a Hugging Face token."),
-        (f'hf_token = "{SECRET}"\n[data]\ntrain = "x"\n', "line 1: hf_token holds a Hugging Face token."),
-        ('[data]\ntrain = "x"\nwandb_api_key = "plain"\n', "line 3: There is no option data.wandb_api_key."),
-        (f'[data]\ntrain = "x"\n[chat]\nsystem = "say {SECRET}"\n', "line 4: chat.system holds a Hugging Face token."),
-    ],
-)
-def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, text: str, place: str) -> None:
-    path = tmp_path / "my.toml"
-    path.write_text(text)
-    document = ConfigDocument.load(path)
-    with pytest.raises(UserError) as caught:
-        document.validate()
-    said = str(caught.value) + repr(document.problems())
-    assert SECRET not in said
-    assert place in caught.value.message
-    assert str(path) in caught.value.message
-
-
-def test_a_secret_on_the_command_line_is_refused_too() -> None:
+def test_a_secret_behind_set_is_refused_unless_a_file_has_its_name(tmp_path: Path) -> None:
+    (tmp_path / SECRET).write_text("{}")
+    (tmp_path / "my.toml").write_text(f'[data]\ntrain = "{SECRET}"\n')
+    assert load_config(tmp_path / "my.toml").data.train == str(tmp_path / SECRET)
     document = ConfigDocument(MINIMAL)
     document.apply([f"model.base={SECRET}"])
     with pytest.raises(UserError, match=re.escape("--set model.base: model.base holds")) as caught:
         document.validate()
     assert SECRET not in str(caught.value)
     assert "HF_TOKEN" in caught.value.hint
-
-
-def test_a_file_that_is_called_like_a_key_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / SECRET).write_text("{}")
-    (tmp_path / "my.toml").write_text(f'[data]\ntrain = "{SECRET}"\n')
-    assert load_config(tmp_path / "my.toml").data.train == str(tmp_path / SECRET)
 
 
 #: Values that no option accepts.
@@ -435,20 +391,6 @@ def test_what_the_command_line_has_set_is_not_blamed_on_the_file(tmp_path: Path)
         assert caught.value.message.startswith(f"{place}: {place[6:]} must be ")
 
 
-@cases(
-    ("text", "words"),
-    [
-        ('rank = "16"', 'method.rank must be a whole number from 1 to 1024, not "16".'),
-        ("rank = true", "method.rank must be a whole number from 1 to 1024, not true."),
-        ("alpha = 0", "method.alpha must be a number above 0, at most 8192, not 0."),
-        ("dropout = 1.0", "method.dropout must be a number from 0 to below 1, not 1.0."),
-        ("dora = 1", "method.dora must be true or false, not 1."),
-    ],
-)
-def test_values_are_taken_as_they_are_written(text: str, words: str) -> None:
-    assert list(ConfigDocument(f"{MINIMAL}[method]\n{text}\n").problems().values()) == [words]
-
-
 def test_a_long_value_is_cut_in_a_message() -> None:
     (sentence,) = ConfigDocument(f'{MINIMAL}[train]\nseed = "{"x" * 5000}"\n').problems().values()
     assert len(sentence) < 200
@@ -489,50 +431,26 @@ epochs = 1
 '''
 
 
-@cases(
-    ("path", "line"),
-    [
-        ("data", 3),
-        ("data.train", 4),
-        ("data.eval", 10),
-        ("data.columns", 14),
-        ("method", 16),
-        ("method.rank", 17),
-        ("train", 18),
-        ("train.epochs", 19),
-        ("chat", 20),
-        ("train.rank", None),
-        ("chat.system", None),
-        ("memory", None),
-    ],
-)
-def test_a_key_is_found_however_it_is_written(path: str, line: int | None) -> None:
-    assert line_of(TEXT, *path.split(".")) == line
+LINES: dict[str, dict[str, int | None]] = {
+    TEXT: {
+        "data": 3, "data.train": 4, "data.eval": 10, "data.columns": 14, "method": 16, "method.rank": 17, "train": 18,
+        "train.epochs": 19, "chat": 20, "train.rank": None, "chat.system": None, "memory": None,
+    },
+    'data.train = "a"\ndata.eval = "b"\ntrain = {epochs = 1, seed = 2}\n': {"data": 1, "data.eval": 2, "train.seed": 3},
+    "[data\n": {"data": None},
+    "": {"data": None},
+}  # fmt: skip
 
 
-def test_keys_at_the_top_and_in_one_line() -> None:
-    text = 'data.train = "a"\ndata.eval = "b"\ntrain = {epochs = 1, seed = 2}\n'
-    assert line_of(text, "data", "eval") == 2
-    assert line_of(text, "data") == 1
-    assert line_of(text, "train", "seed") == 3
+@cases(("text", "lines"), LINES.items())
+def test_a_key_is_found_however_it_is_written(text: str, lines: dict[str, int | None]) -> None:
+    assert {path: line_of(text, *path.split(".")) for path in lines} == lines
 
 
-def test_what_is_no_toml_has_no_lines() -> None:
-    assert line_of("[data\n", "data") is None
-    assert line_of("", "data") is None
-
-
-@cases(
-    ("text", "line"),
-    [
-        ("a = 1\nb = 2\na = 3\n", 3),
-        ("[a]\n[b]\n[a]\n", 3),
-        ("a = [\n1,\n2]\na = 1", 4),
-        ("a = 1\n[b]\n", None),
-        ("a = [\n", None),
-        ("", None),
-    ],
-)
+@cases(("text", "line"), [
+    ("a = 1\nb = 2\na = 3\n", 3), ("[a]\n[b]\n[a]\n", 3), ("a = [\n1,\n2]\na = 1", 4), ("a = 1\n[b]\n", None),
+    ("a = [\n", None), ("", None),
+])  # fmt: skip
 def test_where_something_is_a_second_time(text: str, line: int | None) -> None:
     assert repeated_line(text) == line
 
@@ -548,9 +466,7 @@ FILLING = st.sampled_from(["", "\n", "# [a]\n", "# a = 1\n\n"])
 
 
 @given(st.dictionaries(KEYS, st.dictionaries(KEYS, st.tuples(FILLING, VALUES), max_size=4), min_size=1, max_size=4))
-def test_every_key_of_any_file_is_found_where_it_was_written(
-    tables: dict[str, dict[str, tuple[str, str]]],
-) -> None:
+def test_every_key_of_any_file_is_found_where_it_was_written(tables: dict[str, dict[str, tuple[str, str]]]) -> None:
     text = ""
     places: dict[tuple[str, ...], int] = {}
     for section, keys in tables.items():
@@ -561,3 +477,89 @@ def test_every_key_of_any_file_is_found_where_it_was_written(
             places[section, key] = text.count("\n") - value.count("\n")
     tomlkit.parse(text)
     assert {path: line_of(text, *path) for path in places} == places
+
+
+def test_a_valid_one_is_taken_as_it_is(tmp_path: Path) -> None:
+    document = ConfigDocument('[data]\ntrain = "rows.jsonl"\n[method]\nrank = 64\n', tmp_path / "a.toml")
+    assert valid_part(document) == document.validate()
+
+
+def test_what_is_wrong_has_its_default_and_the_rest_counts() -> None:
+    document = ConfigDocument('[method]\nrank = "many"\nname = "lora"\n[train]\nbatch_size = 4\n')
+    before = document.dumps()
+    config = valid_part(document)
+    assert (config.method.rank, config.method.name, config.train.batch_size) == (16, "lora", 4)
+    assert document.dumps() == before
+
+
+@cases(
+    "text",
+    ["", "method = 5\n", "[nothing]\nx = 1\n", "[train]\nbathc = 4\n", '[data]\ntrain = ""\n', "[data]\ntrain = 5\n"],
+)
+def test_there_is_always_one(text: str) -> None:
+    assert valid_part(ConfigDocument(text)).train.batch_size == 8
+
+
+def test_options_that_do_not_go_together_are_given_up() -> None:
+    text = '[data]\ntrain = "a"\neval = "b"\neval_share = 0.1\n[train]\nbatch_size = 2\n'
+    assert valid_part(ConfigDocument(text)).train.batch_size == 2
+
+
+#: Value of a secret variable, which does not look like a secret.
+HIDDEN = "plain horse 4711"
+
+
+@cases(
+    ("name", "value"),
+    [
+        ("tracking.name", f'"run-{HIDDEN}"'),
+        ("tracking.project", f'"{HIDDEN}"'),
+        ("chat.system", f'"The password is {HIDDEN}."'),
+        ("data.eval", f'["a.jsonl", "{HIDDEN}.jsonl"]'),
+        ("data.columns", f'{{user = "{HIDDEN}"}}'),
+        ("model.base", f'"hf://owner/{HIDDEN}"'),
+    ],
+)
+def test_the_value_of_a_secret_variable_is_refused_with_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", HIDDEN)
+    path = tmp_path / "x.toml"
+    path.write_text(f'data.train = "rows.jsonl"\n{name} = {value}\n')
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert caught.value.message == f"{path}, line 2: {name} holds the value of the variable MY_API_KEY."
+    assert HIDDEN not in str(caught.value)
+    assert name in ConfigDocument.load(path).problems()
+
+
+def test_the_value_of_a_secret_variable_is_refused_behind_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", HIDDEN)
+    path = tmp_path / "x.toml"
+    path.write_text(MINIMAL)
+    with pytest.raises(UserError) as caught:
+        load_config(path, [f"tracking.name=run-{HIDDEN}"])
+    assert caught.value.message == "--set tracking.name: tracking.name holds the value of the variable MY_API_KEY."
+    # A file may have its name.
+    (tmp_path / HIDDEN).touch()
+    assert str(load_config(path, [f"data.train={HIDDEN}"]).data.train).endswith(HIDDEN)
+
+
+@cases(
+    ("variable", "value", "text", "is_one"),
+    [
+        ("X_TOKEN", "correct-horse", "a correct-horse b", True),
+        ("X_TOKEN", " correct-horse\n", "correct-horse", True),
+        ("X_TOKEN", "a1b2c3d4", "run-a1b2c3d4", True),
+        ("X_TOKEN", "correct-horse", "correct-donkey", False),
+        ("X_TOKEN", "a1b2c3", "run-a1b2c3", False),
+        ("DB_PASSWORD", "postgres", "postgres-tickets", False),
+        ("DB_PASSWORD", "password", "Never tell a password.", False),
+        ("GOOGLE_CREDENTIALS", "/etc/passwd", "/etc/passwd", False),
+        ("HOME", "/home/anna/x", "/home/anna/x/rows.jsonl", False),
+        ("EMPTY_TOKEN", "", "anything", False),
+        ("BLANK_TOKEN", " " * 20, " " * 30, False),
+    ],
+)
+def test_values_of_variables_that_count_as_secrets(variable: str, value: str, text: str, is_one: bool) -> None:
+    assert secret_variable(text, {variable: value}) == (variable if is_one else None)

@@ -122,17 +122,10 @@ def test_what_is_refused_does_not_pass(case: tuple[Option, Any]) -> None:
     assert not accepts(document.dumps())
 
 
-@cases(
-    "text",
-    [
-        "[train]\nepochs = 1\n",
-        MINIMAL + "[trian]\nepochs = 1\n",
-        MINIMAL + "[train]\nepoch = 1\n",
-        "stray = 1\n" + MINIMAL,
-        '[data]\ntrain = "a"\ncolumns = {usr = "q"}\n',
-        "[data]\ntrain = []\n",
-    ],
-)
+@cases("text", [
+    "[train]\nepochs = 1\n", MINIMAL + "[trian]\nepochs = 1\n", MINIMAL + "[train]\nepoch = 1\n",
+    "stray = 1\n" + MINIMAL, '[data]\ntrain = "a"\ncolumns = {usr = "q"}\n', "[data]\ntrain = []\n",
+])  # fmt: skip
 def test_missing_and_unknown_keys_do_not_pass(text: str) -> None:
     assert not accepts(text)
     assert ConfigDocument(text, Path("a.toml")).problems()

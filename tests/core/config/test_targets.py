@@ -1,45 +1,39 @@
-"""Names, wildcards and regular expressions of layers."""
+"""Names, wildcards and regular expressions of layers; experts that get adapters, and the size of these."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.config.schema import MethodSection
 from core.config.targets import (
     EXPRESSION,
+    adapter_share,
+    adapts_experts,
+    adapts_linear,
     expression_problem,
     has_patterns,
     is_pattern,
     is_target,
     kept_patterns,
+    names_experts,
     stays_16bit,
+    without_adapters,
 )
 from tests.cases import cases
 
 NAME = "model.layers.12.self_attn.q_proj"
 
 
-@cases(
-    ("entry", "found"),
-    [
-        ("q_proj", True),
-        ("self_attn.q_proj", True),
-        (NAME, True),
-        ("proj", False),
-        ("attn.q_proj", False),
-        ("*_proj", True),
-        ("self_attn.*", True),
-        ("layers.1?.*", True),
-        ("layers.?.*", False),
-        ("layers.1[0-9].self_attn.[qv]_proj", True),
-        ("*attn*", True),
-        ("Q_PROJ*", False),
-        (r"re:.*\.(q|v)_proj", True),
-        ("re:q_proj", False),
-        (r"re:model\.layers\.\d{2}\..*", True),
-        ("re:(q", False),
-    ],
-)
+@cases(("entry", "found"), [
+    ("q_proj", True), ("self_attn.q_proj", True), (NAME, True), ("proj", False), ("attn.q_proj", False),
+    ("*_proj", True), ("self_attn.*", True), ("layers.1?.*", True), ("layers.?.*", False),
+    ("layers.1[0-9].self_attn.[qv]_proj", True), ("*attn*", True), ("Q_PROJ*", False), (r"re:.*\.(q|v)_proj", True),
+    ("re:q_proj", False), (r"re:model\.layers\.\d{2}\..*", True), ("re:(q", False),
+])  # fmt: skip
 def test_what_an_entry_stands_for(entry: str, found: bool) -> None:
     assert is_target(NAME, entry) is found
 
@@ -53,16 +47,7 @@ def test_what_is_a_pattern() -> None:
 
 @cases(
     "expression",
-    [
-        "(q",
-        "*q",
-        "(a+)+x",
-        r"(\w+\.?)*X",
-        "(?:a|a){2,}",
-        "a*a*a*a*a*a*x",
-        "a{99999999999}",
-        "(" * 2000 + ")" * 2000,
-    ],
+    ["(q", "*q", "(a+)+x", r"(\w+\.?)*X", "(?:a|a){2,}", "a*a*a*a*a*a*x", "a{99999999999}", "(" * 2000 + ")" * 2000],
 )
 def test_expressions_that_cannot_be_used_say_so_and_match_nothing(expression: str) -> None:
     assert expression_problem(EXPRESSION + expression)
@@ -97,3 +82,65 @@ def test_layers_stay_that_are_named() -> None:
 def test_none_are_named_before_auto_has_decided(keep: str | list[str] | None) -> None:
     assert kept_patterns(keep) == ()
     assert not stays_16bit("model.layers.0.mlp.up_proj", keep)
+
+
+QWEN3_30B = ((1536, 2048), (2048, 768))
+MIXTRAL = ((28672, 4096), (4096, 14336))
+EXPERTS = "model.layers.3.mlp.experts"
+
+
+@cases(
+    ("options", "matrices", "wanted"),
+    [
+        ({}, QWEN3_30B, False),
+        ({}, MIXTRAL, True),
+        ({"target_experts": "on"}, QWEN3_30B, True),
+        ({"target_experts": "off"}, MIXTRAL, False),
+        ({"rank": 4}, QWEN3_30B, True),
+        ({"rank": 64}, MIXTRAL, False),
+        ({"dora": True}, MIXTRAL, False),
+        ({"init": "pissa"}, MIXTRAL, False),
+        ({"target_modules": ["q_proj", "v_proj"]}, MIXTRAL, False),
+        ({"target_modules": ["q_proj", "v_proj"], "target_experts": "on"}, MIXTRAL, True),
+        ({"target_modules": ["q_proj", "gate_proj", "down_proj"]}, MIXTRAL, True),
+        ({"target_modules": ["re:model\\.layers\\.[0-2]\\..*"]}, MIXTRAL, False),
+        ({"target_modules": ["re:model\\.layers\\.[0-3]\\..*"]}, MIXTRAL, True),
+    ],
+)
+def test_experts_get_adapters_where_these_stay_small(options: dict[str, Any], matrices: Any, wanted: bool) -> None:
+    assert adapts_experts(MethodSection(**options), EXPERTS, matrices) is wanted
+
+
+def test_the_share_is_that_of_the_shapes() -> None:
+    """Of the adapters as PEFT saves them for ``target_parameters``, at rank 16 on 128 experts."""
+    adapters = [(16 * 128, 2048), (1536, 16 * 128), (16 * 128, 768), (2048, 16 * 128)]
+    own = 128 * sum(rows * columns for rows, columns in QWEN3_30B)
+    assert adapter_share(QWEN3_30B, 16) == pytest.approx(sum(rows * columns for rows, columns in adapters) / own)
+
+
+def test_a_sentence_says_why_there_are_none() -> None:
+    sentence = without_adapters(MethodSection(), QWEN3_30B, 48 * 128)
+    assert sentence is not None
+    assert "629 M parameters, 2.2% of the experts' own" in sentence
+    assert "method.target_experts = on" in sentence
+    assert "DoRA" in (without_adapters(MethodSection(dora=True), MIXTRAL, 256) or "")
+
+
+@cases(
+    ("options", "matrices"),
+    [({}, MIXTRAL), ({"target_experts": "off"}, QWEN3_30B), ({"target_modules": ["q_proj"]}, QWEN3_30B)],
+)
+def test_no_sentence_where_it_was_asked_for(options: dict[str, Any], matrices: Any) -> None:
+    assert without_adapters(MethodSection(**options), matrices, 256) is None
+
+
+def test_routers_get_no_adapter_unless_named() -> None:
+    assert not adapts_linear("model.layers.0.mlp.gate", "all-linear")
+    assert adapts_linear("model.layers.0.mlp.gate_proj", "all-linear")
+    assert adapts_linear("model.layers.0.mlp.gate", ["mlp.gate"])
+
+
+@cases("entry", ["experts", "mlp.experts", "down_proj", "gate_up_proj", "layers.3.mlp.*"])
+def test_a_list_names_experts_by_module_or_matrix(entry: str) -> None:
+    assert names_experts([entry], EXPERTS)
+    assert not names_experts(["shared_expert.down_proj", "q_proj"], EXPERTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -102,6 +101,7 @@ def test_further_parts_are_added_and_what_is_here_is_not_fetched_again(hub: Fake
     before = hub.files_asked()
     again = fetcher.plan("hf://datasets/me/set")
     assert again.remaining == 0
+    assert find_fetched(HubEntry("dataset", "me/set")).entry.commit == again.commit
     assert hub.files_asked() == before
     fetcher.plan("hf://datasets/me/set#test")
     assert hub.files_asked() == [*before, "data/test-00000-of-00001.jsonl"]
@@ -215,7 +215,7 @@ def test_more_than_was_announced_is_not_taken(hub: FakeHub, fetcher: Fetcher) ->
 
 
 @cases("name", ["../outside.jsonl", "/tmp/outside.jsonl", "data/../../outside.jsonl", "a\\..\\b.jsonl", "a//b.jsonl"])
-def test_names_that_lead_outside_are_refused(hub: FakeHub, fetcher: Fetcher, name: str) -> None:
+def test_names_outside_the_directory_are_refused(hub: FakeHub, fetcher: Fetcher, name: str) -> None:
     hub.datasets["me/set"] = Repository({"train.jsonl": rows(1), name: rows(2)})
     with pytest.raises(UserError, match="leads out of its directory"):
         fetcher.plan("hf://datasets/me/set")
@@ -337,11 +337,11 @@ def test_a_disk_that_fills_up_is_a_sentence_and_what_has_come_is_kept(hub: FakeH
     hub.datasets["me/set"] = Repository({"train.jsonl": content})
     home = tmp_path / "small"
     home.mkdir()
-    program = "import sys, core.hub.download as d; d.RESERVE = -(1 << 40)\nsys.exit(d.main())"
+    program = "import core.hub.download as d, core.jobs.process as p; d.RESERVE = -(1 << 40)\nexit(p.run_job(d.fetch))"
     script = f'mount -t tmpfs -o size=2m small "{home}" && "{sys.executable}" -c "$PROGRAM"; find "{home}" >&2'
     ended = subprocess.run(
         [unshare, "-rm", "sh", "-c", script],
-        input=json.dumps({"entry": "hf://datasets/me/set"}) + "\ngo\n",
+        input=json.dumps({"title": "the download", "hint": "", "entry": "hf://datasets/me/set"}) + "\ntrue\n",
         env={**os.environ, "LOCALTUNE_HOME": str(home), "PROGRAM": program, "HF_HUB_DISABLE_XET": "1"},
         capture_output=True,
         text=True,
@@ -360,12 +360,7 @@ def model_files(tiny_model_dir: Path) -> dict[str, bytes]:
 
 def test_a_model_is_fetched_whole_and_found_by_its_id(hub: FakeHub, tiny_model_dir: Path) -> None:
     wanted = model_files(tiny_model_dir)
-    others = {
-        "pytorch_model.bin": b"pickle",
-        "modeling.py": b"raise SystemExit",
-        "README.md": b"",
-        "onnx/model.onnx": b"",
-    }
+    others = dict.fromkeys(("pytorch_model.bin", "modeling.py", "README.md", "onnx/model.onnx"), b"raise SystemExit")
     repository = hub.models["org/tiny"] = Repository({**wanted, **others}, large={"model.safetensors"})
     assert find_model("org/tiny") is None
     plan = fetch("hf://org/tiny")
@@ -397,7 +392,7 @@ def test_revisions_of_a_model_lie_side_by_side_and_each_is_found(
     assert default.name == "org--tiny"
     assert find_model("org/tiny") == find_model("hf://org/tiny@main") == default
     assert find_model("hf://org/tiny@v1") == first
-    # The tag is another commit now, one that is here already.
+    # The tag has moved to a commit that is here already.
     asked = len(hub.files_asked())
     assert Path(fetcher.plan("hf://org/tiny@v1").directory) == default == find_model("hf://org/tiny@v1")
     assert len(hub.files_asked()) == asked
@@ -448,16 +443,3 @@ def test_two_at_once_fetch_it_once(hub: FakeHub) -> None:
         thread.join()
     assert len(plans) == 3
     assert hub.files_asked() == ["train.jsonl"]
-
-
-def test_disk_errors_have_their_sentence() -> None:
-    from core.directories import disk_error
-
-    assert "full" in disk_error(Path("/x"), OSError(errno.ENOSPC, "No space left")).message
-
-
-def test_an_entry_keeps_its_commit(hub: FakeHub, fetcher: Fetcher) -> None:
-    hub.datasets["me/set"] = Repository({"train.jsonl": rows(1)})
-    plan = fetcher.plan("hf://datasets/me/set")
-    fetched = find_fetched(HubEntry("dataset", "me/set"))
-    assert fetched.entry.commit == plan.commit

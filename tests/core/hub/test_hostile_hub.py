@@ -88,7 +88,7 @@ def test_another_commit_than_the_one_asked_for_is_refused(hub: FakeHub, fetcher:
     assert "answers with the commit dddddddddddd" in said(fetcher.fetch(f"hf://datasets/me/set@{COMMIT}"))
 
 
-# Of every kind, and then what a number and a text in that place could be.
+# Values of every kind, then hostile numbers and texts.
 OTHER_KINDS: list[Any] = [None, True, -1, 0, 1.5, 10**400, "", "x", [], {}, [None], {"a": {}}]
 NUMBERS = [1, 1e300, 2**50 + 1, 2**63, False]
 TEXTS = [
@@ -167,7 +167,7 @@ def check_fields(hub: FakeHub, fetcher: Fetcher, victim: Path, kind: str, every:
             said(answer)
         assert snapshot(victim.parent, *apart) == before, told
         if kind == "dataset":
-            # What has been written is read back as it is, or not at all.
+            # Files are read back unchanged, or not at all.
             try:
                 found = find_fetched(HubEntry("dataset", "me/set"))
             except UserError:

@@ -59,16 +59,10 @@ def test_files_are_chosen_by_their_names_with_a_reason(entry: str, names: list[s
     assert reason.endswith(".")
 
 
-@cases(
-    ("entry", "wanted"),
-    [
-        ("", ["en/train.jsonl"]),
-        ("#de", ["de/train.jsonl"]),
-        ("#de/test", ["de/test.jsonl", "de/train.jsonl"]),
-        ("#train", ["en/train.jsonl"]),
-        ("/de/test.jsonl", ["de/test.jsonl"]),
-    ],
-)
+@cases(("entry", "wanted"), [
+    ("", ["en/train.jsonl"]), ("#de", ["de/train.jsonl"]), ("#de/test", ["de/test.jsonl", "de/train.jsonl"]),
+    ("#train", ["en/train.jsonl"]), ("/de/test.jsonl", ["de/test.jsonl"]),
+])  # fmt: skip
 def test_the_card_tells_before_the_names(entry: str, wanted: list[str]) -> None:
     assert taken(entry, LANGUAGES, CARD)[0] == wanted
 

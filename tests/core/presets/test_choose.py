@@ -120,7 +120,7 @@ def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
     gemma = read_architecture({**published.GEMMA_2_9B, "max_position_embeddings": 8192}, "gemma")
     choice = choose_preset(Facts(model=gemma, device_bytes=16 * GIB), card_name="the card")
     assert choice.preset.name == "12gb-7b"
-    assert "16gb-7b would need 2" in choice.why
+    assert "16gb-7b would need 19.1 GB" in choice.why
     long = choose_preset(Facts(model=gemma, device_bytes=24 * GIB), "long-context")
     assert long.preset.name == "12gb-7b-long-context"
 
@@ -132,7 +132,7 @@ def test_a_preset_with_which_the_model_would_not_fit_is_not_taken() -> None:
     [("Qwen3-30B-A3B", 8, "8gb-7b", "15.0 GB"), ("Qwen3-30B-A3B", 24, "24gb-30b", "")],
 )
 def test_a_mixture_is_chosen_for_by_its_plan(name: str, gib: int, preset: str, away: str) -> None:
-    """A mixture whose experts do not fit on the card takes what the card has for smaller models."""
+    """A mixture whose experts do not fit on the card gets the preset for smaller models."""
     see_chosen(name, gib, preset, away)
 
 

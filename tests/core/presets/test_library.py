@@ -22,12 +22,7 @@ MINE = '# mine\n[model]\nbase = "m" # my model\n[data]\ntrain = "rows.jsonl"\n'
 
 
 #: A large model that a preset is meant for, by the smallest size of its range.
-MEANT = {
-    0: published.QWEN_3_4B,
-    4.5: published.LLAMA_3_1_8B,
-    9.5: published.QWEN_2_5_14B,
-    16: published.QWEN_2_5_32B,
-}
+MEANT = {0: published.QWEN_3_4B, 4.5: published.LLAMA_3_1_8B, 9.5: published.QWEN_2_5_14B, 16: published.QWEN_2_5_32B}
 #: The free share of a card at least: a tenth, of which error correction may take 6 of 100 and a desktop the rest.
 MARGIN = 0.1
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.config.document import ConfigDocument
-from core.config.recent import remember_config
+from core.config.files import remember_config
 from core.config.schema import Config, DataSection, ModelSection
 from core.errors import UserError
 from core.models.inspection import ModelFacts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from core.config.compare import holding_values
 from core.config.document import ConfigDocument
-from core.config.recent import remember_config
+from core.config.files import remember_config
 from core.config.schema import options
 from core.drafts import Draft, list_drafts
 from core.errors import UserError

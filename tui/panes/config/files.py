@@ -10,7 +10,7 @@ from textual.app import App
 
 from core.config.compare import diff_texts, diff_values, holding_values
 from core.config.document import ConfigDocument
-from core.config.recent import recent_configs
+from core.config.files import recent_configs
 from core.drafts import remove_draft
 from core.errors import UserError
 from core.paths import shown_path, user_path, working_directory

@@ -12,10 +12,10 @@ from textual.containers import Container, Vertical
 from textual.content import Content
 
 from core.config.compare import differences, holding_values
+from core.config.derived import used_by
 from core.config.document import ConfigDocument, describe_type
 from core.config.rules.check import RULES
 from core.config.schema import Option
-from core.config.unused import used_by
 from core.models.advice import Advice
 from core.presets.library import Preset
 from core.text import one_line

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from core.analysis.split import held_out_count
+from core.config.derived import used_by
 from core.config.document import ConfigDocument, parse_value
 from core.config.facts import Facts
 from core.config.schema import Option, find_option, options
-from core.config.unused import used_by
 from core.errors import UserError
 from core.hub.store import is_fetched
 from core.hub_uri import is_hub_entry

@@ -12,23 +12,10 @@ from core.hardware.snapshot import Device
 from tests.core.hardware.amd_tree import CARD, make_card
 
 NVIDIA = Device(
-    index=1,
-    kind="cuda",
-    name="RTX 4090",
-    uuid="GPU-1",
-    temperature_c=71.0,
-    temperature_limit_c=87.0,
-    memory_used=1,
-    utilization=1.0,
-    power_w=300.0,
-    power_limit_w=280.0,
-    power_limit_min_w=150.0,
-    power_limit_max_w=480.0,
-    clock=1.0,
-    fan=0.0,
-    pcie_generation=4,
-    energy_j=1.0,
-)
+    index=1, kind="cuda", name="RTX 4090", uuid="GPU-1", temperature_c=71.0, temperature_limit_c=87.0, memory_used=1,
+    utilization=1.0, power_w=300.0, power_limit_w=280.0, power_limit_min_w=150.0, power_limit_max_w=480.0, clock=1.0,
+    fan=0.0, pcie_generation=4, energy_j=1.0,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

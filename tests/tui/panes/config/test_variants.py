@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.config.document import ConfigDocument
-from core.config.recent import recent_configs, remember_config
+from core.config.files import recent_configs, remember_config
 from core.runs.record.store import create_run
 from tests.tui.config_panes import edits, flat, opened, type_value, write_config
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, screen_lines, screen_text, wait_for
