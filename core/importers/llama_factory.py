@@ -232,9 +232,7 @@ def _precision(work: Translation) -> None:
 
 
 _CHECKPOINTING = Choice(
-    "memory.gradient_checkpointing",
-    same={True: "off", False: "on", "true": "off", "false": "on"},
-    otherwise="auto",
+    "memory.gradient_checkpointing", same={True: "off", False: "on", "true": "off", "false": "on"}, otherwise="auto"
 )
 
 
@@ -306,17 +304,14 @@ _CARRIED: dict[str, Rule] = {
     "template": _TEMPLATES,
     "enable_thinking": _thinking,
     **joint(
-        _method,
-        "finetuning_type freeze_trainable_layers freeze_trainable_modules quantization_bit quantization_method",
+        _method, "finetuning_type freeze_trainable_layers freeze_trainable_modules quantization_bit quantization_method"
     ),
     **joint(_adapters, "lora_rank lora_alpha lora_target"),
     "lora_dropout": Copy("method.dropout", "number", 0.0),
     "use_rslora": Copy("method.rslora", "boolean"),
     "use_dora": Copy("method.dora", "boolean"),
     "pissa_init": Choice(
-        "method.init",
-        same={True: "pissa", "true": "pissa", False: "default", "false": "default"},
-        otherwise="default",
+        "method.init", same={True: "pissa", "true": "pissa", False: "default", "false": "default"}, otherwise="default"
     ),
     "loraplus_lr_ratio": trainer.LORAPLUS,
     "neftune_noise_alpha": trainer.NEFTUNE,
@@ -342,8 +337,7 @@ _CARRIED: dict[str, Rule] = {
         "train.deterministic", same={True: "strict", "true": "strict", False: None, "false": None}, otherwise="auto"
     ),
     **joint(
-        _activations,
-        "disable_gradient_checkpointing use_unsloth_gc gradient_checkpointing activation_checkpointing",
+        _activations, "disable_gradient_checkpointing use_unsloth_gc gradient_checkpointing activation_checkpointing"
     ),
     **dict.fromkeys(("enable_liger_kernel", "use_liger_kernel"), trainer.LIGER),
     "deepspeed": deepspeed,

@@ -163,10 +163,7 @@ def restrict(rights: Rights) -> None:
     number = BY_ARGUMENTS["seccomp"][column]
     for flags in (_ALL_THREADS, 0):  # 0 in case a thread has another filter
         result = _libc.syscall(
-            ctypes.c_long(number or 0),
-            ctypes.c_long(_SET_FILTER),
-            ctypes.c_long(flags),
-            ctypes.c_char_p(program),
+            ctypes.c_long(number or 0), ctypes.c_long(_SET_FILTER), ctypes.c_long(flags), ctypes.c_char_p(program)
         )
         if result == 0:
             return

@@ -75,11 +75,7 @@ def _rendered(template: ChatTemplate, example: Example, tokenizer: ModelTokenize
     prompt = generation_prompt(template, [turn.fields() for turn in example.prompt], example.tools)
     if tokenizer is None:
         return replace(_as_text(template, example), generation_prompt=prompt)
-    masker = Masker(
-        tokenizer,
-        template,
-        **settings,
-    )
+    masker = Masker(tokenizer, template, **settings)
     result = masker.mask([example])[0]
     if isinstance(result, MaskedRow):
         return Preview(masked_rows(result, tokenizer, prompt), prompt)

@@ -11,14 +11,7 @@ from core.data.conversation import Example, RowError
 from core.data.files.rows import Row
 from core.data.formats.mapping import ColumnMap, UnknownColumnsError, missing_columns
 from core.data.formats.media import media_columns, refuse_media, refuse_placeholders
-from core.data.formats.shapes import (
-    FITS,
-    READERS,
-    format_of,
-    misspelled_column,
-    question_beside_text,
-    read_columns,
-)
+from core.data.formats.shapes import FITS, READERS, format_of, misspelled_column, question_beside_text, read_columns
 from core.errors import UserError
 from core.text import one_line
 

@@ -41,11 +41,7 @@ _SPEAKERS: dict[str, ColumnRole] = {
     "tool": "tool_role",
 }
 _THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
-_THOUGHTS = (
-    ("<think>", "</think>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-)
+_THOUGHTS = (("<think>", "</think>"), ("<reasoning>", "</reasoning>"), ("<|begin_of_thought|>", "<|end_of_thought|>"))
 _SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")
 
 

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
     from core.config.schema import DataSection
 
 
-def resolve_source(
-    reference: str,
-    wanted: str = "auto",
-    columns: Mapping[Any, str] | None = None,
-) -> list[DataSource]:
+def resolve_source(reference: str, wanted: str = "auto", columns: Mapping[Any, str] | None = None) -> list[DataSource]:
     """Resolve an entry of ``data.train`` or ``data.eval`` to its sources.
 
     Args:
@@ -68,9 +64,7 @@ def resolve_source(
 
 
 def resolve_sources(
-    references: str | list[str] | None,
-    wanted: str = "auto",
-    columns: Mapping[Any, str] | None = None,
+    references: str | list[str] | None, wanted: str = "auto", columns: Mapping[Any, str] | None = None
 ) -> list[list[DataSource]]:
     """Resolve each entry of ``data.train`` or ``data.eval`` to its sources, in order.
 
@@ -82,9 +76,7 @@ def resolve_sources(
 
 
 def flat_sources(
-    references: str | list[str] | None,
-    wanted: str = "auto",
-    columns: Mapping[Any, str] | None = None,
+    references: str | list[str] | None, wanted: str = "auto", columns: Mapping[Any, str] | None = None
 ) -> list[DataSource]:
     """Sources of all entries of ``data.train`` or ``data.eval``, in order.
 

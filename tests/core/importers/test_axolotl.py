@@ -14,16 +14,7 @@ from core.errors import UserError
 from core.importers.axolotl import AXOLOTL
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
-from tests.core.importers.helpers import (
-    assert_all_accounted,
-    carry,
-    comment,
-    entry,
-    keys_of,
-    loaded,
-    rows,
-    setting,
-)
+from tests.core.importers.helpers import assert_all_accounted, carry, comment, entry, keys_of, loaded, rows, setting
 
 QLORA = """\
 base_model: meta/llama
@@ -68,12 +59,7 @@ def test_a_usual_file(tmp_path: Path) -> None:
     assert not imported.unknown
     config = loaded(tmp_path, imported)
     assert config.data.train == str(tmp_path / "rows.jsonl")
-    assert config.data.columns == {
-        "user": "prompt",
-        "context": "input",
-        "assistant": "completion",
-        "system": "system",
-    }
+    assert config.data.columns == {"user": "prompt", "context": "input", "assistant": "completion", "system": "system"}
     method, train = config.method, config.train
     assert (method.name, method.rank, method.alpha, method.dropout) == ("qlora", 32, 16, 0.05)
     assert method.target_modules == "all-linear"
@@ -216,11 +202,7 @@ def test_the_patience_of_a_watchdog_without_a_limit_says_nothing(tmp_path: Path)
         ("gradient_checkpointing: false", "memory.gradient_checkpointing", "off"),
         # Layers.
         ("lora_target_modules: [q_proj, v_proj]", "method.target_modules", ["q_proj", "v_proj"]),
-        (
-            "lora_target_parameters: [mlp.experts.gate_up_proj, mlp.experts.down_proj]",
-            "method.target_experts",
-            "on",
-        ),
+        ("lora_target_parameters: [mlp.experts.gate_up_proj, mlp.experts.down_proj]", "method.target_experts", "on"),
         ("lora_target_parameters: [mlp.experts.down_proj]", "method.target_experts", "on"),
         ("lora_target_modules: '.*.[0-9]+.(q|v)_proj'", "method.target_modules", ["re:.*.[0-9]+.(q|v)_proj"]),
         ("lora_target_modules: '.*.(q|v_proj'", "method.target_modules", "all-linear"),

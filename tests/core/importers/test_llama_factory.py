@@ -13,15 +13,7 @@ from core.errors import UserError
 from core.importers.llama_factory import LLAMA_FACTORY
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
-from tests.core.importers.helpers import (
-    assert_all_accounted,
-    carry,
-    comment,
-    entry,
-    keys_of,
-    loaded,
-    setting,
-)
+from tests.core.importers.helpers import assert_all_accounted, carry, comment, entry, keys_of, loaded, setting
 
 QLORA = """\
 ### model

@@ -7,16 +7,7 @@ from typing import Any
 
 from core.importers.unsloth import UNSLOTH
 from tests.cases import cases
-from tests.core.importers.helpers import (
-    assert_all_accounted,
-    carry,
-    comment,
-    entry,
-    keys_of,
-    loaded,
-    rows,
-    setting,
-)
+from tests.core.importers.helpers import assert_all_accounted, carry, comment, entry, keys_of, loaded, rows, setting
 
 USUAL = """\
 model: org/model

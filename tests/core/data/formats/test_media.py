@@ -131,10 +131,7 @@ def test_rows_with_more_than_text_are_refused(data: dict[str, Any], words: str) 
         {"prompt": "Write JSON.", "completion": '{"image": "a.png", "role": 1}'},
         {"prompt": "Write JSON.", "completion": '[{"from": "a", "text": "b", "images": ["c"]}]'},
         {"messages": [*PLAIN[:1], {**ANSWER, "content": '[{"type": "image", "path": "a.png"}]'}]},
-        {
-            "messages": PLAIN,
-            "tools": [{"name": "draw", "parameters": {"properties": {"image": {"type": "string"}}}}],
-        },
+        {"messages": PLAIN, "tools": [{"name": "draw", "parameters": {"properties": {"image": {"type": "string"}}}}]},
     ],
 )
 def test_rows_of_text_are_read(data: dict[str, Any]) -> None:

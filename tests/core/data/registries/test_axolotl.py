@@ -69,11 +69,7 @@ INSTRUCTIONS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("gpteacher", {"instruction": "do", "input": "it", "response": "a"}, ["do\nit", "a"]),
     ("oasst", {"INSTRUCTION": "q", "RESPONSE": "a"}, ["q", "a"]),
     ("jeopardy", {"question": "q {x}", "category": "c", "answer": "a"}, ["q {x}\nc", "what is a"]),
-    (
-        "context_qa.load_v2",
-        {"context": "c", "question": "q", "answer": "a"},
-        ["Context: c\nQuestion: q", "Answer: a"],
-    ),
+    ("context_qa.load_v2", {"context": "c", "question": "q", "answer": "a"}, ["Context: c\nQuestion: q", "Answer: a"]),
     (
         "pygmalion",
         {

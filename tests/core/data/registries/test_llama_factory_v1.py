@@ -67,11 +67,7 @@ def test_all_datasets_of_a_file_or_one_by_name(tmp_path: Path) -> None:
     [
         ("alpaca", {"instruction": "do", "input": "it", "output": "done", "system": "s"}, ["s", "do\nit", "done"]),
         ("alpaca", {"instruction": "do", "output": "done"}, ["do", "done"]),
-        (
-            "sharegpt",
-            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-            ["q", "a"],
-        ),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ["q", "a"]),
         (
             "pair",
             {
