@@ -52,7 +52,7 @@ class Preflight:
 
         Args:
             name: Name of the rows in the configuration.
-            ambiguity: Result of :func:`~core.data.formats.ambiguity.find_ambiguity`.
+            ambiguity: Result of :func:`~core.data.formats.detect.find_ambiguity`.
 
         Raises:
             UserError: If they are ambiguous and that is not allowed.

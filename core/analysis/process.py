@@ -31,7 +31,7 @@ def analyze(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     limit_process(min(_MEMORY, machine_memory() // 2))
     # Parallelism comes from processes; threads of the tokenizers library would not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    from core.analysis.rights import rights_for
+    from core.analysis.row_samples import rights_for
     from core.analysis.survey import survey
 
     request = AnalysisRequest.from_dict(job["analysis"])

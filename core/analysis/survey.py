@@ -20,9 +20,7 @@ from core.analysis.problems import COLUMNS_NOT_READ, Problem, ProblemTally, RowP
 from core.analysis.result import Analysis, AnalysisRequest, SourceFormat
 from core.analysis.row_facts import Examiner, RowFacts
 from core.data.files.rows import Row, RowFile
-from core.data.formats.ambiguity import find_ambiguity
-from core.data.formats.detect import SAMPLE, Detection
-from core.data.formats.unread import count_names, describe_columns
+from core.data.formats.detect import SAMPLE, Detection, count_names, describe_columns, find_ambiguity
 from core.data.registries.resolve import refuse_two_evals, resolve_sources, weights_of
 from core.data.registries.source import DataSource
 from core.directories import Progress

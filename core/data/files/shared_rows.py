@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from core.data.files.layout import Kind
-from core.data.files.reader import open_files, open_rows
+from core.data.files.reader import list_shards, open_files, open_rows, split_reference
 from core.data.files.rows import Progress, Row, RowFile
-from core.data.files.shards import list_shards, split_reference
 from core.data.files.source import Identity
 from core.errors import UserError
 from core.text import one_line

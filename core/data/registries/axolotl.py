@@ -15,7 +15,7 @@ from typing import Any
 
 from core.config.choices import ColumnRole
 from core.data.conversation import RowError
-from core.data.files.shards import list_shards
+from core.data.files.reader import list_shards
 from core.data.formats.derived_columns import BuiltColumns, TextFormat, text_of
 from core.data.formats.mapping import ColumnMap
 from core.data.formats.turns import parsed

@@ -11,8 +11,7 @@ import pytest
 
 from core.analysis.job import analyze
 from core.analysis.result import AnalysisRequest
-from core.analysis.rights import rights_for
-from core.analysis.row_tokens import sample_row
+from core.analysis.row_samples import rights_for, sample_row
 from core.sandbox.pool import SandboxPool
 from core.template.settings import MaskSettings
 from tests.core.data.sample_files import json_lines, pairs, write, write_parquet

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.analysis.scripts import SAMPLE, main_script
+from core.analysis.row_facts import SAMPLE, main_script
 from tests.cases import cases
 
 

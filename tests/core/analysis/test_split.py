@@ -3,7 +3,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given
 
-from core.analysis.split import held_out_rows, repeats
+from core.analysis.division import held_out_rows, repeats
 
 KEYS = st.lists(st.integers(0, 30).map(lambda number: b"%d" % number), max_size=120)
 

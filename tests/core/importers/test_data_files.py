@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.analysis.split import held_out_rows, repeats
+from core.analysis.division import held_out_rows, repeats
 from core.importers import data_files
 from core.importers.data_files import Part, read_splits
 from tests.cases import cases

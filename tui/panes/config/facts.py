@@ -179,6 +179,6 @@ def _look(
 
 
 def _count_rows(path: Path) -> int:
-    from core.analysis.row_counts import count_rows
+    from core.analysis.row_samples import count_rows
 
     return count_rows([str(path)]).rows

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.data.files import unpack
-from core.data.files.reader import NoRowsError, open_rows, read_rows
-from core.data.files.rows import Row
+from core.data.files.reader import open_rows, read_rows
+from core.data.files.rows import NoRowsError, Row
 from core.data.files.source import FileChangedError
 from core.errors import UserError
 from tests.core.data.sample_files import (

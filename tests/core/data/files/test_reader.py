@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.files import text_rows
-from core.data.files.reader import Row, open_rows, read_rows
+from core.data.files.reader import open_rows, read_rows
+from core.data.files.rows import Row
 from core.data.files.source import FileChangedError
 from core.data.files.text_rows import RAW_LIMIT, parse_csv, parse_json, parse_text
 from core.errors import UserError

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.data.files.reader import open_rows, read_rows
-from core.data.files.shards import list_shards
+from core.data.files.reader import list_shards, open_rows, read_rows
 from core.data.files.source import FileChangedError
 from core.errors import UserError
 from core.hub.selection import MOST_SHARDS

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.config.choices import FORMATS, Format
 from core.data.conversation import Example, RowError
-from core.data.files.reader import Row
-from core.data.formats.detect import FORMATS, Format, choose, detect, refuse_untrainable, row_example, to_example
+from core.data.files.rows import Row
+from core.data.formats.detect import choose, detect, refuse_untrainable, row_example, to_example
 from core.errors import UserError
 from tests.cases import cases
 from tests.core.data.conversations import spoken

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config.choices import ROLES, ColumnRole
+from core.config.choices import FORMATS, ROLES, ColumnRole
 from core.data.conversation import Example, RowError
 from core.data.files.rows import Row
-from core.data.formats.detect import FORMATS, choose, detect, row_example
+from core.data.formats.detect import choose, detect, row_example
 from core.data.formats.mapping import ColumnMap
 from core.data.formats.shapes import find_parts
 from core.errors import UserError

@@ -10,9 +10,8 @@ import pytest
 
 from core.data.conversation import Example, RowError
 from core.data.files.rows import Row
-from core.data.formats.detect import Detection, choose, detect
+from core.data.formats.detect import MOST_NAMES, Detection, UnreadColumns, choose, count_names, describe_columns, detect
 from core.data.formats.mapping import ColumnMap, UnknownColumnsError
-from core.data.formats.unread import MOST_NAMES, UnreadColumns, count_names, describe_columns
 from tests.cases import cases
 from tests.core.data.registries.test_axolotl import axolotl
 from tests.core.data.registries.test_resolve import entry

@@ -9,7 +9,7 @@ import pytest
 
 from core.config.schema import Config
 from core.data.registries import data_files
-from core.data.registries.data_files import DataHashes
+from core.data.registries.resolve import DataHashes
 
 
 def test_who_waits_for_the_hashes_can_be_stopped_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
