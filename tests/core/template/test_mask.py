@@ -27,18 +27,21 @@ from tests.core.template.families import (
     DEEPSEEK_R1,
     GEMMA3,
     GLM,
+    GLM47_FLASH,
     GPT_OSS,
     LLAMA3,
     MARKED,
     MISTRAL,
+    MISTRAL_SMALL,
     NO_THINKING,
+    OLMO3_THINK,
     PHI3,
     QWEN3,
     QWEN25,
+    QWEN35,
     SMOLLM2,
     Family,
 )
-from tests.core.template.model_families import GLM47, MISTRAL_SMALL, OLMO3_THINK, QWEN35
 from tests.core.template.oracle import answer_ids, prompt_ids, reference
 from tests.core.template.toy_tokenizers import id_of
 from tests.examples import examples
@@ -595,7 +598,7 @@ def test_a_switch_is_the_variable_that_changes_how_the_prompt_ends(condition: st
 
 def test_a_refusal_names_the_switch() -> None:
     example = talk("q", "yes", reasoning="hm")
-    for model in (QWEN35, GLM47):
+    for model in (QWEN35, GLM47_FLASH):
         off = dataclasses.replace(model, marked="{%- set enable_thinking = false %}\n" + model.marked)
         # Set by the template itself, it cannot be told otherwise.
         assert refusal(off, example).message.endswith("that the answer begins with.")

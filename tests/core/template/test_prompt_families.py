@@ -10,17 +10,19 @@ from hypothesis import HealthCheck, given, settings
 from core.data.conversation import Example, Message
 from core.template.stops import stop_token_ids
 from tests.cases import cases
-from tests.core.template.families import GPT_OSS, SMOLLM2, Family
-from tests.core.template.oracle import prompt_ids
-from tests.core.template.prompt_families import (
+from tests.core.template.families import (
     CLOSED_PARTS,
+    GPT_OSS,
     IN_ONE_TURN,
     IN_WORDS,
     MISCOUNTED,
     NO_BUDGET,
+    SMOLLM2,
     UNDIVIDED,
     UNSPACED,
+    Family,
 )
+from tests.core.template.oracle import prompt_ids
 from tests.core.template.test_mask import conversations, expected_turns, learned_turns, mask, refusal, talk, with_tools
 from tests.core.template.test_reasoning import said, shown
 from tests.examples import examples

@@ -12,21 +12,25 @@ from core.template.mask import Masker
 from core.template.reasoning import prompt_block
 from core.template.row_tokenizer import MaskedRow
 from tests.cases import cases
-from tests.core.template.families import DEEPSEEK_R1, NO_THINKING, QWEN25, SMOLLM2, Family
-from tests.core.template.model_families import OLMO3_THINK
-from tests.core.template.oracle import prompt_ids
-from tests.core.template.reasoning_families import (
+from tests.core.template.families import (
     CARELESS,
     COMMAND_R7B,
+    DEEPSEEK_R1,
     DEEPSEEK_V31,
     DEEPSEEK_V32,
     GEMMA4,
     GLM47,
     KIMI_THINKING,
     NEMOTRON,
+    NO_THINKING,
+    OLMO3_THINK,
     PARTS,
+    QWEN25,
     REASONING_MARKED,
+    SMOLLM2,
+    Family,
 )
+from tests.core.template.oracle import prompt_ids
 from tests.core.template.test_mask import (
     conversations,
     expected_turns,

@@ -11,8 +11,7 @@ from core.template.row_tokenizer import MaskedRow
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
 from tests.cases import cases
-from tests.core.template.families import DEEPSEEK, GEMMA3, GLM, GPT_OSS, LLAMA3, PHI3, QWEN25, SMOLLM2, Family
-from tests.core.template.reasoning_families import GEMMA4
+from tests.core.template.families import DEEPSEEK, GEMMA3, GEMMA4, GLM, GPT_OSS, LLAMA3, PHI3, QWEN25, SMOLLM2, Family
 from tests.core.template.test_mask import expected_turns, learned_turns, mask, refusal, talk, with_tools
 from tests.core.template.toy_tokenizers import id_of, make_backend
 
