@@ -11,12 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core import paths
 from core.analysis.division import held_out_rows, repeats
+from core.data.registries.resolve import training_sources
+from core.hub.store import NotFetchedError, Record
 from core.importers import data_files
 from core.importers.data_files import Part, read_splits
+from core.importers.redact import holds_secret
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
 from tests.core.importers.helpers import carry, comment, entry, loaded, setting
+from tests.core.importers.test_axolotl import BASE
 from tests.core.importers.test_axolotl import BASE as AXOLOTL
 from tests.core.importers.test_llama_factory import BASE as LLAMA_FACTORY
 
@@ -234,3 +239,173 @@ def test_any_text_is_parts_or_none(text: str) -> None:
         return
     assert len(parts) == text.count("+") + 1
     assert all(part.share(10) is None or 0 <= (part.share(10) or 0) <= 1 for part in parts)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def fetched(repository: str, files: dict[str, list[dict[str, Any]]]) -> None:
+    """Put a dataset where ``fetch`` would."""
+    directory = paths.datasets_dir() / repository.replace("/", "--")
+    sizes = {}
+    for name, rows in files.items():
+        sizes[name] = write(directory / COMMIT / name, json_lines(rows)).stat().st_size
+    write(directory / COMMIT / "localtune.json", Record(repository, COMMIT, sizes, have=frozenset(sizes)).to_json())
+    write(directory / "refs.json", json.dumps({"main": COMMIT}))
+
+
+ROWS = [{"instruction": f"q{number}", "input": "", "output": f"a{number}"} for number in range(20)]
+
+
+@cases(
+    ("text", "value"),
+    [
+        ("{path: org/name, type: alpaca}", "hf://datasets/org/name#train"),
+        ("{path: org/name, type: alpaca, split: test}", "hf://datasets/org/name#test"),
+        ("{path: org/name, type: alpaca, name: en, split: test}", "hf://datasets/org/name#en/test"),
+        ("{path: org/name, type: alpaca, revision: v1.0}", "hf://datasets/org/name@v1.0#train"),
+        (f"{{path: org/name, type: alpaca, revision: {COMMIT}}}", f"hf://datasets/org/name@{COMMIT}#train"),
+        ("{path: org/name, type: alpaca, data_dir: sub}", "hf://datasets/org/name/sub#train"),
+        ("{path: org/name, type: alpaca, data_files: a.jsonl}", "hf://datasets/org/name/a.jsonl"),
+        (
+            "{path: org/name, type: alpaca, data_files: [a.jsonl, b.jsonl]}",
+            ["hf://datasets/org/name/a.jsonl", "hf://datasets/org/name/b.jsonl"],
+        ),
+        (
+            "{path: org/name, type: alpaca, split: train+test}",
+            ["hf://datasets/org/name#train", "hf://datasets/org/name#test"],
+        ),
+        ("{path: org/name, type: alpaca, split: 'train[:10%]'}", "hf://datasets/org/name#train"),
+    ],
+)
+def test_entries_of_axolotl(tmp_path: Path, text: str, value: str | list[str]) -> None:
+    imported = carry(tmp_path, f"{BASE}datasets: [{text}]\n")
+    assert setting(imported, "data.train") == value
+    where, said = entry(imported, "datasets")
+    assert where == "changed"
+    assert "localtune-tui fetch" in said.reason
+    if isinstance(value, str):
+        assert comment(imported, "data.train") == f"'localtune-tui fetch {value}' downloads it."
+    with pytest.raises(NotFetchedError):
+        training_sources(loaded(tmp_path, imported).data)
+
+
+def test_what_has_been_fetched_is_read_and_counted(tmp_path: Path) -> None:
+    fetched("org/name", {"train.jsonl": ROWS, "test.jsonl": ROWS[:5]})
+    text = f"{BASE}datasets: [{{path: org/name, type: alpaca, split: 'train[:5]'}}]\nevals_per_epoch: 1\n"
+    held = "test_datasets: [{path: org/name, type: alpaca, split: test}]\nmicro_batch_size: 1\n"
+    imported = carry(tmp_path, text + held)
+    assert comment(imported, "data.train") == "A dataset of the Hub, which is on this machine."
+    assert setting(imported, "data.weights") == [0.25]
+    assert setting(imported, "eval.every_steps") == 5
+    config = loaded(tmp_path, imported)
+    assert config.data.train == f"hf://datasets/org/name@{COMMIT}#train"
+    ((source,), weight) = training_sources(config.data)[0]
+    assert (len(list(source.rows())), weight) == (20, 0.25)
+
+
+def test_a_directory_of_that_name_goes_before(tmp_path: Path) -> None:
+    write(tmp_path / "org" / "name" / "train.jsonl", json_lines(ROWS))
+    imported = carry(tmp_path, f"{BASE}datasets: [{{path: org/name, type: alpaca, revision: v1}}]\n")
+    assert setting(imported, "data.train") == "org/name"
+    assert entry(imported, "datasets[1].revision")[0] == "unsupported"
+
+
+def test_types_that_say_more_than_columns_are_read_from_the_file(tmp_path: Path) -> None:
+    """The entries of the YAML file are read as the file says, and the others by ``data.columns``."""
+    write(tmp_path / "a.jsonl", json_lines(ROWS))
+    fetched("org/quiz", {"train.jsonl": [{"question": "q", "category": "c", "answer": "a"}]})
+    text = f"{BASE}datasets: [{{path: a.jsonl, type: alpaca}}, {{path: org/quiz, type: jeopardy}}]\n"
+    imported = carry(tmp_path, text)
+    assert setting(imported, "data.train") == ["a.jsonl", "theirs.yml#2"]
+    assert setting(imported, "data.columns") == {"user": "instruction", "context": "input", "assistant": "output"}
+    assert entry(imported, "datasets")[0] == "changed"
+    assert not [said for said in imported.unsupported if said.key.startswith("datasets[")]
+    groups = training_sources(loaded(tmp_path, imported).data)
+    (plain,), (quiz,) = (sources for sources, _ in groups)
+    assert [message.content for message in _first(plain).messages] == ["q0", "a0"]
+    assert [message.content for message in _first(quiz).messages] == ["q\nc", "what is a"]
+
+
+def test_the_command_is_named_for_entries_of_the_file_too(tmp_path: Path) -> None:
+    imported = carry(tmp_path, f"{BASE}datasets: [{{path: org/quiz, type: jeopardy}}]\n")
+    assert setting(imported, "data.train") == "theirs.yml#1"
+    assert "'localtune-tui fetch hf://datasets/org/quiz#train' downloads it." in comment(imported, "data.train")
+
+
+def test_entries_of_other_places_are_not_named_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our reader begins at the file, Axolotl where it is run."""
+    quiz = json_lines([{"question": "q", "category": "c", "answer": "a"}])
+    write(tmp_path / "run" / "data" / "quiz.jsonl", quiz)
+    (tmp_path / "run" / "configs").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    imported = carry(tmp_path / "run" / "configs", f"{BASE}datasets: [{{path: data/quiz.jsonl, type: jeopardy}}]\n")
+    assert setting(imported, "data.train") == str(tmp_path / "run" / "data" / "quiz.jsonl")
+    assert "data.columns cannot express" in entry(imported, "datasets[1]")[1].reason
+
+
+def test_rows_to_measure_on_are_never_those_of_another_entry(tmp_path: Path) -> None:
+    held = "test_datasets: [{path: org/b, type: jeopardy}]\n"
+    imported = carry(tmp_path, f"{BASE}datasets: [{{path: org/a, type: jeopardy}}]\n{held}")
+    assert setting(imported, "data.train") == "theirs.yml#1"
+    assert setting(imported, "data.eval") == "hf://datasets/org/b#train"
+    assert entry(imported, "test_datasets[1]")[0] == "unsupported"
+
+
+def test_models_are_fetched_by_a_command(tmp_path: Path) -> None:
+    for text, kind, wanted in (
+        ("base_model: org/model\nsequence_len: 64\n", "axolotl", "hf://org/model"),
+        ("base_model: org/model\nrevision_of_model: v2\n", "axolotl", "hf://org/model@v2"),
+        ("model_name_or_path: org/model\nmodel_revision: main\n", "llama-factory", "hf://org/model"),
+        ("model: org/model\n", "unsloth", "hf://org/model"),
+    ):
+        imported = carry(tmp_path, text, kind)
+        assert setting(imported, "model.base") == "org/model"
+        assert comment(imported, "model.base") == f"'localtune-tui fetch {wanted}' downloads it."
+        assert {said.key for said in imported.changed} >= {text.partition(":")[0]}
+    (paths.models_dir() / "org--model").mkdir(parents=True)
+    imported = carry(tmp_path, "base_model: org/model\nrevision_of_model: v2\n", "axolotl")
+    assert comment(imported, "model.base") == ""
+    assert entry(imported, "base_model")[0] == "carried"
+    assert entry(imported, "revision_of_model")[0] == "unsupported"
+
+
+def test_a_registry_of_the_hub_is_read_where_llama_factory_has_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    snapshot = cache / "datasets--org--sets" / "snapshots" / COMMIT
+    registry = write(snapshot / "dataset_info.json", json.dumps({"one": {"hf_hub_url": "org/one"}}))
+    imported = carry(tmp_path, f"{LLAMA_FACTORY}dataset: one\ndataset_dir: 'REMOTE:org/sets'\n")
+    assert setting(imported, "data.train").endswith(f"{registry.relative_to(tmp_path)}#one")
+    assert "'localtune-tui fetch hf://datasets/org/one#train'" in comment(imported, "data.train")
+    assert entry(imported, "dataset_dir")[0] == "changed"
+    loaded(tmp_path, imported)
+
+
+def test_datasets_without_a_registry_are_read_as_there(tmp_path: Path) -> None:
+    fetched("org/a", {"train.jsonl": ROWS})
+    imported = carry(tmp_path, f"{LLAMA_FACTORY}dataset: org/a\ndataset_dir: ONLINE\n")
+    ((source,), _) = training_sources(loaded(tmp_path, imported).data)[0]
+    assert [message.content for message in _first(source).messages] == ["q0", "a0"]
+
+
+def test_parts_of_what_is_not_written_have_no_weights(tmp_path: Path) -> None:
+    secret = "{path: 'https://u:hf_abcdefghijklmnopqrstuvwxyz@h/x', type: alpaca}"
+    imported = carry(tmp_path, f"{BASE}datasets: [{{path: a/b, type: alpaca, split: 'train[:5%]'}}, {secret}]\n")
+    assert setting(imported, "data.train") == "train.jsonl"
+    assert setting(imported, "data.weights") is None
+    assert entry(imported, "datasets[1].split")[0] == "unsupported"
+
+
+def test_a_commit_is_no_secret() -> None:
+    assert not holds_secret(f"hf://datasets/org/name@{COMMIT}#train")
+    assert not holds_secret(f"/home/x/.cache/hub/datasets--a--b/snapshots/{COMMIT}/dataset_info.json#x")
+    assert holds_secret(f"hf://datasets/org/name@main/{COMMIT}")
+    assert holds_secret(COMMIT)
+
+
+def _first(source: Any) -> Any:
+    rows = list(source.rows())
+    return source.detect(rows).example(rows[0])

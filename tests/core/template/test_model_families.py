@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from core.data.conversation import Example, Message
 from tests.cases import cases
-from tests.core.template.families import MODEL_FAMILIES, ModelFamily, Thinking
-from tests.core.template.oracle import answer_ids, prompt_ids
+from tests.core.template.families import MODEL_FAMILIES, ModelFamily, Thinking, answer_ids, prompt_ids
 from tests.core.template.test_mask import CONTENT, TOOLS, learned_turns, mask, refusal, with_tools
 from tests.core.template.toy_tokenizers import id_of
 from tests.examples import examples

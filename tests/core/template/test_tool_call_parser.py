@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from core.data.conversation import Example, Message
 from core.template.tool_call_parser import MARKERS, ToolCall, parse_tool_calls, tool_call_start
 from tests.cases import cases
-from tests.core.template.families import FAMILIES, Family
-from tests.core.template.oracle import answer_ids
+from tests.core.template.families import FAMILIES, Family, answer_ids
 
 TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}},)
 NAMES = {"add", "look_up"}
