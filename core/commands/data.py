@@ -17,9 +17,8 @@ from core.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from core.analysis.lengths import Lengths
     from core.analysis.problems import Problem
-    from core.analysis.result import Analysis, AnalysisRequest
+    from core.analysis.result import Analysis, AnalysisRequest, Lengths
     from core.analysis.row_samples import Token, TokenSample
     from core.config.schema import Config
 

@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from core.data.files.layout import Kind
 from core.data.files.rows import NoRowsError, Progress, Row, RowFile
 from core.data.files.source import cannot_open, open_source
 from core.data.files.text_rows import TextRows
@@ -164,7 +163,7 @@ class ShardedRows(RowFile):
         self.path = path
         self._waiting = list(reversed(shards))
         self._row_limit = row_limit
-        self._sizes = {shard: _size_of(shard) for shard in shards}
+        self.size = sum(map(_size_of, shards))
         self._files: list[RowFile] = []
         self._bases: list[int] = []
         self._lock = threading.Lock()
@@ -173,21 +172,7 @@ class ShardedRows(RowFile):
         self._open_next()
         if not self._files:
             raise NoRowsError(f"{one_line(str(path))} holds no rows.", "Give files with at least one row.")
-
-    @property
-    def kind(self) -> Kind:
-        """See :class:`~core.data.files.rows.RowFile`."""
-        return self._files[0].kind
-
-    @property
-    def columns(self) -> list[str]:
-        """See :class:`~core.data.files.rows.RowFile`."""
-        return self._files[0].columns
-
-    @property
-    def size(self) -> int:
-        """See :class:`~core.data.files.rows.RowFile`."""
-        return sum(self._sizes.values())
+        self.kind, self.columns = self._files[0].kind, self._files[0].columns
 
     @property
     def count_known(self) -> int:

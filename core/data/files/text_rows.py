@@ -14,7 +14,7 @@ from array import array
 from pathlib import Path
 
 from core.atomic import write_atomic
-from core.data.files.layout import Kind, Layout
+from core.data.files.layout import Layout
 from core.data.files.rows import NoRowsError, Progress, Row, RowFile
 from core.data.files.scanners import ArrayScanner, CsvScanner, LineScanner, Scanner, Spans
 from core.data.files.source import Identity, Source
@@ -203,16 +203,17 @@ class TextRows(RowFile):
     """
 
     def __init__(self, source: Source, row_limit: int) -> None:
-        self.path = source.path
+        self.path, self.size = source.path, source.size
         self.row_limit = row_limit
         self._bytes = PlainBytes(source, source.layout) if source.layout is not None else SpooledBytes(source)
         self._source = source
         self._indexing = threading.Lock()
         self._closed = threading.Event()
         self._layout = self._bytes.layout
+        self.kind = self._layout.kind
         self._offset = self._layout.start
         self._rest = b""
-        self._header: list[str] = []
+        self.columns: list[str] = []
         kept = load_index(source, self._layout) if source.layout is not None else None
         self._spans = Spans() if kept is None else kept
         self._complete = kept is not None
@@ -223,25 +224,10 @@ class TextRows(RowFile):
                 self.advance()
             self._refuse_no_rows()
             if self.kind == "csv":
-                self._header = self._read_header()
+                self.columns = self._read_header()
         except BaseException:
             self.close()
             raise
-
-    @property
-    def kind(self) -> Kind:
-        """See :class:`~core.data.files.rows.RowFile`."""
-        return self._layout.kind
-
-    @property
-    def columns(self) -> list[str]:
-        """See :class:`~core.data.files.rows.RowFile`."""
-        return list(self._header)
-
-    @property
-    def size(self) -> int:
-        """See :class:`~core.data.files.rows.RowFile`."""
-        return self._source.size
 
     @property
     def count_known(self) -> int:
@@ -355,7 +341,7 @@ class TextRows(RowFile):
     def _parsed(self, index: int, raw: bytes) -> Row:
         line = self._line(index + self._skip)
         if self.kind == "csv":
-            return parse_csv(index, line, raw, self._header, self._layout.delimiter)
+            return parse_csv(index, line, raw, self.columns, self._layout.delimiter)
         if self._layout.nested and raw.startswith(b"["):
             error = "Another array of rows begins here; only the first of a file is read."
             return Row(index, line, None, error, "not_an_object", preview(raw))

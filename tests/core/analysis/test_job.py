@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 from core.analysis import job
-from core.analysis.forked import ForkedProcessError, forked_map
 from core.analysis.job import analysis_job, analyze
 from core.analysis.result import AnalysisRequest
+from core.analysis.survey import ForkedProcessError, forked_map
 from core.errors import UserError
 from core.jobs.job import JobCancelledError, JobProgress
 from core.template.settings import MaskSettings

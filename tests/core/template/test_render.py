@@ -20,7 +20,7 @@ from core.template.mask import Masker
 from core.template.render import ChatTemplate, one_template, with_variables
 from core.template.render_preview import preview_template
 from core.template.row_tokenizer import MaskedRow
-from core.template.settings import mask_settings
+from core.template.settings import MaskSettings, mask_settings
 from core.template.tokenizer import ModelTokenizer
 from tests.cases import cases
 from tests.core.template.families import FAMILIES
@@ -267,7 +267,9 @@ def test_the_settings_of_the_mask_have_them(tiny_model_dir: Any, tmp_path: Any) 
 
 def test_a_preview_has_them_and_ignores_what_a_template_does_not_read() -> None:
     example = Example((Message("user", "2+2?"), Message("assistant", "4")))
-    shown = preview_template(THINKS, example, variables={"enable_thinking": False, "other": 1})
+    shown = preview_template(
+        THINKS, example, settings=MaskSettings("", variables=(("enable_thinking", False), ("other", 1)))
+    )
     assert shown.problem == ""
     assert shown.generation_prompt.endswith("</think>\n\n")
 

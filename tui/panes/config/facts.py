@@ -19,7 +19,7 @@ from tui.files import follow_links
 from tui.panes.config.model import BaseFinding, ConfigModel, NamedBase, check_base, find_missing
 
 if TYPE_CHECKING:
-    from core.analysis.lengths import Lengths
+    from core.analysis.result import Lengths
     from core.config.document import ConfigDocument
     from core.hardware.card import Card
     from core.hardware.snapshot import Device

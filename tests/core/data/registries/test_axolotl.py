@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from core.data.conversation import Example, RowError
 from core.data.files.rows import Row
-from core.data.formats.derived_columns import TextFormat
-from core.data.formats.mapping import ColumnMap
+from core.data.formats.mapping import ColumnMap, TextFormat
 from core.data.registries.axolotl import JOINED, PLAIN, REFUSED
 from core.data.registries.axolotl_chat import plain_columns
 from core.data.registries.resolve import single_source
