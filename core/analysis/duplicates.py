@@ -26,7 +26,6 @@ AGREEING = 20
 #: Bytes of a digest, and of a signature.
 KEY_BYTES, SIGNATURE_BYTES = 8, 4 * RANGES
 
-_RUN = 3
 #: Rows with fewer word trigrams are compared only by digest.
 _LEAST_RUNS = 12
 _MOST_WORDS = 4096

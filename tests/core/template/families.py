@@ -113,28 +113,11 @@ MISTRAL = _family("mistral", "<unk> <s> </s>", "</s>", kind="first", bos="<s>")
 #: The system prompt before the last message if that is the user's; no spaces around turns.
 MISTRAL_NEMO = _family("mistral-nemo", "<unk> <s> </s> [INST] [/INST]", "</s>", bos="<s>", one_row=False)
 #: The system prompt without a role, the assistant's turn ended by the end of text.
-DEEPSEEK = _family(
-    "deepseek",
-    _DEEPSEEK,
-    _DEEPSEEK_END,
-    bos=_DEEPSEEK_BEGIN,
-)
+DEEPSEEK = _family("deepseek", _DEEPSEEK, _DEEPSEEK_END, bos=_DEEPSEEK_BEGIN)
 #: The generation prompt begins reasoning that the history leaves out.
-DEEPSEEK_R1 = _family(
-    "deepseek-r1",
-    _DEEPSEEK,
-    _DEEPSEEK_END,
-    bos=_DEEPSEEK_BEGIN,
-    one_row=False,
-)
+DEEPSEEK_R1 = _family("deepseek-r1", _DEEPSEEK, _DEEPSEEK_END, bos=_DEEPSEEK_BEGIN, one_row=False)
 #: No end of turn: the first token of the next turn stops the model.
-GLM = _family(
-    "glm",
-    _GLM,
-    "<|endoftext|> <|user|> <|observation|>",
-    tools=True,
-    hands_over=True,
-)
+GLM = _family("glm", _GLM, "<|endoftext|> <|user|> <|observation|>", tools=True, hands_over=True)
 #: Channels; the last turn has another end, and earlier reasoning is left out.
 GPT_OSS = _family(
     "gpt-oss",
@@ -148,39 +131,16 @@ GPT_OSS = _family(
 NO_THINKING = _family("no-thinking", _IM, "<|im_end|>", kind="bytes", one_row=False)
 #: Pairs of tokens for turn, channel and tool; the prompt ends an empty channel that the history does not show, and a
 #: turn with a call goes on after the answer of the tool.
-GEMMA4 = _family(
-    "gemma4",
-    _GEMMA4,
-    "<eos> <turn|> <|tool_response>",
-    bos="<bos>",
-    tools=True,
-    one_row=False,
-)
+GEMMA4 = _family("gemma4", _GEMMA4, "<eos> <turn|> <|tool_response>", bos="<bos>", tools=True, one_row=False)
 #: The prompt ends an empty block, of which the history shows the end only.
-DEEPSEEK_V32 = _family(
-    "deepseek-v3.2",
-    _DEEPSEEK,
-    _DEEPSEEK_END,
-    bos=_DEEPSEEK_BEGIN,
-    one_row=False,
-)
+DEEPSEEK_V32 = _family("deepseek-v3.2", _DEEPSEEK, _DEEPSEEK_END, bos=_DEEPSEEK_BEGIN, one_row=False)
 #: The same without the beginning of the block: prompt and history agree.
-DEEPSEEK_V31 = _family(
-    "deepseek-v3.1",
-    _DEEPSEEK,
-    _DEEPSEEK_END,
-    bos=_DEEPSEEK_BEGIN,
-)
+DEEPSEEK_V31 = _family("deepseek-v3.1", _DEEPSEEK, _DEEPSEEK_END, bos=_DEEPSEEK_BEGIN)
 #: The prompt begins a block that an answer without reasoning ends at once, without the newline of the prompt.
 NEMOTRON = _family("nemotron", _IM, "<|im_end|> <|endoftext|>", reasoning=True, one_row=False)
 #: The same, where an answer without reasoning shows only the end of the block, and no token ends a turn.
 GLM47 = _family(
-    "glm-4.7",
-    _GLM,
-    "<|endoftext|> <|user|> <|observation|>",
-    reasoning=True,
-    one_row=False,
-    hands_over=True,
+    "glm-4.7", _GLM, "<|endoftext|> <|user|> <|observation|>", reasoning=True, one_row=False, hands_over=True
 )
 #: Special tokens around reasoning and answer; the template always writes the prompt, which ends an empty block.
 COMMAND_R7B = _family(
@@ -224,20 +184,10 @@ CLOSED_PARTS = _family("closed-parts", "</s> <|open|> <|close|> <|end_of_msg|>",
 SMOLLM3 = _family("smollm3", _IM, "<|im_end|> <|endoftext|>")
 #: A default system prompt with the date, the tools only before the last question, no generation prompt. A call has an
 #: id of nine characters and no text; turns that do not alternate are refused.
-MISTRAL_SMALL = _family(
-    "mistral-small",
-    _MISTRAL,
-    "</s>",
-    bos="<s>",
-)
+MISTRAL_SMALL = _family("mistral-small", _MISTRAL, "</s>", bos="<s>")
 #: The same with text beside calls, no ids, the tools at the beginning, and reasoning as a part of the content, which
 #: stays in later turns.
-MINISTRAL3 = _family(
-    "ministral-3",
-    f"{_MISTRAL} [THINK] [/THINK]",
-    "</s>",
-    bos="<s>",
-)
+MINISTRAL3 = _family("ministral-3", f"{_MISTRAL} [THINK] [/THINK]", "</s>", bos="<s>")
 #: A default system turn; calls in Python syntax; the last turn ends with the end of text, earlier turns with the end
 #: of a turn.
 OLMO3 = _family("olmo3", _IM, "<|endoftext|> <|im_end|>", one_row=False)
@@ -279,11 +229,7 @@ PHI4_MINI = _family(
 )
 #: Thinking is set by a token in the system turn; the prompt begins it after the answer of a tool.
 GEMMA4_THINKING = _family(
-    "gemma4-thinking",
-    f"{_GEMMA4} <|think|>",
-    "<eos> <turn|> <|tool_response>",
-    bos="<bos>",
-    one_row=False,
+    "gemma4-thinking", f"{_GEMMA4} <|think|>", "<eos> <turn|> <|tool_response>", bos="<bos>", one_row=False
 )
 
 #: Families whose marks are exactly the text that the model must produce; DeepSeek R1's template hides a part of it.

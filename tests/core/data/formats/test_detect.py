@@ -17,6 +17,9 @@ from tests.examples import examples
 
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}
+HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
+GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
+QA = [("user", "q"), ("assistant", "a")]
 # Parts of LLaMA-Factory's second generation.
 IMAGE = {"type": "image_url", "value": "1.jpg"}
 CALL = {"type": "tool_call", "value": '{"name": "look", "arguments": {"city": "Ulm"}}'}
@@ -32,8 +35,8 @@ def rows(*data: dict[str, Any] | None) -> list[Row]:
 @cases(
     ("data", "format_", "messages"),
     [
-        ({"messages": [USER, ASSISTANT]}, "messages", [("user", "q"), ("assistant", "a")]),
-        ({"conversations": [USER, ASSISTANT], "id": 3}, "messages", [("user", "q"), ("assistant", "a")]),
+        ({"messages": [USER, ASSISTANT]}, "messages", QA),
+        ({"conversations": [USER, ASSISTANT], "id": 3}, "messages", QA),
         (
             {"messages": [{"role": "developer", "content": "s"}, USER, ASSISTANT]},
             "messages",
@@ -45,7 +48,7 @@ def rows(*data: dict[str, Any] | None) -> list[Row]:
             [("user", "one"), ("assistant", "a")],
         ),
         (
-            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
+            {"conversations": [HUMAN, GPT], "system": "s"},
             "sharegpt",
             [("system", "s"), ("user", "q"), ("assistant", "a")],
         ),
@@ -68,37 +71,25 @@ def rows(*data: dict[str, Any] | None) -> list[Row]:
             "alpaca",
             [("system", "s"), ("user", "q1"), ("assistant", "a1"), ("user", "do"), ("assistant", "a")],
         ),
-        ({"prompt": "q", "completion": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
-        ({"question": "q", "answer": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
-        ({"prompt": [USER], "completion": [ASSISTANT]}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
-        ({"prompt": [USER], "completion": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
-        ({"query": "q", "response": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
-        ({"problem": "q", "solution": "a"}, "prompt_completion", [("user", "q"), ("assistant", "a")]),
+        ({"prompt": "q", "completion": "a"}, "prompt_completion", QA),
+        ({"question": "q", "answer": "a"}, "prompt_completion", QA),
+        ({"prompt": [USER], "completion": [ASSISTANT]}, "prompt_completion", QA),
+        ({"prompt": [USER], "completion": "a"}, "prompt_completion", QA),
+        ({"query": "q", "response": "a"}, "prompt_completion", QA),
+        ({"problem": "q", "solution": "a"}, "prompt_completion", QA),
         (
             {"prompt": '[{"role": "user", "content": "q"}]', "completion": '{"from": "A", "text": "b"}'},
             "prompt_completion",
             [("user", "q"), ("assistant", '{"from": "A", "text": "b"}')],
         ),
-        (
-            {"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'},
-            "messages",
-            [("user", "q"), ("assistant", "a")],
-        ),
+        ({"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'}, "messages", QA),
         (
             {"conversation": [{"human": "q", "assistant": "a"}, {"human": "q2", "assistant": "a2"}]},
             "sharegpt",
             [("user", "q"), ("assistant", "a"), ("user", "q2"), ("assistant", "a2")],
         ),
-        (
-            {"dialogue": [{"speaker": "Human", "text": "q"}, {"speaker": "AI", "text": "a"}]},
-            "sharegpt",
-            [("user", "q"), ("assistant", "a")],
-        ),
-        (
-            {"conversations": [{"from": "human", "content": "q"}, {"from": "gpt", "content": "a"}]},
-            "sharegpt",
-            [("user", "q"), ("assistant", "a")],
-        ),
+        ({"dialogue": [{"speaker": "Human", "text": "q"}, {"speaker": "AI", "text": "a"}]}, "sharegpt", QA),
+        ({"conversations": [{"from": "human", "content": "q"}, {"from": "gpt", "content": "a"}]}, "sharegpt", QA),
     ],
 )
 def test_recognizes_and_reads(data: dict[str, Any], format_: Format, messages: list[tuple[str, str]]) -> None:
@@ -233,25 +224,14 @@ def test_parts_are_joined_and_weights_are_flags(turns: list[tuple[list[str], lis
         ({"prompt": "q", "chosen": "good", "rejected": "bad"}, [("user", "q")]),
         ({"instruction": "do", "input": "it", "chosen": "good", "rejected": "bad"}, [("user", "do\nit")]),
         ({"question": "q", "system": "s", "chosen": "good", "rejected": "bad"}, [("system", "s"), ("user", "q")]),
+        ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, [("user", "q")]),
         (
-            {
-                "prompt": [USER],
-                "chosen": [{**ASSISTANT, "content": "good"}],
-                "rejected": [{**ASSISTANT, "content": "bad"}],
-            },
+            {"prompt": "ignored, as the conversations begin with it", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
             [("user", "q")],
         ),
         (
             {
-                "prompt": "ignored, as the conversations begin with it",
-                "chosen": [USER, {**ASSISTANT, "content": "good"}],
-                "rejected": [USER, {**ASSISTANT, "content": "bad"}],
-            },
-            [("user", "q")],
-        ),
-        (
-            {
-                "conversations": [{"from": "human", "value": "q"}],
+                "conversations": [HUMAN],
                 "chosen": {"from": "gpt", "value": "good"},
                 "rejected": {"from": "gpt", "value": "bad"},
             },
@@ -291,7 +271,7 @@ def test_labeled_answers(data: dict[str, Any]) -> None:
     detection = detect(rows(data))
     assert detection.format == "kto"
     example = to_example(data, "kto")
-    assert (spoken(example), example.label) == ([("user", "q"), ("assistant", "a")], False)
+    assert (spoken(example), example.label) == (QA, False)
     with pytest.raises(UserError, match="answers labeled good or bad") as caught:
         refuse_untrainable(detection, "f.jsonl", "sft")
     assert "train.objective = kto" in caught.value.hint
@@ -408,12 +388,8 @@ def test_a_wanted_format_is_taken_or_refused() -> None:
             "bad_tool_call",
         ),
         ({"messages": [USER, ASSISTANT], "tools": "nonsense"}, "messages", "bad_tool_call"),
-        ({"conversations": [{"from": "human", "value": "q"}]}, "sharegpt", "no_answer"),
-        (
-            {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "not json"}]},
-            "sharegpt",
-            "bad_tool_call",
-        ),
+        ({"conversations": [HUMAN]}, "sharegpt", "no_answer"),
+        ({"conversations": [HUMAN, {"from": "function_call", "value": "not json"}]}, "sharegpt", "bad_tool_call"),
         ({"chosen": "a", "rejected": "b"}, "preference", "no_messages"),
         ({"prompt": "q", "chosen": "a"}, "preference", "wrong_keys"),
         ({"prompt": "q", "chosen": "a", "rejected": ""}, "preference", "empty_answer"),

@@ -30,6 +30,8 @@ from tests.core.data.registries.test_axolotl import axolotl
 from tests.core.data.registries.test_resolve import entry
 from tests.examples import examples
 
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
 
 def read(columns: dict[ColumnRole, str], data: dict[str, Any]) -> Example:
     chosen = choose([Row(0, 1, data)], "auto", "f", ColumnMap(columns))
@@ -153,7 +155,7 @@ def test_any_columns_of_any_row_are_an_example_or_an_error(
 @cases(
     "data",
     [
-        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": []},
+        {"messages": [USER, ANSWER], "tools": []},
         {"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
         {"instruction": "q", "input": "c", "output": "a", "system": "s", "history": [["q0", "a0"]]},
         {"question": "q", "answer": "a", "id": 3},
@@ -161,7 +163,7 @@ def test_any_columns_of_any_row_are_an_example_or_an_error(
         {"input_ids": [1, 2], "labels": [-100, 2]},
         {"prompt": "q", "chosen": "a", "rejected": "b"},
         {"prompt": "q", "completion": "a", "label": True},
-        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": False},
+        {"messages": [USER, ANSWER], "label": False},
     ],
 )
 def test_the_parts_that_a_format_reads_are_the_columns_for_the_same_example(data: dict[str, Any]) -> None:
@@ -176,7 +178,6 @@ def test_parts_of_a_row_that_has_none() -> None:
         assert find_parts({"a": 1, "b": None}, name) == {}
 
 
-USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}
 TOOL = {"name": "look", "parameters": {}}
 

@@ -16,7 +16,7 @@ from core.config.schema import Config, DataSection
 from core.data.conversation import Example
 from core.data.files.rows import Row
 from core.data.formats.detect import SAMPLE, refuse_untrainable
-from core.data.registries import data_files
+from core.data.registries import resolve
 from core.data.registries.llama_factory import is_dataset_list
 from core.data.registries.resolve import DataHashes, flat_sources, resolve_source, single_source, training_sources
 from core.data.registries.source import DataSource
@@ -398,7 +398,7 @@ def test_who_waits_for_the_hashes_can_be_stopped_meanwhile(tmp_path: Path, monke
     def stop() -> None:
         raise InterruptedError("stopped")
 
-    monkeypatch.setattr(data_files, "hash_file", hash_slowly)
+    monkeypatch.setattr(resolve, "hash_file", hash_slowly)
     hashes = DataHashes(Config.model_validate({"data": {"train": str(rows)}}).data)
     with pytest.raises(InterruptedError):
         hashes.settle(stop)
