@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from core.analysis.duplicates import digest, normalized
+from core.analysis.division import digest, normalized
 from core.config.choices import RefusalCode
 from core.data.conversation import Example
 from core.errors import UserError

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.analysis.duplicates import digest, normalized, signature
+from core.analysis.division import digest, normalized, signature
 from core.config.choices import COMPARED, LEARNED, Objective, Overlong
 from core.data.conversation import Example, Message, RowError
 from core.data.files.rows import Row
@@ -279,7 +279,7 @@ _BEYOND_ASCII = re.compile("[^\x00-\x7f]+")
 
 
 def main_script(text: str) -> str:
-    """Script of most of the first letters; ``none`` for a text without letters."""
+    """Main writing system of a text, guessed from its first letters; ``none`` for a text without letters."""
     if text.isascii():
         head = text[:SAMPLE]
         return "Latin" if head.upper() != head.lower() or text.upper() != text.lower() else "none"

@@ -16,8 +16,7 @@ from multiprocessing.context import ForkProcess
 from typing import Any, TypeVar
 
 from core.analysis import row_facts
-from core.analysis.division import HELD_OUT, NOT_SAMPLED, divide_rows
-from core.analysis.duplicates import Fingerprints, find_near, find_same, find_shared
+from core.analysis.division import HELD_OUT, NOT_SAMPLED, Fingerprints, divide_rows, find_near, find_same, find_shared
 from core.analysis.problems import COLUMNS_NOT_READ, Problem, ProblemTally, RowPlace
 from core.analysis.result import Analysis, AnalysisRequest, SourceFormat, measure_lengths
 from core.analysis.row_facts import Examiner, RowFacts
@@ -50,6 +49,9 @@ def forked_map(
     work: Callable[[ItemT], ResultT], items: Sequence[ItemT], processes: int, prepare: Callable[[], None]
 ) -> Iterator[ResultT]:
     """Map a function over items in forked processes; only items and results are sent between processes.
+
+    Each process has its own pipe, so a killed process is noticed at once. In ``ProcessPoolExecutor`` all processes
+    write to one pipe: one killed in the middle of a result leaves the others waiting forever.
 
     Args:
         work: The function.

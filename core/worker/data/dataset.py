@@ -11,8 +11,7 @@ import numpy as np
 
 from core.analysis.division import HELD_OUT as HELD_OUT
 from core.analysis.division import NOT_SAMPLED as NOT_SAMPLED
-from core.analysis.division import divide_rows
-from core.analysis.duplicates import Fingerprints
+from core.analysis.division import Fingerprints, divide_rows
 from core.analysis.preflight import Preflight
 from core.analysis.problems import FileLine, kind_of, name_places
 from core.config.schema import Config

@@ -9,8 +9,16 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from core.analysis.division import divide_rows, held_out_rows, repeats
-from core.analysis.duplicates import Fingerprints, find_near, find_same, find_shared, group_keys
+from core.analysis.division import (
+    Fingerprints,
+    divide_rows,
+    find_near,
+    find_same,
+    find_shared,
+    group_keys,
+    held_out_rows,
+    repeats,
+)
 from core.analysis.result import AnalysisRequest
 from core.analysis.survey import survey
 from core.data.conversation import Example, make_text

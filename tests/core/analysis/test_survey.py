@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from core.analysis.duplicates import Fingerprints, digest, find_near, find_same, find_shared, normalized, signature
+from core.analysis.division import Fingerprints, digest, find_near, find_same, find_shared, normalized, signature
 from core.analysis.job import analyze
 from core.analysis.result import Analysis, AnalysisRequest
 from core.analysis.row_facts import SAMPLE, main_script
