@@ -5,8 +5,8 @@ The worker and the analysis share it, so the counts shown before a run match the
 Two rows are equal if their words are, regardless of case and whitespace. They are near duplicates if the Jaccard
 similarity of their word trigrams is about 5/6 or more. This is estimated by one-permutation min-hashing (Li, Owen,
 Zhang: "One Permutation Hashing", NIPS 2012): the hashes of all trigrams are divided into equal ranges (bins), the least
-hash of each bin is kept, and rows that agree in a band of bins are compared in all bins. An empty bin takes the value of
-the next bin.
+hash of each bin is kept, and rows that agree in a band of bins are compared in all bins. An empty bin takes the value
+of the next bin.
 """
 
 from __future__ import annotations
