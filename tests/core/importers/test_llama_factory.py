@@ -138,58 +138,6 @@ def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
     loaded(tmp_path, imported)
 
 
-@cases(
-    ("text", "name", "value"),
-    [
-        ("lora_alpha: 7", "method.alpha", 7),
-        ("lora_alpha:", "method.alpha", 16),
-        ("lora_target: q_proj,v_proj", "method.target_modules", ["q_proj", "v_proj"]),
-        ("lora_target: [q_proj, v_proj]", "method.target_modules", ["q_proj", "v_proj"]),
-        # What is learned: the history too, unless it is masked.
-        ("mask_history: true", "data.supervise", "last"),
-        ("mask_history: false", "data.supervise", None),
-        ("train_on_prompt: true", "data.supervise", "all"),
-        ("per_device_train_batch_size: 2\ngradient_accumulation_steps: 8", "train.batch_size", 16),
-        ("gradient_accumulation_steps: 2", "train.batch_size", 16),
-        ("max_steps: -1", "train.max_steps", None),
-        ("max_steps: 30", "train.max_steps", 30),
-        ("lr_scheduler_type: constant\nwarmup_steps: 5", "train.warmup", 0),
-        ("lr_scheduler_type: polynomial", "train.scheduler", "linear"),
-        ("use_galore: true", "train.optimizer", None),
-        ("pissa_init: true\npissa_iter: 16\npissa_convert: true", "method.init", "pissa"),
-        ("pissa_init: false", "method.init", "default"),
-        ("optim: adamw_8bit", "train.optimizer", "adamw_8bit"),
-        ("fp16: true", "train.precision", "fp16"),
-        ("bf16: false", "train.precision", None),
-        ("pure_bf16: true", "train.precision", "bf16"),
-        ("disable_gradient_checkpointing: true", "memory.gradient_checkpointing", "off"),
-        ("disable_gradient_checkpointing: false", "memory.gradient_checkpointing", "on"),
-        ("use_unsloth_gc: true", "memory.activation_offload", "on"),
-        ("use_unsloth_gc: true", "memory.gradient_checkpointing", "on"),
-        ("enable_liger_kernel: true", "memory.liger", "auto"),
-        ("use_liger_kernel: true", "memory.liger", "auto"),
-        ("use_unsloth_gc: false", "memory.activation_offload", None),
-        ("use_unsloth_gc: true\ndisable_gradient_checkpointing: true", "memory.activation_offload", None),
-        ("quantization_bit: 4", "method.name", "qlora"),
-        ("quantization_bit: 8", "method.name", "qlora"),
-        ("quantization_bit: 4\nquantization_method: hqq", "method.name", "qlora"),
-        ("use_rslora: true", "method.rslora", True),
-        ("template: qwen", "template.name", "qwen"),
-        ("template: qwen3_nothink", "template.name", None),
-        ("template: phi", "template.name", "phi3"),
-        ("template: qwen3\nenable_thinking: false", "template.variables", {"enable_thinking": False}),
-        ("template: qwen3\nenable_thinking: true", "template.variables", None),
-        ("template: llama3\nenable_thinking: false", "template.variables", None),
-        ("temperature: 0.5", "chat.temperature", 0.5),
-    ],
-)
-def test_traps(tmp_path: Path, text: str, name: str, value: Any) -> None:
-    imported = carry(tmp_path, f"{BASE}{text}\n")
-    assert setting(imported, name) == value
-    assert_all_accounted(imported, keys_of(BASE + text, LLAMA_FACTORY.sections))
-    loaded(tmp_path, imported)
-
-
 def test_other_methods_are_adapters_here(tmp_path: Path) -> None:
     imported = carry(tmp_path, "model_name_or_path: a/b\nfinetuning_type: oft\n")
     where, said = entry(imported, "finetuning_type")
@@ -219,28 +167,6 @@ def test_single_modules_of_layers_are_not_trained_alone(tmp_path: Path) -> None:
 def test_what_it_refuses_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mask_history does not go with train_on_prompt"):
         carry(tmp_path, f"{BASE}mask_history: true\ntrain_on_prompt: true\n")
-
-
-@cases(
-    ("text", "share", "steps"),
-    [
-        ("val_size: 0.1", 0.1, None),
-        ("val_size: 0.1\neval_steps: 50", 0.1, None),
-        ("val_size: 0.1\neval_strategy: steps\neval_steps: 50", 0.1, 50),
-        ("val_size: 0.1\nevaluation_strategy: steps\neval_steps: 50", 0.1, 50),
-        ("val_size: 0.1\neval_strategy: steps", 0.1, 500),
-        ("val_size: 0.1\neval_strategy: steps\nlogging_steps: 10", 0.1, 10),
-        ("val_size: 0.1\neval_strategy: epoch\neval_steps: 50", 0.1, None),
-        ("val_size: 0.1\neval_strategy: no\neval_steps: 50", 0.1, None),
-        ("eval_strategy: steps\neval_steps: 50", None, None),
-        ("val_size: 100", None, None),
-    ],
-)
-def test_held_out_rows(tmp_path: Path, text: str, share: float | None, steps: int | None) -> None:
-    imported = carry(tmp_path, f"{BASE}{text}\n")
-    assert setting(imported, "data.eval_share") == share
-    assert setting(imported, "eval.every_steps") == steps
-    assert_all_accounted(imported, keys_of(BASE + text, LLAMA_FACTORY.sections))
 
 
 @cases(

@@ -14,7 +14,7 @@ from core.importers.convert import TOOLS, import_config
 from core.importers.tool import REASONS, Choice, Copy, Tool, Unsupported, table
 from core.importers.translation import Entry, is_one_of
 from tests.cases import cases
-from tests.core.importers.helpers import entries
+from tests.core.importers.helpers import assert_all_accounted, carry, entries, keys_of, loaded, rows, setting
 
 PAGE = Path(__file__).parents[3] / "docs" / "import.md"
 EVERY = cases("tool", TOOLS.values(), ids=lambda tool: tool.kind)
@@ -29,11 +29,36 @@ LEAST: dict[str, dict[str, Any]] = {
     },
     "unsloth": {"model": "org/model", "training": {"training_type": "lora"}},
 }
+#: Settings of each tool, and the options that they become.
+SETTINGS = yaml.safe_load((Path(__file__).parent / "settings.yaml").read_text(encoding="utf-8"))
+#: Files to which they are added.
+BASES: dict[str, dict[str, Any]] = {
+    "axolotl": {
+        "base_model": "a/b",
+        "adapter": "lora",
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "sequence_len": 64,
+        "learning_rate": 0.0001,
+    },
+    "llama-factory": {
+        "model_name_or_path": "a/b",
+        "stage": "sft",
+        "finetuning_type": "lora",
+        "lora_rank": 8,
+        "cutoff_len": 64,
+    },
+    "unsloth": {"model": "a/b"},
+}
+HELD = {
+    "axolotl": {"datasets": [{"path": "rows.jsonl", "type": "alpaca"}], "val_set_size": 0.1},
+    "llama-factory": {"val_size": 0.1},
+}
 #: Values of every kind; a key takes at least one of them.
 VALUES: tuple[Any, ...] = (True, 1, "x", 0.5, "none", "steps", "drop", [0.5], ["x"], {"x": 1}, [{"path": "rows.jsonl"}])
 
 
-def keys_of(tool: Tool, kind: type) -> list[str]:
+def keys_with(tool: Tool, kind: type) -> list[str]:
     return [key for key, rule in tool.table.items() if isinstance(rule, kind)]
 
 
@@ -60,9 +85,23 @@ def imported_with(directory: Path, tool: Tool, values: dict[str, Any]) -> dict[s
     return found
 
 
+@cases(
+    ("section", "given", "wanted"),
+    [(section, case["give"], case["want"]) for section, found in SETTINGS.items() for case in found],
+)
+def test_settings_become_options(tmp_path: Path, section: str, given: dict[str, Any], wanted: dict[str, Any]) -> None:
+    kind, _, held = section.partition(" with ")
+    text = yaml.safe_dump(BASES[kind] | (HELD[kind] if held else {}) | given)
+    rows(tmp_path / "rows.jsonl")
+    imported = carry(tmp_path, text, kind)
+    assert {name: setting(imported, name) for name in wanted} == wanted
+    assert_all_accounted(imported, keys_of(text, TOOLS[kind].sections))
+    loaded(tmp_path, imported)
+
+
 @EVERY
 def test_a_carried_key_has_one_entry(tmp_path: Path, tool: Tool) -> None:
-    for key in set(tool.table) - set(keys_of(tool, Unsupported)):
+    for key in set(tool.table) - set(keys_with(tool, Unsupported)):
         refusals = []
         for value in VALUES:
             try:
@@ -79,7 +118,7 @@ def test_a_carried_key_has_one_entry(tmp_path: Path, tool: Tool) -> None:
 @EVERY
 @cases("value", [True, 1, "x", {"x": [1]}, False, None])
 def test_an_unsupported_key_has_one_entry_with_a_reason(tmp_path: Path, tool: Tool, value: Any) -> None:
-    keys = keys_of(tool, Unsupported)
+    keys = keys_with(tool, Unsupported)
     found = imported_with(tmp_path, tool, dict.fromkeys(keys, value))
     for key in keys:
         (entry,) = found[key]
@@ -126,5 +165,5 @@ def test_the_options_of_a_table_exist(tool: Tool) -> None:
 @EVERY
 def test_the_page_has_every_carried_key(tool: Tool) -> None:
     section = PAGE.read_text(encoding="utf-8").partition(f"\n## {tool.title}\n")[2].partition("\n## ")[0]
-    missing = [key for key in set(tool.table) - set(keys_of(tool, Unsupported)) if f"`{key}`" not in section]
+    missing = [key for key in set(tool.table) - set(keys_with(tool, Unsupported)) if f"`{key}`" not in section]
     assert missing == []

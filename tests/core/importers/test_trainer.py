@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -152,26 +151,6 @@ def test_the_batch_of_packed_rows_is_told_to_be_smaller(tmp_path: Path, kind: st
 # Compilation.
 
 
-@cases(
-    ("kind", "text", "compiled"),
-    [
-        ("axolotl", "torch_compile: true\n", True),
-        ("axolotl", "torch_compile: auto\ntorch_compile_backend: inductor\n", True),
-        ("axolotl", "torch_compile: false\n", None),
-        ("axolotl", "torch_compile_mode: max-autotune\n", None),
-        ("llama-factory", "torch_compile: true\ntorch_compile_mode: default\n", True),
-        ("llama-factory", "torch_compile_backend: inductor\n", True),
-        ("llama-factory", "torch_compile_mode: max-autotune\n", True),
-        ("llama-factory", "torchdynamo: inductor\n", True),
-        ("llama-factory", "torch_compile: false\n", None),
-    ],
-)
-def test_compilation_is_carried_over_from_each_tool(
-    tmp_path: Path, kind: str, text: str, compiled: bool | None
-) -> None:
-    assert setting(read(tmp_path, kind, text), "train.compile") is compiled
-
-
 def test_only_what_the_compiler_has_is_said_to_be_the_same(tmp_path: Path) -> None:
     text = "torch_compile: true\ntorch_compile_backend: eager\ntorch_compile_mode: max-autotune\n"
     imported = read(tmp_path, "axolotl", f"{text}torch_compile_options: {{shape_padding: true}}\n")
@@ -183,60 +162,10 @@ def test_only_what_the_compiler_has_is_said_to_be_the_same(tmp_path: Path) -> No
 # Answers while it trains, and in the chat.
 
 
-@cases(
-    ("text", "samples"),
-    [
-        ("generate_samples: true\n", 3),
-        ("generate_samples: true\nnum_generation_samples: 5\n", 5),
-        ("generate_samples: true\nnum_generation_samples: 500\n", None),
-        ("generate_samples: false\n", 0),
-        ("num_generation_samples: 5\n", None),
-        ("eval_table_size: 200\n", 100),
-        ("generate_samples: false\neval_table_size: 8\n", 8),
-        ("", None),
-    ],
-)
-def test_axolotls_samples_need_held_out_rows(tmp_path: Path, text: str, samples: int | None) -> None:
-    assert setting(read(tmp_path, "axolotl", text), "eval.samples") == samples
-    assert setting(read(tmp_path, "axolotl", text, held=False), "eval.samples") is None
-
-
 def test_what_is_sampled_differently_is_told(tmp_path: Path) -> None:
     imported = read(tmp_path, "axolotl", "generate_samples: true\ngeneration_temperature: 0.9\n")
     assert told(imported, "generate_samples") == ("changed", "eval.samples")
     assert told(imported, "generation_temperature") == ("unsupported", None)
-
-
-@cases(
-    ("kind", "text", "name", "value"),
-    [
-        ("llama-factory", "predict_with_generate: true\n", "eval.exact_match", True),
-        ("llama-factory", "predict_with_generate: true\nstage: kto\n", "eval.exact_match", None),
-        ("llama-factory", "do_sample: false\ntemperature: 0.7\n", "chat.temperature", 0.0),
-        ("llama-factory", "do_sample: true\ntemperature: 0.7\n", "chat.temperature", 0.7),
-        ("llama-factory", "do_sample: true\n", "chat.temperature", 0.95),
-        ("llama-factory", "full_determinism: true\n", "train.deterministic", "strict"),
-        ("llama-factory", "full_determinism: false\n", "train.deterministic", None),
-        ("llama-factory", "adafactor: true\noptim: adamw_torch\n", "train.optimizer", "adafactor"),
-        ("llama-factory", "adafactor: false\noptim: adamw_8bit\n", "train.optimizer", "adamw_8bit"),
-        ("llama-factory", "gradient_checkpointing: true\n", "memory.gradient_checkpointing", "on"),
-        ("llama-factory", "gradient_checkpointing: false\n", "memory.gradient_checkpointing", None),
-        (
-            "llama-factory",
-            "gradient_checkpointing: true\ndisable_gradient_checkpointing: true\n",
-            "memory.gradient_checkpointing",
-            "off",
-        ),
-        ("axolotl", "noisy_embedding_alpha: 5\n", "method.neftune_alpha", 5),
-        ("axolotl", "noisy_embedding_alpha: 5\nrl: dpo\n", "method.neftune_alpha", None),
-        ("axolotl", "gradio_temperature: 0.4\n", "chat.temperature", 0.4),
-        ("axolotl", "gradio_max_new_tokens: 99\n", "chat.max_new_tokens", 99),
-        ("unsloth", "training: {eval_steps: 7}\n", "eval.every_steps", 7),
-        ("unsloth", "training: {eval_steps: 0.1}\n", "eval.every_steps", None),
-    ],
-)
-def test_other_keys_that_have_an_option(tmp_path: Path, kind: str, text: str, name: str, value: Any) -> None:
-    assert setting(read(tmp_path, kind, text), name) == value
 
 
 def test_the_two_names_of_noise_are_refused_together(tmp_path: Path) -> None:
