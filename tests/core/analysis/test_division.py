@@ -120,7 +120,7 @@ def test_rows_of_tokens_are_grouped_too() -> None:
 @pytest.mark.parametrize("alike", [False, True])
 def test_the_analysis_tells_what_crosses(tmp_path: Path, alike: bool) -> None:
     texts = [f"{prose(1, 300)} {number}" if alike else changed(prose(number // 2), number) for number in range(100)]
-    # What cannot be used must not take part: the run does not see it.
+    # Unusable rows must not take part: the run does not see them.
     rows = [{"prompt": text, "completion": "" if number == 0 else "yes"} for number, text in enumerate(texts)]
     found = survey(AnalysisRequest((str(write(tmp_path / "a.jsonl", json_lines(rows))),), eval_share=0.1))
     assert found.dropped == {"held_out": 10, "empty_answer": 1}

@@ -40,7 +40,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def is_over(process: psutil.Process) -> bool:
-    """Whether it has ended; one that nobody has waited for yet has."""
+    """True if it has ended, zombies included."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -164,7 +164,7 @@ def test_closing_while_a_packed_file_is_unpacked_leaves_nothing(tmp_path: Path, 
 
     with pytest.raises(JobCancelledError):
         job.run(told)
-    # The helper that unpacks is one of them.
+    # The unpacking helper is among them.
     assert len(family) >= 2
     wait_for(lambda: all(map(is_over, family)), 30, "the helper to end")
     assert [entry for entry in (private_home / "cache").rglob("*") if entry.is_file()] == []

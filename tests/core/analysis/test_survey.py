@@ -333,7 +333,7 @@ def test_what_the_template_leaves_out_of_a_prompt_is_a_problem(tmp_path: Path, t
 def test_rows_with_pictures_are_dropped_and_unread_columns_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: bool
 ) -> None:
-    """Also where the columns are those of late rows alone, and where several processes read."""
+    """Also where only late rows have the columns, and where several processes read."""
     if processes:
         monkeypatch.setattr("core.analysis.survey._WORTH_PROCESSES", 1)
         monkeypatch.setattr("core.analysis.survey._MOST_PROCESSES", 2)

@@ -178,7 +178,7 @@ def test_what_axolotl_refuses_is_refused(tmp_path: Path, text: str, line: int, p
     assert caught.value.hint
 
 
-# What is measured.
+# Evaluation.
 
 
 def test_rows_to_measure_on(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_rows_to_measure_on(tmp_path: Path) -> None:
 
 
 def learned(directory: Path, text: str) -> list[list[tuple[str, str]]]:
-    """What the data of an imported file says, a list of turns for each row (a text as one of its own)."""
+    """Turns of each row of an imported file's data; a text is a turn of its own."""
     config = loaded(directory, carry(directory, f"{BASE}{text}"))
     found = []
     for sources, _ in training_sources(config.data):

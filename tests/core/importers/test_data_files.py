@@ -101,7 +101,7 @@ def test_packed_files_are_counted_too(tmp_path: Path, monkeypatch: pytest.Monkey
     text = ENTRY.replace("a.jsonl", "a.jsonl.gz")
     imported = carry(tmp_path, f"{AXOLOTL}{text}saves_per_epoch: 1\n")
     assert setting(imported, "checkpoint.every_steps") == 10
-    # What has to be unpacked first takes longer than its size says.
+    # A compressed file takes longer to count than its size suggests.
     monkeypatch.setattr(data_files, "COUNTED_BYTES", 2 * len(packed))
     assert entry(carry(tmp_path, f"{AXOLOTL}{text}saves_per_epoch: 1\n"), "saves_per_epoch")[0] == "unsupported"
 
@@ -173,7 +173,7 @@ def test_so_many_rows_are_used_in_an_epoch(tmp_path: Path) -> None:
     assert used == [313, 20]
 
 
-# What the rules say of the result.
+# Findings of the rules about the result.
 
 
 def test_the_rules_speak_in_the_report(hundred: Path) -> None:

@@ -82,7 +82,7 @@ def test_preferences(tmp_path: Path, text: str, wanted: tuple[Any, ...]) -> None
 
 
 def registry(directory: Path) -> None:
-    """A ``data`` directory with a registry of two datasets, and one of a hub."""
+    """``data`` directory whose registry has two local datasets and a dataset of a hub."""
     write(directory / "data" / "mine.jsonl", json_lines([{"instruction": "q", "input": "", "output": "a"}]))
     talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
     write(directory / "data" / "talks.jsonl", json_lines([{"conversations": talk}]))

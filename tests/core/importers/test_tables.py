@@ -54,7 +54,7 @@ HELD = {
     "axolotl": {"datasets": [{"path": "rows.jsonl", "type": "alpaca"}], "val_set_size": 0.1},
     "llama-factory": {"val_size": 0.1},
 }
-#: Values of every kind; a key takes at least one of them.
+#: Values of every type; a key accepts at least one.
 VALUES: tuple[Any, ...] = (True, 1, "x", 0.5, "none", "steps", "drop", [0.5], ["x"], {"x": 1}, [{"path": "rows.jsonl"}])
 
 

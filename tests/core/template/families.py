@@ -22,7 +22,7 @@ _MARKS = re.compile(r"\{% (?:end)?generation %\}")
 
 @dataclass(frozen=True)
 class Family:
-    """A template, and a tokenizer like those of its models."""
+    """A template, and a tokenizer like that of its models."""
 
     name: str
     kind: str
@@ -324,7 +324,7 @@ def answer_ids(
         return_assistant_tokens_mask=True,
     )
     ids, marked = list(found["input_ids"]), list(found["assistant_masks"])
-    # The last turn is what the conversation without it does not have.
+    # Everything that the conversation lacks without its last turn belongs to the last turn.
     end = max(place for place, mark in enumerate(marked) if mark) + 1
     start = end
     while start and marked[start - 1]:

@@ -77,7 +77,7 @@ def with_tools() -> Example:
 
 @functools.cache
 def masker(family: Family, **options: Any) -> Masker:
-    """One for all rows of a family: it compiles its template, and each shape of a conversation, once."""
+    """Masker for all rows of a family; it compiles the template and each shape of a conversation once."""
     return Masker(family.tokenizer(), **options)
 
 
@@ -490,7 +490,7 @@ def test_calls_get_ids_of_the_length_that_a_template_takes(ids: tuple[str | None
     called = re.findall(r"\[CALL_ID\](\w{9})\[ARGS\]", text)
     assert len(set(called)) == 2
     assert re.findall(r"\[TOOL_RESULTS\](\w+)\[TOOL_CONTENT\]got \d", text) == called
-    # The same every time, so that the rows of a continued run are those of before.
+    # The same every time, so that a continued run has the same rows as before.
     again = learned_turns(mask(MISTRAL_SMALL, _asked_twice(ids, named)))
     assert again == learned_turns(mask(MISTRAL_SMALL, example))
 
@@ -590,7 +590,7 @@ def template(condition: str) -> str:
         ("reasoning_effort | default('') != 'none'", False, ("reasoning_effort", "none")),
         ("reasoning_effort | default('none') != 'none'", True, ("reasoning_effort", "high")),
         ("thinking_budget is not defined or thinking_budget > 0", False, ("thinking_budget", 0)),
-        # Told so already, by nothing, or by what nobody else has.
+        # The switch has the value already, there is no switch, or no other model has it.
         ("enable_thinking", False, None),
         ("true", False, None),
         ("my_own_thinking | default(true)", False, None),
@@ -604,7 +604,7 @@ def test_a_refusal_names_the_switch() -> None:
     example = talk("q", "yes", reasoning="hm")
     for model in (QWEN35, GLM47_FLASH):
         off = dataclasses.replace(model, marked="{%- set enable_thinking = false %}\n" + model.marked)
-        # Set by the template itself, it cannot be told otherwise.
+        # The template sets it, so a variable cannot change it.
         assert refusal(off, example).message.endswith("that the answer begins with.")
         off = dataclasses.replace(model, marked=model.marked.replace("is defined else true", "is defined else false"))
         error = refusal(off, example)

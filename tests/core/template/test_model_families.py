@@ -27,7 +27,7 @@ _WORDS = st.lists(st.sampled_from(["one", "two", "add", "so", "1", "é", "a b"])
 @st.composite
 def dialogues(draw: st.DrawFn, model: ModelFamily, thinking: Thinking) -> Example:
     """A conversation that a model of the family may have: with a system prompt, tools used once or several times in a
-    turn, several at once, and reasoning before any of what it says."""
+    turn, several at once, and reasoning before any answer or call."""
     reasons = bool(model.reasoning) and thinking != "off"
     needed = model.family.name in NEEDS and thinking != "off"
     uses = model.tools and draw(st.booleans())
@@ -87,7 +87,7 @@ def passed(model: ModelFamily, message: Message) -> dict[str, Any]:
 
 
 def expected(model: ModelFamily, thinking: Thinking, example: Example) -> list[tuple[list[int], list[int]]]:
-    """What inference shows before each answer, and what must be generated then, by transformers and the marks."""
+    """Prompt before each answer and the tokens to generate after it, from transformers and the marks."""
     family = model.told(thinking)
     messages = [passed(model, message) for message in example.messages]
     found = []

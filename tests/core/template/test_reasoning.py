@@ -328,7 +328,7 @@ def test_an_answer_follows_a_result_that_has_no_end_of_turn_once_it_is_answered(
 
 
 def test_an_answer_that_may_not_follow_the_message_is_refused() -> None:
-    """Where the template has another text before the answer than the prompt, what follows the prompt is unknown."""
+    """The template's text before the answer differs from the prompt, so the continuation is unknown."""
     other = MISCOUNTED.template.replace("'<|im_start|>assistant\\n' }}{%", "'<|im_start|>model\\n' }}{%")
     assert other != MISCOUNTED.template
     error = refusal(dataclasses.replace(MISCOUNTED, marked=other), talk("q", "yes"))
@@ -382,7 +382,7 @@ def test_reasoning_in_a_content_is_written_as_that_in_a_field(inline: bool) -> N
 
 
 def test_a_block_that_the_template_writes_in_the_same_way_stays_in_its_content() -> None:
-    """The spaces are those of the row."""
+    """It keeps the whitespace of the row."""
     keeps = UNDIVIDED.template.replace(" else '</think>'", "")
     family = dataclasses.replace(UNDIVIDED, marked=keeps)
     content = "<think>\nhm\n</think>\n\nyes"

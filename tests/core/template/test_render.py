@@ -39,7 +39,7 @@ CONVERSATIONS = [
 ]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
-#: What templates use of the language, each by itself.
+#: Constructs of the language that templates use, one each.
 SNIPPETS = [
     "{{ messages | tojson }}",
     "{{ messages[0] | tojson(indent=2) }} {{ tools | tojson(ensure_ascii=true, sort_keys=true) }}",

@@ -144,7 +144,7 @@ def test_a_template_that_looks_at_contents_is_never_traced(written: str) -> None
     ],
 )
 def test_questions_about_contents_are_answered_for_each_row(condition: str, ordinary: str, other: str) -> None:
-    """The answer, as one of two endings of the system turn, is right for rows of both kinds."""
+    """The system turn ends in one of two ways, and each row gets the right one."""
     source = (
         "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
         f"{{% if message.role == 'user' %}}{{% if {condition} %}}"

@@ -40,7 +40,7 @@ from tests.conftest import CHATML
 from tests.examples import examples
 from tests.hostile_templates import SLOW
 
-#: Processor time that a call gets here, in seconds, and one that would never end.
+#: CPU seconds of a call here, and of a call that would never end.
 SECONDS, FEW_SECONDS = 2, 1
 
 #: Programs that take memory or time without end by ways that no meter of single functions has in its list.
@@ -82,7 +82,7 @@ def refused(error: UserError) -> None:
 
 
 def said(source: str, settings: MaskSettings | None) -> str:
-    """What is said of a template, whether as a bound of the sandbox or as something that it does wrong."""
+    """Message about a template: a limit of the sandbox, or an error of the template itself."""
     try:
         return preview(source, SAMPLE, settings).problem
     except UserError as error:

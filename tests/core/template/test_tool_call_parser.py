@@ -23,7 +23,7 @@ JSON = st.recursive(
 
 
 def written(family: Family, arguments: dict[str, Any]) -> str:
-    """What a model of a family writes to call a tool, as the server sees it: without special tokens."""
+    """Text of a tool call by a model of a family as the server sees it, without special tokens."""
     call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
     messages = (Message("user", "What is 1 + 2?"), Message("assistant", "", tool_calls=(call,)))
     ids = answer_ids(family, [message.fields() for message in Example(messages=messages).messages], TOOLS)

@@ -100,7 +100,7 @@ def test_values_without_a_counterpart_in_json_become_texts(tmp_path: Path) -> No
 
 
 def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    # What does not compress, so that a cut takes rows away and not only a checksum.
+    # Noise does not compress, so a truncated file loses rows and not only its checksum.
     noise = json_lines({"n": n, "s": os.urandom(40).hex()} for n in range(30_000)).encode()
     packed, table = gzip.compress(noise), write_parquet(tmp_path / "whole.parquet", ROWS).read_bytes()
     frame = write_zstd(tmp_path / "whole.jsonl.zst", noise).read_bytes()

@@ -352,7 +352,7 @@ def test_neighboring_rows_are_read_at_once_and_far_ones_by_themselves(
 
         monkeypatch.setattr(source, "read", counted)
         page = file.rows(0, 99)
-        # Those before row 20, it alone, those up to the gap, those up to row 40, the beginning of that, the others.
+        # Rows 0-19, row 20, rows up to the gap, rows up to 39, the beginning of row 40, the rest.
         assert len(reads) == 6
         assert max(reads) <= 4 * RAW_LIMIT
         assert page == [file.row(index) for index in range(60)]

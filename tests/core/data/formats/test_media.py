@@ -94,7 +94,7 @@ def refused(data: dict[str, Any], columns: ColumnMap | None = None) -> RowError 
         # A key of a message: Ollama, ms-swift.
         ({"messages": asked("What is this?", images=["iVBORw0"])}, "Message 1 has images; only text is read."),
         ({"conversation": [{"human": "What?", "assistant": "A cat.", "image": "a.png"}]}, "Message 1 has image"),
-        # Placeholders beside a column that says what they stand for.
+        # Placeholders beside the column of their files.
         ({"messages": TALK, "images": []}, "Message 1 has <image>, which stands for pictures of the column images"),
         ({"messages": TALK, "img_path": "a.png"}, "of the column img_path"),
         ({"conversations": [{"from": "human", "value": "<audio>\nWho?"}, SHARED[1]], "sound file": "a"}, "<audio>"),
@@ -169,7 +169,7 @@ def test_columns_that_are_named(columns: dict[Any, str], data: dict[str, Any], i
 
 
 def reasons(source: DataSource) -> list[str]:
-    """Code of the reason for each row of a source; empty for those that are used."""
+    """Code of the reason for each row of a source; empty for a used row."""
     rows = list(source.rows())
     detection = source.detect(rows)
     codes = []

@@ -213,7 +213,7 @@ def test_chat_messages_are_read_by_their_mappings(tmp_path: Path) -> None:
     example = read(tmp_path, CHAT, {"talk": TALK, "system": "not used", "weight": 3})
     assert [role for role, _ in spoken(example)] == ["system", "user", "assistant", "user", "assistant"]
     assert example.messages[0].content == "s"
-    # Without message_field_training no key of a message says what is learned, whatever it is called.
+    # Without message_field_training no key of a message selects turns, by any name.
     assert [message.train for message in example.messages if message.role == "assistant"] == [True, True]
 
 
