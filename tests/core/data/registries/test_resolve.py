@@ -14,7 +14,6 @@ from core import paths
 from core.config.document import load_config
 from core.config.schema import Config, DataSection
 from core.data.conversation import Example
-from core.data.files.rows import Row
 from core.data.formats.detect import SAMPLE, refuse_untrainable
 from core.data.registries import resolve
 from core.data.registries.llama_factory import is_dataset_list
@@ -54,79 +53,15 @@ def test_a_file_and_a_directory(tmp_path: Path) -> None:
     assert spoken(examples(mapped)[0]) == [("user", "a0"), ("assistant", "q0")]
 
 
-def test_an_alpaca_entry_with_the_usual_columns(tmp_path: Path) -> None:
-    rows = [{"instruction": "do", "input": "it", "output": "done"}, {"instruction": "do", "input": "", "output": "so"}]
-    source = entry(tmp_path, {"file_name": "rows.jsonl"}, *rows)
-    assert [spoken(example) for example in examples(source)] == [
-        [("user", "do\nit"), ("assistant", "done")],
-        [("user", "do"), ("assistant", "so")],
-    ]
-    assert len(list(entry(tmp_path, {"file_name": "rows.jsonl", "num_samples": 1}, *rows).rows())) == 1
+def test_num_samples_limits_the_rows(tmp_path: Path) -> None:
+    source = entry(tmp_path, {"file_name": "rows.jsonl", "num_samples": 1}, *pairs(2))
+    assert len(list(source.rows())) == 1
 
 
-def test_columns_that_are_given_leave_no_others(tmp_path: Path) -> None:
-    columns = {"prompt": "q", "response": "a", "system": "s", "history": "h"}
-    row = {"q": "x", "a": "y", "s": "sys", "h": [["q0", "a0"]], "input": "not this"}
-    source = entry(tmp_path, {"file_name": "rows.jsonl", "columns": columns}, row)
-    assert [content for _, content in spoken(examples(source)[0])] == ["sys", "q0", "a0", "x", "y"]
-
-
-def test_continued_pre_training_maps_the_prompt_alone(tmp_path: Path) -> None:
-    source = entry(tmp_path, {"file_name": "rows.jsonl", "columns": {"prompt": "body"}}, {"body": "words"})
-    assert examples(source)[0].text == "words"
-
-
-def test_sharegpt_entries_with_tags_and_tools(tmp_path: Path) -> None:
-    turns = [
-        {"from": "human", "value": "weather?"},
-        {"from": "function_call", "value": '{"name": "look", "arguments": {"city": "Ulm"}}'},
-        {"from": "observation", "value": "rain"},
-        {"from": "gpt", "value": "It rains."},
-    ]
-    columns = {"messages": "conversations", "tools": "tools", "system": "sys"}
-    row = {"conversations": turns, "tools": '[{"name": "look", "parameters": {}}]', "sys": "s"}
-    values = {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": columns}
-    example = examples(entry(tmp_path, values, row))[0]
-    assert [message.role for message in example.messages] == ["system", "user", "assistant", "tool", "assistant"]
-    assert example.messages[2].tool_calls[0]["function"] == {"name": "look", "arguments": {"city": "Ulm"}}
-    assert example.tools[0]["function"]["name"] == "look"
-
-    tags = {"role_tag": "who", "content_tag": "said", "user_tag": "A", "assistant_tag": "B"}
-    named = [{"who": "A", "said": "x"}, {"who": "B", "said": "y"}]
-    values = {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": {"messages": "talk"}, "tags": tags}
-    assert spoken(examples(entry(tmp_path, values, {"talk": named}))[0]) == [("user", "x"), ("assistant", "y")]
-
-    values = {"file_name": "rows.jsonl", "formatting": "openai", "columns": {"messages": "messages"}}
-    row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
-    assert spoken(examples(entry(tmp_path, values, row))[0]) == [("user", "x"), ("assistant", "y")]
-
-
-def test_preference_and_kto_entries_are_read_and_not_trained_on(tmp_path: Path) -> None:
-    columns = {"prompt": "instruction", "query": "input", "chosen": "good", "rejected": "bad"}
-    row: dict[str, Any] = {"instruction": "do", "input": "it", "good": "yes", "bad": "no"}
-    source = entry(tmp_path, {"file_name": "rows.jsonl", "ranking": True, "columns": columns}, row)
-    example = examples(source)[0]
-    assert (spoken(example), example.answer, example.rejected[0].content) == ([("user", "do\nit")], "yes", "no")
-
-    turns = {"conversations": [{"from": "human", "value": "x"}]}
-    answers = {"chosen": {"from": "gpt", "value": "y"}, "rejected": {"from": "gpt", "value": "z"}}
-    values = {
-        "file_name": "rows.jsonl",
-        "formatting": "sharegpt",
-        "ranking": True,
-        "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
-    }
-    assert examples(entry(tmp_path, values, turns | answers))[0].rejected[0].content == "z"
-
-    values = {
-        "file_name": "rows.jsonl",
-        "formatting": "sharegpt",
-        "columns": {"messages": "messages", "kto_tag": "label"},
-        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
-    }
-    row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "label": True}
-    source = entry(tmp_path, values, row)
-    assert examples(source)[0].label is True
+def test_labeled_rows_are_for_kto(tmp_path: Path) -> None:
+    values = {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": {"messages": "m", "kto_tag": "label"}}
+    turns = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
+    source = entry(tmp_path, values, {"m": turns, "label": True})
     refuse_untrainable(source.detect(source.rows()), "x", "kto")
     with pytest.raises(UserError, match=r"labeled good or bad, and train\.objective is sft"):
         refuse_untrainable(source.detect(source.rows()), "x", "sft")
@@ -415,60 +350,23 @@ LISTED = {
 }
 
 
-def dataset_list(directory: Path, **entries: Any) -> Path:
-    """A file of datasets, beside ``rows.jsonl``, which holds one row of the standard format."""
-    if not (directory / "rows.jsonl").exists():
-        write(directory / "rows.jsonl", json_lines([LISTED]))
+def dataset_list(directory: Path, row: dict[str, Any] = LISTED, **entries: Any) -> Path:
+    """List of datasets of LLaMA-Factory v1 beside ``rows.jsonl`` with one row."""
+    write(directory / "rows.jsonl", json_lines([row]))
     return write(directory / "v1.yaml", yaml.safe_dump(entries))
-
-
-def first(source: DataSource) -> Example:
-    rows: list[Row] = list(source.rows())
-    return source.detect(rows[:SAMPLE]).example(rows[0])
-
-
-def test_rows_of_the_standard_format(tmp_path: Path) -> None:
-    file = dataset_list(tmp_path, mine={"path": "rows.jsonl", "source": "local"})
-    source = single_source(f"{file}#mine")
-    assert [(message.role, message.content, message.train) for message in first(source).messages] == [
-        ("user", "hi", None),
-        ("assistant", "Hello!", True),
-    ]
-    assert source.name == f"{file}#mine"
-    assert source.note == ""
 
 
 def test_all_datasets_of_a_file_or_one_by_name(tmp_path: Path) -> None:
     entry = {"path": "rows.jsonl", "source": "local"}
     file = dataset_list(tmp_path, one=entry, two={**entry, "size": 1, "weight": 1.0, "streaming": True})
-    assert [source.name.rpartition("#")[2] for source in flat_sources(str(file))] == ["one", "two"]
+    assert [(source.name, source.note) for source in flat_sources(str(file))] == [
+        (f"{file}#one", ""),
+        (f"{file}#two", ""),
+    ]
     assert [source.limit for source in flat_sources(str(file))] == [None, 1]
     with pytest.raises(UserError, match="has no dataset twp") as caught:
         resolve_source(f"{file}#twp")
     assert caught.value.hint == "Did you mean two?"
-
-
-@cases(
-    ("converter", "row", "said"),
-    [
-        ("alpaca", {"instruction": "do", "input": "it", "output": "done", "system": "s"}, ["s", "do\nit", "done"]),
-        ("alpaca", {"instruction": "do", "output": "done"}, ["do", "done"]),
-        ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ["q", "a"]),
-        (
-            "pair",
-            {
-                "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}],
-                "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "bad"}],
-            },
-            ["q", "good", "bad"],
-        ),
-    ],
-)
-def test_converters(tmp_path: Path, converter: str, row: dict[str, Any], said: list[str]) -> None:
-    write(tmp_path / "rows.jsonl", json_lines([row]))
-    file = dataset_list(tmp_path, mine={"path": "rows.jsonl", "source": "local", "converter": converter})
-    example = first(single_source(f"{file}#mine"))
-    assert [turn.content for turn in (*example.messages, *example.chosen, *example.rejected)] == said
 
 
 def test_paths_start_where_llama_factory_is_run(tmp_path: Path) -> None:
@@ -476,7 +374,7 @@ def test_paths_start_where_llama_factory_is_run(tmp_path: Path) -> None:
     file = dataset_list(tmp_path / "data", mine={"path": "data/rows.jsonl", "source": "local"})
     source = single_source(f"{file}#mine")
     assert source.path.resolve() == (tmp_path / "data" / "rows.jsonl").resolve()
-    assert first(source).answer == "Hello!"
+    assert [example.answer for example in examples(source)] == ["Hello!"]
     write(tmp_path / "other.jsonl", json_lines([LISTED]))
     outside = dataset_list(tmp_path / "data", mine={"path": "other.jsonl", "source": "local"})
     assert "outside of its directory" in single_source(f"{outside}#mine").note
