@@ -12,11 +12,14 @@ VIEWS: dict[str, Callable[[Example], Any]] = {
     "turns": lambda example: [[message.role, message.content] for message in example.messages],
     "train": lambda example: [message.train for message in example.messages],
     "reasoning": lambda example: [message.reasoning for message in example.messages],
-    "calls": lambda example: [call["function"] for message in example.messages for call in message.tool_calls],
-    "call ids": lambda example: [message.tool_call_id for message in example.messages if message.role == "tool"],
+    "calls": lambda example: [dict(call) for message in example.messages for call in message.tool_calls],
+    "answered": lambda example: [
+        [message.name, message.tool_call_id] for message in example.messages if message.role == "tool"
+    ],
     "tools": lambda example: [tool["function"]["name"] for tool in example.tools],
     "chosen": lambda example: [message.content for message in example.chosen],
     "rejected": lambda example: [message.content for message in example.rejected],
+    "trained answers": lambda example: [side[-1].train for side in (example.chosen, example.rejected)],
     "label": lambda example: example.label,
     "text": lambda example: example.text,
     "segments": lambda example: [[segment.text, segment.train] for segment in example.segments],

@@ -25,7 +25,6 @@ from core.data.formats.mapping import ColumnMap, UnknownColumnsError
 from core.data.formats.shapes import find_parts
 from core.errors import UserError
 from tests.cases import cases
-from tests.core.data.conversations import spoken
 from tests.core.data.registries.test_axolotl import axolotl
 from tests.core.data.registries.test_resolve import entry
 from tests.examples import examples
@@ -33,64 +32,10 @@ from tests.examples import examples
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
-def read(columns: dict[ColumnRole, str], data: dict[str, Any]) -> Example:
-    chosen = choose([Row(0, 1, data)], "auto", "f", ColumnMap(columns))
-    return chosen.example(Row(0, 1, data))
-
-
-def test_a_question_and_an_answer() -> None:
-    data = {"q": "what", "a": "that", "s": "be brief", "c": "here", "h": [["q0", "a0"]], "completion": "not this"}
-    columns: dict[ColumnRole, str] = {"user": "q", "assistant": "a", "system": "s", "context": "c", "history": "h"}
-    assert spoken(read(columns, data)) == [
-        ("system", "be brief"),
-        ("user", "q0"),
-        ("assistant", "a0"),
-        ("user", "what\nhere"),
-        ("assistant", "that"),
-    ]
-    assert spoken(read({"user": "q", "assistant": "a"}, data)) == [("user", "what"), ("assistant", "that")]
-
-
-def test_what_is_optional_may_be_missing_and_the_rest_may_not() -> None:
-    columns: dict[ColumnRole, str] = {"user": "q", "assistant": "a", "system": "s", "context": "c"}
-    assert spoken(read(columns, {"q": "x", "a": "y"})) == [("user", "x"), ("assistant", "y")]
-    with pytest.raises(RowError, match="no column 'a'") as caught:
-        row_example(Row(0, 1, {"q": "x"}), "prompt_completion", ColumnMap(columns))
-    assert caught.value.code == "wrong_keys"
-
-
-def test_messages_with_names_of_their_own() -> None:
-    dialog = [
-        {"who": "Customer", "said": "hi"},
-        {"who": "Agent", "said": "hello", "learn": False},
-        {"who": "Visitor", "said": "bye"},
-        {"who": "Agent", "said": "see you", "learn": True},
-    ]
-    columns: dict[ColumnRole, str] = {
-        "messages": "dialog",
-        "role": "who",
-        "content": "said",
-        "train": "learn",
-        "user_role": "Customer, Visitor",
-        "assistant_role": "Agent",
-    }
-    example = read(columns, {"dialog": dialog, "messages": "not these"})
-    assert [(turn.role, turn.content, turn.train) for turn in example.messages] == [
-        ("user", "hi", None),
-        ("assistant", "hello", False),
-        ("user", "bye", None),
-        ("assistant", "see you", True),
-    ]
-    assert dialog[0] == {"who": "Customer", "said": "hi"}
-
-
-def test_text_tokens_pairs_and_labels() -> None:
-    assert read({"text": "body"}, {"body": "words"}).text == "words"
-    assert list(read({"input_ids": "ids", "labels": "l"}, {"ids": [1, 2], "l": [-100, 2]}).labels or []) == [-100, 2]
-    pair = read({"user": "q", "chosen": "good", "rejected": "bad"}, {"q": "x", "good": "y", "bad": "z"})
-    assert (pair.answer, pair.rejected[0].content) == ("y", "z")
-    labeled = read({"user": "q", "assistant": "a", "label": "ok"}, {"q": "x", "a": "y", "ok": False})
-    assert labeled.label is False
+def test_a_missing_column_is_named() -> None:
+    columns = ColumnMap({"user": "q", "assistant": "a"})
+    with pytest.raises(RowError, match="no column 'a'"):
+        row_example(Row(0, 1, {"q": "x"}), "prompt_completion", columns)
 
 
 @cases(
