@@ -31,7 +31,7 @@ class Descriptor:
     """
 
     def __init__(self, source: Source, number: int) -> None:
-        self.is_closed = False
+        self.closed = threading.Event()
         self._source = source
         self._number = number
         self._lock = threading.Lock()
@@ -47,7 +47,7 @@ class Descriptor:
         while count > 0:
             try:
                 with self._lock:
-                    piece = None if self.is_closed else os.pread(self._number, count, offset)
+                    piece = None if self.closed.is_set() else os.pread(self._number, count, offset)
             except OSError as error:
                 shown = self._source.shown
                 raise UserError(f"{shown} cannot be read: {error.strerror}.", "Check the disk it is on.") from error
@@ -63,8 +63,8 @@ class Descriptor:
     def close(self) -> None:
         """Close the file; later calls do nothing."""
         with self._lock:
-            if not self.is_closed:
-                self.is_closed = True
+            if not self.closed.is_set():
+                self.closed.set()
                 os.close(self._number)
 
 
@@ -138,12 +138,12 @@ class SpooledBytes:
         Raises:
             UserError: If the file is damaged.
         """
-        if self.final or self._descriptor.is_closed:
+        if self.final or self._descriptor.closed.is_set():
             return
         if self._failure is not None:
             raise self._failure
         line = self._helper.stdout.readline()
-        if not line and self._descriptor.is_closed:
+        if not line and self._descriptor.closed.is_set():
             return
         if not line:
             hint = "It is damaged, or too large for the memory that is free."

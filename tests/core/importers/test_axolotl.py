@@ -79,84 +79,12 @@ def test_a_usual_file(tmp_path: Path) -> None:
     assert comment(imported, "train.max_length") == ""
 
 
-@cases(
-    ("text", "wanted"),
-    [
-        ("rl: dpo\nrl_beta: 0.2\n", ("dpo", 0.2, "sigmoid", 1.0)),
-        ("rl: dpo\ndpo_beta: 0.3\nrl_beta: 0.2\ndpo_loss_type: [hinge]\n", ("dpo", 0.3, "hinge", 1.0)),
-        ("rl: ipo\n", ("dpo", 0.1, "ipo", 1.0)),
-        ("rl: orpo\norpo_alpha: 0.5\n", ("orpo", 0.5, "sigmoid", 1.0)),
-        ("rl: kto\nkto_desirable_weight: 1.33\n", ("kto", 0.1, "sigmoid", 1.33)),
-        ("rl: grpo\nrl_beta: 0.2\nkto_desirable_weight: 1.33\n", ("sft", 0.1, "sigmoid", 1.0)),
-    ],
-)
-def test_preferences(tmp_path: Path, text: str, wanted: tuple[Any, ...]) -> None:
-    rows(tmp_path / "rows.jsonl")
-    imported = carry(tmp_path, BASE + text)
-    assert_all_accounted(imported, keys_of(BASE + text, AXOLOTL.sections))
-    train = loaded(tmp_path, imported).train
-    assert (train.objective, train.beta, train.dpo_loss, train.desirable_weight) == wanted
-
-
-def test_what_does_not_go_with_a_comparison_is_left_out(tmp_path: Path) -> None:
-    rows(tmp_path / "rows.jsonl")
-    text = f"{BASE}rl: dpo\ntrain_on_inputs: true\nneftune_noise_alpha: 5\npeft_init_lora_weights: loftq\n"
-    imported = carry(tmp_path, text)
-    for key in ("train_on_inputs", "neftune_noise_alpha", "peft_init_lora_weights"):
-        assert entry(imported, key)[0] == "unsupported"
-    config = loaded(tmp_path, imported)
-    assert (config.train.objective, config.data.supervise, config.method.neftune_alpha) == ("dpo", "assistant", None)
-
-
-def test_a_loss_or_a_number_that_does_not_count_is_told(tmp_path: Path) -> None:
-    text = f"{BASE}rl: dpo\ndpo_beta: 0.3\nrl_beta: 0.2\ndpo_loss_type: [hinge, ipo]\norpo_alpha: 1\n"
-    imported = carry(tmp_path, text)
-    assert entry(imported, "rl_beta")[0] == "unsupported"
-    assert entry(imported, "dpo_loss_type")[0] == "unsupported"
-    assert entry(imported, "orpo_alpha")[1].reason == "It has no effect with this objective."
-
-
-@pytest.mark.parametrize(("text", "patience"), [("", 3), ("loss_watchdog_patience: 5\n", 5)])
-def test_the_loss_watchdog_is_the_same_rule(tmp_path: Path, text: str, patience: int) -> None:
-    imported = carry(tmp_path, f"{BASE}loss_watchdog_threshold: 5\n{text}")
-    assert entry(imported, "loss_watchdog_threshold")[0] == "changed"
-    train = loaded(tmp_path, imported).train
-    assert (train.loss_limit, train.on_loss_spike, train.loss_spike) == (5.0, "stop", 0.0)
-    assert train.loss_spike_patience == patience
-
-
-def test_the_patience_of_a_watchdog_without_a_limit_says_nothing(tmp_path: Path) -> None:
-    imported = carry(tmp_path, f"{BASE}loss_watchdog_patience: 5\n")
-    assert entry(imported, "loss_watchdog_patience")[1].to is None
-    assert loaded(tmp_path, imported).train.on_loss_spike == "warn"
-
-
 def test_defaults_that_are_not_ours_are_written(tmp_path: Path) -> None:
     imported = carry(tmp_path, "base_model: a/b\nmicro_batch_size: 1\n")
     assert setting(imported, "train.max_length") == 512
     assert "512" in comment(imported, "train.max_length")
     assert entry(imported, "sequence_len") == ("changed", entry(imported, "sequence_len")[1])
     assert entry(imported, "sequence_len")[1].value is None
-
-
-@cases(
-    ("text", "name", "part"),
-    [
-        ("adapter: lora", "lora", ""),
-        ("adapter: lora\nload_in_8bit: true", "qlora", "8 bits are not available"),
-        ("adapter: lora\nload_in_4bit: true", "lora", ""),
-        ("adapter: qlora\nload_in_4bit: true", "qlora", ""),
-        ("adapter:", "full", "all weights"),
-        ("lora_r: 8", "full", "all weights"),
-        ("adapter: llama-adapter", "lora", "not available"),
-    ],
-)
-def test_methods(tmp_path: Path, text: str, name: str, part: str) -> None:
-    imported = carry(tmp_path, f"base_model: a/b\nsequence_len: 64\n{text}\n")
-    assert setting(imported, "method.name") == name
-    assert part in comment(imported, "method.name")
-    assert bool(part) == bool(comment(imported, "method.name"))
-    assert_all_accounted(imported, keys_of(f"base_model: x\nsequence_len: 1\n{text}", AXOLOTL.sections))
 
 
 @cases(
@@ -176,6 +104,11 @@ def test_what_axolotl_refuses_is_refused(tmp_path: Path, text: str, line: int, p
     assert f", line {line}: " in caught.value.message
     assert part in caught.value.message
     assert caught.value.hint
+
+
+def test_the_two_names_of_noise_are_refused_together(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"theirs\.yml, line \d+: noisy_embedding_alpha is the old name"):
+        carry(tmp_path, f"{BASE}noisy_embedding_alpha: 5\nneftune_noise_alpha: 5\n")
 
 
 # Evaluation.
@@ -325,42 +258,3 @@ def test_templates_of_their_own(tmp_path: Path) -> None:
         assert setting(imported, name) == value, text
         assert_all_accounted(imported, keys_of(BASE + text, AXOLOTL.sections))
         loaded(tmp_path, imported)
-
-
-def test_loftq_goes_with_4_bits_only(tmp_path: Path) -> None:
-    text = f"{BASE}peft_init_lora_weights: loftq\n"
-    where, said = entry(carry(tmp_path, text), "peft_init_lora_weights")
-    assert where == "unsupported"
-    assert "nothing is rounded" in said.reason
-    text = text.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true")
-    assert setting(carry(tmp_path, text), "method.init") == "loftq"
-
-
-@cases(
-    ("lines", "tools", "mode"),
-    [
-        ("wandb_project: mine\nwandb_name: first\n", ["wandb"], "offline"),
-        ("wandb_project: mine\nwandb_name: first\nwandb_mode: online\n", ["wandb"], "online"),
-        ("wandb_project: mine\nwandb_name: first\nwandb_mode: disabled\n", None, "offline"),
-        (
-            "use_tensorboard: true\nuse_trackio: true\ntrackio_project_name: mine\ntrackio_run_name: first\n",
-            2,
-            "offline",
-        ),
-        ("wandb_project: mine\ntrackio_project_name: other\nuse_trackio: yes\nwandb_name: first\n", 3, "offline"),
-        ("use_wandb: ''\nwandb_project: ''\nuse_tensorboard: false\n", None, "offline"),
-    ],
-)
-def test_trackers_are_carried_over(tmp_path: Path, lines: str, tools: list[str] | int | None, mode: str) -> None:
-    rows(tmp_path / "rows.jsonl")
-    imported = carry(tmp_path, f"{BASE}datasets: [{{path: rows.jsonl, type: alpaca}}]\n{lines}", "axolotl")
-    tracking = loaded(tmp_path, imported).tracking
-    several = {2: ["tensorboard", "trackio"], 3: ["trackio", "wandb"]}
-    assert tracking.tools == (several[tools] if isinstance(tools, int) else tools)
-    assert tracking.wandb_mode == mode
-    if "mine" in lines:
-        assert (tracking.project, tracking.name) == ("mine", "first")
-    if "other" in lines:
-        assert entry(imported, "trackio_project_name")[0] == "unsupported"
-    if tools == ["wandb"] and mode == "offline":
-        assert "tracking.wandb_mode is online" in comment(imported, "tracking.wandb_mode")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -57,28 +56,6 @@ eval_steps: 100
 per_device_eval_batch_size: 1
 """
 BASE = "model_name_or_path: a/b\nstage: sft\nfinetuning_type: lora\nlora_rank: 8\ncutoff_len: 64\n"
-
-
-@cases(
-    ("text", "wanted"),
-    [
-        ("stage: dpo\npref_beta: 0.2\n", ("dpo", 0.2, "sigmoid", 1.0)),
-        ("stage: dpo\npref_loss: ipo\n", ("dpo", 0.1, "ipo", 1.0)),
-        ("stage: dpo\npref_loss: simpo\n", ("dpo", 0.1, "sigmoid", 1.0)),
-        ("stage: dpo\npref_loss: orpo\npref_beta: 0.3\n", ("orpo", 0.3, "sigmoid", 1.0)),
-        ("stage: kto\nkto_rejected_weight: 0.5\npref_beta: 0.3\n", ("kto", 0.3, "sigmoid", 0.5)),
-        ("stage: sft\nkto_rejected_weight: 0.5\npref_beta: 0.3\npref_loss: ipo\n", ("sft", 0.1, "sigmoid", 1.0)),
-        ("stage: ppo\n", ("sft", 0.1, "sigmoid", 1.0)),
-    ],
-)
-def test_preferences(tmp_path: Path, text: str, wanted: tuple[Any, ...]) -> None:
-    registry(tmp_path)
-    whole = BASE.replace("stage: sft\n", "") + "dataset: mine\n" + text
-    imported = carry(tmp_path, whole)
-    assert_all_accounted(imported, keys_of(whole, LLAMA_FACTORY.sections))
-    train = loaded(tmp_path, imported).train
-    assert (train.objective, train.beta, train.dpo_loss, train.undesirable_weight) == wanted
-    assert (entry(imported, "stage")[0] == "unsupported") == ("ppo" in text)
 
 
 def registry(directory: Path) -> None:
@@ -138,32 +115,6 @@ def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
     loaded(tmp_path, imported)
 
 
-def test_other_methods_are_adapters_here(tmp_path: Path) -> None:
-    imported = carry(tmp_path, "model_name_or_path: a/b\nfinetuning_type: oft\n")
-    where, said = entry(imported, "finetuning_type")
-    assert (where, said.to, setting(imported, "method.name")) == ("unsupported", "method.name", "lora")
-    assert "OFT" in comment(imported, "method.name")
-
-
-@cases(
-    ("text", "layers"),
-    [("full", None), ("freeze", None), ("freeze\nfreeze_trainable_layers: -3\nfreeze_trainable_modules: all", 3)],
-)
-def test_weights_are_trained_as_there(tmp_path: Path, text: str, layers: int | None) -> None:
-    imported = carry(tmp_path, f"model_name_or_path: a/b\nfinetuning_type: {text}\n")
-    assert entry(imported, "finetuning_type")[0] == "carried"
-    assert setting(imported, "method.name") == text.splitlines()[0]
-    assert setting(imported, "method.trainable_layers") == layers
-    assert setting(imported, "method.trainable_end") == (None if layers is None else "first")
-    assert setting(imported, "memory.optimizer_in_backward") == "off", "they add gradients up"
-    loaded(tmp_path, imported)
-
-
-def test_single_modules_of_layers_are_not_trained_alone(tmp_path: Path) -> None:
-    text = "model_name_or_path: a/b\nfinetuning_type: freeze\nfreeze_trainable_modules: mlp\n"
-    assert entry(carry(tmp_path, text), "freeze_trainable_modules")[0] == "unsupported"
-
-
 def test_what_it_refuses_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mask_history does not go with train_on_prompt"):
         carry(tmp_path, f"{BASE}mask_history: true\ntrain_on_prompt: true\n")
@@ -202,25 +153,6 @@ def test_rows_to_measure_on(tmp_path: Path) -> None:
     assert config.data.eval == f"{tmp_path}/data/dataset_info.json#talks"
     assert config.data.eval_share == 0
     assert entry(imported, "val_size")[0] == "unsupported"
-
-
-@cases(
-    ("value", "tools", "where"),
-    [
-        ("wandb", ["wandb"], "carried"),
-        ("[tensorboard, trackio]", ["tensorboard", "trackio"], "carried"),
-        ("[wandb, mlflow]", ["wandb"], "changed"),
-        ("mlflow", None, "unsupported"),
-        ("all", None, "unsupported"),
-        ("none", None, "carried"),
-    ],
-)
-def test_reports_become_trackers(tmp_path: Path, value: str, tools: list[str] | None, where: str) -> None:
-    registry(tmp_path)
-    imported = carry(tmp_path, f"{BASE}dataset: mine\nreport_to: {value}\nrun_name: first\n")
-    assert entry(imported, "report_to")[0] == where
-    tracking = loaded(tmp_path, imported).tracking
-    assert (tracking.tools, tracking.name) == (tools, "first")
 
 
 def test_an_entry_with_pictures_is_carried_with_a_word_about_its_rows(tmp_path: Path) -> None:

@@ -10,11 +10,21 @@ import yaml
 
 from core.config.schema import find_option
 from core.errors import UserError
-from core.importers.convert import TOOLS, import_config
+from core.importers.convert import TOOLS, Imported, import_config
 from core.importers.tool import REASONS, Choice, Copy, Tool, Unsupported, table
 from core.importers.translation import Entry, is_one_of
 from tests.cases import cases
-from tests.core.importers.helpers import assert_all_accounted, carry, entries, keys_of, loaded, rows, setting
+from tests.core.importers.helpers import (
+    assert_all_accounted,
+    carry,
+    comment,
+    entries,
+    entry,
+    keys_of,
+    loaded,
+    rows,
+    setting,
+)
 
 PAGE = Path(__file__).parents[3] / "docs" / "import.md"
 EVERY = cases("tool", TOOLS.values(), ids=lambda tool: tool.kind)
@@ -50,7 +60,7 @@ BASES: dict[str, dict[str, Any]] = {
     },
     "unsloth": {"model": "a/b"},
 }
-HELD = {
+HELD: dict[str, dict[str, Any]] = {
     "axolotl": {"datasets": [{"path": "rows.jsonl", "type": "alpaca"}], "val_set_size": 0.1},
     "llama-factory": {"val_size": 0.1},
 }
@@ -79,24 +89,66 @@ def imported_with(directory: Path, tool: Tool, values: dict[str, Any]) -> dict[s
     found: dict[str, list[Entry]] = {}
     imported = import_config(path, tool.kind, directory)
     assert not imported.unknown
-    for entry in entries(imported):
-        assert entry in imported.carried or entry.reason.endswith((".", "?")), entry
-        found.setdefault(entry.key, []).append(entry)
+    for each in entries(imported):
+        assert each in imported.carried or each.reason.endswith((".", "?")), each
+        found.setdefault(each.key, []).append(each)
     return found
 
 
-@cases(
-    ("section", "given", "wanted"),
-    [(section, case["give"], case["want"]) for section, found in SETTINGS.items() for case in found],
-)
-def test_settings_become_options(tmp_path: Path, section: str, given: dict[str, Any], wanted: dict[str, Any]) -> None:
+def settled(directory: Path, section: str, given: dict[str, Any]) -> Imported:
+    """Import the settings with the base file of a section; the result loads, and every key has one entry."""
     kind, _, held = section.partition(" with ")
     text = yaml.safe_dump(BASES[kind] | (HELD[kind] if held else {}) | given)
-    rows(tmp_path / "rows.jsonl")
-    imported = carry(tmp_path, text, kind)
-    assert {name: setting(imported, name) for name in wanted} == wanted
+    rows(directory / "rows.jsonl")
+    imported = carry(directory, text, kind)
     assert_all_accounted(imported, keys_of(text, TOOLS[kind].sections))
-    loaded(tmp_path, imported)
+    loaded(directory, imported)
+    return imported
+
+
+@cases(("section", "case"), [(section, case) for section, found in SETTINGS.items() for case in found])
+def test_settings_become_options(tmp_path: Path, section: str, case: dict[str, Any]) -> None:
+    imported = settled(tmp_path, section, case["give"])
+    for name, value in case.get("want", {}).items():
+        assert setting(imported, name) == value, name
+    for key, (where, option) in case.get("keys", {}).items():
+        found = entry(imported, key)
+        assert (found[0], found[1].to) == (where, option), key
+    for key, words in case.get("reasons", {}).items():
+        assert words in entry(imported, key)[1].reason
+    for name, words in case.get("comments", {}).items():
+        assert words in comment(imported, name)
+        assert bool(words) == bool(comment(imported, name)), name
+
+
+@cases(
+    ("tool", "given"),
+    [
+        ("axolotl", {"sample_packing": False, "eval_sample_packing": True}),
+        ("axolotl", {"sample_packing": True, "rl": "dpo"}),
+        ("axolotl", {"sample_packing": True, "neftune_noise_alpha": 5}),
+        ("axolotl", {"sample_packing": True, "noisy_embedding_alpha": 5}),
+        ("axolotl", {"batch_flattening": True, "rl": "dpo"}),
+        ("llama-factory", {"packing": True, "neftune_noise_alpha": 5}),
+        ("llama-factory", {"packing": True, "stage": "dpo"}),
+        ("llama-factory", {"packing": False}),
+    ],
+)
+def test_rows_that_are_not_packed(tmp_path: Path, tool: str, given: dict[str, Any]) -> None:
+    """The file itself would refuse packing with noise, and with preferences."""
+    imported = settled(tmp_path, f"{tool} with rows held out", given)
+    assert entry(imported, next(iter(given)))[1].to is None
+    assert setting(imported, "train.packing") is None
+    assert not any("packing" in remark for remark in imported.remarks)
+
+
+@cases(("tool", "key"), [("axolotl", "sample_packing"), ("llama-factory", "neat_packing")])
+def test_packed_rows_make_a_smaller_batch(tmp_path: Path, tool: str, key: str) -> None:
+    section = f"{tool} with rows held out"
+    packed = settled(tmp_path, section, {key: True})
+    assert "Packed rows held several each" in comment(packed, "train.batch_size")
+    unpacked = settled(tmp_path, section, {key: False, "gradient_accumulation_steps": 2})
+    assert "Packed" not in comment(unpacked, "train.batch_size")
 
 
 @EVERY
@@ -121,10 +173,10 @@ def test_an_unsupported_key_has_one_entry_with_a_reason(tmp_path: Path, tool: To
     keys = keys_with(tool, Unsupported)
     found = imported_with(tmp_path, tool, dict.fromkeys(keys, value))
     for key in keys:
-        (entry,) = found[key]
+        (only,) = found[key]
         rule = tool.table[key]
         assert isinstance(rule, Unsupported)
-        assert (entry.reason == rule.reason) == (value is not None and not is_one_of(value, rule.off)), entry
+        assert (only.reason == rule.reason) == (value is not None and not is_one_of(value, rule.off)), only
 
 
 @EVERY

@@ -87,12 +87,3 @@ def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
         assert comment(imported, name), name
     assert entry(imported, "data")[0] == "carried"
     loaded(tmp_path, imported)
-
-
-def test_loftq_goes_with_4_bits_only(tmp_path: Path) -> None:
-    text = "model: a/b\ntraining:\n  load_in_4bit: false\nlora:\n  use_loftq: true\n"
-    imported = carry(tmp_path, text, "unsloth")
-    assert setting(imported, "method.init") is None
-    where, said = entry(imported, "lora.use_loftq")
-    assert where == "unsupported"
-    assert "nothing is rounded" in said.reason
