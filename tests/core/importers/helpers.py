@@ -77,3 +77,8 @@ def comment(imported: Imported, name: str) -> str:
 def rows(path: Path) -> Path:
     """A small data file."""
     return write(path, json_lines(pairs(3)))
+
+
+def questions(count: int) -> str:
+    """Rows of Alpaca's format."""
+    return json_lines([{"instruction": f"q{number}", "input": "", "output": "a"} for number in range(count)])

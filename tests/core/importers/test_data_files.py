@@ -20,7 +20,7 @@ from core.importers.data_files import Part, read_splits
 from core.importers.redact import holds_secret
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
-from tests.core.importers.helpers import carry, comment, entry, loaded, setting
+from tests.core.importers.helpers import carry, comment, entry, loaded, questions, setting
 from tests.core.importers.test_axolotl import BASE
 from tests.core.importers.test_axolotl import BASE as AXOLOTL
 from tests.core.importers.test_llama_factory import BASE as LLAMA_FACTORY
@@ -28,48 +28,11 @@ from tests.core.importers.test_llama_factory import BASE as LLAMA_FACTORY
 ENTRY = "datasets: [{path: a.jsonl, type: alpaca}]\nmicro_batch_size: 4\n"
 
 
-def questions(count: int) -> str:
-    return json_lines([{"instruction": f"q{number}", "input": "", "output": "a"} for number in range(count)])
-
-
 @pytest.fixture
 def hundred(tmp_path: Path) -> Path:
     """A directory with a file of a hundred rows."""
     write(tmp_path / "a.jsonl", questions(100))
     return tmp_path
-
-
-@cases(
-    ("text", "name", "value"),
-    [
-        ("saves_per_epoch: 1", "checkpoint.every_steps", 25),
-        ("saves_per_epoch: 2", "checkpoint.every_steps", 13),
-        ("saves_per_epoch: 1000", "checkpoint.every_steps", 1),
-        ("saves_per_epoch: 0", "checkpoint.every_steps", None),
-        ("saves_per_epoch: -2", "checkpoint.every_steps", None),
-        ("saves_per_epoch: 1.0e-320", "checkpoint.every_steps", None),
-        ("saves_per_epoch: 1.0e-320\nmax_steps: 9", "checkpoint.every_steps", None),
-        ("save_steps: 0.5\nnum_epochs: 1.0e+308", "checkpoint.every_steps", None),
-        ("save_strategy: epoch", "checkpoint.every_steps", 25),
-        ("save_strategy: epoch\nsave_steps: 7", "checkpoint.every_steps", 25),
-        ("save_strategy: steps\nsave_steps: 7", "checkpoint.every_steps", 7),
-        ("save_strategy: no", "checkpoint.every_steps", None),
-        ("save_steps: 0.1\nnum_epochs: 2", "checkpoint.every_steps", 5),
-        # A share of the steps that there are, whatever an epoch has.
-        ("saves_per_epoch: 2\nnum_epochs: 3\nmax_steps: 60", "checkpoint.every_steps", 10),
-        ("evals_per_epoch: 4\nval_set_size: 0.2", "eval.every_steps", 5),
-        ("evals_per_epoch: 4\nval_set_size: 20", "eval.every_steps", 5),
-        ("eval_strategy: epoch\nval_set_size: 0.2", "eval.every_steps", 20),
-        ("evals_per_epoch: 4", "eval.every_steps", None),
-        ("evals_per_epoch: 0\nval_set_size: 0.2", "eval.every_steps", None),
-        ("val_set_size: 20", "data.eval_share", 0.2),
-        ("val_set_size: 80", "data.eval_share", 0.5),
-    ],
-)
-def test_axolotl(hundred: Path, text: str, name: str, value: Any) -> None:
-    imported = carry(hundred, f"{AXOLOTL}{ENTRY}{text}\n")
-    assert setting(imported, name) == value
-    loaded(hundred, imported)
 
 
 def test_the_comment_says_from_what(hundred: Path) -> None:
@@ -123,44 +86,6 @@ def registry(directory: Path, **counts: int) -> None:
         known[name] = {"file_name": f"{name}.jsonl"}
     known["capped"] = {"file_name": "one.jsonl", "num_samples": 10}
     write(directory / "data" / "dataset_info.json", json.dumps(known))
-
-
-@cases(
-    ("text", "name", "value"),
-    [
-        ("dataset: one\nsave_strategy: epoch", "checkpoint.every_steps", 12),
-        ("dataset: capped\nsave_strategy: epoch", "checkpoint.every_steps", 2),
-        ("dataset: one,two\nsave_strategy: epoch\nmax_samples: 40", "checkpoint.every_steps", 8),
-        ("dataset: one\nval_size: 25\neval_strategy: epoch", "eval.every_steps", 9),
-        ("dataset: one\nval_size: 25", "data.eval_share", 0.263),
-        ("dataset: one\nval_size: 0.1\neval_on_start: true", "eval.baseline", True),
-        ("dataset: one\neval_on_start: true", "eval.baseline", None),
-        ("dataset: one\nmax_samples: 40", "data.weights", [0.421]),
-        ("dataset: one\nmax_samples: 95", "data.weights", None),
-        ("dataset: one,two\nmax_samples: 40", "data.weights", [0.421, 1.0]),
-        ("dataset: far\nmax_samples: 40", "data.weights", None),
-        ("dataset: one,two\nmix_strategy: concat", "data.weights", None),
-        ("dataset: one,two\nmix_strategy: interleave_under", "data.weights", [0.211, 1.0]),
-        ("dataset: one,two\nmix_strategy: interleave_over", "data.weights", [1.0, 4.75]),
-        ("dataset: one,two\nmix_strategy: interleave_under\ninterleave_probs: 0.5,0.5", "data.weights", [0.211, 1.0]),
-        ("dataset: one,two\nmix_strategy: interleave_under\ninterleave_probs: '0.9'", "data.weights", None),
-        ("dataset: one,two\ninterleave_probs: 0.5,0.5", "data.weights", None),
-        ("dataset: one,two\nmix_strategy: interleave_over\ninterleave_probs: 1e-320,1", "data.weights", None),
-        ("dataset: one\nuse_cpu: true", "hardware.device", "cpu"),
-        ("dataset: one\nuse_cpu: false", "hardware.device", None),
-        ("dataset: one\nmax_steps: 30\nnum_train_epochs: 2", "train.epochs", None),
-        ("dataset: one\nsplit_special_tokens: true", "data.special_tokens", None),
-        ("dataset: one", "data.special_tokens", "keep"),
-    ],
-)
-def test_llama_factory(tmp_path: Path, text: str, name: str, value: Any) -> None:
-    registry(tmp_path, one=95, two=20)
-    imported = carry(tmp_path, f"{LLAMA_FACTORY}{text}\n")
-    assert setting(imported, name) == value
-    assert {line.partition(":")[0] for line in text.splitlines()} <= {
-        said.key for said in [*imported.carried, *imported.changed, *imported.unsupported]
-    }
-    loaded(tmp_path, imported)
 
 
 def test_so_many_rows_are_used_in_an_epoch(tmp_path: Path) -> None:

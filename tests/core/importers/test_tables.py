@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from core.importers.convert import TOOLS, Imported, import_config
 from core.importers.tool import REASONS, Choice, Copy, Tool, Unsupported, table
 from core.importers.translation import Entry, is_one_of
 from tests.cases import cases
+from tests.core.data.sample_files import write
 from tests.core.importers.helpers import (
     assert_all_accounted,
     carry,
@@ -22,7 +24,7 @@ from tests.core.importers.helpers import (
     entry,
     keys_of,
     loaded,
-    rows,
+    questions,
     setting,
 )
 
@@ -39,31 +41,10 @@ LEAST: dict[str, dict[str, Any]] = {
     },
     "unsloth": {"model": "org/model", "training": {"training_type": "lora"}},
 }
-#: Settings of each tool, and the options that they become.
-SETTINGS = yaml.safe_load((Path(__file__).parent / "settings.yaml").read_text(encoding="utf-8"))
-#: Files to which they are added.
-BASES: dict[str, dict[str, Any]] = {
-    "axolotl": {
-        "base_model": "a/b",
-        "adapter": "lora",
-        "lora_r": 8,
-        "lora_alpha": 16,
-        "sequence_len": 64,
-        "learning_rate": 0.0001,
-    },
-    "llama-factory": {
-        "model_name_or_path": "a/b",
-        "stage": "sft",
-        "finetuning_type": "lora",
-        "lora_rank": 8,
-        "cutoff_len": 64,
-    },
-    "unsloth": {"model": "a/b"},
-}
-HELD: dict[str, dict[str, Any]] = {
-    "axolotl": {"datasets": [{"path": "rows.jsonl", "type": "alpaca"}], "val_set_size": 0.1},
-    "llama-factory": {"val_size": 0.1},
-}
+#: Files of each tool with the settings that are added to them, and the options that they become.
+SETTINGS: dict[str, dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("settings.yaml").read_text(encoding="utf-8")
+)
 #: Values of every type; a key accepts at least one.
 VALUES: tuple[Any, ...] = (True, 1, "x", 0.5, "none", "steps", "drop", [0.5], ["x"], {"x": 1}, [{"path": "rows.jsonl"}])
 
@@ -96,17 +77,20 @@ def imported_with(directory: Path, tool: Tool, values: dict[str, Any]) -> dict[s
 
 
 def settled(directory: Path, section: str, given: dict[str, Any]) -> Imported:
-    """Import the settings with the base file of a section; the result loads, and every key has one entry."""
-    kind, _, held = section.partition(" with ")
-    text = yaml.safe_dump(BASES[kind] | (HELD[kind] if held else {}) | given)
-    rows(directory / "rows.jsonl")
-    imported = carry(directory, text, kind)
-    assert_all_accounted(imported, keys_of(text, TOOLS[kind].sections))
+    """Import the file of a section with these settings; the result loads, and every key has one entry."""
+    values = SETTINGS[section]
+    for name, count in values.get("rows", {}).items():
+        write(directory / name, questions(count))
+    if "registry" in values:
+        write(directory / "data" / "dataset_info.json", json.dumps(values["registry"]))
+    text = yaml.safe_dump(values["base"] | given)
+    imported = carry(directory, text, values["tool"])
+    assert_all_accounted(imported, keys_of(text, TOOLS[values["tool"]].sections))
     loaded(directory, imported)
     return imported
 
 
-@cases(("section", "case"), [(section, case) for section, found in SETTINGS.items() for case in found])
+@cases(("section", "case"), [(name, case) for name, section in SETTINGS.items() for case in section["cases"]])
 def test_settings_become_options(tmp_path: Path, section: str, case: dict[str, Any]) -> None:
     imported = settled(tmp_path, section, case["give"])
     for name, value in case.get("want", {}).items():
