@@ -47,6 +47,11 @@ class Family:
         """The template without marks."""
         return _MARKS.sub("", self.marked)
 
+    def edited(self, old: str, new: str, count: int = -1) -> Family:
+        """The family with another template, which has the new text for the old one, without marks."""
+        assert old in self.template
+        return replace(self, marked=self.template.replace(old, new, count))
+
     def tokenizer(self) -> ModelTokenizer:
         backend = make_backend(self.kind, self.specials, self.rstrip, self.newlines)
         named = {"bos_token": self.bos, "eos_token": self.eos or self.stops[0]}

@@ -203,8 +203,7 @@ def test_reasoning_that_the_prompt_begins_is_gone_on_with() -> None:
 
 
 def test_reasoning_that_the_template_always_leaves_out_is_learned_all_the_same() -> None:
-    hides = dataclasses.replace(DEEPSEEK_R1, marked=DEEPSEEK_R1.template.replace("<think>\\n' }}", "' }}"))
-    assert hides.template != DEEPSEEK_R1.template
+    hides = DEEPSEEK_R1.edited("<think>\\n' }}", "' }}")
     decode = hides.tokenizer().decode
     first, second = learned_turns(mask(hides, talk("q", "<think>\nx\n</think>\n\none", "r", "two", reasoning="y")))
     assert decode(first[1]) == "<think>\nx\n</think>\n\none<｜end▁of▁sentence｜>"
@@ -300,19 +299,15 @@ def test_a_stop_that_is_not_one_token_is_refused() -> None:
 
 
 def test_a_template_that_leaves_out_what_is_to_be_learned_is_refused() -> None:
-    drops = dataclasses.replace(QWEN25, marked=QWEN25.template.replace("message.tool_calls or []", "[]"))
-    error = refusal(drops, with_tools())
+    error = refusal(QWEN25.edited("message.tool_calls or []", "[]"), with_tools())
     assert (error.code, "tool call" in error.message) == ("template_drops", True)
-    changes = SMOLLM2.template.replace(
-        "message['content'] + '<|im_end|>' }}", "message['content'][:3] + '<|im_end|>' }}"
-    )
-    assert refusal(dataclasses.replace(SMOLLM2, marked=changes), talk("a", "longer")).code == "template_drops"
+    changes = SMOLLM2.edited("message['content'] + '<|im_end|>' }}", "message['content'][:3] + '<|im_end|>' }}")
+    assert refusal(changes, talk("a", "longer")).code == "template_drops"
 
 
 def test_a_template_whose_answers_do_not_follow_its_prompt_is_refused() -> None:
-    template = SMOLLM2.template.replace("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>model\\n' }}")
-    assert template != SMOLLM2.template
-    assert refusal(dataclasses.replace(SMOLLM2, marked=template), talk("a", "b")).code == "template_rewrites"
+    other = SMOLLM2.edited("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>model\\n' }}")
+    assert refusal(other, talk("a", "b")).code == "template_rewrites"
 
 
 def test_a_template_that_writes_the_time_writes_the_same_in_all_rows_and_renderings() -> None:
@@ -445,15 +440,14 @@ def test_contents_are_never_read_as_template_code() -> None:
 
 
 def test_arguments_of_tool_calls_are_given_as_text_to_templates_that_want_text() -> None:
-    template = QWEN25.template.replace("call.function.arguments | tojson", "'```' + call.function.arguments + '```'")
-    row = mask(dataclasses.replace(QWEN25, marked=template), with_tools())
+    text = QWEN25.edited("call.function.arguments | tojson", "'```' + call.function.arguments + '```'")
+    row = mask(text, with_tools())
     assert '```{"a": 1, "b": 2}```' in QWEN25.tokenizer().decode(learned_turns(row)[0][1])
 
 
 def test_arguments_that_a_template_writes_out_as_they_are_are_json() -> None:
-    template = QWEN25.template.replace("{{- call.function.arguments | tojson }}", "{{- call.function.arguments }}")
-    assert template != QWEN25.template
-    answer = learned_turns(mask(dataclasses.replace(QWEN25, marked=template), with_tools()))[0][1]
+    plain = QWEN25.edited("{{- call.function.arguments | tojson }}", "{{- call.function.arguments }}")
+    answer = learned_turns(mask(plain, with_tools()))[0][1]
     assert '"arguments": {"a": 1, "b": 2}}' in QWEN25.tokenizer().decode(answer)
 
 
@@ -504,8 +498,7 @@ def test_ids_that_a_template_takes_stay() -> None:
 
 
 def test_a_template_that_refuses_calls_for_another_reason_says_that() -> None:
-    template = MISTRAL_SMALL.template.replace("9 in ids!", "no calls!").replace("!= 9", "!= 10")
-    error = refusal(dataclasses.replace(MISTRAL_SMALL, marked=template), with_tools())
+    error = refusal(MISTRAL_SMALL.edited("9 in ids!", "no calls!").edited("!= 9", "!= 10"), with_tools())
     assert error.message == "The chat template refuses the conversation: no calls."
 
 
@@ -606,8 +599,7 @@ def test_a_refusal_names_the_switch() -> None:
         off = dataclasses.replace(model, marked="{%- set enable_thinking = false %}\n" + model.marked)
         # The template sets it, so a variable cannot change it.
         assert refusal(off, example).message.endswith("that the answer begins with.")
-        off = dataclasses.replace(model, marked=model.marked.replace("is defined else true", "is defined else false"))
-        error = refusal(off, example)
+        error = refusal(model.edited("is defined else true", "is defined else false"), example)
         assert error.code == "template_rewrites"
         assert error.message.endswith(
             "With template.variables = {enable_thinking = true} it begins with the reasoning."

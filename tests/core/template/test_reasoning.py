@@ -122,35 +122,29 @@ def test_reasoning_fills_the_empty_block_of_a_template_that_knows_it_and_leaves_
 
 
 def test_reasoning_stands_before_the_end_of_the_block_that_the_prompt_begins() -> None:
-    hides = NEMOTRON.template.replace(
-        "message.reasoning_content and", "message.reasoning_content and message.tool_calls and"
-    )
-    shows_end = hides.replace("{{- '<think>' }}{{ '</think>'", "{{- '<think>\\n\\n' }}{{ '</think>'")
-    for template, answer in ((hides, "hm</think>yes"), (shows_end, "hm\n</think>yes")):
-        family = dataclasses.replace(NEMOTRON, marked=template)
-        assert family.template != NEMOTRON.template
+    hides = NEMOTRON.edited("message.reasoning_content and", "message.reasoning_content and message.tool_calls and")
+    shows_end = hides.edited("{{- '<think>' }}{{ '</think>'", "{{- '<think>\\n\\n' }}{{ '</think>'")
+    for family, answer in ((hides, "hm</think>yes"), (shows_end, "hm\n</think>yes")):
         assert said(family, talk("q", "yes", reasoning="hm")) == [f"{answer}<|im_end|>"]
 
 
 def test_a_template_is_told_to_think_or_not_by_a_line_before_it() -> None:
-    switch = NO_THINKING.template.replace(
+    switch = NO_THINKING.edited(
         "<think>\\n\\n</think>\\n\\n' }}", "' }}{{ '<think>\\n\\n</think>\\n\\n' if not thinks }}"
     )
-    assert switch != NO_THINKING.template
     example = talk("q", "<think>\nhm\n</think>\n\nyes")
-    assert refusal(dataclasses.replace(NO_THINKING, marked=switch), example).code == "template_rewrites"
-    told = dataclasses.replace(NO_THINKING, marked="{%- set thinks = true %}\n" + switch)
+    assert refusal(switch, example).code == "template_rewrites"
+    told = dataclasses.replace(switch, marked="{%- set thinks = true %}\n" + switch.marked)
     assert said(told, example) == ["<think>\nhm\n</think>\n\nyes<|im_end|>"]
 
 
 def test_a_template_that_writes_reasoning_after_the_call_is_refused() -> None:
-    late = QWEN25.template.replace("{{ message.content }}", "", 1).replace(
+    late = QWEN25.edited("{{ message.content }}", "", 1).edited(
         "{{- '<|im_end|>' }}{{ '\\n' }}", "{{- message.content + '<|im_end|>\\n' }}"
     )
-    assert late != QWEN25.template
     turns = list(with_tools().messages)
     turns[1] = dataclasses.replace(turns[1], reasoning="let me")
-    error = refusal(dataclasses.replace(QWEN25, marked=late), dataclasses.replace(with_tools(), messages=tuple(turns)))
+    error = refusal(late, dataclasses.replace(with_tools(), messages=tuple(turns)))
     assert (error.code, "before the reasoning" in error.message) == ("template_drops", True)
 
 
@@ -201,10 +195,9 @@ def test_reasoning_without_its_opening_is_gone_on_with_where_the_prompt_has_that
 
 
 def test_a_call_after_reasoning_that_the_prompt_begins_is_learned_with_it() -> None:
-    template = DEEPSEEK_R1.template.replace(
+    family = DEEPSEEK_R1.edited(
         "'<｜Assistant｜>' + content +", "'<｜Assistant｜>' + content + (message.tool_calls | tojson) +"
     )
-    family = dataclasses.replace(DEEPSEEK_R1, marked=template)
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     answer = said(family, talk("q", "", reasoning="let me", tool_calls=(call,)))[0]
     assert answer.startswith("let me\n</think>\n\n[{")
@@ -212,9 +205,7 @@ def test_a_call_after_reasoning_that_the_prompt_begins_is_learned_with_it() -> N
 
 
 def test_a_block_of_another_name_that_the_template_leaves_out_is_ended_by_that_name() -> None:
-    other = DEEPSEEK_R1.template.replace("think>", "thought>")
-    assert other != DEEPSEEK_R1.template
-    family = dataclasses.replace(DEEPSEEK_R1, marked=other)
+    family = DEEPSEEK_R1.edited("think>", "thought>")
     assert said(family, talk("q", "yes", reasoning="hm")) == ["hm\n</thought>\n\nyes<｜end▁of▁sentence｜>"]
     assert refusal(family, talk("q", "yes")).code == "no_reasoning"
     assert refusal(family, talk("q", "<think>\nhm\n</think>\n\nyes")).code == "template_rewrites"
@@ -222,13 +213,12 @@ def test_a_block_of_another_name_that_the_template_leaves_out_is_ended_by_that_n
 
 def test_a_prompt_that_begins_reasoning_in_plain_words_needs_some() -> None:
     opening = "My thoughts:\\n"
-    template = SMOLLM2.template.replace(
+    family = SMOLLM2.edited(
         "{{ message['content'] + '<|im_end|>' }}",
         "{{ ('" + opening + "' + message.reasoning_content + '\\nSo: ' if message.reasoning_content else '') "
         "+ message['content'] + '<|im_end|>' }}",
         1,
-    ).replace("'<|im_start|>assistant\\n' }}{% endif", "'<|im_start|>assistant\\n" + opening + "' }}{% endif")
-    family = dataclasses.replace(SMOLLM2, marked=template)
+    ).edited("'<|im_start|>assistant\\n' }}{% endif", "'<|im_start|>assistant\\n" + opening + "' }}{% endif")
     assert said(family, talk("q", "yes", reasoning="hm")) == ["hm\nSo: yes<|im_end|>"]
     error = refusal(family, talk("q", "yes"))
     assert (error.code, "My thoughts:" in error.message) == ("no_reasoning", True)
@@ -236,14 +226,14 @@ def test_a_prompt_that_begins_reasoning_in_plain_words_needs_some() -> None:
 
 def test_of_other_spaces_than_the_prompts_those_of_the_content_are_the_answers() -> None:
     assert said(CARELESS, talk("q", "yes", "r", "no")) == ["yes</s>", "no</s>"]
-    keeps = dataclasses.replace(CARELESS, marked=CARELESS.template.replace("content | trim", "content"))
+    keeps = CARELESS.edited("content | trim", "content")
     assert said(keeps, talk("q", "\n  yes", "r", " no")) == ["\n  yes</s>", " no</s>"]
     assert said(CARELESS, talk("q", "\n  yes", "r", " no")) == ["yes</s>", "no</s>"]
 
 
 def test_a_prompt_that_says_something_else_is_refused_with_what_it_says() -> None:
-    template = SMOLLM2.template.replace("assistant\\n' }}{% endif", "assistant\\n<|speak|>' }}{% endif")
-    error = refusal(dataclasses.replace(SMOLLM2, marked=template), talk("q", "yes"))
+    speaks = SMOLLM2.edited("assistant\\n' }}{% endif", "assistant\\n<|speak|>' }}{% endif")
+    error = refusal(speaks, talk("q", "yes"))
     assert error.code == "template_rewrites"
     assert "'<|speak|>'" in error.message
     assert "'yes<|im_end|>" in error.message
@@ -329,9 +319,8 @@ def test_an_answer_follows_a_result_that_has_no_end_of_turn_once_it_is_answered(
 
 def test_an_answer_that_may_not_follow_the_message_is_refused() -> None:
     """The template's text before the answer differs from the prompt, so the continuation is unknown."""
-    other = MISCOUNTED.template.replace("'<|im_start|>assistant\\n' }}{%", "'<|im_start|>model\\n' }}{%")
-    assert other != MISCOUNTED.template
-    error = refusal(dataclasses.replace(MISCOUNTED, marked=other), talk("q", "yes"))
+    other = MISCOUNTED.edited("'<|im_start|>assistant\\n' }}{%", "'<|im_start|>model\\n' }}{%")
+    error = refusal(other, talk("q", "yes"))
     assert error.code == "template_rewrites"
 
 
@@ -383,8 +372,7 @@ def test_reasoning_in_a_content_is_written_as_that_in_a_field(inline: bool) -> N
 
 def test_a_block_that_the_template_writes_in_the_same_way_stays_in_its_content() -> None:
     """It keeps the whitespace of the row."""
-    keeps = UNDIVIDED.template.replace(" else '</think>'", "")
-    family = dataclasses.replace(UNDIVIDED, marked=keeps)
+    family = UNDIVIDED.edited(" else '</think>'", "")
     content = "<think>\nhm\n</think>\n\nyes"
     assert said(family, talk("q", content)) == [f"{content}<eos>"]
     assert said(family, talk("q", "yes", reasoning="hm")) == ["<think>hm</think>yes<eos>"]
