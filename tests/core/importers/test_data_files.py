@@ -38,7 +38,7 @@ def hundred(tmp_path: Path) -> Path:
 def test_the_comment_says_from_what(hundred: Path) -> None:
     imported = carry(hundred, f"{AXOLOTL}{ENTRY}saves_per_epoch: 2\nval_set_size: 10\n")
     assert comment(imported, "checkpoint.every_steps") == "2 times in an epoch of 90 rows / batch size 4 = 23 steps."
-    assert comment(imported, "data.eval_share").startswith("10 of 100 rows;")
+    assert comment(imported, "data.eval_share").startswith("10 of 100 rows. ")
     assert entry(imported, "saves_per_epoch")[0] == entry(imported, "val_set_size")[0] == "changed"
 
 
