@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 
 from core.analysis.division import Fingerprints, digest, find_near, find_same, find_shared, normalized, signature
 from core.analysis.job import analyze
+from core.analysis.problems import Problem
 from core.analysis.result import Analysis, AnalysisRequest
 from core.analysis.row_facts import SAMPLE, main_script
 from core.analysis.survey import survey
@@ -37,6 +38,12 @@ def rows_of(analysis: Analysis, code: str) -> list[int]:
     """The rows with a problem, by its code; none where it is not found."""
     problem = analysis.problem(code)
     return [] if problem is None else list(problem.indices)
+
+
+def problem_of(analysis: Analysis, code: str) -> Problem:
+    problem = analysis.problem(code)
+    assert problem is not None
+    return problem
 
 
 def prose(seed: int, count: int = 60) -> str:
@@ -70,8 +77,7 @@ def test_copies_are_those_that_say_the_same_whatever_case_and_spaces(tmp_path: P
     ]
     found = look(write(tmp_path / "a.jsonl", json_lines(rows)))
     assert rows_of(found, "duplicate") == [1, 4]
-    problem = found.problem("duplicate")
-    assert problem is not None
+    problem = problem_of(found, "duplicate")
     assert problem.detail == "It is the same as row 1."
     assert rows_of(found, "near_duplicate") == [2]
 
@@ -106,8 +112,7 @@ def test_copies_are_found_across_files(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", json_lines([row(prose(1)), row(prose(2))]))
     second = write(tmp_path / "b.csv", f"prompt,completion\n{prose(2)},An answer of its own.\n{prose(3)},x\n")
     found = look(first, second)
-    problem = found.problem("duplicate")
-    assert problem is not None
+    problem = problem_of(found, "duplicate")
     assert list(problem.indices) == [2]
     assert (problem.places[0].file, problem.places[0].line) == ("b.csv", 2)
     assert problem.detail == "It is the same as row 2."
@@ -131,8 +136,7 @@ def test_leaks_exact_and_near(tmp_path: Path) -> None:
     assert (found.rows, found.used, found.eval_rows) == (5, 5, 5)
     assert rows_of(found, "leaked") == [1]
     assert rows_of(found, "near_leaked") == [2]
-    leaked = found.problem("leaked")
-    assert leaked is not None
+    leaked = problem_of(found, "leaked")
     assert leaked.detail == "It is the same as row 2 of data.eval."
 
 
@@ -189,8 +193,7 @@ def test_shards_are_one_dataset_with_places_in_their_files(tmp_path: Path) -> No
     write(directory / "part-3.jsonl", "\n \n")
     found = look(directory)
     assert (found.rows, found.used) == (30, 27)
-    problem = found.problem("empty_answer")
-    assert problem is not None
+    problem = problem_of(found, "empty_answer")
     assert [(place.file, place.line) for place in problem.places] == [
         ("part-0.jsonl", 5), ("part-1.jsonl", 5), ("part-2.jsonl", 5),
     ]  # fmt: skip
@@ -291,8 +294,7 @@ def test_same_and_shared_are_what_comparing_all_with_all_finds(train: list[int],
     ],
 )
 def test_answers_that_may_be_no_answers(tmp_path: Path, rows: list[dict[str, Any]], code: str, part: str) -> None:
-    problem = look(write(tmp_path / "a.jsonl", json_lines(rows))).problem(code)
-    assert problem is not None
+    problem = problem_of(look(write(tmp_path / "a.jsonl", json_lines(rows))), code)
     assert (problem.count, [place.index for place in problem.places]) == (2, [0, 1])
     assert part in problem.detail
     assert problem.hint
@@ -319,8 +321,7 @@ def test_what_the_template_leaves_out_of_a_prompt_is_a_problem(tmp_path: Path, t
     system = {"role": "system", "content": "Be brief."}
     rows = [row("a b"), {"messages": [system, *row("c d")["messages"]]}]
     found = look(write(tmp_path / "a.jsonl", json_lines(rows)), masks=MaskSettings(str(tiny_model_dir), template))
-    problem = found.problem("prompt_drops")
-    assert problem is not None
+    problem = problem_of(found, "prompt_drops")
     assert (problem.count, list(problem.indices), found.used) == (1, [1], 2)
     assert problem.detail == "The chat template leaves out the system message."
     assert "template.file" in problem.hint
@@ -345,13 +346,11 @@ def test_rows_with_pictures_are_dropped_and_unread_columns_named(
     rows[599] |= {"id": 0}
     found = look(write(tmp_path / "a.jsonl", json_lines(rows)))
     assert found.dropped == {"has_media": 3}
-    problem = found.problem("has_media")
-    assert problem is not None
+    problem = problem_of(found, "has_media")
     assert list(problem.indices) == [3, 4, 597]
     assert problem.detail == "The column images holds pictures, and only text is read."
     assert "Only text is read" in problem.hint
-    unread = found.problem("columns_not_read")
-    assert unread is not None
+    unread = problem_of(found, "columns_not_read")
     assert (unread.kind.level, unread.count, unread.detail) == ("note", 2, "id, topic")
     assert not unread.indices, "rows are not marked for it one by one"
 
@@ -395,23 +394,8 @@ CLEAN: list[dict[str, Any] | str] = [
 def test_clean_rows_have_no_problems(tmp_path: Path) -> None:
     analysis = analyze(AnalysisRequest((str(write_lines(tmp_path / "clean.jsonl", CLEAN)),)))
     assert (analysis.rows, analysis.used, analysis.dropped) == (3, 3, {})
-    assert analysis.problems == () or list(analysis.problems) == []
+    assert not analysis.problems
     assert analysis.lengths is None
-
-
-def test_every_row_is_used_or_dropped_for_a_reason(tmp_path: Path) -> None:
-    rows: list[dict[str, Any] | str] = [
-        *CLEAN,
-        "not json",
-        row("Nobody answered this.", "   "),
-        {"messages": [{"role": "user", "content": "The last word is mine."}]},
-        {"other": 1},
-    ]
-    analysis = analyze(AnalysisRequest((str(write_lines(tmp_path / "messy.jsonl", rows)),)))
-    assert analysis.rows == 7
-    assert analysis.rows == analysis.used + sum(analysis.dropped.values())
-    assert analysis.dropped["not_json"] == analysis.dropped["empty_answer"] == analysis.dropped["no_answer"] == 1
-    assert rows_of(analysis, "not_json") == [3]
 
 
 @cases(
@@ -428,17 +412,7 @@ def test_every_row_is_used_or_dropped_for_a_reason(tmp_path: Path) -> None:
 def test_a_problem_is_found_in_its_row_and_nowhere_else(tmp_path: Path, code: str, bad: dict[str, Any]) -> None:
     analysis = analyze(AnalysisRequest((str(write_lines(tmp_path / "rows.jsonl", [*CLEAN, bad])),)))
     assert rows_of(analysis, code) == [3]
-    problem = analysis.problem(code)
-    assert problem is not None
-    assert problem.count == 1
-
-
-def test_copies_are_found_also_between_train_and_eval(tmp_path: Path) -> None:
-    train = write_lines(tmp_path / "train.jsonl", [*CLEAN, CLEAN[0]])
-    held_out = write_lines(tmp_path / "eval.jsonl", [CLEAN[1], row("What is the guest password?", "Ask at the desk.")])
-    analysis = analyze(AnalysisRequest((str(train),), (str(held_out),)))
-    assert rows_of(analysis, "duplicate") == [3]
-    assert rows_of(analysis, "leaked") == [1]
+    assert problem_of(analysis, code).count == 1
 
 
 def test_tokens_are_counted_as_training_counts_them(tmp_path: Path, tiny_model_dir: Path) -> None:

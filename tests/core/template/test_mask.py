@@ -41,6 +41,7 @@ from tests.core.template.families import (
     QWEN3,
     QWEN25,
     QWEN35,
+    REASONING_MARKED,
     SMOLLM2,
     Family,
     answer_ids,
@@ -137,7 +138,7 @@ def conversations(draw: st.DrawFn) -> Example:
     return talk(*contents, system=draw(st.just("") | CONTENT))
 
 
-@cases("family", MARKED, ids=lambda family: family.name)
+@cases("family", [*MARKED, *REASONING_MARKED], ids=lambda family: family.name)
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(example=conversations())
 def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, example: Example) -> None:

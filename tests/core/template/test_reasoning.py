@@ -33,7 +33,6 @@ from tests.core.template.families import (
     OLMO3_THINK,
     PARTS,
     QWEN25,
-    REASONING_MARKED,
     SMOLLM2,
     UNDIVIDED,
     UNSPACED,
@@ -61,16 +60,6 @@ def said(family: Family, example: Example) -> list[str]:
 def shown(family: Family, example: Example) -> list[str]:
     decode = family.tokenizer().decode
     return [decode(before) for before, _ in learned_turns(mask(family, example))]
-
-
-@cases("family", REASONING_MARKED, ids=lambda family: family.name)
-@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(example=conversations())
-def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, example: Example) -> None:
-    row = mask(family, example)
-    assert learned_turns(row) == expected_turns(family, example)
-    if family.one_row:
-        assert len(row.rows) == 1
 
 
 @pytest.mark.parametrize("family", [NEMOTRON, GLM47], ids=lambda family: family.name)
