@@ -48,9 +48,9 @@ class Reader:
     Args:
         name: The kind of file.
         seeds: Valid files.
-        read: Reads one; raises ``UserError`` or ``RowError`` for what it refuses.
-        suffix: The suffix of its files.
-        cost: The duration of one call, relative to the other readers.
+        read: Reads a file; raises ``UserError`` or ``RowError`` if it refuses it.
+        suffix: Suffix of its files.
+        cost: Duration of a call, relative to the other readers.
     """
 
     name: str
