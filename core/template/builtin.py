@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.errors import UserError
@@ -12,7 +11,7 @@ from core.small_files import read_small
 #: Largest template in bytes. Models have up to a hundred thousand; a megabyte takes minutes to compile.
 TEMPLATE_LIMIT = 256 << 10
 
-_SOURCES = Path(__file__).with_name("named")
+_DIRECTORY = Path(__file__).with_name("named")
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,13 @@ class NamedTemplate:
     name: str
     about: str
     stops: tuple[str, ...] = ()
+    source: str = field(init=False, repr=False)
+    """The Jinja template, from ``named/NAME.jinja`` without the final line break."""
 
-    @functools.cached_property
-    def source(self) -> str:
-        """The Jinja template, from ``named/NAME.jinja`` without the final line break."""
-        return (_SOURCES / f"{self.name}.jinja").read_text(encoding="utf-8").removesuffix("\n")
+    def __post_init__(self) -> None:
+        # At once, since a confined process may not read files later.
+        source = (_DIRECTORY / f"{self.name}.jinja").read_text(encoding="utf-8").removesuffix("\n")
+        object.__setattr__(self, "source", source)
 
 
 #: All built-in templates, in display order.
