@@ -26,8 +26,7 @@ from core.models.sandboxed import check_model_config, check_model_directory, rea
 from core.runs.record.history import read_history
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
-from core.template.preview import SAMPLE
-from core.template.sandboxed import RowMasks, preview
+from core.template.sandboxed import SAMPLE, RowMasks, preview
 from core.template.settings import MaskSettings
 from tests.conftest import CHATML
 from tests.core.data.sample_files import json_lines, pairs, write, write_arrow, write_parquet, write_zstd
@@ -49,9 +48,9 @@ class Reader:
     Args:
         name: The kind of file.
         seeds: Valid files.
-        read: Reads one; raises ``UserError`` or ``RowError`` for what it refuses.
-        suffix: The suffix of its files.
-        cost: The duration of one call, relative to the other readers.
+        read: Reads a file; raises ``UserError`` or ``RowError`` if it refuses it.
+        suffix: Suffix of its files.
+        cost: Duration of a call, relative to the other readers.
     """
 
     name: str

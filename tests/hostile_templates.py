@@ -22,7 +22,7 @@ def again(expression: str, times: int = 49_000) -> str:
     return f"{_BIG}{{% for i in range({times}) %}}{{% set q = {expression} %}}{{% endfor %}}"
 
 
-#: Few steps for what they are, as no part of them is long: about three seconds on a machine of 2024.
+#: Few steps, since no part is long, and yet slow: about three seconds on a machine of 2024.
 SLOW = (
     "{% set t = 'a' * 680 %}{% set n = 'a' * 170 ~ 'b' ~ 'a' * 170 %}"
     "{% for i in range(49000) %}{% set q = t.rfind(n) %}{% endfor %}"

@@ -14,7 +14,7 @@ from tui.keys import Key, KeyTable
 from tui.state import AppState
 
 if TYPE_CHECKING:
-    from core.analysis.lengths import Lengths
+    from core.analysis.result import Lengths
     from core.config.document import ConfigDocument
     from core.runs.catalog.earlier import Origin
     from core.runs.record.store import Labels, Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from core.analysis.duplicates import digest, normalized
+from core.analysis.division import digest, normalized
 from core.config.choices import RefusalCode
 from core.data.conversation import Example
 from core.errors import UserError
@@ -52,7 +52,7 @@ class Preflight:
 
         Args:
             name: Name of the rows in the configuration.
-            ambiguity: Result of :func:`~core.data.formats.ambiguity.find_ambiguity`.
+            ambiguity: Result of :func:`~core.data.formats.detect.find_ambiguity`.
 
         Raises:
             UserError: If they are ambiguous and that is not allowed.

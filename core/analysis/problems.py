@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import base64
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import tomli
+
+from core.text import one_line
 
 #: Most rows of a problem listed with their lines.
 EXAMPLES = 20
@@ -33,107 +38,14 @@ class Kind:
     hint: str
 
 
-def _drop(title: str, hint: str) -> Kind:
-    return Kind("drop", title, hint)
-
-
 #: Code of the note about columns that nothing reads.
 COLUMNS_NOT_READ = "columns_not_read"
 
-#: All problems by code. Codes of level ``drop`` come from :class:`~core.data.conversation.RowError`, and
-#: ``not_trained_on`` from a format that a run refuses.
-KINDS: dict[str, Kind] = {
-    "not_json": _drop("no JSON", "Fix these lines: each must be one whole JSON object."),
-    "not_an_object": _drop("JSON, but no object", "Make each row an object with named columns."),
-    "not_utf8": _drop("not UTF-8", "Save the file as UTF-8."),
-    "bad_csv": _drop("not as wide as the header", "Quote fields that hold the delimiter or a line break."),
-    "too_long": _drop("too large to be read", "Cut these rows into several."),
-    "wrong_keys": _drop("columns of another format", "Rename the columns, set data.columns, or split the file."),
-    "no_messages": _drop("no messages", "Remove these rows."),
-    "bad_role": _drop("unknown role", "Use system, user, assistant and tool, or name the roles in data.columns."),
-    "role_order": _drop("turns out of order", "Let user and assistant take turns, a system message first."),
-    "bad_content": _drop("unreadable content", "Make each content a text."),
-    "has_media": _drop(
-        "pictures, video or sound",
-        "Only text is read. Where the texts do without the rest, remove its column and its placeholders.",
-    ),
-    "bad_tool_call": _drop("broken tool call", "Write each call with a name and its arguments."),
-    "empty_answer": _drop("empty answer", "Fill in the answers, or remove these rows."),
-    "no_answer": _drop("no answer", "Answer the last turn, or remove these rows."),
-    "bad_label": _drop("labels that do not fit", "Label each token by itself or -100, weigh each message 0 or 1."),
-    "bad_tokens": _drop("tokens that the model does not know", "Tokenize the rows with this model's tokenizer."),
-    "overlong": _drop("longer than train.max_length", 'Raise train.max_length, or set data.overlong = "truncate".'),
-    "nothing_supervised": _drop("nothing to learn", "See that an answer of the row is learned and not cut off."),
-    "no_stop_token": _drop(
-        "no token ends the answer", "Name a template that ends answers in template.name or template.file."
-    ),
-    "special_in_content": _drop(
-        "a special token written out in a message", "Remove it from the text, or write it in another way."
-    ),
-    "template_error": _drop("refused by the chat template", "Fix the row, or name another template in template.name."),
-    "template_rewrites": _drop(
-        "not shown by the template as at inference",
-        "Name another template, or tell this one to think (docs/templates.md).",
-    ),
-    "template_drops": _drop("left out by the chat template", "Name a template that shows this in template.file."),
-    "no_reasoning": _drop(
-        "no reasoning where the template begins with it",
-        "Add the reasoning, or tell the template not to think (docs/templates.md).",
-    ),
-    "not_trained_on": _drop(
-        "of a format that train.objective does not learn from",
-        "Set train.objective, or name the columns to learn from in data.columns.",
-    ),
-    "empty_content": Kind("warn", "empty question or system message", "Fill these turns in, or remove the rows."),
-    "duplicate": Kind("warn", "the same as an earlier row", "Keep one of each, unless you mean to weigh them more."),
-    "near_duplicate": Kind(
-        "note", "almost the same as an earlier row", "Keep one of each; copies are learned by heart."
-    ),
-    "leaked": Kind("warn", "also among the held-out rows", "Remove these rows from data.train or from data.eval."),
-    "near_leaked": Kind(
-        "note", "almost the same as a held-out row", "Remove these rows from data.train; what is measured is memory."
-    ),
-    "truncated": Kind("warn", "cut at train.max_length", "Raise train.max_length; a cut answer is never ended."),
-    "encoding_damage": Kind(
-        "warn", "damaged characters", "Read the source again in its true encoding; the model learns what is there."
-    ),
-    "control_characters": Kind("warn", "control characters", "Remove them; the model would learn to write them."),
-    "secret": Kind("warn", "what looks like a key or a password", "Remove it, and revoke it if the file was shared."),
-    "email": Kind("note", "e-mail addresses", "Replace them, if they are those of real people."),
-    "label_only": Kind(
-        "note", "an answer that is only a label", "Fine for a classifier; otherwise name the column with the answer."
-    ),
-    "test_answers": Kind(
-        "note", "unread columns that look like test answers", "See that this is no benchmark that you measure on."
-    ),
-    "placeholder": Kind(
-        "note",
-        "placeholders of pictures, video or sound",
-        "Fine where markup is meant; otherwise remove these rows: the model would answer about what it is never shown.",
-    ),
-    COLUMNS_NOT_READ: Kind(
-        "note",
-        "columns not read",
-        "Nothing of them is learned. If one belongs to the rows, name all columns that do in data.columns.",
-    ),
-    "prompt_drops": Kind(
-        "warn",
-        "a part of the prompt that the chat template leaves out",
-        "The model never sees it: name a template that shows it in template.file or template.name, or move its text "
-        "into the question.",
-    ),
-    "answer_in_prompt": Kind(
-        "note",
-        "an answer that stands in the question as it is",
-        "Fine where it is to be quoted; otherwise take it out of the question: the model would learn to copy.",
-    ),
-    "no_stop_learned": Kind(
-        "warn", "the end of the answer is not learned", "Let the labels take in the token that ends the answer."
-    ),
-    "format_ambiguous": Kind("warn", "rows that may be read in another way", "Say how they are read: set data.format."),
-}
+_FILE = tomli.loads(Path(__file__).with_name("problems.toml").read_text(encoding="utf-8"))
+#: All problems by code.
+KINDS: dict[str, Kind] = {code: Kind(level, *words) for level in LEVELS for code, words in _FILE[level].items()}
 
-_OTHER = _drop("not usable", "Look at these rows.")
+_OTHER = Kind("drop", "not usable", "Look at these rows.")
 
 
 def kind_of(code: str) -> Kind:
@@ -245,3 +157,29 @@ class ProblemTally:
             )
             for code, count in self._counts.items()
         ]
+
+
+#: Most lines listed; the rest are counted.
+NAMED_LINES = 40
+
+
+class FileLine(NamedTuple):
+    """File and line of a row; in a file without lines, its row number."""
+
+    file: str
+    line: int
+
+
+def name_places(places: Iterable[FileLine]) -> str:
+    """Positions in words, safe to show: ``train.jsonl lines 3, 17 and 24; more.csv line 2``; each once, in order."""
+    by_file: dict[str, list[int]] = {}
+    for place in sorted(set(places)):
+        by_file.setdefault(place.file, []).append(place.line)
+    left, named = NAMED_LINES, []
+    for file, lines in by_file.items():
+        shown, hidden = lines[:left], len(lines) - len(lines[:left])
+        left -= len(shown)
+        words = [str(line) for line in shown] + ([f"{hidden} more"] if hidden else [])
+        text = " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+        named.append(f"{one_line(file, 120)} {'line' if len(lines) == 1 else 'lines'} {text}")
+    return "; ".join(named) or "their places are not known"

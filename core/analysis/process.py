@@ -7,9 +7,10 @@ import signal
 import sys
 from typing import Any
 
-from core.analysis.forked import ForkedProcessError
 from core.analysis.result import AnalysisRequest
 from core.analysis.row_facts import BATCH_SECONDS
+from core.analysis.row_samples import rights_for
+from core.analysis.survey import ForkedProcessError, survey
 from core.errors import UserError
 from core.jobs.process import Answers, run_job
 from core.sandbox.limits import TimeLimitError, enclose, limit_process, machine_memory
@@ -31,9 +32,6 @@ def analyze(job: dict[str, Any], answers: Answers) -> dict[str, Any]:
     limit_process(min(_MEMORY, machine_memory() // 2))
     # Parallelism comes from processes; threads of the tokenizers library would not survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    from core.analysis.rights import rights_for
-    from core.analysis.survey import survey
-
     request = AnalysisRequest.from_dict(job["analysis"])
     try:
         # Registries, which name the files, are read in a sandbox of their own.

@@ -17,10 +17,9 @@ from core.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from core.analysis.lengths import Lengths
     from core.analysis.problems import Problem
-    from core.analysis.result import Analysis, AnalysisRequest
-    from core.analysis.row_tokens import Token, TokenSample
+    from core.analysis.result import Analysis, AnalysisRequest, Lengths
+    from core.analysis.row_samples import Token, TokenSample
     from core.config.schema import Config
 
 _BAR = 40
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Analyze every row and print the findings; the exit code is 0 whatever they are."""
     from core.analysis.job import analyze
-    from core.analysis.row_tokens import sample_row
+    from core.analysis.row_samples import sample_row
     from core.commands.live_line import LiveLine, busy, progress_words
 
     request = make_request(args)
@@ -119,7 +118,7 @@ def _nothing_named() -> UserError:
 
 
 def _model_directory(args: argparse.Namespace, config: Config) -> str | None:
-    from core.analysis.row_tokens import tokenizer_directory
+    from core.analysis.row_samples import tokenizer_directory
 
     if args.model is not None:
         return str(tokenizer_directory(args.model))

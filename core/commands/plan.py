@@ -206,7 +206,7 @@ def _rows(config: Config, wanted: str) -> Rows | None:
     """The lengths of the rows, where they can be measured."""
     from core.analysis.job import analyze
     from core.analysis.result import request_for
-    from core.analysis.row_tokens import tokenizer_directory
+    from core.analysis.row_samples import tokenizer_directory
     from core.commands.live_line import busy
     from core.memory.rows import rows_of_lengths
     from core.template.builtin import template_source

@@ -375,10 +375,7 @@ _CARRIED: dict[str, Rule] = {
     **shared(trainer.model_base, "base_model revision_of_model model_revision"),
     **joint(_data, "datasets test_datasets pretraining_dataset chat_template chat_template_jinja val_set_size"),
     "chat_template_kwargs": _template_variables,
-    **joint(
-        _preferences,
-        "rl rl_beta dpo_beta dpo_loss_type orpo_alpha kto_desirable_weight kto_undesirable_weight",
-    ),
+    **joint(_preferences, "rl rl_beta dpo_beta dpo_loss_type orpo_alpha kto_desirable_weight kto_undesirable_weight"),
     **joint(_method, "adapter load_in_4bit load_in_8bit gptq"),
     **joint(_adapters, "lora_r lora_alpha lora_target_modules lora_target_linear lora_target_parameters"),
     "lora_dropout": Copy("method.dropout", "number", 0.0),

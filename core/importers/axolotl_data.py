@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.data.files.shards import list_shards
+from core.data.files.reader import list_shards
 from core.data.formats.mapping import ColumnMap
 from core.data.registries.axolotl import KEYS, LOADERS, entry_reading, hub_entries
 from core.data.registries.axolotl_chat import TEMPLATES, plain_columns

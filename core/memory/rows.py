@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from core.analysis.lengths import Lengths
+from core.analysis.result import Lengths
 from core.config.choices import Overlong
 from core.memory.batching import (
     LENGTH_MULTIPLE,

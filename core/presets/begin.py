@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.analysis.row_counts import count_rows
-from core.analysis.row_lengths import sample_lengths
-from core.analysis.split import held_out_count
+from core.analysis.division import held_out_count
+from core.analysis.row_samples import count_rows, sample_lengths
 from core.config.choices import Aim
 from core.config.facts import Facts, read_shape
 from core.config.schema import Config

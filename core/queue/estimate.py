@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from core.analysis.row_counts import count_rows
-from core.analysis.row_lengths import sample_lengths
-from core.analysis.split import held_out_count
+from core.analysis.division import held_out_count
+from core.analysis.row_samples import count_rows, sample_lengths
 from core.config.schema import Config
 from core.errors import UserError
 from core.memory.plan import Machine

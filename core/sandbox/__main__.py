@@ -22,10 +22,9 @@ from typing import IO, Any, NoReturn
 
 from core.errors import UserError
 from core.helper import tie_to_parent
-from core.sandbox.frames import FrameError, read_frame, relay_frame, write_frame
+from core.sandbox.frames import FrameError, dump, read_frame, relay_frame, write_frame
 from core.sandbox.limits import TimeLimitError, confine, cpu_limit
 from core.sandbox.rights import Rights, identities, program_files
-from core.sandbox.signature import dump
 
 
 def main() -> int:

@@ -18,10 +18,9 @@ from pydantic import ValidationError
 
 from core.errors import UserError
 from core.helper import Helper, describe_end
-from core.sandbox.frames import FrameError, read_frame, write_frame
+from core.sandbox.frames import FrameError, check, read_frame, write_frame
 from core.sandbox.limits import MEMORY, SECONDS, cpu_limit, is_confined
 from core.sandbox.rights import NO_RIGHTS, Rights
-from core.sandbox.signature import check
 from core.text import one_line
 
 P = ParamSpec("P")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from core.errors import UserError
 from core.small_files import read_small
@@ -10,146 +11,7 @@ from core.small_files import read_small
 #: Largest template in bytes. Models have up to a hundred thousand; a megabyte takes minutes to compile.
 TEMPLATE_LIMIT = 256 << 10
 
-#: Refuses conversations with tools.
-_NO_TOOLS = (
-    "{%- for message in messages %}{%- if message.role == 'tool' or message.tool_calls %}"
-    "{{ raise_exception('it has no form for tools') }}{%- endif %}{%- endfor %}"
-)
-_CHATML_TOOLS = """\
-{{- "# Tools\\n\\nYou may call functions. Their signatures are:\\n<tools>" }}
-{%- for tool in tools %}{{ '\\n' + (tool | tojson) }}{% endfor %}
-{{- "\\n</tools>\\n\\nTo call one, answer with its name and arguments as JSON:\\n<tool_call>\\n" }}
-{{- '{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call>' }}
-"""
-
-
-def _chatml(default_system: str = "") -> str:
-    """ChatML: each turn between two special tokens; tools in the format of Hermes and Qwen."""
-    return f"""\
-{{%- set has_system = messages[0].role == 'system' %}}
-{{%- set system = messages[0].content if has_system else '{default_system}' %}}
-{{%- if has_system or tools or {bool(default_system)} %}}
-{{{{- '<|im_start|>system\\n' }}}}
-{{{{- system }}}}
-{{%- if tools %}}
-{{{{- '\\n\\n' if has_system or {bool(default_system)} else '' }}}}
-{_CHATML_TOOLS}{{%- endif %}}
-{{{{- '<|im_end|>\\n' }}}}
-{{%- endif %}}
-{{%- for message in (messages[1:] if has_system else messages) %}}
-{{{{- '<|im_start|>' + message.role + '\\n' }}}}
-{{{{- message.content }}}}
-{{%- for call in message.tool_calls or [] %}}
-{{{{- '\\n' if message.content or not loop.first else '' }}}}
-{{{{- '<tool_call>\\n{{"name": "' + call.function.name + '", "arguments": ' }}}}
-{{{{- (call.function.arguments | tojson) + '}}\\n</tool_call>' }}}}
-{{%- endfor %}}
-{{{{- '<|im_end|>\\n' }}}}
-{{%- endfor %}}
-{{%- if add_generation_prompt %}}
-{{{{- '<|im_start|>assistant\\n' }}}}
-{{%- endif %}}"""
-
-
-_LLAMA3 = (
-    _NO_TOOLS
-    + """\
-{{- bos_token }}
-{%- for message in messages %}
-{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}"""
-)
-_MISTRAL = (
-    _NO_TOOLS
-    + """\
-{{- bos_token }}
-{%- set has_system = messages[0].role == 'system' %}
-{%- for message in (messages[1:] if has_system else messages) %}
-{%- if message.role == 'user' %}
-{{- '[INST] ' }}
-{%- if loop.first and has_system %}{{ messages[0].content + '\\n\\n' }}{% endif %}
-{{- message.content + ' [/INST]' }}
-{%- else %}
-{{- ' ' + message.content | trim + eos_token }}
-{%- endif %}
-{%- endfor %}"""
-)
-_GEMMA = (
-    _NO_TOOLS
-    + """\
-{{- bos_token }}
-{%- set has_system = messages[0].role == 'system' %}
-{%- for message in (messages[1:] if has_system else messages) %}
-{{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}
-{%- if loop.first and has_system %}{{ messages[0].content | trim + '\\n\\n' }}{% endif %}
-{{- message.content | trim }}
-{{- '<end_of_turn>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<start_of_turn>model\\n' }}
-{%- endif %}"""
-)
-_PHI3 = (
-    _NO_TOOLS
-    + """\
-{%- for message in messages %}
-{{- '<|' + message.role + '|>\\n' + message.content + '<|end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|assistant|>\\n' }}
-{%- endif %}"""
-)
-_ZEPHYR = (
-    _NO_TOOLS
-    + """\
-{%- for message in messages %}
-{{- '<|' + message.role + '|>\\n' + message.content + eos_token + '\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|assistant|>\\n' }}
-{%- endif %}"""
-)
-_ALPACA = (
-    _NO_TOOLS
-    + """\
-{{- bos_token or '' }}
-{%- set has_system = messages[0].role == 'system' %}
-{%- if has_system %}
-{{- messages[0].content + '\\n\\n' }}
-{%- else %}
-{{- 'Below is an instruction that describes a task. Write a response that completes it.\\n\\n' }}
-{%- endif %}
-{%- for message in (messages[1:] if has_system else messages) %}
-{%- if message.role == 'user' %}
-{{- '### Instruction:\\n' + message.content + '\\n\\n' }}
-{%- else %}
-{{- '### Response:\\n' + message.content + eos_token + '\\n\\n' }}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '### Response:\\n' }}
-{%- endif %}"""
-)
-_VICUNA = (
-    _NO_TOOLS
-    + """\
-{{- bos_token or '' }}
-{%- set has_system = messages[0].role == 'system' %}
-{{- messages[0].content if has_system else 'A conversation between a user and an assistant that answers well.' }}
-{%- for message in (messages[1:] if has_system else messages) %}
-{%- if message.role == 'user' %}
-{{- '\\n\\nUSER: ' + message.content + '\\n' }}
-{%- else %}
-{{- 'ASSISTANT: ' + message.content + eos_token }}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- 'ASSISTANT:' }}
-{%- endif %}"""
-)
+_DIRECTORY = Path(__file__).with_name("named")
 
 
 @dataclass(frozen=True)
@@ -159,31 +21,34 @@ class NamedTemplate:
     Args:
         name: As in ``template.name``.
         about: Description in a few words.
-        source: The Jinja template.
         stops: Texts of the tokens that end an answer, if not the end-of-text token of the tokenizer.
     """
 
     name: str
     about: str
-    source: str
     stops: tuple[str, ...] = ()
+    source: str = field(init=False, repr=False)
+    """The Jinja template, from ``named/NAME.jinja`` without the final line break."""
+
+    def __post_init__(self) -> None:
+        # At once, since a confined process may not read files later.
+        source = (_DIRECTORY / f"{self.name}.jinja").read_text(encoding="utf-8").removesuffix("\n")
+        object.__setattr__(self, "source", source)
 
 
 #: All built-in templates, in display order.
 NAMED_TEMPLATES: dict[str, NamedTemplate] = {
     template.name: template
     for template in (
-        NamedTemplate("chatml", "ChatML: <|im_start|>role … <|im_end|>", _chatml(), ("<|im_end|>",)),
-        NamedTemplate(
-            "qwen", "ChatML with a default system prompt", _chatml("You are a helpful assistant."), ("<|im_end|>",)
-        ),
-        NamedTemplate("llama3", "Llama 3: headers, <|eot_id|>", _LLAMA3, ("<|eot_id|>",)),
-        NamedTemplate("mistral", "Mistral: [INST] … [/INST]", _MISTRAL),
-        NamedTemplate("gemma", "Gemma: <start_of_turn> … <end_of_turn>", _GEMMA, ("<end_of_turn>",)),
-        NamedTemplate("phi3", "Phi 3: <|role|> … <|end|>", _PHI3, ("<|end|>",)),
-        NamedTemplate("zephyr", "Zephyr: <|role|> …, the model's own end of text", _ZEPHYR),
-        NamedTemplate("alpaca", "Alpaca: ### Instruction, ### Response; needs no tokens of its own", _ALPACA),
-        NamedTemplate("vicuna", "Vicuna: USER, ASSISTANT; needs no tokens of its own", _VICUNA),
+        NamedTemplate("chatml", "ChatML: <|im_start|>role … <|im_end|>", ("<|im_end|>",)),
+        NamedTemplate("qwen", "ChatML with a default system prompt", ("<|im_end|>",)),
+        NamedTemplate("llama3", "Llama 3: headers, <|eot_id|>", ("<|eot_id|>",)),
+        NamedTemplate("mistral", "Mistral: [INST] … [/INST]"),
+        NamedTemplate("gemma", "Gemma: <start_of_turn> … <end_of_turn>", ("<end_of_turn>",)),
+        NamedTemplate("phi3", "Phi 3: <|role|> … <|end|>", ("<|end|>",)),
+        NamedTemplate("zephyr", "Zephyr: <|role|> …, the model's own end of text"),
+        NamedTemplate("alpaca", "Alpaca: ### Instruction, ### Response; needs no tokens of its own"),
+        NamedTemplate("vicuna", "Vicuna: USER, ASSISTANT; needs no tokens of its own"),
     )
 }
 

@@ -70,9 +70,7 @@ _INSTANT = frozenset(("attr", "count", "d", "default", "first", "items", "last",
 #: Filters that take values one at a time, as their result is read.
 _LAZY = frozenset(("map", "reject", "rejectattr", "select", "selectattr"))
 #: Filters that read an iterator to its end.
-_WHOLE = frozenset(
-    ("batch", "groupby", "join", "list", "max", "min", "reverse", "slice", "sort", "sum", "unique"),
-)
+_WHOLE = frozenset(("batch", "groupby", "join", "list", "max", "min", "reverse", "slice", "sort", "sum", "unique"))
 #: Filters and methods with time quadratic in the length of a string.
 _SQUARE = frozenset(("pprint", "striptags", "unescape", "urlize", "wordwrap", "xmlattr"))
 #: Tests that look only at the type of a value.

@@ -458,8 +458,7 @@ class Masker:
             for part in _strings(tools):
                 if (found := self._special.search(part)) is not None:
                     raise RowError(
-                        "special_in_content",
-                        f"A tool's description holds {found.group()}, which is a special token.",
+                        "special_in_content", f"A tool's description holds {found.group()}, which is a special token."
                     )
 
     # Tokenization

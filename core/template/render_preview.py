@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from core.config.choices import Supervise
-from core.config.schema import VariableValue
 from core.data.conversation import Example, RowError
 from core.errors import UserError
 from core.template.jinja_sandbox import TemplateTimeError
-from core.template.mask import Masker
-from core.template.preview import MOST_SHOWN, PAIR, Preview, PreviewRow, PreviewToken
 from core.template.render import ChatTemplate, reads_variable, template_line, with_variables
 from core.template.row_tokenizer import MaskedRow
+from core.template.sandboxed import MOST_SHOWN, PAIR, Preview, PreviewRow, PreviewToken
+from core.template.settings import MaskSettings
 from core.template.tokenizer import ModelTokenizer
 from core.units import format_count
 
+_DEFAULTS = MaskSettings("")
 #: A piece of text, for previews without a tokenizer.
 _PIECE = re.compile(r"\S{1,40}[^\S\n]*\n?|\s")
 #: Placeholders for the special tokens of a model that is not on this machine.
@@ -26,15 +25,7 @@ _STAND_INS = {name: f"<{name}>" for name in ("bos_token", "eos_token", "unk_toke
 
 
 def preview_template(
-    source: str,
-    example: Example,
-    tokenizer: ModelTokenizer | None = None,
-    *,
-    supervise: Supervise = "assistant",
-    allow_special: bool = False,
-    end_answers: bool = False,
-    max_length: int | None = None,
-    variables: Mapping[str, VariableValue] | None = None,
+    source: str, example: Example, tokenizer: ModelTokenizer | None = None, settings: MaskSettings = _DEFAULTS
 ) -> Preview:
     """Render a conversation with a template for display; never raises for errors in either.
 
@@ -42,48 +33,27 @@ def preview_template(
         source: The Jinja template.
         example: A conversation.
         tokenizer: Tokenizer of the model; without it no tokens are supervised, and special tokens appear as names.
-        supervise: As in :class:`~core.template.mask.Masker`.
-        allow_special: As in :class:`~core.template.mask.Masker`.
-        end_answers: As in :class:`~core.template.mask.Masker`.
-        max_length: As in :class:`~core.template.mask.Masker`.
-        variables: Values of template variables; variables that the template does not read are ignored.
+        settings: Settings of tokenization and loss mask, whose model and template are ignored, as are variables that
+            the template does not read.
     """
-    read = {name: value for name, value in (variables or {}).items() if reads_variable(source, name)}
+    read = tuple((name, value) for name, value in settings.variables if reads_variable(source, name))
     template = ChatTemplate(
-        with_variables(source, read), tokenizer.special_tokens if tokenizer is not None else _STAND_INS
+        with_variables(source, dict(read)), tokenizer.special_tokens if tokenizer is not None else _STAND_INS
     )
     try:
         template.check()
     except UserError as error:
         return Preview(problem=error.message, line=template_line(error))
     try:
-        return _rendered(
-            template,
-            example,
-            tokenizer,
-            supervise=supervise,
-            allow_special=allow_special,
-            end_answers=end_answers,
-            max_length=max_length,
-        )
+        prompt = generation_prompt(template, [turn.fields() for turn in example.prompt], example.tools)
+        if tokenizer is None:
+            return replace(_as_text(template, example), generation_prompt=prompt)
+        result = replace(settings, template=source, variables=read).masker(tokenizer).mask([example])[0]
+        if isinstance(result, MaskedRow):
+            return Preview(masked_rows(result, tokenizer, prompt), prompt)
+        shown = _as_text(template, example, tokenizer)
     except TemplateTimeError as error:
         return Preview(problem=error.message)
-
-
-def _rendered(template: ChatTemplate, example: Example, tokenizer: ModelTokenizer | None, **settings: Any) -> Preview:
-    """Preview with a valid template; ``settings`` go to the masker."""
-    prompt = generation_prompt(template, [turn.fields() for turn in example.prompt], example.tools)
-    if tokenizer is None:
-        return replace(_as_text(template, example), generation_prompt=prompt)
-    masker = Masker(
-        tokenizer,
-        template,
-        **settings,
-    )
-    result = masker.mask([example])[0]
-    if isinstance(result, MaskedRow):
-        return Preview(masked_rows(result, tokenizer, prompt), prompt)
-    shown = _as_text(template, example, tokenizer)
     return Preview(shown.rows, prompt, result.message, template_line(result))
 
 

@@ -235,7 +235,6 @@ def _alternatives(expression: str) -> list[str]:
 
 #: Most cached segments of text, since the text of a template repeats in every row.
 _CACHE_ENTRIES = 4096
-_CACHE_LENGTH = 2048
 
 #: A segment of text with the offsets at which answers begin in it, or one special token.
 _Piece = tuple["str | int", "tuple[int, ...]"]

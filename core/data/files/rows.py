@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from core.data.files.source import Kind
+from core.data.files.layout import Kind
 from core.errors import UserError
 
 Progress = Callable[[int, int], None]
@@ -55,21 +55,12 @@ class RowFile(ABC):
     """
 
     path: Path
-
-    @property
-    @abstractmethod
-    def kind(self) -> Kind:
-        """``jsonl``, ``json`` (an array), ``csv`` or ``text`` (a row per line); for packed files, of the content."""
-
-    @property
-    @abstractmethod
-    def columns(self) -> list[str]:
-        """Header of a CSV; empty for other kinds."""
-
-    @property
-    @abstractmethod
-    def size(self) -> int:
-        """Size on disk in bytes."""
+    kind: Kind
+    """``jsonl``, ``json`` (an array), ``csv`` or ``text`` (a row per line); for packed files, of the content."""
+    columns: list[str]
+    """Header of a CSV; empty for other kinds."""
+    size: int
+    """Size on disk in bytes."""
 
     @property
     @abstractmethod

@@ -1,14 +1,13 @@
 """Row scanners: find the byte ranges of rows, chunk by chunk, without parsing.
 
-Feed a scanner consecutive chunks; it appends the rows it finds to a :class:`Spans` and returns the number of bytes
-consumed. The rest, a few bytes at most, must be fed again at the head of the next chunk.
+Feed a scanner consecutive chunks, the last one as ``final``. It appends the rows it finds to a :class:`Spans` and
+returns the number of bytes consumed. The rest, a few bytes at most, must be fed again at the head of the next chunk.
 """
 
 from __future__ import annotations
 
 import re
 from array import array
-from typing import Protocol
 
 _SPACE = b" \t\r\n\x0b\x0c"
 _NO_SPACE = re.compile(rb"[^ \t\r\n\x0b\x0c]")
@@ -33,18 +32,6 @@ class Spans:
         self.lines.append(line)
 
 
-class Scanner(Protocol):
-    """Finds rows in consecutive chunks."""
-
-    def feed(self, data: bytes, base: int, final: bool) -> int:
-        """Scan a chunk that begins at file offset ``base``; ``final`` marks the last chunk.
-
-        Returns:
-            Number of bytes consumed; the rest must be fed again.
-        """
-        ...
-
-
 class LineScanner:
     """Rows of JSON Lines: lines that are not blank."""
 
@@ -54,7 +41,7 @@ class LineScanner:
         self._open: int | None = None
 
     def feed(self, data: bytes, base: int, final: bool) -> int:
-        """See :class:`Scanner`."""
+        """Scan a chunk that begins at file offset ``base``; see the module."""
         position, size, line, add = 0, len(data), self._line, self._spans.add
         find = data.find
         while position < size:
@@ -101,7 +88,7 @@ class CsvScanner:
         self._quoted = False
 
     def feed(self, data: bytes, base: int, final: bool) -> int:
-        """See :class:`Scanner`."""
+        """Scan a chunk that begins at file offset ``base``; see the module."""
         position, size = 0, len(data)
         # The next byte decides if a quote is doubled, or a carriage return is part of a line end.
         limit = size if final else size - (data[-1:] in (b'"', b"\r"))
@@ -175,7 +162,7 @@ class ArrayScanner:
         self._closed = False
 
     def feed(self, data: bytes, base: int, final: bool) -> int:
-        """See :class:`Scanner`."""
+        """Scan a chunk that begins at file offset ``base``; see the module."""
         position, size = 0, len(data)
         while position < size:
             if self._closed and self._nested:
@@ -251,3 +238,6 @@ class ArrayScanner:
         if self._start is not None:
             self._spans.add(self._start, end, self._first_line)
         self._start = None
+
+
+Scanner = LineScanner | CsvScanner | ArrayScanner

@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from core.data.files.layout import Kind
-from core.data.files.reader import open_files, open_rows
+from core.data.files.reader import list_shards, open_files, open_rows, split_reference
 from core.data.files.rows import Progress, Row, RowFile
-from core.data.files.shards import list_shards, split_reference
 from core.data.files.source import Identity
 from core.errors import UserError
 from core.text import one_line
@@ -102,26 +100,11 @@ class SharedRows(RowFile):
     """Handle of a shared file, made by :func:`open_shared`; other handles survive its closing."""
 
     def __init__(self, shared: _Shared, file: RowFile) -> None:
-        self.path = file.path
+        self.path, self.kind, self.columns, self.size = file.path, file.kind, file.columns, file.size
         self._shared = shared
         self._file = file
         self._closing = threading.Lock()
         self._is_closed = False
-
-    @property
-    def kind(self) -> Kind:
-        """See :class:`~core.data.files.rows.RowFile`."""
-        return self._file.kind
-
-    @property
-    def columns(self) -> list[str]:
-        """See :class:`~core.data.files.rows.RowFile`."""
-        return self._file.columns
-
-    @property
-    def size(self) -> int:
-        """See :class:`~core.data.files.rows.RowFile`."""
-        return self._file.size
 
     @property
     def count_known(self) -> int:

@@ -7,46 +7,16 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from core.data.files.layout import HEAD_BYTES, READ, Kind, Layout, is_column_arrays, recognize
+from core.data.files.layout import HEAD_BYTES, READ, Layout, is_column_arrays, recognize
 from core.errors import UserError
 from core.text import one_line
 
-__all__ = ["READ", "FileChangedError", "Identity", "Kind", "Layout", "Packing", "Source", "open_source"]
-
-#: Packing of a file: none, compressed, columnar (``columns`` is a JSON object of arrays), or both; ``json`` is JSON
-#: whose layout is known only after decompression.
-Packing = Literal[
-    "",
-    "gzip",
-    "zstd",
-    "parquet",
-    "arrow",
-    "columns",
-    "gzip+parquet",
-    "gzip+arrow",
-    "gzip+json",
-    "zstd+parquet",
-    "zstd+arrow",
-    "zstd+json",
-]
-#: Columnar packings, which have no lines.
-TABLES: frozenset[Packing] = frozenset(
-    {"parquet", "arrow", "columns", "gzip+parquet", "gzip+arrow", "zstd+parquet", "zstd+arrow"}
-)
-
-_COMPRESSED: dict[str, Packing] = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-_COLUMNAR: dict[str, Packing] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
-_BOTH: dict[tuple[str, str], Packing] = {
-    ("gzip", "parquet"): "gzip+parquet",
-    ("gzip", "arrow"): "gzip+arrow",
-    ("gzip", "json"): "gzip+json",
-    ("zstd", "parquet"): "zstd+parquet",
-    ("zstd", "arrow"): "zstd+arrow",
-    ("zstd", "json"): "zstd+json",
-}
-_PACKED_MAGIC: tuple[tuple[bytes, Packing], ...] = (
+#: Columnar contents, which have no lines; ``columns`` is a JSON object of arrays.
+_TABLES = frozenset({"parquet", "arrow", "columns"})
+_COMPRESSED = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+_COLUMNAR = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
+_PACKED_MAGIC = (
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"PAR1", "parquet"),
@@ -105,7 +75,9 @@ class Source:
         path: Path of the file.
         descriptor: File descriptor, open for reading.
         identity: Identity when opened.
-        packing: Packing to undo before rows can be read.
+        packing: Packing to undo before rows can be read: empty, ``gzip``, ``zstd``, ``parquet``, ``arrow``,
+            ``columns``, or a compression and a content such as ``gzip+parquet``. The layout of ``gzip+json`` is known
+            only after decompression.
         suffix: Extension of the name, in lower case; for a compressed file, the inner extension.
         layout: Layout of the rows; None if the file is packed.
     """
@@ -113,7 +85,7 @@ class Source:
     path: Path
     descriptor: int
     identity: Identity
-    packing: Packing
+    packing: str
     suffix: str
     layout: Layout | None
 
@@ -121,6 +93,11 @@ class Source:
     def size(self) -> int:
         """Size in bytes."""
         return self.identity.size
+
+    @property
+    def is_table(self) -> bool:
+        """True for a columnar file, which has no lines."""
+        return self.packing.rpartition("+")[2] in _TABLES
 
     @property
     def shown(self) -> str:
@@ -197,7 +174,7 @@ def _refuse_special(status: os.stat_result, shown: str) -> None:
     raise UserError(f"{shown} is {noun}, not a data file.", hint)
 
 
-def _packing(path: Path, head: bytes, shown: str) -> tuple[Packing, str]:
+def _packing(path: Path, head: bytes, shown: str) -> tuple[str, str]:
     """Packing of a file, and the extension of its content."""
     if not head:
         raise UserError(f"{shown} is empty.", "Give a file with at least one row.")
@@ -208,8 +185,8 @@ def _packing(path: Path, head: bytes, shown: str) -> tuple[Packing, str]:
         if inner == ".tar":
             raise UserError(f"{shown} is a compressed {inner[1:]} file.", f"Decompress it first: {READ}.")
         if inner in _COLUMNAR:
-            return _BOTH[packing, _COLUMNAR[inner]], ".jsonl"
-        return (_BOTH[packing, "json"], inner) if inner == ".json" else (packing, inner)
+            return f"{packing}+{_COLUMNAR[inner]}", ".jsonl"
+        return f"{packing}+json" if inner == ".json" else packing, inner
     if packing is not None:
         return packing, ".jsonl"
     expected = _COMPRESSED.get(suffix) or _COLUMNAR.get(suffix)

@@ -1,4 +1,7 @@
-"""Decompression on demand: a helper process unpacks a file into an unnamed temporary file."""
+"""Byte sources of rows: plain files, and packed files that a helper process unpacks on demand.
+
+One thread advances a source; any thread may read and close it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import os
 import tempfile
 import threading
 
-from core.data.files.bytes import Descriptor, read_exactly
 from core.data.files.layout import HEAD_BYTES, Layout, recognize
 from core.data.files.rows import NoRowsError
 from core.data.files.source import Source
@@ -16,6 +18,68 @@ from core.helper import Helper
 from core.jobs.job import JobDiedError
 from core.paths import home, make_private_dir
 from core.text import one_line
+
+
+class Descriptor:
+    """An open file that one thread may close while another reads it.
+
+    It is read with ``pread``, not mapped: a mapped file that another process truncates kills its reader.
+
+    Args:
+        source: The file, for messages.
+        number: The file descriptor; closed by :meth:`close`.
+    """
+
+    def __init__(self, source: Source, number: int) -> None:
+        self.closed = threading.Event()
+        self._source = source
+        self._number = number
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, count: int) -> bytes | None:
+        """Exactly ``count`` bytes; None once closed.
+
+        Raises:
+            FileChangedError: If the file has become shorter.
+            UserError: If it cannot be read.
+        """
+        pieces: list[bytes] = []
+        while count > 0:
+            try:
+                with self._lock:
+                    piece = None if self.closed.is_set() else os.pread(self._number, count, offset)
+            except OSError as error:
+                shown = self._source.shown
+                raise UserError(f"{shown} cannot be read: {error.strerror}.", "Check the disk it is on.") from error
+            if piece is None:
+                return None
+            if not piece:
+                raise self._source.changed("has become shorter")
+            pieces.append(piece)
+            offset += len(piece)
+            count -= len(piece)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Close the file; later calls do nothing."""
+        with self._lock:
+            if not self.closed.is_set():
+                self.closed.set()
+                os.close(self._number)
+
+
+class PlainBytes:
+    """An unpacked file, available at once. Takes ownership of the source's descriptor."""
+
+    def __init__(self, source: Source, layout: Layout) -> None:
+        self.layout = layout
+        self.available = self.done = source.size
+        self.final = True
+        descriptor = Descriptor(source, source.descriptor)
+        self.read, self.close = descriptor.read, descriptor.close
+
+    def advance(self) -> None:
+        """Do nothing: all bytes are available."""
 
 
 class SpooledBytes:
@@ -30,9 +94,12 @@ class SpooledBytes:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._available = 0
-        self._done = 0
-        self._final = False
+        self.available = 0
+        """Number of bytes that can be read now."""
+        self.done = 0
+        """Bytes of the packed file consumed for them."""
+        self.final = False
+        """True once no more bytes will come."""
         self._failure: UserError | None = None
         self._closing = threading.Lock()
         try:
@@ -43,7 +110,7 @@ class SpooledBytes:
                 f"{source.shown} cannot be unpacked: {error.strerror}.", "Free some space in LOCALTUNE_HOME."
             ) from error
         with spool:
-            self._descriptor = Descriptor(os.dup(spool.fileno()))
+            self._descriptor = Descriptor(source, os.dup(spool.fileno()))
             self._helper = Helper(
                 "core.data.files.unpack",
                 source.packing,
@@ -52,11 +119,12 @@ class SpooledBytes:
                 pass_fds=(source.descriptor, spool.fileno()),
             )
         os.close(source.descriptor)
+        self.read = self._descriptor.read
         try:
             self._request()
-            while not self._final and self._available < HEAD_BYTES:
+            while not self.final and self.available < HEAD_BYTES:
                 self.advance()
-            head = self.read(0, min(HEAD_BYTES, self._available)) or b""
+            head = self.read(0, min(HEAD_BYTES, self.available)) or b""
             if not head:
                 raise NoRowsError(f"{source.shown} is empty inside.", "Give a file with at least one row.")
             self.layout: Layout = recognize(source.suffix, head, source.shown)
@@ -64,29 +132,18 @@ class SpooledBytes:
             self.close()
             raise
 
-    @property
-    def available(self) -> int:
-        """See :class:`~core.data.files.bytes.ByteSource`."""
-        return self._available
-
-    @property
-    def final(self) -> bool:
-        """See :class:`~core.data.files.bytes.ByteSource`."""
-        return self._final
-
-    @property
-    def done(self) -> int:
-        """See :class:`~core.data.files.bytes.ByteSource`."""
-        return self.source.size if self._final else self._done
-
     def advance(self) -> None:
-        """See :class:`~core.data.files.bytes.ByteSource`."""
-        if self._final or self._descriptor.is_closed():
+        """Wait until more bytes are available, or the source is final or closed.
+
+        Raises:
+            UserError: If the file is damaged.
+        """
+        if self.final or self._descriptor.closed.is_set():
             return
         if self._failure is not None:
             raise self._failure
         line = self._helper.stdout.readline()
-        if not line and self._descriptor.is_closed():
+        if not line and self._descriptor.closed.is_set():
             return
         if not line:
             hint = "It is damaged, or too large for the memory that is free."
@@ -94,26 +151,22 @@ class SpooledBytes:
             raise self._failure
         answer = json.loads(line)
         if "error" in answer:
-            self._available = max(int(answer["bytes"]), self._available)
+            self.available = max(int(answer["bytes"]), self.available)
             self._failure = UserError(
                 f"{self.source.shown} {one_line(answer['error'], 400)}.", one_line(answer["hint"], 200)
             )
             raise self._failure
-        self._done = int(answer["done"])
         # The flag before the count, so a reader that sees all bytes also sees the end.
-        self._final = bool(answer["end"])
-        self._available = int(answer["bytes"])
-        if self._final:
+        self.final = bool(answer["end"])
+        self.available = int(answer["bytes"])
+        self.done = self.source.size if self.final else int(answer["done"])
+        if self.final:
             self._end_helper()
         else:
             self._request()
 
-    def read(self, offset: int, count: int) -> bytes | None:
-        """See :class:`~core.data.files.bytes.ByteSource`."""
-        return read_exactly(self._descriptor, self.source, offset, count)
-
     def close(self) -> None:
-        """See :class:`~core.data.files.bytes.ByteSource`."""
+        """Release the file and its helper; may be called twice, and from any thread."""
         self._descriptor.close()
         self._end_helper()
 

@@ -14,12 +14,11 @@ from array import array
 from pathlib import Path
 
 from core.atomic import write_atomic
-from core.data.files.bytes import ByteSource, PlainBytes
-from core.data.files.layout import Kind, Layout
+from core.data.files.layout import Layout
 from core.data.files.rows import NoRowsError, Progress, Row, RowFile
 from core.data.files.scanners import ArrayScanner, CsvScanner, LineScanner, Scanner, Spans
-from core.data.files.source import TABLES, Identity, Source
-from core.data.files.spool import SpooledBytes
+from core.data.files.source import Identity, Source
+from core.data.files.spool import PlainBytes, SpooledBytes
 from core.errors import UserError
 from core.paths import home, make_private_dir
 from core.text import one_line
@@ -27,6 +26,26 @@ from core.units import format_bytes
 
 #: Characters of an unreadable row kept for display.
 RAW_LIMIT = 4000
+
+_CHUNK = 1 << 20
+#: Indexed before the first page is shown, up to either limit.
+_FIRST_ROWS = 512
+_FIRST_BYTES = 8 << 20
+#: Bytes of neighboring rows covered by one read.
+_BLOCK = 256 << 10
+#: Most rows of a file; the index takes 20 bytes of memory per row.
+MOST_ROWS = 50_000_000
+#: Smallest file whose index is cached, in bytes; smaller files take no time to index.
+SMALLEST = 16 << 20
+#: Most cached indexes; the oldest are deleted.
+KEPT = 64
+
+_MAGIC = b"LTROWS1\n"
+# Device, inode, size, modified, first offset, rows, kind, delimiter, nested.
+_HEADER = struct.Struct("<8sQQQQQQ8s1s?")
+_DIGEST = hashlib.blake2b().digest_size
+# A file changed twice within a tick of the clock looks unchanged, so no index of such a young file is cached.
+_SETTLED_SECONDS = 2.0
 
 _csv_limit = threading.Lock()
 
@@ -95,19 +114,6 @@ def preview(raw: bytes) -> str:
 
 def _not_utf8(index: int, line: int, raw: bytes, error: UnicodeDecodeError) -> Row:
     return Row(index, line, None, f"The row is not UTF-8 at byte {error.start}.", "not_utf8", preview(raw))
-
-
-#: Smallest file whose index is cached, in bytes; smaller files take no time to index.
-SMALLEST = 16 << 20
-#: Most cached indexes; the oldest are deleted.
-KEPT = 64
-
-_MAGIC = b"LTROWS1\n"
-# Device, inode, size, modified, first offset, rows, kind, delimiter, nested.
-_HEADER = struct.Struct("<8sQQQQQQ8s1s?")
-_DIGEST = hashlib.blake2b().digest_size
-# A file changed twice within a tick of the clock looks unchanged, so no index of such a young file is cached.
-_SETTLED_SECONDS = 2.0
 
 
 def load_index(source: Source, layout: Layout) -> Spans | None:
@@ -184,16 +190,6 @@ def _forget_old(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-_CHUNK = 1 << 20
-# Indexed before the first page is shown, up to either limit.
-_FIRST_ROWS = 512
-_FIRST_BYTES = 8 << 20
-# Bytes of neighboring rows covered by one read.
-_BLOCK = 256 << 10
-#: Most rows of a file; the index takes 20 bytes of memory per row.
-MOST_ROWS = 50_000_000
-
-
 class TextRows(RowFile):
     """The rows of an open file, plain or packed. Takes ownership of the source's descriptor.
 
@@ -207,18 +203,17 @@ class TextRows(RowFile):
     """
 
     def __init__(self, source: Source, row_limit: int) -> None:
-        self.path = source.path
+        self.path, self.size = source.path, source.size
         self.row_limit = row_limit
-        self._bytes: ByteSource = (
-            PlainBytes(source, source.layout) if source.layout is not None else SpooledBytes(source)
-        )
+        self._bytes = PlainBytes(source, source.layout) if source.layout is not None else SpooledBytes(source)
         self._source = source
         self._indexing = threading.Lock()
         self._closed = threading.Event()
         self._layout = self._bytes.layout
+        self.kind = self._layout.kind
         self._offset = self._layout.start
         self._rest = b""
-        self._header: list[str] = []
+        self.columns: list[str] = []
         kept = load_index(source, self._layout) if source.layout is not None else None
         self._spans = Spans() if kept is None else kept
         self._complete = kept is not None
@@ -229,25 +224,10 @@ class TextRows(RowFile):
                 self.advance()
             self._refuse_no_rows()
             if self.kind == "csv":
-                self._header = self._read_header()
+                self.columns = self._read_header()
         except BaseException:
             self.close()
             raise
-
-    @property
-    def kind(self) -> Kind:
-        """See :class:`~core.data.files.rows.RowFile`."""
-        return self._layout.kind
-
-    @property
-    def columns(self) -> list[str]:
-        """See :class:`~core.data.files.rows.RowFile`."""
-        return list(self._header)
-
-    @property
-    def size(self) -> int:
-        """See :class:`~core.data.files.rows.RowFile`."""
-        return self._source.size
 
     @property
     def count_known(self) -> int:
@@ -361,7 +341,7 @@ class TextRows(RowFile):
     def _parsed(self, index: int, raw: bytes) -> Row:
         line = self._line(index + self._skip)
         if self.kind == "csv":
-            return parse_csv(index, line, raw, self._header, self._layout.delimiter)
+            return parse_csv(index, line, raw, self.columns, self._layout.delimiter)
         if self._layout.nested and raw.startswith(b"["):
             error = "Another array of rows begins here; only the first of a file is read."
             return Row(index, line, None, error, "not_an_object", preview(raw))
@@ -369,7 +349,7 @@ class TextRows(RowFile):
 
     def _line(self, position: int) -> int:
         """Line on which a row begins; 0 if it shares the line with another row."""
-        if self._source.packing in TABLES:
+        if self._source.is_table:
             return 0
         lines = self._spans.lines
         line = lines[position]

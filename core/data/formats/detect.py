@@ -1,8 +1,9 @@
-"""Dataset format detection, and conversion of rows to examples."""
+"""Dataset format detection: format, ambiguity and unread columns of rows, and their conversion to examples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,28 +12,9 @@ from core.data.conversation import Example, RowError
 from core.data.files.rows import Row
 from core.data.formats.mapping import ColumnMap, UnknownColumnsError, missing_columns
 from core.data.formats.media import media_columns, refuse_media, refuse_placeholders
-from core.data.formats.shapes import (
-    FITS,
-    READERS,
-    format_of,
-    misspelled_column,
-    question_beside_text,
-    read_columns,
-)
+from core.data.formats.shapes import FITS, READERS, format_of, misspelled_column, question_beside_text, read_columns
 from core.errors import UserError
 from core.text import one_line
-
-__all__ = [
-    "FORMATS",
-    "SAMPLE",
-    "Detection",
-    "Format",
-    "choose",
-    "detect",
-    "refuse_untrainable",
-    "row_example",
-    "to_example",
-]
 
 #: Rows inspected to recognize a format.
 SAMPLE = 200
@@ -232,3 +214,102 @@ def _unknown_columns(data: Mapping[str, Any], source: str) -> UnknownColumnsErro
     shown_parts = ", ".join(f'{part} = "{one_line(name, 40)}"' for part, name in zip(parts, columns, strict=False))
     example = f": data.columns = {{{shown_parts}}}, with the right ones" if len(columns) > 1 else " in data.columns"
     return UnknownColumnsError(message, f"Name the columns{example}. The formats read as they are: {every}.")
+
+
+#: Share of rows in another format above which a file is reported as mixed.
+MIXED_SHARE = 0.05
+# Formats that rows of one file may mix without ambiguity.
+_COMPATIBLE: tuple[frozenset[Format], ...] = (
+    frozenset({"messages", "sharegpt"}),
+    frozenset({"alpaca", "prompt_completion"}),
+)
+
+
+def find_ambiguity(rows: Iterable[Row], detection: Detection, wanted: str = "auto") -> str:
+    """Reason why the format of rows is ambiguous, in one sentence; empty if it is clear, or the user has chosen.
+
+    Args:
+        rows: The first rows.
+        detection: The detected format.
+        wanted: ``data.format``.
+    """
+    if wanted != "auto" or detection.columns is not None:
+        return ""
+    readable = [row.data for row in rows if row.data is not None]
+    votes = Counter(found for data in readable if (found := format_of(data)) is not None)
+    others = [(name, count) for name, count in votes.most_common() if not _same(name, detection.format)]
+    if others and others[0][1] > MIXED_SHARE * len(readable):
+        name, count = others[0]
+        return (
+            f"{votes[detection.format]} of the first {len(readable)} rows are {detection.format}, {count} are {name}."
+        )
+    for data in readable:
+        if second := _second_reading(data, detection.format):
+            return f"The rows have the columns of {detection.format} and those of {second}."
+    return ""
+
+
+def _second_reading(data: Mapping[str, Any], chosen: Format) -> str:
+    """Format of a second conversation in a row, in columns of its own; empty if there is none."""
+    if chosen not in ("messages", "sharegpt") or not FITS[chosen](data):
+        return ""
+    structured: tuple[Format, ...] = ("alpaca", "prompt_completion")
+    return next((name for name in structured if FITS[name](data)), "")
+
+
+def _same(one: Format, other: Format) -> bool:
+    return one == other or any({one, other} <= group for group in _COMPATIBLE)
+
+
+#: Most names counted, and most names shown.
+MOST_NAMES, SHOWN_NAMES = 1000, 12
+_NAME_LENGTH = 80
+#: Most cached sets of columns; most files have one.
+_KEPT_SETS = 64
+
+
+class UnreadColumns:
+    """Finds the filled columns of rows that nothing reads.
+
+    Args:
+        detection: Format of the rows.
+    """
+
+    def __init__(self, detection: Detection) -> None:
+        self._detection = detection
+        self._by_columns: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def of(self, data: Mapping[str, Any]) -> list[str]:
+        """Names of the filled, unread columns of a usable row."""
+        columns = tuple(data)
+        unread = self._by_columns.get(columns)
+        if unread is None:
+            read = self._detection.read_columns(data)
+            unread = tuple(name for name in columns if name not in read)
+            if len(self._by_columns) >= _KEPT_SETS:
+                self._by_columns.clear()
+            self._by_columns[columns] = unread
+        return [name[:_NAME_LENGTH] for name in unread if _holds(data[name])]
+
+
+def count_names(counts: Counter[str], found: Mapping[str, int]) -> None:
+    """Add counts of columns, for at most :data:`MOST_NAMES` names, since every row may have other columns."""
+    for name, count in found.items():
+        if name in counts or len(counts) < MOST_NAMES:
+            counts[name] += count
+
+
+def describe_columns(names: Collection[str]) -> str:
+    """Sorted names, safe to show: ``category, id``, or the first names and the number of the rest."""
+    ordered = sorted(names)
+    shown = ", ".join(one_line(name, 40) for name in ordered[:SHOWN_NAMES])
+    more = len(ordered) - SHOWN_NAMES
+    if more <= 0:
+        return shown
+    return f"{shown} and {'at least ' if len(ordered) >= MOST_NAMES else ''}{more} more"
+
+
+def _holds(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value) and not value.isspace()
+    return value is not None and value != [] and value != {}

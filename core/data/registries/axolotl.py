@@ -15,9 +15,8 @@ from typing import Any
 
 from core.config.choices import ColumnRole
 from core.data.conversation import RowError
-from core.data.files.shards import list_shards
-from core.data.formats.derived_columns import BuiltColumns, TextFormat, text_of
-from core.data.formats.mapping import ColumnMap
+from core.data.files.reader import list_shards
+from core.data.formats.mapping import BuiltColumns, ColumnMap, TextFormat, text_of
 from core.data.formats.turns import parsed
 from core.data.registries.axolotl_chat import FIXED, read_chat
 from core.data.registries.source import DataSource, hub_source, note_outside, refuse_unknown_keys
@@ -58,14 +57,8 @@ PLAIN: dict[str, dict[ColumnRole, str]] = {
     "alpaca_chat.load_no_prompt": _ALPACA,
     "alpaca_chat.load_qa": {"user": "question", "assistant": "answer"},
     "alpaca_chat.load_camel_ai": {"user": "message_1", "assistant": "message_2"},
-    **dict.fromkeys(
-        ("alpaca_w_system", "alpaca_w_system.load_instruct", "alpaca_w_system.load_chat"),
-        _ALPACA_SYSTEM,
-    ),
-    **dict.fromkeys(
-        ("alpaca_w_system.load_open_orca", "alpaca_w_system.load_open_orca_chatml", "orcamini"),
-        _ORCA,
-    ),
+    **dict.fromkeys(("alpaca_w_system", "alpaca_w_system.load_instruct", "alpaca_w_system.load_chat"), _ALPACA_SYSTEM),
+    **dict.fromkeys(("alpaca_w_system.load_open_orca", "alpaca_w_system.load_open_orca_chatml", "orcamini"), _ORCA),
     "gpteacher": {"user": "instruction", "context": "input", "assistant": "response"},
     "oasst": {"user": "INSTRUCTION", "assistant": "RESPONSE"},
 }
@@ -99,11 +92,7 @@ _SENTENCE_HINT = (
 #: Formats of a custom type: allowed fields, the default, and the formats of fields alone, which the chat template puts
 #: into turns.
 _FORMATS: dict[str, tuple[tuple[str, ...], str, tuple[str, ...]]] = {
-    "format": (
-        ("instruction", "input"),
-        "{instruction} {input} ",
-        ("{instruction}", "{instruction}\n{input}"),
-    ),
+    "format": (("instruction", "input"), "{instruction} {input} ", ("{instruction}", "{instruction}\n{input}")),
     "no_input_format": (("instruction",), "{instruction} ", ("{instruction}",)),
     "system_format": (("system",), "{system}", ("{system}",)),
 }

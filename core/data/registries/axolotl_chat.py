@@ -8,8 +8,7 @@ from typing import Any
 
 from core.config.choices import ColumnRole
 from core.data.conversation import RowError
-from core.data.formats.derived_columns import BuiltColumns
-from core.data.formats.mapping import ColumnMap
+from core.data.formats.mapping import BuiltColumns, ColumnMap
 from core.data.formats.turns import parsed
 from core.errors import UserError
 from core.text import one_line
@@ -41,11 +40,7 @@ _SPEAKERS: dict[str, ColumnRole] = {
     "tool": "tool_role",
 }
 _THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
-_THOUGHTS = (
-    ("<think>", "</think>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-)
+_THOUGHTS = (("<think>", "</think>"), ("<reasoning>", "</reasoning>"), ("<|begin_of_thought|>", "<|end_of_thought|>"))
 _SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")
 
 

@@ -20,19 +20,8 @@ from core.text import one_line
 # Keys of sources other than local files and the Hugging Face Hub.
 _REMOTE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 _KEYS = {
-    *_REMOTE,
-    *(
-        "hf_hub_url",
-        "file_name",
-        "formatting",
-        "ranking",
-        "subset",
-        "folder",
-        "num_samples",
-        "split",
-        "columns",
-        "tags",
-    ),
+    *(*_REMOTE, "hf_hub_url", "file_name", "formatting", "ranking", "subset", "folder", "num_samples", "split"),
+    *("columns", "tags"),
 }
 _COLUMNS: dict[str, ColumnRole] = {
     "prompt": "user",
@@ -47,26 +36,18 @@ _COLUMNS: dict[str, ColumnRole] = {
     "kto_tag": "label",
 }
 _MEDIA = {"images": "image", "videos": "video", "audios": "audio"}
-_TAGS: dict[str, ColumnRole] = {
-    "role_tag": "role",
-    "content_tag": "content",
-    "user_tag": "user_role",
-    "assistant_tag": "assistant_role",
-    "observation_tag": "tool_role",
-    "function_tag": "call_role",
-    "system_tag": "system_role",
+# Roles of the tags, with their defaults.
+_TAGS: dict[str, tuple[ColumnRole, str]] = {
+    "role_tag": ("role", "from"),
+    "content_tag": ("content", "value"),
+    "user_tag": ("user_role", "human"),
+    "assistant_tag": ("assistant_role", "gpt"),
+    "observation_tag": ("tool_role", "observation"),
+    "function_tag": ("call_role", "function_call"),
+    "system_tag": ("system_role", "system"),
 }
-# Defaults of an entry without columns or tags. An entry that sets any of them gets none of these defaults.
+# Columns of an entry without any. An entry that sets some columns, or tags, gets no defaults of these.
 _DEFAULT_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
-_DEFAULT_TAGS = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "human",
-    "assistant_tag": "gpt",
-    "observation_tag": "observation",
-    "function_tag": "function_call",
-    "system_tag": "system",
-}
 _FORMATTINGS = ("alpaca", "sharegpt", "openai")
 _MEANT = {"format": "formatting", "formating": "formatting", "file": "file_name", "path": "file_name"}
 
@@ -242,8 +223,9 @@ def _column_map(entry: Mapping[str, Any], where: str) -> ColumnMap:
             parts.pop(part, None)
         if "messages" not in parts:
             raise UserError(f"{where} is {formatting} and its columns name no messages.", "Add messages to columns.")
-        tags = _texts(entry, "tags", set(_TAGS), _DEFAULT_TAGS if formatting == "sharegpt" else {}, where)
-        parts |= {_TAGS[key]: tag for key, tag in tags.items()}
+        defaults = {key: tag for key, (_, tag) in _TAGS.items()} if formatting == "sharegpt" else {}
+        tags = _texts(entry, "tags", set(_TAGS), defaults, where)
+        parts |= {_TAGS[key][0]: tag for key, tag in tags.items()}
     try:
         return ColumnMap(parts, media=media)
     except UserError as error:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from core.analysis.split import held_out_count
+from core.analysis.division import held_out_count
 from core.config.derived import holds_out, step_count, usual_steps
 from core.config.schema import Config
 from core.errors import UserError

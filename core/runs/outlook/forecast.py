@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core import paths
-from core.analysis.lengths import Lengths
+from core.analysis.result import Lengths
 from core.config.clock import next_time
 from core.config.derived import ALL_GPUS, sequences_per_row, usual_steps
 from core.config.schema import WEIGHT_METHODS, Config

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.audit.result import Difference
 from core.config.schema import Config
-from core.data.registries.data_files import hash_data_files
+from core.data.registries.resolve import hash_data_files
 from core.directories import Progress
 from core.errors import UserError
 from core.models.fingerprint import BaseFingerprint

@@ -11,17 +11,13 @@ import numpy as np
 
 from core.analysis.division import HELD_OUT as HELD_OUT
 from core.analysis.division import NOT_SAMPLED as NOT_SAMPLED
-from core.analysis.division import divide_rows
-from core.analysis.duplicates import Fingerprints
-from core.analysis.file_lines import FileLine, name_places
+from core.analysis.division import Fingerprints, divide_rows
 from core.analysis.preflight import Preflight
-from core.analysis.problems import kind_of
+from core.analysis.problems import FileLine, kind_of, name_places
 from core.config.schema import Config
 from core.data.conversation import IGNORED_LABEL, Example, RowError
 from core.data.files.rows import Row
-from core.data.formats.ambiguity import find_ambiguity
-from core.data.formats.detect import SAMPLE, Detection, refuse_untrainable
-from core.data.formats.unread import UnreadColumns, count_names
+from core.data.formats.detect import SAMPLE, Detection, UnreadColumns, count_names, find_ambiguity, refuse_untrainable
 from core.data.registries.resolve import flat_sources, training_sources
 from core.data.registries.source import DataSource
 from core.errors import UserError

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from core.analysis.file_lines import FileLine, name_places
+from core.analysis.problems import FileLine, name_places
 from core.errors import UserError
 from core.units import exact_number, format_number
 

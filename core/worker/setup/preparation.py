@@ -13,11 +13,11 @@ from typing import Any
 from core.analysis.preflight import Preflight
 from core.analysis.problems import COLUMNS_NOT_READ, kind_of
 from core.analysis.result import request_for
-from core.analysis.row_lengths import try_first_rows
+from core.analysis.row_samples import try_first_rows
 from core.atomic import write_atomic
 from core.config.choices import allowed_codes
 from core.config.schema import Config, VariableValue
-from core.data.formats.unread import describe_columns
+from core.data.formats.detect import describe_columns
 from core.data.registries.resolve import flat_sources
 from core.errors import UserError
 from core.sandbox.pool import POOL

@@ -15,7 +15,7 @@ import torch
 
 from core import __version__
 from core.config.schema import Config
-from core.data.registries.data_files import DataHashes
+from core.data.registries.resolve import DataHashes
 from core.hardware.cpu import cpu_name
 from core.runs.record.chain import short
 from core.worker.checkpoint.checkpoint import Checkpoint

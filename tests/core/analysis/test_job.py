@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,10 +20,14 @@ import pytest
 from core.analysis import job
 from core.analysis.job import analysis_job, analyze
 from core.analysis.result import AnalysisRequest
+from core.analysis.survey import ForkedProcessError, forked_map
 from core.errors import UserError
 from core.jobs.job import JobCancelledError, JobProgress
+from core.template.settings import MaskSettings
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, pairs, write
+from tests.hostile_templates import SLOW
+from tests.tiny_model import CHATML
 from tests.waiting import wait_for
 
 #: Enough rows that several processes look at them for seconds.
@@ -34,7 +40,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def is_over(process: psutil.Process) -> bool:
-    """Whether it has ended; one that nobody has waited for yet has."""
+    """True if it has ended, zombies included."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -158,7 +164,7 @@ def test_closing_while_a_packed_file_is_unpacked_leaves_nothing(tmp_path: Path, 
 
     with pytest.raises(JobCancelledError):
         job.run(told)
-    # The helper that unpacks is one of them.
+    # The unpacking helper is among them.
     assert len(family) >= 2
     wait_for(lambda: all(map(is_over, family)), 30, "the helper to end")
     assert [entry for entry in (private_home / "cache").rglob("*") if entry.is_file()] == []
@@ -176,3 +182,131 @@ def test_several_at_once_do_not_meet(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(60)
     assert [found[path] for path in paths] == [3, 5]
+
+
+LARGE = 8 << 20
+
+
+def nothing() -> None:
+    """No preparation."""
+
+
+@cases("processes", [1, 2, 3])
+def test_results_come_in_order(processes: int) -> None:
+    factor = 3  # is there in the forked processes too
+    assert list(forked_map(lambda item: item * factor, range(50), processes, nothing)) == [3 * n for n in range(50)]
+    assert list(forked_map(str, [], processes, nothing)) == []
+
+
+def test_an_error_is_raised_where_its_result_would_be() -> None:
+    def work(item: int) -> int:
+        if item == 7:
+            raise UserError("The file has changed.", "Open it again.")
+        return item
+
+    seen: list[int] = []
+    with pytest.raises(UserError) as caught:
+        seen.extend(forked_map(work, range(50), 2, nothing))
+    assert (caught.value.message, caught.value.hint) == ("The file has changed.", "Open it again.")
+    assert seen == list(range(len(seen)))
+
+
+def die(item: int) -> bytes:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return b""
+
+
+def die_while_sending(item: int) -> bytes:
+    """Half of a large result is in the pipe when the alarm goes off."""
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
+    return bytes(LARGE)
+
+
+@pytest.mark.parametrize("work", [die, die_while_sending])
+def test_a_process_that_is_killed_is_noticed(work: Callable[[int], bytes]) -> None:
+    def mixed(item: int) -> bytes:
+        return work(item) if item == 5 else bytes(LARGE)
+
+    with pytest.raises(ForkedProcessError) as caught:
+        list(forked_map(mixed, range(20), 2, nothing))
+    assert caught.value.status == -signal.SIGKILL
+
+
+def test_those_who_stop_listening_leave_no_process() -> None:
+    pids = []
+    for pid in forked_map(lambda _: os.getpid(), range(50), 2, nothing):
+        pids.append(pid)
+        if len(set(pids)) == 2 or len(pids) == 20:
+            break
+    for pid in set(pids):
+        with pytest.raises((ProcessLookupError, ChildProcessError)):
+            os.kill(pid, 0)
+
+
+#: The process with a second for a batch of rows, and less memory.
+SCRIPT = (
+    "import core.analysis.row_facts as facts; facts.BATCH_SECONDS = 1\n"
+    "import core.analysis.process as process; process._MEMORY = 600 << 20\n"
+    "process.run_job(process.analyze)\n"
+)
+
+
+def run(request: AnalysisRequest, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the process for a request.
+
+    Args:
+        request: The request.
+        before: Lines of Python that it runs first.
+    """
+    return subprocess.run(
+        [sys.executable, "-c", f"import core.sandbox.limits\n{before}{SCRIPT}"],
+        input=json.dumps({"title": "it", "hint": "", "analysis": request.to_dict()}) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def answer_of(request: AnalysisRequest) -> dict[str, Any]:
+    """The last line of the process for a request."""
+    ended = run(request)
+    answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return answer
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write(tmp_path / "rows.jsonl", json_lines(pairs(20)))
+
+
+def test_a_template_that_takes_for_ever_is_a_sentence(rows: Path, tiny_model_dir: Path) -> None:
+    bomb = CHATML + "{% if messages[0].content == 'q5' %}" + SLOW + "{% endif %}"
+    answer = answer_of(AnalysisRequest((str(rows),), masks=MaskSettings(str(tiny_model_dir), bomb)))
+    assert answer["error"] == "The chat template or the tokenizer takes more than 1 s for a few rows."
+    assert answer["hint"]
+
+
+@pytest.mark.long
+def test_so_is_one_that_takes_for_ever_before_the_first_row(rows: Path, tiny_model_dir: Path) -> None:
+    masks = MaskSettings(str(tiny_model_dir), SLOW)
+    answer = answer_of(AnalysisRequest((str(rows),), masks=masks))
+    assert answer["error"] == "The chat template or the tokenizer takes more than 1 s for a few rows."
+    endless = "from core.template.settings import MaskSettings\nMaskSettings.masker = lambda self: sum(range(10**14))\n"
+    ended = run(AnalysisRequest((str(rows),), masks=masks), "core.sandbox.limits._GRACE = 0\n" + endless)
+    assert ended.returncode == -signal.SIGXCPU, "only the kernel ends what does not return to Python"
+
+
+def test_rows_on_which_a_template_fills_the_memory_are_dropped(rows: Path, tiny_model_dir: Path) -> None:
+    bomb = (
+        CHATML + "{% if messages[0].content == 'q5' %}"
+        "{% set l = (['a' * 1048576] * 3000) | map('reverse') | list %}{{ l | length }}{% endif %}"
+    )
+    answer = answer_of(AnalysisRequest((str(rows),), masks=MaskSettings(str(tiny_model_dir), bomb)))
+    if "error" in answer:
+        # On a busy machine it takes its time before it takes the memory.
+        assert "takes more than 1 s" in answer["error"]
+    else:
+        assert answer["done"]["dropped"] == {"template_error": 1}
+        assert answer["done"]["used"] == 19

@@ -9,7 +9,7 @@ from core.errors import UserError
 
 
 class Notices(list[tuple[str, str, str]]):
-    """What was found and went on."""
+    """Collected notices."""
 
     def __call__(self, code: str, message: str, hint: str) -> None:
         self.append((code, message, hint))

@@ -1,4 +1,4 @@
-"""Row counts shown before a run and those of the run: the same rows used, the same dropped for the same reasons."""
+"""The counts before a run and the run itself agree: same rows used, same rows dropped, same reasons."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def line(row: Any) -> str:
 
 
 CALL = {"type": "function", "function": {"name": "look", "arguments": {}}}
-#: Rows of messages by what is wrong with them.
+#: Rows of messages by their defect.
 MESSY: dict[str, Any] = {
     "": chat("How do I reset it?"),
     "again": chat("the same"),
@@ -130,9 +130,10 @@ def test_messages_with_everything_wrong(both: Both, tmp_path: Path) -> None:
     text = "".join(line(row) + "\n" for row in MESSY.values()).encode()
     path = write(tmp_path / "a.jsonl", text + b'{"messages": "\xff"}\n\n')
     found = agreed(both(config(path)))
-    # One of them is blank, and one comes from the bytes.
+    # The blank row does not count; the row with invalid bytes does.
     assert found["rows"] == len(MESSY)
-    assert {"not_utf8", "not_json", "overlong", "special_in_content", "template_drops"} <= set(found["dropped"])
+    codes = {"not_utf8", "not_json", "no_answer", "empty_answer", "overlong", "special_in_content", "template_drops"}
+    assert codes <= set(found["dropped"])
     assert found["used"] == 2
 
 
@@ -204,7 +205,7 @@ def test_several_sources_shards_and_registries_with_a_limit(both: Both, tmp_path
     shards = tmp_path / "shards"
     write(shards / "part-1.jsonl", "\n".join(messy))
     write(shards / "part-2.jsonl", "\n".join(messy[:4]))
-    # What comes behind the limit is of another format, which must not count when the format is told.
+    # Rows behind the limit have another format, which must not affect detection.
     capped = [{"prompt": f"q{n}", "completion": "a" if n % 2 else ""} for n in range(7)]
     others = [{"text": "t"}] * 100
     write(tmp_path / "capped.jsonl", json_lines([*capped, *others]))

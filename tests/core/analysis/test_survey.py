@@ -12,19 +12,38 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from core.analysis.duplicates import Fingerprints, digest, find_near, find_same, find_shared, normalized, signature
+from core.analysis.division import Fingerprints, digest, find_near, find_same, find_shared, normalized, signature
+from core.analysis.job import analyze
+from core.analysis.problems import Problem
 from core.analysis.result import Analysis, AnalysisRequest
+from core.analysis.row_facts import SAMPLE, main_script
 from core.analysis.survey import survey
 from core.data.conversation import Example, make_tokens
 from core.errors import UserError
 from core.jobs.job import JobProgress
 from core.template.settings import MaskSettings
 from tests.cases import cases
-from tests.core.analysis.rows import row, rows_of
 from tests.core.data.sample_files import json_lines, write, write_arrow, write_parquet, write_zstd
 from tests.examples import examples
 
 WORDS = [f"word{number}" for number in range(500)]
+
+
+def row(question: str, answer: str = "An answer of its own.") -> dict[str, Any]:
+    """A row of a conversation: a question and its answer."""
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def rows_of(analysis: Analysis, code: str) -> list[int]:
+    """The rows with a problem, by its code; none where it is not found."""
+    problem = analysis.problem(code)
+    return [] if problem is None else list(problem.indices)
+
+
+def problem_of(analysis: Analysis, code: str) -> Problem:
+    problem = analysis.problem(code)
+    assert problem is not None
+    return problem
 
 
 def prose(seed: int, count: int = 60) -> str:
@@ -58,8 +77,7 @@ def test_copies_are_those_that_say_the_same_whatever_case_and_spaces(tmp_path: P
     ]
     found = look(write(tmp_path / "a.jsonl", json_lines(rows)))
     assert rows_of(found, "duplicate") == [1, 4]
-    problem = found.problem("duplicate")
-    assert problem is not None
+    problem = problem_of(found, "duplicate")
     assert problem.detail == "It is the same as row 1."
     assert rows_of(found, "near_duplicate") == [2]
 
@@ -94,8 +112,7 @@ def test_copies_are_found_across_files(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", json_lines([row(prose(1)), row(prose(2))]))
     second = write(tmp_path / "b.csv", f"prompt,completion\n{prose(2)},An answer of its own.\n{prose(3)},x\n")
     found = look(first, second)
-    problem = found.problem("duplicate")
-    assert problem is not None
+    problem = problem_of(found, "duplicate")
     assert list(problem.indices) == [2]
     assert (problem.places[0].file, problem.places[0].line) == ("b.csv", 2)
     assert problem.detail == "It is the same as row 2."
@@ -119,8 +136,7 @@ def test_leaks_exact_and_near(tmp_path: Path) -> None:
     assert (found.rows, found.used, found.eval_rows) == (5, 5, 5)
     assert rows_of(found, "leaked") == [1]
     assert rows_of(found, "near_leaked") == [2]
-    leaked = found.problem("leaked")
-    assert leaked is not None
+    leaked = problem_of(found, "leaked")
     assert leaked.detail == "It is the same as row 2 of data.eval."
 
 
@@ -177,8 +193,7 @@ def test_shards_are_one_dataset_with_places_in_their_files(tmp_path: Path) -> No
     write(directory / "part-3.jsonl", "\n \n")
     found = look(directory)
     assert (found.rows, found.used) == (30, 27)
-    problem = found.problem("empty_answer")
-    assert problem is not None
+    problem = problem_of(found, "empty_answer")
     assert [(place.file, place.line) for place in problem.places] == [
         ("part-0.jsonl", 5), ("part-1.jsonl", 5), ("part-2.jsonl", 5),
     ]  # fmt: skip
@@ -279,8 +294,7 @@ def test_same_and_shared_are_what_comparing_all_with_all_finds(train: list[int],
     ],
 )
 def test_answers_that_may_be_no_answers(tmp_path: Path, rows: list[dict[str, Any]], code: str, part: str) -> None:
-    problem = look(write(tmp_path / "a.jsonl", json_lines(rows))).problem(code)
-    assert problem is not None
+    problem = problem_of(look(write(tmp_path / "a.jsonl", json_lines(rows))), code)
     assert (problem.count, [place.index for place in problem.places]) == (2, [0, 1])
     assert part in problem.detail
     assert problem.hint
@@ -307,8 +321,7 @@ def test_what_the_template_leaves_out_of_a_prompt_is_a_problem(tmp_path: Path, t
     system = {"role": "system", "content": "Be brief."}
     rows = [row("a b"), {"messages": [system, *row("c d")["messages"]]}]
     found = look(write(tmp_path / "a.jsonl", json_lines(rows)), masks=MaskSettings(str(tiny_model_dir), template))
-    problem = found.problem("prompt_drops")
-    assert problem is not None
+    problem = problem_of(found, "prompt_drops")
     assert (problem.count, list(problem.indices), found.used) == (1, [1], 2)
     assert problem.detail == "The chat template leaves out the system message."
     assert "template.file" in problem.hint
@@ -321,7 +334,7 @@ def test_what_the_template_leaves_out_of_a_prompt_is_a_problem(tmp_path: Path, t
 def test_rows_with_pictures_are_dropped_and_unread_columns_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: bool
 ) -> None:
-    """Also where the columns are those of late rows alone, and where several processes read."""
+    """Also where only late rows have the columns, and where several processes read."""
     if processes:
         monkeypatch.setattr("core.analysis.survey._WORTH_PROCESSES", 1)
         monkeypatch.setattr("core.analysis.survey._MOST_PROCESSES", 2)
@@ -333,13 +346,11 @@ def test_rows_with_pictures_are_dropped_and_unread_columns_named(
     rows[599] |= {"id": 0}
     found = look(write(tmp_path / "a.jsonl", json_lines(rows)))
     assert found.dropped == {"has_media": 3}
-    problem = found.problem("has_media")
-    assert problem is not None
+    problem = problem_of(found, "has_media")
     assert list(problem.indices) == [3, 4, 597]
     assert problem.detail == "The column images holds pictures, and only text is read."
     assert "Only text is read" in problem.hint
-    unread = found.problem("columns_not_read")
-    assert unread is not None
+    unread = problem_of(found, "columns_not_read")
     assert (unread.kind.level, unread.count, unread.detail) == ("note", 2, "id, topic")
     assert not unread.indices, "rows are not marked for it one by one"
 
@@ -366,3 +377,101 @@ def test_placeholders_without_a_column_are_noted(tmp_path: Path, text: str, note
     found = look(write(tmp_path / "a.jsonl", json_lines([row(text)])))
     assert found.used == 1
     assert (found.problem("placeholder") is not None) == noted
+
+
+def write_lines(path: Path, rows: list[dict[str, Any] | str]) -> Path:
+    path.write_text("".join((item if isinstance(item, str) else json.dumps(item)) + "\n" for item in rows))
+    return path
+
+
+CLEAN: list[dict[str, Any] | str] = [
+    row("How do I reset the router in the hall?", "Hold the button for ten seconds."),
+    row("Which paper does the printer take?", "Plain A4, from the lower tray."),
+    row("When is the canteen open on Fridays?", "From eleven until two."),
+]
+
+
+def test_clean_rows_have_no_problems(tmp_path: Path) -> None:
+    analysis = analyze(AnalysisRequest((str(write_lines(tmp_path / "clean.jsonl", CLEAN)),)))
+    assert (analysis.rows, analysis.used, analysis.dropped) == (3, 3, {})
+    assert not analysis.problems
+    assert analysis.lengths is None
+
+
+@cases(
+    ("code", "bad"),
+    [
+        ("email", row("Write to jane.doe@posteo.de please.", "I have done so, she will call.")),
+        ("control_characters", row("A bell \x07 in the text.", "It rings when it is printed.")),
+        (
+            "encoding_damage",
+            row("The caf\u00c3\u00a9 is closed and the men\u00c3\u00bc gone.", "A pity for all of us."),
+        ),
+    ],
+)
+def test_a_problem_is_found_in_its_row_and_nowhere_else(tmp_path: Path, code: str, bad: dict[str, Any]) -> None:
+    analysis = analyze(AnalysisRequest((str(write_lines(tmp_path / "rows.jsonl", [*CLEAN, bad])),)))
+    assert rows_of(analysis, code) == [3]
+    assert problem_of(analysis, code).count == 1
+
+
+def test_tokens_are_counted_as_training_counts_them(tmp_path: Path, tiny_model_dir: Path) -> None:
+    from transformers import AutoTokenizer
+
+    data = write_lines(tmp_path / "clean.jsonl", CLEAN)
+    analysis = analyze(AnalysisRequest((str(data),), masks=MaskSettings(str(tiny_model_dir))))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    lengths = sorted(
+        len(
+            tokenizer(tokenizer.apply_chat_template(item["messages"], tokenize=False), add_special_tokens=False)[
+                "input_ids"
+            ]
+        )
+        for item in CLEAN
+        if isinstance(item, dict)
+    )
+    assert analysis.lengths is not None
+    assert (analysis.lengths.min, analysis.lengths.max) == (lengths[0], lengths[-1])
+    assert 0 < analysis.lengths.supervised_share < 1
+    limited = analyze(AnalysisRequest((str(data),), masks=MaskSettings(str(tiny_model_dir), max_length=lengths[0])))
+    assert limited.dropped["overlong"] == sum(length > lengths[0] for length in lengths)
+
+
+def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        analyze(AnalysisRequest((str(tmp_path / "nowhere.jsonl"),)))
+
+
+@cases(
+    ("text", "script"),
+    [
+        ("", "none"),
+        ("12 + 34 = ?", "none"),
+        ("— “” …", "none"),
+        ("Plain words.", "Latin"),
+        ("1" * 5000 + "then words", "Latin"),
+        ("Über Österreich", "Latin"),
+        ("Привет, мир", "Cyrillic"),
+        ("Привет, world of words", "Latin"),
+        ("Γειά σου Κόσμε", "Greek"),
+        ("你好，世界", "Han"),
+        ("日本語のテキストです", "Japanese"),
+        ("안녕하세요", "Hangul"),
+        ("مرحبا بالعالم", "Arabic"),
+        ("नमस्ते दुनिया", "Devanagari"),
+        ("half \ud800 of a character", "Latin"),
+        ("я" + "a" * 10, "Latin"),
+        ("a" + "я" * 10, "Cyrillic"),
+    ],
+)
+def test_the_script_of_most_letters(text: str, script: str) -> None:
+    assert main_script(text) == script
+
+
+def test_only_the_beginning_of_a_long_text_counts() -> None:
+    assert main_script("я" * 4 * SAMPLE + "a" * 100_000) == "Cyrillic"
+
+
+@given(st.text(max_size=300))
+def test_any_text_has_one(text: str) -> None:
+    assert (main_script(text) == "none") == (not any(map(str.isalpha, text)))

@@ -56,14 +56,14 @@ def write_zstd(path: Path, content: bytes) -> Path:
 
 
 def values(found: Iterable[Row]) -> list[dict[str, Any] | None]:
-    """What rows hold."""
+    """Fields of each row."""
     return [row.data for row in found]
 
 
 def descriptors(directory: Path) -> list[str]:
-    """What this process has open in a directory; what earlier tests left for the collector is not among it."""
+    """Files below a directory that this process has open."""
     found = []
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one that lists them
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
             found.append(os.readlink(f"/proc/self/fd/{name}"))
     return [target for target in found if target.startswith(str(directory))]

@@ -26,7 +26,7 @@ def entries(imported: Imported) -> list[Entry]:
 
 
 def entry(imported: Imported, key: str) -> tuple[str, Entry]:
-    """The list that a key is in, and what is said of it there; a key is in one list only."""
+    """The list of a key, and its entry there; a key must be in exactly one list."""
     found = [
         (name, entry)
         for name in ("carried", "changed", "unsupported")
@@ -38,7 +38,7 @@ def entry(imported: Imported, key: str) -> tuple[str, Entry]:
 
 
 def keys_of(text: str, sections: frozenset[str]) -> list[str]:
-    """The keys of a file, those of sections as ``section.key``."""
+    """Keys of a file; keys of sections as ``section.key``."""
     found = []
     for key, value in yaml.safe_load(text).items():
         found += [f"{key}.{name}" for name in value] if key in sections and isinstance(value, dict) else [key]
@@ -46,7 +46,7 @@ def keys_of(text: str, sections: frozenset[str]) -> list[str]:
 
 
 def assert_all_accounted(imported: Imported, keys: list[str]) -> None:
-    """Every key is in exactly one of the lists."""
+    """Each key has exactly one entry."""
     counts = Counter(entry.key for entry in entries(imported))
     assert {key: counts[key] for key in keys} == dict.fromkeys(keys, 1)
 
@@ -58,7 +58,7 @@ def loaded(directory: Path, imported: Imported) -> Config:
 
 
 def setting(imported: Imported, name: str) -> Any:
-    """What the configuration says of an option; None where it says nothing."""
+    """Value of an option in the configuration; None if it is not set."""
     return ConfigDocument(imported.toml).get(name)
 
 
@@ -77,3 +77,8 @@ def comment(imported: Imported, name: str) -> str:
 def rows(path: Path) -> Path:
     """A small data file."""
     return write(path, json_lines(pairs(3)))
+
+
+def questions(count: int) -> str:
+    """Rows of Alpaca's format."""
+    return json_lines([{"instruction": f"q{number}", "input": "", "output": "a"} for number in range(count)])

@@ -14,16 +14,7 @@ from core.errors import UserError
 from core.importers.axolotl import AXOLOTL
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
-from tests.core.importers.helpers import (
-    assert_all_accounted,
-    carry,
-    comment,
-    entry,
-    keys_of,
-    loaded,
-    rows,
-    setting,
-)
+from tests.core.importers.helpers import assert_all_accounted, carry, comment, entry, keys_of, loaded, rows, setting
 
 QLORA = """\
 base_model: meta/llama
@@ -68,12 +59,7 @@ def test_a_usual_file(tmp_path: Path) -> None:
     assert not imported.unknown
     config = loaded(tmp_path, imported)
     assert config.data.train == str(tmp_path / "rows.jsonl")
-    assert config.data.columns == {
-        "user": "prompt",
-        "context": "input",
-        "assistant": "completion",
-        "system": "system",
-    }
+    assert config.data.columns == {"user": "prompt", "context": "input", "assistant": "completion", "system": "system"}
     method, train = config.method, config.train
     assert (method.name, method.rank, method.alpha, method.dropout) == ("qlora", 32, 16, 0.05)
     assert method.target_modules == "all-linear"
@@ -93,200 +79,12 @@ def test_a_usual_file(tmp_path: Path) -> None:
     assert comment(imported, "train.max_length") == ""
 
 
-@cases(
-    ("text", "wanted"),
-    [
-        ("rl: dpo\nrl_beta: 0.2\n", ("dpo", 0.2, "sigmoid", 1.0)),
-        ("rl: dpo\ndpo_beta: 0.3\nrl_beta: 0.2\ndpo_loss_type: [hinge]\n", ("dpo", 0.3, "hinge", 1.0)),
-        ("rl: ipo\n", ("dpo", 0.1, "ipo", 1.0)),
-        ("rl: orpo\norpo_alpha: 0.5\n", ("orpo", 0.5, "sigmoid", 1.0)),
-        ("rl: kto\nkto_desirable_weight: 1.33\n", ("kto", 0.1, "sigmoid", 1.33)),
-        ("rl: grpo\nrl_beta: 0.2\nkto_desirable_weight: 1.33\n", ("sft", 0.1, "sigmoid", 1.0)),
-    ],
-)
-def test_preferences(tmp_path: Path, text: str, wanted: tuple[Any, ...]) -> None:
-    rows(tmp_path / "rows.jsonl")
-    imported = carry(tmp_path, BASE + text)
-    assert_all_accounted(imported, keys_of(BASE + text, AXOLOTL.sections))
-    train = loaded(tmp_path, imported).train
-    assert (train.objective, train.beta, train.dpo_loss, train.desirable_weight) == wanted
-
-
-def test_what_does_not_go_with_a_comparison_is_left_out(tmp_path: Path) -> None:
-    rows(tmp_path / "rows.jsonl")
-    text = f"{BASE}rl: dpo\ntrain_on_inputs: true\nneftune_noise_alpha: 5\npeft_init_lora_weights: loftq\n"
-    imported = carry(tmp_path, text)
-    for key in ("train_on_inputs", "neftune_noise_alpha", "peft_init_lora_weights"):
-        assert entry(imported, key)[0] == "unsupported"
-    config = loaded(tmp_path, imported)
-    assert (config.train.objective, config.data.supervise, config.method.neftune_alpha) == ("dpo", "assistant", None)
-
-
-def test_a_loss_or_a_number_that_does_not_count_is_told(tmp_path: Path) -> None:
-    text = f"{BASE}rl: dpo\ndpo_beta: 0.3\nrl_beta: 0.2\ndpo_loss_type: [hinge, ipo]\norpo_alpha: 1\n"
-    imported = carry(tmp_path, text)
-    assert entry(imported, "rl_beta")[0] == "unsupported"
-    assert entry(imported, "dpo_loss_type")[0] == "unsupported"
-    assert entry(imported, "orpo_alpha")[1].reason == "It has no effect with this objective."
-
-
-@pytest.mark.parametrize(("text", "patience"), [("", 3), ("loss_watchdog_patience: 5\n", 5)])
-def test_the_loss_watchdog_is_the_same_rule(tmp_path: Path, text: str, patience: int) -> None:
-    imported = carry(tmp_path, f"{BASE}loss_watchdog_threshold: 5\n{text}")
-    assert entry(imported, "loss_watchdog_threshold")[0] == "changed"
-    train = loaded(tmp_path, imported).train
-    assert (train.loss_limit, train.on_loss_spike, train.loss_spike) == (5.0, "stop", 0.0)
-    assert train.loss_spike_patience == patience
-
-
-def test_the_patience_of_a_watchdog_without_a_limit_says_nothing(tmp_path: Path) -> None:
-    imported = carry(tmp_path, f"{BASE}loss_watchdog_patience: 5\n")
-    assert entry(imported, "loss_watchdog_patience")[1].to is None
-    assert loaded(tmp_path, imported).train.on_loss_spike == "warn"
-
-
-@cases(
-    ("text", "name", "value"),
-    [
-        # Lengths: longer rows are dropped unless it is said otherwise, and the default is short.
-        ("excess_length_strategy: truncate", "data.overlong", "truncate"),
-        ("excess_length_strategy: raise", "data.overlong", "refuse"),
-        ("excess_length_strategy: drop", "data.overlong", "drop"),
-        # Batches.
-        ("micro_batch_size: 4", "train.batch_size", 4),
-        ("gradient_accumulation_steps: 16", "train.batch_size", 16),
-        ("micro_batch_size: 4\nbatch_size: 32", "train.batch_size", 32),
-        ("micro_batch_size: 4\ngradient_accumulation_steps: 2\nbatch_size: 32", "train.batch_size", 8),
-        # Warm-up.
-        ("warmup_steps: 10", "train.warmup", 10),
-        ("warmup_steps: 0.1", "train.warmup", 0.1),
-        ("warmup_steps: 10\nwarmup_ratio: 0.2", "train.warmup", 10),
-        ("warmup_steps: 0\nwarmup_ratio: 0.2", "train.warmup", 0.2),
-        ("warmup_ratio: 0.2", "train.warmup", 0.2),
-        ("warmup_ratio: 1.0", "train.warmup", None),
-        ("seed: 1", "train.warmup", 0.03),
-        ("lr_scheduler: constant\nwarmup_ratio: 0.2", "train.warmup", 0),
-        ("lr_scheduler: constant_with_warmup\nwarmup_ratio: 0.2", "train.warmup", 0.2),
-        ("lr_scheduler: constant_with_warmup", "train.scheduler", "constant"),
-        ("lr_scheduler: rex", "train.scheduler", "cosine"),
-        # Optimizers.
-        ("optimizer: adamw_bnb_8bit", "train.optimizer", "adamw_8bit"),
-        ("optimizer: adamw_torch_fused", "train.optimizer", "adamw"),
-        ("optimizer: muon", "train.optimizer", "adamw"),
-        ("optimizer: adafactor", "train.optimizer", "adafactor"),
-        ("optimizer: lion_8bit", "train.optimizer", "lion_8bit"),
-        ("optimizer: lion_pytorch", "train.optimizer", "lion_8bit"),
-        ("optimizer: galore_adamw", "train.optimizer", "adamw"),
-        # Precision.
-        ("bf16: true", "train.precision", "bf16"),
-        ("bf16: false\nfp16: true", "train.precision", "fp16"),
-        ("bf16: false\nfp16:", "train.precision", "fp32"),
-        ("bf16: full", "train.precision", "bf16"),
-        ("fp16: true", "train.precision", "fp16"),
-        ("bf16: true\nfp16: true", "train.precision", "bf16"),
-        ("float16: true", "train.precision", "fp16"),
-        # What is learned.
-        ("train_on_inputs: true", "data.supervise", "all"),
-        ("train_on_inputs: false", "data.supervise", None),
-        # Checkpoints and memory.
-        ("save_steps: 50", "checkpoint.every_steps", 50),
-        ("save_steps: 0.25\nmax_steps: 200", "checkpoint.every_steps", 50),
-        ("save_steps: 0.25", "checkpoint.every_steps", None),
-        ("gradient_checkpointing: offload", "memory.gradient_checkpointing", "on"),
-        ("gradient_checkpointing: offload", "memory.activation_offload", "on"),
-        ("gradient_checkpointing: offload_disk", "memory.activation_offload", "on"),
-        ("gradient_checkpointing: true", "memory.activation_offload", None),
-        ("gradient_checkpointing: often", "memory.gradient_checkpointing", "auto"),
-        ("activation_offloading: true", "memory.activation_offload", "on"),
-        ("liger_fused_linear_cross_entropy: true", "memory.liger", "auto"),
-        ("liger_fused_linear_cross_entropy: false", "memory.liger", "off"),
-        ("plugins: [axolotl.integrations.liger.LigerPlugin]", "memory.liger", "auto"),
-        (
-            "plugins: [axolotl.integrations.liger.LigerPlugin, a.Plugin]\nliger_fused_linear_cross_entropy: false",
-            "memory.liger",
-            "off",
-        ),
-        ("plugins: [a.Plugin]", "memory.liger", None),
-        ("plugins: []", "memory.liger", None),
-        ("activation_offloading: hidden_states", "memory.gradient_checkpointing", "on"),
-        ("activation_offloading: legacy\ngradient_checkpointing: false", "memory.gradient_checkpointing", "on"),
-        ("activation_offloading: disk", "memory.activation_offload", "on"),
-        ("activation_offloading: sometimes", "memory.activation_offload", None),
-        ("activation_offloading: false", "memory.activation_offload", None),
-        ("gradient_checkpointing: false", "memory.gradient_checkpointing", "off"),
-        # Layers.
-        ("lora_target_modules: [q_proj, v_proj]", "method.target_modules", ["q_proj", "v_proj"]),
-        (
-            "lora_target_parameters: [mlp.experts.gate_up_proj, mlp.experts.down_proj]",
-            "method.target_experts",
-            "on",
-        ),
-        ("lora_target_parameters: [mlp.experts.down_proj]", "method.target_experts", "on"),
-        ("lora_target_modules: '.*.[0-9]+.(q|v)_proj'", "method.target_modules", ["re:.*.[0-9]+.(q|v)_proj"]),
-        ("lora_target_modules: '.*.(q|v_proj'", "method.target_modules", "all-linear"),
-        ("lora_target_modules: ['.*q_proj', v_proj]", "method.target_modules", "all-linear"),
-        # How adapters begin and learn.
-        ("peft_init_lora_weights: pissa", "method.init", "pissa"),
-        ("peft_init_lora_weights: pissa_niter_16", "method.init", "pissa"),
-        ("peft_init_lora_weights: loftq", "method.init", None),
-        ("peft_init_lora_weights: true", "method.init", "default"),
-        ("peft_init_lora_weights: gaussian", "method.init", "default"),
-        ("loraplus_lr_ratio: 16", "method.loraplus_ratio", 16),
-        ("loraplus_lr_ratio: 0.5", "method.loraplus_ratio", None),
-        ("neftune_noise_alpha: 5", "method.neftune_alpha", 5),
-        ("neftune_noise_alpha: 0", "method.neftune_alpha", None),
-        ("lora_target_modules: [q_proj]\nlora_target_linear: true", "method.target_modules", "all-linear"),
-        ("lora_target_modules:\nlora_target_linear:", "method.target_modules", "all-linear"),
-        # Templates.
-        ("chat_template: chatml", "template.name", "chatml"),
-        ("chat_template: tokenizer_default", "template.name", None),
-        ("chat_template: gemma3", "template.name", "gemma"),
-        ("chat_template: qwen3", "template.name", None),
-        ("chat_template: tokenizer_default_fallback_chatml", "template.name", None),
-        ("chat_template: phi_35", "template.name", "phi3"),
-        ("chat_template_kwargs: {reasoning_effort: high}", "template.variables", {"reasoning_effort": "high"}),
-        (
-            "chat_template_kwargs: {enable_thinking: false, roles: [a]}",
-            "template.variables",
-            {"enable_thinking": False},
-        ),
-        ("chat_template: chatml\nchat_template_kwargs: {enable_thinking: true}", "template.variables", None),
-        ("chat_template_kwargs: {}", "template.variables", None),
-    ],
-)
-def test_traps(tmp_path: Path, text: str, name: str, value: Any) -> None:
-    imported = carry(tmp_path, f"{BASE}{text}\n")
-    assert setting(imported, name) == value
-    assert_all_accounted(imported, keys_of(BASE + text, AXOLOTL.sections))
-    loaded(tmp_path, imported)
-
-
 def test_defaults_that_are_not_ours_are_written(tmp_path: Path) -> None:
     imported = carry(tmp_path, "base_model: a/b\nmicro_batch_size: 1\n")
     assert setting(imported, "train.max_length") == 512
     assert "512" in comment(imported, "train.max_length")
     assert entry(imported, "sequence_len") == ("changed", entry(imported, "sequence_len")[1])
     assert entry(imported, "sequence_len")[1].value is None
-
-
-@cases(
-    ("text", "name", "part"),
-    [
-        ("adapter: lora", "lora", ""),
-        ("adapter: lora\nload_in_8bit: true", "qlora", "8 bits are not available"),
-        ("adapter: lora\nload_in_4bit: true", "lora", ""),
-        ("adapter: qlora\nload_in_4bit: true", "qlora", ""),
-        ("adapter:", "full", "all weights"),
-        ("lora_r: 8", "full", "all weights"),
-        ("adapter: llama-adapter", "lora", "not available"),
-    ],
-)
-def test_methods(tmp_path: Path, text: str, name: str, part: str) -> None:
-    imported = carry(tmp_path, f"base_model: a/b\nsequence_len: 64\n{text}\n")
-    assert setting(imported, "method.name") == name
-    assert part in comment(imported, "method.name")
-    assert bool(part) == bool(comment(imported, "method.name"))
-    assert_all_accounted(imported, keys_of(f"base_model: x\nsequence_len: 1\n{text}", AXOLOTL.sections))
 
 
 @cases(
@@ -308,25 +106,12 @@ def test_what_axolotl_refuses_is_refused(tmp_path: Path, text: str, line: int, p
     assert caught.value.hint
 
 
-# What is measured.
+def test_the_two_names_of_noise_are_refused_together(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"theirs\.yml, line \d+: noisy_embedding_alpha is the old name"):
+        carry(tmp_path, f"{BASE}noisy_embedding_alpha: 5\nneftune_noise_alpha: 5\n")
 
 
-@cases(
-    ("text", "share", "steps"),
-    [
-        ("val_set_size: 0.1\neval_steps: 20", 0.1, 20),
-        ("val_set_size: 0.0\neval_steps: 20", None, None),
-        ("eval_steps: 20", None, None),
-        ("val_set_size: 200\neval_steps: 20", None, None),
-        ("val_set_size: 0.8", 0.5, None),
-        ("val_set_size: 0.1\neval_steps: 0.5\nmax_steps: 10", 0.1, 5),
-    ],
-)
-def test_held_out_rows(tmp_path: Path, text: str, share: float | None, steps: int | None) -> None:
-    imported = carry(tmp_path, f"{BASE}{text}\n")
-    assert setting(imported, "data.eval_share") == share
-    assert setting(imported, "eval.every_steps") == steps
-    assert_all_accounted(imported, keys_of(BASE + text, AXOLOTL.sections))
+# Evaluation.
 
 
 def test_rows_to_measure_on(tmp_path: Path) -> None:
@@ -347,7 +132,7 @@ def test_rows_to_measure_on(tmp_path: Path) -> None:
 
 
 def learned(directory: Path, text: str) -> list[list[tuple[str, str]]]:
-    """What the data of an imported file says, a list of turns for each row (a text as one of its own)."""
+    """Turns of each row of an imported file's data; a text is a turn of its own."""
     config = loaded(directory, carry(directory, f"{BASE}{text}"))
     found = []
     for sources, _ in training_sources(config.data):
@@ -473,42 +258,3 @@ def test_templates_of_their_own(tmp_path: Path) -> None:
         assert setting(imported, name) == value, text
         assert_all_accounted(imported, keys_of(BASE + text, AXOLOTL.sections))
         loaded(tmp_path, imported)
-
-
-def test_loftq_goes_with_4_bits_only(tmp_path: Path) -> None:
-    text = f"{BASE}peft_init_lora_weights: loftq\n"
-    where, said = entry(carry(tmp_path, text), "peft_init_lora_weights")
-    assert where == "unsupported"
-    assert "nothing is rounded" in said.reason
-    text = text.replace("adapter: lora", "adapter: qlora\nload_in_4bit: true")
-    assert setting(carry(tmp_path, text), "method.init") == "loftq"
-
-
-@cases(
-    ("lines", "tools", "mode"),
-    [
-        ("wandb_project: mine\nwandb_name: first\n", ["wandb"], "offline"),
-        ("wandb_project: mine\nwandb_name: first\nwandb_mode: online\n", ["wandb"], "online"),
-        ("wandb_project: mine\nwandb_name: first\nwandb_mode: disabled\n", None, "offline"),
-        (
-            "use_tensorboard: true\nuse_trackio: true\ntrackio_project_name: mine\ntrackio_run_name: first\n",
-            2,
-            "offline",
-        ),
-        ("wandb_project: mine\ntrackio_project_name: other\nuse_trackio: yes\nwandb_name: first\n", 3, "offline"),
-        ("use_wandb: ''\nwandb_project: ''\nuse_tensorboard: false\n", None, "offline"),
-    ],
-)
-def test_trackers_are_carried_over(tmp_path: Path, lines: str, tools: list[str] | int | None, mode: str) -> None:
-    rows(tmp_path / "rows.jsonl")
-    imported = carry(tmp_path, f"{BASE}datasets: [{{path: rows.jsonl, type: alpaca}}]\n{lines}", "axolotl")
-    tracking = loaded(tmp_path, imported).tracking
-    several = {2: ["tensorboard", "trackio"], 3: ["trackio", "wandb"]}
-    assert tracking.tools == (several[tools] if isinstance(tools, int) else tools)
-    assert tracking.wandb_mode == mode
-    if "mine" in lines:
-        assert (tracking.project, tracking.name) == ("mine", "first")
-    if "other" in lines:
-        assert entry(imported, "trackio_project_name")[0] == "unsupported"
-    if tools == ["wandb"] and mode == "offline":
-        assert "tracking.wandb_mode is online" in comment(imported, "tracking.wandb_mode")

@@ -11,20 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.analysis.split import held_out_rows, repeats
+from core import paths
+from core.analysis.division import held_out_rows, repeats
+from core.data.registries.resolve import training_sources
+from core.hub.store import NotFetchedError, Record
 from core.importers import data_files
 from core.importers.data_files import Part, read_splits
+from core.importers.redact import holds_secret
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
-from tests.core.importers.helpers import carry, comment, entry, loaded, setting
+from tests.core.importers.helpers import carry, comment, entry, loaded, questions, setting
+from tests.core.importers.test_axolotl import BASE
 from tests.core.importers.test_axolotl import BASE as AXOLOTL
 from tests.core.importers.test_llama_factory import BASE as LLAMA_FACTORY
 
 ENTRY = "datasets: [{path: a.jsonl, type: alpaca}]\nmicro_batch_size: 4\n"
-
-
-def questions(count: int) -> str:
-    return json_lines([{"instruction": f"q{number}", "input": "", "output": "a"} for number in range(count)])
 
 
 @pytest.fixture
@@ -34,43 +35,10 @@ def hundred(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@cases(
-    ("text", "name", "value"),
-    [
-        ("saves_per_epoch: 1", "checkpoint.every_steps", 25),
-        ("saves_per_epoch: 2", "checkpoint.every_steps", 13),
-        ("saves_per_epoch: 1000", "checkpoint.every_steps", 1),
-        ("saves_per_epoch: 0", "checkpoint.every_steps", None),
-        ("saves_per_epoch: -2", "checkpoint.every_steps", None),
-        ("saves_per_epoch: 1.0e-320", "checkpoint.every_steps", None),
-        ("saves_per_epoch: 1.0e-320\nmax_steps: 9", "checkpoint.every_steps", None),
-        ("save_steps: 0.5\nnum_epochs: 1.0e+308", "checkpoint.every_steps", None),
-        ("save_strategy: epoch", "checkpoint.every_steps", 25),
-        ("save_strategy: epoch\nsave_steps: 7", "checkpoint.every_steps", 25),
-        ("save_strategy: steps\nsave_steps: 7", "checkpoint.every_steps", 7),
-        ("save_strategy: no", "checkpoint.every_steps", None),
-        ("save_steps: 0.1\nnum_epochs: 2", "checkpoint.every_steps", 5),
-        # A share of the steps that there are, whatever an epoch has.
-        ("saves_per_epoch: 2\nnum_epochs: 3\nmax_steps: 60", "checkpoint.every_steps", 10),
-        ("evals_per_epoch: 4\nval_set_size: 0.2", "eval.every_steps", 5),
-        ("evals_per_epoch: 4\nval_set_size: 20", "eval.every_steps", 5),
-        ("eval_strategy: epoch\nval_set_size: 0.2", "eval.every_steps", 20),
-        ("evals_per_epoch: 4", "eval.every_steps", None),
-        ("evals_per_epoch: 0\nval_set_size: 0.2", "eval.every_steps", None),
-        ("val_set_size: 20", "data.eval_share", 0.2),
-        ("val_set_size: 80", "data.eval_share", 0.5),
-    ],
-)
-def test_axolotl(hundred: Path, text: str, name: str, value: Any) -> None:
-    imported = carry(hundred, f"{AXOLOTL}{ENTRY}{text}\n")
-    assert setting(imported, name) == value
-    loaded(hundred, imported)
-
-
 def test_the_comment_says_from_what(hundred: Path) -> None:
     imported = carry(hundred, f"{AXOLOTL}{ENTRY}saves_per_epoch: 2\nval_set_size: 10\n")
     assert comment(imported, "checkpoint.every_steps") == "2 times in an epoch of 90 rows / batch size 4 = 23 steps."
-    assert comment(imported, "data.eval_share").startswith("10 of 100 rows;")
+    assert comment(imported, "data.eval_share").startswith("10 of 100 rows. ")
     assert entry(imported, "saves_per_epoch")[0] == entry(imported, "val_set_size")[0] == "changed"
 
 
@@ -96,7 +64,7 @@ def test_packed_files_are_counted_too(tmp_path: Path, monkeypatch: pytest.Monkey
     text = ENTRY.replace("a.jsonl", "a.jsonl.gz")
     imported = carry(tmp_path, f"{AXOLOTL}{text}saves_per_epoch: 1\n")
     assert setting(imported, "checkpoint.every_steps") == 10
-    # What has to be unpacked first takes longer than its size says.
+    # A compressed file takes longer to count than its size suggests.
     monkeypatch.setattr(data_files, "COUNTED_BYTES", 2 * len(packed))
     assert entry(carry(tmp_path, f"{AXOLOTL}{text}saves_per_epoch: 1\n"), "saves_per_epoch")[0] == "unsupported"
 
@@ -120,44 +88,6 @@ def registry(directory: Path, **counts: int) -> None:
     write(directory / "data" / "dataset_info.json", json.dumps(known))
 
 
-@cases(
-    ("text", "name", "value"),
-    [
-        ("dataset: one\nsave_strategy: epoch", "checkpoint.every_steps", 12),
-        ("dataset: capped\nsave_strategy: epoch", "checkpoint.every_steps", 2),
-        ("dataset: one,two\nsave_strategy: epoch\nmax_samples: 40", "checkpoint.every_steps", 8),
-        ("dataset: one\nval_size: 25\neval_strategy: epoch", "eval.every_steps", 9),
-        ("dataset: one\nval_size: 25", "data.eval_share", 0.263),
-        ("dataset: one\nval_size: 0.1\neval_on_start: true", "eval.baseline", True),
-        ("dataset: one\neval_on_start: true", "eval.baseline", None),
-        ("dataset: one\nmax_samples: 40", "data.weights", [0.421]),
-        ("dataset: one\nmax_samples: 95", "data.weights", None),
-        ("dataset: one,two\nmax_samples: 40", "data.weights", [0.421, 1.0]),
-        ("dataset: far\nmax_samples: 40", "data.weights", None),
-        ("dataset: one,two\nmix_strategy: concat", "data.weights", None),
-        ("dataset: one,two\nmix_strategy: interleave_under", "data.weights", [0.211, 1.0]),
-        ("dataset: one,two\nmix_strategy: interleave_over", "data.weights", [1.0, 4.75]),
-        ("dataset: one,two\nmix_strategy: interleave_under\ninterleave_probs: 0.5,0.5", "data.weights", [0.211, 1.0]),
-        ("dataset: one,two\nmix_strategy: interleave_under\ninterleave_probs: '0.9'", "data.weights", None),
-        ("dataset: one,two\ninterleave_probs: 0.5,0.5", "data.weights", None),
-        ("dataset: one,two\nmix_strategy: interleave_over\ninterleave_probs: 1e-320,1", "data.weights", None),
-        ("dataset: one\nuse_cpu: true", "hardware.device", "cpu"),
-        ("dataset: one\nuse_cpu: false", "hardware.device", None),
-        ("dataset: one\nmax_steps: 30\nnum_train_epochs: 2", "train.epochs", None),
-        ("dataset: one\nsplit_special_tokens: true", "data.special_tokens", None),
-        ("dataset: one", "data.special_tokens", "keep"),
-    ],
-)
-def test_llama_factory(tmp_path: Path, text: str, name: str, value: Any) -> None:
-    registry(tmp_path, one=95, two=20)
-    imported = carry(tmp_path, f"{LLAMA_FACTORY}{text}\n")
-    assert setting(imported, name) == value
-    assert {line.partition(":")[0] for line in text.splitlines()} <= {
-        said.key for said in [*imported.carried, *imported.changed, *imported.unsupported]
-    }
-    loaded(tmp_path, imported)
-
-
 def test_so_many_rows_are_used_in_an_epoch(tmp_path: Path) -> None:
     registry(tmp_path, one=997, two=20)
     weights = setting(carry(tmp_path, f"{LLAMA_FACTORY}dataset: one,two\nmax_samples: 313\n"), "data.weights")
@@ -168,7 +98,7 @@ def test_so_many_rows_are_used_in_an_epoch(tmp_path: Path) -> None:
     assert used == [313, 20]
 
 
-# What the rules say of the result.
+# Findings of the rules about the result.
 
 
 def test_the_rules_speak_in_the_report(hundred: Path) -> None:
@@ -234,3 +164,173 @@ def test_any_text_is_parts_or_none(text: str) -> None:
         return
     assert len(parts) == text.count("+") + 1
     assert all(part.share(10) is None or 0 <= (part.share(10) or 0) <= 1 for part in parts)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def fetched(repository: str, files: dict[str, list[dict[str, Any]]]) -> None:
+    """Put a dataset where ``fetch`` would."""
+    directory = paths.datasets_dir() / repository.replace("/", "--")
+    sizes = {}
+    for name, rows in files.items():
+        sizes[name] = write(directory / COMMIT / name, json_lines(rows)).stat().st_size
+    write(directory / COMMIT / "localtune.json", Record(repository, COMMIT, sizes, have=frozenset(sizes)).to_json())
+    write(directory / "refs.json", json.dumps({"main": COMMIT}))
+
+
+ROWS = [{"instruction": f"q{number}", "input": "", "output": f"a{number}"} for number in range(20)]
+
+
+@cases(
+    ("text", "value"),
+    [
+        ("{path: org/name, type: alpaca}", "hf://datasets/org/name#train"),
+        ("{path: org/name, type: alpaca, split: test}", "hf://datasets/org/name#test"),
+        ("{path: org/name, type: alpaca, name: en, split: test}", "hf://datasets/org/name#en/test"),
+        ("{path: org/name, type: alpaca, revision: v1.0}", "hf://datasets/org/name@v1.0#train"),
+        (f"{{path: org/name, type: alpaca, revision: {COMMIT}}}", f"hf://datasets/org/name@{COMMIT}#train"),
+        ("{path: org/name, type: alpaca, data_dir: sub}", "hf://datasets/org/name/sub#train"),
+        ("{path: org/name, type: alpaca, data_files: a.jsonl}", "hf://datasets/org/name/a.jsonl"),
+        (
+            "{path: org/name, type: alpaca, data_files: [a.jsonl, b.jsonl]}",
+            ["hf://datasets/org/name/a.jsonl", "hf://datasets/org/name/b.jsonl"],
+        ),
+        (
+            "{path: org/name, type: alpaca, split: train+test}",
+            ["hf://datasets/org/name#train", "hf://datasets/org/name#test"],
+        ),
+        ("{path: org/name, type: alpaca, split: 'train[:10%]'}", "hf://datasets/org/name#train"),
+    ],
+)
+def test_entries_of_axolotl(tmp_path: Path, text: str, value: str | list[str]) -> None:
+    imported = carry(tmp_path, f"{BASE}datasets: [{text}]\n")
+    assert setting(imported, "data.train") == value
+    where, said = entry(imported, "datasets")
+    assert where == "changed"
+    assert "localtune-tui fetch" in said.reason
+    if isinstance(value, str):
+        assert comment(imported, "data.train") == f"'localtune-tui fetch {value}' downloads it."
+    with pytest.raises(NotFetchedError):
+        training_sources(loaded(tmp_path, imported).data)
+
+
+def test_what_has_been_fetched_is_read_and_counted(tmp_path: Path) -> None:
+    fetched("org/name", {"train.jsonl": ROWS, "test.jsonl": ROWS[:5]})
+    text = f"{BASE}datasets: [{{path: org/name, type: alpaca, split: 'train[:5]'}}]\nevals_per_epoch: 1\n"
+    held = "test_datasets: [{path: org/name, type: alpaca, split: test}]\nmicro_batch_size: 1\n"
+    imported = carry(tmp_path, text + held)
+    assert comment(imported, "data.train") == "A dataset of the Hub, which is on this machine."
+    assert setting(imported, "data.weights") == [0.25]
+    assert setting(imported, "eval.every_steps") == 5
+    config = loaded(tmp_path, imported)
+    assert config.data.train == f"hf://datasets/org/name@{COMMIT}#train"
+    ((source,), weight) = training_sources(config.data)[0]
+    assert (len(list(source.rows())), weight) == (20, 0.25)
+
+
+def test_a_directory_of_that_name_goes_before(tmp_path: Path) -> None:
+    write(tmp_path / "org" / "name" / "train.jsonl", json_lines(ROWS))
+    imported = carry(tmp_path, f"{BASE}datasets: [{{path: org/name, type: alpaca, revision: v1}}]\n")
+    assert setting(imported, "data.train") == "org/name"
+    assert entry(imported, "datasets[1].revision")[0] == "unsupported"
+
+
+def test_types_that_say_more_than_columns_are_read_from_the_file(tmp_path: Path) -> None:
+    """The entries of the YAML file are read as the file says, and the others by ``data.columns``."""
+    write(tmp_path / "a.jsonl", json_lines(ROWS))
+    fetched("org/quiz", {"train.jsonl": [{"question": "q", "category": "c", "answer": "a"}]})
+    text = f"{BASE}datasets: [{{path: a.jsonl, type: alpaca}}, {{path: org/quiz, type: jeopardy}}]\n"
+    imported = carry(tmp_path, text)
+    assert setting(imported, "data.train") == ["a.jsonl", "theirs.yml#2"]
+    assert setting(imported, "data.columns") == {"user": "instruction", "context": "input", "assistant": "output"}
+    assert entry(imported, "datasets")[0] == "changed"
+    assert not [said for said in imported.unsupported if said.key.startswith("datasets[")]
+    groups = training_sources(loaded(tmp_path, imported).data)
+    (plain,), (quiz,) = (sources for sources, _ in groups)
+    assert [message.content for message in _first(plain).messages] == ["q0", "a0"]
+    assert [message.content for message in _first(quiz).messages] == ["q\nc", "what is a"]
+
+
+def test_the_command_is_named_for_entries_of_the_file_too(tmp_path: Path) -> None:
+    imported = carry(tmp_path, f"{BASE}datasets: [{{path: org/quiz, type: jeopardy}}]\n")
+    assert setting(imported, "data.train") == "theirs.yml#1"
+    assert "'localtune-tui fetch hf://datasets/org/quiz#train' downloads it." in comment(imported, "data.train")
+
+
+def test_entries_of_other_places_are_not_named_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our reader begins at the file, Axolotl where it is run."""
+    quiz = json_lines([{"question": "q", "category": "c", "answer": "a"}])
+    write(tmp_path / "run" / "data" / "quiz.jsonl", quiz)
+    (tmp_path / "run" / "configs").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    imported = carry(tmp_path / "run" / "configs", f"{BASE}datasets: [{{path: data/quiz.jsonl, type: jeopardy}}]\n")
+    assert setting(imported, "data.train") == str(tmp_path / "run" / "data" / "quiz.jsonl")
+    assert "data.columns cannot express" in entry(imported, "datasets[1]")[1].reason
+
+
+def test_rows_to_measure_on_are_never_those_of_another_entry(tmp_path: Path) -> None:
+    held = "test_datasets: [{path: org/b, type: jeopardy}]\n"
+    imported = carry(tmp_path, f"{BASE}datasets: [{{path: org/a, type: jeopardy}}]\n{held}")
+    assert setting(imported, "data.train") == "theirs.yml#1"
+    assert setting(imported, "data.eval") == "hf://datasets/org/b#train"
+    assert entry(imported, "test_datasets[1]")[0] == "unsupported"
+
+
+def test_models_are_fetched_by_a_command(tmp_path: Path) -> None:
+    for text, kind, wanted in (
+        ("base_model: org/model\nsequence_len: 64\n", "axolotl", "hf://org/model"),
+        ("base_model: org/model\nrevision_of_model: v2\n", "axolotl", "hf://org/model@v2"),
+        ("model_name_or_path: org/model\nmodel_revision: main\n", "llama-factory", "hf://org/model"),
+        ("model: org/model\n", "unsloth", "hf://org/model"),
+    ):
+        imported = carry(tmp_path, text, kind)
+        assert setting(imported, "model.base") == "org/model"
+        assert comment(imported, "model.base") == f"'localtune-tui fetch {wanted}' downloads it."
+        assert {said.key for said in imported.changed} >= {text.partition(":")[0]}
+    (paths.models_dir() / "org--model").mkdir(parents=True)
+    imported = carry(tmp_path, "base_model: org/model\nrevision_of_model: v2\n", "axolotl")
+    assert comment(imported, "model.base") == ""
+    assert entry(imported, "base_model")[0] == "carried"
+    assert entry(imported, "revision_of_model")[0] == "unsupported"
+
+
+def test_a_registry_of_the_hub_is_read_where_llama_factory_has_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    snapshot = cache / "datasets--org--sets" / "snapshots" / COMMIT
+    registry = write(snapshot / "dataset_info.json", json.dumps({"one": {"hf_hub_url": "org/one"}}))
+    imported = carry(tmp_path, f"{LLAMA_FACTORY}dataset: one\ndataset_dir: 'REMOTE:org/sets'\n")
+    assert setting(imported, "data.train").endswith(f"{registry.relative_to(tmp_path)}#one")
+    assert "'localtune-tui fetch hf://datasets/org/one#train'" in comment(imported, "data.train")
+    assert entry(imported, "dataset_dir")[0] == "changed"
+    loaded(tmp_path, imported)
+
+
+def test_datasets_without_a_registry_are_read_as_there(tmp_path: Path) -> None:
+    fetched("org/a", {"train.jsonl": ROWS})
+    imported = carry(tmp_path, f"{LLAMA_FACTORY}dataset: org/a\ndataset_dir: ONLINE\n")
+    ((source,), _) = training_sources(loaded(tmp_path, imported).data)[0]
+    assert [message.content for message in _first(source).messages] == ["q0", "a0"]
+
+
+def test_parts_of_what_is_not_written_have_no_weights(tmp_path: Path) -> None:
+    secret = "{path: 'https://u:hf_abcdefghijklmnopqrstuvwxyz@h/x', type: alpaca}"
+    imported = carry(tmp_path, f"{BASE}datasets: [{{path: a/b, type: alpaca, split: 'train[:5%]'}}, {secret}]\n")
+    assert setting(imported, "data.train") == "train.jsonl"
+    assert setting(imported, "data.weights") is None
+    assert entry(imported, "datasets[1].split")[0] == "unsupported"
+
+
+def test_a_commit_is_no_secret() -> None:
+    assert not holds_secret(f"hf://datasets/org/name@{COMMIT}#train")
+    assert not holds_secret(f"/home/x/.cache/hub/datasets--a--b/snapshots/{COMMIT}/dataset_info.json#x")
+    assert holds_secret(f"hf://datasets/org/name@main/{COMMIT}")
+    assert holds_secret(COMMIT)
+
+
+def _first(source: Any) -> Any:
+    rows = list(source.rows())
+    return source.detect(rows).example(rows[0])

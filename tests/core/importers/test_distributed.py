@@ -14,7 +14,7 @@ from core.importers.convert import Imported, import_config
 from core.importers.distributed import flat, read_settings
 from tests.cases import cases
 from tests.core.data.sample_files import write
-from tests.core.importers.helpers import carry, comment, entries, entry, loaded, rows, setting
+from tests.core.importers.helpers import carry, comment, entries, entry, rows, setting
 
 AXOLOTL = (
     "base_model: org/model\ndatasets:\n  - path: rows.jsonl\n    type: alpaca\nadapter: lora\nlora_r: 8\n"
@@ -87,31 +87,6 @@ def test_what_deepspeed_offloads(
             assert entry(result, f"deepspeed.zero_optimization.{name}.device")[0] == where
 
 
-def test_without_a_stage_every_card_has_the_whole_model(tmp_path: Path) -> None:
-    result = named(tmp_path, f"{FACTORY}deepspeed: ds.json\n", AUTO)
-    assert setting(result, "distributed.strategy") == "replicate"
-    assert setting(result, "distributed.zero_stage") is None
-    odd = named(tmp_path, f"{FACTORY}deepspeed: ds.json\n", zero(7))
-    assert entry(odd, "deepspeed.zero_optimization.stage")[0] == "unsupported"
-    assert setting(odd, "distributed.strategy") == "deepspeed"
-
-
-def test_settings_within_the_configuration(tmp_path: Path) -> None:
-    rows(tmp_path / "rows.jsonl")
-    result = carry(tmp_path, f"{AXOLOTL}deepspeed:\n  zero_optimization:\n    stage: 3\n  gradient_clipping: 0.5\n")
-    assert (setting(result, "distributed.zero_stage"), setting(result, "train.max_grad_norm")) == (3, 0.5)
-    assert entry(result, "deepspeed")[0] == "changed"
-    config = loaded(tmp_path, result)
-    assert (config.distributed.strategy, config.train.max_grad_norm) == ("deepspeed", 0.5)
-
-
-def test_the_configurations_own_clipping_counts(tmp_path: Path) -> None:
-    settings = {**zero(2), "gradient_clipping": 0.5}
-    result = named(tmp_path, f"{FACTORY}max_grad_norm: 2.0\ndeepspeed: ds.json\n", settings)
-    assert setting(result, "train.max_grad_norm") == 2.0
-    assert entry(result, "deepspeed.gradient_clipping")[0] == "carried"
-
-
 @cases(
     "settings",
     [
@@ -178,30 +153,6 @@ def test_secrets_in_settings_are_redacted(tmp_path: Path) -> None:
     assert "0123456789abcdef" not in json.dumps(result.to_dict())
 
 
-@cases(
-    ("text", "strategy", "offload"),
-    [
-        ("fsdp:\n  - full_shard\n  - auto_wrap\n", "fsdp2", None),
-        ("fsdp: full_shard auto_wrap offload\n", "fsdp2", "all"),
-        ("fsdp: true\n", "fsdp2", None),
-        ("fsdp: shard_grad_op\n", "fsdp2", None),
-        ("fsdp: no_shard\n", "replicate", None),
-        ("fsdp: full_shard\nfsdp_config:\n  fsdp_offload_params: true\n", "fsdp2", "all"),
-        ("fsdp_config:\n  offload_params: false\n", "fsdp2", None),
-        ("fsdp_config:\n  fsdp_sharding_strategy: NO_SHARD\n", "replicate", None),
-        ("fsdp: []\nfsdp_config: {}\n", None, None),
-        ("fsdp: ''\n", None, None),
-    ],
-)
-@cases("base", [AXOLOTL, FACTORY], ids=["axolotl", "llama-factory"])
-def test_fsdp(tmp_path: Path, base: str, text: str, strategy: str | None, offload: str | None) -> None:
-    rows(tmp_path / "rows.jsonl")
-    result = carry(tmp_path, base + text)
-    assert setting(result, "distributed.strategy") == strategy
-    assert setting(result, "distributed.offload") == offload
-    assert loaded(tmp_path, result).distributed.strategy == (strategy or "auto")
-
-
 def test_every_setting_of_fsdp_has_a_line(tmp_path: Path) -> None:
     rows(tmp_path / "rows.jsonl")
     settings = {
@@ -236,13 +187,6 @@ def test_files_of_fsdp_may_be_json_or_yaml(tmp_path: Path) -> None:
     for file, text in (("f.json", '{"fsdp_offload_params": true}'), ("f.yaml", "fsdp_offload_params: true\n")):
         result = named(tmp_path, f"{FACTORY}fsdp: full_shard\nfsdp_config: {file}\n", text, file)
         assert setting(result, "distributed.offload") == "all"
-
-
-@pytest.mark.parametrize(("given", "ours", "where"), [(3600, 3600.0, "carried"), (180_000_000, 86_400.0, "changed")])
-def test_how_long_processes_wait_for_each_other(tmp_path: Path, given: int, ours: float, where: str) -> None:
-    result = carry(tmp_path, f"{FACTORY}ddp_timeout: {given}\n")
-    assert setting(result, "distributed.timeout") == ours
-    assert entry(result, "ddp_timeout")[0] == where
 
 
 @cases(

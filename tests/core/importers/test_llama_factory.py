@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,15 +12,7 @@ from core.errors import UserError
 from core.importers.llama_factory import LLAMA_FACTORY
 from tests.cases import cases
 from tests.core.data.sample_files import json_lines, write
-from tests.core.importers.helpers import (
-    assert_all_accounted,
-    carry,
-    comment,
-    entry,
-    keys_of,
-    loaded,
-    setting,
-)
+from tests.core.importers.helpers import assert_all_accounted, carry, comment, entry, keys_of, loaded, setting
 
 QLORA = """\
 ### model
@@ -67,30 +58,8 @@ per_device_eval_batch_size: 1
 BASE = "model_name_or_path: a/b\nstage: sft\nfinetuning_type: lora\nlora_rank: 8\ncutoff_len: 64\n"
 
 
-@cases(
-    ("text", "wanted"),
-    [
-        ("stage: dpo\npref_beta: 0.2\n", ("dpo", 0.2, "sigmoid", 1.0)),
-        ("stage: dpo\npref_loss: ipo\n", ("dpo", 0.1, "ipo", 1.0)),
-        ("stage: dpo\npref_loss: simpo\n", ("dpo", 0.1, "sigmoid", 1.0)),
-        ("stage: dpo\npref_loss: orpo\npref_beta: 0.3\n", ("orpo", 0.3, "sigmoid", 1.0)),
-        ("stage: kto\nkto_rejected_weight: 0.5\npref_beta: 0.3\n", ("kto", 0.3, "sigmoid", 0.5)),
-        ("stage: sft\nkto_rejected_weight: 0.5\npref_beta: 0.3\npref_loss: ipo\n", ("sft", 0.1, "sigmoid", 1.0)),
-        ("stage: ppo\n", ("sft", 0.1, "sigmoid", 1.0)),
-    ],
-)
-def test_preferences(tmp_path: Path, text: str, wanted: tuple[Any, ...]) -> None:
-    registry(tmp_path)
-    whole = BASE.replace("stage: sft\n", "") + "dataset: mine\n" + text
-    imported = carry(tmp_path, whole)
-    assert_all_accounted(imported, keys_of(whole, LLAMA_FACTORY.sections))
-    train = loaded(tmp_path, imported).train
-    assert (train.objective, train.beta, train.dpo_loss, train.undesirable_weight) == wanted
-    assert (entry(imported, "stage")[0] == "unsupported") == ("ppo" in text)
-
-
 def registry(directory: Path) -> None:
-    """A ``data`` directory with a registry of two datasets, and one of a hub."""
+    """``data`` directory whose registry has two local datasets and a dataset of a hub."""
     write(directory / "data" / "mine.jsonl", json_lines([{"instruction": "q", "input": "", "output": "a"}]))
     talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
     write(directory / "data" / "talks.jsonl", json_lines([{"conversations": talk}]))
@@ -146,109 +115,9 @@ def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
     loaded(tmp_path, imported)
 
 
-@cases(
-    ("text", "name", "value"),
-    [
-        ("lora_alpha: 7", "method.alpha", 7),
-        ("lora_alpha:", "method.alpha", 16),
-        ("lora_target: q_proj,v_proj", "method.target_modules", ["q_proj", "v_proj"]),
-        ("lora_target: [q_proj, v_proj]", "method.target_modules", ["q_proj", "v_proj"]),
-        # What is learned: the history too, unless it is masked.
-        ("mask_history: true", "data.supervise", "last"),
-        ("mask_history: false", "data.supervise", None),
-        ("train_on_prompt: true", "data.supervise", "all"),
-        ("per_device_train_batch_size: 2\ngradient_accumulation_steps: 8", "train.batch_size", 16),
-        ("gradient_accumulation_steps: 2", "train.batch_size", 16),
-        ("max_steps: -1", "train.max_steps", None),
-        ("max_steps: 30", "train.max_steps", 30),
-        ("lr_scheduler_type: constant\nwarmup_steps: 5", "train.warmup", 0),
-        ("lr_scheduler_type: polynomial", "train.scheduler", "linear"),
-        ("use_galore: true", "train.optimizer", None),
-        ("pissa_init: true\npissa_iter: 16\npissa_convert: true", "method.init", "pissa"),
-        ("pissa_init: false", "method.init", "default"),
-        ("optim: adamw_8bit", "train.optimizer", "adamw_8bit"),
-        ("fp16: true", "train.precision", "fp16"),
-        ("bf16: false", "train.precision", None),
-        ("pure_bf16: true", "train.precision", "bf16"),
-        ("disable_gradient_checkpointing: true", "memory.gradient_checkpointing", "off"),
-        ("disable_gradient_checkpointing: false", "memory.gradient_checkpointing", "on"),
-        ("use_unsloth_gc: true", "memory.activation_offload", "on"),
-        ("use_unsloth_gc: true", "memory.gradient_checkpointing", "on"),
-        ("enable_liger_kernel: true", "memory.liger", "auto"),
-        ("use_liger_kernel: true", "memory.liger", "auto"),
-        ("use_unsloth_gc: false", "memory.activation_offload", None),
-        ("use_unsloth_gc: true\ndisable_gradient_checkpointing: true", "memory.activation_offload", None),
-        ("quantization_bit: 4", "method.name", "qlora"),
-        ("quantization_bit: 8", "method.name", "qlora"),
-        ("quantization_bit: 4\nquantization_method: hqq", "method.name", "qlora"),
-        ("use_rslora: true", "method.rslora", True),
-        ("template: qwen", "template.name", "qwen"),
-        ("template: qwen3_nothink", "template.name", None),
-        ("template: phi", "template.name", "phi3"),
-        ("template: qwen3\nenable_thinking: false", "template.variables", {"enable_thinking": False}),
-        ("template: qwen3\nenable_thinking: true", "template.variables", None),
-        ("template: llama3\nenable_thinking: false", "template.variables", None),
-        ("temperature: 0.5", "chat.temperature", 0.5),
-    ],
-)
-def test_traps(tmp_path: Path, text: str, name: str, value: Any) -> None:
-    imported = carry(tmp_path, f"{BASE}{text}\n")
-    assert setting(imported, name) == value
-    assert_all_accounted(imported, keys_of(BASE + text, LLAMA_FACTORY.sections))
-    loaded(tmp_path, imported)
-
-
-def test_other_methods_are_adapters_here(tmp_path: Path) -> None:
-    imported = carry(tmp_path, "model_name_or_path: a/b\nfinetuning_type: oft\n")
-    where, said = entry(imported, "finetuning_type")
-    assert (where, said.to, setting(imported, "method.name")) == ("unsupported", "method.name", "lora")
-    assert "OFT" in comment(imported, "method.name")
-
-
-@cases(
-    ("text", "layers"),
-    [("full", None), ("freeze", None), ("freeze\nfreeze_trainable_layers: -3\nfreeze_trainable_modules: all", 3)],
-)
-def test_weights_are_trained_as_there(tmp_path: Path, text: str, layers: int | None) -> None:
-    imported = carry(tmp_path, f"model_name_or_path: a/b\nfinetuning_type: {text}\n")
-    assert entry(imported, "finetuning_type")[0] == "carried"
-    assert setting(imported, "method.name") == text.splitlines()[0]
-    assert setting(imported, "method.trainable_layers") == layers
-    assert setting(imported, "method.trainable_end") == (None if layers is None else "first")
-    assert setting(imported, "memory.optimizer_in_backward") == "off", "they add gradients up"
-    loaded(tmp_path, imported)
-
-
-def test_single_modules_of_layers_are_not_trained_alone(tmp_path: Path) -> None:
-    text = "model_name_or_path: a/b\nfinetuning_type: freeze\nfreeze_trainable_modules: mlp\n"
-    assert entry(carry(tmp_path, text), "freeze_trainable_modules")[0] == "unsupported"
-
-
 def test_what_it_refuses_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mask_history does not go with train_on_prompt"):
         carry(tmp_path, f"{BASE}mask_history: true\ntrain_on_prompt: true\n")
-
-
-@cases(
-    ("text", "share", "steps"),
-    [
-        ("val_size: 0.1", 0.1, None),
-        ("val_size: 0.1\neval_steps: 50", 0.1, None),
-        ("val_size: 0.1\neval_strategy: steps\neval_steps: 50", 0.1, 50),
-        ("val_size: 0.1\nevaluation_strategy: steps\neval_steps: 50", 0.1, 50),
-        ("val_size: 0.1\neval_strategy: steps", 0.1, 500),
-        ("val_size: 0.1\neval_strategy: steps\nlogging_steps: 10", 0.1, 10),
-        ("val_size: 0.1\neval_strategy: epoch\neval_steps: 50", 0.1, None),
-        ("val_size: 0.1\neval_strategy: no\neval_steps: 50", 0.1, None),
-        ("eval_strategy: steps\neval_steps: 50", None, None),
-        ("val_size: 100", None, None),
-    ],
-)
-def test_held_out_rows(tmp_path: Path, text: str, share: float | None, steps: int | None) -> None:
-    imported = carry(tmp_path, f"{BASE}{text}\n")
-    assert setting(imported, "data.eval_share") == share
-    assert setting(imported, "eval.every_steps") == steps
-    assert_all_accounted(imported, keys_of(BASE + text, LLAMA_FACTORY.sections))
 
 
 @cases(
@@ -284,25 +153,6 @@ def test_rows_to_measure_on(tmp_path: Path) -> None:
     assert config.data.eval == f"{tmp_path}/data/dataset_info.json#talks"
     assert config.data.eval_share == 0
     assert entry(imported, "val_size")[0] == "unsupported"
-
-
-@cases(
-    ("value", "tools", "where"),
-    [
-        ("wandb", ["wandb"], "carried"),
-        ("[tensorboard, trackio]", ["tensorboard", "trackio"], "carried"),
-        ("[wandb, mlflow]", ["wandb"], "changed"),
-        ("mlflow", None, "unsupported"),
-        ("all", None, "unsupported"),
-        ("none", None, "carried"),
-    ],
-)
-def test_reports_become_trackers(tmp_path: Path, value: str, tools: list[str] | None, where: str) -> None:
-    registry(tmp_path)
-    imported = carry(tmp_path, f"{BASE}dataset: mine\nreport_to: {value}\nrun_name: first\n")
-    assert entry(imported, "report_to")[0] == where
-    tracking = loaded(tmp_path, imported).tracking
-    assert (tracking.tools, tracking.name) == (tools, "first")
 
 
 def test_an_entry_with_pictures_is_carried_with_a_word_about_its_rows(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,22 @@ import yaml
 
 from core.config.schema import find_option
 from core.errors import UserError
-from core.importers.convert import TOOLS, import_config
+from core.importers.convert import TOOLS, Imported, import_config
 from core.importers.tool import REASONS, Choice, Copy, Tool, Unsupported, table
 from core.importers.translation import Entry, is_one_of
 from tests.cases import cases
-from tests.core.importers.helpers import entries
+from tests.core.data.sample_files import write
+from tests.core.importers.helpers import (
+    assert_all_accounted,
+    carry,
+    comment,
+    entries,
+    entry,
+    keys_of,
+    loaded,
+    questions,
+    setting,
+)
 
 PAGE = Path(__file__).parents[3] / "docs" / "import.md"
 EVERY = cases("tool", TOOLS.values(), ids=lambda tool: tool.kind)
@@ -29,11 +42,15 @@ LEAST: dict[str, dict[str, Any]] = {
     },
     "unsloth": {"model": "org/model", "training": {"training_type": "lora"}},
 }
-#: Values of every kind; a key takes at least one of them.
+#: Files of each tool with the settings that are added to them, and the options that they become.
+SETTINGS: dict[str, dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("settings.yaml").read_text(encoding="utf-8")
+)
+#: Values of every type; a key accepts at least one.
 VALUES: tuple[Any, ...] = (True, 1, "x", 0.5, "none", "steps", "drop", [0.5], ["x"], {"x": 1}, [{"path": "rows.jsonl"}])
 
 
-def keys_of(tool: Tool, kind: type) -> list[str]:
+def keys_with(tool: Tool, kind: type) -> list[str]:
     return [key for key, rule in tool.table.items() if isinstance(rule, kind)]
 
 
@@ -54,15 +71,74 @@ def imported_with(directory: Path, tool: Tool, values: dict[str, Any]) -> dict[s
     found: dict[str, list[Entry]] = {}
     imported = import_config(path, tool.kind, directory)
     assert not imported.unknown
-    for entry in entries(imported):
-        assert entry in imported.carried or entry.reason.endswith((".", "?")), entry
-        found.setdefault(entry.key, []).append(entry)
+    for each in entries(imported):
+        assert each in imported.carried or each.reason.endswith((".", "?")), each
+        found.setdefault(each.key, []).append(each)
     return found
+
+
+def settled(directory: Path, section: str, given: dict[str, Any]) -> Imported:
+    """Import the file of a section with these settings; the result loads, and every key has one entry."""
+    values = SETTINGS[section]
+    for name, count in values.get("rows", {}).items():
+        write(directory / name, questions(count))
+    if "registry" in values:
+        write(directory / "data" / "dataset_info.json", json.dumps(values["registry"]))
+    text = yaml.safe_dump(values["base"] | given)
+    imported = carry(directory, text, values["tool"])
+    assert_all_accounted(imported, keys_of(text, TOOLS[values["tool"]].sections))
+    loaded(directory, imported)
+    return imported
+
+
+@cases(("section", "case"), [(name, case) for name, section in SETTINGS.items() for case in section["cases"]])
+def test_settings_become_options(tmp_path: Path, section: str, case: dict[str, Any]) -> None:
+    imported = settled(tmp_path, section, case["give"])
+    for name, value in case.get("want", {}).items():
+        assert setting(imported, name) == value, name
+    for key, (where, option) in case.get("keys", {}).items():
+        found = entry(imported, key)
+        assert (found[0], found[1].to) == (where, option), key
+    for key, words in case.get("reasons", {}).items():
+        assert words in entry(imported, key)[1].reason
+    for name, words in case.get("comments", {}).items():
+        assert words in comment(imported, name)
+        assert bool(words) == bool(comment(imported, name)), name
+
+
+@cases(
+    ("tool", "given"),
+    [
+        ("axolotl", {"sample_packing": False, "eval_sample_packing": True}),
+        ("axolotl", {"sample_packing": True, "rl": "dpo"}),
+        ("axolotl", {"sample_packing": True, "neftune_noise_alpha": 5}),
+        ("axolotl", {"sample_packing": True, "noisy_embedding_alpha": 5}),
+        ("axolotl", {"batch_flattening": True, "rl": "dpo"}),
+        ("llama-factory", {"packing": True, "neftune_noise_alpha": 5}),
+        ("llama-factory", {"packing": True, "stage": "dpo"}),
+        ("llama-factory", {"packing": False}),
+    ],
+)
+def test_rows_that_are_not_packed(tmp_path: Path, tool: str, given: dict[str, Any]) -> None:
+    """The file itself would refuse packing with noise, and with preferences."""
+    imported = settled(tmp_path, f"{tool} with rows held out", given)
+    assert entry(imported, next(iter(given)))[1].to is None
+    assert setting(imported, "train.packing") is None
+    assert not any("packing" in remark for remark in imported.remarks)
+
+
+@cases(("tool", "key"), [("axolotl", "sample_packing"), ("llama-factory", "neat_packing")])
+def test_packed_rows_make_a_smaller_batch(tmp_path: Path, tool: str, key: str) -> None:
+    section = f"{tool} with rows held out"
+    packed = settled(tmp_path, section, {key: True})
+    assert "Packed rows held several each" in comment(packed, "train.batch_size")
+    unpacked = settled(tmp_path, section, {key: False, "gradient_accumulation_steps": 2})
+    assert "Packed" not in comment(unpacked, "train.batch_size")
 
 
 @EVERY
 def test_a_carried_key_has_one_entry(tmp_path: Path, tool: Tool) -> None:
-    for key in set(tool.table) - set(keys_of(tool, Unsupported)):
+    for key in set(tool.table) - set(keys_with(tool, Unsupported)):
         refusals = []
         for value in VALUES:
             try:
@@ -79,13 +155,13 @@ def test_a_carried_key_has_one_entry(tmp_path: Path, tool: Tool) -> None:
 @EVERY
 @cases("value", [True, 1, "x", {"x": [1]}, False, None])
 def test_an_unsupported_key_has_one_entry_with_a_reason(tmp_path: Path, tool: Tool, value: Any) -> None:
-    keys = keys_of(tool, Unsupported)
+    keys = keys_with(tool, Unsupported)
     found = imported_with(tmp_path, tool, dict.fromkeys(keys, value))
     for key in keys:
-        (entry,) = found[key]
+        (only,) = found[key]
         rule = tool.table[key]
         assert isinstance(rule, Unsupported)
-        assert (entry.reason == rule.reason) == (value is not None and not is_one_of(value, rule.off)), entry
+        assert (only.reason == rule.reason) == (value is not None and not is_one_of(value, rule.off)), only
 
 
 @EVERY
@@ -125,6 +201,13 @@ def test_the_options_of_a_table_exist(tool: Tool) -> None:
 
 @EVERY
 def test_the_page_has_every_carried_key(tool: Tool) -> None:
-    section = PAGE.read_text(encoding="utf-8").partition(f"\n## {tool.title}\n")[2].partition("\n## ")[0]
-    missing = [key for key in set(tool.table) - set(keys_of(tool, Unsupported)) if f"`{key}`" not in section]
+    section = PAGE.read_text(encoding="utf-8").partition("\n## Carried keys\n")[2].partition("\n## ")[0]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("|")]
+    column = [cell.strip() for cell in rows[0]].index(tool.title)
+    listed = " ".join(row[column] for row in rows) + section.partition("Also accepted: ")[2]
+    missing = [
+        key
+        for key in set(tool.table) - set(keys_with(tool, Unsupported))
+        if not re.search(f"`{re.escape(key)}[`:]", listed)
+    ]
     assert missing == []

@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from core.importers.unsloth import UNSLOTH
-from tests.cases import cases
-from tests.core.importers.helpers import (
-    assert_all_accounted,
-    carry,
-    comment,
-    entry,
-    keys_of,
-    loaded,
-    rows,
-    setting,
-)
+from tests.core.importers.helpers import assert_all_accounted, carry, comment, entry, keys_of, loaded, rows, setting
 
 USUAL = """\
 model: org/model
@@ -98,46 +87,3 @@ def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
         assert comment(imported, name), name
     assert entry(imported, "data")[0] == "carried"
     loaded(tmp_path, imported)
-
-
-@cases(
-    ("section", "line", "name", "value"),
-    [
-        ("training", "train_on_completions: false", "data.supervise", "all"),
-        ("training", "load_in_4bit: false", "method.name", "lora"),
-        ("training", "training_type: full", "method.name", "full"),
-        ("training", "max_steps: 60", "train.max_steps", 60),
-        ("training", "warmup_ratio: 0.1", "train.warmup", 0.1),
-        ("training", "lr_scheduler_type: cosine", "train.scheduler", "cosine"),
-        ("training", "optim: adamw_torch", "train.optimizer", "adamw"),
-        ("training", "gradient_checkpointing: none", "memory.gradient_checkpointing", "off"),
-        ("training", "gradient_checkpointing: true", "memory.gradient_checkpointing", "on"),
-        ("training", "gradient_checkpointing: true", "memory.activation_offload", None),
-        ("training", "gradient_checkpointing: unsloth", "memory.gradient_checkpointing", "on"),
-        ("training", "gradient_checkpointing: unsloth", "memory.activation_offload", "on"),
-        ("training", "gradient_checkpointing: 'true'", "memory.gradient_checkpointing", "on"),
-        ("lora", "target_modules: [all-linear]", "method.target_modules", "all-linear"),
-        ("lora", "target_modules: ''", "method.target_modules", "all-linear"),
-        ("lora", "use_loftq: true", "method.init", "loftq"),
-        ("lora", "use_loftq: false", "method.init", None),
-        ("data", "format_type: chatml", "data.format", "messages"),
-        ("data", "format_type: sharegpt", "data.format", "sharegpt"),
-        ("data", "dataset: org/name", "data.train", "hf://datasets/org/name#train"),
-        ("inference", "temperature: 0.6", "chat.temperature", 0.6),
-    ],
-)
-def test_traps(tmp_path: Path, section: str, line: str, name: str, value: Any) -> None:
-    text = f"model: a/b\n{section}:\n  {line}\n"
-    imported = carry(tmp_path, text, "unsloth")
-    assert setting(imported, name) == value
-    assert_all_accounted(imported, keys_of(text, UNSLOTH.sections))
-    loaded(tmp_path, imported)
-
-
-def test_loftq_goes_with_4_bits_only(tmp_path: Path) -> None:
-    text = "model: a/b\ntraining:\n  load_in_4bit: false\nlora:\n  use_loftq: true\n"
-    imported = carry(tmp_path, text, "unsloth")
-    assert setting(imported, "method.init") is None
-    where, said = entry(imported, "lora.use_loftq")
-    assert where == "unsupported"
-    assert "nothing is rounded" in said.reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.analysis.lengths import measure_lengths
+from core.analysis.result import measure_lengths
 from core.memory.batching import (
     LENGTH_MULTIPLE,
     LOGITS_BYTES,

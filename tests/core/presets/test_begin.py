@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.analysis.split import held_out_count
+from core.analysis.division import held_out_count
 from core.config.document import ConfigDocument
 from core.config.schema import Config
 from core.presets import begin

@@ -24,7 +24,7 @@ _COLUMN = 1 if os.uname().machine == "aarch64" else 0
 
 
 def try_all(named: Path, other: Path, written: Path, asker: int) -> dict[str, str]:
-    """The name of the error that each attempt meets; ``done`` for one that succeeds.
+    """Name of the error of each attempt; ``done`` if it succeeds.
 
     Args:
         named: A file that may be read.
@@ -83,7 +83,7 @@ def read(path: Path) -> str:
 
 
 def late_needs() -> list[str]:
-    """Failures of what libraries do late: import, load code, read about time, the machine, themselves."""
+    """Failures of late work of libraries: imports, code loading, reads of the time, the machine, themselves."""
     import importlib
     import locale
     import time

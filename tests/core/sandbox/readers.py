@@ -15,7 +15,7 @@ from core.errors import UserError
 
 @dataclass(frozen=True)
 class Found:
-    """A result with what results are made of."""
+    """A result with fields of every supported type."""
 
     name: str
     share: float

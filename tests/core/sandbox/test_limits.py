@@ -26,7 +26,7 @@ def spin() -> None:
     while True:
         try:
             sum(range(1000))
-        except Exception:  # noqa: S112 - this is what must not keep it
+        except Exception:  # noqa: S112 - a broad handler must not keep it alive
             continue
 
 
@@ -87,7 +87,7 @@ def test_the_kernel_ends_what_never_comes_back_to_python() -> None:
 
 
 def test_growth_is_bounded_and_put_back() -> None:
-    # A process of its own: one that trains on the CPU keeps freed memory, and an array may come from that.
+    # In a process of its own: a process that has trained on the CPU keeps freed memory, which an array may reuse.
     ended = run(
         "import resource\n"
         "before = resource.getrlimit(resource.RLIMIT_DATA)\n"

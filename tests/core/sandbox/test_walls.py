@@ -1,4 +1,4 @@
-"""Walls around readers: a process that has been taken over finds nothing; one that reads finds all that it needs."""
+"""Walls around readers: hostile code in a reader reaches nothing, and the reader still has everything it needs."""
 
 from __future__ import annotations
 

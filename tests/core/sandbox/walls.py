@@ -1,4 +1,4 @@
-"""Skips for kernels and containers that refuse a wall, and what a test needs to know about them."""
+"""Skips for kernels and containers that refuse a wall, and facts that tests need about them."""
 
 from __future__ import annotations
 

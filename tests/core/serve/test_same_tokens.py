@@ -14,8 +14,7 @@ from core.template.mask import Masker
 from core.template.row_tokenizer import MaskedRow
 from core.worker.data.encode import Encoder
 from tests.cases import cases
-from tests.core.template.families import DEEPSEEK_R1, FAMILIES, Family
-from tests.core.template.oracle import prompt_ids, reference
+from tests.core.template.families import DEEPSEEK_R1, FAMILIES, Family, prompt_ids, reference
 
 TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}},)
 CALL = {"type": "function", "id": "000000000", "function": {"name": "add", "arguments": {"a": 1, "b": [2.5, "é"]}}}

@@ -293,7 +293,7 @@ def test_a_refusal_that_a_test_of_jinja_swallows_comes_again() -> None:
         ChatTemplate(swallowed + "{{ ns.x == ns.y }}").render(MESSAGES)
 
 
-#: Expressions that have to mean what they mean without a budget.
+#: Expressions whose value must be the same with a budget and without.
 EXPRESSIONS = """
 1 < 2 < 3; 1 < 3 < 2; 1 in [1] in [[1]]; 'a' in 'abc'; 'x' not in 'abc'; 'a' in {'a': 1}; 2 in [1, 2]
 [1, [2]] == [1, [2]]; (1, 2) < (1, 3); none == false; 1 == true; missing == missing; missing in [1]

@@ -7,19 +7,21 @@ import functools
 import json
 import re
 from array import array
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
-from core.data.conversation import Example, Message, RowError, make_conversation
+from core.data.conversation import Example, Message, RowError, Segment, make_conversation, make_segments
 from core.errors import UserError
 from core.template.builtin import NAMED_TEMPLATES
 from core.template.mask import Masker, PromptCheck, thinking_switch
 from core.template.render import ChatTemplate
 from core.template.row_tokenizer import MaskedRow
-from core.template.tokenizer import ModelTokenizer
+from core.template.tokenizer import ModelTokenizer, load_tokenizer
 from tests.cases import cases
 from tests.conftest import CHATML
 from tests.core.template.families import (
@@ -27,19 +29,25 @@ from tests.core.template.families import (
     DEEPSEEK_R1,
     GEMMA3,
     GLM,
+    GLM47_FLASH,
     GPT_OSS,
     LLAMA3,
     MARKED,
     MISTRAL,
+    MISTRAL_SMALL,
     NO_THINKING,
+    OLMO3_THINK,
     PHI3,
     QWEN3,
     QWEN25,
+    QWEN35,
+    REASONING_MARKED,
     SMOLLM2,
     Family,
+    answer_ids,
+    prompt_ids,
+    reference,
 )
-from tests.core.template.model_families import GLM47, MISTRAL_SMALL, OLMO3_THINK, QWEN35
-from tests.core.template.oracle import answer_ids, prompt_ids, reference
 from tests.core.template.toy_tokenizers import id_of
 from tests.examples import examples
 
@@ -70,7 +78,7 @@ def with_tools() -> Example:
 
 @functools.cache
 def masker(family: Family, **options: Any) -> Masker:
-    """One for all rows of a family: it compiles its template, and each shape of a conversation, once."""
+    """Masker for all rows of a family; it compiles the template and each shape of a conversation once."""
     return Masker(family.tokenizer(), **options)
 
 
@@ -130,7 +138,7 @@ def conversations(draw: st.DrawFn) -> Example:
     return talk(*contents, system=draw(st.just("") | CONTENT))
 
 
-@cases("family", MARKED, ids=lambda family: family.name)
+@cases("family", [*MARKED, *REASONING_MARKED], ids=lambda family: family.name)
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(example=conversations())
 def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, example: Example) -> None:
@@ -196,8 +204,7 @@ def test_reasoning_that_the_prompt_begins_is_gone_on_with() -> None:
 
 
 def test_reasoning_that_the_template_always_leaves_out_is_learned_all_the_same() -> None:
-    hides = dataclasses.replace(DEEPSEEK_R1, marked=DEEPSEEK_R1.template.replace("<think>\\n' }}", "' }}"))
-    assert hides.template != DEEPSEEK_R1.template
+    hides = DEEPSEEK_R1.edited("<think>\\n' }}", "' }}")
     decode = hides.tokenizer().decode
     first, second = learned_turns(mask(hides, talk("q", "<think>\nx\n</think>\n\none", "r", "two", reasoning="y")))
     assert decode(first[1]) == "<think>\nx\n</think>\n\none<｜end▁of▁sentence｜>"
@@ -293,19 +300,15 @@ def test_a_stop_that_is_not_one_token_is_refused() -> None:
 
 
 def test_a_template_that_leaves_out_what_is_to_be_learned_is_refused() -> None:
-    drops = dataclasses.replace(QWEN25, marked=QWEN25.template.replace("message.tool_calls or []", "[]"))
-    error = refusal(drops, with_tools())
+    error = refusal(QWEN25.edited("message.tool_calls or []", "[]"), with_tools())
     assert (error.code, "tool call" in error.message) == ("template_drops", True)
-    changes = SMOLLM2.template.replace(
-        "message['content'] + '<|im_end|>' }}", "message['content'][:3] + '<|im_end|>' }}"
-    )
-    assert refusal(dataclasses.replace(SMOLLM2, marked=changes), talk("a", "longer")).code == "template_drops"
+    changes = SMOLLM2.edited("message['content'] + '<|im_end|>' }}", "message['content'][:3] + '<|im_end|>' }}")
+    assert refusal(changes, talk("a", "longer")).code == "template_drops"
 
 
 def test_a_template_whose_answers_do_not_follow_its_prompt_is_refused() -> None:
-    template = SMOLLM2.template.replace("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>model\\n' }}")
-    assert template != SMOLLM2.template
-    assert refusal(dataclasses.replace(SMOLLM2, marked=template), talk("a", "b")).code == "template_rewrites"
+    other = SMOLLM2.edited("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>model\\n' }}")
+    assert refusal(other, talk("a", "b")).code == "template_rewrites"
 
 
 def test_a_template_that_writes_the_time_writes_the_same_in_all_rows_and_renderings() -> None:
@@ -438,15 +441,14 @@ def test_contents_are_never_read_as_template_code() -> None:
 
 
 def test_arguments_of_tool_calls_are_given_as_text_to_templates_that_want_text() -> None:
-    template = QWEN25.template.replace("call.function.arguments | tojson", "'```' + call.function.arguments + '```'")
-    row = mask(dataclasses.replace(QWEN25, marked=template), with_tools())
+    text = QWEN25.edited("call.function.arguments | tojson", "'```' + call.function.arguments + '```'")
+    row = mask(text, with_tools())
     assert '```{"a": 1, "b": 2}```' in QWEN25.tokenizer().decode(learned_turns(row)[0][1])
 
 
 def test_arguments_that_a_template_writes_out_as_they_are_are_json() -> None:
-    template = QWEN25.template.replace("{{- call.function.arguments | tojson }}", "{{- call.function.arguments }}")
-    assert template != QWEN25.template
-    answer = learned_turns(mask(dataclasses.replace(QWEN25, marked=template), with_tools()))[0][1]
+    plain = QWEN25.edited("{{- call.function.arguments | tojson }}", "{{- call.function.arguments }}")
+    answer = learned_turns(mask(plain, with_tools()))[0][1]
     assert '"arguments": {"a": 1, "b": 2}}' in QWEN25.tokenizer().decode(answer)
 
 
@@ -483,7 +485,7 @@ def test_calls_get_ids_of_the_length_that_a_template_takes(ids: tuple[str | None
     called = re.findall(r"\[CALL_ID\](\w{9})\[ARGS\]", text)
     assert len(set(called)) == 2
     assert re.findall(r"\[TOOL_RESULTS\](\w+)\[TOOL_CONTENT\]got \d", text) == called
-    # The same every time, so that the rows of a continued run are those of before.
+    # The same every time, so that a continued run has the same rows as before.
     again = learned_turns(mask(MISTRAL_SMALL, _asked_twice(ids, named)))
     assert again == learned_turns(mask(MISTRAL_SMALL, example))
 
@@ -497,8 +499,7 @@ def test_ids_that_a_template_takes_stay() -> None:
 
 
 def test_a_template_that_refuses_calls_for_another_reason_says_that() -> None:
-    template = MISTRAL_SMALL.template.replace("9 in ids!", "no calls!").replace("!= 9", "!= 10")
-    error = refusal(dataclasses.replace(MISTRAL_SMALL, marked=template), with_tools())
+    error = refusal(MISTRAL_SMALL.edited("9 in ids!", "no calls!").edited("!= 9", "!= 10"), with_tools())
     assert error.message == "The chat template refuses the conversation: no calls."
 
 
@@ -583,7 +584,7 @@ def template(condition: str) -> str:
         ("reasoning_effort | default('') != 'none'", False, ("reasoning_effort", "none")),
         ("reasoning_effort | default('none') != 'none'", True, ("reasoning_effort", "high")),
         ("thinking_budget is not defined or thinking_budget > 0", False, ("thinking_budget", 0)),
-        # Told so already, by nothing, or by what nobody else has.
+        # The switch has the value already, there is no switch, or no other model has it.
         ("enable_thinking", False, None),
         ("true", False, None),
         ("my_own_thinking | default(true)", False, None),
@@ -595,12 +596,11 @@ def test_a_switch_is_the_variable_that_changes_how_the_prompt_ends(condition: st
 
 def test_a_refusal_names_the_switch() -> None:
     example = talk("q", "yes", reasoning="hm")
-    for model in (QWEN35, GLM47):
+    for model in (QWEN35, GLM47_FLASH):
         off = dataclasses.replace(model, marked="{%- set enable_thinking = false %}\n" + model.marked)
-        # Set by the template itself, it cannot be told otherwise.
+        # The template sets it, so a variable cannot change it.
         assert refusal(off, example).message.endswith("that the answer begins with.")
-        off = dataclasses.replace(model, marked=model.marked.replace("is defined else true", "is defined else false"))
-        error = refusal(off, example)
+        error = refusal(model.edited("is defined else true", "is defined else false"), example)
         assert error.code == "template_rewrites"
         assert error.message.endswith(
             "With template.variables = {enable_thinking = true} it begins with the reasoning."
@@ -616,3 +616,50 @@ def test_a_refusal_without_a_switch_says_no_more() -> None:
     assert (error.code, "template.variables" in error.message) == ("no_reasoning", False)
     assert thinking_switch(ChatTemplate("{{ raise_exception('no') }}{{ thinking }}"), on=False) is None
     assert thinking_switch(ChatTemplate(QWEN3.template), on=False) is None
+
+
+_PARTS = st.lists(st.tuples(st.text(alphabet="the ticket<|im_end|>\n", max_size=12), st.booleans()), max_size=5)
+
+
+def masked(directory: Path, example: Example) -> MaskedRow:
+    (row,) = Masker(load_tokenizer(directory)).mask([example])
+    assert isinstance(row, MaskedRow)
+    return row
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=_PARTS, framed=st.booleans())
+def test_each_segment_is_tokenized_by_itself(tiny_model_dir: Path, parts: list[tuple[str, bool]], framed: bool) -> None:
+    backend = Tokenizer.from_file(str(tiny_model_dir / "tokenizer.json"))
+    try:
+        example = make_segments([Segment(text, train) for text, train in parts], is_framed=framed)
+    except RowError:
+        return
+    wanted: list[tuple[int, bool]] = []
+    for text, train in parts:
+        wanted += [(token, train) for token in backend.encode(text, add_special_tokens=False).ids]
+    end = int(backend.token_to_id("<|im_end|>") or 0)
+    if framed and wanted[-1][0] != end:
+        wanted.append((end, parts[-1][1]))
+    (row,) = Masker(load_tokenizer(tiny_model_dir)).mask([example])
+    if not any(train for _, train in wanted[1:]):
+        # The first token of a row is never predicted.
+        assert isinstance(row, RowError)
+        assert row.code == "nothing_supervised"
+        return
+    assert isinstance(row, MaskedRow)
+    wanted[0] = (wanted[0][0], False)
+    assert list(zip(row.input_ids, map(bool, row.supervised), strict=True)) == wanted
+
+
+def test_the_worker_makes_the_same_of_it(tiny_model_dir: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from core.worker.data.encode import Encoder, TokenizedRow
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model_dir)
+    example = make_segments([Segment("a <|im_start|>", False), Segment("b<|im_end|>", True)])
+    (encoded,) = Encoder(tokenizer, [tokenizer.eos_token_id]).encode([example])
+    assert isinstance(encoded, TokenizedRow)
+    row = masked(tiny_model_dir, example)
+    assert encoded.input_ids.tolist() == list(row.input_ids)
+    assert encoded.supervised.tolist() == [bool(learned) for learned in row.supervised]

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from core.data.conversation import Example, Message
 from tests.cases import cases
-from tests.core.template.model_families import MODEL_FAMILIES, ModelFamily, Thinking
-from tests.core.template.oracle import answer_ids, prompt_ids
+from tests.core.template.families import MODEL_FAMILIES, ModelFamily, Thinking, answer_ids, prompt_ids
 from tests.core.template.test_mask import CONTENT, TOOLS, learned_turns, mask, refusal, with_tools
 from tests.core.template.toy_tokenizers import id_of
 from tests.examples import examples
@@ -28,7 +27,7 @@ _WORDS = st.lists(st.sampled_from(["one", "two", "add", "so", "1", "é", "a b"])
 @st.composite
 def dialogues(draw: st.DrawFn, model: ModelFamily, thinking: Thinking) -> Example:
     """A conversation that a model of the family may have: with a system prompt, tools used once or several times in a
-    turn, several at once, and reasoning before any of what it says."""
+    turn, several at once, and reasoning before any answer or call."""
     reasons = bool(model.reasoning) and thinking != "off"
     needed = model.family.name in NEEDS and thinking != "off"
     uses = model.tools and draw(st.booleans())
@@ -88,7 +87,7 @@ def passed(model: ModelFamily, message: Message) -> dict[str, Any]:
 
 
 def expected(model: ModelFamily, thinking: Thinking, example: Example) -> list[tuple[list[int], list[int]]]:
-    """What inference shows before each answer, and what must be generated then, by transformers and the marks."""
+    """Prompt before each answer and the tokens to generate after it, from transformers and the marks."""
     family = model.told(thinking)
     messages = [passed(model, message) for message in example.messages]
     found = []

@@ -1,7 +1,7 @@
-"""Templates as models ship them, where TRL is installed: it carries them, and versions of them with marks.
+"""Templates as models ship them, from an installed TRL, which has them with and without generation marks.
 
-What TRL marks is learned by us, up to the stop: after it TRL learns what the template writes as well, which the model
-never produces.
+Our masks are TRL's up to the stop. TRL also trains on the text that a template writes after it, which the model never
+produces.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ENDS |= dict.fromkeys(("gemma4", "gemma4_v5"), ("<turn|>", "<|tool_response>"))
 
 ONE_ROW = ("cohere", "gemma", "gemma3", "glm4moe", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5", "qwen3_instruct_2507")
 MORE_ROWS = ("qwen3", "gptoss", "nemotron_3_nano", "qwen3_6")
-#: What comes before an answer in TRL's marks although the generation prompt has it.
+#: Text before an answer that TRL marks although the generation prompt has it.
 LEADS = {"gptoss": "<|start|>assistant", "nemotron_3_nano": "<think>", "qwen3_6": "<think>"}
 
 pytestmark = pytest.mark.skipif(not DIRECTORY.is_dir(), reason="the installed trl has no chat templates")
@@ -154,7 +154,7 @@ _TOOLS = (
         },
     },
 )
-#: Templates of this year's models, by what they take: reasoning, reasoning only with a switch, calls.
+#: Templates of this year's models and the features of each: reasoning, a switch for it, calls.
 THINK, TOOLS, SWITCH = "reasoning", "calls", "switch"
 MODELS = {
     "qwen3": {THINK, TOOLS, SWITCH},

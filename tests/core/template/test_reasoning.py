@@ -11,21 +11,33 @@ from core.data.conversation import Example, Message
 from core.template.mask import Masker
 from core.template.reasoning import prompt_block
 from core.template.row_tokenizer import MaskedRow
+from core.template.stops import stop_token_ids
 from tests.cases import cases
-from tests.core.template.families import DEEPSEEK_R1, NO_THINKING, QWEN25, SMOLLM2, Family
-from tests.core.template.model_families import OLMO3_THINK
-from tests.core.template.oracle import prompt_ids
-from tests.core.template.reasoning_families import (
+from tests.core.template.families import (
     CARELESS,
+    CLOSED_PARTS,
     COMMAND_R7B,
+    DEEPSEEK_R1,
     DEEPSEEK_V31,
     DEEPSEEK_V32,
     GEMMA4,
     GLM47,
+    GPT_OSS,
+    IN_ONE_TURN,
+    IN_WORDS,
     KIMI_THINKING,
+    MISCOUNTED,
     NEMOTRON,
+    NO_BUDGET,
+    NO_THINKING,
+    OLMO3_THINK,
     PARTS,
-    REASONING_MARKED,
+    QWEN25,
+    SMOLLM2,
+    UNDIVIDED,
+    UNSPACED,
+    Family,
+    prompt_ids,
 )
 from tests.core.template.test_mask import (
     conversations,
@@ -48,16 +60,6 @@ def said(family: Family, example: Example) -> list[str]:
 def shown(family: Family, example: Example) -> list[str]:
     decode = family.tokenizer().decode
     return [decode(before) for before, _ in learned_turns(mask(family, example))]
-
-
-@cases("family", REASONING_MARKED, ids=lambda family: family.name)
-@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(example=conversations())
-def test_learned_is_what_must_follow_each_prompt_of_inference(family: Family, example: Example) -> None:
-    row = mask(family, example)
-    assert learned_turns(row) == expected_turns(family, example)
-    if family.one_row:
-        assert len(row.rows) == 1
 
 
 @pytest.mark.parametrize("family", [NEMOTRON, GLM47], ids=lambda family: family.name)
@@ -109,35 +111,29 @@ def test_reasoning_fills_the_empty_block_of_a_template_that_knows_it_and_leaves_
 
 
 def test_reasoning_stands_before_the_end_of_the_block_that_the_prompt_begins() -> None:
-    hides = NEMOTRON.template.replace(
-        "message.reasoning_content and", "message.reasoning_content and message.tool_calls and"
-    )
-    shows_end = hides.replace("{{- '<think>' }}{{ '</think>'", "{{- '<think>\\n\\n' }}{{ '</think>'")
-    for template, answer in ((hides, "hm</think>yes"), (shows_end, "hm\n</think>yes")):
-        family = dataclasses.replace(NEMOTRON, marked=template)
-        assert family.template != NEMOTRON.template
+    hides = NEMOTRON.edited("message.reasoning_content and", "message.reasoning_content and message.tool_calls and")
+    shows_end = hides.edited("{{- '<think>' }}{{ '</think>'", "{{- '<think>\\n\\n' }}{{ '</think>'")
+    for family, answer in ((hides, "hm</think>yes"), (shows_end, "hm\n</think>yes")):
         assert said(family, talk("q", "yes", reasoning="hm")) == [f"{answer}<|im_end|>"]
 
 
 def test_a_template_is_told_to_think_or_not_by_a_line_before_it() -> None:
-    switch = NO_THINKING.template.replace(
+    switch = NO_THINKING.edited(
         "<think>\\n\\n</think>\\n\\n' }}", "' }}{{ '<think>\\n\\n</think>\\n\\n' if not thinks }}"
     )
-    assert switch != NO_THINKING.template
     example = talk("q", "<think>\nhm\n</think>\n\nyes")
-    assert refusal(dataclasses.replace(NO_THINKING, marked=switch), example).code == "template_rewrites"
-    told = dataclasses.replace(NO_THINKING, marked="{%- set thinks = true %}\n" + switch)
+    assert refusal(switch, example).code == "template_rewrites"
+    told = dataclasses.replace(switch, marked="{%- set thinks = true %}\n" + switch.marked)
     assert said(told, example) == ["<think>\nhm\n</think>\n\nyes<|im_end|>"]
 
 
 def test_a_template_that_writes_reasoning_after_the_call_is_refused() -> None:
-    late = QWEN25.template.replace("{{ message.content }}", "", 1).replace(
+    late = QWEN25.edited("{{ message.content }}", "", 1).edited(
         "{{- '<|im_end|>' }}{{ '\\n' }}", "{{- message.content + '<|im_end|>\\n' }}"
     )
-    assert late != QWEN25.template
     turns = list(with_tools().messages)
     turns[1] = dataclasses.replace(turns[1], reasoning="let me")
-    error = refusal(dataclasses.replace(QWEN25, marked=late), dataclasses.replace(with_tools(), messages=tuple(turns)))
+    error = refusal(late, dataclasses.replace(with_tools(), messages=tuple(turns)))
     assert (error.code, "before the reasoning" in error.message) == ("template_drops", True)
 
 
@@ -188,10 +184,9 @@ def test_reasoning_without_its_opening_is_gone_on_with_where_the_prompt_has_that
 
 
 def test_a_call_after_reasoning_that_the_prompt_begins_is_learned_with_it() -> None:
-    template = DEEPSEEK_R1.template.replace(
+    family = DEEPSEEK_R1.edited(
         "'<｜Assistant｜>' + content +", "'<｜Assistant｜>' + content + (message.tool_calls | tojson) +"
     )
-    family = dataclasses.replace(DEEPSEEK_R1, marked=template)
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     answer = said(family, talk("q", "", reasoning="let me", tool_calls=(call,)))[0]
     assert answer.startswith("let me\n</think>\n\n[{")
@@ -199,9 +194,7 @@ def test_a_call_after_reasoning_that_the_prompt_begins_is_learned_with_it() -> N
 
 
 def test_a_block_of_another_name_that_the_template_leaves_out_is_ended_by_that_name() -> None:
-    other = DEEPSEEK_R1.template.replace("think>", "thought>")
-    assert other != DEEPSEEK_R1.template
-    family = dataclasses.replace(DEEPSEEK_R1, marked=other)
+    family = DEEPSEEK_R1.edited("think>", "thought>")
     assert said(family, talk("q", "yes", reasoning="hm")) == ["hm\n</thought>\n\nyes<｜end▁of▁sentence｜>"]
     assert refusal(family, talk("q", "yes")).code == "no_reasoning"
     assert refusal(family, talk("q", "<think>\nhm\n</think>\n\nyes")).code == "template_rewrites"
@@ -209,13 +202,12 @@ def test_a_block_of_another_name_that_the_template_leaves_out_is_ended_by_that_n
 
 def test_a_prompt_that_begins_reasoning_in_plain_words_needs_some() -> None:
     opening = "My thoughts:\\n"
-    template = SMOLLM2.template.replace(
+    family = SMOLLM2.edited(
         "{{ message['content'] + '<|im_end|>' }}",
         "{{ ('" + opening + "' + message.reasoning_content + '\\nSo: ' if message.reasoning_content else '') "
         "+ message['content'] + '<|im_end|>' }}",
         1,
-    ).replace("'<|im_start|>assistant\\n' }}{% endif", "'<|im_start|>assistant\\n" + opening + "' }}{% endif")
-    family = dataclasses.replace(SMOLLM2, marked=template)
+    ).edited("'<|im_start|>assistant\\n' }}{% endif", "'<|im_start|>assistant\\n" + opening + "' }}{% endif")
     assert said(family, talk("q", "yes", reasoning="hm")) == ["hm\nSo: yes<|im_end|>"]
     error = refusal(family, talk("q", "yes"))
     assert (error.code, "My thoughts:" in error.message) == ("no_reasoning", True)
@@ -223,14 +215,14 @@ def test_a_prompt_that_begins_reasoning_in_plain_words_needs_some() -> None:
 
 def test_of_other_spaces_than_the_prompts_those_of_the_content_are_the_answers() -> None:
     assert said(CARELESS, talk("q", "yes", "r", "no")) == ["yes</s>", "no</s>"]
-    keeps = dataclasses.replace(CARELESS, marked=CARELESS.template.replace("content | trim", "content"))
+    keeps = CARELESS.edited("content | trim", "content")
     assert said(keeps, talk("q", "\n  yes", "r", " no")) == ["\n  yes</s>", " no</s>"]
     assert said(CARELESS, talk("q", "\n  yes", "r", " no")) == ["yes</s>", "no</s>"]
 
 
 def test_a_prompt_that_says_something_else_is_refused_with_what_it_says() -> None:
-    template = SMOLLM2.template.replace("assistant\\n' }}{% endif", "assistant\\n<|speak|>' }}{% endif")
-    error = refusal(dataclasses.replace(SMOLLM2, marked=template), talk("q", "yes"))
+    speaks = SMOLLM2.edited("assistant\\n' }}{% endif", "assistant\\n<|speak|>' }}{% endif")
+    error = refusal(speaks, talk("q", "yes"))
     assert error.code == "template_rewrites"
     assert "'<|speak|>'" in error.message
     assert "'yes<|im_end|>" in error.message
@@ -268,3 +260,124 @@ def test_the_whole_text_is_learned_with_the_last_answer_as_it_is_generated() -> 
     before = prompt_ids(SMOLLM2, [message.fields() for message in example.messages[:3]])
     assert list(row.input_ids)[: len(before)] == before
     assert list(row.supervised) == [False] + [True] * (len(row.input_ids) - 1), "nothing predicts a first token"
+
+
+def told(family: Family, name: str, value: str) -> Family:
+    return dataclasses.replace(family, marked=f"{{%- set {name} = {value} %}}\n{family.marked}")
+
+
+def with_system(example: Example) -> Example:
+    return dataclasses.replace(example, messages=(Message("system", "Be brief."), *example.messages))
+
+
+@cases(
+    "family",
+    [MISCOUNTED, told(NO_BUDGET, "thinking_budget", "0"), NO_BUDGET, UNDIVIDED, UNSPACED],
+    ids=lambda family: family.name,
+)
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(example=conversations())
+def test_answers_go_on_the_prompts_of_inference(family: Family, example: Example) -> None:
+    prompts = [before for before, _ in learned_turns(mask(family, example))]
+    messages = [message.fields() for message in example.messages]
+    asked = [prompt_ids(family, messages[:place]) for place, one in enumerate(messages) if one["role"] == "assistant"]
+    assert prompts == asked
+    contents = [message.content for message in example.messages if message.role == "assistant"]
+    stop = family.stops[0]
+    for answer, content in zip(said(family, example), contents, strict=True):
+        assert answer.endswith(content + stop)
+        assert answer.removesuffix(content + stop) in ("", "</think>")
+
+
+def test_a_turn_goes_on_after_the_result_of_a_tool_though_its_prompt_begins_it_anew() -> None:
+    answers = ['<|calls|>{"name": "add", "arguments": {"a": 1, "b": 2}}<|called|>', "It is 3.<|done|>"]
+    assert said(IN_ONE_TURN, with_tools()) == [*answers, "You are welcome.<|done|>"]
+    assert shown(IN_ONE_TURN, with_tools())[1].endswith("<|called|>[3]<|assistant|>")
+    messages = [message.fields() for message in with_tools().messages]
+    prompts = [before for before, _ in learned_turns(mask(IN_ONE_TURN, with_tools()))]
+    assert prompts == [prompt_ids(IN_ONE_TURN, messages[:place], with_tools().tools) for place in (1, 3, 5)]
+
+
+def test_an_answer_follows_a_result_that_has_no_end_of_turn_once_it_is_answered() -> None:
+    example = with_system(with_tools())
+    assert learned_turns(mask(MISCOUNTED, example)) == expected_turns(MISCOUNTED, example)
+    assert shown(MISCOUNTED, example)[1].endswith("<result>3<|im_end|>\n<|im_start|>assistant\n")
+    # The finished conversation has it without an end, which is no prompt of inference.
+    assert "<result>3<|im_start|>assistant" in shown(MISCOUNTED, example)[2]
+
+
+def test_an_answer_that_may_not_follow_the_message_is_refused() -> None:
+    """The template's text before the answer differs from the prompt, so the continuation is unknown."""
+    other = MISCOUNTED.edited("'<|im_start|>assistant\\n' }}{%", "'<|im_start|>model\\n' }}{%")
+    error = refusal(other, talk("q", "yes"))
+    assert error.code == "template_rewrites"
+
+
+def test_what_a_template_writes_at_the_end_of_every_conversation_is_never_learned() -> None:
+    """A reminder between question and prompt, which moves behind the answer once that is there."""
+    template = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + ('<|im_end|>\\n' if message.role == 'user' else '\\n') }}
+{%- endfor %}
+{{- '<|im_start|>system\\nUse your tools.<|im_end|>\\n' }}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+    family = dataclasses.replace(SMOLLM2, marked=template)
+    assert refusal(family, talk("q", "yes")).code == "template_rewrites"
+
+
+def test_reasoning_follows_the_words_that_a_prompt_begins_it_with() -> None:
+    example = talk("q", "yes", reasoning="Hm, so.")
+    assert said(IN_WORDS, example) == ["Hm, so.\n[FINAL]\nyes<|end|>"]
+    assert shown(IN_WORDS, example)[0].endswith("<|begin_assistant|>\nMy steps:\n")
+    # Its beginning may be that of the words.
+    assert said(IN_WORDS, talk("q", "yes", reasoning="My hm")) == ["My hm\n[FINAL]\nyes<|end|>"]
+    error = refusal(IN_WORDS, talk("q", "yes"))
+    assert (error.code, "My steps:" in error.message) == ("no_reasoning", True)
+
+
+def test_an_answer_follows_a_block_that_the_prompt_closes_with_a_sentence_in_it() -> None:
+    family = told(NO_BUDGET, "thinking_budget", "0")
+    assert said(family, talk("q", "yes", "r", "no")) == ["yes<seed:eos>", "no<seed:eos>"]
+    assert shown(family, talk("q", "yes"))[0].endswith("</seed:budget>\n</seed:think>")
+    assert "ends the reasoning" in refusal(family, talk("q", "yes", reasoning="hm")).message
+
+
+def test_markup_of_a_message_at_the_end_of_a_prompt_is_no_block_of_the_template() -> None:
+    bare = "{% for m in messages %}{{ m.content + eos_token if m.role == 'assistant' else m.content }}{% endfor %}"
+    family = dataclasses.replace(SMOLLM2, marked=bare)
+    assert said(family, talk("<b>bold</b>", "yes", reasoning="hm"))[0].endswith("yes<|im_end|>")
+    assert said(family, talk("<b>bold</b>", "yes")) == ["yes<|im_end|>"]
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_reasoning_in_a_content_is_written_as_that_in_a_field(inline: bool) -> None:
+    content = "<think>\nhm\n</think>\n\nyes"
+    example = talk("q", content) if inline else talk("q", "yes", reasoning="hm")
+    thinking = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+    assert said(GPT_OSS, example) == [f"{thinking}<|channel|>final<|message|>yes<|return|>"]
+    assert said(UNDIVIDED, example) == ["<think>hm</think>yes<eos>"]
+    assert said(told(UNDIVIDED, "enable_thinking", "true"), example) == ["hm</think>yes<eos>"]
+
+
+def test_a_block_that_the_template_writes_in_the_same_way_stays_in_its_content() -> None:
+    """It keeps the whitespace of the row."""
+    family = UNDIVIDED.edited(" else '</think>'", "")
+    content = "<think>\nhm\n</think>\n\nyes"
+    assert said(family, talk("q", content)) == [f"{content}<eos>"]
+    assert said(family, talk("q", "yes", reasoning="hm")) == ["<think>hm</think>yes<eos>"]
+
+
+def test_reasoning_for_a_content_has_the_spaces_that_the_template_has_around_an_empty_block() -> None:
+    thinks = told(UNSPACED, "thinking", "true")
+    assert said(thinks, talk("q", "yes", reasoning="hm")) == ["hm</think>yes<eos>"]
+    assert said(thinks, talk("q", "yes", "r", "no", reasoning="hm")) == ["</think>yes<eos>", "hm</think>no<eos>"]
+    assert said(SMOLLM2, talk("q", "yes", reasoning="hm")) == ["<think>\nhm\n</think>\n\nyes<|im_end|>"]
+
+
+def test_a_token_that_closes_parts_of_a_turn_does_not_end_it() -> None:
+    tokenizer = CLOSED_PARTS.tokenizer()
+    stops = [tokenizer.token_text(token) for token in stop_token_ids(tokenizer, tokenizer.own_template())]
+    assert stops == ["</s>", "<|end_of_msg|>"]
+    assert learned_turns(mask(CLOSED_PARTS, talk("q", "yes", "r", "no"))) == expected_turns(
+        CLOSED_PARTS, talk("q", "yes", "r", "no")
+    )

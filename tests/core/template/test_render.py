@@ -5,16 +5,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from core.data.conversation import Message, RowError
+from core.config.schema import Config, TemplateSection
+from core.data.conversation import Example, Message, RowError
 from core.errors import UserError
-from core.template.builtin import NAMED_TEMPLATES
-from core.template.render import ChatTemplate
+from core.template.builtin import NAMED_TEMPLATES, NamedTemplate, stop_texts, template_source
+from core.template.mask import Masker
+from core.template.render import ChatTemplate, one_template, with_variables
+from core.template.render_preview import preview_template
+from core.template.row_tokenizer import MaskedRow
+from core.template.settings import MaskSettings, mask_settings
+from core.template.tokenizer import ModelTokenizer
 from tests.cases import cases
 from tests.core.template.families import FAMILIES
+from tests.core.template.toy_tokenizers import id_of, make_backend
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "é <b>"}}}
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds <&>.", "parameters": {}}}]
@@ -29,7 +39,7 @@ CONVERSATIONS = [
 ]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
-#: What templates use of the language, each by itself.
+#: Constructs of the language that templates use, one each.
 SNIPPETS = [
     "{{ messages | tojson }}",
     "{{ messages[0] | tojson(indent=2) }} {{ tools | tojson(ensure_ascii=true, sort_keys=true) }}",
@@ -174,3 +184,185 @@ def test_contents_are_text_for_templates_that_show_text() -> None:
     assert ChatTemplate(parts).render([{"role": "user", "content": [{"type": "text", "text": "a"}]}]) == "a"
     with pytest.raises(RowError):
         ChatTemplate("{{ raise_exception(messages[0].content) }}").render([message])
+
+
+ASKED = [{"role": "user", "content": "2+2?"}]
+#: A template that opens a block of reasoning, and closes it where it is turned off.
+THINKS = """
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and enable_thinking is false %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+
+
+def prompt(source: str, **passed: Any) -> str:
+    """The prompt of a template, as another program renders it that passes some variables."""
+    template = ChatTemplate(source, passed)
+    return template.render(ASKED, add_generation_prompt=True)
+
+
+def test_a_value_holds_as_if_it_had_been_passed() -> None:
+    assert prompt(with_variables(THINKS, {"enable_thinking": False})) == prompt(THINKS, enable_thinking=False)
+    assert prompt(with_variables(THINKS, {"enable_thinking": False})).endswith("</think>\n\n")
+    assert prompt(with_variables(THINKS, {"enable_thinking": True})) == prompt(THINKS)
+
+
+def test_a_caller_has_the_last_word() -> None:
+    assert prompt(with_variables(THINKS, {"enable_thinking": False}), enable_thinking=True) == prompt(THINKS)
+
+
+def test_nothing_set_changes_nothing() -> None:
+    assert with_variables(THINKS, {}) == THINKS
+
+
+@given(
+    st.booleans()
+    | st.integers(-9999, 9999)
+    | st.floats(-1e4, 1e4)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+)
+def test_every_value_arrives_as_it_is(value: bool | int | float | str) -> None:
+    shown = ChatTemplate(with_variables("{{ x | tojson }}|{{ x }}", {"x": value})).render(ASKED)
+    assert shown == ChatTemplate("{{ x | tojson }}|{{ x }}", {"x": value}).render(ASKED)  # type: ignore[dict-item]
+
+
+@cases("start", ["", "\n", "\n\n", "  ", "{# a remark #}\n"])
+def test_the_rest_is_rendered_to_the_character(start: str) -> None:
+    source = f"{start}a{{{{ x }}}}b\n"
+    assert ChatTemplate(with_variables(source, {"x": 1})).render(ASKED) == ChatTemplate(source, {"x": "1"}).render(
+        ASKED
+    )
+
+
+@cases("family", FAMILIES, ids=lambda family: family.name)
+def test_a_template_of_a_family_takes_an_unused_name_only_where_it_reads_it(family: Any) -> None:
+    with pytest.raises(UserError, match="sets no_such_variable, which the chat template does not read"):
+        with_variables(family.template, {"no_such_variable": True})
+
+
+def test_two_templates_become_one() -> None:
+    both = one_template("\nplain {{ x }}", "\ntools {{ x }}")
+    assert both is not None
+    chosen = ChatTemplate(with_variables(both, {"x": 5}))
+    assert chosen.render(ASKED) == "\nplain 5"
+    assert chosen.render(ASKED, tools=[{"name": "f"}]) == "\ntools 5"
+    assert one_template("alone", None) == "alone"
+    assert one_template(None, "tools") is None
+
+
+def test_the_settings_of_the_mask_have_them(tiny_model_dir: Any, tmp_path: Any) -> None:
+    file = tmp_path / "thinks.jinja"
+    file.write_text(THINKS)
+    config = Config.model_validate({"data": {"train": "a"}, "template": {"variables": {"enable_thinking": False}}})
+    masker = mask_settings(config, str(tiny_model_dir), THINKS).masker()
+    assert masker.prompt(ASKED).endswith("</think>\n\n")
+    with pytest.raises(UserError, match="does not read"):
+        mask_settings(config, str(tiny_model_dir)).masker()  # the model's own has no reasoning
+
+
+def test_a_preview_has_them_and_ignores_what_a_template_does_not_read() -> None:
+    example = Example((Message("user", "2+2?"), Message("assistant", "4")))
+    shown = preview_template(
+        THINKS, example, settings=MaskSettings("", variables=(("enable_thinking", False), ("other", 1)))
+    )
+    assert shown.problem == ""
+    assert shown.generation_prompt.endswith("</think>\n\n")
+
+
+TALK = Example(
+    messages=(
+        Message("system", "Be brief."),
+        Message("user", "Hello"),
+        Message("assistant", "Hi."),
+        Message("user", "Bye"),
+        Message("assistant", "Bye."),
+    )
+)
+ALL = list(NAMED_TEMPLATES.values())
+#: Special tokens of each template besides its stops.
+OTHERS = {"chatml": ["<|im_start|>"], "qwen": ["<|im_start|>"], "gemma": ["<start_of_turn>"]}
+
+
+def base_tokenizer(named: NamedTemplate, *, complete: bool = True) -> ModelTokenizer:
+    """A base model's tokenizer, with the template's own tokens or without; they end no text of the model's."""
+    specials = ("<s>", "</s>", *named.stops, *OTHERS.get(named.name, ())) if complete else ("<s>", "</s>")
+    backend = make_backend("words", specials)
+    return ModelTokenizer(
+        backend, special_tokens={"bos_token": "<s>", "eos_token": "</s>"}, stop_ids=[id_of(backend, "</s>")]
+    )
+
+
+def mask(named: NamedTemplate, example: Example, *, complete: bool = True) -> MaskedRow | RowError:
+    tokenizer = base_tokenizer(named, complete=complete)
+    (row,) = Masker(tokenizer, ChatTemplate(named.source, tokenizer.special_tokens)).mask([example])
+    return row
+
+
+@cases("named", ALL, ids=lambda named: named.name)
+def test_a_conversation_is_one_row_and_each_answer_is_learned_with_its_end(named: NamedTemplate) -> None:
+    row = mask(named, TALK)
+    assert isinstance(row, MaskedRow), row.message
+    assert not row.further
+    tokenizer = base_tokenizer(named)
+    learned = [token for token, wanted in zip(row.input_ids, row.supervised, strict=True) if wanted]
+    stop = named.stops[0] if named.stops else "</s>"
+    assert tokenizer.decode(learned).replace(" ", "") == f"Hi.{stop}Bye.{stop}"
+    assert "Be brief." in tokenizer.decode(list(row.input_ids))
+
+
+@cases("named", [named for named in ALL if named.stops], ids=lambda named: named.name)
+def test_a_template_whose_tokens_the_model_lacks_is_refused(named: NamedTemplate) -> None:
+    row = mask(named, TALK, complete=False)
+    assert isinstance(row, RowError)
+    assert row.code == "no_stop_token"
+
+
+@cases("name", ["alpaca", "vicuna", "zephyr", "mistral"])
+def test_some_need_no_tokens_of_their_own(name: str) -> None:
+    assert isinstance(mask(NAMED_TEMPLATES[name], TALK, complete=False), MaskedRow)
+
+
+@cases("named", ALL, ids=lambda named: named.name)
+def test_tools_are_shown_or_refused(named: NamedTemplate) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    turns = (Message("user", "1+1"), Message("assistant", "", tool_calls=(call,)), Message("tool", "2"))
+    tools = ({"type": "function", "function": {"name": "add", "description": "Adds up."}},)
+    row = mask(named, Example(messages=(*turns, Message("assistant", "2")), tools=tools))
+    if named.name in ("chatml", "qwen"):
+        assert isinstance(row, MaskedRow), row.message
+        assert "Adds up." in base_tokenizer(named).decode(list(row.input_ids))
+    else:
+        assert isinstance(row, RowError)
+        assert "no form for tools" in row.message
+
+
+def test_the_configuration_offers_them_all() -> None:
+    (choices, _) = get_args(TemplateSection.model_fields["name"].annotation)
+    assert list(get_args(choices)) == list(NAMED_TEMPLATES)
+
+
+def test_a_template_is_chosen_by_file_or_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text("{{ messages }}", encoding="utf-8")
+    assert template_source(None, None) is None
+    assert template_source(str(path), None) == "{{ messages }}"
+    assert template_source(None, "chatml") == NAMED_TEMPLATES["chatml"].source
+    with pytest.raises(UserError, match="both"):
+        template_source(str(path), "chatml")
+    with pytest.raises(UserError, match=r"nowhere\.jinja"):
+        template_source(str(tmp_path / "nowhere.jinja"), None)
+    with pytest.raises(UserError, match="no template called x"):
+        template_source(None, "x")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"mine\.jinja"):
+        template_source(str(path), None)
+
+
+def test_the_stops_of_a_template_are_known_by_its_text() -> None:
+    assert stop_texts(NAMED_TEMPLATES["llama3"].source) == ("<|eot_id|>",)
+    assert stop_texts("{{ messages }}") == ()

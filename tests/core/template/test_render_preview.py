@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from core.data.conversation import Example, Message
 from core.template.builtin import NAMED_TEMPLATES
 from core.template.mask import Masker
-from core.template.preview import SAMPLE, Preview
 from core.template.render_preview import preview_template
 from core.template.row_tokenizer import MaskedRow
+from core.template.sandboxed import SAMPLE, Preview
+from core.template.settings import MaskSettings
 from tests.cases import cases
 from tests.core.template.families import FAMILIES, GEMMA3, LLAMA3, MISTRAL, SMOLLM2, Family
 from tests.examples import examples
@@ -61,7 +62,7 @@ def test_a_template_may_have_no_generation_prompt() -> None:
 
 
 def test_options_of_the_configuration_count() -> None:
-    last = preview_template(SMOLLM2.template, SAMPLE, TOKENIZER, supervise="last", max_length=10)
+    last = preview_template(SMOLLM2.template, SAMPLE, TOKENIZER, MaskSettings("", supervise="last", max_length=10))
     assert learned(last) == "Rome.<|im_end|>"
     assert last.rows[0].cut == 10
     assert last.learned == sum(token.learned for token in last.rows[0].tokens) < last.tokens

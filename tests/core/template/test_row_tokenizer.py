@@ -113,7 +113,7 @@ def _split(*expressions: str) -> pre_tokenizers.PreTokenizer:
 
 
 _CUTTING: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    # The last one of gpt-oss, then DeepSeek's.
+    # The last expression of gpt-oss, then DeepSeek's.
     "cased": lambda: _split(_CASED + _TAIL),
     "marked": lambda: _split(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _MARKED + _TAIL),
     "digits": lambda: pre_tokenizers.Sequence(
@@ -161,7 +161,7 @@ def test_words_have_the_tokens_of_their_text(kind: str, batches: list[list[str]]
         assert [ids.tolist() for ids in by_words.encode(texts)] == tokenizer.encode(texts)
 
 
-#: Latin and what is near it, conjoining letters, and all spaces and punctuation beyond.
+#: Latin and neighboring blocks, conjoining letters, and all spaces and punctuation beyond.
 _COMMON = (*range(0x400), *range(0x1100, 0x1180), 0x1680, 0x180E, *range(0x1FF0, 0x2070), *range(0x3000, 0x3010))
 
 
@@ -241,7 +241,7 @@ def _token(content: str, **flags: bool) -> list[dict[str, object]]:
         {"pre_tokenizer": None},
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}},
-        # Spaces that nothing matches stay with what precedes them.
+        # Unmatched spaces stay with the text before them.
         {"pre_tokenizer": _step(r"\p{L}+|\p{N}")},
         {"pre_tokenizer": _step(r" ?\p{L}+|\p{N}")},
         # A space goes to the word before it; a whole line is one piece; one expression looks back.

@@ -20,16 +20,27 @@ from core.data.conversation import Example, Message
 from core.errors import UserError
 from core.sandbox import pool
 from core.sandbox.pool import SandboxError
-from core.template.preview import MOST_SHOWN, PAIR, SAMPLE, Preview, PreviewRow, Refusal, RowLength
 from core.template.row_tokenizer import MaskedRow
-from core.template.sandboxed import RowMasks, check_template, preview, read_tokenizer
+from core.template.sandboxed import (
+    MOST_SHOWN,
+    PAIR,
+    SAMPLE,
+    Preview,
+    PreviewRow,
+    Refusal,
+    RowLength,
+    RowMasks,
+    check_template,
+    preview,
+    read_tokenizer,
+)
 from core.template.settings import MaskSettings
 from tests.cases import cases
 from tests.conftest import CHATML
 from tests.examples import examples
 from tests.hostile_templates import SLOW
 
-#: Processor time that a call gets here, in seconds, and one that would never end.
+#: CPU seconds of a call here, and of a call that would never end.
 SECONDS, FEW_SECONDS = 2, 1
 
 #: Programs that take memory or time without end by ways that no meter of single functions has in its list.
@@ -71,7 +82,7 @@ def refused(error: UserError) -> None:
 
 
 def said(source: str, settings: MaskSettings | None) -> str:
-    """What is said of a template, whether as a bound of the sandbox or as something that it does wrong."""
+    """Message about a template: a limit of the sandbox, or an error of the template itself."""
     try:
         return preview(source, SAMPLE, settings).problem
     except UserError as error:

@@ -11,8 +11,7 @@ from core.template.row_tokenizer import MaskedRow
 from core.template.stops import stop_token_ids
 from core.template.tokenizer import ModelTokenizer
 from tests.cases import cases
-from tests.core.template.families import DEEPSEEK, GEMMA3, GLM, GPT_OSS, LLAMA3, PHI3, QWEN25, SMOLLM2, Family
-from tests.core.template.reasoning_families import GEMMA4
+from tests.core.template.families import DEEPSEEK, GEMMA3, GEMMA4, GLM, GPT_OSS, LLAMA3, PHI3, QWEN25, SMOLLM2, Family
 from tests.core.template.test_mask import expected_turns, learned_turns, mask, refusal, talk, with_tools
 from tests.core.template.toy_tokenizers import id_of, make_backend
 
@@ -55,21 +54,15 @@ def test_nothing_is_added_to_what_a_complete_model_names(family: Family, eos: st
     assert stops_of(family) == list(family.stops)
 
 
-def without(family: Family, text: str) -> Family:
-    template = family.template.replace(text, "")
-    assert template != family.template
-    return dataclasses.replace(family, marked=template)
-
-
 @cases(
     "family",
     [
-        without(SMOLLM2, "<|im_end|>"),
-        without(GEMMA3, "<end_of_turn>"),
-        without(LLAMA3, "<|eot_id|>"),
-        without(PHI3, "<|end|>"),
-        without(DEEPSEEK, "<｜end▁of▁sentence｜>"),
-        dataclasses.replace(SMOLLM2, marked=SMOLLM2.template.replace("<|im_end|>", "[END]")),
+        SMOLLM2.edited("<|im_end|>", ""),
+        GEMMA3.edited("<end_of_turn>", ""),
+        LLAMA3.edited("<|eot_id|>", ""),
+        PHI3.edited("<|end|>", ""),
+        DEEPSEEK.edited("<｜end▁of▁sentence｜>", ""),
+        SMOLLM2.edited("<|im_end|>", "[END]"),
         dataclasses.replace(SMOLLM2, specials=("<|endoftext|>", "<|im_start|>"), stops=("<|endoftext|>",)),
     ],
     ids=lambda family: family.name,
@@ -82,17 +75,16 @@ def test_a_template_that_ends_answers_with_no_token_is_refused(family: Family) -
 
 
 def test_a_token_that_also_stands_between_reasoning_and_answer_does_not_end_answers() -> None:
-    family = dataclasses.replace(GPT_OSS, marked=GPT_OSS.template.replace("<|return|>", "<|end|>"))
+    family = GPT_OSS.edited("<|return|>", "<|end|>")
     assert "<|end|>" not in stops_of(family)
     assert refusal(family, talk("a", "b")).code == "no_stop_token"
 
 
 def test_a_token_after_each_call_does_not_end_the_turn() -> None:
-    template = QWEN25.template.replace("\\n</tool_call>", "<|called|>").replace(
+    calling = dataclasses.replace(QWEN25, specials=(*QWEN25.specials, "<|called|>"))
+    family = calling.edited("\\n</tool_call>", "<|called|>").edited(
         "{{- '<|im_end|>' }}{{ '\\n' }}", "{{- '' if message.tool_calls else '<|im_end|>\\n' }}"
     )
-    assert template != QWEN25.template
-    family = dataclasses.replace(QWEN25, specials=(*QWEN25.specials, "<|called|>"), marked=template)
     assert "<|called|>" not in stops_of(family)
     assert refusal(family, with_tools()).code == "no_stop_token"
 

@@ -217,11 +217,7 @@ def test_the_parts_between_cuts_have_the_tokens_of_the_whole(kind: str, parts: l
 
 @cases(
     "added",
-    [
-        AddedToken("x<|end|>", special=True),
-        AddedToken("x<|", special=False),
-        AddedToken("<|end|>y", special=True),
-    ],
+    [AddedToken("x<|end|>", special=True), AddedToken("x<|", special=False), AddedToken("<|end|>y", special=True)],
     ids=["contains", "runs into", "begins with"],
 )
 def test_no_cut_is_at_a_token_that_another_could_take_a_part_of(added: AddedToken) -> None:

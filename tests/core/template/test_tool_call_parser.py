@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from core.data.conversation import Example, Message
 from core.template.tool_call_parser import MARKERS, ToolCall, parse_tool_calls, tool_call_start
 from tests.cases import cases
-from tests.core.template.families import FAMILIES, Family
-from tests.core.template.oracle import answer_ids
+from tests.core.template.families import FAMILIES, Family, answer_ids
 
 TOOLS = ({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}},)
 NAMES = {"add", "look_up"}
@@ -24,7 +23,7 @@ JSON = st.recursive(
 
 
 def written(family: Family, arguments: dict[str, Any]) -> str:
-    """What a model of a family writes to call a tool, as the server sees it: without special tokens."""
+    """Text of a tool call by a model of a family as the server sees it, without special tokens."""
     call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
     messages = (Message("user", "What is 1 + 2?"), Message("assistant", "", tool_calls=(call,)))
     ids = answer_ids(family, [message.fields() for message in Example(messages=messages).messages], TOOLS)

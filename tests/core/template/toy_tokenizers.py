@@ -30,7 +30,7 @@ KINDS = ("bytes", "words", "first", "always", "legacy")
 
 @functools.cache
 def make_backend(kind: str, specials: tuple[str, ...], rstrip: bool = False, newlines: bool = False) -> Tokenizer:
-    """A tokenizer of one of the ``KINDS``.
+    """Tokenizer of a kind of ``KINDS``.
 
     Args:
         kind: How it cuts text.

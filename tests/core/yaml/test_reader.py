@@ -25,7 +25,7 @@ def bomb(levels: int) -> str:
 
 
 def merge_bomb(levels: int) -> str:
-    """Merge keys that double what they merge at each level."""
+    """Merge keys that double the number of merged mappings at each level."""
     lines = ["a0: &a0 {k: 1}"]
     lines += [f"a{n}: &a{n}\n  <<: [*a{n - 1}, *a{n - 1}]" for n in range(1, levels)]
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from tui.files import follow_links
 from tui.panes.config.model import BaseFinding, ConfigModel, NamedBase, check_base, find_missing
 
 if TYPE_CHECKING:
-    from core.analysis.lengths import Lengths
+    from core.analysis.result import Lengths
     from core.config.document import ConfigDocument
     from core.hardware.card import Card
     from core.hardware.snapshot import Device
@@ -179,6 +179,6 @@ def _look(
 
 
 def _count_rows(path: Path) -> int:
-    from core.analysis.row_counts import count_rows
+    from core.analysis.row_samples import count_rows
 
     return count_rows([str(path)]).rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.analysis.split import held_out_count
+from core.analysis.division import held_out_count
 from core.config.derived import used_by
 from core.config.document import ConfigDocument, parse_value
 from core.config.facts import Facts

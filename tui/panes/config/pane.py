@@ -13,7 +13,7 @@ from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.worker import get_current_worker
 
-from core.analysis.lengths import Lengths
+from core.analysis.result import Lengths
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.models.architecture.measuring import telling

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.analysis.lengths import Lengths
+from core.analysis.result import Lengths
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.memory.plan import RECLAIMABLE

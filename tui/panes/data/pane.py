@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.widgets import DirectoryTree, OptionList
 
 from core.analysis.job import AnalysisJob
-from core.analysis.lengths import Lengths
+from core.analysis.result import Lengths
 from core.config.document import ConfigDocument
 from core.data.formats.mapping import UnknownColumnsError
 from core.errors import UserError

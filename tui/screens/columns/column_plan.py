@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from core.config.choices import ROLES, ColumnRole, Objective
+from core.config.choices import FORMATS, ROLES, ColumnRole, Objective
 from core.config.schema import find_option
 from core.data.conversation import RowError
 from core.data.files.rows import Row
-from core.data.formats.detect import FORMATS, SAMPLE, Detection, choose, detect, refuse_untrainable
+from core.data.formats.detect import SAMPLE, Detection, choose, detect, refuse_untrainable
 from core.data.formats.mapping import ColumnMap
 from core.data.formats.shapes import FITS, find_parts
 from core.data.formats.turns import CONTENT_KEYS, ROLE_KEYS, parsed

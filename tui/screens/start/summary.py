@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from core.analysis.division import HELD_OUT
+from core.analysis.division import HELD_OUT, held_out_count
 from core.analysis.result import Analysis
-from core.analysis.split import held_out_count
 from core.config.derived import step_count
 from core.config.schema import Config, options
 from core.errors import UserError
@@ -594,7 +593,7 @@ def analysis_job(config: Config) -> AnalysisJob:
     """Job that analyzes all rows of a configuration, with tokens if its model is on this machine."""
     from core.analysis import job
     from core.analysis.result import request_for
-    from core.analysis.row_tokens import tokenizer_directory
+    from core.analysis.row_samples import tokenizer_directory
     from core.template.builtin import template_source
 
     model = template = None

@@ -10,7 +10,7 @@ from core.units import format_count
 from tui.glyphs import GlyphSet
 
 if TYPE_CHECKING:
-    from core.analysis.lengths import Bucket
+    from core.analysis.result import Bucket
 
 
 def bar(fraction: float, width: int, glyphs: GlyphSet) -> tuple[str, str]:

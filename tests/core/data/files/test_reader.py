@@ -1,37 +1,38 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import stat
 import threading
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.files import text_rows
-from core.data.files.reader import Row, open_rows, read_rows
+from core.data.files.reader import list_shards, open_rows, read_rows
+from core.data.files.rows import Row
 from core.data.files.source import FileChangedError
 from core.data.files.text_rows import RAW_LIMIT, parse_csv, parse_json, parse_text
 from core.errors import UserError
+from core.hub.selection import MOST_SHARDS
 from tests.cases import cases
-from tests.core.data.sample_files import descriptors
+from tests.core.data.sample_files import descriptors, json_lines, pairs, values, write, write_arrow, write_parquet
 from tests.examples import examples
+from tests.unprivileged import unprivileged
 
 
-def write(directory: Path, name: str, content: str | bytes) -> Path:
+def put(directory: Path, name: str, content: str | bytes) -> Path:
     path = directory / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
-def values(found: list[Row]) -> list[dict[str, Any] | None]:
-    return [row.data for row in found]
-
-
 def test_json_lines(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"n": 0}\r\n\r\n  \n{"n": 1}\n{"n": 2}')
+    path = put(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"n": 0}\r\n\r\n  \n{"n": 1}\n{"n": 2}')
     with open_rows(path) as file:
         assert (file.kind, file.count_known, file.complete, file.size) == ("jsonl", 3, True, path.stat().st_size)
         found = file.rows(0, 10)
@@ -41,7 +42,7 @@ def test_json_lines(tmp_path: Path) -> None:
 
 
 def test_a_page_is_a_slice(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.jsonl", "".join(f'{{"n": {n}}}\n' for n in range(50)))
+    path = put(tmp_path, "a.jsonl", "".join(f'{{"n": {n}}}\n' for n in range(50)))
     with open_rows(path) as file:
         assert values(file.rows(20, 3)) == [{"n": 20}, {"n": 21}, {"n": 22}]
         assert values(file.rows(48, 9)) == [{"n": 48}, {"n": 49}]
@@ -52,7 +53,7 @@ def test_a_page_is_a_slice(tmp_path: Path) -> None:
 
 
 def test_json_array(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.json", '[\n {"n": 0, "s": "],{\\""},\n {"n": {"m": [1]}},\n 7\n]\n')
+    path = put(tmp_path, "a.json", '[\n {"n": 0, "s": "],{\\""},\n {"n": {"m": [1]}},\n 7\n]\n')
     found = list(read_rows(path))
     assert values(found) == [{"n": 0, "s": '],{"'}, {"n": {"m": [1]}}, None]
     assert [row.line for row in found] == [2, 3, 4]
@@ -60,37 +61,37 @@ def test_json_array(tmp_path: Path) -> None:
 
 
 def test_an_array_without_its_end_is_reported(tmp_path: Path) -> None:
-    found = list(read_rows(write(tmp_path, "a.json", '[{"n": 0},\n')))
+    found = list(read_rows(put(tmp_path, "a.json", '[{"n": 0},\n')))
     assert found[0].data == {"n": 0}
     assert found[1].code == "not_json"
     assert "closing ]" in found[1].error
 
 
 def test_rows_in_an_array_inside_an_object(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.json", '{"version": "1",\n"data": [\n{"n": 0},\n{"n": [1]}\n], "more": {"x": [1, 2]}}\n')
+    path = put(tmp_path, "a.json", '{"version": "1",\n"data": [\n{"n": 0},\n{"n": [1]}\n], "more": {"x": [1, 2]}}\n')
     found = list(read_rows(path))
     assert values(found) == [{"n": 0}, {"n": [1]}]
     assert [row.line for row in found] == [3, 4]
-    two = write(tmp_path, "b.json", '{"train": [{"n": 0}],\n"test": [{"n": 1}]}\n')
+    two = put(tmp_path, "b.json", '{"train": [{"n": 0}],\n"test": [{"n": 1}]}\n')
     found = list(read_rows(two))
     assert values(found) == [{"n": 0}, None]
     assert (found[1].line, found[1].error) == (
         2,
         "Another array of rows begins here; only the first of a file is read.",
     )
-    cut = list(read_rows(write(tmp_path, "c.json", '{"data": [{"n": 0}, {"n":')))
+    cut = list(read_rows(put(tmp_path, "c.json", '{"data": [{"n": 0}, {"n":')))
     assert [row.code for row in cut] == ["", "not_json"]
 
 
 def test_text_has_a_row_a_line(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.txt", b"\xef\xbb\xbf one\r\n\r\n{two}\n\xff\n")
+    path = put(tmp_path, "a.txt", b"\xef\xbb\xbf one\r\n\r\n{two}\n\xff\n")
     found = list(read_rows(path))
     assert values(found) == [{"text": "one"}, {"text": "{two}"}, None]
     assert [(row.line, row.code) for row in found] == [(1, ""), (3, ""), (4, "not_utf8")]
 
 
 def test_csv_and_tsv(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.csv", 'prompt, completion\r\n"a ""b"",\nc",d\r\n\r\nlone\r\n,x\r\n')
+    path = put(tmp_path, "a.csv", 'prompt, completion\r\n"a ""b"",\nc",d\r\n\r\nlone\r\n,x\r\n')
     with open_rows(path) as file:
         assert file.columns == ["prompt", "completion"]
         assert file.count_known == 3
@@ -99,13 +100,13 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
     assert [row.line for row in found] == [2, 5, 6]
     assert found[1].error == "The row has 1 cells, the header has 2."
     assert found[1].code == "bad_csv"
-    tsv = write(tmp_path, "a.tsv", "prompt\tcompletion\na, b\tc\n")
+    tsv = put(tmp_path, "a.tsv", "prompt\tcompletion\na, b\tc\n")
     assert values(list(read_rows(tsv))) == [{"prompt": "a, b", "completion": "c"}]
 
 
 def test_a_csv_cell_may_be_longer_than_the_modules_own_limit(tmp_path: Path) -> None:
     cell = "x" * 300_000
-    path = write(tmp_path, "a.csv", f"text\n{cell}\n")
+    path = put(tmp_path, "a.csv", f"text\n{cell}\n")
     assert values(list(read_rows(path))) == [{"text": cell}]
 
 
@@ -122,7 +123,7 @@ def test_unreadable_rows_come_with_a_reason_and_their_beginning(tmp_path: Path) 
         b'{"n": ' + b"9" * 5000 + b"}",
         b'{"n": 9}',
     ]
-    found = list(read_rows(write(tmp_path, "a.jsonl", b"\n".join(lines))))
+    found = list(read_rows(put(tmp_path, "a.jsonl", b"\n".join(lines))))
     codes = [
         "",
         "not_json",
@@ -143,13 +144,13 @@ def test_unreadable_rows_come_with_a_reason_and_their_beginning(tmp_path: Path) 
 
 def test_hostile_text_arrives_as_it_is(tmp_path: Path) -> None:
     text = "\x1b]52;c;eA==\x07 \x9b2J \u202e [/] \x00"
-    path = write(tmp_path, "a.jsonl", json.dumps({"text": text}))
+    path = put(tmp_path, "a.jsonl", json.dumps({"text": text}))
     assert values(list(read_rows(path))) == [{"text": text}]
 
 
 def test_a_row_beyond_the_limit_is_not_parsed(tmp_path: Path) -> None:
     long = json.dumps({"text": "x" * 5_000_000})
-    path = write(tmp_path, "a.jsonl", f'{{"n": 0}}\n{long}\n{{"n": 2}}\n')
+    path = put(tmp_path, "a.jsonl", f'{{"n": 0}}\n{long}\n{{"n": 2}}\n')
     with open_rows(path, row_limit=1_000_000) as file:
         found = file.rows(0, 3)
         assert found[1].error == "The row is 5.0 MB long; rows up to 1.0 MB are read."
@@ -186,7 +187,7 @@ def test_a_huge_row_costs_no_memory(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_without_rows_is_refused(tmp_path: Path, name: str, content: str | bytes, part: str) -> None:
-    path = write(tmp_path, name, content)
+    path = put(tmp_path, name, content)
     with pytest.raises(UserError, match=r"holds|header|columns") as caught:
         open_rows(path).rows(0, 1)
     assert part in caught.value.message
@@ -197,7 +198,7 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, name: str, content: str 
 def large(directory: Path, count: int = 60_000) -> Path:
     """A file of which opening indexes the beginning only."""
     line = '{"n": %d, "text": "' + "x" * 200 + '"}\n'
-    return write(directory, "large.jsonl", "".join(line % n for n in range(count)))
+    return put(directory, "large.jsonl", "".join(line % n for n in range(count)))
 
 
 def test_the_first_page_is_there_before_the_index(tmp_path: Path) -> None:
@@ -270,14 +271,14 @@ def test_a_truncated_file_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_changed_replaced_or_removed_is_noticed(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.jsonl", '{"n": 0}\n')
+    path = put(tmp_path, "a.jsonl", '{"n": 0}\n')
     with open_rows(path) as file:
         with path.open("a") as other:
             other.write('{"n": 1}\n')
         with pytest.raises(FileChangedError, match="has changed"):
             file.rows(0, 1)
     with open_rows(path) as file:
-        os.replace(write(tmp_path, "b.jsonl", '{"n": 5}\n'), path)
+        os.replace(put(tmp_path, "b.jsonl", '{"n": 5}\n'), path)
         with pytest.raises(FileChangedError, match="has been replaced"):
             file.rows(0, 1)
     with open_rows(path) as file:
@@ -295,7 +296,7 @@ def test_a_file_that_is_changed_replaced_or_removed_is_noticed(tmp_path: Path) -
 def test_any_bytes_are_rows_or_a_user_error(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str
 ) -> None:
-    path = write(tmp_path_factory.mktemp("any"), name, content)
+    path = put(tmp_path_factory.mktemp("any"), name, content)
     found: list[Row] = []
     refused: UserError | None = None
     try:
@@ -337,7 +338,7 @@ def test_neighboring_rows_are_read_at_once_and_far_ones_by_themselves(
     rows[20]["s"], rows[40]["s"] = "x" * 5000, "x" * 20_000
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     lines.insert(30, "\n" * 100_000)
-    path = write(tmp_path, "a.jsonl", "\n".join(lines) + "\n")
+    path = put(tmp_path, "a.jsonl", "\n".join(lines) + "\n")
     with open_rows(path, row_limit=10_000) as file:
         file.index()
         source = file._bytes  # type: ignore[attr-defined]
@@ -351,10 +352,245 @@ def test_neighboring_rows_are_read_at_once_and_far_ones_by_themselves(
 
         monkeypatch.setattr(source, "read", counted)
         page = file.rows(0, 99)
-        # Those before row 20, it alone, those up to the gap, those up to row 40, the beginning of that, the others.
+        # Rows 0-19, row 20, rows up to the gap, rows up to 39, the beginning of row 40, the rest.
         assert len(reads) == 6
         assert max(reads) <= 4 * RAW_LIMIT
         assert page == [file.row(index) for index in range(60)]
         assert [row.index for row in page if row.data is None] == [40]
         assert [row.line for row in page][29:31] == [30, 100_032]
         assert file.rows(19, 3) == page[19:22]
+
+
+def refusal(path: Path) -> UserError:
+    with pytest.raises(UserError) as caught:
+        open_rows(path).close()
+    assert caught.value.hint
+    return caught.value
+
+
+def test_shards_are_one_dataset_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        write(tmp_path / "set" / f"part-{number}.jsonl", json_lines(pairs(3, number * 100)))
+    write(tmp_path / "set" / "README.md", "about")
+    write(tmp_path / "set" / ".hidden.jsonl", "x")
+    write(tmp_path / "set" / "part-3.jsonl", "\n\n")
+    wanted = [*pairs(3, 100), *pairs(3, 200), *pairs(3, 1000)]
+    with open_rows(tmp_path / "set") as file:
+        assert not file.complete
+        assert values(file.rows(0, 99)) == wanted[:3]
+        calls: list[tuple[int, int]] = []
+        file.index(lambda done, total: calls.append((done, total)))
+        assert (file.complete, file.count_known, file.kind) == (True, 9, "jsonl")
+        assert values(file.rows(2, 5)) == wanted[2:7]
+        row = file.row(7)
+        assert (row.index, row.line, row.file, row.data) == (7, 2, "part-10.jsonl", wanted[7])
+        with pytest.raises(IndexError):
+            file.row(9)
+        assert calls == sorted(calls)
+        assert file.size == sum(path.stat().st_size for path in (tmp_path / "set").glob("part*"))
+    assert values(read_rows(tmp_path / "set")) == wanted
+
+
+def test_packed_shards(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for number in range(3):
+        write_parquet(tmp_path / "set" / f"{number}.parquet", pairs(9, number * 9))
+    assert values(read_rows(tmp_path / "set")) == pairs(27)
+    write(tmp_path / "gz" / "a.jsonl.gz", gzip.compress(json_lines(pairs(2)).encode()))
+    write(tmp_path / "gz" / "b.jsonl.gz", gzip.compress(json_lines(pairs(2, 2)).encode()))
+    assert values(read_rows(tmp_path / "gz")) == pairs(4)
+
+
+def test_a_dataset_saved_by_datasets(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    write_arrow(saved / "data-00000-of-00002.arrow", pairs(3), stream=True)
+    write_arrow(saved / "data-00001-of-00002.arrow", pairs(3, 3), stream=True)
+    files = [{"filename": f"data-0000{number}-of-00002.arrow"} for number in (0, 1)]
+    write(saved / "state.json", json.dumps({"_data_files": files, "_split": "train"}))
+    write(saved / "dataset_info.json", "{}")
+    assert values(read_rows(saved)) == pairs(6)
+    write(saved / "state.json", json.dumps({"_data_files": [{"filename": "../../etc/passwd"}]}))
+    assert "names files outside its directory" in refusal(saved).message
+    write(saved / "state.json", "[]")
+    assert "is no state of a saved dataset" in refusal(saved).message
+
+
+def test_splits_are_never_mixed(tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("test", 5)):
+        write(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.jsonl", json_lines(pairs(2, first)))
+    error = refusal(tmp_path / "hub")
+    assert "holds the splits test, train" in error.message
+    assert error.hint.endswith("hub#train.")
+    assert values(read_rows(tmp_path / "hub#train")) == pairs(2)
+    assert values(read_rows(tmp_path / "hub#test")) == pairs(2, 5)
+    assert "no file of the split 'dev'" in refusal(tmp_path / "hub#dev").message
+
+    saved = tmp_path / "dict"
+    write(saved / "dataset_dict.json", '{"splits": ["train", "test"]}')
+    for split in ("train", "test"):
+        write_arrow(saved / split / "data.arrow", pairs(2, len(split)), stream=True)
+        write(saved / split / "state.json", json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    assert "holds the splits test, train" in refusal(saved).message
+    assert values(read_rows(tmp_path / "dict#test")) == pairs(2, 4)
+    assert values(read_rows(saved / "train")) == pairs(2, 5)
+
+
+def test_directories_that_are_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "is a directory without data files" in refusal(tmp_path / "empty").message
+    write(tmp_path / "mixed" / "a.jsonl", "{}")
+    write(tmp_path / "mixed" / "b.csv", "a\n1\n")
+    assert "several kinds (.csv, .jsonl)" in refusal(tmp_path / "mixed").message
+    write(tmp_path / "blank" / "a.jsonl", "\n")
+    assert "holds no rows" in refusal(tmp_path / "blank").message
+    for number in range(MOST_SHARDS + 1):
+        write(tmp_path / "many" / f"{number}.jsonl", "{}\n")
+    assert f"more than {MOST_SHARDS} data files" in refusal(tmp_path / "many").message
+
+
+def test_links_that_lead_round_in_circles_are_not_followed(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "a.jsonl", json_lines(pairs(1)))
+    (tmp_path / "set" / "round").symlink_to(tmp_path / "set", target_is_directory=True)
+    target = write(tmp_path / "blobs" / "b", json_lines(pairs(1, 1)))
+    (tmp_path / "set" / "b.jsonl").symlink_to(target)
+    assert [path.name for path in list_shards(tmp_path / "set")] == ["a.jsonl", "b.jsonl"]
+    assert values(read_rows(tmp_path / "set")) == pairs(2)
+    (tmp_path / "set" / "self.jsonl").symlink_to(tmp_path / "set" / "self.jsonl")
+    assert "leads back to itself" in refusal(tmp_path / "set").message
+
+
+def test_a_shard_that_changes_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", json_lines(pairs(2)))
+    second = write(tmp_path / "b.jsonl", json_lines(pairs(2, 2)))
+    with open_rows(tmp_path) as file:
+        file.index()
+        second.write_text("{}\n")
+        assert values(file.rows(0, 2)) == pairs(2)
+        with pytest.raises(FileChangedError, match=r"b\.jsonl"):
+            file.rows(0, 4)
+
+
+def test_closing_ends_the_index_of_shards(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path / f"{number}.jsonl", json_lines([{"n": number}]) * 300_000)
+    file = open_rows(tmp_path)
+    file.index(lambda *_: file.close())
+    assert not file.complete
+    file.close()
+
+
+@cases("mode", [0o000, 0o400, 0o100])
+def test_what_may_not_be_read_is_a_sentence(tmp_path: Path, mode: int) -> None:
+    directory = tmp_path / "data"
+    write(directory / "a.jsonl", json_lines(pairs(1)))
+    directory.chmod(mode)
+    try:
+        for path in (directory, directory / "b" / "c.jsonl", tmp_path / "data#train"):
+            with unprivileged(), pytest.raises(UserError, match=r"may not be read by you|There is no file"):
+                open_rows(path)
+    finally:
+        directory.chmod(0o700)
+
+
+@cases("state", ['{"_data_files":' + "[" * 100_000, '{"_data_files": 3}', "x" * (17 << 20), "\0"])
+def test_any_state_of_a_saved_dataset_is_a_sentence(tmp_path: Path, state: str) -> None:
+    write(tmp_path / "set" / "dataset_info.json", "{}")
+    write(tmp_path / "set" / "state.json", state)
+    assert "is no state of a saved dataset" in refusal(tmp_path / "set").message
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A settled file whose index has been kept."""
+    monkeypatch.setattr(text_rows, "SMALLEST", 1000)
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"n": n, "s": "x" * 100}) + "\n" for n in range(100_000)))
+    settle(path)
+    with open_rows(path) as file:
+        assert not file.complete
+        file.index()
+    return path
+
+
+def settle(path: Path, age: float = 100.0) -> None:
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def indexes(home: Path) -> list[Path]:
+    return sorted((home / "cache" / "index").glob("*"))
+
+
+def test_an_index_is_kept_for_the_next_time(kept: Path, private_home: Path) -> None:
+    (index,) = indexes(private_home)
+    assert stat.S_IMODE(index.stat().st_mode) == 0o600
+    with open_rows(kept) as file:
+        assert (file.complete, file.count_known) == (True, 100_000)
+        assert [(row.data or {})["n"] for row in file.rows(99_998, 9)] == [99_998, 99_999]
+        assert file.row(99_999).line == 100_000
+        file.index()
+
+
+def test_a_changed_file_is_indexed_anew(kept: Path, private_home: Path) -> None:
+    with kept.open("a") as file:
+        file.write('{"n": -1}\n')
+    settle(kept, 50)
+    with open_rows(kept) as opened:
+        assert not opened.complete
+        opened.index()
+        assert opened.count_known == 100_001
+    with open_rows(kept) as opened:
+        assert values(opened.rows(100_000, 1)) == [{"n": -1}]
+    assert len(indexes(private_home)) == 1
+
+
+@cases("place", [0, 9, 60, 500, -1, -200])
+def test_a_damaged_index_does_not_count(kept: Path, private_home: Path, place: int) -> None:
+    (index,) = indexes(private_home)
+    whole = index.read_bytes()
+    raw = bytearray(whole)
+    raw[place] ^= 0xFF
+    index.write_bytes(raw)
+    with open_rows(kept) as file:
+        assert not file.complete
+        file.index()
+        assert file.count_known == 100_000
+    index.write_bytes(whole)
+
+
+def test_a_cut_or_empty_index_does_not_count(kept: Path, private_home: Path) -> None:
+    (index,) = indexes(private_home)
+    raw = index.read_bytes()
+    for size in (0, 5, 100, len(raw) - 1):
+        index.write_bytes(raw[:size])
+        with open_rows(kept) as file:
+            assert not file.complete
+
+
+def test_a_file_that_was_just_written_is_not_remembered(kept: Path, private_home: Path) -> None:
+    (index,) = indexes(private_home)
+    index.unlink()
+    os.utime(kept)
+    with open_rows(kept) as file:
+        file.index()
+    assert indexes(private_home) == []
+
+
+def test_old_indexes_are_forgotten(kept: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_rows, "KEPT", 2)
+    for number in range(3):
+        path = kept.with_name(f"{number}.jsonl")
+        path.write_bytes(kept.read_bytes())
+        settle(path)
+        with open_rows(path) as file:
+            file.index()
+    assert len(indexes(private_home)) == 2
+
+
+def test_a_home_that_cannot_be_written_costs_only_time(kept: Path, private_home: Path) -> None:
+    (index,) = indexes(private_home)
+    index.unlink()
+    index.parent.rmdir()
+    index.parent.write_text("in the way")
+    with open_rows(kept) as file:
+        file.index()
+        assert file.count_known == 100_000

@@ -13,7 +13,7 @@ from tests.examples import examples
 
 
 def scan(make: Callable[[Spans], Scanner], data: bytes, chunk: int) -> list[tuple[bytes, int]]:
-    """What a scanner finds when it is fed so many bytes at a time, each with its line."""
+    """Items and their lines that a scanner finds when it is fed ``chunk`` bytes at a time."""
     spans = Spans()
     scanner = make(spans)
     rest, offset = b"", 0

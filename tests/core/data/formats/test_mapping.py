@@ -1,81 +1,41 @@
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config.choices import ROLES, ColumnRole
+from core.config.choices import FORMATS, ROLES, ColumnRole
 from core.data.conversation import Example, RowError
 from core.data.files.rows import Row
-from core.data.formats.detect import FORMATS, choose, detect, row_example
-from core.data.formats.mapping import ColumnMap
+from core.data.formats.detect import (
+    MOST_NAMES,
+    Detection,
+    UnreadColumns,
+    choose,
+    count_names,
+    describe_columns,
+    detect,
+    row_example,
+)
+from core.data.formats.mapping import ColumnMap, UnknownColumnsError
 from core.data.formats.shapes import find_parts
 from core.errors import UserError
 from tests.cases import cases
-from tests.core.data.conversations import spoken
+from tests.core.data.registries.test_axolotl import axolotl
+from tests.core.data.registries.test_resolve import entry
 from tests.examples import examples
 
-
-def read(columns: dict[ColumnRole, str], data: dict[str, Any]) -> Example:
-    chosen = choose([Row(0, 1, data)], "auto", "f", ColumnMap(columns))
-    return chosen.example(Row(0, 1, data))
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
-def test_a_question_and_an_answer() -> None:
-    data = {"q": "what", "a": "that", "s": "be brief", "c": "here", "h": [["q0", "a0"]], "completion": "not this"}
-    columns: dict[ColumnRole, str] = {"user": "q", "assistant": "a", "system": "s", "context": "c", "history": "h"}
-    assert spoken(read(columns, data)) == [
-        ("system", "be brief"),
-        ("user", "q0"),
-        ("assistant", "a0"),
-        ("user", "what\nhere"),
-        ("assistant", "that"),
-    ]
-    assert spoken(read({"user": "q", "assistant": "a"}, data)) == [("user", "what"), ("assistant", "that")]
-
-
-def test_what_is_optional_may_be_missing_and_the_rest_may_not() -> None:
-    columns: dict[ColumnRole, str] = {"user": "q", "assistant": "a", "system": "s", "context": "c"}
-    assert spoken(read(columns, {"q": "x", "a": "y"})) == [("user", "x"), ("assistant", "y")]
-    with pytest.raises(RowError, match="no column 'a'") as caught:
-        row_example(Row(0, 1, {"q": "x"}), "prompt_completion", ColumnMap(columns))
-    assert caught.value.code == "wrong_keys"
-
-
-def test_messages_with_names_of_their_own() -> None:
-    dialog = [
-        {"who": "Customer", "said": "hi"},
-        {"who": "Agent", "said": "hello", "learn": False},
-        {"who": "Visitor", "said": "bye"},
-        {"who": "Agent", "said": "see you", "learn": True},
-    ]
-    columns: dict[ColumnRole, str] = {
-        "messages": "dialog",
-        "role": "who",
-        "content": "said",
-        "train": "learn",
-        "user_role": "Customer, Visitor",
-        "assistant_role": "Agent",
-    }
-    example = read(columns, {"dialog": dialog, "messages": "not these"})
-    assert [(turn.role, turn.content, turn.train) for turn in example.messages] == [
-        ("user", "hi", None),
-        ("assistant", "hello", False),
-        ("user", "bye", None),
-        ("assistant", "see you", True),
-    ]
-    assert dialog[0] == {"who": "Customer", "said": "hi"}
-
-
-def test_text_tokens_pairs_and_labels() -> None:
-    assert read({"text": "body"}, {"body": "words"}).text == "words"
-    assert list(read({"input_ids": "ids", "labels": "l"}, {"ids": [1, 2], "l": [-100, 2]}).labels or []) == [-100, 2]
-    pair = read({"user": "q", "chosen": "good", "rejected": "bad"}, {"q": "x", "good": "y", "bad": "z"})
-    assert (pair.answer, pair.rejected[0].content) == ("y", "z")
-    labeled = read({"user": "q", "assistant": "a", "label": "ok"}, {"q": "x", "a": "y", "ok": False})
-    assert labeled.label is False
+def test_a_missing_column_is_named() -> None:
+    columns = ColumnMap({"user": "q", "assistant": "a"})
+    with pytest.raises(RowError, match="no column 'a'"):
+        row_example(Row(0, 1, {"q": "x"}), "prompt_completion", columns)
 
 
 @cases(
@@ -140,7 +100,7 @@ def test_any_columns_of_any_row_are_an_example_or_an_error(
 @cases(
     "data",
     [
-        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": []},
+        {"messages": [USER, ANSWER], "tools": []},
         {"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
         {"instruction": "q", "input": "c", "output": "a", "system": "s", "history": [["q0", "a0"]]},
         {"question": "q", "answer": "a", "id": 3},
@@ -148,7 +108,7 @@ def test_any_columns_of_any_row_are_an_example_or_an_error(
         {"input_ids": [1, 2], "labels": [-100, 2]},
         {"prompt": "q", "chosen": "a", "rejected": "b"},
         {"prompt": "q", "completion": "a", "label": True},
-        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": False},
+        {"messages": [USER, ANSWER], "label": False},
     ],
 )
 def test_the_parts_that_a_format_reads_are_the_columns_for_the_same_example(data: dict[str, Any]) -> None:
@@ -161,3 +121,185 @@ def test_the_parts_that_a_format_reads_are_the_columns_for_the_same_example(data
 def test_parts_of_a_row_that_has_none() -> None:
     for name in FORMATS:
         assert find_parts({"a": 1, "b": None}, name) == {}
+
+
+SYSTEM = {"role": "system", "content": "s"}
+TOOL = {"name": "look", "parameters": {}}
+
+
+def example_of(detection: Detection, data: dict[str, Any]) -> Example | str:
+    """The example of a row, or the code of the reason why there is none."""
+    try:
+        return detection.example(Row(0, 1, data))
+    except RowError as error:
+        return error.code
+
+
+def unread(detection: Detection, data: dict[str, Any]) -> list[str]:
+    return UnreadColumns(detection).of(data)
+
+
+#: Rows of every format, with columns that are read and columns that are not.
+ROWS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"messages": [USER, ANSWER], "system": "s", "tools": [TOOL], "id": 7, "prompt": "q"}, ["id", "prompt"]),
+    ({"conversation": "a title", "dialog": [USER, ANSWER], "score": 0.5}, ["conversation", "score"]),
+    ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "lang": "en"}, ["lang"]),
+    (
+        {"instruction": "q", "input": "i", "context": "c", "output": "a", "system": "s", "history": [["x", "y"]]},
+        ["context"],
+    ),
+    ({"instruction": "q", "context": "c", "response": "a", "tools": [TOOL], "category": "x"}, ["category", "tools"]),
+    ({"question": "q", "answer": "a", "prompt": "p", "system_prompt": "s", "functions": [TOOL]}, ["question"]),
+    ({"prompt": "q", "completion": "a", "system": "s", "system_prompt": "t", "label": 1}, ["label", "system_prompt"]),
+    ({"text": "t", "category": "c", "label": 3, "system": "s"}, ["category", "label", "system"]),
+    ({"segments": [{"text": "t", "label": True}], "add_special_tokens": True, "system": "s"}, ["system"]),
+    (
+        {"input_ids": [1, 2, 3], "attention_mask": [1, 1, 0], "labels": [1, -100, 3], "token_type_ids": [0, 0, 0]},
+        ["token_type_ids"],
+    ),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "system": "s", "score_chosen": 4.0}, ["score_chosen"]),
+    ({"instruction": "q", "input": "i", "chosen": "a", "rejected": "b", "prompt": "p"}, ["prompt"]),
+    (
+        {"prompt": "q", "chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "b"}], "tools": [TOOL]},
+        ["prompt"],
+    ),
+    (
+        {"chosen_messages": [ANSWER], "rejected_messages": [{**ANSWER, "content": "b"}], "messages": [USER], "n": 1},
+        ["n"],
+    ),
+    ({"prompt": "q", "completion": "a", "label": True, "kto_tag": False, "tools": [TOOL]}, ["kto_tag"]),
+    ({"messages": [USER, ANSWER], "label": "x", "kto_tag": False, "output": "a"}, ["label", "output"]),
+]
+
+
+@cases(("data", "names"), ROWS)
+def test_columns_that_are_not_read_are_named(data: dict[str, Any], names: list[str]) -> None:
+    """And they alone could be left out without another result."""
+    detection = detect([Row(0, 1, data)])
+    assert sorted(unread(detection, data)) == names
+    whole = example_of(detection, data)
+    assert isinstance(whole, Example)
+    for column in data:
+        without = {name: value for name, value in data.items() if name != column}
+        assert (example_of(detection, without) == whole) == (column in names), column
+
+
+@cases(
+    ("columns", "data", "names"),
+    [
+        ({"user": "q", "context": "c", "assistant": "a"}, {"q": "x", "c": "y", "a": "z", "user": "me"}, ["user"]),
+        ({"user": "q", "assistant": "a", "text": "t"}, {"q": "x", "a": "z", "t": "lost"}, ["t"]),
+        (
+            {"messages": "talk", "role": "who", "content": "said", "user_role": "U", "assistant_role": "A"},
+            {"talk": [{"who": "U", "said": "x"}, {"who": "A", "said": "y"}], "who": "me", "U": 1},
+            ["U", "who"],
+        ),
+        ({"text": "body"}, {"body": "words", "text": "other words"}, ["text"]),
+        ({"input_ids": "ids"}, {"ids": [1, 2], "attention_mask": [1, 1]}, ["attention_mask"]),
+    ],
+)
+def test_columns_beside_those_that_are_named(columns: dict[Any, str], data: dict[str, Any], names: list[str]) -> None:
+    detection = choose([Row(0, 1, data)], "auto", "x", ColumnMap(columns))
+    assert sorted(unread(detection, data)) == names
+
+
+def test_columns_beside_those_of_registries(tmp_path: Path) -> None:
+    rows = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "human": 1, "tools": "x"}
+    llama = entry(tmp_path, {"file_name": "rows.jsonl", "formatting": "sharegpt"}, rows)
+    assert unread(llama.detect(llama.rows()), rows) == ["human", "tools"]
+    chat = axolotl(tmp_path, {"type": "chat_template", "field_system": "sys"}, {"messages": [USER, ANSWER]})
+    detection = chat.detect(chat.rows())
+    data = {"messages": [SYSTEM, USER, ANSWER], "sys": "s", "tools": [TOOL], "system": "t", "date": "today"}
+    assert unread(detection, data) == ["system", "date"]
+
+
+def test_columns_that_hold_nothing_are_not_named() -> None:
+    data: dict[str, Any] = {
+        "text": "t",
+        "a": None,
+        "b": "",
+        "c": " \n",
+        "d": [],
+        "e": {},
+        "f": 0,
+        "g": False,
+        "h": [None],
+    }
+    assert unread(detect([Row(0, 1, data)]), data) == ["f", "g", "h"]
+
+
+def test_rows_that_each_have_other_columns_take_bounded_memory() -> None:
+    found = UnreadColumns(detect([Row(0, 1, {"text": "t"})]))
+    counts: Counter[str] = Counter()
+    for number in range(3 * MOST_NAMES):
+        names = found.of({"text": "t", f"column {number}" + "x" * 10_000: 1, "same": 2})
+        count_names(counts, dict.fromkeys(names, 1))
+    assert len(counts) == MOST_NAMES
+    assert counts["same"] == 3 * MOST_NAMES
+    assert max(map(len, counts)) == 80
+    assert len(describe_columns(counts)) < 600
+    assert describe_columns(counts).endswith("and at least 988 more")
+
+
+@cases(
+    ("names", "words"),
+    [
+        (["id", "category"], "category, id"),
+        (["b\x1b[2J\nc"], "b"),
+        ([f"n{number:02}" for number in range(12)], "n00, n01, n02, n03, n04, n05, n06, n07, n08, n09, n10, n11"),
+        ([f"n{number:02}" for number in range(15)], "n10, n11 and 3 more"),
+    ],
+)
+def test_names_in_words(names: list[str], words: str) -> None:
+    found = describe_columns(names)
+    assert words in found
+    assert found.isprintable()
+
+
+@cases(
+    ("rows", "asked"),
+    [
+        ([{"prompt": "q", "text": "a"}], "prompt"),
+        ([{"question": "q", "text": "a", "id": 1}], "question"),
+        ([{"instruction": "q", "text": "a"}, {"text": "b"}], "instruction"),
+        ([{"prompt": "", "text": "a"}, {"prompt": [USER], "text": "a"}], "prompt"),
+    ],
+)
+def test_a_question_beside_a_text_is_asked_about(rows: list[dict[str, Any]], asked: str) -> None:
+    """Neither the answers alone are learned nor is the text taken for the answer."""
+    found = [Row(number, number + 1, data) for number, data in enumerate(rows)]
+    with pytest.raises(UnknownColumnsError, match=f"^x has {asked} beside text") as caught:
+        detect(found, "x")
+    hint = caught.value.hint
+    assert f'data.columns = {{user = "{asked}", assistant = "text"}}' in hint
+    assert f"--columns user={asked},assistant=text" in hint
+    assert 'data.columns = {text = "text"}' in hint
+    named = choose(found, "auto", "x", ColumnMap({"text": "text"}))
+    assert [named.example(row).text for row in found] == [data["text"] for data in rows]
+    assert choose(found, "text", "x").format == "text"
+
+
+@cases(
+    "data",
+    [
+        {"text": "t", "category": "c"},
+        {"text": "t", "label": 1},
+        {"text": "t", "source": "web", "user": "me", "title": "T"},
+        {"text": "t", "prompt": None},
+        {"text": "t", "prompt": " "},
+    ],
+)
+def test_a_text_beside_other_columns_stays_a_text(data: dict[str, Any]) -> None:
+    assert detect([Row(0, 1, data)]).format == "text"
+
+
+@cases(
+    ("data", "format_"),
+    [
+        ({"prompt": "q", "completion": "a", "text": "qa"}, "prompt_completion"),
+        ({"instruction": "q", "input": "", "output": "a", "text": "qa"}, "alpaca"),
+        ({"messages": [USER, ANSWER], "prompt": "q", "text": "qa"}, "messages"),
+    ],
+)
+def test_a_text_that_is_the_whole_of_other_columns_asks_nothing(data: dict[str, Any], format_: str) -> None:
+    assert detect([Row(0, 1, data)]).format == format_

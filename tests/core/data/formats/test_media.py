@@ -6,10 +6,10 @@ import contextlib
 import csv
 import gzip
 import io
-import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,9 +31,8 @@ from tests.examples import examples
 ANSWER = {"role": "assistant", "content": "A cat."}
 TALK = [{"role": "user", "content": "<image>What is this?"}, ANSWER]
 PLAIN = [{"role": "user", "content": "What is this?"}, ANSWER]
-SHARED = [{"from": "human", "value": "What do you hear?"}, {"from": "gpt", "value": "Rain."}]
 PAIR = {"prompt": "What is this?", "completion": "A cat."}
-PIXELS = [[[0.0, 0.5], [1.0, 0.25]]]
+CASES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("media.yaml").read_text(encoding="utf-8"))
 
 
 def asked(content: Any, **more: Any) -> list[Any]:
@@ -51,58 +50,7 @@ def refused(data: dict[str, Any], columns: ColumnMap | None = None) -> RowError 
     return None
 
 
-@cases(
-    ("data", "words"),
-    [
-        ({"messages": TALK, "images": ["a.png"]}, "The column images holds pictures, and only text is read."),
-        ({"messages": PLAIN, "image": "a.png"}, "The column image holds pictures"),
-        ({"messages": PLAIN, "Images ": ["a.png"]}, "holds pictures"),
-        ({"messages": PLAIN, "pixel_values": PIXELS}, "pixel_values holds pictures"),
-        ({"conversations": SHARED, "audios": ["rain.wav"]}, "audios holds sound"),
-        ({"conversations": SHARED, "audio": {"bytes": "<9 bytes>", "path": None}}, "audio holds sound"),
-        ({"instruction": "Describe.", "input": "", "output": "A cat.", "video": "cat.mp4"}, "video holds video"),
-        ({**PAIR, "images": '["a.png"]'}, "images holds pictures"),
-        ({**PAIR, "images": [{"bytes": None, "path": "a.png"}]}, "images holds pictures"),
-        ({**PAIR, "photo": {"bytes": "<9 bytes>", "path": "a.png"}}, "photo holds pictures"),
-        ({**PAIR, "doc": [{"bytes": "aGk=", "path": None}]}, "doc holds pictures or sound"),
-        ({**PAIR, "call": {"array": [0.1, 0.0], "path": None, "sampling_rate": 16000}}, "call holds pictures or sound"),
-        ({"prompt": "Which?", "chosen": "A.", "rejected": "B.", "images": ["a.png"]}, "images holds"),
-        ({**PAIR, "label": True, "videos": ["a.mp4"]}, "videos holds video"),
-        ({"text": "A caption of a cat.", "image": {"bytes": "<9 bytes>", "path": None}}, "image holds pictures"),
-        ({"input_ids": [1, 2, 3], "pixel_values": PIXELS}, "pixel_values holds"),
-        ({"segments": [{"text": "a", "label": True}], "audio": "a.wav"}, "audio holds sound"),
-        # Parts of a content: OpenAI, TRL, Axolotl, LLaMA-Factory, Qwen.
-        (
-            {"messages": asked([{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": "u"}}])},
-            "Part 2 of message 1 is of type image_url; only text is read.",
-        ),
-        ({"messages": asked([{"type": "image"}, {"type": "text", "text": "What?"}])}, "Part 1 of message 1"),
-        ({"messages": asked([{"type": "video", "path": "a.mp4"}])}, "is of type video"),
-        ({"messages": asked([{"type": "audio_url", "value": "a.wav"}])}, "is of type audio_url"),
-        ({"messages": asked([{"type": "input_audio", "input_audio": {"data": "UklG"}}])}, "of type input_audio"),
-        ({"messages": asked([{"image": "a.png"}, {"text": "What?"}])}, "Part 1 of message 1 has image"),
-        (
-            {"messages": asked([{"type": "text", "text": "What?", "image": {"bytes": "<9 bytes>", "path": None}}])},
-            "has image",
-        ),
-        ({"messages": json.dumps(asked([{"type": "image", "path": "a.png"}]))}, "is of type image"),
-        ({"prompt": asked([{"type": "image"}])[:1], "completion": [ANSWER]}, "is of type image"),
-        (
-            {"prompt": asked("Which?")[:1], "chosen": [ANSWER], "rejected": asked([{"type": "image"}])[:1]},
-            "is of type image",
-        ),
-        # A key of a message: Ollama, ms-swift.
-        ({"messages": asked("What is this?", images=["iVBORw0"])}, "Message 1 has images; only text is read."),
-        ({"conversation": [{"human": "What?", "assistant": "A cat.", "image": "a.png"}]}, "Message 1 has image"),
-        # Placeholders beside a column that says what they stand for.
-        ({"messages": TALK, "images": []}, "Message 1 has <image>, which stands for pictures of the column images"),
-        ({"messages": TALK, "img_path": "a.png"}, "of the column img_path"),
-        ({"conversations": [{"from": "human", "value": "<audio>\nWho?"}, SHARED[1]], "sound file": "a"}, "<audio>"),
-        ({"instruction": "Look.", "output": "See <video> above.", "video_url": "https://v"}, "Message 2 has <video>"),
-        ({"prompt": "Which?", "chosen": "A.", "rejected": "<image>", "image_url": "https://i"}, "The rejected answer"),
-        ({"text": "<image>\nA cat.", "picture": "a.png"}, "The text has <image>"),
-    ],
-)
+@cases(("data", "words"), [(case["row"], case["words"]) for case in CASES["refused"]])
 def test_rows_with_more_than_text_are_refused(data: dict[str, Any], words: str) -> None:
     error = refused(data)
     assert error is not None
@@ -111,68 +59,21 @@ def test_rows_with_more_than_text_are_refused(data: dict[str, Any], words: str) 
     assert error.message.endswith("only text is read.")
 
 
-@cases(
-    "data",
-    [
-        # Columns that hold nothing.
-        *({"messages": PLAIN, "images": value} for value in (None, [], "", " ", "[]", "null", "NaN", [None], False, 0)),
-        {**PAIR, "image": {"bytes": None, "path": None}, "audio": {"path": "", "bytes": "<0 bytes>"}},
-        {**PAIR, "photo": {"bytes": None, "path": "a.png"}},
-        {"messages": asked([{"type": "text", "text": "Hi", "image": None, "audio": []}]), "videos": {}},
-        # Tags are text where no column says otherwise.
-        {"messages": TALK},
-        {"text": "The placeholder <image> stands for a picture in LLaVA."},
-        {"text": "<video><source src='a'></video>", "video": None},
-        {"instruction": "Fix <image>a.png</image>.", "output": "<img src=a.png>", "images": []},
-        {"messages": TALK, "video": ""},
-        # Other columns that are about pictures, or are answers.
-        {**PAIR, "image_url": "https://shop/1.jpg", "image_count": 3, "imagery": "rich", "audiobook": "yes"},
-        {**PAIR, "file": {"path": "a.py", "bytes": 123}, "sizes": [1, 2]},
-        {"prompt": "Write JSON.", "completion": '{"image": "a.png", "role": 1}'},
-        {"prompt": "Write JSON.", "completion": '[{"from": "a", "text": "b", "images": ["c"]}]'},
-        {"messages": [*PLAIN[:1], {**ANSWER, "content": '[{"type": "image", "path": "a.png"}]'}]},
-        {
-            "messages": PLAIN,
-            "tools": [{"name": "draw", "parameters": {"properties": {"image": {"type": "string"}}}}],
-        },
-    ],
-)
+@cases("data", CASES["read"])
 def test_rows_of_text_are_read(data: dict[str, Any]) -> None:
     assert refused(data) is None
 
 
 @cases(
     ("columns", "data", "is_refused"),
-    [
-        (
-            {"user": "frage", "assistant": "antwort"},
-            {"frage": "Was?", "antwort": "Eine Katze.", "image": "a.png"},
-            True,
-        ),
-        ({"user": "frage", "assistant": "antwort"}, {"frage": "Was?", "antwort": "Eine Katze.", "image": ""}, False),
-        ({"text": "image"}, {"image": "A picture in words.", "video": None}, False),
-        ({"text": "image"}, {"image": "A picture in words.", "video": "a.mp4"}, True),
-        ({"user": "image_prompt", "assistant": "b"}, {"image_prompt": "Is <image> a tag?", "b": "Of SVG."}, False),
-        (
-            {"messages": "talk", "role": "who", "content": "said", "user_role": "U", "assistant_role": "A"},
-            {"talk": [{"who": "U", "said": [{"type": "video_url"}]}, {"who": "A", "said": "x"}]},
-            True,
-        ),
-        (
-            {"messages": "talk", "role": "who", "content": "said", "user_role": "U", "assistant_role": "A"},
-            {"talk": [{"who": "U", "said": "q", "images": ["a.png"]}, {"who": "A", "said": "x"}]},
-            True,
-        ),
-        ({"user": "q", "chosen": "c", "rejected": "r"}, {"q": [{"type": "image"}], "c": "x", "r": "y"}, True),
-        ({"input_ids": "ids"}, {"ids": [1, 2], "pixel_values": PIXELS}, True),
-    ],
+    [(case["columns"], case["row"], case["refused"]) for case in CASES["columns"]],
 )
 def test_columns_that_are_named(columns: dict[Any, str], data: dict[str, Any], is_refused: bool) -> None:
     assert (refused(data, ColumnMap(columns)) is not None) == is_refused
 
 
 def reasons(source: DataSource) -> list[str]:
-    """Code of the reason for each row of a source; empty for those that are used."""
+    """Code of the reason for each row of a source; empty for a used row."""
     rows = list(source.rows())
     detection = source.detect(rows)
     codes = []

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from core import paths
 from core.config.document import load_config
-from core.config.schema import DataSection
+from core.config.schema import Config, DataSection
 from core.data.conversation import Example
 from core.data.formats.detect import SAMPLE, refuse_untrainable
-from core.data.registries.resolve import resolve_source, single_source, training_sources
+from core.data.registries import resolve
+from core.data.registries.llama_factory import is_dataset_list
+from core.data.registries.resolve import DataHashes, flat_sources, resolve_source, single_source, training_sources
 from core.data.registries.source import DataSource
 from core.errors import UserError
-from core.hub.store import Record, note_ref, repository_dir
+from core.hub.store import NotFetchedError, Record, note_ref, repository_dir
 from core.hub_uri import HubEntry
+from core.models.find import hub_cache_dir
 from tests.cases import cases
 from tests.core.data.conversations import spoken
 from tests.core.data.sample_files import json_lines, pairs, write
@@ -48,79 +53,15 @@ def test_a_file_and_a_directory(tmp_path: Path) -> None:
     assert spoken(examples(mapped)[0]) == [("user", "a0"), ("assistant", "q0")]
 
 
-def test_an_alpaca_entry_with_the_usual_columns(tmp_path: Path) -> None:
-    rows = [{"instruction": "do", "input": "it", "output": "done"}, {"instruction": "do", "input": "", "output": "so"}]
-    source = entry(tmp_path, {"file_name": "rows.jsonl"}, *rows)
-    assert [spoken(example) for example in examples(source)] == [
-        [("user", "do\nit"), ("assistant", "done")],
-        [("user", "do"), ("assistant", "so")],
-    ]
-    assert len(list(entry(tmp_path, {"file_name": "rows.jsonl", "num_samples": 1}, *rows).rows())) == 1
+def test_num_samples_limits_the_rows(tmp_path: Path) -> None:
+    source = entry(tmp_path, {"file_name": "rows.jsonl", "num_samples": 1}, *pairs(2))
+    assert len(list(source.rows())) == 1
 
 
-def test_columns_that_are_given_leave_no_others(tmp_path: Path) -> None:
-    columns = {"prompt": "q", "response": "a", "system": "s", "history": "h"}
-    row = {"q": "x", "a": "y", "s": "sys", "h": [["q0", "a0"]], "input": "not this"}
-    source = entry(tmp_path, {"file_name": "rows.jsonl", "columns": columns}, row)
-    assert [content for _, content in spoken(examples(source)[0])] == ["sys", "q0", "a0", "x", "y"]
-
-
-def test_continued_pre_training_maps_the_prompt_alone(tmp_path: Path) -> None:
-    source = entry(tmp_path, {"file_name": "rows.jsonl", "columns": {"prompt": "body"}}, {"body": "words"})
-    assert examples(source)[0].text == "words"
-
-
-def test_sharegpt_entries_with_tags_and_tools(tmp_path: Path) -> None:
-    turns = [
-        {"from": "human", "value": "weather?"},
-        {"from": "function_call", "value": '{"name": "look", "arguments": {"city": "Ulm"}}'},
-        {"from": "observation", "value": "rain"},
-        {"from": "gpt", "value": "It rains."},
-    ]
-    columns = {"messages": "conversations", "tools": "tools", "system": "sys"}
-    row = {"conversations": turns, "tools": '[{"name": "look", "parameters": {}}]', "sys": "s"}
-    values = {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": columns}
-    example = examples(entry(tmp_path, values, row))[0]
-    assert [message.role for message in example.messages] == ["system", "user", "assistant", "tool", "assistant"]
-    assert example.messages[2].tool_calls[0]["function"] == {"name": "look", "arguments": {"city": "Ulm"}}
-    assert example.tools[0]["function"]["name"] == "look"
-
-    tags = {"role_tag": "who", "content_tag": "said", "user_tag": "A", "assistant_tag": "B"}
-    named = [{"who": "A", "said": "x"}, {"who": "B", "said": "y"}]
-    values = {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": {"messages": "talk"}, "tags": tags}
-    assert spoken(examples(entry(tmp_path, values, {"talk": named}))[0]) == [("user", "x"), ("assistant", "y")]
-
-    values = {"file_name": "rows.jsonl", "formatting": "openai", "columns": {"messages": "messages"}}
-    row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
-    assert spoken(examples(entry(tmp_path, values, row))[0]) == [("user", "x"), ("assistant", "y")]
-
-
-def test_preference_and_kto_entries_are_read_and_not_trained_on(tmp_path: Path) -> None:
-    columns = {"prompt": "instruction", "query": "input", "chosen": "good", "rejected": "bad"}
-    row: dict[str, Any] = {"instruction": "do", "input": "it", "good": "yes", "bad": "no"}
-    source = entry(tmp_path, {"file_name": "rows.jsonl", "ranking": True, "columns": columns}, row)
-    example = examples(source)[0]
-    assert (spoken(example), example.answer, example.rejected[0].content) == ([("user", "do\nit")], "yes", "no")
-
-    turns = {"conversations": [{"from": "human", "value": "x"}]}
-    answers = {"chosen": {"from": "gpt", "value": "y"}, "rejected": {"from": "gpt", "value": "z"}}
-    values = {
-        "file_name": "rows.jsonl",
-        "formatting": "sharegpt",
-        "ranking": True,
-        "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
-    }
-    assert examples(entry(tmp_path, values, turns | answers))[0].rejected[0].content == "z"
-
-    values = {
-        "file_name": "rows.jsonl",
-        "formatting": "sharegpt",
-        "columns": {"messages": "messages", "kto_tag": "label"},
-        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
-    }
-    row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "label": True}
-    source = entry(tmp_path, values, row)
-    assert examples(source)[0].label is True
+def test_labeled_rows_are_for_kto(tmp_path: Path) -> None:
+    values = {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": {"messages": "m", "kto_tag": "label"}}
+    turns = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
+    source = entry(tmp_path, values, {"m": turns, "label": True})
     refuse_untrainable(source.detect(source.rows()), "x", "kto")
     with pytest.raises(UserError, match=r"labeled good or bad, and train\.objective is sft"):
         refuse_untrainable(source.detect(source.rows()), "x", "sft")
@@ -255,3 +196,241 @@ def test_weights_go_with_the_entries(tmp_path: Path) -> None:
         training_sources(DataSection(train=paths, weights=[1]))
     with pytest.raises(UserError, match="both say what is held out"):
         training_sources(DataSection(train=paths, eval=paths[0], eval_share=0.1))
+
+
+ROW = '{"instruction": "q", "input": "", "output": "a"}\n'
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return directory_in(tmp_path)
+
+
+def directory_in(tmp_path: Path) -> Path:
+    """A directory of the user's with a data file in it, and another one beside it."""
+    directory = tmp_path / "own"
+    (directory / "data").mkdir(parents=True)
+    (directory / "rows.jsonl").write_text(ROW)
+    (directory / "data" / "rows.jsonl").write_text(ROW)
+    (tmp_path / "elsewhere.jsonl").write_text(ROW)
+    return directory
+
+
+def llama_factory(directory: Path, file_name: str) -> list[DataSource]:
+    registry = directory / "dataset_info.json"
+    registry.write_text(json.dumps({"set": {"file_name": file_name}}))
+    return resolve_source(f"{registry}#set")
+
+
+def axolotl(directory: Path, path: str, **more: Any) -> list[DataSource]:
+    registry = directory / "run.yml"
+    registry.write_text(yaml.safe_dump({"datasets": [{"path": path, "type": "alpaca", **more}]}))
+    return resolve_source(str(registry))
+
+
+READERS = cases("read", [llama_factory, axolotl])
+
+
+@READERS
+@cases("name", ["rows.jsonl", "data/rows.jsonl", "data", "data/../rows.jsonl"])
+def test_a_file_beside_the_registry_needs_no_word(tmp_path: Path, read: Any, name: str) -> None:
+    own = directory_in(tmp_path)
+    (source,) = read(own, name)
+    assert source.note == ""
+
+
+@READERS
+@cases("form", ["absolute", "upward", "link", "linked directory"])
+def test_a_file_elsewhere_is_said_with_the_rows(tmp_path: Path, read: Any, form: str) -> None:
+    own = directory_in(tmp_path)
+    elsewhere = own.parent / "elsewhere.jsonl"
+    (own / "link.jsonl").symlink_to(elsewhere)
+    (own / "linked").symlink_to(own.parent)
+    name = {
+        "absolute": str(elsewhere),
+        "upward": "../elsewhere.jsonl",
+        "link": "link.jsonl",
+        "linked directory": "linked/elsewhere.jsonl",
+    }[form]
+    (source,) = read(own, name)
+    with source.open() as file:
+        reason = source.detect(file.rows(0, 9)).reason
+    assert reason.endswith(f"names a file outside of its directory: {elsewhere}.")
+
+
+def test_each_of_several_files_is_looked_at(own: Path) -> None:
+    sources = axolotl(own, "json", data_files=["rows.jsonl", "../elsewhere.jsonl"])
+    assert [bool(source.note) for source in sources] == [False, True]
+
+
+@READERS
+@cases("place", ["dataset", "cache"])
+def test_a_registry_that_was_downloaded_reaches_only_what_came_with_it(
+    tmp_path: Path, read: Any, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = directory_in(tmp_path)
+    monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(own.parent / "hub"))
+    root = paths.datasets_dir() / "me--set" if place == "dataset" else hub_cache_dir() / "datasets--me--set"
+    directory = root / "snapshots" / "a"
+    (root / "blobs").mkdir(parents=True)
+    directory.mkdir(parents=True)
+    (root / "blobs" / "1").write_text(ROW)
+    (root.parent / "other.jsonl").write_text(ROW)
+    # As the cache of the hub keeps its files.
+    (directory / "rows.jsonl").symlink_to("../../blobs/1")
+    (source,) = read(directory, "rows.jsonl")
+    assert source.note == ""
+    (directory / "link.jsonl").symlink_to(own.parent / "elsewhere.jsonl")
+    for name in (str(own.parent / "elsewhere.jsonl"), "../../../other.jsonl", "link.jsonl", "/etc/passwd"):
+        with pytest.raises(UserError, match="did not come with the download") as caught:
+            read(directory, name)
+        assert "Copy the registry" in caught.value.hint
+
+
+def test_a_link_to_a_registry_that_was_downloaded_is_one(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(own.parent / "hub"))
+    directory = hub_cache_dir() / "datasets--me--set"
+    directory.mkdir(parents=True)
+    (directory / "dataset_info.json").write_text(json.dumps({"set": {"file_name": "rows.jsonl"}}))
+    (own / "dataset_info.json").symlink_to(directory / "dataset_info.json")
+    with pytest.raises(UserError, match="did not come with the download"):
+        resolve_source(f"{own / 'dataset_info.json'}#set")
+
+
+@READERS
+@cases("name", ["a\x00.jsonl", "x" * 5000, "a/" * 3000, "\ud800"])
+def test_a_name_that_no_file_has_is_a_sentence(tmp_path: Path, read: Any, name: str) -> None:
+    own = directory_in(tmp_path)
+
+    def opened() -> None:
+        for source in read(own, name):
+            source.open()
+
+    with pytest.raises(UserError) as caught:
+        opened()
+    assert str(caught.value).isprintable()
+
+
+def test_a_split_is_no_path(own: Path) -> None:
+    with pytest.raises(UserError, match="a part of one"):
+        axolotl(own, "data", split="../data")
+
+
+def test_entries_of_a_hub_are_not_looked_at(own: Path) -> None:
+    with pytest.raises(UserError, match="is not on this machine"):
+        axolotl(own, str(HubEntry("dataset", "me/set")))
+
+
+def test_who_waits_for_the_hashes_can_be_stopped_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, read = tmp_path / "rows.jsonl", threading.Event()
+    rows.write_text("{}\n")
+
+    def hash_slowly(path: Path) -> str:
+        read.wait()
+        return f"the hash of {path.name}"
+
+    def stop() -> None:
+        raise InterruptedError("stopped")
+
+    monkeypatch.setattr(resolve, "hash_file", hash_slowly)
+    hashes = DataHashes(Config.model_validate({"data": {"train": str(rows)}}).data)
+    with pytest.raises(InterruptedError):
+        hashes.settle(stop)
+    read.set()
+    hashes.settle()
+    assert hashes.found == {str(rows): "the hash of rows.jsonl"}
+
+
+LISTED = {
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "value": "hi"}], "loss_weight": 0.0},
+        {"role": "assistant", "content": [{"type": "text", "value": "Hello!"}], "loss_weight": 1.0},
+    ]
+}
+
+
+def dataset_list(directory: Path, row: dict[str, Any] = LISTED, **entries: Any) -> Path:
+    """List of datasets of LLaMA-Factory v1 beside ``rows.jsonl`` with one row."""
+    write(directory / "rows.jsonl", json_lines([row]))
+    return write(directory / "v1.yaml", yaml.safe_dump(entries))
+
+
+def test_all_datasets_of_a_file_or_one_by_name(tmp_path: Path) -> None:
+    entry = {"path": "rows.jsonl", "source": "local"}
+    file = dataset_list(tmp_path, one=entry, two={**entry, "size": 1, "weight": 1.0, "streaming": True})
+    assert [(source.name, source.note) for source in flat_sources(str(file))] == [
+        (f"{file}#one", ""),
+        (f"{file}#two", ""),
+    ]
+    assert [source.limit for source in flat_sources(str(file))] == [None, 1]
+    with pytest.raises(UserError, match="has no dataset twp") as caught:
+        resolve_source(f"{file}#twp")
+    assert caught.value.hint == "Did you mean two?"
+
+
+def test_paths_start_where_llama_factory_is_run(tmp_path: Path) -> None:
+    """Its own lists lie in ``data`` and name ``data/rows.jsonl``; the file is then beside the list."""
+    file = dataset_list(tmp_path / "data", mine={"path": "data/rows.jsonl", "source": "local"})
+    source = single_source(f"{file}#mine")
+    assert source.path.resolve() == (tmp_path / "data" / "rows.jsonl").resolve()
+    assert [example.answer for example in examples(source)] == ["Hello!"]
+    write(tmp_path / "other.jsonl", json_lines([LISTED]))
+    outside = dataset_list(tmp_path / "data", mine={"path": "other.jsonl", "source": "local"})
+    assert "outside of its directory" in single_source(f"{outside}#mine").note
+
+
+def test_a_list_that_was_downloaded_reaches_only_its_own_download(tmp_path: Path) -> None:
+    download = paths.datasets_dir() / "a--b" / "commit"
+    write(tmp_path / "secret.jsonl", json_lines([LISTED]))
+    file = dataset_list(download, mine={"path": str(tmp_path / "secret.jsonl"), "source": "local"})
+    with pytest.raises(UserError, match="did not come with the download"):
+        single_source(f"{file}#mine")
+
+
+def test_a_dataset_of_the_hub_must_have_been_fetched(tmp_path: Path) -> None:
+    file = dataset_list(tmp_path, mine={"path": "org/name", "split": "test"})
+    with pytest.raises(NotFetchedError) as caught:
+        single_source(f"{file}#mine")
+    assert str(caught.value.entry) == "hf://datasets/org/name#test"
+
+
+@cases(
+    ("entry", "part"),
+    [
+        ({"path": "rows.jsonl", "source": "local", "converters": "alpaca"}, "unknown key converters"),
+        ({"path": "rows.jsonl", "source": "local", "converter": "kto"}, "converter kto"),
+        ({"path": "rows.jsonl", "source": "local", "converter": ["pair"]}, "converter"),
+        ({"path": "rows.jsonl", "source": "local", "split": "test"}, "split test, and files have none"),
+        ({"path": "rows.jsonl", "source": "local", "size": 0}, "size must be a whole number"),
+        ({"path": "rows.jsonl", "source": "local", "weight": 0.5}, "weight of its own"),
+        ({"path": "org/name", "source": "ms_hub"}, "fetched from the net"),
+        ({"path": "org/name", "source": "s3"}, "the source s3"),
+        ({"path": "no name of a dataset"}, "no name of a dataset"),
+        ({"path": " ", "source": "local"}, "has an empty path"),
+    ],
+)
+def test_what_is_not_read_names_the_entry(tmp_path: Path, entry: dict[str, Any], part: str) -> None:
+    file = dataset_list(tmp_path, mine=entry)
+    with pytest.raises(UserError) as caught:
+        single_source(f"{file}#mine")
+    assert f"{file}#mine" in caught.value.message
+    assert part in caught.value.message
+    assert caught.value.hint
+
+
+@cases(
+    "values",
+    [
+        None,
+        [],
+        {},
+        {"datasets": [{"path": "x"}]},
+        {"a": {"path": "x"}, "base_model": "y"},
+        {"a": {"path": 3}},
+        {"a": {}},
+    ],
+)
+def test_other_files_are_no_lists_of_datasets(values: object) -> None:
+    assert not is_dataset_list(values)
+    assert is_dataset_list({"a": {"path": "x"}, "b": {"path": "y", "odd": json.loads("1")}})

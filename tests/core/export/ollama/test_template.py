@@ -18,8 +18,16 @@ from core.template.builtin import NAMED_TEMPLATES
 from core.template.render import ChatTemplate
 from tests.cases import cases
 from tests.core.export.ollama.go_interpreter import GoError, GoTemplate
-from tests.core.template.families import DEEPSEEK_R1, FAMILIES, GPT_OSS, LLAMA3, MISTRAL_NEMO, QWEN3
-from tests.core.template.reasoning_families import PARTS, REASONING_MARKED
+from tests.core.template.families import (
+    DEEPSEEK_R1,
+    FAMILIES,
+    GPT_OSS,
+    LLAMA3,
+    MISTRAL_NEMO,
+    PARTS,
+    QWEN3,
+    REASONING_MARKED,
+)
 from tests.core.template.test_real_templates import DIRECTORY
 
 _NOW = "2026-03-14T10:15:02"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.analysis.file_lines import NAMED_LINES, FileLine, name_places
+from core.analysis.problems import NAMED_LINES, FileLine, name_places
 from core.worker.progress.health import (
     FEWEST,
     MOST_TOLD,

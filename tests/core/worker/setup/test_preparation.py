@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from core.analysis.result import AnalysisRequest
-from core.analysis.row_lengths import try_first_rows
+from core.analysis.row_samples import try_first_rows
 from core.config.schema import Config
 from core.errors import UserError
 from core.runs.catalog.trained import find_trained

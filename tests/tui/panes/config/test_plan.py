@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.analysis.lengths import measure_lengths
-from core.analysis.result import Analysis
+from core.analysis.result import Analysis, measure_lengths
 from core.config.document import ConfigDocument
 from core.errors import UserError
 from core.hardware.snapshot import Device

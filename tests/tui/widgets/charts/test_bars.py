@@ -9,7 +9,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.analysis.lengths import Bucket
+from core.analysis.result import Bucket
 from tests.cases import cases
 from tui.glyphs import ASCII, BRAILLE
 from tui.widgets.charts.bars import draw_histogram, sparkline

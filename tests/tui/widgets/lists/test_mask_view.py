@@ -14,7 +14,7 @@ from rich.color import ColorSystem
 from rich.style import Style
 from wcwidth import wcswidth
 
-from core.analysis.lengths import Bucket
+from core.analysis.result import Bucket
 from core.config.document import ConfigDocument
 from tests.cases import cases
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, screen_lines, screen_text, wait_for
