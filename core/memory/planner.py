@@ -55,7 +55,7 @@ from core.memory.weights import (
 )
 from core.models.architecture.architecture import Architecture, Experts, Towers
 from core.models.architecture.measuring import Passes, measure_passes
-from core.models.kernels import install_command, tell_missing
+from core.models.installed import install_command, tell_missing
 from core.units import format_bytes
 
 #: Source of a plan's passes: measured, which blocks for seconds the first time; measured earlier, else the rough

@@ -83,7 +83,7 @@ def check_base(name: str, relative_to: Path | None = None) -> None:
 
 
 def check_gguf(path: Path) -> None:
-    """Check a GGUF file by its header; see :func:`core.models.gguf.check_gguf`; blocks.
+    """Check a GGUF file by its header; see :func:`core.models.architecture.gguf_header.check_gguf`; blocks.
 
     Raises:
         UserError: As :func:`check_model_directory`.
@@ -128,7 +128,7 @@ def _check_config(directory: Path) -> dict[str, Any]:
 
 
 def _check_gguf(path: Path) -> None:
-    from core.models.gguf import check_gguf as check
+    from core.models.architecture.gguf_header import check_gguf as check
 
     check(path)
 

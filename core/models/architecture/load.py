@@ -20,8 +20,7 @@ from core.models.architecture.gguf_header import read_gguf_header
 from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.models.description import read_description, refuse_foreign
 from core.models.find import find_model, missing_model, model_path
-from core.models.installed import check_known
-from core.models.kernels import missing_kernels
+from core.models.installed import check_known, missing_kernels
 from core.models.quantization_config import read_quantization
 from core.models.quantized_weights import decoded
 from core.models.tensors import Tensor, read_header

@@ -12,8 +12,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
 from core.errors import UserError
-from core.models.architecture.gguf_header import GgufTensor, read_gguf_header
-from core.models.gguf import check_gguf
+from core.models.architecture.gguf_header import GgufTensor, check_gguf, read_gguf_header
 from tests.cases import cases
 
 PARTS = ("attn_q", "attn_k", "ffn_up")

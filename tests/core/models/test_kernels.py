@@ -13,7 +13,7 @@ from core.config.schema import Config
 from core.memory.plan import Machine
 from core.memory.planner import make_plan
 from core.models.architecture.load import load_architecture
-from core.models.kernels import KERNELS, missing_kernels, tell_missing
+from core.models.installed import KERNELS, missing_kernels, tell_missing
 from tests.cases import cases
 from tests.measured_here import measured_here
 

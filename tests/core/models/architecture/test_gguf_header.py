@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.models.architecture.gguf_header import LONGEST_TEXT, MOST_NUMBERS, MOST_STRINGS, read_gguf_header
+from core.models.architecture.gguf_header import LONGEST_TEXT, MOST_NUMBERS, MOST_STRINGS, check_gguf, read_gguf_header
 from core.models.architecture.load import load_architecture
-from core.models.gguf import check_gguf
 from tests.cases import cases
 
 
