@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 #: Limits of plausible values: no machine has more devices, nor a device a greater reading in any of its units.
@@ -14,6 +14,7 @@ _MOST_BYTES = 1 << 60
 _MOST_ENTRIES = 256
 #: The most that a counter of joules (thirty years at 1 kW), a rate of bytes or a time in seconds may be.
 _MOST_COUNTED = 1e12
+_COUNTED = ("energy_j", "pcie_tx", "pcie_rx")
 
 
 @dataclass(frozen=True)
@@ -146,40 +147,12 @@ class Device:
             raise TypeError("a device needs an index, a kind and a name")
         if index not in range(_MOST_DEVICES):
             raise TypeError("no machine has so many devices")
-        numbers: dict[str, Any] = {key: _number(data.get(key)) for key in _NUMBERS}
-        numbers |= {key: _bytes(data.get(key)) for key in _BYTES}
-        return cls(
-            index=index,
-            kind=kind,
-            name=name,
-            problem=_text(data.get("problem")),
-            uuid=_text(data.get("uuid")),
-            throttle_reasons=[item for item in _entries(data, "throttle_reasons") if isinstance(item, str)],
-            fans=[value for item in _entries(data, "fans") if (value := _number(item)) is not None],
-            processes=_all_of(GpuProcess, _entries(data, "processes")),
-            xid=_all_of(Xid, _entries(data, "xid")),
-            energy_j=_number(data.get("energy_j"), _MOST_COUNTED),
-            pcie_tx=_number(data.get("pcie_tx"), _MOST_COUNTED),
-            pcie_rx=_number(data.get("pcie_rx"), _MOST_COUNTED),
-            **numbers,
-        )
+        return cls(index=index, kind=kind, name=name, **_reported(cls, data))
 
     @classmethod
     def all_from(cls, items: Iterable[object]) -> list[Device]:
         """The devices of an event; invalid ones are left out, as a missing meter is better than no view of the run."""
         return _all_of(cls, items)
-
-
-#: The numeric fields of a device, and the integer ones among them.
-_NUMBERS = (
-    *("temperature_c", "temperature_limit_c", "temperature_slowdown_c", "temperature_shutdown_c"),
-    *("temperature_margin_c", "memory_temperature_c", "memory_temperature_limit_c", "utilization", "power_w"),
-    *("power_limit_w", "power_limit_min_w", "power_limit_max_w", "fan", "clock", "memory_clock", "age_s"),
-)
-_BYTES = (
-    *("memory_free", "memory_used", "memory_total", "pcie_generation", "pcie_width", "pcie_generation_max"),
-    *("pcie_width_max",),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,17 +185,17 @@ class Host:
         """The machine from an event; None if there is none in it."""
         if not isinstance(data, Mapping):
             return None
-        return cls(
-            load=_number(data.get("load")),
-            cores=[value for item in _entries(data, "cores") if (value := _number(item)) is not None],
-            ram_used=_bytes(data.get("ram_used")),
-            ram_total=_bytes(data.get("ram_total")),
-            swap_used=_bytes(data.get("swap_used")),
-            swap_total=_bytes(data.get("swap_total")),
-            disk_free=_bytes(data.get("disk_free")),
-            cpu_temperature_c=_number(data.get("cpu_temperature_c")),
-            cpu_power_w=_number(data.get("cpu_power_w")),
-        )
+        return cls(**_reported(cls, data))
+
+
+def _reported(kind: type[Device | Host], data: Mapping[Any, object]) -> dict[str, Any]:
+    """The optional fields of a dataclass from an event, each read by its annotation."""
+    found = {}
+    for one in fields(kind):
+        if one.default is not MISSING or one.default_factory is not MISSING:
+            value = data.get(one.name)
+            found[one.name] = _number(value, _MOST_COUNTED) if one.name in _COUNTED else _READERS[str(one.type)](value)
+    return found
 
 
 def _number(value: object, most: float = _MOST) -> float | None:
@@ -237,9 +210,8 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _entries(data: Mapping[Any, object], key: str) -> list[Any]:
-    found = data.get(key)
-    return found[:_MOST_ENTRIES] if isinstance(found, list) else []
+def _entries(value: object) -> list[Any]:
+    return value[:_MOST_ENTRIES] if isinstance(value, list) else []
 
 
 def _all_of(kind: Any, items: Iterable[object]) -> list[Any]:
@@ -248,3 +220,15 @@ def _all_of(kind: Any, items: Iterable[object]) -> list[Any]:
         with suppress(TypeError):
             found.append(kind.from_dict(item))
     return found
+
+
+#: Readers of values by their annotation; a value of another type counts as not reported.
+_READERS: dict[str, Callable[[object], Any]] = {
+    "str": _text,
+    "float | None": _number,
+    "int | None": _bytes,
+    "list[str]": lambda value: [item for item in _entries(value) if isinstance(item, str)],
+    "list[float]": lambda value: [number for item in _entries(value) if (number := _number(item)) is not None],
+    "list[GpuProcess]": lambda value: _all_of(GpuProcess, _entries(value)),
+    "list[Xid]": lambda value: _all_of(Xid, _entries(value)),
+}

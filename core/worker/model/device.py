@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from core.errors import UserError
-from core.hardware.allocator import describe_allocator
 from core.hardware.card import choose
 from core.hardware.cpu import cpu_name
 from core.hardware.drivers import Build
@@ -21,7 +20,7 @@ from core.hardware.obstacle import (
     look,
 )
 from core.hardware.visible import hides_all
-from core.hardware.wsl import MEMORY_SHARE
+from core.hardware.wsl import MEMORY_SHARE, describe_allocator
 from core.units import format_bytes
 from core.worker.process.cuda import cuda_error
 

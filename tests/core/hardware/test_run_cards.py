@@ -8,8 +8,7 @@ import pytest
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.hardware.obstacle import Sight
-from core.hardware.run_cards import process_cards
+from core.hardware.obstacle import Sight, process_cards
 from core.hardware.visible import Identity
 from tests.cases import cases
 
