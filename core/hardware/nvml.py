@@ -389,9 +389,6 @@ def _times(value: int | None, factor: float = 1.0) -> float | None:
     return None if value is None else round(value * factor, 3)
 
 
-__all__ = ["GpuProcess", "Nvml", "NvmlUnavailableError"]
-
-
 class Nvml:
     """An open NVML handle. Its calls may hang with a broken driver: never call it from the thread of the interface.
 
