@@ -186,19 +186,6 @@ def test_an_engine_session_loads_once_and_answers_safely() -> None:
         session.close()
 
 
-def test_an_engine_session_can_be_cancelled() -> None:
-    session = engine_session("endless")
-    try:
-        answers = session.generate(ASK, "base", GenerationSettings())
-        assert next(answers) == Token("One")
-        session.cancel()
-        *_, answer = answers
-        assert isinstance(answer, Answer)
-        assert answer.finish == "cancelled"
-    finally:
-        session.close()
-
-
 def test_an_engine_session_goes_on_in_another_process_after_a_hung_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
