@@ -96,9 +96,10 @@ def inspect_model(path: Path) -> ModelFacts:
     measured. A model that cannot be read or built has a flaw.
     """
     from core.models.inspection import ModelFacts
+    from core.models.inspection import inspect_model as inspect
 
     try:
-        facts = sandboxed(_inspect, f"The model in {one_line(str(path))}", rights=reading(path))(path)
+        facts = sandboxed(inspect, f"The model in {one_line(str(path))}", rights=reading(path))(path)
     except UserError as error:
         return ModelFacts().flawed(error)
     if facts.unmeasured is None or facts.flaw:
@@ -131,12 +132,6 @@ def _check_gguf(path: Path) -> None:
     from core.models.architecture.gguf_header import check_gguf as check
 
     check(path)
-
-
-def _inspect(path: Path) -> ModelFacts:
-    from core.models.inspection import inspect_model as inspect
-
-    return inspect(path)
 
 
 def _read(path: Path) -> Architecture | Unmeasured:

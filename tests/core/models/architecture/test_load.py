@@ -56,8 +56,10 @@ def test_weights_count_exactly_over_all_files(tmp_path: Path) -> None:
     rest = plain.parameters - 49152 * 576
     write_header(model / "model-2.safetensors", {"model.layers.0.all": [rest], "model.vision.weight": [1000]})
     architecture = load_architecture(model)
-    assert architecture.parameters == plain.parameters + 1000
+    # Tensors beyond the structure are of parts that are not loaded.
+    assert architecture.parameters == plain.parameters
     assert architecture.checkpoint is not None
+    assert architecture.checkpoint.parameters == plain.parameters + 1000
     assert architecture.checkpoint.dtype == "BF16"
     assert architecture.checkpoint.largest == 49152 * 576 * 2
     assert architecture.checkpoint.bytes == sum(path.stat().st_size for path in model.glob("*.safetensors"))
