@@ -14,7 +14,7 @@ from core.chat.exported import READER, find_exported
 from core.chat.request import ChatRequest, GenerationSettings, QuestionError
 from core.chat.session import Answer, EngineSession, Token, open_session
 from core.errors import UserError
-from core.evaluation.request import EvaluationRequest
+from core.evaluation.evaluation import EvaluationRequest
 from tests.core.export.test_result import make_result, write_result
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import make_trained_run, merged_model, write_rows
