@@ -52,24 +52,19 @@ def test_what_is_advised_fits_when_it_is_done(name: str, limit: int, method: str
         assert all(answer.fits for answer in advice)
 
 
-@cases("name", published.PARAMETERS)
-def test_of_every_family_a_run_that_is_a_little_too_large_is_made_to_fit(name: str) -> None:
-    see_made_to_fit(name)
-
-
-@pytest.mark.slow
-def test_so_it_is_by_measurements() -> None:
-    see_made_to_fit("Qwen2.5-0.5B")
-
-
-@pytest.mark.long
-@pytest.mark.slow
-@cases("name", ["Gemma-3-1B", "Qwen1.5-MoE-A2.7B"])
-def test_so_it_is_of_other_families(name: str) -> None:
-    see_made_to_fit(name)
-
-
-def see_made_to_fit(name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *published.PARAMETERS,
+        # By measurements.
+        pytest.param("Qwen2.5-0.5B", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, marks=[pytest.mark.long, pytest.mark.slow])
+            for name in ("Gemma-3-1B", "Qwen1.5-MoE-A2.7B")
+        ),
+    ],
+)
+def test_a_run_that_is_a_little_too_large_is_made_to_fit(name: str) -> None:
     architecture = read_architecture(published.PARAMETERS[name][0], name)
     memory = {"gradient_checkpointing": "off", "offload_experts": "off"}
     config = config_of(train={"max_length": 1024, "batch_size": 1}, memory=memory)

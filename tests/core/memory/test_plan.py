@@ -234,19 +234,18 @@ def test_experts_are_quantized_and_their_routers_are_not() -> None:
     assert wide["experts"] == DEPTH * 2 * (gate_and_up + down)
 
 
-@pytest.mark.slow
-def test_a_mixture_of_30b_trains_on_a_card_of_24_gb() -> None:
-    trains_on_a_card(16, 22e9, "all-linear")
-
-
-@pytest.mark.long
-@cases("targets", ["all-linear", ATTENTION], ids=["all", "attention"])
-@cases(("rows", "limit"), [(1, 22e9), (16, 22e9), (16, 24e9)])
-def test_a_mixture_of_30b_trains_with_any_number_of_rows_that_fits(rows: int, limit: float, targets: Any) -> None:
-    trains_on_a_card(rows, limit, targets)
-
-
-def trains_on_a_card(rows: int, limit: float, targets: Any) -> None:
+@pytest.mark.parametrize(
+    ("rows", "limit", "targets"),
+    [
+        pytest.param(16, 22e9, "all-linear", marks=pytest.mark.slow),
+        *(
+            pytest.param(rows, limit, targets, marks=pytest.mark.long)
+            for targets in ("all-linear", ATTENTION)
+            for rows, limit in ((1, 22e9), (16, 22e9), (16, 24e9))
+        ),
+    ],
+)
+def test_a_mixture_of_30b_trains_on_a_card_of_24_gb(rows: int, limit: float, targets: Any) -> None:
     """Its experts get no adapters of rank 16 by themselves, which would be more than a hundredth of them."""
     plan = plan_of(
         published.QWEN_3_30B_A3B,
@@ -277,21 +276,19 @@ def test_only_active_experts_compute_and_all_that_are_touched_are_dequantized() 
     assert touched_experts(128, 8, 2048) == pytest.approx(128)
 
 
-@pytest.mark.slow
-def test_the_plan_says_why_experts_have_no_adapters() -> None:
-    assert says_why({})
-
-
-@pytest.mark.long
-@cases("method", [{"target_experts": "off"}, {"target_experts": "on"}, {"name": "full"}])
-def test_the_plan_gives_no_reason_where_experts_were_decided_on(method: dict[str, Any]) -> None:
-    assert not says_why(method)
-
-
-def says_why(method: dict[str, Any]) -> bool:
-    """True if a note of the plan names the size of the adapters that experts do not get."""
+@pytest.mark.parametrize(
+    ("method", "is_said"),
+    [
+        pytest.param({}, True, marks=pytest.mark.slow),
+        *(
+            pytest.param(method, False, marks=pytest.mark.long)
+            for method in ({"target_experts": "off"}, {"target_experts": "on"}, {"name": "full"})
+        ),
+    ],
+)
+def test_the_plan_says_why_experts_have_no_adapters(method: dict[str, Any], is_said: bool) -> None:
     notes = plan_of(SHALLOW, method=method).notes
-    return any("79 M parameters, 2.2% of the experts' own" in note for note in notes)
+    assert any("79 M parameters, 2.2% of the experts' own" in note for note in notes) == is_said
 
 
 def on_12_gb(host: int | None = 32 << 30, pins: bool = True, **sections: Any) -> Plan:
