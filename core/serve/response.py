@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from core.serve.asgi import MEANS_NOTHING, Receive, Scope, Send, send_json
 from core.serve.models import ServedModel
-from core.serve.queue import End, Event, Failure, Job, Piece, RequestQueue
+from core.serve.queue import End, Event, Failure, Piece, QueuedAnswer, RequestQueue
 from core.serve.requests import CompletionRequest
 from core.template.tool_call_parser import ToolCall, parse_tool_calls, tool_call_start
 
@@ -150,13 +150,13 @@ class CompletionResponse:
 
     Args:
         asked: The request.
-        job: Its answer.
-        queue: Where the job is.
+        answer: Its answer.
+        queue: Its queue.
     """
 
-    def __init__(self, asked: CompletionRequest, job: Job, queue: RequestQueue) -> None:
+    def __init__(self, asked: CompletionRequest, answer: QueuedAnswer, queue: RequestQueue) -> None:
         self._asked = asked
-        self._job = job
+        self._answer = answer
         self._queue = queue
         self._completion = Completion(asked)
 
@@ -177,7 +177,7 @@ class CompletionResponse:
             return
         finally:
             gone.cancel()
-            self._queue.cancel(self._job)
+            self._queue.cancel(self._answer)
 
     async def _next(self, gone: asyncio.Future[None]) -> Event:
         """The next event.
@@ -185,8 +185,8 @@ class CompletionResponse:
         Raises:
             ClientGone: If the client goes before it comes.
         """
-        if self._job.events.empty():
-            coming = asyncio.ensure_future(self._job.events.get())
+        if self._answer.events.empty():
+            coming = asyncio.ensure_future(self._answer.events.get())
             try:
                 await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
                 if coming.done():
@@ -196,7 +196,7 @@ class CompletionResponse:
             raise ClientGone
         if gone.done():
             raise ClientGone
-        return self._job.events.get_nowait()
+        return self._answer.events.get_nowait()
 
     async def _whole(self, first: Event, gone: asyncio.Future[None], send: Send) -> None:
         pieces: list[str] = []
