@@ -15,10 +15,9 @@ from core.config.derived import ALL_GPUS
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.card import ask_driver
-from core.hardware.drivers import OLDEST_DRIVERS, Build, driver_suffices, install_command
+from core.hardware.drivers import OLDEST_DRIVERS, Build, driver_suffices, install_command, is_wsl
 from core.hardware.nvml import Nvml, NvmlUnavailableError
 from core.hardware.visible import VISIBLE, Identity, Visible, find_gpu, hides_all, visible_cards
-from core.hardware.wsl import is_wsl
 from core.text import one_line
 
 #: The remedy for users who want the CPU.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from core.hardware.wsl import is_wsl
+from core.hardware.drivers import is_wsl
 from core.memory.sizes import OFFLOAD_SMALLEST
 from core.worker.model.activation_mover import ActivationMover, CudaLanes, Moved
 

@@ -10,7 +10,7 @@ import torch
 from core.errors import UserError
 from core.hardware.card import choose
 from core.hardware.cpu import cpu_name
-from core.hardware.drivers import Build
+from core.hardware.drivers import MEMORY_SHARE, Build, describe_allocator
 from core.hardware.obstacle import (
     ON_THE_CPU,
     CardUnusableError,
@@ -20,7 +20,6 @@ from core.hardware.obstacle import (
     look,
 )
 from core.hardware.visible import hides_all
-from core.hardware.wsl import MEMORY_SHARE, describe_allocator
 from core.units import format_bytes
 from core.worker.process.cuda import cuda_error
 

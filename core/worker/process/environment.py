@@ -9,9 +9,9 @@ import warnings
 
 from core.config.schema import Config
 from core.errors import UserError
+from core.hardware.drivers import allocator_defaults, is_wsl
 from core.hardware.obstacle import find_obstacle, look, process_cards
 from core.hardware.visible import ORDER, VISIBLE, find_gpu
-from core.hardware.wsl import allocator_defaults, is_wsl
 from core.hub.job import OFFLINE
 
 #: Offline and silent: no hub look-ups, no telemetry, no tracker that phones home.

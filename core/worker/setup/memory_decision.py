@@ -15,7 +15,7 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.hardware import cpu
 from core.hardware.cpu import prefers_bf16
-from core.hardware.wsl import NO_PINNED_MEMORY, is_wsl
+from core.hardware.drivers import NO_PINNED_MEMORY, is_wsl
 from core.memory.calibration import read_calibration
 from core.memory.cards import Cards
 from core.memory.overhead import gpu_runtime

@@ -11,10 +11,9 @@ import pytest
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware import torch_check
-from core.hardware.drivers import Build, driver_sentence, driver_suffices, install_command, installed_build
+from core.hardware.drivers import Build, driver_sentence, driver_suffices, install_command, installed_build, is_wsl
 from core.hardware.obstacle import Sight, find_card_not_given, find_obstacle, look, process_cards
 from core.hardware.visible import Identity
-from core.hardware.wsl import is_wsl
 from tests.cases import cases
 
 from .conftest import Ask

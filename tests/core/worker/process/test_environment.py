@@ -31,7 +31,7 @@ def test_the_private_variables_are_set_whatever_the_user_has() -> None:
 
 _ALLOCATOR = """
 import json, os, torch
-from core.hardware.wsl import describe_allocator
+from core.hardware.drivers import describe_allocator
 from core.worker.process import environment
 environment.is_wsl = lambda: wsl
 environment.prepare()
