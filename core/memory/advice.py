@@ -66,7 +66,7 @@ def advise(
     sharing: Sharing | None = None,
     source: Source = "measured",
 ) -> tuple[Advice, ...]:
-    """One or two pieces of advice on a plan.
+    """Up to two pieces of advice on a plan.
 
     Args:
         architecture: As for :func:`~core.memory.planner.make_plan`.

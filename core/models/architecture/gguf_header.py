@@ -164,7 +164,7 @@ class GgufHeader:
         family = _FAMILIES.get(name) if isinstance(name, str) else None
         if family is None:
             raise UserError(
-                f"{where} is of the architecture {one_line(str(name), 60)}, whose memory cannot be told.",
+                f"{where} is of the architecture {one_line(str(name), 60)}, whose memory cannot be planned.",
                 f"Known are {', '.join(sorted(_FAMILIES))}.",
             )
         config: dict[str, Any] = {"model_type": family}

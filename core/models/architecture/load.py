@@ -45,7 +45,7 @@ def locate_model(name: str, relative_to: Path | None = None) -> Path:
     if (found := find_model(name, relative_to)) is not None:
         return found
     raise UserError(
-        f"The model {one_line(name, 200)} is not on this machine, so its memory cannot be told.",
+        f"The model {one_line(name, 200)} is not on this machine, so its memory cannot be planned.",
         f"{missing_model(name, relative_to).hint} For a plan, a directory with its config.json is enough.",
     )
 
