@@ -217,10 +217,7 @@ class NvmlCard:
         if handle is None:
             return []
         found: dict[int, int | None] = {}
-        for ask in (
-            self._nvml.nvmlDeviceGetComputeRunningProcesses,
-            self._nvml.nvmlDeviceGetGraphicsRunningProcesses,
-        ):
+        for ask in (self._nvml.nvmlDeviceGetComputeRunningProcesses, self._nvml.nvmlDeviceGetGraphicsRunningProcesses):
             for item in self._ask(ask, handle) or []:
                 found[int(item.pid)] = item.usedGpuMemory
         return sorted((GpuProcess(pid, memory) for pid, memory in found.items()), key=lambda item: -(item.memory or 0))
@@ -509,10 +506,7 @@ class XidWatch:
             handle, _ = calls.handle(index)
             if handle is not None:
                 calls.ask(
-                    self._nvml.nvmlDeviceRegisterEvents,
-                    handle,
-                    self._nvml.nvmlEventTypeXidCriticalError,
-                    self._events,
+                    self._nvml.nvmlDeviceRegisterEvents, handle, self._nvml.nvmlEventTypeXidCriticalError, self._events
                 )
 
     def poll(self) -> None:

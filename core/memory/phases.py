@@ -63,13 +63,7 @@ class _LayerMemory:
 
 
 def phases_of(
-    model: Architecture,
-    how: Arithmetic,
-    passes: Passes,
-    batch: MicroBatch,
-    *,
-    kept_layers: int,
-    offload: bool = False,
+    model: Architecture, how: Arithmetic, passes: Passes, batch: MicroBatch, *, kept_layers: int, offload: bool = False
 ) -> dict[str, Phase]:
     """Memory of a micro-batch at the two moments that may be the peak: ``loss`` and ``backward``.
 

@@ -194,8 +194,7 @@ def training_rows(architecture: Architecture, config: Config, rows: Rows | None)
     kept = rows.limited(train.max_length, config.data.overlong)
     if kept is None:
         raise UserError(
-            f"No row has {train.max_length} tokens or fewer, so none would be trained on.",
-            "Raise train.max_length.",
+            f"No row has {train.max_length} tokens or fewer, so none would be trained on.", "Raise train.max_length."
         )
     return kept
 

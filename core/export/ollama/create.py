@@ -334,12 +334,7 @@ _MISSING = UserError(
 
 
 def create(
-    name: str,
-    directory: Path,
-    progress: Progress,
-    *,
-    cancel: threading.Event | None = None,
-    silence: float = _SILENCE,
+    name: str, directory: Path, progress: Progress, *, cancel: threading.Event | None = None, silence: float = _SILENCE
 ) -> None:
     """Create a model in Ollama; a model of that name is never replaced.
 

@@ -185,12 +185,7 @@ _LIKE_LLAMA: dict[str, _Family] = {
         window="sliding_window",
     ),
     "qwen2_moe": _Family(
-        kv_heads=16,
-        qkv_bias=True,
-        output_bias=False,
-        mlp_bias=False,
-        expert_count="num_experts",
-        shared_expert=True,
+        kv_heads=16, qkv_bias=True, output_bias=False, mlp_bias=False, expert_count="num_experts", shared_expert=True
     ),
     "gpt_oss": _Family(
         head_dim=64,
@@ -297,15 +292,7 @@ def _like_llama(values: ConfigValues, family: str, rules: _Family) -> Architectu
     if rules.sinks:
         other += attention.heads
     linears = _attention_linears(values, rules, attention, hidden)
-    dense = Layer(
-        depth,
-        linears,
-        attention,
-        0,
-        norms=rules.norms,
-        offset_norm=rules.offset_norm,
-        other=other,
-    )
+    dense = Layer(depth, linears, attention, 0, norms=rules.norms, offset_norm=rules.offset_norm, other=other)
     if rules.plain is not None:
         width = values.count("intermediate_size")
         bias = _bias(values, rules, rules.mlp_bias)

@@ -15,15 +15,7 @@ from core import paths
 from core.chat import engine as engine_module
 from core.chat.engine import ADAPTER_LIMIT, AdapterSpec, ChatEngine, ModelSpec
 from core.chat.request import ChatRequest
-from core.chat.session import (
-    Answer,
-    EngineSession,
-    GenerationSettings,
-    LiveSession,
-    Token,
-    adapter_spec,
-    open_session,
-)
+from core.chat.session import Answer, EngineSession, GenerationSettings, LiveSession, Token, adapter_spec, open_session
 from core.config.schema import Config, DataSection, MethodSection, ModelSection, TemplateSection
 from core.errors import UserError
 from core.runs.catalog.trained import TrainedFile, find_trained

@@ -122,13 +122,7 @@ def test_versions_and_processes(ask_driver: Ask) -> None:
         " [(p.pid == os.getpid(), p.memory) for p in nvml.processes(0)], nvml.processes(1)]))\n"
         "nvml.close()"
     )
-    assert ask_driver(program) == [
-        "580.95.05",
-        "13.0",
-        [8, 9],
-        [[False, 4_500_000_000], [True, 1_000_000_000]],
-        [],
-    ]
+    assert ask_driver(program) == ["580.95.05", "13.0", [8, 9], [[False, 4_500_000_000], [True, 1_000_000_000]], []]
 
 
 def test_heat_moves_the_temperature_and_not_its_limits(scene: Scene) -> None:

@@ -273,11 +273,7 @@ def test_too_few_cards_are_a_sentence(sight: Sight, distributed: dict[str, Any],
 
 @cases(
     ("release", "expected"),
-    [
-        ("6.6.87.2-microsoft-standard-WSL2\n", True),
-        ("4.4.0-19041-Microsoft\n", True),
-        ("6.8.0-45-generic\n", False),
-    ],
+    [("6.6.87.2-microsoft-standard-WSL2\n", True), ("4.4.0-19041-Microsoft\n", True), ("6.8.0-45-generic\n", False)],
 )
 def test_the_kernel_tells_it(tmp_path: Path, release: str, expected: bool) -> None:
     (tmp_path / "proc/sys/kernel").mkdir(parents=True)

@@ -174,12 +174,7 @@ def fake_plan(way: Way, seconds: float, needed: int) -> Plan:
     )
 
 
-@given(
-    budget_bytes=st.integers(1, 60),
-    layer_bytes=st.integers(1, 80),
-    again=st.floats(0, 1),
-    cut=st.floats(0, 1),
-)
+@given(budget_bytes=st.integers(1, 60), layer_bytes=st.integers(1, 80), again=st.floats(0, 1), cut=st.floats(0, 1))
 def test_the_choice_is_the_fastest_of_all_that_fit(
     budget_bytes: int, layer_bytes: int, again: float, cut: float
 ) -> None:

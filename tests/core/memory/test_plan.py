@@ -14,12 +14,7 @@ from core.memory.overhead import CUDA_LIBRARIES
 from core.memory.plan import Machine, Plan
 from core.memory.planner import arithmetic, disk_need, fit, make_least_plan, make_plan
 from core.memory.rows import Rows
-from core.memory.sizes import (
-    HOST_SLAB,
-    optimizer_bytes,
-    quantized_bytes,
-    quantized_experts_bytes,
-)
+from core.memory.sizes import HOST_SLAB, optimizer_bytes, quantized_bytes, quantized_experts_bytes
 from core.memory.step_time import touched_experts
 from core.memory.weights import weight_parts
 from core.models.architecture.families import read_architecture
@@ -89,10 +84,7 @@ def test_the_loss_is_the_logits_of_a_chunk(model: dict[str, Any], positions: int
     """Three fp32 tensors, of fewer positions where the vocabulary is large; beside them only hidden states."""
     half, whole, twice = (
         plan_of(
-            model,
-            Rows([(2048, 1)], learned / 2047),
-            train={"batch_size": 1},
-            memory={"gradient_checkpointing": "off"},
+            model, Rows([(2048, 1)], learned / 2047), train={"batch_size": 1}, memory={"gradient_checkpointing": "off"}
         ).by_name()["loss"]
         for learned in (positions // 2, positions, 2 * positions)
     )
