@@ -265,7 +265,7 @@ class ExportResult:
 
 
 @functools.cache
-def _reader(kind: type) -> TypeAdapter[Any]:
+def _reader(kind: type[Any]) -> TypeAdapter[Any]:
     """Reader of a dataclass from JSON; keys of later versions are ignored."""
     return TypeAdapter(kind)
 
