@@ -303,7 +303,7 @@ def test_what_is_no_training_tag_stays_as_it_is() -> None:
 
 
 def test_entries_are_those_that_are_asked_for() -> None:
-    assert entries(GgufOptions()) == []
+    assert list(entries(GgufOptions())) == []
     options = GgufOptions(
         template="{% generation %}a{% endgeneration %}",
         tool_template="b",
