@@ -556,7 +556,7 @@ class NvmlSource:
         devices = [self._read(nvml, device) for device in visible if only in (None, device.uuid)]
         # No card has this UUID any more: all are read, so that the intended one is among them.
         devices = devices or [self._read(nvml, device) for device in visible]
-        self._known |= {_key(device): device for device in devices}
+        self._known |= {device.uuid or str(device.index): device for device in devices}
         if self._known and all(device.problem for device in devices):
             self._close("" if devices else "The NVIDIA driver lists no cards any more.")
         return devices or self._lost(only)
@@ -608,7 +608,3 @@ class NvmlSource:
             self._nvml.close()
         self._nvml = self._watch = None
         self._reason, self._open_again = reason, time.monotonic() + REOPEN_SECONDS
-
-
-def _key(device: Device) -> str:
-    return device.uuid or str(device.index)
