@@ -72,20 +72,6 @@ class Agreement:
     learned_kl: float | None = None
     """Mean divergence of the base from the trained model, in nats: the effect of training."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Agreement:
-        """Read the output of :meth:`to_dict`, by this version or another.
-
-        Raises:
-            ValueError: If a field common to all versions is missing, or a value is of another type.
-        """
-        found: Agreement = _reader(cls).validate_python(data)
-        return found
-
     @property
     def judged(self) -> Figures | None:
         """The figures that the bars apply to: against the model that was exported.
@@ -260,14 +246,13 @@ class ExportResult:
         """
         if data.get("version") != _VERSION:
             raise ValueError("no export of this version")
-        found: ExportResult = _reader(cls).validate_python(data if path is None else {**data, "path": path})
-        return found
+        return _reader().validate_python(data if path is None else {**data, "path": path})
 
 
 @functools.cache
-def _reader(kind: type[Any]) -> TypeAdapter[Any]:
-    """Reader of a dataclass from JSON; keys of later versions are ignored."""
-    return TypeAdapter(kind)
+def _reader() -> TypeAdapter[ExportResult]:
+    """Reader of JSON; keys of later versions are ignored."""
+    return TypeAdapter(ExportResult)
 
 
 def read_result(directory: Path) -> ExportResult | None:
