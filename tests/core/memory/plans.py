@@ -22,8 +22,8 @@ def plan_of(
     rows: Rows | None = None,
     *,
     kind: Any = "cuda",
-    limit: int | None = None,
-    device: str = "",
+    limit: Any = None,
+    device: Any = "",
     **sections: Any,
 ) -> Plan:
     """The plan of a published model on one device."""
