@@ -136,7 +136,7 @@ def test_a_killed_converter_is_told_in_one_sentence(tiny_model_dir: Path, tmp_pa
     assert found is not None
     found.send_signal(signal.SIGKILL)
     thread.join()
-    assert failures[0].message.startswith("Llama.cpp's converter failed: its process was ended by SIGKILL")
+    assert failures[0].message.startswith("llama.cpp's converter failed: its process was ended by SIGKILL")
     assert os.listdir(tmp_path) == []
 
 
