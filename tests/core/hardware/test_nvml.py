@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.hardware.xid import explain_xid
+from core.hardware.snapshot import explain_xid
 from tests.cases import cases
 from tests.core.hardware.conftest import Ask, Scene
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.memory.calibration import Calibration
-from core.memory.overhead import CUDA_LIBRARIES
+from core.memory.phases import CUDA_LIBRARIES
 from core.memory.plan import Machine, Plan
 from core.memory.planner import arithmetic, disk_need, fit, make_least_plan, make_plan
 from core.memory.rows import Rows
