@@ -227,11 +227,11 @@ class _Finder:
     def _blocks(self) -> list[tuple[int, int]]:
         """Block sizes from the configuration."""
         settings = self._quantization.settings
-        weights = [group.get("weights") for group in config_groups(settings)]
-        found = [settings.get("weight_block_size"), *(_get(value, "block_structure") for value in weights), list(_BLOCK)]
+        structures = [_get(group.get("weights"), "block_structure") for group in config_groups(settings)]
+        wanted = [settings.get("weight_block_size"), *structures, list(_BLOCK)]
         return [
             (size[0], size[1])
-            for size in found
+            for size in wanted
             if isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
         ]
 
