@@ -438,10 +438,7 @@ class Nvml:
 
     def power_range(self, index: int) -> tuple[float, float] | None:
         """The least and greatest power limit that a GPU accepts, in watts; None if it has no limit to set."""
-        handle, _ = self.calls.handle(index)
-        found = (
-            None if handle is None else self.calls.ask(self._nvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
-        )
+        found = self._ask(index, self._nvml.nvmlDeviceGetPowerManagementLimitConstraints)
         return None if found is None else (found[0] / 1000, found[1] / 1000)
 
     def processes(self, index: int) -> list[GpuProcess]:
@@ -450,9 +447,13 @@ class Nvml:
 
     def compute_capability(self, index: int) -> tuple[int, int] | None:
         """The compute capability: ``(8, 9)`` for an RTX 4090."""
-        handle, _ = self.calls.handle(index)
-        found = None if handle is None else self.calls.ask(self._nvml.nvmlDeviceGetCudaComputeCapability, handle)
+        found = self._ask(index, self._nvml.nvmlDeviceGetCudaComputeCapability)
         return None if found is None else (int(found[0]), int(found[1]))
+
+    def _ask(self, index: int, function: Callable[[Any], T]) -> T | None:
+        """A value of a card; None if the card or the driver does not have it."""
+        handle, _ = self.calls.handle(index)
+        return None if handle is None else self.calls.ask(function, handle)
 
     def _identity(self, index: int) -> Identity:
         nvml, ask = self._nvml, self.calls.ask
@@ -562,12 +563,11 @@ class NvmlSource:
         return devices or self._lost(only)
 
     def _read(self, nvml: Nvml, visible: Visible) -> Device:
-        card = nvml.card(visible.index)
-        device = card.read(visible.uuid if visible.is_instance else "")
+        device = nvml.device(visible)
         xids = list(self._xids.get(visible.index, ()))
         if device.problem:
             return replace(device, uuid=device.uuid or visible.uuid, xid=xids)
-        return replace(card.read_slow(device), xid=xids)
+        return replace(nvml.card(visible.index).read_slow(device), xid=xids)
 
     def _lost(self, only: str | None) -> list[Device]:
         """The cards seen before, each with the reason why it cannot be read."""
