@@ -99,10 +99,7 @@ def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    session = open_session(path, llama=True)
-    with pytest.raises(UserError, match="is an adapter alone"):
-        session.prepare(lambda *_: None)
-    session.close()
+    check_refused(path, "is an adapter alone")
 
 
 def test_a_session_streams_the_answer_of_the_file(
@@ -276,12 +273,14 @@ def test_another_template_than_that_of_the_training_is_told(
 def test_a_damaged_file_is_a_sentence(tmp_path: Path, gguf_file: Path) -> None:
     path = tmp_path / "torn.gguf"
     path.write_bytes(gguf_file.read_bytes()[:-4096])
-    session = open_session(path, llama=True)
-    with pytest.raises(UserError, match="is cut short"):
-        session.prepare(lambda *_: None)
-    session.close()
+    check_refused(path, "is cut short")
     path.write_bytes(b"no such thing")
+    check_refused(path, r"torn\.gguf")
+
+
+def check_refused(path: Path, words: str) -> None:
+    """A file is refused when a session on it is prepared."""
     session = open_session(path, llama=True)
-    with pytest.raises(UserError, match=r"torn\.gguf"):
+    with pytest.raises(UserError, match=words):
         session.prepare(lambda *_: None)
     session.close()
