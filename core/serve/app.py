@@ -187,12 +187,12 @@ def make_app(models: Models, queue: RequestQueue, options: ServeOptions) -> App:
                 body = read_object(received)
                 model = models.find(model_name(body))
                 asked = read(body, model.defaults)
-                answer = QueuedAnswer(model, model.question(asked.question), asyncio.get_running_loop())
-                queue.submit(answer, give_back)
+                queued = QueuedAnswer(model, model.question(asked.question), asyncio.get_running_loop())
+                queue.submit(queued, give_back)
             except BaseException:
                 give_back()
                 raise
-            return CompletionResponse(asked, answer, queue)
+            return CompletionResponse(asked, queued, queue)
 
         return answer
 
