@@ -227,7 +227,7 @@ CASES: tuple[Case, ...] = (
     Case("starter model, defaults", STARTER, (256,) * 4),
     Case("starter model, long rows, checkpointing", STARTER, (2048,), _ON),
     Case("llama, DoRA", "llama", (512,) * 2, {"method.dora": True}),
-    # CPU_SLACK and CPU_FRAGMENTATION in core/memory/overhead.py were set without these.
+    # CPU_SLACK and CPU_FRAGMENTATION in core/memory/phases.py were set without these.
     Case("gemma, checkpointing", "gemma", (1024,), _ON, 0.25),
     Case("mistral", "mistral", (1024,)),
     Case("granite, LoRA, rank 128", "granite", (300,) * 3, {**_LORA, "method.rank": 128}),

@@ -292,16 +292,12 @@ _DEEPEST = 50
 
 def _reply(data: dict[str, Any]) -> Reply | None:
     source, text, state = data.get("source"), data.get("text"), data.get("state")
-    told = {name: value for name in _TOLD if isinstance(value := data.get(name), str)}
+    told = {name: value for name in (*_TOLD, "raw") if isinstance(value := data.get(name), str)}
     if not isinstance(source, str) or not source or not isinstance(text, str):
         return None
     if state not in ("done", "stopped", "failed"):
         return None
-    raw = data.get("raw")
-    reply = Reply(source, text, state, raw=raw if isinstance(raw, str) else "")
-    for name, value in told.items():
-        setattr(reply, name, value)
-    return reply
+    return Reply(source, text, state, **told)
 
 
 def speaker_name(source: str) -> str:

@@ -326,7 +326,7 @@ class ChatEngine:
                     raise UserError(
                         f"The chat engine has not answered for {timeout:.0f} seconds.", f"Its log is {self.log_path}."
                     ) from None
-                if self._is_over():
+                if self._helper is None or self._helper.process.poll() is not None:
                     raise self._death() from None
                 continue
             if message is None:
@@ -365,9 +365,6 @@ class ChatEngine:
             self._ended(target)
         for messages in waiting:
             messages.put(None)
-
-    def _is_over(self) -> bool:
-        return self._helper is None or self._helper.process.poll() is not None
 
     def _death(self) -> UserError:
         """The error for an engine that has ended."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from core.errors import UserError
 from core.runs.control.protocol import QuestionError as QuestionError
-from core.text import is_unicode
+from core.text import is_unicode, one_line
 
 if TYPE_CHECKING:
     from core.config.schema import ChatSection
@@ -28,6 +28,8 @@ STOP_LIMIT, STOP_LENGTH = 16, 200
 ROLES = ("system", "user", "assistant", "tool")
 #: Most messages in one conversation.
 MESSAGE_LIMIT = 10_000
+#: Longest JSON Schema of an answer, in characters.
+SCHEMA_LIMIT = 1 << 16
 
 
 class SettingError(UserError):
@@ -256,3 +258,46 @@ def _is_int(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def grammar_of(schema: str) -> str:
+    """The grammar of a JSON Schema for an answer, for ``llguidance.LLMatcher``.
+
+    Args:
+        schema: The schema, as JSON.
+
+    Raises:
+        QuestionError: If no answer can be held to it: it is invalid, too large, or uses features that llguidance lacks;
+            or llguidance is not installed.
+    """
+    try:
+        from llguidance import LLMatcher
+    except ImportError as error:
+        raise QuestionError(
+            "Answers in a JSON Schema need llguidance, which is not installed.",
+            "Install it with the app: pip install 'localtune-tui[serve]'",
+        ) from error
+    if len(schema) > SCHEMA_LIMIT:
+        raise QuestionError(f"The JSON Schema has more than {SCHEMA_LIMIT >> 10} KiB.", "Ask with a smaller one.")
+    try:
+        grammar = str(
+            LLMatcher.grammar_from_json_schema(schema, overrides={"json_allow_general_unicode_escapes": True})
+        )
+        problem = LLMatcher.validate_grammar(grammar, None)
+    except ValueError as error:
+        grammar, problem = "", str(error)
+    if problem:
+        raise QuestionError(f"The JSON Schema cannot be followed: {reason_of(problem)}.", "Ask with another one.")
+    return grammar
+
+
+def reason_of(problem: str) -> str:
+    """llguidance's reason, on one line and without a full stop.
+
+    It is the first line; the library's own state follows. If that line is a heading, as for a regular
+    expression, the reason is in the line that begins with ``error:``.
+    """
+    first, *others = problem.strip().splitlines() or [""]
+    if first.endswith(":"):
+        first += next((line.removeprefix("error:") for line in others if line.startswith("error:")), "")
+    return one_line(" ".join(first.split()), 300).rstrip(".:")

@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
     if args.tasks is not None or args.include is not None:
         note(f"{PROGRAM} eval: error: --tasks and --include go with --with lm-eval.")
         return EXIT_USAGE
+    from core.evaluation.evaluation import EvaluationRequest
     from core.evaluation.report import report_path, write_report
-    from core.evaluation.request import EvaluationRequest
     from core.evaluation.table import EvaluationTable
 
     if args.out is not None:

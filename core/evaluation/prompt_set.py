@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,7 @@ class PromptItem:
 
     def to_dict(self) -> dict[str, Any]:
         """The question as JSON."""
-        return {
-            "id": self.id,
-            "messages": [dict(message) for message in self.messages],
-            "expected": self.expected,
-            "schema": self.schema,
-        }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PromptItem:

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -54,13 +54,7 @@ class Answered:
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON."""
-        return {
-            "text": self.text,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "finish": self.finish,
-            "scores": dict(self.scores),
-        }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Answered:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
+
+from pydantic import TypeAdapter
 
 from core.errors import UserError
 
@@ -90,23 +92,15 @@ class ExportRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """The request as JSON."""
-        return {**asdict(self), "run": str(self.run), "out": None if self.out is None else str(self.out)}
+        values: dict[str, Any] = TypeAdapter(ExportRequest).dump_python(self, mode="json")
+        return values
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ExportRequest:
         """From :meth:`to_dict`.
 
         Raises:
-            UserError: If it is invalid.
+            ValueError: If a value is of another type.
+            UserError: If its parts contradict each other.
         """
-        out = data.get("out")
-        return cls(
-            run=Path(data["run"]),
-            kind=cast(Kind, data["kind"]),
-            step=data.get("step"),
-            quant=cast("Quant | None", data.get("quant")),
-            out=None if out is None else Path(out),
-            merge_from=cast(MergeFrom, data.get("merge_from", "auto")),
-            adapter_only=bool(data.get("adapter_only")),
-            rows=int(data.get("rows", ROWS)),
-        )
+        return TypeAdapter(ExportRequest).validate_python(data)

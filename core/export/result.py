@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from core import paths
-from core.export.request import KINDS, QUANTS, Kind, Quant
+from core.export.request import Kind, Quant
 from core.small_files import read_json
 
 #: Divergence from the untouched base, relative to that from the trained model, below which a file is the base itself;
@@ -68,22 +71,6 @@ class Agreement:
     """Mean divergence of the file from the untouched base, in nats."""
     learned_kl: float | None = None
     """Mean divergence of the base from the trained model, in nats: the effect of training."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Agreement:
-        """Read the output of :meth:`to_dict`, by this version or another.
-
-        Raises:
-            TypeError: If a field common to all versions is missing.
-        """
-        known = {field.name for field in fields(cls)}
-        values = {name: value for name, value in data.items() if name in known}
-        plain = values.get("plain")
-        return cls(**{**values, "plain": Figures(**plain) if isinstance(plain, dict) else None})
 
     @property
     def judged(self) -> Figures | None:
@@ -240,11 +227,8 @@ class ExportResult:
         """As JSON has it."""
         return {
             "version": _VERSION,
-            **{field.name: getattr(self, field.name) for field in fields(self)},
+            **asdict(self),
             "path": str(self.path),
-            "files": [asdict(file) for file in self.files],
-            "agreement": None if self.agreement is None else self.agreement.to_dict(),
-            "notes": list(self.notes),
             "bytes": self.bytes,
             "verified": self.verified,
         }
@@ -258,30 +242,17 @@ class ExportResult:
             path: Its present place; by default where it was written.
 
         Raises:
-            ValueError, KeyError, TypeError: If it is invalid.
+            ValueError: If it is invalid.
         """
-        kind, quant, agreement = data["kind"], data["quant"], data["agreement"]
-        if data["version"] != _VERSION or kind not in KINDS or (quant is not None and quant not in QUANTS):
+        if data.get("version") != _VERSION:
             raise ValueError("no export of this version")
-        return cls(
-            path=path or Path(data["path"]),
-            kind=cast(Kind, kind),
-            quant=cast("Quant | None", quant),
-            run=str(data["run"]),
-            step=None if data["step"] is None else int(data["step"]),
-            base=str(data["base"]),
-            base_sha256=_text(data["base_sha256"]),
-            merged_from=_text(data["merged_from"]),
-            files=tuple(ExportedFile(str(f["name"]), int(f["bytes"]), str(f["sha256"])) for f in data["files"]),
-            agreement=None if agreement is None else Agreement.from_dict(agreement),
-            notes=tuple(map(str, data["notes"])),
-            seconds=float(data["seconds"]),
-            created=float(data["created"]),
-        )
+        return _reader().validate_python(data if path is None else {**data, "path": path})
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+@functools.cache
+def _reader() -> TypeAdapter[ExportResult]:
+    """Reader of JSON; keys of later versions are ignored."""
+    return TypeAdapter(ExportResult)
 
 
 def read_result(directory: Path) -> ExportResult | None:
@@ -289,7 +260,7 @@ def read_result(directory: Path) -> ExportResult | None:
     try:
         data = read_json(directory / RECORD, _RECORD_LIMIT, finite=False)
         return ExportResult.from_dict(data, directory)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except (OSError, ValueError, AttributeError):
         return None
 
 

@@ -7,56 +7,11 @@ from typing import TYPE_CHECKING
 
 from core.config.clock import DailySpan, parse_span, parse_time
 
-#: The smallest duty cycle; if that is still too much, only a pause helps.
-FLOOR = 0.1
-#: Headroom of a controller above full duty, so that a noisy reading far from the limit slows nothing.
-HEADROOM = 0.15
-
-
-class DutyController:
-    """Controller of the duty cycle that holds a reading at a limit; full at first."""
-
-    def __init__(self) -> None:
-        self._duty = 1.0 + HEADROOM
-        self._error: float | None = None
-
-    @property
-    def duty(self) -> float:
-        """The requested duty cycle, from :data:`FLOOR` to 1."""
-        return min(self._duty, 1.0)
-
-    def update(self, error: float, seconds: float, *, gain: float, integral_seconds: float) -> float:
-        """Update with a reading.
-
-        Args:
-            error: The limit minus the reading.
-            seconds: Since the reading before.
-            gain: Duty per unit of error.
-            integral_seconds: Seconds in which a lasting error moves the duty as far again as it did at first.
-
-        Returns:
-            The requested duty cycle.
-        """
-        before = error if self._error is None else self._error
-        self._error = error
-        self._duty = _clamped(self._duty + gain * (error - before + error * seconds / integral_seconds))
-        return self.duty
-
-    def follow(self, applied: float) -> None:
-        """Bound it by the applied duty cycle, if another limit requests less."""
-        self._duty = _clamped(min(self._duty, applied + HEADROOM))
-
-    def restart(self, duty: float) -> None:
-        """Begin anew at a duty cycle."""
-        self._duty, self._error = _clamped(duty), None
-
-
-def _clamped(duty: float) -> float:
-    return min(max(duty, FLOOR), 1.0 + HEADROOM)
-
-
 if TYPE_CHECKING:
     from core.config.schema import Config
+
+#: The smallest duty cycle; if that is still too much, only a pause helps.
+FLOOR = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

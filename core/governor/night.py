@@ -280,18 +280,7 @@ class Promise:
     """The replacement of a dropped energy budget; None if it stands."""
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A plan, and the wishes it drops."""
-
-    plan: Plan
-    is_late: bool
-    """True if the deadline is dropped."""
-    is_too_much: bool
-    """True if the energy budget is dropped."""
-
-
-def _find(curve: Curve, left: float, wishes: Wishes, now: float, before: _Found | None) -> _Found:
+def _find(curve: Curve, left: float, wishes: Wishes, now: float, before: Plan | None) -> Plan:
     """The plan for some wishes; a dropped wish is kept again only with room, so that it does not swing.
 
     Args:
@@ -299,20 +288,20 @@ def _find(curve: Curve, left: float, wishes: Wishes, now: float, before: _Found 
         left: Tokens.
         wishes: The wishes.
         now: Unix seconds.
-        before: The last result; None for none.
+        before: The last plan; None for none.
     """
     joules, deadline = wishes.joules, wishes.deadline
-    if joules is not None and before is not None and before.is_too_much:
+    if joules is not None and before is not None and before.misses_energy:
         joules *= 1.0 - MOVED_SHARE
     is_late = False
     if deadline is not None:
         room = 0.0
-        if before is not None and before.is_late:
+        if before is not None and before.misses_deadline:
             room = max(MOVED_SHARE * (deadline - now), MOVED_SECONDS)
         is_late = soonest(curve, left, wishes).finish > deadline - room
     asked = replace(wishes, joules=joules)
     found = plan(curve, left, replace(asked, deadline=None, aim=None, is_hurried=True) if is_late else asked)
-    return _Found(replace(found, misses_deadline=is_late), is_late, found.misses_energy)
+    return replace(found, misses_deadline=is_late)
 
 
 class Night:
@@ -332,7 +321,7 @@ class Night:
         """The newest promise; None before the first minutes are measured."""
         self._course = course
         course.pace.begin_trials(has_power=has_power)
-        self._found: _Found | None = None
+        self._found: Plan | None = None
         self._nearest_deadline: float | None = None
         self._nearest_kwh: float | None = None
         self._planned_at: float | None = None
@@ -348,8 +337,8 @@ class Night:
             # A new wish has not been dropped.
             self._found = replace(
                 self._found,
-                is_late=self._found.is_late and limits.deadline == before.deadline,
-                is_too_much=self._found.is_too_much and limits.energy_kwh == before.energy_kwh,
+                misses_deadline=self._found.misses_deadline and limits.deadline == before.deadline,
+                misses_energy=self._found.misses_energy and limits.energy_kwh == before.energy_kwh,
             )
 
     def duty(self, now: float) -> float:
@@ -358,7 +347,7 @@ class Night:
             return trial
         if self._found is None:
             return 1.0
-        quiet, chosen = self.limits.quiet is not None and self.limits.quiet.contains(now), self._found.plan
+        quiet, chosen = self.limits.quiet is not None and self.limits.quiet.contains(now), self._found
         return chosen.quiet_duty if quiet and chosen.quiet_duty else chosen.duty
 
     def look(self, now: float, seconds: float, own_duty: float, used_joules: float | None) -> Promise | None:
@@ -392,7 +381,7 @@ class Night:
     def gives_up(self, option: str) -> bool:
         """True if a wish is dropped: ``night.deadline`` or ``night.energy_kwh``."""
         found = self._found
-        return found is not None and (found.is_late if option == "night.deadline" else found.is_too_much)
+        return found is not None and (found.misses_deadline if option == "night.deadline" else found.misses_energy)
 
     def _replan(self, curve: Curve, now: float, used_joules: float | None) -> Promise | None:
         left, before = self._course.tokens_left, self._found
@@ -400,27 +389,27 @@ class Night:
         found = _find(curve, left, wishes, now, before)
         # Without a meter an energy is nothing that is planned for.
         used = used_joules if curve.has_power else None
-        whole = None if used is None else (used + found.plan.joules) / _JOULES_PER_KWH
+        whole = None if used is None else (used + found.joules) / _JOULES_PER_KWH
         moved = self._move_nearest(found, now, whole)
         cause = self._cause(found, before, now) or moved
         self._found = found
         if not cause:
             return None
-        least = least_energy(curve, left, wishes) if found.is_too_much else None
-        self.promise = self._promise(found.plan, least, cause, used, whole)
+        least = least_energy(curve, left, wishes) if found.misses_energy else None
+        self.promise = self._promise(found, least, cause, used, whole)
         self._told_at = now
         return self.promise
 
-    def _move_nearest(self, found: _Found, now: float, whole_kwh: float | None) -> str:
+    def _move_nearest(self, found: Plan, now: float, whole_kwh: float | None) -> str:
         """Find replacements for dropped wishes. A replacement stays until it is missed as well, or a much nearer one
         can be met. Returns the cause to announce it with; empty if nothing has moved."""
         before = self._nearest_deadline, self._nearest_kwh
-        finish = found.plan.finish
-        if not found.is_late:
+        finish = found.finish
+        if not found.misses_deadline:
             self._nearest_deadline = None
         elif (was := self._nearest_deadline) is None or not was - _too_far(finish, now) <= finish <= was:
             self._nearest_deadline = nearest_deadline(finish, now)
-        if not found.is_too_much or whole_kwh is None:
+        if not found.misses_energy or whole_kwh is None:
             self._nearest_kwh = None
         elif (kwh := self._nearest_kwh) is None or not (1.0 - 3 * MOVED_SHARE) * kwh <= whole_kwh <= kwh:
             self._nearest_kwh = nearest_energy(whole_kwh)
@@ -430,18 +419,18 @@ class Night:
         pairs = zip(before, after, strict=True)
         return "slower" if any(old is not None and new is not None and new > old for old, new in pairs) else "faster"
 
-    def _cause(self, found: _Found, last: _Found | None, now: float) -> str:
+    def _cause(self, found: Plan, last: Plan | None, now: float) -> str:
         """The reason to announce a plan; empty if it is as before."""
         before = self.promise
-        was = (last.is_late, last.is_too_much) if last is not None else (False, False)
-        if (found.is_late and not was[0]) or (found.is_too_much and not was[1]):
+        was = (last.misses_deadline, last.misses_energy) if last is not None else (False, False)
+        if (found.misses_deadline and not was[0]) or (found.misses_energy and not was[1]):
             return "given_up"
-        if (found.is_late, found.is_too_much) != was and before is not None:
+        if (found.misses_deadline, found.misses_energy) != was and before is not None:
             return "taken_up"
         if before is None:
             return "measured" if last is None else "changed"
-        moved = found.plan.finish - before.finish
-        if abs(moved) > max(MOVED_SHARE * max(found.plan.finish - now, 0.0), MOVED_SECONDS):
+        moved = found.finish - before.finish
+        if abs(moved) > max(MOVED_SHARE * max(found.finish - now, 0.0), MOVED_SECONDS):
             return "slower" if moved > 0 else "faster"
         return "progress" if now - self._told_at >= TOLD_SECONDS else ""
 

@@ -167,10 +167,7 @@ class Policy:
         """The duty cycle from now on."""
         self._heats = [
             _Heat(cause, TemperatureHold(limit))
-            for cause, limit in (
-                (TEMPERATURE, limits.temperature_c),
-                (MEMORY_TEMPERATURE, limits.memory_temperature_c),
-            )
+            for cause, limit in ((TEMPERATURE, limits.temperature_c), (MEMORY_TEMPERATURE, limits.memory_temperature_c))
             if limit is not None
         ]
         self._power = None if limits.power_w is None else PowerHold(limits.power_w)

@@ -11,6 +11,7 @@ import re
 import struct
 from pathlib import Path
 
+from core.hardware.cpu import read_number, read_text
 from core.hardware.nvml import MOST_PROCESSES, named, plausible_limit
 from core.hardware.snapshot import Device, GpuProcess
 from core.text import one_line
@@ -59,7 +60,7 @@ class AmdSource:
         chip = _chip(path)
         temperature, limit, shutdown = next((sensors[name] for name in _SENSORS if name in sensors), (None, None, None))
         memory_temperature, memory_limit, _ = sensors.get("mem", (None, None, None))
-        used, total = _whole(path / "mem_info_vram_used"), _whole(path / "mem_info_vram_total")
+        used, total = read_number(path / "mem_info_vram_used"), read_number(path / "mem_info_vram_total")
         fans = _fans(chip)
         if path not in self._names:
             self._names[path] = _name(path, self._root)
@@ -88,9 +89,9 @@ class AmdSource:
             clock=_clock(path / "pp_dpm_sclk", chip / "freq1_input"),
             memory_clock=_clock(path / "pp_dpm_mclk", chip / "freq2_input"),
             pcie_generation=_generation(path / "current_link_speed"),
-            pcie_width=_whole(path / "current_link_width"),
+            pcie_width=read_number(path / "current_link_width"),
             pcie_generation_max=_generation(path / "max_link_speed"),
-            pcie_width_max=_whole(path / "max_link_width"),
+            pcie_width_max=read_number(path / "max_link_width"),
             energy_j=_scaled(chip / "energy1_input", 1e6),
             throttle_reasons=_throttle_reasons(path / "gpu_metrics"),
             processes=_processes(path, self._root),
@@ -102,16 +103,16 @@ def find_cards(root: Path = Path("/")) -> list[Path]:
     found = []
     for card in (root / "sys/class/drm").glob("card*"):
         device = card / "device"
-        if not re.fullmatch(r"card\d+", card.name) or _text(device / "vendor") != _VENDOR:
+        if not re.fullmatch(r"card\d+", card.name) or read_text(device / "vendor") != _VENDOR:
             continue
-        if (_whole(device / "mem_info_vram_total") or 0) >= _LEAST_MEMORY:
+        if (read_number(device / "mem_info_vram_total") or 0) >= _LEAST_MEMORY:
             found.append(device)
     return sorted(found, key=lambda device: device.resolve().name)
 
 
 def uuid_of(device: Path) -> str:
     """A stable name of the card: by its own number, else by its place on the bus."""
-    number = _text(device / "unique_id")
+    number = read_text(device / "unique_id")
     return f"AMD-{number}" if number.strip("0") else f"AMD-{device.resolve().name}"
 
 
@@ -134,7 +135,7 @@ def _sensors(device: Path) -> dict[str, tuple[float | None, float | None, float 
         limit, shutdown = (None if value is None else plausible_limit(value) for value in limits)
         if temperature is not None:
             # Cards before Vega have one sensor without a label.
-            found[_text(chip / f"temp{place}_label") or "edge"] = (temperature, limit, shutdown)
+            found[read_text(chip / f"temp{place}_label") or "edge"] = (temperature, limit, shutdown)
     return found
 
 
@@ -143,7 +144,7 @@ def _fans(chip: Path) -> list[float]:
     asked = _scaled(chip / "pwm1", 2.55)
     if asked is not None:
         return [round(asked)]
-    turns, most = _whole(chip / "fan1_input"), _whole(chip / "fan1_max")
+    turns, most = read_number(chip / "fan1_input"), read_number(chip / "fan1_max")
     return [round(100 * turns / most)] if turns is not None and most else []
 
 
@@ -151,12 +152,12 @@ def _clock(levels: Path, frequency: Path) -> float | None:
     """A clock in MHz: the current frequency, else the level marked with a star."""
     if (hertz := _scaled(frequency, 1e6)) is not None:
         return hertz
-    match = re.search(r"(\d+)\s*Mhz\s*\*", _text(levels), re.IGNORECASE)
+    match = re.search(r"(\d+)\s*Mhz\s*\*", read_text(levels), re.IGNORECASE)
     return float(match[1]) if match else None
 
 
 def _generation(path: Path) -> int | None:
-    match = re.match(r"(\d+(?:\.\d+)?)", _text(path))
+    match = re.match(r"(\d+(?:\.\d+)?)", read_text(path))
     return _SPEEDS.get(float(match[1])) if match else None
 
 
@@ -178,7 +179,7 @@ def _processes(device: Path, root: Path) -> list[GpuProcess]:
     number = _compute_number(device, root)
     found = []
     for path in (root / "sys/class/kfd/kfd/proc").glob("*") if number else ():
-        if path.name.isdecimal() and (memory := _whole(path / f"vram_{number}")):
+        if path.name.isdecimal() and (memory := read_number(path / f"vram_{number}")):
             found.append(GpuProcess(int(path.name), memory))
     found.sort(key=lambda item: -(item.memory or 0))
     return [named(item) for item in found[:MOST_PROCESSES]]
@@ -188,38 +189,26 @@ def _compute_number(device: Path, root: Path) -> str:
     """The compute driver's number of a card, found by their common node under ``/dev/dri``."""
     minors = {path.name.removeprefix("renderD") for path in (device / "drm").glob("renderD*")}
     for node in (root / "sys/class/kfd/kfd/topology/nodes").glob("*"):
-        match = re.search(r"^drm_render_minor (\d+)$", _text(node / "properties"), re.MULTILINE)
+        match = re.search(r"^drm_render_minor (\d+)$", read_text(node / "properties"), re.MULTILINE)
         if match and match[1] in minors:
-            return _text(node / "gpu_id")
+            return read_text(node / "gpu_id")
     return ""
 
 
 def _name(device: Path, root: Path) -> str:
     """The card's name: its own, else from the list of PCI devices, else its number."""
-    own = _text(device / "product_name")
+    own = read_text(device / "product_name")
     if own:
         return one_line(own if own.startswith("AMD") else f"AMD {own}", 80)
-    number = _text(device / "device").removeprefix("0x").lower()
+    number = read_text(device / "device").removeprefix("0x").lower()
     for place in _PCI_NAMES:
-        match = re.search(rf"^1002 .*?^\t{number}  ([^\n]+)", _text(root / place), re.MULTILINE | re.DOTALL)
+        match = re.search(rf"^1002 .*?^\t{number}  ([^\n]+)", read_text(root / place), re.MULTILINE | re.DOTALL)
         if match and number:
             inside = re.search(r"\[([^\]]+)\]", match[1])
             return one_line(f"AMD {inside[1] if inside else match[1]}", 80)
     return f"AMD GPU {number}".strip()
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _whole(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if re.fullmatch(r"-?\d{1,18}", text, re.ASCII) else None
-
-
 def _scaled(path: Path, divisor: float) -> float | None:
-    number = _whole(path)
+    number = read_number(path)
     return None if number is None else round(number / divisor, 3)

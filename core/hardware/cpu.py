@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ class Rapl:
 
     def __init__(self, root: Path = POWERCAP) -> None:
         self._packages = [
-            path for path in sorted(root.glob("intel-rapl:*")) if _read(path / "name").startswith("package")
+            path for path in sorted(root.glob("intel-rapl:*")) if read_text(path / "name").startswith("package")
         ]
-        self._ranges = {path: _whole(path / "max_energy_range_uj") for path in self._packages}
+        self._ranges = {path: read_number(path / "max_energy_range_uj") for path in self._packages}
         self._before: dict[Path, int] = {}
         self._moment = 0.0
         self.energy_j: float | None = None
@@ -50,7 +51,7 @@ class Rapl:
             moment: Seconds on a clock that is not set; None: now.
         """
         now = time.monotonic() if moment is None else moment
-        counts = {path: count for path in self._packages if (count := _whole(path / "energy_uj")) is not None}
+        counts = {path: count for path in self._packages if (count := read_number(path / "energy_uj")) is not None}
         if not counts or (self._before and now - self._moment < _SHORTEST_ENERGY_SPAN):
             self.energy_j = self.energy_j if counts else None
             self.power_w = self.power_w if counts else None
@@ -69,16 +70,18 @@ class Rapl:
         return count - before if count >= before else count - before + (self._ranges[path] or before - count)
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Content of a small file of the system, without blanks at its ends; empty if it cannot be read."""
     try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
 
 
-def _whole(path: Path) -> int | None:
-    text = _read(path)
-    return int(text) if text.isdecimal() else None
+def read_number(path: Path) -> int | None:
+    """The whole number in a file of the system; None if there is none."""
+    text = read_text(path)
+    return int(text) if re.fullmatch(r"-?\d{1,18}", text, re.ASCII) else None
 
 
 #: Sensor chips that measure the processor itself, best first.
@@ -139,12 +142,8 @@ class Cpu:
 
 def cpu_name() -> str:
     """The model name of the processor, or its architecture where the name is unknown."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
     found: dict[str, str] = {}
-    for line in text.splitlines():
+    for line in _information().splitlines():
         key, colon, value = line.partition(":")
         if colon and value.strip():
             found.setdefault(key.strip().lower(), value.strip())
@@ -156,7 +155,7 @@ def memory(cgroup: Path = _CGROUP) -> tuple[int, int]:
     """Used and total memory in bytes; a container's limit counts if it is lower."""
     machine = psutil.virtual_memory()
     used, total = int(machine.total - machine.available), int(machine.total)
-    limit, current = _integer(cgroup / "memory.max"), _integer(cgroup / "memory.current")
+    limit, current = read_number(cgroup / "memory.max"), read_number(cgroup / "memory.current")
     if limit is not None and current is not None and limit < total:
         # Cached file pages are reclaimed before anything is killed.
         return max(current - _inactive_file(cgroup), 0), limit
@@ -171,21 +170,17 @@ def free_memory() -> int:
 
 def has_bf16() -> bool:
     """True if the processor computes in bf16 natively: AVX512-BF16 or AMX."""
-    flags = _flags()
+    flags = _information()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def has_avx2() -> bool:
     """True if the processor has AVX2, as programs built for recent processors need."""
-    return "avx2" in _flags().split()
+    return "avx2" in _information().split()
 
 
-def _flags() -> str:
-    """The content of ``/proc/cpuinfo``; empty if it cannot be read."""
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
+def _information() -> str:
+    return read_text(Path("/proc/cpuinfo"))
 
 
 def process_rss(pid: int) -> int | None:
@@ -196,19 +191,9 @@ def process_rss(pid: int) -> int | None:
         return None
 
 
-def _integer(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None  # no such control group, or "max"
-
-
 def _inactive_file(cgroup: Path) -> int:
-    try:
-        text = (cgroup / "memory.stat").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("inactive_file ")), 0)
+    lines = read_text(cgroup / "memory.stat").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
 
 
 def _temperature() -> tuple[float | None, float | None]:

@@ -217,10 +217,7 @@ class NvmlCard:
         if handle is None:
             return []
         found: dict[int, int | None] = {}
-        for ask in (
-            self._nvml.nvmlDeviceGetComputeRunningProcesses,
-            self._nvml.nvmlDeviceGetGraphicsRunningProcesses,
-        ):
+        for ask in (self._nvml.nvmlDeviceGetComputeRunningProcesses, self._nvml.nvmlDeviceGetGraphicsRunningProcesses):
             for item in self._ask(ask, handle) or []:
                 found[int(item.pid)] = item.usedGpuMemory
         return sorted((GpuProcess(pid, memory) for pid, memory in found.items()), key=lambda item: -(item.memory or 0))
@@ -389,9 +386,6 @@ def _times(value: int | None, factor: float = 1.0) -> float | None:
     return None if value is None else round(value * factor, 3)
 
 
-__all__ = ["GpuProcess", "Nvml", "NvmlUnavailableError"]
-
-
 class Nvml:
     """An open NVML handle. Its calls may hang with a broken driver: never call it from the thread of the interface.
 
@@ -444,10 +438,7 @@ class Nvml:
 
     def power_range(self, index: int) -> tuple[float, float] | None:
         """The least and greatest power limit that a GPU accepts, in watts; None if it has no limit to set."""
-        handle, _ = self.calls.handle(index)
-        found = (
-            None if handle is None else self.calls.ask(self._nvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
-        )
+        found = self._ask(index, self._nvml.nvmlDeviceGetPowerManagementLimitConstraints)
         return None if found is None else (found[0] / 1000, found[1] / 1000)
 
     def processes(self, index: int) -> list[GpuProcess]:
@@ -456,9 +447,13 @@ class Nvml:
 
     def compute_capability(self, index: int) -> tuple[int, int] | None:
         """The compute capability: ``(8, 9)`` for an RTX 4090."""
-        handle, _ = self.calls.handle(index)
-        found = None if handle is None else self.calls.ask(self._nvml.nvmlDeviceGetCudaComputeCapability, handle)
+        found = self._ask(index, self._nvml.nvmlDeviceGetCudaComputeCapability)
         return None if found is None else (int(found[0]), int(found[1]))
+
+    def _ask(self, index: int, function: Callable[[Any], T]) -> T | None:
+        """A value of a card; None if the card or the driver does not have it."""
+        handle, _ = self.calls.handle(index)
+        return None if handle is None else self.calls.ask(function, handle)
 
     def _identity(self, index: int) -> Identity:
         nvml, ask = self._nvml, self.calls.ask
@@ -512,10 +507,7 @@ class XidWatch:
             handle, _ = calls.handle(index)
             if handle is not None:
                 calls.ask(
-                    self._nvml.nvmlDeviceRegisterEvents,
-                    handle,
-                    self._nvml.nvmlEventTypeXidCriticalError,
-                    self._events,
+                    self._nvml.nvmlDeviceRegisterEvents, handle, self._nvml.nvmlEventTypeXidCriticalError, self._events
                 )
 
     def poll(self) -> None:
@@ -565,18 +557,17 @@ class NvmlSource:
         devices = [self._read(nvml, device) for device in visible if only in (None, device.uuid)]
         # No card has this UUID any more: all are read, so that the intended one is among them.
         devices = devices or [self._read(nvml, device) for device in visible]
-        self._known |= {_key(device): device for device in devices}
+        self._known |= {device.uuid or str(device.index): device for device in devices}
         if self._known and all(device.problem for device in devices):
             self._close("" if devices else "The NVIDIA driver lists no cards any more.")
         return devices or self._lost(only)
 
     def _read(self, nvml: Nvml, visible: Visible) -> Device:
-        card = nvml.card(visible.index)
-        device = card.read(visible.uuid if visible.is_instance else "")
+        device = nvml.device(visible)
         xids = list(self._xids.get(visible.index, ()))
         if device.problem:
             return replace(device, uuid=device.uuid or visible.uuid, xid=xids)
-        return replace(card.read_slow(device), xid=xids)
+        return replace(nvml.card(visible.index).read_slow(device), xid=xids)
 
     def _lost(self, only: str | None) -> list[Device]:
         """The cards seen before, each with the reason why it cannot be read."""
@@ -617,7 +608,3 @@ class NvmlSource:
             self._nvml.close()
         self._nvml = self._watch = None
         self._reason, self._open_again = reason, time.monotonic() + REOPEN_SECONDS
-
-
-def _key(device: Device) -> str:
-    return device.uuid or str(device.index)

@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import re
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from core import paths
 from core.atomic import write_atomic
 from core.errors import UserError
 from core.hardware import amd
+from core.hardware.card import ask_driver
 from core.hardware.nvml import Nvml, NvmlUnavailableError
 from core.hardware.visible import find_gpu
 from core.small_files import read_json
@@ -206,23 +205,21 @@ def _kept(record: Path) -> float | None:
 
 
 def _with_deadline(call: Callable[[], T]) -> T:
-    """The call's answer, from its own thread: a wedged driver never returns."""
-    answers: queue.Queue[tuple[Any, UserError | None]] = queue.Queue()
+    """The call's answer; a driver that does not answer in time is an error."""
 
-    def ask() -> None:
+    def ask() -> tuple[T, None] | tuple[None, UserError]:
         try:
-            answers.put((call(), None))
+            return call(), None
         except UserError as error:
-            answers.put((None, error))
+            return None, error
 
-    threading.Thread(target=ask, name="power limit", daemon=True).start()
-    try:
-        answer, error = answers.get(timeout=_DRIVER_SECONDS)
-    except queue.Empty:
+    answered = ask_driver(ask, _DRIVER_SECONDS)
+    if answered is None:
         raise UserError(
             f"The driver has not answered for {_DRIVER_SECONDS:g} s about the power limit.",
             "Look for 'Xid' in 'sudo dmesg', and reboot.",
-        ) from None
+        )
+    answer, error = answered
     if error is not None:
         raise error
-    return answer  # type: ignore[no-any-return]
+    return answer  # type: ignore[return-value]

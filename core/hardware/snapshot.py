@@ -1,10 +1,10 @@
-"""A snapshot of one device, and of the machine around it, whatever their sources."""
+"""A snapshot of one device, and of the machine around it, whatever their sources; and the meaning of Xid errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 #: Limits of plausible values: no machine has more devices, nor a device a greater reading in any of its units.
@@ -14,6 +14,7 @@ _MOST_BYTES = 1 << 60
 _MOST_ENTRIES = 256
 #: The most that a counter of joules (thirty years at 1 kW), a rate of bytes or a time in seconds may be.
 _MOST_COUNTED = 1e12
+_COUNTED = ("energy_j", "pcie_tx", "pcie_rx")
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class Xid:
-    """An error of a GPU as its driver numbers them (:mod:`core.hardware.xid` has the words), and when it was read, in
-    Unix seconds."""
+    """An error of a GPU by its driver's number (:func:`explain_xid` has the words), and when it was read, in Unix
+    seconds."""
 
     code: int
     t: float
@@ -146,40 +147,12 @@ class Device:
             raise TypeError("a device needs an index, a kind and a name")
         if index not in range(_MOST_DEVICES):
             raise TypeError("no machine has so many devices")
-        numbers: dict[str, Any] = {key: _number(data.get(key)) for key in _NUMBERS}
-        numbers |= {key: _bytes(data.get(key)) for key in _BYTES}
-        return cls(
-            index=index,
-            kind=kind,
-            name=name,
-            problem=_text(data.get("problem")),
-            uuid=_text(data.get("uuid")),
-            throttle_reasons=[item for item in _entries(data, "throttle_reasons") if isinstance(item, str)],
-            fans=[value for item in _entries(data, "fans") if (value := _number(item)) is not None],
-            processes=_all_of(GpuProcess, _entries(data, "processes")),
-            xid=_all_of(Xid, _entries(data, "xid")),
-            energy_j=_number(data.get("energy_j"), _MOST_COUNTED),
-            pcie_tx=_number(data.get("pcie_tx"), _MOST_COUNTED),
-            pcie_rx=_number(data.get("pcie_rx"), _MOST_COUNTED),
-            **numbers,
-        )
+        return cls(index=index, kind=kind, name=name, **_reported(cls, data))
 
     @classmethod
     def all_from(cls, items: Iterable[object]) -> list[Device]:
         """The devices of an event; invalid ones are left out, as a missing meter is better than no view of the run."""
         return _all_of(cls, items)
-
-
-#: The numeric fields of a device, and the integer ones among them.
-_NUMBERS = (
-    *("temperature_c", "temperature_limit_c", "temperature_slowdown_c", "temperature_shutdown_c"),
-    *("temperature_margin_c", "memory_temperature_c", "memory_temperature_limit_c", "utilization", "power_w"),
-    *("power_limit_w", "power_limit_min_w", "power_limit_max_w", "fan", "clock", "memory_clock", "age_s"),
-)
-_BYTES = (
-    *("memory_free", "memory_used", "memory_total", "pcie_generation", "pcie_width", "pcie_generation_max"),
-    *("pcie_width_max",),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,17 +185,17 @@ class Host:
         """The machine from an event; None if there is none in it."""
         if not isinstance(data, Mapping):
             return None
-        return cls(
-            load=_number(data.get("load")),
-            cores=[value for item in _entries(data, "cores") if (value := _number(item)) is not None],
-            ram_used=_bytes(data.get("ram_used")),
-            ram_total=_bytes(data.get("ram_total")),
-            swap_used=_bytes(data.get("swap_used")),
-            swap_total=_bytes(data.get("swap_total")),
-            disk_free=_bytes(data.get("disk_free")),
-            cpu_temperature_c=_number(data.get("cpu_temperature_c")),
-            cpu_power_w=_number(data.get("cpu_power_w")),
-        )
+        return cls(**_reported(cls, data))
+
+
+def _reported(kind: type[Device | Host], data: Mapping[Any, object]) -> dict[str, Any]:
+    """The optional fields of a dataclass from an event, each read by its annotation."""
+    found = {}
+    for one in fields(kind):
+        if one.default is not MISSING or one.default_factory is not MISSING:
+            value = data.get(one.name)
+            found[one.name] = _number(value, _MOST_COUNTED) if one.name in _COUNTED else _READERS[str(one.type)](value)
+    return found
 
 
 def _number(value: object, most: float = _MOST) -> float | None:
@@ -237,9 +210,8 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _entries(data: Mapping[Any, object], key: str) -> list[Any]:
-    found = data.get(key)
-    return found[:_MOST_ENTRIES] if isinstance(found, list) else []
+def _entries(value: object) -> list[Any]:
+    return value[:_MOST_ENTRIES] if isinstance(value, list) else []
 
 
 def _all_of(kind: Any, items: Iterable[object]) -> list[Any]:
@@ -248,3 +220,89 @@ def _all_of(kind: Any, items: Iterable[object]) -> list[Any]:
         with suppress(TypeError):
             found.append(kind.from_dict(item))
     return found
+
+
+#: Readers of values by their annotation; a value of another type counts as not reported.
+_READERS: dict[str, Callable[[object], Any]] = {
+    "str": _text,
+    "float | None": _number,
+    "int | None": _bytes,
+    "list[str]": lambda value: [item for item in _entries(value) if isinstance(item, str)],
+    "list[float]": lambda value: [number for item in _entries(value) if (number := _number(item)) is not None],
+    "list[GpuProcess]": lambda value: _all_of(GpuProcess, _entries(value)),
+    "list[Xid]": lambda value: _all_of(Xid, _entries(value)),
+}
+
+
+_REBOOT = "Stop the run, and reboot before you train on this card again."
+_MEMORY = "Reset the card or reboot; if it comes back, have the card's memory tested."
+_PROGRAM = (
+    "A single one that a run survives can be left alone; if it comes back without other programs, update the driver."
+)
+
+
+@dataclass(frozen=True)
+class XidMeaning:
+    """Meaning of an Xid, an error code of NVIDIA's driver.
+
+    Args:
+        words: The end of a sentence: "GPU 0 reports Xid 79: …".
+        hint: The remedy.
+        level: ``info``, ``warning`` or ``error``, as of a notice.
+    """
+
+    words: str
+    hint: str
+    level: str = "warning"
+
+
+#: NVIDIA, *Xid Errors* (docs.nvidia.com/deploy/xid-errors): numbers keep their meaning in all drivers, and may have
+#: several causes.
+_MEANINGS: dict[int, XidMeaning] = {
+    8: XidMeaning("the card has stopped working on something and was stopped itself", _REBOOT, "error"),
+    13: XidMeaning("a program did something that the card's processors do not allow, in a kernel of its own", _PROGRAM),
+    31: XidMeaning("a program reached for memory of the card that is not its own", _PROGRAM),
+    32: XidMeaning("commands came damaged to the card", "Check its seating and its riser; update the driver."),
+    38: XidMeaning("the driver's firmware has failed", _REBOOT, "error"),
+    43: XidMeaning("a program's channel was stopped after an error of its own; the card itself is well", _PROGRAM),
+    45: XidMeaning(
+        "work of a program was thrown away, as happens when it is killed or after another error", _PROGRAM, "info"
+    ),
+    48: XidMeaning("two bits of the card's memory were wrong at once, which cannot be corrected", _MEMORY, "error"),
+    61: XidMeaning("the card's own controller has stopped at an internal error", _REBOOT, "error"),
+    62: XidMeaning("the card's own controller has halted", _REBOOT, "error"),
+    63: XidMeaning(
+        "a bad place of the card's memory was noted, to be replaced by a spare one",
+        "Reboot when it suits you: the spare is used from then on.",
+    ),
+    64: XidMeaning("a bad place of the card's memory could not be noted for replacement", _MEMORY, "error"),
+    69: XidMeaning("a program did something that the card's processors do not allow", _PROGRAM),
+    74: XidMeaning("the NVLink between cards has failed", "Check the bridge and its seating, then reboot.", "error"),
+    79: XidMeaning(
+        "the card has fallen off the bus: the system cannot reach it any more",
+        "Reboot; if it comes back, check its power cables, its seating and its cooling.",
+        "error",
+    ),
+    92: XidMeaning("single bits of the card's memory are wrong often; they were corrected", _MEMORY),
+    94: XidMeaning(
+        "memory that cannot be corrected was met, and only the program that used it is hurt", _MEMORY, "error"
+    ),
+    95: XidMeaning(
+        "memory that cannot be corrected was met, and any program on the card may be hurt", _MEMORY, "error"
+    ),
+    109: XidMeaning("the card took too long to switch between programs", _REBOOT, "error"),
+    119: XidMeaning("the card's system processor (GSP) does not answer the driver", _REBOOT, "error"),
+    120: XidMeaning("the card's system processor (GSP) has failed", _REBOOT, "error"),
+    154: XidMeaning(
+        "the driver says that the card needs something before it can go on, a reset as a rule", _REBOOT, "error"
+    ),
+}
+_UNKNOWN = XidMeaning(
+    "an error that this program has no words for",
+    "NVIDIA's list is at docs.nvidia.com/deploy/xid-errors; 'sudo dmesg' has the line of the driver.",
+)
+
+
+def explain_xid(code: int) -> XidMeaning:
+    """The meaning of an Xid, or of an unknown one."""
+    return _MEANINGS.get(code, _UNKNOWN)

@@ -66,7 +66,7 @@ def advise(
     sharing: Sharing | None = None,
     source: Source = "measured",
 ) -> tuple[Advice, ...]:
-    """One or two pieces of advice on a plan.
+    """Up to two pieces of advice on a plan.
 
     Args:
         architecture: As for :func:`~core.memory.planner.make_plan`.
@@ -89,24 +89,15 @@ def advise(
     return tuple(adviser.make_faster() if plan.fits else adviser.make_fit())
 
 
+@dataclass
 class _Adviser:
-    def __init__(
-        self,
-        architecture: Architecture,
-        config: Config,
-        machine: Machine,
-        rows: Rows | None,
-        plan: Plan,
-        sharing: Sharing | None,
-        source: Source,
-    ) -> None:
-        self._sharing = sharing
-        self._source = source
-        self._architecture = architecture
-        self._config = config
-        self._machine = machine
-        self._rows = rows
-        self._plan = plan
+    architecture: Architecture
+    config: Config
+    machine: Machine
+    rows: Rows | None
+    plan: Plan
+    sharing: Sharing | None
+    source: Source
 
     def make_fit(self) -> list[Advice]:
         single: list[Advice] = []
@@ -156,20 +147,20 @@ class _Adviser:
         return None
 
     def make_faster(self) -> list[Advice]:
-        plan = self._plan
-        by_need = self._config.memory.gradient_checkpointing == "auto" and not plan.offload
-        if not plan.checkpointing or by_need or self._config.memory.gradient_checkpointing == "off":
+        plan = self.plan
+        by_need = self.config.memory.gradient_checkpointing == "auto" and not plan.offload
+        if not plan.checkpointing or by_need or self.config.memory.gradient_checkpointing == "off":
             return []  # by need the fastest way that fits was chosen
         room = (1 - ROOM) * (plan.limit_bytes or 0)
         # Offloading on demand is not used if there is room.
-        asked = self._config.memory.activation_offload == "on"
+        asked = self.config.memory.activation_offload == "on"
         stay: dict[str, Any] = {"memory.activation_offload": "auto"} if asked else {}
         kept = {"memory.gradient_checkpointing": "off", **stay}, "Steps take about a quarter less time."
         back = stay, "Nothing is moved to the machine's memory and back."
         for changes, gain in (kept, back):
             advice = self._try(changes, gain) if changes else None
             # The need-based choice leaves a margin already.
-            chosen = changes is stay and self._config.memory.gradient_checkpointing == "auto"
+            chosen = changes is stay and self.config.memory.gradient_checkpointing == "auto"
             if advice is not None and advice.fits and (chosen or advice.total_bytes <= room):
                 return [advice]
         return []
@@ -188,40 +179,40 @@ class _Adviser:
         if tried is None:
             return None
         excess = self._excess if tried.is_rough else 0
-        if tried.is_rough and self._source == "measured" and tried.needed_bytes - excess <= (tried.limit_bytes or 0):
+        if tried.is_rough and self.source == "measured" and tried.needed_bytes - excess <= (tried.limit_bytes or 0):
             measured = self._plan_with(changes, "measured")
             if measured is None:
                 return None
             tried, excess = measured, 0
-        more = tried.offload > self._plan.offload or any(
-            getattr(tried, name) > getattr(self._plan, name) for name in ("experts_host_bytes", "shares_host_bytes")
+        more = tried.offload > self.plan.offload or any(
+            getattr(tried, name) > getattr(self.plan, name) for name in ("experts_host_bytes", "shares_host_bytes")
         )
         if more and tried.host_fits is False:
             return None
         total = tried.total_bytes - excess
         # A rough bound that does not fit proves nothing; if it fits, the plan fits.
         fits = bool(tried.fits) and tried.host_fits is not False
-        return Advice(dict(changes), cost, self._plan.total_bytes - total, total, fits, tried.is_rough)
+        return Advice(dict(changes), cost, self.plan.total_bytes - total, total, fits, tried.is_rough)
 
     def _plan_with(self, changes: Mapping[str, Any], source: Source) -> Plan | None:
         """The plan with some options changed; None if there is none."""
-        config, sharing = changed(self._config, changes), self._sharing
+        config, sharing = changed(self.config, changes), self.sharing
         if sharing is not None:
             sharing = sharing_of(config, sharing.cards, sharing.strategy)
         try:
-            return make_plan(self._architecture, config, self._machine, self._rows, sharing=sharing, source=source)
+            return make_plan(self.architecture, config, self.machine, self.rows, sharing=sharing, source=source)
         except UserError:
             return None  # no row is left, or the model cannot be measured
 
     @cached_property
     def _excess(self) -> int:
         """Bytes by which the plan's rough bound exceeds its measurement."""
-        bound = None if self._plan.is_rough else self._plan_with({}, "rough")
-        return 0 if bound is None else max(bound.total_bytes - self._plan.total_bytes, 0)
+        bound = None if self.plan.is_rough else self._plan_with({}, "rough")
+        return 0 if bound is None else max(bound.total_bytes - self.plan.total_bytes, 0)
 
     def _candidates(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Candidate changes with their costs, the cheapest first."""
-        config, plan = self._config, self._plan
+        config, plan = self.config, self.plan
         if plan.micro_batch.rows > 1 and not updates_in_backward(config):
             rows = plan.micro_batch.rows // 2
             while rows >= 1:
@@ -237,7 +228,7 @@ class _Adviser:
         yield from self._to_host()
         if config.train.optimizer == "adamw":
             yield {"train.optimizer": "adamw_8bit"}, "The moments are rounded to 8 bit."
-        if config.train.precision == "fp32" and (plan.device == "cuda" or self._machine.bf16):
+        if config.train.precision == "fp32" and (plan.device == "cuda" or self.machine.bf16):
             yield {"train.precision": "bf16"}, "Products are rounded to 8 bits of mantissa."
         if config.method.name in WEIGHT_METHODS:
             yield from self._for_weights()
@@ -257,7 +248,7 @@ class _Adviser:
 
     def _to_host(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Weights and optimizer states moved to the machine's memory."""
-        sharing, plan = self._sharing, self._plan
+        sharing, plan = self.sharing, self.plan
         if sharing is not None and sharing.shares and sharing.offload != "all":
             # FSDP2 moves all that is shared out.
             wanted = ["optimizer"] if sharing.strategy == "deepspeed" and sharing.offload == "none" else []
@@ -265,21 +256,21 @@ class _Adviser:
                 yield {"distributed.offload": offload}, "The result is the same; steps take longer."
         is_shared = sharing is not None and sharing.weights
         movable = plan.device == "cuda" and not plan.experts_host_bytes and not is_shared
-        if movable and movable_experts(self._architecture, self._config):
-            how = "auto" if self._machine.pins else "on"
+        if movable and movable_experts(self.architecture, self.config):
+            how = "auto" if self.machine.pins else "on"
             yield (
                 {"memory.offload_experts": how},
                 "The result is the same; the experts come from the machine's memory for each micro-batch.",
             )
 
     def _for_weights(self) -> Iterator[tuple[dict[str, Any], str]]:
-        config, plan = self._config, self._plan
+        config, plan = self.config, self.plan
         if updates_in_backward(config):
             rows = plan.micro_batch.rows // 2
             while rows >= 1:
                 yield {"train.batch_size": rows}, "A step has fewer rows, so it is noisier."
                 rows //= 2
-        elif self._sharing is None:
+        elif self.sharing is None:
             yield (
                 {"memory.optimizer_in_backward": "on", "train.micro_batch_size": None, "train.max_grad_norm": 0.0},
                 "Each weight is updated inside backward; gradients are not clipped.",
@@ -289,7 +280,7 @@ class _Adviser:
         yield {"method.name": "qlora"}, "Adapters are trained on a base that is rounded to 4 bit."
 
     def _shorter(self) -> Iterator[tuple[dict[str, Any], str]]:
-        config, length = self._config, self._plan.micro_batch.length // 2
+        config, length = self.config, self.plan.micro_batch.length // 2
         dropped = "dropped" if config.data.overlong == "drop" else "cut" if config.data.overlong == "truncate" else ""
         while length >= SHORTEST:
             yield {"train.max_length": length}, f"Longer rows are {dropped}." if dropped else "Longer rows are refused."

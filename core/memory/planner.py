@@ -1,7 +1,7 @@
 """Memory planner: a run's memory at its peak, part by part.
 
 Every figure is arithmetic on shapes and on the measured passes of the layers, except the constants of the environment
-in :mod:`core.memory.overhead`, which say where they were measured. docs/memory.md explains the model and its errors.
+in :mod:`core.memory.phases`, which say where they were measured. docs/memory.md explains the model and its errors.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from core.memory.batching import (
 from core.memory.calibration import rates_of
 from core.memory.cards import Shares, Sharing, gathered_sizes
 from core.memory.choice import choose_way, place_experts
-from core.memory.overhead import around_cpu, around_gpu, process
-from core.memory.phases import Phase, phases_of, with_updates
+from core.memory.phases import Phase, around_cpu, around_gpu, phases_of, process, with_updates
 from core.memory.plan import RECLAIMABLE, Machine, MicroBatch, Part, Plan, Way
 from core.memory.rough import rough_passes
 from core.memory.rows import Rows
@@ -54,7 +53,7 @@ from core.memory.weights import (
 )
 from core.models.architecture.architecture import Architecture, Experts, Towers
 from core.models.architecture.measuring import Passes, measure_passes
-from core.models.kernels import install_command, tell_missing
+from core.models.installed import install_command, tell_missing
 from core.units import format_bytes
 
 #: Source of a plan's passes: measured, which blocks for seconds the first time; measured earlier, else the rough
@@ -193,8 +192,7 @@ def training_rows(architecture: Architecture, config: Config, rows: Rows | None)
     kept = rows.limited(train.max_length, config.data.overlong)
     if kept is None:
         raise UserError(
-            f"No row has {train.max_length} tokens or fewer, so none would be trained on.",
-            "Raise train.max_length.",
+            f"No row has {train.max_length} tokens or fewer, so none would be trained on.", "Raise train.max_length."
         )
     return kept
 

@@ -6,14 +6,7 @@ from dataclasses import dataclass, replace
 
 from core.analysis.result import Lengths
 from core.config.choices import Overlong
-from core.memory.batching import (
-    LENGTH_MULTIPLE,
-    Runs,
-    largest_shape,
-    length_runs,
-    padded_length,
-    runs_of_histogram,
-)
+from core.memory.batching import LENGTH_MULTIPLE, Runs, largest_shape, length_runs, padded_length, runs_of_histogram
 
 
 @dataclass(frozen=True)

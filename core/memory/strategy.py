@@ -91,7 +91,7 @@ def chosen_strategy(
     if cards.number == 1:
         return planned(Sharing("none"), "One process needs no strategy.")
     if wanted != "auto":
-        return planned(sharing_of(config, cards, wanted), _named(config))
+        return planned(sharing_of(config, cards, wanted), f"{wanted}: distributed.strategy says so.")
     whole = planned(sharing_of(config, cards, "replicate"), "")
     unit = whole.unit
     needed, free = format_bytes(whole.plan.needed_bytes), format_bytes(whole.plan.limit_bytes)
@@ -160,7 +160,3 @@ def _planned(
     part, card = part_of_card(config, sharing), part_of_machine(machine, sharing.cards)
     plan = make_plan(architecture, part, card, rows, sharing=sharing.or_none, source=source)
     return Chosen(sharing, plan, reason, part.train.batch_size, machine.host_bytes)
-
-
-def _named(config: Config) -> str:
-    return f"{config.distributed.strategy}: distributed.strategy says so."

@@ -315,18 +315,10 @@ def experts_on_host(model: Architecture, keep: Sequence[str] = ()) -> HostExpert
         model: The model.
         keep: Names and patterns of layers that stay in 16 bit, as ``model.keep_16bit``.
     """
-    number, found = 0, []
-    for layer in model.layers:
-        for place in range(number, number + layer.count):
-            if layer.experts is None:
-                continue
-            size = sum(
-                quantized_experts_bytes(layer.experts.count, weights)
-                for name, weights in zip(layer.experts.names, layer.experts.stacked, strict=True)
-                if not experts_stay_16bit(f"{model.prefix}.{place}.{layer.experts.name}", name, keep)
-            )
-            found += [size] if size else []
-        number += layer.count
+    found = []
+    for layer, name, count in _layers(model, keep):
+        size = sum(each.quantized for each in _of_layer(layer, name, 1, keep) if each.experts and not each.kept)
+        found += [size] * count if size else []
     return HostExperts(tuple(found))
 
 

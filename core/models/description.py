@@ -165,12 +165,13 @@ def refuse_foreign(content: Mapping[str, Any], path: Path) -> None:
     """
     for place, key, value in walk(content):
         shown = one_line(place, 120)
-        if key in _CODE and _is_said(value):
+        if key in _CODE and value and isinstance(value, (str, list, dict)):
             raise UserError(
                 f"{path.parent} brings Python code of its own ({path.name} has {shown}), which is never run.",
                 f"If transformers knows the architecture without it, remove {key}; else choose another model.",
             )
-        if key in _KERNELS and value and not _is_number(value):
+        # A whole number is a token id: some configurations contain their vocabulary.
+        if key in _KERNELS and value and type(value) is not int:
             raise UserError(f"{path}: {shown} asks for native code of others, which is never fetched.", _HINT)
         if key == _OTHER_WEIGHTS and value:
             raise UserError(
@@ -184,15 +185,6 @@ def refuse_foreign(content: Mapping[str, Any], path: Path) -> None:
                     "fetched.",
                     _HINT,
                 )
-
-
-def _is_said(value: Any) -> bool:
-    return isinstance(value, (str, list, dict)) and bool(value)
-
-
-def _is_number(value: Any) -> bool:
-    """True if a key is a token id: some configurations contain their vocabulary."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -14,12 +14,11 @@ from typing import Any
 from core.errors import UserError
 from core.models.architecture.architecture import Architecture
 from core.models.architecture.families import read_architecture
-from core.models.architecture.gguf_header import GgufHeader, read_gguf_header
+from core.models.architecture.gguf_header import GgufHeader, check_gguf, read_gguf_header
 from core.models.architecture.load import read_model
 from core.models.architecture.measuring import Unmeasured
 from core.models.check import check_model_config, check_model_directory
 from core.models.description import PICKLES, TOKENIZERS, WEIGHTS, read_description
-from core.models.gguf import check_gguf
 from core.models.quantization_config import check_quantization, saved_quantization
 from core.models.quantized_weights import read_decoded
 from core.models.tensors import weight_files

@@ -1,4 +1,6 @@
-"""Version and known architectures of the installed transformers, without importing it."""
+"""The installed transformers, read without importing it: its version, its architectures, and optional kernels that are
+missing for a model's recurrent layers. Without them these layers go through PyTorch, with the same results.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,12 @@ import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packaging.version import InvalidVersion, Version
-
 from core.errors import UserError
+from core.models.description import text_part
 from core.models.text_part import text_model_type
 from core.text import one_line
 
@@ -21,6 +23,12 @@ _TABLES = ("auto_mappings.py", "configuration_auto.py")
 _ENTRY = re.compile(r'"([\w.-]+)"\s*[:,]\s*"(?!AutoConfig")\w+Config"')
 #: Longest version that is parsed, in characters.
 _LONGEST_VERSION = 40
+#: Where a model's file in transformers names a kernel with its package.
+_USE = re.compile(r'use_kernel_func_from_hub_with_fallback\(\s*"\w+",\s*"(\w+)"')
+#: Kinds of layers without such kernels, in the lists of configurations.
+_ATTENDING = re.compile(r"attention|moe|mlp|dense|sparse")
+_LINEAR = re.compile(r"linear|mamba|conv|recurrent|hybrid")
+_LAYER_LISTS = ("layer_types", "layers_block_type", "block_types")
 
 
 def transformers_version() -> str:
@@ -47,6 +55,9 @@ def known_model_types() -> frozenset[str]:
 
 def newer_version(config: Mapping[str, Any]) -> str | None:
     """The version of transformers that a ``config.json`` was saved with, if it is newer than the installed one."""
+    # Imported here: architectures, which the app imports, import this module.
+    from packaging.version import InvalidVersion, Version
+
     said, installed = config.get("transformers_version"), transformers_version()
     if not isinstance(said, str) or len(said) > _LONGEST_VERSION or not installed:
         return None
@@ -86,3 +97,87 @@ def unknown_architecture(config: Mapping[str, Any], directory: Path, family: str
             f"Upgrade transformers: pip install --upgrade 'transformers>={newer}'.",
         )
     return UserError(f"{what}.", "Upgrade transformers if the model is newer than it, or choose another model.")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An optional package of kernels.
+
+    Args:
+        package: Its name in imports.
+        distribution: Its name for pip.
+        without: PyTorch's replacement, in words.
+    """
+
+    package: str
+    distribution: str
+    without: str
+
+
+KERNELS = {
+    kernel.package: kernel
+    for kernel in (
+        Kernel("fla", "flash-linear-attention", "the gated delta rule chunk by chunk"),
+        Kernel("causal_conv1d", "causal-conv1d", "the short convolutions in several steps"),
+        Kernel("mamba_ssm", "mamba-ssm", "the scan of Mamba with all of its states kept for backward"),
+    )
+}
+
+
+def missing_kernels(config: Mapping[str, Any]) -> tuple[Kernel, ...]:
+    """The kernels that transformers would use for a model's recurrent layers and that are not installed.
+
+    Args:
+        config: The content of ``config.json``.
+    """
+    part = text_part(dict(config))
+    family = part.get("model_type")
+    if not isinstance(family, str) or not _is_recurrent(part):
+        return ()
+    used = _kernels_of(family)
+    return tuple(
+        kernel for package, kernel in KERNELS.items() if package in used and importlib.util.find_spec(package) is None
+    )
+
+
+def tell_missing(kernels: tuple[Kernel, ...]) -> str:
+    """A sentence that names missing kernels and their benefit; empty if none are missing."""
+    if not kernels:
+        return ""
+    named = " and ".join(kernel.distribution for kernel in kernels)
+    done = " and ".join(kernel.without for kernel in kernels)
+    are = "is" if len(kernels) == 1 else "are"
+    return (
+        f"{named} {are} not installed, so PyTorch computes {done}: the results are the same, but it takes longer and "
+        "more memory."
+    )
+
+
+def install_command(kernels: tuple[Kernel, ...]) -> str:
+    """The command that installs kernels."""
+    return f"pip install {' '.join(kernel.distribution for kernel in kernels)}"
+
+
+def _is_recurrent(part: Mapping[str, Any]) -> bool:
+    """True if a configuration has recurrent layers, or does not list its layers."""
+    for name in _LAYER_LISTS:
+        kinds = part.get(name)
+        if isinstance(kinds, list) and kinds and all(isinstance(kind, str) for kind in kinds):
+            return any(_LINEAR.search(kind) or not _ATTENDING.search(kind) for kind in kinds)
+    return True
+
+
+@functools.cache
+def _kernels_of(family: str) -> frozenset[str]:
+    """The packages that the file of a family in transformers names."""
+    found = importlib.util.find_spec("transformers")
+    if found is None or found.origin is None or not re.fullmatch(r"[\w-]{1,80}", family):
+        return frozenset()
+    models, name = Path(found.origin).parent / "models", family.replace("-", "_")
+    # A text part shares the file of the whole model: qwen3_5_moe_text is in qwen3_5_moe.
+    while name:
+        path = models / name / f"modeling_{name}.py"
+        if path.is_file():
+            return frozenset(_USE.findall(path.read_text(encoding="utf-8")))
+        name = name.rpartition("_")[0]
+    return frozenset()

@@ -227,11 +227,11 @@ class _Finder:
     def _blocks(self) -> list[tuple[int, int]]:
         """Block sizes from the configuration."""
         settings = self._quantization.settings
-        weights = [group.get("weights") for group in config_groups(settings)]
-        told = [settings.get("weight_block_size"), *(_get(value, "block_structure") for value in weights), list(_BLOCK)]
+        structures = [_get(group.get("weights"), "block_structure") for group in config_groups(settings)]
+        wanted = [settings.get("weight_block_size"), *structures, list(_BLOCK)]
         return [
             (size[0], size[1])
-            for size in told
+            for size in wanted
             if isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
         ]
 
@@ -360,13 +360,13 @@ def _get(value: object, key: str) -> Any:
     return value.get(key) if isinstance(value, Mapping) else None
 
 
-def _block(shape: tuple[int, ...], scales: tuple[int, ...], told: list[tuple[int, int]]) -> tuple[int, int]:
+def _block(shape: tuple[int, ...], scales: tuple[int, ...], sizes: list[tuple[int, int]]) -> tuple[int, int]:
     """Rows and columns per scale; (0, 0) if the shapes do not fit.
 
     Args:
         shape: Shape of the weight; the last two dimensions are the matrix, earlier ones the experts.
         scales: Shape of its scales.
-        told: Block size from the configuration: the last blocks of a row and a column may be cut off.
+        sizes: Block size from the configuration: the last blocks of a row and a column may be cut off.
     """
     if len(shape) < 2 or 0 in shape or 0 in scales:
         return 0, 0
@@ -380,7 +380,7 @@ def _block(shape: tuple[int, ...], scales: tuple[int, ...], told: list[tuple[int
     if scales[:-2] != before or len(scales) != len(shape):
         return 0, 0
     down, across = scales[-2:]
-    for height, width in told:
+    for height, width in sizes:
         if (down, across) == (-(-rows // height), -(-columns // width)):
             return height, width
     return (rows // down, columns // across) if rows % down == 0 and columns % across == 0 else (0, 0)

@@ -83,7 +83,7 @@ def check_base(name: str, relative_to: Path | None = None) -> None:
 
 
 def check_gguf(path: Path) -> None:
-    """Check a GGUF file by its header; see :func:`core.models.gguf.check_gguf`; blocks.
+    """Check a GGUF file by its header; see :func:`core.models.architecture.gguf_header.check_gguf`; blocks.
 
     Raises:
         UserError: As :func:`check_model_directory`.
@@ -96,9 +96,10 @@ def inspect_model(path: Path) -> ModelFacts:
     measured. A model that cannot be read or built has a flaw.
     """
     from core.models.inspection import ModelFacts
+    from core.models.inspection import inspect_model as inspect
 
     try:
-        facts = sandboxed(_inspect, f"The model in {one_line(str(path))}", rights=reading(path))(path)
+        facts = sandboxed(inspect, f"The model in {one_line(str(path))}", rights=reading(path))(path)
     except UserError as error:
         return ModelFacts().flawed(error)
     if facts.unmeasured is None or facts.flaw:
@@ -128,15 +129,9 @@ def _check_config(directory: Path) -> dict[str, Any]:
 
 
 def _check_gguf(path: Path) -> None:
-    from core.models.gguf import check_gguf as check
+    from core.models.architecture.gguf_header import check_gguf as check
 
     check(path)
-
-
-def _inspect(path: Path) -> ModelFacts:
-    from core.models.inspection import inspect_model as inspect
-
-    return inspect(path)
 
 
 def _read(path: Path) -> Architecture | Unmeasured:

@@ -162,8 +162,7 @@ def _check_whole(path: Path, spans: Iterable[tuple[int, int]], start: int, size:
     if start + end != size:
         what = "is cut short" if start + end > size else "has more bytes"
         raise UserError(
-            f"{path} {what}: it has {size:,} bytes and its header asks for {start + end:,}.",
-            "Copy or fetch it again.",
+            f"{path} {what}: it has {size:,} bytes and its header asks for {start + end:,}.", "Copy or fetch it again."
         )
 
 

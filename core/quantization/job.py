@@ -50,12 +50,7 @@ def measure(config: Config, progress: Progress, *, rows: int = ROWS) -> Quantiza
     if (found := recall(config, free, rows=rows)) is not None:
         return found
     key = _key(config, rows)
-    job = {
-        "directory": str(paths.home()),
-        "config": config.model_dump(mode="json"),
-        "rows": rows,
-        "free_bytes": free,
-    }
+    job = {"directory": str(paths.home()), "config": config.model_dump(mode="json"), "rows": rows, "free_bytes": free}
     answer = run_process(PROGRAM, job, "the measurement of 4 bits", progress, "Close other programs, or lower --rows.")
     cost = QuantizationCost.from_dict(answer)
     _keep(key, answer)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from core.units import format_bytes, format_number
 
@@ -94,23 +96,9 @@ class QuantizationCost:
         """From :meth:`to_dict`.
 
         Raises:
-            KeyError, TypeError, ValueError: If it is none.
+            ValueError: If it is invalid.
         """
-        values = {field.name: data[field.name] for field in fields(cls)}
-        kept = values["kept"]
-        return cls(
-            **values
-            | {
-                "whole": Figures(**values["whole"]),
-                "layers": tuple(LayerCost(**each) for each in values["layers"]),
-                "keep_16bit": tuple(values["keep_16bit"]),
-                "kept": None
-                if kept is None
-                else Kept(
-                    tuple(kept["layers"]), tuple(kept["patterns"]), int(kept["bytes"]), Figures(**kept["figures"])
-                ),
-            }
-        )
+        return TypeAdapter(QuantizationCost).validate_python(data)
 
 
 def sentence(cost: QuantizationCost) -> str:

@@ -34,7 +34,7 @@ from core.serve.asgi import (
 )
 from core.serve.models import Models
 from core.serve.options import ServeOptions
-from core.serve.queue import Job, RequestQueue
+from core.serve.queue import QueuedAnswer, RequestQueue
 from core.serve.requests import CompletionRequest, model_name, read_chat, read_completion
 from core.serve.response import CompletionResponse, model_list, model_object
 from core.text import one_line
@@ -187,12 +187,12 @@ def make_app(models: Models, queue: RequestQueue, options: ServeOptions) -> App:
                 body = read_object(received)
                 model = models.find(model_name(body))
                 asked = read(body, model.defaults)
-                job = Job(model, model.question(asked.question), asyncio.get_running_loop())
-                queue.submit(job, give_back)
+                queued = QueuedAnswer(model, model.question(asked.question), asyncio.get_running_loop())
+                queue.submit(queued, give_back)
             except BaseException:
                 give_back()
                 raise
-            return CompletionResponse(asked, job, queue)
+            return CompletionResponse(asked, queued, queue)
 
         return answer
 

@@ -45,7 +45,7 @@ class Failure:
 Event: TypeAlias = "Piece | End | Failure"
 
 
-class Job:
+class QueuedAnswer:
     """An answer that waits for its turn or is being generated; its events arrive in :attr:`events`.
 
     Events wait there for their reader: a slow reader holds up nobody else.
@@ -78,8 +78,8 @@ class RequestQueue:
         self._taken = 0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="answers")
         self._guard = threading.Lock()
-        self._current: Job | None = None
-        self._futures: dict[Job, Future[None]] = {}
+        self._current: QueuedAnswer | None = None
+        self._futures: dict[QueuedAnswer, Future[None]] = {}
 
     def take_place(self) -> Callable[[], None]:
         """Take a place in the queue, for a request that has arrived whole and before it is read.
@@ -105,40 +105,40 @@ class RequestQueue:
 
         return give_back
 
-    def submit(self, job: Job, give_back: Callable[[], None]) -> None:
+    def submit(self, answer: QueuedAnswer, give_back: Callable[[], None]) -> None:
         """Have an answer generated when its turn comes; its place is given back when it is done."""
         loop = asyncio.get_running_loop()
-        future = self._thread.submit(self._generate, job)
-        self._futures[job] = future
+        future = self._thread.submit(self._generate, answer)
+        self._futures[answer] = future
 
         def done(_: Future[None]) -> None:
             try:
-                loop.call_soon_threadsafe(self._done, job, give_back)
+                loop.call_soon_threadsafe(self._done, answer, give_back)
             except RuntimeError:
                 return  # the loop is closed
 
         future.add_done_callback(done)
 
-    def _done(self, job: Job, give_back: Callable[[], None]) -> None:
-        self._futures.pop(job, None)
+    def _done(self, answer: QueuedAnswer, give_back: Callable[[], None]) -> None:
+        self._futures.pop(answer, None)
         give_back()
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, answer: QueuedAnswer) -> None:
         """Cancel an answer, or take it from the queue; for a finished answer, nothing happens."""
-        job.is_cancelled.set()
-        future = self._futures.get(job)
+        answer.is_cancelled.set()
+        future = self._futures.get(answer)
         if future is None or future.cancel():
             return
         # Under the guard, so that the cancellation does not hit the next answer.
         with self._guard:
-            if self._current is job:
-                job.model.holder.cancel()
+            if self._current is answer:
+                answer.model.holder.cancel()
 
     def cancel_all(self) -> None:
         """Break off all answers at the end of the server, with an error to their clients."""
-        for job in list(self._futures):
-            job.tell(Failure(ApiError(503, "The server is ending.", code="server_ending")))
-            self.cancel(job)
+        for answer in list(self._futures):
+            answer.tell(Failure(ApiError(503, "The server is ending.", code="server_ending")))
+            self.cancel(answer)
 
     def close(self) -> None:
         """Cancel everything; blocks until the thread has ended."""
@@ -147,42 +147,42 @@ class RequestQueue:
 
     # In the thread.
 
-    def _generate(self, job: Job) -> None:
+    def _generate(self, answer: QueuedAnswer) -> None:
         with self._guard:
-            self._current = job
+            self._current = answer
         try:
-            if not job.is_cancelled.is_set():
-                self._answer(job)
+            if not answer.is_cancelled.is_set():
+                self._answer(answer)
         except QuestionError as error:
-            job.tell(Failure(refusal_of(error)))
+            answer.tell(Failure(refusal_of(error)))
         except UserError as error:
-            job.model.holder.note_failure()
-            job.tell(Failure(refusal_of(error)))
+            answer.model.holder.note_failure()
+            answer.tell(Failure(refusal_of(error)))
         except Exception as error:  # costs this answer, not the server
-            job.model.holder.note_failure()
-            job.tell(Failure(unexpected(error)))
+            answer.model.holder.note_failure()
+            answer.tell(Failure(unexpected(error)))
             traceback.print_exc()
         finally:
             with self._guard:
                 self._current = None
 
-    def _answer(self, job: Job) -> None:
-        session = job.model.holder.open()
-        if job.is_cancelled.is_set():
+    def _answer(self, answer: QueuedAnswer) -> None:
+        session = answer.model.holder.open()
+        if answer.is_cancelled.is_set():
             return  # the model took so long to load that nobody waits any more
         end: dict[str, Any] | None = None
-        for message in session.stream(job.question):
-            if job.is_cancelled.is_set():
+        for message in session.stream(answer.question):
+            if answer.is_cancelled.is_set():
                 break
             if "token" in message:
-                job.tell(Piece(str(message["token"])))
+                answer.tell(Piece(str(message["token"])))
             else:
                 end = message
-        if job.is_cancelled.is_set():
+        if answer.is_cancelled.is_set():
             return
         if end is None or end.get("finish") == "cancelled":
             raise UserError("The model broke off its answer.", "Ask again.")
-        job.tell(_end_of(end))
+        answer.tell(_end_of(end))
 
 
 def _end_of(message: dict[str, Any]) -> End:

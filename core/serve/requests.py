@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import AfterValidator, BaseModel, Field, Strict, StrictBool, StrictInt, StrictStr, ValidationError
 from pydantic_core import PydanticCustomError
 
-from core.chat.json_schema import grammar_of
-from core.chat.request import MAX_NEW_TOKENS_LIMIT, ChatRequest, GenerationSettings, SettingError
+from core.chat.request import MAX_NEW_TOKENS_LIMIT, ChatRequest, GenerationSettings, SettingError, grammar_of
 from core.config.schema import ChatSection
 from core.data.conversation import RowError
 from core.data.formats.turns import read_messages, read_tools

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from core.serve.asgi import MEANS_NOTHING, Receive, Scope, Send, send_json
 from core.serve.models import ServedModel
-from core.serve.queue import End, Event, Failure, Job, Piece, RequestQueue
+from core.serve.queue import End, Event, Failure, Piece, QueuedAnswer, RequestQueue
 from core.serve.requests import CompletionRequest
 from core.template.tool_call_parser import ToolCall, parse_tool_calls, tool_call_start
 
@@ -28,61 +28,55 @@ class Completion:
 
     def __init__(self, asked: CompletionRequest) -> None:
         self._is_chat = asked.kind == "chat"
+        self._kind, self._chunk_kind = "text_completion", "text_completion"
+        if self._is_chat:
+            self._kind, self._chunk_kind = "chat.completion", "chat.completion.chunk"
         self._id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = asked.model
 
     def whole(self, text: str, calls: Sequence[ToolCall], end: End) -> dict[str, Any]:
         """The answer as a whole."""
-        finish = _finish(end, bool(calls))
+        part: dict[str, Any] = {"text": text}
         if self._is_chat:
-            message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
-            message["refusal"] = None
-            if calls:
-                message["tool_calls"] = [_call(call) for call in calls]
-            choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
-        else:
-            choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
-        kind = "chat.completion" if self._is_chat else "text_completion"
-        return {**self._head(kind, end.source or None), "choices": [choice], "usage": _usage(end)}
+            message = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
+            part = {"message": {**message, "tool_calls": [_call(call) for call in calls]} if calls else message}
+        choices = [_choice(part, _finish(end, bool(calls)))]
+        return {**self._head(self._kind, end.source or None), "choices": choices, "usage": _usage(end)}
 
     def opening(self) -> list[bytes]:
         """First chunks of a stream."""
-        return [self._chunk({"role": "assistant", "content": "", "refusal": None})] if self._is_chat else []
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return [self._chunk({"delta": delta})] if self._is_chat else []
 
     def piece(self, text: str) -> bytes:
         """A piece of the text."""
-        return self._chunk({"content": text}) if self._is_chat else self._text_chunk(text, None, None)
+        return self._chunk({"delta": {"content": text}} if self._is_chat else {"text": text})
 
     def calls(self, calls: Sequence[ToolCall]) -> bytes:
         """Calls of tools, each whole."""
-        return self._chunk({"tool_calls": [{"index": place, **_call(call)} for place, call in enumerate(calls)]})
+        listed = [{"index": place, **_call(call)} for place, call in enumerate(calls)]
+        return self._chunk({"delta": {"tool_calls": listed}})
 
     def ending(self, end: End, *, called: bool, with_usage: bool) -> list[bytes]:
         """Last chunks of a stream."""
-        finish, source = _finish(end, called), end.source or None
-        chunks = [self._chunk({}, finish, source) if self._is_chat else self._text_chunk("", finish, source)]
+        source = end.source or None
+        chunks = [self._chunk({"delta": {}} if self._is_chat else {"text": ""}, _finish(end, called), source)]
         if with_usage:
-            kind = "chat.completion.chunk" if self._is_chat else "text_completion"
-            chunks.append(_line({**self._head(kind, source), "choices": [], "usage": _usage(end)}))
+            chunks.append(_line({**self._head(self._chunk_kind, source), "choices": [], "usage": _usage(end)}))
         return [*chunks, DONE]
 
-    def _chunk(self, delta: dict[str, Any], finish: str | None = None, source: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return _line({**self._head("chat.completion.chunk", source), "choices": [choice]})
-
-    def _text_chunk(self, text: str, finish: str | None, source: str | None) -> bytes:
-        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
-        return _line({**self._head("text_completion", source), "choices": [choice]})
+    def _chunk(self, part: dict[str, Any], finish: str | None = None, source: str | None = None) -> bytes:
+        return _line({**self._head(self._chunk_kind, source), "choices": [_choice(part, finish)]})
 
     def _head(self, kind: str, source: str | None) -> dict[str, Any]:
         head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
         return {**head, "system_fingerprint": source}
 
 
-def error_line(body: dict[str, Any]) -> bytes:
-    """An error in the middle of a stream."""
-    return _line(body)
+def _choice(part: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    """The only choice of a completion or a chunk: its message, delta or text, and the reason of its end."""
+    return {"index": 0, **part, "logprobs": None, "finish_reason": finish}
 
 
 def model_list(models: Sequence[ServedModel]) -> dict[str, Any]:
@@ -150,13 +144,13 @@ class CompletionResponse:
 
     Args:
         asked: The request.
-        job: Its answer.
-        queue: Where the job is.
+        answer: Its answer.
+        queue: Its queue.
     """
 
-    def __init__(self, asked: CompletionRequest, job: Job, queue: RequestQueue) -> None:
+    def __init__(self, asked: CompletionRequest, answer: QueuedAnswer, queue: RequestQueue) -> None:
         self._asked = asked
-        self._job = job
+        self._answer = answer
         self._queue = queue
         self._completion = Completion(asked)
 
@@ -177,7 +171,7 @@ class CompletionResponse:
             return
         finally:
             gone.cancel()
-            self._queue.cancel(self._job)
+            self._queue.cancel(self._answer)
 
     async def _next(self, gone: asyncio.Future[None]) -> Event:
         """The next event.
@@ -185,8 +179,8 @@ class CompletionResponse:
         Raises:
             ClientGone: If the client goes before it comes.
         """
-        if self._job.events.empty():
-            coming = asyncio.ensure_future(self._job.events.get())
+        if self._answer.events.empty():
+            coming = asyncio.ensure_future(self._answer.events.get())
             try:
                 await asyncio.wait((coming, gone), return_when=asyncio.FIRST_COMPLETED)
                 if coming.done():
@@ -196,7 +190,7 @@ class CompletionResponse:
             raise ClientGone
         if gone.done():
             raise ClientGone
-        return self._job.events.get_nowait()
+        return self._answer.events.get_nowait()
 
     async def _whole(self, first: Event, gone: asyncio.Future[None], send: Send) -> None:
         pieces: list[str] = []
@@ -230,7 +224,7 @@ class CompletionResponse:
                 held = held[begins:]
             event = await self._next(gone)
         if isinstance(event, Failure):
-            await write(error_line(event.error.body))
+            await write(_line(event.error.body))
         else:
             await self._end(event, held, write)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

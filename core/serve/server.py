@@ -315,11 +315,7 @@ def _room_for_connections() -> int:
 
 
 async def _run(
-    server: uvicorn.Server,
-    listener: socket.socket,
-    watch: Watch,
-    ready: Callable[[], None],
-    queue: RequestQueue,
+    server: uvicorn.Server, listener: socket.socket, watch: Watch, ready: Callable[[], None], queue: RequestQueue
 ) -> None:
     """Run the server until a signal comes."""
     # uvicorn raises the signal that ended it once more, for the former handlers.

@@ -115,8 +115,8 @@ class Runs:
         Args:
             run: The run whose model is evaluated; None for none.
         """
+        from core.evaluation.evaluation import EvaluationRequest
         from core.evaluation.record import EvaluationRecord
-        from core.evaluation.request import EvaluationRequest
         from tui.screens.evaluation import EvaluationForm, EvaluationScreen
 
         def answered(asked: EvaluationRequest | EvaluationRecord | None) -> None:

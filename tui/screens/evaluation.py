@@ -19,10 +19,9 @@ from textual.widget import Widget
 from core.chat.request import BASE
 from core.errors import UserError
 from core.evaluation.check import Check
-from core.evaluation.evaluation import Evaluation
+from core.evaluation.evaluation import Evaluation, EvaluationRequest
 from core.evaluation.record import EvaluationRecord, newest_record
 from core.evaluation.report import summary_lines, to_jsonl, to_markdown
-from core.evaluation.request import EvaluationRequest
 from core.evaluation.table import TITLES, Comparison, EvaluationTable, Outcome
 from core.jobs.job import JobCancelledError, JobProgress
 from core.paths import working_directory

@@ -10,13 +10,20 @@ from pathlib import Path
 
 from core.commands.checks import Finding
 from core.commands.checks.meters import check_card_meters
-from core.hardware.allocator import allocator_defaults, describe_allocator
 from core.hardware.card import BF16_CAPABILITY, choose
-from core.hardware.drivers import Build, describe_table, driver_sentence, driver_suffices, install_command
-from core.hardware.nvml import GpuProcess, Nvml, NvmlUnavailableError, age_of, named
+from core.hardware.drivers import (
+    Build,
+    allocator_defaults,
+    describe_allocator,
+    describe_table,
+    driver_sentence,
+    driver_suffices,
+    install_command,
+    is_wsl,
+)
+from core.hardware.nvml import Nvml, NvmlUnavailableError, age_of, named
 from core.hardware.obstacle import parse_cuda
-from core.hardware.snapshot import Device
-from core.hardware.wsl import is_wsl
+from core.hardware.snapshot import Device, GpuProcess
 from core.units import format_bytes, format_duration
 
 #: Seconds allowed for all answers of the driver.

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from core import paths
 from core.directories import Progress, disk_error, refuse_existing, require_space
@@ -63,23 +63,12 @@ EntryKind = Literal["string", "uint32", "bool"]
 _GENERATION_TAG = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An entry of the metadata.
-
-    Args:
-        key: Its key.
-        kind: The type of its value.
-        value: The value.
-    """
+class Entry(NamedTuple):
+    """An entry of the metadata: its key, the type of its value, and the value."""
 
     key: str
     kind: EntryKind
     value: Any
-
-    def to_list(self) -> list[Any]:
-        """The entry as JSON."""
-        return [self.key, self.kind, self.value]
 
 
 def without_training_tags(template: str) -> str:
@@ -91,12 +80,8 @@ def without_training_tags(template: str) -> str:
     return _GENERATION_TAG.sub(lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", template)
 
 
-def entries(options: GgufOptions) -> list[Entry]:
+def entries(options: GgufOptions) -> Iterator[Entry]:
     """The metadata entries of options, in no particular order."""
-    return list(_entries(options))
-
-
-def _entries(options: GgufOptions) -> Iterator[Entry]:
     if options.name:
         yield Entry("general.name", "string", options.name)
     if options.license:
@@ -324,7 +309,7 @@ def conversion_job(staged: Path, target: Path, quant: Quant, options: GgufOption
         "model": str(staged),
         "target": str(target),
         "quant": quant,
-        "entries": [entry.to_list() for entry in entries(options)],
+        "entries": list(entries(options)),
         "stops": list(options.stops),
         "template": options.template,
         "base_gguf": None if options.base_gguf is None else str(options.base_gguf),

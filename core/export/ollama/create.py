@@ -274,51 +274,6 @@ def has_model(address: Address, name: str) -> bool:
         return request.status == 200
 
 
-def chat(
-    address: Address,
-    name: str,
-    prompt: str,
-    *,
-    most_tokens: int,
-    seconds: float,
-    cancel: threading.Event | None,
-    token: Callable[[str], None] | None,
-) -> str:
-    """The greedy answer of a model to a question.
-
-    Args:
-        address: The server.
-        name: The model.
-        prompt: The question.
-        most_tokens: Longest answer.
-        seconds: Longest time without a token; loading the model counts as well.
-        cancel: Ends the request when it is set.
-        token: Called with each piece of the answer.
-
-    Raises:
-        UserError: If the server does not answer, or with an error.
-        JobCancelledError: If it was cancelled.
-    """
-    options = {"temperature": 0, "seed": 0, "num_predict": most_tokens}
-    body = {"model": name, "messages": [{"role": "user", "content": prompt}], "stream": True, "options": options}
-    pieces: list[str] = []
-    with _Request(address, "/api/chat", body, seconds, cancel) as request:
-        if request.status != 200:
-            raise request.failure()
-        for line in request.lines():
-            if "error" in line:
-                raise UserError(f"Ollama did not answer: {one_line(str(line['error']), 300).rstrip('.')}.", _LOG)
-            message = line.get("message")
-            piece = message.get("content") if isinstance(message, dict) else None
-            if isinstance(piece, str) and piece:
-                pieces.append(piece)
-                if token is not None:
-                    token(piece)
-            if line.get("done") is True:
-                return "".join(pieces)
-    raise UserError("Ollama's answer ended in the middle.", _LOG)
-
-
 #: Seconds without output before the program is killed; it copies and hashes many gigabytes silently.
 _SILENCE = 900.0
 #: Seconds without a token; a large model takes as long to load.
@@ -327,19 +282,10 @@ _TICK = 0.1
 #: Bytes kept of the program's output.
 _KEPT_BYTES = 16 << 10
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[@-_]")
-_MISSING = UserError(
-    "There is no program called ollama on the PATH.",
-    "Install Ollama, or copy the directory to where it is and run 'ollama create NAME -f Modelfile' in it.",
-)
 
 
 def create(
-    name: str,
-    directory: Path,
-    progress: Progress,
-    *,
-    cancel: threading.Event | None = None,
-    silence: float = _SILENCE,
+    name: str, directory: Path, progress: Progress, *, cancel: threading.Event | None = None, silence: float = _SILENCE
 ) -> None:
     """Create a model in Ollama; a model of that name is never replaced.
 
@@ -355,7 +301,12 @@ def create(
         JobCancelledError: If it was cancelled.
     """
     check_name(name)
-    program, address = _program(), server_address()
+    if (program := find_ollama()) is None:
+        raise UserError(
+            "There is no program called ollama on the PATH.",
+            "Install Ollama, or copy the directory to where it is and run 'ollama create NAME -f Modelfile' in it.",
+        )
+    address = server_address()
     if has_model(address, name):
         raise UserError(
             f"Ollama has a model {name} already, which is left as it is.",
@@ -386,21 +337,31 @@ def ask(
         most_tokens: Longest answer.
         cancel: Ends the request when it is set.
         token: Called with each piece of the answer.
-        seconds: Longest time without a token.
+        seconds: Longest time without a token; loading the model counts as well.
 
     Raises:
         UserError: If Ollama is on another machine, does not run, or does not answer.
         JobCancelledError: If it was cancelled.
     """
     check_name(name)
-    return chat(server_address(), name, prompt, most_tokens=most_tokens, seconds=seconds, cancel=cancel, token=token)
-
-
-def _program() -> Path:
-    found = find_ollama()
-    if found is None:
-        raise _MISSING
-    return found
+    options = {"temperature": 0, "seed": 0, "num_predict": most_tokens}
+    body = {"model": name, "messages": [{"role": "user", "content": prompt}], "stream": True, "options": options}
+    pieces: list[str] = []
+    with _Request(server_address(), "/api/chat", body, seconds, cancel) as request:
+        if request.status != 200:
+            raise request.failure()
+        for line in request.lines():
+            if "error" in line:
+                raise UserError(f"Ollama did not answer: {one_line(str(line['error']), 300).rstrip('.')}.", _LOG)
+            message = line.get("message")
+            piece = message.get("content") if isinstance(message, dict) else None
+            if isinstance(piece, str) and piece:
+                pieces.append(piece)
+                if token is not None:
+                    token(piece)
+            if line.get("done") is True:
+                return "".join(pieces)
+    raise UserError("Ollama's answer ended in the middle.", _LOG)
 
 
 def _run(

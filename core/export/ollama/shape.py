@@ -104,7 +104,8 @@ class Probe:
         try:
             text = self.renderer.render(messages)
         except RowError as error:
-            raise NotCarriedError(f"refuses a plain conversation: {_reason(error)}") from error
+            reason = error.message.rpartition(": ")[2].rstrip(".")
+            raise NotCarriedError(f"refuses a plain conversation: {reason}") from error
         roles = {message["content"]: message["role"] for message in messages}
         split = MARK.split(text)
         for mark, role in roles.items():
@@ -152,10 +153,6 @@ def writes_date(template: ChatTemplate) -> bool:
             except RowError:
                 texts.add((system, ""))
     return len(texts) > 2
-
-
-def _reason(error: RowError) -> str:
-    return error.message.rpartition(": ")[2].rstrip(".")
 
 
 @dataclass(frozen=True)

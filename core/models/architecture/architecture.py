@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from core.models.kernels import Kernel
+from core.models.installed import Kernel
 
 #: Keys of a part's sizes in configurations, under all their names.
 _WIDTH, _DEPTH = ("hidden_size", "embed_dim", "d_model"), ("num_hidden_layers", "depth", "encoder_layers", "num_layers")

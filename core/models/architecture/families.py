@@ -131,40 +131,26 @@ class _Family:
     """True if norms scale by one plus their weight."""
 
 
+_MISTRAL = _Family(kv_heads=8, qkv_bias=False, output_bias=False, mlp_bias=False, window="sliding_window")
+_QWEN_2 = _Family(qkv_bias=True, output_bias=False, mlp_bias=False, kv_heads=32)
+_QWEN_3 = _Family(normed="head", head_dim=128, mlp_bias=False, kv_heads=32)
+_GEMMA = _Family(tied=True, head_dim=256, kv_heads=16, mlp_bias=False, offset_norm=True)
+_GEMMA_2 = replace(_GEMMA, heads=8, kv_heads=4, norms=4, softcap=True, window="sliding_window")
+#: Experts in place of the feed-forward network, by the keys of Mixtral.
+_MIXTRAL = replace(_MISTRAL, expert_count="num_local_experts", expert_width="intermediate_size")
 _LIKE_LLAMA: dict[str, _Family] = {
     "llama": _Family(),
-    "mistral": _Family(kv_heads=8, qkv_bias=False, output_bias=False, mlp_bias=False, window="sliding_window"),
-    "ministral": _Family(kv_heads=8, qkv_bias=False, output_bias=False, mlp_bias=False, window="sliding_window"),
+    "mistral": _MISTRAL,
+    "ministral": _MISTRAL,
     "smollm3": _Family(tied=True, kv_heads=4, window="sliding_window"),
     "granite": _Family(),
     "olmo2": _Family(normed="all", mlp_bias=False),
-    "qwen2": _Family(qkv_bias=True, output_bias=False, mlp_bias=False, kv_heads=32),
-    "qwen3": _Family(normed="head", head_dim=128, mlp_bias=False, kv_heads=32),
-    "gemma": _Family(tied=True, head_dim=256, kv_heads=16, mlp_bias=False, offset_norm=True),
-    "gemma2": _Family(
-        tied=True,
-        head_dim=256,
-        kv_heads=4,
-        heads=8,
-        norms=4,
-        offset_norm=True,
-        softcap=True,
-        mlp_bias=False,
-        window="sliding_window",
-    ),
-    "gemma3_text": _Family(
-        tied=True,
-        head_dim=256,
-        heads=8,
-        kv_heads=4,
-        vocabulary=262_208,
-        norms=4,
-        offset_norm=True,
-        normed="head",
-        mlp_bias=False,
-        window="sliding_window",
-    ),
-    "phi3": _Family(fused=True, qkv_bias=False, output_bias=False, mlp_bias=False, window="sliding_window"),
+    "qwen2": _QWEN_2,
+    "qwen3": _QWEN_3,
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA_2,
+    "gemma3_text": replace(_GEMMA_2, vocabulary=262_208, normed="head", softcap=False),
+    "phi3": replace(_MISTRAL, kv_heads=None, fused=True),
     "starcoder2": _Family(
         tied=True,
         kv_heads=2,
@@ -176,34 +162,19 @@ _LIKE_LLAMA: dict[str, _Family] = {
         norm_bias=True,
         window="sliding_window",
     ),
-    "mixtral": _Family(
-        kv_heads=8,
-        qkv_bias=False,
-        output_bias=False,
-        expert_count="num_local_experts",
-        expert_width="intermediate_size",
-        window="sliding_window",
-    ),
-    "qwen2_moe": _Family(
-        kv_heads=16,
-        qkv_bias=True,
-        output_bias=False,
-        mlp_bias=False,
-        expert_count="num_experts",
-        shared_expert=True,
-    ),
-    "gpt_oss": _Family(
+    "mixtral": _MIXTRAL,
+    "qwen2_moe": replace(_QWEN_2, kv_heads=16, expert_count="num_experts", shared_expert=True),
+    "gpt_oss": replace(
+        _MIXTRAL,
         head_dim=64,
-        kv_heads=8,
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
         biased=True,
         eager=True,
         sinks=True,
-        expert_count="num_local_experts",
-        expert_width="intermediate_size",
         expert_bias=True,
-        window="sliding_window",
     ),
-    "qwen3_moe": _Family(kv_heads=4, normed="head", mlp_bias=False, expert_count="num_experts"),
+    "qwen3_moe": replace(_QWEN_3, kv_heads=4, head_dim=None, expert_count="num_experts"),
 }
 #: Key and value heads of models whose file omits them: these families then have one for each query head.
 _KV_AS_QUERIES = frozenset({"qwen2", "qwen3", "gemma"})
@@ -297,15 +268,7 @@ def _like_llama(values: ConfigValues, family: str, rules: _Family) -> Architectu
     if rules.sinks:
         other += attention.heads
     linears = _attention_linears(values, rules, attention, hidden)
-    dense = Layer(
-        depth,
-        linears,
-        attention,
-        0,
-        norms=rules.norms,
-        offset_norm=rules.offset_norm,
-        other=other,
-    )
+    dense = Layer(depth, linears, attention, 0, norms=rules.norms, offset_norm=rules.offset_norm, other=other)
     if rules.plain is not None:
         width = values.count("intermediate_size")
         bias = _bias(values, rules, rules.mlp_bias)
@@ -362,12 +325,7 @@ def _with_experts(values: ConfigValues, rules: _Family, layer: Layer, hidden: in
     sparse = replace(layer, experts=experts, other=layer.other + bias)
     if rules.shared_expert:
         width = values.count("shared_expert_intermediate_size")
-        shared = (
-            Linear("mlp.shared_expert.gate_proj", hidden, width),
-            Linear("mlp.shared_expert.up_proj", hidden, width),
-            Linear("mlp.shared_expert.down_proj", width, hidden),
-            Linear("mlp.shared_expert_gate", hidden, 1),
-        )
+        shared = (*_shared_network("mlp.shared_expert", hidden, width), Linear("mlp.shared_expert_gate", hidden, 1))
         sparse = replace(sparse, linears=(*layer.linears, *shared), width=width)
     only = values.get("mlp_only_layers", ())
     plain_layers = {number for number in only if isinstance(number, int)} if isinstance(only, (list, tuple)) else set()
@@ -380,52 +338,32 @@ def _with_experts(values: ConfigValues, rules: _Family, layer: Layer, hidden: in
     return (plain,) if count == depth else (replace(sparse, count=depth - count), plain)
 
 
-def _gpt2(values: ConfigValues, family: str) -> Architecture:
+def _gpt(values: ConfigValues, family: str) -> Architecture:
+    """GPT-2 and GPT-NeoX: queries, keys and values in one layer, and a feed-forward network without a gate."""
+    is_gpt2 = family == "gpt2"
     hidden, depth = values.count("hidden_size"), values.count("num_hidden_layers", most=MOST_LAYERS)
-    heads, width = values.count("num_attention_heads"), values.count("intermediate_size", 4 * hidden)
-    positions = values.count("max_position_embeddings", 1024)
-    linears = (
-        Linear("attn.c_attn", hidden, 3 * hidden, True),
-        Linear("attn.c_proj", hidden, hidden, True),
-        Linear("mlp.c_fc", hidden, width, True),
-        Linear("mlp.c_proj", width, hidden, True),
+    heads, width = (
+        values.count("num_attention_heads"),
+        values.count("intermediate_size", 4 * hidden if is_gpt2 else None),
     )
+    positions = values.count("max_position_embeddings", 1024 if is_gpt2 else 2048)
+    bias = is_gpt2 or values.flag("attention_bias", True)
+    shapes = ((hidden, 3 * hidden, bias), (hidden, hidden, bias), (hidden, width, True), (width, hidden, True))
+    names = ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+    if is_gpt2:
+        names = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    linears = tuple(Linear(name, *shape) for name, shape in zip(names, shapes, strict=True))
     attention = Attention(heads, heads, max(hidden // heads, 1))
-    layer = Layer(depth, linears, attention, width, gated=False, other=4 * hidden)
     return Architecture(
         family=family,
         hidden=hidden,
-        vocabulary=values.count("vocab_size", 50_257),
-        tied=values.flag("tie_word_embeddings", True),
-        layers=(layer,),
-        prefix="transformer.h",
+        vocabulary=values.count("vocab_size", 50_257 if is_gpt2 else None),
+        tied=values.flag("tie_word_embeddings", is_gpt2),
+        layers=(Layer(depth, linears, attention, width, gated=False, other=4 * hidden),),
+        prefix="transformer.h" if is_gpt2 else "gpt_neox.layers",
         positions=positions,
-        learned_positions=True,
-        other=positions * hidden + 2 * hidden,
-    )
-
-
-def _gpt_neox(values: ConfigValues, family: str) -> Architecture:
-    hidden, depth = values.count("hidden_size"), values.count("num_hidden_layers", most=MOST_LAYERS)
-    heads, width = values.count("num_attention_heads"), values.count("intermediate_size")
-    bias = values.flag("attention_bias", True)
-    linears = (
-        Linear("attention.query_key_value", hidden, 3 * hidden, bias),
-        Linear("attention.dense", hidden, hidden, bias),
-        Linear("mlp.dense_h_to_4h", hidden, width, True),
-        Linear("mlp.dense_4h_to_h", width, hidden, True),
-    )
-    attention = Attention(heads, heads, max(hidden // heads, 1))
-    layer = Layer(depth, linears, attention, width, gated=False, other=4 * hidden)
-    return Architecture(
-        family=family,
-        hidden=hidden,
-        vocabulary=values.count("vocab_size"),
-        tied=values.flag("tie_word_embeddings", False),
-        layers=(layer,),
-        prefix="gpt_neox.layers",
-        positions=values.count("max_position_embeddings", 2048),
-        other=2 * hidden,
+        learned_positions=is_gpt2,
+        other=2 * hidden + (positions * hidden if is_gpt2 else 0),
     )
 
 
@@ -504,8 +442,8 @@ def _shared_network(name: str, hidden: int, width: int) -> tuple[Linear, ...]:
 
 
 _BUILDERS: dict[str, Callable[[ConfigValues, str], Architecture]] = {
-    "gpt2": _gpt2,
-    "gpt_neox": _gpt_neox,
+    "gpt2": _gpt,
+    "gpt_neox": _gpt,
     "deepseek_v2": _deepseek,
     "deepseek_v3": _deepseek,
 }

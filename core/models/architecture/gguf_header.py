@@ -1,4 +1,4 @@
-"""GGUF headers: metadata of the model and shapes of its tensors, without reading the weights.
+"""GGUF headers: metadata of the model and shapes of its tensors, and the checks of a file that need no weights.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,8 @@ _TYPES = {
 #: Elements and bytes of a block, by the name of a type.
 BLOCKS = {name: (elements, size) for name, elements, size in _TYPES.values()}
 
+_BLOCK = re.compile(r"(?:^|\.)blk\.(\d{1,9})\.")
+_AGAIN = "Copy or fetch it again."
 #: ``general.architecture`` to ``model_type``.
 _FAMILIES = {
     "llama": "llama",
@@ -161,7 +164,7 @@ class GgufHeader:
         family = _FAMILIES.get(name) if isinstance(name, str) else None
         if family is None:
             raise UserError(
-                f"{where} is of the architecture {one_line(str(name), 60)}, whose memory cannot be told.",
+                f"{where} is of the architecture {one_line(str(name), 60)}, whose memory cannot be planned.",
                 f"Known are {', '.join(sorted(_FAMILIES))}.",
             )
         config: dict[str, Any] = {"model_type": family}
@@ -302,3 +305,63 @@ def _read_tensor(reader: _Reader) -> tuple[str, GgufTensor]:
     if tensor.offset > _FARTHEST:
         raise ValueError("a place that is none")
     return name, tensor
+
+
+def check_gguf(path: Path) -> GgufHeader:
+    """Read a file's header, and check that all weights are present, at their offsets and in their blocks.
+
+    Raises:
+        UserError: If it is damaged, cut short, one part of several, of an unknown type, or lacks blocks.
+    """
+    header = read_gguf_header(path)
+    if not header.tensors:
+        raise UserError(f"{path} has no weights.", _AGAIN)
+    parts = header.metadata.get("split.count", 1)
+    if parts not in (0, 1):
+        raise UserError(
+            f"{path} is one of {one_line(str(parts), 20)} parts.",
+            "Join them with 'llama-gguf-split --merge', and give the whole file.",
+        )
+    _check_places(header, path)
+    _check_blocks(header, path)
+    return header
+
+
+def _check_places(header: GgufHeader, path: Path) -> None:
+    """Check that every tensor is inside the file, without overlaps."""
+    end, before = 0, ""
+    for name, tensor in sorted(header.tensors.items(), key=lambda item: item[1].offset):
+        size, shown = tensor.size, one_line(name, 120)
+        if size is None:
+            raise UserError(
+                f"{path}: {shown} is of the type {tensor.kind}, which is not known.",
+                "Give a file in another quantization.",
+            )
+        if tensor.offset < end:
+            raise UserError(f"{path} is damaged: {shown} lies where {before} does.", _AGAIN)
+        end, before = tensor.offset + size, shown
+        if end > header.data_bytes:
+            raise UserError(f"{path} is cut short: {shown} lies beyond its end.", _AGAIN)
+
+
+def _check_blocks(header: GgufHeader, path: Path) -> None:
+    """Check the block numbers against ``block_count``; blocks for multi-token prediction may be missing."""
+    architecture = header.metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
+        raise UserError(f"{path} does not say of which architecture it is.", "Convert the model again.")
+    key = f"{architecture}.block_count"
+    count, further = header.metadata.get(key), header.metadata.get(f"{architecture}.nextn_predict_layers", 0)
+    shown = one_line(key, 80)
+    if type(count) is not int or count < 1:
+        raise UserError(f"{path} does not say how many blocks it has ({shown}).", "Convert the model again.")
+    found = {int(match[1]) for name in header.tensors if (match := _BLOCK.search(name)) is not None}
+    needed = count - further if type(further) is int and 0 < further < count else count
+    # The count is compared first: a wrong one may be immense.
+    if not needed <= len(found) <= count or (found and max(found) >= count):
+        raise UserError(
+            f"{path}: {shown} is {one_line(str(count), 20)}, and the weights are of {len(found)} blocks.",
+            "Take the file again from where the model is from.",
+        )
+    missing = next((number for number in range(needed) if number not in found), None)
+    if missing is not None:
+        raise UserError(f"{path} lacks every weight of block {missing}.", _AGAIN)

@@ -20,8 +20,7 @@ from core.models.architecture.gguf_header import read_gguf_header
 from core.models.architecture.measuring import Unmeasured, measure_architecture
 from core.models.description import read_description, refuse_foreign
 from core.models.find import find_model, missing_model, model_path
-from core.models.installed import check_known
-from core.models.kernels import missing_kernels
+from core.models.installed import check_known, missing_kernels
 from core.models.quantization_config import read_quantization
 from core.models.quantized_weights import decoded
 from core.models.tensors import Tensor, read_header
@@ -46,7 +45,7 @@ def locate_model(name: str, relative_to: Path | None = None) -> Path:
     if (found := find_model(name, relative_to)) is not None:
         return found
     raise UserError(
-        f"The model {one_line(name, 200)} is not on this machine, so its memory cannot be told.",
+        f"The model {one_line(name, 200)} is not on this machine, so its memory cannot be planned.",
         f"{missing_model(name, relative_to).hint} For a plan, a directory with its config.json is enough.",
     )
 

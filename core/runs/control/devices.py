@@ -26,10 +26,9 @@ from core.config.derived import wants_several
 from core.config.schema import Config
 from core.errors import UserError
 from core.hardware.card import ask_driver, choose
+from core.hardware.drivers import is_wsl
 from core.hardware.nvml import Nvml, NvmlUnavailableError
-from core.hardware.obstacle import Sight, look
-from core.hardware.run_cards import process_cards
-from core.hardware.wsl import is_wsl
+from core.hardware.obstacle import Sight, look, process_cards
 from core.runs.record.state import host_folder, hostname, is_same_process, own_identity
 from core.runs.record.store import Run, list_runs
 from core.small_files import parse_json

@@ -187,10 +187,9 @@ def this_machine(config: Config, gpu_memory: int | None = None, *, empty: bool =
     """
     from core.hardware.cpu import cpu_name, prefers_bf16
     from core.hardware.cpu import memory as cpu_memory
-    from core.hardware.drivers import installed_build
+    from core.hardware.drivers import MEMORY_SHARE, installed_build, is_wsl
     from core.hardware.sampler import snapshot
     from core.hardware.torch_check import obstacle_here
-    from core.hardware.wsl import MEMORY_SHARE, is_wsl
 
     wsl = is_wsl()
     build = installed_build()

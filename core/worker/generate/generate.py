@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from core.chat.json_schema import grammar_of, reason_of
-from core.chat.request import BASE, GenerationSettings, QuestionError
+from core.chat.request import BASE, GenerationSettings, QuestionError, grammar_of, reason_of
 from core.data.conversation import RowError
 from core.worker.data.encode import Encoder, backend_of, stop_token_ids
 from core.worker.generate.cache_trial import cache_use

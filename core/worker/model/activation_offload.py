@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from core.hardware.wsl import is_wsl
+from core.hardware.drivers import is_wsl
 from core.memory.sizes import OFFLOAD_SMALLEST
 
 

@@ -10,9 +10,8 @@ import torch
 
 from core.errors import UserError
 from core.hardware import cpu
-from core.hardware.allocator import describe_allocator
 from core.hardware.card import choose
-from core.hardware.drivers import Build
+from core.hardware.drivers import MEMORY_SHARE, Build, describe_allocator
 from core.hardware.obstacle import (
     ON_THE_CPU,
     CardUnusableError,
@@ -22,7 +21,6 @@ from core.hardware.obstacle import (
     look,
 )
 from core.hardware.visible import hides_all
-from core.hardware.wsl import MEMORY_SHARE
 from core.units import format_bytes
 from core.worker.process.probe import cuda_error
 

@@ -21,9 +21,8 @@ from core.atomic import write_atomic
 from core.directories import Progress, disk_error, require_space, whole_directory
 from core.errors import UserError, is_panic
 from core.hardware import cpu
-from core.models.architecture.gguf_header import GgufHeader
+from core.models.architecture.gguf_header import GgufHeader, check_gguf
 from core.models.description import RECORD_NAME, read_record
-from core.models.gguf import check_gguf
 from core.text import one_line
 from core.units import format_bytes
 from core.worker.model.completeness import check_loaded, check_size, reading_in_turn, tell

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.hardware.snapshot import Device
-from core.hardware.xid import explain_xid
+from core.hardware.snapshot import Device, explain_xid
 from core.runs.control.devices import Hold, is_alone, occupant, run_devices, take_alone, take_beside
 from core.runs.record.events import NoticeEvent
 from core.runs.record.store import Run

@@ -9,11 +9,9 @@ import warnings
 
 from core.config.schema import Config
 from core.errors import UserError
-from core.hardware.allocator import allocator_defaults
-from core.hardware.obstacle import find_obstacle, look
-from core.hardware.run_cards import process_cards
+from core.hardware.drivers import allocator_defaults, is_wsl
+from core.hardware.obstacle import find_obstacle, look, process_cards
 from core.hardware.visible import ORDER, VISIBLE, find_gpu
-from core.hardware.wsl import is_wsl
 from core.hub.job import OFFLINE
 
 #: Offline and private: no hub look-ups, no telemetry, no online trackers.

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from core.hardware.sampler import Sampler
-from core.hardware.snapshot import Device, Host
-from core.hardware.xid import explain_xid
+from core.hardware.snapshot import Device, Host, explain_xid
 from core.runs.record.events import HardwareEvent
 
 #: Seconds between two samples while nothing changes, and while the meters move. A card warms by a degree in seconds and

@@ -7,10 +7,10 @@ import torch
 from core.config.schema import Config
 from core.governor.policy import DISK
 from core.governor.words import reason
+from core.hardware.drivers import is_wsl
 from core.hardware.obstacle import find_card_not_given, look
 from core.hardware.power import restore, set_power_limit
 from core.hardware.sampler import CPU_ONLY
-from core.hardware.wsl import is_wsl
 from core.notify import Notice, notify
 from core.runs.record.events import Event, GovernorEvent
 from core.worker.model.device import (

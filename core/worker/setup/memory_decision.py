@@ -16,10 +16,10 @@ from core.config.schema import Config
 from core.errors import UserError
 from core.hardware import cpu
 from core.hardware.cpu import prefers_bf16
-from core.hardware.wsl import NO_PINNED_MEMORY, is_wsl
+from core.hardware.drivers import NO_PINNED_MEMORY, is_wsl
 from core.memory.calibration import read_calibration
 from core.memory.cards import Cards
-from core.memory.overhead import gpu_runtime
+from core.memory.phases import gpu_runtime
 from core.memory.plan import Machine, Plan
 from core.memory.planner import make_least_plan, make_plan
 from core.memory.rows import Rows, rows_of_tokens

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from core.config.schema import WEIGHT_METHODS, Config
 from core.memory.weights import tell_bare_experts
 from core.models.description import read_description
-from core.models.kernels import install_command, missing_kernels, tell_missing
+from core.models.installed import install_command, missing_kernels, tell_missing
 from core.worker.checkpoint.checkpoint import Checkpoint
 from core.worker.checkpoint.storage import storage_of
 from core.worker.distributed.strategy import Strategy

@@ -24,7 +24,7 @@ from typing import Literal
 from core.config.derived import wants_several
 from core.config.schema import Config
 from core.errors import UserError
-from core.hardware.run_cards import process_cards
+from core.hardware.obstacle import process_cards
 from core.hardware.visible import VISIBLE
 from core.notify import Notice, notify
 from core.runs.control.devices import Hold

@@ -103,14 +103,7 @@ def test_a_draft_of_endless_branches_is_read() -> None:
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(max_size=4) | st.sampled_from(["tuned", "done"]),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(
-                st.sampled_from(KEYS),
-                inner,
-                max_size=5,
-            )
-        ),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
     )
 )
 def test_data_of_any_shape_is_a_dialogue(data: object) -> None:

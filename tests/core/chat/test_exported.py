@@ -14,7 +14,7 @@ from core.chat.exported import READER, find_exported
 from core.chat.request import ChatRequest, GenerationSettings, QuestionError
 from core.chat.session import Answer, EngineSession, Token, open_session
 from core.errors import UserError
-from core.evaluation.request import EvaluationRequest
+from core.evaluation.evaluation import EvaluationRequest
 from tests.core.export.test_result import make_result, write_result
 from tests.core.export.tiny_gguf import write_tiny_gguf
 from tests.core.export.trained_run import make_trained_run, merged_model, write_rows
@@ -99,10 +99,7 @@ def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    session = open_session(path, llama=True)
-    with pytest.raises(UserError, match="is an adapter alone"):
-        session.prepare(lambda *_: None)
-    session.close()
+    check_refused(path, "is an adapter alone")
 
 
 def test_a_session_streams_the_answer_of_the_file(
@@ -172,6 +169,7 @@ def test_all_settings_of_sampling_are_honored(reader: ChatEngine) -> None:
     assert ask(temperature=2.0, min_p=0.999)["text"] == likeliest
     drawn = [ask(temperature=2.0, seed=seed)["text"] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+    assert len({ask(temperature=1.5, top_p=0.9)["text"] for _ in range(4)}) > 1
     assert ask(repetition_penalty=5.0)["text"] != likeliest
     end = likeliest[3:5]
     stopped = ask(stop=(end,))
@@ -182,11 +180,6 @@ def test_all_settings_of_sampling_are_honored(reader: ChatEngine) -> None:
 def test_a_question_that_has_to_change_is_told_from_a_failure(reader: ChatEngine) -> None:
     with pytest.raises(QuestionError, match="cannot be held to a JSON Schema"):
         list(reader.generate(ChatRequest(ASK, json_schema='{"type": "object"}')))
-
-
-def test_sampling_differs(reader: ChatEngine) -> None:
-    settings = GenerationSettings(20, 1.5, 0.9)
-    assert len({list(reader.generate(ChatRequest(ASK, "base", settings)))[-1]["text"] for _ in range(4)}) > 1
 
 
 def test_an_answer_can_be_cancelled(reader: ChatEngine) -> None:
@@ -280,12 +273,14 @@ def test_another_template_than_that_of_the_training_is_told(
 def test_a_damaged_file_is_a_sentence(tmp_path: Path, gguf_file: Path) -> None:
     path = tmp_path / "torn.gguf"
     path.write_bytes(gguf_file.read_bytes()[:-4096])
-    session = open_session(path, llama=True)
-    with pytest.raises(UserError, match="is cut short"):
-        session.prepare(lambda *_: None)
-    session.close()
+    check_refused(path, "is cut short")
     path.write_bytes(b"no such thing")
+    check_refused(path, r"torn\.gguf")
+
+
+def check_refused(path: Path, words: str) -> None:
+    """A file is refused when a session on it is prepared."""
     session = open_session(path, llama=True)
-    with pytest.raises(UserError, match=r"torn\.gguf"):
+    with pytest.raises(UserError, match=words):
         session.prepare(lambda *_: None)
     session.close()

@@ -17,8 +17,7 @@ import pytest
 from core.commands import doctor
 from core.commands.checks import Finding, gpu, security, software, system, terminal
 from core.hardware.drivers import Build
-from core.hardware.nvml import GpuProcess
-from core.hardware.snapshot import Device
+from core.hardware.snapshot import Device, GpuProcess
 from core.runs.record import store as sockets
 from tests.cases import cases
 from tests.core.hardware.conftest import Ask, ask_driver, fake_driver

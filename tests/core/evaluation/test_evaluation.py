@@ -55,7 +55,7 @@ def test_models_are_compared_on_the_same_questions() -> None:
     assert session.loads == 1, "base and adapter are answered by one loaded model"
     assert session.is_closed.is_set()
     assert (record.state, record.done, record.total) == ("done", 24, 24)
-    assert (told[0].activity, told[-1].done) == ("loading the model", 24)
+    assert (told[0].activity, told[-1].done) == ("run: loading the model", 24)
     table = EvaluationTable.of(record)
     assert table.metrics == ("exact_match", "valid_json", "f1")
     assert table.deciding == "exact_match"

@@ -28,10 +28,7 @@ def write_checkpoint(run: Run, step: int) -> None:
     directory = run.checkpoints_path / f"step-{step:08d}"
     write_adapter(directory / "adapter", b"step %d" % step)
     files = {
-        f"adapter/{path.name}": {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        }
+        f"adapter/{path.name}": {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for path in (directory / "adapter").iterdir()
     }
     (directory / "manifest.json").write_text(json.dumps({"files": files, "base_sha256": "0" * 64}))

@@ -136,9 +136,12 @@ def test_what_rounding_costs_is_held_against_what_was_learned() -> None:
     assert "rows that were trained on" in replace(SAME, data="training").notes[0]
 
 
-def test_it_is_kept_as_json_by_any_version() -> None:
+def test_an_agreement_is_kept_as_json_by_any_version(tmp_path: Path) -> None:
     full = replace(SAME, plain=Figures(0.1, 0.9, 1.0, 0.01), base_kl=1.0, data="eval")
-    data = json.loads(json.dumps(full.to_dict()))
-    assert Agreement.from_dict(data | {"of a later version": 1}) == full
-    old = {name: data[name] for name in ("rows", "prompts_equal", "mean_kl", "top1", "max_delta", "greedy_equal")}
-    assert Agreement.from_dict({**old, "reader": "x"}).plain is None
+    data = json.loads(json.dumps(make_result(tmp_path, agreement=full).to_dict()))
+    of_later = data["agreement"] | {"of a later version": 1}
+    assert ExportResult.from_dict(data | {"agreement": of_later}).agreement == full
+    names = ("rows", "prompts_equal", "mean_kl", "top1", "max_delta", "greedy_equal", "reader")
+    old = ExportResult.from_dict(data | {"agreement": {name: data["agreement"][name] for name in names}}).agreement
+    assert old is not None
+    assert old.plain is None

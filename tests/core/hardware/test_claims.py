@@ -18,12 +18,7 @@ from tests.waiting import wait_for
 
 EVENING = datetime(2026, 11, 27, 19, 30).timestamp()
 
-LINES = [
-    ["systemd"],
-    ["ollama", "serve"],
-    ["steam.sh", "-silent"],
-    ["python3", "-m", "http.server"],
-]
+LINES = [["systemd"], ["ollama", "serve"], ["steam.sh", "-silent"], ["python3", "-m", "http.server"]]
 
 
 @cases(

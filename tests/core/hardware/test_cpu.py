@@ -79,15 +79,22 @@ def test_a_containers_limit_counts_where_it_is_lower(tmp_path: Path) -> None:
     assert memory(tmp_path) == (3_000_000, 8_000_000)
 
 
-@cases(("flags", "has"), [("fpu avx512f avx512_bf16", True), ("fpu amx_bf16", True), ("fpu avx2", False)])
-def test_bf16_is_read_from_the_processors_flags(
-    flags: str, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@cases(
+    ("flags", "bf16", "avx2"),
+    [
+        ("fpu avx512f avx512_bf16", True, False),
+        ("fpu avx avx2_not amx_bf16", True, False),
+        ("fpu avx2 sse", False, True),
+    ],
+)
+def test_instructions_are_read_from_the_processors_flags(
+    flags: str, bf16: bool, avx2: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
     monkeypatch.setattr(cpu, "Path", lambda _: tmp_path / "cpuinfo")
-    assert cpu.has_bf16() is has
+    assert (cpu.has_bf16(), cpu.has_avx2()) == (bf16, avx2)
     (tmp_path / "cpuinfo").unlink()
-    assert cpu.has_bf16() is False
+    assert not cpu.has_bf16()
 
 
 def test_resident_memory_of_a_process() -> None:
@@ -98,15 +105,6 @@ def test_resident_memory_of_a_process() -> None:
         child.wait()
     assert process_rss(child.pid) is None
     assert cpu.process_rss(2**22 + 1) is None
-
-
-def test_flags_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_flags", lambda: "flags : fpu avx2 sse\n")
-    assert cpu.has_avx2()
-    assert not cpu.has_bf16()
-    monkeypatch.setattr(cpu, "_flags", lambda: "flags : avx avx2_not amx_bf16")
-    assert not cpu.has_avx2()
-    assert cpu.has_bf16()
 
 
 def package(root: Path, number: int, energy: int, name: str = "package-0", most: int = 1_000_000_000) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from core.hardware.snapshot import explain_xid
+from tests.cases import cases
 from tests.core.hardware.conftest import Ask, Scene
 
 DEVICES = """
@@ -120,13 +122,7 @@ def test_versions_and_processes(ask_driver: Ask) -> None:
         " [(p.pid == os.getpid(), p.memory) for p in nvml.processes(0)], nvml.processes(1)]))\n"
         "nvml.close()"
     )
-    assert ask_driver(program) == [
-        "580.95.05",
-        "13.0",
-        [8, 9],
-        [[False, 4_500_000_000], [True, 1_000_000_000]],
-        [],
-    ]
+    assert ask_driver(program) == ["580.95.05", "13.0", [8, 9], [[False, 4_500_000_000], [True, 1_000_000_000]], []]
 
 
 def test_heat_moves_the_temperature_and_not_its_limits(scene: Scene) -> None:
@@ -199,19 +195,25 @@ def test_an_error_is_read_once_and_the_newest_are_kept(scene: Scene) -> None:
     assert [item["code"] for item in device["xid"]] == [104, 105, 106, 107, 108, 109, 110, 111]
 
 
-def test_one_card_can_be_read_alone_and_the_cpu_without_any(ask_driver: Ask) -> None:
-    program = (
-        "import json\nfrom core.hardware.sampler import Sampler\nsampler = Sampler(1000.0)\n"
-        "sampler.watch('GPU-00000011-1111-2222-3333-444455556666')\n"
-        "one = [device.index for device in sampler.refresh(20.0)]\nsampler.watch('cpu')\n"
-        "print(json.dumps([one, [device.kind for device in sampler.refresh(20.0)]]))"
-    )
-    assert ask_driver(program) == [[1], ["cpu"]]
-
-
 def test_a_run_on_the_cpu_does_not_wait_for_a_driver_that_hangs(ask_driver: Ask) -> None:
     program = (
         "import json\nfrom core.hardware.sampler import Sampler\nsampler = Sampler(1000.0)\nsampler.watch('cpu')\n"
         "print(json.dumps([device.kind for device in sampler.refresh(20.0)]))"
     )
     assert ask_driver(program, "hang") == ["cpu"]
+
+
+@cases("code", [13, 31, 43, 45, 48, 62, 63, 64, 74, 79, 94, 95, 119])
+def test_what_is_met_has_words_of_its_own(code: int) -> None:
+    meaning = explain_xid(code)
+    assert meaning != explain_xid(99999)
+    assert meaning.words[0].islower()
+    assert not meaning.words.endswith(".")
+    assert meaning.hint.endswith(".")
+
+
+def test_what_stops_a_card_is_an_error_and_what_a_program_did_is_not() -> None:
+    assert {explain_xid(code).level for code in (48, 62, 64, 74, 79, 95)} == {"error"}
+    assert {explain_xid(code).level for code in (13, 31, 43, 63, 99999)} == {"warning"}
+    assert explain_xid(45).level == "info"
+    assert "fallen off the bus" in explain_xid(79).words

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from core.config.schema import Config
+from core.errors import UserError
 from core.hardware import torch_check
-from core.hardware.drivers import Build, driver_sentence, driver_suffices, install_command, installed_build
-from core.hardware.obstacle import Sight, find_card_not_given, find_obstacle, look
+from core.hardware.drivers import Build, driver_sentence, driver_suffices, install_command, installed_build, is_wsl
+from core.hardware.obstacle import Sight, find_card_not_given, find_obstacle, look, process_cards
 from core.hardware.visible import Identity
 from tests.cases import cases
 
@@ -219,3 +221,62 @@ def test_the_process_says_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> No
         assert said == ""  # a build for the CPU is known by its version
     else:
         assert "driver" in said
+
+
+THREE = Sight(cards=(Identity(0, "GPU-a"), Identity(1, "GPU-b"), Identity(2)), capabilities=((8, 9),) * 3)
+
+
+def cards(sight: Sight = THREE, hardware: dict[str, Any] | None = None, **distributed: Any) -> list[str | None]:
+    """The cards that a configuration comes to, all of them visible."""
+    values = {"data": {"train": "rows.jsonl"}, "hardware": hardware or {}, "distributed": distributed}
+    return process_cards(Config.model_validate(values), sight, {})
+
+
+@cases(
+    ("distributed", "found"),
+    [
+        ({}, [None]),
+        ({"processes": 1}, [None]),
+        ({"processes": 2}, ["GPU-a", "GPU-b"]),
+        ({"gpus": "all"}, ["GPU-a", "GPU-b", "2"]),
+        ({"gpus": "all", "processes": 2}, ["GPU-a", "GPU-b"]),
+        ({"gpus": ["2", "GPU-a"]}, ["2", "GPU-a"]),
+        ({"gpus": "1"}, ["GPU-b"]),
+    ],
+)
+def test_each_process_has_a_card(distributed: dict[str, Any], found: list[str | None]) -> None:
+    assert cards(**distributed) == found
+
+
+def test_one_process_has_the_card_of_hardware_gpu() -> None:
+    assert cards(hardware={"gpu": "1"}) == ["GPU-b"]
+
+
+@pytest.mark.parametrize("hardware", [{"device": "cpu"}, {"device": "auto"}])
+def test_on_a_cpu_no_process_has_one(hardware: dict[str, Any]) -> None:
+    assert cards(Sight(), hardware, processes=3) == [None] * 3
+
+
+@cases(
+    ("sight", "distributed", "words"),
+    [
+        (THREE, {"processes": 4}, "There are 3 cards for 4 processes."),
+        (THREE, {"gpus": ["0", "5"]}, "distributed.gpus is 5, and no card is called so"),
+        (Sight(), {"gpus": "0"}, "distributed.gpus is 0, and there is no NVIDIA card here."),
+    ],
+)
+def test_too_few_cards_are_a_sentence(sight: Sight, distributed: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        cards(sight, **distributed)
+    assert words in caught.value.message
+
+
+@cases(
+    ("release", "expected"),
+    [("6.6.87.2-microsoft-standard-WSL2\n", True), ("4.4.0-19041-Microsoft\n", True), ("6.8.0-45-generic\n", False)],
+)
+def test_the_kernel_tells_it(tmp_path: Path, release: str, expected: bool) -> None:
+    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+    assert is_wsl(tmp_path) is False
+    (tmp_path / "proc/sys/kernel/osrelease").write_text(release)
+    assert is_wsl(tmp_path) is expected

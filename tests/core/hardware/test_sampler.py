@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -179,26 +179,3 @@ def test_an_answer_that_does_not_come_is_pending_and_asked_for_once() -> None:
     watched.close()
     watched.ask()
     assert len(asked) == 1
-
-
-def test_a_failure_keeps_the_answer_before() -> None:
-    answers: Iterator[Callable[[], int]] = iter([lambda: 1, _fail, lambda: 3])
-
-    def read() -> int:
-        return next(answers)()
-
-    watched = Watched(lambda: read, "test", lambda: None)
-
-    def ask() -> int | None:
-        watched.ask()
-        wait_for(lambda: not watched.is_pending)
-        return watched.answer
-
-    assert (ask(), watched.failure) == (1, "")
-    assert (ask(), watched.failure) == (1, "[Errno 5] broken sensor")
-    assert (ask(), watched.failure) == (3, "")
-    watched.close()
-
-
-def _fail() -> int:
-    raise OSError(5, "broken sensor")

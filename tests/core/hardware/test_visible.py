@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.hardware.card import Card, find_card
 from core.hardware.visible import Identity, Visible, find_gpu, hides_all, visible_cards
 from tests.cases import cases
 
@@ -161,3 +162,33 @@ def test_a_run_is_read_from_its_own_card(ask_driver: Ask) -> None:
         "    found += [[device.kind, device.index] for device in sampler.refresh(20.0)]\nprint(json.dumps(found))\n"
     )
     assert ask_driver(program, "eight") == [["cuda", 3], ["cpu", 0]]
+
+
+CARD_PROGRAM = (
+    "import json, dataclasses\nfrom core.hardware.card import find_card\n"
+    "card = find_card({timeout}, {environment})\n"
+    "print(json.dumps(card and [card.name, card.memory_total, card.capability, card.has_bf16]))\n"
+)
+
+
+@cases(
+    ("environment", "expected"),
+    [
+        ({}, ["NVIDIA GeForce RTX 4090", 24_000_000_000, [8, 9], True]),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, ["GRID \ufffd[31mV100", 24_000_000_000, [7, 0], False]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1234"}, None),
+    ],
+)
+def test_the_first_visible_card_is_found(ask_driver: Ask, environment: dict[str, str], expected: Any) -> None:
+    assert ask_driver(CARD_PROGRAM.format(timeout=60, environment=environment)) == expected
+
+
+@cases(("mode", "timeout"), [("none", 20), ("mismatch", 20), ("hang", 0.3)])
+def test_a_broken_driver_is_no_card(ask_driver: Ask, mode: str, timeout: float) -> None:
+    assert ask_driver(CARD_PROGRAM.format(timeout=timeout, environment={}), mode) is None
+
+
+def test_what_is_not_known_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Card("card", None, None).has_bf16 is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert find_card() is None

@@ -19,12 +19,8 @@ from core.models.architecture import measuring
 from core.models.architecture.families import read_architecture
 from core.models.architecture.measuring import Growth, LayerGrowth, Passes, Regime, passes_to_dict
 from tests.cases import cases
+from tests.core.memory.plans import config_of
 from tests.core.models.architecture import published
-
-
-def config_of(**sections: Any) -> Config:
-    return Config.model_validate({"data": {"train": "x"}, **sections})
-
 
 MEASURED = planner._measured
 
@@ -56,24 +52,19 @@ def test_what_is_advised_fits_when_it_is_done(name: str, limit: int, method: str
         assert all(answer.fits for answer in advice)
 
 
-@cases("name", published.PARAMETERS)
-def test_of_every_family_a_run_that_is_a_little_too_large_is_made_to_fit(name: str) -> None:
-    see_made_to_fit(name)
-
-
-@pytest.mark.slow
-def test_so_it_is_by_measurements() -> None:
-    see_made_to_fit("Qwen2.5-0.5B")
-
-
-@pytest.mark.long
-@pytest.mark.slow
-@cases("name", ["Gemma-3-1B", "Qwen1.5-MoE-A2.7B"])
-def test_so_it_is_of_other_families(name: str) -> None:
-    see_made_to_fit(name)
-
-
-def see_made_to_fit(name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *published.PARAMETERS,
+        # By measurements.
+        pytest.param("Qwen2.5-0.5B", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, marks=[pytest.mark.long, pytest.mark.slow])
+            for name in ("Gemma-3-1B", "Qwen1.5-MoE-A2.7B")
+        ),
+    ],
+)
+def test_a_run_that_is_a_little_too_large_is_made_to_fit(name: str) -> None:
     architecture = read_architecture(published.PARAMETERS[name][0], name)
     memory = {"gradient_checkpointing": "off", "offload_experts": "off"}
     config = config_of(train={"max_length": 1024, "batch_size": 1}, memory=memory)
@@ -174,20 +165,21 @@ def test_room_to_spare_buys_speed() -> None:
     assert only.saves_bytes < 0
 
 
-def test_room_to_spare_is_used_by_itself() -> None:
+@cases(
+    ("limit", "memory"),
+    [
+        # The room is used by itself.
+        (24_000_000_000, {}),
+        (None, {"gradient_checkpointing": "off"}),
+        (10**12, {"gradient_checkpointing": "off"}),
+    ],
+)
+def test_there_is_nothing_to_say_without_need(limit: int | None, memory: dict[str, str]) -> None:
     architecture = read_architecture(published.SMOLLM2_135M, "x")
-    machine = Machine("cuda", 24_000_000_000)
-    plan = make_plan(architecture, config_of(), machine)
+    config, machine = config_of(memory=memory), Machine("cuda", limit)
+    plan = make_plan(architecture, config, machine)
     assert not plan.checkpointing
-    assert advise(architecture, config_of(), machine, None, plan) == ()
-
-
-@pytest.mark.parametrize("limit", [None, 10**12])
-def test_there_is_nothing_to_say_without_need(limit: int | None) -> None:
-    architecture = read_architecture(published.SMOLLM2_135M, "x")
-    config = config_of(memory={"gradient_checkpointing": "off"})
-    machine = Machine("cuda", limit)
-    assert advise(architecture, config, machine, None, make_plan(architecture, config, machine)) == ()
+    assert advise(architecture, config, machine, None, plan) == ()
 
 
 def test_a_change_is_measured_before_it_is_advised_unless_that_is_to_be_immediate(

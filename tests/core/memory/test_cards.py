@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from core.config.schema import Config
 from core.memory.cards import (
     BUCKET,
     DEEPSPEED_BUCKET,
@@ -22,6 +21,7 @@ from core.memory.plan import Machine, Part
 from core.memory.planner import arithmetic
 from core.models.architecture.families import read_architecture
 from tests.cases import cases
+from tests.core.memory.plans import config_of
 from tests.core.models.architecture import published
 
 #: ZeRO's example (arXiv 1910.02054, figure 1): 7.5 billion parameters in 16 bit, AdamW's 12 bytes for each, 64 cards.
@@ -145,8 +145,7 @@ def test_a_bucket_is_no_larger_than_what_is_trained() -> None:
 
 def test_gathered_sizes_of_a_published_model_in_4_bits() -> None:
     model = read_architecture(published.LLAMA_3_8B, "x")
-    config = Config.model_validate({"data": {"train": "x"}})
-    how = arithmetic(config, Machine("cuda"))
+    how = arithmetic(config_of(), Machine("cuda"))
     found = gathered_sizes(model, how, (), [(16, 4096, 32 * 7)], width=4, whole=False)
     # A layer of Llama 3 8B: q and o 4096², k and v 4096 x 1024, three of 4096 x 14336; two norms in 16 bit.
     weights = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
@@ -163,8 +162,7 @@ def test_gathered_sizes_of_a_published_model_in_4_bits() -> None:
 
 def test_gradients_of_a_model_that_is_trained_whole_are_inside_and_outside() -> None:
     model = read_architecture(published.LLAMA_3_8B, "x")
-    config = Config.model_validate({"data": {"train": "x"}, "method": {"name": "full"}})
-    how = arithmetic(config, Machine("cuda"))
+    how = arithmetic(config_of(method={"name": "full"}), Machine("cuda"))
     trained = [(128256, 4096, 2), (4096, 4096, 64)]
     found = gathered_sizes(model, how, (), trained, width=2, whole=True)
     assert found.outside_gradients == 2 * 2 * 128256 * 4096
@@ -205,6 +203,6 @@ def test_what_each_strategy_shares_out(strategy: Strategy, stage: int, shared: t
     ],
 )
 def test_cards_of_a_configuration(section: dict[str, Any], visible: int, expected: Cards) -> None:
-    config = Config.model_validate({"data": {"train": "x"}, "distributed": section})
+    config = config_of(distributed=section)
     assert cards_of(config.distributed, visible) == expected
     assert expected.number == expected.here * expected.machines

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config.schema import Config
 from core.memory.batching import WHOLE, micro_batches, token_budgets
 from core.memory.calibration import Calibration, rates_of
 from core.memory.choice import FILLED_SHARE, choose_way
@@ -19,9 +18,9 @@ from core.memory.planner import make_plan
 from core.memory.rows import Rows
 from core.models.architecture.families import read_architecture
 from tests.cases import cases
+from tests.core.memory.plans import GIB, config_of, plan_of
 from tests.core.models.architecture import published
 
-GIB = 1 << 30
 LLAMA_3_2_3B = {
     **published.LLAMA_3_8B,
     "hidden_size": 3072,
@@ -32,11 +31,9 @@ LLAMA_3_2_3B = {
 }
 
 
-def plan_of(model: dict[str, Any], gib: float, length: int | None = None, kind: Any = "cuda", **sections: Any) -> Plan:
-    machine = Machine(kind, round(gib * GIB), device="NVIDIA GeForce RTX 4090")
+def plan_in(model: dict[str, Any], gib: float, length: int | None = None, **sections: Any) -> Plan:
     rows = None if length is None else Rows([(length, 8)])
-    config = Config.model_validate({"data": {"train": "x"}, **sections})
-    return make_plan(read_architecture(model, "m"), config, machine, rows)
+    return plan_of(model, rows, limit=round(gib * GIB), device="NVIDIA GeForce RTX 4090", **sections)
 
 
 @pytest.mark.slow
@@ -54,11 +51,11 @@ def plan_of(model: dict[str, Any], gib: float, length: int | None = None, kind: 
 def test_smaller_micro_batches_come_before_recomputation(
     model: dict[str, Any], gib: float, length: int, budget: int, kept: int
 ) -> None:
-    plan = plan_of(model, gib, length)
+    plan = plan_in(model, gib, length)
     assert (plan.token_budget, plan.kept_layers, plan.checkpointing) == (budget, kept, False)
     assert plan.fits
     assert plan.micro_batch.rows == max(1, min(8, budget // length))
-    recomputed = plan_of(model, gib, length, memory={"gradient_checkpointing": "on"})
+    recomputed = plan_in(model, gib, length, memory={"gradient_checkpointing": "on"})
     assert recomputed.kept_layers == 0
     assert plan.step.seconds < recomputed.step.seconds
 
@@ -67,10 +64,10 @@ def test_smaller_micro_batches_come_before_recomputation(
 @cases("gib", [12, 15, 18])
 def test_some_layers_are_recomputed_where_all_are_too_many_to_keep(gib: int) -> None:
     """As many are kept as fit, and no more."""
-    plan = plan_of(published.LLAMA_2_13B, gib)
+    plan = plan_in(published.LLAMA_2_13B, gib)
     assert 0 < plan.kept_layers < 40
     assert plan.needed_bytes <= FILLED_SHARE * gib * GIB
-    config, machine = Config.model_validate({"data": {"train": "x"}}), Machine("cuda", gib * GIB)
+    config, machine = config_of(), Machine("cuda", gib * GIB)
     architecture = read_architecture(published.LLAMA_2_13B, "m")
     more = make_plan(
         architecture,
@@ -90,7 +87,7 @@ def test_some_layers_are_recomputed_where_all_are_too_many_to_keep(gib: int) -> 
 @cases("model", [published.LLAMA_3_8B, published.GEMMA_2_9B, published.SMOLLM3_3B, published.QWEN_3_4B])
 def test_memory_grows_and_time_shrinks_with_every_kept_layer(model: dict[str, Any], kind: Any) -> None:
     architecture = read_architecture(model, "m")
-    config = Config.model_validate({"data": {"train": "x"}, "train": {"max_length": 512}})
+    config = config_of(train={"max_length": 512})
     plans = [
         make_plan(architecture, config, Machine(kind), checkpointing=kept < architecture.depth, kept_layers=kept)
         for kept in range(architecture.depth + 1)
@@ -124,7 +121,7 @@ def test_micro_batches_are_cut_as_the_worker_cuts_them() -> None:
 
 def test_a_step_inside_backward_is_one_pass_and_some_of_its_layers_are_recomputed() -> None:
     method: dict[str, Any] = {"method": {"name": "full"}, "train": {"optimizer": "adamw_8bit", "batch_size": 4}}
-    plan = plan_of(published.LLAMA_3_8B, 50, 1024, **method)
+    plan = plan_in(published.LLAMA_3_8B, 50, 1024, **method)
     assert plan.token_budget == WHOLE
     assert plan.micro_batch.rows == 4
     assert 0 < plan.kept_layers < 32
@@ -134,7 +131,7 @@ def test_a_step_inside_backward_is_one_pass_and_some_of_its_layers_are_recompute
 @cases(("choice", "kept"), [("on", {0}), ("off", {32}), ("auto", set(range(33)))], ids=["on", "off", "auto"])
 @cases("gib", [7.5, 8, 9, 12, 16, 20, 23, 60])
 def test_the_configuration_has_the_last_word(choice: str, kept: set[int], gib: float) -> None:
-    plan = plan_of(published.LLAMA_3_8B, gib, memory={"gradient_checkpointing": choice})
+    plan = plan_in(published.LLAMA_3_8B, gib, memory={"gradient_checkpointing": choice})
     assert plan.kept_layers in kept
     assert plan.reason
     assert plan.offload is (choice != "off" and gib == 7.5)
@@ -142,16 +139,16 @@ def test_the_configuration_has_the_last_word(choice: str, kept: set[int], gib: f
 
 def test_smaller_micro_batches_come_before_offloading() -> None:
     on = {"gradient_checkpointing": "on"}
-    plan = plan_of(published.LLAMA_3_8B, 9.5, memory=on)
+    plan = plan_in(published.LLAMA_3_8B, 9.5, memory=on)
     assert (plan.offload, plan.fits) == (False, True)
     assert plan.token_budget < 8192
-    least = plan_of(published.LLAMA_3_8B, 7.5, memory=on)
+    least = plan_in(published.LLAMA_3_8B, 7.5, memory=on)
     assert (least.offload, least.token_budget) == (True, 2048)
 
 
 @pytest.mark.slow
 def test_what_is_kept_or_recomputed_is_told_in_a_sentence() -> None:
-    reasons = [plan_of(published.LLAMA_3_8B, gib).reason for gib in (60, 15, 11, 8)]
+    reasons = [plan_in(published.LLAMA_3_8B, gib).reason for gib in (60, 15, 11, 8)]
     assert reasons[0] == "Activations are kept: there is room for all of them."
     assert reasons[1].startswith("Activations are kept in micro-batches of up to 2,048 tokens: with up to 8,192 the ")
     assert " of 32 layers are kept, of the others recomputed, in micro-batches of up to 2,048 tokens: " in reasons[2]
@@ -161,7 +158,7 @@ def test_what_is_kept_or_recomputed_is_told_in_a_sentence() -> None:
 
 @functools.cache
 def some_plan() -> Plan:
-    return plan_of(published.SMOLLM2_135M, 1)
+    return plan_in(published.SMOLLM2_135M, 1)
 
 
 def fake_plan(way: Way, seconds: float, needed: int) -> Plan:
@@ -177,12 +174,7 @@ def fake_plan(way: Way, seconds: float, needed: int) -> Plan:
     )
 
 
-@given(
-    budget_bytes=st.integers(1, 60),
-    layer_bytes=st.integers(1, 80),
-    again=st.floats(0, 1),
-    cut=st.floats(0, 1),
-)
+@given(budget_bytes=st.integers(1, 60), layer_bytes=st.integers(1, 80), again=st.floats(0, 1), cut=st.floats(0, 1))
 def test_the_choice_is_the_fastest_of_all_that_fit(
     budget_bytes: int, layer_bytes: int, again: float, cut: float
 ) -> None:

@@ -8,38 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config.schema import Config
 from core.errors import UserError
 from core.memory.calibration import Calibration
-from core.memory.overhead import CUDA_LIBRARIES
+from core.memory.phases import CUDA_LIBRARIES
 from core.memory.plan import Machine, Plan
 from core.memory.planner import arithmetic, disk_need, fit, make_least_plan, make_plan
 from core.memory.rows import Rows
-from core.memory.sizes import (
-    HOST_SLAB,
-    optimizer_bytes,
-    quantized_bytes,
-    quantized_experts_bytes,
-)
+from core.memory.sizes import HOST_SLAB, optimizer_bytes, quantized_bytes, quantized_experts_bytes
 from core.memory.step_time import touched_experts
 from core.memory.weights import weight_parts
 from core.models.architecture.families import read_architecture
 from core.models.inspection import STARTER_FACTS
 from tests.cases import cases
+from tests.core.memory.plans import GIB, config_of, plan_of
 from tests.core.models.architecture import published
-
-GIB = 1 << 30
-
-
-def config_of(**sections: Any) -> Config:
-    return Config.model_validate({"data": {"train": "x"}, **sections})
-
-
-def plan_of(
-    model: dict[str, Any], rows: Rows | None = None, *, kind: Any = "cuda", limit: Any = None, **sections: Any
-) -> Plan:
-    machine = Machine(kind, limit)
-    return make_plan(read_architecture(model, "m"), config_of(**sections), machine, rows)
 
 
 def without_surroundings(plan: Plan) -> int:
@@ -102,10 +84,7 @@ def test_the_loss_is_the_logits_of_a_chunk(model: dict[str, Any], positions: int
     """Three fp32 tensors, of fewer positions where the vocabulary is large; beside them only hidden states."""
     half, whole, twice = (
         plan_of(
-            model,
-            Rows([(2048, 1)], learned / 2047),
-            train={"batch_size": 1},
-            memory={"gradient_checkpointing": "off"},
+            model, Rows([(2048, 1)], learned / 2047), train={"batch_size": 1}, memory={"gradient_checkpointing": "off"}
         ).by_name()["loss"]
         for learned in (positions // 2, positions, 2 * positions)
     )
@@ -215,13 +194,6 @@ def test_where_the_limit_is_unknown_checkpointing_is_on_on_a_gpu_only() -> None:
     assert not plan_of(published.SMOLLM2_135M, kind="cpu").checkpointing
 
 
-def test_recomputing_activations_takes_less() -> None:
-    with_it, without = (
-        plan_of(published.LLAMA_3_8B, memory={"gradient_checkpointing": choice}) for choice in ("on", "off")
-    )
-    assert with_it.total_bytes < 0.5 * without.total_bytes
-
-
 def test_eager_attention_holds_scores() -> None:
     """Scores grow with the square of the length: rows of 4 times the tokens, a quarter of them."""
     short, long = (
@@ -254,19 +226,18 @@ def test_experts_are_quantized_and_their_routers_are_not() -> None:
     assert wide["experts"] == DEPTH * 2 * (gate_and_up + down)
 
 
-@pytest.mark.slow
-def test_a_mixture_of_30b_trains_on_a_card_of_24_gb() -> None:
-    trains_on_a_card(16, 22e9, "all-linear")
-
-
-@pytest.mark.long
-@cases("targets", ["all-linear", ATTENTION], ids=["all", "attention"])
-@cases(("rows", "limit"), [(1, 22e9), (16, 22e9), (16, 24e9)])
-def test_a_mixture_of_30b_trains_with_any_number_of_rows_that_fits(rows: int, limit: float, targets: Any) -> None:
-    trains_on_a_card(rows, limit, targets)
-
-
-def trains_on_a_card(rows: int, limit: float, targets: Any) -> None:
+@pytest.mark.parametrize(
+    ("rows", "limit", "targets"),
+    [
+        pytest.param(16, 22e9, "all-linear", marks=pytest.mark.slow),
+        *(
+            pytest.param(rows, limit, targets, marks=pytest.mark.long)
+            for targets in ("all-linear", ATTENTION)
+            for rows, limit in ((1, 22e9), (16, 22e9), (16, 24e9))
+        ),
+    ],
+)
+def test_a_mixture_of_30b_trains_on_a_card_of_24_gb(rows: int, limit: float, targets: Any) -> None:
     """Its experts get no adapters of rank 16 by themselves, which would be more than a hundredth of them."""
     plan = plan_of(
         published.QWEN_3_30B_A3B,
@@ -297,21 +268,19 @@ def test_only_active_experts_compute_and_all_that_are_touched_are_dequantized() 
     assert touched_experts(128, 8, 2048) == pytest.approx(128)
 
 
-@pytest.mark.slow
-def test_the_plan_says_why_experts_have_no_adapters() -> None:
-    assert says_why({})
-
-
-@pytest.mark.long
-@cases("method", [{"target_experts": "off"}, {"target_experts": "on"}, {"name": "full"}])
-def test_the_plan_gives_no_reason_where_experts_were_decided_on(method: dict[str, Any]) -> None:
-    assert not says_why(method)
-
-
-def says_why(method: dict[str, Any]) -> bool:
-    """True if a note of the plan names the size of the adapters that experts do not get."""
+@pytest.mark.parametrize(
+    ("method", "is_said"),
+    [
+        pytest.param({}, True, marks=pytest.mark.slow),
+        *(
+            pytest.param(method, False, marks=pytest.mark.long)
+            for method in ({"target_experts": "off"}, {"target_experts": "on"}, {"name": "full"})
+        ),
+    ],
+)
+def test_the_plan_says_why_experts_have_no_adapters(method: dict[str, Any], is_said: bool) -> None:
     notes = plan_of(SHALLOW, method=method).notes
-    return any("79 M parameters, 2.2% of the experts' own" in note for note in notes)
+    assert any("79 M parameters, 2.2% of the experts' own" in note for note in notes) == is_said
 
 
 def on_12_gb(host: int | None = 32 << 30, pins: bool = True, **sections: Any) -> Plan:
@@ -454,16 +423,7 @@ def test_rows_beyond_a_table_of_positions_are_refused() -> None:
         plan_of(published.GPT_2, Rows([(2048, 1)]))
 
 
-NAMES = st.sampled_from(
-    [
-        "SmolLM2-135M",
-        "Llama-3-8B",
-        "Qwen2.5-7B",
-        "Gemma-2-9B",
-        "SmolLM3-3B",
-        "Qwen3-4B",
-    ]
-)
+NAMES = st.sampled_from(["SmolLM2-135M", "Llama-3-8B", "Qwen2.5-7B", "Gemma-2-9B", "SmolLM3-3B", "Qwen3-4B"])
 SETTINGS = st.fixed_dictionaries(
     {
         "method": st.fixed_dictionaries(

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from core.config.schema import Config
 from core.errors import UserError
 from core.memory.advice import advise
 from core.memory.cards import BUCKET, FROZEN, Cards, Shares, Sharing, gathered_sizes
@@ -16,6 +15,7 @@ from core.memory.strategy import Chosen, chosen_strategy, part_of_card, part_of_
 from core.memory.weights import weight_parts
 from core.models.architecture.families import read_architecture
 from tests.cases import cases
+from tests.core.memory.plans import config_of
 from tests.core.models.architecture import published
 
 EIGHT = read_architecture(published.LLAMA_3_8B, "x")
@@ -33,19 +33,15 @@ SEVENTY = read_architecture(
 HOST = 64_000_000_000
 
 
-def configured(**sections: Any) -> Config:
-    return Config.model_validate({"data": {"train": "x"}, **sections})
-
-
 def chosen(limit: float | None, cards: int = 2, machines: int = 1, **sections: Any) -> Chosen:
     machine = Machine("cuda", None if limit is None else int(limit * 1e9), host_bytes=HOST)
-    return chosen_strategy(EIGHT, configured(**sections), machine, cards=Cards(cards, machines))
+    return chosen_strategy(EIGHT, config_of(**sections), machine, cards=Cards(cards, machines))
 
 
 def test_one_card_needs_no_strategy_and_has_the_plan_that_it_had() -> None:
     found = chosen(24, 1)
     assert (found.strategy, found.host_bytes) == ("none", 0)
-    assert found.plan == make_plan(EIGHT, configured(), Machine("cuda", int(24e9), host_bytes=HOST))
+    assert found.plan == make_plan(EIGHT, config_of(), Machine("cuda", int(24e9), host_bytes=HOST))
 
 
 def test_auto_replicates_where_the_model_fits_on_each_card() -> None:
@@ -68,7 +64,7 @@ def test_auto_shares_the_weights_out_where_a_card_is_too_small() -> None:
 def test_auto_replicates_experts_in_4_bits_which_cannot_be_shared_out() -> None:
     mixture = read_architecture(published.QWEN_3_30B_A3B, "x")
     machine = Machine("cuda", int(12e9), host_bytes=HOST)
-    found = chosen_strategy(mixture, configured(memory={"offload_experts": "off"}), machine, cards=Cards(2))
+    found = chosen_strategy(mixture, config_of(memory={"offload_experts": "off"}), machine, cards=Cards(2))
     assert (found.strategy, found.fits) == ("replicate", False)
     assert "fsdp2 does not share out experts in 4 bits" in found.reason
 
@@ -94,8 +90,8 @@ def test_none_is_one_process() -> None:
 
 def test_a_model_of_70b_fits_on_two_cards_that_share_it_and_on_none_alone() -> None:
     machine = Machine("cuda", int(32e9), host_bytes=HOST)
-    one = chosen_strategy(SEVENTY, configured(), machine, cards=Cards(1))
-    two = chosen_strategy(SEVENTY, configured(), machine, cards=Cards(2))
+    one = chosen_strategy(SEVENTY, config_of(), machine, cards=Cards(1))
+    two = chosen_strategy(SEVENTY, config_of(), machine, cards=Cards(2))
     assert (one.fits, two.fits, two.strategy) == (False, True, "fsdp2")
 
 
@@ -160,7 +156,7 @@ def test_fsdp2_has_the_frozen_layers_of_a_machine_in_its_memory() -> None:
 def test_host_memory_that_does_not_suffice_is_no_fit() -> None:
     section = {"strategy": "fsdp2", "offload": "all"}
     machine = Machine("cuda", int(24e9), host_bytes=int(3e9))
-    found = chosen_strategy(EIGHT, configured(distributed=section), machine, cards=Cards(2))
+    found = chosen_strategy(EIGHT, config_of(distributed=section), machine, cards=Cards(2))
     assert (found.plan.fits, found.plan.host_fits, found.fits) == (True, False, False)
 
 
@@ -190,7 +186,7 @@ def test_parts_sum_up_and_have_their_share_said() -> None:
 
 def test_experts_are_shared_out_and_not_moved_to_host_memory() -> None:
     model = read_architecture(published.QWEN_3_30B_A3B, "x")
-    config = configured(memory={"offload_experts": "on"})
+    config = config_of(memory={"offload_experts": "on"})
     sharing = Sharing("fsdp2", Cards(4), adapters=True)
     assert part_of_card(config, sharing).memory.offload_experts == "off"
     assert part_of_card(config, Sharing("replicate", Cards(4))).memory.offload_experts == "on"
@@ -207,13 +203,13 @@ def test_experts_are_shared_out_and_not_moved_to_host_memory() -> None:
 def test_processes_on_a_cpu_divide_its_memory() -> None:
     machine = Machine("cpu", 16_000_000_000)
     assert part_of_machine(machine, Cards(4)).limit_bytes == 4_000_000_000
-    found = chosen_strategy(EIGHT, configured(), machine, cards=Cards(2))
+    found = chosen_strategy(EIGHT, config_of(), machine, cards=Cards(2))
     assert found.plan.limit_bytes == 8_000_000_000
     assert "communication" not in found.plan.by_name()
 
 
 def test_a_configuration_is_not_changed_by_its_parts() -> None:
-    config = configured(train={"batch_size": 8})
+    config = config_of(train={"batch_size": 8})
     sharing = chosen_strategy(EIGHT, config, Machine("cuda", int(6e9)), cards=Cards(2)).sharing
     part = part_of_card(config, sharing)
     assert (config.train.batch_size, part.train.batch_size) == (8, 4)
@@ -221,7 +217,7 @@ def test_a_configuration_is_not_changed_by_its_parts() -> None:
 
 
 def test_advice_for_cards_that_share_is_to_move_to_host_memory_and_never_to_update_inside_backward() -> None:
-    config = configured(method={"name": "full"}, distributed={"strategy": "fsdp2"})
+    config = config_of(method={"name": "full"}, distributed={"strategy": "fsdp2"})
     machine = Machine("cuda", int(24e9), host_bytes=int(200e9))
     found = chosen_strategy(EIGHT, config, machine, cards=Cards(2))
     assert found.fits is False

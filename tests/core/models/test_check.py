@@ -12,7 +12,7 @@ import pytest
 
 from core.errors import UserError
 from core.models.check import check_model_config, check_model_directory
-from core.models.description import refuse_foreign
+from core.models.description import read_record, refuse_foreign
 from tests.cases import cases
 from tests.unprivileged import unprivileged
 
@@ -175,10 +175,6 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tensors": (_with_empty_weights, "without a single tensor"),
     "a missing shard": (_without_shard, r"lacks model-1\.safetensors, of 2 files"),
     "a shard cut short": (_with_shard_cut, r"model-2\.safetensors"),
-    "a shard outside": (
-        _with_index('{"metadata": {}, "weight_map": {"a": "../x.safetensors"}}'),
-        "outside its directory",
-    ),
     "a damaged index": (_with_index("{"), "is not JSON"),
     "an index without metadata": (_with_index('{"weight_map": {"a": "model-1.safetensors"}}'), "it has no metadata"),
     "an empty index": (_with_index('{"weight_map": {}}'), "names no weights"),
@@ -332,3 +328,12 @@ def test_what_only_looks_like_it_is_accepted(content: dict[str, Any]) -> None:
     assert description == content, "it is looked at, not changed"
     with pytest.raises(UserError, match=r"inner\.auto_map"):
         refuse_foreign({**description, "inner": {**description, "auto_map": CODE}}, Path("config.json"))
+
+
+@cases(
+    "content",
+    [b"", b"[" * 100_000, b"null", b'{"files": []}', b'{"files": {}}', b'{"files": {"a\\u0000": 1}}', b"\xff"],
+)
+def test_what_is_no_record_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "localtune.json").write_bytes(content)
+    assert read_record(tmp_path) is None

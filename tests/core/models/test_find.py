@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -93,18 +92,6 @@ def test_names_that_are_no_names_find_nothing_and_raise_nothing(name: str) -> No
 def test_what_is_missing_says_how_to_get_it() -> None:
     assert "localtune-tui fetch hf://org/model" in missing_model("org/model").hint
     assert "localtune-tui demo" in missing_model(STARTER_NAME).hint
-
-
-def test_a_reference_of_the_cache_that_leads_elsewhere_is_not_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    repository = tmp_path / "models--org--model"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "snapshots").mkdir()
-    (repository / "refs" / "main").write_text("../..")
-    assert find_in_hub_cache(parse_entry("hf://org/model")) is None
-    shutil.rmtree(repository)
 
 
 def test_a_revision_is_found_in_the_hub_cache_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,14 +73,6 @@ def test_a_download_that_was_broken_off_leaves_a_link_that_leads_nowhere(tiny_mo
     assert inspect_model(model).is_incomplete
 
 
-def test_saved_quantizations_are_named_and_do_not_spoil_the_count(tiny_model_dir: Path, tmp_path: Path) -> None:
-    model = copy_model(tiny_model_dir, tmp_path / "model")
-    edit_json(model / "config.json", quantization_config={"quant_method": "hqq", "nbits": 4})
-    facts = inspect_model(model)
-    assert (facts.quantization, facts.dtype) == ("HQQ", "HQQ")
-    assert facts.parameters == inspect_model(tiny_model_dir).parameters
-
-
 @cases(
     ("changes", "says"),
     [

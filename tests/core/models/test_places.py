@@ -100,7 +100,7 @@ def test_the_hugging_face_cache_is_listed_by_what_finds_it_again() -> None:
     cached("org/fetched", {"main": "f" * 40})
     listed = found()
     assert set(listed) == {
-        *(STARTER_NAME, "org/fetched", "org/main", "hf://org/tagged@v2", f"hf://org/bare@{'d' * 40}"),
+        *(STARTER_NAME, "org/fetched", "org/main", "hf://org/tagged@v2", f"hf://org/bare@{'d' * 40}")
     }
     assert listed["org/fetched"].source == "prepared"
     for base, model in listed.items():

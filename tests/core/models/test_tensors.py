@@ -89,6 +89,7 @@ def test_more_tensors_than_a_model_has_are_refused(
     [
         (["model-1.safetensors", "model-2.bin"], r"names model-2\.bin, which is no safetensors file"),
         (["/etc/passwd"], "outside its directory"),
+        (["../model-1.safetensors"], "outside its directory"),
         (["a/../model-1.safetensors"], "outside its directory"),
         ([".."], "lacks|no safetensors"),
         ([""], "lacks|no safetensors"),

@@ -119,7 +119,7 @@ def test_a_model_without_layers_has_an_empty_table() -> None:
 def test_it_is_read_back_from_json() -> None:
     assert QuantizationCost.from_dict(COST.to_dict()) == COST
     assert COST.to_dict()["sentence"] == sentence(COST)
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError):
         QuantizationCost.from_dict({})
 
 

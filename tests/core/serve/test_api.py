@@ -10,7 +10,6 @@ import pytest
 
 from tests.cases import cases
 from tests.core.serve.conftest import RunningServer
-from tests.core.serve.raw import post
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 
@@ -142,13 +141,6 @@ def test_what_is_not_offered_or_makes_no_sense_is_refused_in_a_sentence(
     error = found.json()["error"]
     assert (found.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert error["message"].endswith(".")
-
-
-def test_a_conversation_that_is_too_long_is_told_by_its_length(played: RunningServer) -> None:
-    status, _, body = post(played, json.dumps({"model": "run-1", "messages": ask("x") * 10_001}).encode())
-    error = json.loads(body)["error"]
-    assert (status, error["param"]) == (400, "messages")
-    assert error["message"] == "The conversation has 10001 messages; at most 10000 are read. Leave the earliest out."
 
 
 def test_settings_that_change_nothing_are_accepted(played: RunningServer) -> None:

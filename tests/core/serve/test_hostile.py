@@ -19,7 +19,6 @@ import pytest
 import uvicorn
 
 from core.serve.server import Connection, Strangers, Watch
-from tests.cases import cases
 from tests.core.serve.conftest import RunningServer
 from tests.core.serve.raw import connect, head, post, question
 from tests.waiting import wait_for
@@ -107,18 +106,6 @@ def test_those_who_wait_are_counted_and_more_are_refused(serve: Callable[..., Ru
     # They have gone, from the queue as well.
     answer = server.client().completions.create(model="tiny", prompt="say I am next")
     assert answer.choices[0].text == "I am next"
-
-
-@cases("stream", [True, False])
-def test_a_client_that_goes_ends_its_answer(played: RunningServer, stream: bool) -> None:
-    body = question("hang", stream=stream)
-    for _ in range(3):
-        with connect(played) as connection:
-            connection.sendall(head(played, Content_Length=str(len(body))) + body)
-            if stream:
-                assert connection.recv(12) == b"HTTP/1.1 200"
-    answer = played.client(timeout=60).completions.create(model="tiny", prompt="say here")
-    assert answer.choices[0].text == "here"
 
 
 def test_a_client_that_does_not_read_holds_up_nobody(played: RunningServer) -> None:

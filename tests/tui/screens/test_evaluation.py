@@ -14,8 +14,8 @@ from textual.containers import VerticalScroll
 from core import paths
 from core.chat.request import Source
 from core.errors import UserError
+from core.evaluation.evaluation import EvaluationRequest
 from core.evaluation.record import list_records, read_record
-from core.evaluation.request import EvaluationRequest
 from core.evaluation.targets import Target
 from tests.core.evaluation.scripted import ScriptedSession, targets
 from tests.tui.harness import FORBIDDEN, HOSTILE, screen_lines, screen_text, shown, wait_for
@@ -42,7 +42,7 @@ def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ScriptedSession:
             raise UserError("There is no run called gone.", "Name another.")
         return targets(made, [*names, *against])
 
-    monkeypatch.setattr("core.evaluation.request.resolve_targets", resolve)
+    monkeypatch.setattr("core.evaluation.evaluation.resolve_targets", resolve)
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"question {number} {HOSTILE}", "expected": f"answer {number}"} for number in range(COUNT)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

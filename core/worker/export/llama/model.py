@@ -14,10 +14,9 @@ import numpy as np
 
 from core.chat.request import GenerationSettings, QuestionError
 from core.errors import UserError
-from core.memory.answer import kv_bytes
+from core.memory.sizes import kv_bytes
 from core.models.architecture.families import read_architecture
-from core.models.architecture.gguf_header import read_gguf_header
-from core.models.gguf import check_gguf
+from core.models.architecture.gguf_header import check_gguf, read_gguf_header
 from core.text import one_line
 from core.worker.export.llama.library import Library, as_path, load_library, threads
 from core.worker.generate.stops import StopTexts, common_prefix

@@ -4,17 +4,7 @@ from core.export.gguf.sizes import MEAN_BITS, gguf_bytes
 from core.export.request import QUANTS
 from core.models.architecture.families import read_architecture
 from core.models.inspection import STARTER_FACTS
-
-LLAMA_3_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "tie_word_embeddings": False,
-}
+from tests.core.models.architecture import published
 
 
 def test_rows_that_are_no_multiples_of_256_take_more_bits() -> None:
@@ -26,7 +16,7 @@ def test_rows_that_are_no_multiples_of_256_take_more_bits() -> None:
 
 
 def test_the_mean_of_a_model_whose_shapes_are_not_known_is_that_of_usual_models() -> None:
-    architecture = read_architecture(LLAMA_3_8B, "config.json")
+    architecture = read_architecture(published.LLAMA_3_8B, "config.json")
     for quant in QUANTS:
         found = gguf_bytes(architecture.parameters, architecture, quant)
         assert abs(found / (architecture.parameters * MEAN_BITS[quant] / 8) - 1) < 0.02, quant

@@ -56,23 +56,14 @@ def test_system_prompts_of_all_forms_are_read_back(system: str) -> None:
     assert ("system", system) in read_modelfile(make(system=system).text)
 
 
-def check_odd_characters(name: str) -> None:
-    """A template whose tokens have odd characters is read back."""
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in _FIRST else pytest.mark.long) for name in NAMED_TEMPLATES]
+)
+def test_templates_with_odd_characters_are_read_back(name: str) -> None:
     source = NAMED_TEMPLATES[name].source
     special = {"bos": "<s>\u200d\x1b\u2003", "eos": '"""\U0010ffff｜▁'}
     text = carry_template(source, {"bos_token": special["bos"], "eos_token": special["eos"]}, adds_bos=False).text
     assert ("template", text) in read_modelfile(make(source, **special).text)
-
-
-@cases("name", _FIRST)
-def test_templates_with_odd_characters_are_read_back(name: str) -> None:
-    check_odd_characters(name)
-
-
-@pytest.mark.long
-@cases("name", sorted(set(NAMED_TEMPLATES) - set(_FIRST)))
-def test_other_templates_with_odd_characters_are_read_back(name: str) -> None:
-    check_odd_characters(name)
 
 
 @cases(
@@ -130,25 +121,23 @@ def write(path: Path, *, model: str = "gpt2", pre: str = "", bos: bool | None = 
     return path
 
 
-@pytest.mark.parametrize("said", [True, False])
-def test_the_metadata_say_it(tmp_path: Path, said: bool) -> None:
-    assert adds_bos(write(tmp_path / "m.gguf", bos=said)) is said
+@cases(
+    ("said", "adds"),
+    [
+        ({"bos": True}, True),
+        ({"bos": False}, False),
+        # A SentencePiece tokenizer adds it unless the metadata say otherwise.
+        ({"model": "llama"}, True),
+        ({"model": "llama", "bos": False}, False),
+        # Some have it whatever they say.
+        ({"pre": "lfm2", "bos": False}, True),
+    ],
+)
+def test_a_begin_token_is_added_as_the_metadata_say(tmp_path: Path, said: dict[str, Any], adds: bool) -> None:
+    assert adds_bos(write(tmp_path / "m.gguf", **said)) is adds
 
 
-def test_a_sentencepiece_tokenizer_adds_it_unless_told_otherwise(tmp_path: Path) -> None:
-    assert adds_bos(write(tmp_path / "a.gguf", model="llama"))
-    assert not adds_bos(write(tmp_path / "b.gguf", model="llama", bos=False))
-
-
-def test_some_have_it_whatever_the_metadata_say(tmp_path: Path) -> None:
-    assert adds_bos(write(tmp_path / "m.gguf", pre="lfm2", bos=False))
-
-
-def test_a_file_that_does_not_say_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="add_bos_token"):
-        adds_bos(write(tmp_path / "m.gguf"))
-
-
-def test_an_end_of_text_after_every_prompt_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="end of text added to every prompt"):
-        adds_bos(write(tmp_path / "m.gguf", bos=True, eos=True))
+@cases(("said", "words"), [({}, "add_bos_token"), ({"bos": True, "eos": True}, "end of text added to every prompt")])
+def test_metadata_that_leave_a_prompt_open_are_refused(tmp_path: Path, said: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        adds_bos(write(tmp_path / "m.gguf", **said))

@@ -45,6 +45,9 @@ _FIRST = (
     *(family.name for family in (LLAMA3, QWEN3, GPT_OSS, DEEPSEEK_R1, MISTRAL_NEMO, PARTS)),
 )
 _OTHERS = sorted(set(_SOURCES) - set(_FIRST))
+every_family = pytest.mark.parametrize(
+    "name", [*_FIRST, *(pytest.param(name, marks=pytest.mark.long) for name in _OTHERS)]
+)
 _CARRIED: dict[str, OllamaTemplate] = {}
 _TOOLS_NOTE, _TAGS_NOTE = "Tools are not carried", "Tags inside the text"
 
@@ -57,14 +60,8 @@ def carried(name: str) -> OllamaTemplate:
 
 
 @pytest.mark.long
-@cases("name", _FIRST)
+@cases("name", _SOURCES)
 def test_every_family_is_carried(name: str) -> None:
-    assert carried(name).conversations > 700
-
-
-@pytest.mark.long
-@cases("name", _OTHERS)
-def test_every_other_family_is_carried(name: str) -> None:
     assert carried(name).conversations > 700
 
 
@@ -82,49 +79,16 @@ _TURNS = st.lists(_SPACED.filter(lambda text: text.strip() != ""), min_size=1, m
 )
 
 
-def check_conversation(name: str, system: str | None, turns: list[str]) -> None:
-    """A conversation is written the same by the Go template of a family."""
+@every_family
+@settings(max_examples=15)
+@given(system=st.none() | _SPACED, turns=_TURNS)
+def test_conversations_of_any_text_are_written_the_same(name: str, system: str | None, turns: list[str]) -> None:
     source, special = _SOURCES[name]
     messages = [] if system is None else [{"role": "system", "content": system}]
     messages += [{"role": "assistant" if at % 2 else "user", "content": text} for at, text in enumerate(turns)]
     chat = ChatTemplate(source, special, now=datetime.fromisoformat(_NOW))
     wanted = chat.render(messages, add_generation_prompt=True)
     assert GoTemplate(carried(name).text).render(messages) == wanted
-
-
-@cases("name", _FIRST)
-@settings(max_examples=15)
-@given(system=st.none() | _SPACED, turns=_TURNS)
-def test_conversations_of_any_text_are_written_the_same(name: str, system: str | None, turns: list[str]) -> None:
-    check_conversation(name, system, turns)
-
-
-@pytest.mark.long
-@cases("name", _OTHERS)
-@settings(max_examples=15)
-@given(system=st.none() | _SPACED, turns=_TURNS)
-def test_conversations_of_any_text_are_written_the_same_for_other_families(
-    name: str, system: str | None, turns: list[str]
-) -> None:
-    check_conversation(name, system, turns)
-
-
-def check_generator(name: str) -> None:
-    """The Go template of a family writes the same text as the chat template, for all conversations of a proof."""
-    source, special = _SOURCES[name]
-    renderer = Renderer(ChatTemplate(source, special, now=datetime.fromisoformat(_NOW)), special["bos_token"], False)
-    shape = find_shape(renderer)
-    template = GoTemplate(go_template(shape))
-    systems = shape.system in ("turn", "inside")
-    differing = []
-    for _, messages in (*conversations(has_system=systems, reasons=True), *_UNUSUAL):
-        try:
-            written = template.render(messages)
-        except GoError:
-            written = None
-        if written != render(shape, messages):
-            differing.append(messages)
-    assert differing == []
 
 
 _SAID, _ANSWERED = {"role": "user", "content": " a "}, {"role": "assistant", "content": "b\n", "reasoning_content": "c"}
@@ -143,15 +107,22 @@ _UNUSUAL = [
 ]
 
 
-@cases("name", _FIRST)
+@every_family
 def test_a_go_template_writes_the_text_of_its_shape(name: str) -> None:
-    check_generator(name)
-
-
-@pytest.mark.long
-@cases("name", _OTHERS)
-def test_a_go_template_writes_the_text_of_its_shape_for_other_families(name: str) -> None:
-    check_generator(name)
+    source, special = _SOURCES[name]
+    renderer = Renderer(ChatTemplate(source, special, now=datetime.fromisoformat(_NOW)), special["bos_token"], False)
+    shape = find_shape(renderer)
+    template = GoTemplate(go_template(shape))
+    systems = shape.system in ("turn", "inside")
+    differing = []
+    for _, messages in (*conversations(has_system=systems, reasons=True), *_UNUSUAL):
+        try:
+            written = template.render(messages)
+        except GoError:
+            written = None
+        if written != render(shape, messages):
+            differing.append(messages)
+    assert differing == []
 
 
 @cases("marks", ['"""', "{{", "think {", "\u200b"])
@@ -312,25 +283,13 @@ def test_the_documentation_has_every_built_in_template() -> None:
         assert (f"`{name}`" in tools) == any(note.startswith(_TOOLS_NOTE) for note in notes), name
 
 
-def check_shipped(name: str) -> None:
-    """A template as a model ships it is carried."""
+@pytest.mark.long
+@pytest.mark.skipif(not DIRECTORY.is_dir(), reason="the installed trl has no chat templates")
+@pytest.mark.parametrize("name", ["gemma", "gemma4", "llama3_2", "phi3", "qwen2_5", "qwen3", "qwen3_5_think"])
+def test_templates_as_models_ship_them_are_carried(name: str) -> None:
     path = DIRECTORY / f"{name}.jinja"
     if not path.is_file():
         pytest.skip("this version of trl does not have it")
     found = carry_here(path.read_text(encoding="utf-8"), _SPECIAL, False, _NOW)
     assert found.conversations > 300
     assert not any(note.startswith(("White space", "An empty message")) for note in found.notes)
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not DIRECTORY.is_dir(), reason="the installed trl has no chat templates")
-@cases("name", ["gemma4", "llama3_2", "qwen3_5_think"])
-def test_templates_as_models_ship_them_are_carried(name: str) -> None:
-    check_shipped(name)
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not DIRECTORY.is_dir(), reason="the installed trl has no chat templates")
-@cases("name", ["gemma", "phi3", "qwen2_5", "qwen3"])
-def test_more_templates_as_models_ship_them_are_carried(name: str) -> None:
-    check_shipped(name)

@@ -56,8 +56,10 @@ def test_weights_count_exactly_over_all_files(tmp_path: Path) -> None:
     rest = plain.parameters - 49152 * 576
     write_header(model / "model-2.safetensors", {"model.layers.0.all": [rest], "model.vision.weight": [1000]})
     architecture = load_architecture(model)
-    assert architecture.parameters == plain.parameters + 1000
+    # Tensors beyond the structure are of parts that are not loaded.
+    assert architecture.parameters == plain.parameters
     assert architecture.checkpoint is not None
+    assert architecture.checkpoint.parameters == plain.parameters + 1000
     assert architecture.checkpoint.dtype == "BF16"
     assert architecture.checkpoint.largest == 49152 * 576 * 2
     assert architecture.checkpoint.bytes == sum(path.stat().st_size for path in model.glob("*.safetensors"))
@@ -78,19 +80,6 @@ def test_damaged_weights_leave_what_the_configuration_says(tmp_path: Path, damag
     assert load_architecture(model).checkpoint is None
 
 
-def test_prepared_models_and_the_hubs_cache_are_found(
-    tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepared = write_model(private_home / "models" / "small")
-    assert locate_model("small") == prepared
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    repository = tmp_path / "hub" / "models--some--model"
-    snapshot = write_model(repository / "snapshots" / "abc")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc")
-    assert locate_model("some/model") == snapshot
-
-
 @cases(
     "name",
     [
@@ -108,20 +97,6 @@ def test_a_model_that_is_not_here_is_refused_in_one_sentence(name: str) -> None:
         locate_model(name)
     assert "\x1b" not in refusal.value.message
     assert "config.json" in refusal.value.hint
-
-
-@pytest.mark.parametrize(
-    ("saved_with", "words"),
-    [
-        ({"transformers_version": "99.1.0"}, "it was saved with transformers 99.1.0, which does"),
-        ({}, "is of the architecture of_tomorrow, which transformers [0-9.]+ does not know[.]"),
-    ],
-)
-def test_a_family_newer_than_transformers_is_refused_by_its_name(
-    tmp_path: Path, saved_with: dict[str, str], words: str
-) -> None:
-    with pytest.raises(UserError, match=words):
-        load_architecture(write_model(tmp_path / "m", {"model_type": "of_tomorrow", **saved_with}))
 
 
 @pytest.mark.slow

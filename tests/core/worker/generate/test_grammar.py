@@ -10,8 +10,7 @@ import jsonschema
 import pytest
 import torch
 
-from core.chat.json_schema import SCHEMA_LIMIT, grammar_of, reason_of
-from core.chat.request import QuestionError
+from core.chat.request import SCHEMA_LIMIT, QuestionError, grammar_of, reason_of
 from core.worker.generate.generate import Grammar
 from tests.cases import cases
 

@@ -32,7 +32,7 @@ def test_private_variables_are_set_whatever_the_environment_has() -> None:
 
 _ALLOCATOR = """
 import json, os, torch
-from core.hardware.allocator import describe_allocator
+from core.hardware.drivers import describe_allocator
 from core.worker.process import environment
 environment.is_wsl = lambda: wsl
 environment.prepare()

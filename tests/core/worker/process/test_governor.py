@@ -331,7 +331,7 @@ BLIND = Device(index=0, kind="cpu", name="Some CPU")
 @cases(
     ("sections", "said"),
     [
-        ({"hardware": {"temperature_limit_c": 80.0}}, "Some CPU does not tell its temperature, so hardware.temp"),
+        ({"hardware": {"temperature_limit_c": 80.0}}, "Some CPU does not report its temperature, so hardware.temp"),
         ({"hardware": {"memory_temperature_limit_c": 90.0}}, "the temperature of its memory"),
         ({"hardware": {"power_limit_w": 100.0}}, "hardware.power_limit_w cannot be kept"),
         ({"night": {"energy_kwh": 1.0}}, "night.energy_kwh cannot be kept"),

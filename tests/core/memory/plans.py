@@ -1,0 +1,30 @@
+"""Configurations and plans of the tests of memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.config.schema import Config
+from core.memory.plan import Machine, Plan
+from core.memory.planner import make_plan
+from core.memory.rows import Rows
+from core.models.architecture.families import read_architecture
+
+GIB = 1 << 30
+
+
+def config_of(**sections: Any) -> Config:
+    return Config.model_validate({"data": {"train": "x"}, **sections})
+
+
+def plan_of(
+    model: dict[str, Any],
+    rows: Rows | None = None,
+    *,
+    kind: Any = "cuda",
+    limit: Any = None,
+    device: Any = "",
+    **sections: Any,
+) -> Plan:
+    """The plan of a published model on one device."""
+    return make_plan(read_architecture(model, "m"), config_of(**sections), Machine(kind, limit, device=device), rows)
