@@ -98,11 +98,7 @@ class LocaltuneApp(App[str]):
     ENABLE_COMMAND_PALETTE = False  # The app has its own, an overlay like the other screens.
 
     def __init__(
-        self,
-        config_path: Path | None = None,
-        run: str | None = None,
-        demo: bool = False,
-        data: Path | None = None,
+        self, config_path: Path | None = None, run: str | None = None, demo: bool = False, data: Path | None = None
     ) -> None:
         self.mistakes = Mistakes()
         super().__init__()

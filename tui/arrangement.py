@@ -86,10 +86,7 @@ def places(shown: Sequence[str], size: Size, way: Direction) -> dict[str, Region
         return {first: Region(0, 0, width, top), second: Region(0, top, width, height - top)}
     left = min(max(width * 46 // 100, _LEFT[0]), _LEFT[1])
     top = height - _between(_CHAT_ROWS, height * 34 // 100, height * 42 // 100)
-    found = {
-        "train": Region(left, 0, width - left, top),
-        "chat": Region(left, top, width - left, height - top),
-    }
+    found = {"train": Region(left, 0, width - left, top), "chat": Region(left, top, width - left, height - top)}
     if "runs" in shown:
         found["runs"] = Region(0, 0, left, height)
     else:

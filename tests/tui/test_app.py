@@ -20,12 +20,7 @@ from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.main_screen import PaneSlot, TooSmall
-from tui.messages import (
-    ActionFailed,
-    DevicesSampled,
-    RunAdvanced,
-    RunAttached,
-)
+from tui.messages import ActionFailed, DevicesSampled, RunAdvanced, RunAttached
 from tui.panes import TILED
 from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen

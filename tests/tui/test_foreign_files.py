@@ -136,10 +136,7 @@ async def test_a_hostile_registry_is_a_sentence_and_the_app_goes_on(directory: P
 TEMPLATES = {
     "size.jinja": ("x" * (300 << 10), "larger than 256 KiB"),
     "depth.jinja": ("{{ 1" + "|string" * 3000 + " }}", "nested too deep"),
-    "time.jinja": (
-        CHATML + "{% if messages[0].content == 'q 0' %}" + SLOW + "{% endif %}",
-        "takes more than 1 s",
-    ),
+    "time.jinja": (CHATML + "{% if messages[0].content == 'q 0' %}" + SLOW + "{% endif %}", "takes more than 1 s"),
 }
 
 

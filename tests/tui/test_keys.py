@@ -121,11 +121,7 @@ def test_a_keymap_rebinds(tmp_path: Path) -> None:
 def test_every_action_that_a_refusal_names_has_its_key_that_of_the_keymap() -> None:
     table = KeyTable({"train.pause": "space"})
     ways = {action: table.way(action) for action in ACTIONS}
-    assert ways == {
-        "resume": "space in the Train pane",
-        "set": "e in the Train pane",
-        "stop": "s in the Train pane",
-    }
+    assert ways == {"resume": "space in the Train pane", "set": "e in the Train pane", "stop": "s in the Train pane"}
 
 
 def test_what_is_wrong_in_a_keymap_is_left_out_and_named(tmp_path: Path) -> None:

@@ -94,10 +94,7 @@ FEW = ("thread", "drawing", "panic")
 
 @pytest.mark.parametrize(
     "mistake",
-    [
-        *FEW,
-        *(pytest.param(name, marks=pytest.mark.long) for name in MISTAKES if name not in (*FEW, "endless")),
-    ],
+    [*FEW, *(pytest.param(name, marks=pytest.mark.long) for name in MISTAKES if name not in (*FEW, "endless"))],
 )
 def test_a_mistake_leaves_a_whole_terminal_a_sentence_and_a_report(
     environment: dict[str, str], home: Path, mistake: str

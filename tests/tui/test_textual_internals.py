@@ -114,7 +114,7 @@ def test_an_update_is_written_under_the_conditions_that_the_image_of_the_termina
     for condition in ("if self._batch_count:", "self._running", "not self._closed", "not self.is_headless"):
         assert condition in source
     assert set(re.findall(r"self\.(\w+)", source.split("_begin_update")[0])) == {
-        *("_batch_count", "_running", "_closed", "is_headless", "_driver", "console"),
+        *("_batch_count", "_running", "_closed", "is_headless", "_driver", "console")
     }
     assert "self._previous_cursor_position = cursor_position" in source
     assert "renderable.render_segments(console)" in source

@@ -419,10 +419,7 @@ def told(app: LocaltuneApp) -> list[str]:
 
 @pytest.mark.parametrize(
     ("key", "brief", "back"),
-    [
-        ("p", "◌ pausing", ("withdraw", {"what": "pause"})),
-        ("c", "◌ saving", ("withdraw", {"what": "checkpoint"})),
-    ],
+    [("p", "◌ pausing", ("withdraw", {"what": "pause"})), ("c", "◌ saving", ("withdraw", {"what": "checkpoint"}))],
 )
 async def test_a_key_is_heard_at_once_and_the_same_key_takes_it_back(
     home: Path, worker: SlowWorker, key: str, brief: str, back: tuple[str, dict[str, Any]]

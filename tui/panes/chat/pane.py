@@ -276,13 +276,7 @@ class ChatPane(Pane):
             return
         toggles = ["chat.source", "chat.both"] if self.partner.has_adapter else []
         keys = [(self._key_while_writing(name), self.keys[name].description) for name in toggles]
-        offered = (
-            (cancel, leave),
-            ("enter", "sends"),
-            ("^n", "breaks the line"),
-            *keys,
-            ("↑", "earlier questions"),
-        )
+        offered = ((cancel, leave), ("enter", "sends"), ("^n", "breaks the line"), *keys, ("↑", "earlier questions"))
         if offered != prompt.footer_keys:
             prompt.footer_keys = offered
             # Updates the key bar.

@@ -9,17 +9,7 @@ import pytest
 from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
-from tests.tui.harness import (
-    FORBIDDEN,
-    HOSTILE,
-    PaneApp,
-    paste,
-    requested,
-    screen_lines,
-    screen_text,
-    wait_for,
-    words,
-)
+from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, requested, screen_lines, screen_text, wait_for, words
 from tui.datasets.view import DatasetView
 from tui.panes.data.pane import DataPane
 from tui.widgets.lists.row_list import RowList
@@ -255,12 +245,7 @@ async def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path) -> None
     directory.mkdir()
     empty.touch()
     binary.write_bytes(bytes(range(256)) * 50)
-    sentences = {
-        missing: "There is no file at",
-        directory: "is a directory",
-        empty: "is empty",
-        binary: "is not text",
-    }
+    sentences = {missing: "There is no file at", directory: "is a directory", empty: "is empty", binary: "is not text"}
     good = write_rows(tmp_path / "good.jsonl", 3)
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
