@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from textual.pilot import Pilot
+from textual.widget import Widget
 
 from core.config.document import ConfigDocument
 from core.config.schema import options
-from tests.tui.harness import Request, paste, requested, screen_text, wait_for
+from tests.tui.harness import PaneApp, Request, paste, requested, screen_text, wait_for
 from tui.panes.config.pane import ConfigPane
 from tui.widgets.forms.option_field import OptionField
 
@@ -42,6 +45,17 @@ async def opened(pilot: Pilot[None], pane: ConfigPane, path: Path | None = None)
     if path is not None:
         pane.load(ConfigDocument.load(path))
         await wait_for(pilot, lambda: path.name in screen_text(pilot.app))
+
+
+@asynccontextmanager
+async def config_pane(
+    path: Path | None = None, *, size: tuple[int, int] = (120, 30), app: Callable[[Widget], PaneApp] = PaneApp
+) -> AsyncIterator[tuple[Pilot[None], ConfigPane]]:
+    """A small app with the pane and a configuration."""
+    pane = ConfigPane()
+    async with app(pane).run_test(size=size) as pilot:
+        await opened(pilot, pane, path)
+        yield pilot, pane
 
 
 async def go_to(pilot: Pilot[Any], pane: ConfigPane, name: str) -> OptionField:

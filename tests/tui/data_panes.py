@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from core.analysis.result import Analysis
 from core.config.document import ConfigDocument
 from tests.conftest import CHATML
 from tests.core.template.toy_tokenizers import make_backend, save
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import PaneApp, screen_text, wait_for
 from tui.panes.data.pane import DataPane
 
 #: Generous, as processes are started, and the machine may be busy.
@@ -64,6 +65,19 @@ async def opened(pilot: Pilot[None], pane: DataPane, path: Path) -> None:
     pane.show(path)
     await wait_for(pilot, lambda: pane.view is not None and pane.view.path == path and pane.opener.opening is None)
     await pilot.pause()
+
+
+@asynccontextmanager
+async def data_pane(
+    path: Path, document: ConfigDocument | None = None, *, size: tuple[int, int] = (120, 30)
+) -> AsyncIterator[tuple[Pilot[None], DataPane]]:
+    """A small app with the pane, a file and the configuration that the pane follows."""
+    pane = DataPane()
+    async with PaneApp(pane).run_test(size=size) as pilot:
+        if document is not None:
+            pane.configure(document)
+        await opened(pilot, pane, path)
+        yield pilot, pane
 
 
 async def analyzed(pilot: Pilot[None], pane: DataPane) -> Analysis:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,6 +135,41 @@ def pane_of(app: App[Any], name: str) -> Any:
     """A pane of the whole app, by its id; None until it has been loaded."""
     assert isinstance(app, tui.app.LocaltuneApp)
     return app.desktop.panes.find(name)
+
+
+def is_ready(app: tui.app.LocaltuneApp) -> object:
+    """The configuration has been opened, and all panes are loaded."""
+    return app.state.document is not None
+
+
+def has_form(app: tui.app.LocaltuneApp) -> object:
+    """The configuration and its form are there."""
+    return is_ready(app) and pane_of(app, "config").form.fields
+
+
+def has_run(app: tui.app.LocaltuneApp) -> object:
+    """A run is shown."""
+    return app.state.view is not None
+
+
+def has_live_run(app: tui.app.LocaltuneApp) -> object:
+    """A live run is shown, and the configuration has been opened."""
+    return app.state.live_run is not None and app.state.document is not None
+
+
+@asynccontextmanager
+async def running(
+    app: tui.app.LocaltuneApp | None = None,
+    size: tuple[int, int] = (80, 24),
+    *,
+    notifications: bool = False,
+    until: Callable[[tui.app.LocaltuneApp], object] = is_ready,
+) -> AsyncIterator[tuple[tui.app.LocaltuneApp, Pilot[Any]]]:
+    """The whole app, once a condition holds."""
+    app = app or tui.app.LocaltuneApp()
+    async with app.run_test(size=size, notifications=notifications) as pilot:
+        await wait_for(pilot, lambda: until(app))
+        yield app, pilot
 
 
 def asks(app: App[Any], label: str) -> bool:

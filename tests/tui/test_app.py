@@ -15,7 +15,7 @@ from textual.widgets import Input
 from core.errors import UserError
 from core.runs.control.client import ControlClient
 from core.runs.record.store import Run
-from tests.tui.harness import asks, screen_text, wait_for
+from tests.tui.harness import asks, has_run, running, screen_text, wait_for
 from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
@@ -70,8 +70,7 @@ def record_commands(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any] | No
 
 
 async def test_a_small_terminal_shows_one_pane_and_numbers_switch() -> None:
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await ready(pilot)
+    async with running() as (app, pilot):
         assert shown(app) == {"train"}
         for key, name in (("1", "data"), ("2", "config"), ("5", "runs"), ("3", "train")):
             await pilot.press(key)
@@ -89,8 +88,7 @@ async def test_a_small_terminal_shows_one_pane_and_numbers_switch() -> None:
 
 
 async def test_a_large_terminal_tiles_four_panes_and_a_number_again_zooms() -> None:
-    async with LocaltuneApp().run_test(size=(160, 45)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(160, 45)) as (app, pilot):
         assert shown(app) == set(TILED)
         await pilot.press("2")
         assert (shown(app), app.main.current) == (set(TILED), "config")
@@ -112,8 +110,7 @@ async def test_a_large_terminal_tiles_four_panes_and_a_number_again_zooms() -> N
 
 
 async def test_two_panes_share_a_terminal_of_middle_size() -> None:
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         assert shown(app) == {"train", "chat"}
         for key, name, both in (
             ("4", "chat", {"train", "chat"}),
@@ -136,8 +133,7 @@ async def test_two_panes_share_a_terminal_of_middle_size() -> None:
 
 
 async def test_two_panes_are_put_over_each_other_by_a_key_that_is_remembered(home: Path) -> None:
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         train, chat = app.main.slot("train"), app.main.slot("chat")
         assert train.region.y == chat.region.y
         assert "\\ over" in screen_text(app).splitlines()[-1]
@@ -145,16 +141,14 @@ async def test_two_panes_are_put_over_each_other_by_a_key_that_is_remembered(hom
         await wait_for(pilot, lambda: train.region.x == chat.region.x)
         assert train.region.bottom == chat.region.y
         assert "\\ beside" in screen_text(app).splitlines()[-1]
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         await wait_for(pilot, lambda: app.main.slot("train").region.x == app.main.slot("chat").region.x)
 
 
 async def test_a_live_run_stays_in_sight(home: Path) -> None:
     script = ScriptedRun(home)
     script.train_to(30)
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         await wait_for(pilot, lambda: app.state.live_run is not None)
         for key, name in (("1", "data"), ("2", "config"), ("4", "chat"), ("5", "runs")):
             await pilot.press(key)
@@ -176,8 +170,7 @@ async def test_panes_out_of_sight_are_told(home: Path, monkeypatch: pytest.Monke
         told[name] = shown
 
     monkeypatch.setattr(LocaltuneApp, "pane_shown", record)
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         for width, height in ((80, 24), (200, 50), (130, 60), (61, 21), (160, 45), (40, 10), (120, 30)):
             await pilot.resize_terminal(width, height)
             await pilot.press("1")
@@ -185,8 +178,7 @@ async def test_panes_out_of_sight_are_told(home: Path, monkeypatch: pytest.Monke
 
 
 async def test_the_layout_follows_the_terminal_live() -> None:
-    async with LocaltuneApp().run_test(size=(200, 50)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(200, 50)) as (app, pilot):
         await pilot.resize_terminal(80, 24)
         await wait_for(pilot, lambda: shown(app) == {"train"})
         await pilot.resize_terminal(50, 15)
@@ -199,8 +191,7 @@ async def test_the_layout_follows_the_terminal_live() -> None:
 
 
 async def test_number_keys_are_text_in_a_text_input() -> None:
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await ready(pilot)
+    async with running() as (app, pilot):
         await pilot.press("5", "slash")
         await wait_for(pilot, lambda: isinstance(app.focused, Input))
         await pilot.press("1", "q")
@@ -215,8 +206,7 @@ async def test_the_app_attaches_to_the_live_run_and_says_so_once(home: Path) -> 
     ScriptedRun(home, "20261124-100000-over").end("finished")
     script = ScriptedRun(home)
     script.train_to(64)
-    async with LocaltuneApp().run_test(size=(120, 34), notifications=True) as pilot:
-        app = await ready(pilot)
+    async with running(size=(120, 34), notifications=True) as (app, pilot):
         await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
         assert app.state.view is not None
@@ -258,8 +248,7 @@ async def test_a_run_is_followed_step_by_step(home: Path) -> None:
 async def test_a_worker_that_dies_reads_lost(home: Path) -> None:
     script = ScriptedRun(home)
     script.train_to(30)
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
         script.write_state(pid_started="another boot/1")
@@ -285,9 +274,7 @@ async def test_starting_shows_phases_with_seconds(home: Path) -> None:
 
 
 async def test_idle_quit_never_asks() -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
+    async with running() as (app, pilot):
         await pilot.press("q")
     assert app.return_value is None
 
@@ -295,9 +282,7 @@ async def test_idle_quit_never_asks() -> None:
 async def test_quitting_beside_a_live_run_asks_and_can_leave_it(home: Path) -> None:
     script = ScriptedRun(home)
     script.train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with running(until=has_run) as (app, pilot):
         await pilot.press("q")
         await wait_for(pilot, lambda: asks(app, "leave it running"))
         await pilot.press("escape")
@@ -315,9 +300,7 @@ async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch:
     script = ScriptedRun(home)
     script.train_to(30)
     sent = record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with running(until=has_run) as (app, pilot):
         await pilot.press("q")
         await wait_for(pilot, lambda: asks(app, "leave it running"))
         await pilot.press("s")
@@ -329,9 +312,7 @@ async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch:
 
 async def test_a_stop_that_fails_keeps_the_app_open(home: Path) -> None:
     ScriptedRun(home).train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with running(until=has_run) as (app, pilot):
         await pilot.press("q")
         await wait_for(pilot, lambda: asks(app, "leave it running"))
         await pilot.press("s")
@@ -355,9 +336,7 @@ async def test_control_keys_reach_the_worker(home: Path, monkeypatch: pytest.Mon
     script = ScriptedRun(home)
     script.train_to(30)
     sent = record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34), notifications=True) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with running(size=(120, 34), notifications=True, until=has_run) as (app, pilot):
         await pilot.press("p")
         await wait_for(pilot, lambda: sent == ["pause"])
         script.write_state(state="paused")
@@ -392,9 +371,7 @@ async def test_control_keys_do_nothing_in_another_pane(home: Path, monkeypatch: 
 
 async def test_a_control_that_fails_is_a_dialog_and_the_app_goes_on(home: Path) -> None:
     ScriptedRun(home).train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with running(until=has_run) as (app, pilot):
         await pilot.press("p")
         await wait_for(pilot, lambda: "Pause failed" in screen_text(app))
         await pilot.press("escape")
@@ -402,9 +379,7 @@ async def test_a_control_that_fails_is_a_dialog_and_the_app_goes_on(home: Path) 
 
 
 async def test_starting_without_data_says_what_is_missing() -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await ready(pilot)
+    async with running(notifications=True) as (app, pilot):
         await pilot.press("r")
         told = "o opens a file, t uses it for training, r starts."
         await wait_for(pilot, lambda: any(told in note.message for note in app._notifications))
@@ -423,9 +398,7 @@ async def test_starting_validates_and_launches(tmp_path: Path, home: Path, monke
         return script.run
 
     monkeypatch.setattr("core.launch.launcher.start_run", start_run)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
+    async with running() as (app, pilot):
         app.configuration.use_dataset(data)
         await wait_for(pilot, lambda: app.state.is_dirty)
         app.action_start()
@@ -447,9 +420,7 @@ async def test_a_run_is_opened_from_the_list(home: Path) -> None:
     second = ScriptedRun(home, "20261124-090000-second")
     second.train_to(10)
     second.end("failed", "the loss is NaN")
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         await pilot.press("5")
         await wait_for(pilot, lambda: "✗ failed" in screen_text(app))
         assert "5 Runs · 2" in screen_text(app)
@@ -462,9 +433,7 @@ async def test_a_run_is_opened_from_the_list(home: Path) -> None:
 
 
 async def test_no_match_reads_differently_from_no_runs(home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
+    async with running() as (app, pilot):
         await pilot.press("5")
         await wait_for(pilot, lambda: "No runs yet." in screen_text(app))
         ScriptedRun(home).end("finished")
@@ -474,9 +443,7 @@ async def test_no_match_reads_differently_from_no_runs(home: Path) -> None:
 
 
 async def test_help_explains_the_pane_and_scrolls() -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
+    async with running() as (app, pilot):
         await pilot.press("question_mark")
         await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
         assert "Pause the run between two steps" in screen_text(app)
@@ -490,9 +457,7 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
 async def test_the_palette_reaches_actions_of_other_panes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     sent = record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
+    async with running() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("5", "ctrl+p")
         await pilot.pause()
@@ -509,9 +474,7 @@ async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
     (config / "keymap.toml").write_text('[train]\npuase = "x"\n[app]\nhelp = "H"\n', encoding="utf-8")
     (config / "settings.toml").write_text('glyphs = "fancy"\ntheme = "nowhere"\n', encoding="utf-8")
     (config / "themes" / "bad.toml").write_text('name = "bad"\n[colors]\nprimary = "bluish"\n', encoding="utf-8")
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34), notifications=True) as pilot:
-        await ready(pilot)
+    async with running(size=(120, 34), notifications=True) as (app, pilot):
         notes = [note.message for note in app._notifications]
         assert len(notes) == 1
         for part in ("puase", "glyphs", "bluish", "nowhere"):
@@ -533,9 +496,7 @@ async def test_a_theme_of_the_environment_is_applied(private_home: Path, monkeyp
 
 @pytest.mark.long
 async def test_a_theme_is_previewed_and_taken_back(private_home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await ready(pilot)
+    async with running(size=(120, 34)) as (app, pilot):
         await pilot.press("f2")
         await wait_for(pilot, lambda: len(app.screen_stack) == 2)
         await pilot.press("down", "down")
@@ -575,9 +536,7 @@ def test_errors_without_a_hint_are_shown_too() -> None:
 async def test_results_of_threads_are_dropped_while_the_app_shuts_down(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
+    async with running() as (app, pilot):
         shown: list[object] = []
         monkeypatch.setattr(app.runs, "show_devices", shown.append)
         app._running = False

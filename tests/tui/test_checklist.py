@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui.harness import screen_text, wait_for
+from tests.tui.harness import has_live_run, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
-from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
 from tui.keys import KeyTable
 from tui.panes import PANES
@@ -191,9 +190,7 @@ async def test_the_footer_and_the_borders_name_few_keys(private_home: Path) -> N
 
 async def test_ctrl_c_says_how_to_leave(private_home: Path) -> None:
     ScriptedRun(private_home).train_to(3)
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30), notifications=True) as pilot:
-        await wait_for(pilot, lambda: app.state.live_run is not None)
+    async with running(size=(100, 30), notifications=True, until=has_live_run) as (app, pilot):
         await pilot.press("ctrl+c", "ctrl+c")
         told = "q leaves the app. Training goes on without it."
         await wait_for(pilot, lambda: told in [note.message for note in app._notifications])
@@ -213,8 +210,6 @@ async def test_figures_of_a_stalled_run_say_how_old_they_are(private_home: Path)
 
 
 async def test_nothing_blinks_or_moves_by_itself(private_home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await ready(pilot)
+    async with running(size=(120, 34)) as (app, _pilot):
         assert app.animation_level == "none"
         assert not [widget for widget in app.main.query("*") if getattr(widget, "cursor_blink", False)]

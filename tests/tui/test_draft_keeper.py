@@ -17,7 +17,7 @@ from core.drafts import list_drafts
 from core.runs.record.store import Run
 from tests.tui.config_panes import write_config
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import HOSTILE, pane_of, paste, screen_text, wait_for
+from tests.tui.harness import HOSTILE, pane_of, paste, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
@@ -174,9 +174,7 @@ async def test_a_configuration_without_a_file_comes_back_with_its_paths(
         (tmp_path / name).mkdir()
     (tmp_path / "here" / "rows.jsonl").write_text('{"text": "one"}\n')
     monkeypatch.chdir(tmp_path / "here")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(size=(100, 30)) as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0, "data.train": "rows.jsonl"})
         if leaves_by == "signal":
             app.leaving.leave()
@@ -184,9 +182,7 @@ async def test_a_configuration_without_a_file_comes_back_with_its_paths(
             app.leaving.leave_by_choice()
     leave_behind()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(size=(100, 30)) as (app, pilot):
         document = app.state.document
         assert document is not None
         assert (document.path, document.get("train.epochs")) == (None, 7.0)
@@ -201,9 +197,7 @@ async def test_what_was_not_saved_comes_back_in_its_directory_without_a_session(
     for name in ("here", "elsewhere"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(size=(100, 30)) as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0})
         app.leaving.leave()
     leave_behind()
@@ -222,16 +216,12 @@ async def test_what_was_not_saved_comes_back_in_its_directory_without_a_session(
 
 async def test_text_that_is_no_configuration_yet_comes_back(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(LocaltuneApp(config_path=path), (100, 30)) as (app, pilot):
         pane = pane_of(app, "config")
         pane._take_edited("", "[data\n# half a line")
         app.leaving.leave()
     leave_behind()
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(LocaltuneApp(config_path=path), (100, 30)) as (app, pilot):
         pane = pane_of(app, "config")
         assert isinstance(pane, ConfigPane)
         await wait_for(pilot, lambda: pane.unread_text == "[data\n# half a line")
@@ -241,9 +231,7 @@ async def test_text_that_is_no_configuration_yet_comes_back(home: Path, tmp_path
 
 async def test_what_is_saved_is_no_draft_any_more(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(LocaltuneApp(config_path=path), (100, 30)) as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0})
         app.drafts.look()
         assert len(list_drafts("config")) == 1
@@ -255,9 +243,7 @@ async def test_what_is_saved_is_no_draft_any_more(home: Path, tmp_path: Path) ->
 
 async def test_where_nothing_can_be_kept_the_app_goes_on(home: Path, tmp_path: Path) -> None:
     (home / "drafts").write_text("a file where a directory belongs")
-    app = LocaltuneApp(config_path=write_config(tmp_path))
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot)
+    async with running(LocaltuneApp(config_path=write_config(tmp_path)), (100, 30)) as (app, _pilot):
         app.configuration.set_options({"train.epochs": 7.0})
         app.drafts.look()
         assert app.drafts.kept == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, HOSTILE, pane_of, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.datasets.here import FoundFile, Here
@@ -84,9 +84,7 @@ async def test_the_keys_lead_on_from_the_train_pane(directory: Path, home: Path)
 
 async def test_with_data_the_empty_pane_offers_the_start(directory: Path, home: Path) -> None:
     (directory / "c.toml").write_text('[data]\ntrain = "faq.csv"\n')
-    app = LocaltuneApp(directory / "c.toml")
-    async with app.run_test(size=(100, 30)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running(LocaltuneApp(directory / "c.toml"), (100, 30)) as (app, pilot):
         await pilot.press("3")
         await wait_for(pilot, lambda: "r   start a run of the configuration" in screen_text(app))
         assert "▸ faq.csv" not in screen_text(app)

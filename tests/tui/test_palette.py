@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 from tests.cases import cases
-from tests.tui.harness import screen_lines, wait_for
+from tests.tui.harness import running, screen_lines, wait_for
 from tests.tui.scripted_run import ScriptedRun
-from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
 from tui.keys import KEYS, Key, KeyTable
 from tui.palette import WORDS, find_commands, list_commands
@@ -91,9 +90,7 @@ def pointed_at(app: LocaltuneApp) -> list[str]:
 
 async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
     ScriptedRun(home).train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(200, 50)) as pilot:
-        await ready(pilot)
+    async with running(size=(200, 50)) as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("ctrl+p")
         await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
@@ -113,9 +110,7 @@ async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
 
 async def test_what_is_chosen_from_the_prompt_is_carried_out(home: Path) -> None:
     ScriptedRun(home).train_to(30)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
+    async with running() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         for typed, pane in (("show the configuration", "config"), ("pick a data file", "data")):
             await pilot.press("i")

@@ -19,11 +19,10 @@ from tests.cases import cases
 from tests.tui.config_panes import go_to, write_config
 from tests.tui.config_panes import opened as config_opened
 from tests.tui.data_panes import opened, row, write_lines
-from tests.tui.harness import PaneApp, screen_text, wait_for
+from tests.tui.harness import PaneApp, has_live_run, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.terminal import Terminal, app_environment
-from tests.tui.test_app import ready, record_commands
-from tui.app import LocaltuneApp
+from tests.tui.test_app import record_commands
 from tui.datasets.view import DatasetView
 from tui.driver import BURST_GOES_ON
 from tui.keys import KeyTable, load_keymap
@@ -393,9 +392,7 @@ async def test_what_is_typed_ahead_confirms_nothing_and_commands_nothing(
 ) -> None:
     ScriptedRun(home).train_to(30)
     sent = record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.live_run is not None)
+    async with running(until=has_live_run) as (app, pilot):
         await pilot.press("3")
         await pilot.pause()
         type_at_once(pilot, "syp")
@@ -410,9 +407,7 @@ async def test_what_is_typed_ahead_confirms_nothing_and_commands_nothing(
 async def test_a_key_that_comes_twice_answers_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     sent = record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
+    async with running(until=has_live_run) as (app, pilot):
         for opening, leaving in (("?", "\n\n"), ("s", "yy"), ("e", "\n\n"), ("s", "nn")):
             type_at_once(pilot, opening)
             await wait_for(pilot, lambda: len(app.screen_stack) == 2)
@@ -534,9 +529,7 @@ def test_the_end_of_a_text_that_comes_a_little_later_goes_with_it(terminal: Term
 async def test_the_model_is_asked_from_every_pane(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     record_commands(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot)
+    async with running() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         for number in TITLES:
             await pilot.press(number, "i", "1", "i")

@@ -12,7 +12,7 @@ from core.drafts import list_drafts
 from core.errors import UserError
 from tests.cases import cases
 from tests.tui.config_panes import go_to, write_config
-from tests.tui.harness import asks, pane_of, screen_text, wait_for
+from tests.tui.harness import asks, has_live_run, pane_of, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.bridge import Bridge
@@ -101,9 +101,7 @@ async def test_a_configuration_without_a_file_is_kept_without_a_question(
         await pilot.press("q")
         await wait_for(pilot, lambda: not app.is_running)
     assert app.return_value == "The configuration (rows) is kept, without a file. Come back to it with: localtune-tui"
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running() as (app, pilot):
         assert app.state.document is not None
         assert app.state.document.get("train.epochs") == 7.0
         assert app.state.document.path is None
@@ -115,9 +113,7 @@ async def test_a_configuration_without_a_file_is_kept_without_a_question(
 
 async def test_a_configuration_that_cannot_be_kept_is_asked_about(home: Path, tmp_path: Path) -> None:
     (home / "drafts").write_text("a file where a directory belongs")
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running() as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0})
         await wait_for(pilot, lambda: app.state.is_dirty)
         await asked(pilot)
@@ -172,9 +168,7 @@ async def test_a_file_that_somebody_else_has_changed_is_not_overwritten_on_the_w
 async def test_beside_a_live_run_it_is_said_that_it_goes_on(home: Path, tmp_path: Path) -> None:
     script = ScriptedRun(home)
     script.train_to(30)
-    app = LocaltuneApp(config_path=write_config(tmp_path))
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.live_run is not None)
+    async with running(LocaltuneApp(config_path=write_config(tmp_path)), until=has_live_run) as (app, pilot):
         await edited(pilot, app)
         await asked(pilot)
         text = " ".join(screen_text(app).replace("│", " ").split())
@@ -209,9 +203,7 @@ async def ask_to_start(pilot: Pilot[Any], app: LocaltuneApp, times: int = 1) -> 
 
 async def test_a_start_is_asked_for_once_and_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = SlowStart(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running(notifications=True) as (app, pilot):
         await ask_to_start(pilot, app, times=3)
         await wait_for(pilot, lambda: start.started == 1)
         assert app.state.is_starting
@@ -233,9 +225,7 @@ async def test_a_start_is_asked_for_once_and_waited_for(home: Path, monkeypatch:
 
 async def test_a_start_that_fails_ends_the_waiting(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SlowStart(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running(notifications=True) as (app, pilot):
         await ask_to_start(pilot, app)
         await pilot.press("q")
         app.post_message(ActionFailed("The sample could not be started", UserError("There is no room.")))
@@ -247,9 +237,7 @@ async def test_a_start_that_fails_ends_the_waiting(home: Path, monkeypatch: pyte
 
 async def test_a_start_that_takes_long_can_be_left(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SlowStart(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running() as (app, pilot):
         await ask_to_start(pilot, app)
         await pilot.press("q", "q")
         await wait_for(pilot, lambda: asks(app, "leave now"))
@@ -260,9 +248,7 @@ async def test_a_start_that_takes_long_can_be_left(home: Path, monkeypatch: pyte
 
 async def test_a_run_that_is_there_can_be_followed_by_another(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = SlowStart(monkeypatch)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running() as (app, pilot):
         await ask_to_start(pilot, app)
         await wait_for(pilot, lambda: start.started == 1)
         script = ScriptedRun(home)

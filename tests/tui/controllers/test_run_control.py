@@ -26,7 +26,7 @@ from core.runs.record import events
 from core.runs.record.history import read_history
 from core.runs.record.state import RunState, StepProgress, start_identity
 from tests.cases import cases
-from tests.tui.harness import asks, screen_lines, screen_text, wait_for
+from tests.tui.harness import asks, has_live_run, running, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tests.tui.test_typed_ahead import type_at_once
@@ -52,12 +52,8 @@ def own_home(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-async def attached(pilot: Pilot[Any]) -> LocaltuneApp:
-    """The app with a live run."""
-    app = pilot.app
-    assert isinstance(app, LocaltuneApp)
-    await wait_for(pilot, lambda: app.state.live_run is not None and app.state.document is not None)
-    return app
+#: The app with a live run.
+attached = partial(running, until=has_live_run)
 
 
 def is_told(app: LocaltuneApp, text: str) -> bool:
@@ -106,8 +102,7 @@ async def test_a_run_is_stopped_with_a_checkpoint_or_without(
 ) -> None:
     ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(64)
     commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         await asked_to_stop(pilot)
         assert "Not saved so far: 4 steps after the checkpoint of step 60." in words(app)
         await pilot.press(key)
@@ -129,8 +124,7 @@ async def test_a_stop_that_loses_steps_asks_once_more(
 ) -> None:
     ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(steps)
     commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         await asked_to_stop(pilot)
         await pilot.press("w")
         if asked:
@@ -146,8 +140,7 @@ async def test_a_stop_that_loses_steps_asks_once_more(
 async def test_a_dialog_says_what_it_waits_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(64)
     commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         await asked_to_stop(pilot)
         await pilot.press(*"really")
         await pilot.pause()
@@ -172,8 +165,7 @@ async def test_only_ways_to_stop_that_there_are_are_offered(
     script = ScriptedRun(own_home(tmp_path, monkeypatch))
     script.train_to(steps)
     script.write_state(state=state)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         await asked_to_stop(pilot)
         assert isinstance(app.screen, ChoiceDialog)
         assert told in words(app)
@@ -185,8 +177,7 @@ async def test_a_process_is_killed_only_when_that_is_said_twice(home: Path, proc
     script.train_to(64)
     script.heartbeat = 1e9
     stand_in(script, process)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         assert "s stop it or kill its process" in screen_text(app)
         for answer in ("enter", "escape", "k", "n"):
             await asked_to_stop(pilot)
@@ -214,8 +205,7 @@ async def test_a_run_that_does_not_hear_is_told_by_a_signal(home: Path, process:
     script = ScriptedRun(home)
     script.train_to(30)
     stand_in(script, process)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         await asked_to_stop(pilot)
         await pilot.press("y")
         await wait_for(pilot, lambda: "Stop failed" in words(app))
@@ -231,8 +221,7 @@ async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_said(
 ) -> None:
     ScriptedRun(home).train_to(64)
     commands = record_commands(monkeypatch, {"step": 64})
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         screen = await settings(pilot)
         assert values(screen) == ["2e-4", *6 * [""]]
         assert "Step 64 had learning rate 4.5e-4, by the cosine schedule." in words(app)
@@ -247,8 +236,7 @@ async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_said(
 async def test_settings_left_alone_send_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         for keys in (["enter"], [*"5e-5", "escape"], [*"5e-5", "ctrl+u", *"2e-4", "enter"]):
             await settings(pilot)
             await pilot.press(*keys)
@@ -259,8 +247,7 @@ async def test_settings_left_alone_send_nothing(home: Path, monkeypatch: pytest.
 async def test_a_value_that_cannot_be_is_told_and_not_sent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         for keys, told in (
             ("3", "train.learning_rate must be a number above 0, at most 1, not 3.0."),
             ("fast", "train.learning_rate must be a number, not 'fast'."),
@@ -281,8 +268,7 @@ async def test_what_most_likely_was_not_meant_is_told_and_can_be_sent(
 ) -> None:
     ScriptedRun(home).train_to(30)
     commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         await settings(pilot)
         await pilot.press(*"0.5", "tab", *"20")
         await wait_for(pilot, lambda: "! train.learning_rate is 0.5, with which adapters diverge." in words(app))
@@ -300,8 +286,7 @@ async def test_a_refusal_keeps_what_was_typed(home: Path, monkeypatch: pytest.Mo
         raise UserError("The run has ended.", "Continue it.")
 
     monkeypatch.setattr(ControlClient, "request", refuse)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         screen = await settings(pilot)
         await pilot.press("tab", *"50", "enter")
         await wait_for(pilot, lambda: "The worker answers between two steps" in words(app))
@@ -323,8 +308,7 @@ async def test_a_refusal_names_the_key_of_what_helps(home: Path, monkeypatch: py
         yield {"ok": False, **refusal(error)}
 
     monkeypatch.setattr(ControlClient, "_exchange", refuse)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         await settings(pilot)
         await pilot.press("tab", *"50", "enter")
         await wait_for(pilot, lambda: "not in memory. Let it go on first: p in the Train pane." in words(app))
@@ -339,8 +323,7 @@ async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home:
     told = "train.learning_rate = 5e-05, eval.every_steps = 50, checkpoint.every_steps = None"
     script.write(events.ControlEvent(command="set", sender="socket", result=told))
     script.write(events.ControlEvent(command="set", sender="socket", result="refused: No such value."))
-    async with LocaltuneApp().run_test(size=(220, 34)) as pilot:
-        app = await attached(pilot)
+    async with attached(size=(220, 34)) as (app, pilot):
         await wait_for(pilot, lambda: "change on request refused: No such value." in screen_text(app))
         line = "changed on request: learning rate 5e-5, evaluation every 50 steps, ten checkpoints in a run"
         assert line in screen_text(app)
@@ -353,8 +336,7 @@ async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home:
 async def test_a_value_typed_behind_the_key_is_the_value(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     commands = record_commands(monkeypatch)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         type_at_once(pilot, "e3e-5\t50\n")
         changes = {"train.learning_rate": 3e-5, "eval.every_steps": 50}
         await wait_for(pilot, lambda: commands.with_args == [("set", changes)])
@@ -365,8 +347,7 @@ async def test_a_value_typed_behind_the_key_is_the_value(home: Path, monkeypatch
 async def test_the_question_about_a_stop_goes_with_the_run(home: Path) -> None:
     script = ScriptedRun(home)
     script.train_to(64)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         await asked_to_stop(pilot)
         script.end("failed", "the card is gone")
         await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
@@ -425,8 +406,7 @@ async def test_a_key_is_heard_at_once_and_the_same_key_takes_it_back(
     home: Path, worker: SlowWorker, key: str, brief: str, back: tuple[str, dict[str, Any]]
 ) -> None:
     in_step(home)
-    async with LocaltuneApp().run_test(size=(120, 34), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(size=(120, 34), notifications=True) as (app, pilot):
         await pilot.press(key)
         # The header and the pane, before anything was heard of the worker.
         header, *pane = screen_text(app).splitlines()
@@ -442,8 +422,7 @@ async def test_a_key_is_heard_at_once_and_the_same_key_takes_it_back(
 
 async def test_the_result_is_told_and_not_the_wish(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         await pilot.press("p")
         assert "◌ pausing" in screen_text(app)
         assert "Paused" not in told(app)
@@ -456,8 +435,7 @@ async def test_the_result_is_told_and_not_the_wish(home: Path, worker: SlowWorke
 
 async def test_a_run_gives_its_device_back_and_says_why(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         await pilot.press("P")
         assert "◌ parking" in screen_text(app)
         assert "P take back" in screen_text(app)
@@ -477,8 +455,7 @@ async def test_a_run_gives_its_device_back_and_says_why(home: Path, worker: Slow
 
 async def test_a_pause_that_is_taken_back_too_late_is_ended(home: Path, worker: SlowWorker) -> None:
     in_step(home)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         await pilot.press("p")
         await wait_for(pilot, lambda: len(worker.heard) == 1)
         worker.step_over.set()
@@ -490,8 +467,7 @@ async def test_a_pause_that_is_taken_back_too_late_is_ended(home: Path, worker: 
 
 async def test_a_stop_can_be_taken_back_until_it_is_carried_out(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
-    async with LocaltuneApp().run_test(size=(80, 24), notifications=True) as pilot:
-        app = await attached(pilot)
+    async with attached(notifications=True) as (app, pilot):
         for key in ("y", "t"):
             await pilot.press("s")
             await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
@@ -514,8 +490,7 @@ async def test_a_stop_can_be_taken_back_until_it_is_carried_out(home: Path, work
 
 async def test_what_the_worker_says_is_pending_is_shown_whoever_asked_for_it(home: Path) -> None:
     script = in_step(home)
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await attached(pilot)
+    async with attached(size=(120, 34)) as (app, pilot):
         await wait_for(pilot, lambda: "micro-batch 3/8" in screen_text(app))
         script.write_state(pending=("stop",), progress=StepProgress("micro_batches", 4, 8))
         await wait_for(pilot, lambda: "◌ stopping after this step" in screen_text(app))
@@ -542,8 +517,7 @@ async def test_the_evaluation_before_the_first_step_is_skipped_by_a_key(home: Pa
     script.begin()
     script.phase("evaluating", detail="loss", done=20, total=80)
     worker.step_over.set()
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await attached(pilot)
+    async with attached(size=(120, 34)) as (app, pilot):
         await wait_for(pilot, lambda: "b skip the evaluation" in screen_text(app))
         await pilot.press("b")
         await wait_for(pilot, lambda: worker.heard == [("skip_evaluation", {})])
@@ -564,8 +538,7 @@ async def test_the_seconds_of_an_evaluation_are_its_own(home: Path) -> None:
     script.phase("evaluating", 1.0, detail="loss", done=0, total=80)
     assert script.now is not None
     begun = script.now
-    async with LocaltuneApp().run_test(size=(120, 34)) as pilot:
-        app = await attached(pilot)
+    async with attached(size=(120, 34)) as (app, pilot):
         app.clock = lambda: begun + 20.0
         await wait_for(pilot, lambda: "evaluating 0/80 20s" in screen_text(app))
 
@@ -577,8 +550,7 @@ async def test_a_request_that_was_heard_and_is_late_has_not_failed(home: Path, m
         raise PendingError(f"It did not answer {command}.") if command == "pause" else UserError("No step is done yet.")
 
     monkeypatch.setattr(ControlClient, "request", late)
-    async with LocaltuneApp().run_test(size=(80, 24)) as pilot:
-        app = await attached(pilot)
+    async with attached() as (app, pilot):
         await pilot.press("p")
         await pilot.pause()
         await pilot.press("c")

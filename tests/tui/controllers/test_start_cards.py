@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from core.runs.record.store import Run, create_run
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model
 from tests.tui.config_panes import write_startable
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import has_form, pane_of, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_typed_ahead import type_at_once
 from tui.app import LocaltuneApp
@@ -55,10 +57,14 @@ def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
     return found
 
 
-async def ready(pilot: Pilot[Any], app: LocaltuneApp) -> None:
-    await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
-    await wait_for(pilot, lambda: pane_of(app, "train") is not None)
-    await pilot.pause()
+@asynccontextmanager
+async def ready(
+    app: LocaltuneApp | None = None, size: tuple[int, int] = (100, 30)
+) -> AsyncIterator[tuple[LocaltuneApp, Pilot[Any]]]:
+    """The app with its configuration and the form of it."""
+    async with running(app, size, until=has_form) as (app, pilot):
+        await pilot.pause()
+        yield app, pilot
 
 
 async def test_a_base_model_that_would_be_refused_is_told_before_anything_starts(
@@ -67,9 +73,7 @@ async def test_a_base_model_that_would_be_refused_is_told_before_anything_starts
     base = copy_model(tiny_model_dir, tmp_path / "torn")
     (base / "tokenizer.json").unlink()
     config.write_text('[model]\nbase = "torn"\n' + config.read_text())
-    app = LocaltuneApp(config_path=config)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config_path=config), (80, 24)) as (app, pilot):
         await pilot.press("r")
         await wait_for(pilot, lambda: has_card(app) and "The run would be refused: torn has" in screen_text(app), 60)
         assert "tokenizer" in screen_text(app)
@@ -80,9 +84,7 @@ async def test_nothing_is_said_of_a_base_model_that_is_whole(
 ) -> None:
     copy_model(tiny_model_dir, tmp_path / "whole")
     config.write_text('[model]\nbase = "whole"\n' + config.read_text())
-    app = LocaltuneApp(config_path=config)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config_path=config), (80, 24)) as (app, pilot):
         await pilot.press("r")
         await wait_for(pilot, lambda: has_card(app) and "fits" in screen_text(app), 60)
         card = app.screen
@@ -96,9 +98,7 @@ def has_card(app: LocaltuneApp) -> bool:
 
 
 async def test_r_shows_what_a_run_would_do_and_enter_starts_it(config: Path, started: Started) -> None:
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(60, 20)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config), (60, 20)) as (app, pilot):
         await pilot.press("r")
         assert has_card(app)
         await wait_for(pilot, lambda: "rows.jsonl · 40 rows" in screen_text(app), 60)
@@ -123,9 +123,7 @@ async def test_r_shows_what_a_run_would_do_and_enter_starts_it(config: Path, sta
 
 @pytest.mark.parametrize("keys", ["rr", "rrrrrr"])
 async def test_a_letter_held_down_starts_nothing(config: Path, started: Started, keys: str) -> None:
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config)) as (app, pilot):
         type_at_once(pilot, keys)
         await wait_for(pilot, lambda: has_card(app))
         await pilot.pause()
@@ -142,9 +140,7 @@ async def test_a_letter_held_down_starts_nothing(config: Path, started: Started,
 async def test_a_word_typed_at_the_card_starts_nothing(
     config: Path, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config)) as (app, pilot):
         await pilot.press("r")
         await wait_for(pilot, lambda: has_card(app))
         await pilot.pause()
@@ -158,9 +154,7 @@ async def test_a_word_typed_at_the_card_starts_nothing(
 
 
 async def test_enter_typed_behind_the_letter_starts(config: Path, started: Started) -> None:
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config)) as (app, pilot):
         type_at_once(pilot, "r\nr\nr\n")
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.pause()
@@ -168,9 +162,7 @@ async def test_enter_typed_behind_the_letter_starts(config: Path, started: Start
 
 
 async def test_words_typed_into_the_wrong_window_start_nothing(config: Path, started: Started) -> None:
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config)) as (app, pilot):
         type_at_once(pilot, "run.sh now\n")
         await wait_for(pilot, lambda: has_card(app))
         await pilot.pause()
@@ -190,9 +182,7 @@ async def test_a_start_that_fails_can_be_tried_again(config: Path, home: Path, m
         raise UserError("The home is full.", "Make room.")
 
     monkeypatch.setattr("core.launch.launcher.start_run", start_run)
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config)) as (app, pilot):
         for count in (1, 2):
             await pilot.press("r", "enter")
             await wait_for(pilot, lambda: "The home is full." in screen_text(app))
@@ -202,9 +192,7 @@ async def test_a_start_that_fails_can_be_tried_again(config: Path, home: Path, m
 
 
 async def test_a_preset_is_chosen_over_the_card_and_shown_on_it(config: Path, started: Started) -> None:
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(120, 34)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config), (120, 34)) as (app, pilot):
         await pilot.press("r")
         assert has_card(app)
         await pilot.press("P")
@@ -224,9 +212,7 @@ async def test_a_preset_is_chosen_over_the_card_and_shown_on_it(config: Path, st
 async def test_rows_that_are_dropped_are_one_key_away(config: Path, started: Started) -> None:
     with (config.parent / "rows.jsonl").open("a") as file:
         file.write("no JSON\n")
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config)) as (app, pilot):
         await pilot.press("r")
         await wait_for(pilot, lambda: "1 dropped: 1 no JSON · p shows them" in screen_text(app), 60)
         await pilot.press("p")
@@ -239,9 +225,7 @@ async def test_rows_that_are_dropped_are_one_key_away(config: Path, started: Sta
 
 
 async def test_the_sample_goes_through_a_card_and_only_from_the_empty_pane(home: Path, started: Started) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready() as (app, pilot):
         await wait_for(pilot, lambda: "the sample tickets" in screen_text(app))
         await pilot.press("d")
         await wait_for(pilot, lambda: has_card(app))
@@ -261,9 +245,7 @@ async def test_d_does_nothing_over_a_finished_run(home: Path, started: Started) 
     script = ScriptedRun(home)
     script.train_to(30)
     script.end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("d", "enter")
         await pilot.pause()
@@ -282,9 +264,7 @@ async def test_continuing_says_from_where_how_many_and_until_when(
     script.end("stopped", "asked to stop")
     continued: list[Run] = []
     monkeypatch.setattr("core.launch.launcher.continue_run", continued.append)
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press(pane)
         await wait_for(pilot, lambda: script.run.id in screen_text(app))
@@ -304,9 +284,7 @@ async def test_a_run_without_a_checkpoint_says_so_instead(home: Path) -> None:
     script.begin()
     script.steps(1, 3)
     script.end("failed", "the loss is NaN")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await ready(pilot, app)
+    async with ready() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("C")
         await wait_for(pilot, lambda: "no complete checkpoint" in screen_text(app))
@@ -354,9 +332,7 @@ async def test_rows_of_no_known_format_start_nothing(tmp_path: Path, started: St
     (tmp_path / "odd.csv").write_text("Frage;Antwort\na;b\nc;d\n")
     path = tmp_path / "mine.toml"
     path.write_text('[data]\ntrain = "odd.csv"\n')
-    app = LocaltuneApp(path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(path), (80, 24)) as (app, pilot):
         data = pane_of(app, "data")
         await wait_for(pilot, lambda: data.view is not None and data.view.unknown is not None)
         await pilot.press("r")
@@ -386,9 +362,7 @@ def too_late(config: Path) -> None:
 
 async def test_a_deadline_that_cannot_be_met_is_a_question_before_the_start(config: Path, started: Started) -> None:
     too_late(config)
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config), (80, 24)) as (app, pilot):
         for answer in ("escape", "y"):
             assert not started
             await pilot.press("r", "enter")
@@ -404,9 +378,7 @@ async def test_a_deadline_that_cannot_be_met_is_a_question_before_the_queue(
 ) -> None:
     monkeypatch.setattr("core.commands.train.check_model", lambda _: None)
     too_late(config)
-    app = LocaltuneApp(config)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await ready(pilot, app)
+    async with ready(LocaltuneApp(config), (80, 24)) as (app, pilot):
         for answer, told in (("escape", "Nothing is added."), ("y", "Added as entry 1")):
             adding = asyncio.create_task(app.starting.add_to_queue())
             await wait_for(pilot, lambda: "07:00 cannot be met: at full speed, by the pace" in screen_text(app), 60)

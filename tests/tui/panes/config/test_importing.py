@@ -9,7 +9,7 @@ from textual.containers import VerticalScroll
 from textual.pilot import Pilot
 
 from core.config.schema import options
-from tests.tui.config_panes import opened, write_config
+from tests.tui.config_panes import config_pane, write_config
 from tests.tui.harness import FORBIDDEN, PaneApp, paste, requested, screen_text, wait_for
 from tui.panes.config.pane import ConfigPane
 from tui.screens.box import ReportScreen
@@ -86,9 +86,7 @@ async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs
 
 
 async def test_what_is_not_saved_is_not_given_up_without_asking(theirs: Path, tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(80, 24)) as (pilot, pane):
         pane.document.set("train.epochs", 7.0)
         pane.reload_values()
         await pilot.press("I")

@@ -23,12 +23,10 @@ from core.runs.record.store import Run, list_runs
 from tests.cases import cases
 from tests.core.quantization.test_result import COST
 from tests.core.runs.test_pace import record, step
-from tests.tui.config_panes import opened, type_value
-from tests.tui.harness import PaneApp, pane_of, screen_lines, screen_text, wait_for
-from tui.app import LocaltuneApp
+from tests.tui.config_panes import config_pane, type_value
+from tests.tui.harness import pane_of, running, screen_lines, screen_text, wait_for
 from tui.panes.config.facts import FactsFinder
 from tui.panes.config.model import ConfigModel
-from tui.panes.config.pane import ConfigPane
 from tui.panes.config.plan import plan_document
 from tui.screens.start.summary import find_plan
 from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
@@ -139,9 +137,7 @@ def test_the_lengths_of_the_data_pane_count_for_the_file_that_is_trained_on(tmp_
 
 
 async def test_the_data_pane_tells_what_it_knows_of_lengths(home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 40)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None)
+    async with running(size=(120, 40)) as (app, pilot):
         taken: list[Path] = []
         pane_of(app, "config").known.take_lengths = lambda path, _: taken.append(path)
         pane_of(app, "data").action_open_sample()
@@ -224,9 +220,7 @@ async def test_the_pane_shows_the_time_reads_the_runs_once_and_again_when_one_en
         return list_runs()
 
     monkeypatch.setattr(pace, "list_runs", count)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path, size=(80, 24)) as (pilot, pane):
         bar = pane.query_one(PlanBar)
         await wait_for(pilot, lambda: bar.plan is not None and first in bar.plan.time)
         await wait_for(pilot, lambda: f"about 3m 20s · 100 Wh · at the pace of {first}" in screen_text(pilot.app))

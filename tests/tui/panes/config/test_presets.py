@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from core.hardware.card import Card
-from tests.tui.config_panes import edits, flat, go_to, opened, type_value, write_config
-from tests.tui.harness import PaneApp, screen_lines, screen_text, wait_for
-from tui.panes.config.pane import ConfigPane
+from tests.tui.config_panes import config_pane, edits, flat, go_to, type_value, write_config
+from tests.tui.harness import screen_lines, screen_text, wait_for
 from tui.screens.presets import PresetScreen
 
 GIB = 1 << 30
@@ -22,9 +21,7 @@ def _card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_the_list_says_what_each_would_change(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(60, 20)) as (pilot, pane):
         await pilot.press("P")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PresetScreen))
         await wait_for(pilot, lambda: "auto: 24gb-7b" in screen_text(pilot.app))
@@ -47,9 +44,7 @@ async def test_the_list_says_what_each_would_change(tmp_path: Path) -> None:
 async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     before = path.read_text()
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path, size=(120, 40)) as (pilot, pane):
         await pilot.press("P")
         await wait_for(pilot, lambda: "auto: 24gb-7b" in screen_text(pilot.app))
         assert "Kept, as you wrote it" in screen_text(pilot.app)
@@ -76,9 +71,7 @@ async def test_enter_applies_and_the_differences_are_marked(tmp_path: Path) -> N
 
 
 async def test_a_replaces_what_the_user_wrote_too(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(120, 40)) as (pilot, pane):
         await pilot.press("P")
         await wait_for(pilot, lambda: "Kept, as you wrote it" in screen_text(pilot.app))
         await pilot.press("a")
@@ -92,9 +85,7 @@ async def test_a_model_too_large_is_said_and_others_can_be_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("core.hardware.card.find_card", lambda **_: Card("GT 1030", 2 * GIB, (6, 1)))
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 40)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(100, 40)) as (pilot, pane):
         await pilot.press("P")
         await wait_for(pilot, lambda: "there is no preset for that on the GT 1030" in flat(screen_text(pilot.app)))
         await pilot.press("enter")
@@ -108,9 +99,7 @@ async def test_a_model_too_large_is_said_and_others_can_be_taken(
 
 
 async def test_only_what_is_changed(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path)) as (pilot, pane):
         await go_to(pilot, pane, "train.weight_decay")
         await pilot.press("c")
         assert [field.option.name for field in pane.form.shown] == ["train.epochs"]

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.config.document import ConfigDocument
-from tests.tui.config_panes import edits, go_to, opened, type_value, write_config
-from tests.tui.harness import PaneApp, pane_of, paste, screen_lines, screen_text, shown, wait_for
+from tests.tui.config_panes import config_pane, edits, go_to, type_value, write_config
+from tests.tui.harness import has_form, pane_of, paste, running, screen_lines, screen_text, shown, wait_for
 from tui.app import LocaltuneApp
-from tui.panes.config.pane import ConfigPane
 from tui.screens.box import ReportScreen
 
 
 async def test_edits_are_undone_and_done_again_one_by_one(tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path) as (pilot, pane):
         await type_value(pilot, pane, "train.epochs", "3")
         await go_to(pilot, pane, "method.name")
         await pilot.press("space")
@@ -44,9 +41,7 @@ async def test_edits_are_undone_and_done_again_one_by_one(tmp_path: Path) -> Non
 
 async def test_esc_in_an_input_leaves_the_text_to_the_byte(tmp_path: Path) -> None:
     path = write_config(tmp_path, '[data]\ntrain="rows.jsonl"\n[train]\nepochs=2.00 # two\n')
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path) as (pilot, pane):
         await go_to(pilot, pane, "train.epochs")
         await pilot.press("enter", "ctrl+u", "5", "escape")
         await pilot.pause()
@@ -61,9 +56,7 @@ async def test_an_import_is_undone_and_the_file_is_the_old_one_again(tmp_path: P
     theirs.write_text(
         "base_model: org/model\nadapter: lora\nlora_r: 24\ndatasets: [{path: rows.jsonl, type: completion}]\n"
     )
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path, size=(120, 40)) as (pilot, pane):
         await type_value(pilot, pane, "train.epochs", "3")
         await pilot.press("I", "y")
         await paste(pilot, str(theirs))
@@ -90,9 +83,7 @@ async def test_lines_end_as_they_did_after_an_undo(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     before = path.read_bytes()
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with config_pane(path) as (pilot, pane):
         await type_value(pilot, pane, "train.epochs", "3")
         await pilot.press("ctrl+s")
         await shown(pilot, "✓ saved")
@@ -103,9 +94,7 @@ async def test_lines_end_as_they_did_after_an_undo(tmp_path: Path) -> None:
 
 async def test_what_other_panes_choose_can_be_undone(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(path)
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+    async with running(LocaltuneApp(path), (120, 34), until=has_form) as (app, pilot):
         app.configuration.set_options({"template.name": "chatml", "data.format": "text"}, "chosen")
         pane = pane_of(app, "config")
         assert app.state.is_dirty
@@ -120,9 +109,7 @@ async def test_opening_another_file_is_undone_in_the_app(home: Path, tmp_path: P
     path = write_config(tmp_path)
     other = tmp_path / "other.toml"
     other.write_text('[data]\ntrain = "rows.jsonl"\n[method]\nrank = 4\n')
-    app = LocaltuneApp(path)
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
+    async with running(LocaltuneApp(path), (120, 34), until=has_form) as (app, pilot):
         app.main.show_pane("config")
         await pilot.press("O")
         await paste(pilot, str(other))

@@ -10,14 +10,14 @@ from tests.tui.data_panes import (
     PATIENCE,
     analyzed,
     configuration,
+    data_pane,
     make_tokenizer,
     messy,
-    opened,
     row,
     shows,
     write_lines,
 )
-from tests.tui.harness import PaneApp, screen_lines, wait_for
+from tests.tui.harness import screen_lines, wait_for
 from tui.panes.data.pane import DataPane
 
 
@@ -39,10 +39,9 @@ def numbers(pane: DataPane, lines: list[str]) -> list[int]:
 
 async def test_a_problem_of_the_report_lists_its_rows_alone(tmp_path: Path, model: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        pane.configure(configuration(tmp_path, model__base=str(model), train__max_length=128))
-        await opened(pilot, pane, path)
+    async with data_pane(
+        path, configuration(tmp_path, model__base=str(model), train__max_length=128), size=(100, 30)
+    ) as (pilot, pane):
         analysis = await analyzed(pilot, pane)
         assert analysis.dropped == {"not_json": 3, "overlong": 2}
         await pilot.press("s")
@@ -74,9 +73,7 @@ async def test_a_problem_of_the_report_lists_its_rows_alone(tmp_path: Path, mode
 
 async def test_a_key_goes_through_the_filters(tmp_path: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(100, 30)) as (pilot, pane):
         if pane.view is not None and pane.view.analysis is None:
             await pilot.press("f")
             assert code_of(pane) == "", "nothing to filter by before the rows have been looked at"
@@ -90,9 +87,7 @@ async def test_a_key_goes_through_the_filters(tmp_path: Path) -> None:
 
 async def test_moves_search_and_row_numbers_stay_inside_the_filter(tmp_path: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(100, 30)) as (pilot, pane):
         await analyzed(pilot, pane)
         await pilot.press("f")
         await pilot.pause()
@@ -121,10 +116,9 @@ async def test_moves_search_and_row_numbers_stay_inside_the_filter(tmp_path: Pat
 
 async def test_the_row_as_tokens_inside_a_filter(tmp_path: Path, model: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        pane.configure(configuration(tmp_path, model__base=str(model), train__max_length=128))
-        await opened(pilot, pane, path)
+    async with data_pane(
+        path, configuration(tmp_path, model__base=str(model), train__max_length=128), size=(100, 30)
+    ) as (pilot, pane):
         await analyzed(pilot, pane)
         await pilot.press("f", "f", "m", "j")
         assert code_of(pane) == "overlong"
@@ -140,10 +134,9 @@ async def test_the_row_as_tokens_inside_a_filter(tmp_path: Path, model: Path) ->
 
 async def test_the_longest_row_is_gone_to_from_a_filter_without_it(tmp_path: Path, model: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        pane.configure(configuration(tmp_path, model__base=str(model), train__max_length=128))
-        await opened(pilot, pane, path)
+    async with data_pane(
+        path, configuration(tmp_path, model__base=str(model), train__max_length=128), size=(100, 30)
+    ) as (pilot, pane):
         await analyzed(pilot, pane)
         await pilot.press("f", "l")
         assert code_of(pane) == ""
@@ -157,11 +150,8 @@ async def test_the_longest_row_is_gone_to_from_a_filter_without_it(tmp_path: Pat
 
 async def test_a_filter_goes_on_after_the_rows_are_looked_at_anew(tmp_path: Path, model: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        document = configuration(tmp_path, model__base=str(model), train__max_length=128)
-        pane.configure(document)
-        await opened(pilot, pane, path)
+    document = configuration(tmp_path, model__base=str(model), train__max_length=128)
+    async with data_pane(path, document, size=(100, 30)) as (pilot, pane):
         await analyzed(pilot, pane)
         await pilot.press("f", "f")
         document.set("train.max_length", 64)
@@ -177,9 +167,7 @@ async def test_a_filter_goes_on_after_the_rows_are_looked_at_anew(tmp_path: Path
 
 
 async def test_leaving_a_filter_keeps_the_cursor_in_view(tmp_path: Path) -> None:
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
-        await opened(pilot, pane, messy(tmp_path / "rows.jsonl"))
+    async with data_pane(messy(tmp_path / "rows.jsonl"), size=(100, 24)) as (pilot, pane):
         await analyzed(pilot, pane)
         await pilot.press("f", "G")
         await pilot.pause()
@@ -191,10 +179,9 @@ async def test_leaving_a_filter_keeps_the_cursor_in_view(tmp_path: Path) -> None
 
 
 async def test_keys_that_lead_to_rows_leave_the_report(tmp_path: Path, model: Path) -> None:
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
-        pane.configure(configuration(tmp_path, model__base=str(model)))
-        await opened(pilot, pane, messy(tmp_path / "rows.jsonl"))
+    async with data_pane(
+        messy(tmp_path / "rows.jsonl"), configuration(tmp_path, model__base=str(model)), size=(100, 24)
+    ) as (pilot, pane):
         await analyzed(pilot, pane)
         for keys, index in ((["p"], 4), (["l"], 49), (["colon", "3", "enter"], 2), (["f"], 4), (["p"], 24)):
             await pilot.press("s")
@@ -207,9 +194,7 @@ async def test_keys_that_lead_to_rows_leave_the_report(tmp_path: Path, model: Pa
 
 async def test_clean_rows_have_nothing_to_filter_by(tmp_path: Path) -> None:
     lines = [row("What is it?", "A test, and a short one."), row("How is it?", "Quite well, thank you kindly.")]
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, write_lines(tmp_path / "rows.jsonl", lines))
+    async with data_pane(write_lines(tmp_path / "rows.jsonl", lines), size=(100, 30)) as (pilot, pane):
         await analyzed(pilot, pane)
         await pilot.press("f")
         await pilot.pause()
@@ -220,9 +205,7 @@ async def test_clean_rows_have_nothing_to_filter_by(tmp_path: Path) -> None:
 
 
 async def test_keys_that_follow_at_once_meet_the_list(tmp_path: Path) -> None:
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, messy(tmp_path / "rows.jsonl"))
+    async with data_pane(messy(tmp_path / "rows.jsonl"), size=(100, 30)) as (pilot, pane):
         await analyzed(pilot, pane)
         for key in ("s", "s", "slash"):
             pilot.app.simulate_key(key)

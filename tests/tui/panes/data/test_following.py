@@ -19,6 +19,7 @@ from tests.tui.data_panes import (
     PATIENCE,
     analyzed,
     configuration,
+    data_pane,
     make_tokenizer,
     messy,
     opened,
@@ -54,11 +55,8 @@ async def test_format_and_columns_reach_rows_tokens_and_analysis(
     tmp_path: Path, model: Path, requests: list[AnalysisRequest]
 ) -> None:
     path = write(tmp_path / "rows.jsonl", json_lines(SWAPPED))
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        document = configuration(tmp_path, model__base=str(model), data__train="rows.jsonl")
-        pane.configure(document)
-        await opened(pilot, pane, path)
+    document = configuration(tmp_path, model__base=str(model), data__train="rows.jsonl")
+    async with data_pane(path, document) as (pilot, pane):
         await wait_for(pilot, lambda: shows(pilot, "of no known format"))
         assert pane.view is not None
         assert requests == []
@@ -99,11 +97,8 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
         "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}",
     )
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        document = configuration(tmp_path, model__base=str(model), data__train="rows.jsonl")
-        pane.configure(document)
-        await opened(pilot, pane, path)
+    document = configuration(tmp_path, model__base=str(model), data__train="rows.jsonl")
+    async with data_pane(path, document) as (pilot, pane):
         await analyzed(pilot, pane)
         assert len(requests) == 1
         view = pane.view
@@ -164,11 +159,8 @@ async def test_what_is_on_the_screen_has_marks_before_the_analysis_is_done(
 ) -> None:
     monkeypatch.setattr("tui.panes.data.session.analysis_job", held_job)
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 40)) as pilot:
-        document = configuration(tmp_path, model__base=str(model), train__max_length=128)
-        pane.configure(document)
-        await opened(pilot, pane, path)
+    document = configuration(tmp_path, model__base=str(model), train__max_length=128)
+    async with data_pane(path, document, size=(120, 40)) as (pilot, pane):
         await wait_for(pilot, lambda: shows(pilot, "reading 43%"))
         await wait_for(pilot, lambda: pane.view is not None and pane.view.marks.count == 3)
         assert pane.view is not None
@@ -236,9 +228,7 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: list[AnalysisRequest]
 ) -> None:
     path = write_lines(tmp_path / "rows.jsonl", [row(f"q {n}?", f"a {n}") for n in range(60_000)])
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path) as (pilot, pane):
         await wait_for(pilot, lambda: pane.session.job is not None and pane.session.job.pid is not None, PATIENCE)
         assert pane.session.job is not None
         assert pane.session.job.pid is not None
@@ -261,11 +251,8 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
 
 async def test_a_model_that_becomes_ready_is_noticed(tmp_path: Path, model: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        document = configuration(tmp_path, model__base="mine")
-        pane.configure(document)
-        await opened(pilot, pane, path)
+    document = configuration(tmp_path, model__base="mine")
+    async with data_pane(path, document) as (pilot, pane):
         assert (await analyzed(pilot, pane)).lengths is None
         await pilot.press("l")
         await pilot.pause()
@@ -329,9 +316,7 @@ async def test_a_file_that_is_missing_is_not_told_once_the_configuration_has_ano
 
 async def test_a_message_goes_with_the_next_key(tmp_path: Path) -> None:
     path = messy(tmp_path / "a.jsonl")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path) as (pilot, pane):
         await pilot.press("slash", *"no such text", "enter")
         await wait_for(pilot, lambda: bool(pane._status) and not pane._is_searching)
         await pilot.press("m")

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from textual.pilot import Pilot
 
 from core.config.document import ConfigDocument
+from tests.tui.data_panes import analyzed, data_pane, opened
 from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, requested, screen_lines, screen_text, wait_for, words
-from tui.datasets.view import DatasetView
 from tui.panes.data.pane import DataPane
 from tui.widgets.lists.row_list import RowList
 
@@ -31,20 +30,6 @@ def write_rows(path: Path, count: int, *, bad: set[int] = frozenset()) -> Path: 
     return path
 
 
-async def opened(pilot: Pilot[None], pane: DataPane, path: Path) -> DatasetView:
-    pane.show(path)
-    await wait_for(pilot, lambda: pane.view is not None and pane.view.path == path)
-    await pilot.pause()
-    assert pane.view is not None
-    return pane.view
-
-
-async def checked(pilot: Pilot[None], pane: DataPane) -> None:
-    """Wait until every row has been analyzed, by the real process."""
-    await wait_for(pilot, lambda: pane.view is not None and pane.view.analysis is not None, 60)
-    await pilot.pause()
-
-
 async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
     pane = DataPane()
     async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
@@ -62,7 +47,7 @@ async def test_sample_data_is_one_key_away() -> None:
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
         await pilot.press("d")
         await wait_for(pilot, lambda: pane.view is not None)
-        await checked(pilot, pane)
+        await analyzed(pilot, pane)
         text = screen_text(pilot.app)
         assert "tickets_train.jsonl" in text
         assert "chat messages" in text
@@ -71,10 +56,8 @@ async def test_sample_data_is_one_key_away() -> None:
 
 async def test_rows_and_the_row_under_the_cursor(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 300)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
-        await opened(pilot, pane, path)
-        await checked(pilot, pane)
+    async with data_pane(path, size=SIZES[0]) as (pilot, pane):
+        await analyzed(pilot, pane)
         for size in SIZES:
             await pilot.resize_terminal(*size)
             await pilot.pause()
@@ -91,11 +74,9 @@ async def test_rows_and_the_row_under_the_cursor(tmp_path: Path) -> None:
 
 async def test_keys_move_the_cursor_to_the_ends_and_by_pages(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 1000)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(80, 22)) as (pilot, pane):
         # Until then the line below the rows comes and goes, and a page with it.
-        await checked(pilot, pane)
+        await analyzed(pilot, pane)
         for key, cursor in (("G", 999), ("k", 998), ("g", 0), ("end", 999), ("home", 0)):
             await pilot.press(key)
             assert pane.body.rows.cursor == cursor, key
@@ -111,9 +92,7 @@ async def test_the_row_takes_the_keys_and_gives_them_back(tmp_path: Path) -> Non
     path = tmp_path / "long.jsonl"
     text = "\n".join(f"line {number}" for number in range(100))
     path.write_text(json.dumps({"prompt": text, "completion": "ok"}) + "\n")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(80, 22)) as (pilot, pane):
         await pilot.press("enter")
         assert pane.body.conversation.has_focus
         assert "line 50" not in screen_text(pilot.app)
@@ -127,10 +106,8 @@ async def test_the_row_takes_the_keys_and_gives_them_back(tmp_path: Path) -> Non
 
 async def test_problems_are_counted_and_shown_with_their_reason(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 50, bad={7, 31})
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
-        await checked(pilot, pane)
+    async with data_pane(path, size=(100, 30)) as (pilot, pane):
+        await analyzed(pilot, pane)
         assert "2 problems" in screen_text(pilot.app)
         await pilot.press("p")
         assert pane.body.rows.cursor == 6
@@ -145,9 +122,7 @@ async def test_problems_are_counted_and_shown_with_their_reason(tmp_path: Path) 
 
 async def test_search_forward_back_and_around(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 500)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(100, 30)) as (pilot, pane):
         await pilot.press("slash", *"WER 33", "enter")
         await wait_for(pilot, lambda: pane.body.rows.cursor == 32)
         assert pane.body.rows.has_focus
@@ -164,9 +139,7 @@ async def test_search_forward_back_and_around(tmp_path: Path) -> None:
 async def test_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tui.datasets.view._BREATH_SECONDS", 0.05)
     path = write_rows(tmp_path / "rows.jsonl", 100_000)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(100, 30)) as (pilot, pane):
         await wait_for(pilot, lambda: pane.view is not None and pane.view.file.complete)
         await pilot.press("slash", *"nowhere", "enter")
         await wait_for(pilot, lambda: "of 100,000 rows · esc stops" in screen_text(pilot.app))
@@ -176,9 +149,7 @@ async def test_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 async def test_go_to_a_row_by_number(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 500)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(80, 22)) as (pilot, pane):
         await pilot.press("colon", *"321", "enter")
         await pilot.pause()
         assert pane.body.rows.cursor == 320
@@ -265,9 +236,7 @@ async def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path) -> None
 async def test_rows_of_no_known_format_are_shown_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"qestion": "why?", "number": 5}\n')
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(120, 24)) as (pilot, pane):
         text = screen_text(pilot.app)
         assert "unknown format" in text
         assert "Did you mean question?" in text
@@ -279,10 +248,8 @@ async def test_rows_of_no_known_format_are_shown_as_they_are(tmp_path: Path) -> 
 
 async def test_a_file_that_changes_is_noticed_and_can_be_opened_again(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 40)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(120, 24)) as pilot:
-        await opened(pilot, pane, path)
-        await checked(pilot, pane)
+    async with data_pane(path, size=(120, 24)) as (pilot, pane):
+        await analyzed(pilot, pane)
         write_rows(path, 55)
         await pilot.press("G")
         await wait_for(pilot, lambda: "has changed since" in screen_text(pilot.app))
@@ -297,10 +264,8 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
     rows = [good, {HOSTILE: 1}, {"messages": [{"role": HOSTILE, "content": HOSTILE}]}]
     lines = [json.dumps(row) for row in rows] + ["{" + HOSTILE.replace("\x00", "")]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(60, 20)) as pilot:
-        await opened(pilot, pane, path)
-        await checked(pilot, pane)
+    async with data_pane(path, size=(60, 20)) as (pilot, pane):
+        await analyzed(pilot, pane)
         assert "[/]i[bold]j" in screen_text(pilot.app)
         for size, key in (((60, 20), "j"), ((200, 50), "k")):
             await pilot.resize_terminal(*size)
@@ -320,9 +285,7 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
 
 async def test_resizing_live_keeps_the_cursor_in_view(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 200)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(200, 50)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(200, 50)) as (pilot, pane):
         assert pane.body.has_class("-beside")
         await pilot.press("G")
         for size in [(60, 20), (160, 45), (80, 24)]:
@@ -364,9 +327,7 @@ async def test_row_list_draws_nothing_without_rows() -> None:
 async def test_unknown_columns_name_the_key_that_helps(tmp_path: Path) -> None:
     path = tmp_path / "odd.csv"
     path.write_text("Frage;Antwort;Kunde\n" + "Wie?;So.;7\n" * 3)
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(80, 22)) as (pilot, pane):
         text = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert "their columns are Frage, Antwort, Kunde. C says which column is the question." in text
         assert "C columns" in screen_lines(pilot.app)[-1]
@@ -380,10 +341,8 @@ async def test_pictures_and_columns_that_are_not_read_are_in_the_summary_and_the
     rows = [{"messages": turns, "images": ["a.png"]}] * 2 + [{"messages": turns[::-1][1:] + turns[1:], "topic": "x"}]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await opened(pilot, pane, path)
-        await checked(pilot, pane)
+    async with data_pane(path, size=(80, 24)) as (pilot, pane):
+        await analyzed(pilot, pane)
         text = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert "1 used · 2 dropped: 2 pictures, video or sound" in text
         assert "columns not read: topic" in text
@@ -398,9 +357,7 @@ async def test_pictures_and_columns_that_are_not_read_are_in_the_summary_and_the
 async def test_a_question_beside_a_text_is_asked_about(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("prompt,text\nWhere is Ulm?,In Germany.\n")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(80, 22)) as (pilot, _pane):
         text = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert "a.csv has prompt beside text, and nothing says whether the text is the answer." in text
         assert "C says which column is the question." in text
