@@ -12,19 +12,16 @@ from textual.message import Message
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from core.errors import UserError
 from core.runs.control.client import ControlClient
-from core.runs.record.store import Run
 from tests.tui.harness import asks, has_run, running, screen_text, wait_for
 from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.main_screen import PaneSlot, TooSmall
-from tui.messages import ActionFailed, DevicesSampled, RunAdvanced, RunAttached
+from tui.messages import DevicesSampled, RunAdvanced, RunAttached
 from tui.panes import TILED
 from tui.screens.choice import ChoiceDialog
 from tui.screens.help import HelpScreen
-from tui.screens.start.card import StartCard
 from tui.widgets.charts.line_chart import LineChart
 
 
@@ -332,29 +329,6 @@ async def test_an_ended_run_is_named_with_its_outputs(home: Path) -> None:
     assert app.return_value == f"Run {script.run.id} is finished: {script.run.adapter_path}"
 
 
-async def test_control_keys_reach_the_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    sent = record_commands(monkeypatch)
-    async with running(size=(120, 34), notifications=True, until=has_run) as (app, pilot):
-        await pilot.press("p")
-        await wait_for(pilot, lambda: sent == ["pause"])
-        script.write_state(state="paused")
-        await wait_for(pilot, lambda: "paused at step 30" in screen_text(app))
-        await pilot.press("p")
-        await wait_for(pilot, lambda: sent == ["pause", "resume"])
-        await pilot.press("c")
-        await wait_for(pilot, lambda: sent[2:] == ["checkpoint"])
-        await pilot.press("s")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
-        await pilot.press("n")
-        assert len(sent) == 3
-        await pilot.press("s")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: sent[3:] == ["stop"])
-
-
 async def test_control_keys_do_nothing_in_another_pane(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     sent = record_commands(monkeypatch)
@@ -386,52 +360,6 @@ async def test_starting_without_data_says_what_is_missing() -> None:
         assert app.main.current == "data"
 
 
-async def test_starting_validates_and_launches(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = tmp_path / "rows.jsonl"
-    data.write_text('{"text": "a"}\n', encoding="utf-8")
-    started: list[str] = []
-
-    def start_run(config: Any, name: str) -> Run:
-        started.append(f"{name} {config.data.train}")
-        script = ScriptedRun(home)
-        script.write_state(state="starting")
-        return script.run
-
-    monkeypatch.setattr("core.launch.launcher.start_run", start_run)
-    async with running() as (app, pilot):
-        app.configuration.use_dataset(data)
-        await wait_for(pilot, lambda: app.state.is_dirty)
-        app.action_start()
-        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
-        assert not started, "nothing trains on one letter"
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: app.state.view is not None)
-        assert started == [f"rows {data}"]
-        assert app.main.current == "train"
-        app.action_start()
-        await pilot.pause()
-        assert len(started) == 1
-
-
-async def test_a_run_is_opened_from_the_list(home: Path) -> None:
-    first = ScriptedRun(home, "20261123-090000-first")
-    first.train_to(30)
-    first.end("stopped", "asked to stop")
-    second = ScriptedRun(home, "20261124-090000-second")
-    second.train_to(10)
-    second.end("failed", "the loss is NaN")
-    async with running(size=(120, 34)) as (app, pilot):
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "✗ failed" in screen_text(app))
-        assert "5 Runs · 2" in screen_text(app)
-        await pilot.press("slash", *"first")
-        await wait_for(pilot, lambda: "5 Runs · 1 of 2" in screen_text(app))
-        await pilot.press("enter", "enter")
-        await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == first.run)
-        await wait_for(pilot, lambda: "stopped at step 30" in screen_text(app))
-        assert app.main.current == "train"
-
-
 async def test_no_match_reads_differently_from_no_runs(home: Path) -> None:
     async with running() as (app, pilot):
         await pilot.press("5")
@@ -451,21 +379,6 @@ async def test_help_explains_the_pane_and_scrolls() -> None:
         await wait_for(pilot, lambda: "keymap.toml" in screen_text(app))
         await pilot.press("escape")
         await wait_for(pilot, lambda: not isinstance(app.screen, HelpScreen))
-
-
-@pytest.mark.long
-async def test_the_palette_reaches_actions_of_other_panes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ScriptedRun(home).train_to(30)
-    sent = record_commands(monkeypatch)
-    async with running() as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("5", "ctrl+p")
-        await pilot.pause()
-        await pilot.press(*"save a checkpoint now")
-        await wait_for(pilot, lambda: "Save a checkpoint now" in screen_text(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: sent == ["checkpoint"])
-        assert app.main.current == "train"
 
 
 async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
@@ -526,11 +439,6 @@ async def test_a_configuration_that_cannot_be_read_is_a_dialog(tmp_path: Path) -
         await wait_for(pilot, lambda: "is not valid TOML" in screen_text(app))
         await pilot.press("enter")
         await wait_for(pilot, lambda: app.state.document is not None)
-
-
-def test_errors_without_a_hint_are_shown_too() -> None:
-    message = ActionFailed("Title", UserError("What is wrong."))
-    assert (message.title, message.error.hint) == ("Title", "")
 
 
 async def test_results_of_threads_are_dropped_while_the_app_shuts_down(

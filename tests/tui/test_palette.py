@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.cases import cases
 from tests.tui.harness import running, screen_lines, wait_for
 from tests.tui.scripted_run import ScriptedRun
+from tests.tui.test_app import record_commands
 from tui.app import LocaltuneApp
 from tui.keys import KEYS, Key, KeyTable
 from tui.palette import WORDS, find_commands, list_commands
@@ -108,14 +111,20 @@ async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
         await wait_for(pilot, lambda: isinstance(app.screen, ThemePicker))
 
 
-async def test_what_is_chosen_from_the_prompt_is_carried_out(home: Path) -> None:
+async def test_what_is_chosen_from_the_prompt_is_carried_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
+    sent = record_commands(monkeypatch)
     async with running() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
-        for typed, pane in (("show the configuration", "config"), ("pick a data file", "data")):
+        for typed, pane in (
+            ("show the configuration", "config"),
+            ("pick a data file", "data"),
+            ("save a checkpoint now", "train"),
+        ):
             await pilot.press("i")
             await wait_for(pilot, lambda: isinstance(app.focused, PromptInput))
             await pilot.press("ctrl+p")
             await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
             await pilot.press(*typed, "enter")
             await wait_for(pilot, lambda: len(app.screen_stack) == 1 and app.main.current == pane)  # noqa: B023 - within this turn
+        await wait_for(pilot, lambda: sent == ["checkpoint"])

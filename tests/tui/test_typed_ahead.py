@@ -341,16 +341,6 @@ async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_the
         assert pane.form.cursor == cursor
 
 
-async def test_the_editor_of_a_value_still_saves_with_its_key(tmp_path: Path) -> None:
-    path = write_config(tmp_path)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await config_opened(pilot, pane, path)
-        await go_to(pilot, pane, "train.epochs")
-        await pilot.press("enter", "ctrl+u", "9", "ctrl+s")
-        await wait_for(pilot, lambda: "epochs = 9" in path.read_text())
-
-
 async def test_what_is_typed_behind_open_finds_the_configuration(tmp_path: Path, private_home: Path) -> None:
     for name in ("apples", "pears"):
         (tmp_path / f"{name}.toml").write_text('[data]\ntrain = "rows.jsonl"\n')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from textual.pilot import Pilot
 
 from core.serve.job import serve_job
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import pane_of, screen_text, shown, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.serving import ServeScreen
@@ -35,10 +37,15 @@ def ended_run(home: Path, *, has_adapter: bool = True) -> ScriptedRun:
     return run
 
 
-async def in_runs(pilot: Pilot[Any]) -> None:
-    await wait_for(pilot, lambda: pane_of(pilot.app, "runs") is not None)
-    await pilot.press("5")
-    await wait_for(pilot, lambda: "20261123" in screen_text(pilot.app))
+@asynccontextmanager
+async def serving(app: LocaltuneApp) -> AsyncIterator[Pilot[Any]]:
+    """The app, with the key pressed that serves the run."""
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
+        await pilot.press("5")
+        await shown(pilot, "20261123")
+        await pilot.press("S")
+        yield pilot
 
 
 def listed(app: LocaltuneApp) -> int:
@@ -54,9 +61,7 @@ async def test_a_key_serves_and_another_ends_it(home: Path, app: LocaltuneApp, m
     ended_run(home)
     copied: list[str] = []
     monkeypatch.setattr(app, "copy_to_clipboard", copied.append)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await in_runs(pilot)
-        await pilot.press("S")
+    async with serving(app) as pilot:
         await wait_for(pilot, lambda: "is served to programs on this machine" in screen_text(app))
         view = app.state.serving
         assert view is not None
@@ -87,9 +92,7 @@ async def test_a_key_serves_and_another_ends_it(home: Path, app: LocaltuneApp, m
 
 async def test_it_ends_with_the_app(home: Path, app: LocaltuneApp) -> None:
     ended_run(home)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await in_runs(pilot)
-        await pilot.press("S")
+    async with serving(app) as pilot:
         await wait_for(pilot, lambda: app.state.serving is not None and app.state.serving.address is not None)
         view = app.state.serving
         assert view is not None
@@ -100,9 +103,7 @@ async def test_it_ends_with_the_app(home: Path, app: LocaltuneApp) -> None:
 
 async def test_a_run_without_a_result_is_refused_in_a_sentence(home: Path, app: LocaltuneApp) -> None:
     ended_run(home, has_adapter=False)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await in_runs(pilot)
-        await pilot.press("S")
+    async with serving(app) as pilot:
         await wait_for(pilot, lambda: "is not served" in screen_text(app))
         assert "has neither an adapter nor a" in screen_text(app)
         await pilot.press("escape")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from textual.pilot import Pilot
 
 from core.queue import store
 from core.runs.catalog.removal import list_trash
 from core.runs.record import history as glimpse
 from core.runs.record.store import Labels, read_labels, write_labels
 from tests.core.queue.helpers import add
-from tests.tui.harness import asks, pane_of, screen_lines, screen_text, wait_for
+from tests.tui.harness import asks, has_run, pane_of, running, screen_lines, screen_text, shown, wait_for
 from tests.tui.panes.test_train import script_run
 from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
@@ -35,13 +38,21 @@ def two_runs(home: Path) -> tuple[ScriptedRun, ScriptedRun]:
     return first, second
 
 
-async def test_the_run_under_the_cursor_is_told_of(home: Path) -> None:
-    two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(200, 50)) as pilot:
+@asynccontextmanager
+async def listed(
+    text: str = "5 Runs · 2", *, size: tuple[int, int] = (80, 24), notifications: bool = False
+) -> AsyncIterator[tuple[LocaltuneApp, Pilot[Any]]]:
+    """The app with a run, and its Runs pane, once a text is on the screen."""
+    async with running(size=size, notifications=notifications, until=has_run) as (app, pilot):
         await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
         await pilot.press("5")
-        await wait_for(pilot, lambda: "≠ 20261123-090000-first" in screen_text(app))
+        await shown(pilot, text)
+        yield app, pilot
+
+
+async def test_the_run_under_the_cursor_is_told_of(home: Path) -> None:
+    two_runs(home)
+    async with listed("≠ 20261123-090000-first", size=(200, 50)) as (app, pilot):
         assert "the loss is NaN. Lower train.learning_rate." in " ".join(screen_text(app).replace("│", " ").split())
         assert "16 → 32" in screen_text(app)
         await wait_for(pilot, lambda: "of work" in screen_text(app))
@@ -56,28 +67,23 @@ async def test_the_run_under_the_cursor_is_told_of(home: Path) -> None:
 
 
 async def test_the_filter_shows_what_is_typed_and_esc_leaves_a_kept_one(home: Path) -> None:
-    two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+    first, _ = two_runs(home)
+    async with listed() as (app, pilot):
         await pilot.press("slash", *"second")
         await wait_for(pilot, lambda: any(line.strip("│ ") == "second" for line in screen_lines(app)))
         await pilot.press("enter")
-        await wait_for(pilot, lambda: "5 Runs · 1 of 2" in screen_text(app))
+        await shown(pilot, "5 Runs · 1 of 2")
         await pilot.press("escape")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+        await shown(pilot, "5 Runs · 2")
         assert not any(line.strip("│ ") == "second" for line in screen_lines(app))
+        await pilot.press("slash", *"first", "enter", "enter")
+        await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == first.run)
+        assert app.main.current == "train"
 
 
 async def test_what_comes_next_in_the_queue_stands_above_the_list(home: Path) -> None:
     two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+    async with listed() as (app, pilot):
         assert "Queue" not in screen_text(app)
         add("tickets", "orders")
         await wait_for(pilot, lambda: "Q queue   next tickets · 2 wait" in screen_text(app))
@@ -90,13 +96,9 @@ async def test_what_comes_next_in_the_queue_stands_above_the_list(home: Path) ->
 
 async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:
     first, second = two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
+    async with listed("of work", size=(120, 34)) as (app, pilot):
         assert app.state.view is not None
         assert app.state.view.run == second.run
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "of work" in screen_text(app))
         await pilot.press("D")
         await wait_for(pilot, lambda: asks(app, "move it to the trash"))
         assert "20261124-090000-second has failed at step 10 of 120." in screen_text(app)
@@ -133,11 +135,7 @@ async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:
 async def test_a_live_run_is_not_deleted(home: Path) -> None:
     live = ScriptedRun(home)
     live.train_to(10)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "▸ ● training" in screen_text(app))
+    async with listed("▸ ● training", notifications=True) as (app, pilot):
         await pilot.press("D")
         await wait_for(pilot, lambda: "Not deleted" in screen_text(app))
         assert not asks(app, "move it to the trash")
@@ -145,11 +143,7 @@ async def test_a_live_run_is_not_deleted(home: Path) -> None:
 
 async def test_names_tags_notes_and_the_archive(home: Path) -> None:
     first, second = two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+    async with listed(size=(120, 34)) as (app, pilot):
         await pilot.press("n", *"more data", "enter")
         await wait_for(pilot, lambda: read_labels(second.run.path).name == "more data")
         await wait_for(pilot, lambda: any("▸" in line and "more data" in line for line in screen_lines(app)))
@@ -176,11 +170,7 @@ async def test_names_tags_notes_and_the_archive(home: Path) -> None:
 @pytest.mark.long
 async def test_a_label_keeps_what_another_one_has_written_meanwhile(home: Path) -> None:
     _, second = two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+    async with listed(size=(120, 34)) as (app, pilot):
         await pilot.press("N")
         await wait_for(pilot, lambda: "what to remember of it" in screen_text(app))
         # As 'localtune-tui label' does while the question is open.
@@ -196,11 +186,7 @@ async def test_the_list_is_sorted_by_figures_of_runs_out_of_sight(home: Path) ->
         # The oldest one has the most steps, and so the least loss.
         run.train_to(60 if number == 0 else 32)
         run.end("finished", "all steps done")
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 30" in screen_text(app))
+    async with listed("5 Runs · 30") as (app, pilot):
         await pilot.press("s")
         await wait_for(pilot, lambda: "by best" in screen_text(app) and "best↑" in screen_text(app))
         await wait_for(pilot, lambda: "run0 " in screen_lines(app)[3] and "▸" in screen_lines(app)[3])
@@ -213,11 +199,7 @@ async def test_the_list_is_sorted_by_figures_of_runs_out_of_sight(home: Path) ->
 async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     two_runs(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+    async with listed(notifications=True) as (app, pilot):
         await pilot.press("space", "space")
         await wait_for(pilot, lambda: "2 marked" in screen_text(app))
         await pilot.press("c")
@@ -254,11 +236,7 @@ async def test_without_a_second_run_there_is_nothing_to_compare(home: Path) -> N
     run = ScriptedRun(home)
     run.train_to(3)
     run.end("finished", "all steps done")
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24), notifications=True) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "▸" in screen_text(app))
+    async with listed("▸", notifications=True) as (app, pilot):
         await pilot.press("c")
         await wait_for(pilot, lambda: "Mark two runs with space to compare them." in screen_text(app))
 
@@ -270,11 +248,7 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
     checkpoint.mkdir(parents=True, exist_ok=True)
     (checkpoint / "manifest.json").write_text("{}")
     first.run.log_path.write_text("loading \x1b[31mweights\n")
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+    async with listed() as (app, pilot):
         await pilot.press("j", "d")
         await wait_for(pilot, lambda: "[Curve]" in screen_text(app) and "finished, step 60" in screen_text(app))
         assert "◆" in screen_text(app)
@@ -288,7 +262,7 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
         ):
             await pilot.press("tab")
             for text in (f"[{part}]", said):
-                await wait_for(pilot, partial(is_shown, app, text))
+                await shown(pilot, text)
         assert "\x1b" not in screen_text(app)
         await pilot.press("left", "left")
         await wait_for(pilot, lambda: "[Samples]" in screen_text(app))
@@ -302,11 +276,7 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
 @pytest.mark.long
 async def test_samples_of_a_run_stand_beside_their_former_selves(home: Path) -> None:
     script_run(home).end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "▸" in screen_text(app))
+    async with listed("▸") as (app, pilot):
         await pilot.press("d")
         await wait_for(pilot, lambda: "L log axis" in screen_text(app))
         await pilot.press("v", "n", *["tab"] * 4)
@@ -319,12 +289,8 @@ async def test_samples_of_a_run_stand_beside_their_former_selves(home: Path) -> 
         ):
             await pilot.press(*keys)
             for text in texts:
-                await wait_for(pilot, partial(is_shown, app, text))
+                await shown(pilot, text)
         assert "step before" not in screen_text(app)
-
-
-def is_shown(app: LocaltuneApp, text: str) -> bool:
-    return text in screen_text(app)
 
 
 @pytest.mark.long
@@ -340,11 +306,7 @@ async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypa
         show(pane, view)
 
     monkeypatch.setattr(TrainPane, "show", noted)
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app))
+    async with listed(size=(120, 34)) as (app, pilot):
         await pilot.press("j", "enter")
 
         def is_whole() -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,8 +62,15 @@ async def shown(pilot: Pilot[Any], *texts: str) -> None:
     await wait_for(pilot, lambda: all(text in screen_text(pilot.app) for text in texts))
 
 
-def open_app() -> LocaltuneApp:
-    return LocaltuneApp(run="latest")
+@asynccontextmanager
+async def latest_run(
+    *texts: str, size: tuple[int, int] = (80, 24), notifications: bool = False
+) -> AsyncIterator[tuple[LocaltuneApp, Pilot[Any]]]:
+    """The app with the newest run, once texts are on the screen."""
+    app = LocaltuneApp(run="latest")
+    async with app.run_test(size=size, notifications=notifications) as pilot:
+        await shown(pilot, *texts)
+        yield app, pilot
 
 
 def border(app: LocaltuneApp) -> str:
@@ -71,9 +80,7 @@ def border(app: LocaltuneApp) -> str:
 
 async def test_the_answers_are_behind_a_key_and_the_curve_behind_three(home: Path) -> None:
     script_run(home).end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✓ finished", "step 60")
+    async with latest_run("✓ finished", "step 60") as (app, pilot):
         for back in ("a", "escape", "g"):
             await pilot.press("a")
             await shown(pilot, "answers 1/2", "ask      Router 12 is dead", 'step 60  ✓ {"ref": 12}', "step 30  ✗")
@@ -86,9 +93,7 @@ async def test_the_answers_are_behind_a_key_and_the_curve_behind_three(home: Pat
 
 async def test_each_question_is_asked_in_turn(home: Path) -> None:
     script_run(home).end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✓ finished")
+    async with latest_run("✓ finished") as (app, pilot):
         await pilot.press("n")
         assert pane_of(app, "train")._shows_answers is False, (
             "there is no question to turn to before the answers are shown"
@@ -107,9 +112,7 @@ async def test_answers_come_while_the_run_trains(home: Path) -> None:
     script = ScriptedRun(home, total=60)
     script.run.config_path.write_text(CONFIG.replace("[method]", 'eval = "/data/held_out.jsonl"\n[method]'))
     script.begin()
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "training")
+    async with latest_run("training") as (app, pilot):
         await pilot.press("a")
         await shown(pilot, "No answers yet: the questions are asked at each evaluation.")
         await pilot.press("a")
@@ -126,9 +129,7 @@ async def test_answers_come_while_the_run_trains(home: Path) -> None:
 
 async def test_a_run_of_an_earlier_version_has_answers_without_marks(home: Path) -> None:
     script_run(home, marked=False).end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✓ finished")
+    async with latest_run("✓ finished") as (app, pilot):
         await pilot.press("a")
         await shown(pilot, "step 30  {", 'step 60  {"ref": 12}')
         assert "wanted" not in screen_text(app)
@@ -136,9 +137,7 @@ async def test_a_run_of_an_earlier_version_has_answers_without_marks(home: Path)
 
 async def test_on_a_wide_screen_the_answers_stand_beside_the_curve(home: Path) -> None:
     script_run(home).end("finished")
-    app = open_app()
-    async with app.run_test(size=(200, 50)) as pilot:
-        await shown(pilot, "✓ finished")
+    async with latest_run("✓ finished", size=(200, 50)) as (app, pilot):
         assert "ask      Router" not in screen_text(app), "a tile has no room for both"
         await pilot.press("3")
         await shown(pilot, "┤", "ask      Router 12")
@@ -153,9 +152,7 @@ async def test_on_a_wide_screen_the_answers_stand_beside_the_curve(home: Path) -
 
 async def test_evaluations_are_walked_through_with_their_answers_beside_others(home: Path) -> None:
     script_run(home).end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✓ finished")
+    async with latest_run("✓ finished") as (app, pilot):
         await pilot.press("left_square_bracket", "v")
         assert "(30" not in screen_text(app), "they work in the answers alone"
         await pilot.press("a")
@@ -188,9 +185,7 @@ async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path
             )
         )
     script.steps(1, 60)
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "a answers")
+    async with latest_run("a answers") as (app, pilot):
         await pilot.press("a", "left_square_bracket")
         await shown(pilot, "[30]", "It was 30.")
         assert "The end." not in screen_text(app)
@@ -210,9 +205,7 @@ async def test_a_run_that_asks_nothing_says_so(home: Path) -> None:
     script = ScriptedRun(home, total=60)
     script.begin()
     script.steps(1, 30)
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "┤")
+    async with latest_run("┤") as (app, pilot):
         await pilot.press("a")
         await shown(pilot, "This run asks the model nothing: it holds no rows out")
         await pilot.press("v", "left_square_bracket", "n")
@@ -225,9 +218,10 @@ async def test_a_finish_leads_with_what_was_gained(home: Path) -> None:
     script = script_run(home)
     script.hardware(energy_wh=9.1)
     script.end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✓ finished · 60 steps in", "9.1 Wh", "exact match", "0.35", "x use it elsewhere")
+    async with latest_run("✓ finished · 60 steps in", "9.1 Wh", "exact match", "0.35", "x use it elsewhere") as (
+        app,
+        _pilot,
+    ):
         lines = screen_lines(app)
         assert lines[2].startswith("│ ✓ finished")
         assert "ETA" not in screen_text(app)
@@ -236,9 +230,7 @@ async def test_a_finish_leads_with_what_was_gained(home: Path) -> None:
 async def test_the_path_of_the_adapter_is_copied(home: Path) -> None:
     script = script_run(home)
     script.end("finished")
-    app = open_app()
-    async with app.run_test(size=(100, 30), notifications=True) as pilot:
-        await shown(pilot, "copy path of adapter (1.9 kB)")
+    async with latest_run("copy path of adapter (1.9 kB)", size=(100, 30), notifications=True) as (app, pilot):
         await pilot.press("ctrl+y")
         await wait_for(pilot, lambda: app.clipboard == str(script.run.adapter_path))
         await shown(pilot, "was sent to your terminal's")
@@ -247,9 +239,7 @@ async def test_the_path_of_the_adapter_is_copied(home: Path) -> None:
 async def test_the_ways_to_use_it_elsewhere_are_shown_and_copied(home: Path) -> None:
     script = script_run(home)
     script.end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "x use it elsewhere")
+    async with latest_run("x use it elsewhere") as (app, pilot):
         await pilot.press("x")
         await shown(pilot, f"localtune-tui chat {script.run.id}", "PeftModel.from_pretrained", "copy the Python code")
         await pilot.press("c")
@@ -268,9 +258,9 @@ async def test_an_end_that_was_not_the_last_step_is_honest(home: Path, name: str
     script.checkpoint(15)
     script.steps(16, 20)
     script.end(state, "The disk is full." if state == "failed" else "stopped on request after step 20", "Make room.")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "after step 20 of 60", "Kept is the checkpoint of step 15; the 5 steps after it are lost.")
+    async with latest_run(
+        "after step 20 of 60", "Kept is the checkpoint of step 15; the 5 steps after it are lost."
+    ) as (app, pilot):
         await shown(pilot, "C continue from there", f"▼ {state}", "step 60")
         assert ("The disk is full. Make room." in screen_text(app)) == (state == "failed")
 
@@ -280,9 +270,10 @@ async def test_a_run_without_a_result_offers_none(home: Path) -> None:
     script.begin()
     script.write(events.FailedEvent(t=script.pass_time(1.0), reason="There is no model.", step=0))
     script.write_state(state="failed", reason="There is no model.")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✗ failed", "There is no model.", "No step was done.", "e again with changes")
+    async with latest_run("✗ failed", "There is no model.", "No step was done.", "e again with changes") as (
+        app,
+        pilot,
+    ):
         await pilot.press("x", "a", "ctrl+y")
         assert app.screen is app.main
         for text in ("copy path", "continue from there", "ask it"):
@@ -295,9 +286,7 @@ async def test_several_processes_have_a_line_and_a_screen(home: Path) -> None:
     ranks = [Rank(rank=0, host="head", pid=11, device="cuda:0"), Rank(rank=1, host="tower", pid=7, device="cuda:0")]
     script.write(events.RanksEvent(t=script.pass_time(0.1), ranks=[rank.to_dict() for rank in ranks]))
     script.steps(1, 5)
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "2 processes  head 0 cuda:0 · tower 1 cuda:0")
+    async with latest_run("2 processes  head 0 cuda:0 · tower 1 cuda:0") as (_app, pilot):
         write_ranks(script.run.path, [replace(rank, heard=time.time() - 30 * rank.rank) for rank in ranks])
         await shown(pilot, "2 processes  no sign of life for 3", "1 on tower")
         await pilot.press("5", "d")
@@ -329,9 +318,7 @@ def axis(app: LocaltuneApp) -> str:
 
 async def test_a_key_turns_through_the_curves_and_another_lays_one_over_it(home: Path) -> None:
     live_run(home)
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "each step ─")
+    async with latest_run("each step ─") as (app, pilot):
         await pilot.press("3", "m", "m", "m", "m")
         await shown(pilot, "temperature ━", "°C└")
         await pilot.press("o")
@@ -347,9 +334,7 @@ async def test_a_key_turns_through_the_curves_and_another_lays_one_over_it(home:
 
 async def test_zoom_pan_and_back_to_all_steps(home: Path) -> None:
     script = live_run(home)
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "step 400")
+    async with latest_run("step 400") as (app, pilot):
         await pilot.press("3", "plus", "equals_sign")
         await wait_for(pilot, lambda: "step 400" not in axis(app))
         window = chart_of(app)._window
@@ -373,9 +358,7 @@ async def test_zoom_pan_and_back_to_all_steps(home: Path) -> None:
 
 async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(home: Path) -> None:
     live_run(home)
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "each step ─")
+    async with latest_run("each step ─") as (app, pilot):
         await pilot.press("3", "left")
         await shown(pilot, "step 240", "loss ", "smoothed ")
         await pilot.press("left", "h", "right", "l", "l", "left")
@@ -403,9 +386,7 @@ async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(hom
 @pytest.mark.long
 async def test_a_log_axis_is_kept_for_each_curve(home: Path) -> None:
     live_run(home)
-    app = open_app()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await shown(pilot, "each step ─")
+    async with latest_run("each step ─", size=(120, 34)) as (app, pilot):
         await pilot.press("y")
         await shown(pilot, "log axis  each step")
         await pilot.press("m")
@@ -421,9 +402,7 @@ async def test_a_log_axis_is_kept_for_each_curve(home: Path) -> None:
 
 async def test_where_answers_are_shown_the_arrows_turn_those(home: Path) -> None:
     script_run(home).end("finished")
-    app = open_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await shown(pilot, "✓ finished")
+    async with latest_run("✓ finished") as (app, pilot):
         await pilot.press("a", "right", "plus", "l", "m")
         await shown(pilot, "answers 2/2")
         assert chart_of(app).cursor is None
@@ -436,9 +415,7 @@ async def test_where_answers_are_shown_the_arrows_turn_those(home: Path) -> None
 @pytest.mark.long
 async def test_beside_answers_the_cursor_has_keys_of_its_own(home: Path) -> None:
     script_run(home).end("finished")
-    app = open_app()
-    async with app.run_test(size=(200, 50)) as pilot:
-        await shown(pilot, "✓ finished")
+    async with latest_run("✓ finished", size=(200, 50)) as (app, pilot):
         await pilot.press("3")
         await shown(pilot, "┤", "answers 1/2")
         await pilot.press("l", "right")
@@ -455,9 +432,7 @@ async def test_what_happened_is_marked(home: Path) -> None:
     script = live_run(home)
     for command in ("pause", "resume"):
         script.write(events.ControlEvent(t=script.pass_time(1), command=command, sender="socket", result="ok"))
-    app = open_app()
-    async with app.run_test(size=(200, 50)) as pilot:
-        await shown(pilot, "each step ─")
+    async with latest_run("each step ─", size=(200, 50)) as (_app, pilot):
         await pilot.press("3", "left")
         await shown(pilot, "‖ paused on request", "▲", "paused on request  resumed on request  checkpoint step-240")
         await pilot.press("escape")
