@@ -122,7 +122,7 @@ def test_a_chart_holds_whatever_floats_there_are(values: list[float], first: int
     assert all(math.isfinite(bucket.last) for bucket in chart.data.loss.smooth_bucket(80))
 
 
-@cases(("share", "filled"), [(math.nan, 0), (math.inf, 9), (-math.inf, 0), (1e308, 9), (0.5, 4)])
+@cases(("share", "filled"), [(math.nan, 0), (math.inf, 9), (-math.inf, 0), (1e308, 9), (-1.0, 0), (0.5, 4), (1.0, 9)])
 def test_a_bar_of_any_share_has_its_width(share: float, filled: int) -> None:
     full, empty = bar(share, 9, ASCII)
     assert (len(full), len(full + empty)) == (filled, 9)
