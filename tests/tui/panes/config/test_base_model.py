@@ -28,7 +28,7 @@ PATIENCE = 60
 @pytest.fixture(autouse=True)
 def _no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plan is made of a model: measuring one for it takes long, and the pane is not left before it has ended."""
-    monkeypatch.setattr("tui.panes.config.plan.plan_document", lambda *_: None)
+    monkeypatch.setattr("tui.panes.config.facts.plan_document", lambda *_: None)
 
 
 def configuration(directory: Path, base: str, more: str = "") -> Path:

@@ -25,9 +25,8 @@ from tests.core.quantization.test_result import COST
 from tests.core.runs.test_pace import record, step
 from tests.tui.config_panes import config_pane, type_value
 from tests.tui.harness import pane_of, running, screen_lines, screen_text, wait_for
-from tui.panes.config.facts import FactsFinder
+from tui.panes.config.facts import FactsFinder, plan_document
 from tui.panes.config.model import ConfigModel
-from tui.panes.config.plan import plan_document
 from tui.screens.start.summary import find_plan
 from tui.widgets.charts.plan_bar import PlanBar, PlanView, draw_plan
 
