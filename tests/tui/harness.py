@@ -17,11 +17,12 @@ from textual.pilot import Pilot
 from textual.widget import Widget
 
 import tui.app
+from core.config.document import ConfigDocument
 from themes.loader import DEFAULT, load_builtin, variable_defaults
 from tui.glyphs import BRAILLE
 from tui.keys import Key, KeyTable
 from tui.screens.choice import ChoiceDialog
-from tui.state import AppState
+from tui.state import AppState, RunView
 
 #: Text that takes over an unprotected terminal: an escape sequence, OSC 52, C1, NUL, DEL, bidi, an unbalanced markup
 #: tag.
@@ -170,6 +171,28 @@ async def running(
     async with app.run_test(size=size, notifications=notifications) as pilot:
         await wait_for(pilot, lambda: until(app))
         yield app, pilot
+
+
+@asynccontextmanager
+async def opened(
+    app: tui.app.LocaltuneApp | None = None, size: tuple[int, int] = (120, 34)
+) -> AsyncIterator[tuple[tui.app.LocaltuneApp, Pilot[Any]]]:
+    """The whole app with its configuration, the form of it and all panes."""
+    async with running(app, size, until=has_form) as (app, pilot):
+        await pilot.pause()
+        yield app, pilot
+
+
+def document_of(app: tui.app.LocaltuneApp) -> ConfigDocument:
+    """The configuration of the app."""
+    assert app.state.document is not None
+    return app.state.document
+
+
+def view_of(app: tui.app.LocaltuneApp) -> RunView:
+    """The run that the app shows."""
+    assert app.state.view is not None
+    return app.state.view
 
 
 def asks(app: App[Any], label: str) -> bool:

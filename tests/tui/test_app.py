@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from core.runs.control.client import ControlClient
-from tests.tui.harness import asks, has_run, running, screen_text, wait_for
+from tests.tui.harness import asks, has_run, running, screen_text, view_of, wait_for
 from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
@@ -206,8 +206,7 @@ async def test_the_app_attaches_to_the_live_run_and_says_so_once(home: Path) -> 
     async with running(size=(120, 34), notifications=True) as (app, pilot):
         await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
-        assert app.state.view is not None
-        assert app.state.view.run.id == script.run.id
+        assert view_of(app).run.id == script.run.id
         await wait_for(pilot, lambda: "Attached to" in screen_text(app))
         assert [note.message for note in app._notifications] == [f"Attached to {script.run.id}, which is training."]
         text = screen_text(app)
@@ -230,8 +229,7 @@ async def test_a_run_is_followed_step_by_step(home: Path) -> None:
         await wait_for(pilot, lambda: app.state.view is not None)
         script.steps(31, 40)
         await wait_for(pilot, lambda: "40/120" in screen_text(app))
-        assert app.state.view is not None
-        assert app.state.view.history.step == 40
+        assert view_of(app).history.step == 40
         script.end("failed", "CUDA out of memory at step 41.", "Make train.max_length smaller.")
         await wait_for(pilot, lambda: "failed at step 40" in screen_text(app))
         text = screen_text(app)

@@ -12,7 +12,7 @@ from core.drafts import list_drafts
 from core.errors import UserError
 from tests.cases import cases
 from tests.tui.config_panes import go_to, write_config
-from tests.tui.harness import asks, has_live_run, pane_of, running, screen_text, wait_for
+from tests.tui.harness import asks, document_of, has_live_run, pane_of, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.bridge import Bridge
@@ -102,9 +102,8 @@ async def test_a_configuration_without_a_file_is_kept_without_a_question(
         await wait_for(pilot, lambda: not app.is_running)
     assert app.return_value == "The configuration (rows) is kept, without a file. Come back to it with: localtune-tui"
     async with running() as (app, pilot):
-        assert app.state.document is not None
-        assert app.state.document.get("train.epochs") == 7.0
-        assert app.state.document.path is None
+        assert document_of(app).get("train.epochs") == 7.0
+        assert document_of(app).path is None
         await pilot.press("q")
         await wait_for(pilot, lambda: not app.is_running)
     assert app.return_value is not None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +16,13 @@ from core.drafts import list_drafts
 from core.runs.record.store import Run, create_run
 from tests.cases import cases
 from tests.tui.config_panes import go_to, write_config
-from tests.tui.harness import asks, pane_of, screen_text, wait_for
+from tests.tui.harness import asks, document_of, opened, pane_of, screen_text, view_of, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.pick import PickScreen
 from tui.screens.start.card import StartCard
 from tui.session import DataPlace, Session, read_session, session_path, write_session
 from tui.widgets.status_bar import StatusBar
-
-
-@asynccontextmanager
-async def opened(app: LocaltuneApp, size: tuple[int, int] = (120, 34)) -> AsyncIterator[Pilot[Any]]:
-    """The app with its configuration and all panes."""
-    async with app.run_test(size=size) as pilot:
-        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config").form.fields)
-        await pilot.pause()
-        yield pilot
 
 
 async def left(pilot: Pilot[Any]) -> None:
@@ -89,8 +78,7 @@ def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def test_a_file_comes_back_with_pane_row_filter_and_option(here: Path) -> None:
     rows_file(here)
     path = write_config(here, '[data]\ntrain = "faq.jsonl"\n')
-    app = LocaltuneApp(config_path=path)
-    async with opened(app) as pilot:
+    async with opened(LocaltuneApp(config_path=path)) as (app, pilot):
         data, config = pane_of(app, "data"), pane_of(app, "config")
         await go_to(pilot, config, "train.batch_size")
         await wait_for(pilot, lambda: data.view is not None and data.view.analysis is not None, 60)
@@ -104,12 +92,10 @@ async def test_a_file_comes_back_with_pane_row_filter_and_option(here: Path) -> 
     assert session is not None
     assert session.config == str(path)
     assert session.data == DataPlace(str(here / "faq.jsonl"), index, "empty_answer", True)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         data, config = pane_of(app, "data"), pane_of(app, "config")
         assert app.main.current == "data"
-        assert app.state.document is not None
-        assert app.state.document.path == path
+        assert document_of(app).path == path
         await wait_for(pilot, lambda: data.session.filter is not None, 60)
         assert (data.index, data.session.filter.code, data.body.shows_tokens) == (index, "empty_answer", True)
         assert config.option == "train.batch_size"
@@ -120,8 +106,7 @@ async def test_a_file_comes_back_with_pane_row_filter_and_option(here: Path) -> 
 
 async def test_the_newest_run_is_what_an_app_without_a_memory_begins_with(here: Path) -> None:
     run = made_run(rows_file(here), train__learning_rate=5e-4)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         document = app.state.document
         assert document is not None
         assert (document.path, document.get("train.learning_rate")) == (None, 5e-4)
@@ -137,17 +122,14 @@ async def test_the_newest_run_is_what_an_app_without_a_memory_begins_with(here: 
 
 async def test_edits_of_a_run_s_configuration_come_back_as_its_own(here: Path) -> None:
     run = made_run(rows_file(here))
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0})
         assert app.state.is_dirty
         await left(pilot)
     assert app.return_value is not None
     assert "The configuration (faq) is kept" in app.return_value
-    app = LocaltuneApp()
-    async with opened(app):
-        assert app.state.document is not None
-        assert app.state.document.get("train.epochs") == 7.0
+    async with opened() as (app, _):
+        assert document_of(app).get("train.epochs") == 7.0
         assert app.state.origin is not None
         assert app.state.origin.run == run
         assert app.state.is_of_config
@@ -158,17 +140,14 @@ async def test_what_is_gone_is_told_and_nothing_else_is_lost(here: Path) -> None
     path = write_config(here, '[data]\ntrain = "faq.jsonl"\n')
     write_session(Session(config=str(path), option="train.epochs", pane="config", data=DataPlace(str(data), 7)))
     data.unlink()
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
-        assert app.state.document is not None
-        assert app.state.document.path == path
+    async with opened() as (app, pilot):
+        assert document_of(app).path == path
         assert "faq.jsonl, which was open in the Data pane, is not there now." in notes(app)
         assert pane_of(app, "config").option == "train.epochs"
         await left(pilot)
     path.unlink()
     made_run(rows_file(here), "other")
-    app = LocaltuneApp()
-    async with opened(app):
+    async with opened() as (app, _):
         assert "tickets.toml is not there any more." in notes(app)
         assert app.state.origin is not None
 
@@ -179,10 +158,8 @@ async def test_an_explicit_configuration_wins(here: Path) -> None:
     second = here / "second.toml"
     second.write_text('[data]\ntrain = "rows.jsonl"\n')
     write_session(Session(config=str(first), pane="data", data=DataPlace(str(here / "rows.jsonl"), 2)))
-    app = LocaltuneApp(config_path=second)
-    async with opened(app) as pilot:
-        assert app.state.document is not None
-        assert app.state.document.path == second
+    async with opened(LocaltuneApp(config_path=second)) as (app, pilot):
+        assert document_of(app).path == second
         await wait_for(pilot, lambda: app.main.current == "config")
 
 
@@ -190,13 +167,10 @@ async def test_an_explicit_run_brings_its_own_configuration(here: Path) -> None:
     first, path = made_run(rows_file(here), "first", train__epochs=2.0), write_config(here)
     made_run(here / "faq.jsonl", "second")
     write_session(Session(config=str(path), pane="data"))
-    app = LocaltuneApp(run="first")
-    async with opened(app) as pilot:
+    async with opened(LocaltuneApp(run="first")) as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
-        assert app.state.view is not None
-        assert app.state.view.run == first
-        assert app.state.document is not None
-        assert app.state.document.get("train.epochs") == 2.0
+        assert view_of(app).run == first
+        assert document_of(app).get("train.epochs") == 2.0
 
 
 async def test_nothing_is_remembered_where_that_is_not_wanted(here: Path) -> None:
@@ -204,11 +178,9 @@ async def test_nothing_is_remembered_where_that_is_not_wanted(here: Path) -> Non
     (paths.config_dir() / "settings.toml").write_text("remember = false\n")
     write_session(Session(config=str(write_config(here)), pane="data"))
     made_run(rows_file(here))
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         assert app.main.current == "train"
-        assert app.state.document is not None
-        assert app.state.document.dumps() == ""
+        assert document_of(app).dumps() == ""
         await left(pilot)
     assert not session_path().exists()
 
@@ -217,8 +189,7 @@ async def test_nothing_is_remembered_where_that_is_not_wanted(here: Path) -> Non
 async def test_a_torn_or_hostile_file_is_no_error(here: Path, raw: str) -> None:
     paths.make_private_dir(paths.home())
     session_path().write_text(raw)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         assert not asks(app, "close")
         await left(pilot)
     assert read_session() is not None
@@ -227,34 +198,29 @@ async def test_a_torn_or_hostile_file_is_no_error(here: Path, raw: str) -> None:
 async def test_the_end_of_a_watched_run_is_told_once(here: Path) -> None:
     script = ScriptedRun(paths.home(), "20261124-203633-faq", total=30)
     script.train_to(30)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.live_run is not None)
         app.leaving.leave_by_choice()
         await wait_for(pilot, lambda: not app.is_running)
     script.end("finished", "all steps done")
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         assert "203633-faq finished just now while you were away: loss 0." in notes(app)
         assert "exact match 0.83" in notes(app)
         await wait_for(pilot, lambda: app.state.view is not None)
         await left(pilot)
-    app = LocaltuneApp()
-    async with opened(app):
+    async with opened() as (app, _):
         assert "while you were away" not in notes(app)
 
 
 async def test_an_end_that_was_seen_is_not_told_again(here: Path) -> None:
     script = ScriptedRun(paths.home(), "20261124-203633-faq", total=30)
     script.train_to(30)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.live_run is not None)
         script.end("failed", "no")
         await wait_for(pilot, lambda: app.state.view is not None and not app.state.view.is_live)
         app.returning.look()
-    app = LocaltuneApp()
-    async with opened(app):
+    async with opened() as (app, _):
         assert "while you were away" not in notes(app)
 
 
@@ -262,8 +228,7 @@ async def test_a_run_that_another_program_has_made_is_told_with_its_reason(here:
     write_session(Session(pane="train", time=time.time() - 60))
     run = made_run(rows_file(here), "alpaca", "failed")
     ended(run, "failed", "there is no file x.csv")
-    app = LocaltuneApp()
-    async with opened(app):
+    async with opened() as (app, _):
         (note,) = [note for note in app._notifications if "away" in note.message]
         assert note.message.endswith(
             "alpaca failed at step 3 of 5 just now while you were away: there is no file x.csv."
@@ -289,8 +254,7 @@ async def test_r_starts_the_shown_run_again_and_not_the_configuration(
 ) -> None:
     rows_file(here)
     run = made_run(here / "faq.jsonl", train__learning_rate=5e-4)
-    app = LocaltuneApp(config_path=write_config(here))
-    async with opened(app) as pilot:
+    async with opened(LocaltuneApp(config_path=write_config(here))) as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("3")
         await wait_for(pilot, lambda: f"r start {run.id[9:]} again" in screen_text(app))
@@ -309,8 +273,7 @@ async def test_the_card_says_where_the_configuration_has_other_values_by_now(
     here: Path, started: list[tuple[float, str]]
 ) -> None:
     run = made_run(rows_file(here))
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         app.configuration.set_options({"train.learning_rate": 1e-3})
         await pilot.press("3", "r")
@@ -329,8 +292,7 @@ async def test_a_run_whose_data_is_gone_is_not_started_again(here: Path, started
     data = rows_file(here)
     made_run(data)
     data.unlink()
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("3", "r")
         await wait_for(pilot, lambda: asks(app, "close"))
@@ -345,8 +307,7 @@ async def test_a_run_whose_data_is_gone_is_not_started_again(here: Path, started
 
 async def test_e_in_runs_opens_the_configuration_and_undo_brings_the_edits_back(here: Path) -> None:
     run = made_run(rows_file(here), "alpaca", train__learning_rate=5e-4)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         await pilot.press("2", "O")
         await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
@@ -357,8 +318,7 @@ async def test_e_in_runs_opens_the_configuration_and_undo_brings_the_edits_back(
         await wait_for(pilot, lambda: pane_of(app, "runs").check_action("edit_config", ()))
         await pilot.press("e")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.get("train.epochs") is None)
-        assert app.state.document is not None
-        assert app.state.document.get("train.learning_rate") == 5e-4
+        assert document_of(app).get("train.learning_rate") == 5e-4
         assert app.state.origin is not None
         assert app.state.origin.run == run
         app.drafts.look()
@@ -372,15 +332,13 @@ async def test_e_in_runs_opens_the_configuration_and_undo_brings_the_edits_back(
 async def test_edits_of_a_file_are_asked_about_before_a_run_s_configuration_is_opened(here: Path) -> None:
     run = made_run(rows_file(here))
     path = write_config(here)
-    app = LocaltuneApp(config_path=path)
-    async with opened(app) as pilot:
+    async with opened(LocaltuneApp(config_path=path)) as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0})
         app.configuration.edit_run(run)
         await wait_for(pilot, lambda: "has not been saved" in screen_text(app))
         await pilot.press("escape")
         await pilot.pause()
-        assert app.state.document is not None
-        assert app.state.document.path == path
+        assert document_of(app).path == path
 
 
 # What was never saved, in the list.
@@ -389,8 +347,7 @@ async def test_edits_of_a_file_are_asked_about_before_a_run_s_configuration_is_o
 @pytest.mark.long
 async def test_what_was_never_saved_is_listed_opened_and_discarded(here: Path) -> None:
     rows_file(here)
-    app = LocaltuneApp()
-    async with opened(app) as pilot:
+    async with opened() as (app, pilot):
         app.configuration.set_options({"data.train": here / "faq.jsonl", "train.epochs": 7.0})
         await pilot.press("2", "O")
         await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
@@ -424,8 +381,7 @@ async def test_what_was_never_saved_is_listed_opened_and_discarded(here: Path) -
 @pytest.mark.long
 async def test_the_header_does_not_lend_another_run_s_state_to_the_configuration(here: Path) -> None:
     run = made_run(rows_file(here), "alpaca", "failed")
-    app = LocaltuneApp(config_path=write_config(here))
-    async with opened(app) as pilot:
+    async with opened(LocaltuneApp(config_path=write_config(here))) as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         await wait_for(pilot, lambda: f"│ last run: {run.id[9:]}, failed just now" in screen_text(app).splitlines()[0])
         line = app.main.query_one(StatusBar).render()
@@ -437,8 +393,7 @@ async def test_the_header_does_not_lend_another_run_s_state_to_the_configuration
 
 async def test_an_early_internal_error_forgets_what_was_shown_again(here: Path) -> None:
     write_session(Session(pane="data"))
-    app = LocaltuneApp()
-    async with opened(app):
+    async with opened() as (app, _):
         app.returning.look()
         assert read_session() is not None
         app.returning.forget_if_suspect()
@@ -451,9 +406,7 @@ async def test_data_that_is_named_is_shown_and_not_what_was_open(here: Path) -> 
     rows_file(here)
     (here / "other.csv").write_text("question,answer\na,b\nc,d\n")
     write_session(Session(data=DataPlace(str(here / "other.csv"), 1), pane="config"))
-    async with opened(LocaltuneApp(data=Path("faq.jsonl"))) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
+    async with opened(LocaltuneApp(data=Path("faq.jsonl"))) as (app, pilot):
         await wait_for(pilot, lambda: app.returning._is_complete)
         data = pane_of(app, "data")
         await wait_for(pilot, lambda: data.view is not None and data.opener.opening is None)
@@ -465,7 +418,5 @@ async def test_data_that_is_named_is_shown_and_not_what_was_open(here: Path) -> 
 async def test_data_that_is_named_and_was_open_comes_back_to_its_row(here: Path) -> None:
     path = rows_file(here)
     write_session(Session(data=DataPlace(str(path), 7), pane="config"))
-    async with opened(LocaltuneApp(data=Path("faq.jsonl"))) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
+    async with opened(LocaltuneApp(data=Path("faq.jsonl"))) as (app, pilot):
         await wait_for(pilot, lambda: pane_of(app, "data").index == 7)

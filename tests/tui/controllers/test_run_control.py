@@ -26,7 +26,7 @@ from core.runs.record import events
 from core.runs.record.history import read_history
 from core.runs.record.state import RunState, StepProgress, start_identity
 from tests.cases import cases
-from tests.tui.harness import asks, has_live_run, running, screen_lines, screen_text, wait_for
+from tests.tui.harness import asks, has_live_run, running, screen_lines, screen_text, view_of, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tests.tui.test_typed_ahead import type_at_once
@@ -555,8 +555,7 @@ async def test_a_request_that_was_heard_and_is_late_has_not_failed(home: Path, m
         await pilot.pause()
         await pilot.press("c")
         await wait_for(pilot, lambda: "No step is done yet." in words(app))
-        assert app.state.view is not None
-        assert "checkpoint" not in app.state.view.pending
+        assert "checkpoint" not in view_of(app).pending
 
 
 def test_what_the_worker_wrote_before_it_answered_is_out_of_date() -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from textual.pilot import Pilot
 
 from core.config.document import load_config
 from core.config.schema import Config
@@ -22,7 +19,7 @@ from core.runs.record.store import Run, create_run
 from tests.cases import cases
 from tests.core.models.spoiling import copy_model
 from tests.tui.config_panes import write_startable
-from tests.tui.harness import has_form, pane_of, running, screen_text, wait_for
+from tests.tui.harness import opened, pane_of, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_typed_ahead import type_at_once
 from tui.app import LocaltuneApp
@@ -57,14 +54,8 @@ def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
     return found
 
 
-@asynccontextmanager
-async def ready(
-    app: LocaltuneApp | None = None, size: tuple[int, int] = (100, 30)
-) -> AsyncIterator[tuple[LocaltuneApp, Pilot[Any]]]:
-    """The app with its configuration and the form of it."""
-    async with running(app, size, until=has_form) as (app, pilot):
-        await pilot.pause()
-        yield app, pilot
+#: The app with its configuration and the form of it.
+ready = partial(opened, size=(100, 30))
 
 
 async def test_a_base_model_that_would_be_refused_is_told_before_anything_starts(
@@ -73,7 +64,7 @@ async def test_a_base_model_that_would_be_refused_is_told_before_anything_starts
     base = copy_model(tiny_model_dir, tmp_path / "torn")
     (base / "tokenizer.json").unlink()
     config.write_text('[model]\nbase = "torn"\n' + config.read_text())
-    async with ready(LocaltuneApp(config_path=config), (80, 24)) as (app, pilot):
+    async with ready(LocaltuneApp(config_path=config), size=(80, 24)) as (app, pilot):
         await pilot.press("r")
         await wait_for(pilot, lambda: has_card(app) and "The run would be refused: torn has" in screen_text(app), 60)
         assert "tokenizer" in screen_text(app)
@@ -84,7 +75,7 @@ async def test_nothing_is_said_of_a_base_model_that_is_whole(
 ) -> None:
     copy_model(tiny_model_dir, tmp_path / "whole")
     config.write_text('[model]\nbase = "whole"\n' + config.read_text())
-    async with ready(LocaltuneApp(config_path=config), (80, 24)) as (app, pilot):
+    async with ready(LocaltuneApp(config_path=config), size=(80, 24)) as (app, pilot):
         await pilot.press("r")
         await wait_for(pilot, lambda: has_card(app) and "fits" in screen_text(app), 60)
         card = app.screen
@@ -98,7 +89,7 @@ def has_card(app: LocaltuneApp) -> bool:
 
 
 async def test_r_shows_what_a_run_would_do_and_enter_starts_it(config: Path, started: Started) -> None:
-    async with ready(LocaltuneApp(config), (60, 20)) as (app, pilot):
+    async with ready(LocaltuneApp(config), size=(60, 20)) as (app, pilot):
         await pilot.press("r")
         assert has_card(app)
         await wait_for(pilot, lambda: "rows.jsonl · 40 rows" in screen_text(app), 60)
@@ -192,7 +183,7 @@ async def test_a_start_that_fails_can_be_tried_again(config: Path, home: Path, m
 
 
 async def test_a_preset_is_chosen_over_the_card_and_shown_on_it(config: Path, started: Started) -> None:
-    async with ready(LocaltuneApp(config), (120, 34)) as (app, pilot):
+    async with ready(LocaltuneApp(config), size=(120, 34)) as (app, pilot):
         await pilot.press("r")
         assert has_card(app)
         await pilot.press("P")
@@ -332,7 +323,7 @@ async def test_rows_of_no_known_format_start_nothing(tmp_path: Path, started: St
     (tmp_path / "odd.csv").write_text("Frage;Antwort\na;b\nc;d\n")
     path = tmp_path / "mine.toml"
     path.write_text('[data]\ntrain = "odd.csv"\n')
-    async with ready(LocaltuneApp(path), (80, 24)) as (app, pilot):
+    async with ready(LocaltuneApp(path), size=(80, 24)) as (app, pilot):
         data = pane_of(app, "data")
         await wait_for(pilot, lambda: data.view is not None and data.view.unknown is not None)
         await pilot.press("r")
@@ -362,7 +353,7 @@ def too_late(config: Path) -> None:
 
 async def test_a_deadline_that_cannot_be_met_is_a_question_before_the_start(config: Path, started: Started) -> None:
     too_late(config)
-    async with ready(LocaltuneApp(config), (80, 24)) as (app, pilot):
+    async with ready(LocaltuneApp(config), size=(80, 24)) as (app, pilot):
         for answer in ("escape", "y"):
             assert not started
             await pilot.press("r", "enter")
@@ -378,7 +369,7 @@ async def test_a_deadline_that_cannot_be_met_is_a_question_before_the_queue(
 ) -> None:
     monkeypatch.setattr("core.commands.train.check_model", lambda _: None)
     too_late(config)
-    async with ready(LocaltuneApp(config), (80, 24)) as (app, pilot):
+    async with ready(LocaltuneApp(config), size=(80, 24)) as (app, pilot):
         for answer, told in (("escape", "Nothing is added."), ("y", "Added as entry 1")):
             adding = asyncio.create_task(app.starting.add_to_queue())
             await wait_for(pilot, lambda: "07:00 cannot be met: at full speed, by the pace" in screen_text(app), 60)

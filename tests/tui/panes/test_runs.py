@@ -16,7 +16,18 @@ from core.runs.catalog.removal import list_trash
 from core.runs.record import history as glimpse
 from core.runs.record.store import Labels, read_labels, write_labels
 from tests.core.queue.helpers import add
-from tests.tui.harness import asks, has_run, pane_of, running, screen_lines, screen_text, shown, wait_for
+from tests.tui.harness import (
+    asks,
+    document_of,
+    has_run,
+    pane_of,
+    running,
+    screen_lines,
+    screen_text,
+    shown,
+    view_of,
+    wait_for,
+)
 from tests.tui.panes.test_train import script_run
 from tests.tui.scripted_run import CONFIG, ScriptedRun
 from tui.app import LocaltuneApp
@@ -97,8 +108,7 @@ async def test_what_comes_next_in_the_queue_stands_above_the_list(home: Path) ->
 async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:
     first, second = two_runs(home)
     async with listed("of work", size=(120, 34)) as (app, pilot):
-        assert app.state.view is not None
-        assert app.state.view.run == second.run
+        assert view_of(app).run == second.run
         await pilot.press("D")
         await wait_for(pilot, lambda: asks(app, "move it to the trash"))
         assert "20261124-090000-second has failed at step 10 of 120." in screen_text(app)
@@ -315,8 +325,7 @@ async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypa
 
         await wait_for(pilot, is_whole)
         assert True in seen
-        assert app.state.view is not None
-        assert len(app.state.view.history.loss) == 60
+        assert len(view_of(app).history.loss) == 60
         # The whole record has brought the end of the run, and its model to the chat.
         await wait_for(pilot, lambda: "reading the rest" not in screen_text(app) and "finished" in screen_text(app))
         await wait_for(pilot, lambda: pane_of(app, "chat").target == first.run)
@@ -332,8 +341,7 @@ async def test_the_app_opens_with_data(home: Path, tmp_path: Path) -> None:
     async with app.run_test(size=(130, 34)) as pilot:
         await wait_for(pilot, lambda: "Why is it so?" in screen_text(app))
         assert app.main.current == "data"
-        assert app.state.document is not None
-        assert app.state.document.path is None
+        assert document_of(app).path is None
         config = tmp_path / "my.toml"
         config.touch()
         await pilot.press("o", "ctrl+u", *str(config), "enter")
