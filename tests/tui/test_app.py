@@ -104,6 +104,12 @@ async def test_a_large_terminal_tiles_four_panes_and_a_number_again_zooms() -> N
         assert shown(app) == {"runs"}
         await pilot.press("0")
         assert (shown(app), app.main.current) == (set(TILED), "train")
+        await pilot.resize_terminal(50, 15)
+        await wait_for(pilot, lambda: app.main.query_one(TooSmall).display)
+        assert "50×15 is too small" in screen_text(app)
+        assert "at least 60×20" in screen_text(app)
+        await pilot.resize_terminal(160, 45)
+        await wait_for(pilot, lambda: shown(app) == set(TILED) and not app.main.query_one(TooSmall).display)
 
 
 async def test_two_panes_share_a_terminal_of_middle_size() -> None:
@@ -172,19 +178,6 @@ async def test_panes_out_of_sight_are_told(home: Path, monkeypatch: pytest.Monke
             await pilot.resize_terminal(width, height)
             await pilot.press("1")
             await wait_for(pilot, lambda: {name for name, is_shown in told.items() if is_shown} == shown(app))
-
-
-async def test_the_layout_follows_the_terminal_live() -> None:
-    async with running(size=(200, 50)) as (app, pilot):
-        await pilot.resize_terminal(80, 24)
-        await wait_for(pilot, lambda: shown(app) == {"train"})
-        await pilot.resize_terminal(50, 15)
-        await wait_for(pilot, lambda: app.main.query_one(TooSmall).display)
-        assert "50×15 is too small" in screen_text(app)
-        assert "at least 60×20" in screen_text(app)
-        await pilot.resize_terminal(160, 45)
-        await wait_for(pilot, lambda: shown(app) == set(TILED))
-        assert not app.main.query_one(TooSmall).display
 
 
 async def test_number_keys_are_text_in_a_text_input() -> None:

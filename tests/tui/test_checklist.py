@@ -78,7 +78,7 @@ Points about speed, and those that need a GPU, are measured (``bench/``) and not
     tests/tui/panes/chat/test_pane.py::test_the_conversation_is_saved_as_markdown
 28 the mouse is optional
     tests/test_cli.py::test_the_app_opens_what_was_asked_for
-    tests/tui/test_keys.py::test_every_action_has_a_key_that_arrives
+    tests/tui/test_checklist.py::test_every_action_has_a_key_that_is_safe
 29 toasts and dialogs
     tests/tui/test_app.py::test_a_control_that_fails_is_a_dialog_and_the_app_goes_on
     tests/tui/controllers/test_run_control.py::test_the_result_is_told_and_not_the_wish
@@ -114,9 +114,10 @@ from tui.panes.train import STALE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Keys that a terminal, tmux or screen keeps for itself, or that some terminals do not tell apart from others.
-UNSAFE = frozenset(
-    ("ctrl+b", "ctrl+a", "ctrl+h", "ctrl+i", "ctrl+j", "ctrl+m", "ctrl+space", "ctrl+@", "ctrl+tab", "shift+enter")
-)
+UNSAFE = {
+    *("ctrl+b", "ctrl+a", "ctrl+h", "ctrl+i", "ctrl+j", "ctrl+m", "ctrl+space", "ctrl+@", "ctrl+tab", "ctrl+z"),
+    "shift+enter",
+}
 
 
 @cache
@@ -136,7 +137,7 @@ def test_the_tests_of_the_points_are_there() -> None:
 
 def test_every_action_has_a_key_that_is_safe() -> None:
     for key in KeyTable().keys:
-        safe = [name for name in key.keys.split(",") if name not in UNSAFE and not name.startswith("alt+")]
+        safe = [name for name in key.keys.split(",") if name not in UNSAFE and not name.startswith(("alt+", "shift+"))]
         assert safe, key.id
 
 

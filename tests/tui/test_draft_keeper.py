@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from core.drafts import list_drafts
 from core.runs.record.store import Run
 from tests.tui.config_panes import write_config
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import HOSTILE, pane_of, paste, running, screen_text, wait_for
+from tests.tui.harness import HOSTILE, has_run, pane_of, paste, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
@@ -32,21 +33,20 @@ def leave_behind() -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"started": "another boot"}))
 
 
-async def chatting(pilot: Pilot[Any]) -> ChatPane:
-    app = await ready(pilot)
-    await wait_for(pilot, lambda: app.state.view is not None and pane_of(app, "chat").target is not None)
-    pane = pane_of(app, "chat")
-    assert isinstance(pane, ChatPane)
-    pane._holder._factory = factory(FakeSession({"tuned": ["forty", "-two"], "base": ["I", " see"]}))
-    await pilot.press("4")
-    return pane
+@asynccontextmanager
+async def chatting() -> AsyncIterator[tuple[LocaltuneApp, Pilot[Any], ChatPane]]:
+    """The app with its Chat pane, a run as its target and a fake session."""
+    async with running(size=(100, 30), until=has_run) as (app, pilot):
+        await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "chat").target is not None)
+        pane = pane_of(app, "chat")
+        pane._holder._factory = factory(FakeSession({"tuned": ["forty", "-two"], "base": ["I", " see"]}))
+        await pilot.press("4")
+        yield app, pilot, pane
 
 
 async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) -> None:
     ScriptedRun(home).end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         await pilot.press("i")
         await paste(pilot, f"what is it {HOSTILE}")
         await pilot.press("enter")
@@ -61,9 +61,7 @@ async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) 
         app.leaving.leave()
     leave_behind()
 
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         await wait_for(pilot, lambda: "forty-two" in screen_text(app))
         assert "what is it" in screen_text(app)
         assert pane.prompt.text == "and why"
@@ -81,50 +79,24 @@ async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) 
 
 async def test_a_prompt_that_was_only_typed_comes_back_without_a_word(home: Path) -> None:
     ScriptedRun(home).end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         pane.take_up(Dialogue(), "and why")
         app.leaving.leave()
     leave_behind()
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         await wait_for(pilot, lambda: pane.prompt.text == "and why")
         assert "is back in the Chat pane" not in " ".join(note.message for note in app._notifications)
-
-
-async def test_a_conversation_of_another_run_stays_away(home: Path) -> None:
-    ScriptedRun(home, "20261124-100000-first").end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
-        pane.take_up(dialogue(), "")
-        app.leaving.leave()
-    leave_behind()
-    later = time.strftime("%Y%m%d-%H%M%S", time.localtime(time.time() + 60))
-    ScriptedRun(home, f"{later}-second").end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
-        await pilot.pause()
-        assert not pane.dialogue.exchanges
-    assert len(list_drafts("chat")) == 1
 
 
 @pytest.mark.long
 async def test_leaving_by_choice_keeps_the_conversation_and_says_nothing(home: Path) -> None:
     ScriptedRun(home).end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         pane.take_up(dialogue(), "half")
         await pilot.press("5", "q")
         await wait_for(pilot, lambda: not app.is_running)
     assert [draft.is_released for draft in list_drafts("chat")] == [True]
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         await wait_for(pilot, lambda: pane.dialogue.exchanges)
         assert pane.prompt.text == "half"
         assert not [note for note in app._notifications if "is back" in note.message]
@@ -135,9 +107,7 @@ async def test_the_conversation_is_not_kept_where_nothing_is_to_be_remembered(ho
     directory.mkdir(parents=True)
     (directory / "settings.toml").write_text("remember = false\n")
     ScriptedRun(home).end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         pane.take_up(dialogue(), "half")
         app.drafts.look()
         assert list_drafts("chat")
@@ -153,9 +123,7 @@ async def test_each_run_has_its_own_conversation(home: Path) -> None:
     first, second = ScriptedRun(home, "20261124-100000-first"), ScriptedRun(home, "20261124-110000-second")
     first.end("finished")
     second.end("finished")
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        pane = await chatting(pilot)
+    async with chatting() as (app, pilot, pane):
         assert pane.target == second.run
         pane.take_up(dialogue(), "half")
         for script, count in ((first, 0), (second, 1)):
@@ -239,15 +207,6 @@ async def test_what_is_saved_is_no_draft_any_more(home: Path, tmp_path: Path) ->
         await wait_for(pilot, lambda: not app.state.is_dirty)
         app.drafts.look()
         assert not list_drafts("config")
-
-
-async def test_where_nothing_can_be_kept_the_app_goes_on(home: Path, tmp_path: Path) -> None:
-    (home / "drafts").write_text("a file where a directory belongs")
-    async with running(LocaltuneApp(config_path=write_config(tmp_path)), (100, 30)) as (app, _pilot):
-        app.configuration.set_options({"train.epochs": 7.0})
-        app.drafts.look()
-        assert app.drafts.kept == ""
-        app.leaving.leave()
 
 
 def dialogue() -> Dialogue:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -261,10 +260,3 @@ def test_a_long_history_is_passed_on_piece_by_piece(home: Path, monkeypatch: pyt
     assert max(len(message.events) for message in advanced) < 6000
     # Its end is not posted before the events that led to it.
     assert [message.state.is_over for message in advanced] == [*[False] * (len(advanced) - 1), True]
-
-
-def test_a_state_with_a_huge_number_is_none() -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "state.json")
-        path.write_text(json.dumps({"state": "training", "step": 10**400}))
-        assert RunState.read(path) is None

@@ -16,18 +16,16 @@ from textual.pilot import Pilot
 
 from core.config.recent import remember_config
 from tests.cases import cases
-from tests.tui.config_panes import go_to, write_config
+from tests.tui.config_panes import config_pane, go_to, write_config
 from tests.tui.config_panes import opened as config_opened
-from tests.tui.data_panes import opened, row, write_lines
-from tests.tui.harness import PaneApp, has_live_run, running, screen_text, wait_for
+from tests.tui.data_panes import data_pane, row, write_lines
+from tests.tui.harness import has_live_run, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.terminal import Terminal, app_environment
 from tests.tui.test_app import record_commands
 from tui.datasets.view import DatasetView
 from tui.driver import BURST_GOES_ON
 from tui.keys import KeyTable, load_keymap
-from tui.panes.config.pane import ConfigPane
-from tui.panes.data.pane import DataPane
 from tui.screens.box import DifferenceScreen
 from tui.screens.choice import ChoiceDialog
 from tui.screens.columns.columns import ColumnForm, ColumnsScreen
@@ -269,9 +267,7 @@ async def typed(pilot: Pilot[Any]) -> str:
 
 async def test_what_is_typed_behind_a_key_that_asks_is_the_text_and_the_keys_come_back(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [row(f"question {number}", "yes") for number in range(9)])
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(100, 24)) as (pilot, pane):
         pane.body.rows.focus()
         await pilot.pause()
         # Each of these letters is a key of the pane, and so are the keys themselves.
@@ -300,9 +296,7 @@ async def test_what_is_typed_behind_a_key_that_asks_is_the_text_and_the_keys_com
 
 
 async def test_a_value_typed_behind_enter_is_the_value(tmp_path: Path) -> None:
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await config_opened(pilot, pane, write_config(tmp_path))
+    async with config_pane(write_config(tmp_path), size=(80, 24)) as (pilot, pane):
         field = await go_to(pilot, pane, "train.epochs")
         type_at_once(pilot, "\n5\n")
         await wait_for(pilot, lambda: field.value not in (None, 2.0) and pane.form.has_focus)
@@ -312,12 +306,10 @@ async def test_a_value_typed_behind_enter_is_the_value(tmp_path: Path) -> None:
 
 
 async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_they_lead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(100, 24)) as pilot:
-        await wait_for(pilot, lambda: bool(pane.form.shown))
+    async with config_pane(size=(100, 24)) as (pilot, pane):
         pane.form.focus()
         await pilot.pause()
         before = pane.document.dumps()
@@ -327,7 +319,19 @@ async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_the
             assert pane.document.dumps() == before
             await pilot.press("escape")
             await wait_for(pilot, lambda: pane.form.has_focus)
+        for name in ("apples", "pears"):
+            (tmp_path / f"{name}.toml").write_text('[data]\ntrain = "rows.jsonl"\n')
+            remember_config(tmp_path / f"{name}.toml")
         await config_opened(pilot, pane, write_config(tmp_path))
+        pane.form.focus()
+        await pilot.pause()
+        type_at_once(pilot, "Oapp")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
+        assert await typed(pilot) == "app"
+        await pilot.press("escape")
+        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, PickScreen))
+        type_at_once(pilot, "Oapp\n")
+        await wait_for(pilot, lambda: pane.document.path == tmp_path / "apples.toml")
         type_at_once(pilot, "vf")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
         await pilot.press("escape")
@@ -341,30 +345,10 @@ async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_the
         assert pane.form.cursor == cursor
 
 
-async def test_what_is_typed_behind_open_finds_the_configuration(tmp_path: Path, private_home: Path) -> None:
-    for name in ("apples", "pears"):
-        (tmp_path / f"{name}.toml").write_text('[data]\ntrain = "rows.jsonl"\n')
-        remember_config(tmp_path / f"{name}.toml")
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await config_opened(pilot, pane, write_config(tmp_path))
-        pane.form.focus()
-        await pilot.pause()
-        type_at_once(pilot, "Oapp")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
-        assert await typed(pilot) == "app"
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, PickScreen))
-        type_at_once(pilot, "Oapp\n")
-        await wait_for(pilot, lambda: pane.document.path == tmp_path / "apples.toml")
-
-
 async def test_a_column_typed_behind_enter_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"wer": "x", "was": "a", "warum": "b"}) + "\n")
-    pane = DataPane()
-    async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await opened(pilot, pane, path)
+    async with data_pane(path, size=(100, 30)) as (pilot, pane):
         assert isinstance(pane.view, DatasetView)
         screen = ColumnsScreen(pane.view, ColumnForm("auto", {}))
         await pilot.app.push_screen(screen)
@@ -411,9 +395,7 @@ async def test_a_key_that_comes_twice_answers_once(home: Path, monkeypatch: pyte
 
 async def test_a_question_takes_no_key_that_was_typed_before_it_was_read(tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    pane = ConfigPane()
-    async with PaneApp(pane).run_test(size=(80, 24)) as pilot:
-        await config_opened(pilot, pane, path)
+    async with config_pane(path, size=(80, 24)) as (pilot, pane):
         pane.document.set("train.epochs", 5.0)
         pane.form.focus()
         await pilot.pause()

@@ -115,6 +115,8 @@ async def test_a_configuration_that_cannot_be_kept_is_asked_about(home: Path, tm
     async with running() as (app, pilot):
         app.configuration.set_options({"train.epochs": 7.0})
         await wait_for(pilot, lambda: app.state.is_dirty)
+        app.drafts.look()
+        assert app.drafts.kept == ""
         await asked(pilot)
         assert "has edits that are not saved" in screen_text(app)
         await pilot.press("escape")

@@ -96,45 +96,37 @@ def stand_in(script: ScriptedRun, process: subprocess.Popen[bytes]) -> None:
     script.write_state(pid=process.pid, pid_started=start_identity(process.pid))
 
 
-@cases(("key", "sent"), [("y", [("stop", {})]), ("enter", [("stop", {})]), ("w", [("stop", {"now": True})]), ("n", [])])
+@cases(
+    ("steps", "keys", "sent"),
+    [
+        *((64, ["y"], [("stop", {})]), (64, ["enter"], [("stop", {})]), (64, ["n"], [])),
+        *(
+            (64, ["w", "y"], [("stop", {"now": True})]),
+            (64, ["w", "enter"], []),
+            (60, ["w"], [("stop", {"now": True})]),
+        ),
+    ],
+)
 async def test_a_run_is_stopped_with_a_checkpoint_or_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, sent: list[Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, keys: list[str], sent: list[Any]
 ) -> None:
-    ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(64)
+    ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(steps)
     commands = record_commands(monkeypatch)
     async with attached(notifications=True) as (app, pilot):
         await asked_to_stop(pilot)
-        assert "Not saved so far: 4 steps after the checkpoint of step 60." in words(app)
-        await pilot.press(key)
-        if key == "w":
+        if steps == 64:
+            assert "Not saved so far: 4 steps after the checkpoint of step 60." in words(app)
+        await pilot.press(keys[0])
+        if len(keys) == 2:
             # Letters that lose steps are not enough: it is asked once more, and enter means to go on.
             await wait_for(pilot, lambda: asks(app, "keep training") and "these steps are lost" in words(app))
             await pilot.pause()
             assert commands == []
-            await pilot.press("y")
+            await pilot.press(keys[1])
         await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
         await wait_for(pilot, lambda: commands.with_args == sent)
-        if key == "w":
+        if keys == ["w", "y"]:
             await wait_for(pilot, lambda: "◌ stopping" in words(app))
-
-
-@cases(("steps", "asked"), [(64, True), (60, False)])
-async def test_a_stop_that_loses_steps_asks_once_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, asked: bool
-) -> None:
-    ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(steps)
-    commands = record_commands(monkeypatch)
-    async with attached() as (app, pilot):
-        await asked_to_stop(pilot)
-        await pilot.press("w")
-        if asked:
-            await wait_for(pilot, lambda: "these steps are lost" in words(app))
-            await pilot.pause()
-            await pilot.press("enter")
-            await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
-            assert commands == []
-        else:
-            await wait_for(pilot, lambda: commands.with_args == [("stop", {"now": True})])
 
 
 async def test_a_dialog_says_what_it_waits_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from textual.pilot import Pilot
 from core.chat.candidates import Candidate
 from core.chat.dialogue import Dialogue
 from core.chat.request import GenerationSettings
+from core.chat.session import ChatSession
 from core.chat.transcripts import keep_transcript, list_transcripts
 from core.errors import UserError
 from core.runs.record.state import RunState
@@ -112,7 +113,7 @@ async def test_the_run_decides_system_prompt_and_settings(tmp_path: Path) -> Non
         assert settings == GenerationSettings(max_new_tokens=77, temperature=0.5, top_p=1.0)
 
 
-async def test_tokens_appear_while_they_come(tmp_path: Path) -> None:
+async def test_tokens_appear_while_they_come_and_another_question_waits(tmp_path: Path) -> None:
     session = fake()
     session.gate = threading.Semaphore(0)
     async with chatting(tmp_path, session) as (pilot, pane, session):
@@ -122,10 +123,16 @@ async def test_tokens_appear_while_they_come(tmp_path: Path) -> None:
         session.gate.release()
         await shown(pilot, "short and▌")
         assert pane.is_answering
+        await ask(pilot, pane, "second")
+        assert len(pane.dialogue.exchanges) == 1
+        assert pane.prompt.text == "second"
+        assert "still answering" in screen_text(pilot.app)
         session.gate.release(10)
         await finished(pilot, pane)
         assert "short and tuned" in screen_text(pilot.app)
         assert "▌" not in "".join(line for line in screen_lines(pilot.app) if "short and tuned" in line)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: len(pane.dialogue.exchanges) == 2)
 
 
 async def test_esc_stops_the_answer_and_the_next_question_works(tmp_path: Path) -> None:
@@ -144,21 +151,6 @@ async def test_esc_stops_the_answer_and_the_next_question_works(tmp_path: Path) 
         await said(pilot, pane, "again")
         assert "short and tuned" in screen_text(pilot.app)
         assert session.asked[1][1][2]["content"] == "short", "what had been said is part of the conversation"
-
-
-async def test_a_second_question_waits_for_the_first_answer(tmp_path: Path) -> None:
-    session = fake()
-    session.gate = threading.Semaphore(0)
-    async with chatting(tmp_path, session) as (pilot, pane, session):
-        await ask(pilot, pane, "first")
-        await ask(pilot, pane, "second")
-        assert len(pane.dialogue.exchanges) == 1
-        assert pane.prompt.text == "second"
-        assert "still answering" in screen_text(pilot.app)
-        session.gate.release(10)
-        await finished(pilot, pane)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: len(pane.dialogue.exchanges) == 2)
 
 
 async def test_loading_is_shown_and_can_be_cancelled(tmp_path: Path) -> None:
@@ -214,9 +206,19 @@ async def test_both_answer_one_question(tmp_path: Path) -> None:
 async def test_an_error_is_one_sentence_and_the_next_question_gets_a_new_session(tmp_path: Path) -> None:
     broken, good = fake(), fake()
     broken.error = UserError("The chat engine was killed by signal 9.", "The machine may be out of memory.")
-    pane = ChatPane(factory(broken, good))
+    open_next, refusals = factory(broken, good), [UserError("Run x has neither an adapter nor a checkpoint.", "Wait.")]
+
+    def open_session(target: Run | Path | str) -> ChatSession:
+        if refusals:
+            raise refusals.pop()
+        return open_next(target)
+
+    pane = ChatPane(open_session)
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         pane.set_target(make_run(tmp_path))
+        await said(pilot, pane, "hello")
+        assert "✗ Run x has neither an adapter" in screen_text(pilot.app)
+        await pilot.press("ctrl+l")
         await said(pilot, pane, "hello")
         assert "✗ The chat engine was killed by signal 9." in screen_text(pilot.app)
         assert "The machine may be out of memory." in screen_text(pilot.app)
@@ -224,17 +226,6 @@ async def test_an_error_is_one_sentence_and_the_next_question_gets_a_new_session
         await said(pilot, pane, "again")
         assert "short and tuned" in screen_text(pilot.app)
         assert [message["content"] for message in good.asked[0][1]] == ["Be brief.", "again"]
-
-
-async def test_a_session_that_cannot_be_opened_is_explained(tmp_path: Path) -> None:
-    def refuse(_: object) -> FakeSession:
-        raise UserError("Run x has neither an adapter nor a whole checkpoint.", "Let it go on.")
-
-    pane = ChatPane(refuse)
-    async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        pane.set_target(make_run(tmp_path))
-        await said(pilot, pane, "hello")
-        assert "✗ Run x has neither an adapter" in screen_text(pilot.app)
 
 
 async def test_copying_the_last_answer(tmp_path: Path) -> None:
@@ -254,33 +245,28 @@ async def test_copying_the_last_answer(tmp_path: Path) -> None:
         assert len(app.copied) == 2
 
 
-async def test_clearing_begins_a_new_conversation(tmp_path: Path) -> None:
+async def test_a_conversation_is_cleared_and_comes_back(tmp_path: Path) -> None:
     async with chatting(tmp_path) as (pilot, pane, session):
-        await said(pilot, pane, "hello")
-        await pilot.press("ctrl+l")
-        await pilot.pause()
-        assert "hello" not in screen_text(pilot.app)
-        await said(pilot, pane, "again")
-        assert [message["content"] for message in session.asked[1][1]] == ["Be brief.", "again"]
-        assert session.prepared == 2
-        assert not session.closed
-
-
-async def test_a_cleared_conversation_comes_back(tmp_path: Path) -> None:
-    async with chatting(tmp_path) as (pilot, pane, _):
         await pilot.press("ctrl+l")
         await said(pilot, pane, "hello")
         await pilot.press("ctrl+l")
         await pilot.pause()
         assert "^l again brings the former one back" in screen_text(pilot.app)
+        assert "hello" not in screen_text(pilot.app)
         await pilot.press("ctrl+l")
         await shown(pilot, "you       hello")
         await said(pilot, pane, "and then?")
         assert [exchange.question for exchange in pane.dialogue.exchanges] == ["hello", "and then?"]
+        await pilot.press("ctrl+l")
+        await said(pilot, pane, "again")
+        assert [message["content"] for message in session.asked[-1][1]] == ["Be brief.", "again"]
+        assert not session.closed
 
 
-async def test_lines_are_broken_and_pages_turned_in_the_prompt(tmp_path: Path) -> None:
+async def test_lines_are_pasted_and_broken_and_pages_turned_in_the_prompt(tmp_path: Path) -> None:
     async with chatting(tmp_path) as (pilot, pane, session):
+        await said(pilot, pane, "first line\nsecond line\r\nthird\n")
+        assert session.asked[0][1][-1]["content"] == "first line\nsecond line\nthird"
         for number in range(8):
             await said(pilot, pane, f"question {number}")
         await wait_for(pilot, lambda: pane.transcript.scroll_y > 10)
@@ -353,12 +339,6 @@ async def test_up_recalls_earlier_prompts(tmp_path: Path) -> None:
         assert pane.prompt.text == "unsent"
 
 
-async def test_pasted_lines_stay_lines_and_enter_sends_them(tmp_path: Path) -> None:
-    async with chatting(tmp_path) as (pilot, pane, session):
-        await said(pilot, pane, "first line\nsecond line\r\nthird\n")
-        assert session.asked[0][1][-1]["content"] == "first line\nsecond line\nthird"
-
-
 async def test_another_target_closes_the_session_and_frees_its_memory(tmp_path: Path) -> None:
     first, second = fake(), fake(step=2)
     pane = ChatPane(factory(first, second))
@@ -372,6 +352,8 @@ async def test_another_target_closes_the_session_and_frees_its_memory(tmp_path: 
         assert second.prepared == 0
         await said(pilot, pane, "and you?")
         assert len(second.asked) == 1
+        await pane.release()
+        assert second.closed
 
 
 async def test_the_same_run_keeps_its_conversation_when_it_ends(tmp_path: Path) -> None:
@@ -403,13 +385,6 @@ async def test_a_target_change_in_mid_answer_stops_it(tmp_path: Path) -> None:
         await wait_for(pilot, lambda: session.closed)
         assert not pane.is_answering
         assert "■ stopped" in screen_text(pilot.app)
-
-
-async def test_release_waits_until_the_memory_is_free(tmp_path: Path) -> None:
-    async with chatting(tmp_path) as (pilot, pane, session):
-        await said(pilot, pane, "hello")
-        await pane.release()
-        assert session.closed
 
 
 async def test_leaving_the_app_closes_the_session(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ async def test_problems_are_counted_and_shown_with_their_reason(tmp_path: Path) 
         assert pane.body.rows.cursor == 6
 
 
-async def test_search_forward_back_and_around(tmp_path: Path) -> None:
+async def test_search_forward_back_and_around_and_rows_by_number(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 500)
     async with data_pane(path, size=(100, 30)) as (pilot, pane):
         await pilot.press("slash", *"WER 33", "enter")
@@ -134,6 +134,13 @@ async def test_search_forward_back_and_around(tmp_path: Path) -> None:
         await pilot.press("slash", "ctrl+u", *"nowhere", "enter")
         await wait_for(pilot, lambda: "No row has “nowhere”" in screen_text(pilot.app))
         assert pane.body.rows.cursor == 338
+        await pilot.press("colon", *"321", "enter")
+        await pilot.pause()
+        assert pane.body.rows.cursor == 320
+        await pilot.press("ctrl+g", *"501", "enter")
+        await pilot.pause()
+        assert pane.body.rows.cursor == 320
+        assert "rows go from 1 to 500" in screen_text(pilot.app)
 
 
 async def test_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,18 +152,6 @@ async def test_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
         await wait_for(pilot, lambda: "of 100,000 rows · esc stops" in screen_text(pilot.app))
         await pilot.press("escape")
         await wait_for(pilot, lambda: "Search stopped." in screen_text(pilot.app))
-
-
-async def test_go_to_a_row_by_number(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", 500)
-    async with data_pane(path, size=(80, 22)) as (pilot, pane):
-        await pilot.press("colon", *"321", "enter")
-        await pilot.pause()
-        assert pane.body.rows.cursor == 320
-        await pilot.press("ctrl+g", *"501", "enter")
-        await pilot.pause()
-        assert pane.body.rows.cursor == 320
-        assert "rows go from 1 to 500" in screen_text(pilot.app)
 
 
 async def test_typing_a_path_completes_and_opens(tmp_path: Path) -> None:
