@@ -16,6 +16,7 @@ from textual.widgets import Input, Static
 
 from core.errors import UserError
 from core.runs.catalog.table import DEFAULT_SORT, SORT_COLUMNS, select_rows, sort_rows
+from tui import messages
 from tui.keys import bindings
 from tui.panes.base import Pane
 from tui.shell import RunsInView
@@ -27,7 +28,6 @@ from tui.widgets.run_detail import account_column, account_rows, queue_line
 from tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
-    from core.queue.view import QueueView
     from core.runs.catalog.result import RunDetail
     from core.runs.catalog.rows import RunFigures, RunRow
     from core.runs.record.store import Labels, Run
@@ -99,9 +99,21 @@ class RunsPane(Pane):
         self.set_class(width < BESIDE_WIDTH and height >= BELOW_HEIGHT, "-below")
         self.call_after_refresh(self._show_account)
 
-    def show_queue(self, view: QueueView) -> None:
-        """Show the next run of the queue, and when the queue will be done."""
-        self.query_one("#queue", TextBlock).show(queue_line(view, self.keys["app.queue"].display))
+    def take(self, message: messages.Result) -> None:
+        """Show a list, a queue, or figures, details or labels of runs."""
+        match message:
+            case messages.RunsListed(rows):
+                self.show(rows)
+            case messages.QueueListed(view):
+                line = queue_line(view, self.keys["app.queue"].display)
+                self.query_one("#queue", TextBlock).show(line)
+            case messages.RunFiguresRead(figures):
+                self.show_figures(figures)
+            case messages.RunDetailRead(detail):
+                self._detail = detail
+                self._show_account()
+            case messages.RunLabeled(run, labels):
+                self.show([replace(row, labels=labels) if row.run == run else row for row in self._rows or ()])
 
     def show(self, rows: Sequence[RunRow]) -> None:
         """Show the list; the cursor stays on its run."""
@@ -206,11 +218,6 @@ class RunsPane(Pane):
         if run_list.selected is not None and run_list.selected.run.id in figures:
             self._show_account()
 
-    def show_detail(self, detail: RunDetail) -> None:
-        """Show details, if the cursor is still on their run."""
-        self._detail = detail
-        self._show_account()
-
     def _show_account(self) -> None:
         run_list, place = self.query_one(RunList), self.query_one("#detail", Static)
         row, detail = run_list.selected, self._detail
@@ -223,10 +230,6 @@ class RunsPane(Pane):
         if not content.is_same(self._account):
             self._account = content
             place.update(content)
-
-    def relabel(self, run: Run, labels: Labels) -> None:
-        """Show the new labels of a run without waiting for the next listing."""
-        self.show([replace(row, labels=labels) if row.run == run else row for row in self._rows or ()])
 
     def forget(self, run: Run) -> None:
         """Remove a deleted run from the list without waiting for the next listing."""

@@ -491,9 +491,7 @@ async def test_what_the_worker_says_is_pending_is_shown_whoever_asked_for_it(hom
 
 async def test_quitting_with_a_stop_does_not_wait_for_the_step(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
-    app = LocaltuneApp()
-    async with app.run_test(size=(80, 24)) as pilot:
-        await attached(pilot)
+    async with attached() as (app, pilot):
         await pilot.press("q")
         await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
         await pilot.pause()

@@ -298,10 +298,8 @@ async def test_a_start_waits_for_the_preset_that_is_being_chosen(
     monkeypatch.setattr(begin, "sample_lengths", lengths)
     rows = tmp_path / "faq.jsonl"
     rows.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(200)))
-    app = LocaltuneApp()
     try:
-        async with app.run_test(size=(100, 30)) as pilot:
-            await ready(pilot, app)
+        async with ready() as (app, pilot):
             app.configuration.use_dataset(rows)
             await wait_for(pilot, lambda: app.configuration.presets.is_pending)
             await pilot.press("r")
