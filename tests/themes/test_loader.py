@@ -40,9 +40,7 @@ TEXT = (
 
 def test_the_themes_that_ship() -> None:
     assert {(theme.name, theme.dark) for theme in THEMES} >= {
-        ("localtune-dark", True),
-        ("localtune-light", False),
-        ("localtune-high-contrast", True),
+        *(("localtune-dark", True), ("localtune-light", False), ("localtune-high-contrast", True)),
         ("localtune-color-blind", True),
     }
     assert loader.DEFAULT in {theme.name for theme in THEMES}

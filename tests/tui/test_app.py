@@ -116,13 +116,9 @@ async def test_two_panes_share_a_terminal_of_middle_size() -> None:
     async with running(size=(120, 34)) as (app, pilot):
         assert shown(app) == {"train", "chat"}
         for key, name, both in (
-            ("4", "chat", {"train", "chat"}),
-            ("2", "config", {"data", "config"}),
-            ("1", "data", {"data", "config"}),
-            ("1", "data", {"data"}),
-            ("3", "train", {"train"}),
-            ("3", "train", {"train", "chat"}),
-            ("5", "runs", {"runs"}),
+            *(("4", "chat", {"train", "chat"}), ("2", "config", {"data", "config"})),
+            *(("1", "data", {"data", "config"}), ("1", "data", {"data"}), ("3", "train", {"train"})),
+            *(("3", "train", {"train", "chat"}), ("5", "runs", {"runs"})),
         ):
             await pilot.press(key)
             assert (app.main.current, shown(app)) == (name, both)

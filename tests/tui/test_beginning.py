@@ -54,10 +54,8 @@ def test_steps_are_estimated_as_the_worker_counts_them(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n", encoding="utf-8")
     for text, expected in (
-        ("epochs = 1.5\nbatch_size = 8", "about 2 steps"),
-        ("max_steps = 7", "7 steps"),
-        ("max_steps = -7", ""),
-        ("epochs = -1", ""),
+        *(("epochs = 1.5\nbatch_size = 8", "about 2 steps"), ("max_steps = 7", "7 steps")),
+        *(("max_steps = -7", ""), ("epochs = -1", "")),
     ):
         document = ConfigDocument(f'[data]\ntrain = "rows.jsonl"\n[train]\n{text}\n', tmp_path / "mine.toml")
         summary = ConfigModel(document).summary({rows: 8})

@@ -58,16 +58,10 @@ def test_a_processor_that_jitters_is_not_shown_anew() -> None:
 @cases(
     "changes",
     [
-        {"temperature_c": 43.0},
-        {"temperature_c": 84.0},
-        {"memory_used": 1_100_000_000},
-        {"utilization": 40.0},
-        {"power_w": 60.0},
-        {"problem": "The card is lost."},
-        {"memory_temperature_c": None},
-        {"throttle_reasons": ["thermal slowdown"]},
-        {"processes": [GpuProcess(7, 500_000_000, "game")]},
-        {"age_s": 20.0},
+        *({"temperature_c": 43.0}, {"temperature_c": 84.0}, {"memory_used": 1_100_000_000}),
+        *({"utilization": 40.0}, {"power_w": 60.0}, {"problem": "The card is lost."}),
+        *({"memory_temperature_c": None}, {"throttle_reasons": ["thermal slowdown"]}),
+        *({"processes": [GpuProcess(7, 500_000_000, "game")]}, {"age_s": 20.0}),
     ],
 )
 @cases("is_watched", [True, False])

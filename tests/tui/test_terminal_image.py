@@ -20,13 +20,8 @@ WIDTH, HEIGHT = 40, 12
 STYLES = [
     Style.parse(text)
     for text in (
-        "white on black",
-        "bold white on black",
-        "red on black",
-        "white on blue",
-        "underline green on black",
-        "reverse white on black",
-        "none",
+        *("white on black", "bold white on black", "red on black", "white on blue", "underline green on black"),
+        *("reverse white on black", "none"),
     )
 ]
 WORDS = ["loss", "0.412", "│", "─────", "漢字", "◆ ⣀⣠", " ", "    ", "·", "ü", "e\u0301", "한"]

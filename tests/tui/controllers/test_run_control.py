@@ -236,7 +236,9 @@ async def test_settings_left_alone_send_nothing(home: Path, monkeypatch: pytest.
         assert commands == []
 
 
-async def test_a_value_that_cannot_be_is_told_and_not_sent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_invalid_value_is_not_sent_and_a_doubtful_one_is_warned_of(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ScriptedRun(home).train_to(30)
     commands = record_commands(monkeypatch)
     async with attached() as (app, pilot):
@@ -253,14 +255,6 @@ async def test_a_value_that_cannot_be_is_told_and_not_sent(home: Path, monkeypat
             await pilot.press("escape")
             await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
         assert commands == []
-
-
-async def test_what_most_likely_was_not_meant_is_told_and_can_be_sent(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ScriptedRun(home).train_to(30)
-    commands = record_commands(monkeypatch)
-    async with attached() as (app, pilot):
         await settings(pilot)
         await pilot.press(*"0.5", "tab", *"20")
         await wait_for(pilot, lambda: "! train.learning_rate is 0.5, with which adapters diverge." in words(app))

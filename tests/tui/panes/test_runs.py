@@ -263,12 +263,9 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
         await wait_for(pilot, lambda: "[Curve]" in screen_text(app) and "finished, step 60" in screen_text(app))
         assert "◆" in screen_text(app)
         for part, said in (
-            ("Configuration", "what differs from the defaults"),
-            ("Evaluations", "best"),
-            ("Checkpoints", "newest"),
-            ("Samples", "It has no sample answers."),
-            ("Events", "finished at step 60"),
-            ("Log", "weights"),
+            *(("Configuration", "what differs from the defaults"), ("Evaluations", "best")),
+            *(("Checkpoints", "newest"), ("Samples", "It has no sample answers.")),
+            *(("Events", "finished at step 60"), ("Log", "weights")),
         ):
             await pilot.press("tab")
             for text in (f"[{part}]", said):

@@ -78,7 +78,7 @@ def border(app: LocaltuneApp) -> str:
     return screen_lines(app)[-2]
 
 
-async def test_the_answers_are_behind_a_key_and_the_curve_behind_three(home: Path) -> None:
+async def test_the_answers_are_behind_a_key_and_are_walked_through(home: Path) -> None:
     script_run(home).end("finished")
     async with latest_run("✓ finished", "step 60") as (app, pilot):
         for back in ("a", "escape", "g"):
@@ -89,11 +89,6 @@ async def test_the_answers_are_behind_a_key_and_the_curve_behind_three(home: Pat
             await pilot.press(back)
             await wait_for(pilot, lambda: "┤" in screen_text(app) and "ask      " not in screen_text(app))
         assert "answers 1/2" not in screen_text(app)
-
-
-async def test_each_question_is_asked_in_turn(home: Path) -> None:
-    script_run(home).end("finished")
-    async with latest_run("✓ finished") as (app, pilot):
         await pilot.press("n")
         assert pane_of(app, "train")._shows_answers is False, (
             "there is no question to turn to before the answers are shown"
@@ -106,6 +101,31 @@ async def test_each_question_is_asked_in_turn(home: Path) -> None:
         await shown(pilot, "answers 2/2")
         await pilot.press("left", "j", "k", "pagedown", "pageup")
         await shown(pilot, "answers 1/2")
+        await pilot.press("escape")
+        await pilot.press("left_square_bracket", "v")
+        assert "(30" not in screen_text(app), "they work in the answers alone"
+        await pilot.press("a")
+        await shown(pilot, "(30 ✗)[60 ✓]", "[ step before  v beside the first")
+        await pilot.press("left_square_bracket")
+        await shown(pilot, "(0 ✗)[30 ✗]", "rewritten", 'step 30  ✗ {"ref": 1}', "step 0   ✗ no JSON", "] step after")
+        await pilot.press("left_square_bracket")
+        await shown(pilot, "[0 ✗]", "no earlier answer")
+        assert "[ step before" not in border(app)
+        await pilot.press("right_square_bracket", "right_square_bracket", "v")
+        await shown(pilot, "(0 ✗) 30 ✗ [60 ✓]", "step 0   ✗ no JSON", "v beside the wanted")
+        await pilot.press("v")
+        await shown(pilot, "wanted   the same", "v all answers")
+        await pilot.press("v")
+        await shown(pilot, "step 0   ✗", "step 30  ✗", "step 60  ✓", "v beside the one before")
+        assert "steps" not in "".join(screen_lines(app)[8:16])
+        await pilot.press("escape", "escape")
+        await pilot.press("a", "right", "plus", "l", "m")
+        await shown(pilot, "answers 2/2")
+        assert chart_of(app).cursor is None
+        assert chart_of(app).zoom.span is None
+        await pilot.press("escape", "right")
+        await shown(pilot, "step 60", "loss ")
+        assert chart_of(app).cursor == 60
 
 
 async def test_answers_come_while_the_run_trains(home: Path) -> None:
@@ -148,27 +168,6 @@ async def test_on_a_wide_screen_the_answers_stand_beside_the_curve(home: Path) -
         await pilot.resize_terminal(100, 30)
         await wait_for(pilot, lambda: "┤" not in screen_text(app))
         assert "ask      Router 12" in screen_text(app)
-
-
-async def test_evaluations_are_walked_through_with_their_answers_beside_others(home: Path) -> None:
-    script_run(home).end("finished")
-    async with latest_run("✓ finished") as (app, pilot):
-        await pilot.press("left_square_bracket", "v")
-        assert "(30" not in screen_text(app), "they work in the answers alone"
-        await pilot.press("a")
-        await shown(pilot, "(30 ✗)[60 ✓]", "[ step before  v beside the first")
-        await pilot.press("left_square_bracket")
-        await shown(pilot, "(0 ✗)[30 ✗]", "rewritten", 'step 30  ✗ {"ref": 1}', "step 0   ✗ no JSON", "] step after")
-        await pilot.press("left_square_bracket")
-        await shown(pilot, "[0 ✗]", "no earlier answer")
-        assert "[ step before" not in border(app)
-        await pilot.press("right_square_bracket", "right_square_bracket", "v")
-        await shown(pilot, "(0 ✗) 30 ✗ [60 ✓]", "step 0   ✗ no JSON", "v beside the wanted")
-        await pilot.press("v")
-        await shown(pilot, "wanted   the same", "v all answers")
-        await pilot.press("v")
-        await shown(pilot, "step 0   ✗", "step 30  ✗", "step 60  ✓", "v beside the one before")
-        assert "steps" not in "".join(screen_lines(app)[8:16])
 
 
 async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path) -> None:
@@ -227,19 +226,13 @@ async def test_a_finish_leads_with_what_was_gained(home: Path) -> None:
         assert "ETA" not in screen_text(app)
 
 
-async def test_the_path_of_the_adapter_is_copied(home: Path) -> None:
+async def test_the_path_is_copied_and_the_ways_to_use_it_elsewhere_are_shown(home: Path) -> None:
     script = script_run(home)
     script.end("finished")
     async with latest_run("copy path of adapter (1.9 kB)", size=(100, 30), notifications=True) as (app, pilot):
         await pilot.press("ctrl+y")
         await wait_for(pilot, lambda: app.clipboard == str(script.run.adapter_path))
         await shown(pilot, "was sent to your terminal's")
-
-
-async def test_the_ways_to_use_it_elsewhere_are_shown_and_copied(home: Path) -> None:
-    script = script_run(home)
-    script.end("finished")
-    async with latest_run("x use it elsewhere") as (app, pilot):
         await pilot.press("x")
         await shown(pilot, f"localtune-tui chat {script.run.id}", "PeftModel.from_pretrained", "copy the Python code")
         await pilot.press("c")
@@ -398,18 +391,6 @@ async def test_a_log_axis_is_kept_for_each_curve(home: Path) -> None:
         assert not chart_of(app).log_axis
         await pilot.press("M", "M", "M", "M")
         await shown(pilot, "log axis  each step")
-
-
-async def test_where_answers_are_shown_the_arrows_turn_those(home: Path) -> None:
-    script_run(home).end("finished")
-    async with latest_run("✓ finished") as (app, pilot):
-        await pilot.press("a", "right", "plus", "l", "m")
-        await shown(pilot, "answers 2/2")
-        assert chart_of(app).cursor is None
-        assert chart_of(app).zoom.span is None
-        await pilot.press("escape", "right")
-        await shown(pilot, "step 60", "loss ")
-        assert chart_of(app).cursor == 60
 
 
 @pytest.mark.long

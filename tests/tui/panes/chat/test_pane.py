@@ -105,10 +105,7 @@ async def test_the_run_decides_system_prompt_and_settings(tmp_path: Path) -> Non
         source, messages, settings = session.asked[1]
         assert source == "tuned"
         assert [(message["role"], message["content"]) for message in messages] == [
-            ("system", "Be brief."),
-            ("user", "one"),
-            ("assistant", "short and tuned"),
-            ("user", "two"),
+            *(("system", "Be brief."), ("user", "one"), ("assistant", "short and tuned"), ("user", "two")),
         ]
         assert settings == GenerationSettings(max_new_tokens=77, temperature=0.5, top_p=1.0)
 
@@ -624,10 +621,8 @@ async def test_what_answers_is_what_is_exported_and_served(tmp_path: Path) -> No
         assert pane.partner.all_of(("tuned", str(written), f"{run.path}@30")) == "tuned, Q8_0 and step 30"
         wanted: list[tuple[Run, int | None]] = []
         for sources, found in (
-            (("tuned", "base"), (run, None)),
-            (("base", f"{run.path}@30"), (run, 30)),
-            ((f"{other.path}@9", "tuned"), (other, 9)),
-            ((str(other.path),), (other, None)),
+            *((("tuned", "base"), (run, None)), (("base", f"{run.path}@30"), (run, 30))),
+            *(((f"{other.path}@9", "tuned"), (other, 9)), ((str(other.path),), (other, None))),
         ):
             pane.sources = sources
             await pilot.press("X")

@@ -95,9 +95,7 @@ def test_what_is_undone_is_told() -> None:
     model = ConfigModel(ConfigDocument(TEXT))
     history = EditHistory(model)
     for name, value, label in (
-        ("train.epochs", 3.0, ""),
-        ("train.epochs", None, ""),
-        ("preset", "24gb-7b", "preset 24gb-7b"),
+        *(("train.epochs", 3.0, ""), ("train.epochs", None, ""), ("preset", "24gb-7b", "preset 24gb-7b")),
         ("rewrite", "[data]\ntrain = 'rows.jsonl'", ""),
         ("rewrite", "[data]\ntrain = 'rows.jsonl' # a comment", ""),
     ):

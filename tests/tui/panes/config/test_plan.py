@@ -251,9 +251,7 @@ def test_words_without_a_plan_take_the_room_of_one(words: str, width: int) -> No
 
 def test_the_legend_names_the_largest_parts_and_sums_up_the_rest() -> None:
     parts = [
-        ("linear_weights", 3_400_000_000),
-        ("norms", 141_000),
-        ("activations", 1_800_000_000),
+        *(("linear_weights", 3_400_000_000), ("norms", 141_000), ("activations", 1_800_000_000)),
         ("context", 5_000_000),
     ]
     view = PlanView(parts, sum(size for _, size in parts), 22_900_000_000, True)

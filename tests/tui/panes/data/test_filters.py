@@ -37,7 +37,7 @@ def numbers(pane: DataPane, lines: list[str]) -> list[int]:
     return [int(text) for text in inner if text.isdecimal()]
 
 
-async def test_a_problem_of_the_report_lists_its_rows_alone(tmp_path: Path, model: Path) -> None:
+async def test_a_filter_lists_its_rows_alone_and_the_longest_row_leaves_it(tmp_path: Path, model: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
     async with data_pane(
         path, configuration(tmp_path, model__base=str(model), train__max_length=128), size=(100, 30)
@@ -69,9 +69,28 @@ async def test_a_problem_of_the_report_lists_its_rows_alone(tmp_path: Path, mode
         assert pane.body.rows.count == 60
         assert pane.index == 9, "the cursor stays on its row"
         assert shows(pilot, "55 used · 5 dropped")
+        await pilot.press("f", "l")
+        assert code_of(pane) == ""
+        assert pane.index == 49
+        await pilot.pause()
+        assert shows(pilot, "It is not “no JSON”; all rows are shown again.")
+        await pilot.press("g", "f", "f", "l")
+        assert code_of(pane) == "overlong", "the longest row is"
+        assert pane.index == 49
+        await pilot.press("escape")
+        await pilot.press("f", "f", "m", "j")
+        assert code_of(pane) == "overlong"
+        await wait_for(
+            pilot,
+            lambda: "question 50" in "".join(cell.text for part in pane.body.mask_view.parts for cell in part.cells),
+        )
+        assert pane.body.mask_view.parts[0].cut == 128
+        await wait_for(pilot, lambda: pane.body.cells(1, 1)[0].cells[0].isdecimal())
+        assert [cell.number for cell in pane.body.cells(0, 9)] == [10, 50]
+        assert {cell.mark for cell in pane.body.cells(0, 9)} == {"drop"}
 
 
-async def test_a_key_goes_through_the_filters(tmp_path: Path) -> None:
+async def test_a_key_goes_through_the_filters_and_moves_stay_inside_them(tmp_path: Path) -> None:
     path = messy(tmp_path / "rows.jsonl")
     async with data_pane(path, size=(100, 30)) as (pilot, pane):
         if pane.view is not None and pane.view.analysis is None:
@@ -83,12 +102,7 @@ async def test_a_key_goes_through_the_filters(tmp_path: Path) -> None:
             await pilot.press(key)
             codes.append(code_of(pane))
         assert codes == ["not_json", "email", "", "email", "not_json", ""]
-
-
-async def test_moves_search_and_row_numbers_stay_inside_the_filter(tmp_path: Path) -> None:
-    path = messy(tmp_path / "rows.jsonl")
-    async with data_pane(path, size=(100, 30)) as (pilot, pane):
-        await analyzed(pilot, pane)
+        await pilot.press("g")
         await pilot.press("f")
         await pilot.pause()
         assert numbers(pane, screen_lines(pilot.app)) == [5, 25, 45]
@@ -112,40 +126,14 @@ async def test_moves_search_and_row_numbers_stay_inside_the_filter(tmp_path: Pat
         await pilot.press("escape")
         assert code_of(pane) == ""
         assert pane.index == 44
-
-
-async def test_the_row_as_tokens_inside_a_filter(tmp_path: Path, model: Path) -> None:
-    path = messy(tmp_path / "rows.jsonl")
-    async with data_pane(
-        path, configuration(tmp_path, model__base=str(model), train__max_length=128), size=(100, 30)
-    ) as (pilot, pane):
-        await analyzed(pilot, pane)
-        await pilot.press("f", "f", "m", "j")
-        assert code_of(pane) == "overlong"
-        await wait_for(
-            pilot,
-            lambda: "question 50" in "".join(cell.text for part in pane.body.mask_view.parts for cell in part.cells),
-        )
-        assert pane.body.mask_view.parts[0].cut == 128
-        await wait_for(pilot, lambda: pane.body.cells(1, 1)[0].cells[0].isdecimal())
-        assert [cell.number for cell in pane.body.cells(0, 9)] == [10, 50]
-        assert {cell.mark for cell in pane.body.cells(0, 9)} == {"drop"}
-
-
-async def test_the_longest_row_is_gone_to_from_a_filter_without_it(tmp_path: Path, model: Path) -> None:
-    path = messy(tmp_path / "rows.jsonl")
-    async with data_pane(
-        path, configuration(tmp_path, model__base=str(model), train__max_length=128), size=(100, 30)
-    ) as (pilot, pane):
-        await analyzed(pilot, pane)
-        await pilot.press("f", "l")
-        assert code_of(pane) == ""
-        assert pane.index == 49
-        await pilot.pause()
-        assert shows(pilot, "It is not “no JSON”; all rows are shown again.")
-        await pilot.press("g", "f", "f", "l")
-        assert code_of(pane) == "overlong", "the longest row is"
-        assert pane.index == 49
+        for key in ("s", "s", "slash"):
+            pilot.app.simulate_key(key)
+        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await pilot.press(*"question 7", "enter")
+        await wait_for(pilot, lambda: pane.index == 6)
+        assert pane.body.rows.has_focus
+        await pilot.press("enter")
+        assert pane.body.conversation.has_focus
 
 
 async def test_a_filter_goes_on_after_the_rows_are_looked_at_anew(tmp_path: Path, model: Path) -> None:
@@ -202,16 +190,3 @@ async def test_clean_rows_have_nothing_to_filter_by(tmp_path: Path) -> None:
         await pilot.press("p")
         await pilot.pause()
         assert shows(pilot, "No problems.")
-
-
-async def test_keys_that_follow_at_once_meet_the_list(tmp_path: Path) -> None:
-    async with data_pane(messy(tmp_path / "rows.jsonl"), size=(100, 30)) as (pilot, pane):
-        await analyzed(pilot, pane)
-        for key in ("s", "s", "slash"):
-            pilot.app.simulate_key(key)
-        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
-        await pilot.press(*"question 7", "enter")
-        await wait_for(pilot, lambda: pane.index == 6)
-        assert pane.body.rows.has_focus
-        await pilot.press("enter")
-        assert pane.body.conversation.has_focus

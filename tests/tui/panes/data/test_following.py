@@ -103,9 +103,7 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
         assert len(requests) == 1
         view = pane.view
         unseen: tuple[tuple[str, Any], ...] = (
-            ("train.learning_rate", 1e-3),
-            ("method.rank", 4),
-            ("chat.system", "be brief"),
+            *(("train.learning_rate", 1e-3), ("method.rank", 4), ("chat.system", "be brief")),
             ("eval.every_steps", 5),
         )
         for name, value in unseen:
@@ -116,14 +114,9 @@ async def test_only_what_is_seen_starts_over(tmp_path: Path, model: Path, reques
             assert view is not None
             assert view.analysis is not None, name
         seen: tuple[tuple[str, Any], ...] = (
-            ("data.eval", "eval.jsonl"),
-            ("data.weights", [2.0]),
-            ("train.max_length", 64),
-            ("data.overlong", "truncate"),
-            ("data.supervise", "last"),
-            ("data.special_tokens", "keep"),
-            ("data.format", "messages"),
-            ("template.file", "mine.jinja"),
+            *(("data.eval", "eval.jsonl"), ("data.weights", [2.0]), ("train.max_length", 64)),
+            *(("data.overlong", "truncate"), ("data.supervise", "last"), ("data.special_tokens", "keep")),
+            *(("data.format", "messages"), ("template.file", "mine.jinja")),
         )
         for name, value in seen:
             before = len(requests)
