@@ -31,7 +31,6 @@ from core.paths import config_dir, working_directory
 from core.text import one_line
 from themes.loader import DEFAULT, load_builtin, load_user, variable_defaults
 from tui import messages
-from tui.arrangement import PAIRED_SIZE, TILED_SIZE
 from tui.bridge import Bridge
 from tui.controllers.configuration import Configuration
 from tui.controllers.desktop import Desktop
@@ -47,7 +46,7 @@ from tui.ending import Mistakes
 from tui.files import entry_path, save_text
 from tui.glyphs import GLYPH_SETS
 from tui.keys import Key, KeyTable, bindings, load_keymap
-from tui.main_screen import MainScreen
+from tui.main_screen import PAIRED_SIZE, TILED_SIZE, MainScreen
 from tui.panes import pane_spec
 from tui.screens.overlay import Overlay
 from tui.settings import load_settings, resolve_glyphs, save_setting

@@ -7,7 +7,7 @@ import itertools
 from textual.geometry import Region, Size
 
 from tests.cases import cases
-from tui.arrangement import companions, direction, places, room
+from tui.main_screen import companions, direction, places, room
 
 NAMES = ("data", "config", "train", "chat", "runs")
 
