@@ -90,6 +90,6 @@ async def analyzed(pilot: Pilot[None], pane: DataPane) -> Analysis:
 
 
 def shows(pilot: Pilot[None], text: str) -> bool:
-    """Whether a text is on the screen, wherever its lines are broken."""
+    """True if a text is on the screen, even across line breaks."""
     lines = [line.strip("│ ") for line in screen_text(pilot.app).split("\n")]
     return text in " ".join(lines)

@@ -196,7 +196,7 @@ def view_of(app: tui.app.LocaltuneApp) -> RunView:
 
 
 def asks(app: App[Any], label: str) -> bool:
-    """Whether a dialog with this choice is on the screen."""
+    """True if a dialog with this choice is on the screen."""
     return isinstance(app.screen, ChoiceDialog) and any(choice.label == label for choice in app.screen.choices)
 
 

@@ -111,7 +111,7 @@ class Terminal:
                 since = time.monotonic()
 
     def _is_at_work(self) -> bool:
-        """Whether a thread of the child runs, or would if there were a core for it."""
+        """True if a thread of the child runs or waits for a core."""
         with contextlib.suppress(OSError):  # it has ended
             for thread in Path(f"/proc/{self.pid}/task").iterdir():
                 with contextlib.suppress(OSError):
@@ -139,7 +139,7 @@ class Terminal:
         """Give it another size, as a window does that is dragged."""
         fcntl.ioctl(self.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.signal(signal.SIGWINCH)
-        # What was written for the size before is no longer on it.
+        # Output for the size before is no longer on the screen.
         self._read_as_screen = len(self.output)
         self._screen.resize(rows, columns)
         self._screen.reset()
@@ -154,7 +154,7 @@ class Terminal:
         self.descriptor = -1
 
     def has_ended(self) -> bool:
-        """Whether the child has ended; its exit status is then in ``status``."""
+        """True if the child has ended; ``status`` then has its exit status."""
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:

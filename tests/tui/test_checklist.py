@@ -1,6 +1,6 @@
 """Checklist of a terminal app: points that hold in every pane, each with the tests that check it.
 
-Points about speed, and those that need a GPU, are measured (``bench/``) and not listed.
+Speed, and points that need a GPU, are measured in ``bench/`` and not listed.
 
 1 nothing heavy before the first paint
     tests/test_import_hygiene.py
@@ -35,9 +35,9 @@ Points about speed, and those that need a GPU, are measured (``bench/``) and not
     tests/tui/test_app.py::test_two_panes_share_a_terminal_of_middle_size
     tests/tui/test_app.py::test_a_large_terminal_tiles_four_panes_and_a_number_again_zooms
     tests/tui/test_driver.py::test_it_starts_in_a_terminal_of_any_size
-13 what is hidden is named with its key
+13 hidden parts are named with their key
     tests/tui/test_shell_widgets.py::test_long_lines_of_the_log_are_unfolded
-14 empty panes say what to do
+14 empty panes name the next step
     tests/tui/test_first_steps.py::test_the_first_screen_asks_for_data_and_lists_what_is_here
     tests/tui/test_app.py::test_no_match_reads_differently_from_no_runs
     tests/tui/panes/chat/test_pane.py::test_a_run_that_saved_nothing_is_not_offered
@@ -49,7 +49,7 @@ Points about speed, and those that need a GPU, are measured (``bench/``) and not
 17 memory in words, and the need before the start
     tests/tui/test_shell_widgets.py::test_memory_is_near_its_limit_from_four_fifths_on
     tests/tui/controllers/test_start_cards.py::test_r_shows_what_a_run_would_do_and_enter_starts_it
-18 nothing told by color alone
+18 nothing shown by color alone
     tests/snapshots/test_data_snapshots.py::test_tokens_without_color
 19 old samples are dim and say their age
     tests/tui/test_checklist.py::test_figures_of_a_stalled_run_say_how_old_they_are
@@ -113,7 +113,7 @@ from tui.panes import PANES
 from tui.panes.train import STALE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Keys that a terminal, tmux or screen keeps for itself, or that some terminals do not tell apart from others.
+#: Keys that a terminal, tmux or screen keeps for itself, or that some terminals send as another key.
 UNSAFE = {
     *("ctrl+b", "ctrl+a", "ctrl+h", "ctrl+i", "ctrl+j", "ctrl+m", "ctrl+space", "ctrl+@", "ctrl+tab", "ctrl+z"),
     "shift+enter",

@@ -28,7 +28,7 @@ from tui.session import forget_session
 
 
 def leave_behind() -> None:
-    """Make all drafts those of a process that has ended."""
+    """Mark all drafts as left by a process that has ended."""
     for path in paths.drafts_dir().glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"started": "another boot"}))
 

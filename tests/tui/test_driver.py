@@ -31,7 +31,7 @@ HANG_UP = b"the line is dead"
 
 
 def is_well(terminal: Terminal) -> bool:
-    """Whether the app answers: help opens, and closes."""
+    """True if the app answers: help opens, and closes."""
     terminal.press("?")
     terminal.wait_for_text("Help · ")
     terminal.press("\x1b")
@@ -89,7 +89,7 @@ def test_escape_and_the_key_behind_it_are_both_heard(environment: dict[str, str]
         terminal.press("\x1b5")
         terminal.wait_for_text("No runs yet.")
         assert "Help · " not in terminal.text
-        # Of alt+enter, Textual tells enter alone, which would answer.
+        # For alt+enter, Textual names enter alone, which would answer.
         terminal.press("?")
         terminal.wait_for_text("Help · ")
         terminal.press("\x1b\r")

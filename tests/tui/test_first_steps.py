@@ -1,4 +1,4 @@
-"""The first screen: what a model can learn from, with the files of the directory to choose from."""
+"""Empty panes: ways to start, with the data files of the directory."""
 
 from __future__ import annotations
 

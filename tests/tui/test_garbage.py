@@ -1,4 +1,4 @@
-"""Garbage collection of the app: what lives as long as the app is not looked through again."""
+"""Garbage collection: objects that live as long as the app are not traversed again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hints of keys: they can be clicked, and say what is so now."""
+"""Key hints: they can be clicked, and are up to date."""
 
 from __future__ import annotations
 

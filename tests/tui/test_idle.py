@@ -37,7 +37,7 @@ PROCESSORS = [
 
 
 class WrittenApp(LocaltuneApp):
-    """The app, with what it would write to a terminal."""
+    """The app, which records its output for a terminal."""
 
     CSS_PATH: ClassVar[str] = str(Path(tui.app.__file__).parent / "app.tcss")
 
@@ -63,7 +63,7 @@ async def show(pilot: Pilot[Any], app: WrittenApp, key: str) -> None:
 
 
 async def settled(pilot: Pilot[Any], app: WrittenApp) -> None:
-    """Wait until a few rounds have written nothing; then forget what was written."""
+    """Wait until a few rounds have written nothing; then clear the record."""
     rounds = 0
 
     def is_quiet() -> bool:

@@ -73,7 +73,7 @@ def answer(terminal: Terminal, key: str, question: str) -> None:
 
 
 def is_on(output: bytes, mode: str) -> bool:
-    """Whether the last sequence for a terminal mode turned it on."""
+    """True if the last sequence for a terminal mode turned it on."""
     found = re.findall(rb"\x1b\[" + re.escape(mode.encode()) + rb"([hl])", output)
     return bool(found) and found[-1] == b"h"
 

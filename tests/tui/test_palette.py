@@ -1,4 +1,4 @@
-"""The command palette: what it offers, and what finds what."""
+"""The command palette: its commands, and the words that find them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tests.tui.terminal import Terminal
 
 #: Sizes that come one after the other, faster than any can be drawn.
 STORM = [(200, 50), (20, 5), (61, 20), (1, 1), (120, 34), (33, 7), (80, 3), (9, 60), (59, 19), (20, 5)]
-#: The keys to each screen from the Runs pane, what is on it at every usual size, and the keys back.
+#: Keys to each screen from the Runs pane, a text on it at every usual size, and the keys back.
 SCREENS = {
     "the queue": ("Q", "Nothing waits.", "\x1b"),
     "a deletion": ("D", "to the trash", "n"),
@@ -67,8 +67,7 @@ def storm(terminal: Terminal, sign: str) -> None:
 
 
 def press(terminal: Terminal, key: str) -> None:
-    """Press a key that paints something, and wait for all of it: one that comes while this one is not yet read would be
-    one with it."""
+    """Press a key that paints something, and wait for all of it, so that the next key is read on its own."""
     terminal.press(key)
     before = len(terminal.output)
     terminal.wait_for(lambda: len(terminal.output) > before)
@@ -98,7 +97,7 @@ def test_no_storm_of_sizes_breaks_a_screen(terminal: Terminal, home: Path, reque
     assert re.search(unwanted, terminal.output) is None
 
 
-#: The keys to screens from the Runs pane, and what their frame says of ``enter`` at the least size.
+#: Keys to screens from the Runs pane, their titles, and the hint for ``enter`` at the smallest size.
 TINY = {
     "D": ("Delete the run", "enter keep it"),
     "Q": ("Queue", "enter show its ru"),

@@ -59,7 +59,7 @@ def test_a_cursor_that_moves_costs_two_kilobytes_at_most(terminal: Terminal, the
     costs = [cost(terminal, key) for key in "jjjkkj"]
     if back:
         cost(terminal, back)
-    # The sum: on a busy machine, what a key paints may come with the next one's.
+    # The sum, as the output of a key may come with that of the next on a busy machine.
     assert 0 < sum(costs) <= MOVE * len(costs), costs
 
 

@@ -138,7 +138,7 @@ def test_styles_have_the_codes_that_pens_are_made_of() -> None:
 
 def test_panes_are_placed_as_textual_places_widgets() -> None:
     assert callable(Widget._clear_arrangement_cache)
-    # What the display of a widget brings about besides a layout and a paint.
+    # Effects of a widget's `display` besides a layout and a repaint.
     source = inspect.getsource(StringEnumProperty.__set__) + inspect.getsource(StringEnumProperty._before_refresh)
     assert "_nodes.updated()" in source
     assert callable(type(Widget()._nodes).updated)

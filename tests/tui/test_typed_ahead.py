@@ -36,7 +36,7 @@ from tui.widgets.forms.inputs import PromptInput, SafeInput
 
 PANES = ("data", "config", "train", "chat", "runs")
 NAMES = {"\n": "enter", "\x13": "ctrl+s", "\x10": "ctrl+p", "\t": "tab", "↓": "down"}
-#: What shells, editors and people write, and what was once typed into the app by mistake.
+#: Texts for shells, editors and people, and texts that were once typed into the app by mistake.
 TEXTS = [
     *("clear; localtune-tui trian\n", "ls -la\n", "sudo reboot\n", "git status\n", "git\n"),
     *("pip install torch\n", "kill -9 1234\n", "rm -rf runs\n", "python -m tui\n", "exit\n", "echo hello\n"),

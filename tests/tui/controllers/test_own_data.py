@@ -1,4 +1,4 @@
-"""After a demo comes one's own data: with its own options and held-out rows, and a card that says what the run gets."""
+"""The user's own data after a demo: its own options and held-out rows, and a card that matches ``run.toml``."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def card_of(pilot: Pilot[Any]) -> StartCard:
 
 
 async def start(pilot: Pilot[Any], started: Started, *, user: Set[str] = frozenset(), run: Run | None = None) -> str:
-    """Start a run, and compare what its card said with its ``run.toml``; returns the line of the values.
+    """Start a run, and compare its card with its ``run.toml``; returns the line of the values.
 
     Args:
         user: The options that the user has set.
@@ -228,7 +228,7 @@ async def test_the_former_configuration_is_one_key_away_and_the_new_one_is_kept(
         await wait_for(pilot, lambda: pane_of(app, "data").view.path.name == "tickets_train.jsonl")
         app.drafts.look()
         assert any("learning_rate = 0.002" in draft.data["text"] for draft in list_drafts("config"))
-        # What was taken back can be made again, with its preset and its edit.
+        # Redo restores it, with its preset and its edit.
         await pilot.press("2", *["ctrl+r"] * 3)
         await wait_for(pilot, lambda: value(app, "train.learning_rate") == 0.002)
         assert value(app, "data.train") == str(here / "own.csv")

@@ -1,4 +1,4 @@
-"""Coming back: the app is left in one way or another, and the next start shows what was there."""
+"""Returning: the app is left in several ways, and the next start restores its state."""
 
 from __future__ import annotations
 
@@ -341,7 +341,7 @@ async def test_edits_of_a_file_are_asked_about_before_a_run_s_configuration_is_o
         assert document_of(app).path == path
 
 
-# What was never saved, in the list.
+# Configurations that were never saved, in the list.
 
 
 @pytest.mark.long

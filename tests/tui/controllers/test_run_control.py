@@ -344,7 +344,7 @@ BUSY = RunState(state="training", step=3, total_steps=9, updated=100.0)
 
 
 class SlowWorker:
-    """A worker within a long step: it answers what is asked of it when the test says so, and a take-back at once."""
+    """Worker within a long step: it answers requests when the test lets it, and withdrawals at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.heard: list[tuple[str, dict[str, Any]]] = []

@@ -49,7 +49,7 @@ async def serving(app: LocaltuneApp) -> AsyncIterator[Pilot[Any]]:
 
 
 def listed(app: LocaltuneApp) -> int:
-    """What the server says to the key that is shown."""
+    """The status of the server's answer to the shown key."""
     view = app.state.serving
     assert view is not None
     assert view.address is not None

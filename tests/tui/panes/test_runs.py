@@ -131,7 +131,7 @@ async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:
         await pilot.press("d")
         await wait_for(pilot, lambda: not second.run.path.exists() and "5 Runs · 1" in screen_text(app))
         assert list_trash() == []
-        # The app shows the one that is left.
+        # The app shows the remaining run.
         await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == first.run)
         await wait_for(pilot, lambda: pane_of(app, "chat").target == first.run)
         # Of a run that is gone nothing can be asked.

@@ -1,4 +1,4 @@
-"""The Train pane: the run as it goes, its keys, and those of the chart."""
+"""The Train pane: a run, its keys, and the keys of the chart."""
 
 from __future__ import annotations
 

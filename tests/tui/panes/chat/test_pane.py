@@ -425,7 +425,7 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
         assert not FORBIDDEN & set(screen_text(app))
         await pilot.press("ctrl+y")
         await pilot.pause()
-        # What goes to the clipboard is what the model wrote, and what comes from there is harmless again.
+        # The clipboard gets the model's own text; text pasted from there is sanitized again.
         assert app.copied == [HOSTILE]
         pane.prompt.focus()
         app._clipboard = HOSTILE
@@ -568,7 +568,7 @@ async def test_a_good_answer_becomes_a_row_of_a_file_that_is_remembered(
         await wait_for(pilot, lambda: len(pilot.app.screen_stack) == 1)
         rows = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text().splitlines()]
     front = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
-    # What was not edited is what the model wrote; what was edited is what was on the screen.
+    # An unedited answer is the model's own text; an edited one is the text of the screen.
     assert [row["messages"][:-1] for row in rows] == [front, front]
     assert [row["messages"][-1]["content"] for row in rows] == ["raw\x1b[2J", "xraw\ufffd[2J"]
 

@@ -52,7 +52,7 @@ def test_leaving_a_configuration_skips_its_edits_and_redo_makes_them_again() -> 
 
 
 def edit(model: ConfigModel, name: str, value: Any) -> ConfigModel:
-    """One edit; another model where another configuration has been opened."""
+    """Make an edit; returns another model if another configuration is opened."""
     if name == "open":
         return ConfigModel(ConfigDocument(value))
     if name == "preset":

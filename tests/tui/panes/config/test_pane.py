@@ -106,7 +106,7 @@ async def test_every_option_can_be_reached_and_opened(config_file: Path) -> None
                 continue
             assert pane.form.current is not None
             assert pane.form.current.option.name == option.name
-            # One of each type; the base model has a list of its own.
+            # An option of each type; the base model has its own list.
             if option.type not in opened and not pane.form.current.choices and option.name != "model.base":
                 opened.add(option.type)
                 await pilot.press("enter")

@@ -85,7 +85,7 @@ def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(
     tmp_path: Path, private_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\ntrain.max_length = 2048\n')
-    # What is free depends on what else runs here.
+    # The free memory depends on other programs.
     machine = replace(this_machine(made.validate()), limit_bytes=24 << 30)
     monkeypatch.setattr("core.runs.outlook.forecast.this_machine", lambda _: machine)
     measured = measure_lengths([100] * 60, range(60), 6000, 3000)
