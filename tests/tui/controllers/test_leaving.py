@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from tui.panes.config.pane import ConfigPane
 from tui.screens.start.card import StartCard
 
 
-async def edited(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
+async def edit(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
     """The config pane with an unsaved edit."""
     await wait_for(pilot, lambda: app.state.document is not None and pane_of(app, "config") is not None)
     pane = pane_of(app, "config")
@@ -35,6 +37,13 @@ async def edited(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
     return pane
 
 
+@asynccontextmanager
+async def edited(path: Path) -> AsyncIterator[tuple[LocaltuneApp, Pilot[Any], ConfigPane]]:
+    """The app with an unsaved edit of a file."""
+    async with running(LocaltuneApp(config_path=path)) as (app, pilot):
+        yield app, pilot, await edit(pilot, app)
+
+
 async def asked(pilot: Pilot[Any], key: str = "q") -> None:
     await pilot.press(key)
     await wait_for(pilot, lambda: asks(pilot.app, "save and leave"))
@@ -44,9 +53,7 @@ async def asked(pilot: Pilot[Any], key: str = "q") -> None:
 @cases("key", ["q", "ctrl+q"])
 async def test_edits_are_saved_and_then_it_leaves(home: Path, tmp_path: Path, key: str) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await edited(pilot, app)
+    async with edited(path) as (app, pilot, _):
         await asked(pilot, key)
         assert "tickets.toml has edits that are not saved." in screen_text(app)
         await pilot.press("s")
@@ -57,9 +64,7 @@ async def test_edits_are_saved_and_then_it_leaves(home: Path, tmp_path: Path, ke
 async def test_edits_are_given_up_only_by_their_own_key(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
     before = path.read_text()
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await edited(pilot, app)
+    async with edited(path) as (app, pilot, _):
         await asked(pilot)
         await pilot.press("q", "ctrl+q", "ctrl+c")
         await pilot.pause()
@@ -76,9 +81,7 @@ async def test_edits_are_given_up_only_by_their_own_key(home: Path, tmp_path: Pa
 
 async def test_what_is_being_typed_counts(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await edited(pilot, app)
+    async with edited(path) as (app, pilot, _):
         await pilot.press("ctrl+s")
         await wait_for(pilot, lambda: not app.state.is_dirty)
         await pilot.press("enter", "ctrl+u", "9")
@@ -96,7 +99,7 @@ async def test_a_configuration_without_a_file_is_kept_without_a_question(
     write_config(tmp_path)
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
-        await edited(pilot, app)
+        await edit(pilot, app)
         app.configuration.set_options({"data.train": tmp_path / "rows.jsonl"})
         await pilot.press("q")
         await wait_for(pilot, lambda: not app.is_running)
@@ -131,9 +134,7 @@ async def test_a_configuration_that_cannot_be_kept_is_asked_about(home: Path, tm
 @pytest.mark.long
 async def test_a_later_save_does_not_leave_after_a_leave_was_given_up(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        pane = await edited(pilot, app)
+    async with edited(path) as (app, pilot, pane):
         path.write_text("# theirs\n" + path.read_text())
         await asked(pilot)
         await pilot.press("s")
@@ -152,9 +153,7 @@ async def test_a_file_that_somebody_else_has_changed_is_not_overwritten_on_the_w
     home: Path, tmp_path: Path
 ) -> None:
     path = write_config(tmp_path)
-    app = LocaltuneApp(config_path=path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        pane = await edited(pilot, app)
+    async with edited(path) as (app, pilot, pane):
         path.write_text("# theirs\n" + path.read_text())
         await asked(pilot)
         await pilot.press("s")
@@ -170,7 +169,7 @@ async def test_beside_a_live_run_it_is_said_that_it_goes_on(home: Path, tmp_path
     script = ScriptedRun(home)
     script.train_to(30)
     async with running(LocaltuneApp(config_path=write_config(tmp_path)), until=has_live_run) as (app, pilot):
-        await edited(pilot, app)
+        await edit(pilot, app)
         await asked(pilot)
         text = " ".join(screen_text(app).replace("│", " ").split())
         assert "has edits that are not saved" in text
