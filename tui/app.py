@@ -367,8 +367,9 @@ class LocaltuneApp(App[str]):
                 self.configuration.loaded(document)
                 self.returning.loaded()
             case messages.SurroundingsSeen(here):
-                for pane in filter(None, (panes.train, panes.data)):
-                    pane.look_around(here)
+                for pane in (panes.train, panes.data):
+                    if pane is not None:
+                        pane.look_around(here)
             case messages.RunStarted(run):
                 self.runs.started(run)
                 self.leaving.run_started(run)

@@ -139,7 +139,12 @@ class RunControl:
         elif (dialog := question(view)) is None:
             act()
         else:
-            self._desktop.open(dialog, lambda answer: act() if answer == YES else None)
+
+            def answered(answer: str | None) -> None:
+                if answer == YES:
+                    act()
+
+            self._desktop.open(dialog, answered)
 
     def answered(self, message: ControlAnswered) -> None:
         """Show the result of a command; quit after a stop that was requested while quitting."""
