@@ -141,10 +141,6 @@ class ConfigPane(Pane):
         else:
             self.open(Opened(document, f"opening {document.path.name if document.path else 'another'}"))
 
-    def open(self, opened: Opened) -> None:
-        """Show another configuration, which the app's state already has."""
-        self._take(opened)
-
     async def open_over(self, opened: Opened) -> None:
         """Continue with another configuration; asks about unsaved edits of a file first."""
 
@@ -167,7 +163,8 @@ class ConfigPane(Pane):
         if any(field.option.name == name for field in self.form.fields):
             self.go_to_option(name)
 
-    def _take(self, opened: Opened) -> None:
+    def open(self, opened: Opened) -> None:
+        """Show another configuration, which the app's state already has."""
         self.editor.take(opened)
         self._view.forget_note()
         self._greeting = opened.text
@@ -178,7 +175,7 @@ class ConfigPane(Pane):
 
     def _go_on(self, opened: Opened) -> None:
         """Show another configuration in the form, and pass it to the app."""
-        self._take(opened)
+        self.open(opened)
         document = opened.document
         if document.path is not None:
             self.shell.configuration.loaded(document)
