@@ -367,9 +367,10 @@ class LocaltuneApp(App[str]):
                 self.configuration.loaded(document)
                 self.returning.loaded()
             case messages.SurroundingsSeen(here):
-                for pane in (panes.train, panes.data):
-                    if pane is not None:
-                        pane.look_around(here)
+                if panes.train is not None:
+                    panes.train.look_around(here)
+                if panes.data is not None:
+                    panes.data.look_around(here)
             case messages.RunStarted(run):
                 self.runs.started(run)
                 self.leaving.run_started(run)

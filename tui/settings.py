@@ -17,8 +17,9 @@ from core.text import one_line
 LIMIT = 1 << 20
 #: Refresh rates, each with a factor for the time between two updates of the screen.
 REFRESH_RATES = {"full": 1.0, "half": 2.0}
+GLYPH_SETS = ("auto", "braille", "block", "ascii")
 _CHOICES = {
-    "glyphs": ("auto", "braille", "block", "ascii"),
+    "glyphs": GLYPH_SETS,
     "panes": ("auto", "beside", "over"),
     "refresh": tuple(REFRESH_RATES),
 }

@@ -339,9 +339,7 @@ async def test_every_way_to_every_format(here: Path, started: Started, name: str
         "line": lambda: LocaltuneApp(data=path),
         "file": lambda: LocaltuneApp(write_startable(here)),
     }
-    async with opened(first.get(way, LocaltuneApp)(), (80, 24)) as pilot:
-        app = pilot.app
-        assert isinstance(app, LocaltuneApp)
+    async with opened(first.get(way, LocaltuneApp)(), (80, 24)) as (app, pilot):
         await wait_for(pilot, lambda: value(app, "data.train") is not None)
         if way == "run":
             app.configuration.edit_run(demo)
@@ -352,8 +350,8 @@ async def test_every_way_to_every_format(here: Path, started: Started, name: str
         else:
             await start(pilot, started)
     if way == "restart":
-        async with opened(LocaltuneApp(), (80, 24)) as pilot:
-            await wait_for(pilot, lambda: pane_of(pilot.app, "data").view is not None)
+        async with opened(LocaltuneApp(), (80, 24)) as (again, pilot):
+            await wait_for(pilot, lambda: pane_of(again, "data").view is not None)
             await pilot.press("2")
             await start(pilot, started)
     assert started[-1].values()["data.train"] == str(path)

@@ -112,19 +112,19 @@ async def test_the_run_decides_system_prompt_and_settings(tmp_path: Path) -> Non
 
 async def test_tokens_appear_while_they_come_and_another_question_waits(tmp_path: Path) -> None:
     session = fake()
-    session.gate = threading.Semaphore(0)
-    async with chatting(tmp_path, session) as (pilot, pane, session):
+    session.gate = gate = threading.Semaphore(0)
+    async with chatting(tmp_path, session) as (pilot, pane, _):
         await ask(pilot, pane, "hello")
-        session.gate.release()
+        gate.release()
         await shown(pilot, "short▌")
-        session.gate.release()
+        gate.release()
         await shown(pilot, "short and▌")
         assert pane.is_answering
         await ask(pilot, pane, "second")
         assert len(pane.dialogue.exchanges) == 1
         assert pane.prompt.text == "second"
         assert "still answering" in screen_text(pilot.app)
-        session.gate.release(10)
+        gate.release(10)
         await finished(pilot, pane)
         assert "short and tuned" in screen_text(pilot.app)
         assert "▌" not in "".join(line for line in screen_lines(pilot.app) if "short and tuned" in line)
@@ -134,10 +134,10 @@ async def test_tokens_appear_while_they_come_and_another_question_waits(tmp_path
 
 async def test_esc_stops_the_answer_and_the_next_question_works(tmp_path: Path) -> None:
     session = fake()
-    session.gate = threading.Semaphore(0)
-    async with chatting(tmp_path, session) as (pilot, pane, session):
+    session.gate = gate = threading.Semaphore(0)
+    async with chatting(tmp_path, session) as (pilot, pane, _):
         await ask(pilot, pane, "hello")
-        session.gate.release()
+        gate.release()
         await shown(pilot, "short▌")
         await pilot.press("escape")
         await shown(pilot, "■ stopped")
@@ -152,14 +152,14 @@ async def test_esc_stops_the_answer_and_the_next_question_works(tmp_path: Path) 
 
 async def test_loading_is_shown_and_can_be_cancelled(tmp_path: Path) -> None:
     session = fake()
-    session.load_gate = threading.Event()
-    async with chatting(tmp_path, session) as (pilot, pane, session):
+    session.load_gate = loading = threading.Event()
+    async with chatting(tmp_path, session) as (pilot, pane, _):
         await ask(pilot, pane, "hello")
         await shown(pilot, "loading the weights 25%")
         await pilot.press("escape")
         await pilot.pause()
         assert "■ stopped" in screen_text(pilot.app)
-        session.load_gate.set()
+        loading.set()
         await said(pilot, pane, "again")
         assert [messages[-1]["content"] for _, messages, _ in session.asked] == ["again"]
 
@@ -370,13 +370,13 @@ async def test_the_same_run_keeps_its_conversation_when_it_ends(tmp_path: Path) 
 
 async def test_a_target_change_in_mid_answer_stops_it(tmp_path: Path) -> None:
     session = fake()
-    session.gate = threading.Semaphore(0)
+    session.gate = gate = threading.Semaphore(0)
     pane = ChatPane(factory(session))
     run = make_run(tmp_path)
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
         pane.set_target(run, live=True)
         await ask(pilot, pane, "hello")
-        session.gate.release()
+        gate.release()
         await shown(pilot, "short▌")
         pane.set_target(run, live=False)
         await wait_for(pilot, lambda: session.closed)
@@ -387,7 +387,7 @@ async def test_a_target_change_in_mid_answer_stops_it(tmp_path: Path) -> None:
 async def test_leaving_the_app_closes_the_session(tmp_path: Path) -> None:
     session = fake()
     session.gate = threading.Semaphore(0)
-    async with chatting(tmp_path, session) as (pilot, pane, session):
+    async with chatting(tmp_path, session) as (pilot, pane, _):
         await ask(pilot, pane, "hello")
         await wait_for(pilot, lambda: session.asked)
     assert session.closed

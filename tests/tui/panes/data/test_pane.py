@@ -299,7 +299,9 @@ async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
             file.write("".join(row % number for number in range(begin + 1, begin + 10_001)))
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        view = await opened(pilot, pane, path)
+        await opened(pilot, pane, path)
+        view = pane.view
+        assert view is not None
         assert "0000001 is the number" in screen_text(pilot.app)
         await wait_for(pilot, lambda: view.file.complete and pane.body.rows.count == 1_000_000, seconds=30)
         await pilot.press("G")
