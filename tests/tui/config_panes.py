@@ -13,7 +13,7 @@ from textual.widget import Widget
 
 from core.config.document import ConfigDocument
 from core.config.schema import options
-from tests.tui.harness import PaneApp, Request, paste, requested, screen_text, wait_for
+from tests.tui.harness import PaneApp, Request, paste, press, requested, screen_text, wait_for
 from tui.panes.config.pane import ConfigPane
 from tui.widgets.forms.option_field import OptionField
 
@@ -73,8 +73,7 @@ async def type_value(pilot: Pilot[Any], pane: ConfigPane, name: str, text: str) 
     await pilot.press("enter", "ctrl+u")
     # Each key of its own would draw all problems and figures anew.
     await paste(pilot, text)
-    await pilot.press("enter")
-    await wait_for(pilot, lambda: pane.form.has_focus)
+    await press(pilot, "enter", until=lambda: pane.form.has_focus)
     await pilot.pause()
 
 

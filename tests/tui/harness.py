@@ -267,6 +267,22 @@ def make_editor(directory: Path, script: str) -> str:
     return str(path)
 
 
-async def shown(pilot: Pilot[Any], text: str) -> None:
-    """Wait until a text is on the screen."""
-    await wait_for(pilot, lambda: text in screen_text(pilot.app))
+async def shown(pilot: Pilot[Any], *texts: str) -> None:
+    """Wait until texts are on the screen."""
+    await wait_for(pilot, lambda: all(text in screen_text(pilot.app) for text in texts))
+
+
+async def press(
+    pilot: Pilot[Any],
+    *keys: str,
+    until: Callable[[], object] | str | tuple[str, ...] | None = None,
+    seconds: float = 60.0,
+) -> None:
+    """Press keys; then wait for a condition or texts on the screen, or without either until the app is idle."""
+    await pilot.press(*keys)
+    if until is None:
+        await pilot.pause()
+    elif callable(until):
+        await wait_for(pilot, until, seconds)
+    else:
+        await shown(pilot, *((until,) if isinstance(until, str) else until))

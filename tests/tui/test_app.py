@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from core.runs.control.client import ControlClient
-from tests.tui.harness import asks, has_run, running, screen_text, view_of, wait_for
+from tests.tui.harness import asks, has_run, press, running, screen_text, view_of, wait_for
 from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
@@ -136,8 +136,7 @@ async def test_two_panes_are_put_over_each_other_by_a_key_that_is_remembered(hom
         train, chat = app.main.slot("train"), app.main.slot("chat")
         assert train.region.y == chat.region.y
         assert "\\ over" in screen_text(app).splitlines()[-1]
-        await pilot.press("backslash")
-        await wait_for(pilot, lambda: train.region.x == chat.region.x)
+        await press(pilot, "backslash", until=lambda: train.region.x == chat.region.x)
         assert train.region.bottom == chat.region.y
         assert "\\ beside" in screen_text(app).splitlines()[-1]
     async with running(size=(120, 34)) as (app, pilot):
@@ -172,20 +171,17 @@ async def test_panes_out_of_sight_are_told(home: Path, monkeypatch: pytest.Monke
     async with running(size=(120, 34)) as (app, pilot):
         for width, height in ((80, 24), (200, 50), (130, 60), (61, 21), (160, 45), (40, 10), (120, 30)):
             await pilot.resize_terminal(width, height)
-            await pilot.press("1")
-            await wait_for(pilot, lambda: {name for name, is_shown in told.items() if is_shown} == shown(app))
+            await press(pilot, "1", until=lambda: {name for name, is_shown in told.items() if is_shown} == shown(app))
 
 
 async def test_number_keys_are_text_in_a_text_input() -> None:
     async with running() as (app, pilot):
-        await pilot.press("5", "slash")
-        await wait_for(pilot, lambda: isinstance(app.focused, Input))
+        await press(pilot, "5", "slash", until=lambda: isinstance(app.focused, Input))
         await pilot.press("1", "q")
         assert isinstance(app.focused, Input)
         assert app.focused.value == "1q"
         assert shown(app) == {"runs"}
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.focused, Input))
+        await press(pilot, "escape", until=lambda: not isinstance(app.focused, Input))
 
 
 async def test_the_app_attaches_to_the_live_run_and_says_so_once(home: Path) -> None:
@@ -267,13 +263,10 @@ async def test_quitting_beside_a_live_run_asks_and_can_leave_it(home: Path) -> N
     script = ScriptedRun(home)
     script.train_to(30)
     async with running(until=has_run) as (app, pilot):
-        await pilot.press("q")
-        await wait_for(pilot, lambda: asks(app, "leave it running"))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not asks(app, "leave it running"))
+        await press(pilot, "q", until=lambda: asks(app, "leave it running"))
+        await press(pilot, "escape", until=lambda: not asks(app, "leave it running"))
         assert app.is_running
-        await pilot.press("ctrl+q")
-        await wait_for(pilot, lambda: asks(app, "leave it running"))
+        await press(pilot, "ctrl+q", until=lambda: asks(app, "leave it running"))
         await pilot.press("l")
     assert app.return_value is not None
     assert f"localtune-tui watch {script.run.id}" in app.return_value
@@ -285,10 +278,8 @@ async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch:
     script.train_to(30)
     sent = record_commands(monkeypatch)
     async with running(until=has_run) as (app, pilot):
-        await pilot.press("q")
-        await wait_for(pilot, lambda: asks(app, "leave it running"))
-        await pilot.press("s")
-        await wait_for(pilot, lambda: app.return_value is not None)
+        await press(pilot, "q", until=lambda: asks(app, "leave it running"))
+        await press(pilot, "s", until=lambda: app.return_value is not None)
     assert sent == ["stop"]
     assert "stops after a checkpoint" in (app.return_value or "")
     assert f"localtune-tui continue {script.run.id}" in (app.return_value or "")
@@ -297,10 +288,8 @@ async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch:
 async def test_a_stop_that_fails_keeps_the_app_open(home: Path) -> None:
     ScriptedRun(home).train_to(30)
     async with running(until=has_run) as (app, pilot):
-        await pilot.press("q")
-        await wait_for(pilot, lambda: asks(app, "leave it running"))
-        await pilot.press("s")
-        await wait_for(pilot, lambda: "Stop failed" in screen_text(app))
+        await press(pilot, "q", until=lambda: asks(app, "leave it running"))
+        await press(pilot, "s", until="Stop failed")
         assert "cannot be reached" in screen_text(app)
         assert app.is_running
 
@@ -322,10 +311,8 @@ async def test_control_keys_do_nothing_in_another_pane(home: Path, monkeypatch: 
     app = LocaltuneApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: app.state.view is not None and app.state.document is not None)
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "● training" in screen_text(app))
-        await pilot.press("p", "c", "s")
-        await pilot.pause()
+        await press(pilot, "5", until="● training")
+        await press(pilot, "p", "c", "s")
         assert sent == []
         assert not isinstance(app.screen, ChoiceDialog)
 
@@ -333,10 +320,8 @@ async def test_control_keys_do_nothing_in_another_pane(home: Path, monkeypatch: 
 async def test_a_control_that_fails_is_a_dialog_and_the_app_goes_on(home: Path) -> None:
     ScriptedRun(home).train_to(30)
     async with running(until=has_run) as (app, pilot):
-        await pilot.press("p")
-        await wait_for(pilot, lambda: "Pause failed" in screen_text(app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
+        await press(pilot, "p", until="Pause failed")
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, ChoiceDialog))
 
 
 async def test_starting_without_data_says_what_is_missing() -> None:
@@ -349,23 +334,18 @@ async def test_starting_without_data_says_what_is_missing() -> None:
 
 async def test_no_match_reads_differently_from_no_runs(home: Path) -> None:
     async with running() as (app, pilot):
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "No runs yet." in screen_text(app))
+        await press(pilot, "5", until="No runs yet.")
         ScriptedRun(home).end("finished")
         await wait_for(pilot, lambda: "✓ finished" in screen_text(app))
-        await pilot.press("slash", *"zzz")
-        await wait_for(pilot, lambda: "No run matches." in screen_text(app))
+        await press(pilot, "slash", *"zzz", until="No run matches.")
 
 
 async def test_help_explains_the_pane_and_scrolls() -> None:
     async with running() as (app, pilot):
-        await pilot.press("question_mark")
-        await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
+        await press(pilot, "question_mark", until=lambda: isinstance(app.screen, HelpScreen))
         assert "Pause the run between two steps" in screen_text(app)
-        await pilot.press("G")
-        await wait_for(pilot, lambda: "keymap.toml" in screen_text(app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, HelpScreen))
+        await press(pilot, "G", until="keymap.toml")
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, HelpScreen))
 
 
 async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
@@ -380,8 +360,7 @@ async def test_a_broken_setting_is_one_notice(private_home: Path) -> None:
         for part in ("puase", "glyphs", "bluish", "nowhere"):
             assert part in notes[0]
         assert app.theme == "localtune-dark"
-        await pilot.press("H")
-        await wait_for(pilot, lambda: isinstance(app.screen, HelpScreen))
+        await press(pilot, "H", until=lambda: isinstance(app.screen, HelpScreen))
 
 
 async def test_a_theme_of_the_environment_is_applied(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,14 +376,10 @@ async def test_a_theme_of_the_environment_is_applied(private_home: Path, monkeyp
 @pytest.mark.long
 async def test_a_theme_is_previewed_and_taken_back(private_home: Path) -> None:
     async with running(size=(120, 34)) as (app, pilot):
-        await pilot.press("f2")
-        await wait_for(pilot, lambda: len(app.screen_stack) == 2)
-        await pilot.press("down", "down")
-        await wait_for(pilot, lambda: app.theme == "localtune-light")
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: app.theme == "localtune-dark")
-        await pilot.press("f2")
-        await wait_for(pilot, lambda: len(app.screen_stack) == 2)
+        await press(pilot, "f2", until=lambda: len(app.screen_stack) == 2)
+        await press(pilot, "down", "down", until=lambda: app.theme == "localtune-light")
+        await press(pilot, "escape", until=lambda: app.theme == "localtune-dark")
+        await press(pilot, "f2", until=lambda: len(app.screen_stack) == 2)
         await pilot.press("down", "down", "enter")
         settings = private_home.parent / "config" / "localtune" / "settings.toml"
         await wait_for(pilot, settings.exists)
@@ -424,8 +399,7 @@ async def test_a_configuration_that_cannot_be_read_is_a_dialog(tmp_path: Path) -
     app = LocaltuneApp(path)
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: "is not valid TOML" in screen_text(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: app.state.document is not None)
+        await press(pilot, "enter", until=lambda: app.state.document is not None)
 
 
 async def test_results_of_threads_are_dropped_while_the_app_shuts_down(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.config.document import ConfigDocument
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import pane_of, press, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.files import data_paths, path_text
@@ -30,15 +30,12 @@ async def test_the_prompt_takes_the_keys_only_when_asked(home: Path) -> None:
     app = LocaltuneApp()
     async with app.run_test(size=(160, 45)) as pilot:
         await wait_for(pilot, lambda: pane_of(app, "chat") is not None and pane_of(app, "chat").target == script.run)
-        await pilot.press("4")
-        await wait_for(pilot, lambda: app.main.current == "chat")
+        await press(pilot, "4", until=lambda: app.main.current == "chat")
         prompt = pane_of(app, "chat").prompt
         assert not prompt.has_focus
-        await pilot.press("0", "4", "i")
-        await wait_for(pilot, lambda: prompt.has_focus)
+        await press(pilot, "0", "4", "i", until=lambda: prompt.has_focus)
         await wait_for(pilot, lambda: "leaves the prompt" in screen_text(app).splitlines()[-1])
-        await pilot.press("escape", "0")
-        await wait_for(pilot, lambda: not prompt.has_focus and app.main.is_tiled)
+        await press(pilot, "escape", "0", until=lambda: not prompt.has_focus and app.main.is_tiled)
         assert prompt.text == ""
 
 

@@ -105,7 +105,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui.harness import has_live_run, running, screen_text, wait_for
+from tests.tui.harness import has_live_run, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.keys import KeyTable
@@ -165,10 +165,8 @@ async def test_the_footer_and_the_borders_name_few_keys(private_home: Path) -> N
                 assert pane is not None
                 hints = str(pane.border_subtitle or "").split("  ")
                 assert len(hints) <= 7, (spec.id, hints)
-            await pilot.press("f1")
-            await wait_for(pilot, lambda: "Help" in screen_text(app))
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: len(app.screen_stack) == 1)
+            await press(pilot, "f1", until="Help")
+            await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
 
 
 async def test_ctrl_c_says_how_to_leave(private_home: Path) -> None:

@@ -18,7 +18,7 @@ from core.drafts import list_drafts
 from core.runs.record.store import Run
 from tests.tui.config_panes import write_config
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import HOSTILE, has_run, pane_of, paste, running, screen_text, wait_for
+from tests.tui.harness import HOSTILE, has_run, pane_of, paste, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import ready
 from tui.app import LocaltuneApp
@@ -49,8 +49,7 @@ async def test_a_conversation_comes_back_with_what_was_half_written(home: Path) 
     async with chatting() as (app, pilot, pane):
         await pilot.press("i")
         await paste(pilot, f"what is it {HOSTILE}")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: pane.dialogue.exchanges and not pane.is_answering)
+        await press(pilot, "enter", until=lambda: pane.dialogue.exchanges and not pane.is_answering)
         await paste(pilot, "and why")
         app.drafts.look()
         assert app.drafts.kept == "the conversation is kept"
@@ -93,8 +92,7 @@ async def test_leaving_by_choice_keeps_the_conversation_and_says_nothing(home: P
     ScriptedRun(home).end("finished")
     async with chatting() as (app, pilot, pane):
         pane.take_up(dialogue(), "half")
-        await pilot.press("5", "q")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "5", "q", until=lambda: not app.is_running)
     assert [draft.is_released for draft in list_drafts("chat")] == [True]
     async with chatting() as (app, pilot, pane):
         await wait_for(pilot, lambda: pane.dialogue.exchanges)
@@ -114,8 +112,7 @@ async def test_the_conversation_is_not_kept_where_nothing_is_to_be_remembered(ho
         run = pane.target
         assert isinstance(run, Run)
         assert not chats_dir(run).exists()
-        await pilot.press("5", "q")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "5", "q", until=lambda: not app.is_running)
     assert not list_drafts("chat")
 
 

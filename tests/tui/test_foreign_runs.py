@@ -22,7 +22,7 @@ from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.runs.event_strategies import HOSTILE_LINES
 from tests.examples import examples
-from tests.tui.harness import FORBIDDEN, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, press, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui import bridge
 from tui.app import LocaltuneApp
@@ -180,8 +180,7 @@ async def show_all(home: Path, worst_runs: dict[str, list[str]]) -> None:
             script.write_state(state="failed", reason=f"the end {number}")
             await wait_for(pilot, lambda: f"the end {number}" in screen_text(app))  # noqa: B023
             for key in ("3", "l", "5", "3"):
-                await pilot.press(key)
-                await pilot.pause()
+                await press(pilot, key)
                 assert not FORBIDDEN & set(screen_text(app)), worst
             await pilot.resize_terminal(80, 24)
             await pilot.pause()
@@ -232,8 +231,7 @@ async def test_the_list_of_runs_is_drawn_with_times_that_are_none(home: Path) ->
             os.utime(path, (moment, moment))
     app = LocaltuneApp()
     async with app.run_test(size=(160, 46)) as pilot:
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "5 Runs · 3" in screen_text(app))
+        await press(pilot, "5", until="5 Runs · 3")
         assert not FORBIDDEN & set(screen_text(app))
 
 

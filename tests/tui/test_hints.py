@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from tests.cases import cases
 from tests.tui.data_panes import row, write_lines
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import pane_of, running, screen_lines, screen_text, wait_for
+from tests.tui.harness import pane_of, press, running, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tui.app import LocaltuneApp
@@ -71,8 +71,7 @@ async def test_the_keys_of_the_chat_agree_while_it_answers(home: Path, monkeypat
             return shown in lines[-1] and other not in screen_text(app) and any(border in line for line in lines)
 
         await wait_for(pilot, lambda: agrees(stops=False))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: agrees(stops=True))
+        await press(pilot, "enter", until=lambda: agrees(stops=True))
         assert isinstance(app.focused, PromptInput)
         await pilot.resize_terminal(100, 26)
         await wait_for(pilot, lambda: agrees(stops=True))

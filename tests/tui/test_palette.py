@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cases import cases
-from tests.tui.harness import running, screen_lines, wait_for
+from tests.tui.harness import press, running, screen_lines, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tui.app import LocaltuneApp
@@ -83,8 +83,7 @@ async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
     ScriptedRun(home).train_to(30)
     async with running(size=(200, 50)) as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("ctrl+p")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+        await press(pilot, "ctrl+p", until=lambda: isinstance(app.screen, PickScreen))
         await pilot.press("down", "down")
         (chosen,) = pointed_at(app)
         for size in ((200, 50), (120, 34), (80, 24)):
@@ -92,11 +91,9 @@ async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
             await pilot.pause()
             assert pointed_at(app) == [chosen], "the cursor stays where it is"
             assert any(re.search(r"Train: Pause the run .* p +[▁-█]?│", line) for line in screen_lines(app))
-        await pilot.press(*"theme")
-        await pilot.pause()
+        await press(pilot, *"theme")
         assert any("▸" in line and "Choose the colors" in line and " f2" in line for line in screen_lines(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, ThemePicker))
+        await press(pilot, "enter", until=lambda: isinstance(app.screen, ThemePicker))
 
 
 async def test_what_is_chosen_from_the_prompt_is_carried_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,10 +106,8 @@ async def test_what_is_chosen_from_the_prompt_is_carried_out(home: Path, monkeyp
             ("pick a data file", "data"),
             ("save a checkpoint now", "train"),
         ):
-            await pilot.press("i")
-            await wait_for(pilot, lambda: isinstance(app.focused, PromptInput))
-            await pilot.press("ctrl+p")
-            await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+            await press(pilot, "i", until=lambda: isinstance(app.focused, PromptInput))
+            await press(pilot, "ctrl+p", until=lambda: isinstance(app.screen, PickScreen))
             await pilot.press(*typed, "enter")
             await wait_for(pilot, lambda: len(app.screen_stack) == 1 and app.main.current == pane)  # noqa: B023 - within this turn
         await wait_for(pilot, lambda: sent == ["checkpoint"])

@@ -19,7 +19,7 @@ from core.runs.record.sentences import slug_of
 from core.runs.record.state import Rank, RunState
 from core.runs.record.store import Run
 from tests.cases import cases
-from tests.tui.harness import Stage, screen_lines, screen_text, wait_for
+from tests.tui.harness import Stage, press, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import GPU, ScriptedRun
 from tui import meters
 from tui.glyphs import BRAILLE
@@ -159,8 +159,7 @@ async def test_the_log_follows_its_end_until_it_is_scrolled() -> None:
         log.append(LogLine(float(i), "info", f"line {i}") for i in range(50))
         await wait_for(pilot, lambda: "line 49" in screen_text(app))
         log.focus()
-        await pilot.press("up", "up")
-        await wait_for(pilot, lambda: "line 49" not in screen_text(app))
+        await press(pilot, "up", "up", until=lambda: "line 49" not in screen_text(app))
         log.append([LogLine(0.0, "error", "line 50 " + "x" * 80)])
         await pilot.pause()
         assert "line 50" not in screen_text(app)

@@ -19,7 +19,7 @@ from tests.cases import cases
 from tests.tui.config_panes import config_pane, go_to, write_config
 from tests.tui.config_panes import opened as config_opened
 from tests.tui.data_panes import data_pane, row, write_lines
-from tests.tui.harness import has_live_run, running, screen_text, wait_for
+from tests.tui.harness import has_live_run, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.terminal import Terminal, app_environment
 from tests.tui.test_app import record_commands
@@ -240,21 +240,18 @@ async def test_what_is_typed_behind_a_key_that_asks_is_the_text_and_the_keys_com
             assert (await typed(pilot)).removeprefix(f"{tmp_path}/") == text
             assert not pane.body.shows_tokens
             assert not pane.shows_report
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: pane.body.rows.has_focus)
+            await press(pilot, "escape", until=lambda: pane.body.rows.has_focus)
         for number in (3, 7):
             type_at_once(pilot, f":{number}")
             assert await typed(pilot) == str(number)
-            await pilot.press("enter")
-            await wait_for(pilot, lambda: pane.body.rows.has_focus)
+            await press(pilot, "enter", until=lambda: pane.body.rows.has_focus)
             await pilot.pause()
             assert pane.index == number - 1
         for term in ("quest", "no such text"):
             # The last search is offered again, and is replaced by typed text.
             type_at_once(pilot, f"/{term}")
             assert await typed(pilot) == term
-            await pilot.press("enter")
-            await wait_for(pilot, lambda: pane.body.rows.has_focus)
+            await press(pilot, "enter", until=lambda: pane.body.rows.has_focus)
         await pilot.press("slash")
         assert await typed(pilot) == "no such text"
 
@@ -281,8 +278,7 @@ async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_the
             type_at_once(pilot, chunk)
             assert (await typed(pilot)).endswith(text)
             assert pane.document.dumps() == before
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: pane.form.has_focus)
+            await press(pilot, "escape", until=lambda: pane.form.has_focus)
         for name in ("apples", "pears"):
             (tmp_path / f"{name}.toml").write_text('[data]\ntrain = "rows.jsonl"\n')
             remember_config(tmp_path / f"{name}.toml")
@@ -292,14 +288,12 @@ async def test_what_is_typed_behind_the_keys_of_the_configuration_goes_where_the
         type_at_once(pilot, "Oapp")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
         assert await typed(pilot) == "app"
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(pilot.app.screen, PickScreen))
+        await press(pilot, "escape", until=lambda: not isinstance(pilot.app.screen, PickScreen))
         type_at_once(pilot, "Oapp\n")
         await wait_for(pilot, lambda: pane.document.path == tmp_path / "apples.toml")
         type_at_once(pilot, "vf")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, DifferenceScreen))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: pane.form.has_focus)
+        await press(pilot, "escape", until=lambda: pane.form.has_focus)
         cursor = pane.form.cursor
         type_at_once(pilot, "Pj")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PresetScreen))
@@ -318,8 +312,7 @@ async def test_a_column_typed_behind_enter_is_found(tmp_path: Path) -> None:
         await pilot.app.push_screen(screen)
         await wait_for(pilot, lambda: screen.sample is not None)
         await pilot.pause()
-        await pilot.press("j")
-        await pilot.pause()
+        await press(pilot, "j")
         type_at_once(pilot, "\nwaru")
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, PickScreen))
         assert await typed(pilot) == "waru"
@@ -331,15 +324,13 @@ async def test_what_is_typed_ahead_confirms_nothing_and_commands_nothing(
     ScriptedRun(home).train_to(30)
     sent = record_commands(monkeypatch)
     async with running(until=has_live_run) as (app, pilot):
-        await pilot.press("3")
-        await pilot.pause()
+        await press(pilot, "3")
         type_at_once(pilot, "syp")
         await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
         await pilot.pause()
         assert isinstance(app.screen, ChoiceDialog)
         assert sent == []
-        await pilot.press("y")
-        await wait_for(pilot, lambda: sent == ["stop"])
+        await press(pilot, "y", until=lambda: sent == ["stop"])
 
 
 async def test_a_key_that_comes_twice_answers_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,8 +362,7 @@ async def test_a_question_takes_no_key_that_was_typed_before_it_was_read(tmp_pat
         assert not pane.filter.shows_expert
         assert pane.document.dumps() == before
         assert "has not been saved" in screen_text(pilot.app)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: pane.form.has_focus)
+        await press(pilot, "escape", until=lambda: pane.form.has_focus)
 
 
 MISTYPED = "clear; localtune-tui trian\r"
@@ -468,15 +458,12 @@ async def test_the_model_is_asked_from_every_pane(home: Path, monkeypatch: pytes
     async with running() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         for number in TITLES:
-            await pilot.press(number, "i", "1", "i")
-            await wait_for(pilot, lambda: isinstance(app.focused, PromptInput))
+            await press(pilot, number, "i", "1", "i", until=lambda: isinstance(app.focused, PromptInput))
             assert isinstance(app.focused, PromptInput)
             assert app.focused.text == "1i"
             assert app.main.slot("chat").display
             app.focused.clear()
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: not isinstance(app.focused, PromptInput))
+            await press(pilot, "escape", until=lambda: not isinstance(app.focused, PromptInput))
         # A dialog over the panes keeps its keys.
-        await pilot.press("question_mark", "i", "1")
-        await pilot.pause()
+        await press(pilot, "question_mark", "i", "1")
         assert len(app.screen_stack) == 2

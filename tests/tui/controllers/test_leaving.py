@@ -14,7 +14,7 @@ from core.drafts import list_drafts
 from core.errors import UserError
 from tests.cases import cases
 from tests.tui.config_panes import go_to, write_config
-from tests.tui.harness import asks, document_of, has_live_run, pane_of, running, screen_text, wait_for
+from tests.tui.harness import asks, document_of, has_live_run, pane_of, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.bridge import Bridge
@@ -31,8 +31,7 @@ async def edit(pilot: Pilot[Any], app: LocaltuneApp) -> ConfigPane:
     await wait_for(pilot, lambda: bool(pane.form.shown) and pane.document is app.state.document)
     await pilot.press("2")
     await go_to(pilot, pane, "train.epochs")
-    await pilot.press("enter", "ctrl+u", "7", "enter")
-    await wait_for(pilot, lambda: pane.form.has_focus and app.state.is_dirty)
+    await press(pilot, "enter", "ctrl+u", "7", "enter", until=lambda: pane.form.has_focus and app.state.is_dirty)
     await pilot.pause()
     return pane
 
@@ -45,8 +44,7 @@ async def edited(path: Path) -> AsyncIterator[tuple[LocaltuneApp, Pilot[Any], Co
 
 
 async def asked(pilot: Pilot[Any], key: str = "q") -> None:
-    await pilot.press(key)
-    await wait_for(pilot, lambda: asks(pilot.app, "save and leave"))
+    await press(pilot, key, until=lambda: asks(pilot.app, "save and leave"))
     await pilot.pause()
 
 
@@ -56,8 +54,7 @@ async def test_edits_are_saved_and_then_it_leaves(home: Path, tmp_path: Path, ke
     async with edited(path) as (app, pilot, _):
         await asked(pilot, key)
         assert "tickets.toml has edits that are not saved." in screen_text(app)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "s", until=lambda: not app.is_running)
     assert "epochs = 7" in path.read_text()
 
 
@@ -66,29 +63,23 @@ async def test_edits_are_given_up_only_by_their_own_key(home: Path, tmp_path: Pa
     before = path.read_text()
     async with edited(path) as (app, pilot, _):
         await asked(pilot)
-        await pilot.press("q", "ctrl+q", "ctrl+c")
-        await pilot.pause()
+        await press(pilot, "q", "ctrl+q", "ctrl+c")
         assert asks(app, "save and leave")
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not asks(app, "save and leave"))
+        await press(pilot, "escape", until=lambda: not asks(app, "save and leave"))
         assert app.is_running
         assert app.state.is_dirty
         await asked(pilot)
-        await pilot.press("d")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "d", until=lambda: not app.is_running)
     assert path.read_text() == before
 
 
 async def test_what_is_being_typed_counts(home: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path)
     async with edited(path) as (app, pilot, _):
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: not app.state.is_dirty)
-        await pilot.press("enter", "ctrl+u", "9")
-        await pilot.pause()
+        await press(pilot, "ctrl+s", until=lambda: not app.state.is_dirty)
+        await press(pilot, "enter", "ctrl+u", "9")
         await asked(pilot, "ctrl+q")
-        await pilot.press("s")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "s", until=lambda: not app.is_running)
     assert "epochs = 9" in path.read_text()
 
 
@@ -101,14 +92,12 @@ async def test_a_configuration_without_a_file_is_kept_without_a_question(
     async with app.run_test(size=(80, 24)) as pilot:
         await edit(pilot, app)
         app.configuration.set_options({"data.train": tmp_path / "rows.jsonl"})
-        await pilot.press("q")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "q", until=lambda: not app.is_running)
     assert app.return_value == "The configuration (rows) is kept, without a file. Come back to it with: localtune-tui"
     async with running() as (app, pilot):
         assert document_of(app).get("train.epochs") == 7.0
         assert document_of(app).path is None
-        await pilot.press("q")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "q", until=lambda: not app.is_running)
     assert app.return_value is not None
     assert len(list_drafts("config")) == 1
 
@@ -122,12 +111,10 @@ async def test_a_configuration_that_cannot_be_kept_is_asked_about(home: Path, tm
         assert app.drafts.kept == ""
         await asked(pilot)
         assert "has edits that are not saved" in screen_text(app)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: len(app.screen_stack) == 1)
+        await press(pilot, "escape", until=lambda: len(app.screen_stack) == 1)
         # As soon as there is room for it, it is kept without a question.
         (home / "drafts").unlink()
-        await pilot.press("q")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "q", until=lambda: not app.is_running)
     assert len(list_drafts("config")) == 1
 
 
@@ -137,14 +124,10 @@ async def test_a_later_save_does_not_leave_after_a_leave_was_given_up(home: Path
     async with edited(path) as (app, pilot, pane):
         path.write_text("# theirs\n" + path.read_text())
         await asked(pilot)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: pane.form.has_focus)
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
-        await pilot.press("o")
-        await wait_for(pilot, lambda: "epochs = 7" in path.read_text() and not app.state.is_dirty)
+        await press(pilot, "s", until=lambda: pane.ask_bar.is_asking)
+        await press(pilot, "escape", until=lambda: pane.form.has_focus)
+        await press(pilot, "ctrl+s", until=lambda: pane.ask_bar.is_asking)
+        await press(pilot, "o", until=lambda: "epochs = 7" in path.read_text() and not app.state.is_dirty)
         await pilot.pause()
         assert app.is_running
 
@@ -156,12 +139,10 @@ async def test_a_file_that_somebody_else_has_changed_is_not_overwritten_on_the_w
     async with edited(path) as (app, pilot, pane):
         path.write_text("# theirs\n" + path.read_text())
         await asked(pilot)
-        await pilot.press("s")
-        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await press(pilot, "s", until=lambda: pane.ask_bar.is_asking)
         await wait_for(pilot, lambda: "has been changed by something else" in screen_text(app))
         assert path.read_text().startswith("# theirs")
-        await pilot.press("o")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "o", until=lambda: not app.is_running)
     assert "epochs = 7" in path.read_text()
 
 
@@ -174,8 +155,7 @@ async def test_beside_a_live_run_it_is_said_that_it_goes_on(home: Path, tmp_path
         text = " ".join(screen_text(app).replace("│", " ").split())
         assert "has edits that are not saved" in text
         assert "it goes on when you leave" in text
-        await pilot.press("d")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "d", until=lambda: not app.is_running)
     assert app.return_value is not None
     assert f"localtune-tui watch {script.run.id}" in app.return_value
     assert script.run.state().state == "training"
@@ -197,8 +177,7 @@ async def ask_to_start(pilot: Pilot[Any], app: LocaltuneApp, times: int = 1) -> 
     for _ in range(times):
         app.starting.start_sample()
     await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
-    await pilot.press("enter")
-    await wait_for(pilot, lambda: not isinstance(app.screen, StartCard))
+    await press(pilot, "enter", until=lambda: not isinstance(app.screen, StartCard))
 
 
 async def test_a_start_is_asked_for_once_and_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,14 +187,11 @@ async def test_a_start_is_asked_for_once_and_waited_for(home: Path, monkeypatch:
         await wait_for(pilot, lambda: start.started == 1)
         assert app.state.is_starting
         app.starting.start_sample()
-        await pilot.press("q")
-        await wait_for(pilot, lambda: "as soon as its worker is there" in screen_text(app))
+        await press(pilot, "q", until="as soon as its worker is there")
         assert app.is_running
-        await pilot.press("q")
-        await wait_for(pilot, lambda: asks(app, "leave now"))
+        await press(pilot, "q", until=lambda: asks(app, "leave now"))
         await pilot.pause()
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: not asks(app, "leave now"))
+        await press(pilot, "enter", until=lambda: not asks(app, "leave now"))
         assert app.is_running
         app.post_message(RunStarted(ScriptedRun(home).run))
         await wait_for(pilot, lambda: not app.is_running)
@@ -231,19 +207,16 @@ async def test_a_start_that_fails_ends_the_waiting(home: Path, monkeypatch: pyte
         app.post_message(ActionFailed("The sample could not be started", UserError("There is no room.")))
         await wait_for(pilot, lambda: "There is no room." in screen_text(app))
         assert not app.state.is_starting
-        await pilot.press("escape", "q")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "escape", "q", until=lambda: not app.is_running)
 
 
 async def test_a_start_that_takes_long_can_be_left(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SlowStart(monkeypatch)
     async with running() as (app, pilot):
         await ask_to_start(pilot, app)
-        await pilot.press("q", "q")
-        await wait_for(pilot, lambda: asks(app, "leave now"))
+        await press(pilot, "q", "q", until=lambda: asks(app, "leave now"))
         await pilot.pause()
-        await pilot.press("l")
-        await wait_for(pilot, lambda: not app.is_running)
+        await press(pilot, "l", until=lambda: not app.is_running)
 
 
 async def test_a_run_that_is_there_can_be_followed_by_another(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from tests.cases import cases
 from tests.tui.config_panes import write_startable
 from tests.tui.controllers.test_presets import value
 from tests.tui.controllers.test_returning import ended, left, notes
-from tests.tui.harness import document_of, opened, pane_of, screen_text, wait_for, words
+from tests.tui.harness import document_of, opened, pane_of, press, screen_text, wait_for, words
 from tui.app import LocaltuneApp
 from tui.files import entry_path
 from tui.reopening import reopen
@@ -95,8 +95,7 @@ async def use(pilot: Pilot[Any], path: Path, key: str = "t") -> None:
     await pilot.press("1")
     data.show(path)
     await wait_for(pilot, lambda: data.view is not None and data.view.path == path and data.opener.opening is None)
-    await pilot.press(key)
-    await wait_for(pilot, lambda: str(path) in str(value(app, "data.train")))
+    await press(pilot, key, until=lambda: str(path) in str(value(app, "data.train")))
     await settled(pilot)
 
 
@@ -133,8 +132,7 @@ async def start(pilot: Pilot[Any], started: Started, *, user: Set[str] = frozens
         assert " ".join(said[label].split()) in words(pilot)
     provenance = card.start.values
     assert provenance is not None
-    await pilot.press("enter")
-    await wait_for(pilot, lambda: len(started) > count)
+    await press(pilot, "enter", until=lambda: len(started) > count)
     new = started[-1]
     await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == new)
     check_card(said, provenance, new.values(), user=user, origin=run.values() if run is not None else {})
@@ -221,16 +219,14 @@ async def test_the_former_configuration_is_one_key_away_and_the_new_one_is_kept(
         card = await card_of(pilot)
         assert card.start.former == "tickets"
         assert "u former" in screen_text(app)
-        await pilot.press("u")
-        await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == before)
+        await press(pilot, "u", until=lambda: app.state.document is not None and app.state.document.dumps() == before)
         assert app.state.former == ""
         assert "tickets is back as it was. own is kept: O in Config (2) lists it." in notes(app)
         await wait_for(pilot, lambda: pane_of(app, "data").view.path.name == "tickets_train.jsonl")
         app.drafts.look()
         assert any("learning_rate = 0.002" in draft.data["text"] for draft in list_drafts("config"))
         # Redo restores it, with its preset and its edit.
-        await pilot.press("2", *["ctrl+r"] * 3)
-        await wait_for(pilot, lambda: value(app, "train.learning_rate") == 0.002)
+        await press(pilot, "2", *["ctrl+r"] * 3, until=lambda: value(app, "train.learning_rate") == 0.002)
         assert value(app, "data.train") == str(here / "own.csv")
 
 
@@ -239,8 +235,7 @@ async def test_without_a_former_configuration_the_key_says_so(here: Path) -> Non
         await use(pilot, here / "own.csv")
         assert value(app, "data.eval_share") == 0.1
         assert app.state.former == ""
-        await pilot.press("u")
-        await wait_for(pilot, lambda: "There is no former configuration." in notes(app))
+        await press(pilot, "u", until=lambda: "There is no former configuration." in notes(app))
         assert value(app, "data.eval_share") == 0.1
 
 

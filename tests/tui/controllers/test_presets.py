@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from core.presets import begin
 from tests.families.published_models import published_config
 from tests.tui.config_panes import type_value
-from tests.tui.harness import document_of, has_form, opened, pane_of, running, screen_text, wait_for
+from tests.tui.harness import document_of, has_form, opened, pane_of, press, running, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.form import help_facts
 
@@ -44,8 +44,7 @@ async def test_t_brings_a_preset_and_held_out_rows_as_one_edit(tmp_path: Path, h
         assert any("is used for training; r starts." in note.message for note in app._notifications)
         assert value(app, "data.eval_share") == 0.1
         assert value(app, "eval.every_epochs") == 0.25
-        await pilot.press("2")
-        await wait_for(pilot, lambda: "every 0.25 epochs" in screen_text(app))
+        await press(pilot, "2", until="every 0.25 epochs")
         # The notice lies on the line below.
         app.clear_notifications()
         told = "✓ preset cpu-small · 4 values · 20 of 200 rows held out · P shows why · u undoes"
@@ -148,11 +147,9 @@ async def test_another_base_brings_its_own_advice_as_one_edit(tmp_path: Path, ho
         assert value(app, "chat.top_p") == 0.8, "the user's own stays"
         assert "As advised for LFM2-1.2B: chat.temperature" in " ".join(screen_text(app).replace("│", " ").split())
 
-        await pilot.press("u")
-        await wait_for(pilot, lambda: value(app, "chat.temperature") == 1.0, 30)
+        await press(pilot, "u", until=lambda: value(app, "chat.temperature") == 1.0, seconds=30)
         assert (value(app, "model.base"), value(app, "chat.top_k")) == ("LFM2-1.2B", 64), "undone by itself"
-        await pilot.press("u")
-        await wait_for(pilot, lambda: value(app, "model.base") == "gemma-3-4b-it", 30)
+        await press(pilot, "u", until=lambda: value(app, "model.base") == "gemma-3-4b-it", seconds=30)
         assert value(app, "chat.top_k") == 64
 
         await type_value(pilot, pane, "model.base", "mine")

@@ -16,7 +16,7 @@ from core.drafts import list_drafts
 from core.runs.record.store import Run, create_run
 from tests.cases import cases
 from tests.tui.config_panes import go_to, write_config
-from tests.tui.harness import asks, document_of, opened, pane_of, screen_text, view_of, wait_for
+from tests.tui.harness import asks, document_of, opened, pane_of, press, screen_text, view_of, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.pick import PickScreen
@@ -27,8 +27,7 @@ from tui.widgets.status_bar import StatusBar
 
 async def left(pilot: Pilot[Any]) -> None:
     """Quit by the key."""
-    await pilot.press("q")
-    await wait_for(pilot, lambda: not pilot.app.is_running)
+    await press(pilot, "q", until=lambda: not pilot.app.is_running)
 
 
 def rows_file(directory: Path, count: int = 300) -> Path:
@@ -82,8 +81,7 @@ async def test_a_file_comes_back_with_pane_row_filter_and_option(here: Path) -> 
         data, config = pane_of(app, "data"), pane_of(app, "config")
         await go_to(pilot, config, "train.batch_size")
         await wait_for(pilot, lambda: data.view is not None and data.view.analysis is not None, 60)
-        await pilot.press("1", "G", "k", "m", "f")
-        await wait_for(pilot, lambda: data.session.filter is not None)
+        await press(pilot, "1", "G", "k", "m", "f", until=lambda: data.session.filter is not None)
         await pilot.pause()
         index = data.index
         assert index > 200
@@ -113,8 +111,7 @@ async def test_the_newest_run_is_what_an_app_without_a_memory_begins_with(here: 
         assert not app.state.is_dirty
         await wait_for(pilot, lambda: pane_of(app, "data").view is not None)
         assert pane_of(app, "config").model.run_name == "faq"
-        await pilot.press("2")
-        await wait_for(pilot, lambda: f"from {run.id[9:]}" in screen_text(app))
+        await press(pilot, "2", until=lambda: f"from {run.id[9:]}" in screen_text(app))
         await left(pilot)
     assert not list_drafts("config")
     assert app.return_value is None
@@ -256,15 +253,12 @@ async def test_r_starts_the_shown_run_again_and_not_the_configuration(
     run = made_run(here / "faq.jsonl", train__learning_rate=5e-4)
     async with opened(LocaltuneApp(config_path=write_config(here))) as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("3")
-        await wait_for(pilot, lambda: f"r start {run.id[9:]} again" in screen_text(app))
-        await pilot.press("r")
-        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+        await press(pilot, "3", until=lambda: f"r start {run.id[9:]} again" in screen_text(app))
+        await press(pilot, "r", until=lambda: isinstance(app.screen, StartCard))
         assert f"Start {run.id[9:]} again" in screen_text(app)
         assert f"run {run.id[9:]}: 1 value" in screen_text(app)
         assert "other values" not in screen_text(app)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: started)
+        await press(pilot, "enter", until=lambda: started)
         assert started == [(5e-4, "faq")]
 
 
@@ -276,15 +270,12 @@ async def test_the_card_says_where_the_configuration_has_other_values_by_now(
     async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         app.configuration.set_options({"train.learning_rate": 1e-3})
-        await pilot.press("3", "r")
-        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
+        await press(pilot, "3", "r", until=lambda: isinstance(app.screen, StartCard))
         await wait_for(
             pilot, lambda: f"faq has other values by now than {run.id[9:]}: 2, then r starts those." in screen_text(app)
         )
-        await pilot.press("escape", "2", "r")
-        await wait_for(pilot, lambda: isinstance(app.screen, StartCard))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: started)
+        await press(pilot, "escape", "2", "r", until=lambda: isinstance(app.screen, StartCard))
+        await press(pilot, "enter", until=lambda: started)
         assert started == [(1e-3, "faq")]
 
 
@@ -294,8 +285,7 @@ async def test_a_run_whose_data_is_gone_is_not_started_again(here: Path, started
     data.unlink()
     async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("3", "r")
-        await wait_for(pilot, lambda: asks(app, "close"))
+        await press(pilot, "3", "r", until=lambda: asks(app, "close"))
         text = " ".join(screen_text(app).replace("│", " ").split())
         assert "cannot be started again" in text
         assert "There is no file at" in text
@@ -309,13 +299,11 @@ async def test_e_in_runs_opens_the_configuration_and_undo_brings_the_edits_back(
     run = made_run(rows_file(here), "alpaca", train__learning_rate=5e-4)
     async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
-        await pilot.press("2", "O")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+        await press(pilot, "2", "O", until=lambda: isinstance(app.screen, PickScreen))
         await pilot.press(*"a new", "enter")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
         app.configuration.set_options({"train.epochs": 7.0})
-        await pilot.press("5")
-        await wait_for(pilot, lambda: pane_of(app, "runs").check_action("edit_config", ()))
+        await press(pilot, "5", until=lambda: pane_of(app, "runs").check_action("edit_config", ()))
         await pilot.press("e")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.get("train.epochs") is None)
         assert document_of(app).get("train.learning_rate") == 5e-4
@@ -336,8 +324,7 @@ async def test_edits_of_a_file_are_asked_about_before_a_run_s_configuration_is_o
         app.configuration.set_options({"train.epochs": 7.0})
         app.configuration.edit_run(run)
         await wait_for(pilot, lambda: "has not been saved" in screen_text(app))
-        await pilot.press("escape")
-        await pilot.pause()
+        await press(pilot, "escape")
         assert document_of(app).path == path
 
 
@@ -349,25 +336,20 @@ async def test_what_was_never_saved_is_listed_opened_and_discarded(here: Path) -
     rows_file(here)
     async with opened() as (app, pilot):
         app.configuration.set_options({"data.train": here / "faq.jsonl", "train.epochs": 7.0})
-        await pilot.press("2", "O")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+        await press(pilot, "2", "O", until=lambda: isinstance(app.screen, PickScreen))
         await pilot.press(*"a new", "enter")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
-        await pilot.press("O")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+        await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
         assert "faq" in screen_text(app)
         assert "not saved, " in screen_text(app)
         await pilot.press("enter")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.get("train.epochs") == 7.0)
         assert len(list_drafts("config")) == 1
-        await pilot.press("O")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
+        await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
         await pilot.press(*"a new", "enter")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
-        await pilot.press("O")
-        await wait_for(pilot, lambda: isinstance(app.screen, PickScreen))
-        await pilot.press("delete")
-        await wait_for(pilot, lambda: "del again discards it for good" in screen_text(app))
+        await press(pilot, "O", until=lambda: isinstance(app.screen, PickScreen))
+        await press(pilot, "delete", until="del again discards it for good")
         await pilot.press("down", "up", "delete")
         assert list_drafts("config")
         await pilot.press("delete")

@@ -26,7 +26,7 @@ from core.runs.record import events
 from core.runs.record.history import read_history
 from core.runs.record.state import RunState, StepProgress, start_identity
 from tests.cases import cases
-from tests.tui.harness import asks, has_live_run, running, screen_lines, screen_text, view_of, wait_for
+from tests.tui.harness import asks, has_live_run, press, running, screen_lines, screen_text, view_of, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tests.tui.test_typed_ahead import type_at_once
@@ -61,15 +61,13 @@ def is_told(app: LocaltuneApp, text: str) -> bool:
 
 
 async def asked_to_stop(pilot: Pilot[Any]) -> None:
-    await pilot.press("s")
-    await wait_for(pilot, lambda: isinstance(pilot.app.screen, ChoiceDialog))
+    await press(pilot, "s", until=lambda: isinstance(pilot.app.screen, ChoiceDialog))
     await pilot.pause()
 
 
 async def settings(pilot: Pilot[Any]) -> RunSettings:
     """The dialog of the settings, with the first input ready."""
-    await pilot.press("e")
-    await wait_for(pilot, lambda: isinstance(pilot.app.screen, RunSettings))
+    await press(pilot, "e", until=lambda: isinstance(pilot.app.screen, RunSettings))
     await wait_for(pilot, lambda: isinstance(pilot.app.focused, SafeInput))
     await pilot.pause()
     screen = pilot.app.screen
@@ -134,8 +132,7 @@ async def test_a_dialog_says_what_it_waits_for(home: Path, monkeypatch: pytest.M
     commands = record_commands(monkeypatch)
     async with attached() as (app, pilot):
         await asked_to_stop(pilot)
-        await pilot.press(*"really")
-        await pilot.pause()
+        await press(pilot, *"really")
         assert isinstance(app.screen, ChoiceDialog)
         assert "press y, w, k, n or esc" in screen_text(app)
         assert commands == []
@@ -174,8 +171,7 @@ async def test_a_process_is_killed_only_when_that_is_said_twice(home: Path, proc
         for answer in ("enter", "escape", "k", "n"):
             await asked_to_stop(pilot)
             assert "no sign of life for" in words(app)
-            await pilot.press("k")
-            await wait_for(pilot, lambda: f"Process {process.pid} of {script.run.id}" in words(app))
+            await press(pilot, "k", until=lambda: f"Process {process.pid} of {script.run.id}" in words(app))
             assert "continued from the checkpoint of step 60." in words(app)
             await pilot.pause()
             await pilot.press(answer)
@@ -184,8 +180,7 @@ async def test_a_process_is_killed_only_when_that_is_said_twice(home: Path, proc
             await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
         assert process.poll() is None
         await asked_to_stop(pilot)
-        await pilot.press("k")
-        await wait_for(pilot, lambda: "SIGKILL" in words(app))
+        await press(pilot, "k", until=lambda: "SIGKILL" in words(app))
         await pilot.pause()
         await pilot.press("y")
         assert process.wait(60) == -signal.SIGKILL
@@ -199,8 +194,7 @@ async def test_a_run_that_does_not_hear_is_told_by_a_signal(home: Path, process:
     stand_in(script, process)
     async with attached(notifications=True) as (app, pilot):
         await asked_to_stop(pilot)
-        await pilot.press("y")
-        await wait_for(pilot, lambda: "Stop failed" in words(app))
+        await press(pilot, "y", until=lambda: "Stop failed" in words(app))
         assert "cannot be reached" in words(app)
         await pilot.pause()
         await pilot.press("t")
@@ -217,8 +211,7 @@ async def test_settings_that_differ_are_sent_and_what_the_worker_took_is_said(
         screen = await settings(pilot)
         assert values(screen) == ["2e-4", *6 * [""]]
         assert "Step 64 had learning rate 4.5e-4, by the cosine schedule." in words(app)
-        await pilot.press(*"5e-5", "tab", *"50", "enter")
-        await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
+        await press(pilot, *"5e-5", "tab", *"50", "enter", until=lambda: not isinstance(app.screen, RunSettings))
         assert commands.with_args == [("set", {"train.learning_rate": 5e-5, "eval.every_steps": 50})]
         told = "Changed after step 64: learning rate 5e-5, evaluation every 50 steps"
         await wait_for(pilot, lambda: told in [note.message for note in app._notifications])
@@ -231,8 +224,7 @@ async def test_settings_left_alone_send_nothing(home: Path, monkeypatch: pytest.
     async with attached() as (app, pilot):
         for keys in (["enter"], [*"5e-5", "escape"], [*"5e-5", "ctrl+u", *"2e-4", "enter"]):
             await settings(pilot)
-            await pilot.press(*keys)
-            await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
+            await press(pilot, *keys, until=lambda: not isinstance(app.screen, RunSettings))
         assert commands == []
 
 
@@ -252,15 +244,13 @@ async def test_an_invalid_value_is_not_sent_and_a_doubtful_one_is_warned_of(
             await pilot.press(*({"\t": "tab", ".": "full_stop"}.get(key, key) for key in keys), "enter")
             await wait_for(pilot, partial(is_told, app, told))
             assert isinstance(app.screen, RunSettings)
-            await pilot.press("escape")
-            await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
+            await press(pilot, "escape", until=lambda: not isinstance(app.screen, RunSettings))
         assert commands == []
         await settings(pilot)
         await pilot.press(*"0.5", "tab", *"20")
         await wait_for(pilot, lambda: "! train.learning_rate is 0.5, with which adapters diverge." in words(app))
         await wait_for(pilot, lambda: "there are no held-out rows to measure on" in words(app))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: len(commands) == 1)
+        await press(pilot, "enter", until=lambda: len(commands) == 1)
 
 
 async def test_a_refusal_keeps_what_was_typed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,16 +264,13 @@ async def test_a_refusal_keeps_what_was_typed(home: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(ControlClient, "request", refuse)
     async with attached() as (app, pilot):
         screen = await settings(pilot)
-        await pilot.press("tab", *"50", "enter")
-        await wait_for(pilot, lambda: "The worker answers between two steps" in words(app))
+        await press(pilot, "tab", *"50", "enter", until=lambda: "The worker answers between two steps" in words(app))
         await pilot.press("7", "enter")
         gate.set()
         await wait_for(pilot, lambda: "✗ The run has ended. Continue it." in words(app))
         assert values(screen) == ["2e-4", "50", *5 * [""]]
-        await pilot.press("backspace")
-        await wait_for(pilot, lambda: values(screen) == ["2e-4", "5", *5 * [""]])
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not isinstance(app.screen, RunSettings))
+        await press(pilot, "backspace", until=lambda: values(screen) == ["2e-4", "5", *5 * [""]])
+        await press(pilot, "escape", until=lambda: not isinstance(app.screen, RunSettings))
 
 
 async def test_a_refusal_names_the_key_of_what_helps(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,8 +285,7 @@ async def test_a_refusal_names_the_key_of_what_helps(home: Path, monkeypatch: py
         await settings(pilot)
         await pilot.press("tab", *"50", "enter")
         await wait_for(pilot, lambda: "not in memory. Let it go on first: p in the Train pane." in words(app))
-        await pilot.press("escape", "c")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+        await press(pilot, "escape", "c", until=lambda: isinstance(app.screen, ChoiceDialog))
         await wait_for(pilot, lambda: "Let it go on first: p in the Train pane." in words(app))
 
 
@@ -435,15 +421,13 @@ async def test_a_run_gives_its_device_back_and_says_why(home: Path, worker: Slow
         assert "paused" not in screen_text(app)
         assert "p resume" in screen_text(app)
         assert "c checkpoint" not in screen_text(app), "there is nothing to save that is not saved"
-        await pilot.press("P", "p")
-        await wait_for(pilot, lambda: [command for command, _ in worker.heard] == ["park", "resume"])
+        await press(pilot, "P", "p", until=lambda: [command for command, _ in worker.heard] == ["park", "resume"])
 
 
 async def test_a_pause_that_is_taken_back_too_late_is_ended(home: Path, worker: SlowWorker) -> None:
     in_step(home)
     async with attached(notifications=True) as (app, pilot):
-        await pilot.press("p")
-        await wait_for(pilot, lambda: len(worker.heard) == 1)
+        await press(pilot, "p", until=lambda: len(worker.heard) == 1)
         worker.step_over.set()
         await pilot.press("p")
         await wait_for(pilot, lambda: [command for command, _ in worker.heard] == ["pause", "withdraw", "resume"])
@@ -455,16 +439,13 @@ async def test_a_stop_can_be_taken_back_until_it_is_carried_out(home: Path, work
     script = in_step(home)
     async with attached(notifications=True) as (app, pilot):
         for key in ("y", "t"):
-            await pilot.press("s")
-            await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+            await press(pilot, "s", until=lambda: isinstance(app.screen, ChoiceDialog))
             await pilot.pause()
             assert ("take it back" in words(app)) == (key == "t")
-            await pilot.press(key)
-            await wait_for(pilot, lambda: not isinstance(app.screen, ChoiceDialog))
+            await press(pilot, key, until=lambda: not isinstance(app.screen, ChoiceDialog))
             assert ("◌ stopping" in screen_text(app)) == (key == "y")
         assert worker.heard == [("stop", {}), ("withdraw", {"what": "stop"})]
-        await pilot.press("s")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+        await press(pilot, "s", until=lambda: isinstance(app.screen, ChoiceDialog))
         await pilot.pause()
         await pilot.press("y")
         worker.step_over.set()
@@ -486,11 +467,9 @@ async def test_what_the_worker_says_is_pending_is_shown_whoever_asked_for_it(hom
 async def test_quitting_with_a_stop_does_not_wait_for_the_step(home: Path, worker: SlowWorker) -> None:
     script = in_step(home)
     async with attached() as (app, pilot):
-        await pilot.press("q")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+        await press(pilot, "q", until=lambda: isinstance(app.screen, ChoiceDialog))
         await pilot.pause()
-        await pilot.press("s")
-        await wait_for(pilot, lambda: worker.heard == [("stop", {})])
+        await press(pilot, "s", until=lambda: worker.heard == [("stop", {})])
         assert app.is_running, "nobody has heard of it yet"
         script.write_state(pending=("stop",))
         await wait_for(pilot, lambda: not app.is_running)
@@ -503,12 +482,10 @@ async def test_the_evaluation_before_the_first_step_is_skipped_by_a_key(home: Pa
     worker.step_over.set()
     async with attached(size=(120, 34)) as (app, pilot):
         await wait_for(pilot, lambda: "b skip the evaluation" in screen_text(app))
-        await pilot.press("b")
-        await wait_for(pilot, lambda: worker.heard == [("skip_evaluation", {})])
+        await press(pilot, "b", until=lambda: worker.heard == [("skip_evaluation", {})])
         script.phase("training", done=0)
         await wait_for(pilot, lambda: "b skip" not in screen_text(app))
-        await pilot.press("b")
-        await pilot.pause()
+        await press(pilot, "b")
         assert len(worker.heard) == 1
 
 
@@ -535,10 +512,8 @@ async def test_a_request_that_was_heard_and_is_late_has_not_failed(home: Path, m
 
     monkeypatch.setattr(ControlClient, "request", late)
     async with attached() as (app, pilot):
-        await pilot.press("p")
-        await pilot.pause()
-        await pilot.press("c")
-        await wait_for(pilot, lambda: "No step is done yet." in words(app))
+        await press(pilot, "p")
+        await press(pilot, "c", until=lambda: "No step is done yet." in words(app))
         assert "checkpoint" not in view_of(app).pending
 
 

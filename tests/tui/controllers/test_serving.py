@@ -13,7 +13,7 @@ import pytest
 from textual.pilot import Pilot
 
 from core.serve.job import serve_job
-from tests.tui.harness import pane_of, screen_text, shown, wait_for
+from tests.tui.harness import pane_of, press, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.screens.serving import ServeScreen
@@ -42,8 +42,7 @@ async def serving(app: LocaltuneApp) -> AsyncIterator[Pilot[Any]]:
     """The app, with the key pressed that serves the run."""
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: pane_of(app, "runs") is not None)
-        await pilot.press("5")
-        await shown(pilot, "20261123")
+        await press(pilot, "5", until="20261123")
         await pilot.press("S")
         yield pilot
 
@@ -78,14 +77,11 @@ async def test_a_key_serves_and_another_ends_it(home: Path, app: LocaltuneApp, m
         assert copied == [address.url, address.key, "20261123-090000-first", lines]
         assert lines.splitlines() == [line.strip() for line in shown.splitlines() if "export OPENAI" in line]
         # It stays on while other things are done, and the header says so.
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: "● serving" in screen_text(app))
+        await press(pilot, "escape", until="● serving")
         assert listed(app) == 200
-        await pilot.press("S")
-        await wait_for(pilot, lambda: isinstance(app.screen, ServeScreen))
+        await press(pilot, "S", until=lambda: isinstance(app.screen, ServeScreen))
         assert app.state.serving is view, "no second one is started"
-        await pilot.press("s")
-        await wait_for(pilot, lambda: app.state.serving is None and "serving" not in screen_text(app))
+        await press(pilot, "s", until=lambda: app.state.serving is None and "serving" not in screen_text(app))
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(address.url)
 
@@ -106,6 +102,5 @@ async def test_a_run_without_a_result_is_refused_in_a_sentence(home: Path, app: 
     async with serving(app) as pilot:
         await wait_for(pilot, lambda: "is not served" in screen_text(app))
         assert "has neither an adapter nor a" in screen_text(app)
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: app.state.serving is None)
+        await press(pilot, "escape", until=lambda: app.state.serving is None)
         assert "serving" not in screen_text(app)

@@ -10,7 +10,7 @@ from core.analysis.problems import KINDS, Problem
 from core.analysis.result import Analysis
 from tests.cases import cases
 from tests.tui.data_panes import analyzed, data_pane, write_lines
-from tests.tui.harness import screen_text
+from tests.tui.harness import press, screen_text
 from tui.datasets.marks import RowFilter
 from tui.datasets.summary import LINES, describe_dropped, describe_filter, summarize_analysis
 from tui.keys import KeyTable
@@ -97,7 +97,6 @@ async def test_the_report_has_all_of_it(tmp_path: Path) -> None:
         assert f"{found.used} used" in text
         assert "more" in text
         assert "8 problems (p" in text
-        await pilot.press("s")
-        await pilot.pause()
+        await press(pilot, "s")
         report = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert all(KINDS[code].title in report for code in found.dropped)

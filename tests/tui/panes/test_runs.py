@@ -21,6 +21,7 @@ from tests.tui.harness import (
     document_of,
     has_run,
     pane_of,
+    press,
     running,
     screen_lines,
     screen_text,
@@ -67,8 +68,7 @@ async def test_the_run_under_the_cursor_is_told_of(home: Path) -> None:
         assert "the loss is NaN. Lower train.learning_rate." in " ".join(screen_text(app).replace("│", " ").split())
         assert "16 → 32" in screen_text(app)
         await wait_for(pilot, lambda: "of work" in screen_text(app))
-        await pilot.press("j")
-        await wait_for(pilot, lambda: "loss 2" in screen_text(app) and "≠" not in screen_text(app))
+        await press(pilot, "j", until=lambda: "loss 2" in screen_text(app) and "≠" not in screen_text(app))
         # The share of exact answers, and where there is room the size of the files.
         await wait_for(pilot, lambda: "0.83" in screen_text(app) and " kB" in screen_text(app))
         await pilot.resize_terminal(80, 24)
@@ -82,10 +82,8 @@ async def test_the_filter_shows_what_is_typed_and_esc_leaves_a_kept_one(home: Pa
     async with listed() as (app, pilot):
         await pilot.press("slash", *"second")
         await wait_for(pilot, lambda: any(line.strip("│ ") == "second" for line in screen_lines(app)))
-        await pilot.press("enter")
-        await shown(pilot, "5 Runs · 1 of 2")
-        await pilot.press("escape")
-        await shown(pilot, "5 Runs · 2")
+        await press(pilot, "enter", until="5 Runs · 1 of 2")
+        await press(pilot, "escape", until="5 Runs · 2")
         assert not any(line.strip("│ ") == "second" for line in screen_lines(app))
         await pilot.press("slash", *"first", "enter", "enter")
         await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == first.run)
@@ -109,36 +107,27 @@ async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:
     first, second = two_runs(home)
     async with listed("of work", size=(120, 34)) as (app, pilot):
         assert view_of(app).run == second.run
-        await pilot.press("D")
-        await wait_for(pilot, lambda: asks(app, "move it to the trash"))
+        await press(pilot, "D", until=lambda: asks(app, "move it to the trash"))
         assert "20261124-090000-second has failed at step 10 of 120." in screen_text(app)
         assert " kB: the record and the adapter." in screen_text(app)
         # The first answer, which enter gives, keeps it.
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: not asks(app, "move it to the trash"))
+        await press(pilot, "enter", until=lambda: not asks(app, "move it to the trash"))
         assert second.run.path.exists()
-        await pilot.press("D")
-        await wait_for(pilot, lambda: asks(app, "move it to the trash"))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: not second.run.path.exists())
+        await press(pilot, "D", until=lambda: asks(app, "move it to the trash"))
+        await press(pilot, "y", until=lambda: not second.run.path.exists())
         await wait_for(pilot, lambda: "5 Runs · 1" in screen_text(app))
         assert [item.id for item in list_trash()] == [second.run.id]
         # It comes back whole, and can be deleted for good.
-        await pilot.press("u")
-        await wait_for(pilot, lambda: second.run.path.exists() and "5 Runs · 2" in screen_text(app))
-        await pilot.press("g", "D")
-        await wait_for(pilot, lambda: asks(app, "delete it for good"))
-        await pilot.press("d")
-        await wait_for(pilot, lambda: not second.run.path.exists() and "5 Runs · 1" in screen_text(app))
+        await press(pilot, "u", until=lambda: second.run.path.exists() and "5 Runs · 2" in screen_text(app))
+        await press(pilot, "g", "D", until=lambda: asks(app, "delete it for good"))
+        await press(pilot, "d", until=lambda: not second.run.path.exists() and "5 Runs · 1" in screen_text(app))
         assert list_trash() == []
         # The app shows the remaining run.
         await wait_for(pilot, lambda: app.state.view is not None and app.state.view.run == first.run)
         await wait_for(pilot, lambda: pane_of(app, "chat").target == first.run)
         # Of a run that is gone nothing can be asked.
-        await pilot.press("D")
-        await wait_for(pilot, lambda: asks(app, "move it to the trash"))
-        await pilot.press("y")
-        await wait_for(pilot, lambda: app.state.view is None)
+        await press(pilot, "D", until=lambda: asks(app, "move it to the trash"))
+        await press(pilot, "y", until=lambda: app.state.view is None)
         assert pane_of(app, "chat").target is None
 
 
@@ -146,47 +135,37 @@ async def test_a_live_run_is_not_deleted(home: Path) -> None:
     live = ScriptedRun(home)
     live.train_to(10)
     async with listed("▸ ● training", notifications=True) as (app, pilot):
-        await pilot.press("D")
-        await wait_for(pilot, lambda: "Not deleted" in screen_text(app))
+        await press(pilot, "D", until="Not deleted")
         assert not asks(app, "move it to the trash")
 
 
 async def test_names_tags_notes_and_the_archive(home: Path) -> None:
     first, second = two_runs(home)
     async with listed(size=(120, 34)) as (app, pilot):
-        await pilot.press("n", *"more data", "enter")
-        await wait_for(pilot, lambda: read_labels(second.run.path).name == "more data")
+        await press(pilot, "n", *"more data", "enter", until=lambda: read_labels(second.run.path).name == "more data")
         await wait_for(pilot, lambda: any("▸" in line and "more data" in line for line in screen_lines(app)))
-        await pilot.press("t", *"keep v2", "enter")
-        await wait_for(pilot, lambda: read_labels(second.run.path).tags == ("keep", "v2"))
-        await pilot.press("N", *"too hot", "enter")
-        await wait_for(pilot, lambda: read_labels(second.run.path).note == "too hot")
+        await press(pilot, "t", *"keep v2", "enter", until=lambda: read_labels(second.run.path).tags == ("keep", "v2"))
+        await press(pilot, "N", *"too hot", "enter", until=lambda: read_labels(second.run.path).note == "too hot")
         await wait_for(pilot, lambda: "#keep #v2" in screen_text(app))
         # The filter knows them; the other run has none.
-        await pilot.press("slash", *"#keep", "enter")
-        await wait_for(pilot, lambda: "5 Runs · 1 of 2" in screen_text(app))
-        await pilot.press("escape", "a")
-        await wait_for(pilot, lambda: "5 Runs · 1 · 1 archived" in screen_text(app))
+        await press(pilot, "slash", *"#keep", "enter", until="5 Runs · 1 of 2")
+        await press(pilot, "escape", "a", until="5 Runs · 1 · 1 archived")
         assert read_labels(second.run.path) == Labels("more data", ("keep", "v2"), "too hot", archived=True)
         assert "more data" not in "".join(line for line in screen_lines(app) if "▸" in line)
-        await pilot.press("A")
-        await wait_for(pilot, lambda: "5 Runs · 2 · 1 archived too" in screen_text(app))
+        await press(pilot, "A", until="5 Runs · 2 · 1 archived too")
         assert "more data" in screen_text(app)
-        await pilot.press("g", "a")
-        await wait_for(pilot, lambda: not read_labels(second.run.path).archived)
+        await press(pilot, "g", "a", until=lambda: not read_labels(second.run.path).archived)
         assert read_labels(first.run.path) == Labels()
 
 
 @pytest.mark.long
 async def test_a_label_keeps_what_another_one_has_written_meanwhile(home: Path) -> None:
     _, second = two_runs(home)
-    async with listed(size=(120, 34)) as (app, pilot):
-        await pilot.press("N")
-        await wait_for(pilot, lambda: "what to remember of it" in screen_text(app))
+    async with listed(size=(120, 34)) as (_, pilot):
+        await press(pilot, "N", until="what to remember of it")
         # As 'localtune-tui label' does while the question is open.
         write_labels(second.run.path, Labels("more data", ("keep",)))
-        await pilot.press(*"too hot", "enter")
-        await wait_for(pilot, lambda: read_labels(second.run.path).note == "too hot")
+        await press(pilot, *"too hot", "enter", until=lambda: read_labels(second.run.path).note == "too hot")
         assert read_labels(second.run.path) == Labels("more data", ("keep",), "too hot")
 
 
@@ -197,11 +176,9 @@ async def test_the_list_is_sorted_by_figures_of_runs_out_of_sight(home: Path) ->
         run.train_to(60 if number == 0 else 32)
         run.end("finished", "all steps done")
     async with listed("5 Runs · 30") as (app, pilot):
-        await pilot.press("s")
-        await wait_for(pilot, lambda: "by best" in screen_text(app) and "best↑" in screen_text(app))
+        await press(pilot, "s", until=lambda: "by best" in screen_text(app) and "best↑" in screen_text(app))
         await wait_for(pilot, lambda: "run0 " in screen_lines(app)[3] and "▸" in screen_lines(app)[3])
-        await pilot.press("R")
-        await wait_for(pilot, lambda: "best↓" in screen_text(app) and "run0 " not in screen_text(app))
+        await press(pilot, "R", until=lambda: "best↓" in screen_text(app) and "run0 " not in screen_text(app))
         widths = {len(line) for line in screen_lines(app)}
         assert widths == {80}
 
@@ -210,45 +187,36 @@ async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     two_runs(home)
     async with listed(notifications=True) as (app, pilot):
-        await pilot.press("space", "space")
-        await wait_for(pilot, lambda: "2 marked" in screen_text(app))
+        await press(pilot, "space", "space", until="2 marked")
         await pilot.press("c")
         await wait_for(pilot, lambda: "2 runs compared" in screen_text(app) and "best eval loss" in screen_text(app))
         # In the order in which they were marked, each with its letter on its curve and in the tables.
         assert "A 090000-second" in screen_text(app)
         assert "B 090000-first" in screen_text(app)
         assert "training loss over steps" in screen_text(app)
-        await pilot.press("x")
-        await wait_for(pilot, lambda: "training loss over tokens" in screen_text(app))
+        await press(pilot, "x", until="training loss over tokens")
         assert " tokens" in screen_text(app)
-        await pilot.press("x", "m")
-        await wait_for(pilot, lambda: "eval loss over time spent in steps" in screen_text(app))
-        await pilot.press("M", "x", "G")
-        await wait_for(pilot, lambda: "method.rank" in screen_text(app))
-        await pilot.press("tab")
-        await wait_for(pilot, lambda: "figures" in screen_lines(app)[-2])
-        await pilot.press("s", "S")
-        await wait_for(pilot, lambda: len(list(tmp_path.glob("compare*"))) == 3)
+        await press(pilot, "x", "m", until="eval loss over time spent in steps")
+        await press(pilot, "M", "x", "G", until="method.rank")
+        await press(pilot, "tab", until=lambda: "figures" in screen_lines(app)[-2])
+        await press(pilot, "s", "S", until=lambda: len(list(tmp_path.glob("compare*"))) == 3)
         report = next(tmp_path.glob("compare-*.md")).read_text(encoding="utf-8")
         assert "20261124-090000-second" in report
         await pilot.resize_terminal(20, 5)
         await pilot.pause()
         await pilot.resize_terminal(80, 24)
-        await pilot.press("z")
-        await wait_for(pilot, lambda: "best eval loss" not in screen_text(app) and "A 09" in screen_text(app))
+        await press(pilot, "z", until=lambda: "best eval loss" not in screen_text(app) and "A 09" in screen_text(app))
         # The notices name how many were marked.
         app.clear_notifications()
-        await pilot.press("escape", "escape")
-        await wait_for(pilot, lambda: "marked" not in screen_text(app))
+        await press(pilot, "escape", "escape", until=lambda: "marked" not in screen_text(app))
 
 
 async def test_without_a_second_run_there_is_nothing_to_compare(home: Path) -> None:
     run = ScriptedRun(home)
     run.train_to(3)
     run.end("finished", "all steps done")
-    async with listed("▸", notifications=True) as (app, pilot):
-        await pilot.press("c")
-        await wait_for(pilot, lambda: "Mark two runs with space to compare them." in screen_text(app))
+    async with listed("▸", notifications=True) as (_, pilot):
+        await press(pilot, "c", until="Mark two runs with space to compare them.")
 
 
 @pytest.mark.long
@@ -271,8 +239,7 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
             for text in (f"[{part}]", said):
                 await shown(pilot, text)
         assert "\x1b" not in screen_text(app)
-        await pilot.press("left", "left")
-        await wait_for(pilot, lambda: "[Samples]" in screen_text(app))
+        await press(pilot, "left", "left", until="[Samples]")
         await pilot.resize_terminal(20, 5)
         await pilot.pause()
         await pilot.resize_terminal(80, 24)
@@ -284,8 +251,7 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
 async def test_samples_of_a_run_stand_beside_their_former_selves(home: Path) -> None:
     script_run(home).end("finished")
     async with listed("▸") as (app, pilot):
-        await pilot.press("d")
-        await wait_for(pilot, lambda: "L log axis" in screen_text(app))
+        await press(pilot, "d", until="L log axis")
         await pilot.press("v", "n", *["tab"] * 4)
         for keys, texts in (
             ([], ("[Samples]", "Router 12", "(30 ✗)[60 ✓]", "n question  [ step before  v beside the first")),
@@ -327,8 +293,7 @@ async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypa
         await wait_for(pilot, lambda: "reading the rest" not in screen_text(app) and "finished" in screen_text(app))
         await wait_for(pilot, lambda: pane_of(app, "chat").target == first.run)
         # The account beside the list is made of the glimpse.
-        await pilot.press("5")
-        await wait_for(pilot, lambda: "eval loss 0.480" in screen_text(app))
+        await press(pilot, "5", until="eval loss 0.480")
 
 
 async def test_the_app_opens_with_data(home: Path, tmp_path: Path) -> None:
@@ -341,5 +306,4 @@ async def test_the_app_opens_with_data(home: Path, tmp_path: Path) -> None:
         assert document_of(app).path is None
         config = tmp_path / "my.toml"
         config.touch()
-        await pilot.press("o", "ctrl+u", *str(config), "enter")
-        await wait_for(pilot, lambda: "my.toml is a configuration, not data." in screen_text(app))
+        await press(pilot, "o", "ctrl+u", *str(config), "enter", until="my.toml is a configuration, not data.")

@@ -16,7 +16,7 @@ from textual.pilot import Pilot
 from core.runs.record import events
 from core.runs.record.state import Rank, write_ranks
 from tests.cases import cases
-from tests.tui.harness import pane_of, screen_lines, screen_text, wait_for
+from tests.tui.harness import pane_of, press, screen_lines, screen_text, shown, wait_for
 from tests.tui.scripted_run import CONFIG, GPU, ScriptedRun
 from tui.app import LocaltuneApp
 from tui.widgets.answers import AnswersView
@@ -57,11 +57,6 @@ def script_run(home: Path, *, marked: bool = True, start: float | None = None) -
     return script
 
 
-async def shown(pilot: Pilot[Any], *texts: str) -> None:
-    """Wait until texts are on the screen."""
-    await wait_for(pilot, lambda: all(text in screen_text(pilot.app) for text in texts))
-
-
 @asynccontextmanager
 async def latest_run(
     *texts: str, size: tuple[int, int] = (80, 24), notifications: bool = False
@@ -86,8 +81,7 @@ async def test_the_answers_are_behind_a_key_and_are_walked_through(home: Path) -
             await shown(pilot, "answers 1/2", "ask      Router 12 is dead", 'step 60  ✓ {"ref": 12}', "step 30  ✗")
             assert "┤" not in screen_text(app)
             assert "[ step before  v beside the first  g loss curve" in border(app)
-            await pilot.press(back)
-            await wait_for(pilot, lambda: "┤" in screen_text(app) and "ask      " not in screen_text(app))
+            await press(pilot, back, until=lambda: "┤" in screen_text(app) and "ask      " not in screen_text(app))
         assert "answers 1/2" not in screen_text(app)
         await pilot.press("n")
         assert pane_of(app, "train")._shows_answers is False, (
@@ -95,36 +89,27 @@ async def test_the_answers_are_behind_a_key_and_are_walked_through(home: Path) -
         )
         await pilot.press("a", "n")
         await shown(pilot, "answers 2/2", "Invoice 7", 'step 60  ✓ {"ref": 7}', 'step 30  ✗ {"ref": 1}')
-        await pilot.press("right")
-        await shown(pilot, "answers 1/2", "Router 12")
-        await pilot.press("N")
-        await shown(pilot, "answers 2/2")
-        await pilot.press("left", "j", "k", "pagedown", "pageup")
-        await shown(pilot, "answers 1/2")
+        await press(pilot, "right", until=("answers 1/2", "Router 12"))
+        await press(pilot, "N", until="answers 2/2")
+        await press(pilot, "left", "j", "k", "pagedown", "pageup", until="answers 1/2")
         await pilot.press("escape")
         await pilot.press("left_square_bracket", "v")
         assert "(30" not in screen_text(app), "they work in the answers alone"
-        await pilot.press("a")
-        await shown(pilot, "(30 ✗)[60 ✓]", "[ step before  v beside the first")
+        await press(pilot, "a", until=("(30 ✗)[60 ✓]", "[ step before  v beside the first"))
         await pilot.press("left_square_bracket")
         await shown(pilot, "(0 ✗)[30 ✗]", "rewritten", 'step 30  ✗ {"ref": 1}', "step 0   ✗ no JSON", "] step after")
-        await pilot.press("left_square_bracket")
-        await shown(pilot, "[0 ✗]", "no earlier answer")
+        await press(pilot, "left_square_bracket", until=("[0 ✗]", "no earlier answer"))
         assert "[ step before" not in border(app)
         await pilot.press("right_square_bracket", "right_square_bracket", "v")
         await shown(pilot, "(0 ✗) 30 ✗ [60 ✓]", "step 0   ✗ no JSON", "v beside the wanted")
-        await pilot.press("v")
-        await shown(pilot, "wanted   the same", "v all answers")
-        await pilot.press("v")
-        await shown(pilot, "step 0   ✗", "step 30  ✗", "step 60  ✓", "v beside the one before")
+        await press(pilot, "v", until=("wanted   the same", "v all answers"))
+        await press(pilot, "v", until=("step 0   ✗", "step 30  ✗", "step 60  ✓", "v beside the one before"))
         assert "steps" not in "".join(screen_lines(app)[8:16])
         await pilot.press("escape", "escape")
-        await pilot.press("a", "right", "plus", "l", "m")
-        await shown(pilot, "answers 2/2")
+        await press(pilot, "a", "right", "plus", "l", "m", until="answers 2/2")
         assert chart_of(app).cursor is None
         assert chart_of(app).zoom.span is None
-        await pilot.press("escape", "right")
-        await shown(pilot, "step 60", "loss ")
+        await press(pilot, "escape", "right", until=("step 60", "loss "))
         assert chart_of(app).cursor == 60
 
 
@@ -133,15 +118,13 @@ async def test_answers_come_while_the_run_trains(home: Path) -> None:
     script.run.config_path.write_text(CONFIG.replace("[method]", 'eval = "/data/held_out.jsonl"\n[method]'))
     script.begin()
     async with latest_run("training") as (app, pilot):
-        await pilot.press("a")
-        await shown(pilot, "No answers yet: the questions are asked at each evaluation.")
+        await press(pilot, "a", until="No answers yet: the questions are asked at each evaluation.")
         await pilot.press("a")
         assert "answers" not in border(app)
         write_samples(script, 0)
         script.steps(1, 30)
         await wait_for(pilot, lambda: "a answers" in border(app))
-        await pilot.press("a")
-        await shown(pilot, "step 0  ✗ no JSON")
+        await press(pilot, "a", until="step 0  ✗ no JSON")
         assert "step 30" not in screen_text(app)
         write_samples(script, 30)
         await shown(pilot, "step 30  ✗")
@@ -150,8 +133,7 @@ async def test_answers_come_while_the_run_trains(home: Path) -> None:
 async def test_a_run_of_an_earlier_version_has_answers_without_marks(home: Path) -> None:
     script_run(home, marked=False).end("finished")
     async with latest_run("✓ finished") as (app, pilot):
-        await pilot.press("a")
-        await shown(pilot, "step 30  {", 'step 60  {"ref": 12}')
+        await press(pilot, "a", until=("step 30  {", 'step 60  {"ref": 12}'))
         assert "wanted" not in screen_text(app)
 
 
@@ -159,12 +141,9 @@ async def test_on_a_wide_screen_the_answers_stand_beside_the_curve(home: Path) -
     script_run(home).end("finished")
     async with latest_run("✓ finished", size=(200, 50)) as (app, pilot):
         assert "ask      Router" not in screen_text(app), "a tile has no room for both"
-        await pilot.press("3")
-        await shown(pilot, "┤", "ask      Router 12")
-        await pilot.press("g")
-        await wait_for(pilot, lambda: "ask      Router" not in screen_text(app))
-        await pilot.press("a")
-        await shown(pilot, "┤", "ask      Router 12")
+        await press(pilot, "3", until=("┤", "ask      Router 12"))
+        await press(pilot, "g", until=lambda: "ask      Router" not in screen_text(app))
+        await press(pilot, "a", until=("┤", "ask      Router 12"))
         await pilot.resize_terminal(100, 30)
         await wait_for(pilot, lambda: "┤" not in screen_text(app))
         assert "ask      Router 12" in screen_text(app)
@@ -185,11 +164,9 @@ async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path
         )
     script.steps(1, 60)
     async with latest_run("a answers") as (app, pilot):
-        await pilot.press("a", "left_square_bracket")
-        await shown(pilot, "[30]", "It was 30.")
+        await press(pilot, "a", "left_square_bracket", until=("[30]", "It was 30."))
         assert "The end." not in screen_text(app)
-        await pilot.press(*["pagedown"] * 12)
-        await shown(pilot, "The end.", "It was 0.")
+        await press(pilot, *["pagedown"] * 12, until=("The end.", "It was 0."))
         await pilot.press("k")
         view = pane_of(app, "train").query_one(AnswersView)
         before = view.scroll_y
@@ -205,12 +182,10 @@ async def test_a_run_that_asks_nothing_says_so(home: Path) -> None:
     script.begin()
     script.steps(1, 30)
     async with latest_run("┤") as (app, pilot):
-        await pilot.press("a")
-        await shown(pilot, "This run asks the model nothing: it holds no rows out")
+        await press(pilot, "a", until="This run asks the model nothing: it holds no rows out")
         await pilot.press("v", "left_square_bracket", "n")
         assert "This run asks" in screen_text(app)
-        await pilot.press("a")
-        await shown(pilot, "┤")
+        await press(pilot, "a", until="┤")
 
 
 async def test_a_finish_leads_with_what_was_gained(home: Path) -> None:
@@ -230,17 +205,13 @@ async def test_the_path_is_copied_and_the_ways_to_use_it_elsewhere_are_shown(hom
     script = script_run(home)
     script.end("finished")
     async with latest_run("copy path of adapter (1.9 kB)", size=(100, 30), notifications=True) as (app, pilot):
-        await pilot.press("ctrl+y")
-        await wait_for(pilot, lambda: app.clipboard == str(script.run.adapter_path))
+        await press(pilot, "ctrl+y", until=lambda: app.clipboard == str(script.run.adapter_path))
         await shown(pilot, "was sent to your terminal's")
         await pilot.press("x")
         await shown(pilot, f"localtune-tui chat {script.run.id}", "PeftModel.from_pretrained", "copy the Python code")
-        await pilot.press("c")
-        await wait_for(pilot, lambda: "PeftModel.from_pretrained(model, adapter)" in app.clipboard)
-        await pilot.press("x")
-        await shown(pilot, "copy the path")
-        await pilot.press("p")
-        await wait_for(pilot, lambda: app.clipboard == str(script.run.adapter_path))
+        await press(pilot, "c", until=lambda: "PeftModel.from_pretrained(model, adapter)" in app.clipboard)
+        await press(pilot, "x", until="copy the path")
+        await press(pilot, "p", until=lambda: app.clipboard == str(script.run.adapter_path))
 
 
 @cases(("name", "state"), [("20261124-143600-first", "stopped"), ("20261124-143700-second", "failed")])
@@ -282,10 +253,8 @@ async def test_several_processes_have_a_line_and_a_screen(home: Path) -> None:
     async with latest_run("2 processes  head 0 cuda:0 · tower 1 cuda:0") as (_app, pilot):
         write_ranks(script.run.path, [replace(rank, heard=time.time() - 30 * rank.rank) for rank in ranks])
         await shown(pilot, "2 processes  no sign of life for 3", "1 on tower")
-        await pilot.press("5", "d")
-        await shown(pilot, "Curve")
-        await pilot.press("tab")
-        await shown(pilot, "[Processes]", "1  tower    cuda:0    7  3")
+        await press(pilot, "5", "d", until="Curve")
+        await press(pilot, "tab", until=("[Processes]", "1  tower    cuda:0    7  3"))
 
 
 def live_run(home: Path, steps: int = 240) -> ScriptedRun:
@@ -312,24 +281,19 @@ def axis(app: LocaltuneApp) -> str:
 async def test_a_key_turns_through_the_curves_and_another_lays_one_over_it(home: Path) -> None:
     live_run(home)
     async with latest_run("each step ─") as (app, pilot):
-        await pilot.press("3", "m", "m", "m", "m")
-        await shown(pilot, "temperature ━", "°C└")
-        await pilot.press("o")
-        await shown(pilot, "temperature ━", "loss (right) ┈┈", "┘")
+        await press(pilot, "3", "m", "m", "m", "m", until=("temperature ━", "°C└"))
+        await press(pilot, "o", until=("temperature ━", "loss (right) ┈┈", "┘"))
         before = axis(app).split()
-        await pilot.press("O", "M")
-        await shown(pilot, "tokens/s each step ─", "tok/s└")
+        await press(pilot, "O", "M", until=("tokens/s each step ─", "tok/s└"))
         assert "(right)" not in screen_text(app)
-        await pilot.press("M", "M", "M")
-        await shown(pilot, "each step ─  smoothed ━")
+        await press(pilot, "M", "M", "M", until="each step ─  smoothed ━")
         assert {"100", "200", "400"} <= set(before), "all curves have the same axis of steps"
 
 
 async def test_zoom_pan_and_back_to_all_steps(home: Path) -> None:
     script = live_run(home)
     async with latest_run("step 400") as (app, pilot):
-        await pilot.press("3", "plus", "equals_sign")
-        await wait_for(pilot, lambda: "step 400" not in axis(app))
+        await press(pilot, "3", "plus", "equals_sign", until=lambda: "step 400" not in axis(app))
         window = chart_of(app)._window
         assert window.low <= 240 <= window.high
         assert window.high - window.low == pytest.approx(100, abs=1)
@@ -341,19 +305,15 @@ async def test_zoom_pan_and_back_to_all_steps(home: Path) -> None:
         script.steps(331, 360)
         await wait_for(pilot, lambda: chart_of(app).data.newest == 360)
         assert chart_of(app)._window == stood, "what was panned to stays in sight"
-        await pilot.press("minus", "minus", "minus")
-        await shown(pilot, "step 400")
-        await pilot.press("plus")
-        await wait_for(pilot, lambda: chart_of(app).zoom.span is not None)
-        await pilot.press("w")
-        await wait_for(pilot, lambda: chart_of(app).zoom.span is None)
+        await press(pilot, "minus", "minus", "minus", until="step 400")
+        await press(pilot, "plus", until=lambda: chart_of(app).zoom.span is not None)
+        await press(pilot, "w", until=lambda: chart_of(app).zoom.span is None)
 
 
 async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(home: Path) -> None:
     live_run(home)
     async with latest_run("each step ─") as (app, pilot):
-        await pilot.press("3", "left")
-        await shown(pilot, "step 240", "loss ", "smoothed ")
+        await press(pilot, "3", "left", until=("step 240", "loss ", "smoothed "))
         await pilot.press("left", "h", "right", "l", "l", "left")
         found = chart_of(app).cursor
         assert found is not None
@@ -368,11 +328,9 @@ async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(hom
         cursor, window = chart_of(app).cursor, chart_of(app)._window
         assert cursor is not None
         assert window.low <= cursor <= window.high, "the part moves with the cursor"
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: "each step ─" in screen_text(app))
+        await press(pilot, "escape", until="each step ─")
         assert chart_of(app).zoom.span is not None
-        await pilot.press("escape")
-        await shown(pilot, "step 400")
+        await press(pilot, "escape", until="step 400")
         assert chart_of(app).zoom.span is None
 
 
@@ -380,33 +338,26 @@ async def test_the_cursor_reads_out_and_escape_takes_it_away_before_the_zoom(hom
 async def test_a_log_axis_is_kept_for_each_curve(home: Path) -> None:
     live_run(home)
     async with latest_run("each step ─", size=(120, 34)) as (app, pilot):
-        await pilot.press("y")
-        await shown(pilot, "log axis  each step")
-        await pilot.press("m")
-        await shown(pilot, "learning rate ━")
+        await press(pilot, "y", until="log axis  each step")
+        await press(pilot, "m", until="learning rate ━")
         assert "log axis  learning" not in screen_text(app)
-        await pilot.press("m", "m", "m", "y")
-        await shown(pilot, "temperature ━")
+        await press(pilot, "m", "m", "m", "y", until="temperature ━")
         assert "log axis" not in border(app), "of a temperature it makes no sense"
         assert not chart_of(app).log_axis
-        await pilot.press("M", "M", "M", "M")
-        await shown(pilot, "log axis  each step")
+        await press(pilot, "M", "M", "M", "M", until="log axis  each step")
 
 
 @pytest.mark.long
 async def test_beside_answers_the_cursor_has_keys_of_its_own(home: Path) -> None:
     script_run(home).end("finished")
     async with latest_run("✓ finished", size=(200, 50)) as (app, pilot):
-        await pilot.press("3")
-        await shown(pilot, "┤", "answers 1/2")
-        await pilot.press("l", "right")
-        await shown(pilot, "answers 2/2", "step 60")
+        await press(pilot, "3", until=("┤", "answers 1/2"))
+        await press(pilot, "l", "right", until=("answers 2/2", "step 60"))
         assert chart_of(app).cursor == 60
         await pilot.press("escape")
         assert chart_of(app).cursor is None
         assert pane_of(app, "train")._shows_answers
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: not pane_of(app, "train")._shows_answers)
+        await press(pilot, "escape", until=lambda: not pane_of(app, "train")._shows_answers)
 
 
 async def test_what_happened_is_marked(home: Path) -> None:
@@ -416,5 +367,4 @@ async def test_what_happened_is_marked(home: Path) -> None:
     async with latest_run("each step ─", size=(200, 50)) as (_app, pilot):
         await pilot.press("3", "left")
         await shown(pilot, "‖ paused on request", "▲", "paused on request  resumed on request  checkpoint step-240")
-        await pilot.press("escape")
-        await shown(pilot, "▲ checkpoint  ‖ pause")
+        await press(pilot, "escape", until="▲ checkpoint  ‖ pause")

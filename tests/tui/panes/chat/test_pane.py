@@ -22,7 +22,18 @@ from core.errors import UserError
 from core.runs.record.state import RunState
 from core.runs.record.store import Run
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, requested, screen_lines, screen_text, shown, wait_for
+from tests.tui.harness import (
+    FORBIDDEN,
+    HOSTILE,
+    PaneApp,
+    paste,
+    press,
+    requested,
+    screen_lines,
+    screen_text,
+    shown,
+    wait_for,
+)
 from tui.panes.chat.pane import ChatPane
 
 SIZES = [(60, 20), (80, 22), (92, 30), (200, 50)]
@@ -128,8 +139,7 @@ async def test_tokens_appear_while_they_come_and_another_question_waits(tmp_path
         await finished(pilot, pane)
         assert "short and tuned" in screen_text(pilot.app)
         assert "▌" not in "".join(line for line in screen_lines(pilot.app) if "short and tuned" in line)
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: len(pane.dialogue.exchanges) == 2)
+        await press(pilot, "enter", until=lambda: len(pane.dialogue.exchanges) == 2)
 
 
 async def test_esc_stops_the_answer_and_the_next_question_works(tmp_path: Path) -> None:
@@ -139,8 +149,7 @@ async def test_esc_stops_the_answer_and_the_next_question_works(tmp_path: Path) 
         await ask(pilot, pane, "hello")
         gate.release()
         await shown(pilot, "short▌")
-        await pilot.press("escape")
-        await shown(pilot, "■ stopped")
+        await press(pilot, "escape", until="■ stopped")
         assert not pane.is_answering
         assert session.cancelled.is_set()
         await shown(pilot, "1 token")
@@ -156,8 +165,7 @@ async def test_loading_is_shown_and_can_be_cancelled(tmp_path: Path) -> None:
     async with chatting(tmp_path, session) as (pilot, pane, _):
         await ask(pilot, pane, "hello")
         await shown(pilot, "loading the weights 25%")
-        await pilot.press("escape")
-        await pilot.pause()
+        await press(pilot, "escape")
         assert "■ stopped" in screen_text(pilot.app)
         loading.set()
         await said(pilot, pane, "again")
@@ -234,8 +242,7 @@ async def test_copying_the_last_answer(tmp_path: Path) -> None:
         await pilot.press("ctrl+y")
         assert "no answer to copy" in screen_text(pilot.app)
         await said(pilot, pane, "hello")
-        await pilot.press("ctrl+y")
-        await pilot.pause()
+        await press(pilot, "ctrl+y")
         assert app.copied == ["short and tuned"]
         assert "15 characters" in screen_text(pilot.app)
         await pilot.press("escape", "ctrl+y")
@@ -246,12 +253,10 @@ async def test_a_conversation_is_cleared_and_comes_back(tmp_path: Path) -> None:
     async with chatting(tmp_path) as (pilot, pane, session):
         await pilot.press("ctrl+l")
         await said(pilot, pane, "hello")
-        await pilot.press("ctrl+l")
-        await pilot.pause()
+        await press(pilot, "ctrl+l")
         assert "^l again brings the former one back" in screen_text(pilot.app)
         assert "hello" not in screen_text(pilot.app)
-        await pilot.press("ctrl+l")
-        await shown(pilot, "you       hello")
+        await press(pilot, "ctrl+l", until="you       hello")
         await said(pilot, pane, "and then?")
         assert [exchange.question for exchange in pane.dialogue.exchanges] == ["hello", "and then?"]
         await pilot.press("ctrl+l")
@@ -268,8 +273,7 @@ async def test_lines_are_pasted_and_broken_and_pages_turned_in_the_prompt(tmp_pa
             await said(pilot, pane, f"question {number}")
         await wait_for(pilot, lambda: pane.transcript.scroll_y > 10)
         bottom = pane.transcript.scroll_y
-        await pilot.press("a", "ctrl+n", "b", "pageup")
-        await wait_for(pilot, lambda: pane.transcript.scroll_y < bottom - 5)
+        await press(pilot, "a", "ctrl+n", "b", "pageup", until=lambda: pane.transcript.scroll_y < bottom - 5)
         assert pane.prompt.text == "a\nb"
         await pilot.press("pagedown", "enter")
         await finished(pilot, pane)
@@ -280,11 +284,9 @@ async def test_the_conversation_is_saved_as_markdown(tmp_path: Path, monkeypatch
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     async with chatting(tmp_path, size=(100, 30)) as (pilot, pane, _):
-        await pilot.press("ctrl+s")
-        await shown(pilot, "no conversation to save")
+        await press(pilot, "ctrl+s", until="no conversation to save")
         await said(pilot, pane, "hello")
-        await pilot.press("ctrl+s")
-        await shown(pilot, "✓ saved in")
+        await press(pilot, "ctrl+s", until="✓ saved in")
     (saved,) = (tmp_path / "here").iterdir()
     assert saved.stat().st_mode & 0o777 == 0o600
     text = saved.read_text(encoding="utf-8")
@@ -311,8 +313,7 @@ async def test_settings_are_chosen_in_the_pane(tmp_path: Path) -> None:
     async with chatting(tmp_path, size=(100, 30)) as (pilot, pane, session):
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
-        await pilot.press("e", *"Rhyme", "tab", *"warm", "enter")
-        await shown(pilot, "must be a number")
+        await press(pilot, "e", *"Rhyme", "tab", *"warm", "enter", until="must be a number")
         await pilot.press(*["backspace"] * 4, *"0.7", "tab", "tab", *"9", "enter")
         await wait_for(pilot, lambda: len(pilot.app.screen_stack) == 1)
         await said(pilot, pane, "hello")
@@ -423,8 +424,7 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
         session.error = UserError(HOSTILE, HOSTILE)
         await said(pilot, pane, "again")
         assert not FORBIDDEN & set(screen_text(app))
-        await pilot.press("ctrl+y")
-        await pilot.pause()
+        await press(pilot, "ctrl+y")
         # The clipboard gets the model's own text; text pasted from there is sanitized again.
         assert app.copied == [HOSTILE]
         pane.prompt.focus()
@@ -446,11 +446,9 @@ async def test_long_conversations_scroll_and_resize(tmp_path: Path) -> None:
             await pilot.resize_terminal(*size)
             await pilot.pause()
             assert all(len(line) == size[0] for line in screen_lines(pilot.app))
-        await pilot.press("escape", "G")
-        await pilot.pause()
+        await press(pilot, "escape", "G")
         assert "word299" in screen_text(pilot.app)
-        await pilot.press("g")
-        await pilot.pause()
+        await press(pilot, "g")
         assert "question 0" in screen_text(pilot.app)
 
 
@@ -501,24 +499,20 @@ async def test_a_question_is_asked_again_and_both_answers_stay(tmp_path: Path) -
         assert "second answer" in (text := screen_text(pilot.app))
         assert "first answer" not in text
         assert "hello  ‹2 of 2›" in text
-        await pilot.press("left_square_bracket")
-        await shown(pilot, "hello  ‹1 of 2›")
+        await press(pilot, "left_square_bracket", until="hello  ‹1 of 2›")
         assert "first answer" in screen_text(pilot.app)
         await talked(pilot, pane, "and then")
         assert [each["content"] for each in session.asked[-1][1]] == ["Be brief.", "hello", "first answer", "and then"]
-        await pilot.press("p", "right_square_bracket")
-        await shown(pilot, "second answer")
+        await press(pilot, "p", "right_square_bracket", until="second answer")
         assert "and then" not in screen_text(pilot.app)
-        await pilot.press("right_square_bracket")
-        await shown(pilot, "and then")
+        await press(pilot, "right_square_bracket", until="and then")
 
 
 async def test_an_earlier_question_is_asked_in_other_words(tmp_path: Path) -> None:
     async with chatting(tmp_path, size=(80, 24)) as (pilot, pane, session):
         await talked(pilot, pane, "one", "two")
         pane.prompt.insert("half written")
-        await pilot.press("p")
-        await shown(pilot, "▸ you     one")
+        await press(pilot, "p", until="▸ you     one")
         await pilot.press("E")
         assert pane.prompt.text == "one"
         assert pane.unsent == "half written"
@@ -540,11 +534,9 @@ async def test_answers_are_markdown_or_as_they_were_written(tmp_path: Path) -> N
         text = screen_text(pilot.app)
         assert "some bold" in text
         assert "• one" in text
-        await pilot.press("m")
-        await shown(pilot, "some **bold**")
+        await press(pilot, "m", until="some **bold**")
         assert "# Head" in screen_text(pilot.app)
-        await pilot.press("m")
-        await shown(pilot, "• two")
+        await press(pilot, "m", until="• two")
 
 
 async def test_a_good_answer_becomes_a_row_of_a_file_that_is_remembered(
@@ -556,16 +548,11 @@ async def test_a_good_answer_becomes_a_row_of_a_file_that_is_remembered(
     session.script["tuned"] = ["raw\x1b[2J"]
     async with chatting(tmp_path, session, size=(90, 30)) as (pilot, pane, session):
         await talked(pilot, pane, "hello")
-        await pilot.press("t")
-        await shown(pilot, "A good answer")
-        await pilot.press("ctrl+s")
-        await shown(pilot, "Name a file")
-        await pilot.press(*"good.jsonl", "enter")
-        await shown(pilot, "appended to")
-        await pilot.press("t")
-        await shown(pilot, "A good answer")
-        await pilot.press("x", "ctrl+s")
-        await wait_for(pilot, lambda: len(pilot.app.screen_stack) == 1)
+        await press(pilot, "t", until="A good answer")
+        await press(pilot, "ctrl+s", until="Name a file")
+        await press(pilot, *"good.jsonl", "enter", until="appended to")
+        await press(pilot, "t", until="A good answer")
+        await press(pilot, "x", "ctrl+s", until=lambda: len(pilot.app.screen_stack) == 1)
         rows = [json.loads(line) for line in (tmp_path / "good.jsonl").read_text().splitlines()]
     front = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
     # An unedited answer is the model's own text; an edited one is the text of the screen.
@@ -589,12 +576,9 @@ async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, mo
         pane.set_target(run)
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
-        await pilot.press("c")
-        await shown(pilot, "held-out loss 0.455")
-        await pilot.press("down", "down", "space", "down", "space", "up", "up", "space")
-        await shown(pilot, "At most 3")
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: len(pilot.app.screen_stack) == 1)
+        await press(pilot, "c", until="held-out loss 0.455")
+        await press(pilot, "down", "down", "space", "down", "space", "up", "up", "space", until="At most 3")
+        await press(pilot, "enter", until=lambda: len(pilot.app.screen_stack) == 1)
         assert pane.sources == ("tuned", found[2].source, found[3].source)
         assert "tuned, step 30 and other@9" in screen_lines(pilot.app)[0]
         await said(pilot, pane, "hello")
@@ -603,8 +587,7 @@ async def test_checkpoints_are_chosen_and_answer_side_by_side(tmp_path: Path, mo
             for line in screen_lines(pilot.app)
         )
         assert [source for source, _, _ in session.asked] == list(pane.sources)
-        await pilot.press("escape", "c")
-        await shown(pilot, "Who answers")
+        await press(pilot, "escape", "c", until="Who answers")
         await pilot.press("space", "down", "down", "space", "down", "space", "up", "up", "enter")
         await wait_for(pilot, lambda: pane.sources == ("base",))
 
@@ -665,14 +648,10 @@ async def test_a_conversation_of_the_run_is_opened_again(tmp_path: Path, monkeyp
         pane.set_target(run)
         await pilot.pause()
         pane.query_one("#chat-empty").focus()
-        await pilot.press("o")
-        await shown(pilot, "Conversations of this run")
-        await pilot.press("enter")
-        await shown(pilot, "an old answer")
+        await press(pilot, "o", until="Conversations of this run")
+        await press(pilot, "enter", until="an old answer")
         assert pane.dialogue.id == dialogue.id
         await talked(pilot, pane, "and now")
         assert session.asked[0][1][2]["content"] == "an old answer"
-        await pilot.press("ctrl+l", "o")
-        await shown(pilot, "an old question")
-        await pilot.press("delete", "delete")
-        await wait_for(pilot, lambda: list_transcripts(run) == [])
+        await press(pilot, "ctrl+l", "o", until="an old question")
+        await press(pilot, "delete", "delete", until=lambda: list_transcripts(run) == [])

@@ -15,7 +15,7 @@ from core.models.find import STARTER_NAME
 from core.runs.record.store import list_runs
 from tests.core.models.spoiling import copy_model, edit_json
 from tests.tui.config_panes import config_pane, edits, flat, go_to, opened, write_config
-from tests.tui.harness import PaneApp, pane_of, running, screen_text, wait_for
+from tests.tui.harness import PaneApp, pane_of, press, running, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.model import NamedBase, check_base, find_missing
 from tui.panes.config.pane import ConfigPane
@@ -116,8 +116,7 @@ async def test_the_model_is_chosen_from_the_list_and_undo_brings_back_the_other(
             app.requests.clear()
             await pilot.press(key)
             await list_opened(pilot)
-            await pilot.press("m", "i", "n", "e", "enter")
-            await wait_for(pilot, lambda: pane.document.get("model.base") == "mine")
+            await press(pilot, "m", "i", "n", "e", "enter", until=lambda: pane.document.get("model.base") == "mine")
             assert "# mine" in pane.document.dumps()
             await wait_for(pilot, lambda: edits(pilot) and pane.form.has_focus)
             assert "✓ model.base is mine" in screen_text(pilot.app)
@@ -131,8 +130,7 @@ async def test_a_directory_is_written_as_seen_from_the_file(tmp_path: Path, tiny
         await go_to(pilot, pane, "model.base")
         await pilot.press("enter")
         await list_opened(pilot)
-        await pilot.press("o", "w", "n", "enter")
-        await wait_for(pilot, lambda: pane.document.get("model.base") == "models/own")
+        await press(pilot, "o", "w", "n", "enter", until=lambda: pane.document.get("model.base") == "models/own")
         assert pane.check() == {}
 
 
@@ -142,8 +140,7 @@ async def test_the_present_choice_changes_nothing(tmp_path: Path) -> None:
         for last in ("enter", "escape"):
             await pilot.press("enter")
             await list_opened(pilot)
-            await pilot.press(last)
-            await wait_for(pilot, lambda: not isinstance(pilot.app.screen, ModelScreen))
+            await press(pilot, last, until=lambda: not isinstance(pilot.app.screen, ModelScreen))
         await pilot.pause()
         assert not pane.model.is_edited
         assert edits(pilot) == []
@@ -182,16 +179,14 @@ async def test_from_an_empty_home_to_a_chosen_model(
         await wait_for(pilot, lambda: "model.base" in pane.problems, PATIENCE)
         # A start leads to the problem, and no run is made of it.
         await pilot.press("1")
-        await pilot.press("r")
-        await wait_for(pilot, lambda: app.main.current == "config" and pane.form.has_focus)
+        await press(pilot, "r", until=lambda: app.main.current == "config" and pane.form.has_focus)
         assert pane.form.current.option.name == "model.base"
         await wait_for(pilot, lambda: "✗ Not started." in screen_text(app))
         assert list_runs() == []
         await pilot.press("enter")
         await list_opened(pilot)
         await wait_for(pilot, lambda: "reading …" not in screen_text(app), PATIENCE)
-        await pilot.press("o", "w", "n", "enter")
-        await wait_for(pilot, lambda: pane.document.get("model.base") == "own")
+        await press(pilot, "o", "w", "n", "enter", until=lambda: pane.document.get("model.base") == "own")
         await wait_for(pilot, lambda: not pane.problems, PATIENCE)
         assert pane.check() == {}
         assert list_runs() == []

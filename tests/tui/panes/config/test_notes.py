@@ -15,7 +15,7 @@ from core.config.document import ConfigDocument
 from core.hardware.card import Card
 from core.runs.record.store import create_run
 from tests.tui.config_panes import config_pane, flat, go_to, opened, type_value, write_config
-from tests.tui.harness import PaneApp, has_form, pane_of, running, screen_lines, screen_text, wait_for
+from tests.tui.harness import PaneApp, has_form, pane_of, press, running, screen_lines, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.panes.config.pane import ConfigPane
 from tui.widgets.charts.plan_bar import PlanBar, PlanView
@@ -122,17 +122,14 @@ async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path) -> N
             await show_help(pilot, pane, name)
         top = panel.scroll_y
         assert top == 0
-        await pilot.press("J")
-        await wait_for(pilot, lambda: panel.scroll_y > 0)
-        await pilot.press("K")
-        await wait_for(pilot, lambda: panel.scroll_y == 0)
+        await press(pilot, "J", until=lambda: panel.scroll_y > 0)
+        await press(pilot, "K", until=lambda: panel.scroll_y == 0)
         text = flat(
             "".join(line.text for line in panel.render_lines(panel.region.reset_offset)) + screen_text(pilot.app)
         )
         assert "rank" in text
         panel.focus()
-        await pilot.press("j", "escape")
-        await wait_for(pilot, lambda: pane.form.has_focus)
+        await press(pilot, "j", "escape", until=lambda: pane.form.has_focus)
         await pilot.press("h")
         assert not panel.display
         assert all(len(line) == 60 for line in screen_lines(pilot.app))
@@ -160,8 +157,7 @@ async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(tmp_path:
         await wait_for(pilot, lambda: pane.form.has_focus)
         assert pane.form.current is pane.form.field("method.dropout")
         await wait_for(pilot, lambda: any("▸✗ dropout" in line for line in screen_lines(app)))
-        await pilot.press("p")
-        await wait_for(pilot, lambda: pane.form.current is pane.form.field("train.epochs"))
+        await press(pilot, "p", until=lambda: pane.form.current is pane.form.field("train.epochs"))
 
 
 async def test_the_plan_is_made_anew_with_every_edit(tmp_path: Path) -> None:
@@ -219,8 +215,7 @@ async def test_small_numbers_are_shown_as_people_write_them_and_stay_as_they_wer
         assert "1e-4" in flat(screen_text(pilot.app))
         assert "0.0001" not in screen_text(pilot.app)
         # Visited and left unchanged.
-        await pilot.press("enter", "enter")
-        await wait_for(pilot, lambda: pane.form.has_focus)
+        await press(pilot, "enter", "enter", until=lambda: pane.form.has_focus)
         assert pane.document.dumps() == text
         await type_value(pilot, pane, "train.learning_rate", "3e-4")
         assert field.value == 3e-4

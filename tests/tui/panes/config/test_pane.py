@@ -21,6 +21,7 @@ from tests.tui.harness import (
     PaneApp,
     make_editor,
     paste,
+    press,
     requested,
     screen_lines,
     screen_text,
@@ -86,8 +87,7 @@ async def test_seldom_needed_options_are_listed_where_they_are_set_and_found_by_
         names = [field.option.name for field in pane.form.shown]
         assert "train.loss_limit" in names
         assert "parking.calm" not in names
-        await pilot.press("slash", *"calm", "enter")
-        await pilot.pause()
+        await press(pilot, "slash", *"calm", "enter")
         assert [field.option.name for field in pane.form.shown] == ["parking.calm"]
         await pilot.press("escape")
         # A finding, a plan or the palette goes to an option whose audience hides it.
@@ -121,32 +121,26 @@ async def test_every_option_can_be_reached_and_opened(config_file: Path) -> None
 async def test_typing_is_checked_esc_undoes_and_enter_keeps(config_file: Path) -> None:
     async with config_pane(config_file, size=(80, 22)) as (pilot, pane):
         await go_to(pilot, pane, "method.rank")
-        await pilot.press("enter", "ctrl+u", "9")
-        await pilot.pause()
+        await press(pilot, "enter", "ctrl+u", "9")
         assert pane.problems == {}
-        await pilot.press("9", "9", "9")
-        await pilot.pause()
+        await press(pilot, "9", "9", "9")
         assert "method.rank must be a whole number from 1 to 1024, not 9999" in screen_text(pilot.app)
-        await pilot.press("escape")
-        await pilot.pause()
+        await press(pilot, "escape")
         assert pane.problems == {}
         assert pane.document.get("method.rank") is None
         assert pane.form.has_focus
         assert told(pilot) == []
         await go_to(pilot, pane, "train.learning_rate")
-        await pilot.press("enter", "ctrl+u", *"1e-3", "enter")
-        await pilot.pause()
+        await press(pilot, "enter", "ctrl+u", *"1e-3", "enter")
         assert pane.document.get("train.learning_rate") == 1e-3
         assert told(pilot) == ["configuration.edited"]
         assert any("▸• learning_rate" in line and "0.001" in line for line in screen_lines(pilot.app))
         assert "•edited" in screen_lines(pilot.app)[0]
-        await pilot.press("d")
-        await pilot.pause()
+        await press(pilot, "d")
         assert pane.document.get("train.learning_rate") is None
         assert "•edited" not in screen_lines(pilot.app)[0]
         await go_to(pilot, pane, "train.batch_size")
-        await pilot.press("enter", "ctrl+u", *"many", "enter")
-        await pilot.pause()
+        await press(pilot, "enter", "ctrl+u", *"many", "enter")
         assert "train.batch_size must be a whole number" in screen_text(pilot.app)
         assert "1 problem" in screen_lines(pilot.app)[0]
 
@@ -170,8 +164,7 @@ async def test_paths_complete_from_the_directory_of_the_configuration(config_fil
     (config_file.parent / "held_out.jsonl").write_text('{"text": "x"}\n')
     async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
         await go_to(pilot, pane, "data.eval")
-        await pilot.press("enter", *"hel", "tab", "enter")
-        await pilot.pause()
+        await press(pilot, "enter", *"hel", "tab", "enter")
         assert pane.document.get("data.eval") == "held_out.jsonl"
         assert pane.problems == {}
 
@@ -197,8 +190,7 @@ async def test_a_problem_among_the_hidden_options_is_shown(config_file: Path) ->
         await pilot.pause()
         assert pane.form.current is not None
         assert pane.form.current.option.name == "hardware.device"
-        await pilot.press("space")
-        await pilot.pause()
+        await press(pilot, "space")
         assert pane.problems == {}
 
 
@@ -211,15 +203,13 @@ async def test_unknown_keys_are_named_with_the_nearest(config_file: Path) -> Non
 async def test_search_by_name_and_help(config_file: Path) -> None:
     async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
         basic = len(pane.form.shown)
-        await pilot.press("slash", *"decay")
-        await pilot.pause()
+        await press(pilot, "slash", *"decay")
         assert [field.option.name for field in pane.form.shown] == ["train.weight_decay"]
         await pilot.press("enter")
         assert pane.form.has_focus
         await pilot.press("escape")
         assert len(pane.form.shown) == basic
-        await pilot.press("slash", *"zzz")
-        await pilot.pause()
+        await press(pilot, "slash", *"zzz")
         assert "No option has “zzz”" in screen_text(pilot.app)
         await pilot.press("escape")
         assert len(pane.form.shown) == basic
@@ -228,20 +218,16 @@ async def test_search_by_name_and_help(config_file: Path) -> None:
 
 async def test_a_search_that_gives_way_to_another_question_stays(config_file: Path) -> None:
     async with config_pane(size=(100, 30)) as (pilot, pane):
-        await pilot.press("slash", *"decay")
-        await pilot.pause()
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: "save as" in screen_text(pilot.app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: pane.form.has_focus)
+        await press(pilot, "slash", *"decay")
+        await press(pilot, "ctrl+s", until="save as")
+        await press(pilot, "escape", until=lambda: pane.form.has_focus)
         assert [field.option.name for field in pane.form.shown] == ["train.weight_decay"]
 
 
 @cases("keys", [["slash", "a"], ["ctrl+s"], ["O"]])
 async def test_a_question_that_is_open_ends_with_the_pane(config_file: Path, keys: list[str]) -> None:
     async with config_pane(size=(100, 30)) as (pilot, pane):
-        await pilot.press(*keys)
-        await wait_for(pilot, lambda: pane.ask_bar.is_asking)
+        await press(pilot, *keys, until=lambda: pane.ask_bar.is_asking)
         await pane.remove()
         await pilot.pause()
     assert not pane.ask_bar.is_asking
@@ -250,8 +236,7 @@ async def test_a_question_that_is_open_ends_with_the_pane(config_file: Path, key
 async def test_saving_keeps_comments(config_file: Path) -> None:
     async with config_pane(config_file, size=(100, 30)) as (pilot, pane):
         await go_to(pilot, pane, "train.epochs")
-        await pilot.press("enter", "ctrl+u", "3", "ctrl+s")
-        await pilot.pause()
+        await press(pilot, "enter", "ctrl+u", "3", "ctrl+s")
         text = config_file.read_text()
         assert "epochs = 3.0" in text
         assert text.startswith("# mine")
@@ -267,17 +252,14 @@ async def test_an_existing_file_is_replaced_only_when_told_so(tmp_path: Path) ->
     async with config_pane(size=(100, 30)) as (pilot, _pane):
         await pilot.press("ctrl+s", "ctrl+u")
         await paste(pilot, str(other))
-        await pilot.press("enter")
-        await pilot.pause()
+        await press(pilot, "enter")
         assert "exists already" in screen_text(pilot.app)
         await pilot.press("escape")
         assert other.read_text() == "# not yours\n"
         await pilot.press("ctrl+s", "ctrl+u")
         await paste(pilot, str(other))
-        await pilot.press("enter")
-        await pilot.pause()
-        await pilot.press("y")
-        await pilot.pause()
+        await press(pilot, "enter")
+        await press(pilot, "y")
         assert "not yours" not in other.read_text()
 
 
@@ -288,22 +270,18 @@ async def test_a_file_changed_behind_the_app_is_never_overwritten_silently(confi
         await pilot.press("enter", "ctrl+u", *"64", "enter")
         config_file.write_text(theirs)
         for key, epochs, rank in (("escape", 2.0, 64), ("l", 7.0, None)):
-            await pilot.press("ctrl+s")
-            await pilot.pause()
+            await press(pilot, "ctrl+s")
             assert "changed by something else" in screen_text(pilot.app)
             assert config_file.read_text() == theirs
-            await pilot.press(key)
-            await pilot.pause()
+            await press(pilot, key)
             assert config_file.read_text() == theirs
             assert (pane.document.get("train.epochs"), pane.document.get("method.rank")) == (epochs, rank)
         await go_to(pilot, pane, "method.rank")
         await pilot.press("enter", "ctrl+u", *"64", "enter")
         config_file.write_text(theirs.replace("7.0", "9.0"))
-        await pilot.press("ctrl+s")
-        await pilot.pause()
+        await press(pilot, "ctrl+s")
         assert "changed by something else" in screen_text(pilot.app)
-        await pilot.press("o")
-        await pilot.pause()
+        await press(pilot, "o")
         assert "rank = 64" in config_file.read_text()
         assert (pane.document.get("train.epochs"), pane.document.get("method.rank")) == (7.0, 64)
 
@@ -313,14 +291,12 @@ async def test_the_editor_changes_the_configuration(
 ) -> None:
     monkeypatch.setenv("VISUAL", make_editor(tmp_path, 'sed -i "s/epochs = 2.0/epochs = 4.0/" "$1"'))
     async with config_pane(config_file, app=SuspendableApp) as (pilot, pane):
-        await pilot.press("e")
-        await pilot.pause()
+        await press(pilot, "e")
         assert pane.document.get("train.epochs") == 4.0
         assert told(pilot) == ["configuration.edited"]
         assert "•edited" in screen_lines(pilot.app)[0]
         assert "epochs = 2.0" in config_file.read_text(), "only ctrl+s writes the file"
-        await pilot.press("ctrl+s")
-        await pilot.pause()
+        await press(pilot, "ctrl+s")
         assert "epochs = 4.0" in config_file.read_text()
 
 
@@ -330,12 +306,10 @@ async def test_what_the_editor_broke_is_explained_and_kept(
     seen = tmp_path / "seen"
     monkeypatch.setenv("VISUAL", make_editor(tmp_path, f'cp "$1" {seen}; echo "oops = = 1" >> "$1"'))
     async with config_pane(config_file, app=SuspendableApp) as (pilot, pane):
-        await pilot.press("e")
-        await pilot.pause()
+        await press(pilot, "e")
         assert "is not valid TOML: line 7" in screen_text(pilot.app).replace("\n", " ")
         assert pane.document.get("train.epochs") == 2.0
-        await pilot.press("e")
-        await pilot.pause()
+        await press(pilot, "e")
         assert "oops = = 1" in seen.read_text(), "the second try begins where the first one ended"
 
 
@@ -354,8 +328,7 @@ async def test_an_editor_that_does_nothing(config_file: Path, monkeypatch: pytes
 
 async def test_without_a_terminal_to_lend_the_editor_is_refused(config_file: Path) -> None:
     async with config_pane(config_file) as (pilot, _pane):
-        await pilot.press("e")
-        await pilot.pause()
+        await press(pilot, "e")
         assert "cannot be lent" in screen_text(pilot.app)
 
 
@@ -372,14 +345,12 @@ async def test_hostile_values_never_reach_a_strip(config_file: Path) -> None:
     document.set("train.seed", HOSTILE)
     async with config_pane(size=(80, 30)) as (pilot, pane):
         pane.load(document)
-        await pilot.press("x")
-        await pilot.pause()
+        await press(pilot, "x")
         assert "[/]i[bold]j" in screen_text(pilot.app)
         for name in ("model.base", "chat.system", "train.seed"):
             await go_to(pilot, pane, name)
             assert not FORBIDDEN & set(screen_text(pilot.app))
-            await pilot.press("enter")
-            await pilot.pause()
+            await press(pilot, "enter")
             assert not FORBIDDEN & set(screen_text(pilot.app))
             await pilot.press("escape")
 

@@ -17,7 +17,7 @@ from tests.tui.data_panes import (
     shows,
     write_lines,
 )
-from tests.tui.harness import screen_lines, wait_for
+from tests.tui.harness import press, screen_lines, wait_for
 from tui.panes.data.pane import DataPane
 
 
@@ -48,8 +48,7 @@ async def test_a_filter_lists_its_rows_alone_and_the_longest_row_leaves_it(tmp_p
         await wait_for(
             pilot, lambda: shows(pilot, "60 rows read · 55 used · 5 dropped: 3 no JSON, 2 longer than train.max_length")
         )
-        await pilot.press("j", "enter")
-        await pilot.pause()
+        await press(pilot, "j", "enter")
         assert screen_lines(pilot.app)[0].startswith(
             "╭─ 1 Data · rows.jsonl · longer than train.max_length · 2 of 60 rows ─"
         )
@@ -63,8 +62,7 @@ async def test_a_filter_lists_its_rows_alone_and_the_longest_row_leaves_it(tmp_p
         assert "question 50" in pane.body.conversation.turns[0].text
         await pilot.press("g")
         assert pane.index == 9
-        await pilot.press("escape")
-        await pilot.pause()
+        await press(pilot, "escape")
         assert code_of(pane) == ""
         assert pane.body.rows.count == 60
         assert pane.index == 9, "the cursor stays on its row"
@@ -103,21 +101,18 @@ async def test_a_key_goes_through_the_filters_and_moves_stay_inside_them(tmp_pat
             codes.append(code_of(pane))
         assert codes == ["not_json", "email", "", "email", "not_json", ""]
         await pilot.press("g")
-        await pilot.press("f")
-        await pilot.pause()
+        await press(pilot, "f")
         assert numbers(pane, screen_lines(pilot.app)) == [5, 25, 45]
         visited = []
         for key in ("p", "p", "p", "P", "G", "k", "home"):
             await pilot.press(key)
             visited.append(pane.index + 1)
         assert visited == [25, 45, 5, 45, 45, 25, 5]
-        await pilot.press("slash", *"broken 45", "enter")
-        await wait_for(pilot, lambda: pane.index == 44)
+        await press(pilot, "slash", *"broken 45", "enter", until=lambda: pane.index == 44)
         await pilot.press("slash", "ctrl+u", *"question", "enter")
         await wait_for(pilot, lambda: shows(pilot, "None of these rows has “question” in it."))
         assert pane.index == 44
-        await pilot.press("colon", *"25", "enter")
-        await wait_for(pilot, lambda: pane.index == 24)
+        await press(pilot, "colon", *"25", "enter", until=lambda: pane.index == 24)
         await pilot.press("colon", *"26", "enter")
         await wait_for(pilot, lambda: shows(pilot, "Row 26 is not “no JSON”; the nearest that is, is row 45."))
         assert pane.index == 44
@@ -129,8 +124,7 @@ async def test_a_key_goes_through_the_filters_and_moves_stay_inside_them(tmp_pat
         for key in ("s", "s", "slash"):
             pilot.app.simulate_key(key)
         await wait_for(pilot, lambda: pane.ask_bar.is_asking)
-        await pilot.press(*"question 7", "enter")
-        await wait_for(pilot, lambda: pane.index == 6)
+        await press(pilot, *"question 7", "enter", until=lambda: pane.index == 6)
         assert pane.body.rows.has_focus
         await pilot.press("enter")
         assert pane.body.conversation.has_focus
@@ -157,11 +151,9 @@ async def test_a_filter_goes_on_after_the_rows_are_looked_at_anew(tmp_path: Path
 async def test_leaving_a_filter_keeps_the_cursor_in_view(tmp_path: Path) -> None:
     async with data_pane(messy(tmp_path / "rows.jsonl"), size=(100, 24)) as (pilot, pane):
         await analyzed(pilot, pane)
-        await pilot.press("f", "G")
-        await pilot.pause()
+        await press(pilot, "f", "G")
         assert shows(pilot, "▸  45")
-        await pilot.press("escape")
-        await pilot.pause()
+        await press(pilot, "escape")
         assert shows(pilot, "▸  45")
         assert shows(pilot, "44  question 44 of many")
 
@@ -174,8 +166,7 @@ async def test_keys_that_lead_to_rows_leave_the_report(tmp_path: Path, model: Pa
         for keys, index in ((["p"], 4), (["l"], 49), (["colon", "3", "enter"], 2), (["f"], 4), (["p"], 24)):
             await pilot.press("s")
             assert pane.shows_report
-            await pilot.press(*keys)
-            await wait_for(pilot, lambda: not pane.shows_report)
+            await press(pilot, *keys, until=lambda: not pane.shows_report)
             await wait_for(pilot, lambda: pane.index == index)  # noqa: B023
             await wait_for(pilot, lambda: pane.body.rows.has_focus)
 
@@ -184,9 +175,7 @@ async def test_clean_rows_have_nothing_to_filter_by(tmp_path: Path) -> None:
     lines = [row("What is it?", "A test, and a short one."), row("How is it?", "Quite well, thank you kindly.")]
     async with data_pane(write_lines(tmp_path / "rows.jsonl", lines), size=(100, 30)) as (pilot, pane):
         await analyzed(pilot, pane)
-        await pilot.press("f")
-        await pilot.pause()
+        await press(pilot, "f")
         assert shows(pilot, "No problems, so there is nothing to filter by.")
-        await pilot.press("p")
-        await pilot.pause()
+        await press(pilot, "p")
         assert shows(pilot, "No problems.")

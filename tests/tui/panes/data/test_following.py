@@ -27,7 +27,7 @@ from tests.tui.data_panes import (
     shows,
     write_lines,
 )
-from tests.tui.harness import PaneApp, wait_for
+from tests.tui.harness import PaneApp, press, wait_for
 from tui.panes.data.pane import DataPane
 
 SWAPPED = [{"frage": f"warum {number}?", "antwort": f"darum {number}."} for number in range(8)]
@@ -68,8 +68,7 @@ async def test_format_and_columns_reach_rows_tokens_and_analysis(
             ("user", "warum 0?"),
             ("assistant", "darum 0."),
         ]
-        await pilot.press("m")
-        await wait_for(pilot, lambda: pane.body.mask_view.parts)
+        await press(pilot, "m", until=lambda: pane.body.mask_view.parts)
         learned = "".join(cell.text for cell in pane.body.mask_view.parts[0].cells if cell.learned)
         assert learned == "darum 0.<|im_end|>"
         document.set("data.columns", {"text": "antwort"})
@@ -164,8 +163,7 @@ async def test_what_is_on_the_screen_has_marks_before_the_analysis_is_done(
             visited.append(pane.index + 1)
         assert visited == [5, 10, 25, 5]
         await wait_for(pilot, lambda: shows(pilot, "3 problems seen (p shows them) · reading 43%"))
-        await pilot.press("f")
-        await wait_for(pilot, lambda: shows(pilot, "Every row must be looked at first (43% so far)."))
+        await press(pilot, "f", until=lambda: shows(pilot, "Every row must be looked at first (43% so far)."))
         document.set("data.overlong", "truncate")
         pane.configure(document)
         await wait_for(pilot, lambda: pane.body.cells(9, 1)[0].mark == "warn")
@@ -230,15 +228,12 @@ async def test_a_failed_analysis_is_said_with_what_to_do(
         assert shows(pilot, "look at a part of the rows. f5 opens it again.")
         assert shows(pilot, "q 0?"), "the rows are still shown"
         for key in ("p", "f", "l"):
-            await pilot.press(key)
-            await pilot.pause()
+            await press(pilot, key)
             assert shows(pilot, "✗ The analysis failed: its process"), key
-        await pilot.press("s")
-        await wait_for(pilot, lambda: shows(pilot, "✗ The analysis failed: its process"))
+        await press(pilot, "s", until=lambda: shows(pilot, "✗ The analysis failed: its process"))
         await pilot.press("s")
         write_lines(path, [row(f"q {n}?", f"a {n}") for n in range(60)])
-        await pilot.press("f5")
-        await wait_for(pilot, lambda: len(requests) == 2, PATIENCE)
+        await press(pilot, "f5", until=lambda: len(requests) == 2, seconds=PATIENCE)
         await analyzed(pilot, pane)
 
 
@@ -247,8 +242,7 @@ async def test_a_model_that_becomes_ready_is_noticed(tmp_path: Path, model: Path
     document = configuration(tmp_path, model__base="mine")
     async with data_pane(path, document) as (pilot, pane):
         assert (await analyzed(pilot, pane)).lengths is None
-        await pilot.press("l")
-        await pilot.pause()
+        await press(pilot, "l")
         assert shows(pilot, "The lengths of rows are not known: There are no tokens to show. The model mine")
         os.symlink(model, tmp_path / "mine")
         pane.configure(document)
@@ -312,6 +306,5 @@ async def test_a_message_goes_with_the_next_key(tmp_path: Path) -> None:
     async with data_pane(path) as (pilot, pane):
         await pilot.press("slash", *"no such text", "enter")
         await wait_for(pilot, lambda: bool(pane._status) and not pane._is_searching)
-        await pilot.press("m")
-        await wait_for(pilot, lambda: not pane._status)
+        await press(pilot, "m", until=lambda: not pane._status)
         assert pane.body.shows_tokens

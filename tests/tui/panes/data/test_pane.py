@@ -9,7 +9,18 @@ import pytest
 
 from core.config.document import ConfigDocument
 from tests.tui.data_panes import analyzed, data_pane, opened
-from tests.tui.harness import FORBIDDEN, HOSTILE, PaneApp, paste, requested, screen_lines, screen_text, wait_for, words
+from tests.tui.harness import (
+    FORBIDDEN,
+    HOSTILE,
+    PaneApp,
+    paste,
+    press,
+    requested,
+    screen_lines,
+    screen_text,
+    wait_for,
+    words,
+)
 from tui.panes.data.pane import DataPane
 from tui.widgets.lists.row_list import RowList
 
@@ -45,8 +56,7 @@ async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
 async def test_sample_data_is_one_key_away() -> None:
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
-        await pilot.press("d")
-        await wait_for(pilot, lambda: pane.view is not None)
+        await press(pilot, "d", until=lambda: pane.view is not None)
         await analyzed(pilot, pane)
         text = screen_text(pilot.app)
         assert "tickets_train.jsonl" in text
@@ -65,8 +75,7 @@ async def test_rows_and_the_row_under_the_cursor(tmp_path: Path) -> None:
             assert "300 rows" in lines[0]
             assert any("▸   1  question 1 " in line and "answer 1" in line for line in lines)
             assert all(len(line) == size[0] for line in lines)
-        await pilot.press("j", "down", "j")
-        await pilot.pause()
+        await press(pilot, "j", "down", "j")
         assert pane.body.rows.cursor == 3
         shown = {(turn.role, turn.text) for turn in pane.body.conversation.turns}
         assert shown == {("user", "question 4"), ("assistant", "answer 4")}
@@ -96,8 +105,7 @@ async def test_the_row_takes_the_keys_and_gives_them_back(tmp_path: Path) -> Non
         await pilot.press("enter")
         assert pane.body.conversation.has_focus
         assert "line 50" not in screen_text(pilot.app)
-        await pilot.press("G")
-        await pilot.pause()
+        await press(pilot, "G")
         assert "line 99" in screen_text(pilot.app)
         assert pane.body.rows.cursor == 0
         await pilot.press("escape")
@@ -123,22 +131,16 @@ async def test_problems_are_counted_and_shown_with_their_reason(tmp_path: Path) 
 async def test_search_forward_back_and_around_and_rows_by_number(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", 500)
     async with data_pane(path, size=(100, 30)) as (pilot, pane):
-        await pilot.press("slash", *"WER 33", "enter")
-        await wait_for(pilot, lambda: pane.body.rows.cursor == 32)
+        await press(pilot, "slash", *"WER 33", "enter", until=lambda: pane.body.rows.cursor == 32)
         assert pane.body.rows.has_focus
-        await pilot.press("n")
-        await wait_for(pilot, lambda: pane.body.rows.cursor == 329)
-        await pilot.press("N", "N")
-        await wait_for(pilot, lambda: pane.body.rows.cursor == 338)
+        await press(pilot, "n", until=lambda: pane.body.rows.cursor == 329)
+        await press(pilot, "N", "N", until=lambda: pane.body.rows.cursor == 338)
         assert "from the other end" in screen_text(pilot.app)
-        await pilot.press("slash", "ctrl+u", *"nowhere", "enter")
-        await wait_for(pilot, lambda: "No row has “nowhere”" in screen_text(pilot.app))
+        await press(pilot, "slash", "ctrl+u", *"nowhere", "enter", until="No row has “nowhere”")
         assert pane.body.rows.cursor == 338
-        await pilot.press("colon", *"321", "enter")
-        await pilot.pause()
+        await press(pilot, "colon", *"321", "enter")
         assert pane.body.rows.cursor == 320
-        await pilot.press("ctrl+g", *"501", "enter")
-        await pilot.pause()
+        await press(pilot, "ctrl+g", *"501", "enter")
         assert pane.body.rows.cursor == 320
         assert "rows go from 1 to 500" in screen_text(pilot.app)
 
@@ -148,10 +150,8 @@ async def test_search_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = write_rows(tmp_path / "rows.jsonl", 100_000)
     async with data_pane(path, size=(100, 30)) as (pilot, pane):
         await wait_for(pilot, lambda: pane.view is not None and pane.view.file.complete)
-        await pilot.press("slash", *"nowhere", "enter")
-        await wait_for(pilot, lambda: "of 100,000 rows · esc stops" in screen_text(pilot.app))
-        await pilot.press("escape")
-        await wait_for(pilot, lambda: "Search stopped." in screen_text(pilot.app))
+        await press(pilot, "slash", *"nowhere", "enter", until="of 100,000 rows · esc stops")
+        await press(pilot, "escape", until="Search stopped.")
 
 
 async def test_typing_a_path_completes_and_opens(tmp_path: Path) -> None:
@@ -162,13 +162,11 @@ async def test_typing_a_path_completes_and_opens(tmp_path: Path) -> None:
     async with PaneApp(pane).run_test(size=(100, 30)) as pilot:
         await pilot.press("o")
         await paste(pilot, f"{tmp_path}/t")
-        await pilot.press("tab")
-        await pilot.pause()
+        await press(pilot, "tab")
         text = screen_text(pilot.app)
         assert "tickets_eval.jsonl  tickets_train.jsonl" in text
         assert "notes.txt" not in text
-        await pilot.press("e", "tab", "enter")
-        await wait_for(pilot, lambda: pane.view is not None)
+        await press(pilot, "e", "tab", "enter", until=lambda: pane.view is not None)
         assert pane.view is not None
         assert pane.view.path == tmp_path / "tickets_eval.jsonl"
 
@@ -181,13 +179,10 @@ async def test_browsing_opens_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "notes.md").write_text("no data")
     pane = DataPane()
     async with PaneApp(pane).run_test(size=(80, 22)) as pilot:
-        await pilot.press("b")
-        await wait_for(pilot, lambda: "rows.jsonl" in screen_text(pilot.app))
+        await press(pilot, "b", until="rows.jsonl")
         assert "notes.md" not in screen_text(pilot.app)
-        await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: "inner.jsonl" in screen_text(pilot.app))
-        await pilot.press("j", "enter")
-        await wait_for(pilot, lambda: pane.view is not None)
+        await press(pilot, "j", "enter", until="inner.jsonl")
+        await press(pilot, "j", "enter", until=lambda: pane.view is not None)
         assert pane.view is not None
         assert pane.view.path.name == "inner.jsonl"
         assert pane.body.rows.has_focus
@@ -200,8 +195,7 @@ async def test_using_the_file_for_training_and_evaluation(tmp_path: Path) -> Non
         await pilot.press("t")
         assert not requested(pilot, "configuration.use_dataset")
         await opened(pilot, pane, path)
-        await pilot.press("t", "E")
-        await pilot.pause()
+        await press(pilot, "t", "E")
         chosen = [request.args for request in requested(pilot, "configuration.use_dataset")]
         assert chosen == [(path, "train"), (path, "eval")]
 
@@ -246,10 +240,8 @@ async def test_a_file_that_changes_is_noticed_and_can_be_opened_again(tmp_path: 
     async with data_pane(path, size=(120, 24)) as (pilot, pane):
         await analyzed(pilot, pane)
         write_rows(path, 55)
-        await pilot.press("G")
-        await wait_for(pilot, lambda: "has changed since" in screen_text(pilot.app))
-        await pilot.press("f5")
-        await wait_for(pilot, lambda: "55 rows" in screen_text(pilot.app))
+        await press(pilot, "G", until="has changed since")
+        await press(pilot, "f5", until="55 rows")
         assert "since it was opened" not in screen_text(pilot.app)
 
 
@@ -269,11 +261,9 @@ async def test_hostile_text_never_reaches_a_strip(tmp_path: Path) -> None:
                 text = screen_text(pilot.app)
                 assert not FORBIDDEN & set(text), sorted(FORBIDDEN & set(text))
                 await pilot.press(key)
-        await pilot.press("slash", *"[/]i", "enter")
-        await wait_for(pilot, lambda: "next" in screen_text(pilot.app))
+        await press(pilot, "slash", *"[/]i", "enter", until="next")
         assert not FORBIDDEN & set(screen_text(pilot.app))
-        await pilot.press("b")
-        await wait_for(pilot, lambda: "backspace goes up" in screen_text(pilot.app))
+        await press(pilot, "b", until="backspace goes up")
         await pilot.pause()
         assert not FORBIDDEN & set(screen_text(pilot.app))
 
@@ -304,10 +294,8 @@ async def test_a_million_rows_are_paged_to_their_end(tmp_path: Path) -> None:
         assert view is not None
         assert "0000001 is the number" in screen_text(pilot.app)
         await wait_for(pilot, lambda: view.file.complete and pane.body.rows.count == 1_000_000, seconds=30)
-        await pilot.press("G")
-        await wait_for(pilot, lambda: "1000000 is the number" in screen_text(pilot.app))
-        await pilot.press("colon", *"654321", "enter")
-        await wait_for(pilot, lambda: "0654321 is the number" in screen_text(pilot.app))
+        await press(pilot, "G", until="1000000 is the number")
+        await press(pilot, "colon", *"654321", "enter", until="0654321 is the number")
 
 
 async def test_row_list_draws_nothing_without_rows() -> None:
@@ -344,8 +332,7 @@ async def test_pictures_and_columns_that_are_not_read_are_in_the_summary_and_the
         assert "1 used · 2 dropped: 2 pictures, video or sound" in text
         assert "columns not read: topic" in text
         assert "The column images holds pictures" in text
-        await pilot.press("s")
-        await pilot.pause()
+        await press(pilot, "s")
         report = " ".join(screen_text(pilot.app).replace("│", " ").split())
         assert "✗ 2 rows pictures, video or sound (not used)" in report
         assert "· 1 row columns not read (note) topic → Nothing of them is learned." in report
