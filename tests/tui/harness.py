@@ -272,6 +272,12 @@ async def shown(pilot: Pilot[Any], *texts: str) -> None:
     await wait_for(pilot, lambda: all(text in screen_text(pilot.app) for text in texts))
 
 
+async def resize(pilot: Pilot[Any], columns: int, rows: int) -> None:
+    """Give the terminal another size, and wait until the app is idle."""
+    await pilot.resize_terminal(columns, rows)
+    await pilot.pause()
+
+
 async def press(
     pilot: Pilot[Any],
     *keys: str,

@@ -131,9 +131,11 @@ class Terminal:
         self._stream.feed(unread)
         return "\n".join(self._screen.display)
 
-    def press(self, keys: str) -> None:
-        """Type keys."""
+    def press(self, keys: str, *, until: str = "") -> None:
+        """Type keys, and wait until a text is on the screen."""
         os.write(self.descriptor, keys.encode())
+        if until:
+            self.wait_for_text(until)
 
     def resize(self, columns: int, rows: int) -> None:
         """Give it another size, as a window does that is dragged."""

@@ -144,8 +144,7 @@ async def test_two_panes_are_put_over_each_other_by_a_key_that_is_remembered(hom
 
 
 async def test_a_live_run_stays_in_sight(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     async with running(size=(120, 34)) as (app, pilot):
         await wait_for(pilot, lambda: app.state.live_run is not None)
         for key, name in (("1", "data"), ("2", "config"), ("4", "chat"), ("5", "runs")):
@@ -186,8 +185,7 @@ async def test_number_keys_are_text_in_a_text_input() -> None:
 
 async def test_the_app_attaches_to_the_live_run_and_says_so_once(home: Path) -> None:
     ScriptedRun(home, "20261124-100000-over").end("finished")
-    script = ScriptedRun(home)
-    script.train_to(64)
+    script = ScriptedRun(home).train_to(64)
     async with running(size=(120, 34), notifications=True) as (app, pilot):
         await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
@@ -200,8 +198,7 @@ async def test_the_app_attaches_to_the_live_run_and_says_so_once(home: Path) -> 
 
 
 async def test_a_run_is_followed_step_by_step(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     order: list[type[Message]] = []
 
     def record(message: Message) -> None:
@@ -226,8 +223,7 @@ async def test_a_run_is_followed_step_by_step(home: Path) -> None:
 
 
 async def test_a_worker_that_dies_reads_lost(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     async with running(size=(120, 34)) as (app, pilot):
         await pilot.press("3")  # alone on the screen, so that nothing is left out for lack of width
         await wait_for(pilot, lambda: app.state.view is not None)
@@ -239,8 +235,7 @@ async def test_a_worker_that_dies_reads_lost(home: Path) -> None:
 async def test_starting_shows_phases_with_seconds(home: Path) -> None:
     script = ScriptedRun(home, start=1000.0)
     script.write_state(state="starting")
-    script.phase("importing", 0)
-    script.phase("loading_model", 3.1)
+    script.phase("importing", 0).phase("loading_model", 3.1)
     script.phase("rehearsing", 2.2, detail="8×212", done=1, total=4)
     app = LocaltuneApp()
     app.clock = lambda: 1007.3
@@ -260,8 +255,7 @@ async def test_idle_quit_never_asks() -> None:
 
 
 async def test_quitting_beside_a_live_run_asks_and_can_leave_it(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     async with running(until=has_run) as (app, pilot):
         await press(pilot, "q", until=lambda: asks(app, "leave it running"))
         await press(pilot, "escape", until=lambda: not asks(app, "leave it running"))
@@ -274,8 +268,7 @@ async def test_quitting_beside_a_live_run_asks_and_can_leave_it(home: Path) -> N
 
 
 async def test_quitting_with_stop_sends_stop_and_leaves(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     sent = record_commands(monkeypatch)
     async with running(until=has_run) as (app, pilot):
         await press(pilot, "q", until=lambda: asks(app, "leave it running"))
@@ -295,9 +288,7 @@ async def test_a_stop_that_fails_keeps_the_app_open(home: Path) -> None:
 
 
 async def test_an_ended_run_is_named_with_its_outputs(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(120)
-    script.end("finished")
+    script = ScriptedRun(home).train_to(120).end("finished")
     app = LocaltuneApp(run="latest")
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for(pilot, lambda: "finished at step 120" in screen_text(app))

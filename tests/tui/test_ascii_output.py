@@ -47,9 +47,7 @@ def test_every_sign_that_the_app_writes_has_a_replacement() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C locale is Linux's")
 def test_in_the_c_locale_all_is_ascii(home: Path) -> None:
-    run = ScriptedRun(home)
-    run.begin()
-    run.train_to(40)
+    ScriptedRun(home).begin().train_to(40)
     environment = {
         "LOCALTUNE_HOME": str(home),
         "XDG_CONFIG_HOME": str(home.parent / "config"),
@@ -59,17 +57,11 @@ def test_in_the_c_locale_all_is_ascii(home: Path) -> None:
     with Terminal.app(size=(120, 34), environment=environment) as terminal:
         terminal.wait_for_text("step")
         terminal.wait_for_text("5 Runs")
-        terminal.press("1")
-        terminal.wait_for_text("d sample data")
-        terminal.press("d")
-        terminal.wait_for_text("400 used")
-        terminal.press("2")
-        terminal.wait_for_text("learning_rate")
-        terminal.press("4")
-        terminal.wait_for_text("4 Chat")
-        terminal.press("5")
-        terminal.wait_for_text("5 Runs - 1")
-        terminal.press("?")
-        terminal.wait_for_text("Help - ")
+        terminal.press("1", until="d sample data")
+        terminal.press("d", until="400 used")
+        terminal.press("2", until="learning_rate")
+        terminal.press("4", until="4 Chat")
+        terminal.press("5", until="5 Runs - 1")
+        terminal.press("?", until="Help - ")
         assert not [character for character in terminal.output.decode() if not character.isascii()]
         assert "+-" in terminal.text

@@ -13,9 +13,7 @@ from tui.panes.config.model import ConfigModel
 
 
 async def test_without_a_live_run_the_newest_one_is_shown(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    script.end("stopped", "stopped on request after step 30")
+    script = ScriptedRun(home).train_to(30).end("stopped", "stopped on request after step 30")
     app = LocaltuneApp()
     async with app.run_test(size=(120, 34)) as pilot:
         await wait_for(pilot, lambda: "stopped on request after step 30" in screen_text(app))
@@ -25,8 +23,7 @@ async def test_without_a_live_run_the_newest_one_is_shown(home: Path) -> None:
 
 
 async def test_the_prompt_takes_the_keys_only_when_asked(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     app = LocaltuneApp()
     async with app.run_test(size=(160, 45)) as pilot:
         await wait_for(pilot, lambda: pane_of(app, "chat") is not None and pane_of(app, "chat").target == script.run)

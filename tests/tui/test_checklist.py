@@ -105,7 +105,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tui.harness import has_live_run, press, running, screen_text, wait_for
+from tests.tui.harness import has_live_run, press, resize, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.keys import KeyTable
@@ -150,8 +150,7 @@ def test_lists_move_and_search_by_the_usual_keys() -> None:
 
 @pytest.mark.long
 async def test_the_footer_and_the_borders_name_few_keys(private_home: Path) -> None:
-    run = ScriptedRun(private_home)
-    run.train_to(30)
+    ScriptedRun(private_home).train_to(30)
     app = LocaltuneApp()
     async with app.run_test(size=(120, 34)) as pilot:
         await wait_for(pilot, lambda: "loss" in screen_text(app) and app.desktop.panes.find("runs") is not None)
@@ -159,8 +158,7 @@ async def test_the_footer_and_the_borders_name_few_keys(private_home: Path) -> N
         for spec in PANES:
             app.desktop.show_pane(spec.id)
             for size in ((80, 24), (120, 34)):
-                await pilot.resize_terminal(*size)
-                await pilot.pause()
+                await resize(pilot, *size)
                 pane = app.desktop.panes.find(spec.id)
                 assert pane is not None
                 hints = str(pane.border_subtitle or "").split("  ")
@@ -180,8 +178,7 @@ async def test_ctrl_c_says_how_to_leave(private_home: Path) -> None:
 
 
 async def test_figures_of_a_stalled_run_say_how_old_they_are(private_home: Path) -> None:
-    script = ScriptedRun(private_home)
-    script.train_to(30)
+    script = ScriptedRun(private_home).train_to(30)
     script.write_state(updated=script.state.updated - 10 * STALE_SECONDS)
     app = LocaltuneApp()
     app.clock = lambda: time.time() + 10 * STALE_SECONDS

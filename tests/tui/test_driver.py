@@ -32,8 +32,7 @@ HANG_UP = b"the line is dead"
 
 def is_well(terminal: Terminal) -> bool:
     """True if the app answers: help opens, and closes."""
-    terminal.press("?")
-    terminal.wait_for_text("Help · ")
+    terminal.press("?", until="Help · ")
     terminal.press("\x1b")
     terminal.wait_for(lambda: "Help · " not in terminal.text)
     return not terminal.has_ended()
@@ -83,15 +82,12 @@ def test_a_key_behind_a_marked_paste_is_typed(environment: dict[str, str]) -> No
 def test_escape_and_the_key_behind_it_are_both_heard(environment: dict[str, str]) -> None:
     with Terminal.app(environment=environment) as terminal:
         terminal.wait_for_text("5 Runs")
-        terminal.press("?")
-        terminal.wait_for_text("Help · ")
+        terminal.press("?", until="Help · ")
         # In one read, as a slow line delivers them: alt+5 to a terminal.
-        terminal.press("\x1b5")
-        terminal.wait_for_text("No runs yet.")
+        terminal.press("\x1b5", until="No runs yet.")
         assert "Help · " not in terminal.text
         # For alt+enter, Textual names enter alone, which would answer.
-        terminal.press("?")
-        terminal.wait_for_text("Help · ")
+        terminal.press("?", until="Help · ")
         terminal.press("\x1b\r")
         terminal.wait_for(lambda: "Help · " not in terminal.text)
 
@@ -110,13 +106,11 @@ sys.exit(main([]))
 def test_a_key_waits_for_the_one_before_in_an_app_that_is_busy(environment: dict[str, str]) -> None:
     with Terminal([sys.executable, "-c", BUSY], environment=environment) as terminal:
         terminal.wait_for_text("5 Runs")
-        terminal.press("?")
-        terminal.wait_for_text("Help · ")
+        terminal.press("?", until="Help · ")
         terminal.press("\x1b")
         # Longer than an escape waits for the rest of a sequence, and shorter than the app is busy.
         terminal.pump(0.2)
-        terminal.press("5")
-        terminal.wait_for_text("No runs yet.")
+        terminal.press("5", until="No runs yet.")
 
 
 async def test_nothing_is_waited_for_behind_many_keys_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from core.runs.record.store import Run
 from tests.cases import cases
 from tests.core.runs.event_strategies import HOSTILE_LINES
 from tests.examples import examples
-from tests.tui.harness import FORBIDDEN, press, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, press, resize, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui import bridge
 from tui.app import LocaltuneApp
@@ -161,9 +161,7 @@ async def show_all(home: Path, worst_runs: dict[str, list[str]]) -> None:
     """Show a run after the other in the panes, as bad lines come, at two sizes."""
     scripts = []
     for number, lines in enumerate(worst_runs.values()):
-        script = ScriptedRun(home, f"20261124-14360{number}-tickets", total=2**63 - 1)
-        script.begin()
-        script.steps(1, 3)
+        script = ScriptedRun(home, f"20261124-14360{number}-tickets", total=2**63 - 1).begin().steps(1, 3)
         script.hardware()
         append(script, lines)
         scripts.append(script)
@@ -182,8 +180,7 @@ async def show_all(home: Path, worst_runs: dict[str, list[str]]) -> None:
             for key in ("3", "l", "5", "3"):
                 await press(pilot, key)
                 assert not FORBIDDEN & set(screen_text(app)), worst
-            await pilot.resize_terminal(80, 24)
-            await pilot.pause()
+            await resize(pilot, 80, 24)
             assert app.is_running
             assert view.history.step_count >= 1, worst
             await pilot.resize_terminal(160, 46)
@@ -207,8 +204,7 @@ def _odd(kind: str) -> Callable[[Path], None]:
 
 @cases("kind", ["fifo", "directory", "deep", "device", "hex"])
 def test_the_list_of_runs_has_odd_ones_too(home: Path, kind: str) -> None:
-    script = ScriptedRun(home, f"20261124-143600-{kind}")
-    script.steps(1, 2)
+    script = ScriptedRun(home, f"20261124-143600-{kind}").steps(1, 2)
     for path in (script.run.config_path, script.run.state_path, script.run.events_path):
         content = path.read_bytes()
         path.unlink()
@@ -238,16 +234,14 @@ async def test_the_list_of_runs_is_drawn_with_times_that_are_none(home: Path) ->
 def test_a_long_history_is_passed_on_piece_by_piece(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridge, "LIVE_SECONDS", 0.01)
     monkeypatch.setattr(bridge, "CATCH_UP_SECONDS", 0.001)
-    script = ScriptedRun(home, total=30_000)
-    script.steps(1, 2)
+    script = ScriptedRun(home, total=30_000).steps(1, 2)
     posted: list[object] = []
     stop = threading.Event()
 
     def post(message: object) -> None:
         posted.append(message)
         if isinstance(message, RunAttached):
-            script.steps(3, 20_000)
-            script.end("finished")
+            script.steps(3, 20_000).end("finished")
         elif isinstance(message, RunAdvanced) and message.state.is_over:
             stop.set()
 

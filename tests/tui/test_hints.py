@@ -53,8 +53,7 @@ async def test_keys_in_borders_and_in_the_last_line_can_be_clicked(
 
 
 async def test_the_keys_of_the_chat_agree_while_it_answers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    ScriptedRun(home).train_to(30)
     async with running(size=(120, 30)) as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         pane = pane_of(app, "chat")

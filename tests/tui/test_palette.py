@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cases import cases
-from tests.tui.harness import press, running, screen_lines, wait_for
+from tests.tui.harness import press, resize, running, screen_lines, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tui.app import LocaltuneApp
@@ -87,8 +87,7 @@ async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
         await pilot.press("down", "down")
         (chosen,) = pointed_at(app)
         for size in ((200, 50), (120, 34), (80, 24)):
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             assert pointed_at(app) == [chosen], "the cursor stays where it is"
             assert any(re.search(r"Train: Pause the run .* p +[▁-█]?│", line) for line in screen_lines(app))
         await press(pilot, *"theme")

@@ -36,11 +36,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ended runs, with figures enough for a curve."""
     made = tmp_path_factory.mktemp("home")
     for number in range(2):
-        script = ScriptedRun(made, f"20261101-00000{number}-tickets", total=60)
-        script.begin()
-        script.steps(1, 60)
-        script.checkpoint(60)
-        script.end("finished")
+        script = ScriptedRun(made, f"20261101-00000{number}-tickets", total=60).begin().steps(1, 60)
+        script.checkpoint(60).end("finished")
     return made
 
 
@@ -121,8 +118,7 @@ def test_screens_say_at_any_size_what_they_ask_and_what_enter_does(terminal: Ter
         if title == "Delete the run":
             assert "20261101-000001-tickets" in "".join(line.strip() for line in lines)
             # The rest is scrolled to.
-            terminal.press("\x1b[F")
-            terminal.wait_for_text("d  delete it for")
+            terminal.press("\x1b[F", until="d  delete it for")
         terminal.resize(80, 24)
         terminal.wait_for_text("d  delete it for good" if title == "Delete the run" else title)
         terminal.wait_for_rest()

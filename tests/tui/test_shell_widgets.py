@@ -55,18 +55,14 @@ def test_memory_is_near_its_limit_from_four_fifths_on(used: int | None, word: st
 
 
 def test_the_share_of_json_is_shown_beside_exact_match_where_there_is_room(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    script.evaluate(30, 0.455, exact_match=0.83, valid_json=0.97)
+    script = ScriptedRun(home).train_to(30).evaluate(30, 0.455, exact_match=0.83, valid_json=0.97)
     view = view_of(script)
     assert "exact 0.83   JSON 0.97" in run_lines.numbers(view, 120).plain
     assert "JSON" not in run_lines.numbers(view, 100).plain
 
 
 def test_a_nan_loss_and_rewards_are_shown(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.begin()
-    script.steps(1, 3, loss=math.nan)
+    script = ScriptedRun(home).begin().steps(1, 3, loss=math.nan)
     plain = run_lines.numbers(view_of(script), 100).plain
     assert plain.startswith("loss     NaN")
     assert "margin" not in plain
@@ -77,8 +73,7 @@ def test_a_nan_loss_and_rewards_are_shown(home: Path) -> None:
 
 
 def test_numbers_and_progress_fit(home: Path) -> None:
-    script = ScriptedRun(home, start=0.0)
-    script.train_to(64)
+    script = ScriptedRun(home, start=0.0).train_to(64)
     view = view_of(script)
     for width in (20, 58, 78, 200):
         assert run_lines.numbers(view, width).cell_length <= width
@@ -111,8 +106,7 @@ def test_the_header_drops_what_matters_least() -> None:
 
 
 def test_the_header_keeps_state_and_heat_at_every_size(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(64)
+    script = ScriptedRun(home).train_to(64)
     for parts in (("71 °C ok", "18.2/24 GB", "ws1"), ("71", "°C ok", " GB")):
         state = AppState(view=view_of(script), host="ws1")
         for width in (78, 118, 198):
@@ -123,8 +117,7 @@ def test_the_header_keeps_state_and_heat_at_every_size(home: Path) -> None:
 
 
 def test_the_name_that_configuration_and_run_share_is_said_once(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(64)
+    script = ScriptedRun(home).train_to(64)
     name = slug_of(script.run.id)
     document = ConfigDocument()
     document.set("data.train", f"/data/{name}.csv")
@@ -137,8 +130,7 @@ def test_the_name_that_configuration_and_run_share_is_said_once(home: Path) -> N
 
 
 def test_a_run_of_another_configuration_is_told_behind_a_line(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(64)
+    script = ScriptedRun(home).train_to(64)
     script.write_state(state="finished")
     view = view_of(script)
     document = ConfigDocument()
@@ -275,8 +267,7 @@ def test_a_parked_run_has_nothing_under_way(home: Path) -> None:
 
 
 def test_what_the_governor_does_is_in_the_banner(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     slow = events.GovernorEvent(action="slow", cause="temperature", value=81, limit=80, duty=0.6)
     script.write(slow)
     keys = KeyTable()
@@ -344,9 +335,7 @@ def test_the_line_of_processes_tells_where_each_is_also_where_it_is_narrow() -> 
 
 
 def test_energy_has_its_cost_where_the_price_is_known(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    script.hardware(energy_wh=4100.0)
+    script = ScriptedRun(home).train_to(30).hardware(energy_wh=4100.0)
     view = view_of(script)
     assert run_lines.numbers(view, 120).plain.endswith("   4100.0 Wh")
     view.tariff = Tariff(0.32, "EUR")

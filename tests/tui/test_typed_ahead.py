@@ -388,22 +388,16 @@ def terminal(workplace: Path) -> Iterator[Terminal]:
     environment = {**app_environment(workplace / "home"), "EDITOR": str(workplace / "editor")}
     with Terminal.app(str(workplace / "mine.toml"), environment=environment, size=(100, 30)) as terminal:
         terminal.wait_for_text("3 Train · 2026")
-        terminal.press("1")
-        terminal.wait_for_text("1 Data · rows.jsonl")
+        terminal.press("1", until="1 Data · rows.jsonl")
         yield terminal
 
 
 def test_keys_typed_ahead_go_to_the_pane_that_the_number_has_shown(terminal: Terminal) -> None:
-    terminal.press("3")
-    terminal.wait_for_text("─ 3 Train")
-    terminal.press("1jj/question 7\r")
-    terminal.wait_for_text("question 7: row 8")
-    terminal.press("3")
-    terminal.wait_for_text("─ 3 Train")
-    terminal.press("1:2\r")
-    terminal.wait_for_text("─ row 2 ")
-    terminal.press("5iwhat is it?")
-    terminal.wait_for_text("─ 4 Chat")
+    terminal.press("3", until="─ 3 Train")
+    terminal.press("1jj/question 7\r", until="question 7: row 8")
+    terminal.press("3", until="─ 3 Train")
+    terminal.press("1:2\r", until="─ row 2 ")
+    terminal.press("5iwhat is it?", until="─ 4 Chat")
     terminal.wait_for_text("what is it?")
     terminal.press("\x1b")
     terminal.wait_for_rest()
@@ -411,8 +405,7 @@ def test_keys_typed_ahead_go_to_the_pane_that_the_number_has_shown(terminal: Ter
 
 def test_a_command_line_typed_into_a_pane_does_nothing(terminal: Terminal, workplace: Path) -> None:
     for number, title in TITLES.items():
-        terminal.press(number)
-        terminal.wait_for_text(f"─ {title}")
+        terminal.press(number, until=f"─ {title}")
         terminal.press(MISTYPED)
         terminal.wait_for_text(LOST)
         terminal.wait_for_rest()
@@ -424,15 +417,13 @@ def test_a_command_line_typed_into_a_pane_does_nothing(terminal: Terminal, workp
         # still the end of the text.
         over = time.monotonic() + 2 * BURST_GOES_ON
         terminal.wait_for(lambda: time.monotonic() > over)  # noqa: B023 - within this turn of the loop
-        terminal.press("?")
-        terminal.wait_for_text(f"Help · {title.partition(' ')[2]}")
+        terminal.press("?", until=f"Help · {title.partition(' ')[2]}")
         terminal.press("\x1b")
         terminal.wait_for(lambda: "Help · " not in terminal.text)
 
 
 def test_a_paste_where_nothing_is_entered_does_nothing(terminal: Terminal, workplace: Path) -> None:
-    terminal.press("2")
-    terminal.wait_for_text("─ 2 Config")
+    terminal.press("2", until="─ 2 Config")
     terminal.press(f"\x1b[200~{MISTYPED}\x1b[201~")
     terminal.wait_for_text(LOST)
     terminal.wait_for_rest()
@@ -440,8 +431,7 @@ def test_a_paste_where_nothing_is_entered_does_nothing(terminal: Terminal, workp
 
 
 def test_the_end_of_a_text_that_comes_a_little_later_goes_with_it(terminal: Terminal) -> None:
-    terminal.press("1")
-    terminal.wait_for_text("─ 1 Data")
+    terminal.press("1", until="─ 1 Data")
     terminal.press("make all")
     terminal.press("\r")
     terminal.press("q")

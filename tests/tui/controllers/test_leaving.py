@@ -147,8 +147,7 @@ async def test_a_file_that_somebody_else_has_changed_is_not_overwritten_on_the_w
 
 
 async def test_beside_a_live_run_it_is_said_that_it_goes_on(home: Path, tmp_path: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     async with running(LocaltuneApp(config_path=write_config(tmp_path)), until=has_live_run) as (app, pilot):
         await edit(pilot, app)
         await asked(pilot)
@@ -224,9 +223,7 @@ async def test_a_run_that_is_there_can_be_followed_by_another(home: Path, monkey
     async with running() as (app, pilot):
         await ask_to_start(pilot, app)
         await wait_for(pilot, lambda: start.started == 1)
-        script = ScriptedRun(home)
-        script.train_to(3)
-        script.end("finished")
+        script = ScriptedRun(home).train_to(3).end("finished")
         app.post_message(RunStarted(script.run))
         await wait_for(pilot, lambda: app.state.view is not None and not app.state.is_starting)
         await ask_to_start(pilot, app)

@@ -193,8 +193,7 @@ async def test_a_torn_or_hostile_file_is_no_error(here: Path, raw: str) -> None:
 
 
 async def test_the_end_of_a_watched_run_is_told_once(here: Path) -> None:
-    script = ScriptedRun(paths.home(), "20261124-203633-faq", total=30)
-    script.train_to(30)
+    script = ScriptedRun(paths.home(), "20261124-203633-faq", total=30).train_to(30)
     async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.live_run is not None)
         app.leaving.leave_by_choice()
@@ -210,8 +209,7 @@ async def test_the_end_of_a_watched_run_is_told_once(here: Path) -> None:
 
 
 async def test_an_end_that_was_seen_is_not_told_again(here: Path) -> None:
-    script = ScriptedRun(paths.home(), "20261124-203633-faq", total=30)
-    script.train_to(30)
+    script = ScriptedRun(paths.home(), "20261124-203633-faq", total=30).train_to(30)
     async with opened() as (app, pilot):
         await wait_for(pilot, lambda: app.state.live_run is not None)
         script.end("failed", "no")

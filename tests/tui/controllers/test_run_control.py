@@ -151,8 +151,7 @@ async def test_a_dialog_says_what_it_waits_for(home: Path, monkeypatch: pytest.M
 async def test_only_ways_to_stop_that_there_are_are_offered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, steps: int, told: str, keys: str
 ) -> None:
-    script = ScriptedRun(own_home(tmp_path, monkeypatch))
-    script.train_to(steps)
+    script = ScriptedRun(own_home(tmp_path, monkeypatch)).train_to(steps)
     script.write_state(state=state)
     async with attached() as (app, pilot):
         await asked_to_stop(pilot)
@@ -162,8 +161,7 @@ async def test_only_ways_to_stop_that_there_are_are_offered(
 
 
 async def test_a_process_is_killed_only_when_that_is_said_twice(home: Path, process: subprocess.Popen[bytes]) -> None:
-    script = ScriptedRun(home)
-    script.train_to(64)
+    script = ScriptedRun(home).train_to(64)
     script.heartbeat = 1e9
     stand_in(script, process)
     async with attached(notifications=True) as (app, pilot):
@@ -189,8 +187,7 @@ async def test_a_process_is_killed_only_when_that_is_said_twice(home: Path, proc
 
 
 async def test_a_run_that_does_not_hear_is_told_by_a_signal(home: Path, process: subprocess.Popen[bytes]) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     stand_in(script, process)
     async with attached(notifications=True) as (app, pilot):
         await asked_to_stop(pilot)
@@ -290,8 +287,7 @@ async def test_a_refusal_names_the_key_of_what_helps(home: Path, monkeypatch: py
 
 
 async def test_settings_show_what_holds_and_the_log_tells_changes_in_words(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
+    script = ScriptedRun(home).train_to(30)
     told = "train.learning_rate = 5e-05, eval.every_steps = 50, checkpoint.every_steps = None"
     script.write(events.ControlEvent(command="set", sender="socket", result=told))
     script.write(events.ControlEvent(command="set", sender="socket", result="refused: No such value."))
@@ -317,8 +313,7 @@ async def test_a_value_typed_behind_the_key_is_the_value(home: Path, monkeypatch
 
 
 async def test_the_question_about_a_stop_goes_with_the_run(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.train_to(64)
+    script = ScriptedRun(home).train_to(64)
     async with attached() as (app, pilot):
         await asked_to_stop(pilot)
         script.end("failed", "the card is gone")
@@ -358,9 +353,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowWorker]:
 
 def in_step(home: Path) -> ScriptedRun:
     """A run five seconds into a step, where steps take twenty."""
-    script = ScriptedRun(home, start=time.time() - 1005)
-    script.begin()
-    script.steps(1, 10, seconds=20.0)
+    script = ScriptedRun(home, start=time.time() - 1005).begin().steps(1, 10, seconds=20.0)
     script.write_state(step_started=time.time() - 5, progress=StepProgress("micro_batches", 3, 8))
     return script
 
@@ -476,9 +469,7 @@ async def test_quitting_with_a_stop_does_not_wait_for_the_step(home: Path, worke
 
 
 async def test_the_evaluation_before_the_first_step_is_skipped_by_a_key(home: Path, worker: SlowWorker) -> None:
-    script = ScriptedRun(home)
-    script.begin()
-    script.phase("evaluating", detail="loss", done=20, total=80)
+    script = ScriptedRun(home).begin().phase("evaluating", detail="loss", done=20, total=80)
     worker.step_over.set()
     async with attached(size=(120, 34)) as (app, pilot):
         await wait_for(pilot, lambda: "b skip the evaluation" in screen_text(app))
@@ -491,12 +482,9 @@ async def test_the_evaluation_before_the_first_step_is_skipped_by_a_key(home: Pa
 
 async def test_the_seconds_of_an_evaluation_are_its_own(home: Path) -> None:
     now = time.time()
-    script = ScriptedRun(home, start=now - 400)
-    script.begin()
-    script.phase("evaluating", 1.0, detail="loss", done=1, total=80)
-    script.phase("training", 188.0, done=0)
-    script.steps(1, 4)
-    script.phase("evaluating", 1.0, detail="loss", done=0, total=80)
+    script = ScriptedRun(home, start=now - 400).begin()
+    script.phase("evaluating", 1.0, detail="loss", done=1, total=80).phase("training", 188.0, done=0)
+    script.steps(1, 4).phase("evaluating", 1.0, detail="loss", done=0, total=80)
     assert script.now is not None
     begun = script.now
     async with attached(size=(120, 34)) as (app, pilot):

@@ -27,8 +27,7 @@ def app() -> LocaltuneApp:
 
 
 def ended_run(home: Path, *, has_adapter: bool = True) -> ScriptedRun:
-    run = ScriptedRun(home, "20261123-090000-first", start=1_700_000_000.0)
-    run.train_to(60)
+    run = ScriptedRun(home, "20261123-090000-first", start=1_700_000_000.0).train_to(60)
     run.end("finished", "all steps done")
     if has_adapter:
         run.run.adapter_path.mkdir(exist_ok=True)

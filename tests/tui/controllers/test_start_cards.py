@@ -214,9 +214,7 @@ async def test_the_sample_goes_through_a_card_and_only_from_the_empty_pane(home:
 
 
 async def test_d_does_nothing_over_a_finished_run(home: Path, started: Started) -> None:
-    script = ScriptedRun(home)
-    script.train_to(30)
-    script.end("finished")
+    ScriptedRun(home).train_to(30).end("finished")
     async with ready() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         await press(pilot, "d", "enter")
@@ -230,9 +228,7 @@ async def test_continuing_says_from_where_how_many_and_until_when(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pane: str
 ) -> None:
     monkeypatch.setenv("LOCALTUNE_HOME", str(tmp_path))
-    script = ScriptedRun(tmp_path)
-    script.train_to(33)
-    script.end("stopped", "asked to stop")
+    script = ScriptedRun(tmp_path).train_to(33).end("stopped", "asked to stop")
     continued: list[Run] = []
     monkeypatch.setattr("core.launch.launcher.continue_run", continued.append)
     async with ready() as (app, pilot):
@@ -248,10 +244,7 @@ async def test_continuing_says_from_where_how_many_and_until_when(
 
 
 async def test_a_run_without_a_checkpoint_says_so_instead(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.begin()
-    script.steps(1, 3)
-    script.end("failed", "the loss is NaN")
+    ScriptedRun(home).begin().steps(1, 3).end("failed", "the loss is NaN")
     async with ready() as (app, pilot):
         await wait_for(pilot, lambda: app.state.view is not None)
         await press(pilot, "C", until="no complete checkpoint")

@@ -22,6 +22,7 @@ from tests.tui.harness import (
     has_run,
     pane_of,
     press,
+    resize,
     running,
     screen_lines,
     screen_text,
@@ -40,13 +41,11 @@ pytestmark = pytest.mark.slow
 
 def two_runs(home: Path) -> tuple[ScriptedRun, ScriptedRun]:
     """An ended run, and a later one with another rank that has failed."""
-    first = ScriptedRun(home, "20261123-090000-first", start=1_700_000_000.0)
-    first.train_to(60)
+    first = ScriptedRun(home, "20261123-090000-first", start=1_700_000_000.0).train_to(60)
     first.end("finished", "all steps done")
     second = ScriptedRun(home, "20261124-090000-second", start=1_700_100_000.0)
     second.run.config_path.write_text(CONFIG.replace("rank = 16", "rank = 32"), encoding="utf-8")
-    second.train_to(10)
-    second.end("failed", "the loss is NaN", "Lower train.learning_rate.")
+    second.train_to(10).end("failed", "the loss is NaN", "Lower train.learning_rate.")
     return first, second
 
 
@@ -132,8 +131,7 @@ async def test_a_run_is_deleted_after_a_yes_only(home: Path) -> None:
 
 
 async def test_a_live_run_is_not_deleted(home: Path) -> None:
-    live = ScriptedRun(home)
-    live.train_to(10)
+    ScriptedRun(home).train_to(10)
     async with listed("▸ ● training", notifications=True) as (app, pilot):
         await press(pilot, "D", until="Not deleted")
         assert not asks(app, "move it to the trash")
@@ -173,8 +171,7 @@ async def test_the_list_is_sorted_by_figures_of_runs_out_of_sight(home: Path) ->
     for number in range(30):
         run = ScriptedRun(home, f"20261123-09{number:02d}00-run{number}", start=1_700_000_000.0 + number * 60)
         # The oldest one has the most steps, and so the least loss.
-        run.train_to(60 if number == 0 else 32)
-        run.end("finished", "all steps done")
+        run.train_to(60 if number == 0 else 32).end("finished", "all steps done")
     async with listed("5 Runs · 30") as (app, pilot):
         await press(pilot, "s", until=lambda: "by best" in screen_text(app) and "best↑" in screen_text(app))
         await wait_for(pilot, lambda: "run0 " in screen_lines(app)[3] and "▸" in screen_lines(app)[3])
@@ -202,8 +199,7 @@ async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch:
         await press(pilot, "s", "S", until=lambda: len(list(tmp_path.glob("compare*"))) == 3)
         report = next(tmp_path.glob("compare-*.md")).read_text(encoding="utf-8")
         assert "20261124-090000-second" in report
-        await pilot.resize_terminal(20, 5)
-        await pilot.pause()
+        await resize(pilot, 20, 5)
         await pilot.resize_terminal(80, 24)
         await press(pilot, "z", until=lambda: "best eval loss" not in screen_text(app) and "A 09" in screen_text(app))
         # The notices name how many were marked.
@@ -212,9 +208,7 @@ async def test_marked_runs_are_compared(home: Path, tmp_path: Path, monkeypatch:
 
 
 async def test_without_a_second_run_there_is_nothing_to_compare(home: Path) -> None:
-    run = ScriptedRun(home)
-    run.train_to(3)
-    run.end("finished", "all steps done")
+    ScriptedRun(home).train_to(3).end("finished", "all steps done")
     async with listed("▸", notifications=True) as (_, pilot):
         await press(pilot, "c", until="Mark two runs with space to compare them.")
 
@@ -240,8 +234,7 @@ async def test_everything_about_a_run_is_turned_through(home: Path) -> None:
                 await shown(pilot, text)
         assert "\x1b" not in screen_text(app)
         await press(pilot, "left", "left", until="[Samples]")
-        await pilot.resize_terminal(20, 5)
-        await pilot.pause()
+        await resize(pilot, 20, 5)
         await pilot.resize_terminal(80, 24)
         await pilot.press("escape")
         await wait_for(pilot, lambda: "5 Runs · 2" in screen_text(app) and "[Samples]" not in screen_text(app))

@@ -45,14 +45,10 @@ def write_samples(script: ScriptedRun, step: int, *, marked: bool = True) -> Non
 
 def script_run(home: Path, *, marked: bool = True, start: float | None = None) -> ScriptedRun:
     """A run of 60 steps with two questions, asked three times."""
-    script = ScriptedRun(home, total=60, start=start)
-    script.begin()
-    script.evaluate(0, 4.11, 0.0, 0.0)
+    script = ScriptedRun(home, total=60, start=start).begin().evaluate(0, 4.11, 0.0, 0.0)
     write_samples(script, 0, marked=marked)
     for first, last, loss, exact in ((1, 30, 0.8, 0.1), (31, 60, 0.1, 0.35)):
-        script.steps(first, last)
-        script.checkpoint(last)
-        script.evaluate(last, loss, exact, 1.0)
+        script.steps(first, last).checkpoint(last).evaluate(last, loss, exact, 1.0)
         write_samples(script, last, marked=marked)
     return script
 
@@ -150,8 +146,7 @@ async def test_on_a_wide_screen_the_answers_stand_beside_the_curve(home: Path) -
 
 
 async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path) -> None:
-    script = ScriptedRun(home, total=60)
-    script.begin()
+    script = ScriptedRun(home, total=60).begin()
     for step in (0, 30, 60):
         script.write(
             events.SampleEvent(
@@ -178,9 +173,7 @@ async def test_long_answers_scroll_and_the_walk_of_a_run_ends_with_it(home: Path
 
 
 async def test_a_run_that_asks_nothing_says_so(home: Path) -> None:
-    script = ScriptedRun(home, total=60)
-    script.begin()
-    script.steps(1, 30)
+    ScriptedRun(home, total=60).begin().steps(1, 30)
     async with latest_run("┤") as (app, pilot):
         await press(pilot, "a", until="This run asks the model nothing: it holds no rows out")
         await pilot.press("v", "left_square_bracket", "n")
@@ -190,8 +183,7 @@ async def test_a_run_that_asks_nothing_says_so(home: Path) -> None:
 
 async def test_a_finish_leads_with_what_was_gained(home: Path) -> None:
     script = script_run(home)
-    script.hardware(energy_wh=9.1)
-    script.end("finished")
+    script.hardware(energy_wh=9.1).end("finished")
     async with latest_run("✓ finished · 60 steps in", "9.1 Wh", "exact match", "0.35", "x use it elsewhere") as (
         app,
         _pilot,
@@ -216,11 +208,7 @@ async def test_the_path_is_copied_and_the_ways_to_use_it_elsewhere_are_shown(hom
 
 @cases(("name", "state"), [("20261124-143600-first", "stopped"), ("20261124-143700-second", "failed")])
 async def test_an_end_that_was_not_the_last_step_is_honest(home: Path, name: str, state: str) -> None:
-    script = ScriptedRun(home, name, total=60)
-    script.begin()
-    script.steps(1, 15)
-    script.checkpoint(15)
-    script.steps(16, 20)
+    script = ScriptedRun(home, name, total=60).begin().steps(1, 15).checkpoint(15).steps(16, 20)
     script.end(state, "The disk is full." if state == "failed" else "stopped on request after step 20", "Make room.")
     async with latest_run(
         "after step 20 of 60", "Kept is the checkpoint of step 15; the 5 steps after it are lost."
@@ -230,8 +218,7 @@ async def test_an_end_that_was_not_the_last_step_is_honest(home: Path, name: str
 
 
 async def test_a_run_without_a_result_offers_none(home: Path) -> None:
-    script = ScriptedRun(home)
-    script.begin()
+    script = ScriptedRun(home).begin()
     script.write(events.FailedEvent(t=script.pass_time(1.0), reason="There is no model.", step=0))
     script.write_state(state="failed", reason="There is no model.")
     async with latest_run("✗ failed", "There is no model.", "No step was done.", "e again with changes") as (
@@ -245,8 +232,7 @@ async def test_a_run_without_a_result_offers_none(home: Path) -> None:
 
 
 async def test_several_processes_have_a_line_and_a_screen(home: Path) -> None:
-    script = ScriptedRun(home, total=60)
-    script.begin()
+    script = ScriptedRun(home, total=60).begin()
     ranks = [Rank(rank=0, host="head", pid=11, device="cuda:0"), Rank(rank=1, host="tower", pid=7, device="cuda:0")]
     script.write(events.RanksEvent(t=script.pass_time(0.1), ranks=[rank.to_dict() for rank in ranks]))
     script.steps(1, 5)
@@ -259,8 +245,7 @@ async def test_several_processes_have_a_line_and_a_screen(home: Path) -> None:
 
 def live_run(home: Path, steps: int = 240) -> ScriptedRun:
     """A run that is on, with a sample of its device every fifth step."""
-    script = ScriptedRun(home, total=400)
-    script.begin()
+    script = ScriptedRun(home, total=400).begin()
     for step in range(1, steps + 1):
         script.steps(step, step)
         if step % 5 == 0:

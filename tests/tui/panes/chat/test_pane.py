@@ -29,6 +29,7 @@ from tests.tui.harness import (
     paste,
     press,
     requested,
+    resize,
     screen_lines,
     screen_text,
     shown,
@@ -86,8 +87,7 @@ async def test_without_a_target_the_pane_says_how_to_get_one() -> None:
     pane = ChatPane(factory(fake()))
     async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
         for size in SIZES:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             text = screen_text(pilot.app)
             assert "Nothing to talk to yet." in text
             assert "r   Start a run" in text
@@ -100,8 +100,7 @@ async def test_a_question_is_answered_with_its_source_and_speed(tmp_path: Path) 
         assert session.prepared == 0
         await said(pilot, pane, "hello")
         for size in SIZES:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             lines = screen_lines(pilot.app)
             assert "model in training, step 34 · tuned" in lines[0]
             assert any("you       hello" in line for line in lines)
@@ -197,8 +196,7 @@ async def test_both_answer_one_question(tmp_path: Path) -> None:
         await said(pilot, pane, "hello")
         assert [source for source, _, _ in session.asked] == ["tuned", "base"]
         for width, beside in ((140, True), (80, False)):
-            await pilot.resize_terminal(width, 30)
-            await pilot.pause()
+            await resize(pilot, width, 30)
             lines = screen_lines(pilot.app)
             together = [line for line in lines if "short and tuned" in line and "long and basic" in line]
             assert bool(together) is beside
@@ -443,8 +441,7 @@ async def test_long_conversations_scroll_and_resize(tmp_path: Path) -> None:
         for number in range(3):
             await said(pilot, pane, f"question {number}")
         for size in [(60, 20), (160, 45), (80, 24)]:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             assert all(len(line) == size[0] for line in screen_lines(pilot.app))
         await press(pilot, "escape", "G")
         assert "word299" in screen_text(pilot.app)

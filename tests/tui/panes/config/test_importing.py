@@ -10,7 +10,7 @@ from textual.pilot import Pilot
 
 from core.config.schema import options
 from tests.tui.config_panes import config_pane, write_config
-from tests.tui.harness import FORBIDDEN, PaneApp, paste, press, requested, screen_text, wait_for
+from tests.tui.harness import FORBIDDEN, PaneApp, paste, press, requested, resize, screen_text, wait_for
 from tui.panes.config.pane import ConfigPane
 from tui.screens.box import ReportScreen
 from tui.widgets.text_block import TextBlock
@@ -63,8 +63,7 @@ async def test_the_report_uses_the_width_names_its_keys_and_moves_by_them(theirs
         await ask(pilot, pane, theirs)
         await wait_for(pilot, lambda: isinstance(pilot.app.screen, ReportScreen))
         for size in ((200, 50), (120, 34), (80, 24)):
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             box = pilot.app.screen.query_one(VerticalScroll)
             assert box.outer_size.width >= min(size[0] * 98 // 100, 124) - 1
             assert "j k scroll  pgup pgdn page  g G ends  esc close" in screen_text(pilot.app)

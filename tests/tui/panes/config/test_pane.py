@@ -23,6 +23,7 @@ from tests.tui.harness import (
     paste,
     press,
     requested,
+    resize,
     screen_lines,
     screen_text,
     shown,
@@ -63,8 +64,7 @@ def config_file(tmp_path: Path, data_file: Path) -> Path:
 async def test_new_configuration_shows_the_basic_options_and_what_is_needed() -> None:
     async with config_pane(size=SIZES[0]) as (pilot, pane):
         for size in SIZES:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             assert "data.train is missing." in screen_text(pilot.app)
             assert "1 problem" in screen_lines(pilot.app)[0]
             assert all(len(line) == size[0] for line in screen_lines(pilot.app))
@@ -359,8 +359,7 @@ async def test_resizing_live_keeps_the_cursor_in_view(config_file: Path) -> None
     async with config_pane(config_file, size=(200, 50)) as (pilot, _pane):
         await pilot.press("x", "G")
         for size in [(60, 20), (160, 45), (80, 24)]:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             await wait_for(pilot, lambda: any("▸  stop" in line for line in screen_lines(pilot.app)))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from core.hardware.card import Card
 from tests.tui.config_panes import config_pane, edits, flat, go_to, type_value, write_config
-from tests.tui.harness import press, screen_lines, screen_text, wait_for
+from tests.tui.harness import press, resize, screen_lines, screen_text, wait_for
 from tui.screens.presets import PresetScreen
 
 GIB = 1 << 30
@@ -25,8 +25,7 @@ async def test_the_list_says_what_each_would_change(tmp_path: Path) -> None:
         await press(pilot, "P", until=lambda: isinstance(pilot.app.screen, PresetScreen))
         await wait_for(pilot, lambda: "auto: 24gb-7b" in screen_text(pilot.app))
         for size in ((60, 20), (80, 24), (200, 50)):
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             text = flat(screen_text(pilot.app))
             assert "the RTX 4090 has 24 GB" in text
             assert "method.rank 16 → 32" in text

@@ -16,6 +16,7 @@ from tests.tui.harness import (
     paste,
     press,
     requested,
+    resize,
     screen_lines,
     screen_text,
     wait_for,
@@ -45,8 +46,7 @@ async def test_empty_pane_says_what_is_missing_and_the_keys() -> None:
     pane = DataPane()
     async with PaneApp(pane).run_test(size=SIZES[0]) as pilot:
         for size in SIZES:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             text = screen_text(pilot.app)
             assert "No data yet." in text
             for key in ("o", "b", "d"):
@@ -69,8 +69,7 @@ async def test_rows_and_the_row_under_the_cursor(tmp_path: Path) -> None:
     async with data_pane(path, size=SIZES[0]) as (pilot, pane):
         await analyzed(pilot, pane)
         for size in SIZES:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             lines = screen_lines(pilot.app)
             assert "300 rows" in lines[0]
             assert any("▸   1  question 1 " in line and "answer 1" in line for line in lines)
@@ -274,8 +273,7 @@ async def test_resizing_live_keeps_the_cursor_in_view(tmp_path: Path) -> None:
         assert pane.body.has_class("-beside")
         await pilot.press("G")
         for size in [(60, 20), (160, 45), (80, 24)]:
-            await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await resize(pilot, *size)
             assert "▸ 200" in screen_text(pilot.app)
         assert not pane.body.has_class("-beside")
 
