@@ -18,11 +18,7 @@ LIMIT = 1 << 20
 #: Refresh rates, each with a factor for the time between two updates of the screen.
 REFRESH_RATES = {"full": 1.0, "half": 2.0}
 GLYPH_SETS = ("auto", "braille", "block", "ascii")
-_CHOICES = {
-    "glyphs": GLYPH_SETS,
-    "panes": ("auto", "beside", "over"),
-    "refresh": tuple(REFRESH_RATES),
-}
+_CHOICES = {"glyphs": GLYPH_SETS, "panes": ("auto", "beside", "over"), "refresh": tuple(REFRESH_RATES)}
 
 
 @dataclass(frozen=True)

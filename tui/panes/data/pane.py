@@ -34,13 +34,7 @@ from tui.keys import bindings
 from tui.panes.base import Pane
 from tui.panes.data.report import ProblemList, Report
 from tui.panes.data.rows import DataRows
-from tui.panes.data.session import (
-    DatasetSession,
-    Move,
-    Opener,
-    Return,
-    sample_path,
-)
+from tui.panes.data.session import DatasetSession, Move, Opener, Return, sample_path
 from tui.screens.start.summary import SeenRows
 from tui.session import DataPlace
 from tui.widgets.empty_state import FirstSteps, ways_to_begin

@@ -114,9 +114,8 @@ async def test_the_run_decides_system_prompt_and_settings(tmp_path: Path) -> Non
         await said(pilot, pane, "one", "two")
         source, messages, settings = session.asked[1]
         assert source == "tuned"
-        assert [(message["role"], message["content"]) for message in messages] == [
-            *(("system", "Be brief."), ("user", "one"), ("assistant", "short and tuned"), ("user", "two")),
-        ]
+        turns = [(message["role"], message["content"]) for message in messages]
+        assert turns == [("system", "Be brief."), ("user", "one"), ("assistant", "short and tuned"), ("user", "two")]
         assert settings == GenerationSettings(max_new_tokens=77, temperature=0.5, top_p=1.0)
 
 
