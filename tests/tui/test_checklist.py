@@ -58,7 +58,7 @@ Speed, and points that need a GPU, are measured in ``bench/`` and not listed.
     tests/tui/widgets/charts/test_line_chart.py::test_raw_values_are_a_line_of_their_own_below_the_smoothed_one
 21 glyphs by the locale
     tests/tui/test_shell_widgets.py::test_glyphs_follow_the_locale
-    tests/tui/test_ascii_output.py::test_in_the_c_locale_all_is_ascii
+    tests/tui/test_driver.py::test_in_the_c_locale_all_is_ascii
 22 half the refresh rate by a setting
     tests/tui/test_bridge.py::test_half_the_refresh_rate_looks_half_as_often
 23 an idle screen writes nothing
