@@ -164,12 +164,12 @@ async def running(
     size: tuple[int, int] = (80, 24),
     *,
     notifications: bool = False,
-    until: Callable[[tui.app.LocaltuneApp], object] = is_ready,
+    until: Callable[[tui.app.LocaltuneApp], object] | str = is_ready,
 ) -> AsyncIterator[tuple[tui.app.LocaltuneApp, Pilot[Any]]]:
-    """The whole app, once a condition holds."""
+    """The whole app, once a condition holds or a text is on the screen."""
     app = app or tui.app.LocaltuneApp()
     async with app.run_test(size=size, notifications=notifications) as pilot:
-        await wait_for(pilot, lambda: until(app))
+        await wait_for(pilot, lambda: until in screen_text(app) if isinstance(until, str) else until(app))
         yield app, pilot
 
 

@@ -291,9 +291,7 @@ async def test_a_stop_that_fails_keeps_the_app_open(home: Path) -> None:
 
 async def test_an_ended_run_is_named_with_its_outputs(home: Path) -> None:
     script = ScriptedRun(home).train_to(120).end("finished")
-    app = LocaltuneApp(run="latest")
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: "finished at step 120" in screen_text(app))
+    async with running(LocaltuneApp(run="latest"), (80, 24), until="finished at step 120") as (app, pilot):
         await pilot.press("q")
     assert app.return_value == f"Run {script.run.id} is finished: {script.run.adapter_path}"
 
@@ -389,9 +387,7 @@ async def test_a_run_that_does_not_exist_is_a_dialog() -> None:
 async def test_a_configuration_that_cannot_be_read_is_a_dialog(tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_text("[model\n", encoding="utf-8")
-    app = LocaltuneApp(path)
-    async with app.run_test(size=(80, 24)) as pilot:
-        await wait_for(pilot, lambda: "is not valid TOML" in screen_text(app))
+    async with running(LocaltuneApp(path), (80, 24), until="is not valid TOML") as (app, pilot):
         await press(pilot, "enter", until=lambda: app.state.document is not None)
 
 

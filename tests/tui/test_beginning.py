@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.config.document import ConfigDocument
-from tests.tui.harness import pane_of, press, screen_text, wait_for
+from tests.tui.harness import pane_of, press, running, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
 from tui.files import data_paths, path_text
@@ -14,9 +14,7 @@ from tui.panes.config.model import ConfigModel
 
 async def test_without_a_live_run_the_newest_one_is_shown(home: Path) -> None:
     script = ScriptedRun(home).train_to(30).end("stopped", "stopped on request after step 30")
-    app = LocaltuneApp()
-    async with app.run_test(size=(120, 34)) as pilot:
-        await wait_for(pilot, lambda: "stopped on request after step 30" in screen_text(app))
+    async with running(size=(120, 34), until="stopped on request after step 30") as (app, pilot):
         assert "No run yet." not in screen_text(app)
         assert app.leaving.line() is None, "a run that was only found says nothing when the app is left"
         await wait_for(pilot, lambda: pane_of(app, "chat") is not None and pane_of(app, "chat").target == script.run)

@@ -46,9 +46,7 @@ async def test_the_first_screen_asks_for_data_and_lists_what_is_here(directory: 
 
 
 async def test_the_data_pane_lists_them_too(directory: Path, home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await wait_for(pilot, lambda: "faq.csv" in screen_text(app))
+    async with running(size=(100, 30), until="faq.csv") as (app, pilot):
         await press(pilot, "1", until="No data yet. What should the model learn from?")
         await press(pilot, "j", "k", "j", "k", "enter", until=lambda: pane_of(app, "data").view is not None)
         assert pane_of(app, "data").view.path == directory / "faq.csv"
@@ -68,9 +66,7 @@ async def test_news_of_what_is_here_leaves_open_rows_alone(directory: Path, home
 
 
 async def test_the_keys_lead_on_from_the_train_pane(directory: Path, home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await wait_for(pilot, lambda: "faq.csv" in screen_text(app))
+    async with running(size=(100, 30), until="faq.csv") as (app, pilot):
         await press(pilot, "o", until=lambda: app.main.current == "data" and isinstance(app.focused, PathInput))
         await pilot.press("escape", "3", "I")
         await wait_for(pilot, lambda: app.main.current == "config" and isinstance(app.focused, PathInput))
@@ -84,9 +80,7 @@ async def test_with_data_the_empty_pane_offers_the_start(directory: Path, home: 
 
 
 async def test_r_names_the_file_that_is_open(directory: Path, home: Path) -> None:
-    app = LocaltuneApp()
-    async with app.run_test(size=(100, 30), notifications=True) as pilot:
-        await wait_for(pilot, lambda: "faq.csv" in screen_text(app))
+    async with running(size=(100, 30), notifications=True, until="faq.csv") as (app, pilot):
         await press(pilot, "enter", until=lambda: pane_of(app, "data").view is not None)
         await pilot.press("r")
         told = "t uses faq.csv for training, and r starts then."

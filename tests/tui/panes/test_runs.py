@@ -292,9 +292,7 @@ async def test_a_long_run_is_shown_before_all_of_it_is_read(home: Path, monkeypa
 async def test_the_app_opens_with_data(home: Path, tmp_path: Path) -> None:
     rows = tmp_path / "faq.csv"
     rows.write_text("question,answer\nWhy is it so?,Because.\n", encoding="utf-8")
-    app = LocaltuneApp(data=rows)
-    async with app.run_test(size=(130, 34)) as pilot:
-        await wait_for(pilot, lambda: "Why is it so?" in screen_text(app))
+    async with running(LocaltuneApp(data=rows), (130, 34), until="Why is it so?") as (app, pilot):
         assert app.main.current == "data"
         assert document_of(app).path is None
         config = tmp_path / "my.toml"
