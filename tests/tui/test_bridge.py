@@ -99,10 +99,8 @@ def test_the_catalog_reads_each_run_once_until_it_changes(home: Path, monkeypatc
     monkeypatch.setattr(Run, "values", counted)
     catalog = RunCatalog()
     rows = catalog.rows()
-    assert [(row.run.id[-6:], row.state, row.step, row.total_steps) for row in rows] == [
-        ("second", "training", 5, 120),
-        ("-first", "stopped", 12, 120),
-    ]
+    found = [(row.run.id[-6:], row.state, row.step, row.total_steps) for row in rows]
+    assert found == [("second", "training", 5, 120), ("-first", "stopped", 12, 120)]
     assert rows[0].loss is not None
     second.steps(6, 6)
     assert catalog.rows()[0].step == 6

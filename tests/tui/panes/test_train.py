@@ -184,10 +184,8 @@ async def test_a_run_that_asks_nothing_says_so(home: Path) -> None:
 async def test_a_finish_leads_with_what_was_gained(home: Path) -> None:
     script = script_run(home)
     script.hardware(energy_wh=9.1).end("finished")
-    async with latest_run("✓ finished · 60 steps in", "9.1 Wh", "exact match", "0.35", "x use it elsewhere") as (
-        app,
-        _pilot,
-    ):
+    gained = "✓ finished · 60 steps in", "9.1 Wh", "exact match", "0.35", "x use it elsewhere"
+    async with latest_run(*gained) as (app, _):
         lines = screen_lines(app)
         assert lines[2].startswith("│ ✓ finished")
         assert "ETA" not in screen_text(app)
@@ -221,10 +219,8 @@ async def test_a_run_without_a_result_offers_none(home: Path) -> None:
     script = ScriptedRun(home).begin()
     script.write(events.FailedEvent(t=script.pass_time(1.0), reason="There is no model.", step=0))
     script.write_state(state="failed", reason="There is no model.")
-    async with latest_run("✗ failed", "There is no model.", "No step was done.", "e again with changes") as (
-        app,
-        pilot,
-    ):
+    said = "✗ failed", "There is no model.", "No step was done.", "e again with changes"
+    async with latest_run(*said) as (app, pilot):
         await pilot.press("x", "a", "ctrl+y")
         assert app.screen is app.main
         for text in ("copy path", "continue from there", "ask it"):

@@ -100,11 +100,8 @@ async def test_what_differs_from_the_last_run_is_marked(tmp_path: Path, home: Pa
     async with config_pane(path) as (pilot, pane):
         await wait_for(pilot, lambda: pane.known.last_run is not None)
         await pilot.press("c")
-        assert [field.option.name for field in pane.form.shown] == [
-            "method.dora",
-            "train.epochs",
-            "train.learning_rate",
-        ]
+        shown = [field.option.name for field in pane.form.shown]
+        assert shown == ["method.dora", "train.epochs", "train.learning_rate"]
         await wait_for(pilot, lambda: any("≠ last run 0.001" in line for line in screen_lines(pilot.app)))
         assert any("≠ last run true" in line for line in screen_lines(pilot.app))
         assert not any("rows.jsonl" in note for field in pane.form.fields for note in field.notes)
@@ -146,10 +143,8 @@ async def test_the_long_help_is_beside_or_below_and_scrolls(tmp_path: Path) -> N
 
 async def test_a_start_with_errors_goes_to_the_first_and_says_how_many(tmp_path: Path, home: Path) -> None:
     text = '[data]\ntrain = "rows.jsonl"\n[method]\ndropout = 3.0\n[train]\nepochs = -1\n[chat]\ntop_p = 9.0\n'
-    async with running(LocaltuneApp(write_config(tmp_path, text)), (80, 24), notifications=True, until=has_form) as (
-        app,
-        pilot,
-    ):
+    path = write_config(tmp_path, text)
+    async with running(LocaltuneApp(path), (80, 24), notifications=True, until=has_form) as (app, pilot):
         app.main.show_pane("runs")
         await pilot.press("r")
         pane = pane_of(app, "config")
@@ -220,7 +215,5 @@ async def test_small_numbers_are_shown_as_people_write_them_and_stay_as_they_wer
         await type_value(pilot, pane, "train.learning_rate", "3e-4")
         assert field.value == 3e-4
         assert "learning_rate = 3e-4 # slow" in pane.document.dumps()
-        assert diff_values({"train.learning_rate": 1e-4}, {"train.learning_rate": 3e-4})[1:] == [
-            DiffLine("removed", "learning_rate = 1e-4"),
-            DiffLine("added", "learning_rate = 3e-4"),
-        ]
+        found = diff_values({"train.learning_rate": 1e-4}, {"train.learning_rate": 3e-4})[1:]
+        assert found == [DiffLine("removed", "learning_rate = 1e-4"), DiffLine("added", "learning_rate = 3e-4")]

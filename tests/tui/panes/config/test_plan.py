@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,9 +49,15 @@ def model(directory: Path, config: str = LLAMA) -> Path:
     return directory / "base"
 
 
-def test_the_parts_make_up_the_total(tmp_path: Path) -> None:
-    view = plan_document(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\n'))
+def planned(made: ConfigDocument, *facts: Any) -> PlanView:
+    """The plan of a configuration that has one."""
+    view = plan_document(made, *facts)
     assert view is not None
+    return view
+
+
+def test_the_parts_make_up_the_total(tmp_path: Path) -> None:
+    view = planned(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\n'))
     assert sum(size for _, size in view.parts) == view.total
     assert view.total > 5 << 30
     assert view.limit is not None
@@ -62,12 +69,10 @@ def test_what_4_bits_cost_stays_below_the_plan_while_the_configuration_is_the_sa
     config = made.validate()
     key = job._key(config, ROWS)
     assert key is not None
-    view = plan_document(made)
-    assert view is not None
+    view = planned(made)
     assert view.bits == ""
     job._keep(key, COST.to_dict())
-    view = plan_document(made)
-    assert view is not None
+    view = planned(made)
     assert view.bits == sentence(COST)
     for width in (40, 78, 200):
         lines = draw_plan(view, width).plain.splitlines()
@@ -76,8 +81,7 @@ def test_what_4_bits_cost_stays_below_the_plan_while_the_configuration_is_the_sa
         assert said.startswith("4 bits cost 0.21 nats")
         assert all(len(line) <= width for line in lines)
     made.set("method.name", "lora")
-    view = plan_document(made)
-    assert view is not None
+    view = planned(made)
     assert view.bits == ""
 
 
@@ -90,9 +94,7 @@ def test_the_bar_and_the_start_card_say_the_same_of_rows_of_known_lengths(
     monkeypatch.setattr("core.runs.outlook.forecast.this_machine", lambda _: machine)
     measured = measure_lengths([100] * 60, range(60), 6000, 3000)
     analysis = Analysis((), 60, 60, {}, (), lengths=measured)
-    unknown, known = plan_document(made), plan_document(made, None, 60, measured)
-    assert unknown is not None
-    assert known is not None
+    unknown, known = planned(made), planned(made, None, 60, measured)
     assert "for rows of 2,048 tokens" in draw_plan(unknown, 100).plain
     assert "tokens at once" in draw_plan(known, 100).plain
     assert known.total < unknown.total
@@ -108,10 +110,8 @@ def test_time_is_by_the_plan_where_no_run_is_known_and_every_row_is_measured(
     monkeypatch.setattr("core.hardware.torch_check.obstacle_here", lambda _gpu: None)
     made = document(tmp_path, str(model(tmp_path)))
     measured = measure_lengths([100] * 60, range(60), 6000, 3000)
-    unknown, known = plan_document(made, None, 60), plan_document(made, None, 60, measured)
-    assert unknown is not None
+    unknown, known = planned(made, None, 60), planned(made, None, 60, measured)
     assert unknown.time == "", "rows of train.max_length would take many times as long"
-    assert known is not None
     assert re.fullmatch(r"about [\d.]+s · at most 0\.\d Wh · by the plan \(no run of this kind yet\)", known.time), (
         known.time
     )
@@ -145,16 +145,14 @@ async def test_the_data_pane_tells_what_it_knows_of_lengths(home: Path) -> None:
 
 
 def test_a_gpu_that_is_not_here_is_planned_without_a_limit(tmp_path: Path) -> None:
-    view = plan_document(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cuda"\n'))
-    assert view is not None
+    view = planned(document(tmp_path, str(model(tmp_path)), 'hardware.device = "cuda"\n'))
     assert view.limit is None
     assert view.fits is None
 
 
 def test_the_plan_of_several_cards_says_that_it_is_of_one_of_them(tmp_path: Path) -> None:
     text = 'hardware.device = "cuda"\ndistributed.processes = 2\n'
-    view = plan_document(document(tmp_path, str(model(tmp_path)), text))
-    assert view is not None
+    view = planned(document(tmp_path, str(model(tmp_path)), text))
     assert view.rows.endswith(", on each of 2 cards")
     assert "all_reduce" in dict(view.parts)
 
@@ -183,16 +181,13 @@ def run_of(configuration: ConfigDocument, seconds: float = 2.0) -> str:
 def test_it_says_how_long_it_takes_by_the_last_run_alike(tmp_path: Path, private_home: Path) -> None:
     made = document(tmp_path, str(model(tmp_path)), 'hardware.device = "cpu"\ntrain.batch_size = 8\ntrain.epochs = 1\n')
     run = run_of(made)
-    view = plan_document(made, PaceBook(), 800)
-    assert view is not None
+    view = planned(made, PaceBook(), 800)
     assert view.time == f"about 3m 20s · 100 Wh · at the pace of {run}"
     made.set("train.max_hours", 0.05)
-    cut = plan_document(made, PaceBook(), 800)
-    assert cut is not None
+    cut = planned(made, PaceBook(), 800)
     end = "ends after 0.05 h by train.max_hours, at about step 90 of 100"
     assert cut.time == f"about 3m 00s · 90 Wh · {end} · at the pace of {run}"
-    assert plan_document(made, None, 800).time == ""  # type: ignore[union-attr]
-    assert plan_document(made, PaceBook(), None).time == ""  # type: ignore[union-attr]
+    assert planned(made, None, 800).time == planned(made, PaceBook(), None).time == ""
 
 
 @cases(("width", "lines"), [(196, 3), (76, 4)])
@@ -250,11 +245,8 @@ def test_words_without_a_plan_take_the_room_of_one(words: str, width: int) -> No
 
 
 def test_the_legend_names_the_largest_parts_and_sums_up_the_rest() -> None:
-    parts = [
-        *(("linear_weights", 3_400_000_000), ("norms", 141_000), ("activations", 1_800_000_000)),
-        ("context", 5_000_000),
-    ]
-    view = PlanView(parts, sum(size for _, size in parts), 22_900_000_000, True)
+    parts = {"linear_weights": 3_400_000_000, "norms": 141_000, "activations": 1_800_000_000, "context": 5_000_000}
+    view = PlanView([*parts.items()], sum(parts.values()), 22_900_000_000, True)
     legend = draw_plan(view, 60).plain.split("\n")[1]
     assert legend.split() == ["█", "weights", "3.4", "GB", "▓", "activations", "1.8", "GB", "+", "5.1", "MB"]
     everything = draw_plan(view, 120).plain.split("\n")[1]

@@ -64,10 +64,8 @@ async def test_format_and_columns_reach_rows_tokens_and_analysis(
         pane.configure(document)
         analysis = await analyzed(pilot, pane)
         assert (analysis.rows, analysis.used, analysis.sources[0].format) == (8, 8, "prompt_completion")
-        assert [(turn.role, turn.text) for turn in pane.body.conversation.turns] == [
-            ("user", "warum 0?"),
-            ("assistant", "darum 0."),
-        ]
+        found = [(turn.role, turn.text) for turn in pane.body.conversation.turns]
+        assert found == [("user", "warum 0?"), ("assistant", "darum 0.")]
         await press(pilot, "m", until=lambda: pane.body.mask_view.parts)
         learned = "".join(cell.text for cell in pane.body.mask_view.parts[0].cells if cell.learned)
         assert learned == "darum 0.<|im_end|>"
