@@ -175,10 +175,10 @@ async def running(
 
 @asynccontextmanager
 async def opened(
-    app: tui.app.LocaltuneApp | None = None, size: tuple[int, int] = (120, 34)
+    app: tui.app.LocaltuneApp | None = None, size: tuple[int, int] = (120, 34), *, with_run: bool = False
 ) -> AsyncIterator[tuple[tui.app.LocaltuneApp, Pilot[Any]]]:
-    """The whole app with its configuration, the form of it and all panes."""
-    async with running(app, size, until=has_form) as (app, pilot):
+    """The whole app with its configuration, the form of it and all panes, and with a run that is shown."""
+    async with running(app, size, until=lambda app: has_form(app) and (has_run(app) or not with_run)) as (app, pilot):
         await pilot.pause()
         yield app, pilot
 

@@ -15,7 +15,7 @@ from textual.widgets import Input
 
 from core.runs.control.client import ControlClient
 from tests.cases import cases
-from tests.tui.harness import asks, has_run, press, running, screen_text, view_of, wait_for
+from tests.tui.harness import asks, has_live_run, has_run, press, running, screen_text, view_of, wait_for
 from tests.tui.resting import read_often
 from tests.tui.scripted_run import ScriptedRun
 from tui.app import LocaltuneApp
@@ -147,8 +147,7 @@ async def test_two_panes_are_put_over_each_other_by_a_key_that_is_remembered(hom
 
 async def test_a_live_run_stays_in_sight(home: Path) -> None:
     script = ScriptedRun(home).train_to(30)
-    async with running(size=(120, 34)) as (app, pilot):
-        await wait_for(pilot, lambda: app.state.live_run is not None)
+    async with running(size=(120, 34), until=has_live_run) as (app, pilot):
         for key, name in (("1", "data"), ("2", "config"), ("4", "chat"), ("5", "runs")):
             await pilot.press(key)
             assert (app.main.current, shown(app)) == (name, {"train", name})

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from tests.cases import cases
 from tests.tui.data_panes import row, write_lines
 from tests.tui.fake_session import FakeSession, factory
-from tests.tui.harness import pane_of, press, running, screen_lines, screen_text, wait_for
+from tests.tui.harness import has_live_run, pane_of, press, running, screen_lines, screen_text, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tui.app import LocaltuneApp
@@ -54,8 +54,7 @@ async def test_keys_in_borders_and_in_the_last_line_can_be_clicked(
 
 async def test_the_keys_of_the_chat_agree_while_it_answers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
-    async with running(size=(120, 30)) as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with running(size=(120, 30), until=has_live_run) as (app, pilot):
         pane = pane_of(app, "chat")
         session = FakeSession({"tuned": ["short", " and", " tuned"]}, step=30)
         session.gate = threading.Semaphore(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cases import cases
-from tests.tui.harness import press, resize, running, screen_lines, wait_for
+from tests.tui.harness import has_live_run, press, resize, running, screen_lines, wait_for
 from tests.tui.scripted_run import ScriptedRun
 from tests.tui.test_app import record_commands
 from tui.app import LocaltuneApp
@@ -81,8 +81,7 @@ def pointed_at(app: LocaltuneApp) -> list[str]:
 
 async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
     ScriptedRun(home).train_to(30)
-    async with running(size=(200, 50)) as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with running(size=(200, 50), until=has_live_run) as (app, pilot):
         await press(pilot, "ctrl+p", until=lambda: isinstance(app.screen, PickScreen))
         await pilot.press("down", "down")
         (chosen,) = pointed_at(app)
@@ -98,8 +97,7 @@ async def test_each_command_has_one_line_with_its_key(home: Path) -> None:
 async def test_what_is_chosen_from_the_prompt_is_carried_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     sent = record_commands(monkeypatch)
-    async with running() as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with running(until=has_live_run) as (app, pilot):
         for typed, pane in (
             ("show the configuration", "config"),
             ("pick a data file", "data"),

@@ -445,8 +445,7 @@ def test_the_end_of_a_text_that_comes_a_little_later_goes_with_it(terminal: Term
 async def test_the_model_is_asked_from_every_pane(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ScriptedRun(home).train_to(30)
     record_commands(monkeypatch)
-    async with running() as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with running(until=has_live_run) as (app, pilot):
         for number in TITLES:
             await press(pilot, number, "i", "1", "i", until=lambda: isinstance(app.focused, PromptInput))
             assert isinstance(app.focused, PromptInput)

@@ -314,8 +314,7 @@ async def test_only_the_file_s_own_key_changes_the_data_of_a_configuration(here:
 @pytest.mark.long
 async def test_the_configuration_of_a_run_says_so_and_its_edits_are_the_user_s(here: Path, started: Started) -> None:
     demo = finished_demo()
-    async with opened(LocaltuneApp(write_startable(here)), (80, 24)) as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with opened(LocaltuneApp(write_startable(here)), (80, 24), with_run=True) as (app, pilot):
         app.configuration.edit_run(demo)
         await wait_for(pilot, lambda: value(app, "data.eval") is not None)
         app.configuration.set_options({"train.learning_rate": 0.002})

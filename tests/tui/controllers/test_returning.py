@@ -164,8 +164,7 @@ async def test_an_explicit_run_brings_its_own_configuration(here: Path) -> None:
     first, path = made_run(rows_file(here), "first", train__epochs=2.0), write_config(here)
     made_run(here / "faq.jsonl", "second")
     write_session(Session(config=str(path), pane="data"))
-    async with opened(LocaltuneApp(run="first")) as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with opened(LocaltuneApp(run="first"), with_run=True) as (app, _):
         assert view_of(app).run == first
         assert document_of(app).get("train.epochs") == 2.0
 
@@ -249,8 +248,7 @@ async def test_r_starts_the_shown_run_again_and_not_the_configuration(
 ) -> None:
     rows_file(here)
     run = made_run(here / "faq.jsonl", train__learning_rate=5e-4)
-    async with opened(LocaltuneApp(config_path=write_config(here))) as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with opened(LocaltuneApp(config_path=write_config(here)), with_run=True) as (app, pilot):
         await press(pilot, "3", until=lambda: f"r start {run.id[9:]} again" in screen_text(app))
         await press(pilot, "r", until=lambda: isinstance(app.screen, StartCard))
         assert f"Start {run.id[9:]} again" in screen_text(app)
@@ -265,8 +263,7 @@ async def test_the_card_says_where_the_configuration_has_other_values_by_now(
     here: Path, started: list[tuple[float, str]]
 ) -> None:
     run = made_run(rows_file(here))
-    async with opened() as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with opened(with_run=True) as (app, pilot):
         app.configuration.set_options({"train.learning_rate": 1e-3})
         await press(pilot, "3", "r", until=lambda: isinstance(app.screen, StartCard))
         await wait_for(
@@ -281,8 +278,7 @@ async def test_a_run_whose_data_is_gone_is_not_started_again(here: Path, started
     data = rows_file(here)
     made_run(data)
     data.unlink()
-    async with opened() as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with opened(with_run=True) as (app, pilot):
         await press(pilot, "3", "r", until=lambda: asks(app, "close"))
         text = " ".join(screen_text(app).replace("│", " ").split())
         assert "cannot be started again" in text
@@ -295,8 +291,7 @@ async def test_a_run_whose_data_is_gone_is_not_started_again(here: Path, started
 
 async def test_e_in_runs_opens_the_configuration_and_undo_brings_the_edits_back(here: Path) -> None:
     run = made_run(rows_file(here), "alpaca", train__learning_rate=5e-4)
-    async with opened() as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with opened(with_run=True) as (app, pilot):
         await press(pilot, "2", "O", until=lambda: isinstance(app.screen, PickScreen))
         await pilot.press(*"a new", "enter")
         await wait_for(pilot, lambda: app.state.document is not None and app.state.document.dumps() == "")
@@ -361,8 +356,7 @@ async def test_what_was_never_saved_is_listed_opened_and_discarded(here: Path) -
 @pytest.mark.long
 async def test_the_header_does_not_lend_another_run_s_state_to_the_configuration(here: Path) -> None:
     run = made_run(rows_file(here), "alpaca", "failed")
-    async with opened(LocaltuneApp(config_path=write_config(here))) as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with opened(LocaltuneApp(config_path=write_config(here)), with_run=True) as (app, pilot):
         await wait_for(pilot, lambda: f"│ last run: {run.id[9:]}, failed just now" in screen_text(app).splitlines()[0])
         line = app.main.query_one(StatusBar).render()
         span = next(span for span in line.spans if "last run" in line.plain[span.start : span.end])

@@ -215,8 +215,7 @@ async def test_the_sample_goes_through_a_card_and_only_from_the_empty_pane(home:
 
 async def test_d_does_nothing_over_a_finished_run(home: Path, started: Started) -> None:
     ScriptedRun(home).train_to(30).end("finished")
-    async with ready() as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with ready(with_run=True) as (app, pilot):
         await press(pilot, "d", "enter")
         assert not has_card(app)
         assert not app.can_run(app.keys["train.sample"])
@@ -231,8 +230,7 @@ async def test_continuing_says_from_where_how_many_and_until_when(
     script = ScriptedRun(tmp_path).train_to(33).end("stopped", "asked to stop")
     continued: list[Run] = []
     monkeypatch.setattr("core.launch.launcher.continue_run", continued.append)
-    async with ready() as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with ready(with_run=True) as (app, pilot):
         await press(pilot, pane, until=lambda: script.run.id in screen_text(app))
         await press(pilot, "C", until=lambda: has_card(app))
         text = screen_text(app)
@@ -245,8 +243,7 @@ async def test_continuing_says_from_where_how_many_and_until_when(
 
 async def test_a_run_without_a_checkpoint_says_so_instead(home: Path) -> None:
     ScriptedRun(home).begin().steps(1, 3).end("failed", "the loss is NaN")
-    async with ready() as (app, pilot):
-        await wait_for(pilot, lambda: app.state.view is not None)
+    async with ready(with_run=True) as (app, pilot):
         await press(pilot, "C", until="no complete checkpoint")
         assert not has_card(app)
 
