@@ -65,7 +65,8 @@ def test_of_a_long_record_a_glimpse_comes_first(
     assert isinstance(whole, RunAttached)
     assert (first.is_partial, whole.is_partial) == (True, False)
     assert len(first.history.loss) > 5
-    assert (first.history.evals, len(whole.history.loss)) == ([], 60)
+    assert [evaluation.step for evaluation in first.history.evals] == [60], "the last one alone"
+    assert (len(whole.history.evals), len(whole.history.loss)) == (2, 60)
 
 
 def test_a_heartbeat_alone_is_no_news(home: Path, posted: list[object]) -> None:
