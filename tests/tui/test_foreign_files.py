@@ -26,7 +26,7 @@ PATIENCE = 120.0
 SCRIPT = """
 import asyncio, sys
 from pathlib import Path
-from tests.tui.harness import pane_of, screen_text, wait_for
+from tests.tui.harness import pane_of, press, screen_text, wait_for
 from tui.app import LocaltuneApp
 from tui.screens.template.template import TemplateScreen
 
